@@ -1,0 +1,80 @@
+"""Teach a classifier that is already trained, or already deployed, new classes from their descriptions alone.
+
+    import icis_deploy
+
+    report = icis_deploy.inspect("model.onnx", classes="classes.txt")
+    update = icis_deploy.inject("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+    icis_deploy.export("model.onnx", classes="classes.txt", updates=[update], head="updatable", out="bundle")
+    device = icis_deploy.Device.open("bundle")
+    device.predict(["okapi.jpg"])
+
+Names are imported when they are first used, so that `import icis_deploy` costs nothing and a device never needs torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from icis_deploy._version import __version__
+
+if TYPE_CHECKING:
+    from icis_deploy.bundle import Bundle, load_bundle
+    from icis_deploy.class_update import ClassUpdate
+    from icis_deploy.descriptor_files import load_descriptors
+    from icis_deploy.descriptors import Descriptors
+    from icis_deploy.envelope import load_update, save_update
+    from icis_deploy.errors import ICISDeployError
+    from icis_deploy.head import Head
+    from icis_deploy.pipeline import evaluate, export, inject, inspect, verify
+    from icis_deploy.runtime.device import Device
+
+_HOMES = {
+    "Bundle": "bundle",
+    "ClassUpdate": "class_update",
+    "Descriptors": "descriptors",
+    "Device": "runtime.device",
+    "Head": "head",
+    "ICISDeployError": "errors",
+    "evaluate": "pipeline",
+    "export": "pipeline",
+    "inject": "pipeline",
+    "inspect": "pipeline",
+    "load_bundle": "bundle",
+    "load_descriptors": "descriptor_files",
+    "load_update": "envelope",
+    "save_update": "envelope",
+    "verify": "pipeline",
+}
+
+__all__ = [
+    "Bundle",
+    "ClassUpdate",
+    "Descriptors",
+    "Device",
+    "Head",
+    "ICISDeployError",
+    "__version__",
+    "evaluate",
+    "export",
+    "inject",
+    "inspect",
+    "load_bundle",
+    "load_descriptors",
+    "load_update",
+    "save_update",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

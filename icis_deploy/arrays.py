@@ -1,0 +1,59 @@
+"""Copy arrays into values: the right dtype and number of dimensions, finite, contiguous, read-only."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from icis_deploy.errors import IncompatibleError
+
+
+def frozen_float32(values: ArrayLike, *, name: str, ndim: int) -> NDArray[np.float32]:
+    """Return a read-only float32 copy, or the array itself where it already is a read-only float32 array.
+
+    Args:
+        values: Any array of real numbers with `ndim` dimensions.
+        name: What the array is, for the error message.
+        ndim: The number of dimensions it must have.
+
+    Raises:
+        IncompatibleError: If it is no array of real numbers, has another number of dimensions, or a value that is NaN
+            or infinite in float32.
+    """
+    try:
+        source = np.asarray(values)
+    except (ValueError, TypeError) as error:  # lists of different lengths
+        raise IncompatibleError(f"The {name} are no array of {ndim} dimensions: {error}") from error
+    if source.ndim != ndim:
+        raise IncompatibleError(f"The {name} have shape {source.shape}; expected {ndim} dimensions.")
+    if source.dtype.kind not in "biuf":
+        raise IncompatibleError(f"The {name} have type {source.dtype}; expected real numbers.")
+    if owns_its_frozen_memory(source) and source.dtype == np.float32:
+        array = source
+    else:
+        with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused below by name
+            array = np.array(source, dtype=np.float32, order="C")
+        array.flags.writeable = False
+    finite = np.isfinite(array)
+    if not finite.all():
+        first = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise IncompatibleError(f"The {name} hold {array[first]} at {first}; every value must be a finite float32.")
+    return array
+
+
+def owns_its_frozen_memory(array: NDArray[np.generic]) -> bool:
+    """Say whether an array can be shared instead of copied: it is read-only, contiguous and not a view."""
+    return array.base is None and not array.flags.writeable and array.flags.c_contiguous
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """Say whether two dataclasses are of one class and hold the same: arrays bit for bit, the rest by `==`."""
+    if type(one) is not type(other):
+        return False
+    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)]
+    return all(
+        a.shape == b.shape and a.tobytes() == b.tobytes() if isinstance(a, np.ndarray) else a == b for a, b in pairs
+    )

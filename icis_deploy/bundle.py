@@ -1,0 +1,272 @@
+"""A bundle: the folder that a device holds, and the manifest that says what is in it.
+
+    model.onnx            the model, with its fused or updatable head
+    slots.safetensors     updatable head: what the slots held when the bundle was exported
+    injected.safetensors  fused head: the injected rows, by which `verify` checks the model against its original
+    manifest.json         everything below; the hash of every other file
+
+Rules:
+
+1. A file that the manifest names must have the size and the SHA-256 that it states, or the bundle is refused.
+2. What the manifest does not name is not read, except the folders of the runtime (`trust/`, `state/`).
+3. A manifest of a newer schema is refused with a request to update icis-deploy; it is never half understood.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from icis_deploy.class_names import check_unique
+from icis_deploy.errors import BundleError, ClassConflictError, CorruptFileError, ICISDeployError
+from icis_deploy.files import read_capped, sha256_of_file
+from icis_deploy.preprocessing import Preprocessing, preprocessing_from_json
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+MODEL_NAME = "model.onnx"
+SLOTS_NAME = "slots.safetensors"
+INJECTED_NAME = "injected.safetensors"
+MAX_MANIFEST_BYTES = 1 << 27
+HEAD_KINDS = ("fused", "updatable")
+SCORE_KINDS = ("logits", "probabilities", "log-probabilities")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInput:
+    """The one input that images go into."""
+
+    name: str
+    """Name of the graph input."""
+
+    shape: tuple[int, ...]
+    """Shape of one image, without the batch."""
+
+    dtype: str
+    """numpy's name of the dtype, such as `float32`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """What the manifest states of a file."""
+
+    sha256: str
+    """Lower-case hexadecimal."""
+
+    size_bytes: int
+    """Length of the file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """What a manifest says.
+
+    Raises:
+        BundleError: On construction, if a field contradicts another.
+    """
+
+    head_kind: str
+    """`fused` or `updatable`."""
+
+    class_names: tuple[str, ...]
+    """`(num_baked,)`: the classes baked into the model in the order of its logits, seen ones first."""
+
+    num_seen: int
+    """How many of them the original model knew."""
+
+    feature_dim: int
+    """Width of a feature."""
+
+    capacity: int
+    """Number of slots; 0 for a fused head."""
+
+    base_fingerprint: str
+    """Fingerprint of the seen head; class updates must be made for it."""
+
+    head_version: int
+    """Greatest version of the class updates that went into the export; 0 if none did."""
+
+    model_input: ModelInput
+    """The input for images."""
+
+    score_kind: str
+    """What the model's first output holds: `logits`, or what its own last layer made of them."""
+
+    preprocessing: Preprocessing | None
+    """How images are prepared; `None` if the exporter was not told."""
+
+    files: Mapping[str, FileEntry]
+    """Every file of the bundle but the manifest, by its path relative to the bundle."""
+
+    parity: tuple[Mapping[str, Any], ...]
+    """The reports of the parity gate, as JSON."""
+
+    updates: tuple[Mapping[str, Any], ...] = ()
+    """The class updates that went into the export: their names, version and provenance, as JSON."""
+
+    created_by: Mapping[str, str] = field(default_factory=dict)
+    """Versions of what made the bundle."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        for name, value, allowed in (
+            ("head kind", self.head_kind, HEAD_KINDS),
+            ("score kind", self.score_kind, SCORE_KINDS),
+        ):
+            if value not in allowed:
+                raise BundleError(f"The bundle's {name} is {value!r}; expected one of {allowed}.")
+        self._check_types()
+        try:
+            check_unique(self.class_names)
+        except ClassConflictError as error:
+            raise BundleError(f"The bundle's classes: {error}") from error
+        if not 0 < self.num_seen <= len(self.class_names) or (self.head_kind == "updatable") != (self.capacity > 0):
+            raise BundleError(
+                f"The bundle states {self.num_seen} seen of {len(self.class_names)} classes and {self.capacity} slots "
+                f"in a head that is {self.head_kind}; these do not fit together."
+            )
+        required = {MODEL_NAME} | ({SLOTS_NAME} if self.capacity else set())
+        if not required <= set(self.files):
+            raise BundleError(f"The bundle's manifest does not name {sorted(required - set(self.files))}.")
+
+    def _check_types(self) -> None:
+        # A manifest comes from elsewhere: a float where a count stands would only fail in the middle of a prediction.
+        least = {"num_seen": 1, "feature_dim": 1, "capacity": 0, "head_version": 0}
+        wrong = [name for name, bound in least.items() if not _is_count(getattr(self, name), bound)]
+        wrong += [] if isinstance(self.base_fingerprint, str) else ["base_fingerprint"]
+        texts = (self.model_input.name, self.model_input.dtype)
+        is_input = all(isinstance(text, str) for text in texts) and all(_is_count(n, 1) for n in self.model_input.shape)
+        wrong += [] if is_input else ["model_input"]
+        wrong += [
+            name
+            for name, values in (("parity", self.parity), ("updates", self.updates), ("created_by", (self.created_by,)))
+            if not all(isinstance(value, Mapping) for value in values)
+        ]
+        if wrong:
+            raise BundleError(f"The bundle states something of the wrong type or out of range in {wrong}.")
+
+    @property
+    def seen_names(self) -> tuple[str, ...]:
+        """`(num_seen,)`: the classes that the original model knew."""
+        return self.class_names[: self.num_seen]
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def serialize_manifest(bundle: Bundle) -> bytes:
+    """Return the bytes of `manifest.json`."""
+    values = asdict(bundle) | {
+        "schema_version": SCHEMA_VERSION,
+        "files": {name: asdict(entry) for name, entry in sorted(bundle.files.items())},
+        "preprocessing": None if bundle.preprocessing is None else bundle.preprocessing.to_json(),
+    }
+    return (json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def parse_manifest(data: bytes) -> Bundle:
+    """Return what a manifest says.
+
+    Raises:
+        BundleError: If it is not a manifest of this schema.
+    """
+    try:
+        values = json.loads(data)
+        schema_version = values.pop("schema_version")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError("The manifest is not a JSON object with a `schema_version`.") from error
+    if schema_version != SCHEMA_VERSION:
+        raise BundleError(
+            f"The manifest has schema version {schema_version!r}; this release reads {SCHEMA_VERSION}. Update "
+            f"icis-deploy, or export the bundle again."
+        )
+    try:
+        preprocessing = values.pop("preprocessing")
+        return Bundle(
+            model_input=_model_input(values.pop("model_input")),
+            preprocessing=None
+            if preprocessing is None
+            else preprocessing_from_json(preprocessing, where="the manifest's preprocessing"),
+            files={_checked_name(name): FileEntry(**entry) for name, entry in values.pop("files").items()},
+            parity=tuple(values.pop("parity")),
+            updates=tuple(values.pop("updates")),
+            **values,
+        )
+    except ICISDeployError as error:
+        raise BundleError(f"The manifest contradicts itself: {error}") from error
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise BundleError(f"The manifest lacks a field or has one of the wrong type: {error}.") from error
+
+
+def _model_input(values: Mapping[str, Any]) -> ModelInput:
+    return ModelInput(name=values["name"], shape=tuple(values["shape"]), dtype=values["dtype"])
+
+
+def _checked_name(name: str) -> str:
+    # A manifest from elsewhere must not make us read outside its own folder.
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or name != str(path):
+        raise BundleError(f"The manifest names the file {name!r}, which is not a plain path inside the bundle.")
+    return name
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read a bundle's manifest and check every file that it names.
+
+    Raises:
+        BundleError: If there is no manifest, it is not one, or a file is missing.
+        CorruptFileError: If a file has another size or hash than the manifest states.
+    """
+    bundle = load_manifest(folder)
+    for name, entry in bundle.files.items():
+        check_file(folder / name, entry)
+    return bundle
+
+
+def load_manifest(folder: Path) -> Bundle:
+    """Read a bundle's manifest; the files that it names are not touched.
+
+    Raises:
+        BundleError: If there is no manifest, or it is not one.
+    """
+    # os.path and not pathlib, which raises where the system refuses to look (a name that is too long, a closed folder).
+    if not os.path.isdir(folder):  # noqa: PTH112
+        raise BundleError(f"There is no bundle at {folder}. `icis-deploy export` makes one.")
+    data = read_capped(folder / MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES, what="manifest", error_type=BundleError)
+    try:
+        return parse_manifest(data)
+    except BundleError as error:
+        raise BundleError(f"{folder / MANIFEST_NAME}: {error}") from error
+
+
+def check_file(path: Path, entry: FileEntry) -> None:
+    """Compare a file with what the manifest states of it.
+
+    Raises:
+        BundleError: If it cannot be read.
+        CorruptFileError: If it has another size or hash.
+    """
+    try:
+        found = file_entry(path)
+    except OSError as error:
+        raise BundleError(f"The manifest names {path}, which cannot be read: {error.strerror or error}.") from error
+    if found != entry:
+        raise CorruptFileError(
+            f"{path} has {found.size_bytes} bytes and SHA-256 {found.sha256[:16]}…; the manifest states "
+            f"{entry.size_bytes} bytes and {entry.sha256[:16]}…. The file was changed or damaged: fetch the "
+            f"bundle again."
+        )
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Return the size and hash of a file, as a manifest states them.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    return FileEntry(sha256=sha256_of_file(path), size_bytes=path.stat().st_size)

@@ -1,0 +1,68 @@
+"""Class names: unique, in the order of the logits, one a line in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from icis_deploy.errors import ClassConflictError, LoadError
+from icis_deploy.files import read_capped
+
+MAX_LIST_BYTES = 1 << 26
+MAX_NAMES_IN_MESSAGE = 5
+
+
+def check_unique(class_names: Sequence[str]) -> None:
+    """Raise `ClassConflictError` if a name stands twice, is empty, or is no text that a file can hold."""
+    seen: set[str] = set()
+    for index, name in enumerate(class_names):
+        if not isinstance(name, str) or not _is_utf8(name):
+            raise ClassConflictError(f"Class {index} is named {name!r}; a name is a text that UTF-8 can hold.")
+        if not name:
+            raise ClassConflictError(f"Class {index} has an empty name; every class needs one.")
+        if name in seen:
+            raise ClassConflictError(
+                f"Class {name!r} is named twice (again at index {index}); names must be unique. Rename or drop one."
+            )
+        seen.add(name)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can smuggle in
+        return False
+    return True
+
+
+def quoted(class_names: Sequence[str]) -> str:
+    """Return the first few names in quotes, and how many more there are, for a message."""
+    shown = ", ".join(repr(name) for name in class_names[:MAX_NAMES_IN_MESSAGE])
+    more = len(class_names) - MAX_NAMES_IN_MESSAGE
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def load_class_list(path: Path) -> tuple[str, ...]:
+    """Read a text file with one class name a line, in the order of the logits.
+
+    Spaces around a name and empty lines at the end are dropped; an empty line between names is an error, because it
+    would shift every class after it.
+
+    Raises:
+        LoadError: If the file cannot be read, is not UTF-8, is empty, or has an empty or repeated name.
+    """
+    data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="class list", error_type=LoadError)
+    try:
+        lines = data.decode("utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise LoadError(
+            f"The class list {path} is not text in UTF-8: {error}. Expected one class name a line."
+        ) from error
+    names = tuple(line.strip() for line in lines)
+    if not names:
+        raise LoadError(f"The class list {path} is empty. Expected one class name a line.")
+    try:
+        check_unique(names)
+    except ClassConflictError as error:
+        raise LoadError(f"The class list {path}: {error}") from error
+    return names

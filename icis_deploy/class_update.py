@@ -1,0 +1,126 @@
+"""A class update: the rows and names that change a head, and everything a device needs to decide whether to take it.
+
+Rules:
+
+1. An update names the head it was made for by fingerprint; it fits no other.
+2. `version` only ever grows on a device; an older one is refused.
+3. Rows come in one matrix: first those of `added` classes, then those of `replaced` ones. `removed` classes have none.
+4. A class is in one of the three lists at most.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.arrays import frozen_float32, same_value
+from icis_deploy.class_names import check_unique
+from icis_deploy.errors import ClassConflictError, IncompatibleError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassUpdate:  # noqa: PLW1641 - compared, never a key
+    """A change of classes, made for one head.
+
+    Raises:
+        IncompatibleError: On construction, if the rows do not match the names, or a field is out of its range.
+        ClassConflictError: On construction, if a class stands twice.
+    """
+
+    base_fingerprint: str
+    """Fingerprint of the seen head that the rows were made for."""
+
+    rows: NDArray[np.float32]
+    """`(num_added + num_replaced, feature_dim + 1)` float32, read-only: `[weight | bias]`."""
+
+    added: tuple[str, ...] = ()
+    """Classes that the head must not know yet."""
+
+    replaced: tuple[str, ...] = ()
+    """Classes that must already be in a slot."""
+
+    removed: tuple[str, ...] = ()
+    """Classes that must be in a slot; their slots become empty."""
+
+    version: int = 1
+    """At least 1; a device only moves to a greater one."""
+
+    expires: datetime | None = None
+    """When devices stop taking this update, in UTC with a resolution of a second; `None` is never."""
+
+    probe_seed: int = 0
+    """Seed of the input with which a device tests the rows after writing them."""
+
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """How the rows were made: method, seed, calibration, estimates. JSON values only; no code reads it to decide."""
+
+    __eq__ = same_value
+
+    def __post_init__(self) -> None:
+        for name in ("added", "replaced", "removed"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "rows", frozen_float32(self.rows, name="rows of the class update", ndim=2))
+        object.__setattr__(self, "provenance", _frozen_json(self.provenance))
+        self._check_names()
+        if self.rows.shape[1] < 2:
+            raise IncompatibleError(
+                f"A row of the class update is {self.rows.shape[1]} wide; expected weight and bias."
+            )
+        if not _is_sha256(self.base_fingerprint):
+            raise IncompatibleError(
+                f"The class update's base fingerprint is {self.base_fingerprint!r}; expected 64 hexadecimal digits."
+            )
+        if self.version < 1 or self.probe_seed < 0:
+            raise IncompatibleError(
+                f"The class update has version {self.version} and probe seed {self.probe_seed}; expected a version of "
+                f"at least 1 and a seed of at least 0."
+            )
+        if self.expires is not None:
+            if self.expires.tzinfo is None:
+                raise IncompatibleError("The class update's expiry has no time zone; expected a time in UTC.")
+            object.__setattr__(self, "expires", self.expires.astimezone(timezone.utc).replace(microsecond=0))
+
+    def _check_names(self) -> None:
+        check_unique((*self.added, *self.replaced, *self.removed))
+        if len(self.rows) != len(self.added) + len(self.replaced):
+            raise IncompatibleError(
+                f"The class update has {len(self.rows)} rows for {len(self.added)} added and {len(self.replaced)} "
+                f"replaced classes; expected one row for each."
+            )
+        if not (self.added or self.replaced or self.removed):
+            raise ClassConflictError("The class update changes nothing: it adds, replaces and removes no class.")
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of a feature of the model that the rows are for."""
+        return int(self.rows.shape[1]) - 1
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """`(num_rows,)`: the names that the rows belong to, added before replaced."""
+        return (*self.added, *self.replaced)
+
+    def with_terms(self, *, version: int, expires: datetime | None) -> ClassUpdate:
+        """Return the same change under another version and expiry; what a publisher decides when signing."""
+        return replace(self, version=version, expires=expires)
+
+
+def _is_sha256(text: object) -> bool:
+    return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def _frozen_json(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    # A round trip through JSON both copies the values and proves that the file format can hold them.
+    try:
+        text = json.dumps(dict(values), allow_nan=False, ensure_ascii=False)
+        text.encode()  # half of a surrogate pair passes JSON, but no file can hold it
+        return MappingProxyType(json.loads(text))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise IncompatibleError(f"The class update's provenance is not plain JSON: {error}.") from error

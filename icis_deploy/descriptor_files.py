@@ -1,0 +1,110 @@
+"""Read descriptors from the files that people have them in: `.npz`, `.csv`, and xlsa17's `att_splits.mat`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from icis_deploy.descriptors import Descriptors
+from icis_deploy.errors import DescriptorError, MissingDependencyError
+from icis_deploy.files import read_capped
+
+MAX_FILE_BYTES = 1 << 32
+
+
+def load_descriptors(path: Path) -> Descriptors:
+    """Read descriptors; the ending of the file name says how.
+
+    `.npz`: arrays `names` `(num_classes,)` and `values` `(num_classes, descriptor_dim)`, without pickled objects.
+    `.csv`: a header line, then a line per class: its name, then the numbers.
+    `.mat`: `allclasses_names` and `att` `(descriptor_dim, num_classes)`, as in the proposed splits of Xian et al.
+    (xlsa17, "Zero-shot learning: a comprehensive evaluation of the good, the bad and the ugly", TPAMI 2018).
+
+    Raises:
+        DescriptorError: If the file is missing, larger than `MAX_FILE_BYTES` or cannot be read as that, or a descriptor
+            is NaN, infinite, zero or given twice.
+        MissingDependencyError: If a `.mat` file is given and scipy is not installed.
+    """
+    readers: dict[str, Callable[[bytes], Descriptors]] = {".npz": _read_npz, ".csv": _read_csv, ".mat": _read_mat}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DescriptorError(
+            f"The descriptor file {path} ends in {path.suffix or 'nothing'!r}; expected one of {', '.join(readers)}."
+        )
+    data = read_capped(path, max_bytes=MAX_FILE_BYTES, what="descriptor file", error_type=DescriptorError)
+    try:
+        return reader(data)
+    except DescriptorError as error:
+        raise DescriptorError(f"{path}: {error}") from error
+
+
+def _read_npz(data: bytes) -> Descriptors:
+    if not data.startswith(b"PK"):  # anything else numpy would take for an .npy file, or for a pickle
+        raise DescriptorError("not an .npz archive.")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in ("names", "values") if name in archive.files}
+            found = sorted(archive.files)
+    except Exception as error:  # numpy lets through what zipfile and zlib raise on a damaged file: a dozen types
+        raise DescriptorError(f"not a readable .npz archive without pickled objects: {error}.") from error
+    if len(arrays) < 2:
+        raise DescriptorError(f"the archive holds {found}; expected the arrays 'names' and 'values'.")
+    return _described(arrays["names"], arrays["values"])
+
+
+def _read_csv(data: bytes) -> Descriptors:
+    try:
+        reader = csv.reader(io.StringIO(data.decode("utf-8-sig")), strict=True)
+        lines = [(reader.line_num, line) for line in reader if line]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DescriptorError(f"not a CSV file in UTF-8: {error}.") from error
+    if len(lines) < 2:
+        raise DescriptorError(f"{len(lines)} lines; expected a header and a line per class.")
+    header, body = lines[0][1], lines[1:]
+    for number, line in body:
+        if len(line) != len(header):
+            raise DescriptorError(
+                f"line {number} ({line[0]!r}) has {len(line) - 1} numbers; the header names {len(header) - 1}."
+            )
+    try:
+        values = np.array([[float(cell) for cell in line[1:]] for _, line in body], dtype=np.float64)
+    except ValueError as error:
+        raise DescriptorError(f"a cell is not a number: {error}. Expected the class name, then numbers.") from error
+    return _described(np.array([line[0].strip() for _, line in body]), values)
+
+
+def _read_mat(data: bytes) -> Descriptors:
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise MissingDependencyError("Reading a .mat file needs scipy: pip install 'icis-deploy[train]'") from error
+    try:
+        content: dict[str, Any] = loadmat(io.BytesIO(data), variable_names=["att", "allclasses_names"])
+    except Exception as error:  # scipy lets through what zlib, struct and its own reader raise: a dozen types
+        raise DescriptorError(f"not a readable MATLAB file: {error}.") from error
+    if not {"att", "allclasses_names"} <= set(content):
+        found = sorted(name for name in content if not name.startswith("__"))
+        raise DescriptorError(f"the file holds {found}; expected 'att' and 'allclasses_names'.")
+    # A cell array of strings arrives as an (n, 1) object array of (1,) string arrays.
+    cells = [np.asarray(cell).reshape(-1) for cell in np.asarray(content["allclasses_names"]).reshape(-1)]
+    names = np.array([str(cell[0]).strip() if cell.size else "" for cell in cells])
+    return _described(names, np.asarray(content["att"]).T)
+
+
+def _described(names: Any, values: Any) -> Descriptors:
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        raise DescriptorError(
+            f"the names have shape {names.shape} and type {names.dtype}; expected a list of strings, one per class."
+        )
+    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
+        raise DescriptorError(f"the values have type {values.dtype}; expected real numbers.")
+    try:
+        texts = names.astype(str) if names.dtype.kind == "U" else np.char.decode(names, "utf-8")
+    except UnicodeDecodeError as error:
+        raise DescriptorError(f"a name is not text in UTF-8: {error}.") from error
+    return Descriptors(values=values, class_names=tuple(str(name) for name in texts))

@@ -1,0 +1,164 @@
+"""Signed files: a class update, or a set of trusted keys, inside a DSSE envelope.
+
+The envelope is the one of the Dead Simple Signing Envelope specification (secure-systems-lab/dsse, protocol 1.0), read
+and written by securesystemslib. What nobody signed yet has an empty list of signatures.
+
+Rules:
+
+1. The signature covers the payload and its type, byte for byte; nothing else in the file is believed.
+2. `verify_signature` comes before any reader of payloads; the workbench, which makes updates, reads unverified ones.
+3. The key id in a signature only chooses among trusted keys; a signature by another key counts for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from icis_deploy.class_update import ClassUpdate
+from icis_deploy.errors import CorruptFileError, LoadError, SignatureError
+from icis_deploy.files import read_capped, write_file
+from icis_deploy.json_fields import list_from_json
+from icis_deploy.trusted_keys import TRUSTED_KEYS_TYPE, TrustedKeys, parse_trusted_keys, serialize_trusted_keys
+from icis_deploy.update_format import MAX_PAYLOAD_BYTES, PAYLOAD_TYPE, parse_payload, serialize_payload
+
+if TYPE_CHECKING:
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.signer import SSlibKey
+
+MAX_SIGNATURE_BYTES = 1 << 16
+MAX_ENVELOPE_BYTES = MAX_PAYLOAD_BYTES // 3 * 4 + MAX_SIGNATURE_BYTES
+"""Base64 makes four bytes of three."""
+
+_NUM_SHOWN = 16
+_MAX_SHOWN_KEYS = 4
+
+
+def serialize_envelope(envelope: Envelope) -> bytes:
+    """Return the JSON bytes of an envelope."""
+    return json.dumps(envelope.to_dict(), separators=(",", ":"), sort_keys=True).encode()
+
+
+def parse_envelope(data: bytes) -> Envelope:
+    """Return the envelope that these bytes hold; its payload is neither verified nor parsed.
+
+    Raises:
+        CorruptFileError: If they are not a DSSE envelope with a payload of a type that icis-deploy knows.
+    """
+    from securesystemslib.dsse import Envelope
+
+    if len(data) > MAX_ENVELOPE_BYTES:
+        raise CorruptFileError(f"The class update is {len(data)} bytes; at most {MAX_ENVELOPE_BYTES} are read.")
+    try:
+        document = json.loads(data)
+        envelope = Envelope.from_dict(document | {"signatures": list_from_json(document["signatures"])})
+    except Exception as error:  # securesystemslib lets whatever a malformed value causes through
+        raise CorruptFileError(
+            f"The file is not a class update: it is no DSSE envelope ({type(error).__name__}: {error})."
+        ) from error
+    if envelope.payload_type not in (PAYLOAD_TYPE, TRUSTED_KEYS_TYPE):
+        raise CorruptFileError(
+            f"The envelope holds {envelope.payload_type!r}; expected {PAYLOAD_TYPE!r} or {TRUSTED_KEYS_TYPE!r}."
+        )
+    return envelope
+
+
+def verify_signature(envelope: Envelope, keys: Sequence[SSlibKey]) -> str:
+    """Return the id of a trusted key that signed the payload.
+
+    Args:
+        envelope: As parsed.
+        keys: The trusted public keys; one signature by one of them is enough.
+
+    Raises:
+        SignatureError: If there is no signature, none by a trusted key, or none that fits the payload.
+    """
+    if not envelope.signatures:
+        raise SignatureError(
+            "The file is not signed. Sign it with `icis-deploy sign`, or take it unsigned with --allow-unsigned."
+        )
+    trusted = {key.keyid for key in keys}
+    if not trusted & set(envelope.signatures):
+        raise SignatureError(
+            f"The file is signed by {_shown(list(envelope.signatures))}; trusted are {_shown(sorted(trusted))}. Sign "
+            f"it with a trusted key, or put the signer's .pub file into the bundle's trust/ folder."
+        )
+    try:
+        accepted = envelope.verify(list(keys), threshold=1)
+    except Exception as error:  # a malformed signature raises whatever its bytes cause; none of it may pass
+        raise SignatureError(
+            f"The signature by {_shown(sorted(trusted & set(envelope.signatures)))} does not fit the file: it was "
+            f"changed after signing, or damaged. Fetch it again."
+        ) from error
+    return next(iter(accepted))
+
+
+def _shown(keyids: Sequence[object]) -> str:
+    # Key ids of a stranger's file are any JSON value of any length: shown short, and quoted against control characters.
+    if not keyids:
+        return "none"
+    shown = ", ".join(repr(str(keyid)[:_NUM_SHOWN]) for keyid in keyids[:_MAX_SHOWN_KEYS])
+    more = len(keyids) - _MAX_SHOWN_KEYS
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def envelope_of(content: ClassUpdate | TrustedKeys) -> Envelope:
+    """Return an envelope without signatures."""
+    from securesystemslib.dsse import Envelope
+
+    if isinstance(content, TrustedKeys):
+        return Envelope(serialize_trusted_keys(content), TRUSTED_KEYS_TYPE, {})
+    return Envelope(serialize_payload(content), PAYLOAD_TYPE, {})
+
+
+def parse_content(envelope: Envelope) -> ClassUpdate | TrustedKeys:
+    """Return what an envelope holds. On a device, `verify_signature` comes first.
+
+    Raises:
+        CorruptFileError: If the payload is not what its type says.
+    """
+    if envelope.payload_type == TRUSTED_KEYS_TYPE:
+        return parse_trusted_keys(envelope.payload)
+    return parse_payload(envelope.payload)
+
+
+def save_update(update: ClassUpdate | TrustedKeys, path: Path) -> None:
+    """Write an unsigned file.
+
+    Raises:
+        StorageError: If it cannot be written; what was at `path` before is still there.
+    """
+    write_file(path, serialize_envelope(envelope_of(update)))
+
+
+def load_envelope(path: Path) -> Envelope:
+    """Read an envelope; nothing of it is verified.
+
+    Raises:
+        LoadError: If the file cannot be read.
+        CorruptFileError: If it is not an envelope of icis-deploy.
+    """
+    data = read_capped(path, max_bytes=MAX_ENVELOPE_BYTES, what="class update", error_type=LoadError)
+    try:
+        return parse_envelope(data)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{path}: {error}") from error
+
+
+def load_update(path: Path) -> ClassUpdate:
+    """Read a class update file *without* checking who signed it: for the workbench, which makes them.
+
+    Raises:
+        LoadError: If the file cannot be read.
+        CorruptFileError: If it is not a class update.
+    """
+    envelope = load_envelope(path)
+    try:
+        content = parse_content(envelope)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{path}: {error}") from error
+    if isinstance(content, TrustedKeys):
+        raise CorruptFileError(f"{path} holds trusted keys; expected a class update.")
+    return content

@@ -1,0 +1,174 @@
+"""Files on disk: written whole or not at all, hashed, read with a cap."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from icis_deploy.errors import ICISDeployError, StorageError, UsageError
+
+_CHUNK_BYTES = 1 << 20
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, lower-case hexadecimal.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace a file's bytes: written beside it, synced, moved over it, the folder synced.
+
+    Raises:
+        StorageError: If that fails; what was at `path` before is still there, unless only the folder could not be
+            synced: then the message says that the new bytes are there, but may not survive a power cut.
+    """
+    temporary = None
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        raise StorageError(
+            f"Could not write {path}: {_reason(error)}. Nothing was changed. Free some space or choose another place."
+        ) from error
+    finally:  # also when interrupted; after the move there is nothing left to remove
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+    try:
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"Wrote {path}, but its folder could not be synced: {_reason(error)}. The file may not survive a power "
+            f"cut. Check the disk, then write it again."
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync a folder's entries, without which a rename may not survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
+    """Give an empty folder to fill; it takes the place of `target` when the block ends, and is gone if it fails.
+
+    Args:
+        target: Where the folder shall be.
+        overwrite: Whether a folder that is there may be replaced.
+        marker: A file that a folder must hold to be replaced, unless it is empty: a mistyped path must not cost a user
+            anything else that lies there.
+
+    Yields:
+        A temporary folder beside `target`, on the same file system.
+
+    Raises:
+        UsageError: If there is something at `target` already and `overwrite` is false, or it is a file, or a folder
+            that holds something but no `marker`.
+        StorageError: If the disk refuses; what was at `target` before is still there.
+    """
+    check_free(target, overwrite=overwrite)
+    if os.path.lexists(target) and not os.path.isdir(target):  # noqa: PTH112 - see check_free
+        raise UsageError(f"{target} is a file, where a folder shall be. Choose another place.")
+    if _holds_something_else(target, marker):
+        raise UsageError(
+            f"{target} holds files but no {marker}, so it is not what would be written there, and is not replaced. "
+            f"Choose another place, or remove it yourself."
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".building"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"Could not create {target}: {_reason(error)}. Choose another place.") from error
+    try:
+        yield building
+        building.chmod(0o755)
+        _swap_in(building, target)
+    except OSError as error:
+        raise StorageError(
+            f"Could not write {target}: {_reason(error)}. What was there before still is. Free some space or choose "
+            f"another place."
+        ) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _holds_something_else(folder: Path, marker: str) -> bool:
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - names alone
+    except OSError:  # it is not there, or the attempt to move it will say why it cannot be
+        return False
+    return bool(names) and marker not in names
+
+
+def _swap_in(building: Path, target: Path) -> None:
+    if not target.exists():
+        building.replace(target)
+        return
+    # A folder cannot be moved over a filled one: the old one steps aside, and back again if the new one cannot move in.
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
+    try:
+        target.replace(aside)
+    except OSError:
+        aside.rmdir()
+        raise
+    try:
+        building.replace(target)
+    except BaseException:  # an interruption as well: the old folder must not be lost
+        aside.replace(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_free(target: Path, *, overwrite: bool) -> None:
+    """Raise `UsageError` if `target` exists and may not be replaced."""
+    # os.path and not pathlib, which raises where the system refuses to look (a name that is too long, a closed folder).
+    if os.path.lexists(target) and not overwrite:
+        raise UsageError(f"{target} already exists. Choose another place, or give --overwrite to replace it.")
+
+
+def read_capped(path: Path, *, max_bytes: int, what: str, error_type: type[ICISDeployError]) -> bytes:
+    """Return a file's bytes, or refuse before reading more than `max_bytes` of them.
+
+    Raises:
+        error_type: If the file cannot be read or is larger.
+    """
+    chunks: list[bytes] = []
+    left = max_bytes + 1
+    try:
+        with path.open("rb") as file:
+            # In chunks: one read of the cap would reserve that much memory, whatever the file holds.
+            while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
+                chunks.append(chunk)
+                left -= len(chunk)
+    except (OSError, ValueError) as error:
+        raise error_type(f"Cannot read the {what} {path}: {_reason(error)}.") from error
+    if not left:
+        raise error_type(f"The {what} {path} is larger than {max_bytes} bytes, which no {what} is. Not read further.")
+    return b"".join(chunks)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)

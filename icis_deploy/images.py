@@ -1,0 +1,95 @@
+"""Images and lists of labelled images, read with Pillow."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.errors import ImageError
+from icis_deploy.files import read_capped
+from icis_deploy.preprocessing import Preprocessing
+
+MAX_LIST_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabeledImages:
+    """A list of image files, each with the class that it shows."""
+
+    paths: tuple[Path, ...]
+    """`(num_images,)`."""
+
+    labels: tuple[str, ...]
+    """`(num_images,)` class names."""
+
+
+def load_image_list(path: Path) -> LabeledImages:
+    """Read a CSV with the columns `file` and `class`; files are relative to the folder that the CSV is in.
+
+    Raises:
+        ImageError: If it cannot be read, lacks a column, is empty, or names a file that is not there.
+    """
+    data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="image list", error_type=ImageError)
+    try:
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True)
+        rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ImageError(f"The image list {path} is not a CSV file in UTF-8: {error}.") from error
+    columns = list(reader.fieldnames or ())
+    if not rows or not {"file", "class"} <= set(columns):
+        found = sorted(columns) if rows else "no rows"
+        raise ImageError(f"The image list {path} has {found}; expected a header `file,class` and a line per image.")
+    paths: list[Path] = []
+    labels: list[str] = []
+    for line, row in rows:
+        if not row["file"] or not row["class"]:
+            raise ImageError(f"The image list {path} lacks a file or a class in line {line}.")
+        file = path.parent / row["file"]
+        if not os.path.isfile(file):  # noqa: PTH113 - pathlib raises for a name that is too long
+            raise ImageError(f"The image list {path} names {row['file']!r} in line {line}, which is not at {file}.")
+        paths.append(file)
+        labels.append(row["class"])
+    return LabeledImages(paths=tuple(paths), labels=tuple(labels))
+
+
+def load_images(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Read and prepare images.
+
+    Returns:
+        `(num_images, *preprocessing.input_shape)` float32.
+
+    Raises:
+        ImageError: Naming the file that is missing or is no image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    batch = np.empty((len(paths), *preprocessing.input_shape), dtype=np.float32)
+    for index, path in enumerate(paths):
+        try:
+            with Image.open(path) as image:
+                batch[index] = preprocessing.prepare(image)
+        except UnidentifiedImageError as error:
+            raise ImageError(f"{path} is not an image that Pillow can read.") from error
+        except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
+            reason = getattr(error, "strerror", None) or error
+            raise ImageError(f"Cannot read the image {path}: {reason}.") from error
+    return batch
+
+
+def iterate_batches(
+    paths: Sequence[Path], preprocessing: Preprocessing, *, batch_size: int
+) -> Iterator[NDArray[np.float32]]:
+    """Yield prepared images in batches; the last one may be smaller.
+
+    Raises:
+        ImageError: As `load_images`.
+    """
+    for start in range(0, len(paths), batch_size):
+        yield load_images(paths[start : start + batch_size], preprocessing)

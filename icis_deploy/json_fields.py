@@ -1,0 +1,82 @@
+"""Read single JSON values of a file format strictly: a wrong type is an error, never a guess."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+from typing import Any
+
+_TIME_FORM = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+
+
+def text_from_json(value: object) -> str:
+    """Return a string.
+
+    Raises:
+        TypeError: If it is not one.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} stands where a text is expected")
+    return value
+
+
+def names_from_json(value: object) -> tuple[str, ...]:
+    """Return a list of strings as a tuple.
+
+    Raises:
+        TypeError: If it is not one.
+    """
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError("a list of names is not a list of strings")
+    return tuple(value)
+
+
+def integer_from_json(value: object) -> int:
+    """Return a whole number.
+
+    Raises:
+        TypeError: If it is not one; `true` is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} stands where a whole number is expected")
+    return value
+
+
+def object_from_json(value: object) -> dict[str, Any]:
+    """Return an object.
+
+    Raises:
+        TypeError: If it is not one.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"{type(value).__name__} stands where an object is expected")
+    return value
+
+
+def list_from_json(value: object) -> list[Any]:
+    """Return a list.
+
+    Raises:
+        TypeError: If it is not one.
+    """
+    if not isinstance(value, list):
+        raise TypeError(f"{type(value).__name__} stands where a list is expected")
+    return value
+
+
+def json_from_time(value: datetime) -> str:
+    """Return a time in UTC as `2026-11-23T09:00:00Z`, the only form that is read back."""
+    return value.astimezone(timezone.utc).replace(microsecond=0, tzinfo=None).isoformat() + "Z"
+
+
+def time_from_json(value: object) -> datetime:
+    """Return a time in UTC.
+
+    Raises:
+        TypeError: If it is no text.
+        ValueError: If it has not the form `2026-11-23T09:00:00Z`.
+    """
+    text = text_from_json(value)
+    if not _TIME_FORM.fullmatch(text):
+        raise ValueError(f"the time {text!r} has not the form 2026-11-23T09:00:00Z")
+    return datetime.fromisoformat(text[:-1]).replace(tzinfo=timezone.utc)

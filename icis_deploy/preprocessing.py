@@ -1,0 +1,204 @@
+"""From a picture to a model's input: resize, crop, scale, normalise, lay out.
+
+The settings travel in the bundle, so that a device prepares images as the model's owner did.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.errors import ImageError, IncompatibleError, LoadError
+from icis_deploy.files import read_capped
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_JSON_BYTES = 1 << 16
+_LAYOUTS = ("NCHW", "NHWC")
+_COLORS = ("RGB", "BGR", "L")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """How a picture becomes a model's input.
+
+    Raises:
+        IncompatibleError: On construction, if a setting is out of its range.
+    """
+
+    resize: int | None
+    """Length in pixels that the short side is resized to, bilinear with antialiasing; `None` leaves the size."""
+
+    crop: int
+    """Side in pixels of the square cut from the centre."""
+
+    mean: tuple[float, ...]
+    """Per channel, subtracted from values in 0..1."""
+
+    std: tuple[float, ...]
+    """Per channel, divided by afterwards; greater than 0."""
+
+    color: str = "RGB"
+    """`RGB`, `BGR` or `L` (grey)."""
+
+    layout: str = "NCHW"
+    """`NCHW` or `NHWC`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        if self.color not in _COLORS or self.layout not in _LAYOUTS:
+            raise IncompatibleError(
+                f"Preprocessing has color {self.color!r} and layout {self.layout!r}; expected one of {_COLORS} and one "
+                f"of {_LAYOUTS}."
+            )
+        if not len(self.mean) == len(self.std) == self.num_channels:
+            raise IncompatibleError(
+                f"Preprocessing has {len(self.mean)} means and {len(self.std)} deviations; {self.color} has "
+                f"{self.num_channels} channels."
+            )
+        with np.errstate(over="ignore", under="ignore"):  # they are used in float32
+            mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        if not np.isfinite(mean).all() or not (np.isfinite(std) & (std > 0)).all():
+            raise IncompatibleError(
+                f"Preprocessing has mean {self.mean} and std {self.std}; expected finite numbers, and std above 0."
+            )
+        if not _is_length(self.crop) or not (self.resize is None or _is_length(self.resize)):
+            raise IncompatibleError(
+                f"Preprocessing has resize {self.resize} and crop {self.crop}; expected whole numbers of pixels, "
+                f"at least 1."
+            )
+
+    @property
+    def num_channels(self) -> int:
+        """Number of colour channels."""
+        return 1 if self.color == "L" else 3
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of one prepared image, without the batch."""
+        if self.layout == "NCHW":
+            return (self.num_channels, self.crop, self.crop)
+        return (self.crop, self.crop, self.num_channels)
+
+    def prepare(self, image: Image) -> NDArray[np.float32]:
+        """Return one image as the model's input, `input_shape` float32.
+
+        An EXIF orientation is not applied, and transparency is dropped, as training pipelines do.
+
+        Raises:
+            ImageError: If the picture's values have no known range (32-bit integers, floats).
+        """
+        image = _to_color(image, "L" if self.color == "L" else "RGB")
+        if self.resize is not None:
+            image = _resize_short_side(image, self.resize)
+        image = _crop_centre(image, self.crop)
+        pixels = np.asarray(image, dtype=np.uint8)
+        if self.color == "L":
+            pixels = pixels[:, :, None]
+        if self.color == "BGR":
+            pixels = pixels[:, :, ::-1]
+        return np.asarray(self.normalize(pixels[None].astype(np.float32) / np.float32(255))[0])
+
+    def normalize(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return normalised images in the model's layout.
+
+        Args:
+            pixels: `(batch, height, width, num_channels)` float32 in 0..1, channels in the order of `color`.
+
+        Returns:
+            `(batch, *input_shape)` float32, contiguous.
+        """
+        values = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        if self.layout == "NCHW":
+            values = values.transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(values, dtype=np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+
+def preprocessing_from_json(values: Mapping[str, Any], *, where: str) -> Preprocessing:
+    """Return the settings that a JSON object states.
+
+    Args:
+        values: Keys as in `Preprocessing`; `crop`, `mean` and `std` are required.
+        where: The file that it stands in, for messages.
+
+    Raises:
+        IncompatibleError: Naming the key that is missing, unknown, or of the wrong type.
+    """
+    known = set(Preprocessing.__dataclass_fields__)
+    unknown, missing = sorted(set(values) - known), sorted({"crop", "mean", "std"} - set(values))
+    if unknown or missing:
+        raise IncompatibleError(
+            f"{where}: unknown keys {unknown}, missing keys {missing}. Preprocessing has {sorted(known)}."
+        )
+    try:
+        return Preprocessing(**{"resize": None, **values})
+    except (TypeError, ValueError) as error:
+        raise IncompatibleError(f"{where}: a preprocessing setting has the wrong type: {error}.") from error
+
+
+def load_preprocessing(path: Path) -> Preprocessing:
+    """Read settings from a JSON file.
+
+    Raises:
+        LoadError: If it cannot be read or is not a JSON object.
+        IncompatibleError: If a setting is wrong.
+    """
+    data = read_capped(path, max_bytes=MAX_JSON_BYTES, what="preprocessing file", error_type=LoadError)
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise LoadError(f"The preprocessing file {path} is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise LoadError(f"The preprocessing file {path} holds a {type(values).__name__}; expected an object.")
+    return preprocessing_from_json(values, where=str(path))
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _to_color(image: Image, mode: str) -> Image:
+    import PIL.Image
+
+    if image.mode in ("I", "F"):
+        raise ImageError(f"its pixels are 32-bit ({image.mode}) and have no known range; save it with 8 or 16 bits")
+    if image.mode.startswith("I;16"):  # convert() would clip at 255, and nearly everything would be white
+        image = PIL.Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns of the direct way
+    return image.convert(mode)
+
+
+def _resize_short_side(image: Image, size: int) -> Image:
+    from PIL.Image import Resampling
+
+    width, height = image.size
+    if min(width, height) == size:
+        return image
+    # Rounded down, as torchvision's Resize does: one pixel of the long side moves the centre crop.
+    scaled = (size, size * height // width) if width <= height else (size * width // height, size)
+    return image.resize((max(scaled[0], 1), max(scaled[1], 1)), Resampling.BILINEAR)
+
+
+def _crop_centre(image: Image, side: int) -> Image:
+    width, height = image.size
+    left, top = _crop_start(width, side), _crop_start(height, side)
+    # Outside the picture crop() fills with black, as a centre crop of a small image does elsewhere.
+    return image.crop((left, top, left + side, top + side))
+
+
+def _crop_start(length: int, side: int) -> int:
+    # Rounded as torchvision's CenterCrop does: to even where it cuts, down where it pads.
+    return round((length - side) / 2) if length >= side else -((side - length) // 2)

@@ -1,0 +1,139 @@
+"""Slots: the reserved rows of an updatable head, and what a class update does to them.
+
+Rules:
+
+1. Rows are written into the lowest empty slots, in the update's order; a replaced class keeps its slot.
+2. An empty slot has a zero weight and the bias `EMPTY_SLOT_BIAS`, so that it can never win.
+3. Applying an update gives a new table. The old one stays as it was, so a request that started with it ends with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.arrays import frozen_float32, same_value
+from icis_deploy.class_names import check_unique, quoted
+from icis_deploy.class_update import ClassUpdate
+from icis_deploy.errors import CapacityError, ClassConflictError, IncompatibleError
+
+EMPTY_SLOT_BIAS = -6e4
+"""Some heads have only negative logits, where a zero row would win. Float16 can hold it: its least is -65504."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotTable:  # noqa: PLW1641 - compared, never a key
+    """The contents of all slots of one head at one moment.
+
+    Raises:
+        IncompatibleError: On construction, if shapes disagree.
+        ClassConflictError: On construction, if a name stands twice.
+    """
+
+    weight: NDArray[np.float32]
+    """`(capacity, feature_dim)` float32, read-only."""
+
+    bias: NDArray[np.float32]
+    """`(capacity,)` float32, read-only."""
+
+    class_names: tuple[str | None, ...]
+    """`(capacity,)`: the class in each slot, `None` where it is empty."""
+
+    __eq__ = same_value
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", frozen_float32(self.weight, name="slot weights", ndim=2))
+        object.__setattr__(self, "bias", frozen_float32(self.bias, name="slot biases", ndim=1))
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        if not len(self.weight) == len(self.bias) == len(self.class_names):
+            raise IncompatibleError(
+                f"The slot table has {len(self.weight)} weights, {len(self.bias)} biases and {len(self.class_names)} "
+                f"names; expected one of each per slot."
+            )
+        check_unique(self.filled_names)
+
+    @property
+    def capacity(self) -> int:
+        """Number of slots, empty ones included."""
+        return len(self.class_names)
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of a feature."""
+        return int(self.weight.shape[1])
+
+    @property
+    def filled(self) -> NDArray[np.intp]:
+        """`(num_filled,)`: the indices of the slots that hold a class, ascending."""
+        return np.array([index for index, name in enumerate(self.class_names) if name is not None], dtype=np.intp)
+
+    @property
+    def filled_names(self) -> tuple[str, ...]:
+        """`(num_filled,)`: the classes in the slots, in slot order."""
+        return tuple(name for name in self.class_names if name is not None)
+
+    def rows(self) -> NDArray[np.float32]:
+        """Return `(num_filled, feature_dim + 1)` float32: the rows of the filled slots, in slot order."""
+        filled = self.filled
+        return np.concatenate([self.weight[filled], self.bias[filled, None]], axis=1)
+
+    def apply(self, update: ClassUpdate, *, seen_names: frozenset[str]) -> SlotTable:
+        """Return the table after an update.
+
+        Args:
+            update: Made for the head that these slots extend; the caller has compared the fingerprints.
+            seen_names: The classes in the baked part of the head, which no update can change.
+
+        Raises:
+            IncompatibleError: If the rows have another width.
+            ClassConflictError: If an added class is already known, or a replaced or removed one is in no slot.
+            CapacityError: If there are more added classes than empty slots.
+        """
+        if update.feature_dim != self.feature_dim:
+            raise IncompatibleError(
+                f"The class update's rows are for feature_dim {update.feature_dim}; this head has {self.feature_dim}."
+            )
+        place = {name: index for index, name in enumerate(self.class_names) if name is not None}
+        _check_conflicts(update, place, seen_names)
+        weight, bias, names = self.weight.copy(), self.bias.copy(), list(self.class_names)
+        for name in update.removed:
+            names[place[name]] = None
+            weight[place[name]], bias[place[name]] = 0.0, EMPTY_SLOT_BIAS
+        empty = [index for index, name in enumerate(names) if name is None]
+        if len(update.added) > len(empty):
+            raise CapacityError(
+                f"The class update adds {len(update.added)} classes; {self.capacity} slots, "
+                f"{self.capacity - len(empty)} used. Remove classes first, or export the bundle again with these "
+                f"updates and a greater --capacity."
+            )
+        targets = [*empty[: len(update.added)], *(place[name] for name in update.replaced)]
+        weight[targets], bias[targets] = update.rows[:, :-1], update.rows[:, -1]
+        for index, name in zip(targets, update.class_names, strict=True):
+            names[index] = name
+        weight.flags.writeable = bias.flags.writeable = False  # so that the new table takes them over without a copy
+        return SlotTable(weight=weight, bias=bias, class_names=tuple(names))
+
+
+def empty_slots(capacity: int, feature_dim: int) -> SlotTable:
+    """Return `capacity` empty slots for features of width `feature_dim`."""
+    return SlotTable(
+        weight=np.zeros((capacity, feature_dim), dtype=np.float32),
+        bias=np.full(capacity, EMPTY_SLOT_BIAS, dtype=np.float32),
+        class_names=(None,) * capacity,
+    )
+
+
+def _check_conflicts(update: ClassUpdate, place: Mapping[str, int], seen_names: frozenset[str]) -> None:
+    known = [name for name in update.added if name in place or name in seen_names]
+    if known:
+        raise ClassConflictError(
+            f"The class update adds {quoted(known)}, which the head already knows. Replace or remove it instead."
+        )
+    absent = [name for name in (*update.replaced, *update.removed) if name not in place]
+    if absent:
+        baked = [name for name in absent if name in seen_names]
+        reason = "is baked into the head and cannot be changed" if baked else "is in no slot"
+        raise ClassConflictError(f"The class update replaces or removes {quoted(baked or absent)}, which {reason}.")

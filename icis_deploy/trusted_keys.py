@@ -1,0 +1,150 @@
+"""Trusted keys: the public keys whose class updates a device takes, and the signed file that replaces them.
+
+Rules:
+
+1. Keys are Ed25519, as PEM (SubjectPublicKeyInfo); `icis-deploy keygen` writes them.
+2. A file of trusted keys replaces the whole set, so a key that is not in it is revoked.
+3. `version` only ever grows on a device, in a sequence of its own; an old set cannot come back.
+
+The file is a DSSE envelope like a class update's, with canonical JSON as payload. Version 1 of this format is frozen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from icis_deploy.errors import CorruptFileError, ICISDeployError, IncompatibleError, SignatureError
+from icis_deploy.json_fields import integer_from_json, json_from_time, names_from_json, time_from_json
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import SSlibKey
+
+SCHEMA_VERSION = 1
+TRUSTED_KEYS_TYPE = "application/vnd.icis-deploy.trusted-keys.v1+json"
+MAX_TRUSTED_KEYS = 16
+MAX_KEY_BYTES = 1 << 12
+MAX_TRUSTED_KEYS_BYTES = MAX_TRUSTED_KEYS * MAX_KEY_BYTES
+_FIELDS = frozenset({"schema_version", "public_keys", "version", "expires"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustedKeys:
+    """A set of public keys that takes the place of the one a device trusts.
+
+    Raises:
+        IncompatibleError: On construction, if there is no key or too many, or a field is out of its range.
+        SignatureError: On construction, if a text is not an Ed25519 public key.
+    """
+
+    public_keys: tuple[str, ...]
+    """At least one Ed25519 public key as PEM, in canonical form, each once."""
+
+    version: int = 1
+    """At least 1; a device only moves to a greater one."""
+
+    expires: datetime | None = None
+    """When devices stop taking this set, in UTC with a resolution of a second; `None` is never."""
+
+    def __post_init__(self) -> None:
+        canonical = dict.fromkeys(canonical_pem(key) for key in self.public_keys)
+        object.__setattr__(self, "public_keys", tuple(canonical))
+        if not 1 <= len(self.public_keys) <= MAX_TRUSTED_KEYS:
+            raise IncompatibleError(
+                f"A set of {len(self.public_keys)} trusted keys was given; expected 1 to {MAX_TRUSTED_KEYS}."
+            )
+        if self.version < 1:
+            raise IncompatibleError(f"The trusted keys have version {self.version}; expected at least 1.")
+        if self.expires is not None:
+            if self.expires.tzinfo is None:
+                raise IncompatibleError("The expiry of the trusted keys has no time zone; expected a time in UTC.")
+            object.__setattr__(self, "expires", self.expires.astimezone(timezone.utc).replace(microsecond=0))
+
+    def with_terms(self, *, version: int, expires: datetime | None) -> TrustedKeys:
+        """Return the same set under another version and expiry; what a publisher decides when signing."""
+        return replace(self, version=version, expires=expires)
+
+
+@lru_cache(maxsize=MAX_TRUSTED_KEYS)
+def public_key_from_pem(text: str) -> SSlibKey:
+    """Return an Ed25519 public key; a device asks for the same few with every update.
+
+    Raises:
+        SignatureError: If the text is not one.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from securesystemslib.signer import SSlibKey
+
+    try:
+        key = load_pem_public_key(text.encode())
+    except Exception as error:  # cryptography raises several unrelated types; this is the one seam to its key reader
+        raise SignatureError(
+            f"The text is not a public key in PEM form: {error}. `icis-deploy keygen` makes one."
+        ) from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise SignatureError(
+            f"The key is an {type(key).__name__}; expected an Ed25519 public key. `icis-deploy keygen` makes one."
+        )
+    return SSlibKey.from_crypto(key)
+
+
+def canonical_pem(text: str) -> str:
+    """Return the same Ed25519 public key as the one PEM text that stands for it.
+
+    Raises:
+        SignatureError: If the text is not an Ed25519 public key.
+    """
+    return pem_from_public_key(public_key_from_pem(text))
+
+
+def pem_from_public_key(key: SSlibKey) -> str:
+    """Return an Ed25519 public key as PEM (SubjectPublicKeyInfo)."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    raw = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key.keyval["public"]))
+    return raw.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def key_ids(public_keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the key ids of PEM texts: SHA-256 of the key, lower-case hexadecimal, as signatures name it."""
+    return tuple(public_key_from_pem(text).keyid for text in public_keys)
+
+
+def serialize_trusted_keys(keys: TrustedKeys) -> bytes:
+    """Return the canonical JSON of a set of trusted keys; equal sets give equal bytes."""
+    fields = {
+        "schema_version": SCHEMA_VERSION,
+        "public_keys": keys.public_keys,
+        "version": keys.version,
+        "expires": None if keys.expires is None else json_from_time(keys.expires),
+    }
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+
+def parse_trusted_keys(payload: bytes) -> TrustedKeys:
+    """Return the set of trusted keys that these bytes hold.
+
+    Raises:
+        CorruptFileError: If the bytes are too many, of another schema, or break a rule.
+    """
+    if len(payload) > MAX_TRUSTED_KEYS_BYTES:
+        raise CorruptFileError(f"The trusted keys are {len(payload)} bytes; at most {MAX_TRUSTED_KEYS_BYTES} are read.")
+    try:
+        fields = json.loads(payload)
+        if fields["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"its schema version is {fields['schema_version']!r}, this release reads {SCHEMA_VERSION}")
+        if set(fields) != _FIELDS:
+            raise ValueError(f"its fields differ from the schema in {sorted(set(fields) ^ _FIELDS)}")
+        return TrustedKeys(
+            public_keys=names_from_json(fields["public_keys"]),
+            version=integer_from_json(fields["version"]),
+            expires=None if fields["expires"] is None else time_from_json(fields["expires"]),
+        )
+    except (ICISDeployError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptFileError(f"The file of trusted keys is damaged: {error}") from error

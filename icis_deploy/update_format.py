@@ -1,0 +1,139 @@
+"""The bytes of a class update.
+
+The payload is one safetensors file: the tensor `rows`, float32, and one metadata entry `class_update`, canonical JSON.
+One entry only, because safetensors keeps metadata in a hash map: two would be written in a random order, and equal
+updates must have equal bytes to be signed and compared. The entry states the SHA-256 of the rows, so that a damaged
+file is noticed before anybody has signed it. `envelope.py` wraps the payload for signing.
+
+Version 1 of this format is frozen: every later release reads it (tests/golden holds one).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.class_update import ClassUpdate
+from icis_deploy.errors import CorruptFileError, ICISDeployError
+from icis_deploy.json_fields import (
+    integer_from_json,
+    json_from_time,
+    names_from_json,
+    object_from_json,
+    time_from_json,
+)
+
+SCHEMA_VERSION = 1
+PAYLOAD_TYPE = "application/vnd.icis-deploy.class-update.v1+safetensors"
+MAX_PAYLOAD_BYTES = 1 << 30
+"""21,000 rows of 2048 features are 172 MB; a gigabyte is a mistake or an attack."""
+
+MAX_HEADER_BYTES = 1 << 24
+_METADATA_KEY = "class_update"
+_FIELDS = frozenset(
+    {
+        "schema_version",
+        "base_fingerprint",
+        "rows_sha256",
+        "added",
+        "replaced",
+        "removed",
+        "version",
+        "expires",
+        "probe_seed",
+        "provenance",
+    }
+)
+
+
+def serialize_payload(update: ClassUpdate) -> bytes:
+    """Return the safetensors bytes of an update; equal updates give equal bytes."""
+    from safetensors.numpy import save
+
+    fields = {
+        "schema_version": SCHEMA_VERSION,
+        "base_fingerprint": update.base_fingerprint,
+        "rows_sha256": _sha256(update.rows),
+        "added": update.added,
+        "replaced": update.replaced,
+        "removed": update.removed,
+        "version": update.version,
+        "expires": None if update.expires is None else json_from_time(update.expires),
+        "probe_seed": update.probe_seed,
+        "provenance": dict(update.provenance),
+    }
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return bytes(save({"rows": np.ascontiguousarray(update.rows)}, metadata={_METADATA_KEY: text}))
+
+
+def parse_payload(payload: bytes) -> ClassUpdate:
+    """Return the update that these bytes hold.
+
+    Raises:
+        CorruptFileError: If the bytes are too many, not safetensors, of another schema, or break a rule of an update.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise CorruptFileError(f"The class update is {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} are read.")
+    fields = _read_fields(payload)
+    try:
+        tensors = load(payload)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CorruptFileError(f"The class update is not a valid safetensors file: {error}.") from error
+    if set(tensors) != {"rows"} or tensors["rows"].dtype != np.float32:
+        found = {name: str(tensor.dtype) for name, tensor in tensors.items()}
+        raise CorruptFileError(f"The class update holds the tensors {found}; expected {{'rows': 'float32'}} alone.")
+    if _sha256(tensors["rows"]) != fields["rows_sha256"]:
+        raise CorruptFileError("The class update's rows have another SHA-256 than it states; the file is damaged.")
+    try:
+        return ClassUpdate(
+            base_fingerprint=fields["base_fingerprint"],
+            rows=tensors["rows"],
+            added=names_from_json(fields["added"]),
+            replaced=names_from_json(fields["replaced"]),
+            removed=names_from_json(fields["removed"]),
+            version=integer_from_json(fields["version"]),
+            expires=None if fields["expires"] is None else time_from_json(fields["expires"]),
+            probe_seed=integer_from_json(fields["probe_seed"]),
+            provenance=object_from_json(fields["provenance"]),
+        )
+    except (ICISDeployError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CorruptFileError(f"The class update breaks its own rules: {error}") from error
+
+
+def _sha256(rows: NDArray[np.float32]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows, dtype="<f4").data).hexdigest()
+
+
+def _read_fields(payload: bytes) -> dict[str, Any]:
+    """Return the metadata fields; safetensors' numpy reader does not hand them out, so the header is read here."""
+    if len(payload) < 8:
+        raise CorruptFileError(f"The class update is only {len(payload)} bytes; it is truncated.")
+    (size,) = struct.unpack_from("<Q", payload)
+    if size > min(MAX_HEADER_BYTES, len(payload) - 8):
+        raise CorruptFileError(
+            f"The class update's header claims {size} bytes; the file is truncated or not an update."
+        )
+    try:
+        header = json.loads(payload[8 : 8 + size].decode())
+        fields = json.loads(header["__metadata__"][_METADATA_KEY])
+        schema_version = fields["schema_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptFileError("The file has no class update in its header; it is another kind of file.") from error
+    if schema_version != SCHEMA_VERSION:
+        raise CorruptFileError(
+            f"The class update has schema version {schema_version!r}; this release reads {SCHEMA_VERSION}. "
+            f"Update icis-deploy."
+        )
+    if set(fields) != _FIELDS:
+        difference = sorted(set(fields) ^ _FIELDS)
+        raise CorruptFileError(f"The class update's fields differ from schema {SCHEMA_VERSION} in {difference}.")
+    assert isinstance(fields, dict)
+    return fields

@@ -1,0 +1,76 @@
+"""Make `exporters` and `benchmarks` importable, wherever icis-deploy was installed from.
+
+In a checkout both are folders beside `icis_deploy`. A wheel carries them in `icis_deploy/_workbench/`, because
+`benchmarks` at the top of site-packages would collide with other projects. Either way the names must mean ours, also in
+a working directory that has a `benchmarks/` of its own, so a finder for exactly these two names goes first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+from icis_deploy.errors import IncompatibleError, MissingDependencyError
+
+NAMES = ("exporters", "benchmarks")
+_PACKAGE = Path(__file__).resolve().parent
+
+
+class _WorkbenchFinder:
+    """A finder (`importlib.abc.MetaPathFinder` protocol) for the two top-level packages in one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,  # noqa: ARG002 - the protocol's signature
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        """Return the spec of `exporters` or `benchmarks`, `None` for any other name."""
+        if fullname not in NAMES:
+            return None
+        folder = self.root / fullname
+        return spec_from_file_location(fullname, folder / "__init__.py", submodule_search_locations=[str(folder)])
+
+
+def workbench_root() -> Path:
+    """Return the folder that holds `exporters` and `benchmarks`.
+
+    Raises:
+        MissingDependencyError: If this installation has neither form.
+    """
+    for root in (_PACKAGE / "_workbench", _PACKAGE.parent):
+        if all((root / name / "__init__.py").is_file() for name in NAMES):
+            return root
+    raise MissingDependencyError(
+        f"This installation of icis-deploy in {_PACKAGE} has no exporters. Install it again: "
+        f"pip install --force-reinstall --no-deps icis-deploy"
+    )
+
+
+def enable_workbench() -> None:
+    """Make `import exporters` and `import benchmarks` give icis-deploy's own; do nothing if they already do.
+
+    Raises:
+        MissingDependencyError: If this installation does not have them.
+        IncompatibleError: If another package of that name is already imported in this process.
+    """
+    root = workbench_root()
+    for name in NAMES:
+        module = sys.modules.get(name)
+        if module is None:
+            continue
+        file = getattr(module, "__file__", None)
+        if file is None or Path(file).resolve().parent != root / name:
+            raise IncompatibleError(
+                f"A module called {name!r} from {file} is already imported; icis-deploy's own is in {root / name}. Use "
+                f"icis_deploy before importing the other one, or in a process of its own."
+            )
+    if not any(isinstance(finder, _WorkbenchFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _WorkbenchFinder(root))

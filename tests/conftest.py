@@ -1,0 +1,29 @@
+"""Fixtures that several test folders share."""
+
+import os
+from pathlib import Path
+
+# Before anything imports torch: on tiny models the threads of a pool only wait for each other, for seconds on a busy
+# machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from tests.tiny_models import TinyProject, write_tiny_project
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+IMAGENET_MOBILENET = REPOSITORY.parent / "shared" / "data" / "imagenet-mobilenet-v2"
+
+
+@pytest.fixture(scope="session")
+def imagenet_mobilenet() -> Path:
+    """The folder of a real classifier with photos and descriptors, which is kept beside the project."""
+    if not (IMAGENET_MOBILENET / "model.onnx").is_file():
+        pytest.skip(f"the real classifier is not at {IMAGENET_MOBILENET}")
+    return IMAGENET_MOBILENET
+
+
+@pytest.fixture(scope="session")
+def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
+    """A tiny classifier with class list, descriptors and images; not to be written to."""
+    return write_tiny_project(tmp_path_factory.mktemp("tiny"))

@@ -1,0 +1,82 @@
+import pytest
+
+from icis_deploy.class_names import check_unique, load_class_list, quoted
+from icis_deploy.errors import ClassConflictError, LoadError
+
+
+def class_list(tmp_path, data):
+    path = tmp_path / "classes.txt"
+    path.write_bytes(data)
+    return path
+
+
+def test_unique_names_pass():
+    check_unique(["ant", "bee", "Ant", "ant "])
+    check_unique([])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["ant", "bee", "ant"],
+            r"Class 'ant' is named twice \(again at index 2\); names must be unique\. Rename or drop",
+        ),
+        (["ant", ""], r"Class 1 has an empty name; every class needs one\."),
+        ([1], r"Class 0 is named 1; a name is a text that UTF-8 can hold\."),
+        ([None], r"Class 0 is named None; a name is a text"),
+        (["\ud800"], r"Class 0 is named '\\ud800'; a name is a text that UTF-8 can hold\."),
+    ],
+)
+def test_names_that_are_no_names_are_refused(names, message):
+    with pytest.raises(ClassConflictError, match=f"^{message}"):
+        check_unique(names)
+
+
+def test_a_message_quotes_the_first_names_and_counts_the_others():
+    assert quoted(["a"]) == "'a'"
+    assert quoted(list("abcde")) == "'a', 'b', 'c', 'd', 'e'"
+    assert quoted(list("abcdefg")) == "'a', 'b', 'c', 'd', 'e' and 2 more"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"ant\nhoney bee\n",
+        b"ant\r\nhoney bee",
+        b"\xef\xbb\xbfant\n  honey bee \n\n\n",
+    ],
+    ids=["unix", "windows", "BOM, spaces, empty lines at the end"],
+)
+def test_a_class_list_is_read_in_order(tmp_path, data):
+    assert load_class_list(class_list(tmp_path, data)) == ("ant", "honey bee")
+
+
+def test_names_keep_their_own_letters(tmp_path):
+    assert load_class_list(class_list(tmp_path, "Frischlingsbärchen\n鹿\n".encode())) == ("Frischlingsbärchen", "鹿")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"The class list \S+ is empty\. Expected one class name a line\."),
+        (b" \n\n", r"The class list \S+ is empty\."),
+        (b"ant\n\nbee\n", r"The class list \S+: Class 1 has an empty name"),
+        (b"\nant\n", r"The class list \S+: Class 0 has an empty name"),
+        (b"ant\nbee\nant\n", r"The class list \S+: Class 'ant' is named twice"),
+        (b"ant\n\xff\xfe\n", r"The class list \S+ is not text in UTF-8: .*Expected one class name a line\."),
+    ],
+)
+def test_a_class_list_that_would_shift_or_lose_classes_is_refused(tmp_path, data, message):
+    with pytest.raises(LoadError, match=f"^{message}"):
+        load_class_list(class_list(tmp_path, data))
+
+
+def test_a_missing_class_list_is_named(tmp_path):
+    with pytest.raises(LoadError, match=r"^Cannot read the class list \S+missing\.txt: No such file or directory\."):
+        load_class_list(tmp_path / "missing.txt")
+
+
+def test_a_folder_is_no_class_list(tmp_path):
+    with pytest.raises(LoadError, match=r"^Cannot read the class list \S+: Is a directory\."):
+        load_class_list(tmp_path)

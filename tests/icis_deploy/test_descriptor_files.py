@@ -1,0 +1,247 @@
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.io import savemat
+
+from icis_deploy import descriptor_files
+from icis_deploy.descriptor_files import load_descriptors
+from icis_deploy.descriptors import Descriptors
+from icis_deploy.errors import DescriptorError, MissingDependencyError
+
+NAMES = ("ant", "honey bee", "Bärin")
+VALUES = np.array([[1.0, 0.5], [-2.0, 0.25], [3.0, 1e-3]], dtype=np.float32)
+EXPECTED = Descriptors(values=VALUES, class_names=NAMES)
+
+
+def cell_array(names):
+    """A MATLAB cell array of strings, (n, 1), as xlsa17 stores `allclasses_names`."""
+    cells = np.empty((len(names), 1), dtype=object)
+    cells[:, 0] = names
+    return cells
+
+
+def write_npz(path, *, compress=False, **arrays):
+    (np.savez_compressed if compress else np.savez)(path, **arrays)
+    return path
+
+
+def write(path, data):
+    path.write_bytes(data)
+    return path
+
+
+def test_an_npz_archive_is_read(tmp_path):
+    assert load_descriptors(write_npz(tmp_path / "d.npz", names=np.array(NAMES), values=VALUES)) == EXPECTED
+
+
+def test_names_in_an_npz_archive_may_be_bytes(tmp_path):
+    path = write_npz(tmp_path / "d.npz", names=np.array([name.encode() for name in NAMES]), values=VALUES)
+
+    assert load_descriptors(path) == EXPECTED
+
+
+def test_the_ending_may_be_in_capitals(tmp_path):
+    path = write_npz(tmp_path / "d.npz", names=np.array(NAMES), values=VALUES)
+
+    assert load_descriptors(path.rename(tmp_path / "D.NPZ")) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name,a,b\nant,1,0.5\nhoney bee,-2,0.25\nBärin,3,1e-3\n",
+        "\ufeffname,a,b\r\nant,1,0.5\r\nhoney bee,-2,0.25\r\nBärin,3,1e-3",
+        'name,a,b\n\n"ant",1,0.5\n honey bee , -2 ,0.25\n\nBärin,3,0.001\n\n',
+    ],
+    ids=["unix", "windows with BOM", "quotes, spaces, empty lines"],
+)
+def test_a_csv_file_is_read(tmp_path, text):
+    assert load_descriptors(write(tmp_path / "d.csv", text.encode())) == EXPECTED
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_an_xlsa17_mat_file_is_read(tmp_path, compress):
+    path = tmp_path / "att_splits.mat"
+    savemat(
+        path,
+        {
+            "att": VALUES.T.astype(np.float64),
+            "allclasses_names": cell_array(NAMES),
+            "original_att": VALUES.T,
+            "trainval_loc": np.arange(9)[:, None],
+        },
+        do_compression=compress,
+    )
+
+    assert load_descriptors(path) == EXPECTED
+
+
+def test_names_in_a_mat_file_may_be_a_padded_character_matrix(tmp_path):
+    path = tmp_path / "d.mat"
+    savemat(path, {"att": VALUES.T, "allclasses_names": np.array(NAMES)})
+
+    assert load_descriptors(path) == EXPECTED
+
+
+def test_pickled_objects_are_refused_and_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('the pickle was run')",))
+
+    path = write_npz(tmp_path / "d.npz", names=np.array([Trap()], dtype=object), values=VALUES[:1])
+
+    with pytest.raises(
+        DescriptorError, match=r"^\S+d\.npz: not a readable \.npz archive without pickled objects: Object arrays cannot"
+    ):
+        load_descriptors(path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"values": VALUES}, r"the archive holds \['values'\]; expected the arrays 'names' and 'values'\."),
+        ({"names": np.array(NAMES)}, r"the archive holds \['names'\]; expected the arrays"),
+        (
+            {"names": np.array([NAMES]), "values": VALUES},
+            r"the names have shape \(1, 3\) and type <U9; expected a list of strings, one per class\.",
+        ),
+        ({"names": np.arange(3), "values": VALUES}, r"the names have shape \(3,\) and type int64"),
+        ({"names": np.array([b"\xff", b"a", b"b"]), "values": VALUES}, r"a name is not text in UTF-8: "),
+        ({"names": np.array(NAMES), "values": VALUES.astype(str)}, r"the values have type <U32; expected real"),
+        ({"names": np.array(NAMES), "values": VALUES * 1j}, r"the values have type complex64; expected real numbers\."),
+        ({"names": np.array(NAMES), "values": VALUES[0]}, r"The descriptors have shape \(2,\)"),
+        ({"names": np.array(NAMES[:2]), "values": VALUES}, r"There are 3 descriptors but 2 class names\."),
+        ({"names": np.array(["ant", "bee", "ant"]), "values": VALUES}, r"Descriptors: Class 'ant' is named twice"),
+        ({"names": np.array(NAMES), "values": VALUES * [[1], [0], [1]]}, r"'honey bee' has an all-zero descriptor"),
+        ({"names": np.array(NAMES), "values": VALUES * [[1], [1], [np.nan]]}, r"'Bärin' has a NaN or infinite value"),
+    ],
+)
+def test_an_npz_archive_that_holds_something_else_is_refused(tmp_path, arrays, message):
+    with pytest.raises(DescriptorError, match=rf"^\S+d\.npz: {message}"):
+        load_descriptors(write_npz(tmp_path / "d.npz", **arrays))
+
+
+def test_an_npy_file_called_npz_is_refused(tmp_path):
+    np.save(tmp_path / "d.npy", VALUES)
+
+    with pytest.raises(DescriptorError, match=r"^\S+d\.npz: not an \.npz archive\."):
+        load_descriptors((tmp_path / "d.npy").rename(tmp_path / "d.npz"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"0 lines; expected a header and a line per class\."),
+        ("name,a,b\n", r"1 lines; expected a header and a line per class\."),
+        ("name,a,b\nant,1,2\n\nbee,1\n", r"line 4 \('bee'\) has 1 numbers; the header names 2\."),
+        ("name,a,b\nant,1,2,3\n", r"line 2 \('ant'\) has 3 numbers; the header names 2\."),
+        ("name,a,b\nant,1,red\n", r"a cell is not a number: could not convert string to float: 'red'\."),
+        ("name,a,b\nant,1,\n", r"a cell is not a number: could not convert string to float: ''\."),
+        ("name,a\nant,nan\n", r"'ant' has a NaN or infinite value"),
+        ("name,a\nant,1e400\n", r"'ant' has a NaN or infinite value"),
+        ("name;a\nant;1\n", r"The descriptors have shape \(1, 0\)"),
+        ("name,a\n,1\n", r"Descriptors: Class 0 has an empty name"),
+        ("name,a\nant,1\nant,2\n", r"Descriptors: Class 'ant' is named twice"),
+        ('name,a\n"ant,1\n', r"not a CSV file in UTF-8: unexpected end of data\."),
+    ],
+)
+def test_a_csv_file_that_is_ragged_or_not_numeric_is_refused(tmp_path, text, message):
+    with pytest.raises(DescriptorError, match=rf"^\S+d\.csv: {message}"):
+        load_descriptors(write(tmp_path / "d.csv", text.encode()))
+
+
+def test_a_csv_file_in_another_encoding_is_refused(tmp_path):
+    with pytest.raises(DescriptorError, match=r"d\.csv: not a CSV file in UTF-8: 'utf-8' codec can't decode"):
+        load_descriptors(write(tmp_path / "d.csv", "name,a\nBärin,1\n".encode("utf-16")))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"att": VALUES.T}, r"the file holds \['att'\]; expected 'att' and 'allclasses_names'\."),
+        ({"other": VALUES}, r"the file holds \[\]; expected 'att' and 'allclasses_names'\."),
+        ({"att": VALUES, "allclasses_names": cell_array(NAMES)}, r"There are 2 descriptors but 3 class names\."),
+        (
+            {"att": VALUES.T, "allclasses_names": cell_array(["ant", "", "cat"])},
+            r"Descriptors: Class 1 has an empty name",
+        ),
+        ({"att": {"a": 1.0}, "allclasses_names": cell_array(NAMES)}, r"the values have type .*; expected real"),
+    ],
+)
+def test_a_mat_file_that_holds_something_else_is_refused(tmp_path, content, message):
+    savemat(tmp_path / "d.mat", content)
+
+    with pytest.raises(DescriptorError, match=rf"^\S+d\.mat: {message}"):
+        load_descriptors(tmp_path / "d.mat")
+
+
+def test_a_mat_file_without_scipy_says_what_to_install(tmp_path, monkeypatch):
+    savemat(tmp_path / "d.mat", {"att": VALUES.T, "allclasses_names": cell_array(NAMES)})
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+
+    with pytest.raises(MissingDependencyError, match=r"needs scipy: pip install 'icis-deploy\[train\]'"):
+        load_descriptors(tmp_path / "d.mat")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("d.txt", r"The descriptor file \S+d\.txt ends in '\.txt'; expected one of \.npz, \.csv, \.mat\."),
+        ("d", r"The descriptor file \S+d ends in 'nothing'; expected one of"),
+        ("missing.npz", r"Cannot read the descriptor file \S+missing\.npz: No such file or directory\."),
+        ("x" * 300 + ".npz", r"Cannot read the descriptor file \S+: File name too long\."),
+    ],
+)
+def test_a_file_that_is_not_there_or_of_another_kind_is_named(tmp_path, name, message):
+    with pytest.raises(DescriptorError, match=f"^{message}"):
+        load_descriptors(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["npz", "csv", "mat"])
+def test_a_file_over_the_cap_is_not_read(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(descriptor_files, "MAX_FILE_BYTES", 100)
+
+    with pytest.raises(DescriptorError, match=r"is larger than 100 bytes, which no descriptor file is\. Not read"):
+        load_descriptors(write(tmp_path / f"d.{ending}", b"x" * 101))
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("originals")
+    write_npz(folder / "plain.npz", names=np.array(NAMES), values=VALUES)
+    write_npz(folder / "packed.npz", compress=True, names=np.array(NAMES), values=VALUES)
+    # Packed, as MATLAB writes them: what scipy makes of damage in an unpacked file is beyond any Python code's reach.
+    savemat(folder / "packed.mat", {"att": VALUES.T, "allclasses_names": cell_array(NAMES)}, do_compression=True)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def refusal_or_none(path):
+    try:
+        load_descriptors(path)
+    except DescriptorError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", ["plain.npz", "packed.npz", "packed.mat"])
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_is_refused_or_read_but_never_crashes(originals, tmp_path_factory, name, data):
+    damaged = bytearray(originals[name])
+    for _ in range(data.draw(st.integers(0, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    damaged = damaged[: data.draw(st.integers(0, len(damaged)))]
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(damaged)
+
+    assert refusal_or_none(path) is None or refusal_or_none(path).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["plain.npz", "packed.npz", "packed.mat"])
+def test_a_truncated_file_is_refused(originals, tmp_path, name):
+    for length in range(0, len(originals[name]) - 1, 17):
+        with pytest.raises(DescriptorError):
+            load_descriptors(write(tmp_path / name, originals[name][:length]))

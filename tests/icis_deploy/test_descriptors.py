@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from icis_deploy.descriptors import Descriptors
+from icis_deploy.errors import DescriptorError
+
+VALUES = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 4)), elements=st.floats(0.5, 100, width=32))
+
+
+@pytest.fixture
+def descriptors():
+    return Descriptors(values=[[1, 0], [0, 1], [1, 1]], class_names=["ant", "bee", "cat"])
+
+
+def test_descriptors_state_their_sizes(descriptors):
+    assert (descriptors.num_classes, descriptors.descriptor_dim) == (3, 2)
+    assert descriptors.class_names == ("ant", "bee", "cat")
+
+
+def test_values_are_a_copy_and_cannot_be_written_to():
+    source = np.ones((1, 2), dtype=np.float32)
+    descriptors = Descriptors(values=source, class_names=["ant"])
+    source[:] = 7
+
+    assert descriptors.values.tolist() == [[1, 1]]
+    with pytest.raises(ValueError, match="read-only"):
+        descriptors.values[0] = 0
+
+
+@given(VALUES, st.data())
+def test_selecting_gives_each_name_its_own_descriptor_in_the_order_asked_for(values, data):
+    names = [f"class {index}" for index in range(len(values))]
+    descriptors = Descriptors(values=values, class_names=names)
+    chosen = data.draw(st.lists(st.sampled_from(names), unique=True))
+    selected = descriptors.select(chosen)
+
+    assert selected.class_names == tuple(chosen)
+    assert selected.values.tolist() == [values[names.index(name)].tolist() for name in chosen]
+
+
+def test_descriptors_are_equal_if_names_and_values_are(descriptors):
+    assert descriptors == descriptors.select(["ant", "bee", "cat"])
+    assert descriptors != descriptors.select(["bee", "ant", "cat"])
+    assert descriptors != Descriptors(values=[[1, 0], [0, 1], [1, 2]], class_names=["ant", "bee", "cat"])
+
+
+def test_selecting_classes_without_a_descriptor_names_them(descriptors):
+    message = (
+        r"^No descriptor for 'dog', 'elk'; there are descriptors of 3 classes, such as 'ant', 'bee', 'cat'\. "
+        r"Descriptors are matched to classes by name"
+    )
+    with pytest.raises(DescriptorError, match=message):
+        descriptors.select(["bee", "dog", "elk"])
+
+
+def test_selecting_a_class_twice_is_refused(descriptors):
+    with pytest.raises(DescriptorError, match=r"^Descriptors: Class 'ant' is named twice"):
+        descriptors.select(["ant", "ant"])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[1, np.nan], [1, 1]], r"'ant' has a NaN or infinite value in its descriptor\. Mend or drop it\."),
+        ([[1, 1], [np.inf, 1]], r"'bee' has a NaN or infinite value"),
+        ([[1, 1], [1e39, 1]], r"'bee' has a NaN or infinite value"),
+        ([[0, 0], [1, 1]], r"'ant' has an all-zero descriptor, which describes nothing\. Mend or drop it\."),
+        ([[1e-60, -1e-60], [1, 1]], r"'ant' has an all-zero descriptor"),
+        ([[0, 0], [0, 0]], r"'ant', 'bee' has an all-zero descriptor"),
+        ([1, 2], r"The descriptors have shape \(2,\); expected \(num_classes, descriptor_dim\)"),
+        (np.zeros((2, 0)), r"The descriptors have shape \(2, 0\)"),
+        ([[1, 2], [3]], r"The descriptors are no matrix: .* Expected one vector of the same width for every class\."),
+        ([["a", "b"], ["c", "d"]], r"The descriptors have type <U1; expected real numbers\."),
+        ([[1j, 1], [1, 1]], r"The descriptors have type complex128; expected real numbers\."),
+        ([[1, 2]], r"There are 1 descriptors but 2 class names\."),
+    ],
+)
+def test_what_describes_nothing_is_refused_by_class_name(values, message):
+    with pytest.raises(DescriptorError, match=f"^{message}"):
+        Descriptors(values=values, class_names=["ant", "bee"])
+
+
+def test_a_name_that_stands_twice_is_refused():
+    with pytest.raises(DescriptorError, match=r"^Descriptors: Class 'ant' is named twice \(again at index 1\)"):
+        Descriptors(values=[[1], [2]], class_names=["ant", "ant"])

@@ -1,0 +1,235 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from icis_deploy import images
+from icis_deploy.errors import ImageError
+from icis_deploy.images import iterate_batches, load_image_list, load_images
+from icis_deploy.preprocessing import Preprocessing
+
+PREPROCESSING = Preprocessing(resize=8, crop=8, mean=(0, 0, 0), std=(1, 1, 1))
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures and a list of them."""
+    for index in range(3):
+        Image.fromarray(PIXELS // (index + 1)).save(tmp_path / f"{index}.png")
+    (tmp_path / "images.csv").write_text("file,class\n0.png,ant\n1.png,bee\n2.png,ant\n")
+    return tmp_path
+
+
+def listed(folder, data):
+    path = folder / "images.csv"
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+# --- lists --------------------------------------------------------------------------------------------------------
+
+
+def test_a_list_names_files_beside_it_and_their_classes(folder):
+    found = load_image_list(folder / "images.csv")
+
+    assert found.paths == tuple(folder / f"{index}.png" for index in range(3))
+    assert found.labels == ("ant", "bee", "ant")
+
+
+def test_columns_may_come_in_any_order_with_others_between_them(folder):
+    path = listed(folder, '\ufeffclass,source,file\r\n"ant, red",web,0.png\r\n\r\nBärin,,1.png\r\n')
+
+    assert load_image_list(path).labels == ("ant, red", "Bärin")
+
+
+def test_a_file_may_be_in_a_folder_below_or_anywhere(folder):
+    (folder / "deep").mkdir()
+    (folder / "0.png").rename(folder / "deep" / "0.png")
+    path = listed(folder, f"file,class\ndeep/0.png,ant\n{folder / '1.png'},bee\n")
+
+    assert load_image_list(path).paths == (folder / "deep" / "0.png", folder / "1.png")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("", r"The image list \S+ has no rows; expected a header `file,class` and a line per image\."),
+        ("file,class\n", r"The image list \S+ has no rows; expected a header"),
+        ("file,label\n0.png,ant\n", r"The image list \S+ has \['file', 'label'\]; expected a header `file,class`"),
+        ("path,class\n0.png,ant\n", r"The image list \S+ has \['class', 'path'\]; expected a header"),
+        ("0.png,ant\n1.png,bee\n", r"The image list \S+ has \['0\.png', 'ant'\]; expected a header"),
+        ("file;class\n0.png;ant\n", r"The image list \S+ has \['file;class'\]; expected a header"),
+        ("file,class\n0.png,ant\n1.png\n", r"The image list \S+ lacks a file or a class in line 3\."),
+        ("file,class\n,ant\n", r"The image list \S+ lacks a file or a class in line 2\."),
+        ("file,class\n0.png,ant\nno.png,bee\n", r"The image list \S+ names 'no\.png' in line 3, which is not at /"),
+        ("file,class\n.,ant\n", r"The image list \S+ names '\.' in line 2, which is not at "),
+        ("file,class\n" + "x" * 300 + ",ant\n", r"The image list \S+ names 'x{300}' in line 2, which is not at "),
+        ("file,class\nnull\0byte,ant\n", r"The image list \S+ names 'null\\x00byte' in line 2, which is not at "),
+        ('file,class\n"0.png,ant\n', r"The image list \S+ is not a CSV file in UTF-8: unexpected end of data\."),
+        (b"file,class\n\xff.png,ant\n", r"The image list \S+ is not a CSV file in UTF-8: 'utf-8' codec can't decode"),
+    ],
+)
+def test_a_list_that_cannot_be_followed_is_refused(folder, data, message):
+    with pytest.raises(ImageError, match=f"^{message}"):
+        load_image_list(listed(folder, data))
+
+
+def test_a_line_is_counted_as_an_editor_counts_it(folder):
+    path = listed(folder, 'file,class\n\n0.png,"ant\nred"\n\nno.png,bee\n')
+
+    with pytest.raises(ImageError, match=r"names 'no\.png' in line 6, which is not at"):
+        load_image_list(path)
+
+
+def test_a_missing_list_is_named(tmp_path):
+    with pytest.raises(ImageError, match=r"^Cannot read the image list \S+images\.csv: No such file or directory\."):
+        load_image_list(tmp_path / "images.csv")
+
+
+def test_a_list_over_the_cap_is_not_read(folder, monkeypatch):
+    monkeypatch.setattr(images, "MAX_LIST_BYTES", 10)
+
+    with pytest.raises(ImageError, match=r"^The image list \S+ is larger than 10 bytes"):
+        load_image_list(folder / "images.csv")
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_prepared_in_the_order_asked_for(folder):
+    batch = load_images([folder / "2.png", folder / "0.png"], PREPROCESSING)
+
+    assert batch.dtype == np.float32
+    assert batch.shape == (2, 3, 8, 8)
+    np.testing.assert_array_equal(batch[0], PREPROCESSING.prepare(Image.open(folder / "2.png")))
+    np.testing.assert_array_equal(batch[1], PREPROCESSING.prepare(Image.open(folder / "0.png")))
+
+
+def test_no_images_are_an_empty_batch():
+    assert load_images([], PREPROCESSING).shape == (0, 3, 8, 8)
+    assert list(iterate_batches([], PREPROCESSING, batch_size=2)) == []
+
+
+def test_batches_together_are_all_images_and_the_last_may_be_smaller(folder):
+    paths = [folder / f"{index}.png" for index in range(3)]
+    batches = list(iterate_batches(paths, PREPROCESSING, batch_size=2))
+
+    assert [len(batch) for batch in batches] == [2, 1]
+    np.testing.assert_array_equal(np.concatenate(batches), load_images(paths, PREPROCESSING))
+
+
+def encoded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def rotated_by_exif():
+    image, exif = Image.fromarray(PIXELS), Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees to show
+    return encoded(image, "JPEG", exif=exif)
+
+
+GREY = Image.fromarray(PIXELS[:, :, 0])
+FILES = {
+    "rgb.jpg": lambda: encoded(Image.fromarray(PIXELS), "JPEG"),
+    "grey.jpg": lambda: encoded(GREY, "JPEG"),
+    "cmyk.jpg": lambda: encoded(Image.fromarray(PIXELS).convert("CMYK"), "JPEG"),
+    "exif.jpg": rotated_by_exif,
+    "palette.png": lambda: encoded(GREY.convert("P"), "PNG"),
+    "transparent palette.png": lambda: encoded(GREY.convert("P"), "PNG", transparency=bytes(range(256))),
+    "transparent colour.png": lambda: encoded(GREY.convert("P"), "PNG", transparency=3),
+    "alpha.png": lambda: encoded(Image.fromarray(PIXELS).convert("RGBA"), "PNG"),
+    "grey alpha.png": lambda: encoded(GREY.convert("LA"), "PNG"),
+    "one bit.png": lambda: encoded(GREY.convert("1"), "PNG"),
+    "sixteen bits.png": lambda: encoded(Image.fromarray(PIXELS[:, :, 0].astype(np.uint16) * 257), "PNG"),
+    "animation.gif": lambda: encoded(GREY, "GIF", save_all=True, append_images=[GREY.convert("P")]),
+    "picture.webp": lambda: encoded(Image.fromarray(PIXELS), "WEBP"),
+    "picture.bmp": lambda: encoded(Image.fromarray(PIXELS), "BMP"),
+    "picture.tiff": lambda: encoded(Image.fromarray(PIXELS), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_any_kind_are_prepared(tmp_path, name):
+    (tmp_path / name).write_bytes(FILES[name]())
+    batch = load_images([tmp_path / name], PREPROCESSING)
+
+    assert np.isfinite(batch).all()
+    assert 0.2 < batch.mean() < 0.8
+    assert batch.std() > 0.02
+
+
+def test_an_exif_orientation_is_not_applied(tmp_path):
+    (tmp_path / "plain.jpg").write_bytes(FILES["rgb.jpg"]())
+    (tmp_path / "exif.jpg").write_bytes(FILES["exif.jpg"]())
+    plain, turned = load_images([tmp_path / "plain.jpg", tmp_path / "exif.jpg"], PREPROCESSING)
+
+    np.testing.assert_array_equal(plain, turned)
+
+
+def test_a_file_that_is_no_image_is_named(folder):
+    with pytest.raises(ImageError, match=r"^\S+images\.csv is not an image that Pillow can read\."):
+        load_images([folder / "0.png", folder / "images.csv"], PREPROCESSING)
+
+
+def test_an_empty_file_is_no_image(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+
+    with pytest.raises(ImageError, match=r"^\S+empty\.jpg is not an image that Pillow can read\."):
+        load_images([tmp_path / "empty.jpg"], PREPROCESSING)
+
+
+def test_a_missing_image_is_named(tmp_path):
+    with pytest.raises(ImageError, match=r"^Cannot read the image \S+missing\.jpg: No such file or directory\."):
+        load_images([tmp_path / "missing.jpg"], PREPROCESSING)
+
+
+def test_a_truncated_jpeg_is_refused_and_not_filled_with_grey(tmp_path):
+    data = FILES["rgb.jpg"]()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) * 3 // 4])
+
+    with pytest.raises(ImageError, match=r"^Cannot read the image \S+cut\.jpg: .*[Tt]runcated"):
+        load_images([tmp_path / "cut.jpg"], PREPROCESSING)
+
+
+def test_a_picture_without_a_known_range_is_named(tmp_path):
+    Image.fromarray(PIXELS[:, :, 0].astype(np.float32)).save(tmp_path / "float.tiff")
+
+    with pytest.raises(ImageError, match=r"^Cannot read the image \S+float\.tiff: its pixels are 32-bit \(F\)"):
+        load_images([tmp_path / "float.tiff"], PREPROCESSING)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "bomb.png").write_bytes(FILES["palette.png"]())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+
+    with pytest.raises(ImageError, match=r"^Cannot read the image \S+bomb\.png: Image size \(180 pixels\) exceeds"):
+        load_images([tmp_path / "bomb.png"], PREPROCESSING)
+
+
+def refusal_or_none(path):
+    try:
+        load_images([path], PREPROCESSING)
+    except ImageError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["rgb.jpg", "palette.png", "animation.gif", "picture.tiff", "picture.bmp"])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_damaged_image_is_refused_or_read_but_never_crashes(tmp_path_factory, name, data):
+    damaged = bytearray(FILES[name]())
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
+
+    refusal = refusal_or_none(path)
+    assert refusal is None or str(path) in refusal

@@ -1,0 +1,281 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from icis_deploy.errors import ImageError, IncompatibleError, LoadError
+from icis_deploy.preprocessing import Preprocessing, load_preprocessing, preprocessing_from_json
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
+
+
+def make_preprocessing(**changes):
+    return Preprocessing(**({"resize": None, "crop": 2, "mean": MEAN, "std": STD} | changes))
+
+
+def unchanged(crop, resize=None, **changes):
+    """Settings that leave values in 0..1 as they are."""
+    channels = 1 if changes.get("color") == "L" else 3
+    return Preprocessing(resize=resize, crop=crop, mean=(0,) * channels, std=(1,) * channels, **changes)
+
+
+@pytest.fixture
+def picture():
+    """4 x 3 pixels, every value another."""
+    return np.arange(36, dtype=np.uint8).reshape(3, 4, 3) * 7
+
+
+# --- pixels -------------------------------------------------------------------------------------------------------
+
+
+def test_values_are_scaled_normalised_and_laid_out_as_channels_first(picture):
+    prepared = make_preprocessing(crop=2).prepare(Image.fromarray(picture))
+
+    # The centre of 4 x 3 starts at column 1 and at row 0 (half a pixel, rounded to even).
+    assert prepared.dtype == np.float32
+    assert prepared.shape == make_preprocessing().input_shape == (3, 2, 2)
+    for channel in range(3):
+        for row in range(2):
+            for column in range(2):
+                pixel = int(picture[row, column + 1, channel])
+                expected = (pixel / 255 - MEAN[channel]) / STD[channel]
+                assert prepared[channel, row, column] == pytest.approx(expected, abs=1e-6)
+
+
+def test_nhwc_is_the_same_with_channels_last(picture):
+    first = make_preprocessing(layout="NCHW").prepare(Image.fromarray(picture))
+    last = make_preprocessing(layout="NHWC").prepare(Image.fromarray(picture))
+
+    assert last.shape == make_preprocessing(layout="NHWC").input_shape == (2, 2, 3)
+    assert last.flags.c_contiguous
+    assert first.flags.c_contiguous
+    np.testing.assert_array_equal(last, first.transpose(1, 2, 0))
+
+
+def test_bgr_reverses_the_channels_and_mean_and_std_are_in_that_order(picture):
+    prepared = make_preprocessing(color="BGR").prepare(Image.fromarray(picture))
+    reversed_picture = make_preprocessing().prepare(Image.fromarray(picture[:, :, ::-1].copy()))
+
+    np.testing.assert_array_equal(prepared, reversed_picture)
+
+
+def test_grey_is_the_luma_of_the_colours(picture):
+    prepared = unchanged(2, color="L").prepare(Image.fromarray(picture))
+    luma = picture[:2, 1:3] @ [0.299, 0.587, 0.114] / 255
+
+    assert prepared.shape == (1, 2, 2)
+    np.testing.assert_allclose(prepared[0], luma, atol=1 / 255)
+
+
+def test_a_batch_is_normalised_as_single_images_are(picture):
+    preprocessing = make_preprocessing(crop=3, layout="NHWC")
+    pixels = picture[None, :, :3].astype(np.float32) / 255
+
+    expected = (picture[:, :3] / 255 - np.array(MEAN)) / np.array(STD)
+    np.testing.assert_allclose(preprocessing.normalize(pixels)[0], expected, atol=1e-6)
+
+
+# --- size ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "resized"),
+    [
+        ((100, 50), 25, (50, 25)),
+        ((50, 100), 25, (25, 50)),
+        ((101, 50), 25, (50, 25)),
+        ((99, 50), 25, (49, 25)),
+        ((50, 50), 25, (25, 25)),
+        ((33, 77), 32, (32, 74)),
+        ((10, 7), 14, (20, 14)),
+        ((1000, 1), 8, (8000, 8)),
+    ],
+)
+def test_the_short_side_is_resized_and_the_long_one_rounded_down(size, resize, resized):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    crop = min(resized)
+    prepared = unchanged(crop, resize).prepare(image)
+
+    expected = np.asarray(image.resize(resized, Image.Resampling.BILINEAR))
+    top, left = round((resized[1] - crop) / 2), round((resized[0] - crop) / 2)
+    expected = expected[top : top + crop, left : left + crop]
+    np.testing.assert_allclose(prepared, expected.transpose(2, 0, 1) / 255, atol=1e-6)
+
+
+def test_halving_averages_with_a_triangle_as_wide_as_two_new_pixels():
+    # Bilinear with antialiasing, from its definition: weights 1, 3, 3, 1 around each new pixel, cut off at the border.
+    line = np.array([0, 80, 160, 240, 40, 120, 200, 16], dtype=np.uint8)
+    image = Image.fromarray(np.repeat(line[None, :, None], 8, axis=0).repeat(3, axis=2))
+    prepared = unchanged(4, 4).prepare(image)
+
+    expected = []
+    for new in range(4):
+        weights = {old: {0: 3, 1: 1}[int(abs(old + 0.5 - (2 * new + 1)))] for old in range(2 * new - 1, 2 * new + 3)}
+        inside = {old: weight for old, weight in weights.items() if 0 <= old < 8}
+        expected.append(sum(weight * int(line[old]) for old, weight in inside.items()) / sum(inside.values()))
+    np.testing.assert_allclose(prepared[0, 0] * 255, expected, atol=0.51)
+
+
+def centre_crop_by_definition(pixels, side):
+    """A centre crop as torchvision defines it: pad to the crop, the odd pixel behind; then cut, half to even."""
+    height, width = pixels.shape[:2]
+    pad = [max(side - length, 0) for length in (height, width)]
+    pixels = np.pad(pixels, [(each // 2, (each + 1) // 2) for each in pad] + [(0, 0)])
+    top, left = (round((length - side) / 2) for length in pixels.shape[:2])
+    return pixels[top : top + side, left : left + side]
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_the_centre_is_cut_out_and_a_small_picture_gets_a_black_border(width, height, side):
+    pixels = np.random.default_rng(0).integers(1, 256, (height, width, 3), dtype=np.uint8)
+    prepared = unchanged(side, layout="NHWC").prepare(Image.fromarray(pixels))
+
+    np.testing.assert_allclose(prepared * 255, centre_crop_by_definition(pixels, side), atol=1e-4)
+
+
+# --- kinds of picture ---------------------------------------------------------------------------------------------
+
+GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "RGBa"])
+@pytest.mark.parametrize("color", ["RGB", "BGR", "L"])
+def test_pictures_of_any_mode_are_prepared(mode, color):
+    image = Image.fromarray(GREY)
+    for step in {"PA": ["P"], "HSV": ["RGB"], "RGBa": ["RGBA"], "YCbCr": ["RGB"]}.get(mode, []):
+        image = image.convert(step)
+    prepared = unchanged(8, color=color).prepare(image.convert(mode))
+
+    tolerance = 1 if mode == "1" else 0.02  # black and white points, which only are like the grey from afar
+    assert prepared.mean() == pytest.approx(GREY.mean() / 255, abs=0.05)
+    np.testing.assert_allclose(prepared, np.broadcast_to(GREY / 255, prepared.shape), atol=tolerance)
+
+
+def test_sixteen_bits_are_scaled_to_eight_and_not_clipped():
+    prepared = unchanged(8, color="L").prepare(Image.fromarray(GREY.astype(np.uint16) * 257))
+
+    np.testing.assert_allclose(prepared[0], GREY / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_values_without_a_known_range_are_refused(dtype):
+    with pytest.raises(ImageError, match=r"its pixels are 32-bit \([IF]\) and have no known range; save it with 8"):
+        unchanged(8).prepare(Image.fromarray(GREY.astype(dtype)))
+
+
+def test_a_palette_with_transparency_gives_its_colours():
+    image = Image.fromarray(GREY).convert("P")
+    image.info["transparency"] = bytes(range(64))
+
+    np.testing.assert_allclose(unchanged(8).prepare(image)[0], GREY / 255, atol=0.02)
+
+
+def test_the_picture_itself_is_not_changed(picture):
+    image = Image.fromarray(picture)
+    make_preprocessing(color="BGR", resize=2).prepare(image)
+
+    np.testing.assert_array_equal(np.asarray(image), picture)
+
+
+# --- settings -----------------------------------------------------------------------------------------------------
+
+SETTINGS = st.builds(
+    lambda color, statistics, **others: Preprocessing(
+        color=color,
+        mean=[mean for mean, _ in statistics][: 1 if color == "L" else 3],
+        std=[std for _, std in statistics][: 1 if color == "L" else 3],
+        **others,
+    ),
+    color=st.sampled_from(["RGB", "BGR", "L"]),
+    statistics=st.lists(st.tuples(st.floats(-10, 10), st.floats(1e-3, 10)), min_size=3, max_size=3),
+    resize=st.none() | st.integers(1, 4096),
+    crop=st.integers(1, 4096),
+    layout=st.sampled_from(["NCHW", "NHWC"]),
+)
+
+
+@given(SETTINGS)
+def test_settings_survive_json(settings):
+    assert preprocessing_from_json(json.loads(json.dumps(settings.to_json())), where="here") == settings
+
+
+def test_settings_are_read_from_a_file_and_what_is_left_out_has_its_default(tmp_path):
+    (tmp_path / "preprocess.json").write_text('{"crop": 224, "mean": [0, 0, 0], "std": [1, 1, 1]}')
+
+    assert load_preprocessing(tmp_path / "preprocess.json") == unchanged(224)
+
+
+WRONG = [
+    ({"color": "HSV"}, r"Preprocessing has color 'HSV' and layout 'NCHW'; expected one of \('RGB', 'BGR', 'L'\)"),
+    ({"layout": "CHW"}, r"Preprocessing has color 'RGB' and layout 'CHW'"),
+    ({"color": "L"}, r"Preprocessing has 3 means and 3 deviations; L has 1 channels\."),
+    ({"mean": [0.5]}, r"Preprocessing has 1 means and 3 deviations; RGB has 3 channels\."),
+    ({"std": [1, 1]}, r"Preprocessing has 3 means and 2 deviations"),
+    ({"std": [1, 0, 1]}, r"Preprocessing has mean \(.*\) and std \(1\.0, 0\.0, 1\.0\); expected finite numbers"),
+    ({"std": [1, -1, 1]}, r"Preprocessing has mean .* expected finite numbers, and std above 0\."),
+    ({"std": [1, 1e-50, 1]}, r"Preprocessing has mean .* expected finite numbers"),
+    ({"std": [1, float("nan"), 1]}, r"Preprocessing has mean .* expected finite numbers"),
+    ({"mean": [0, float("inf"), 0]}, r"Preprocessing has mean .* expected finite numbers"),
+    ({"mean": [0, 1e39, 0]}, r"Preprocessing has mean .* expected finite numbers"),
+    ({"crop": 0}, r"Preprocessing has resize None and crop 0; expected whole numbers of pixels, at least 1\."),
+    ({"crop": 2.0}, r"Preprocessing has resize None and crop 2\.0; expected whole numbers"),
+    ({"crop": True}, r"Preprocessing has resize None and crop True; expected whole numbers"),
+    ({"crop": "2"}, r"Preprocessing has resize None and crop 2; expected whole numbers"),
+    ({"resize": -1}, r"Preprocessing has resize -1 and crop 2; expected whole numbers"),
+    ({"resize": 256.5}, r"Preprocessing has resize 256\.5 and crop 2; expected whole numbers"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=lambda value: str(value) if isinstance(value, dict) else "")
+def test_settings_out_of_their_range_are_refused(change, message):
+    with pytest.raises(IncompatibleError, match=f"^{message}"):
+        make_preprocessing(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": 1}, r"bundle: unknown keys \['scale'\], missing keys \[\]\. Preprocessing has \['color', 'crop', "),
+        ({"crop": ...}, r"bundle: unknown keys \[\], missing keys \['crop'\]\."),
+        ({"mean": ..., "std": ..., "sdt": [1]}, r"bundle: unknown keys \['sdt'\], missing keys \['mean', 'std'\]\."),
+        ({"mean": 0.5}, r"bundle: a preprocessing setting has the wrong type: 'float' object is not iterable\."),
+        ({"mean": ["a", "b", "c"]}, r"bundle: a preprocessing setting has the wrong type: could not convert string"),
+        ({"std": None}, r"bundle: a preprocessing setting has the wrong type: 'NoneType' object is not iterable\."),
+        ({"std": [None, 1, 1]}, r"bundle: a preprocessing setting has the wrong type: "),
+        ({"color": None}, r"Preprocessing has color None and layout 'NCHW'"),
+        ({"layout": ["NCHW"]}, r"Preprocessing has color 'RGB' and layout \['NCHW'\]"),
+    ],
+)
+def test_json_with_keys_that_are_missing_unknown_or_wrong_is_refused(change, message):
+    values = {"crop": 2, "mean": list(MEAN), "std": list(STD)} | change
+    values = {key: value for key, value in values.items() if value is not ...}
+
+    with pytest.raises(IncompatibleError, match=f"^{message}"):
+        preprocessing_from_json(values, where="bundle")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"The preprocessing file \S+ is not JSON: "),
+        (b"\xff", r"The preprocessing file \S+ is not JSON: "),
+        (b"[1]", r"The preprocessing file \S+ holds a list; expected an object\."),
+        (b"null", r"The preprocessing file \S+ holds a NoneType; expected an object\."),
+        (b"[" * 10_000, r"The preprocessing file \S+ is not JSON: "),
+        (b" " * 70_000, r"The preprocessing file \S+ is larger than 65536 bytes"),
+    ],
+    ids=["empty", "not UTF-8", "list", "null", "nested", "too large"],
+)
+def test_a_file_that_is_no_json_object_is_refused(tmp_path, data, message):
+    (tmp_path / "preprocess.json").write_bytes(data)
+
+    with pytest.raises(LoadError, match=f"^{message}"):
+        load_preprocessing(tmp_path / "preprocess.json")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(LoadError, match=r"^Cannot read the preprocessing file \S+missing\.json: No such file"):
+        load_preprocessing(tmp_path / "missing.json")

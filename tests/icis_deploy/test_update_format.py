@@ -1,0 +1,233 @@
+import json
+import struct
+from datetime import datetime, timezone
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors.numpy import save
+
+from icis_deploy import update_format
+from icis_deploy.class_update import ClassUpdate
+from icis_deploy.errors import CorruptFileError
+from icis_deploy.update_format import parse_payload, serialize_payload
+
+BASE = "0123456789abcdef" * 4
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | NAMES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def updates(draw):
+    names = draw(st.lists(NAMES, min_size=1, max_size=6, unique=True))
+    first, second = sorted(draw(st.tuples(st.integers(0, len(names)), st.integers(0, len(names)))))
+    width = draw(st.integers(2, 5))
+    return ClassUpdate(
+        base_fingerprint=draw(st.text("0123456789abcdef", min_size=64, max_size=64)),
+        rows=draw(hnp.arrays(np.float32, (second, width), elements=FINITE)),
+        added=names[:first],
+        replaced=names[first:second],
+        removed=names[second:],
+        version=draw(st.integers(1, 1 << 62)),
+        expires=draw(st.none() | st.datetimes(timezones=st.just(timezone.utc))),
+        probe_seed=draw(st.integers(0, 1 << 62)),
+        provenance=draw(st.dictionaries(NAMES, JSON, max_size=3)),
+    )
+
+
+@pytest.fixture
+def update():
+    return ClassUpdate(
+        base_fingerprint=BASE,
+        rows=[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]],
+        added=["okapi"],
+        replaced=["Bärin"],
+        removed=["mule"],
+        version=3,
+        expires=datetime(2030, 1, 2, 3, 4, 5, tzinfo=timezone.utc),
+        provenance={"method": "icis"},
+    )
+
+
+def fields_of(payload):
+    (size,) = struct.unpack_from("<Q", payload)
+    return json.loads(json.loads(payload[8 : 8 + size])["__metadata__"]["class_update"])
+
+
+def payload_with(update, tensors=None, **changes):
+    """The payload of `update` with some metadata fields changed, or left out where the change is `...`."""
+    fields = fields_of(serialize_payload(update)) | changes
+    text = json.dumps({name: value for name, value in fields.items() if value is not ...})
+    return save({"rows": np.array(update.rows)} if tensors is None else tensors, metadata={"class_update": text})
+
+
+@given(updates())
+def test_parsing_gives_back_what_was_serialized(update):
+    payload = serialize_payload(update)
+
+    assert parse_payload(payload) == update
+    assert serialize_payload(parse_payload(payload)) == payload
+
+
+def test_equal_updates_have_equal_bytes_in_whatever_order_their_provenance_was_written():
+    def payload(provenance, rows):
+        return serialize_payload(ClassUpdate(base_fingerprint=BASE, rows=rows, added=["a"], provenance=provenance))
+
+    first = payload({"seed": 1, "method": "icis", "deep": {"x": 1, "y": 2}}, [[1, 2]])
+    second = payload({"deep": {"y": 2, "x": 1}, "method": "icis", "seed": 1}, np.array([[1, 2]], order="F"))
+
+    assert first == second
+
+
+def test_rows_that_were_read_cannot_be_written_to(update):
+    with pytest.raises(ValueError, match="read-only"):
+        parse_payload(serialize_payload(update)).rows[0] = 0
+
+
+def refusal_or_none(payload):
+    try:
+        parse_payload(payload)
+    except CorruptFileError as error:
+        return str(error)
+    return None
+
+
+@given(st.data())
+def test_damaged_bytes_are_refused_or_give_a_valid_update_but_never_crash(data):
+    payload = bytearray(
+        serialize_payload(ClassUpdate(base_fingerprint=BASE, rows=[[1, 2], [3, 4]], added=["a"], replaced=["b"]))
+    )
+    for _ in range(data.draw(st.integers(1, 3))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+
+    refusal = refusal_or_none(bytes(payload))
+    assert refusal is None or "class update" in refusal
+
+
+def test_every_truncation_is_refused(update):
+    payload = serialize_payload(update)
+    for length in range(len(payload)):
+        with pytest.raises(CorruptFileError):
+            parse_payload(payload[:length])
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_refused(data):
+    with pytest.raises(CorruptFileError):
+        parse_payload(data)
+
+
+def test_bytes_behind_the_end_are_refused(update):
+    with pytest.raises(CorruptFileError, match=r"^The class update is not a valid safetensors file"):
+        parse_payload(serialize_payload(update) + b"x")
+
+
+def test_a_payload_over_the_cap_is_refused_before_it_is_parsed(update, monkeypatch):
+    monkeypatch.setattr(update_format, "MAX_PAYLOAD_BYTES", 100)
+
+    with pytest.raises(CorruptFileError, match=r"^The class update is \d+ bytes; at most 100 are read\."):
+        parse_payload(serialize_payload(update))
+
+
+def test_a_header_over_the_cap_is_refused_before_it_is_parsed(update, monkeypatch):
+    monkeypatch.setattr(update_format, "MAX_HEADER_BYTES", 100)
+
+    with pytest.raises(CorruptFileError, match=r"^The class update's header claims \d+ bytes; the file is truncated"):
+        parse_payload(serialize_payload(update))
+
+
+def test_a_short_file_says_how_short():
+    with pytest.raises(CorruptFileError, match=r"^The class update is only 3 bytes; it is truncated\."):
+        parse_payload(b"abc")
+
+
+def test_another_safetensors_file_is_refused():
+    with pytest.raises(CorruptFileError, match=r"^The file has no class update in its header; it is another kind"):
+        parse_payload(save({"rows": np.zeros((1, 2), np.float32)}))
+
+
+def test_a_newer_schema_is_refused_with_what_to_do(update):
+    message = r"^The class update has schema version 2; this release reads 1\. Update icis-deploy\."
+    with pytest.raises(CorruptFileError, match=message):
+        parse_payload(payload_with(update, schema_version=2))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "found"),
+    [
+        ({}, r"\{\}"),
+        ({"rows": np.zeros((2, 3))}, r"\{'rows': 'float64'\}"),
+        ({"rows": np.zeros((2, 3), np.int32)}, r"\{'rows': 'int32'\}"),
+        ({"rows": np.zeros((2, 3), np.float32), "x": np.zeros(1)}, r"\{.*'x': 'float64'.*\}"),
+        ({"weight": np.zeros((2, 3), np.float32)}, r"\{'weight': 'float32'\}"),
+    ],
+)
+def test_other_tensors_are_refused(update, tensors, found):
+    with pytest.raises(CorruptFileError, match=rf"^The class update holds the tensors {found}; expected .* alone\."):
+        parse_payload(payload_with(update, tensors))
+
+
+@pytest.mark.parametrize("name", sorted(update_format._FIELDS - {"schema_version"}))
+def test_a_missing_field_is_named(update, name):
+    with pytest.raises(CorruptFileError, match=rf"^The class update's fields differ from schema 1 in \['{name}'\]\."):
+        parse_payload(payload_with(update, **{name: ...}))
+
+
+def test_an_unknown_field_is_named(update):
+    with pytest.raises(CorruptFileError, match=r"^The class update's fields differ from schema 1 in \['more'\]\."):
+        parse_payload(payload_with(update, more=1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"added": "okapi"},
+        {"added": ["okapi", 1]},
+        {"added": None},
+        {"replaced": {}},
+        {"removed": ["okapi"]},
+        {"removed": ["\ud800"]},
+        {"base_fingerprint": 5},
+        {"base_fingerprint": "zz"},
+        {"base_fingerprint": list("0123456789abcdef" * 4)},
+        {"version": 0},
+        {"version": 1.5},
+        {"version": "3"},
+        {"version": True},
+        {"probe_seed": -1},
+        {"probe_seed": None},
+        {"expires": "tomorrow"},
+        {"expires": 1893456000},
+        {"expires": "2030-01-02T03:04:05"},
+        {"expires": "2030-13-02T03:04:05Z"},
+        {"expires": "2030-01-02T03:04:05+02:00"},
+        {"provenance": []},
+        {"provenance": None},
+        {"provenance": {"loss": float("nan")}},
+        {"rows": 1},
+    ],
+    ids=str,
+)
+def test_a_field_of_the_wrong_type_or_out_of_range_is_refused(update, change):
+    with pytest.raises(CorruptFileError, match=r"^The class update(?: breaks its own rules: |'s fields differ)"):
+        parse_payload(payload_with(update, **change))
+
+
+def test_metadata_nested_without_end_is_refused(update):
+    text = json.dumps(fields_of(serialize_payload(update)))[:-1] + ', "more": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    with pytest.raises(CorruptFileError, match=r"^The (?:file has no class update|class update's fields differ)"):
+        parse_payload(save({"rows": np.array(update.rows)}, metadata={"class_update": text}))
+
+
+def test_rows_with_a_nan_are_refused(update):
+    rows = np.array(update.rows)
+    rows[1, 2] = np.nan
+    with pytest.raises(CorruptFileError, match=r"^The class update breaks its own rules: .* hold nan at \(1, 2\)"):
+        parse_payload(payload_with(update, {"rows": rows}))

@@ -1,0 +1,124 @@
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from icis_deploy import workbench
+from icis_deploy.errors import MissingDependencyError
+
+REPOSITORY = Path(workbench.__file__).resolve().parent.parent
+
+
+def run_beside_foreign_packages(folder, code):
+    """Run Python code in a folder whose own `benchmarks` and `exporters` come first; return what it prints."""
+    for name in ("benchmarks", "exporters"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("MINE = True\n")
+    (folder / "main.py").write_text(f"import sys\nsys.path.append({str(REPOSITORY)!r})\n" + textwrap.dedent(code))
+    result = subprocess.run([sys.executable, "main.py"], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_the_names_mean_ours_also_beside_packages_of_the_same_name(tmp_path):
+    printed = run_beside_foreign_packages(
+        tmp_path,
+        """
+        from icis_deploy.workbench import enable_workbench
+        enable_workbench()
+        enable_workbench()
+        import benchmarks, benchmarks.percentiles, exporters, exporters.model_loading
+        print(benchmarks.__file__, exporters.__file__, exporters.model_loading.__file__, sep="\\n")
+        """,
+    )
+
+    assert printed.splitlines() == [
+        str(REPOSITORY / "benchmarks" / "__init__.py"),
+        str(REPOSITORY / "exporters" / "__init__.py"),
+        str(REPOSITORY / "exporters" / "model_loading.py"),
+    ]
+
+
+def test_without_it_the_names_mean_the_packages_in_the_working_directory(tmp_path):
+    # Without this, the test above could not fail.
+    assert run_beside_foreign_packages(tmp_path, "import exporters; print(exporters.MINE)") == "True"
+
+
+@pytest.mark.parametrize("name", ["exporters", "benchmarks"])
+def test_a_foreign_package_that_is_already_imported_is_refused(tmp_path, name):
+    printed = run_beside_foreign_packages(
+        tmp_path,
+        f"""
+        import {name}
+        from icis_deploy.errors import IncompatibleError
+        from icis_deploy.workbench import enable_workbench
+        try:
+            enable_workbench()
+        except IncompatibleError as error:
+            print(error)
+        print({name}.MINE, [finder for finder in sys.meta_path if "Workbench" in type(finder).__name__])
+        """,
+    )
+
+    message, state = printed.splitlines()
+    assert message == (
+        f"A module called {name!r} from {tmp_path / name / '__init__.py'} is already imported; icis-deploy's own is in "
+        f"{REPOSITORY / name}. Use icis_deploy before importing the other one, or in a process of its own."
+    )
+    assert state == "True []", "a refusal leaves the import system as it was"
+
+
+def test_a_foreign_module_without_a_file_is_refused_as_well(tmp_path):
+    printed = run_beside_foreign_packages(
+        tmp_path,
+        """
+        import types
+        sys.modules["exporters"] = types.ModuleType("exporters")
+        from icis_deploy.errors import IncompatibleError
+        from icis_deploy.workbench import enable_workbench
+        try:
+            enable_workbench()
+        except IncompatibleError as error:
+            print(error)
+        """,
+    )
+
+    assert printed.startswith("A module called 'exporters' from None is already imported; ")
+
+
+def test_no_other_name_is_touched(tmp_path):
+    printed = run_beside_foreign_packages(
+        tmp_path,
+        """
+        from icis_deploy.workbench import enable_workbench
+        enable_workbench()
+        import json
+        find = sys.meta_path[0].find_spec
+        print(json.__file__, all(find(name) is None for name in ("json", "exporters.x", "scripts")))
+        """,
+    )
+
+    assert printed.split() == [__import__("json").__file__, "True"]
+
+
+def test_an_installation_without_exporters_says_how_to_mend_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(workbench, "_PACKAGE", tmp_path / "site-packages" / "icis_deploy")
+
+    with pytest.raises(
+        MissingDependencyError,
+        match=r"^This installation of icis-deploy in \S+ has no exporters\. Install it again: pip install",
+    ):
+        workbench.workbench_root()
+
+
+def test_the_packages_inside_a_wheel_go_before_folders_beside_it(tmp_path, monkeypatch):
+    package = tmp_path / "icis_deploy"
+    for name in ("exporters", "benchmarks"):
+        for root in (tmp_path, package / "_workbench"):
+            (root / name).mkdir(parents=True)
+            (root / name / "__init__.py").touch()
+    monkeypatch.setattr(workbench, "_PACKAGE", package)
+
+    assert workbench.workbench_root() == package / "_workbench"
