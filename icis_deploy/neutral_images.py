@@ -1,0 +1,138 @@
+"""Procedural pictures of nothing in particular: dead leaves, gradients, noise.
+
+They stand in for photos where only the statistics of natural images matter: features of them have the length and the
+spread that features of photos have, and an exported model can be compared with its reference on them. No data set is
+needed and none is imitated.
+
+Rules:
+
+1. Picture `i` of a seed is the same however many pictures are asked for: a longer list starts with the shorter one.
+2. The kinds take turns, so that any few consecutive pictures hold all of them.
+
+Sources: dead leaves, Lee, Mumford & Huang, "Occlusion Models for Natural Images", IJCV 2001 (discs of power-law
+radius that hide each other); noise with amplitude 1/f^a, Field, JOSA A 1987.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.errors import UsageError
+
+Float32 = NDArray[np.float32]
+
+SMALLEST_LEAF = 0.03
+LARGEST_LEAF = 0.4
+"""Radii of leaves, as parts of the picture's shorter side."""
+
+NUM_LEAVES = 400
+"""Leaves of a picture; enough that next to nothing of the ground is left to see."""
+
+
+def neutral_images(num_images: int, height: int, width: int, *, seed: int) -> Float32:
+    """Return procedural pictures, the same ones for the same seed.
+
+    Args:
+        num_images: How many.
+        height: In pixels.
+        width: In pixels.
+        seed: Not negative.
+
+    Returns:
+        `(num_images, 3, height, width)` float32 in 0..1.
+
+    Raises:
+        UsageError: If a count is not positive, or the seed is negative.
+    """
+    if min(num_images, height, width) < 1 or seed < 0:
+        raise UsageError(
+            f"Cannot draw {num_images} neutral images of {height}x{width} pixels from seed {seed}; expected positive "
+            f"counts and a seed that is not negative."
+        )
+    images = np.empty((num_images, 3, height, width), dtype=np.float32)
+    for index in range(num_images):
+        draw = KINDS[index % len(KINDS)]
+        images[index] = draw(height, width, np.random.default_rng([seed, index]))
+    return images
+
+
+def dead_leaves(height: int, width: int, random: np.random.Generator) -> Float32:
+    """Return ellipses and boxes that hide each other, each with a colour and a shading of its own.
+
+    Radii are drawn from a density proportional to r^-3, which makes the picture look alike at every scale.
+
+    Returns:
+        `(3, height, width)` float32 in 0..1.
+    """
+    side = min(height, width)
+    image = np.broadcast_to(random.random((3, 1, 1)), (3, height, width)).astype(np.float32)
+    palette = random.random((1 + int(random.integers(3, 12)), 3))
+    uniform = np.sort(random.random(NUM_LEAVES))
+    radii = side * (LARGEST_LEAF**-2 + uniform * (SMALLEST_LEAF**-2 - LARGEST_LEAF**-2)) ** -0.5
+    for radius in random.permutation(radii):
+        _paint_leaf(image, float(radius), palette[random.integers(len(palette))], random)
+    return np.clip(image, 0.0, 1.0)
+
+
+def _paint_leaf(image: Float32, radius: float, colour: NDArray[np.float64], random: np.random.Generator) -> None:
+    """Paint one leaf over `image` `(3, height, width)`, in place and within its bounding box only."""
+    _, height, width = image.shape
+    centre_y, centre_x = random.random() * height, random.random() * width
+    reach = 1.5 * radius
+    top, bottom = max(0, int(centre_y - reach)), min(height, int(centre_y + reach) + 1)
+    left, right = max(0, int(centre_x - reach)), min(width, int(centre_x + reach) + 1)
+    angle, aspect = random.random() * np.pi, 0.4 + 0.6 * random.random()
+    y = ((np.arange(top, bottom) - centre_y) / radius)[:, None]
+    x = ((np.arange(left, right) - centre_x) / radius)[None, :]
+    along = x * np.cos(angle) + y * np.sin(angle)
+    across = (y * np.cos(angle) - x * np.sin(angle)) / aspect
+    is_box = random.random() < 0.3
+    inside = np.maximum(np.abs(along), np.abs(across)) < 0.8 if is_box else along**2 + across**2 < 1.0
+    shading = 0.25 * random.standard_normal() * along + 0.06 * random.standard_normal(along.shape)
+    tint = colour + 0.05 * random.standard_normal(3)
+    box = image[:, top:bottom, left:right]
+    box[:, inside] = (tint[:, None] + shading[inside][None, :]).astype(np.float32)
+
+
+def gradient(height: int, width: int, random: np.random.Generator) -> Float32:
+    """Return a few smooth waves of colour, from a plain slope to a coarse pattern.
+
+    Returns:
+        `(3, height, width)` float32 in 0..1.
+    """
+    y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
+    image = np.zeros((3, height, width))
+    for _ in range(int(random.integers(1, 4))):
+        angle, waves = random.random() * 2 * np.pi, 0.3 * 10 ** random.random()
+        phase = waves * np.pi * (x * np.cos(angle) + y * np.sin(angle)) + random.random() * 2 * np.pi
+        image += random.standard_normal((3, 1, 1)) * np.sin(phase)
+    return _fit_to_range(image, random)
+
+
+def noise(height: int, width: int, random: np.random.Generator) -> Float32:
+    """Return noise whose amplitude falls with frequency as 1/f^a, a between 0.5 and 2; photos have about 1.
+
+    Returns:
+        `(3, height, width)` float32 in 0..1.
+    """
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
+    frequency[0, 0] = np.inf
+    amplitude = frequency ** -(0.5 + 1.5 * random.random())
+    spectrum = np.fft.rfft2(random.standard_normal((3, height, width))) * amplitude
+    mixing = random.standard_normal((3, 3))  # colours of neighbouring pixels go together, as they do in photos
+    return _fit_to_range(np.tensordot(mixing, np.fft.irfft2(spectrum, s=(height, width)), axes=1), random)
+
+
+def _fit_to_range(image: NDArray[np.float64], random: np.random.Generator) -> Float32:
+    """Return `image` `(3, height, width)` with a drawn brightness and contrast, cut off at 0 and 1."""
+    deviation = max(float(image.std()), np.finfo(np.float32).tiny)
+    contrast, brightness = 0.08 + 0.22 * random.random(), 0.3 + 0.4 * random.random()
+    fitted = np.clip(brightness + contrast * (image - image.mean()) / deviation, 0.0, 1.0)
+    return np.asarray(fitted, dtype=np.float32)
+
+
+KINDS: tuple[Callable[[int, int, np.random.Generator], Float32], ...] = (dead_leaves, gradient, dead_leaves, noise)
+"""The kinds in turn; dead leaves twice, since they are the most like photos."""

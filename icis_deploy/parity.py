@@ -1,0 +1,210 @@
+"""Parity: how far an exported model's logits are from its reference's, and whether that is near enough.
+
+Errors are scaled by the standard deviation of the reference's logits, because a logit has no unit: the same absolute
+error is nothing in one head and everything in another. A *near-tie* is an image whose two greatest reference logits are
+closer than twice the greatest error found (one logit may be off upwards, the other downwards), and never further apart
+than half a standard deviation; which of the two wins there is chance, so a disagreement on it is counted apart.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.errors import IncompatibleError
+
+CONFIDENCE = 0.99
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateProfile:
+    """The thresholds that an export of one precision must keep."""
+
+    name: str
+    """The precision that they are for."""
+
+    max_scaled_error: float
+    """Greatest allowed error of any logit, in standard deviations of the reference's logits."""
+
+    p999_scaled_error: float
+    """Greatest allowed 99.9th percentile of the errors, likewise."""
+
+    min_agreement: float
+    """Least allowed fraction of images, near-ties left out, on which the greatest logit is that of the same class."""
+
+
+GATE_PROFILES = {"fp32": GateProfile(name="fp32", max_scaled_error=1e-4, p999_scaled_error=5e-5, min_agreement=1.0)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityReport:
+    """The comparison of an exported model with its reference, and the verdict."""
+
+    compared_with: str
+    """What the reference was, in words."""
+
+    profile: GateProfile
+    """The thresholds."""
+
+    num_images: int
+    """Number of inputs that both were run on."""
+
+    num_classes: int
+    """Number of logits compared for each."""
+
+    logit_std: float
+    """Standard deviation of the reference's logits: the scale of the errors."""
+
+    max_scaled_error: float
+    """Greatest error of any logit, in that scale; infinite where the exported model gave a NaN or an infinity."""
+
+    p999_scaled_error: float
+    """99.9th percentile of the errors, in that scale."""
+
+    num_near_ties: int
+    """Images whose two greatest reference logits are closer than twice the greatest error (see the module)."""
+
+    num_disagreements: int
+    """Images, near-ties left out, on which another class wins."""
+
+    agreement: float
+    """Fraction of the images, near-ties left out, on which the same class wins."""
+
+    agreement_lower_bound: float
+    """One-sided 99 % Clopper-Pearson lower bound of `agreement`."""
+
+    failures: tuple[str, ...]
+    """Each threshold that was not kept, in words; empty if the gate is passed."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every threshold was kept."""
+        return not self.failures
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values, the verdict first; JSON has no infinity, so that becomes `null`."""
+        values = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+        return {"passed": self.passed, **values, "failures": list(self.failures)}
+
+
+def compare_logits(
+    reference: NDArray[np.floating[Any]],
+    exported: NDArray[np.floating[Any]],
+    *,
+    profile: GateProfile,
+    compared_with: str,
+) -> ParityReport:
+    """Compare an exported model's logits with its reference's.
+
+    Args:
+        reference: `(num_images, num_classes)`, any float dtype.
+        exported: The same shape.
+        profile: The thresholds.
+        compared_with: What the reference is, in words.
+
+    Raises:
+        IncompatibleError: If the shapes differ, are empty, or the reference is not finite or constant.
+    """
+    expected, found = np.asarray(reference, np.float64), np.asarray(exported, np.float64)
+    if expected.shape != found.shape or expected.ndim != 2 or expected.size == 0:
+        raise IncompatibleError(
+            f"The exported model gave logits of shape {found.shape}; the reference has {expected.shape}."
+        )
+    if not np.isfinite(expected).all():
+        raise IncompatibleError("The reference's logits hold a NaN or an infinity; nothing can be compared with them.")
+    scale = float(expected.std())
+    if not scale > 0:
+        raise IncompatibleError(
+            f"The reference's logits have a standard deviation of {scale}; there is no scale to use."
+        )
+    # A NaN would pass every `error > threshold`; as an infinite error it fails them all.
+    errors = np.abs(found - expected)
+    errors[np.isnan(errors)] = np.inf
+    near_ties, disagreements = _count_disagreements(expected, found, max_error=float(errors.max()))
+    num_clear = len(expected) - near_ties
+    measured: dict[str, Any] = {
+        "max_scaled_error": float(errors.max()) / scale,
+        # Sorted by hand: numpy's quantile subtracts neighbours, which turns two infinities into a NaN.
+        "p999_scaled_error": float(np.sort(errors, axis=None)[math.ceil(0.999 * (errors.size - 1))]) / scale,
+        "num_near_ties": near_ties,
+        "num_disagreements": disagreements,
+        "agreement": 1.0 - disagreements / num_clear if num_clear else 1.0,
+        "agreement_lower_bound": agreement_lower_bound(num_clear - disagreements, num_clear),
+    }
+    return ParityReport(
+        compared_with=compared_with,
+        profile=profile,
+        num_images=len(expected),
+        num_classes=expected.shape[1],
+        logit_std=scale,
+        failures=_failures(profile, measured),
+        **measured,
+    )
+
+
+def _count_disagreements(
+    expected: NDArray[np.float64], found: NDArray[np.float64], *, max_error: float
+) -> tuple[int, int]:
+    if expected.shape[1] == 1:
+        return 0, 0
+    top_two = np.partition(expected, -2, axis=1)[:, -2:]
+    # Both logits may be off by the greatest error, in opposite directions. An error as wide as the logits themselves
+    # must not excuse everything, so a margin above half a deviation is never a tie.
+    near_tie = top_two[:, 1] - top_two[:, 0] <= min(2 * max_error, 0.5 * float(expected.std()))
+    differs = expected.argmax(axis=1) != np.nan_to_num(found, nan=-np.inf).argmax(axis=1)
+    return int(near_tie.sum()), int((differs & ~near_tie).sum())
+
+
+def _failures(profile: GateProfile, measured: dict[str, Any]) -> tuple[str, ...]:
+    failures = [
+        f"{name} {measured[name]:.3g} is above {limit:.3g}"
+        for name, limit in (
+            ("max_scaled_error", profile.max_scaled_error),
+            ("p999_scaled_error", profile.p999_scaled_error),
+        )
+        if not measured[name] <= limit
+    ]
+    if measured["agreement"] < profile.min_agreement:
+        failures.append(
+            f"agreement {measured['agreement']:.4f} is below {profile.min_agreement:.4f}: another class wins on "
+            f"{measured['num_disagreements']} images that are no near-ties"
+        )
+    return tuple(failures)
+
+
+def agreement_lower_bound(num_agreeing: int, num_images: int) -> float:
+    """Return the one-sided 99 % Clopper-Pearson lower bound of a proportion.
+
+    Solved by bisection on the exact binomial tail, because a device that checks parity has no scipy.
+
+    Args:
+        num_agreeing: Number of successes, 0 to `num_images`.
+        num_images: Number of trials; 0 gives a bound of 0.
+    """
+    if num_agreeing == 0:
+        return 0.0
+    counts = np.arange(num_agreeing, num_images + 1)
+    log_choices = _log_choices(num_images)[counts]
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        # P(X >= num_agreeing) of a binomial distribution, summed in logarithms; `middle` is never 0 or 1 to the bit.
+        tail = np.exp(log_choices + counts * math.log(middle) + (num_images - counts) * math.log1p(-middle)).sum()
+        if tail < 1 - CONFIDENCE:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _log_choices(trials: int) -> NDArray[np.float64]:
+    """Return `(trials + 1,)`: the logarithm of `trials` over k, for every k."""
+    log_factorials = np.array([math.lgamma(count + 1) for count in range(trials + 1)])
+    return np.asarray(log_factorials[trials] - log_factorials - log_factorials[::-1])
