@@ -1,0 +1,325 @@
+"""Measure how long calls take, one thing alone or several against each other, so that the figures can be trusted.
+
+What is measured is any callable without arguments, under a label; one call is a query. A call must return only when its
+work is done: code that starts work on a device has to wait for it.
+
+Rules:
+
+1. Nothing counts before the latency is stable: first everything is warmed up, window after window.
+2. Then come rounds. In each round everything is measured in random order and once more in the reverse order, so that a
+   steady drift of the machine cancels within the round. The first query after a switch pays for the caches that the
+   others have filled and is not counted.
+3. Rounds go on until there are enough queries for the percentiles wanted and the interval is narrow enough for a
+   verdict, or the budget is used up: then the verdict is `inconclusive`, never a guess.
+4. Nothing is thrown away for being slow. Medians, not trimming, keep disturbances out of the verdict.
+5. Python's garbage collector rests while queries are timed; what they leave is collected between rounds.
+6. The clock is an argument, so the whole harness is tested in virtual time.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.comparison import Comparison, compare
+from benchmarks.drift import Steadiness, Trend, find_disturbances, trend
+from benchmarks.machine_state import MachineState
+from benchmarks.percentiles import (
+    CONFIDENCE,
+    Histogram,
+    Interval,
+    Percentile,
+    histogram_of,
+    median_interval,
+    num_queries_needed,
+    percentile_of,
+)
+from benchmarks.rounds import (
+    REAL_INSTRUMENTS,
+    Call,
+    Instruments,
+    Round,
+    WarmUp,
+    garbage_collector_at_rest,
+    queries_in_block,
+    run_round,
+    time_queries,
+    warm_up,
+)
+from icis_deploy.errors import UsageError
+
+REPORTED_PERCENTS = (90.0, 95.0, 99.0, 99.9)
+
+WARM_UP_SHARE = 0.2
+"""Share of the budget that the warm-up may take."""
+
+FIRST_LOOK = 10
+LOOK_GROWTH = 1.25
+"""Rounds before it is first asked whether the result is precise enough, and the factor from one time to the next."""
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much is measured, and how small a difference matters.
+
+    Raises:
+        UsageError: On construction, if a number is not positive.
+    """
+
+    num_queries: int = num_queries_needed(99.0)
+    """Queries of each label to measure at least; 662 is the fewest from which p99 exists."""
+
+    budget_s: float = 30.0
+    """Seconds after which no further round starts, warm-up included, whatever has been reached."""
+
+    margin: float = 0.02
+    """Differences up to this fraction count as none."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_queries", "budget_s", "margin"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"The plan's {name} is {getattr(self, name)}; expected a positive number.")
+
+
+DEFAULT_PLAN = Plan()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyReport:
+    """Latency of one label."""
+
+    label: str
+    """What was measured."""
+
+    num_queries: int
+    """Queries that count."""
+
+    median_ms: Interval
+    """Median in milliseconds, with its 99 % interval."""
+
+    mean_ms: float
+    """Mean in milliseconds: one query after the other, `1000 / mean_ms` are answered in a second."""
+
+    min_ms: float
+    """Fastest query, milliseconds."""
+
+    max_ms: float
+    """Slowest query, milliseconds."""
+
+    percentiles: tuple[Percentile, ...]
+    """p90, p95, p99 and p99.9; those that the number of queries does not allow say what they need."""
+
+    histogram: Histogram
+    """All queries."""
+
+    warm_up: WarmUp
+    """What came before."""
+
+    drift: Trend | None
+    """How the latency changed during the run; None where there are too few rounds to say."""
+
+    def to_json(self) -> dict[str, object]:
+        """Return this report as values that `json.dumps` takes."""
+        return {
+            "label": self.label,
+            "num_queries": self.num_queries,
+            "median_ms": self.median_ms.value,
+            "median_low_ms": self.median_ms.low,
+            "median_high_ms": self.median_ms.high,
+            "confidence": CONFIDENCE,
+            "mean_ms": self.mean_ms,
+            "min_ms": self.min_ms,
+            "max_ms": self.max_ms,
+            "percentiles": [percentile.to_json() for percentile in self.percentiles],
+            "histogram": self.histogram.to_json(),
+            "warm_up": self.warm_up.to_json(),
+            "drift": None if self.drift is None else self.drift.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """Everything one run of the harness found."""
+
+    latencies: tuple[LatencyReport, ...]
+    """One for each label, in the order given."""
+
+    comparisons: tuple[Comparison, ...]
+    """Every other label against one of them; empty where only one thing was measured."""
+
+    num_rounds: int
+    """Rounds, in each of which everything was measured."""
+
+    duration_s: float
+    """Seconds, warm-up included."""
+
+    stopped_by: Literal["precise", "budget"]
+    """Whether what was asked for was reached, or the budget used up before."""
+
+    clock_overhead_ns: float
+    """What timing itself adds to each latency stated here; it is not subtracted."""
+
+    probe: Trend | None
+    """How the time of a fixed computation changed during the run."""
+
+    before: MachineState
+    """The machine after the warm-up."""
+
+    after: MachineState
+    """The machine at the end."""
+
+    steadiness: Steadiness
+    """What disturbed the run."""
+
+    def to_json(self) -> dict[str, object]:
+        """Return this measurement as values that `json.dumps` takes."""
+        return {
+            "latencies": [report.to_json() for report in self.latencies],
+            "comparisons": [comparison.to_json() for comparison in self.comparisons],
+            "num_rounds": self.num_rounds,
+            "duration_s": self.duration_s,
+            "stopped_by": self.stopped_by,
+            "clock_overhead_ns": self.clock_overhead_ns,
+            "probe": None if self.probe is None else self.probe.to_json(),
+            "machine": {"before": self.before.to_json(), "after": self.after.to_json()},
+            "steadiness": self.steadiness.to_json(),
+        }
+
+
+def measure(
+    calls: Mapping[str, Call],
+    *,
+    against: str | None = None,
+    plan: Plan = DEFAULT_PLAN,
+    instruments: Instruments = REAL_INSTRUMENTS,
+) -> Measurement:
+    """Measure the latency of every callable, and compare them.
+
+    Args:
+        calls: What to measure, by label.
+        against: The label that all others are compared with; by default the first.
+        plan: How much to measure.
+        instruments: What measures.
+
+    Raises:
+        UsageError: If there is nothing to measure, or `against` is not one of the labels.
+        RuntimeFailureError: If a call raises; the message names its label.
+    """
+    reference = label_to_compare_with(calls, against)
+    clock, start_ns, budget_ns = instruments.clock, instruments.clock(), int(plan.budget_s * 1e9)
+    with garbage_collector_at_rest():
+        share_ns = int(budget_ns * WARM_UP_SHARE / len(calls))
+        warm_ups = {label: warm_up(label, call, share_ns, clock) for label, call in calls.items()}
+        before = instruments.read_state()
+        rounds, precise = run_rounds(calls, warm_ups, reference, plan, instruments, deadline_ns=start_ns + budget_ns)
+        after = instruments.read_state()
+    probe = trend([each.start_s for each in rounds], [each.probe_ns for each in rounds])
+    return Measurement(
+        latencies=tuple(report_latency(label, rounds, warm_ups[label]) for label in calls),
+        comparisons=compare_all(rounds, calls, reference, plan.margin),
+        num_rounds=len(rounds),
+        duration_s=(clock() - start_ns) / 1e9,
+        stopped_by="precise" if precise else "budget",
+        clock_overhead_ns=float(np.median(time_queries("an empty call", lambda: None, 200, clock))),
+        probe=probe,
+        before=before,
+        after=after,
+        steadiness=find_disturbances(before, after, probe),
+    )
+
+
+def label_to_compare_with(calls: Mapping[str, Call], against: str | None) -> str:
+    """Return the label that is asked for, or the first.
+
+    Raises:
+        UsageError: If there is none, or not that one.
+    """
+    if not calls:
+        raise UsageError("There is nothing to measure; give at least one callable.")
+    reference = next(iter(calls)) if against is None else against
+    if reference not in calls:
+        raise UsageError(f"Nothing is measured under the label {reference!r}; there are {', '.join(map(repr, calls))}.")
+    return reference
+
+
+def run_rounds(
+    calls: Mapping[str, Call],
+    warm_ups: Mapping[str, WarmUp],
+    reference: str,
+    plan: Plan,
+    instruments: Instruments,
+    *,
+    deadline_ns: int,
+) -> tuple[list[Round], bool]:
+    """Return the rounds, at least one, and whether they are precise enough or the deadline ended them."""
+    random = np.random.default_rng(0)
+    block_queries = {label: queries_in_block(warm_ups[label].last_median_ms * 1e6) for label in calls}
+    rounds: list[Round] = []
+    next_look = FIRST_LOOK
+    while True:
+        order = [list(calls)[place] for place in random.permutation(len(calls))]
+        rounds.append(run_round(calls, order, block_queries, instruments))
+        gc.collect(0)
+        out_of_time = instruments.clock() >= deadline_ns
+        if out_of_time or len(rounds) >= next_look:
+            next_look = math.ceil(next_look * LOOK_GROWTH)
+            precise = precise_enough(rounds, calls, reference, plan)
+            if precise or out_of_time:
+                return rounds, precise
+
+
+def precise_enough(rounds: Sequence[Round], calls: Mapping[str, Call], reference: str, plan: Plan) -> bool:
+    """Say whether every label has its queries, and either every comparison a verdict or the only median is narrow."""
+    if any(len(queries_of(rounds, label)) < plan.num_queries for label in calls):
+        return False
+    if len(calls) > 1:
+        verdicts = [comparison.verdict for comparison in compare_all(rounds, calls, reference, plan.margin)]
+        return "inconclusive" not in verdicts
+    return report_median(rounds, reference).relative_half_width <= plan.margin
+
+
+def compare_all(
+    rounds: Sequence[Round], calls: Mapping[str, Call], reference: str, margin: float
+) -> tuple[Comparison, ...]:
+    """Compare every label but the reference with the reference."""
+    typical_ns = {label: [each.typical_ns(label) for each in rounds] for label in calls}
+    return tuple(
+        compare(typical_ns[label], typical_ns[reference], label=label, against=reference, margin=margin)
+        for label in calls
+        if label != reference
+    )
+
+
+def queries_of(rounds: Sequence[Round], label: str) -> Int64:
+    """Return all latencies of a label that count, `(num_queries,)` int64, nanoseconds, in the order of time."""
+    return np.concatenate([block for each in rounds for block in each.latencies_ns[label]])
+
+
+def report_median(rounds: Sequence[Round], label: str) -> Interval:
+    """Return the median of a label's latencies in milliseconds, resampled by rounds."""
+    return median_interval([np.concatenate(each.latencies_ns[label]) / 1e6 for each in rounds])
+
+
+def report_latency(label: str, rounds: Sequence[Round], warm: WarmUp) -> LatencyReport:
+    """Return what the rounds say of one label."""
+    latencies_ms = queries_of(rounds, label) / 1e6
+    return LatencyReport(
+        label=label,
+        num_queries=len(latencies_ms),
+        median_ms=report_median(rounds, label),
+        mean_ms=float(latencies_ms.mean()),
+        min_ms=float(latencies_ms.min()),
+        max_ms=float(latencies_ms.max()),
+        percentiles=tuple(percentile_of(latencies_ms, percent) for percent in REPORTED_PERCENTS),
+        histogram=histogram_of(latencies_ms),
+        warm_up=warm,
+        drift=trend([each.start_s for each in rounds], [each.typical_ns(label) for each in rounds]),
+    )
