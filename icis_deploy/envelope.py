@@ -32,6 +32,9 @@ MAX_SIGNATURE_BYTES = 1 << 16
 MAX_ENVELOPE_BYTES = MAX_PAYLOAD_BYTES // 3 * 4 + MAX_SIGNATURE_BYTES
 """Base64 makes four bytes of three."""
 
+MAX_JSON_VALUES = 4096
+"""An envelope has a handful. A file that is nothing but brackets would take twenty times its size in memory."""
+
 _NUM_SHOWN = 16
 _MAX_SHOWN_KEYS = 4
 
@@ -51,6 +54,10 @@ def parse_envelope(data: bytes) -> Envelope:
 
     if len(data) > MAX_ENVELOPE_BYTES:
         raise CorruptFileError(f"The class update is {len(data)} bytes; at most {MAX_ENVELOPE_BYTES} are read.")
+    if sum(data.count(mark) for mark in b"[{,") > MAX_JSON_VALUES:
+        raise CorruptFileError(
+            f"The file is not a class update: it is no DSSE envelope (more than {MAX_JSON_VALUES} JSON values)."
+        )
     try:
         document = json.loads(data)
         envelope = Envelope.from_dict(document | {"signatures": list_from_json(document["signatures"])})

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import struct
 from datetime import datetime, timezone
@@ -230,4 +231,11 @@ def test_rows_with_a_nan_are_refused(update):
     rows = np.array(update.rows)
     rows[1, 2] = np.nan
     with pytest.raises(CorruptFileError, match=r"^The class update breaks its own rules: .* hold nan at \(1, 2\)"):
+        parse_payload(payload_with(update, {"rows": rows}, rows_sha256=hashlib.sha256(rows.tobytes()).hexdigest()))
+
+
+def test_rows_that_changed_since_they_were_written_are_refused(update):
+    rows = np.array(update.rows)
+    rows[0, 0] += 1
+    with pytest.raises(CorruptFileError, match=r"another SHA-256 than it states; the file is damaged"):
         parse_payload(payload_with(update, {"rows": rows}))
