@@ -1,0 +1,259 @@
+"""Write a bundle: head surgery, files, parity gate, and only then the folder that was asked for."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from exporters.head_finding import HeadLocation
+from exporters.head_surgery import add_slots, fuse_head, set_slot_defaults
+from exporters.model_loading import LoadedModel
+from exporters.onnx_files import save_model
+from exporters.parity_gate import check_bundle
+from exporters.scores import score_kind
+from icis_deploy._version import __version__
+from icis_deploy.bundle import (
+    INJECTED_NAME,
+    MANIFEST_NAME,
+    MODEL_NAME,
+    SLOTS_NAME,
+    Bundle,
+    ModelInput,
+    file_entry,
+    serialize_manifest,
+)
+from icis_deploy.class_update import ClassUpdate
+from icis_deploy.errors import GateFailedError, IncompatibleError, UsageError, WrongBaseError
+from icis_deploy.files import check_free, new_folder, write_file
+from icis_deploy.head import Head
+from icis_deploy.parity import ParityReport
+from icis_deploy.preprocessing import Preprocessing
+from icis_deploy.runtime.store import TRUST_FOLDER
+from icis_deploy.signing import load_public_key
+from icis_deploy.slot_files import serialize_slots
+from icis_deploy.slots import SlotTable, empty_slots
+
+REPORT_NAME = "parity.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadPlan:
+    """Which head a bundle gets: the seen rows, and what is in the slots or baked beside them."""
+
+    seen: Head
+    """The original head."""
+
+    table: SlotTable
+    """Injected rows: the slots of an updatable head; for a fused one as many slots as there are rows."""
+
+    head_kind: str
+    """`fused` or `updatable`."""
+
+    updates: tuple[ClassUpdate, ...]
+    """What the table was made of, in order."""
+
+    @property
+    def expanded(self) -> Head:
+        """All rows, in the order of the bundle's classes."""
+        return self.seen.expand(self.table.rows(), self.table.filled_names)
+
+
+def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, capacity: int | None) -> HeadPlan:
+    """Apply class updates to a head, one after the other.
+
+    Args:
+        seen: The original head.
+        updates: Made for it.
+        head_kind: `fused` or `updatable`.
+        capacity: Number of slots of an updatable head; must be `None` for a fused one.
+
+    Raises:
+        WrongBaseError: If an update was made for another head.
+        UsageError: If the capacity does not go with the kind of head.
+        CapacityError, ClassConflictError, IncompatibleError: As `SlotTable.apply`.
+    """
+    for update in updates:
+        if update.base_fingerprint != seen.fingerprint:
+            raise WrongBaseError(
+                f"A class update (version {update.version}) was made for the head {update.base_fingerprint[:16]}…; "
+                f"this model's head is {seen.fingerprint[:16]}…. Inject again with this model and this class list."
+            )
+    if head_kind == "fused":
+        if capacity is not None:
+            raise UsageError("A fused head has no slots: give --capacity with --head updatable only.")
+        table = empty_slots(sum(len(update.added) for update in updates), seen.feature_dim)
+    elif capacity is None or capacity < 1:
+        raise UsageError(f"An updatable head needs a capacity of at least 1 slot, not {capacity}: give --capacity.")
+    else:
+        table = empty_slots(capacity, seen.feature_dim)
+    for update in updates:
+        table = table.apply(update, seen_names=frozenset(seen.class_names))
+    return HeadPlan(
+        seen=seen,
+        table=compacted(table) if head_kind == "fused" else table,
+        head_kind=head_kind,
+        updates=tuple(updates),
+    )
+
+
+def compacted(table: SlotTable) -> SlotTable:
+    """Return the filled slots alone, in slot order."""
+    filled = table.filled
+    return SlotTable(weight=table.weight[filled], bias=table.bias[filled], class_names=table.filled_names)
+
+
+def write_bundle(
+    target: Path,
+    plan: HeadPlan,
+    *,
+    loaded: LoadedModel,
+    location: HeadLocation,
+    preprocessing: Preprocessing | None,
+    images: Sequence[Path] | None,
+    trust: Sequence[Path] = (),
+    overwrite: bool,
+) -> Bundle:
+    """Write a bundle to `target`, if it passes the parity gate.
+
+    Args:
+        target: The bundle's folder.
+        plan: Which head it gets.
+        loaded: The original model; it is not changed.
+        location: Its head.
+        preprocessing: Goes into the manifest.
+        images: Image files for the gate; `None` for seeded inputs.
+        trust: Public keys for the bundle's `trust/` folder; not in the manifest, since devices may rotate them.
+        overwrite: Whether a bundle at `target` may be replaced.
+
+    Raises:
+        GateFailedError: If the gate is not passed. What was built lies in `<target>.rejected` with its report, and
+            `target` is as it was.
+        StorageError: If a file cannot be written; `target` is as it was.
+    """
+    check_free(target, overwrite=overwrite)
+    with new_folder(target, overwrite=overwrite, marker=MANIFEST_NAME) as building:
+        _write_model(building, plan, loaded, location)
+        bundle = _describe(building, plan, loaded, location, preprocessing)
+        reports = check_bundle(
+            building, bundle, loaded=loaded, location=location, expanded=plan.expanded, images=images
+        )
+        bundle = replace(bundle, parity=tuple(report.to_json() for report in reports))
+        if not all(report.passed for report in reports):
+            _reject(building, target, reports)
+        write_file(building / MANIFEST_NAME, serialize_manifest(bundle))
+        _write_trust(building / TRUST_FOLDER, trust)
+    return bundle
+
+
+def _write_trust(folder: Path, trust: Sequence[Path]) -> None:
+    keys = {load_public_key(path).keyid: path.read_bytes() for path in trust}
+    if keys:
+        folder.mkdir()
+    for key_id, data in keys.items():
+        write_file(folder / f"{key_id[:16]}.pub", data)
+
+
+def _write_model(folder: Path, plan: HeadPlan, loaded: LoadedModel, location: HeadLocation) -> None:
+    if plan.head_kind == "fused":
+        model = fuse_head(loaded.model, location, plan.expanded)
+        name = INJECTED_NAME
+    else:
+        model = add_slots(loaded.model, location, plan.table.capacity)
+        model = set_slot_defaults(model, plan.table.weight, plan.table.bias)
+        name = SLOTS_NAME
+    save_model(model, folder / MODEL_NAME)
+    if plan.table.capacity:
+        write_file(folder / name, serialize_slots(plan.table))
+
+
+def _describe(
+    folder: Path,
+    plan: HeadPlan,
+    loaded: LoadedModel,
+    location: HeadLocation,
+    preprocessing: Preprocessing | None,
+) -> Bundle:
+    fused = plan.head_kind == "fused"
+    return Bundle(
+        head_kind=plan.head_kind,
+        class_names=plan.expanded.class_names if fused else plan.seen.class_names,
+        num_seen=plan.seen.num_classes,
+        feature_dim=plan.seen.feature_dim,
+        capacity=0 if fused else plan.table.capacity,
+        base_fingerprint=plan.seen.fingerprint,
+        head_version=max((update.version for update in plan.updates), default=0),
+        model_input=model_input(loaded, preprocessing),
+        score_kind=score_kind(location),
+        preprocessing=preprocessing,
+        files={path.name: file_entry(path) for path in sorted(folder.iterdir())},
+        parity=(),
+        updates=tuple(_describe_update(update) for update in plan.updates),
+        created_by=_versions(),
+    )
+
+
+def model_input(loaded: LoadedModel, preprocessing: Preprocessing | None) -> ModelInput:
+    """Return the input of a model, with the size that preprocessing gives where the model leaves it open.
+
+    Raises:
+        IncompatibleError: If the preprocessing gives images of another shape or type than the model takes.
+        UsageError: If the model leaves its size open and there is no preprocessing.
+    """
+    found = loaded.input_shape[1:]
+    shape = found if preprocessing is None else preprocessing.input_shape
+    if len(shape) != len(found) or any(isinstance(a, int) and a != b for a, b in zip(found, shape, strict=True)):
+        raise IncompatibleError(
+            f"The preprocessing gives images of shape {shape}; {loaded.spec} takes {found}. Change crop, color "
+            f"or layout."
+        )
+    sizes = tuple(size for size in shape if isinstance(size, int))
+    if len(sizes) != len(shape):
+        raise UsageError(f"{loaded.spec} takes images of any size ({found}); say which with --preprocess.")
+    if loaded.input_dtype != np.float32:
+        raise IncompatibleError(
+            f"{loaded.spec} takes {loaded.input_dtype}; a bundle holds models that take float32. Export it "
+            f"with a float32 input."
+        )
+    return ModelInput(name=loaded.input_name, shape=sizes, dtype=str(loaded.input_dtype))
+
+
+def _describe_update(update: ClassUpdate) -> Mapping[str, object]:
+    return {
+        "version": update.version,
+        "added": list(update.added),
+        "replaced": list(update.replaced),
+        "removed": list(update.removed),
+        "provenance": dict(update.provenance),
+    }
+
+
+def _versions() -> dict[str, str]:
+    import onnx
+    import onnxruntime
+
+    return {
+        "icis-deploy": __version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _reject(building: Path, target: Path, reports: Sequence[ParityReport]) -> None:
+    rejected = target.with_name(target.name + ".rejected")
+    text = json.dumps([report.to_json() for report in reports], indent=1, allow_nan=False, default=str)
+    with new_folder(rejected, overwrite=True, marker=REPORT_NAME) as folder:
+        shutil.copytree(building, folder, dirs_exist_ok=True)
+        write_file(folder / REPORT_NAME, text.encode())
+    failures = "; ".join(failure for report in reports for failure in report.failures)
+    raise GateFailedError(
+        f"The parity gate was not passed: {failures}. No bundle was written to {target}; what was built lies in "
+        f"{rejected}, with the report in {REPORT_NAME}."
+    )

@@ -1,0 +1,253 @@
+"""Follow the class axis of logits through one ONNX operator.
+
+For each operator that may follow a head: on which axis of its output are the classes, what speaks against this being a
+classifier's logits (a *doubt*), and what forbids that the axis grows (a *block*). Sources: the ONNX operator
+specifications, opset 13 and newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from exporters.graph_constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
+
+_SURE_ELEMENTWISE = frozenset(
+    {"Add", "Cast", "DequantizeLinear", "Div", "Dropout", "Identity", "Mul", "QuantizeLinear", "Sigmoid", "Sub"}
+)
+_DOUBTFUL_ELEMENTWISE = frozenset(
+    {
+        *("Abs", "Acos", "And", "Asin", "Ceil", "Clip", "Cos", "Elu", "Equal", "Erf", "Exp", "Floor", "Greater"),
+        *("GreaterOrEqual", "HardSigmoid", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Min", "Neg", "Not", "Or"),
+        *("Pow", "Reciprocal", "Relu", "Round", "Sign", "Sin", "Softplus", "Sqrt", "Tanh", "Where"),
+    }
+)
+_REDUCTIONS = frozenset(
+    {"ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"}
+)
+_TABLE_LOOKUPS = frozenset({"Gather", "GatherElements", "GatherND", "OneHot"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carrier:
+    """A value that carries the classes on one of its axes."""
+
+    value: ir.Value
+    """The value."""
+
+    axis: int
+    """Which axis."""
+
+    num_classes: int
+    """How long that axis is."""
+
+    @property
+    def dims(self) -> tuple[int | ir.SymbolicDim, ...]:
+        """The value's shape, which is known of every carrier."""
+        assert self.value.shape is not None
+        return tuple(self.value.shape)
+
+    @property
+    def from_right(self) -> int:
+        """Place of the class axis counted from the last axis, which is 1: by this, broadcasting aligns."""
+        return len(self.dims) - self.axis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """Where the classes are after an operator."""
+
+    axis: int | None = None
+    """The class axis of the outputs; `None` if they have none."""
+
+    doubt: str | None = None
+    """Why this may not be a classifier's output."""
+
+    block: str | None = None
+    """Why no class can be added."""
+
+
+def follow(node: ir.Node, carriers: list[Carrier]) -> Followed:
+    """Follow the class axis through a node.
+
+    Args:
+        node: Takes something that is computed from the logits.
+        carriers: Those of its inputs that have a class axis; none, if it only takes what has none any more.
+    """
+    if not carriers:
+        # Input 1 holds the indices; a Gather of a shape's entry has what is computed from the logits as input 0.
+        looks_up = node.op_type in _TABLE_LOOKUPS and is_constant(node.inputs[0])
+        return Followed(block=f"{label(node)} ({node.op_type}) looks classes up in a table") if looks_up else Followed()
+    if any(source.value.shape is None for source in carriers):
+        return Followed(block=f"the shape of what {label(node)} ({node.op_type}) takes is unknown")
+    if node.domain in STANDARD_DOMAINS:
+        if node.op_type in _SURE_ELEMENTWISE | _DOUBTFUL_ELEMENTWISE:
+            return _follow_elementwise(node, carriers)
+        handler = _HANDLERS.get(node.op_type)
+        if handler is not None and carriers[0].value is node.inputs[0]:
+            return handler(node, carriers[0])
+    return Followed(block=f"{label(node)} ({node.op_type}) mixes classes, or takes a fixed number of them")
+
+
+def may_follow_logits(node: ir.Node) -> bool:
+    """Say whether the class axis can be followed through nodes of this type at all."""
+    known = _SURE_ELEMENTWISE | _DOUBTFUL_ELEMENTWISE | _HANDLERS.keys() | _TABLE_LOOKUPS
+    return node.domain in STANDARD_DOMAINS and node.op_type in known
+
+
+def reduced_axes(node: ir.Node, rank: int) -> tuple[int, ...] | None:
+    """Return the axes that a Reduce node takes together, ascending from 0; `None` if they are not constant.
+
+    Source: up to opset 17 they are an attribute of most reductions, then an input.
+    """
+    axes: Sequence[int] = integers(node, "axes")
+    if not axes:
+        given = node.inputs[1] if len(node.inputs) > 1 else None
+        if given is None:
+            return () if node.attributes.get_int("noop_with_empty_axes", 0) else tuple(range(rank))
+        if not is_constant(given):
+            return None
+        axes = [int(axis) for axis in constant_array(given).reshape(-1)]
+    return tuple(sorted(axis % rank for axis in axes))
+
+
+def integers(node: ir.Node, name: str) -> tuple[int, ...]:
+    """Return an attribute that lists integers; empty where the node does not have it."""
+    attribute = node.attributes.get(name)
+    return () if attribute is None else tuple(attribute.as_ints())
+
+
+def label(node: ir.Node) -> str:
+    """Return what to call a node in a message and on the command line: its name, or its first output's."""
+    return str(node.name or node.outputs[0].name)
+
+
+def _follow_elementwise(node: ir.Node, carriers: list[Carrier]) -> Followed:
+    place = carriers[0].from_right
+    if any(source.from_right != place for source in carriers):
+        return Followed(block=f"{label(node)} ({node.op_type}) combines classes with classes")
+    values = [source.value for source in carriers]
+    others = [source for source in node.inputs if source is not None and source not in values]
+    quantizes = node.op_type in {"QuantizeLinear", "DequantizeLinear"}
+    for other in others:
+        if _varies_by_class(other, place) or (quantizes and constant_size(other) != 1):
+            return Followed(block=f"{label(node)} ({node.op_type}) combines the logits with one value per class")
+    rank = max(len(source.shape) for source in (*values, *others) if source.shape is not None)
+    doubt = f"{node.op_type} {label(node)}" if node.op_type in _DOUBTFUL_ELEMENTWISE else None
+    return Followed(axis=rank - place, doubt=doubt)
+
+
+def _varies_by_class(value: ir.Value, place: int) -> bool:
+    if is_constant(value):
+        shape: tuple[int | ir.SymbolicDim, ...] = constant_shape(value)
+    elif value.shape is not None:
+        shape = tuple(value.shape)
+    else:
+        return True
+    return len(shape) >= place and shape[len(shape) - place] != 1
+
+
+def _follow_reduction(node: ir.Node, source: Carrier) -> Followed:
+    axes = reduced_axes(node, len(source.dims))
+    if axes is None or source.axis in axes:
+        return Followed(doubt=f"{node.op_type} {label(node)}")
+    if any(source.dims[axis] != 1 for axis in axes):
+        return Followed(
+            block=f"{label(node)} ({node.op_type}) takes the logits of several images or positions together"
+        )
+    keeps = node.attributes.get_int("keepdims", 1)
+    return Followed(axis=source.axis if keeps else source.axis - sum(axis < source.axis for axis in axes))
+
+
+def _follow_softmax(node: ir.Node, source: Carrier) -> Followed:
+    if node.attributes.get_int("axis", -1) % len(source.dims) != source.axis:
+        return Followed(block=f"{label(node)} ({node.op_type}) is not over the classes")
+    return Followed(axis=source.axis)
+
+
+def _follow_pool(node: ir.Node, source: Carrier) -> Followed:
+    if source.axis != 1 or any(dim != 1 for dim in source.dims[2:]):
+        return Followed(block=f"{label(node)} ({node.op_type}) pools logits in a way that does not commute with rows")
+    return Followed(axis=1)
+
+
+def _follow_choice(node: ir.Node, source: Carrier) -> Followed:
+    """Follow TopK and ArgMax: what they give has no class axis, and stays right for more classes."""
+    default = -1 if node.op_type == "TopK" else 0
+    over_classes = node.attributes.get_int("axis", default) % len(source.dims) == source.axis
+    if not over_classes or not node.attributes.get_int("largest", 1):
+        return Followed(block=f"{label(node)} ({node.op_type}) does not choose the greatest logits")
+    return Followed()
+
+
+def _follow_flatten(node: ir.Node, source: Carrier) -> Followed:
+    split = node.attributes.get_int("axis", 1) % (len(source.dims) + 1)
+    rest = [dim for axis, dim in enumerate(source.dims) if axis >= split and axis != source.axis]
+    if split > source.axis or any(dim != 1 for dim in rest):
+        return Followed(block=f"{label(node)} (Flatten) mixes classes with another axis")
+    return Followed(axis=1)
+
+
+def _follow_reshape(node: ir.Node, source: Carrier) -> Followed:
+    target = node.outputs[0].shape
+    mixes = Followed(block=f"{label(node)} (Reshape) mixes classes with another axis")
+    if target is None or source.axis == 0:
+        return mixes
+    places = [axis for axis, dim in enumerate(target) if axis > 0 and dim == source.num_classes]
+    alone = all(dim == 1 for axis, dim in enumerate(source.dims) if axis not in {0, source.axis})
+    if not alone or len(places) != 1 or any(dim != 1 for axis, dim in enumerate(target) if axis not in {0, *places}):
+        return mixes
+    return Followed(axis=places[0])
+
+
+def _follow_squeeze(node: ir.Node, source: Carrier) -> Followed:
+    axes = _axes_input(node)
+    rank = len(source.dims)
+    gone = [i for i in range(rank) if source.dims[i] == 1] if axes is None else [axis % rank for axis in axes]
+    return Followed(axis=source.axis - sum(axis < source.axis for axis in gone))
+
+
+def _follow_unsqueeze(node: ir.Node, source: Carrier) -> Followed:
+    axes = _axes_input(node)
+    if axes is None:
+        return Followed(block=f"{label(node)} (Unsqueeze) has axes that are not constant")
+    rank = len(source.dims) + len(axes)
+    new = {axis % rank for axis in axes}
+    return Followed(axis=[axis for axis in range(rank) if axis not in new][source.axis])
+
+
+def _follow_transpose(node: ir.Node, source: Carrier) -> Followed:
+    order = integers(node, "perm") or tuple(reversed(range(len(source.dims))))
+    return Followed(axis=order.index(source.axis))
+
+
+def _follow_shape(node: ir.Node, source: Carrier) -> Followed:  # noqa: ARG001 - one signature for all operators
+    return Followed()
+
+
+def _axes_input(node: ir.Node) -> list[int] | None:
+    given = node.inputs[1] if len(node.inputs) > 1 else None
+    if given is None or not is_constant(given):
+        return None
+    return [int(axis) for axis in constant_array(given).reshape(-1)]
+
+
+_HANDLERS: dict[str, Callable[[ir.Node, Carrier], Followed]] = {
+    "ArgMax": _follow_choice,
+    "AveragePool": _follow_pool,
+    "Flatten": _follow_flatten,
+    "GlobalAveragePool": _follow_pool,
+    "GlobalMaxPool": _follow_pool,
+    "LogSoftmax": _follow_softmax,
+    "MaxPool": _follow_pool,
+    "Reshape": _follow_reshape,
+    "Shape": _follow_shape,
+    "Softmax": _follow_softmax,
+    "Squeeze": _follow_squeeze,
+    "TopK": _follow_choice,
+    "Transpose": _follow_transpose,
+    "Unsqueeze": _follow_unsqueeze,
+    **dict.fromkeys(_REDUCTIONS, _follow_reduction),
+}

@@ -1,0 +1,166 @@
+"""Small edits of an ONNX graph that head surgery is made of, and the frame that each operation of it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphPass:
+    """One operation on a model in three parts; see `run_pass`."""
+
+    requires: Callable[[ir.Model], None]
+    """Raises if the model is not what the operation needs."""
+
+    call: Callable[[ir.Model], bool]
+    """Edits the model in place; says whether it changed anything."""
+
+    ensures: Callable[[ir.Model], None]
+    """Raises if the edited model is not what the operation promises."""
+
+
+def run_pass(graph_pass: GraphPass, model: ir.Model) -> ir.passes.PassResult:
+    """Run a pass on a copy of a model that shares its weights.
+
+    Returns:
+        The edited copy, or the model itself where there was nothing to change; and which of the two it is.
+
+    Raises:
+        ICISDeployError: Whatever the pass raises; the model is as it was.
+    """
+    graph_pass.requires(model)
+    copy = model.clone()
+    if not graph_pass.call(copy):
+        return ir.passes.PassResult(model, modified=False)
+    graph_pass.ensures(copy)
+    return ir.passes.PassResult(copy, modified=True)
+
+
+def opset_of(graph: ir.Graph) -> int:
+    """Return the version of the standard operators that a graph uses."""
+    return graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 1))
+
+
+def unused_name(graph: ir.Graph, wanted: str) -> str:
+    """Return `wanted`, or that with a number where a value of the graph or of a subgraph is called so already."""
+    taken = {value.name for value in _all_values(graph)}
+    name, count = wanted, 1
+    while name in taken:
+        name, count = f"{wanted}_{count}", count + 1
+    return name
+
+
+def free_name(graph: ir.Graph, name: str) -> None:
+    """Rename an inner value called `name`, so that an input or an output can be called so."""
+    for value in list(_all_values(graph)):
+        if value.name == name and not value.is_graph_output() and not value.is_graph_input():
+            value.name = unused_name(graph, f"{name}_inner")
+
+
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any], dtype: ir.DataType | None = None) -> ir.Value:
+    """Add a constant called `name`, or that with a number where the name is taken.
+
+    Args:
+        graph: Where to add it.
+        name: The wanted name.
+        array: Its values; copied only where they are converted or not contiguous.
+        dtype: What to convert them to; their own type if not given.
+    """
+    name = unused_name(graph, name)
+    target = array.dtype if dtype is None else dtype.numpy()
+    tensor = ir.Tensor(np.ascontiguousarray(array, dtype=target), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def add_node(
+    graph: ir.Graph,
+    op_type: str,
+    inputs: Sequence[ir.Value],
+    *,
+    name: str,
+    dtype: ir.DataType | None,
+    shape: ir.Shape,
+    before: ir.Node | None = None,
+    attributes: dict[str, Any] | None = None,
+) -> ir.Value:
+    """Add a node with one output, and return that output.
+
+    Args:
+        graph: Where to add it.
+        op_type: A standard operator.
+        inputs: What it takes.
+        name: The wanted name of its output.
+        dtype: Type of its output.
+        shape: Shape of its output.
+        before: The node to put it before; if not given it comes right after the last of its inputs is there.
+        attributes: Of the operator.
+    """
+    output = ir.Value(name=unused_name(graph, name), shape=ir.Shape(list(shape)))
+    output.type = None if dtype is None else ir.TensorType(dtype)
+    node = ir.node(op_type, inputs, attributes=attributes or {}, outputs=[output], name=f"node_{output.name}")
+    if before is not None:
+        graph.insert_before(before, node)
+        return output
+    producers = {source.producer() for source in inputs} - {None}
+    last = next((other for other in reversed(graph) if other in producers), None)
+    if last is not None:
+        graph.insert_after(last, node)
+    elif len(graph):
+        graph.insert_before(graph[0], node)
+    else:
+        graph.append(node)
+    return output
+
+
+def replace_uses(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let `new` stand wherever `old` did, its name and the graph's outputs included; `old` may still feed `new`."""
+    for node, index in list(old.uses()):
+        if node is not new.producer():
+            node.replace_input_with(index, new)
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[index] = new
+    name = str(old.name)
+    old.name = unused_name(graph, f"{name}_seen")
+    new.name = name
+
+
+def remove_unused(graph: ir.Graph, nodes: Iterable[ir.Node]) -> None:
+    """Remove those of `nodes` that nothing uses any more, and whatever fed only them."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop(0)
+        if node.graph is not graph or any(value.uses() or value.is_graph_output() for value in node.outputs):
+            continue
+        sources = [source for source in node.inputs if source is not None]
+        graph.remove(node, safe=True)
+        for source in sources:
+            producer = source.producer()
+            if producer is not None:
+                waiting.append(producer)
+            elif source.is_initializer() and not source.uses() and not source.is_graph_output():
+                _drop_initializer(graph, source)
+
+
+def _drop_initializer(graph: ir.Graph, value: ir.Value) -> None:
+    if value.is_graph_input():
+        graph.inputs.remove(value)
+    graph.initializers.pop(str(value.name), None)
+
+
+def _all_values(graph: ir.Graph) -> Iterable[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for subgraph in graph.subgraphs():
+        yield from subgraph.inputs
+        yield from subgraph.initializers.values()
+    for node in graph.all_nodes():
+        yield from node.outputs

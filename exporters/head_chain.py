@@ -1,0 +1,185 @@
+"""What belongs to a head after its linear operator, such as scales, offsets and pooling, and what it does to the rows.
+
+Rules:
+
+1. Every operator that keeps the logits an affine function of the features belongs to the head: a bias that is added
+   after a MatMul, a scale per class, a temperature, a cosine head's scale and constant margin, the mean over positions.
+2. The rows are what is left when all of that is folded into them: `logits = features @ weight.T + bias`.
+3. A cast belongs to it too: a float16 head's logits are joined to others where they are float32 again.
+4. A value that something else uses as well ends the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from exporters.class_axis import integers, reduced_axes
+from exporters.graph_constants import constant_array, constant_shape, constant_size, is_constant
+
+FLOAT_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
+_AFFINE = frozenset({"Add", "Div", "Mul", "Sub"})
+_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
+_PASSED_THROUGH = frozenset({"Dropout", "Identity", "QuantizeLinear"})
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadChain:
+    """The nodes after a linear operator that belong to the head."""
+
+    nodes: tuple[ir.Node, ...]
+    """In order; each takes what the one before gives, and nothing else uses that."""
+
+    logits: ir.Value
+    """Where the logits leave the head."""
+
+    class_axis: int
+    """Axis of the classes in `logits`."""
+
+    spread: bool
+    """Whether there are still logits at several positions per image."""
+
+
+def trace_chain(linear: ir.Node, *, num_classes: int, class_axis: int) -> HeadChain:
+    """Follow a linear operator's output for as long as it is an affine function of the features.
+
+    Args:
+        linear: The operator.
+        num_classes: Its rows.
+        class_axis: Axis of the classes in its output.
+    """
+    value, axis = linear.outputs[0], class_axis
+    chain = HeadChain(nodes=(), logits=value, class_axis=axis, spread=_is_spread(value, axis))
+    nodes: list[ir.Node] = []
+    while (node := _only_user(value)) is not None:
+        following = _axis_after(node, value, axis, num_classes)
+        if following is None:
+            break
+        nodes.append(node)
+        value, axis = node.outputs[0], following
+        # What only passes logits through stays outside, unless something that belongs to the head comes after it.
+        if node.op_type not in _PASSED_THROUGH | {"Reshape"}:
+            chain = HeadChain(nodes=tuple(nodes), logits=value, class_axis=axis, spread=_is_spread(value, axis))
+    return chain
+
+
+def chain_affine(linear: ir.Node, chain: HeadChain) -> tuple[Float64, Float64]:
+    """Return what is done to `features @ weight`: multiplied by a scale, then an offset added.
+
+    Returns:
+        Scale and offset, each `()`, `(1,)` or `(num_classes,)`.
+    """
+    scale: Float64 = np.ones(())
+    offset: Float64 = np.zeros(())
+    gemm = linear.op_type == "Gemm"
+    if gemm:
+        scale = scale * np.float32(linear.attributes.get_float("alpha", 1.0))
+    if len(linear.inputs) > 2 and linear.inputs[2] is not None:
+        beta = np.float64(np.float32(linear.attributes.get_float("beta", 1.0))) if gemm else np.float64(1)
+        offset = beta * _flat(linear.inputs[2])
+    value = linear.outputs[0]
+    for node in chain.nodes:
+        operand = _affine_operand(node, value)
+        if operand is not None:
+            scale, offset = _apply(node, operand_first=node.inputs[1] is value, scale=scale, offset=offset)
+        value = node.outputs[0]
+    return scale, offset
+
+
+def _apply(node: ir.Node, *, operand_first: bool, scale: Float64, offset: Float64) -> tuple[Float64, Float64]:
+    operand = node.inputs[0] if operand_first else node.inputs[1]
+    assert operand is not None
+    array = _flat(operand)
+    if node.op_type == "Add":
+        return scale, offset + array
+    if node.op_type == "Mul":
+        return scale * array, offset * array
+    if node.op_type == "Div":
+        return scale / array, offset / array
+    return (-scale, array - offset) if operand_first else (scale, offset - array)
+
+
+def _flat(constant: ir.Value) -> Float64:
+    return constant_array(constant).astype(np.float64).reshape(-1)
+
+
+def _only_user(value: ir.Value) -> ir.Node | None:
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def _is_spread(value: ir.Value, class_axis: int) -> bool:
+    if value.shape is None:
+        return True
+    return any(dim != 1 for axis, dim in enumerate(value.shape) if axis not in {0, class_axis})
+
+
+def _axis_after(node: ir.Node, value: ir.Value, axis: int, num_classes: int) -> int | None:
+    """Return the class axis after a node that may belong to the head; `None` if it does not."""
+    if node.op_type in _AFFINE:
+        operand = _affine_operand(node, value)
+        return axis if operand is not None and _fits(operand, value, axis, num_classes) else None
+    if node.op_type in _PASSED_THROUGH:
+        return axis
+    if node.op_type in {"Cast", "DequantizeLinear"}:
+        return axis if node.outputs[0].dtype in FLOAT_TYPES else None
+    if node.op_type == "Reshape":
+        return axis if _flattens_positions(node, value, axis) else None
+    if node.op_type in _POOLS:
+        return _axis_after_pool(node, value, axis)
+    return None
+
+
+def _affine_operand(node: ir.Node, value: ir.Value) -> ir.Value | None:
+    """Return the constant that a node scales `value` with or adds to it; `None` if it does anything else."""
+    if node.op_type not in _AFFINE:
+        return None
+    other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
+    if other is None or other is value or not is_constant(other):
+        return None
+    return None if node.op_type == "Div" and node.inputs[0] is not value else other
+
+
+def _fits(operand: ir.Value, value: ir.Value, axis: int, num_classes: int) -> bool:
+    """Say whether a constant is one number, or one number per class."""
+    if value.shape is None:
+        return False
+    shape = constant_shape(operand)
+    rank = len(value.shape)
+    if len(shape) > rank:
+        return False
+    if constant_size(operand) == 1:
+        return True
+    along = [size for place, size in enumerate(shape, start=rank - len(shape)) if place != axis]
+    return constant_size(operand) == num_classes and all(size == 1 for size in along)
+
+
+def _flattens_positions(node: ir.Node, value: ir.Value, axis: int) -> bool:
+    """Say whether a reshape turns `(batch, classes, height, width)` into `(batch, classes, height * width)`."""
+    before, after = value.shape, node.outputs[0].shape
+    if before is None or after is None or axis != 1 or len(before) <= 3 or len(after) != 3:
+        return False
+    return before[0] == after[0] and before[1] == after[1]
+
+
+def _axis_after_pool(node: ir.Node, value: ir.Value, axis: int) -> int | None:
+    """Return the class axis after the mean over all positions; `None` if a node is another kind of pooling."""
+    if value.shape is None:
+        return None
+    rank = len(value.shape)
+    if node.op_type == "ReduceMean":
+        axes = reduced_axes(node, rank)
+        if axes is None or set(axes) != set(range(1, rank)) - {axis}:
+            return None
+        return axis if node.attributes.get_int("keepdims", 1) else axis - sum(other < axis for other in axes)
+    if axis != 1 or rank < 3:
+        return None
+    if node.op_type == "AveragePool":
+        covers_all = integers(node, "kernel_shape") == tuple(value.shape)[2:]
+        return axis if covers_all and not any(integers(node, "pads")) else None
+    return axis

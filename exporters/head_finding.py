@@ -1,0 +1,290 @@
+"""Find the head of a classifier in its ONNX graph, by structure, and read its rows.
+
+Rules:
+
+1. From each output the graph is walked backward, through what may follow logits, to the first linear operators.
+2. A head is certain if it is the only one found so, and only what usually follows logits comes after it: softmax,
+   sigmoid, TopK, ArgMax, reshapes, casts. What feeds another linear operator cannot take more classes, so it is none.
+3. What is not certain is an error that names the candidates; `head_node` chooses one. No name decides anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from exporters.class_axis import label, may_follow_logits
+from exporters.graph_constants import is_constant, root_initializers
+from exporters.head_patterns import (
+    HeadPattern,
+    Kind,
+    describe_linear,
+    has_rows,
+    is_linear,
+    match_head,
+    pattern_rows,
+)
+from exporters.head_tail import Tail, trace_tail
+from icis_deploy.errors import AmbiguousHeadError, IncompatibleError, ModelLoadError, UsageError
+from icis_deploy.head import Head
+
+_MAX_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadLocation:
+    """Where the head is in a graph, by names, so that it holds for every copy of the graph."""
+
+    kind: Kind
+    """`gemm`, `matmul`, `conv` (1x1), or `cosine` (features of unit length)."""
+
+    node_name: str
+    """Name of the linear operator; its first output's name where the node has none."""
+
+    weight_name: str
+    """Name of the initializer that holds the weight, or the largest of those that it is computed from."""
+
+    precision: str
+    """Type of the weight in the graph, such as `float32`; `int8 (dequantized)` for integers with a scale."""
+
+    num_classes: int
+    """Number of rows."""
+
+    feature_dim: int
+    """Width of a row without its bias."""
+
+    feature_name: str
+    """Name of the value that feeds the head."""
+
+    logits_name: str
+    """Name of the value where the logits leave the head."""
+
+    output_name: str
+    """Name of the graph output with one score per class that is nearest to the logits; `logits_name` in a model that
+    gives choices only (TopK, ArgMax). Head surgery makes it the first output, `(batch, num_classes)`."""
+
+    followed_by: tuple[str, ...]
+    """Operators between the logits and that output, in order."""
+
+    certainty: Literal["certain", "chosen"]
+    """Whether structure alone decided, or `--head-node` did."""
+
+    reason: str
+    """Why this is the head, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A linear operator that could be the head, with what follows it."""
+
+    pattern: HeadPattern
+    """The operator and what belongs to it."""
+
+    tail: Tail
+    """What follows."""
+
+    def describe(self) -> str:
+        """Return the candidate in words, with the first thing that speaks against it."""
+        against = [*self.tail.blocks, *(f"followed by {doubt}" for doubt in self.tail.doubts)]
+        return ": ".join([describe_linear(self.pattern.node), *against[:1]])
+
+
+def find_head(model: ir.Model, head_node: str | None = None) -> HeadLocation:
+    """Find the head.
+
+    Args:
+        model: With inferred shapes.
+        head_node: Name of the linear operator that is the head, or of its output; for when structure cannot decide.
+
+    Raises:
+        AmbiguousHeadError: If several operators, or one that is not certain, could be the head.
+        UsageError: If `head_node` names no linear operator.
+        ModelLoadError: If there is no head, or no class can be added to it.
+    """
+    if head_node is not None:
+        return _location(
+            model, _chosen(model, head_node), certainty="chosen", reason=f"chosen by --head-node {head_node}"
+        )
+    candidates, refusals = _candidates(model)
+    usable = [each for each in candidates if not each.tail.blocks]
+    certain = [each for each in usable if not each.tail.doubts]
+    if len(certain) == 1:
+        return _location(model, certain[0], certainty="certain", reason=_reason(certain[0]))
+    if not candidates:
+        raise ModelLoadError(_nothing_found(model, refusals))
+    if not usable:
+        raise ModelLoadError(
+            f"No class can be added to this model's head: {_listed(candidates)}. Export the model without that part."
+        )
+    if len(usable) == 1:
+        raise AmbiguousHeadError(
+            f"It is not certain that this is the head: {_listed(usable)}. If it is, say so with --head-node "
+            f"{label(usable[0].pattern.node)}."
+        )
+    raise AmbiguousHeadError(f"Several layers could be the head: {_listed(usable)}. Choose one with --head-node NAME.")
+
+
+def read_head(model: ir.Model, location: HeadLocation, class_names: Sequence[str]) -> Head:
+    """Read the head's rows, such that `logits = features @ weight.T + bias` for the features that feed it.
+
+    Args:
+        model: The model that `location` was found in, or a copy.
+        location: Where the head is.
+        class_names: `(num_classes,)`, in the order of the logits.
+
+    Raises:
+        IncompatibleError: If the number of names is not the number of classes, or a weight is NaN or infinite.
+        ClassConflictError: If a name stands twice.
+    """
+    if len(class_names) != location.num_classes:
+        raise IncompatibleError(
+            f"The class list has {len(class_names)} names; the head {location.node_name} has {location.num_classes} "
+            f"classes. Expected one name per class, in the order of the logits."
+        )
+    return Head(rows=pattern_rows(pattern_at(model, location)), class_names=tuple(class_names))
+
+
+def pattern_at(model: ir.Model, location: HeadLocation) -> HeadPattern:
+    """Return the head's nodes in the model that `location` was found in, or in a copy of it.
+
+    Raises:
+        ModelLoadError: If the head is not there.
+    """
+    node = _node_named(model, location.node_name)
+    pattern = "there is no such linear operator" if node is None or not is_linear(node) else match_head(node)
+    if isinstance(pattern, str):
+        raise ModelLoadError(f"The head {location.node_name} is not in this graph: {pattern}.")
+    if (pattern.num_classes, pattern.feature_dim) != (location.num_classes, location.feature_dim):
+        raise ModelLoadError(
+            f"The head {location.node_name} is {pattern.num_classes} x {pattern.feature_dim} in this graph; it was "
+            f"found as {location.num_classes} x {location.feature_dim}. This is another model."
+        )
+    return pattern
+
+
+def _candidates(model: ir.Model) -> tuple[list[Candidate], list[str]]:
+    """Return the last linear operators before the outputs, and why others that were met there are none."""
+    met: dict[ir.Node, None] = {}
+    refusals: list[str] = []
+    for output in model.graph.outputs:
+        nodes, dead_ends = _linear_before(output)
+        met.update(dict.fromkeys(nodes))
+        refusals += dead_ends
+    found: list[Candidate] = []
+    for node in met:
+        pattern = match_head(node)
+        if isinstance(pattern, str):
+            refusals.insert(0, f"{label(node)} ({node.op_type}) is none, as {pattern}")
+        elif pattern.num_classes < 2:
+            refusals.insert(0, f"{describe_linear(node)} gives one number, which is no choice between classes")
+        else:
+            tail = trace_tail(pattern.logits, pattern.chain.class_axis, pattern.num_classes)
+            found.append(Candidate(pattern=pattern, tail=tail))
+    return found, refusals
+
+
+def _linear_before(output: ir.Value) -> tuple[list[ir.Node], list[str]]:
+    """Walk backward from an output to the first linear operators; return them, and where the walk ended otherwise."""
+    found: dict[ir.Node, None] = {}
+    dead_ends: list[str] = []
+    waiting, known = [output], {output}
+    while waiting:
+        value = waiting.pop()
+        node = value.producer()
+        if node is None or is_constant(value):
+            continue
+        if is_linear(node) and has_rows(node):
+            found.setdefault(node)
+        elif may_follow_logits(node):
+            sources = [source for source in node.inputs if source is not None and source not in known]
+            known.update(sources)
+            waiting.extend(sources)
+        else:
+            dead_ends.append(f"output {output.name!r} comes from {label(node)} ({node.op_type})")
+    return list(found), dead_ends
+
+
+def _chosen(model: ir.Model, head_node: str) -> Candidate:
+    node = _node_named(model, head_node)
+    if node is None or not is_linear(node):
+        what = "is no node of this graph" if node is None else f"is a {node.op_type}"
+        known = "; ".join(_last_linear(model)) or "none, there is none"
+        raise UsageError(f"--head-node {head_node} {what}. Expected one of: {known}.")
+    pattern = match_head(node)
+    if isinstance(pattern, str):
+        raise ModelLoadError(f"--head-node {head_node} cannot be used as a head: {pattern}.")
+    tail = trace_tail(pattern.logits, pattern.chain.class_axis, pattern.num_classes)
+    if tail.blocks:
+        raise ModelLoadError(f"No class can be added to --head-node {head_node}: {tail.blocks[0]}.")
+    if not any(output in tail.axes for output in model.graph.outputs):
+        raise ModelLoadError(f"--head-node {head_node} reaches no output of the graph.")
+    return Candidate(pattern=pattern, tail=tail)
+
+
+def _node_named(model: ir.Model, name: str) -> ir.Node | None:
+    named = next((node for node in model.graph if node.name == name), None)
+    by_output = next((node for node in model.graph if any(value.name == name for value in node.outputs)), None)
+    return named or by_output
+
+
+def _last_linear(model: ir.Model) -> list[str]:
+    return [describe_linear(node) for node in model.graph if is_linear(node) and has_rows(node)][-_MAX_NAMED:]
+
+
+def _listed(candidates: list[Candidate]) -> str:
+    return "; ".join(each.describe() for each in candidates[:_MAX_NAMED])
+
+
+def _nothing_found(model: ir.Model, refusals: list[str]) -> str:
+    found = (
+        refusals[0] if refusals else f"the outputs of its {model.graph.num_nodes()} nodes depend on no linear operator"
+    )
+    return (
+        f"No head was found: {found}. Expected a Gemm, a MatMul or a 1x1 Conv with a constant weight before the "
+        f"output.{_last_candidate(model)}"
+    )
+
+
+def _last_candidate(model: ir.Model) -> str:
+    """Return a sentence on the last linear operator that could be a head by itself, if there is one."""
+    for node in reversed(model.graph):
+        pattern = match_head(node) if is_linear(node) else ""
+        if isinstance(pattern, HeadPattern) and pattern.num_classes > 1:
+            tail = trace_tail(pattern.logits, pattern.chain.class_axis, pattern.num_classes)
+            candidate = Candidate(pattern=pattern, tail=tail)
+            hint = "" if tail.blocks else f" If it is the head, say so with --head-node {label(node)}."
+            return f" The last linear operator is {candidate.describe()}.{hint}"
+    return ""
+
+
+def _location(
+    model: ir.Model, candidate: Candidate, *, certainty: Literal["certain", "chosen"], reason: str
+) -> HeadLocation:
+    pattern, tail = candidate.pattern, candidate.tail
+    roots = root_initializers(pattern.weight)
+    weight = roots[0] if roots else pattern.weight
+    dtype = weight.dtype.numpy().name if weight.dtype is not None else "float32"
+    scored = [output for output in model.graph.outputs if tail.axes.get(output) not in {None, 0}]
+    output = min(scored, key=lambda value: len(tail.path_to(value)), default=pattern.logits)
+    return HeadLocation(
+        kind=pattern.kind,
+        node_name=label(pattern.node),
+        weight_name=str(weight.name),
+        precision=f"{dtype} (dequantized)" if pattern.is_quantized else dtype,
+        num_classes=pattern.num_classes,
+        feature_dim=pattern.feature_dim,
+        feature_name=str(pattern.features.name),
+        logits_name=str(pattern.logits.name),
+        output_name=str(output.name),
+        followed_by=tail.path_to(output),
+        certainty=certainty,
+        reason=reason,
+    )
+
+
+def _reason(candidate: Candidate) -> str:
+    after = dict.fromkeys(node.op_type for node in candidate.tail.nodes)
+    return f"the only linear operator before the outputs, with {', '.join(after) or 'nothing'} after it"

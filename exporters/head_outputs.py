@@ -1,0 +1,112 @@
+"""The outputs of an edited classifier: scores first, features last.
+
+scores    (batch, num_classes)  under the name that the original has for them
+...                             whatever else the original gives, as it was
+features  (batch, feature_dim)  float32, if asked for
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from exporters.feature_matrix import add_feature_matrix
+from exporters.graph_edits import add_node, free_name
+from exporters.head_finding import HeadLocation, pattern_at
+from exporters.head_patterns import HeadPattern
+from exporters.onnx_files import check_model
+from icis_deploy.errors import ExportError, IncompatibleError
+
+FEATURES = "features"
+
+
+def require_room_for_features(location: HeadLocation, model: ir.Model) -> None:
+    """Raise `IncompatibleError` if an output called `features` is anything but what feeds the head, in float32."""
+    pattern = pattern_at(model, location)
+    for output in model.graph.outputs:
+        if output.name == FEATURES and not has_features(pattern):
+            raise IncompatibleError(
+                f"The model has an output {FEATURES!r} already, which is not what feeds the head {location.node_name} "
+                f"in float32. Rename it in the model."
+            )
+
+
+def has_features(pattern: HeadPattern) -> bool:
+    """Say whether the model gives its head's features already, in the form that `add_features` adds."""
+    features = pattern.features
+    is_output = features.name == FEATURES and features.is_graph_output()
+    return is_output and not pattern.positions and features.dtype == ir.DataType.FLOAT
+
+
+def add_features(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
+    """Make the features the last output, called `features` and in float32, and return it."""
+    if has_features(pattern):
+        graph.outputs[:] = [*(output for output in graph.outputs if output is not pattern.features), pattern.features]
+        return pattern.features
+    features = add_feature_matrix(graph, pattern)
+    assert features.shape is not None
+    free_name(graph, FEATURES)
+    if features.dtype == ir.DataType.FLOAT and features.producer() is not None and not features.is_graph_output():
+        features.name = FEATURES
+        graph.outputs.append(features)
+        return features
+    # An input, or another output's name, cannot be changed; and a device reads float32 whatever the model's precision.
+    output = add_node(
+        graph,
+        "Cast",
+        [features],
+        name=FEATURES,
+        dtype=ir.DataType.FLOAT,
+        shape=features.shape,
+        attributes={"to": ir.DataType.FLOAT},
+    )
+    graph.outputs.append(output)
+    return output
+
+
+def put_scores_first(graph: ir.Graph, location: HeadLocation, logits: ir.Value) -> None:
+    """Make the output with the scores the first one, and `(batch, n)`; `logits` if there is no such output."""
+    outputs = list(graph.outputs)
+    scores = next((output for output in outputs if output.name == location.output_name), logits)
+    graph.outputs[:] = [_flattened(graph, scores), *(output for output in outputs if output is not scores)]
+
+
+def ensure_outputs(location: HeadLocation, model: ir.Model, *, num_classes: int, features: bool) -> None:
+    """Raise `ExportError` if an edited graph is not valid, or its outputs are not what surgery promises.
+
+    Args:
+        location: The head.
+        model: The edited graph.
+        num_classes: How many scores the first output must have.
+        features: Whether the last output must be the features.
+    """
+    check_model(model)
+    scores, last = model.graph.outputs[0], model.graph.outputs[-1]
+    fits = scores.shape is not None and len(scores.shape) == 2 and scores.shape[1] == num_classes
+    if scores.name != location.output_name or not fits:
+        raise ExportError(
+            f"The first output of the edited graph is {scores.name!r} {scores.shape}; expected "
+            f"{location.output_name!r} with {num_classes} classes."
+        )
+    wanted = (location.feature_dim, ir.DataType.FLOAT)
+    if features and (last.shape is None or (last.shape[1], last.dtype) != wanted or last.name != FEATURES):
+        raise ExportError(f"The edited graph ends in the output {last.name!r} {last.shape}; expected {FEATURES!r}.")
+
+
+def _flattened(graph: ir.Graph, scores: ir.Value) -> ir.Value:
+    """Return scores as `(batch, n)` under their own name; the axes that go have length 1."""
+    assert scores.shape is not None
+    if len(scores.shape) == 2:
+        return scores
+    name = str(scores.name)
+    (num_classes,) = [dim for dim in list(scores.shape)[1:] if dim != 1] or [1]
+    flat = add_node(
+        graph,
+        "Flatten",
+        [scores],
+        name=name,
+        dtype=scores.dtype,
+        shape=ir.Shape([scores.shape[0], num_classes]),
+        attributes={"axis": 1},
+    )
+    scores.name, flat.name = flat.name, name
+    return flat

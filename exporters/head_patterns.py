@@ -1,0 +1,194 @@
+"""Read one linear operator of an ONNX graph as a head: Gemm, MatMul or 1x1 Conv with a constant weight.
+
+features -> Gemm | MatMul | 1x1 Conv -> [scale, offset, quantization, mean over positions] -> logits
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from exporters.class_axis import integers, label
+from exporters.cosine_features import is_unit_length
+from exporters.graph_constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
+from exporters.head_chain import FLOAT_TYPES, HeadChain, chain_affine, trace_chain
+
+Kind = Literal["gemm", "matmul", "conv", "cosine"]
+_KINDS: dict[str, Kind] = {"Gemm": "gemm", "MatMul": "matmul", "Conv": "conv"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadPattern:
+    """A linear operator that can be read as a head, with everything that belongs to it."""
+
+    kind: Kind
+    """How the head computes."""
+
+    node: ir.Node
+    """The linear operator."""
+
+    features: ir.Value
+    """What feeds it."""
+
+    weight: ir.Value
+    """Its weight, a constant."""
+
+    chain: HeadChain
+    """What belongs to the head after it."""
+
+    positions: tuple[int, ...]
+    """Axes of `features` besides batch and feature; the rows apply to the mean over them."""
+
+    num_classes: int
+    """Number of rows."""
+
+    feature_dim: int
+    """Width of a row without its bias."""
+
+    @property
+    def logits(self) -> ir.Value:
+        """Where the logits leave the head."""
+        return self.chain.logits
+
+    @property
+    def averages(self) -> bool:
+        """Whether features stand at several positions, and are to be averaged."""
+        assert self.features.shape is not None
+        return any(self.features.shape[axis] != 1 for axis in self.positions)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the weight is stored as integers that a DequantizeLinear turns into floats."""
+        producer = self.weight.producer()
+        return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def is_linear(node: ir.Node) -> bool:
+    """Say whether a node is of a type that can be a head, whatever it does."""
+    return node.op_type in _KINDS and node.domain in STANDARD_DOMAINS
+
+
+def has_rows(node: ir.Node) -> bool:
+    """Say whether a linear operator multiplies something that depends on the input with a constant."""
+    return is_constant(node.inputs[1]) and not is_constant(node.inputs[0])
+
+
+def match_head(node: ir.Node) -> HeadPattern | str:
+    """Read a linear operator as a head, or say why it is none."""
+    refusal = _refusal(node)
+    if refusal is not None:
+        return refusal
+    features, weight = node.inputs[0], node.inputs[1]
+    assert features is not None
+    assert weight is not None
+    assert features.shape is not None
+    num_classes, feature_dim = head_size(node)
+    rank = len(features.shape)
+    feature_axis = 1 if node.op_type == "Conv" else rank - 1
+    chain = trace_chain(node, num_classes=num_classes, class_axis=feature_axis)
+    if chain.spread:
+        shape = ", ".join(str(size) for size in features.shape)
+        return f"it is applied at every position of features of shape [{shape}], which nothing averages"
+    return HeadPattern(
+        kind="cosine" if is_unit_length(features) else _KINDS[node.op_type],
+        node=node,
+        features=features,
+        weight=weight,
+        chain=chain,
+        positions=tuple(axis for axis in range(1, rank) if axis != feature_axis),
+        num_classes=num_classes,
+        feature_dim=feature_dim,
+    )
+
+
+def pattern_rows(pattern: HeadPattern) -> NDArray[np.float32]:
+    """Return a head's rows, with all that belongs to it folded in.
+
+    Returns:
+        `(num_classes, feature_dim + 1)` float32, read-only. Where there is nothing to fold, the initializers' own bits.
+    """
+    scale, offset = chain_affine(pattern.node, pattern.chain)
+    weight = oriented_weight(pattern.node)
+    rows = np.empty((pattern.num_classes, pattern.feature_dim + 1), dtype=np.float32)
+    if np.all(scale == 1):
+        rows[:, :-1] = weight
+    else:
+        columns = np.broadcast_to(scale.reshape(-1, 1), (len(rows), 1))
+        np.multiply(weight, columns, out=rows[:, :-1], casting="same_kind", dtype=np.float64)
+    rows[:, -1] = offset
+    rows.flags.writeable = False  # a Head takes a read-only array without a copy
+    return rows
+
+
+def head_size(node: ir.Node) -> tuple[int, int]:
+    """Return a linear operator's `(num_classes, feature_dim)`."""
+    assert node.inputs[1] is not None
+    shape = constant_shape(node.inputs[1])
+    return (shape[0], shape[1]) if _has_rows_first(node) else (shape[1], shape[0])
+
+
+def oriented_weight(node: ir.Node) -> NDArray[Any]:
+    """Return a linear operator's weight as `(num_classes, feature_dim)`, a view of it where it can be one."""
+    assert node.inputs[1] is not None
+    array = constant_array(node.inputs[1])
+    return array.reshape(array.shape[:2]) if _has_rows_first(node) else array.T
+
+
+def describe_linear(node: ir.Node) -> str:
+    """Return a linear operator in words: name, type, classes, feature_dim."""
+    num_classes, feature_dim = head_size(node)
+    return f"{label(node)} ({node.op_type}, {num_classes} classes, feature_dim {feature_dim})"
+
+
+def _has_rows_first(node: ir.Node) -> bool:
+    return node.op_type == "Conv" or (node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0)))
+
+
+def _refusal(node: ir.Node) -> str | None:
+    if not has_rows(node):
+        return "its weight is not a constant" if not is_constant(node.inputs[1]) else "it does not depend on the input"
+    features, weight = node.inputs[0], node.inputs[1]
+    assert features is not None
+    assert weight is not None
+    if features.shape is None:
+        return "the shape of its features is unknown"
+    if weight.dtype not in FLOAT_TYPES:
+        found = "unknown" if weight.dtype is None else weight.dtype.name
+        supported = ", ".join(sorted(dtype.name for dtype in FLOAT_TYPES))
+        return f"its weight's type is {found}; expected one of {supported}, or integers that are dequantized to one"
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and not (is_constant(bias) and constant_size(bias) in {1, head_size(node)[0]}):
+        return "its bias is not a constant with one value per class"
+    return {"Gemm": _gemm_refusal, "MatMul": _matmul_refusal, "Conv": _conv_refusal}[node.op_type](node)
+
+
+def _gemm_refusal(node: ir.Node) -> str | None:
+    return "its features are transposed (transA)" if node.attributes.get_int("transA", 0) else None
+
+
+def _matmul_refusal(node: ir.Node) -> str | None:
+    features, weight = node.inputs[0], node.inputs[1]
+    assert features is not None
+    assert features.shape is not None
+    assert weight is not None
+    if len(constant_shape(weight)) != 2:
+        return f"its weight has shape {list(constant_shape(weight))}; expected 2 dimensions"
+    return "its features have no batch axis" if len(features.shape) < 2 else None
+
+
+def _conv_refusal(node: ir.Node) -> str | None:
+    assert node.inputs[1] is not None
+    kernel = constant_shape(node.inputs[1])[2:]
+    if any(size != 1 for size in kernel):
+        return f"its kernel is {'x'.join(str(size) for size in kernel)}; expected 1x1"
+    if node.attributes.get_int("group", 1) != 1:
+        return "it is a grouped convolution"
+    if any(integers(node, "pads")):
+        return "it pads its input"
+    if any(stride != 1 for stride in integers(node, "strides")):
+        return "it skips positions (strides)"
+    return None

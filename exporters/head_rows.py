@@ -1,0 +1,129 @@
+"""Put rows into a graph as the weight and bias of a Gemm, in the form that the head's own rows have.
+
+A quantized head stays quantized: its own rows keep their integers and their scales, bit for bit, and each new row gets
+a scale of its own. What cannot be kept so is stored as floats: a weight of another integer type than int8 and uint8,
+and a bias that does not fit into int32 at the scale that it must have.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from exporters.graph_constants import constant_array, constant_nodes, constant_size
+from exporters.graph_edits import add_initializer, add_node
+from exporters.head_chain import chain_affine
+from exporters.head_patterns import HeadPattern
+from icis_deploy.head import Head
+
+HEAD_WEIGHT = "head_weight"
+HEAD_BIAS = "head_bias"
+_INTEGERS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
+_STEPS_PER_SIDE = 127
+_ROUNDING = 1e-3
+"""Share of a quantization step: a value that lies nearer to a whole number of steps was one."""
+
+Float64 = NDArray[np.float64]
+
+
+def add_rows(graph: ir.Graph, pattern: HeadPattern, head: Head, features: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Add all rows of `head` to a graph.
+
+    Args:
+        graph: Where to add them.
+        pattern: The head that they replace.
+        head: The rows.
+        features: What they will be multiplied with; their precision is the rows' precision.
+
+    Returns:
+        Weight `(num_classes, feature_dim)` and bias `(num_classes,)` for a Gemm with transB = 1.
+    """
+    stored = _dequantization(pattern.weight)
+    if stored is None or stored.inputs[0] is None or stored.inputs[0].dtype not in _INTEGERS:
+        weight = add_initializer(graph, HEAD_WEIGHT, head.weight, dtype=features.dtype)
+        return weight, add_initializer(graph, HEAD_BIAS, head.bias, dtype=features.dtype)
+    scales = _row_scales(pattern, head, stored)
+    weight = _add_quantized_weight(graph, head, scales, stored.inputs[0].dtype, features, before=pattern.node)
+    return weight, _add_bias(graph, pattern, head, scales, features)
+
+
+def _dequantization(weight: ir.Value) -> ir.Node | None:
+    """Return the DequantizeLinear that a weight comes from, through a transposition or not."""
+    nodes = constant_nodes(weight) or []
+    found = [node for node in nodes if node.op_type == "DequantizeLinear"]
+    others = {node.op_type for node in nodes} - {"DequantizeLinear", "Transpose", "Identity", "Reshape"}
+    return found[0] if len(found) == 1 and not others else None
+
+
+def _row_scales(pattern: HeadPattern, head: Head, stored: ir.Node) -> Float64:
+    """Return one step per row: the head's own where the row is a whole number of those, else one that spans the row."""
+    largest = np.abs(head.weight).max(axis=1).astype(np.float64)
+    own = np.where(largest > 0, largest, _STEPS_PER_SIDE) / _STEPS_PER_SIDE
+    assert stored.inputs[1] is not None
+    kept = np.abs(chain_affine(pattern.node, pattern.chain)[0]) * constant_array(stored.inputs[1]).astype(np.float64)
+    if kept.size not in {1, pattern.num_classes}:  # a step per feature, or per block of features
+        return own
+    num_own = min(pattern.num_classes, head.num_classes)
+    scales = own.copy()
+    scales[:num_own] = np.broadcast_to(kept.reshape(-1), pattern.num_classes)[:num_own]
+    steps = head.weight / scales[:, None]
+    whole = np.abs(steps - np.rint(steps)).max(axis=1) < _ROUNDING
+    return np.where(whole & (np.abs(steps).max(axis=1) < _STEPS_PER_SIDE + 1.5), scales, own)
+
+
+def _add_quantized_weight(
+    graph: ir.Graph, head: Head, scales: Float64, dtype: ir.DataType, features: ir.Value, *, before: ir.Node
+) -> ir.Value:
+    bounds = np.iinfo(dtype.numpy())
+    zero = 0 if dtype == ir.DataType.INT8 else 128
+    steps = np.clip(np.rint(head.weight / scales[:, None]) + zero, bounds.min, bounds.max)
+    stored = add_initializer(graph, f"{HEAD_WEIGHT}_quantized", steps.astype(dtype.numpy()))
+    scale = add_initializer(graph, f"{HEAD_WEIGHT}_scale", scales, dtype=features.dtype)
+    zeros = add_initializer(graph, f"{HEAD_WEIGHT}_zero", np.full(head.num_classes, zero, dtype=dtype.numpy()))
+    return _dequantized(graph, [stored, scale, zeros], name=HEAD_WEIGHT, features=features, before=before)
+
+
+def _add_bias(graph: ir.Graph, pattern: HeadPattern, head: Head, scales: Float64, features: ir.Value) -> ir.Value:
+    """Add the bias as int32 where the head's own is: at the feature's scale times the row's, as runtimes expect it."""
+    feature_scale = _feature_scale(features)
+    bias = pattern.node.inputs[2] if len(pattern.node.inputs) > 2 else None
+    if bias is not None and _dequantization(bias) is not None and feature_scale is not None:
+        steps = np.rint(head.bias.astype(np.float64) / (scales * feature_scale))
+        if np.abs(steps).max() < np.iinfo(np.int32).max:
+            stored = add_initializer(graph, f"{HEAD_BIAS}_quantized", steps.astype(np.int32))
+            scale = add_initializer(graph, f"{HEAD_BIAS}_scale", scales * feature_scale, dtype=features.dtype)
+            return _dequantized(graph, [stored, scale], name=HEAD_BIAS, features=features, before=pattern.node)
+    return add_initializer(graph, HEAD_BIAS, head.bias, dtype=features.dtype)
+
+
+def _feature_scale(features: ir.Value) -> float | None:
+    """Return the scale of quantized features; `None` where they are not quantized as a whole."""
+    node = features.producer()
+    while node is not None and node.op_type in {"Flatten", "Reshape", "Squeeze"}:
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if (
+        node is None
+        or node.op_type != "DequantizeLinear"
+        or node.inputs[1] is None
+        or constant_size(node.inputs[1]) != 1
+    ):
+        return None
+    return float(constant_array(node.inputs[1]).reshape(-1)[0])
+
+
+def _dequantized(
+    graph: ir.Graph, inputs: list[ir.Value], *, name: str, features: ir.Value, before: ir.Node
+) -> ir.Value:
+    shape = inputs[0].shape
+    assert shape is not None
+    return add_node(
+        graph,
+        "DequantizeLinear",
+        inputs,
+        before=before,
+        name=name,
+        dtype=features.dtype,
+        shape=shape,
+        attributes={"axis": 0},
+    )

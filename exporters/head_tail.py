@@ -1,0 +1,146 @@
+"""What follows the head: which values carry the classes, and what must change when there are more of them.
+
+From the value where the logits leave the head, the class axis is followed through every node to the graph's outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.class_axis import Carrier, Followed, follow, label
+from exporters.graph_constants import constant_array, is_constant
+from exporters.graph_edits import add_initializer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tail:
+    """Everything downstream of the logits, as one look at the graph found it."""
+
+    logits: ir.Value
+    """Where it begins."""
+
+    num_classes: int
+    """Length of the class axis."""
+
+    axes: dict[ir.Value, int | None] = field(default_factory=dict)
+    """Class axis of the logits and of each value after them; `None` where there is none any more, as after ArgMax."""
+
+    nodes: list[ir.Node] = field(default_factory=list)
+    """The nodes after the logits, in the graph's order."""
+
+    doubts: list[str] = field(default_factory=list)
+    """Operators that a classifier's logits are usually not followed by."""
+
+    blocks: list[str] = field(default_factory=list)
+    """Why no class can be added."""
+
+    def path_to(self, output: ir.Value) -> tuple[str, ...]:
+        """Return the operators between the logits and an output, in the graph's order."""
+        needed: set[ir.Node] = set()
+        waiting = [output]
+        while waiting:
+            node = waiting.pop().producer()
+            if node in self.nodes and node not in needed:
+                assert node is not None
+                needed.add(node)
+                waiting.extend(source for source in node.inputs if source in self.axes and source is not None)
+        return tuple(node.op_type for node in self.nodes if node in needed)
+
+
+def trace_tail(logits: ir.Value, class_axis: int, num_classes: int) -> Tail:
+    """Follow the class axis from `logits` to the outputs of the graph."""
+    tail = Tail(logits=logits, num_classes=num_classes, axes={logits: class_axis})
+    graph = logits.graph
+    assert graph is not None
+    for node in graph:
+        sources = [source for source in node.inputs if source is not None and source in tail.axes]
+        if not sources:
+            continue
+        followed = _follow(node, sources, tail)
+        tail.nodes.append(node)
+        tail.axes.update(dict.fromkeys(node.outputs, followed.axis))
+        if followed.doubt is not None:
+            tail.doubts.append(followed.doubt)
+        if followed.block is not None:
+            tail.blocks.append(followed.block)
+    return tail
+
+
+def grow_tail(tail: Tail, num_classes: int) -> None:
+    """Change the shapes and constants after the logits for a class axis of length `num_classes`."""
+    for value, axis in tail.axes.items():
+        if axis is not None and value.shape is not None and value is not tail.logits:
+            value.shape = resized(value.shape, axis, num_classes)
+    for node in tail.nodes:
+        if node.op_type == "Reshape":
+            axis = tail.axes[node.outputs[0]]
+            assert axis is not None, "a reshape that loses the classes blocks"
+            _grow_reshape(node, axis, tail.num_classes, num_classes)
+
+
+def resized(shape: ir.Shape, axis: int, size: int | ir.SymbolicDim) -> ir.Shape:
+    """Return a copy of a shape with another size on one axis."""
+    dims = list(shape)
+    dims[axis] = size
+    return ir.Shape(dims)
+
+
+def _follow(node: ir.Node, sources: list[ir.Value], tail: Tail) -> Followed:
+    carriers = [
+        Carrier(value=source, axis=axis, num_classes=tail.num_classes)
+        for source in sources
+        if (axis := tail.axes[source]) is not None
+    ]
+    followed = follow(node, carriers)
+    if followed.block is None and _turns_round(node, carriers, tail):
+        return Followed(block=f"{label(node)} ({node.op_type}) turns the logits' order round: the lowest would win")
+    return followed
+
+
+def _turns_round(node: ir.Node, carriers: list[Carrier], tail: Tail) -> bool:
+    """Say whether every logit passes this node, and the greatest comes out as the smallest."""
+    on_the_only_path = all(len(value.uses()) <= 1 for value in tail.axes)
+    if not on_the_only_path or len(carriers) != 1:
+        return False
+    logits = carriers[0].value
+    if node.op_type == "Neg" or (node.op_type == "Sub" and node.inputs[1] is logits):
+        return True
+    if node.op_type not in {"Mul", "Div"}:
+        return False
+    other = node.inputs[0] if node.inputs[1] is logits else node.inputs[1]
+    return is_constant(other) and other is not None and not bool((constant_array(other) > 0).all())
+
+
+def _grow_reshape(node: ir.Node, axis: int, old: int, new: int) -> None:
+    """Put the new number of classes where a reshape's target names the old one.
+
+    The target is a constant, or several numbers joined by a Concat, of which those that are computed from the logits'
+    own shape grow by themselves.
+    """
+    target = node.inputs[1]
+    assert target is not None
+    if is_constant(target):
+        _grow_constant(node, 1, [axis], old, new)
+        return
+    joined = target.producer()
+    if joined is not None and joined.op_type == "Concat":
+        for index, part in enumerate(joined.inputs):
+            if is_constant(part):
+                assert part is not None
+                _grow_constant(joined, index, range(constant_array(part).size), old, new)
+
+
+def _grow_constant(node: ir.Node, index: int, places: list[int] | range, old: int, new: int) -> None:
+    source = node.inputs[index]
+    assert source is not None
+    array = np.array(constant_array(source))
+    named = [place for place in places if array.reshape(-1)[place] == old]
+    if not named:
+        return
+    array.reshape(-1)[named] = new
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    node.replace_input_with(index, add_initializer(graph, f"{source.name}_grown", array))

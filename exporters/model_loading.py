@@ -1,0 +1,257 @@
+"""Load the user's model, whatever it comes as: an ONNX file, a torch.export program, or a factory with weights.
+
+All head work happens on the ONNX graph, so a torch model is exported here, once. What the user had is kept beside it
+and can still be run in its own runtime: an export is compared with that, never with another export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from exporters.margin_removal import Feed, NamedRunner, remove_margin, without_margin
+from exporters.onnx_files import first_line, load_onnx_file
+from exporters.original_onnx import original_onnx
+from icis_deploy.errors import (
+    ICISDeployError,
+    IncompatibleError,
+    ModelLoadError,
+    RuntimeFailureError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from exporters.torch_modules import Runner
+
+Source = Literal["onnx", "pt2", "factory"]
+Original = Callable[[NDArray[np.generic], str], NDArray[np.generic]]
+_LABEL_TYPES = frozenset({ir.DataType.INT32, ir.DataType.INT64})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A user's model as an ONNX graph, and the original to compare it with."""
+
+    model: ir.Model = field(repr=False)
+    """The ONNX graph; not to be edited: head surgery returns edited copies."""
+
+    source: Source
+    """What it was loaded from."""
+
+    spec: str
+    """What the user gave."""
+
+    input_name: str
+    """Name of the graph input that takes the images."""
+
+    input_shape: tuple[int | str, ...]
+    """Shape of that input, batch first; a name, such as `"batch"`, stands for any size."""
+
+    input_dtype: np.dtype[np.generic]
+    """What the model itself takes; `original_logits` converts to it."""
+
+    original: Original = field(repr=False)
+    """Runs the original model: images of `input_dtype` and the name of an output in, that output out."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the graph's outputs, in order."""
+        return tuple(str(value.name) for value in self.model.graph.outputs)
+
+    def original_logits(self, images: NDArray[np.floating[Any]], output: str | None = None) -> NDArray[np.float32]:
+        """Run the original model in its original runtime: the file as it is in ONNX Runtime, or torch.
+
+        Args:
+            images: `(batch, ...)` as the input has it. A model with a fixed batch is run in pieces of that size.
+            output: The output to return, such as `HeadLocation.output_name`; the first one if not given. Of an ONNX
+                file any value can be asked for.
+
+        Returns:
+            `(batch, num_classes)` float32, for an output that has one score per class.
+
+        Raises:
+            IncompatibleError: If the images have another shape than the input, or there is no such output.
+            RuntimeFailureError: If the runtime fails.
+            MissingDependencyError: If the runtime is not installed.
+        """
+        _check_images(images, self.input_shape)
+        name = self.output_names[0] if output is None else output
+        converted = np.ascontiguousarray(images, dtype=self.input_dtype)
+        fixed = self.input_shape[0]
+        size = fixed if isinstance(fixed, int) else len(converted)
+        pieces = [self._run(converted[start : start + size], size, name) for start in range(0, len(converted), size)]
+        scores = np.concatenate(pieces).astype(np.float32)
+        return scores.reshape(len(scores), -1)  # what a 1x1 convolution gives has axes of length 1 beside the classes
+
+    def _run(self, images: NDArray[np.generic], size: int, output: str) -> NDArray[np.generic]:
+        missing = size - len(images)
+        filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
+        try:
+            return self.original(filled, output)[: len(images)]
+        except ICISDeployError:
+            raise
+        except Exception as error:  # onnxruntime's and torch's own types
+            raise RuntimeFailureError(
+                f"The original model {self.spec} failed on images of shape {filled.shape}: {first_line(error)}."
+            ) from error
+
+
+def load_model(spec: str, weights: Path | None = None, input_shape: tuple[int, ...] | None = None) -> LoadedModel:
+    """Load a model and, where it comes from torch, export it to ONNX.
+
+    Args:
+        spec: A path to a `.onnx` or `.pt2` file, or `package.module:factory`.
+        weights: A `.safetensors`, `.pth` or `.pt` file, for a factory and only there.
+        input_shape: Shape of one image, such as `(3, 224, 224)`, where the model does not state it.
+
+    Raises:
+        UsageError: If the arguments do not go together.
+        ModelLoadError: If the model cannot be loaded, or has not exactly one input.
+        ExportError: If torch cannot convert it.
+        MissingDependencyError: If torch is needed and not installed.
+    """
+    suffix = Path(spec).suffix.lower()
+    if suffix in {".onnx", ".pt2"}:
+        if weights is not None:
+            raise UsageError(f"{spec} holds its own weights; --weights goes with package.module:factory only.")
+        return _load_onnx(spec, input_shape) if suffix == ".onnx" else _load_program(spec, input_shape)
+    if ":" in spec and not Path(spec).exists():
+        return _load_factory(spec, weights, input_shape)
+    if Path(spec).is_dir():
+        found = "a folder"
+    else:
+        found = f"a file of type {suffix or 'unknown'}" if Path(spec).exists() else "nothing of that name"
+    raise ModelLoadError(
+        f"{spec} is no model that can be loaded: found {found}. Expected a .onnx file, a .pt2 torch.export program, or "
+        f"package.module:factory with --weights."
+    )
+
+
+def parse_input_shape(text: str) -> tuple[int, ...]:
+    """Read an image's shape such as `3,224,224` or `3x224x224`.
+
+    Raises:
+        UsageError: If it is anything else.
+    """
+    parts = text.lower().replace("x", ",").strip("()[] ").split(",")
+    try:
+        shape = tuple(int(part) for part in parts)
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise UsageError(f"--input-shape {text!r} is no shape; expected one image's sizes, such as 3,224,224.")
+    return shape
+
+
+def _load_onnx(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:
+    model = load_onnx_file(Path(spec))
+    return _loaded(model, source="onnx", spec=spec, image_shape=input_shape, run=original_onnx(Path(spec)))
+
+
+def _load_program(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:
+    from exporters.torch_export import load_program, onnx_from_program
+    from exporters.torch_modules import module_runner
+
+    program = load_program(Path(spec))
+    model = onnx_from_program(program)
+    run = _named(module_runner(program.module()), model)
+    return _loaded(model, source="pt2", spec=spec, image_shape=input_shape, run=run)
+
+
+def _load_factory(spec: str, weights: Path | None, input_shape: tuple[int, ...] | None) -> LoadedModel:
+    from exporters.torch_export import export_module, onnx_from_program
+    from exporters.torch_modules import build_module, module_runner, stated_image_shape
+
+    if weights is None:
+        raise UsageError(f"{spec} needs trained weights: give --weights FILE (.safetensors or .pth).")
+    module = build_module(spec, weights)
+    shape = input_shape or stated_image_shape(module)
+    if shape is None:
+        raise UsageError(f"{spec} does not state the shape of its input: give --input-shape, such as 3,224,224.")
+    model = onnx_from_program(export_module(module, shape))
+    run = _named(module_runner(module), model)
+    return _loaded(model, source="factory", spec=spec, image_shape=shape, run=run)
+
+
+def _loaded(
+    model: ir.Model, *, source: Source, spec: str, image_shape: tuple[int, ...] | None, run: NamedRunner
+) -> LoadedModel:
+    images, labels = _inputs_of(model, spec=spec)
+    if labels is not None:
+        assert labels.dtype is not None
+        run = without_margin(run, str(labels.name), str(images.name), np.dtype(labels.dtype.numpy()))
+        model = remove_margin(model, str(labels.name), str(images.name))
+    if images.shape is None or len(images.shape) < 2 or images.dtype is None:
+        raise ModelLoadError(f"{spec} does not state the shape of its input {images.name!r}. Export it with shapes.")
+    stated = tuple(
+        dim if isinstance(dim, int) else str(dim.value or f"axis_{axis}") for axis, dim in enumerate(images.shape)
+    )
+    name = str(images.name)
+    return LoadedModel(
+        model=model,
+        source=source,
+        spec=spec,
+        input_name=name,
+        input_shape=_with_image_shape(stated, image_shape, spec=spec),
+        input_dtype=np.dtype(images.dtype.numpy()),
+        original=lambda batch, output: run({name: batch}, output),
+    )
+
+
+def _inputs_of(model: ir.Model, *, spec: str) -> tuple[ir.Value, ir.Value | None]:
+    """Return the input for images, and the one for labels if a margin has been left in."""
+    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
+    if len(inputs) == 1:
+        return inputs[0], None
+    labels = [value for value in inputs if value.dtype in _LABEL_TYPES and value.shape is not None]
+    if len(inputs) == 2 and len(labels) == 1 and len(labels[0].shape or ()) == 1:
+        return next(value for value in inputs if value is not labels[0]), labels[0]
+    names = ", ".join(str(value.name) for value in inputs) or "none"
+    raise ModelLoadError(
+        f"{spec} has {len(inputs)} inputs ({names}); expected one, for the images. Export the model in evaluation "
+        f"mode, without labels or masks."
+    )
+
+
+def _with_image_shape(
+    stated: tuple[int | str, ...], image_shape: tuple[int, ...] | None, *, spec: str
+) -> tuple[int | str, ...]:
+    """Put the sizes that the user gave where the model leaves them open."""
+    if image_shape is None:
+        return stated
+    given = (stated[0], *image_shape)
+    fits = len(given) == len(stated) and all(
+        isinstance(own, str) or own == size for own, size in zip(stated, given, strict=True)
+    )
+    if not fits:
+        raise UsageError(f"--input-shape {list(image_shape)} does not fit {spec}, whose input is {list(stated)}.")
+    return given
+
+
+def _named(run: Runner, model: ir.Model) -> NamedRunner:
+    """Return a runner that knows a torch model's inputs and outputs by the names that they have in its ONNX export."""
+    inputs = [str(value.name) for value in model.graph.inputs]
+    outputs = [str(value.name) for value in model.graph.outputs]
+
+    def run_named(feed: Feed, output: str) -> NDArray[np.generic]:
+        if output not in outputs:
+            raise IncompatibleError(
+                f"The torch model does not return {output!r}, only {', '.join(outputs)}. Let it return its logits."
+            )
+        return run(*(feed[name] for name in inputs))[outputs.index(output)]
+
+    return run_named
+
+
+def _check_images(images: NDArray[np.floating[Any]], input_shape: tuple[int | str, ...]) -> None:
+    fits = images.ndim == len(input_shape) and all(
+        isinstance(own, str) or own == size for own, size in zip(input_shape[1:], images.shape[1:], strict=True)
+    )
+    if not fits or len(images) == 0:
+        raise IncompatibleError(f"The images have shape {images.shape}; the model takes {list(input_shape)}.")

@@ -1,0 +1,240 @@
+"""Read and write ONNX files: checked on the way in, one file on the way out unless protobuf cannot hold it.
+
+Rules:
+
+1. A file that the ONNX checker refuses is refused; nothing tries to mend it.
+2. What is loaded is brought to one form: no local functions, no initializer listed as an input by IR 3's rule, opset 13
+   or newer, shapes inferred. The caller's file is never changed.
+3. A model is written as one file; over protobuf's 2 GiB its large tensors go beside it as `<name>.data`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from icis_deploy.errors import ExportError, ModelLoadError, StorageError
+from icis_deploy.files import write_file
+
+MIN_OPSET = 13
+"""From 13 on, Squeeze, Unsqueeze and ReduceSum take axes as inputs, Softmax means one axis and Q/DQ are per channel."""
+
+MIN_CONVERTIBLE_OPSET = 7
+"""The ONNX version converter has no adapters for what is older."""
+
+OVERRIDABLE_IR_VERSION = 4
+"""From 4 on, an initializer that is also an input is a default that may be overridden."""
+
+MAX_PROTOBUF_BYTES = 2**31 - 1
+_GRAPH_BYTES = 64 << 20
+"""Room that a protobuf needs besides its tensors: no graph of nodes, names and shapes comes near this."""
+
+_MIN_EXTERNAL_BYTES = 1024
+"""Smaller tensors stay in the graph, where shape inference can read them."""
+
+
+def load_onnx_file(path: Path) -> ir.Model:
+    """Load and check an ONNX file, external data included.
+
+    Returns:
+        The model with functions inlined, at opset 13 or newer, with inferred shapes.
+
+    Raises:
+        ModelLoadError: If the file is missing, truncated, not ONNX, refused by the ONNX checker, without its external
+            data, or of an opset that cannot be converted.
+    """
+    if not path.is_file():
+        raise ModelLoadError(f"There is no model file {path}. Check the path.")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf's and onnx-ir's own types, according to where the file is broken
+        raise ModelLoadError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read as ONNX: {first_line(error)}. It may be truncated or "
+            f"another kind of file; copy it again."
+        ) from error
+    _check_external_weights(model, path)
+    common.TopologicalSortPass()(model)  # runtimes take a graph in any order, and some converters write one
+    try:
+        check_model(model)
+    except ExportError as error:
+        raise ModelLoadError(
+            f"{path} is not a valid ONNX model: {first_line(error.__cause__ or error)}. Export it again, or check it "
+            f"with onnx.checker."
+        ) from error
+    return normalized(model, where=str(path))
+
+
+def normalized(model: ir.Model, *, where: str) -> ir.Model:
+    """Bring a valid model to the one form that head surgery works on, in place where it can be.
+
+    Inputs may have defaults in it (IR 4 and newer), as slots do.
+
+    Args:
+        model: A model that the ONNX checker accepts.
+        where: What to call it in messages.
+
+    Raises:
+        ModelLoadError: If its opset is too old and cannot be converted.
+    """
+    model = _with_current_opset(model, where=where)
+    if model.functions:
+        common.InlinePass()(model)
+    if model.ir_version < OVERRIDABLE_IR_VERSION:
+        common.RemoveInitializersFromInputsPass()(model)
+        model.ir_version = 10
+    for node in model.graph.all_nodes():
+        node.name = node.name or node.outputs[0].name  # what a viewer shows of a node without a name
+    common.NameFixPass()(model)
+    infer_shapes(model)
+    return model
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Fill in the shapes and types that ONNX shape inference can derive; keep those that are known already.
+
+    A model that inference cannot follow (operators of other domains) keeps what it has.
+    """
+    with _quiet_onnx_ir():
+        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def check_model(model: ir.Model) -> None:
+    """Run the ONNX checker without serializing the weights.
+
+    Raises:
+        ExportError: With the checker's first line.
+    """
+    try:
+        common.CheckerPass()(model)
+    except Exception as error:  # onnx's C++ checker raises several types
+        raise ExportError(f"The edited graph is not valid ONNX: {first_line(error)}.") from error
+
+
+def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
+    """Write a model to `path`, with `<name>.data` beside it only if it does not fit into one protobuf.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        StorageError: If the disk refuses; a model that was at `path` is then still there.
+    """
+    if weights_bytes(model) + _GRAPH_BYTES <= MAX_PROTOBUF_BYTES:
+        write_file(path, serialize_model(model))
+        return (path,)
+    weights = path.with_name(f"{path.name}.data")
+    try:
+        ir.save(model, path, external_data=weights.name, size_threshold_bytes=_MIN_EXTERNAL_BYTES)
+    except OSError as error:
+        raise StorageError(
+            f"Could not write {path}: {error.strerror or error}. Free some space or choose another place."
+        ) from error
+    return path, weights
+
+
+def serialize_model(model: ir.Model) -> bytes:
+    """Return the bytes of a model as one protobuf, with external weights taken in.
+
+    Raises:
+        ExportError: If it is larger than the 2 GiB that protobuf can hold.
+    """
+    if weights_bytes(model) > MAX_PROTOBUF_BYTES:
+        raise ExportError(
+            f"The model holds {weights_bytes(model)} bytes of weights; one protobuf holds {MAX_PROTOBUF_BYTES}. Save "
+            f"it to a file, which puts the weights beside it."
+        )
+    with _weights_in_memory(model):
+        return bytes(ir.to_proto(model).SerializeToString())
+
+
+def weights_bytes(model: ir.Model) -> int:
+    """Return how many bytes the initializers of all graphs hold."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return an exception's first non-empty line, without its full stop, or its type's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _check_external_weights(model: ir.Model, path: Path) -> None:
+    """Check that external weights are there and inside the model's folder, and read those that are small.
+
+    The shapes and axes among the small ones are what shape inference and the checker need.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            try:
+                array = tensor.numpy()  # memory-mapped: this opens the file, and reads none of it
+            except Exception as error:  # onnx-ir's, numpy's and the system's own types
+                raise ModelLoadError(
+                    f"{path} keeps the weight {value.name!r} in {tensor.location}, which cannot be read: "
+                    f"{first_line(error)}. Put that file beside the model."
+                ) from error
+            if tensor.nbytes < _MIN_EXTERNAL_BYTES:
+                value.const_value = ir.Tensor(np.array(array), dtype=tensor.dtype, name=tensor.name)
+
+
+def _with_current_opset(model: ir.Model, *, where: str) -> ir.Model:
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
+    if opset is None or opset >= MIN_OPSET:
+        return model
+    if opset < MIN_CONVERTIBLE_OPSET:
+        raise ModelLoadError(
+            f"{where} uses ONNX opset {opset}, which is too old: expected {MIN_CONVERTIBLE_OPSET} or newer. Export it "
+            f"again with opset {MIN_OPSET} or newer."
+        )
+    import onnx
+
+    try:
+        with _weights_in_memory(model):
+            converted = onnx.version_converter.convert_version(ir.to_proto(model), MIN_OPSET)
+        onnx.checker.check_model(converted)
+    except Exception as error:  # the converter raises RuntimeError, ValueError and protobuf's own types
+        raise ModelLoadError(
+            f"{where} uses ONNX opset {opset} and cannot be converted to {MIN_OPSET}: {first_line(error)}. Export it "
+            f"again with opset {MIN_OPSET} or newer."
+        ) from error
+    return ir.from_proto(converted)
+
+
+@contextmanager
+def _weights_in_memory(model: ir.Model) -> Iterator[None]:
+    """Serialize external weights as if they were inside; the model's own references are put back."""
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    tensors = [value.const_value for value in values]
+    try:
+        for value, tensor in zip(values, tensors, strict=True):
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+        yield
+    finally:
+        for value, tensor in zip(values, tensors, strict=True):
+            value.const_value = tensor
+
+
+@contextmanager
+def _quiet_onnx_ir() -> Iterator[None]:
+    """Keep onnx-ir's warnings off the user's terminal: what they say of is checked afterwards."""
+    logger = logging.getLogger("onnx_ir")
+    was = logger.disabled, logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.disabled, logger.level = was

@@ -1,0 +1,56 @@
+"""What a model's output holds: logits, or what its own last operators made of them.
+
+A bundle keeps what follows the head, so that it can take the original's place. To compare two models whose outputs are
+probabilities, logarithms are taken: they differ from logits by one number per image only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.head_finding import HeadLocation
+from icis_deploy.errors import ModelLoadError
+
+_NEUTRAL = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze"})
+_SCORE_KINDS = {(): "logits", ("Softmax",): "probabilities", ("LogSoftmax",): "log-probabilities"}
+
+Float64 = NDArray[np.float64]
+
+
+def score_kind(location: HeadLocation) -> str:
+    """Return `logits`, `probabilities` or `log-probabilities`.
+
+    Raises:
+        ModelLoadError: If something else follows the head, whose outputs cannot be compared.
+    """
+    followed_by = tuple(op_type for op_type in location.followed_by if op_type not in _NEUTRAL)
+    kind = _SCORE_KINDS.get(followed_by)
+    if kind is None:
+        raise ModelLoadError(
+            f"The head {location.node_name} is followed by {', '.join(followed_by)}; a bundle can hold a model that "
+            f"ends in its logits, a Softmax or a LogSoftmax. Export the model without what comes after."
+        )
+    return kind
+
+
+def comparable(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
+    """Return scores of one kind in the form in which they are compared, `(batch, num_classes)` float64.
+
+    Logits stay as they are; the others are brought to logarithms of probabilities over the classes that are there, so
+    that a softmax over more classes can be compared with one over fewer.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if kind == "logits":
+        return values
+    if kind == "probabilities":
+        values = np.log(np.maximum(values, np.finfo(np.float32).tiny))
+    return log_softmax(values)
+
+
+def log_softmax(logits: Float64) -> Float64:
+    """Return logarithms of probabilities, `(batch, num_classes)`."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

@@ -1,0 +1,207 @@
+"""torch modules as users have them: a factory and its weights, and how to run one.
+
+Here and in torch_export torch is imported, and only when a function is called: an ONNX model needs none of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.onnx_files import first_line
+from icis_deploy.class_names import quoted
+from icis_deploy.errors import MissingDependencyError, ModelLoadError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+Runner = Callable[..., tuple[NDArray[np.generic], ...]]
+_NESTED_STATES = ("state_dict", "model_state_dict", "model")
+_PARALLEL_PREFIX = "module."
+
+
+def build_module(factory: str, weights: Path) -> Module:
+    """Call `package.module:factory` and load weights into what it returns.
+
+    Args:
+        factory: Any callable that takes no argument and returns an `nn.Module`, by its import path.
+        weights: A `.safetensors` file, or a `.pth` or `.pt` file that holds a state dict.
+
+    Returns:
+        The module, in evaluation mode.
+
+    Raises:
+        UsageError: If `factory` is not of that form.
+        ModelLoadError: If it cannot be imported or called, returns no `nn.Module`, or does not fit the weights.
+        MissingDependencyError: If torch is not installed.
+    """
+    torch = import_torch()
+    make = _imported(factory)
+    try:
+        with quiet_torch():
+            module = make()
+    except Exception as error:  # user code
+        raise ModelLoadError(
+            f"{factory}() failed: {type(error).__name__}: {first_line(error)}. It must work without arguments."
+        ) from error
+    if not isinstance(module, torch.nn.Module):
+        raise ModelLoadError(f"{factory}() returned a {type(module).__name__}; expected a torch.nn.Module.")
+    _load_state(module, read_state(weights), factory=factory, weights=weights)
+    loaded: Module = module.eval()
+    return loaded
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read named tensors from a file, without running any code that is in it.
+
+    A training checkpoint's state dict is found under its usual keys; the prefix of DataParallel is dropped.
+
+    Raises:
+        ModelLoadError: If there is no such file, it cannot be read so, or it holds no named tensors.
+        MissingDependencyError: If torch is not installed.
+    """
+    if not path.is_file():
+        raise ModelLoadError(f"There is no weights file {path}. Check --weights.")
+    torch = import_torch()
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found: Any = load_file(path)
+        else:
+            with quiet_torch():
+                found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors', zipfile's, pickle's and torch's own types
+        raise ModelLoadError(
+            f"{path} cannot be read as weights: {first_line(error)}. Expected a .safetensors file, or a .pth file with "
+            f"nothing but tensors in it."
+        ) from error
+    for key in _NESTED_STATES:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    entries = found.items() if isinstance(found, Mapping) else ()
+    tensors = {str(name): value for name, value in entries if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise ModelLoadError(f"{path} holds a {type(found).__name__} without named tensors; expected a state dict.")
+    if all(name.startswith(_PARALLEL_PREFIX) for name in tensors):
+        return {name.removeprefix(_PARALLEL_PREFIX): value for name, value in tensors.items()}
+    return tensors
+
+
+def stated_image_shape(module: Module) -> tuple[int, ...] | None:
+    """Return the shape of one image where a module states it, as timm's and transformers' modules do.
+
+    Returns:
+        `(channels, height, width)`; `None` where the module does not say.
+    """
+    for name in ("pretrained_cfg", "default_cfg"):  # timm
+        config = getattr(module, name, None)
+        if isinstance(config, Mapping) and config.get("input_size"):
+            return tuple(int(size) for size in config["input_size"])
+    config = getattr(module, "config", None)  # transformers
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+    if isinstance(size, int):
+        return (channels, size, size)
+    if isinstance(size, list | tuple) and len(size) == 2:
+        return (channels, int(size[0]), int(size[1]))
+    return None
+
+
+def module_runner(module: Module) -> Runner:
+    """Return a function that runs a module: arrays in, its output tensors out, in the order torch exports them in."""
+    torch = import_torch()
+    from torch.utils import _pytree as pytree  # the order of torch.export, for which there is no public name
+
+    def run(*arrays: NDArray[np.generic]) -> tuple[NDArray[np.generic], ...]:
+        with quiet_torch(), torch.no_grad():
+            outputs = module(*(torch.from_numpy(np.array(array)) for array in arrays))
+            tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+            return tuple((leaf.float() if leaf.is_floating_point() else leaf).numpy() for leaf in tensors)
+
+    return run
+
+
+def import_torch() -> Any:
+    """Return the torch module.
+
+    Raises:
+        MissingDependencyError: If it is not installed; names the extra.
+    """
+    try:
+        import torch
+        import torch.export
+        import torch.onnx
+    except ImportError as error:
+        raise MissingDependencyError(
+            "A torch model needs torch, which is not installed: pip install 'icis-deploy[export]'. A .onnx model does "
+            "not need it."
+        ) from error
+    return torch
+
+
+@contextlib.contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Keep torch's progress prints, log lines and warnings off stdout, which is for results, and off stderr."""
+    disabled_below = logging.root.manager.disable
+    sink = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        warnings.simplefilter("ignore")
+        logging.disable(max(disabled_below, logging.WARNING))
+        try:
+            yield
+        finally:
+            logging.disable(disabled_below)
+
+
+def _imported(factory: str) -> Callable[[], object]:
+    module_name, _, attribute = factory.partition(":")
+    if not module_name or not attribute:
+        raise UsageError(f"{factory!r} names no factory; expected package.module:function.")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # a console script does not have it, and a user's own model file lies there
+    try:
+        with quiet_torch():
+            found: Any = importlib.import_module(module_name)
+    except Exception as error:  # user code
+        raise ModelLoadError(
+            f"Cannot import {module_name}: {type(error).__name__}: {first_line(error)}. It must be installed, or lie "
+            f"in the current folder."
+        ) from error
+    finally:
+        sys.path.remove(here)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ModelLoadError(f"{module_name} has no {attribute!r}. Check the name after the colon.")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ModelLoadError(f"{factory} is a {type(found).__name__}; expected a function or a class.")
+    call: Callable[[], object] = found
+    return call
+
+
+def _load_state(module: Module, state: Mapping[str, Tensor], *, factory: str, weights: Path) -> None:
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    faults = [f"{quoted(missing)} missing"] if missing else []
+    faults += [f"{quoted(unexpected)} unexpected"] if unexpected else []
+    faults += [
+        f"{name!r} has shape {list(state[name].shape)} where the module has {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and tensor.shape != state[name].shape
+    ]
+    if faults:
+        raise ModelLoadError(
+            f"The weights {weights} do not fit {factory}: {'; '.join(faults[:3])}. Check that both are of one model."
+        )
+    module.load_state_dict(dict(state))

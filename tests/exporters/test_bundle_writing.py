@@ -1,0 +1,215 @@
+"""Bundles are written only if they pass the gate, and each kind of wrong export fails it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporters import bundle_writing
+from exporters.bundle_writing import HeadPlan, plan_head, write_bundle
+from icis_deploy.bundle import load_bundle
+from icis_deploy.class_update import ClassUpdate
+from icis_deploy.errors import (
+    CapacityError,
+    ClassConflictError,
+    GateFailedError,
+    IncompatibleError,
+    UsageError,
+    WrongBaseError,
+)
+from icis_deploy.head import Head
+from icis_deploy.pipeline import OpenedModel, inspect
+from icis_deploy.preprocessing import Preprocessing, load_preprocessing
+from icis_deploy.runtime.device import Device
+from icis_deploy.slots import SlotTable
+from tests.tiny_models import FEATURE_DIM, TinyProject
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_project: TinyProject) -> OpenedModel:
+    return inspect(tiny_project.model, classes=tiny_project.classes)
+
+
+@pytest.fixture(scope="module")
+def preprocessing(tiny_project: TinyProject) -> Preprocessing:
+    return load_preprocessing(tiny_project.preprocess)
+
+
+def update_for(head: Head, names: tuple[str, ...], *, seed: int = 5, **fields: Any) -> ClassUpdate:
+    rows = np.random.default_rng(seed).normal(size=(len(names), FEATURE_DIM + 1))
+    return ClassUpdate(base_fingerprint=head.fingerprint, rows=rows, added=names, **fields)
+
+
+def plan_of(opened: OpenedModel, head_kind: str) -> HeadPlan:
+    capacity = 8 if head_kind == "updatable" else None
+    return plan_head(
+        opened.head, [update_for(opened.head, ("okapi", "quagga"))], head_kind=head_kind, capacity=capacity
+    )
+
+
+def write(
+    target: Path, opened: OpenedModel, preprocessing: Preprocessing | None, plan: HeadPlan, *, overwrite: bool = False
+) -> None:
+    write_bundle(
+        target,
+        plan,
+        loaded=opened.loaded,
+        location=opened.location,
+        preprocessing=preprocessing,
+        images=None,
+        overwrite=overwrite,
+    )
+
+
+def with_changed_head(change: Callable[[Head], Head]) -> Callable[..., Any]:
+    """Return a head surgery that does its work right, with the wrong head."""
+    real = bundle_writing.fuse_head
+    return lambda model, location, head: real(model, location, change(head))
+
+
+def swapped(head: Head) -> Head:
+    rows = head.rows.copy()
+    rows[[3, 4]] = rows[[4, 3]]
+    return Head(rows=rows, class_names=head.class_names)
+
+
+def without_bias(head: Head) -> Head:
+    rows = head.rows.copy()
+    rows[:, -1] = 0
+    return Head(rows=rows, class_names=head.class_names)
+
+
+def mirrored(head: Head) -> Head:
+    return Head(rows=np.concatenate([head.weight[:, ::-1], head.bias[:, None]], 1), class_names=head.class_names)
+
+
+def stale_injected_row(head: Head) -> Head:
+    rows = head.rows.copy()
+    rows[-1] *= 1.01
+    return Head(rows=rows, class_names=head.class_names)
+
+
+@pytest.mark.parametrize("head_kind", ["fused", "updatable"])
+def test_a_bundle_that_passes_answers_with_all_classes(
+    head_kind: str, opened: OpenedModel, preprocessing: Preprocessing, tmp_path: Path
+) -> None:
+    write(tmp_path / "bundle", opened, preprocessing, plan_of(opened, head_kind))
+    device = Device.open(tmp_path / "bundle")
+    assert device.classes() == (*opened.head.class_names, "okapi", "quagga")
+    assert load_bundle(tmp_path / "bundle").parity[0]["passed"]
+
+
+@pytest.mark.parametrize("change", [swapped, without_bias, mirrored, stale_injected_row])
+def test_a_wrong_fused_head_is_rejected_with_its_report_and_the_old_bundle_stays(
+    change: Callable[[Head], Head],
+    opened: OpenedModel,
+    preprocessing: Preprocessing,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = tmp_path / "bundle"
+    plan = plan_of(opened, "fused")
+    write(target, opened, preprocessing, plan)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    monkeypatch.setattr(bundle_writing, "fuse_head", with_changed_head(change))
+    with pytest.raises(GateFailedError, match=r"max_scaled_error .* is above 0.0001") as caught:
+        write(target, opened, preprocessing, plan, overwrite=True)
+    assert caught.value.exit_code == 1
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    reports = json.loads((tmp_path / "bundle.rejected" / "parity.json").read_text())
+    assert not reports[0]["passed"]
+    assert not (tmp_path / "bundle.rejected" / "manifest.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "bundle.rejected"}
+
+
+def test_stale_slot_defaults_are_named(
+    opened: OpenedModel, preprocessing: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_writing, "set_slot_defaults", lambda model, *_: model)
+    with pytest.raises(GateFailedError, match=r"the slots baked into model.onnx are not those of slots.safetensors"):
+        write(tmp_path / "bundle", opened, preprocessing, plan_of(opened, "updatable"))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_an_empty_slot_that_could_win_is_named(
+    opened: OpenedModel, preprocessing: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(opened, "updatable")
+    bias = np.where(plan.table.bias < -1e4, 0.0, plan.table.bias)
+    real = bundle_writing.set_slot_defaults
+    monkeypatch.setattr(
+        bundle_writing, "set_slot_defaults", lambda model, weight, _: real(model, weight, bias.astype(np.float32))
+    )
+    with pytest.raises(GateFailedError, match="slot"):
+        write(tmp_path / "bundle", opened, preprocessing, plan)
+
+
+def test_updates_are_applied_in_order(opened: OpenedModel) -> None:
+    first = update_for(opened.head, ("a", "b"), version=1)
+    second = ClassUpdate(
+        base_fingerprint=opened.head.fingerprint,
+        rows=np.ones((2, FEATURE_DIM + 1)),
+        added=("c",),
+        replaced=("a",),
+        removed=("b",),
+        version=2,
+    )
+    plan = plan_head(opened.head, [first, second], head_kind="fused", capacity=None)
+    assert plan.expanded.class_names[opened.head.num_classes :] == ("a", "c")
+    np.testing.assert_array_equal(plan.table.rows(), np.ones((2, FEATURE_DIM + 1)))
+
+
+def test_a_model_is_exported_without_updates_too(
+    opened: OpenedModel, preprocessing: Preprocessing, tmp_path: Path
+) -> None:
+    write(tmp_path / "bundle", opened, preprocessing, plan_head(opened.head, [], head_kind="fused", capacity=None))
+    assert Device.open(tmp_path / "bundle").classes() == opened.head.class_names
+
+
+def test_a_bundle_without_preprocessing_takes_prepared_arrays_only(opened: OpenedModel, tmp_path: Path) -> None:
+    write(tmp_path / "bundle", opened, None, plan_of(opened, "fused"))
+    device = Device.open(tmp_path / "bundle")
+    assert device.logits(np.zeros((2, 3, 16, 16), np.float32)).values.shape == (2, 42)
+    with pytest.raises(IncompatibleError, match="--preprocess"):
+        device.predict(["image.png"])
+
+
+@pytest.mark.parametrize(
+    ("names", "head_kind", "capacity", "error", "message"),
+    [
+        (("class00",), "fused", None, ClassConflictError, "class00"),
+        (("a", "b"), "updatable", 1, CapacityError, "adds 2 classes; 1 slots, 0 used"),
+        (("a",), "updatable", None, UsageError, "--capacity"),
+        (("a",), "fused", 4, UsageError, "--head updatable"),
+    ],
+)
+def test_plans_that_cannot_be_carried_out_are_refused(
+    names: tuple[str, ...],
+    head_kind: str,
+    capacity: int | None,
+    error: type[Exception],
+    message: str,
+    opened: OpenedModel,
+) -> None:
+    with pytest.raises(error, match=message):
+        plan_head(opened.head, [update_for(opened.head, names)], head_kind=head_kind, capacity=capacity)
+
+
+def test_an_update_for_another_head_is_refused(opened: OpenedModel) -> None:
+    other = Head(rows=opened.head.rows, class_names=tuple(reversed(opened.head.class_names)))
+    with pytest.raises(WrongBaseError, match="Inject again"):
+        plan_head(opened.head, [update_for(other, ("a",))], head_kind="fused", capacity=None)
+
+
+def test_the_table_of_a_fused_plan_has_no_gaps(opened: OpenedModel) -> None:
+    first = update_for(opened.head, ("a", "b"))
+    gone = ClassUpdate(
+        base_fingerprint=opened.head.fingerprint, rows=np.empty((0, FEATURE_DIM + 1)), removed=("a",), version=2
+    )
+    table: SlotTable = plan_head(opened.head, [first, gone], head_kind="fused", capacity=None).table
+    assert table.class_names == ("b",)
