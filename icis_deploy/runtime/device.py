@@ -1,0 +1,254 @@
+"""A device: a bundle that is open, answers, and takes class updates.
+
+Rules:
+
+1. A request takes the head state once, when it starts; an answer belongs to exactly one version.
+2. Everything that changes the state is the updater's; see `updater.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.bundle import MODEL_NAME, Bundle, load_bundle
+from icis_deploy.errors import IncompatibleError, UsageError
+from icis_deploy.images import load_images
+from icis_deploy.runtime.answers import Logits, Prediction, top_predictions
+from icis_deploy.runtime.head_state import HeadState, make_head_state
+from icis_deploy.runtime.journal import HistoryEntry
+from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.session import Session
+from icis_deploy.runtime.store import Store, exported_slots
+from icis_deploy.runtime.updater import AppliedUpdate, Updater
+
+__all__ = ["AppliedUpdate", "Device", "Logits", "Prediction"]
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class Device:
+    """A bundle that is open and answers; safe to use from several threads.
+
+    Every answer carries the version of the head that gave it, and comes from exactly one.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        bundle: Bundle,
+        session: Session,
+        state: HeadState,
+        store: Store | None = None,
+        clock: Callable[[], datetime] = _utc_now,
+    ) -> None:
+        self._folder = folder
+        self._bundle = bundle
+        self._session = session
+        self._updater = Updater(
+            bundle=bundle,
+            session=session,
+            state=state,
+            store=Store(folder) if store is None else store,
+            clock=clock,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        num_threads: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> Device:
+        """Open a bundle with the head it had when it was last changed.
+
+        Args:
+            folder: The bundle's folder.
+            num_threads: Threads inside one operator; `None` lets the runtime use every core.
+            providers: ONNX Runtime's execution providers, the preferred one first.
+
+        Raises:
+            BundleError: If it is not a complete bundle.
+            CorruptFileError: If a file has another hash than its manifest or the journal states.
+            IncompatibleError: If its state belongs to another bundle.
+            ModelLoadError: If the runtime cannot load the model.
+            MissingDependencyError: If the runtime, or the provider, is not installed.
+        """
+        folder = Path(folder)
+        device = cls.from_parts(folder, load_bundle(folder), num_threads=num_threads, providers=providers)
+        device._updater.take_over()
+        return device
+
+    @classmethod
+    def from_parts(
+        cls,
+        folder: Path,
+        bundle: Bundle,
+        *,
+        num_threads: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> Device:
+        """Open the files of a bundle as it was exported, whatever was committed since.
+
+        So the parity gate runs a bundle that has no manifest yet, and `rollback` gets away from a damaged state.
+
+        Args:
+            folder: The bundle's files.
+            bundle: What its manifest says, or will say.
+            num_threads: As `open`.
+            providers: As `open`.
+
+        Raises:
+            ICISDeployError: As `open`.
+        """
+        session = load_session(folder / MODEL_NAME, num_threads=num_threads, providers=providers)
+        table = exported_slots(folder, bundle)
+        state = make_head_state(bundle, session, table=table, version=bundle.head_version)
+        return cls(folder=folder, bundle=bundle, session=session, state=state)
+
+    @property
+    def session(self) -> Session:
+        """The model, loaded in its runtime."""
+        return self._session
+
+    @property
+    def state(self) -> HeadState:
+        """The head that the next request will get."""
+        return self._updater.state
+
+    @property
+    def bundle(self) -> Bundle:
+        """What the bundle's manifest says."""
+        return self._bundle
+
+    @property
+    def version(self) -> int:
+        """Version of the head that the next request will get."""
+        return self._updater.state.version
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the classes that the next request will choose among, in the order of the logits."""
+        return self._updater.state.class_names
+
+    def logits(self, images: NDArray[np.generic]) -> Logits:
+        """Return the logits of a batch of prepared images.
+
+        Where the model ends in a softmax, these are its logarithms, which are logits as well.
+
+        Args:
+            images: `(batch, *input_shape)` in the dtype of the model's input.
+
+        Raises:
+            RuntimeFailureError: If the runtime fails, which includes images of another shape or dtype.
+        """
+        state = self._updater.state
+        output = self._session.run(images, state.buffers)
+        values = output.logits[:, state.columns]
+        if self._bundle.score_kind == "probabilities":
+            values = np.log(np.maximum(values, np.finfo(np.float32).tiny))
+        return Logits(values=values, class_names=state.class_names, version=state.version)
+
+    def predict(self, images: NDArray[np.generic] | Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
+        """Return the most probable classes of each image.
+
+        Args:
+            images: A prepared batch `(batch, *input_shape)`, or paths of image files, which are prepared as the bundle
+                states.
+            top: How many classes per image, at least 1; fewer where the head has fewer.
+
+        Raises:
+            ImageError: If a file is no image.
+            IncompatibleError: If files are given and the bundle does not state its preprocessing.
+            RuntimeFailureError: If the runtime fails.
+        """
+        if top < 1:
+            raise UsageError(f"top is {top}; at least one class must be asked for.")
+        batch = images if isinstance(images, np.ndarray) else self.prepare([Path(image) for image in images])
+        return top_predictions(self.logits(batch), top)
+
+    def prepare(self, paths: Sequence[Path]) -> NDArray[np.float32]:
+        """Return image files as one prepared batch, `(batch, *input_shape)` float32.
+
+        Raises:
+            ImageError: If a file is no image.
+            IncompatibleError: If the bundle does not state its preprocessing.
+        """
+        if self._bundle.preprocessing is None:
+            raise IncompatibleError(
+                f"The bundle {self._folder} does not state how images are prepared. Export it with --preprocess, or "
+                f"give prepared arrays."
+            )
+        return load_images(paths, self._bundle.preprocessing)
+
+    def history(self) -> tuple[HistoryEntry, ...]:
+        """Return the last changes committed to the bundle, by this process or another, the oldest first.
+
+        Raises:
+            BundleError, CorruptFileError: If the journal cannot be read.
+        """
+        return self._updater.history()
+
+    def apply(self, update: str | Path | bytes, *, allow_unsigned: bool = False) -> AppliedUpdate:
+        """Take a class update, or a set of trusted keys: all of it, or nothing.
+
+        Args:
+            update: The file, or its bytes.
+            allow_unsigned: Whether a class update that nobody signed is taken; the history says so.
+
+        Raises:
+            LoadError: If the file cannot be read.
+            IntegrityError: If it cannot be trusted, is too old or expired; see `update_rules.py`.
+            IncompatibleError: If it does not fit this head.
+            SelfTestError: If the slots do not hold their rows after writing.
+            StorageError: If the disk refuses.
+            RuntimeFailureError: If the runtime fails in the self-test.
+        """
+        return self._updater.apply(update, allow_unsigned=allow_unsigned)
+
+    def rollback(self) -> HistoryEntry:
+        """Go back to the state before the last class update that is still in effect.
+
+        The state it leaves need not be readable. Its version stays spent: only a newer update is taken afterwards.
+
+        Raises:
+            UsageError: If no state before the current one is kept.
+            SelfTestError, StorageError, RuntimeFailureError: As `apply`; the device keeps the state it had.
+        """
+        return self._updater.rollback()
+
+    def enable(self, class_name: str) -> bool:
+        """Let answers choose a class again; return whether that changed anything.
+
+        Raises:
+            ClassConflictError: If the head does not know the class.
+            StorageError: If the disk refuses; nothing changes.
+        """
+        return self._updater.switch(class_name, enabled=True)
+
+    def disable(self, class_name: str) -> bool:
+        """Leave a class out of all answers, whether baked or in a slot; return whether that changed anything.
+
+        Raises:
+            ClassConflictError: If the head does not know the class, or no other is enabled.
+            StorageError: If the disk refuses; nothing changes.
+        """
+        return self._updater.switch(class_name, enabled=False)
+
+    def refresh(self) -> bool:
+        """Take over what another process committed since; return whether there was anything.
+
+        Cheap when there is nothing (one `stat`), so a server can call it between any two requests.
+
+        Raises:
+            BundleError, CorruptFileError: If the new state cannot be read; the device keeps the state it had.
+            SelfTestError, RuntimeFailureError: If it fails its probe here; the device keeps the state it had.
+        """
+        return self._updater.refresh()

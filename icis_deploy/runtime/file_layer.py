@@ -1,0 +1,193 @@
+"""The file layer: every call with which the device half touches the disk, one system call's worth each.
+
+It is a seam so that tests can stop the world at any of these calls, refuse any of them, or forget what was not synced.
+Nothing here decides anything, and errors are the operating system's own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+_POLL_SECONDS = 0.005
+
+
+class FileLayer(Protocol):
+    """What the store needs of a file system."""
+
+    def read(self, path: Path, max_bytes: int) -> bytes:
+        """Return a file's bytes, at most `max_bytes` of them.
+
+        Raises:
+            OSError: If it cannot be read.
+        """
+        ...
+
+    def names(self, folder: Path) -> tuple[str, ...]:
+        """Return the names in a folder, in alphabetical order; none if there is no such folder.
+
+        Raises:
+            OSError: If it cannot be read.
+        """
+        ...
+
+    def stamp(self, path: Path) -> tuple[int, ...] | None:
+        """Return numbers that change when a file is replaced; `None` if there is no such file."""
+        ...
+
+    def create(self, path: Path, data: bytes) -> None:
+        """Write a new file; what it holds and that it is there may be lost until both are synced.
+
+        Raises:
+            OSError: If there is a file already, or the disk refuses; a part of the file may be there then.
+        """
+        ...
+
+    def sync_file(self, path: Path) -> None:
+        """Wait until a file's bytes are on the disk.
+
+        Raises:
+            OSError: If they cannot be brought there.
+        """
+        ...
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename a file over another; that it happened may be lost until the folder is synced.
+
+        Raises:
+            OSError: If it did not happen.
+        """
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Remove a file; do nothing if there is none.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        ...
+
+    def make_folder(self, path: Path) -> bool:
+        """Make a folder; return whether there was none.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        ...
+
+    def remove_folder(self, path: Path) -> None:
+        """Remove an empty folder.
+
+        Raises:
+            OSError: If it is not empty, or the disk refuses.
+        """
+        ...
+
+    def sync_folder(self, path: Path) -> None:
+        """Wait until a folder's names are on the disk.
+
+        Raises:
+            OSError: If they cannot be brought there.
+        """
+        ...
+
+    def locked(self, folder: Path, timeout_seconds: float) -> AbstractContextManager[None]:
+        """Return a context in which no other thread or process holds this folder's lock.
+
+        Raises:
+            TimeoutError: On entering, if another one holds it for longer than `timeout_seconds`.
+            OSError: On entering, if the folder cannot be opened.
+        """
+        ...
+
+
+class OSFileLayer:
+    """The file layer of the operating system (POSIX); see `FileLayer` for what its methods promise."""
+
+    def read(self, path: Path, max_bytes: int) -> bytes:
+        """Return a file's bytes; see `FileLayer.read`."""
+        with path.open("rb") as file:
+            return file.read(max_bytes)
+
+    def names(self, folder: Path) -> tuple[str, ...]:
+        """Return the names in a folder; see `FileLayer.names`."""
+        try:
+            return tuple(sorted(os.listdir(folder)))  # noqa: PTH208 - the order and the type of the seam
+        except FileNotFoundError:
+            return ()
+
+    def stamp(self, path: Path) -> tuple[int, ...] | None:
+        """Return numbers that change when a file is replaced; see `FileLayer.stamp`."""
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    def create(self, path: Path, data: bytes) -> None:
+        """Write a new file; see `FileLayer.create`."""
+        with path.open("xb", buffering=0) as file:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+
+    def sync_file(self, path: Path) -> None:
+        """Sync a file; see `FileLayer.sync_file`."""
+        _sync(path)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename a file over another; see `FileLayer.replace`."""
+        source.replace(target)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file; see `FileLayer.remove`."""
+        path.unlink(missing_ok=True)
+
+    def make_folder(self, path: Path) -> bool:
+        """Make a folder; see `FileLayer.make_folder`."""
+        try:
+            path.mkdir()
+        except FileExistsError:
+            return False
+        return True
+
+    def remove_folder(self, path: Path) -> None:
+        """Remove an empty folder; see `FileLayer.remove_folder`."""
+        path.rmdir()
+
+    def sync_folder(self, path: Path) -> None:
+        """Sync a folder; see `FileLayer.sync_folder`."""
+        _sync(path)
+
+    @contextmanager
+    def locked(self, folder: Path, timeout_seconds: float) -> Iterator[None]:
+        """Hold a folder's lock; see `FileLayer.locked`."""
+        import fcntl
+
+        # The folder itself carries the lock: no lock file to create, to leave behind, or to miss on a read-only disk.
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            deadline = time.monotonic() + timeout_seconds
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise TimeoutError from None
+                    time.sleep(_POLL_SECONDS)
+            yield
+        finally:
+            os.close(descriptor)  # which also releases the lock
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

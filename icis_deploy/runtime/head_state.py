@@ -1,0 +1,78 @@
+"""The head as a device holds it at one moment.
+
+A request takes the state once, when it starts, and uses nothing else: the classes, the slots and the version that it
+answers with belong together. The device replaces the whole state by one assignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.bundle import Bundle
+from icis_deploy.runtime.session import Session, SlotBuffers
+from icis_deploy.slots import SlotTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadState:
+    """Classes, slots and version that belong together."""
+
+    version: int
+    """Version of the last class update in this state; 0 for the bare original head."""
+
+    class_names: tuple[str, ...]
+    """`(num_classes,)`: the classes that an answer chooses among, in the order of `columns`."""
+
+    columns: NDArray[np.intp] | slice
+    """Which of the model's outputs belong to them; a slice where they are consecutive, which needs no copy."""
+
+    table: SlotTable | None
+    """What the slots hold; `None` for a fused head."""
+
+    buffers: SlotBuffers | None
+    """The same in the runtime's memory."""
+
+
+def make_head_state(
+    bundle: Bundle,
+    session: Session,
+    *,
+    table: SlotTable | None,
+    version: int,
+    disabled: Collection[str] = (),
+    buffers: SlotBuffers | None = None,
+) -> HeadState:
+    """Return the state of a head whose slots hold `table`.
+
+    Args:
+        bundle: The bundle that the model is from.
+        session: Where the slots are loaded.
+        table: `None` for a fused head.
+        version: Version of the last class update in it.
+        disabled: Classes that answers leave out.
+        buffers: `table` as the session already has it; `None` loads it.
+    """
+    if table is not None and buffers is None:
+        buffers = session.load_slots(table.weight, table.bias)
+    columns, class_names = enabled_columns(bundle, table, frozenset(disabled))
+    return HeadState(version=version, class_names=class_names, columns=columns, table=table, buffers=buffers)
+
+
+def enabled_columns(
+    bundle: Bundle, table: SlotTable | None, disabled: frozenset[str]
+) -> tuple[NDArray[np.intp] | slice, tuple[str, ...]]:
+    """Return which of the model's outputs are classes to choose among, and their names."""
+    num_baked = len(bundle.class_names)
+    filled = np.empty(0, dtype=np.intp) if table is None else table.filled
+    names = bundle.class_names if table is None else (*bundle.class_names, *table.filled_names)
+    columns = np.concatenate([np.arange(num_baked, dtype=np.intp), num_baked + filled])
+    if disabled:
+        enabled = [index for index, name in enumerate(names) if name not in disabled]
+        columns, names = columns[enabled], tuple(names[index] for index in enabled)
+    if columns.size == columns[-1] + 1:
+        return slice(0, columns.size), names
+    return columns, names

@@ -1,0 +1,252 @@
+"""The journal: what a device remembers of its head, in one small file that is replaced as a whole.
+
+Rules:
+
+1. The journal names the state the device holds now. Replacing the journal is the commit; there is no other moment.
+2. `states` is the stack that `rollback` walks down: the last one is current, at most `MAX_STATES` are kept.
+3. `highest_version`, `trust_version`, `last_seen`, the trusted keys and the disabled classes are no part of a state:
+   no rollback brings back the permission of an old version, a revoked key, an earlier time, or a class that an
+   operator switched off.
+4. `history` is for people. No rule reads it.
+
+The file is JSON with its own SHA-256, because a flipped bit in a version number would still be JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from icis_deploy.bundle import Bundle, FileEntry
+from icis_deploy.errors import CorruptFileError
+from icis_deploy.json_fields import (
+    integer_from_json,
+    json_from_time,
+    list_from_json,
+    names_from_json,
+    object_from_json,
+    text_from_json,
+    time_from_json,
+)
+
+SCHEMA_VERSION = 1
+MAX_STATES = 8
+MAX_HISTORY = 32
+MAX_JOURNAL_BYTES = 1 << 26
+_TEXT, _NUMBER, _OPTIONAL_TEXT = (str,), (int,), (str, type(None))
+_HISTORY_TYPES: Mapping[str, tuple[type, ...]] = {
+    "sequence": _NUMBER,
+    "time": _TEXT,
+    "action": _TEXT,
+    "version": _NUMBER,
+    "num_added": _NUMBER,
+    "num_replaced": _NUMBER,
+    "num_removed": _NUMBER,
+    "class_name": _OPTIONAL_TEXT,
+    "payload_sha256": _OPTIONAL_TEXT,
+    "signed_by": _OPTIONAL_TEXT,
+}
+# The file is one JSON object; the hash is over the exact bytes between these.
+_START, _MIDDLE, _END = b'{"journal":', b',"sha256":"', b'"}\n'
+ACTIONS = ("apply", "rollback", "enable", "disable", "trust")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateEntry:
+    """One state of the slots that the device can be in."""
+
+    version: int
+    """Version of the last class update in it; the bundle's head version before the first."""
+
+    slots: FileEntry | None
+    """The slot table's file; `None` for what the bundle was exported with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryEntry:
+    """One committed change, for people to read."""
+
+    sequence: int
+    """Number of the change, from 1."""
+
+    time: datetime
+    """When, by the device's clock, in UTC with a resolution of a second."""
+
+    action: str
+    """One of `ACTIONS`."""
+
+    version: int
+    """Version of the head after the change."""
+
+    num_added: int = 0
+    """Classes that an applied update added."""
+
+    num_replaced: int = 0
+    """Classes that an applied update replaced."""
+
+    num_removed: int = 0
+    """Classes that an applied update removed."""
+
+    class_name: str | None = None
+    """The class that was enabled or disabled."""
+
+    payload_sha256: str | None = None
+    """Of the applied update or set of keys, lower-case hexadecimal; `None` where there was no file."""
+
+    signed_by: str | None = None
+    """Id of the key that signed it; `None` where nothing was signed: an unsigned update, or an operator's command."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journal:
+    """What a device remembers."""
+
+    base_fingerprint: str
+    """Fingerprint of the seen head, by which a journal of another bundle is noticed."""
+
+    states: tuple[StateEntry, ...]
+    """At least one; the last is current."""
+
+    highest_version: int
+    """The greatest version the device ever held; an update must be newer."""
+
+    last_seen: datetime | None = None
+    """The latest time at which anything was committed; the clock is not believed when it is earlier."""
+
+    disabled: tuple[str, ...] = ()
+    """Classes that an operator switched off, in the order of switching."""
+
+    trust_version: int = 0
+    """Version of the trusted keys; 0 for those of the bundle's `trust/` folder."""
+
+    trusted_keys: tuple[str, ...] | None = None
+    """PEM of the keys that took the place of `trust/`; `None` before the first replacement."""
+
+    history: tuple[HistoryEntry, ...] = ()
+    """The last `MAX_HISTORY` changes, the oldest first."""
+
+    @property
+    def current(self) -> StateEntry:
+        """The state the device holds now."""
+        return self.states[-1]
+
+    @property
+    def sequence(self) -> int:
+        """Number of the last change; 0 before the first."""
+        return self.history[-1].sequence if self.history else 0
+
+
+def initial_journal(bundle: Bundle) -> Journal:
+    """Return what a device remembers before anything changed: the bundle as it was exported."""
+    return Journal(
+        base_fingerprint=bundle.base_fingerprint,
+        states=(StateEntry(version=bundle.head_version, slots=None),),
+        highest_version=bundle.head_version,
+    )
+
+
+def serialize_journal(journal: Journal) -> bytes:
+    """Return the bytes of a journal; equal journals give equal bytes."""
+    fields = {
+        "schema_version": SCHEMA_VERSION,
+        "base_fingerprint": journal.base_fingerprint,
+        "states": [_state_to_json(state) for state in journal.states],
+        "highest_version": journal.highest_version,
+        "last_seen": None if journal.last_seen is None else json_from_time(journal.last_seen),
+        "disabled": journal.disabled,
+        "trust_version": journal.trust_version,
+        "trusted_keys": journal.trusted_keys,
+        "history": [history_to_json(entry) for entry in journal.history],
+    }
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return b"%s%s%s%s%s" % (_START, text, _MIDDLE, hashlib.sha256(text).hexdigest().encode(), _END)
+
+
+def parse_journal(data: bytes) -> Journal:
+    """Return the journal that these bytes hold.
+
+    Raises:
+        CorruptFileError: If they are damaged, or of another schema.
+    """
+    try:
+        text, _, sha256 = data.removeprefix(_START).removesuffix(_END).rpartition(_MIDDLE)
+        if hashlib.sha256(text).hexdigest().encode() != sha256:
+            raise ValueError("its SHA-256 is not the one it states")
+        fields = json.loads(text)
+        if fields["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"its schema version is {fields['schema_version']!r}, this release reads {SCHEMA_VERSION}")
+        return _journal_from_json(fields)
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise CorruptFileError(
+            f"The journal of the device is damaged: {error}. Delete the bundle's state/ folder to start again from the "
+            f"classes it was exported with, or fetch the bundle again."
+        ) from error
+
+
+def _state_to_json(state: StateEntry) -> dict[str, Any]:
+    slots = None if state.slots is None else {"sha256": state.slots.sha256, "size_bytes": state.slots.size_bytes}
+    return {"version": state.version, "slots": slots}
+
+
+def history_to_json(entry: HistoryEntry) -> dict[str, Any]:
+    """Return a change as JSON values."""
+    return {
+        "sequence": entry.sequence,
+        "time": json_from_time(entry.time),
+        "action": entry.action,
+        "version": entry.version,
+        "num_added": entry.num_added,
+        "num_replaced": entry.num_replaced,
+        "num_removed": entry.num_removed,
+        "class_name": entry.class_name,
+        "payload_sha256": entry.payload_sha256,
+        "signed_by": entry.signed_by,
+    }
+
+
+def _journal_from_json(fields: Mapping[str, Any]) -> Journal:
+    states = tuple(_state_from_json(object_from_json(state)) for state in list_from_json(fields["states"]))
+    if not states:
+        raise ValueError("it names no state")
+    keys, last_seen = fields["trusted_keys"], fields["last_seen"]
+    return Journal(
+        base_fingerprint=text_from_json(fields["base_fingerprint"]),
+        states=states,
+        highest_version=integer_from_json(fields["highest_version"]),
+        last_seen=None if last_seen is None else time_from_json(last_seen),
+        disabled=names_from_json(fields["disabled"]),
+        trust_version=integer_from_json(fields["trust_version"]),
+        trusted_keys=None if keys is None else names_from_json(keys),
+        history=tuple(_history_from_json(object_from_json(entry)) for entry in list_from_json(fields["history"])),
+    )
+
+
+def _state_from_json(fields: Mapping[str, Any]) -> StateEntry:
+    slots = fields["slots"]
+    return StateEntry(
+        version=integer_from_json(fields["version"]),
+        slots=None
+        if slots is None
+        else FileEntry(sha256=_sha256(slots["sha256"]), size_bytes=integer_from_json(slots["size_bytes"])),
+    )
+
+
+def _history_from_json(fields: dict[str, Any]) -> HistoryEntry:
+    if fields.keys() != _HISTORY_TYPES.keys():
+        raise ValueError(f"a line of its history has the fields {sorted(fields)}")
+    for name, value in fields.items():
+        if type(value) not in _HISTORY_TYPES[name]:
+            raise TypeError(f"{name} of a line of its history is {value!r}")
+    return HistoryEntry(**fields | {"time": time_from_json(fields["time"])})
+
+
+def _sha256(value: object) -> str:
+    # It becomes part of a file's name, so it must be nothing but digits.
+    text = text_from_json(value)
+    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+        raise ValueError(f"{text!r} is no SHA-256")
+    return text

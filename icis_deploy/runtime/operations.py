@@ -1,0 +1,142 @@
+"""What an operator does to a bundle, one function a command: apply, rollback, history, classes, enable, disable.
+
+Only `apply` and `rollback` load the model, because they test the slots they write. The rest reads and writes the
+bundle's small files, so it works where no runtime is installed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from icis_deploy.bundle import Bundle, load_manifest
+from icis_deploy.runtime.device import AppliedUpdate, Device
+from icis_deploy.runtime.journal import HistoryEntry, Journal
+from icis_deploy.runtime.store import Store
+from icis_deploy.runtime.update_rules import after_switch
+from icis_deploy.slots import SlotTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedClass:
+    """A class that a bundle knows."""
+
+    name: str
+    """Its name."""
+
+    slot: int | None
+    """The slot it is in; `None` where it is baked into the model."""
+
+    is_enabled: bool
+    """Whether answers may choose it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassListing:
+    """The classes of a bundle at one moment."""
+
+    version: int
+    """Version of the head."""
+
+    capacity: int
+    """Number of slots; 0 for a fused head."""
+
+    classes: tuple[ListedClass, ...]
+    """Baked classes first, then those in slots, in the order of the logits; disabled ones included."""
+
+    @property
+    def num_free_slots(self) -> int:
+        """How many classes can be added."""
+        return self.capacity - sum(listed.slot is not None for listed in self.classes)
+
+
+def apply(update: Path, folder: Path, *, allow_unsigned: bool = False) -> AppliedUpdate:
+    """Apply a class update, or a set of trusted keys, to a bundle.
+
+    Raises:
+        ICISDeployError: As `Device.open` and `Device.apply`; the bundle is as it was.
+    """
+    return Device.open(folder).apply(update, allow_unsigned=allow_unsigned)
+
+
+def rollback(folder: Path) -> HistoryEntry:
+    """Take a bundle back to the state before; the one it is in need not be readable.
+
+    Raises:
+        ICISDeployError: As `Device.from_parts` and `Device.rollback`; the bundle is as it was.
+    """
+    return Device.from_parts(folder, load_manifest(folder)).rollback()
+
+
+def history(folder: Path) -> tuple[HistoryEntry, ...]:
+    """Return the last changes of a bundle, the oldest first.
+
+    Raises:
+        BundleError, CorruptFileError, IncompatibleError: If the manifest or the journal cannot be read.
+    """
+    return Store(folder).load_journal(load_manifest(folder)).history
+
+
+def classes(folder: Path) -> ClassListing:
+    """Return the classes that a bundle knows.
+
+    Raises:
+        BundleError, CorruptFileError, IncompatibleError: If the manifest, the journal or the slots cannot be read.
+    """
+    bundle, store = load_manifest(folder), Store(folder)
+    journal = store.load_journal(bundle)
+    table = store.load_table(bundle, journal.current)
+    disabled = set(journal.disabled)
+    slots = [] if table is None else [(slot, name) for slot, name in enumerate(table.class_names) if name is not None]
+    return ClassListing(
+        version=journal.current.version,
+        capacity=bundle.capacity,
+        classes=tuple(
+            ListedClass(name=name, slot=slot, is_enabled=name not in disabled)
+            for slot, name in [*((None, name) for name in bundle.class_names), *slots]
+        ),
+    )
+
+
+def enable(folder: Path, class_name: str) -> bool:
+    """Let a bundle's answers choose a class again; return whether that changed anything.
+
+    Raises:
+        ClassConflictError: If the bundle does not know the class.
+        ICISDeployError: As `classes`, and if the disk refuses; the bundle is as it was.
+    """
+    return _switch(folder, class_name, enabled=True)
+
+
+def disable(folder: Path, class_name: str) -> bool:
+    """Leave a class out of a bundle's answers; return whether that changed anything.
+
+    Raises:
+        ClassConflictError: If the bundle does not know the class, or no other is enabled.
+        ICISDeployError: As `classes`, and if the disk refuses; the bundle is as it was.
+    """
+    return _switch(folder, class_name, enabled=False)
+
+
+def _switch(folder: Path, class_name: str, *, enabled: bool) -> bool:
+    bundle, store = load_manifest(folder), Store(folder)
+    with store.locked():
+        before = store.load_journal(bundle)
+        switched = after_switch(
+            before,
+            class_name,
+            enabled=enabled,
+            known_names=_known_names(bundle, store, before),
+            clock=datetime.now(timezone.utc),
+        )
+        if switched is None:
+            return False
+        with store.change(before, switched[1]):
+            pass
+    return True
+
+
+def _known_names(bundle: Bundle, store: Store, journal: Journal) -> tuple[str, ...]:
+    table: SlotTable | None = store.load_table(bundle, journal.current)
+    return bundle.class_names if table is None else (*bundle.class_names, *table.filled_names)

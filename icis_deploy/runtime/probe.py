@@ -1,0 +1,196 @@
+"""The self-test of slots: what the model computes with them against what they should give.
+
+An updatable model's second output is its features. For one seeded input, the slots' logits must therefore be
+`features @ weight.T + bias`, whatever the runtime, its precision and its memory did to the rows on their way.
+
+Rules:
+
+1. A slot passes if its logit is within `TOLERANCE` of the sum of its products' magnitudes. Reading rows and features as
+   float16 or TF32 (11 significant bits) stays below that; a slot with another row, a stale row or a blend does not.
+2. A model that ends in a softmax has no logits to compare. A second run with one known slot gives its scale.
+3. An input whose features are all zero tests nothing; the next seed is taken, up to `NUM_SEEDS` of them.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.bundle import Bundle
+from icis_deploy.class_names import quoted
+from icis_deploy.errors import SelfTestError
+from icis_deploy.runtime.session import Session, SessionOutput, SlotBuffers
+from icis_deploy.slots import SlotTable
+
+TOLERANCE = 1e-3
+_KNOWN_LOGIT_STEPS = (0.0, 80.0, 160.0, 320.0)
+"""A float32 probability shows a logit down to 87 below the greatest."""
+NUM_SEEDS = 4
+_SMALLEST = float(np.finfo(np.float32).tiny)
+_MIN_LOG = float(np.log(_SMALLEST))
+_SOFTMAX_SLACK = 1e-3
+"""Error of a logit that comes back through a float32 softmax and a logarithm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotProbe:
+    """What a self-test measured; it was passed."""
+
+    max_error: float
+    """Greatest error of a filled slot's logit, as a fraction of what the rule allows."""
+
+    inference_seconds: float
+    """How long the model ran for it."""
+
+
+def probe_input(bundle: Bundle, seed: int) -> NDArray[np.generic]:
+    """Return the seeded input, `(1, *input_shape)`: uniform noise in -1..1, where prepared images lie.
+
+    An input of whole numbers gets noise over its positive range.
+    """
+    noise = np.random.default_rng(seed).random((1, *bundle.model_input.shape), dtype=np.float32)
+    dtype = np.dtype(bundle.model_input.dtype)
+    if dtype.kind in "ui":
+        return np.asarray(np.round(noise * np.float64(np.iinfo(dtype).max)), dtype=dtype)
+    noise *= np.float32(2)
+    noise -= np.float32(1)
+    return np.asarray(noise, dtype=dtype)
+
+
+def verify_slots(session: Session, bundle: Bundle, table: SlotTable, buffers: SlotBuffers, *, seed: int) -> SlotProbe:
+    """Run the model on the seeded input and compare every slot with its row.
+
+    Args:
+        session: Where the slots are loaded.
+        bundle: The bundle that the model is from.
+        table: What the slots should hold.
+        buffers: The slots as the session has them.
+        seed: Of the input.
+
+    Raises:
+        SelfTestError: If a slot does not hold its row, or the features do not show it.
+        RuntimeFailureError: If the runtime fails.
+    """
+    timed = _TimedSession(session)
+    images, output, features = _run_probe(timed, bundle, buffers, seed)
+    expected, allowed = _expected_logits(features, table)
+    found, floor = output.logits[0].astype(np.float64), -np.inf
+    if bundle.score_kind != "logits":
+        level = float(expected[table.filled].max()) if table.filled.size else 0.0
+        found, floor = _logits_from_scores(found, timed, bundle, table, images, level=level)
+        allowed = allowed + _SOFTMAX_SLACK
+    expected = np.maximum(expected, floor)
+    return SlotProbe(
+        max_error=_compare(found[len(bundle.class_names) :], expected, allowed, table),
+        inference_seconds=timed.seconds,
+    )
+
+
+class _TimedSession:
+    """A session that adds up how long it ran."""
+
+    def __init__(self, session: Session) -> None:
+        self.load_slots = session.load_slots
+        self.seconds = 0.0
+        self._session = session
+
+    def run(
+        self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
+    ) -> SessionOutput:
+        """Run one batch; see `Session.run`."""
+        start = time.perf_counter()
+        output = self._session.run(images, slots, with_features=with_features)
+        self.seconds += time.perf_counter() - start
+        return output
+
+
+def _run_probe(
+    session: Session, bundle: Bundle, buffers: SlotBuffers, seed: int
+) -> tuple[NDArray[np.generic], SessionOutput, NDArray[np.float64]]:
+    """Return an input, what the model gives for it, and its features, `(feature_dim,)` float64, not all zero."""
+    for offset in range(NUM_SEEDS):
+        images = probe_input(bundle, seed + offset)
+        output = session.run(images, buffers, with_features=True)
+        if output.features is None:
+            raise SelfTestError(
+                "The model has no output 'features', so its slots cannot be tested. Export the bundle again."
+            )
+        features = output.features[0].astype(np.float64)
+        if features.any():
+            return images, output, features
+    raise SelfTestError(
+        f"The model gives features that are all zero for {NUM_SEEDS} seeded inputs (from seed {seed}), so its slots "
+        f"cannot be tested. Check the model's input in the bundle's manifest."
+    )
+
+
+def _expected_logits(
+    features: NDArray[np.float64], table: SlotTable
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return every slot's logit and the error allowed for it, both `(capacity,)` float64."""
+    filled = table.filled
+    products = table.weight[filled] * features
+    expected = table.bias.astype(np.float64)
+    magnitudes = np.abs(expected)
+    expected[filled] += products.sum(axis=1)
+    magnitudes[filled] += np.abs(products).sum(axis=1)
+    return expected, TOLERANCE * magnitudes
+
+
+def _compare(
+    found: NDArray[np.float64], expected: NDArray[np.float64], allowed: NDArray[np.float64], table: SlotTable
+) -> float:
+    """Return the greatest error as a fraction of what is allowed, or raise `SelfTestError` if it is above 1."""
+    errors = np.abs(found - expected)
+    wrong = np.flatnonzero(~(errors <= allowed))  # written so that NaN is wrong
+    if wrong.size:
+        names = tuple(table.class_names[index] or f"(empty slot {index})" for index in wrong)
+        first = wrong[0]
+        raise SelfTestError(
+            f"{wrong.size} of {table.capacity} slots do not hold their rows after they were written: {quoted(names)}. "
+            f"{names[0]!r} gave {found[first]:.6g} on the probe; expected {expected[first]:.6g} within "
+            f"{allowed[first]:.2g}. The change was taken back."
+        )
+    return float((errors / np.maximum(allowed, _SMALLEST)).max())
+
+
+def _logits_from_scores(
+    scores: NDArray[np.float64],
+    session: Session,
+    bundle: Bundle,
+    table: SlotTable,
+    images: NDArray[np.generic],
+    *,
+    level: float,
+) -> tuple[NDArray[np.float64], float]:
+    """Return logits from what a softmax made of them, `(num_outputs,)` float64, and the least one that would show.
+
+    A softmax keeps differences of logits only. So the model runs once more, with the first slot at a known logit, from
+    `level` upward until it shows; that gives the logit of the most probable baked class, and that class all others.
+
+    Raises:
+        SelfTestError: If the known slot never shows: the runtime does not read the slots that it is given.
+    """
+    logs, num_baked = _log_scores(scores, bundle), len(bundle.class_names)
+    for known_logit in (level + step for step in _KNOWN_LOGIT_STEPS):
+        weight, bias = table.weight.copy(), table.bias.copy()
+        weight[0], bias[0] = 0.0, known_logit
+        run = session.run(images, session.load_slots(weight, bias))
+        known = _log_scores(run.logits[0].astype(np.float64), bundle)
+        if known[num_baked] > _MIN_LOG:
+            anchor = int(np.argmax(known[:num_baked]))
+            shift = known[anchor] - known[num_baked] + known_logit - logs[anchor]
+            return logs + shift, float(_MIN_LOG + shift)
+    raise SelfTestError(
+        "A slot with a known logit does not show in what the model gives, however great the logit: the runtime does "
+        "not read the slots that it is given. The change was taken back."
+    )
+
+
+def _log_scores(scores: NDArray[np.float64], bundle: Bundle) -> NDArray[np.float64]:
+    if bundle.score_kind == "probabilities":
+        scores = np.log(np.maximum(scores, _SMALLEST))
+    return np.asarray(np.maximum(scores, _MIN_LOG))

@@ -1,0 +1,66 @@
+"""The one seam between icis-deploy and a runtime.
+
+A session is a model loaded in a runtime. It holds no head state: slots are loaded once and handed to every run. A
+request therefore ends with the slots it started with, whatever is loaded in the meantime, and no lock is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotBuffers:
+    """Slots as a runtime wants them; made by `Session.load_slots`, never changed afterwards."""
+
+    weight: Any
+    """`(capacity, feature_dim)` float32 in the runtime's own memory."""
+
+    bias: Any
+    """`(capacity,)` float32 in the runtime's own memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOutput:
+    """What one run of a model gives."""
+
+    logits: NDArray[np.float32]
+    """`(batch, num_outputs)` float32: seen classes first, then every slot, empty ones included."""
+
+    features: NDArray[np.float32] | None
+    """`(batch, feature_dim)` float32; `None` where the model has no such output, or it was not asked for."""
+
+
+class Session(Protocol):
+    """A model loaded in a runtime."""
+
+    def load_slots(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> SlotBuffers:
+        """Copy slots to where the runtime reads them.
+
+        Args:
+            weight: `(capacity, feature_dim)` float32.
+            bias: `(capacity,)` float32.
+
+        Raises:
+            RuntimeFailureError: If the model has no slots, or the runtime refuses them.
+        """
+        ...
+
+    def run(
+        self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
+    ) -> SessionOutput:
+        """Run the model on one batch.
+
+        Args:
+            images: `(batch, *input_shape)` in the model's input dtype.
+            slots: From `load_slots`; `None` uses the slots baked into the model file.
+            with_features: Whether to fetch the features as well.
+
+        Raises:
+            RuntimeFailureError: If the runtime fails.
+        """
+        ...

@@ -1,0 +1,305 @@
+"""The store: the `state/` folder of a bundle. It reads and writes; what may be written is decided in `update_rules.py`.
+
+    state/journal.json               the journal; replacing it is the commit
+    state/slots-<sha256>.safetensors a slot table; written before the journal that names it, never changed
+
+Rules:
+
+1. A slot table and its name in the folder are on the disk before the journal that names it is.
+2. The journal is written beside itself, synced, renamed over itself, and the folder synced. Whoever opens the bundle
+   finds the old journal or the new one, and behind either its slot table: there is nothing to recover.
+3. What a change wrote is removed again if it does not commit. After a power cut such files may stay; the next change
+   removes what no journal names.
+4. Reading takes no lock and writes nothing, so a bundle on a read-only disk works. Changes take the folder's lock.
+5. What the disk says is never believed without its SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from icis_deploy.bundle import SLOTS_NAME, Bundle, FileEntry, check_file
+from icis_deploy.errors import BundleError, CorruptFileError, LoadError, SignatureError, StorageError
+from icis_deploy.files import read_capped
+from icis_deploy.runtime.file_layer import FileLayer, OSFileLayer
+from icis_deploy.runtime.journal import (
+    MAX_JOURNAL_BYTES,
+    Journal,
+    StateEntry,
+    initial_journal,
+    parse_journal,
+    serialize_journal,
+)
+from icis_deploy.runtime.update_rules import check_bundle
+from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots, serialize_slots
+from icis_deploy.slots import SlotTable
+from icis_deploy.trusted_keys import MAX_KEY_BYTES, MAX_TRUSTED_KEYS, public_key_from_pem
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import SSlibKey
+
+STATE_FOLDER = "state"
+TRUST_FOLDER = "trust"
+JOURNAL_NAME = "journal.json"
+LOCK_TIMEOUT_SECONDS = 30.0
+_PUBLIC_SUFFIX = ".pub"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotsFile:
+    """The bytes of a slot table, and what a journal says of them."""
+
+    data: bytes
+    """As `serialize_slots` gives them."""
+
+    entry: FileEntry
+    """Their hash and size."""
+
+
+def slots_file(table: SlotTable) -> SlotsFile:
+    """Return a slot table as a file to be."""
+    data = serialize_slots(table)
+    return SlotsFile(data=data, entry=FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)))
+
+
+def exported_slots(folder: Path, bundle: Bundle) -> SlotTable | None:
+    """Return what a bundle's slots held when it was exported; `None` for a fused head.
+
+    Raises:
+        BundleError: If the file cannot be read.
+        CorruptFileError: If it does not have the hash that the manifest states, or is no slot table.
+    """
+    if bundle.capacity == 0:
+        return None
+    path = folder / SLOTS_NAME
+    check_file(path, bundle.files[SLOTS_NAME])
+    return parse_slots(read_capped(path, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError))
+
+
+class Store:
+    """The `state/` and `trust/` folders of one bundle."""
+
+    def __init__(self, folder: Path, files: FileLayer | None = None) -> None:
+        self._bundle_folder = folder
+        self._folder = folder / STATE_FOLDER
+        self._journal_path = self._folder / JOURNAL_NAME
+        self._files: FileLayer = OSFileLayer() if files is None else files
+        self.sync_seconds = 0.0
+        """How long all syncs together took: the disk's share of a change, which the rest is measured without."""
+
+    def stamp(self) -> tuple[int, ...] | None:
+        """Return numbers that change with every commit, cheap enough to ask for with every request."""
+        return self._files.stamp(self._journal_path)
+
+    def load_journal(self, bundle: Bundle) -> Journal:
+        """Return the journal, or the initial one if nothing was committed yet.
+
+        Raises:
+            BundleError: If it cannot be read.
+            CorruptFileError: If it is damaged.
+            IncompatibleError: If it belongs to another bundle.
+        """
+        try:
+            data = self._files.read(self._journal_path, MAX_JOURNAL_BYTES + 1)
+        except FileNotFoundError:
+            return initial_journal(bundle)
+        except OSError as error:
+            raise BundleError(f"Cannot read {self._journal_path}: {error.strerror or error}.") from error
+        try:
+            journal = parse_journal(data)
+        except CorruptFileError as error:
+            raise CorruptFileError(f"{self._journal_path}: {error}") from error
+        check_bundle(journal, bundle)
+        return journal
+
+    def load_table(self, bundle: Bundle, state: StateEntry) -> SlotTable | None:
+        """Return the slots of a state; `None` for a fused head.
+
+        Raises:
+            BundleError, CorruptFileError: If they cannot be read, or are not the ones that journal or manifest name.
+        """
+        if bundle.capacity == 0:
+            return None
+        if state.slots is None:
+            return exported_slots(self._bundle_folder, bundle)
+        return self.load_slots(state.slots)
+
+    def load_slots(self, entry: FileEntry) -> SlotTable:
+        """Return a slot table that a journal names.
+
+        Raises:
+            BundleError: If it cannot be read.
+            CorruptFileError: If it is not the one that the journal names.
+        """
+        path = self._slots_path(entry)
+        try:
+            data = self._files.read(path, MAX_SLOTS_BYTES + 1)
+        except OSError as error:
+            raise BundleError(
+                f"The journal names {path}, which cannot be read: {error.strerror or error}. `icis-deploy rollback` "
+                f"goes to the state before."
+            ) from error
+        if FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) != entry:
+            raise CorruptFileError(
+                f"{path} is damaged: it does not have the SHA-256 that the journal states. `icis-deploy rollback` goes "
+                f"to the state before."
+            )
+        return parse_slots(data)
+
+    def read_update(self, path: Path, max_bytes: int) -> bytes:
+        """Return the bytes of an update file, at most one more than `max_bytes`, so that too many can be noticed.
+
+        Raises:
+            LoadError: If it cannot be read.
+        """
+        try:
+            return self._files.read(path, max_bytes + 1)
+        except OSError as error:
+            raise LoadError(f"Cannot read the class update {path}: {error.strerror or error}.") from error
+
+    def trusted_keys(self, journal: Journal) -> tuple[SSlibKey, ...]:
+        """Return the public keys trusted now: the journal's, else those in `trust/`.
+
+        Raises:
+            SignatureError: If a key file cannot be read or is no Ed25519 public key.
+        """
+        if journal.trusted_keys is not None:
+            return tuple(public_key_from_pem(text) for text in journal.trusted_keys)
+        folder = self._bundle_folder / TRUST_FOLDER
+        try:
+            names = [name for name in self._files.names(folder) if name.endswith(_PUBLIC_SUFFIX)]
+            texts = {name: self._files.read(folder / name, MAX_KEY_BYTES) for name in names[:MAX_TRUSTED_KEYS]}
+        except OSError as error:
+            raise SignatureError(f"Cannot read the trusted keys in {folder}: {error.strerror or error}.") from error
+        keys = []
+        for name, text in texts.items():
+            try:
+                keys.append(public_key_from_pem(text.decode("ascii", errors="replace")))
+            except SignatureError as error:
+                raise SignatureError(f"{folder / name}: {error}") from error
+        return tuple(keys)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the bundle's lock against other threads and processes.
+
+        Raises:
+            StorageError: If another one holds it for too long, or the folder cannot be opened.
+        """
+        lock = self._files.locked(self._bundle_folder, LOCK_TIMEOUT_SECONDS)
+        try:
+            lock.__enter__()
+        except TimeoutError as error:
+            raise StorageError(
+                f"Another process is changing {self._bundle_folder} and has not finished in {LOCK_TIMEOUT_SECONDS:.0f} "
+                f"seconds. Nothing was changed; try again."
+            ) from error
+        except OSError as error:
+            raise StorageError(f"Cannot lock {self._bundle_folder}: {error.strerror or error}.") from error
+        try:
+            yield
+        finally:
+            lock.__exit__(None, None, None)
+
+    @contextmanager
+    def change(self, before: Journal, after: Journal, slots: SlotsFile | None = None) -> Iterator[None]:
+        """Write a change, let the caller test it in the block, and commit it when the block ends without an error.
+
+        The caller holds the lock.
+
+        Args:
+            before: The journal as it is on the disk.
+            after: The journal to commit.
+            slots: A slot table that `after` names and `before` perhaps does not.
+
+        Raises:
+            StorageError: If the disk refuses. The old state is still there, or there again; if the disk refuses that as
+                well, the next open finds the old state or the new one, whole.
+        """
+        written: list[Path] = []
+        made_folder = False
+        try:
+            made_folder = self._files.make_folder(self._folder)
+            if made_folder:
+                self._sync(self._files.sync_folder, self._bundle_folder)
+            if self._stale(before):
+                # After a crash between rename and sync, the journal before this one could come back and need them.
+                self._sync(self._files.sync_folder, self._folder)
+                self._sweep(before)
+            if slots is not None and slots.entry not in [state.slots for state in before.states]:
+                written.append(self._slots_path(slots.entry))
+                self._files.create(written[-1], slots.data)
+                self._sync(self._files.sync_file, written[-1])
+            yield
+            self._commit(before, after, written)
+        except BaseException as error:
+            self._take_back(written, remove_folder=made_folder)
+            if isinstance(error, OSError):
+                raise StorageError(
+                    f"Could not write to {self._folder}: {error.strerror or error}. The device keeps the state it had. "
+                    f"Free some space, or make the disk writable."
+                ) from error
+            raise
+        with suppress(OSError):  # the change is committed; the next one sweeps again
+            self._sweep(after)
+
+    def _commit(self, before: Journal, after: Journal, written: list[Path]) -> None:
+        had_journal = self.stamp() is not None
+        self._write_new_journal(after)
+        # The slot table's name must be on the disk before the journal that needs it: hence a sync before the rename.
+        self._sync(self._files.sync_folder, self._folder)
+        self._files.replace(self._new_journal_path, self._journal_path)
+        removable = written.copy()
+        written.clear()  # from here on the journal on the disk may need them
+        try:
+            self._sync(self._files.sync_folder, self._folder)
+        except BaseException:
+            # Renamed, but perhaps not for good: it is taken back, so that memory and disk say the same.
+            if had_journal:
+                self._write_new_journal(before)
+                self._files.replace(self._new_journal_path, self._journal_path)
+            else:
+                self._files.remove(self._journal_path)
+            self._sync(self._files.sync_folder, self._folder)
+            written.extend(removable)
+            raise
+
+    def _write_new_journal(self, journal: Journal) -> None:
+        self._files.remove(self._new_journal_path)
+        self._files.create(self._new_journal_path, serialize_journal(journal))
+        self._sync(self._files.sync_file, self._new_journal_path)
+
+    def _take_back(self, written: list[Path], *, remove_folder: bool) -> None:
+        with suppress(OSError):  # what stays is named by no journal, and the next change sweeps it away
+            for path in (*written, self._new_journal_path):
+                self._files.remove(path)
+            if remove_folder:
+                self._files.remove_folder(self._folder)
+
+    def _sweep(self, journal: Journal) -> None:
+        """Remove what no journal names: leftovers of a power cut, and states too old to keep."""
+        for path in self._stale(journal):
+            self._files.remove(path)
+
+    def _stale(self, journal: Journal) -> list[Path]:
+        kept = {self._slots_path(state.slots).name for state in journal.states if state.slots is not None}
+        names = self._files.names(self._folder)
+        return [self._folder / name for name in names if name != JOURNAL_NAME and name not in kept]
+
+    def _sync(self, call: Callable[[Path], None], path: Path) -> None:
+        start = time.perf_counter()
+        call(path)
+        self.sync_seconds += time.perf_counter() - start
+
+    def _slots_path(self, entry: FileEntry) -> Path:
+        return self._folder / f"slots-{entry.sha256}.safetensors"
+
+    @property
+    def _new_journal_path(self) -> Path:
+        return self._journal_path.with_name(f"{JOURNAL_NAME}.new")

@@ -1,0 +1,315 @@
+"""What a device does with an update: the rules, on bytes and values. No file is read or written here.
+
+Rules, in the order in which they are checked:
+
+1. A file larger than any update that fits the device is refused before it is parsed.
+2. It must be signed by a trusted key. An unsigned class update passes only where the operator allowed it; a file that
+   is signed by somebody else never does. Trusted keys are the journal's, else those of the bundle's `trust/` folder.
+3. Only then is the payload parsed.
+4. A class update must be made for the device's seen head.
+5. Its version must be greater than every version the device ever held, rolled back or not.
+6. It must not have expired. The time is the clock's, or the last time the device saw if the clock is behind it.
+7. Its classes must fit: added ones unknown, replaced and removed ones in a slot, enough empty slots.
+8. A set of trusted keys must be signed by a key trusted now, whatever the operator allows; rules 5 and 6 hold for it
+   with the version of the trusted keys.
+9. `rollback` goes to the state before the current one. It needs no signature: whoever can run it holds the device.
+10. At least one class stays enabled.
+
+Each function returns the new journal (and slots); nothing changes until the caller commits them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from icis_deploy.bundle import Bundle
+from icis_deploy.class_names import quoted
+from icis_deploy.class_update import ClassUpdate
+from icis_deploy.envelope import MAX_SIGNATURE_BYTES, parse_content, parse_envelope, verify_signature
+from icis_deploy.errors import (
+    ClassConflictError,
+    CorruptFileError,
+    ExpiredError,
+    IncompatibleError,
+    SignatureError,
+    UsageError,
+    VersionRollbackError,
+    WrongBaseError,
+)
+from icis_deploy.json_fields import json_from_time
+from icis_deploy.runtime.journal import MAX_HISTORY, MAX_STATES, HistoryEntry, Journal, StateEntry
+from icis_deploy.slots import SlotTable
+from icis_deploy.trusted_keys import MAX_TRUSTED_KEYS_BYTES, TrustedKeys
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import SSlibKey
+
+_NAME_BYTES = 1 << 10
+_PROVENANCE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedContent:
+    """What a file holds, after its signature was checked."""
+
+    content: ClassUpdate | TrustedKeys
+    """The class update or the trusted keys."""
+
+    payload_sha256: str
+    """Of the signed payload, lower-case hexadecimal."""
+
+    signed_by: str | None
+    """Id of the trusted key that signed it; `None` if nobody did and the operator allowed it."""
+
+
+def max_update_bytes(bundle: Bundle) -> int:
+    """Return the size above which no file can be an update for this bundle.
+
+    An update has at most a row and two names for each slot; a kilobyte for a name and a megabyte for what is said of
+    how the rows were made are generous. Base64 makes four bytes of three.
+    """
+    rows = bundle.capacity * (4 * (bundle.feature_dim + 1) + 2 * _NAME_BYTES)
+    return (max(rows, MAX_TRUSTED_KEYS_BYTES) + _PROVENANCE_BYTES) // 3 * 4 + MAX_SIGNATURE_BYTES
+
+
+def verify_bytes(
+    data: bytes, *, bundle: Bundle, trusted_keys: Sequence[SSlibKey], allow_unsigned: bool
+) -> VerifiedContent:
+    """Return what a file holds, if it may be believed (rules 1, 2, 3 and 8).
+
+    Args:
+        data: The file.
+        bundle: The device's.
+        trusted_keys: The public keys trusted now.
+        allow_unsigned: Whether the operator takes a class update that nobody signed.
+
+    Raises:
+        CorruptFileError: If it is too large, or not one of our files.
+        SignatureError: If no trusted key signed it.
+    """
+    if len(data) > (limit := max_update_bytes(bundle)):
+        raise CorruptFileError(
+            f"The file has more than {limit} bytes, which no update for this bundle ({bundle.capacity} slots) has. Not "
+            f"read further."
+        )
+    envelope = parse_envelope(data)
+    signed_by = None
+    if envelope.signatures or not allow_unsigned:
+        signed_by = verify_signature(envelope, trusted_keys)
+    content = parse_content(envelope)
+    if isinstance(content, TrustedKeys) and signed_by is None:
+        raise SignatureError(
+            "Trusted keys must be signed by a key that is trusted now; --allow-unsigned is for updates."
+        )
+    return VerifiedContent(
+        content=content, payload_sha256=hashlib.sha256(envelope.payload).hexdigest(), signed_by=signed_by
+    )
+
+
+def check_bundle(journal: Journal, bundle: Bundle) -> None:
+    """Raise `IncompatibleError` if a journal belongs to another bundle than the one it lies in."""
+    if journal.base_fingerprint != bundle.base_fingerprint:
+        raise IncompatibleError(
+            f"The bundle's state/ folder is of another head ({journal.base_fingerprint[:16]}…; this bundle's is "
+            f"{bundle.base_fingerprint[:16]}…). Delete it if the bundle was replaced."
+        )
+
+
+def trusted_time(journal: Journal, clock: datetime) -> datetime:
+    """Return the clock's time, or the last time the device saw if the clock was set back (rule 6)."""
+    clock = clock.replace(microsecond=0)
+    return clock if journal.last_seen is None else max(clock, journal.last_seen)
+
+
+def plan_update(
+    journal: Journal,
+    verified: VerifiedContent,
+    update: ClassUpdate,
+    *,
+    table: SlotTable | None,
+    bundle: Bundle,
+    clock: datetime,
+) -> tuple[HistoryEntry, SlotTable]:
+    """Return what a class update makes of the slots, and its line in the history (rules 4 to 7).
+
+    Args:
+        journal: What the device remembers.
+        verified: Where the update is from.
+        update: The update.
+        table: What the slots hold now; `None` for a fused head.
+        bundle: The device's.
+        clock: The time by the device's clock.
+
+    Raises:
+        WrongBaseError: If it was made for another head.
+        VersionRollbackError: If it is not newer than every version the device held.
+        ExpiredError: If it expired.
+        IncompatibleError, ClassConflictError, CapacityError: If its classes do not fit.
+    """
+    if table is None:
+        raise IncompatibleError(
+            "The bundle's head is fused: it has no slots for a class update. Export it with --head updatable."
+        )
+    if update.base_fingerprint != bundle.base_fingerprint:
+        raise WrongBaseError(
+            f"The class update was made for the head {update.base_fingerprint[:16]}…; this device's is "
+            f"{bundle.base_fingerprint[:16]}…. Inject again with this device's model and class list."
+        )
+    _check_version(update.version, held=journal.highest_version, what="class update")
+    _check_expiry(update.expires, journal=journal, clock=clock, what="class update")
+    new_table = table.apply(update, seen_names=frozenset(bundle.class_names))
+    _check_enabled((*bundle.class_names, *new_table.filled_names), journal.disabled)
+    entry = HistoryEntry(
+        sequence=journal.sequence + 1,
+        time=trusted_time(journal, clock),
+        action="apply",
+        version=update.version,
+        num_added=len(update.added),
+        num_replaced=len(update.replaced),
+        num_removed=len(update.removed),
+        payload_sha256=verified.payload_sha256,
+        signed_by=verified.signed_by,
+    )
+    return entry, new_table
+
+
+def _check_version(version: int, *, held: int, what: str) -> None:
+    if version <= held:
+        raise VersionRollbackError(
+            f"The {what} has version {version}; this device has held version {held}, so it takes {held + 1} or "
+            f"greater. Sign the change again with a greater --version; `icis-deploy rollback` undoes the last update."
+        )
+
+
+def _check_expiry(expires: datetime | None, *, journal: Journal, clock: datetime, what: str) -> None:
+    now = trusted_time(journal, clock)
+    if expires is None or now < expires:
+        return
+    behind = clock.replace(microsecond=0) < now
+    reason = (
+        f" (its clock says {json_from_time(clock)}, which is before the last change it committed)" if behind else ""
+    )
+    raise ExpiredError(
+        f"The {what} expired at {json_from_time(expires)}; for this device it is {json_from_time(now)}{reason}. Sign "
+        f"it again with a later --expires."
+    )
+
+
+def after_update(journal: Journal, entry: HistoryEntry, state: StateEntry) -> Journal:
+    """Return the journal after a class update whose slots are in `state`."""
+    return _recorded(
+        replace(
+            journal,
+            states=(*journal.states, state)[-MAX_STATES:],
+            highest_version=max(journal.highest_version, state.version),
+        ),
+        entry,
+    )
+
+
+def after_trusted_keys(
+    journal: Journal, verified: VerifiedContent, keys: TrustedKeys, *, clock: datetime
+) -> tuple[HistoryEntry, Journal]:
+    """Return the journal after a new set of trusted keys (rule 8), and its line in the history.
+
+    Raises:
+        VersionRollbackError: If the set is not newer than the one the device has.
+        ExpiredError: If it expired.
+    """
+    _check_version(keys.version, held=journal.trust_version, what="set of trusted keys")
+    _check_expiry(keys.expires, journal=journal, clock=clock, what="set of trusted keys")
+    entry = HistoryEntry(
+        sequence=journal.sequence + 1,
+        time=trusted_time(journal, clock),
+        action="trust",
+        version=journal.current.version,
+        payload_sha256=verified.payload_sha256,
+        signed_by=verified.signed_by,
+    )
+    changed = replace(journal, trust_version=keys.version, trusted_keys=keys.public_keys)
+    return entry, _recorded(changed, entry)
+
+
+def state_before(journal: Journal) -> StateEntry:
+    """Return the state that `rollback` goes to (rule 9).
+
+    Raises:
+        UsageError: If there is none before the current one.
+    """
+    if len(journal.states) < 2:
+        raise UsageError(
+            f"There is nothing to roll back to: version {journal.current.version} is the oldest state that this device "
+            f"keeps (at most {MAX_STATES})."
+        )
+    return journal.states[-2]
+
+
+def after_rollback(journal: Journal, *, known_names: Sequence[str], clock: datetime) -> tuple[HistoryEntry, Journal]:
+    """Return the journal after going back to the state before, and its line in the history.
+
+    Args:
+        journal: What the device remembers.
+        known_names: All classes of the state before, disabled ones included.
+        clock: The time by the device's clock.
+
+    Raises:
+        UsageError: If there is no state before the current one.
+        ClassConflictError: If all its classes are disabled.
+    """
+    _check_enabled(known_names, journal.disabled)
+    entry = HistoryEntry(
+        sequence=journal.sequence + 1,
+        time=trusted_time(journal, clock),
+        action="rollback",
+        version=state_before(journal).version,
+    )
+    return entry, _recorded(replace(journal, states=journal.states[:-1]), entry)
+
+
+def after_switch(
+    journal: Journal, class_name: str, *, enabled: bool, known_names: Sequence[str], clock: datetime
+) -> tuple[HistoryEntry, Journal] | None:
+    """Return the journal after a class was enabled or disabled, and its line; `None` if it already is as asked.
+
+    Args:
+        journal: What the device remembers.
+        class_name: The class.
+        enabled: What it shall be.
+        known_names: All classes of the head, disabled ones included.
+        clock: The time by the device's clock.
+
+    Raises:
+        ClassConflictError: If the head does not know the class, or no class would be left.
+    """
+    if class_name not in known_names:
+        raise ClassConflictError(
+            f"The head knows no class {class_name!r}. `icis-deploy classes` lists the {len(known_names)} it knows."
+        )
+    if (class_name not in journal.disabled) == enabled:
+        return None
+    others = tuple(name for name in journal.disabled if name != class_name)
+    disabled = others if enabled else (*others, class_name)
+    _check_enabled(known_names, disabled)
+    entry = HistoryEntry(
+        sequence=journal.sequence + 1,
+        time=trusted_time(journal, clock),
+        action="enable" if enabled else "disable",
+        version=journal.current.version,
+        class_name=class_name,
+    )
+    return entry, _recorded(replace(journal, disabled=disabled), entry)
+
+
+def _check_enabled(known_names: Sequence[str], disabled: Sequence[str]) -> None:
+    if disabled and set(known_names) <= set(disabled):
+        raise ClassConflictError(
+            f"No class would be left to choose: {quoted(tuple(disabled))} are disabled. Enable one of them first."
+        )
+
+
+def _recorded(journal: Journal, entry: HistoryEntry) -> Journal:
+    return replace(journal, history=(*journal.history, entry)[-MAX_HISTORY:], last_seen=entry.time)

@@ -1,0 +1,221 @@
+"""The updater: it carries a device from one head state to the next, on the disk and in memory.
+
+Rules:
+
+1. A change holds the bundle's lock from reading the journal to replacing the head state, so that changes of several
+   threads and processes come one after the other, each on top of the one before.
+2. A change is: verify, write, probe, commit, publish. Whatever fails before the commit leaves disk and memory as they
+   were; publishing is one assignment and cannot fail.
+3. What another process committed is taken over by `refresh`, never in the middle of a request.
+
+What may change is decided in `update_rules.py`, how it reaches the disk in `store.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from icis_deploy.bundle import Bundle
+from icis_deploy.class_update import ClassUpdate
+from icis_deploy.errors import BundleError
+from icis_deploy.runtime.head_state import HeadState, make_head_state
+from icis_deploy.runtime.journal import HistoryEntry, Journal, StateEntry, initial_journal
+from icis_deploy.runtime.probe import verify_slots
+from icis_deploy.runtime.session import Session
+from icis_deploy.runtime.store import SlotsFile, Store, slots_file
+from icis_deploy.runtime.timings import ApplyTimings, Stopwatch
+from icis_deploy.runtime.update_rules import (
+    after_rollback,
+    after_switch,
+    after_trusted_keys,
+    after_update,
+    max_update_bytes,
+    plan_update,
+    state_before,
+    verify_bytes,
+)
+from icis_deploy.slots import SlotTable
+from icis_deploy.trusted_keys import TrustedKeys
+
+_NUM_READ_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedUpdate:
+    """A file that was applied."""
+
+    content: ClassUpdate | TrustedKeys
+    """What was in it."""
+
+    entry: HistoryEntry
+    """Its line in the history."""
+
+    timings: ApplyTimings
+    """Where the time went."""
+
+
+class Updater:
+    """The head state of one open bundle, and the ways to change it; see `Device` for what each promises and raises."""
+
+    def __init__(
+        self,
+        *,
+        bundle: Bundle,
+        session: Session,
+        state: HeadState,
+        store: Store,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.state = state
+        """What the next request gets: at first, the bundle as it was exported. Replaced by one assignment."""
+        self._bundle = bundle
+        self._session = session
+        self._store = store
+        self._clock = clock
+        self._changing = threading.Lock()
+        self._journal = initial_journal(bundle)
+        self._stamp: tuple[int, ...] | None = None
+
+    def history(self) -> tuple[HistoryEntry, ...]:
+        """Return the last changes committed to the bundle, the oldest first."""
+        return self._store.load_journal(self._bundle).history
+
+    def apply(self, update: str | Path | bytes, *, allow_unsigned: bool = False) -> AppliedUpdate:
+        """Take a class update or a set of trusted keys."""
+        watch, start_sync = Stopwatch(), self._store.sync_seconds
+        limit = max_update_bytes(self._bundle)
+        data = update if isinstance(update, bytes) else self._store.read_update(Path(update), limit)
+        with self._changing, self._store.locked():
+            before = self._store.load_journal(self._bundle)
+            verified = verify_bytes(
+                data,
+                bundle=self._bundle,
+                trusted_keys=self._store.trusted_keys(before),
+                allow_unsigned=allow_unsigned,
+            )
+            content, table, slots, seed = verified.content, None, None, 0
+            if isinstance(content, TrustedKeys):
+                entry, after = after_trusted_keys(before, verified, content, clock=self._clock())
+                watch.lap("verify")
+            else:
+                entry, table = plan_update(
+                    before,
+                    verified,
+                    content,
+                    table=self._table_of(before.current),
+                    bundle=self._bundle,
+                    clock=self._clock(),
+                )
+                watch.lap("verify")
+                slots, seed = slots_file(table), content.probe_seed
+                after = after_update(before, entry, StateEntry(version=content.version, slots=slots.entry))
+            inference_seconds = self._change(before, after, table=table, slots=slots, seed=seed, watch=watch)
+        timings = watch.timings(sync_seconds=self._store.sync_seconds - start_sync, inference_seconds=inference_seconds)
+        return AppliedUpdate(content=content, entry=entry, timings=timings)
+
+    def rollback(self) -> HistoryEntry:
+        """Go back to the state before."""
+        with self._changing, self._store.locked():
+            before = self._store.load_journal(self._bundle)
+            table = self._store.load_table(self._bundle, state_before(before))
+            entry, after = after_rollback(before, known_names=self._known_names(table), clock=self._clock())
+            self._change(before, after, table=table)
+        return entry
+
+    def switch(self, class_name: str, *, enabled: bool) -> bool:
+        """Enable or disable a class; return whether that changed anything."""
+        with self._changing, self._store.locked():
+            before = self._store.load_journal(self._bundle)
+            known_names = self._known_names(self._table_of(before.current))
+            switched = after_switch(before, class_name, enabled=enabled, known_names=known_names, clock=self._clock())
+            if switched is None:
+                return False
+            self._change(before, switched[1])
+        return True
+
+    def refresh(self) -> bool:
+        """Take over what another process committed since; return whether there was anything."""
+        if self._store.stamp() == self._stamp:
+            return False
+        with self._changing:
+            return self._take_over(probe=True)
+
+    def take_over(self) -> None:
+        """Bring a device that was just opened to the committed state, which passed its probe when it was committed."""
+        with self._changing:
+            self._take_over(probe=False)
+
+    def _take_over(self, *, probe: bool) -> bool:
+        for attempt in range(_NUM_READ_ATTEMPTS):
+            stamp, journal = self._store.stamp(), self._store.load_journal(self._bundle)
+            if journal == self._journal:
+                self._stamp = stamp
+                return False
+            try:
+                table = self._table_of(journal.current)
+            except BundleError:
+                # Without the lock, another process may have gone on and removed the table: then look again.
+                if attempt + 1 == _NUM_READ_ATTEMPTS or self._store.load_journal(self._bundle) == journal:
+                    raise
+                continue
+            state = self._state_with(journal, table)
+            if probe and state.table is not None and state.buffers is not None:
+                verify_slots(self._session, self._bundle, state.table, state.buffers, seed=0)
+            self._publish(journal, state, stamp)
+            return True
+        return False
+
+    def _change(
+        self,
+        before: Journal,
+        after: Journal,
+        *,
+        table: SlotTable | None = None,
+        slots: SlotsFile | None = None,
+        seed: int = 0,
+        watch: Stopwatch | None = None,
+    ) -> float:
+        """Write, probe where there is a new table, commit and publish; return how many seconds the model ran."""
+        watch = Stopwatch() if watch is None else watch
+        inference_seconds = 0.0
+        with self._store.change(before, after, slots):
+            watch.lap("journal")
+            state = self._state_with(after, self._table_of(after.current) if table is None else table)
+            watch.lap("swap")
+            if table is not None and state.buffers is not None:
+                probe = verify_slots(self._session, self._bundle, table, state.buffers, seed=seed)
+                inference_seconds = probe.inference_seconds
+            watch.lap("probe")
+        stamp = self._store.stamp()
+        watch.lap("journal")
+        self._publish(after, state, stamp)
+        watch.lap("swap")
+        return inference_seconds
+
+    def _publish(self, journal: Journal, state: HeadState, stamp: tuple[int, ...] | None) -> None:
+        self._journal, self._stamp = journal, stamp
+        self.state = state
+
+    def _state_with(self, journal: Journal, table: SlotTable | None) -> HeadState:
+        loaded = self.state
+        return make_head_state(
+            self._bundle,
+            self._session,
+            table=table,
+            version=journal.current.version,
+            disabled=journal.disabled,
+            buffers=loaded.buffers if table is loaded.table else None,
+        )
+
+    def _table_of(self, entry: StateEntry) -> SlotTable | None:
+        """Return a state's slots, from memory if it is the one that requests get."""
+        if self._journal.current == entry:
+            return self.state.table
+        return self._store.load_table(self._bundle, entry)
+
+    def _known_names(self, table: SlotTable | None) -> tuple[str, ...]:
+        return (*self._bundle.class_names, *(() if table is None else table.filled_names))

@@ -1,0 +1,205 @@
+"""Make keys, sign class updates and sets of trusted keys, and check signatures, as files.
+
+Rules:
+
+1. A private key is a file that only its owner can read (mode 600) and that is never overwritten.
+2. Version and expiry are the publisher's decision: they are set when signing, and setting them drops older signatures.
+3. Signing what already has its terms adds a signature, so two keys can sign one file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from icis_deploy.class_update import ClassUpdate
+from icis_deploy.envelope import (
+    envelope_of,
+    load_envelope,
+    parse_content,
+    serialize_envelope,
+    verify_signature,
+)
+from icis_deploy.errors import CorruptFileError, IntegrityError, SignatureError, StorageError, UsageError
+from icis_deploy.files import check_free, read_capped, write_file
+from icis_deploy.trusted_keys import MAX_KEY_BYTES, TrustedKeys, pem_from_public_key, public_key_from_pem
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner, SSlibKey
+
+PUBLIC_SUFFIX = ".pub"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyPair:
+    """Where a key pair is."""
+
+    private_path: Path
+    """The private key: PKCS #8 PEM, not encrypted, mode 600."""
+
+    public_path: Path
+    """The public key: PEM, for the `trust/` folder of bundles."""
+
+    key_id: str
+    """By which signatures and histories name it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedFile:
+    """A file whose signature was made or checked."""
+
+    path: Path
+    """Where it is."""
+
+    content: ClassUpdate | TrustedKeys
+    """What it holds."""
+
+    signed_by: str
+    """Id of the key that signed it."""
+
+
+def keygen(path: Path) -> KeyPair:
+    """Make an Ed25519 key pair: the private key at `path`, the public one at `path.pub`.
+
+    Raises:
+        UsageError: If one of the two files is there already.
+        StorageError: If they cannot be written; neither is left then.
+    """
+    from securesystemslib.signer import CryptoSigner
+
+    public_path = path.with_name(path.name + PUBLIC_SUFFIX)
+    for target in (path, public_path):
+        if target.exists():
+            raise UsageError(f"{target} already exists, and a key is never overwritten. Choose another place.")
+    signer = CryptoSigner.generate_ed25519()
+    _write_private(path, signer.private_bytes)
+    try:
+        write_file(public_path, pem_from_public_key(signer.public_key).encode())
+    except StorageError:
+        path.unlink()
+        raise
+    return KeyPair(private_path=path, public_path=public_path, key_id=signer.public_key.keyid)
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    # Opened with its mode, so that there is no moment in which others can read it; O_EXCL, so that nothing is replaced.
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StorageError(f"Could not write the private key {path}: {error.strerror or error}.") from error
+
+
+def load_public_key(path: Path) -> SSlibKey:
+    """Read an Ed25519 public key.
+
+    Raises:
+        SignatureError: If the file cannot be read or is no such key.
+    """
+    data = read_capped(path, max_bytes=MAX_KEY_BYTES, what="public key", error_type=SignatureError)
+    try:
+        return public_key_from_pem(data.decode("ascii"))
+    except (UnicodeDecodeError, SignatureError) as error:
+        raise SignatureError(f"{path}: {error}") from error
+
+
+def load_private_key(path: Path) -> CryptoSigner:
+    """Read an Ed25519 private key.
+
+    Raises:
+        SignatureError: If the file cannot be read or is no such key.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from securesystemslib.signer import CryptoSigner
+
+    data = read_capped(path, max_bytes=MAX_KEY_BYTES, what="private key", error_type=SignatureError)
+    try:
+        key = load_pem_private_key(data, password=None)
+    except Exception as error:  # see `public_key_from_pem`
+        raise SignatureError(
+            f"{path} is not an unencrypted private key in PEM form. `icis-deploy keygen` makes one."
+        ) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SignatureError(f"{path} is an {type(key).__name__}; expected an Ed25519 private key.")
+    return CryptoSigner(key)
+
+
+def sign(
+    path: Path,
+    key_path: Path,
+    *,
+    out: Path | None = None,
+    version: int | None = None,
+    expires: datetime | None = None,
+) -> SignedFile:
+    """Sign a class update or a set of trusted keys.
+
+    Args:
+        path: The file, signed or not.
+        key_path: The private key.
+        out: Where the signed file goes; `None` replaces `path`.
+        version: A new version; `None` keeps the file's.
+        expires: A new expiry; `None` keeps the file's.
+
+    Raises:
+        LoadError, CorruptFileError: If the file cannot be read or is not one of ours.
+        SignatureError: If the key cannot be read.
+        UsageError: If `out` is another file that exists.
+        StorageError: If the result cannot be written; what was there before is still there.
+    """
+    target = path if out is None else out
+    if target != path:
+        check_free(target, overwrite=False)
+    envelope = load_envelope(path)
+    try:
+        content = parse_content(envelope)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{path}: {error}") from error
+    if version is not None or expires is not None:
+        content = content.with_terms(
+            version=content.version if version is None else version,
+            expires=content.expires if expires is None else expires,
+        )
+        envelope = envelope_of(content)
+    signature = envelope.sign(load_private_key(key_path))
+    write_file(target, serialize_envelope(envelope))
+    return SignedFile(path=target, content=content, signed_by=signature.keyid)
+
+
+def verify_update(path: Path, key_paths: Sequence[Path]) -> SignedFile:
+    """Check that a file is signed by one of these keys, and read it.
+
+    Raises:
+        LoadError: If the file cannot be read.
+        SignatureError: If a key cannot be read, or none of them signed the file.
+        CorruptFileError: If the file is not one of ours.
+    """
+    keys = [load_public_key(key_path) for key_path in key_paths]
+    envelope = load_envelope(path)
+    try:
+        signed_by = verify_signature(envelope, keys)
+        return SignedFile(path=path, content=parse_content(envelope), signed_by=signed_by)
+    except IntegrityError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def trusted_keys_from_files(public_key_paths: Sequence[Path]) -> TrustedKeys:
+    """Return a set of trusted keys, unsigned yet: `save_update` writes it, `sign` signs it with a key trusted now.
+
+    Raises:
+        SignatureError: If a file cannot be read or is no Ed25519 public key.
+        IncompatibleError: If there is no key, or too many.
+    """
+    return TrustedKeys(public_keys=tuple(pem_from_public_key(load_public_key(path)) for path in public_key_paths))

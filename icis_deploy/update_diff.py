@@ -1,0 +1,182 @@
+"""What a class update changes: which classes come, go and move, and which come close to another one.
+
+Rules:
+
+1. `OLD` and `NEW` are class updates or bundles. A bundle stands for the classes in its slots now; a bundle and an
+   update give what the update would do to that bundle.
+2. Closeness is the cosine between weights, without bias: two rows in one direction answer to the same features, and
+   only their biases and lengths decide between them.
+3. Nothing here checks signatures: the comparison shows what a file says, not whether to believe it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.bundle import Bundle, load_manifest
+from icis_deploy.envelope import load_update
+from icis_deploy.errors import IncompatibleError, WrongBaseError
+from icis_deploy.runtime.store import Store
+from icis_deploy.slots import SlotTable
+
+_CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovedClass:
+    """A class whose row is another one."""
+
+    name: str
+    """The class."""
+
+    cosine: float
+    """Between its old weight and its new one."""
+
+    length_ratio: float
+    """Length of the new weight over that of the old one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NearestClass:
+    """The class that comes closest to a new or moved one."""
+
+    name: str
+    """The new or moved class."""
+
+    nearest: str
+    """The other class, among all in NEW."""
+
+    cosine: float
+    """Between their weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateDiff:
+    """How NEW differs from OLD."""
+
+    added: tuple[str, ...]
+    """Classes only NEW has, in its order."""
+
+    removed: tuple[str, ...]
+    """Classes only OLD has, in its order."""
+
+    moved: tuple[MovedClass, ...]
+    """Classes of both with other rows, the one that turned furthest first."""
+
+    num_unchanged: int
+    """Classes of both with the same bits."""
+
+    nearest: tuple[NearestClass, ...]
+    """For each added or moved class, the closest one there; the closest pair first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _NamedRows:
+    class_names: tuple[str, ...]
+    rows: NDArray[np.float32]
+
+
+def diff(old: Path, new: Path) -> UpdateDiff:
+    """Compare two class updates, two bundles, or a bundle with what an update would make of it.
+
+    Raises:
+        LoadError, CorruptFileError: If one of them cannot be read.
+        WrongBaseError: If rows were made for different heads.
+        IncompatibleError: If an update does not fit the bundle.
+    """
+    if old.is_dir() and not new.is_dir():
+        return _diff_of_applying(old, new)
+    (old_base, old_rows), (new_base, new_rows) = _rows_of(old), _rows_of(new)
+    _check_same_base(old_base, new_base)
+    return compare_rows(old_rows.class_names, old_rows.rows, new_rows.class_names, new_rows.rows)
+
+
+def compare_rows(
+    old_names: Sequence[str], old_rows: NDArray[np.float32], new_names: Sequence[str], new_rows: NDArray[np.float32]
+) -> UpdateDiff:
+    """Compare named rows, `(num_classes, feature_dim + 1)` float32 each."""
+    old_places = {name: index for index, name in enumerate(old_names)}
+    moved, num_unchanged, changed = [], 0, []
+    for index, name in enumerate(new_names):
+        place = old_places.get(name)
+        if place is not None and np.array_equal(old_rows[place], new_rows[index]):
+            num_unchanged += 1
+            continue
+        changed.append(index)
+        if place is not None:
+            moved.append(_moved_class(name, old_rows[place, :-1], new_rows[index, :-1]))
+    kept = set(new_names)
+    return UpdateDiff(
+        added=tuple(name for name in new_names if name not in old_places),
+        removed=tuple(name for name in old_names if name not in kept),
+        moved=tuple(sorted(moved, key=lambda one: one.cosine)),
+        num_unchanged=num_unchanged,
+        nearest=_nearest_classes(changed, new_names, new_rows[:, :-1]),
+    )
+
+
+def _moved_class(name: str, old: NDArray[np.float32], new: NDArray[np.float32]) -> MovedClass:
+    old_wide, new_wide = old.astype(np.float64), new.astype(np.float64)
+    lengths = float(np.linalg.norm(old_wide)), float(np.linalg.norm(new_wide))
+    product = lengths[0] * lengths[1]
+    return MovedClass(
+        name=name,
+        cosine=float(old_wide @ new_wide) / product if product else 0.0,
+        length_ratio=lengths[1] / lengths[0] if lengths[0] else float("inf"),
+    )
+
+
+def _nearest_classes(
+    changed: Sequence[int], names: Sequence[str], weight: NDArray[np.float32]
+) -> tuple[NearestClass, ...]:
+    if len(names) < 2:
+        return ()
+    wide = weight.astype(np.float64)
+    unit = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    nearest = []
+    for start in range(0, len(changed), _CHUNK):
+        chunk = np.array(changed[start : start + _CHUNK])
+        cosines = unit[chunk] @ unit.T
+        cosines[np.arange(len(chunk)), chunk] = -np.inf
+        others = cosines.argmax(axis=1)
+        nearest += [
+            NearestClass(name=names[index], nearest=names[other], cosine=float(cosine))
+            for index, other, cosine in zip(chunk, others, cosines.max(axis=1), strict=True)
+        ]
+    return tuple(sorted(nearest, key=lambda one: -one.cosine))
+
+
+def _diff_of_applying(folder: Path, path: Path) -> UpdateDiff:
+    bundle, table = _slots_of(folder)
+    update = load_update(path)
+    _check_same_base(bundle.base_fingerprint, update.base_fingerprint)
+    after = table.apply(update, seen_names=frozenset(bundle.class_names))
+    return compare_rows(table.filled_names, table.rows(), after.filled_names, after.rows())
+
+
+def _rows_of(path: Path) -> tuple[str, _NamedRows]:
+    if path.is_dir():
+        bundle, table = _slots_of(path)
+        return bundle.base_fingerprint, _NamedRows(class_names=table.filled_names, rows=table.rows())
+    update = load_update(path)
+    return update.base_fingerprint, _NamedRows(class_names=update.class_names, rows=update.rows)
+
+
+def _slots_of(folder: Path) -> tuple[Bundle, SlotTable]:
+    bundle, store = load_manifest(folder), Store(folder)
+    table = store.load_table(bundle, store.load_journal(bundle).current)
+    if table is None:
+        raise IncompatibleError(f"The bundle {folder} has a fused head: it has no slots to compare.")
+    return bundle, table
+
+
+def _check_same_base(old: str, new: str) -> None:
+    if old != new:
+        raise WrongBaseError(
+            f"OLD was made for the head {old[:16]}…, NEW for {new[:16]}…: rows for different heads cannot be compared."
+        )

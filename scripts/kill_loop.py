@@ -1,0 +1,129 @@
+"""Kill a process that applies updates and rolls back, again and again, and check what each kill left.
+
+    python scripts/kill_loop.py --kills 200
+
+Each round starts a real process that changes a real bundle as fast as it can, kills it after a random time with
+SIGKILL, and opens the bundle: it must hold one whole state, and know which. The exit code is 1 if any was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from icis_deploy.errors import ICISDeployError  # noqa: E402 - a script finds its own checkout first
+from icis_deploy.runtime.device import Device  # noqa: E402
+from icis_deploy.signing import keygen  # noqa: E402
+from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, trust, write_bundle  # noqa: E402
+
+WORKER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from icis_deploy.runtime.device import Device
+from tests.icis_deploy.runtime.bundles import make_update, signed_bytes
+device = Device.open(sys.argv[2], num_threads=1)
+print("ready", flush=True)
+for version in range(int(sys.argv[4]), 1 << 30):
+    known = device.classes()[3:]
+    update = make_update(f"class {version}", version=version, removed=known)
+    device.apply(signed_bytes(update, Path(sys.argv[3])))
+    if version % 3 == 0:
+        device.rollback()
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KillReport:
+    """What the kills left."""
+
+    num_kills: int
+    """How many processes were killed."""
+
+    num_lost: int
+    """How many times the bundle could not be opened, or its slots were not those of its version."""
+
+    num_changes_committed: int
+    """How many changes the killed processes had committed before."""
+
+
+def run_kill_loop(folder: Path, *, num_kills: int, seed: int) -> KillReport:
+    """Kill `num_kills` processes at random moments; keys and bundle are made in `folder`."""
+    keys = keygen(folder / "kill-loop-key")
+    bundle_folder = write_bundle(folder / "kill-loop-bundle")
+    trust(bundle_folder, keys.public_path)
+    Device.open(bundle_folder).apply(signed_bytes(make_update("class 1", version=1), keys.private_path))
+    random, num_lost = np.random.default_rng(seed), 0
+    next_version = 2
+    for _ in range(num_kills):
+        _kill_one(bundle_folder, keys.private_path, next_version, float(random.uniform(0.0, 0.06)))
+        try:
+            device = Device.open(bundle_folder)
+            _check_whole(device)
+            next_version = 1 + max(entry.version for entry in device.history())
+        except (ICISDeployError, AssertionError) as error:
+            print(f"lost: {error}", file=sys.stderr)
+            num_lost += 1
+    return KillReport(
+        num_kills=num_kills,
+        num_lost=num_lost,
+        num_changes_committed=Device.open(bundle_folder).history()[-1].sequence,
+    )
+
+
+def _kill_one(bundle_folder: Path, key_path: Path, next_version: int, delay_seconds: float) -> None:
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter and script
+        [sys.executable, "-c", WORKER, str(REPOSITORY), str(bundle_folder), str(key_path), str(next_version)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    if process.stdout.readline() != "ready\n":
+        raise RuntimeError("the process that was to be killed did not start")
+    time.sleep(delay_seconds)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    if process.returncode != -signal.SIGKILL:
+        raise RuntimeError(f"the process ended by itself, with {process.returncode}")
+
+
+def _check_whole(device: Device) -> None:
+    """Compare the slots with what the version that the device states must hold."""
+    table = device.state.table
+    assert table is not None
+    assert device.classes()[3:] == (f"class {device.version}",), f"version {device.version} has {device.classes()}"
+    update = make_update(f"class {device.version}", version=device.version)
+    (slot,) = table.filled
+    assert np.array_equal(table.weight[slot], update.rows[0, :-1]), f"version {device.version} has other rows"
+    assert table.bias[slot] == update.rows[0, -1], f"version {device.version} has another bias"
+    assert device.history()[-1].version == device.version, "the history does not end with the state"
+
+
+def main() -> int:
+    """Run the loop and print what it left."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200, help="how many processes to kill")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = run_kill_loop(Path(folder), num_kills=arguments.kills, seed=arguments.seed)
+    print(
+        f"{report.num_kills} kills, {report.num_changes_committed} changes committed, {report.num_lost} states lost or "
+        f"mixed"
+    )
+    return 1 if report.num_lost else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,69 @@
+"""Every release reads what the first one wrote."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from icis_deploy.envelope import load_envelope, load_update, parse_content
+from icis_deploy.errors import SignatureError
+from icis_deploy.runtime.device import Device
+from icis_deploy.signing import verify_update
+from icis_deploy.trusted_keys import TrustedKeys
+from icis_deploy.update_format import serialize_payload
+
+V1 = Path(__file__).resolve().parent / "v1"
+EXPECTED = json.loads((V1 / "expected.json").read_text())
+NAMES = ("okapi", "Bärtierchen 水熊")
+
+
+def test_the_class_update_of_version_1():
+    signed = verify_update(V1 / "class-update.dsse", [V1 / "release-key.pub"])
+
+    update = signed.content
+    assert signed.signed_by == EXPECTED["key_ids"][0]
+    assert (update.added, update.replaced, update.removed) == (NAMES, (), ())
+    assert (update.version, update.expires, update.probe_seed) == (3, datetime(2100, 1, 1, tzinfo=timezone.utc), 5)
+    assert update.provenance == {"method": "golden", "numbers": [1, 2.5, None], "nested": {"ok": True}}
+    np.testing.assert_array_equal(update.rows, np.array(EXPECTED["rows"], np.float32))
+
+
+def test_an_equal_class_update_is_written_with_the_same_bytes_today():
+    update = load_update(V1 / "class-update.dsse")
+
+    assert serialize_payload(update) == load_envelope(V1 / "class-update.dsse").payload
+
+
+def test_the_trusted_keys_of_version_1():
+    keys = parse_content(load_envelope(V1 / "trusted-keys.dsse"))
+
+    assert keys == TrustedKeys(public_keys=((V1 / "next-key.pub").read_text(),), version=1)
+    assert verify_update(V1 / "trusted-keys.dsse", [V1 / "release-key.pub"]).signed_by == EXPECTED["key_ids"][0]
+    with pytest.raises(SignatureError, match="trusted are"):
+        verify_update(V1 / "trusted-keys.dsse", [V1 / "next-key.pub"])
+
+
+def test_the_bundle_and_the_state_of_version_1(tmp_path):
+    shutil.copytree(V1 / "bundle", tmp_path / "bundle")
+
+    device = Device.open(tmp_path / "bundle")
+
+    assert (device.version, device.classes()) == (3, ("cat", "owl", *NAMES))
+    answer = device.logits(np.array(EXPECTED["images"], np.float32))
+    np.testing.assert_allclose(answer.values, np.array(EXPECTED["logits"]), rtol=1e-4, atol=1e-5)
+    assert [(entry.action, entry.class_name) for entry in device.history()] == [
+        ("apply", None),
+        ("trust", None),
+        ("disable", "dog"),
+    ]
+    assert device.history()[0].time == datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
+    with pytest.raises(SignatureError, match=rf"trusted are '{EXPECTED['key_ids'][1][:16]}'"):
+        device.apply(V1 / "class-update.dsse")
+    device.enable("dog")
+    device.rollback()
+    assert device.classes() == ("cat", "dog", "owl")

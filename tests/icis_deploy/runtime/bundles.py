@@ -1,0 +1,153 @@
+"""Real bundles, small: a model of four features whose head has three seen classes and some slots."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from icis_deploy.bundle import MANIFEST_NAME, MODEL_NAME, SLOTS_NAME, Bundle, ModelInput, file_entry, serialize_manifest
+from icis_deploy.class_update import ClassUpdate
+from icis_deploy.envelope import envelope_of, save_update, serialize_envelope
+from icis_deploy.head import Head
+from icis_deploy.signing import load_private_key, sign
+from icis_deploy.slot_files import serialize_slots
+from icis_deploy.slots import EMPTY_SLOT_BIAS, empty_slots
+from icis_deploy.trusted_keys import TrustedKeys
+
+INPUT_DIM, FEATURE_DIM, SEEN_NAMES = 6, 4, ("cat", "dog", "owl")
+
+UPDATABLE = """
+<ir_version: 8, opset_import: ["" : 20]>
+updatable (float[batch, 6] image, float[{capacity}, 4] slot_weight, float[{capacity}] slot_bias)
+  => (float[batch, outputs] {output}, float[batch, 4] features)
+{{
+  hidden = MatMul (image, backbone)
+  features = Relu (hidden)
+  seen = Gemm <transB = 1> (features, head_weight, head_bias)
+  slots = Gemm <transB = 1> (features, slot_weight, slot_bias)
+  {joined} = Concat <axis = 1> (seen, slots)
+  {tail}
+}}
+"""
+FUSED = """
+<ir_version: 8, opset_import: ["" : 20]>
+fused (float[batch, 6] image) => (float[batch, 3] logits)
+{{
+  hidden = MatMul (image, backbone)
+  features = Relu (hidden)
+  logits = Gemm <transB = 1> (features, head_weight, head_bias)
+}}
+"""
+TAILS = {
+    "logits": ("logits", "logits", ""),
+    "probabilities": ("joined", "probabilities", "probabilities = Softmax <axis = 1> (joined)"),
+    "log-probabilities": ("joined", "scores", "scores = LogSoftmax <axis = 1> (joined)"),
+}
+
+
+def seen_head(seed: int = 0) -> Head:
+    rows = np.random.default_rng(seed).normal(size=(len(SEEN_NAMES), FEATURE_DIM + 1)).astype(np.float32)
+    return Head(rows=rows, class_names=SEEN_NAMES)
+
+
+def backbone() -> NDArray[np.float32]:
+    return np.random.default_rng(7).normal(size=(INPUT_DIM, FEATURE_DIM)).astype(np.float32)
+
+
+def features_of(images: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What the models here compute before their heads, in numpy."""
+    return np.maximum(images.astype(np.float64) @ backbone().astype(np.float64), 0.0)
+
+
+def write_bundle(
+    folder: Path, *, capacity: int = 4, head: Head | None = None, score_kind: str = "logits", head_version: int = 0
+) -> Path:
+    """Write a bundle; a capacity of 0 gives a fused head."""
+    head = seen_head() if head is None else head
+    folder.mkdir()
+    joined, output, tail = TAILS[score_kind]
+    text = UPDATABLE if capacity else FUSED
+    model = onnx.parser.parse_model(text.format(capacity=capacity, joined=joined, output=output, tail=tail))
+    tensors = {"backbone": backbone(), "head_weight": head.weight, "head_bias": head.bias}
+    if capacity:
+        tensors |= {
+            "slot_weight": np.zeros((capacity, FEATURE_DIM), np.float32),
+            "slot_bias": np.full(capacity, EMPTY_SLOT_BIAS, np.float32),
+        }
+        (folder / SLOTS_NAME).write_bytes(serialize_slots(empty_slots(capacity, FEATURE_DIM)))
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in tensors.items()
+    )
+    onnx.checker.check_model(model)
+    (folder / MODEL_NAME).write_bytes(model.SerializeToString())
+    bundle = Bundle(
+        head_kind="updatable" if capacity else "fused",
+        class_names=head.class_names,
+        num_seen=head.num_classes,
+        feature_dim=FEATURE_DIM,
+        capacity=capacity,
+        base_fingerprint=head.fingerprint,
+        head_version=head_version,
+        model_input=ModelInput(name="image", shape=(INPUT_DIM,), dtype="float32"),
+        score_kind=score_kind,
+        preprocessing=None,
+        files={path.name: file_entry(path) for path in folder.iterdir()},
+        parity=(),
+    )
+    (folder / MANIFEST_NAME).write_bytes(serialize_manifest(bundle))
+    return folder
+
+
+def trust(folder: Path, *public_keys: Path) -> None:
+    (folder / "trust").mkdir(exist_ok=True)
+    for path in public_keys:
+        shutil.copy(path, folder / "trust")
+
+
+def make_update(*added: str, version: int = 1, seed: int | None = None, **fields: object) -> ClassUpdate:
+    """A class update with random rows, by default for the head of `write_bundle`."""
+    num_rows = len(added) + len(fields.get("replaced", ()))
+    rows = np.random.default_rng(version if seed is None else seed).normal(size=(num_rows, FEATURE_DIM + 1))
+    values = {"base_fingerprint": seen_head().fingerprint, "rows": rows, "added": added, "version": version} | fields
+    return ClassUpdate(**values)
+
+
+def write_signed(path: Path, content: ClassUpdate | TrustedKeys, private_key: Path) -> Path:
+    """Write a signed file under its own terms."""
+    save_update(content, path)
+    sign(path, private_key)
+    return path
+
+
+def signed_bytes(content: ClassUpdate | TrustedKeys, private_key: Path) -> bytes:
+    envelope = envelope_of(content)
+    envelope.sign(load_private_key(private_key))
+    return serialize_envelope(envelope)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, with its bytes; folders as empty entries."""
+    return {
+        str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes() for path in sorted(folder.rglob("*"))
+    }
+
+
+def images(batch: int = 3, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(batch, INPUT_DIM)).astype(np.float32)
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now

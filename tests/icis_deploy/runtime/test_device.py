@@ -1,0 +1,522 @@
+"""A real device on a real model: what is taken, what is refused, and what stays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+import numpy as np
+import pytest
+
+from icis_deploy.bundle import load_bundle, load_manifest
+from icis_deploy.envelope import envelope_of, save_update, serialize_envelope
+from icis_deploy.errors import (
+    CapacityError,
+    ClassConflictError,
+    CorruptFileError,
+    ExpiredError,
+    IncompatibleError,
+    LoadError,
+    RuntimeFailureError,
+    SelfTestError,
+    SignatureError,
+    UsageError,
+    VersionRollbackError,
+    WrongBaseError,
+)
+from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.journal import MAX_HISTORY, MAX_STATES
+from icis_deploy.signing import keygen, load_private_key, trusted_keys_from_files
+from tests.icis_deploy.runtime.bundles import (
+    TAILS,
+    Clock,
+    features_of,
+    files_in,
+    images,
+    make_update,
+    seen_head,
+    signed_bytes,
+    trust,
+    write_bundle,
+    write_signed,
+)
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
+
+
+@pytest.fixture
+def device(bundle_folder):
+    return Device.open(bundle_folder, num_threads=1)
+
+
+def device_at(folder, now):
+    opened = Device.open(folder, num_threads=1)
+    clock = Clock(now)
+    device = Device(folder=folder, bundle=opened.bundle, session=opened.session, state=opened.state, clock=clock)
+    device.refresh()
+    return device, clock
+
+
+def expected_logits(update, batch):
+    head = seen_head().expand(update.rows, update.class_names)
+    return head.logits(features_of(batch))
+
+
+def test_a_new_class_is_answered_with_from_the_next_request_on(device, signed):
+    update = make_update("okapi", "zebra")
+    seen_before = device.logits(images()).values
+
+    applied = device.apply(signed(update))
+
+    answer = device.logits(images())
+    assert answer.class_names == ("cat", "dog", "owl", "okapi", "zebra")
+    assert answer.version == applied.entry.version == 1
+    np.testing.assert_allclose(answer.values, expected_logits(update, images()), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(answer.values[:, :3], seen_before)
+    assert [prediction.version for prediction in device.predict(images())] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("score_kind", TAILS)
+def test_every_kind_of_model_output_takes_updates_and_gives_the_same_probabilities(score_kind, tmp_path, keys):
+    folder = write_bundle(tmp_path / score_kind, score_kind=score_kind)
+    trust(folder, keys.public_path)
+    device, update = Device.open(folder), make_update("okapi", "zebra")
+
+    device.apply(signed_bytes(update, keys.private_path))
+
+    logits = expected_logits(update, images())
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    for prediction, expected in zip(device.predict(images(), top=2), probabilities, strict=True):
+        np.testing.assert_allclose(prediction.probabilities, np.sort(expected)[::-1][:2], rtol=1e-5)
+
+
+def test_an_update_adds_replaces_and_removes_at_once(device, signed):
+    device.apply(signed(make_update("okapi", "zebra", version=1)))
+
+    applied = device.apply(signed(make_update("quagga", version=2, replaced=("zebra",), removed=("okapi",))))
+
+    assert device.classes() == ("cat", "dog", "owl", "quagga", "zebra")
+    assert (applied.entry.num_added, applied.entry.num_replaced, applied.entry.num_removed) == (1, 1, 1)
+
+
+def test_the_next_start_finds_what_was_applied(device, bundle_folder, signed):
+    device.apply(signed(make_update("okapi")))
+
+    reopened = Device.open(bundle_folder)
+
+    assert (reopened.version, reopened.classes()) == (1, ("cat", "dog", "owl", "okapi"))
+    np.testing.assert_array_equal(reopened.logits(images()).values, device.logits(images()).values)
+
+
+def test_an_update_comes_from_a_file_as_well_as_from_bytes(device, tmp_path, keys):
+    path = write_signed(tmp_path / "new.icis", make_update("okapi"), keys.private_path)
+
+    assert device.apply(path).content == make_update("okapi")
+    assert device.history()[0].signed_by == keys.key_id
+
+
+def test_the_parts_of_the_time_add_up(device, signed):
+    timings = device.apply(signed(make_update("okapi"))).timings
+
+    parts = [timings.verify_ms, timings.journal_ms, timings.sync_ms, timings.probe_ms, timings.inference_ms]
+    assert min(*parts, timings.swap_ms) > 0
+    assert timings.total_ms == pytest.approx(sum(parts) + timings.swap_ms)
+    assert timings.work_ms == pytest.approx(timings.total_ms - timings.sync_ms - timings.inference_ms)
+
+
+# What is refused leaves every byte where it was.
+
+
+def refused(device, folder, data, error, message, **options):
+    before, state = files_in(folder), device.state
+    with pytest.raises(error, match=message):
+        device.apply(data, **options)
+    assert files_in(folder) == before
+    assert device.state is state
+
+
+def test_an_unsigned_update_is_refused(device, bundle_folder):
+    data = serialize_envelope(envelope_of(make_update("okapi")))
+    refused(device, bundle_folder, data, SignatureError, r"The file is not signed\. .*--allow-unsigned")
+
+
+def test_an_unsigned_update_is_taken_where_the_operator_allows_it_and_the_history_says_so(device):
+    device.apply(serialize_envelope(envelope_of(make_update("okapi"))), allow_unsigned=True)
+
+    assert device.history()[0].signed_by is None
+    assert device.classes()[-1] == "okapi"
+
+
+@pytest.mark.parametrize("allow_unsigned", [False, True])
+def test_a_strangers_signature_is_refused_whatever_is_allowed(allow_unsigned, device, bundle_folder, tmp_path):
+    stranger = keygen(tmp_path / "stranger")
+    data = signed_bytes(make_update("okapi"), stranger.private_path)
+    message = rf"signed by '{stranger.key_id[:16]}'; trusted are '\w{{16}}'"
+    refused(device, bundle_folder, data, SignatureError, message, allow_unsigned=allow_unsigned)
+
+
+def test_a_signature_does_not_carry_over_to_other_rows(device, bundle_folder, keys):
+    envelope = envelope_of(make_update("okapi"))
+    other = envelope_of(make_update("okapi", seed=5))
+    envelope.sign(load_private_key(keys.private_path))
+    other.signatures = envelope.signatures
+    message = r"The signature by '\w{16}' does not fit the file: it was changed after signing, or damaged"
+    refused(device, bundle_folder, serialize_envelope(other), SignatureError, message)
+
+
+def test_an_update_for_another_head_is_refused(device, bundle_folder, signed):
+    update = make_update("okapi", base_fingerprint=seen_head(seed=9).fingerprint)
+    refused(
+        device, bundle_folder, signed(update), WrongBaseError, r"made for the head \w{16}…; this device's is \w{16}…"
+    )
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_version_that_the_device_has_passed_is_refused(version, device, bundle_folder, signed):
+    device.apply(signed(make_update("okapi", version=3)))
+    message = rf"has version {version}; this device has held version 3, so it takes 4 or greater"
+    refused(device, bundle_folder, signed(make_update("zebra", version=version)), VersionRollbackError, message)
+
+
+def test_a_version_stays_spent_after_a_rollback(device, bundle_folder, signed):
+    data = signed(make_update("okapi", version=3))
+    device.apply(data)
+    device.rollback()
+
+    refused(device, bundle_folder, data, VersionRollbackError, "this device has held version 3")
+
+
+def test_more_classes_than_slots_are_refused(device, bundle_folder, signed):
+    device.apply(signed(make_update("okapi", "zebra", version=1)))
+    data = signed(make_update("a", "b", "c", version=2))
+    refused(device, bundle_folder, data, CapacityError, "adds 3 classes; 4 slots, 2 used")
+
+
+def test_a_class_that_is_known_cannot_be_added(device, bundle_folder, signed):
+    refused(device, bundle_folder, signed(make_update("owl")), ClassConflictError, "adds 'owl', which the head already")
+
+
+def test_a_fused_head_takes_no_update(tmp_path, keys, signed):
+    folder = write_bundle(tmp_path / "fused", capacity=0)
+    trust(folder, keys.public_path)
+    device = Device.open(folder)
+    refused(device, folder, signed(make_update("okapi")), IncompatibleError, r"head is fused: .* --head updatable")
+
+
+def test_a_file_too_large_for_any_update_of_this_bundle_is_refused_unread(device, bundle_folder, tmp_path):
+    path = tmp_path / "huge.icis"
+    with path.open("wb") as file:
+        file.truncate(1 << 33)
+    refused(device, bundle_folder, path, CorruptFileError, r"which no update for this bundle \(4 slots\) has")
+
+
+def test_a_file_that_is_not_there_is_named(device, bundle_folder, tmp_path):
+    path = tmp_path / "missing.icis"
+    refused(device, bundle_folder, path, LoadError, r"Cannot read the class update .*missing\.icis: No such file")
+
+
+def test_the_message_of_a_damaged_update_says_so(device, bundle_folder, signed):
+    data = signed(make_update("okapi"))[:-30]
+    refused(device, bundle_folder, data, CorruptFileError, "it is no DSSE envelope")
+
+
+# Expiry and clocks.
+
+
+def test_an_update_is_taken_until_it_expires(bundle_folder, signed):
+    device, clock = device_at(bundle_folder, NOW)
+    update = make_update("okapi", expires=NOW)
+    refused(
+        device, bundle_folder, signed(update), ExpiredError, r"expired at 2026-11-23T12:00:00Z; .* is 2026-11-23T12:00"
+    )
+
+    clock.now = NOW - timedelta(seconds=1)
+    device.apply(signed(update))
+    assert device.version == 1
+
+
+def test_a_clock_that_was_set_back_is_not_believed(bundle_folder, signed):
+    device, clock = device_at(bundle_folder, NOW)
+    device.apply(signed(make_update("okapi", version=1)))
+    clock.now = NOW - timedelta(days=300)
+
+    update = make_update("zebra", version=2, expires=NOW - timedelta(days=1))
+    message = r"its clock says 2026-01-27T12:00:00Z, which is before the last change it committed"
+    refused(device, bundle_folder, signed(update), ExpiredError, message)
+    device.apply(signed(make_update("zebra", version=2, expires=NOW + timedelta(days=1))))
+    assert device.history()[-1].time == NOW
+
+
+# Rollback.
+
+
+def test_rollback_walks_back_one_state_at_a_time_as_far_as_the_exported_one(device, bundle_folder, signed):
+    device.apply(signed(make_update("okapi", version=1)))
+    device.apply(signed(make_update("zebra", version=2)))
+    logits = []
+    for version, classes in [(1, ("cat", "dog", "owl", "okapi")), (0, ("cat", "dog", "owl"))]:
+        entry = device.rollback()
+        assert (entry.version, device.version, device.classes()) == (version, version, classes)
+        assert Device.open(bundle_folder).classes() == classes
+        logits.append(device.logits(images()).values)
+
+    np.testing.assert_array_equal(logits[0][:, :3], logits[1])
+    with pytest.raises(UsageError, match=r"nothing to roll back to: version 0 is the oldest state .* \(at most 8\)"):
+        device.rollback()
+
+
+def test_a_newer_update_goes_on_from_the_state_that_rollback_left(device, signed):
+    device.apply(signed(make_update("okapi", version=1)))
+    device.apply(signed(make_update("zebra", version=2)))
+    device.rollback()
+
+    device.apply(signed(make_update("quagga", version=3)))
+    assert device.classes() == ("cat", "dog", "owl", "okapi", "quagga")
+    device.rollback()
+    assert device.classes() == ("cat", "dog", "owl", "okapi")
+
+
+def test_old_states_and_old_history_are_let_go(device, bundle_folder, signed):
+    device.apply(signed(make_update("okapi", version=1)))
+    for version in range(2, MAX_HISTORY + 4):
+        device.apply(signed(make_update(replaced=("okapi",), version=version)))
+
+    assert len(list((bundle_folder / "state").glob("slots-*"))) == MAX_STATES
+    assert [entry.sequence for entry in device.history()] == list(range(4, MAX_HISTORY + 4))
+    for _ in range(MAX_STATES - 1):
+        device.rollback()
+    with pytest.raises(UsageError, match="nothing to roll back to"):
+        device.rollback()
+
+
+# Enabling and disabling.
+
+
+@pytest.mark.parametrize("name", ["dog", "okapi"])
+def test_a_disabled_class_is_in_no_answer_until_it_is_enabled(name, device, bundle_folder, signed):
+    device.apply(signed(make_update("okapi", "zebra")))
+    everything = device.logits(images())
+
+    assert device.disable(name)
+
+    for opened in (device, Device.open(bundle_folder)):
+        answer = opened.logits(images())
+        kept = [index for index, other in enumerate(everything.class_names) if other != name]
+        assert answer.class_names == tuple(everything.class_names[index] for index in kept)
+        np.testing.assert_array_equal(answer.values, everything.values[:, kept])
+        assert all(name not in prediction.class_names for prediction in opened.predict(images()))
+    assert not device.disable(name)
+    assert device.enable(name)
+    assert not device.enable(name)
+    assert device.classes() == everything.class_names
+    assert [entry.action for entry in device.history()] == ["apply", "disable", "enable"]
+
+
+def test_what_an_operator_disabled_no_rollback_enables(device, signed):
+    device.apply(signed(make_update("okapi")))
+    device.disable("dog")
+    device.rollback()
+
+    assert device.classes() == ("cat", "owl")
+
+
+def test_an_unknown_class_cannot_be_disabled(device):
+    with pytest.raises(ClassConflictError, match=r"knows no class 'unicorn'\. `icis-deploy classes` lists the 3"):
+        device.disable("unicorn")
+
+
+def test_the_last_class_cannot_be_disabled_nor_taken_away(device, bundle_folder, signed):
+    device.apply(signed(make_update("okapi", version=1)))
+    for name in ("cat", "dog", "owl"):
+        device.disable(name)
+    before = files_in(bundle_folder)
+
+    with pytest.raises(ClassConflictError, match="No class would be left to choose"):
+        device.disable("okapi")
+    with pytest.raises(ClassConflictError, match="No class would be left to choose: 'cat', 'dog', 'owl' are disabled"):
+        device.rollback()
+    with pytest.raises(ClassConflictError, match="No class would be left to choose"):
+        device.apply(signed(make_update(version=2, removed=("okapi",), rows=np.zeros((0, 5)))))
+    assert files_in(bundle_folder) == before
+    assert device.classes() == ("okapi",)
+
+
+# Trusted keys.
+
+
+def test_a_new_key_takes_the_place_of_the_old_one_and_no_rollback_brings_it_back(device, bundle_folder, keys, tmp_path):
+    new = keygen(tmp_path / "new-key")
+    device.apply(signed_bytes(make_update("okapi", version=1), keys.private_path))
+
+    applied = device.apply(signed_bytes(trusted_keys_from_files([new.public_path]), keys.private_path))
+
+    assert (applied.entry.action, applied.entry.signed_by, device.version) == ("trust", keys.key_id, 1)
+    device.rollback()
+    for opened in (device, Device.open(bundle_folder)):
+        data = signed_bytes(make_update("zebra", version=2), keys.private_path)
+        refused(opened, bundle_folder, data, SignatureError, rf"trusted are '{new.key_id[:16]}'")
+    device.apply(signed_bytes(make_update("zebra", version=2), new.private_path))
+    assert device.classes()[-1] == "zebra"
+
+
+def test_trusted_keys_are_never_taken_unsigned(device, bundle_folder, tmp_path):
+    new = keygen(tmp_path / "new-key")
+    data = serialize_envelope(envelope_of(trusted_keys_from_files([new.public_path])))
+    message = "Trusted keys must be signed by a key that is trusted now"
+    refused(device, bundle_folder, data, SignatureError, message, allow_unsigned=True)
+
+
+def test_an_old_set_of_trusted_keys_cannot_come_back(device, bundle_folder, keys, signed):
+    old = trusted_keys_from_files([keys.public_path])
+    device.apply(signed(replace(old, version=2)))
+    refused(
+        device,
+        bundle_folder,
+        signed(old),
+        VersionRollbackError,
+        "set of trusted keys has version 1; this device has held",
+    )
+
+
+def test_an_expired_set_of_trusted_keys_is_refused(bundle_folder, keys, signed):
+    device, _ = device_at(bundle_folder, NOW)
+    expired = replace(trusted_keys_from_files([keys.public_path]), expires=NOW)
+    refused(device, bundle_folder, signed(expired), ExpiredError, "The set of trusted keys expired at")
+
+
+def test_a_fused_head_takes_new_keys(tmp_path, keys, signed):
+    folder = write_bundle(tmp_path / "fused", capacity=0)
+    trust(folder, keys.public_path)
+
+    Device.open(folder).apply(signed(trusted_keys_from_files([keys.public_path])))
+
+    assert Device.open(folder).classes() == ("cat", "dog", "owl")
+
+
+# The self-test.
+
+
+class StaleSession:
+    """A session whose slots stay what they were when it was made: what a refit that did nothing looks like."""
+
+    def __init__(self, session, buffers):
+        self._session, self._buffers = session, buffers
+        self.load_slots = session.load_slots
+
+    def run(self, images, slots=None, *, with_features=False):
+        return self._session.run(images, self._buffers, with_features=with_features)
+
+
+class BrokenSession(StaleSession):
+    def run(self, images, slots=None, *, with_features=False):
+        raise RuntimeFailureError("the accelerator is gone")
+
+
+@pytest.mark.parametrize("score_kind", TAILS)
+def test_slots_that_do_not_hold_their_rows_are_noticed_and_taken_back(score_kind, tmp_path, keys, signed):
+    folder = write_bundle(tmp_path / score_kind, score_kind=score_kind)
+    trust(folder, keys.public_path)
+    good = Device.open(folder)
+    stale = StaleSession(good.session, good.state.buffers)
+    device = Device(folder=folder, bundle=good.bundle, session=stale, state=good.state)
+    message = {
+        "logits": r"2 of 4 slots do not hold their rows after they were written: 'okapi', 'zebra'\. 'okapi' gave",
+    }.get(score_kind, "A slot with a known logit does not show in what the model gives")
+    refused(device, folder, signed(make_update("okapi", "zebra")), SelfTestError, message)
+    assert not (folder / "state").exists()
+
+
+def test_a_runtime_that_fails_in_the_self_test_leaves_everything_as_it_was(device, bundle_folder, signed):
+    device.apply(signed(make_update("okapi", version=1)))
+    broken = BrokenSession(device.session, None)
+    other = Device(folder=bundle_folder, bundle=device.bundle, session=broken, state=device.state)
+    before = files_in(bundle_folder)
+
+    with pytest.raises(RuntimeFailureError, match="the accelerator is gone"):
+        other.apply(signed(make_update("zebra", version=2)))
+    with pytest.raises(RuntimeFailureError, match="the accelerator is gone"):
+        other.rollback()
+    assert files_in(bundle_folder) == before
+
+
+# Several devices on one bundle.
+
+
+def test_a_running_device_takes_over_what_another_process_committed(device, bundle_folder, signed):
+    other = Device.open(bundle_folder)
+    assert not device.refresh()
+
+    other.apply(signed(make_update("okapi")))
+
+    assert device.classes() == ("cat", "dog", "owl")
+    assert device.refresh()
+    assert (device.version, device.classes()) == (1, ("cat", "dog", "owl", "okapi"))
+    assert not device.refresh()
+    other.rollback()
+    assert device.refresh()
+    assert device.classes() == ("cat", "dog", "owl")
+
+
+def test_an_update_goes_on_top_of_what_another_process_committed(device, bundle_folder, signed):
+    Device.open(bundle_folder).apply(signed(make_update("okapi", version=1)))
+
+    device.apply(signed(make_update("zebra", version=2)))
+
+    assert device.classes() == ("cat", "dog", "owl", "okapi", "zebra")
+
+
+def test_the_same_update_is_taken_once(device, bundle_folder, signed):
+    data = signed(make_update("okapi"))
+    Device.open(bundle_folder).apply(data)
+    before = files_in(bundle_folder)
+
+    with pytest.raises(VersionRollbackError):
+        device.apply(data)
+    assert files_in(bundle_folder) == before
+
+
+def test_a_state_that_cannot_be_read_does_not_replace_the_one_that_answers(device, bundle_folder, signed):
+    Device.open(bundle_folder).apply(signed(make_update("okapi")))
+    (path,) = (bundle_folder / "state").glob("slots-*")
+    path.write_bytes(path.read_bytes()[:-1])
+
+    with pytest.raises(CorruptFileError):
+        device.refresh()
+    assert device.classes() == ("cat", "dog", "owl")
+
+
+def test_a_bundle_exported_with_updates_counts_on_from_their_version(tmp_path, keys, signed):
+    folder = write_bundle(tmp_path / "later", head_version=7)
+    trust(folder, keys.public_path)
+    device = Device.open(folder)
+
+    assert device.version == 7
+    refused(device, folder, signed(make_update("okapi", version=7)), VersionRollbackError, "has held version 7")
+
+
+def test_a_file_that_the_manifest_does_not_vouch_for_is_refused(bundle_folder):
+    path = bundle_folder / "slots.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
+
+    with pytest.raises(CorruptFileError, match=r"slots\.safetensors has"):
+        Device.open(bundle_folder)
+    with pytest.raises(CorruptFileError, match=r"slots\.safetensors has"):
+        Device.from_parts(bundle_folder, load_manifest(bundle_folder))
+
+
+def test_asking_for_no_class_is_a_mistake(device):
+    with pytest.raises(UsageError, match="top is 0"):
+        device.predict(images(), top=0)
+
+
+def test_pictures_need_a_bundle_that_says_how_to_prepare_them(device, tmp_path):
+    with pytest.raises(IncompatibleError, match="does not state how images are prepared"):
+        device.predict([tmp_path / "cat.png"])
+
+
+def test_what_the_workbench_saves_unsigned_is_what_a_device_takes_when_allowed(device, tmp_path):
+    save_update(make_update("okapi"), tmp_path / "new.icis")
+
+    device.apply(str(tmp_path / "new.icis"), allow_unsigned=True)
+
+    assert device.bundle == load_bundle(device._folder)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from icis_deploy.bundle import load_manifest
+from icis_deploy.runtime.head_state import enabled_columns
+from icis_deploy.slots import empty_slots
+from tests.icis_deploy.runtime.bundles import FEATURE_DIM, make_update, write_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return load_manifest(write_bundle(tmp_path / "bundle"))
+
+
+def table_with(*updates):
+    table = empty_slots(4, FEATURE_DIM)
+    for update in updates:
+        table = table.apply(update, seen_names=frozenset())
+    return table
+
+
+def columns_of(bundle, table, disabled=()):
+    columns, names = enabled_columns(bundle, table, frozenset(disabled))
+    return np.arange(7)[columns].tolist(), names, isinstance(columns, slice)
+
+
+def test_slots_filled_without_a_gap_need_no_copy_of_the_logits(bundle):
+    assert columns_of(bundle, None) == ([0, 1, 2], ("cat", "dog", "owl"), True)
+    assert columns_of(bundle, table_with()) == ([0, 1, 2], ("cat", "dog", "owl"), True)
+    assert columns_of(bundle, table_with(make_update("a", "b"))) == (
+        [0, 1, 2, 3, 4],
+        ("cat", "dog", "owl", "a", "b"),
+        True,
+    )
+
+
+def test_an_empty_slot_between_filled_ones_is_no_class(bundle):
+    table = table_with(make_update("a", "b", "c"), make_update(removed=("b",), rows=np.zeros((0, FEATURE_DIM + 1))))
+
+    assert columns_of(bundle, table) == ([0, 1, 2, 3, 5], ("cat", "dog", "owl", "a", "c"), False)
+
+
+def test_disabled_classes_are_left_out_whether_baked_or_in_a_slot(bundle):
+    table = table_with(make_update("a", "b"))
+
+    assert columns_of(bundle, table, ["dog", "a"]) == ([0, 2, 4], ("cat", "owl", "b"), False)
+    assert columns_of(bundle, table, ["b"]) == ([0, 1, 2, 3], ("cat", "dog", "owl", "a"), True)
+    assert columns_of(bundle, None, ["cat"]) == ([1, 2], ("dog", "owl"), False)
+    assert columns_of(bundle, None, ["a class of another state"]) == ([0, 1, 2], ("cat", "dog", "owl"), True)

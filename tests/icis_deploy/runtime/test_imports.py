@@ -1,0 +1,60 @@
+"""The device half imports neither torch nor onnx, and the test that says so can fail."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import icis_deploy.runtime
+
+RUNTIME = Path(icis_deploy.runtime.__file__).parent
+REPOSITORY = RUNTIME.parent.parent
+DEVICE_MODULES = [
+    *(f"icis_deploy.runtime.{path.stem}" for path in sorted(RUNTIME.glob("*.py")) if path.stem != "__init__"),
+    "icis_deploy.signing",
+    "icis_deploy.update_diff",
+]
+HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "scipy", "sklearn", "matplotlib")
+
+
+def heavy_imports(code: str) -> set[str]:
+    """What a fresh Python has imported of `HEAVY` after running some code."""
+    script = f"import sys\n{code}\nprint(*sorted(set({HEAVY!r}) & {{name.split('.')[0] for name in sys.modules}}))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY, timeout=120
+    )
+    return set(result.stdout.split())
+
+
+def test_the_list_of_modules_is_not_empty():
+    assert "icis_deploy.runtime.device" in DEVICE_MODULES
+    assert len(DEVICE_MODULES) > 10
+
+
+def test_importing_every_module_of_the_device_half_imports_nothing_heavy():
+    assert heavy_imports("\n".join(f"import {name}" for name in DEVICE_MODULES)) == set()
+
+
+def test_running_a_device_imports_nothing_heavy(bundle_folder, signed, tmp_path):
+    from tests.icis_deploy.runtime.bundles import make_update
+
+    path = tmp_path / "new.icis"
+    path.write_bytes(signed(make_update("okapi")))
+    code = f"""
+import numpy as np
+from icis_deploy.runtime.device import Device
+device = Device.open({str(bundle_folder)!r})
+device.apply({str(path)!r})
+device.predict(np.zeros((1, 6), np.float32))
+device.rollback()
+"""
+    assert heavy_imports(code) == set()
+
+
+@pytest.mark.parametrize("name", ["onnx", "scipy"])
+def test_a_heavy_import_would_be_noticed(name):
+    pytest.importorskip(name)
+    assert name in heavy_imports(f"import icis_deploy.runtime.device, {name}")

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from datetime import datetime, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icis_deploy.bundle import FileEntry
+from icis_deploy.errors import CorruptFileError
+from icis_deploy.runtime.journal import ACTIONS, HistoryEntry, Journal, StateEntry, parse_journal, serialize_journal
+
+TIMES = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(timezone.utc)).map(
+    lambda time: time.replace(microsecond=0)
+)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+COUNTS = st.integers(0, 1 << 40)
+SHA256S = st.binary(min_size=32, max_size=32).map(bytes.hex)
+STATES = st.builds(
+    StateEntry,
+    version=COUNTS,
+    slots=st.none() | st.builds(FileEntry, sha256=SHA256S, size_bytes=COUNTS),
+)
+ENTRIES = st.builds(
+    HistoryEntry,
+    sequence=COUNTS,
+    time=TIMES,
+    action=st.sampled_from(ACTIONS),
+    version=COUNTS,
+    num_added=COUNTS,
+    class_name=st.none() | TEXTS,
+    payload_sha256=st.none() | SHA256S,
+    signed_by=st.none() | SHA256S,
+)
+JOURNALS = st.builds(
+    Journal,
+    base_fingerprint=SHA256S,
+    states=st.lists(STATES, min_size=1, max_size=4).map(tuple),
+    highest_version=COUNTS,
+    last_seen=st.none() | TIMES,
+    disabled=st.lists(TEXTS, max_size=3).map(tuple),
+    trust_version=COUNTS,
+    trusted_keys=st.none() | st.lists(TEXTS, max_size=3).map(tuple),
+    history=st.lists(ENTRIES, max_size=3).map(tuple),
+)
+JOURNAL = Journal(base_fingerprint="0" * 64, states=(StateEntry(version=1, slots=None),), highest_version=1)
+
+
+@given(JOURNALS)
+def test_parsing_gives_back_what_was_serialized(journal):
+    data = serialize_journal(journal)
+
+    assert parse_journal(data) == journal
+    assert serialize_journal(parse_journal(data)) == data
+    assert json.loads(data)["sha256"]  # the file is JSON for whoever looks at it
+
+
+@given(JOURNALS, st.data())
+def test_every_flipped_bit_is_noticed(journal, data):
+    content = bytearray(serialize_journal(journal))
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+
+    with pytest.raises(CorruptFileError, match="The journal of the device is damaged"):
+        parse_journal(bytes(content))
+
+
+def journal_bytes(**changes):
+    """A journal with other fields and the hash that belongs to them."""
+    fields = json.loads(serialize_journal(JOURNAL))["journal"] | changes
+    text = json.dumps({name: value for name, value in fields.items() if value is not ...}).encode()
+    return b'{"journal":%s,"sha256":"%s"}\n' % (text, hashlib.sha256(text).hexdigest().encode())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": 2}, "its schema version is 2, this release reads 1"),
+        ({"states": []}, "it names no state"),
+        ({"states": 3}, "int stands where a list is expected"),
+        ({"states": [{"version": True, "slots": None}]}, "True stands where a whole number is expected"),
+        ({"states": [{"version": 1, "slots": {"sha256": "../../x", "size_bytes": 1}}]}, "'../../x' is no SHA-256"),
+        ({"last_seen": "2026-11-23"}, "has not the form"),
+        ({"disabled": [1]}, "a list of names is not a list of strings"),
+        ({"highest_version": ...}, "highest_version"),
+        ({"history": [{"sequence": 1}]}, r"a line of its history has the fields \['sequence'\]"),
+    ],
+)
+def test_a_journal_that_means_nothing_is_refused(changes, message):
+    with pytest.raises(CorruptFileError, match=message):
+        parse_journal(journal_bytes(**changes))
+
+
+def test_a_line_of_the_history_with_a_wrong_type_is_refused():
+    time = datetime(2026, 11, 23, tzinfo=timezone.utc)
+    entry = HistoryEntry(sequence=1, time=time, action="apply", version=1)
+    data = serialize_journal(replace(JOURNAL, history=(entry,)))
+    fields = json.loads(data)["journal"]["history"][0] | {"num_added": "many"}
+
+    with pytest.raises(CorruptFileError, match="num_added of a line of its history is 'many'"):
+        parse_journal(journal_bytes(history=[fields]))
+
+
+def test_the_current_state_is_the_last_one():
+    states = (StateEntry(version=1, slots=None), StateEntry(version=2, slots=None))
+
+    assert replace(JOURNAL, states=states).current.version == 2

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from icis_deploy.bundle import ModelInput, load_bundle
+from icis_deploy.errors import SelfTestError
+from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.probe import TOLERANCE, probe_input, verify_slots
+from icis_deploy.runtime.session import SessionOutput
+from icis_deploy.slots import empty_slots
+from tests.icis_deploy.runtime.bundles import FEATURE_DIM, TAILS, make_update, write_bundle
+
+
+@pytest.fixture(scope="module", params=TAILS)
+def model(request, tmp_path_factory):
+    """A session and its bundle, for each kind of output."""
+    folder = write_bundle(tmp_path_factory.mktemp("probe") / "bundle", score_kind=request.param)
+    return load_session(folder / "model.onnx", num_threads=1), load_bundle(folder)
+
+
+def table_with(*names, seed=1, scale=1.0):
+    update = make_update(*names, seed=seed)
+    return empty_slots(4, FEATURE_DIM).apply(replace(update, rows=update.rows * scale), seen_names=frozenset())
+
+
+def check(model, table, buffers=None, *, session=None):
+    session_of_model, bundle = model
+    session = session_of_model if session is None else session
+    buffers = session.load_slots(table.weight, table.bias) if buffers is None else buffers
+    return verify_slots(session, bundle, table, buffers, seed=0)
+
+
+@pytest.mark.parametrize("num_classes", [0, 1, 4])
+def test_slots_that_hold_their_rows_pass_with_room_to_spare(num_classes, model):
+    assert (
+        check(model, table_with(*"abcd"[:num_classes]) if num_classes else empty_slots(4, FEATURE_DIM)).max_error < 0.1
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0])
+def test_rows_of_any_length_pass(scale, model):
+    assert check(model, table_with("a", "b", scale=scale)).max_error <= 1
+
+
+@settings(max_examples=50)
+@given(slot=st.integers(0, 3), column=st.integers(0, FEATURE_DIM), factor=st.sampled_from([-1.0, 0.0, 0.5, 2.0]))
+def test_one_wrong_number_is_noticed_where_the_probe_sees_it(model_of_logits, slot, column, factor):
+    table = table_with(*"abcd")
+    weight, bias = table.weight.copy(), table.bias.copy()
+    values = bias if column == FEATURE_DIM else weight[:, column]
+    values[slot] *= factor
+    session, bundle = model_of_logits
+    images = probe_input(bundle, 0)
+    features = session.run(images, with_features=True).features[0]
+    products = np.append(table.weight[slot] * features, table.bias[slot])
+    if abs(products[column] * (factor - 1)) < 2 * TOLERANCE * np.abs(products).sum():
+        return  # this feature is zero for this input: no probe of it could see that number
+
+    with pytest.raises(SelfTestError, match=rf"1 of 4 slots do not hold their rows .*: '{'abcd'[slot]}'\."):
+        check(model_of_logits, table, session.load_slots(weight, bias))
+
+
+@pytest.fixture(scope="module")
+def model_of_logits(tmp_path_factory):
+    folder = write_bundle(tmp_path_factory.mktemp("probe") / "bundle")
+    return load_session(folder / "model.onnx", num_threads=1), load_bundle(folder)
+
+
+@pytest.mark.parametrize("wrong", ["the rows before", "swapped", "a blend", "not a number", "an empty slot that wins"])
+def test_slots_that_hold_something_else_are_noticed(wrong, model):
+    table, before = table_with("a", "b"), table_with("a", "b", seed=2)
+    weight, bias = table.weight.copy(), table.bias.copy()
+    if wrong == "the rows before":
+        weight, bias = before.weight, before.bias
+    elif wrong == "swapped":
+        weight, bias = weight[[1, 0, 2, 3]], bias[[1, 0, 2, 3]]
+    elif wrong == "a blend":
+        weight = (weight + before.weight) / 2
+    elif wrong == "not a number":
+        weight[0] = np.nan
+    else:
+        bias[3] = 5.0
+
+    with pytest.raises(SelfTestError, match=r"slots do not hold their rows|does not show"):
+        check(model, table, model[0].load_slots(weight, bias))
+
+
+class HalfPrecision:
+    """A session that reads rows and features as float16, as an accelerator may."""
+
+    def __init__(self, session, bundle):
+        self._session, self._bundle = session, bundle
+        self.load_slots = session.load_slots
+
+    def run(self, images, slots=None, *, with_features=False):
+        output = self._session.run(images, slots, with_features=True)
+        features = output.features.astype(np.float16).astype(np.float32)
+        weight, bias = slots.weight.astype(np.float16).astype(np.float32), slots.bias.astype(np.float16)
+        num_baked = len(self._bundle.class_names)
+        values = np.concatenate([output.logits[:, :num_baked], features @ weight.T + bias], axis=1)
+        return SessionOutput(logits=values.astype(np.float32), features=output.features)
+
+
+def test_float16_passes(model_of_logits):
+    session = HalfPrecision(*model_of_logits)
+
+    for seed in range(20):
+        assert check(model_of_logits, table_with(*"abcd", seed=seed), session=session).max_error < 1
+
+
+class Blind:
+    """A session whose features are zero for the inputs that it is told to be blind for."""
+
+    def __init__(self, session, num_blind):
+        self._session, self._num_blind = session, num_blind
+        self.load_slots = session.load_slots
+
+    def run(self, images, slots=None, *, with_features=False):
+        self._num_blind -= 1
+        return self._session.run(images * (self._num_blind < 0), slots, with_features=with_features)
+
+
+def test_an_input_without_features_gives_way_to_the_next_seed(model_of_logits):
+    table = table_with("a")
+    assert check(model_of_logits, table, session=Blind(model_of_logits[0], 3)).max_error < 1
+
+    with pytest.raises(SelfTestError, match=r"features that are all zero for 4 seeded inputs \(from seed 0\)"):
+        check(model_of_logits, table, session=Blind(model_of_logits[0], 4))
+
+
+def test_a_model_without_features_cannot_be_tested(tmp_path):
+    folder = write_bundle(tmp_path / "fused", capacity=0)
+
+    with pytest.raises(SelfTestError, match="no output 'features', so its slots cannot be tested"):
+        verify_slots(load_session(folder / "model.onnx"), load_bundle(folder), table_with("a"), None, seed=0)
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [("float32", -1, 1), ("float16", -1, 1), ("uint8", 0, 255)])
+def test_the_input_has_the_type_and_the_range_of_images(dtype, low, high, model):
+    bundle = replace(model[1], model_input=ModelInput(name="image", shape=(3, 8, 8), dtype=dtype))
+    values = probe_input(bundle, 1)
+
+    assert (values.shape, values.dtype) == ((1, 3, 8, 8), dtype)
+    assert low <= values.min() < low + (high - low) / 4
+    assert high - (high - low) / 4 < values.max() <= high
+    np.testing.assert_array_equal(values, probe_input(bundle, 1))
+    assert not np.array_equal(values, probe_input(bundle, 2))

@@ -1,0 +1,61 @@
+"""Real processes: killed in the middle of changes, and changing one bundle at the same time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from icis_deploy.runtime.device import Device
+from scripts.kill_loop import run_kill_loop
+from tests.icis_deploy.runtime.bundles import make_update, write_signed
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def test_processes_killed_while_they_apply_and_roll_back_leave_whole_states(tmp_path):
+    report = run_kill_loop(tmp_path, num_kills=8, seed=0)
+
+    assert report.num_kills == 8
+    assert report.num_lost == 0
+    assert report.num_changes_committed > 0
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_lose_nothing(tmp_path):
+    report = run_kill_loop(tmp_path, num_kills=200, seed=1)
+
+    assert (report.num_kills, report.num_lost) == (200, 0)
+
+
+def test_two_processes_that_apply_the_same_update_take_it_once(bundle_folder, keys, tmp_path):
+    path = write_signed(tmp_path / "new.icis", make_update("okapi"), keys.private_path)
+    code = f"""
+from icis_deploy.errors import VersionRollbackError
+from icis_deploy.runtime.device import Device
+device = Device.open({str(bundle_folder)!r})
+print("ready", flush=True)
+input()
+try:
+    device.apply({str(path)!r})
+    print("taken")
+except VersionRollbackError:
+    print("refused")
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outcomes = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
+
+    assert outcomes == ["refused", "taken"]
+    assert Device.open(bundle_folder).classes() == ("cat", "dog", "owl", "okapi")

@@ -1,0 +1,201 @@
+"""The disk refuses: the device keeps its state, and the bytes on the disk are what they were."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from icis_deploy.bundle import load_bundle
+from icis_deploy.errors import BundleError, CorruptFileError, IncompatibleError, SignatureError, StorageError
+from icis_deploy.runtime import store as store_module
+from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.file_layer import OSFileLayer
+from icis_deploy.runtime.store import Store
+from tests.icis_deploy.runtime.bundles import files_in, make_update, seen_head, trust, write_bundle
+from tests.icis_deploy.runtime.file_layers import FailingFiles
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_full_disk_at_any_call_leaves_disk_and_device_as_they_were(is_first, bundle_folder, open_with, signed):
+    if not is_first:
+        open_with(FailingFiles()).apply(signed(make_update("okapi", version=1)))
+    before = files_in(bundle_folder)
+    refusals = []
+    for fail_at in range(100):
+        files = FailingFiles(fail_at=fail_at)
+        device = open_with(files)
+        version, classes = device.version, device.classes()
+        refusal = refusal_of(device, signed(make_update("zebra", version=2)))
+        if refusal is None:
+            break
+        assert "No space left on device. The device keeps the state it had." in str(refusal)
+        assert (device.version, device.classes()) == (version, classes)
+        assert files_in(bundle_folder) == before, files.calls
+        refusals.append(refusal)
+
+    assert len(refusals) >= 7
+    assert device.version == 2
+
+
+def refusal_of(device, data):
+    try:
+        device.apply(data)
+    except StorageError as error:
+        return error
+    return None
+
+
+def test_a_disk_that_dies_at_any_call_leaves_the_old_state_or_the_new_one(bundle_folder, open_with, signed):
+    outcomes = set()
+    for fail_at in range(100):
+        files = FailingFiles(fail_at=fail_at, mode="for ever")
+        device = open_with(files)
+        version = device.version
+        if refusal_of(device, signed(make_update(f"class {fail_at}", version=version + 1))) is not None:
+            assert device.version == version
+        reopened = open_with(FailingFiles())
+        outcomes.add(reopened.version - version)
+        assert len(reopened.classes()) == 3 + reopened.version
+        if fail_at >= len(files.calls):
+            break
+
+    assert outcomes == {0, 1}
+
+
+def test_what_a_failed_change_could_not_remove_is_swept_away_by_the_next(bundle_folder, open_with, signed):
+    (bundle_folder / "state").mkdir()
+    (bundle_folder / "state" / f"slots-{'0' * 64}.safetensors").write_bytes(b"left by a power cut")
+    (bundle_folder / "state" / "journal.json.new").write_bytes(b"half")
+
+    open_with(OSFileLayer()).apply(signed(make_update("okapi")))
+
+    assert len(list((bundle_folder / "state").iterdir())) == 2
+
+
+def test_a_bundle_on_a_read_only_disk_answers_and_refuses_changes(bundle_folder, signed, monkeypatch):
+    # Tests may run as root, whom no mode stops: so the refusal comes from the file layer, as EROFS would.
+    device = Device.open(bundle_folder)
+    before = files_in(bundle_folder)
+
+    def refuse(self, path):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(OSFileLayer, "make_folder", refuse)
+    with pytest.raises(StorageError, match=r"Read-only file system\. The device keeps the state it had\."):
+        device.apply(signed(make_update("okapi")))
+
+    assert device.classes() == ("cat", "dog", "owl")
+    assert files_in(bundle_folder) == before
+
+
+def test_opening_and_asking_write_nothing(bundle_folder):
+    before = files_in(bundle_folder)
+
+    device = Device.open(bundle_folder)
+    device.history()
+    device.refresh()
+
+    assert files_in(bundle_folder) == before
+
+
+def test_who_waits_too_long_for_the_lock_is_told_that_nothing_changed(bundle_folder, signed, monkeypatch):
+    monkeypatch.setattr(store_module, "LOCK_TIMEOUT_SECONDS", 0.05)
+    device = Device.open(bundle_folder)
+    before = files_in(bundle_folder)
+    message = r"Another process is changing .*bundle and has not finished in 0 seconds\. Nothing was changed"
+    with OSFileLayer().locked(bundle_folder, 1.0), pytest.raises(StorageError, match=message):
+        device.apply(signed(make_update("okapi")))
+
+    assert files_in(bundle_folder) == before
+    assert device.apply(signed(make_update("okapi"))).entry.version == 1
+
+
+def test_the_lock_holds_between_threads(tmp_path):
+    entered = threading.Event()
+
+    def enter():
+        with OSFileLayer().locked(tmp_path, 5.0):
+            entered.set()
+
+    with OSFileLayer().locked(tmp_path, 1.0):
+        thread = threading.Thread(target=enter)
+        thread.start()
+        assert not entered.wait(0.1)
+    thread.join()
+    assert entered.is_set()
+
+
+@pytest.fixture
+def updated(bundle_folder, signed):
+    device = Device.open(bundle_folder)
+    device.apply(signed(make_update("okapi", version=1)))
+    device.apply(signed(make_update("zebra", version=2)))
+    return bundle_folder
+
+
+def slots_files(folder):
+    return sorted((folder / "state").glob("slots-*"))
+
+
+def damage(path, at=-1):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_slot_table_is_refused_and_rollback_gets_away_from_it(updated):
+    current = Store(updated).load_journal(load_bundle(updated)).current
+    damage(updated / "state" / f"slots-{current.slots.sha256}.safetensors")
+
+    with pytest.raises(CorruptFileError, match=r"slots-\w+\.safetensors is damaged: .*`icis-deploy rollback` goes"):
+        Device.open(updated)
+    Device.from_parts(updated, load_bundle(updated)).rollback()
+    assert Device.open(updated).classes() == ("cat", "dog", "owl", "okapi")
+
+
+def test_a_missing_slot_table_is_refused_by_name(updated):
+    for path in slots_files(updated):
+        path.unlink()
+
+    with pytest.raises(BundleError, match=r"The journal names .*slots-\w+\.safetensors, which cannot be read: No such"):
+        Device.open(updated)
+
+
+@pytest.mark.parametrize("at", [0, 30, 200, -10, -1])
+def test_one_flipped_bit_anywhere_in_the_journal_is_noticed(at, updated):
+    damage(updated / "state" / "journal.json", at)
+
+    with pytest.raises(CorruptFileError, match=r"state/journal\.json: The journal of the device is damaged: .*Delete"):
+        Device.open(updated)
+
+
+def test_a_truncated_journal_is_noticed(updated):
+    path = updated / "state" / "journal.json"
+    path.write_bytes(path.read_bytes()[:100])
+
+    with pytest.raises(CorruptFileError, match="The journal of the device is damaged"):
+        Device.open(updated)
+
+
+def test_the_state_of_another_bundle_is_refused(updated, tmp_path):
+    other = write_bundle(tmp_path / "other", head=seen_head(seed=9))
+    (updated / "state").rename(other / "state")
+
+    with pytest.raises(IncompatibleError, match=r"The bundle's state/ folder is of another head .*Delete it if"):
+        Device.open(other)
+
+
+def test_a_trusted_key_that_is_none_is_named(bundle_folder, signed):
+    (bundle_folder / "trust" / "broken.pub").write_text("no key")
+
+    with pytest.raises(SignatureError, match=r"trust/broken\.pub: The text is not a public key in PEM form"):
+        Device.open(bundle_folder).apply(signed(make_update("okapi")))
+
+
+def test_only_pub_files_are_trusted(bundle_folder, keys, tmp_path):
+    (bundle_folder / "trust" / "README").write_text("keys of the factory")
+    trust(bundle_folder, keys.public_path)
+    store, bundle = Store(bundle_folder), load_bundle(bundle_folder)
+
+    assert [key.keyid for key in store.trusted_keys(store.load_journal(bundle))] == [keys.key_id]

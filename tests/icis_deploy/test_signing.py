@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+from datetime import datetime, timezone
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from securesystemslib.signer import CryptoSigner
+
+from icis_deploy.envelope import load_envelope, load_update, save_update
+from icis_deploy.errors import CorruptFileError, LoadError, SignatureError, StorageError, UsageError
+from icis_deploy.signing import keygen, load_private_key, sign, trusted_keys_from_files, verify_update
+from icis_deploy.trusted_keys import TrustedKeys
+from tests.icis_deploy.runtime.bundles import make_update
+
+EXPIRES = datetime(2030, 1, 1, tzinfo=timezone.utc)
+
+
+@pytest.fixture
+def keys(tmp_path):
+    return keygen(tmp_path / "key")
+
+
+@pytest.fixture
+def other_keys(tmp_path):
+    return keygen(tmp_path / "other-key")
+
+
+@pytest.fixture
+def path(tmp_path):
+    """An unsigned class update."""
+    save_update(make_update("okapi"), tmp_path / "new.icis")
+    return tmp_path / "new.icis"
+
+
+def test_only_its_owner_can_read_a_private_key(keys):
+    assert stat.S_IMODE(keys.private_path.stat().st_mode) == 0o600
+    assert keys.private_path.read_bytes().startswith(b"-----BEGIN PRIVATE KEY-----")
+    assert keys.public_path.read_bytes().startswith(b"-----BEGIN PUBLIC KEY-----")
+    assert keys.public_path.name == "key.pub"
+
+
+def test_the_mode_of_a_private_key_does_not_depend_on_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        keys = keygen(tmp_path / "key")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(keys.private_path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("taken", ["key", "key.pub"])
+def test_a_key_is_never_overwritten(taken, tmp_path):
+    (tmp_path / taken).write_text("precious")
+
+    with pytest.raises(UsageError, match=rf"{taken} already exists, and a key is never overwritten"):
+        keygen(tmp_path / "key")
+    assert [path.name for path in tmp_path.iterdir()] == [taken]
+
+
+def test_a_key_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    with pytest.raises(StorageError, match=r"Could not write the private key .*No such file or directory"):
+        keygen(tmp_path / "missing" / "key")
+
+    def refuse(path, data):
+        raise StorageError("no room for the public half")
+
+    monkeypatch.setattr("icis_deploy.signing.write_file", refuse)
+    with pytest.raises(StorageError, match="no room"):
+        keygen(tmp_path / "key")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_signing_sets_the_terms_and_keeps_the_change(path, keys):
+    signed = sign(path, keys.private_path, version=7, expires=EXPIRES)
+
+    update = load_update(path)
+    assert signed.content == update
+    assert update == make_update("okapi").with_terms(version=7, expires=EXPIRES)
+    assert verify_update(path, [keys.public_path]).signed_by == signed.signed_by == keys.key_id
+
+
+def test_terms_that_are_not_given_stay(path, keys):
+    sign(path, keys.private_path, version=7, expires=EXPIRES)
+    sign(path, keys.private_path, version=8)
+
+    assert (load_update(path).version, load_update(path).expires) == (8, EXPIRES)
+
+
+def test_the_signed_file_can_go_elsewhere(path, keys, tmp_path):
+    before = path.read_bytes()
+    sign(path, keys.private_path, out=tmp_path / "signed.icis")
+
+    assert path.read_bytes() == before
+    verify_update(tmp_path / "signed.icis", [keys.public_path])
+    with pytest.raises(UsageError, match=r"signed\.icis already exists"):
+        sign(path, keys.private_path, out=tmp_path / "signed.icis")
+
+
+def test_a_second_signature_joins_the_first_and_new_terms_drop_both(path, keys, other_keys):
+    sign(path, keys.private_path)
+    sign(path, other_keys.private_path)
+    assert set(load_envelope(path).signatures) == {keys.key_id, other_keys.key_id}
+    verify_update(path, [keys.public_path])
+    verify_update(path, [other_keys.public_path])
+
+    sign(path, keys.private_path, version=2)
+    assert set(load_envelope(path).signatures) == {keys.key_id}
+
+
+def test_one_of_several_trusted_keys_is_enough(path, keys, other_keys):
+    sign(path, keys.private_path)
+
+    assert verify_update(path, [other_keys.public_path, keys.public_path]).signed_by == keys.key_id
+
+
+def test_a_key_that_did_not_sign_is_not_enough(path, keys, other_keys):
+    sign(path, keys.private_path)
+
+    message = rf"new\.icis: The file is signed by '{keys.key_id[:16]}'; trusted are '{other_keys.key_id[:16]}'"
+    with pytest.raises(SignatureError, match=message):
+        verify_update(path, [other_keys.public_path])
+    with pytest.raises(SignatureError, match="trusted are none"):
+        verify_update(path, [])
+
+
+def test_an_unsigned_file_is_refused(path, keys):
+    with pytest.raises(SignatureError, match="The file is not signed"):
+        verify_update(path, [keys.public_path])
+
+
+def test_a_signature_under_anothers_id_is_refused(path, keys, other_keys):
+    sign(path, other_keys.private_path)
+    document = json.loads(path.read_bytes())
+    document["signatures"][0]["keyid"] = keys.key_id
+    path.write_text(json.dumps(document))
+
+    with pytest.raises(SignatureError, match="does not fit the file"):
+        verify_update(path, [keys.public_path])
+
+
+@pytest.mark.parametrize("field", ["payload", "payloadType"])
+def test_neither_payload_nor_type_can_be_exchanged(field, path, keys, tmp_path):
+    sign(path, keys.private_path)
+    save_update(trusted_keys_from_files([keys.public_path]), tmp_path / "trusted")
+    document, other = json.loads(path.read_bytes()), json.loads((tmp_path / "trusted").read_bytes())
+    path.write_text(json.dumps(document | {field: other[field]}))
+
+    with pytest.raises(SignatureError, match="does not fit the file"):
+        verify_update(path, [keys.public_path])
+
+
+@pytest.mark.parametrize("keyid", [7, None, True, "\x1b[2J" * 1000])
+def test_strange_key_ids_are_shown_short_and_quoted(keyid, path, keys):
+    sign(path, keys.private_path)
+    document = json.loads(path.read_bytes())
+    document["signatures"][0]["keyid"] = keyid
+    path.write_text(json.dumps(document))
+
+    with pytest.raises(SignatureError, match="The file is signed by '") as caught:
+        verify_update(path, [keys.public_path])
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_trusted_keys_are_signed_like_updates(keys, other_keys, tmp_path):
+    path = tmp_path / "keys.icis"
+    save_update(trusted_keys_from_files([other_keys.public_path]), path)
+    sign(path, keys.private_path, version=2)
+
+    content = verify_update(path, [keys.public_path]).content
+    assert content == TrustedKeys(public_keys=(other_keys.public_path.read_text(),), version=2)
+    with pytest.raises(CorruptFileError, match="holds trusted keys; expected a class update"):
+        load_update(path)
+
+
+def test_files_that_are_no_keys_are_refused(path, keys, tmp_path):
+    other = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "ec").write_bytes(other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    for name, message in [
+        ("ec", "is an ECPrivateKey; expected an Ed25519 private key"),
+        ("key.pub", "is not an unencrypted private key in PEM form"),
+        ("missing", "Cannot read the private key .*No such file"),
+    ]:
+        with pytest.raises(SignatureError, match=message):
+            sign(path, tmp_path / name)
+    for name, message in [
+        ("key", r"key: The text is not a public key in PEM form"),
+        ("missing", "Cannot read the public key .*No such file"),
+    ]:
+        with pytest.raises(SignatureError, match=message):
+            verify_update(path, [tmp_path / name])
+    (tmp_path / "binary").write_bytes(b"\xff" * 100)
+    with pytest.raises(SignatureError, match="binary: 'ascii' codec"):
+        verify_update(path, [tmp_path / "binary"])
+
+
+def test_files_that_are_no_updates_are_refused(keys, tmp_path):
+    with pytest.raises(LoadError, match=r"Cannot read the class update .*missing"):
+        sign(tmp_path / "missing", keys.private_path)
+    with pytest.raises(CorruptFileError, match=r"key\.pub: The file is not a class update"):
+        sign(keys.public_path, keys.private_path)
+
+
+def test_a_key_that_another_tool_reads_signs_what_another_tool_verifies(path, keys):
+    sign(path, keys.private_path)
+    envelope = load_envelope(path)
+    other_tool = CryptoSigner(load_pem_private_key(keys.private_path.read_bytes(), None))
+
+    envelope.verify([other_tool.public_key], 1)
+    assert load_private_key(keys.private_path).public_key == other_tool.public_key

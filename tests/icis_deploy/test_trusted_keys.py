@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icis_deploy.errors import CorruptFileError, IncompatibleError, SignatureError
+from icis_deploy.signing import keygen
+from icis_deploy.trusted_keys import (
+    MAX_TRUSTED_KEYS,
+    MAX_TRUSTED_KEYS_BYTES,
+    TrustedKeys,
+    canonical_pem,
+    key_ids,
+    parse_trusted_keys,
+    serialize_trusted_keys,
+)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keys")
+    return [keygen(folder / f"key-{index}") for index in range(3)]
+
+
+@pytest.fixture(scope="module")
+def texts(pairs):
+    return tuple(pair.public_path.read_text() for pair in pairs)
+
+
+@given(version=st.integers(1, 1 << 50), expires=st.none() | st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1)))
+def test_parsing_gives_back_what_was_serialized(texts, version, expires):
+    expires = None if expires is None else expires.replace(tzinfo=timezone.utc)
+    keys = TrustedKeys(public_keys=texts, version=version, expires=expires)
+
+    assert parse_trusted_keys(serialize_trusted_keys(keys)) == keys
+
+
+def test_a_key_stands_once_however_it_is_written(texts):
+    keys = TrustedKeys(public_keys=(texts[0], texts[0].replace("\n", "\r\n"), "a comment\n" + texts[0], texts[1]))
+
+    assert keys.public_keys == texts[:2]
+
+
+def test_key_ids_are_those_that_keygen_states(pairs, texts):
+    assert key_ids(texts) == tuple(pair.key_id for pair in pairs)
+
+
+def test_other_terms_leave_the_keys_alone(texts):
+    expires = datetime(2030, 1, 1, tzinfo=timezone.utc)
+
+    changed = TrustedKeys(public_keys=texts).with_terms(version=4, expires=expires)
+    assert (changed.public_keys, changed.version, changed.expires) == (texts, 4, expires)
+
+
+def test_an_empty_set_would_lock_the_device_for_ever():
+    with pytest.raises(IncompatibleError, match=f"A set of 0 trusted keys was given; expected 1 to {MAX_TRUSTED_KEYS}"):
+        TrustedKeys(public_keys=())
+
+
+def test_out_of_range_terms_are_refused(texts):
+    with pytest.raises(IncompatibleError, match="have version 0; expected at least 1"):
+        TrustedKeys(public_keys=texts, version=0)
+    with pytest.raises(IncompatibleError, match="expiry of the trusted keys has no time zone"):
+        TrustedKeys(public_keys=texts, expires=datetime(2030, 1, 1))
+
+
+def test_what_is_no_ed25519_key_is_refused(pairs):
+    other = ec.generate_private_key(ec.SECP256R1()).public_key()
+    with pytest.raises(SignatureError, match="expected an Ed25519 public key"):
+        canonical_pem(other.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
+    with pytest.raises(SignatureError, match=r"not a public key in PEM form: .*`icis-deploy keygen` makes one"):
+        canonical_pem(pairs[0].private_path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": 2}, "its schema version is 2, this release reads 1"),
+        ({"extra": 1}, r"its fields differ from the schema in \['extra'\]"),
+        ({"public_keys": []}, "A set of 0 trusted keys"),
+        ({"public_keys": ["x"]}, "not a public key in PEM form"),
+        ({"public_keys": "x"}, "not a list of strings"),
+        ({"version": True}, "True stands where a whole number"),
+        ({"expires": "tomorrow"}, "has not the form"),
+    ],
+)
+def test_a_file_that_breaks_a_rule_is_refused(changes, message, texts):
+    fields = json.loads(serialize_trusted_keys(TrustedKeys(public_keys=texts))) | changes
+
+    with pytest.raises(CorruptFileError, match=message):
+        parse_trusted_keys(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize("payload", [b"", b"null", b"[]", b"{}", b"[" * 10_000, b"\xff"])
+def test_what_is_no_set_of_keys_is_refused(payload):
+    with pytest.raises(CorruptFileError, match="The file of trusted keys is damaged"):
+        parse_trusted_keys(payload)
+
+
+def test_too_many_bytes_are_not_parsed():
+    with pytest.raises(CorruptFileError, match=f"at most {MAX_TRUSTED_KEYS_BYTES} are read"):
+        parse_trusted_keys(b" " * (MAX_TRUSTED_KEYS_BYTES + 1))
