@@ -1,0 +1,145 @@
+"""`icis-deploy apply`, `rollback`, `history`, `classes`, `enable` and `disable`: what an operator does to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE
+from icis_deploy.cli.output import columns, format_option, print_result
+
+if TYPE_CHECKING:
+    from icis_deploy.runtime.journal import HistoryEntry
+
+
+@click.command(short_help="Apply a class update to a bundle.")
+@click.argument("update", type=EXISTING_FILE)
+@click.option("--to", "bundle", type=BUNDLE, required=True, help="The bundle.")
+@click.option("--allow-unsigned", is_flag=True, help="Take an update that nobody signed; the history says so.")
+@format_option
+def apply(update: Path, bundle: Path, allow_unsigned: bool) -> None:
+    """Apply UPDATE to a bundle, wholly or not at all.
+
+    It is verified, written, tested on a probe and committed; else the bundle stays as it was. Refused with exit code 6
+    (signature, rollback, expiry) or 3 (another head, too few slots). Running devices take it over with Device.refresh.
+    """
+    from icis_deploy.runtime.operations import apply as apply_update
+
+    applied = apply_update(update, bundle, allow_unsigned=allow_unsigned)
+    entry = _entry(applied.entry)
+    print_result({"bundle": str(bundle), "update": str(update), "entry": entry}, text=_history_text([applied.entry]))
+
+
+@click.command(short_help="Take a bundle back to the state before.")
+@click.argument("bundle", type=BUNDLE)
+@format_option
+def rollback(bundle: Path) -> None:
+    """Take BUNDLE back to the state before its last update."""
+    from icis_deploy.runtime.operations import rollback as roll_back
+
+    entry = roll_back(bundle)
+    print_result({"bundle": str(bundle), "entry": _entry(entry)}, text=_history_text([entry]))
+
+
+@click.command(short_help="List what was changed in a bundle.")
+@click.argument("bundle", type=BUNDLE)
+@format_option
+def history(bundle: Path) -> None:
+    """List the changes of BUNDLE, the oldest first, and who signed each."""
+    from icis_deploy.runtime.operations import history as load_history
+
+    entries = load_history(bundle)
+    text = _history_text(entries) if entries else "Nothing was changed since the export."
+    print_result({"bundle": str(bundle), "history": [_entry(entry) for entry in entries]}, text=text)
+
+
+@click.command(short_help="List the classes that a bundle knows.")
+@click.argument("bundle", type=BUNDLE)
+@format_option
+def classes(bundle: Path) -> None:
+    """List the classes of BUNDLE in the order of its logits, with their slots."""
+    from icis_deploy.runtime.operations import classes as list_classes
+
+    listing = list_classes(bundle)
+    result = {
+        "bundle": str(bundle),
+        "version": listing.version,
+        "capacity": listing.capacity,
+        "num_free_slots": listing.num_free_slots,
+        "classes": [{"name": each.name, "slot": each.slot, "is_enabled": each.is_enabled} for each in listing.classes],
+    }
+    rows = [
+        (each.name, "baked" if each.slot is None else f"slot {each.slot}", "" if each.is_enabled else "disabled")
+        for each in listing.classes
+    ]
+    head = (
+        f"version {listing.version}, {len(listing.classes)} classes, {listing.num_free_slots} of {listing.capacity} "
+        f"slots free"
+    )
+    print_result(result, text=f"{head}\n{columns(rows)}")
+
+
+@click.command(short_help="Let answers choose a class again.")
+@click.argument("bundle", type=BUNDLE)
+@click.argument("name")
+@format_option
+def enable(bundle: Path, name: str) -> None:
+    """Let the answers of BUNDLE choose the class NAME again."""
+    from icis_deploy.runtime.operations import enable as enable_class
+
+    _print_switch(bundle, name, enabled=True, changed=enable_class(bundle, name))
+
+
+@click.command(short_help="Leave a class out of answers.")
+@click.argument("bundle", type=BUNDLE)
+@click.argument("name")
+@format_option
+def disable(bundle: Path, name: str) -> None:
+    """Leave the class NAME out of the answers of BUNDLE; it keeps its row."""
+    from icis_deploy.runtime.operations import disable as disable_class
+
+    _print_switch(bundle, name, enabled=False, changed=disable_class(bundle, name))
+
+
+def _print_switch(bundle: Path, name: str, *, enabled: bool, changed: bool) -> None:
+    state = "enabled" if enabled else "disabled"
+    text = f"{name} is {state} now." if changed else f"{name} was {state} already."
+    print_result({"bundle": str(bundle), "class": name, "is_enabled": enabled, "changed": changed}, text=text)
+
+
+def _entry(entry: HistoryEntry) -> dict[str, Any]:
+    return {
+        "sequence": entry.sequence,
+        "time": entry.time.isoformat(),
+        "action": entry.action,
+        "version": entry.version,
+        "num_added": entry.num_added,
+        "num_replaced": entry.num_replaced,
+        "num_removed": entry.num_removed,
+        "class": entry.class_name,
+        "payload_sha256": entry.payload_sha256,
+        "signed_by": entry.signed_by,
+    }
+
+
+def _history_text(entries: list[HistoryEntry] | tuple[HistoryEntry, ...]) -> str:
+    return columns([_history_row(entry) for entry in entries], right=[0])
+
+
+def _history_row(entry: HistoryEntry) -> tuple[str, ...]:
+    if entry.class_name is not None:
+        what = entry.class_name
+    else:
+        what = f"+{entry.num_added} ~{entry.num_replaced} -{entry.num_removed} classes"
+    signed = "UNSIGNED" if entry.signed_by is None else f"signed by {entry.signed_by[:16]}…"
+    signer = "by an operator" if entry.payload_sha256 is None else signed
+    return (
+        str(entry.sequence),
+        f"{entry.time:%Y-%m-%d %H:%M:%S}",
+        entry.action,
+        f"version {entry.version}",
+        what,
+        signer,
+    )

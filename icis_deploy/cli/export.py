@@ -1,0 +1,109 @@
+"""`icis-deploy export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH, classes_option, model_options, model_source
+from icis_deploy.cli.output import columns, format_option, print_result
+from icis_deploy.cli.verify import parity_text
+
+if TYPE_CHECKING:
+    from icis_deploy.bundle import Bundle
+
+
+@click.command(short_help="Write a checked bundle that knows the new classes.")
+@click.argument("model")
+@classes_option(required=True)
+@click.option(
+    "--update",
+    "updates",
+    type=EXISTING_FILE,
+    multiple=True,
+    help="A class update to put in; may be given several times, applied in order.",
+)
+@click.option(
+    "--head",
+    type=click.Choice(["fused", "updatable"]),
+    default="fused",
+    show_default=True,
+    help="fused: all rows in one layer, the fastest. updatable: rows can be changed on the device.",
+)
+@click.option("--capacity", type=click.IntRange(min=1), help="Number of slots of an updatable head.")
+@click.option("--preprocess", type=EXISTING_FILE, help="JSON: resize, crop, mean, std, color, layout.")
+@click.option("--images", type=EXISTING_FILE, help="Image list for the parity gate. Default: seeded inputs.")
+@click.option(
+    "--trust",
+    type=EXISTING_FILE,
+    multiple=True,
+    help="A public key whose updates the device takes; may be given several times.",
+)
+@click.option("--out", type=NEW_PATH, required=True, help="The bundle's folder.")
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
+@model_options
+@format_option
+def export(
+    model: str,
+    classes: Path,
+    updates: tuple[Path, ...],
+    head: str,
+    capacity: int | None,
+    preprocess: Path | None,
+    images: Path | None,
+    trust: tuple[Path, ...],
+    out: Path,
+    overwrite: bool,
+    weights: Path | None,
+    input_shape: str | None,
+    head_node: str | None,
+) -> None:
+    """Write MODEL with its new classes as a bundle, if it passes the parity gate.
+
+    A bundle holds model.onnx and a manifest. If the gate fails there is none: what was built lies in OUT.rejected with
+    the report, and the exit code is 1.
+    """
+    from icis_deploy.pipeline import export as export_bundle
+
+    bundle = export_bundle(
+        model_source(model, weights, input_shape, head_node),
+        classes=classes,
+        out=out,
+        updates=updates,
+        head=head,
+        capacity=capacity,
+        preprocess=preprocess,
+        images=images,
+        trust=trust,
+        overwrite=overwrite,
+    )
+    print_result(_result(out, bundle), text=f"{_text(out, bundle)}\n\n{parity_text(bundle.parity)}")
+
+
+def _result(out: Path, bundle: Bundle) -> dict[str, Any]:
+    return {
+        "bundle": str(out),
+        "head": bundle.head_kind,
+        "num_seen": bundle.num_seen,
+        "num_added": _num_added(bundle),
+        "capacity": bundle.capacity,
+        "files": {name: entry.size_bytes for name, entry in bundle.files.items()},
+        "parity": list(bundle.parity),
+    }
+
+
+def _text(out: Path, bundle: Bundle) -> str:
+    return columns(
+        [
+            ("bundle", str(out)),
+            ("head", f"{bundle.head_kind}, {bundle.num_seen} seen classes, {_num_added(bundle)} added"),
+            *([("slots", str(bundle.capacity))] if bundle.capacity else []),
+            *((name, f"{entry.size_bytes / 1e6:.1f} MB") for name, entry in bundle.files.items()),
+        ]
+    )
+
+
+def _num_added(bundle: Bundle) -> int:
+    return sum(len(update["added"]) for update in bundle.updates)

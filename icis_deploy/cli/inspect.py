@@ -1,0 +1,69 @@
+"""`icis-deploy inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from icis_deploy.cli.options import classes_option, model_options, model_source
+from icis_deploy.cli.output import columns, format_option, print_result
+
+if TYPE_CHECKING:
+    from icis_deploy.pipeline import OpenedModel
+
+
+@click.command(short_help="Show the head that was found in a model.")
+@click.argument("model")
+@classes_option(required=False)
+@model_options
+@format_option
+def inspect(
+    model: str, classes: Path | None, weights: Path | None, input_shape: str | None, head_node: str | None
+) -> None:
+    """Show the head that was found in MODEL, and how sure that is.
+
+    MODEL is a .onnx file, a .pt2 torch.export program, or package.module:factory with --weights.
+    """
+    from icis_deploy.pipeline import inspect as inspect_model
+
+    opened = inspect_model(model_source(model, weights, input_shape, head_node), classes=classes)
+    print_result({"model": model, **_result(opened)}, text=_text(opened))
+
+
+def _result(opened: OpenedModel) -> dict[str, Any]:
+    location, loaded = opened.location, opened.loaded
+    return {
+        "source": loaded.source,
+        "input": {"name": loaded.input_name, "shape": list(loaded.input_shape), "dtype": str(loaded.input_dtype)},
+        "head": {
+            "kind": location.kind,
+            "node": location.node_name,
+            "weight": location.weight_name,
+            "num_classes": location.num_classes,
+            "feature_dim": location.feature_dim,
+            "followed_by": list(location.followed_by),
+            "certainty": location.certainty,
+            "reason": location.reason,
+            "fingerprint": None if opened.head is None else opened.head.fingerprint,
+        },
+    }
+
+
+def _text(opened: OpenedModel) -> str:
+    location, loaded = opened.location, opened.loaded
+    shape = ", ".join(str(size) for size in loaded.input_shape)
+    no_fingerprint = "give --classes: it covers the class names too"
+    return columns(
+        [
+            ("model", f"{loaded.spec} ({loaded.source})"),
+            ("input", f"{loaded.input_name} ({shape}) {loaded.input_dtype}"),
+            ("head", f"{location.kind}, node {location.node_name!r}, weight {location.weight_name!r}"),
+            ("classes", str(location.num_classes)),
+            ("feature_dim", str(location.feature_dim)),
+            ("followed by", ", ".join(location.followed_by) or "nothing"),
+            ("certainty", f"{location.certainty}: {location.reason}"),
+            ("fingerprint", no_fingerprint if opened.head is None else opened.head.fingerprint),
+        ]
+    )

@@ -1,0 +1,107 @@
+"""The entry point: runs a command and turns every error into one clear line and the right exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import click
+
+from icis_deploy._version import __version__
+from icis_deploy.cli.demo import demo
+from icis_deploy.cli.device import apply, classes, disable, enable, history, rollback
+from icis_deploy.cli.evaluate import evaluate
+from icis_deploy.cli.export import export
+from icis_deploy.cli.inject import inject
+from icis_deploy.cli.inspect import inspect
+from icis_deploy.cli.output import json_result
+from icis_deploy.cli.predict import predict
+from icis_deploy.cli.signing import diff, keygen, sign, verify_update
+from icis_deploy.cli.verify import verify
+from icis_deploy.errors import ICISDeployError
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+INTERNAL_ERROR = 4
+COMMANDS = (
+    *(inspect, inject, export, verify, evaluate, predict),
+    *(keygen, sign, verify_update, diff),
+    *(apply, rollback, history, classes, enable, disable),
+    demo,
+)
+
+
+class PipelineOrder(click.Group):
+    """A group that lists its commands in the order in which they are used; click would sort them by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the commands' names in the order in which they were added."""
+        return list(self.commands)
+
+
+@click.group(
+    cls=PipelineOrder,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 ok, 1 a negative verdict, 2 usage, 3 cannot load or incompatible, 4 runtime failure, "
+    "5 missing dependency or hardware, 6 integrity refused, 130 interrupted.",
+)
+@click.version_option(__version__, prog_name="icis-deploy")
+def cli() -> None:
+    """Teach a trained or deployed classifier new classes from their descriptions alone."""
+
+
+for _command in COMMANDS:
+    cli.add_command(_command)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; results go to stdout, everything else to stderr."""
+    state: dict[str, Any] = {}
+    try:
+        # Not standalone: click returns the code of its own exits, such as the one after --help.
+        stopped = cli.main(arguments, prog_name="icis-deploy", standalone_mode=False, obj=state)
+        return stopped if isinstance(stopped, int) else 0
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has left, as `head` does; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        exit_code = _report(error)
+        if state.get("format") == "json":
+            _print_json_error(error, exit_code, arguments)
+        return exit_code
+
+
+def _report(error: Exception) -> int:
+    """Say on stderr what went wrong, and return the exit code."""
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, ICISDeployError):
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_code
+    # A bug. Python's own exit code for it is 1, which would read as a verdict.
+    traceback.print_exception(error)
+    click.echo("Error: this is a bug in icis-deploy; please report it with the lines above.", err=True)
+    return INTERNAL_ERROR
+
+
+def _print_json_error(error: Exception, exit_code: int, arguments: list[str]) -> None:
+    command = next((name for name in arguments if name in cli.commands), "")
+    message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    details = {"type": type(error).__name__, "message": message, "exit_code": exit_code}
+    click.echo(json_result(command, "failed" if exit_code == 1 else "error", {"error": details}))
+
+
+if __name__ == "__main__":
+    main()

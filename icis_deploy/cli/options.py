@@ -1,0 +1,55 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from icis_deploy.pipeline import ModelSource
+
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
+NEW_PATH = click.Path(path_type=Path)
+
+Command = Callable[..., None]
+
+
+def model_options(function: Command) -> Command:
+    """Add the options that say how a MODEL is read; `model_source` turns their values into a `ModelSource`."""
+    for option in (
+        click.option("--head-node", metavar="NAME", help="The head's node, where several could be it."),
+        click.option(
+            "--input-shape", metavar="C,H,W", help="Shape of one image, for a factory that does not state it."
+        ),
+        click.option("--weights", type=EXISTING_FILE, help="Weights of a factory: .safetensors or .pth."),
+    ):
+        function = option(function)
+    return function
+
+
+def classes_option(*, required: bool) -> Callable[[Command], Command]:
+    """Return the option `--classes`."""
+    return click.option(
+        "--classes",
+        type=EXISTING_FILE,
+        required=required,
+        help="The head's class names, one a line, in the order of the logits.",
+    )
+
+
+def model_source(spec: str, weights: Path | None, input_shape: str | None, head_node: str | None) -> ModelSource:
+    """Return what the options of `model_options` say of a model."""
+    from icis_deploy.pipeline import ModelSource
+    from icis_deploy.workbench import enable_workbench
+
+    shape = None
+    if input_shape is not None:
+        enable_workbench()
+        from exporters.model_loading import parse_input_shape
+
+        shape = parse_input_shape(input_shape)
+    return ModelSource(spec=spec, weights=weights, input_shape=shape, head_node=head_node)

@@ -1,0 +1,112 @@
+"""What a command prints: results on stdout as text or JSON, everything else on stderr.
+
+A JSON result is one object: `schema_version`, `command`, `status` (`ok`, `failed` for a negative verdict, `error`), and
+the command's own keys. Text is for people and may change; JSON only changes with `schema_version`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+SCHEMA_VERSION = 1
+
+
+def format_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Add `--format text|json` to a command; the choice is kept in the context for `print_result`."""
+    return click.option(
+        "--format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        expose_value=False,
+        callback=_remember,
+        # Before all others, so that a wrong option is already reported in the format that was asked for.
+        is_eager=True,
+        help="How results are printed on stdout.",
+    )(function)
+
+
+def _remember(context: click.Context, _parameter: click.Parameter, value: str) -> None:
+    context.find_root().ensure_object(dict)["format"] = value
+
+
+def is_json(context: click.Context | None = None) -> bool:
+    """Say whether the running command was asked for JSON."""
+    root = (context or click.get_current_context()).find_root()
+    return bool(root.obj and root.obj.get("format") == "json")
+
+
+def print_result(result: Mapping[str, Any], *, text: str, status: str = "ok") -> None:
+    """Print a command's result in the format that was asked for.
+
+    Args:
+        result: The command's own JSON keys.
+        text: The same for people.
+        status: `ok` or `failed`.
+    """
+    context = click.get_current_context()
+    if is_json(context):
+        click.echo(json_result(str(context.info_name), status, result))
+    else:
+        click.echo(text)
+
+
+def json_result(command: str, status: str, result: Mapping[str, Any]) -> str:
+    """Return one JSON object for stdout."""
+    values = {"schema_version": SCHEMA_VERSION, "command": command, "status": status, **result}
+    return json.dumps(values, ensure_ascii=False, allow_nan=False)
+
+
+def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
+    """Return rows as aligned columns, two spaces apart.
+
+    Args:
+        rows: Equally long rows of cells.
+        right: Indices of the columns that are aligned to the right, such as numbers.
+    """
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def percent(fraction: float | None) -> str:
+    """Return a fraction of 1 as a percentage with one decimal, or a dash where it is unknown."""
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+@contextmanager
+def training_progress(description: str) -> Iterator[Callable[[int, float], None] | None]:
+    """Give a callback that shows epoch and loss on stderr, or `None` where nobody watches a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("epoch {task.fields[epoch]}  loss {task.fields[loss]:.4f}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(description, total=None, epoch=0, loss=float("nan"))
+
+        def show(epoch: int, loss: float) -> None:
+            bar.update(task, epoch=epoch, loss=loss)
+
+        yield show

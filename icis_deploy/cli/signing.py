@@ -1,0 +1,137 @@
+"""`icis-deploy keygen`, `sign`, `verify-update` and `diff`: what a publisher does with class updates."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
+from icis_deploy.cli.output import columns, format_option, print_result
+
+if TYPE_CHECKING:
+    from icis_deploy.signing import SignedFile
+    from icis_deploy.update_diff import UpdateDiff
+
+EXISTING_PATH = click.Path(exists=True, path_type=Path)
+MAX_LISTED = 20
+
+
+@click.command(short_help="Make a key pair for signing class updates.")
+@click.option("--out", type=NEW_PATH, required=True, help="The private key; the public one is written to OUT.pub.")
+@format_option
+def keygen(out: Path) -> None:
+    """Write an Ed25519 key pair: OUT (mode 600) and OUT.pub.
+
+    Devices trust the public keys in their bundle's trust/ folder: give OUT.pub to `export --trust`. Keep OUT where the
+    updates are signed, and nowhere else.
+    """
+    from icis_deploy.signing import keygen as make_keys
+
+    keys = make_keys(out)
+    result = {"private_key": str(keys.private_path), "public_key": str(keys.public_path), "key_id": keys.key_id}
+    text = [
+        ("private key", str(keys.private_path)),
+        ("public key", str(keys.public_path)),
+        ("key id", keys.key_id),
+    ]
+    print_result(result, text=columns(text))
+
+
+@click.command(short_help="Sign a class update.")
+@click.argument("update", type=EXISTING_FILE)
+@click.option("--key", type=EXISTING_FILE, required=True, help="The private key that keygen wrote.")
+@click.option("--version", type=click.IntRange(min=1), help="Version of the update; devices only move up.")
+@click.option(
+    "--expires", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="When devices stop taking it, in UTC."
+)
+@click.option("--out", type=NEW_PATH, help="Where the signed file goes. Default: UPDATE itself.")
+@format_option
+def sign(update: Path, key: Path, version: int | None, expires: datetime | None, out: Path | None) -> None:
+    """Sign UPDATE, and set its version and expiry."""
+    from icis_deploy.signing import sign as sign_file
+
+    in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
+    _print_signed(sign_file(update, key, out=out, version=version, expires=in_utc))
+
+
+@click.command("verify-update", short_help="Check who signed a class update.")
+@click.argument("update", type=EXISTING_FILE)
+@click.option(
+    "--trust", type=EXISTING_FILE, multiple=True, required=True, help="A public key; may be given more than once."
+)
+@format_option
+def verify_update(update: Path, trust: tuple[Path, ...]) -> None:
+    """Check that UPDATE is signed by one of the keys, as a device does before it reads it.
+
+    The exit code is 6 if it is not.
+    """
+    from icis_deploy.signing import verify_update as verify_file
+
+    _print_signed(verify_file(update, trust))
+
+
+def _print_signed(signed: SignedFile) -> None:
+    content = signed.content
+    expires = None if content.expires is None else content.expires.isoformat()
+    result = {
+        "update": str(signed.path),
+        "kind": type(content).__name__,
+        "version": content.version,
+        "expires": expires,
+        "signed_by": signed.signed_by,
+    }
+    text = [
+        ("update", f"{signed.path} ({type(content).__name__})"),
+        ("version", str(content.version)),
+        ("expires", expires or "never"),
+        ("signed by", signed.signed_by),
+    ]
+    print_result(result, text=columns(text))
+
+
+@click.command(short_help="Show what a class update changes.")
+@click.argument("old", type=EXISTING_PATH)
+@click.argument("new", type=EXISTING_PATH)
+@format_option
+def diff(old: Path, new: Path) -> None:
+    """Show which classes change between OLD and NEW, and which come close to another one.
+
+    Both are class updates or bundles; a bundle and an update show what the update would do to the bundle.
+    """
+    from icis_deploy.update_diff import diff as compare
+
+    found = compare(old, new)
+    result = {
+        "added": list(found.added),
+        "removed": list(found.removed),
+        "moved": [
+            {"name": each.name, "cosine": each.cosine, "length_ratio": each.length_ratio} for each in found.moved
+        ],
+        "num_unchanged": found.num_unchanged,
+        "nearest": [{"name": each.name, "nearest": each.nearest, "cosine": each.cosine} for each in found.nearest],
+    }
+    print_result(result, text=_diff_text(found))
+
+
+def _diff_text(found: UpdateDiff) -> str:
+    lines = [
+        f"{len(found.added)} added, {len(found.removed)} removed, {len(found.moved)} moved, "
+        f"{found.num_unchanged} unchanged",
+        *(f"+ {name}" for name in found.added[:MAX_LISTED]),
+        *(f"- {name}" for name in found.removed[:MAX_LISTED]),
+        *(
+            f"~ {each.name}  cosine {each.cosine:.3f}, length x {each.length_ratio:.2f}"
+            for each in found.moved[:MAX_LISTED]
+        ),
+    ]
+    hidden = sum(max(0, len(group) - MAX_LISTED) for group in (found.added, found.removed, found.moved))
+    if hidden:
+        lines.append(f"... and {hidden} more (--format json lists all)")
+    if found.nearest:
+        lines.append("closest pairs:")
+        pairs = [(f"  {each.name}", each.nearest, f"{each.cosine:.3f}") for each in found.nearest[:MAX_LISTED]]
+        lines.append(columns(pairs, right=[2]))
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""`icis-deploy verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, model_options, model_source
+from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.errors import GateFailedError
+
+
+@click.command(short_help="Compare a bundle with the model it was made from.")
+@click.argument("bundle", type=BUNDLE)
+@click.option("--against", "model", metavar="MODEL", required=True, help="The model that the bundle was made from.")
+@click.option("--images", type=EXISTING_FILE, help="Image list to compare on. Default: seeded inputs.")
+@model_options
+@format_option
+def verify(
+    bundle: Path,
+    model: str,
+    images: Path | None,
+    weights: Path | None,
+    input_shape: str | None,
+    head_node: str | None,
+) -> None:
+    """Compare BUNDLE with the model that it was made from.
+
+    Runs both on the same inputs and compares logits and predictions. The exit code is 1 if they disagree.
+    """
+    from icis_deploy.pipeline import verify as verify_bundle
+
+    source = model_source(model, weights, input_shape, head_node)
+    reports = [report.to_json() for report in verify_bundle(bundle, against=source, images=images)]
+    passed = all(report["passed"] for report in reports)
+    result = {"bundle": str(bundle), "against": model, "passed": passed, "parity": reports}
+    print_result(result, text=parity_text(reports), status="ok" if passed else "failed")
+    if not passed:
+        # The report is already on stdout, so the exit code says the rest.
+        click.echo(f"Error: {bundle} disagrees with {model}.", err=True)
+        raise click.exceptions.Exit(GateFailedError.exit_code)
+
+
+def parity_text(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Return parity reports for people: a verdict and the measurements for each comparison."""
+    return "\n".join(_report_text(report) for report in reports)
+
+
+def _report_text(report: Mapping[str, Any]) -> str:
+    profile = report["profile"]
+    lines = [
+        f"{'PASS' if report['passed'] else 'FAIL'}  against the {report['compared_with']}",
+        f"      {report['num_images']} inputs x {report['num_classes']} classes; max scaled error "
+        f"{report['max_scaled_error']:.2g} (limit {profile['max_scaled_error']:.0e}), p99.9 "
+        f"{report['p999_scaled_error']:.2g} (limit {profile['p999_scaled_error']:.0e})",
+        f"      top-1 agreement {100 * report['agreement']:.2f} % (99 % sure of at least "
+        f"{100 * report['agreement_lower_bound']:.2f} %), {report['num_disagreements']} disagreements, "
+        f"{report['num_near_ties']} near-ties",
+    ]
+    lines.extend(f"      not kept: {failure}" for failure in report["failures"])
+    return "\n".join(lines)

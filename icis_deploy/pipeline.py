@@ -1,0 +1,307 @@
+"""The main job as Python functions: inspect, inject, export, verify, evaluate. The command line is thin on top of them.
+
+This module is an edge: it reads files and reaches the workbench (`exporters`), which needs torch only for torch models.
+Paths may be given as strings. Every function raises the errors of `icis_deploy.errors` and leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from icis_deploy.accuracy import AccuracyReport, accuracy_report
+from icis_deploy.bundle import INJECTED_NAME, SLOTS_NAME, Bundle, load_bundle
+from icis_deploy.class_names import load_class_list, quoted
+from icis_deploy.class_update import ClassUpdate
+from icis_deploy.descriptor_files import load_descriptors
+from icis_deploy.descriptors import Descriptors
+from icis_deploy.envelope import load_update
+from icis_deploy.errors import BundleError, ImageError, UsageError, WrongBaseError
+from icis_deploy.files import read_capped
+from icis_deploy.head import Head
+from icis_deploy.images import iterate_batches, load_image_list
+from icis_deploy.parity import ParityReport
+from icis_deploy.preprocessing import Preprocessing, load_preprocessing
+from icis_deploy.runtime.device import Device
+from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots
+from icis_deploy.workbench import enable_workbench
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from exporters.head_finding import HeadLocation
+    from exporters.model_loading import LoadedModel
+
+PathLike = str | Path
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Where a user's model is, and how to read it."""
+
+    spec: PathLike
+    """Path of a `.onnx` or `.pt2` file, or `package.module:factory`."""
+
+    weights: PathLike | None = None
+    """A `.safetensors` or `.pth` file, for a factory."""
+
+    input_shape: tuple[int, ...] | None = None
+    """Shape of one image, for a factory whose module does not state it."""
+
+    head_node: str | None = None
+    """Name of the head's node, where several could be it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedModel:
+    """A user's model with its head found, and read if its classes are known."""
+
+    loaded: LoadedModel
+    """The model as an ONNX graph, and the original to compare with."""
+
+    location: HeadLocation
+    """Where in the graph the head is, and how sure that is."""
+
+    head: Head | None
+    """Its rows and class names; `None` if no class list was given."""
+
+
+Model = PathLike | ModelSource | OpenedModel
+
+
+def inspect(model: Model, *, classes: PathLike | None = None) -> OpenedModel:
+    """Load a model and find its head.
+
+    Args:
+        model: A path, `package.module:factory`, a `ModelSource` that says more, or an `OpenedModel`, which is not
+            loaded again: a torch model takes seconds to become an ONNX graph.
+        classes: A text file with one class name a line, in the order of the logits.
+
+    Raises:
+        ModelLoadError: If it cannot be loaded or has no head.
+        AmbiguousHeadError: If several layers could be the head.
+        IncompatibleError: If the class list has another length than the head.
+    """
+    enable_workbench()
+    from exporters.head_finding import find_head, read_head
+    from exporters.model_loading import load_model
+
+    names = None if classes is None else load_class_list(Path(classes))
+    if isinstance(model, OpenedModel):
+        opened = model
+    else:
+        source = model if isinstance(model, ModelSource) else ModelSource(spec=model)
+        weights = None if source.weights is None else Path(source.weights)
+        loaded = load_model(str(source.spec), weights, source.input_shape)
+        opened = OpenedModel(loaded=loaded, location=find_head(loaded.model, source.head_node), head=None)
+    return opened if names is None else replace(opened, head=read_head(opened.loaded.model, opened.location, names))
+
+
+def inject(
+    model: Model,
+    *,
+    classes: PathLike | None = None,
+    descriptors: PathLike | Descriptors,
+    unseen: PathLike | Sequence[str] | None = None,
+    method: str = "icis",
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+) -> ClassUpdate:
+    """Predict rows of classes that the model never saw, from descriptors alone.
+
+    Args:
+        model: As in `inspect`.
+        classes: As in `inspect`; needed unless the model was opened with it.
+        descriptors: A descriptor file, or descriptors; every seen class must have one.
+        unseen: The classes to inject, or a text file of them; by default every described class that the head lacks.
+        method: How rows are predicted.
+        seed: The same seed gives the same rows.
+        progress: Called after each epoch with its number and mean loss.
+
+    Raises:
+        DescriptorError: If a class has no descriptor, or there is no unseen class.
+        ICISDeployError: As `inspect`.
+    """
+    from icis_deploy.injection import inject as predict_rows
+
+    described = descriptors if isinstance(descriptors, Descriptors) else load_descriptors(Path(descriptors))
+    names = load_class_list(Path(unseen)) if isinstance(unseen, str | Path) else unseen
+    head = _head_of(inspect(model, classes=classes))
+    injection = predict_rows(head, described, unseen=names, method=method, seed=seed, progress=progress)
+    return ClassUpdate(
+        base_fingerprint=head.fingerprint,
+        rows=injection.rows,
+        added=injection.class_names,
+        probe_seed=seed,
+        provenance=injection.provenance,
+    )
+
+
+def export(
+    model: Model,
+    *,
+    classes: PathLike | None = None,
+    out: PathLike,
+    updates: Sequence[PathLike | ClassUpdate] = (),
+    head: str = "fused",
+    capacity: int | None = None,
+    preprocess: PathLike | Preprocessing | None = None,
+    images: PathLike | None = None,
+    trust: Sequence[PathLike] = (),
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle, if it passes the parity gate.
+
+    Args:
+        model: As in `inspect`.
+        classes: As in `inspect`; needed unless the model was opened with it.
+        out: The bundle's folder.
+        updates: Class updates, or files of them, applied in order.
+        head: `fused` or `updatable`.
+        capacity: Number of slots of an updatable head.
+        preprocess: How images are prepared, or a JSON file that says it.
+        images: An image list to compare on; seeded inputs by default.
+        trust: Public keys whose class updates a device with this bundle takes.
+        overwrite: Whether a bundle at `out` may be replaced.
+
+    Raises:
+        GateFailedError: If the export disagrees with the model; `<out>.rejected` holds it and its report.
+        WrongBaseError: If an update was made for another head.
+        ICISDeployError: As `inspect`, and if something cannot be read or written.
+    """
+    enable_workbench()
+    from exporters.bundle_writing import plan_head, write_bundle
+    from icis_deploy.files import check_free
+
+    check_free(Path(out), overwrite=overwrite)
+    parsed = [update if isinstance(update, ClassUpdate) else load_update(Path(update)) for update in updates]
+    preprocessing = load_preprocessing(Path(preprocess)) if isinstance(preprocess, str | Path) else preprocess
+    if images is not None and preprocessing is None:
+        raise UsageError("Images can only be compared on with --preprocess, which says how they are prepared.")
+    paths = None if images is None else load_image_list(Path(images)).paths
+    opened = inspect(model, classes=classes)
+    plan = plan_head(_head_of(opened), parsed, head_kind=head, capacity=capacity)
+    return write_bundle(
+        Path(out),
+        plan,
+        loaded=opened.loaded,
+        location=opened.location,
+        preprocessing=preprocessing,
+        images=paths,
+        trust=[Path(key) for key in trust],
+        overwrite=overwrite,
+    )
+
+
+def verify(bundle: PathLike, *, against: Model, images: PathLike | None = None) -> tuple[ParityReport, ...]:
+    """Run a bundle beside the model that it was made from, and compare.
+
+    Args:
+        bundle: The bundle's folder.
+        against: The original model, as in `inspect`.
+        images: An image list to compare on; seeded inputs by default.
+
+    Raises:
+        WrongBaseError: If the bundle was made from a model with another head.
+        BundleError: If the bundle is incomplete.
+        CorruptFileError: If a file in it was changed.
+    """
+    enable_workbench()
+    from exporters.head_finding import read_head
+    from exporters.parity_gate import check_bundle
+
+    folder = Path(bundle)
+    described = load_bundle(folder)
+    if images is not None and described.preprocessing is None:
+        raise UsageError(f"The bundle {folder} does not state how images are prepared; verify it without --images.")
+    paths = None if images is None else load_image_list(Path(images)).paths
+    opened = inspect(against)
+    loaded, location = opened.loaded, opened.location
+    if location.num_classes != described.num_seen:
+        raise WrongBaseError(
+            f"The bundle {folder} was made from a head of {described.num_seen} classes; {loaded.spec} has "
+            f"{location.num_classes}. Verify against the model that it was exported from."
+        )
+    seen = read_head(loaded.model, location, described.seen_names)
+    if seen.fingerprint != described.base_fingerprint:
+        raise WrongBaseError(
+            f"The bundle {folder} was made from the head {described.base_fingerprint[:16]}…; {loaded.spec} has "
+            f"{seen.fingerprint[:16]}…. Verify against the model that it was exported from."
+        )
+    return check_bundle(
+        folder,
+        described,
+        loaded=loaded,
+        location=location,
+        expanded=_expanded_head(folder, described, seen),
+        images=paths,
+    )
+
+
+def _expanded_head(folder: Path, bundle: Bundle, seen: Head) -> Head:
+    name = SLOTS_NAME if bundle.capacity else INJECTED_NAME
+    if name not in bundle.files:
+        return seen
+    data = read_capped(folder / name, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError)
+    table = parse_slots(data)
+    return seen.expand(table.rows(), table.filled_names)
+
+
+def evaluate(
+    bundle: PathLike | Device, *, images: PathLike, unseen: PathLike | Sequence[str] | None = None
+) -> AccuracyReport:
+    """Measure how right a bundle is on labelled images.
+
+    Args:
+        bundle: The bundle's folder, or an open device.
+        images: An image list: a CSV with the columns `file` and `class`.
+        unseen: The classes that count as unseen, or a text file of them; by default those that were injected. One that
+            the head does not know counts as never recognised: that is the classifier without injection.
+
+    Raises:
+        ImageError: If an image shows a class that neither the head nor `unseen` names.
+        ICISDeployError: If something cannot be read or run.
+    """
+    device = bundle if isinstance(bundle, Device) else Device.open(bundle)
+    labeled = load_image_list(Path(images))
+    head_names = device.classes()
+    given = load_class_list(Path(unseen)) if isinstance(unseen, str | Path) else unseen
+    unseen_names = frozenset(head_names[device.bundle.num_seen :] if given is None else given)
+    absent = tuple(sorted(unseen_names - set(head_names)))
+    names = (*head_names, *absent)
+    place = {name: index for index, name in enumerate(names)}
+    unknown = sorted({label for label in labeled.labels if label not in place})
+    if unknown:
+        raise ImageError(
+            f"The image list {images} shows {quoted(unknown)}, which the bundle's head does not know. Name them in "
+            f"--unseen if they count as classes it should know, or leave their images out."
+        )
+    if device.bundle.preprocessing is None:
+        raise UsageError("The bundle does not state how images are prepared; export it with --preprocess.")
+    batches = iterate_batches(labeled.paths, device.bundle.preprocessing, batch_size=BATCH_SIZE)
+    logits = np.concatenate([device.logits(batch).values for batch in batches])
+    # A class that the head lacks gets a logit that never wins.
+    padded = np.pad(logits, ((0, 0), (0, len(absent))), constant_values=-np.inf)
+    is_seen = np.array([name not in unseen_names for name in names])
+    original_names = frozenset(device.bundle.seen_names)
+    is_original = np.array([name in original_names for name in names])
+    return accuracy_report(
+        padded,
+        np.array([place[label] for label in labeled.labels]),
+        seen=is_seen,
+        original_logits=np.where(is_original, padded, -np.inf)[:, is_seen],
+    )
+
+
+def _head_of(opened: OpenedModel) -> Head:
+    if opened.head is None:
+        raise UsageError(
+            f"The classes of {opened.loaded.spec} are not known: give `classes`, a text file with one class "
+            f"name a line."
+        )
+    return opened.head

@@ -1,0 +1,297 @@
+"""The commands as a user runs them: results, exit codes, and what is left on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+from icis_deploy.cli.main import run
+from icis_deploy.envelope import load_update, save_update
+from tests.tiny_models import NUM_SEEN, NUM_UNSEEN, TinyProject
+
+
+def run_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:
+    code = run([*arguments, "--format", "json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def update(tiny_project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("update") / "new.icis"
+    files = ["--classes", str(tiny_project.classes), "--descriptors", str(tiny_project.descriptors)]
+    assert run(["inject", str(tiny_project.model), *files, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module", params=["fused", "updatable"])
+def bundle(
+    request: pytest.FixtureRequest, tiny_project: TinyProject, update: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("bundle") / request.param
+    assert run(export_arguments(tiny_project, update, out, head=request.param)) == 0
+    return out
+
+
+def export_arguments(project: TinyProject, update: Path, out: Path, *, head: str = "fused") -> list[str]:
+    capacity = ["--capacity", str(NUM_UNSEEN + 2)] if head == "updatable" else []
+    files = ["--classes", str(project.classes), "--update", str(update), "--preprocess", str(project.preprocess)]
+    return ["export", str(project.model), *files, "--head", head, *capacity, "--out", str(out)]
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_inspect_names_the_head_and_its_fingerprint(
+    tiny_project: TinyProject, update: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, result = run_json(["inspect", str(tiny_project.model), "--classes", str(tiny_project.classes)], capsys)
+    assert code == 0
+    assert (result["schema_version"], result["command"], result["status"]) == (1, "inspect", "ok")
+    assert result["head"]["num_classes"] == NUM_SEEN
+    assert result["head"]["weight"] == "weight"
+    assert result["head"]["fingerprint"] == load_update(update).base_fingerprint
+
+
+def test_inject_is_the_same_for_a_seed_and_another_for_another(
+    tiny_project: TinyProject, update: Path, tmp_path: Path
+) -> None:
+    for seed in ("0", "1"):
+        files = ["--classes", str(tiny_project.classes), "--descriptors", str(tiny_project.descriptors)]
+        arguments = ["inject", str(tiny_project.model), *files, "--method", "icis", "--seed", seed]
+        assert run([*arguments, "--out", str(tmp_path / seed)]) == 0
+    rows = [load_update(tmp_path / seed).rows for seed in ("0", "1")]
+    assert not np.array_equal(rows[0], rows[1])
+
+
+def test_inject_writes_only_the_unseen_classes_that_were_asked_for(tiny_project: TinyProject, tmp_path: Path) -> None:
+    wanted = tiny_project.unseen_names[1:3]
+    (tmp_path / "some.txt").write_text("\n".join(wanted))
+    files = ["--classes", str(tiny_project.classes), "--descriptors", str(tiny_project.descriptors)]
+    arguments = ["inject", str(tiny_project.model), *files, "--unseen", str(tmp_path / "some.txt")]
+    assert run([*arguments, "--out", str(tmp_path / "some.icis")]) == 0
+    assert load_update(tmp_path / "some.icis").added == wanted
+
+
+def test_export_leaves_a_bundle_with_its_parity_reports_and_nothing_beside_it(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    assert [report["passed"] for report in manifest["parity"]] == [True, True]
+    assert names_in(bundle) == {"manifest.json", *manifest["files"]}
+    assert names_in(bundle.parent) == {bundle.name}
+
+
+def test_verify_passes_on_an_untouched_bundle(
+    bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["verify", str(bundle), "--against", str(tiny_project.model), "--images", str(tiny_project.images)]
+    code, result = run_json(arguments, capsys)
+    assert (code, result["status"], result["passed"]) == (0, "ok", True)
+    assert result["parity"][0]["num_classes"] == NUM_SEEN + NUM_UNSEEN
+
+
+def test_evaluate_prints_five_accuracies_as_fractions(
+    bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", str(bundle), "--images", str(tiny_project.images), "--unseen", str(tiny_project.unseen)]
+    code, result = run_json(arguments, capsys)
+    assert code == 0
+    assert list(result["accuracy"]) == ["T", "U", "S", "H", "S_original"]
+    assert all(0 <= value <= 1 for value in result["accuracy"].values())
+    assert result["details"]["num_unseen_images"] == NUM_UNSEEN
+
+
+def test_predict_gives_the_same_answers_in_any_batch_size(
+    bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = sorted(str(path) for path in tiny_project.images.parent.glob("*.png"))[:7]
+    answers = []
+    for batch_size in ("1", "4"):
+        code, result = run_json(["predict", str(bundle), *images, "--top", "3", "--batch-size", batch_size], capsys)
+        assert code == 0
+        answers.append([[entry["name"] for entry in each["classes"]] for each in result["predictions"]])
+    assert answers[0] == answers[1]
+    assert [len(names) for names in answers[0]] == [3] * 7
+
+
+def test_predict_as_text_names_image_probability_and_class(
+    bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = next(tiny_project.images.parent.glob("*.png"))
+    assert run(["predict", str(bundle), str(image), "--top", "1"]) == 0
+    path, number, sign, name = capsys.readouterr().out.split()
+    assert (path, sign) == (str(image), "%")
+    assert 0 <= float(number) <= 100
+    assert name in (*tiny_project.seen_names, *tiny_project.unseen_names)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"model": "notes.txt"}, 3, ["notes.txt", ".onnx", ".pt2"]),
+        ({"model": "missing.onnx"}, 3, ["no model file", "missing.onnx"]),
+        ({"model": "truncated.onnx"}, 3, ["truncated.onnx"]),
+        ({"classes": "short.txt"}, 3, ["39 names", "40 classes"]),
+        ({"classes": "twice.txt"}, 3, ["class00", "twice"]),
+        ({"update": "other.icis"}, 3, ["made for the head", "Inject again"]),
+        ({"update": "notes.txt"}, 6, ["not a class update"]),
+        ({"preprocess": "notes.txt"}, 3, ["notes.txt", "not JSON"]),
+        ({"preprocess": "large.json"}, 3, ["(3, 32, 32)", "(3, 16, 16)"]),
+        ({"head": "updatable"}, 2, ["--capacity"]),
+        ({"head": "updatable", "capacity": "2"}, 3, ["adds 6 classes; 2 slots, 0 used"]),
+        ({"capacity": "2"}, 2, ["--head updatable"]),
+    ],
+)
+def test_export_refuses_bad_input_in_one_line_and_leaves_nothing(
+    change: dict[str, str],
+    code: int,
+    words: list[str],
+    tiny_project: TinyProject,
+    update: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    write_bad_files(bad, tiny_project, update)
+    given = {
+        "model": str(tiny_project.model),
+        "classes": str(tiny_project.classes),
+        "update": str(update),
+        "preprocess": str(tiny_project.preprocess),
+    }
+    given |= {key: value if key in ("head", "capacity") else str(bad / value) for key, value in change.items()}
+    out = tmp_path / "out"
+    out.mkdir()
+    options = [text for key, value in given.items() if key != "model" for text in (f"--{key}", value)]
+    assert run(["export", given["model"], *options, "--out", str(out / "bundle")]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("Error: ")
+    for word in words:
+        assert word in captured.err
+    assert names_in(out) == set()
+
+
+def write_bad_files(folder: Path, project: TinyProject, update: Path) -> None:
+    (folder / "notes.txt").write_text("not what you think\n")
+    (folder / "truncated.onnx").write_bytes(project.model.read_bytes()[:5000])
+    (folder / "short.txt").write_text("\n".join(project.seen_names[:-1]))
+    (folder / "twice.txt").write_text("\n".join([*project.seen_names[:-1], "class00"]))
+    settings = json.loads(project.preprocess.read_text())
+    (folder / "large.json").write_text(json.dumps({**settings, "crop": 32}))
+    from dataclasses import replace
+
+    save_update(replace(load_update(update), base_fingerprint="0" * 64), folder / "other.icis")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["name,a,b", "class00,1,2", "new,2,1"], ["No descriptor for 'class01'", "and 34 more"]),
+        (["name,a,b", "class00,1,nan"], ["'class00' has a NaN"]),
+        (["name,a,b", "class00,0,0"], ["'class00' has an all-zero descriptor"]),
+        (["name,a,b", "class00,1"], ["line 2", "1 numbers", "names 2"]),
+        (["name,a,b", "class00,1,2", "class00,1,2"], ["'class00' is named twice"]),
+    ],
+)
+def test_inject_refuses_bad_descriptors_by_class_name(
+    lines: list[str], words: list[str], tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.csv"
+    bad.write_text("\n".join(lines))
+    arguments = ["inject", str(tiny_project.model), "--classes", str(tiny_project.classes), "--descriptors", str(bad)]
+    assert run([*arguments, "--out", str(tmp_path / "new.icis")]) == 3
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error
+    assert names_in(tmp_path) == {"bad.csv"}
+
+
+def test_only_a_bundle_is_replaced_and_only_when_asked_to(
+    tiny_project: TinyProject, update: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "mine").write_text("precious")
+    assert run(export_arguments(tiny_project, update, out)) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (out / "mine").read_text() == "precious"
+    assert run([*export_arguments(tiny_project, update, out), "--overwrite"]) == 2
+    assert "is not replaced" in capsys.readouterr().err
+    assert (out / "mine").read_text() == "precious"
+    (out / "manifest.json").write_text("an old bundle's")
+    assert run([*export_arguments(tiny_project, update, out), "--overwrite"]) == 0
+    assert "mine" not in names_in(out)
+
+
+def test_verify_names_a_changed_file_and_refuses_it(
+    tiny_project: TinyProject, update: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    assert run(export_arguments(tiny_project, update, out)) == 0
+    data = bytearray((out / "model.onnx").read_bytes())
+    data[-10] ^= 1
+    (out / "model.onnx").write_bytes(data)
+    capsys.readouterr()
+    assert run(["verify", str(out), "--against", str(tiny_project.model)]) == 6
+    assert "model.onnx" in capsys.readouterr().err
+
+
+def test_json_errors_are_on_stdout_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(tmp_path / "none.onnx"), "--format", "json"]) == 3
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert (result["command"], result["status"]) == ("inspect", "error")
+    assert result["error"]["type"] == "ModelLoadError"
+    assert result["error"]["exit_code"] == 3
+    assert captured.err.startswith("Error: ")
+
+
+def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["injekt"]) == 2
+    assert "injekt" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_half_written_bundle(tiny_project: TinyProject, update: Path, tmp_path: Path) -> None:
+    """A file size limit is what a full disk looks like to a process that runs as root, too."""
+    out = tmp_path / "out"
+    out.mkdir()
+    program = (
+        "import resource, signal, sys\n"
+        "from icis_deploy.cli.main import run\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "sys.exit(run(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *export_arguments(tiny_project, update, out / "bundle")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        check=False,
+    )
+    assert done.returncode == 4, done.stderr
+    assert "Could not write" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert names_in(out) == set()
+
+
+def test_every_command_has_help_and_stands_in_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    from icis_deploy.cli.main import cli
+
+    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text()
+    for name, command in cli.commands.items():
+        assert run([name, "--help"]) == 0
+        assert command.help
+        assert command.short_help
+        assert f"icis-deploy {name}" in readme
+        for parameter in command.params:
+            assert isinstance(parameter, click.Argument) or parameter.help, (name, parameter.name)

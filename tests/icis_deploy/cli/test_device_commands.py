@@ -1,0 +1,156 @@
+"""The life of a class update on the command line: sign, verify, diff, apply, roll back."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from icis_deploy.cli.main import run
+from tests.icis_deploy.cli.test_commands import export_arguments, names_in, run_json
+from tests.tiny_models import NUM_SEEN, NUM_UNSEEN, TinyProject
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "KEY"
+    assert run(["keygen", "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def unsigned(tiny_project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("update") / "new.icis"
+    files = ["--classes", str(tiny_project.classes), "--descriptors", str(tiny_project.descriptors)]
+    assert run(["inject", str(tiny_project.model), *files, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def signed(unsigned: Path, key: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "signed.icis"
+    assert run(["sign", str(unsigned), "--key", str(key), "--version", "3", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def bundle(tiny_project: TinyProject, unsigned: Path, key: Path, tmp_path: Path) -> Path:
+    """An updatable bundle without an update, that trusts the key."""
+    out = tmp_path / "bundle"
+    arguments = export_arguments(tiny_project, unsigned, out, head="updatable")
+    place = arguments.index("--update")
+    del arguments[place : place + 2]
+    assert run([*arguments, "--trust", f"{key}.pub"]) == 0
+    return out
+
+
+def bytes_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def class_names(bundle: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    capsys.readouterr()
+    code, result = run_json(["classes", str(bundle)], capsys)
+    assert code == 0
+    return [each["name"] for each in result["classes"]]
+
+
+def test_keygen_keeps_the_private_key_to_its_owner(key: Path) -> None:
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert names_in(key.parent) == {"KEY", "KEY.pub"}
+
+
+def test_keygen_does_not_replace_a_key(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = key.read_bytes()
+    assert run(["keygen", "--out", str(key)]) == 2
+    assert key.read_bytes() == before
+    assert str(key) in capsys.readouterr().err
+
+
+def test_a_signed_update_is_verified_and_an_unsigned_one_is_not(
+    signed: Path, unsigned: Path, key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    code, result = run_json(["verify-update", str(signed), "--trust", f"{key}.pub"], capsys)
+    assert (code, result["version"]) == (0, 3)
+    assert run(["verify-update", str(unsigned), "--trust", f"{key}.pub"]) == 6
+    assert "not signed" in capsys.readouterr().err
+
+
+def test_apply_adds_the_classes_and_rollback_takes_them_away(
+    bundle: Path, signed: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(class_names(bundle, capsys)) == NUM_SEEN
+    assert run(["apply", str(signed), "--to", str(bundle)]) == 0
+    assert class_names(bundle, capsys)[NUM_SEEN:] == list(tiny_project.unseen_names)
+    assert run(["rollback", str(bundle)]) == 0
+    assert len(class_names(bundle, capsys)) == NUM_SEEN
+    code, result = run_json(["history", str(bundle)], capsys)
+    assert code == 0
+    assert [(entry["action"], entry["num_added"]) for entry in result["history"]][:1] == [("apply", NUM_UNSEEN)]
+    assert len(result["history"]) == 2
+
+
+def test_an_applied_update_answers_like_the_same_update_exported(
+    bundle: Path, signed: Path, tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["apply", str(signed), "--to", str(bundle)]) == 0
+    exported = tmp_path / "exported"
+    assert run(export_arguments(tiny_project, signed, exported, head="updatable")) == 0
+    capsys.readouterr()
+    images = ["--images", str(tiny_project.images), "--unseen", str(tiny_project.unseen)]
+    results = [run_json(["evaluate", str(each), *images], capsys)[1]["details"] for each in (bundle, exported)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [("unsigned", 6, "not signed"), ("twice", 6, "version"), ("flipped", 6, "sign"), ("text", 6, "not a class update")],
+)
+def test_a_refused_update_leaves_every_byte_of_the_bundle(
+    change: str, code: int, words: str, bundle: Path, signed: Path, unsigned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update = unsigned if change == "unsigned" else signed
+    if change == "twice":
+        assert run(["apply", str(signed), "--to", str(bundle)]) == 0
+    if change == "flipped":
+        envelope = json.loads(signed.read_bytes())
+        envelope["payload"] = envelope["payload"].replace("A", "B", 1)
+        signed.write_text(json.dumps(envelope))
+    if change == "text":
+        signed.write_text("hello")
+    before = bytes_in(bundle)
+    capsys.readouterr()
+    assert run(["apply", str(update), "--to", str(bundle)]) == code
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.out == ""
+    assert bytes_in(bundle) == before
+
+
+def test_an_unsigned_update_is_taken_when_allowed_and_the_history_says_so(
+    bundle: Path, unsigned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["apply", str(unsigned), "--to", str(bundle), "--allow-unsigned"]) == 0
+    assert "UNSIGNED" in capsys.readouterr().out
+
+
+def test_a_disabled_class_is_listed_so_and_can_come_back(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["disable", str(bundle), "class03"]) == 0
+    capsys.readouterr()
+    _, result = run_json(["classes", str(bundle)], capsys)
+    assert [each["name"] for each in result["classes"] if not each["is_enabled"]] == ["class03"]
+    assert run(["enable", str(bundle), "class03"]) == 0
+    assert run(["disable", str(bundle), "no such class"]) == 3
+
+
+def test_diff_shows_what_an_update_would_do_to_a_bundle(
+    bundle: Path, signed: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    code, result = run_json(["diff", str(bundle), str(signed)], capsys)
+    assert code == 0
+    assert tuple(result["added"]) == tiny_project.unseen_names
+    assert len(result["nearest"]) == NUM_UNSEEN
