@@ -83,8 +83,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             with quiet_torch():
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors', zipfile's, pickle's and torch's own types
+        # torch's own words advise to read the file without `weights_only`, which would run whatever code is in it.
+        reason = first_line(error) if path.suffix == ".safetensors" else type(error).__name__
         raise ModelLoadError(
-            f"{path} cannot be read as weights: {first_line(error)}. Expected a .safetensors file, or a .pth file with "
+            f"{path} cannot be read as weights ({reason}). Expected a .safetensors file, or a .pth file with "
             f"nothing but tensors in it."
         ) from error
     for key in _NESTED_STATES:
