@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from icis_deploy._version import __version__
+from icis_deploy.cli.bench_update import bench_update
 from icis_deploy.cli.demo import demo
 from icis_deploy.cli.device import apply, classes, disable, enable, history, rollback
 from icis_deploy.cli.evaluate import evaluate
@@ -29,6 +30,7 @@ COMMANDS = (
     *(inspect, inject, export, verify, evaluate, predict),
     *(keygen, sign, verify_update, diff),
     *(apply, rollback, history, classes, enable, disable),
+    bench_update,
     demo,
 )
 
