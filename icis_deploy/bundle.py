@@ -9,7 +9,8 @@ Rules:
 
 1. A file that the manifest names must have the size and the SHA-256 that it states, or the bundle is refused.
 2. What the manifest does not name is not read, except the folders of the runtime (`trust/`, `state/`).
-3. A manifest of a newer schema is refused with a request to update icis-deploy; it is never half understood.
+3. A manifest of a newer schema is refused with a request to update icis-deploy; it is never half understood. One of an
+   older schema is read: for what it does not state stands what was meant.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ from icis_deploy.errors import BundleError, ClassConflictError, CorruptFileError
 from icis_deploy.files import read_capped, sha256_of_file
 from icis_deploy.preprocessing import Preprocessing, preprocessing_from_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READABLE_VERSIONS = (1, 2)
+_MEANT_BY_VERSION_1: Mapping[str, Any] = {"precision": "fp32", "top": 0}
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
 SLOTS_NAME = "slots.safetensors"
 INJECTED_NAME = "injected.safetensors"
 MAX_MANIFEST_BYTES = 1 << 27
 HEAD_KINDS = ("fused", "updatable")
+PRECISIONS = ("fp32", "fp16", "int8")
 SCORE_KINDS = ("logits", "probabilities", "log-probabilities")
 
 
@@ -44,10 +48,16 @@ class ModelInput:
     """Name of the graph input."""
 
     shape: tuple[int, ...]
-    """Shape of one image, without the batch."""
+    """Shape of one image, without the batch; `(height, width, num_channels)` where it takes pixels."""
 
     dtype: str
-    """numpy's name of the dtype, such as `float32`."""
+    """`float32`: prepared images. `uint8`: pixels as a decoder gives them, resized and cropped; the rest is in the
+    model."""
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether scale, mean, deviation, layout and colour order are the model's own work."""
+        return self.dtype == "uint8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +107,8 @@ class Bundle:
     """What the model's first output holds: `logits`, or what its own last layer made of them."""
 
     preprocessing: Preprocessing | None
-    """How images are prepared; `None` if the exporter was not told."""
+    """How images are prepared; `None` if the exporter was not told. Of a model that takes pixels, resize and crop are
+    left to do."""
 
     files: Mapping[str, FileEntry]
     """Every file of the bundle but the manifest, by its path relative to the bundle."""
@@ -108,6 +119,12 @@ class Bundle:
     updates: tuple[Mapping[str, Any], ...] = ()
     """The class updates that went into the export: their names, version and provenance, as JSON."""
 
+    precision: str = "fp32"
+    """What the backbone computes in: `fp32`, `fp16` or `int8`. Slots are float32 in all of them."""
+
+    top: int = 0
+    """How many classes per image the model itself chooses, beside the scores of all; 0 if it does not."""
+
     created_by: Mapping[str, str] = field(default_factory=dict)
     """Versions of what made the bundle."""
 
@@ -116,6 +133,7 @@ class Bundle:
         for name, value, allowed in (
             ("head kind", self.head_kind, HEAD_KINDS),
             ("score kind", self.score_kind, SCORE_KINDS),
+            ("precision", self.precision, PRECISIONS),
         ):
             if value not in allowed:
                 raise BundleError(f"The bundle's {name} is {value!r}; expected one of {allowed}.")
@@ -135,7 +153,7 @@ class Bundle:
 
     def _check_types(self) -> None:
         # A manifest comes from elsewhere: a float where a count stands would only fail in the middle of a prediction.
-        least = {"num_seen": 1, "feature_dim": 1, "capacity": 0, "head_version": 0}
+        least = {"num_seen": 1, "feature_dim": 1, "capacity": 0, "head_version": 0, "top": 0}
         wrong = [name for name, bound in least.items() if not _is_count(getattr(self, name), bound)]
         wrong += [] if isinstance(self.base_fingerprint, str) else ["base_fingerprint"]
         texts = (self.model_input.name, self.model_input.dtype)
@@ -180,11 +198,13 @@ def parse_manifest(data: bytes) -> Bundle:
         schema_version = values.pop("schema_version")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError("The manifest is not a JSON object with a `schema_version`.") from error
-    if schema_version != SCHEMA_VERSION:
+    if schema_version not in _READABLE_VERSIONS:
         raise BundleError(
-            f"The manifest has schema version {schema_version!r}; this release reads {SCHEMA_VERSION}. Update "
+            f"The manifest has schema version {schema_version!r}; this release reads {_READABLE_VERSIONS}. Update "
             f"icis-deploy, or export the bundle again."
         )
+    if schema_version == 1:
+        values = {**_MEANT_BY_VERSION_1, **values}
     try:
         preprocessing = values.pop("preprocessing")
         return Bundle(
@@ -195,6 +215,8 @@ def parse_manifest(data: bytes) -> Bundle:
             files={_checked_name(name): FileEntry(**entry) for name, entry in values.pop("files").items()},
             parity=tuple(values.pop("parity")),
             updates=tuple(values.pop("updates")),
+            precision=values.pop("precision"),
+            top=values.pop("top"),
             **values,
         )
     except ICISDeployError as error:

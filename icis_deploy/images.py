@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from icis_deploy.errors import ImageError
 from icis_deploy.files import read_capped
 from icis_deploy.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MAX_LIST_BYTES = 1 << 28
 
@@ -68,19 +72,38 @@ def load_images(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[
     Raises:
         ImageError: Naming the file that is missing or is no image.
     """
-    from PIL import Image, UnidentifiedImageError
-
     batch = np.empty((len(paths), *preprocessing.input_shape), dtype=np.float32)
     for index, path in enumerate(paths):
-        try:
-            with Image.open(path) as image:
-                batch[index] = preprocessing.prepare(image)
-        except UnidentifiedImageError as error:
-            raise ImageError(f"{path} is not an image that Pillow can read.") from error
-        except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
-            reason = getattr(error, "strerror", None) or error
-            raise ImageError(f"Cannot read the image {path}: {reason}.") from error
+        batch[index] = _read_image(path, preprocessing.prepare)
     return batch
+
+
+def load_pixels(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Read, resize and crop images, for a model that does the rest of the preparation itself.
+
+    Returns:
+        `(num_images, *preprocessing.pixel_shape)` uint8.
+
+    Raises:
+        ImageError: As `load_images`.
+    """
+    batch = np.empty((len(paths), *preprocessing.pixel_shape), dtype=np.uint8)
+    for index, path in enumerate(paths):
+        batch[index] = _read_image(path, preprocessing.crop_pixels)
+    return batch
+
+
+def _read_image(path: Path, prepare: Callable[[Image], NDArray[np.generic]]) -> NDArray[np.generic]:
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(path) as image:
+            return prepare(image)
+    except PIL.UnidentifiedImageError as error:
+        raise ImageError(f"{path} is not an image that Pillow can read.") from error
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"Cannot read the image {path}: {reason}.") from error
 
 
 def iterate_batches(

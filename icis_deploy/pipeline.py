@@ -23,7 +23,7 @@ from icis_deploy.envelope import load_update
 from icis_deploy.errors import BundleError, ImageError, UsageError, WrongBaseError
 from icis_deploy.files import read_capped
 from icis_deploy.head import Head
-from icis_deploy.images import iterate_batches, load_image_list
+from icis_deploy.images import load_image_list
 from icis_deploy.parity import ParityReport
 from icis_deploy.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.runtime.device import Device
@@ -283,8 +283,8 @@ def evaluate(
         )
     if device.bundle.preprocessing is None:
         raise UsageError("The bundle does not state how images are prepared; export it with --preprocess.")
-    batches = iterate_batches(labeled.paths, device.bundle.preprocessing, batch_size=BATCH_SIZE)
-    logits = np.concatenate([device.logits(batch).values for batch in batches])
+    pieces = [labeled.paths[start : start + BATCH_SIZE] for start in range(0, len(labeled.paths), BATCH_SIZE)]
+    logits = np.concatenate([device.logits(device.prepare(piece)).values for piece in pieces])
     # A class that the head lacks gets a logit that never wins.
     padded = np.pad(logits, ((0, 0), (0, len(absent))), constant_values=-np.inf)
     is_seen = np.array([name not in unseen_names for name in names])

@@ -88,8 +88,21 @@ class Preprocessing:
             return (self.num_channels, self.crop, self.crop)
         return (self.crop, self.crop, self.num_channels)
 
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """Shape of one image that is resized and cropped and nothing else."""
+        return (self.crop, self.crop, self.num_channels)
+
     def prepare(self, image: Image) -> NDArray[np.float32]:
         """Return one image as the model's input, `input_shape` float32.
+
+        Raises:
+            ImageError: As `crop_pixels`.
+        """
+        return np.asarray(self.from_pixels(self.crop_pixels(image)[None])[0])
+
+    def crop_pixels(self, image: Image) -> NDArray[np.uint8]:
+        """Return one image resized and cropped, `pixel_shape` uint8, red before green before blue.
 
         An EXIF orientation is not applied, and transparency is dropped, as training pipelines do.
 
@@ -99,13 +112,19 @@ class Preprocessing:
         image = _to_color(image, "L" if self.color == "L" else "RGB")
         if self.resize is not None:
             image = _resize_short_side(image, self.resize)
-        image = _crop_centre(image, self.crop)
-        pixels = np.asarray(image, dtype=np.uint8)
-        if self.color == "L":
-            pixels = pixels[:, :, None]
-        if self.color == "BGR":
-            pixels = pixels[:, :, ::-1]
-        return np.asarray(self.normalize(pixels[None].astype(np.float32) / np.float32(255))[0])
+        return np.asarray(_crop_centre(image, self.crop), dtype=np.uint8).reshape(self.pixel_shape)
+
+    def from_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return cropped images as the model's input.
+
+        Args:
+            pixels: `(batch, *pixel_shape)` uint8, as `crop_pixels` gives them.
+
+        Returns:
+            `(batch, *input_shape)` float32, contiguous.
+        """
+        ordered = pixels[..., ::-1] if self.color == "BGR" else pixels
+        return self.normalize(ordered.astype(np.float32) / np.float32(255))
 
     def normalize(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return normalised images in the model's layout.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.runtime.session import TopOutput
+
 _SAFE_EXPONENT = 600.0
 
 
@@ -46,6 +48,31 @@ def top_predictions(logits: Logits, top: int) -> list[Prediction]:
     """
     top = min(top, logits.values.shape[1])
     return [_top_prediction(row, logits, top) for row in logits.values]
+
+
+def predictions_of_choice(
+    chosen: TopOutput, class_names: tuple[str, ...], *, version: int, top: int
+) -> list[Prediction]:
+    """Return the classes that a model chose itself; fewer than `top` where the head has fewer.
+
+    Args:
+        chosen: From the model.
+        class_names: Of its first outputs, in order; what comes after them are empty slots, which are left out.
+        version: Of the head that answered.
+        top: How many classes per image, at most as many as the model chose.
+    """
+    num_classes = len(class_names)
+    predictions = []
+    for probabilities, columns in zip(chosen.probabilities.tolist(), chosen.columns.tolist(), strict=True):
+        known = [(p, column) for p, column in zip(probabilities, columns, strict=True) if column < num_classes][:top]
+        predictions.append(
+            Prediction(
+                class_names=tuple([class_names[column] for _, column in known]),
+                probabilities=tuple([probability for probability, _ in known]),
+                version=version,
+            )
+        )
+    return predictions
 
 
 def _top_prediction(row: NDArray[np.float32], logits: Logits, top: int) -> Prediction:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from icis_deploy.bundle import MODEL_NAME, Bundle, load_bundle
 from icis_deploy.errors import IncompatibleError, UsageError
-from icis_deploy.images import load_images
-from icis_deploy.runtime.answers import Logits, Prediction, top_predictions
+from icis_deploy.images import load_images, load_pixels
+from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
 from icis_deploy.runtime.head_state import HeadState, make_head_state
 from icis_deploy.runtime.journal import HistoryEntry
 from icis_deploy.runtime.onnxruntime_session import load_session
@@ -149,7 +149,9 @@ class Device:
         Raises:
             RuntimeFailureError: If the runtime fails, which includes images of another shape or dtype.
         """
-        state = self._updater.state
+        return self._logits(images, self._updater.state)
+
+    def _logits(self, images: NDArray[np.generic], state: HeadState) -> Logits:
         output = self._session.run(images, state.buffers)
         values = output.logits[:, state.columns]
         if self._bundle.score_kind == "probabilities":
@@ -172,10 +174,17 @@ class Device:
         if top < 1:
             raise UsageError(f"top is {top}; at least one class must be asked for.")
         batch = images if isinstance(images, np.ndarray) else self.prepare([Path(image) for image in images])
-        return top_predictions(self.logits(batch), top)
+        state = self._updater.state
+        # A model's own choice is among its first outputs, in order. Where a class is disabled, or a slot between others
+        # is empty, the choice is made here, among the scores of those classes that count.
+        if top <= self._bundle.top and isinstance(state.columns, slice):
+            chosen = self._session.top(batch, state.buffers)
+            if chosen is not None:
+                return predictions_of_choice(chosen, state.class_names, version=state.version, top=top)
+        return top_predictions(self._logits(batch, state), top)
 
-    def prepare(self, paths: Sequence[Path]) -> NDArray[np.float32]:
-        """Return image files as one prepared batch, `(batch, *input_shape)` float32.
+    def prepare(self, paths: Sequence[Path]) -> NDArray[np.generic]:
+        """Return image files as one batch of the model's input, `(batch, *input_shape)`.
 
         Raises:
             ImageError: If a file is no image.
@@ -186,7 +195,8 @@ class Device:
                 f"The bundle {self._folder} does not state how images are prepared. Export it with --preprocess, or "
                 f"give prepared arrays."
             )
-        return load_images(paths, self._bundle.preprocessing)
+        load = load_pixels if self._bundle.model_input.takes_pixels else load_images
+        return load(paths, self._bundle.preprocessing)
 
     def history(self) -> tuple[HistoryEntry, ...]:
         """Return the last changes committed to the bundle, by this process or another, the oldest first.

@@ -14,11 +14,13 @@ from icis_deploy.errors import (
     ModelLoadError,
     RuntimeFailureError,
 )
-from icis_deploy.runtime.session import SessionOutput, SlotBuffers
+from icis_deploy.runtime.session import SessionOutput, SlotBuffers, TopOutput
 
 SLOT_WEIGHT = "slot_weight"
 SLOT_BIAS = "slot_bias"
 FEATURES = "features"
+TOP_PROBABILITIES = "top_probabilities"
+TOP_CLASS_IDS = "top_class_ids"
 
 
 class ONNXRuntimeSession:
@@ -38,6 +40,7 @@ class ONNXRuntimeSession:
         self._input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
         self._logits_name: str = outputs[0]
         self._has_features = FEATURES in outputs
+        self._chooses = {TOP_PROBABILITIES, TOP_CLASS_IDS} <= set(outputs)
         self._has_slots = {SLOT_WEIGHT, SLOT_BIAS} <= overridable
 
     @property
@@ -58,18 +61,28 @@ class ONNXRuntimeSession:
         self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
     ) -> SessionOutput:
         """Run one batch; see `Session.run`."""
+        wanted = [self._logits_name, FEATURES] if with_features and self._has_features else [self._logits_name]
+        outputs = self._fetch(wanted, images, slots)
+        return SessionOutput(logits=outputs[0], features=outputs[1] if len(outputs) > 1 else None)
+
+    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
+        """Run one batch and fetch the model's own choice; see `Session.top`."""
+        if not self._chooses:
+            return None
+        probabilities, columns = self._fetch([TOP_PROBABILITIES, TOP_CLASS_IDS], images, slots)
+        return TopOutput(probabilities=probabilities, columns=columns)
+
+    def _fetch(self, names: list[str], images: NDArray[np.generic], slots: SlotBuffers | None) -> list[Any]:
         feed: dict[str, Any] = {self._input_name: images}
         if slots is not None:
             feed[SLOT_WEIGHT], feed[SLOT_BIAS] = slots.weight, slots.bias
-        wanted = [self._logits_name, FEATURES] if with_features and self._has_features else [self._logits_name]
         try:
-            outputs = self._session.run(wanted, feed)
+            return list(self._session.run(names, feed))
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types; this is the one seam to it
             raise RuntimeFailureError(
                 f"ONNX Runtime could not run the model on an input of shape {images.shape} and type {images.dtype}; it "
                 f"expects {self._input_shape} and {self._input_type}: {error}"
             ) from error
-        return SessionOutput(logits=outputs[0], features=outputs[1] if len(outputs) > 1 else None)
 
 
 def load_session(

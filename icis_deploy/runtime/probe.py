@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from icis_deploy.bundle import Bundle
 from icis_deploy.class_names import quoted
 from icis_deploy.errors import SelfTestError
-from icis_deploy.runtime.session import Session, SessionOutput, SlotBuffers
+from icis_deploy.runtime.session import Session, SessionOutput, SlotBuffers, TopOutput
 from icis_deploy.slots import SlotTable
 
 TOLERANCE = 1e-3
@@ -105,6 +105,10 @@ class _TimedSession:
         output = self._session.run(images, slots, with_features=with_features)
         self.seconds += time.perf_counter() - start
         return output
+
+    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
+        """Run one batch; see `Session.top`."""
+        return self._session.top(images, slots)
 
 
 def _run_probe(

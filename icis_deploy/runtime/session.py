@@ -35,6 +35,17 @@ class SessionOutput:
     """`(batch, feature_dim)` float32; `None` where the model has no such output, or it was not asked for."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopOutput:
+    """The choice that a model makes itself; see `Session.top`."""
+
+    probabilities: NDArray[np.float32]
+    """`(batch, top)` float32, the greatest first, fractions of 1 over all outputs."""
+
+    columns: NDArray[np.int64]
+    """`(batch, top)` int64: which output each is of, empty slots not left out."""
+
+
 class Session(Protocol):
     """A model loaded in a runtime."""
 
@@ -59,6 +70,21 @@ class Session(Protocol):
             images: `(batch, *input_shape)` in the model's input dtype.
             slots: From `load_slots`; `None` uses the slots baked into the model file.
             with_features: Whether to fetch the features as well.
+
+        Raises:
+            RuntimeFailureError: If the runtime fails.
+        """
+        ...
+
+    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
+        """Run the model on one batch and fetch the classes that it chooses itself, and no scores.
+
+        Args:
+            images: As `run`.
+            slots: As `run`.
+
+        Returns:
+            `None`, without running anything, where the model makes no choice.
 
         Raises:
             RuntimeFailureError: If the runtime fails.

@@ -157,9 +157,9 @@ def test_what_is_no_json_object_with_a_schema_is_refused(data):
         parse_manifest(data)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
+@pytest.mark.parametrize("version", [0, 3, "1", None, [1]])
 def test_another_schema_is_refused_with_what_to_do(version):
-    with pytest.raises(BundleError, match=r"^The manifest has schema version .*; this release reads 1\. Update"):
+    with pytest.raises(BundleError, match=r"^The manifest has schema version .*; this release reads \(1, 2\)\. Update"):
         parse_manifest(manifest_with(schema_version=version))
 
 
@@ -170,6 +170,11 @@ def test_a_missing_field_is_refused(name):
         return
     with pytest.raises(BundleError, match=rf"^The manifest lacks a field or has one of the wrong type: .*'{name}'"):
         parse_manifest(manifest_with(**{name: ...}))
+
+
+def test_a_manifest_of_version_1_is_read_as_what_it_meant():
+    written = manifest_with(schema_version=1, precision=..., top=...)
+    assert parse_manifest(written) == make_bundle(precision="fp32", top=0)
 
 
 def test_an_unknown_field_is_refused():

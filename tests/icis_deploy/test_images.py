@@ -8,7 +8,7 @@ from PIL import Image
 
 from icis_deploy import images
 from icis_deploy.errors import ImageError
-from icis_deploy.images import iterate_batches, load_image_list, load_images
+from icis_deploy.images import iterate_batches, load_image_list, load_images, load_pixels
 from icis_deploy.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(resize=8, crop=8, mean=(0, 0, 0), std=(1, 1, 1))
@@ -233,3 +233,15 @@ def test_a_damaged_image_is_refused_or_read_but_never_crashes(tmp_path_factory, 
 
     refusal = refusal_or_none(path)
     assert refusal is None or str(path) in refusal
+
+
+@pytest.mark.parametrize(("color", "layout"), [("RGB", "NCHW"), ("BGR", "NHWC"), ("L", "NCHW")])
+def test_pixels_brought_to_the_model_are_the_prepared_image(color, layout, folder):
+    channels = 1 if color == "L" else 3
+    settings = Preprocessing(
+        resize=8, crop=8, mean=(0.4, 0.5, 0.6)[:channels], std=(0.2, 0.3, 0.4)[:channels], color=color, layout=layout
+    )
+    pixels = load_pixels([folder / "0.png", folder / "2.png"], settings)
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (2, 8, 8, channels))
+    prepared = load_images([folder / "0.png", folder / "2.png"], settings)
+    np.testing.assert_array_equal(settings.from_pixels(pixels), prepared)
