@@ -36,8 +36,9 @@ from icis_deploy.envelope import envelope_of, serialize_envelope
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head import Head
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.onnxruntime_session import SLOT_BIAS, SLOT_WEIGHT, load_session
+from icis_deploy.runtime.onnxruntime_session import load_session
 from icis_deploy.runtime.probe import probe_input
+from icis_deploy.runtime.session import SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.runtime.store import STATE_FOLDER, TRUST_FOLDER
 from icis_deploy.signing import KeyPair, keygen, load_private_key
 

@@ -11,12 +11,14 @@ Rules:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from icis_deploy.errors import ExportError, ModelLoadError, StorageError
@@ -68,6 +70,22 @@ def load_onnx_file(path: Path) -> ir.Model:
             f"with onnx.checker."
         ) from error
     return normalized(model, where=str(path))
+
+
+def load_initializers(path: Path, names: Sequence[str]) -> tuple[NDArray[Any], ...]:
+    """Return weights of an ONNX file by name, without checking anything else of it.
+
+    Raises:
+        ModelLoadError: If the file cannot be read, or has no such weight.
+    """
+    try:
+        initializers = ir.load(path).graph.initializers
+        tensors = [initializers[name].const_value for name in names]
+        return tuple(np.array(tensor.numpy()) for tensor in tensors if tensor is not None)
+    except Exception as error:  # as load_onnx_file; KeyError for a name
+        raise ModelLoadError(
+            f"The weights {', '.join(names)} cannot be read from {path}: {first_line(error)}. Export it again."
+        ) from error
 
 
 def normalized(model: ir.Model, *, where: str) -> ir.Model:

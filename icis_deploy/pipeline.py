@@ -27,6 +27,7 @@ from icis_deploy.images import load_image_list
 from icis_deploy.parity import ParityReport
 from icis_deploy.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.runtimes import Runtime, runtime_from
 from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots
 from icis_deploy.workbench import enable_workbench
 
@@ -198,13 +199,16 @@ def export(
     )
 
 
-def verify(bundle: PathLike, *, against: Model, images: PathLike | None = None) -> tuple[ParityReport, ...]:
+def verify(
+    bundle: PathLike, *, against: Model, images: PathLike | None = None, runtime: Runtime | str = "onnxruntime"
+) -> tuple[ParityReport, ...]:
     """Run a bundle beside the model that it was made from, and compare.
 
     Args:
         bundle: The bundle's folder.
         against: The original model, as in `inspect`.
         images: An image list to compare on; seeded inputs by default.
+        runtime: Where the bundle is run, as in `Device.open`.
 
     Raises:
         WrongBaseError: If the bundle was made from a model with another head.
@@ -215,7 +219,7 @@ def verify(bundle: PathLike, *, against: Model, images: PathLike | None = None) 
     from exporters.head_finding import read_head
     from exporters.parity_gate import check_bundle
 
-    folder = Path(bundle)
+    folder, chosen = Path(bundle), runtime_from(runtime)
     described = load_bundle(folder)
     if images is not None and described.preprocessing is None:
         raise UsageError(f"The bundle {folder} does not state how images are prepared; verify it without --images.")
@@ -240,6 +244,7 @@ def verify(bundle: PathLike, *, against: Model, images: PathLike | None = None) 
         location=location,
         expanded=_expanded_head(folder, described, seen),
         images=paths,
+        runtime=chosen,
     )
 
 

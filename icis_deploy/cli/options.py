@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from icis_deploy.runtime.runtimes import RUNTIME_NAMES
+
 if TYPE_CHECKING:
     from icis_deploy.pipeline import ModelSource
 
@@ -39,6 +41,17 @@ def classes_option(*, required: bool) -> Callable[[Command], Command]:
         required=required,
         help="The head's class names, one a line, in the order of the logits.",
     )
+
+
+def runtime_option(function: Command) -> Command:
+    """Add the option `--runtime`."""
+    return click.option(
+        "--runtime",
+        type=click.Choice(RUNTIME_NAMES),
+        default=RUNTIME_NAMES[0],
+        show_default=True,
+        help="What runs the bundle's model.",
+    )(function)
 
 
 def model_source(spec: str, weights: Path | None, input_shape: str | None, head_node: str | None) -> ModelSource:

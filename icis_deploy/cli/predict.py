@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, runtime_option
 from icis_deploy.cli.output import columns, format_option, percent, print_result
 
 
@@ -15,12 +15,13 @@ from icis_deploy.cli.output import columns, format_option, percent, print_result
 @click.argument("images", type=EXISTING_FILE, nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes per image.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images per run.")
+@runtime_option
 @format_option
-def predict(bundle: Path, images: tuple[Path, ...], top: int, batch_size: int) -> None:
+def predict(bundle: Path, images: tuple[Path, ...], top: int, batch_size: int, runtime: str) -> None:
     """Classify each IMAGE with BUNDLE."""
     from icis_deploy.runtime.device import Device
 
-    device = Device.open(bundle)
+    device = Device.open(bundle, runtime=runtime)
     predictions = [
         prediction
         for start in range(0, len(images), batch_size)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, model_options, model_source
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, model_options, model_source, runtime_option
 from icis_deploy.cli.output import format_option, print_result
 from icis_deploy.errors import GateFailedError
 
@@ -17,12 +17,14 @@ from icis_deploy.errors import GateFailedError
 @click.argument("bundle", type=BUNDLE)
 @click.option("--against", "model", metavar="MODEL", required=True, help="The model that the bundle was made from.")
 @click.option("--images", type=EXISTING_FILE, help="Image list to compare on. Default: seeded inputs.")
+@runtime_option
 @model_options
 @format_option
 def verify(
     bundle: Path,
     model: str,
     images: Path | None,
+    runtime: str,
     weights: Path | None,
     input_shape: str | None,
     head_node: str | None,
@@ -34,9 +36,10 @@ def verify(
     from icis_deploy.pipeline import verify as verify_bundle
 
     source = model_source(model, weights, input_shape, head_node)
-    reports = [report.to_json() for report in verify_bundle(bundle, against=source, images=images)]
+    found = verify_bundle(bundle, against=source, images=images, runtime=runtime)
+    reports = [report.to_json() for report in found]
     passed = all(report["passed"] for report in reports)
-    result = {"bundle": str(bundle), "against": model, "passed": passed, "parity": reports}
+    result = {"bundle": str(bundle), "against": model, "runtime": runtime, "passed": passed, "parity": reports}
     print_result(result, text=parity_text(reports), status="ok" if passed else "failed")
     if not passed:
         # The report is already on stdout, so the exit code says the rest.

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.bundle import MODEL_NAME, Bundle, load_bundle
+from icis_deploy.bundle import Bundle, load_bundle
 from icis_deploy.errors import IncompatibleError, UsageError
 from icis_deploy.images import load_images, load_pixels
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
 from icis_deploy.runtime.head_state import HeadState, make_head_state
 from icis_deploy.runtime.journal import HistoryEntry
-from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.runtimes import Runtime, open_session, runtime_from
 from icis_deploy.runtime.session import Session
 from icis_deploy.runtime.store import Store, exported_slots
 from icis_deploy.runtime.updater import AppliedUpdate, Updater
@@ -65,25 +65,27 @@ class Device:
         cls,
         folder: str | Path,
         *,
+        runtime: Runtime | str = "onnxruntime",
         num_threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> Device:
         """Open a bundle with the head it had when it was last changed.
 
         Args:
             folder: The bundle's folder.
-            num_threads: Threads inside one operator; `None` lets the runtime use every core.
-            providers: ONNX Runtime's execution providers, the preferred one first.
+            runtime: Where its model is loaded: a name of `runtimes.RUNTIME_NAMES`, or a `Runtime`, which says more.
+            num_threads: Threads inside one operator, where `runtime` does not say it.
 
         Raises:
             BundleError: If it is not a complete bundle.
             CorruptFileError: If a file has another hash than its manifest or the journal states.
             IncompatibleError: If its state belongs to another bundle.
             ModelLoadError: If the runtime cannot load the model.
-            MissingDependencyError: If the runtime, or the provider, is not installed.
+            MissingDependencyError: If the runtime, or the device that it needs, is not there.
+            UsageError: If there is no such runtime.
         """
         folder = Path(folder)
-        device = cls.from_parts(folder, load_bundle(folder), num_threads=num_threads, providers=providers)
+        chosen = runtime_from(runtime, num_threads=num_threads)
+        device = cls.from_parts(folder, load_bundle(folder), runtime=chosen)
         device._updater.take_over()
         return device
 
@@ -93,8 +95,7 @@ class Device:
         folder: Path,
         bundle: Bundle,
         *,
-        num_threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        runtime: Runtime | None = None,
     ) -> Device:
         """Open the files of a bundle as it was exported, whatever was committed since.
 
@@ -103,13 +104,12 @@ class Device:
         Args:
             folder: The bundle's files.
             bundle: What its manifest says, or will say.
-            num_threads: As `open`.
-            providers: As `open`.
+            runtime: Where its model is loaded; `None` for the default.
 
         Raises:
             ICISDeployError: As `open`.
         """
-        session = load_session(folder / MODEL_NAME, num_threads=num_threads, providers=providers)
+        session = open_session(folder, bundle, Runtime() if runtime is None else runtime)
         table = exported_slots(folder, bundle)
         state = make_head_state(bundle, session, table=table, version=bundle.head_version)
         return cls(folder=folder, bundle=bundle, session=session, state=state)

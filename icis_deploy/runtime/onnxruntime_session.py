@@ -14,13 +14,17 @@ from icis_deploy.errors import (
     ModelLoadError,
     RuntimeFailureError,
 )
-from icis_deploy.runtime.session import SessionOutput, SlotBuffers, TopOutput
-
-SLOT_WEIGHT = "slot_weight"
-SLOT_BIAS = "slot_bias"
-FEATURES = "features"
-TOP_PROBABILITIES = "top_probabilities"
-TOP_CLASS_IDS = "top_class_ids"
+from icis_deploy.runtime.session import (
+    FEATURES,
+    SLOT_BIAS,
+    SLOT_WEIGHT,
+    TOP_CLASS_IDS,
+    TOP_PROBABILITIES,
+    SessionOutput,
+    SlotBuffers,
+    TopOutput,
+    no_slots_error,
+)
 
 
 class ONNXRuntimeSession:
@@ -51,10 +55,7 @@ class ONNXRuntimeSession:
     def load_slots(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> SlotBuffers:
         """Keep slots for runs; see `Session.load_slots`."""
         if not self._has_slots:
-            raise RuntimeFailureError(
-                f"The model has no inputs {SLOT_WEIGHT!r} and {SLOT_BIAS!r}: its head is fused. Export it with "
-                f"--head updatable."
-            )
+            raise no_slots_error()
         return SlotBuffers(weight=np.ascontiguousarray(weight), bias=np.ascontiguousarray(bias))
 
     def run(

@@ -12,6 +12,29 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.errors import RuntimeFailureError
+
+SLOT_WEIGHT = "slot_weight"
+"""Name of the input `(capacity, feature_dim)` float32 of an updatable model."""
+
+SLOT_BIAS = "slot_bias"
+"""Name of the input `(capacity,)` float32 of an updatable model."""
+
+FEATURES = "features"
+"""Name of the output `(batch, feature_dim)` float32 of an updatable model."""
+
+TOP_PROBABILITIES = "top_probabilities"
+TOP_CLASS_IDS = "top_class_ids"
+"""Names of the outputs `(batch, top)` of a model that chooses classes itself; see `TopOutput`."""
+
+
+def no_slots_error() -> RuntimeFailureError:
+    """Return what `Session.load_slots` raises for a model without slots."""
+    return RuntimeFailureError(
+        f"The model has no inputs {SLOT_WEIGHT!r} and {SLOT_BIAS!r}: its head is fused. Export it with "
+        f"--head updatable."
+    )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotBuffers:

@@ -87,12 +87,13 @@ def test_export_leaves_a_bundle_with_its_parity_reports_and_nothing_beside_it(bu
     assert names_in(bundle.parent) == {bundle.name}
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_verify_passes_on_an_untouched_bundle(
-    bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
+    runtime: str, bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["verify", str(bundle), "--against", str(tiny_project.model), "--images", str(tiny_project.images)]
-    code, result = run_json(arguments, capsys)
-    assert (code, result["status"], result["passed"]) == (0, "ok", True)
+    code, result = run_json([*arguments, "--runtime", runtime], capsys)
+    assert (code, result["status"], result["passed"], result["runtime"]) == (0, "ok", True, runtime)
     assert result["parity"][0]["num_classes"] == NUM_SEEN + NUM_UNSEEN
 
 
@@ -107,16 +108,16 @@ def test_evaluate_prints_five_accuracies_as_fractions(
     assert result["details"]["num_unseen_images"] == NUM_UNSEEN
 
 
-def test_predict_gives_the_same_answers_in_any_batch_size(
+def test_predict_gives_the_same_answers_in_any_batch_size_and_runtime(
     bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = sorted(str(path) for path in tiny_project.images.parent.glob("*.png"))[:7]
     answers = []
-    for batch_size in ("1", "4"):
-        code, result = run_json(["predict", str(bundle), *images, "--top", "3", "--batch-size", batch_size], capsys)
+    for settings in (["--batch-size", "1"], ["--batch-size", "4"], ["--runtime", "openvino"]):
+        code, result = run_json(["predict", str(bundle), *images, "--top", "3", *settings], capsys)
         assert code == 0
         answers.append([[entry["name"] for entry in each["classes"]] for each in result["predictions"]])
-    assert answers[0] == answers[1]
+    assert answers[0] == answers[1] == answers[2]
     assert [len(names) for names in answers[0]] == [3] * 7
 
 

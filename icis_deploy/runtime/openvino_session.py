@@ -1,0 +1,148 @@
+"""A session in OpenVINO, on the CPU.
+
+OpenVINO's ONNX frontend makes constants of inputs that have a default, so of slots as well. They keep their names, and
+are made inputs again before the model is compiled (2026.4, `openvino.Model.add_parameters`); what they held is the
+default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.errors import MissingDependencyError, ModelLoadError, RuntimeFailureError
+from icis_deploy.runtime.resource_pool import ResourcePool
+from icis_deploy.runtime.session import (
+    FEATURES,
+    SLOT_BIAS,
+    SLOT_WEIGHT,
+    TOP_CLASS_IDS,
+    TOP_PROBABILITIES,
+    SessionOutput,
+    SlotBuffers,
+    TopOutput,
+    no_slots_error,
+)
+
+OPENVINO_NAME = "openvino/model.xml"
+"""A bundle's OpenVINO model; its weights lie beside it, in `model.bin`."""
+
+
+class OpenVINOSession:
+    """A model compiled by OpenVINO; see `Session` for what its methods promise.
+
+    An infer request serves one thread at a time, so every thread that runs gets its own.
+    """
+
+    def __init__(self, compiled: Any, defaults: dict[str, NDArray[np.float32]]) -> None:
+        """Use a compiled model.
+
+        Args:
+            compiled: An `openvino.CompiledModel`.
+            defaults: What the slots hold where none are given, by input name; empty for a fused head.
+        """
+        image = next(port for port in compiled.inputs if port.any_name not in defaults)
+        self._input_name: str = image.any_name
+        self._input_dtype: np.dtype[Any] = np.dtype(image.get_element_type().to_dtype())
+        self._input_shape = str(image.get_partial_shape())
+        self._logits_name: str = compiled.outputs[0].any_name
+        self._outputs = {name: port for port in compiled.outputs for name in port.get_names()}
+        self._defaults = defaults
+        self._requests: ResourcePool[Any] = ResourcePool(compiled.create_infer_request)
+
+    def load_slots(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> SlotBuffers:
+        """Keep slots for runs, which read them in place; see `Session.load_slots`."""
+        if not self._defaults:
+            raise no_slots_error()
+        for name, array in ((SLOT_WEIGHT, weight), (SLOT_BIAS, bias)):
+            if array.shape != self._defaults[name].shape:
+                raise RuntimeFailureError(
+                    f"The slots' {name} has shape {array.shape}; this model takes {self._defaults[name].shape}."
+                )
+        return SlotBuffers(weight=np.ascontiguousarray(weight), bias=np.ascontiguousarray(bias))
+
+    def run(
+        self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
+    ) -> SessionOutput:
+        """Run one batch; see `Session.run`."""
+        has_features = with_features and FEATURES in self._outputs
+        found = self._fetch([self._logits_name, *([FEATURES] if has_features else [])], images, slots)
+        return SessionOutput(logits=found[0], features=found[1] if has_features else None)
+
+    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
+        """Run one batch and fetch the model's own choice; see `Session.top`."""
+        if not {TOP_PROBABILITIES, TOP_CLASS_IDS} <= self._outputs.keys():
+            return None
+        probabilities, columns = self._fetch([TOP_PROBABILITIES, TOP_CLASS_IDS], images, slots)
+        return TopOutput(probabilities=probabilities, columns=columns)
+
+    def _fetch(self, names: list[str], images: NDArray[np.generic], slots: SlotBuffers | None) -> list[NDArray[Any]]:
+        # OpenVINO would convert another type without a word.
+        if images.dtype != self._input_dtype:
+            raise self._refusal(images, "the types differ")
+        given = self._defaults if slots is None else {SLOT_WEIGHT: slots.weight, SLOT_BIAS: slots.bias}
+        with self._requests.lend() as request:
+            try:
+                outputs = request.infer({self._input_name: images, **given}, share_inputs=True, share_outputs=True)
+            except Exception as error:  # OpenVINO raises RuntimeError for everything
+                raise self._refusal(images, str(error)) from error
+            # The request's own memory, which its next run writes to: so these are copies.
+            return [np.array(outputs[self._outputs[name]]) for name in names]
+
+    def _refusal(self, images: NDArray[np.generic], reason: str) -> RuntimeFailureError:
+        return RuntimeFailureError(
+            f"OpenVINO could not run the model on an input of shape {images.shape} and type {images.dtype}; it expects "
+            f"{self._input_shape} and {self._input_dtype}: {reason}"
+        )
+
+
+def load_openvino_session(model: Path, *, num_threads: int | None = None) -> OpenVINOSession:
+    """Load a model in OpenVINO.
+
+    It computes in float32: OpenVINO's own default is bfloat16 on CPUs that have it, 5e-4 off.
+
+    Args:
+        model: A `.onnx` file, or a `.xml` with its `.bin` beside it.
+        num_threads: Threads of one request; `None` lets OpenVINO use every core.
+
+    Raises:
+        MissingDependencyError: If OpenVINO is not installed.
+        ModelLoadError: If it cannot load the model.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingDependencyError(
+            "The runtime 'openvino' needs OpenVINO: pip install 'icis-deploy[openvino]'."
+        ) from error
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if num_threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = num_threads
+    core = openvino.Core()
+    try:
+        network = core.read_model(model)
+        defaults = _make_slots_inputs(network)
+        compiled = core.compile_model(network, "CPU", settings)
+    except Exception as error:  # see OpenVINOSession.run
+        raise ModelLoadError(f"OpenVINO cannot load the model {model}: {error}") from error
+    return OpenVINOSession(compiled, defaults)
+
+
+def _make_slots_inputs(network: Any) -> dict[str, NDArray[np.float32]]:
+    """Make inputs of the slots, in place; return what they held, by name."""
+    from openvino import opset13
+
+    defaults: dict[str, NDArray[np.float32]] = {}
+    for node in network.get_ops():
+        name = node.get_friendly_name()
+        if node.get_type_name() == "Constant" and name in {SLOT_WEIGHT, SLOT_BIAS}:
+            defaults[name] = np.array(node.data, dtype=np.float32)
+            slots = opset13.parameter(list(node.shape), node.get_element_type(), name)
+            slots.output(0).set_names({name})
+            node.output(0).replace(slots.output(0))
+            network.add_parameters([slots])
+    network.validate_nodes_and_infer_types()
+    return defaults

@@ -1,0 +1,106 @@
+"""The one choice of a runtime, and the session that a bundle gets in it.
+
+    onnxruntime             model.onnx on the CPU: the default
+    onnxruntime-cuda        model.onnx on an NVIDIA GPU
+    onnxruntime-tensorrt    the same through ONNX Runtime's TensorRT provider, which builds an engine on first use
+    openvino                model.onnx, or the bundle's openvino/ where it has one, on the CPU
+    tensorrt, tensorrt-rtx  the bundle's engine, on an NVIDIA GPU
+
+Rules:
+
+1. What was asked for is what runs. A runtime that would quietly use another device is refused.
+2. Libraries are imported when their runtime is chosen, so that a device needs the one that it uses. This module itself
+   imports nothing heavy, as the command line offers its names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from icis_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from icis_deploy.bundle import Bundle
+    from icis_deploy.runtime.session import Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """Which runtime a model is loaded in, and how.
+
+    Raises:
+        UsageError: On construction, if there is no such runtime, or a number is not positive.
+    """
+
+    name: str = "onnxruntime"
+    """One of `RUNTIME_NAMES`."""
+
+    num_threads: int | None = None
+    """Threads inside one operator on the CPU; `None` lets the runtime use every core."""
+
+    def __post_init__(self) -> None:
+        if self.name not in RUNTIME_NAMES:
+            raise UsageError(f"There is no runtime {self.name!r}; choose one of {', '.join(RUNTIME_NAMES)}.")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise UsageError(f"{self.num_threads} threads were asked for; expected at least 1.")
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether this is the runtime that every bundle was checked in when it was exported."""
+        return self.name == "onnxruntime"
+
+
+def runtime_from(runtime: Runtime | str, *, num_threads: int | None = None) -> Runtime:
+    """Return a runtime from its name, or as it is.
+
+    Args:
+        runtime: A name of `RUNTIME_NAMES`, or a runtime.
+        num_threads: Takes the place of what the runtime says, unless `None`.
+
+    Raises:
+        UsageError: If there is no such runtime.
+    """
+    found = Runtime(name=runtime) if isinstance(runtime, str) else runtime
+    return found if num_threads is None else replace(found, num_threads=num_threads)
+
+
+def open_session(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
+    """Load a bundle's model in a runtime.
+
+    Args:
+        folder: The bundle's files, which the caller has compared with the manifest.
+        bundle: What its manifest says, or will say.
+        runtime: Where to load it.
+
+    Raises:
+        MissingDependencyError: If the runtime, or the device that it needs, is not there.
+        ModelLoadError: If it cannot load the model.
+    """
+    return _OPENERS[runtime.name](folder, bundle, runtime)
+
+
+def _open_onnxruntime(folder: Path, _bundle: Bundle, runtime: Runtime) -> Session:
+    from icis_deploy.bundle import MODEL_NAME
+    from icis_deploy.runtime.onnxruntime_session import load_session
+
+    return load_session(folder / MODEL_NAME, num_threads=runtime.num_threads)
+
+
+def _open_openvino(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
+    from icis_deploy.bundle import MODEL_NAME
+    from icis_deploy.runtime.openvino_session import OPENVINO_NAME, load_openvino_session
+
+    model = folder / (OPENVINO_NAME if OPENVINO_NAME in bundle.files else MODEL_NAME)
+    return load_openvino_session(model, num_threads=runtime.num_threads)
+
+
+_OPENERS: dict[str, Callable[[Path, Bundle, Runtime], Session]] = {
+    "onnxruntime": _open_onnxruntime,
+    "openvino": _open_openvino,
+}
+
+RUNTIME_NAMES = tuple(_OPENERS)
+"""Every runtime that a bundle can be opened in, the default first."""

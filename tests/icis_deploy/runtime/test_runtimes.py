@@ -1,0 +1,108 @@
+"""The choice of a runtime, and that every runtime that works here answers as ONNX Runtime does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, UsageError
+from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.runtimes import RUNTIME_NAMES, Runtime, runtime_from
+from tests.icis_deploy.runtime.bundles import (
+    FEATURE_DIM,
+    TAILS,
+    features_of,
+    images,
+    make_update,
+    seen_head,
+    trust,
+    write_bundle,
+)
+
+
+def test_onnxruntime_is_the_default_and_the_one_that_bundles_were_checked_in():
+    assert RUNTIME_NAMES[0] == Runtime().name == "onnxruntime"
+    assert [name for name in RUNTIME_NAMES if Runtime(name=name).is_reference] == ["onnxruntime"]
+
+
+def test_a_runtime_comes_from_its_name_or_stays_as_it_is():
+    assert runtime_from("openvino") == Runtime(name="openvino")
+    assert runtime_from(Runtime(num_threads=2)) == Runtime(num_threads=2)
+    assert runtime_from(Runtime(num_threads=2), num_threads=1) == Runtime(num_threads=1)
+
+
+def test_an_unknown_runtime_is_an_error_that_lists_the_known_ones(bundle_folder):
+    with pytest.raises(UsageError, match=r"^There is no runtime 'onnx'; choose one of onnxruntime, "):
+        Device.open(bundle_folder, runtime="onnx")
+
+
+def test_a_runtime_without_threads_is_an_error():
+    with pytest.raises(UsageError, match=r"^0 threads were asked for; expected at least 1\.$"):
+        Runtime(num_threads=0)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("score_kind", TAILS)
+def test_a_device_answers_takes_updates_and_rolls_back_in_every_runtime(runtime, score_kind, tmp_path, keys, signed):
+    folder = write_bundle(tmp_path / "bundle", score_kind=score_kind)
+    trust(folder, keys.public_path)
+    reference = Device.open(folder, num_threads=1)
+    device = Device.open(folder, runtime=runtime, num_threads=1)
+    batch = images(5)
+
+    before = device.logits(batch)
+    np.testing.assert_allclose(before.values, reference.logits(batch).values, atol=2e-6)
+    device.apply(signed(make_update("okapi", "zebra")))
+    reference.refresh()
+    after = device.logits(batch)
+    assert after.class_names == ("cat", "dog", "owl", "okapi", "zebra")
+    np.testing.assert_allclose(after.values, reference.logits(batch).values, atol=2e-6)
+    assert np.abs(after.values[:, 3:]).max() > 0.1
+    device.rollback()
+    np.testing.assert_array_equal(device.logits(batch).values, before.values)
+
+
+def test_a_fused_head_answers_in_openvino(tmp_path):
+    device = Device.open(write_bundle(tmp_path / "fused", capacity=0), runtime="openvino", num_threads=1)
+
+    expected = seen_head().logits(features_of(images(3)))
+    np.testing.assert_allclose(device.logits(images(3)).values, expected, atol=2e-6)
+    with pytest.raises(RuntimeFailureError, match=r"its head is fused\. Export it with --head updatable\.$"):
+        device.session.load_slots(np.zeros((1, FEATURE_DIM), np.float32), np.zeros(1, np.float32))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("batch", [images(2)[:, :5], images(2).astype(np.float64)])
+def test_an_input_of_another_shape_or_type_is_an_error_that_states_both(runtime, batch, bundle_folder):
+    device = Device.open(bundle_folder, runtime=runtime)
+
+    with pytest.raises(RuntimeFailureError, match=r"on an input of shape \(2, \d\) and type float\d\d; it expects .*6"):
+        device.logits(batch)
+
+
+def test_openvino_gives_the_baked_slots_where_none_are_fed_and_refuses_slots_of_another_shape(bundle_folder):
+    device = Device.open(bundle_folder, runtime="openvino", num_threads=1)
+
+    baked = device.session.run(images(2), with_features=True)
+    assert (baked.logits[:, 3:] < -1e4).all()
+    np.testing.assert_allclose(baked.features, features_of(images(2)), atol=2e-6)
+    assert device.session.run(images(2)).features is None
+    with pytest.raises(RuntimeFailureError, match=r"^The slots' slot_bias has shape \(5,\); this model takes \(4,\)\."):
+        device.session.load_slots(np.zeros((4, FEATURE_DIM), np.float32), np.zeros(5, np.float32))
+
+
+def test_a_runtime_that_is_not_installed_is_an_error_that_names_the_extra(bundle_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+    with pytest.raises(MissingDependencyError, match=r"pip install 'icis-deploy\[openvino\]'\.$"):
+        Device.open(bundle_folder, runtime="openvino")
+
+
+def test_offering_the_names_of_runtimes_loads_no_library():
+    code = "import sys, icis_deploy.runtime.runtimes; print({'numpy', 'onnxruntime', 'openvino'} & sys.modules.keys())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert result.stdout == "set()\n"
