@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,8 @@ class Comparison:
     num_rounds: int
     """Rounds in which both were measured."""
 
+    DERIVED: ClassVar = ("verdict",)
+
     @property
     def verdict(self) -> Verdict:
         """`faster`, `equal` or `slower` if the whole interval says so, else `inconclusive`."""
@@ -63,20 +65,6 @@ class Comparison:
         if self.ratio.low >= lowest_equal and self.ratio.high <= highest_equal:
             return "equal"
         return "inconclusive"
-
-    def to_json(self) -> dict[str, object]:
-        """Return this comparison as values that `json.dumps` takes; an end of the interval that is unknown is None."""
-        return {
-            "label": self.label,
-            "against": self.against,
-            "ratio": self.ratio.value,
-            "ratio_low": self.ratio.low if self.ratio.low > 0 else None,
-            "ratio_high": self.ratio.high if np.isfinite(self.ratio.high) else None,
-            "confidence": CONFIDENCE,
-            "margin": self.margin,
-            "num_rounds": self.num_rounds,
-            "verdict": self.verdict,
-        }
 
 
 def compare(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,22 +39,14 @@ class Trend:
     change: Interval
     """As a fraction of the beginning: 0.1 for 10 % slower at the end; with its 99 % interval."""
 
+    DERIVED: ClassVar = ("verdict",)
+
     @property
     def verdict(self) -> Literal["steady", "rising", "falling"]:
         """`rising` or `falling` if the whole interval is beyond the margin of 3 %, else `steady`."""
         if self.change.low > DRIFT_MARGIN:
             return "rising"
         return "falling" if self.change.high < -DRIFT_MARGIN else "steady"
-
-    def to_json(self) -> dict[str, object]:
-        """Return this trend as values that `json.dumps` takes."""
-        return {
-            "change": self.change.value,
-            "change_low": self.change.low,
-            "change_high": self.change.high,
-            "margin": DRIFT_MARGIN,
-            "verdict": self.verdict,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +58,6 @@ class Steadiness:
 
     interference: tuple[str, ...]
     """Signs that others used the machine."""
-
-    def to_json(self) -> dict[str, object]:
-        """Return this as values that `json.dumps` takes."""
-        return {"throttling": list(self.throttling), "interference": list(self.interference)}
 
 
 def trend(times_s: Sequence[float], values: Sequence[float]) -> Trend | None:

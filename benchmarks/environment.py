@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
 from benchmarks.gpu import read_gpus
 from benchmarks.system_files import (
@@ -82,6 +83,8 @@ class Environment:
     missing: Mapping[str, str]
     """Why a value is None, by `section.name`."""
 
+    DERIVED: ClassVar = ("name", "fingerprint")
+
     @property
     def fingerprint(self) -> str:
         """12 hexadecimal digits: equal on machines of the same make, whatever is installed on them."""
@@ -107,15 +110,6 @@ class Environment:
             parts += [str(each["name"]) for each in gpus]
         parts += [str(board[kind]) for kind in ("virtualization", "container") if board[kind] not in (None, "none")]
         return ", ".join(parts)
-
-    def to_json(self) -> dict[str, object]:
-        """Return this environment as values that `json.dumps` takes."""
-        return {
-            "name": self.name,
-            "fingerprint": self.fingerprint,
-            **{section: dict(values) for section, values in self.sections.items()},
-            "missing": dict(self.missing),
-        }
 
 
 def read_environment(root: Path = SYSTEM_ROOT) -> Environment:

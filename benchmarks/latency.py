@@ -31,7 +31,6 @@ from benchmarks.comparison import Comparison, compare
 from benchmarks.drift import Steadiness, Trend, find_disturbances, trend
 from benchmarks.machine_state import MachineState
 from benchmarks.percentiles import (
-    CONFIDENCE,
     Histogram,
     Interval,
     Percentile,
@@ -126,24 +125,6 @@ class LatencyReport:
     drift: Trend | None
     """How the latency changed during the run; None where there are too few rounds to say."""
 
-    def to_json(self) -> dict[str, object]:
-        """Return this report as values that `json.dumps` takes."""
-        return {
-            "label": self.label,
-            "num_queries": self.num_queries,
-            "median_ms": self.median_ms.value,
-            "median_low_ms": self.median_ms.low,
-            "median_high_ms": self.median_ms.high,
-            "confidence": CONFIDENCE,
-            "mean_ms": self.mean_ms,
-            "min_ms": self.min_ms,
-            "max_ms": self.max_ms,
-            "percentiles": [percentile.to_json() for percentile in self.percentiles],
-            "histogram": self.histogram.to_json(),
-            "warm_up": self.warm_up.to_json(),
-            "drift": None if self.drift is None else self.drift.to_json(),
-        }
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
@@ -178,20 +159,6 @@ class Measurement:
 
     steadiness: Steadiness
     """What disturbed the run."""
-
-    def to_json(self) -> dict[str, object]:
-        """Return this measurement as values that `json.dumps` takes."""
-        return {
-            "latencies": [report.to_json() for report in self.latencies],
-            "comparisons": [comparison.to_json() for comparison in self.comparisons],
-            "num_rounds": self.num_rounds,
-            "duration_s": self.duration_s,
-            "stopped_by": self.stopped_by,
-            "clock_overhead_ns": self.clock_overhead_ns,
-            "probe": None if self.probe is None else self.probe.to_json(),
-            "machine": {"before": self.before.to_json(), "after": self.after.to_json()},
-            "steadiness": self.steadiness.to_json(),
-        }
 
 
 def measure(

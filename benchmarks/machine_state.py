@@ -65,20 +65,6 @@ class MachineState:
     missing: Mapping[str, str] | None = None
     """Why a value is None, by the value's name."""
 
-    def to_json(self) -> dict[str, object]:
-        """Return what a reader of a report wants to see, as values that `json.dumps` takes."""
-        return {
-            "cpu_mhz": self.cpu_mhz,
-            "gpu_mhz": self.gpu_mhz,
-            "temperature_c": self.temperature_c,
-            "gpu_temperature_c": self.gpu_temperature_c,
-            "power_w": self.power_w,
-            "gpu_power_w": self.gpu_power_w,
-            "num_throttles": self.num_throttles,
-            "throttle_reasons": list(self.throttle_reasons),
-            "missing": dict(self.missing or {}),
-        }
-
 
 def read_machine_state(root: Path = SYSTEM_ROOT) -> MachineState:
     """Return the state of this machine.

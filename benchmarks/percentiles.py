@@ -57,16 +57,6 @@ class Percentile:
         """The value with its unit, or "needs N"."""
         return f"needs {self.num_needed:,}" if self.value_ms is None else f"{self.value_ms:.3f} ms"
 
-    def to_json(self) -> dict[str, object]:
-        """Return this percentile as values that `json.dumps` takes."""
-        return {
-            "percent": self.percent,
-            "num_queries": self.num_queries,
-            "num_needed": self.num_needed,
-            "value_ms": self.value_ms,
-            "upper_bound_ms": self.upper_bound_ms,
-        }
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
@@ -204,10 +194,6 @@ class Histogram:
 
     counts: tuple[int, ...]
     """`(num_bins,)` queries in each bin."""
-
-    def to_json(self) -> dict[str, object]:
-        """Return this histogram as values that `json.dumps` takes."""
-        return {"edges_ms": list(self.edges_ms), "counts": list(self.counts)}
 
 
 def histogram_of(latencies_ms: Float64) -> Histogram:

@@ -81,15 +81,6 @@ class WarmUp:
     stable: bool
     """False: the warm-up's share of the budget ran out first, and the figures may still hold some of it."""
 
-    def to_json(self) -> dict[str, object]:
-        """Return this as values that `json.dumps` takes."""
-        return {
-            "num_queries": self.num_queries,
-            "duration_s": self.duration_s,
-            "first_query_ms": self.first_query_ms,
-            "stable": self.stable,
-        }
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from benchmarks.system_files import SYSTEM_ROOT, Unavailable, read_fields
 from icis_deploy.errors import LoadError, RuntimeFailureError, UsageError
@@ -89,23 +89,17 @@ class StartupReport:
     missing: Mapping[str, str]
     """Why a value is None, by the value's name."""
 
+    DERIVED: ClassVar = ("medians",)
+
+    @property
+    def medians(self) -> Mapping[str, float | None]:
+        """Median over the runs of every field of `Start`, None where no run has it."""
+        return {name: self.median(name) for name in Start.__dataclass_fields__}
+
     def median(self, name: str) -> float | None:
         """Return the median over the runs of a field of `Start`, None where no run has it."""
         values = [value for start in self.starts if (value := getattr(start, name)) is not None]
         return statistics.median(values) if values else None
-
-    def to_json(self) -> dict[str, object]:
-        """Return this report as values that `json.dumps` takes."""
-        return {
-            "label": self.label,
-            "num_runs": len(self.starts),
-            "size_bytes": self.size_bytes,
-            "page_cache": self.page_cache,
-            **{name: self.median(name) for name in Start.__dataclass_fields__},
-            "cold_start_min_ms": min(start.cold_start_ms for start in self.starts),
-            "cold_start_max_ms": max(start.cold_start_ms for start in self.starts),
-            "missing": dict(self.missing),
-        }
 
 
 def measure_startup(

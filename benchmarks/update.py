@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.json_values import json_from_value
 from benchmarks.percentiles import Percentile, percentile_of
 from benchmarks.rounds import garbage_collector_at_rest
 from icis_deploy.bundle import MODEL_NAME, load_manifest
@@ -68,7 +69,7 @@ class Distribution:
 
     def to_json(self) -> dict[str, object]:
         """Return this distribution as values that `json.dumps` takes."""
-        return {"num_queries": self.num_queries, "median_ms": self.median_ms, "p99": self.p99.to_json()}
+        return {"num_queries": self.num_queries, "median_ms": self.median_ms, "p99": json_from_value(self.p99)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

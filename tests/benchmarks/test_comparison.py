@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.comparison import Comparison, compare, num_averages_outside, pseudomedian
+from benchmarks.json_values import json_from_value, value_from_json
 from benchmarks.percentiles import Interval
 from icis_deploy.errors import UsageError
 
@@ -68,8 +69,9 @@ def test_too_few_rounds_are_inconclusive_however_clear_they_look(num_rounds):
     comparison = compare([2.0] * num_rounds, [1.0] * num_rounds, label="a", against="b", margin=0.02)
 
     assert comparison.verdict == "inconclusive"
-    written = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
-    assert (written["ratio"], written["ratio_low"], written["ratio_high"]) == (pytest.approx(2.0), None, None)
+    written = json.loads(json.dumps(json_from_value(comparison), allow_nan=False))
+    assert written["ratio"] == {"value": pytest.approx(2.0), "low": 0.0, "high": None}
+    assert value_from_json(Comparison, written) == comparison
 
 
 def test_eight_rounds_that_agree_are_enough():

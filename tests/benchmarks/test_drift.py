@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.drift import find_disturbances, trend
+from benchmarks.drift import Steadiness, find_disturbances, trend
+from benchmarks.json_values import json_from_value
 from benchmarks.machine_state import MachineState
 
 
@@ -35,10 +36,10 @@ def test_a_few_interruptions_are_no_trend():
 
 
 def test_a_trend_can_be_written_down():
-    written = json.loads(json.dumps(trend(*values_that_change(0.2)).to_json(), allow_nan=False))
+    written = json.loads(json.dumps(json_from_value(trend(*values_that_change(0.2))), allow_nan=False))
 
     assert written["verdict"] == "rising"
-    assert written["change_low"] < written["change"] < written["change_high"]
+    assert written["change"]["low"] < written["change"]["value"] < written["change"]["high"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_every_sign_of_throttling_is_said_in_words(before, after, probe, sign):
 def test_a_quiet_run_shows_no_sign(before, after):
     found = find_disturbances(MachineState(**before), MachineState(**after), trend(*values_that_change(0.0)))
 
-    assert found.to_json() == {"throttling": [], "interference": []}
+    assert found == Steadiness(throttling=(), interference=())
 
 
 def test_time_taken_by_others_is_interference():

@@ -5,6 +5,7 @@ from importlib import metadata
 import pytest
 
 from benchmarks.environment import read_environment
+from benchmarks.json_values import json_from_value
 
 X86_VIRTUAL = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) Processor\nflags\t\t: fpu sse hypervisor\n"
 X86_METAL = "processor\t: 0\nmodel name\t: AMD Ryzen 7\nflags\t\t: fpu sse\n"
@@ -118,9 +119,8 @@ def test_the_quota_of_a_container_is_read(files, cores, system):
 
 def test_a_system_that_tells_nothing_gives_none_and_the_reasons(tmp_path):
     environment = read_environment(tmp_path)
-    written = environment.to_json()
 
-    assert written["cpu"]["governor"] is None
+    assert environment.sections["cpu"]["governor"] is None
     assert environment.missing["cpu.governor"] == "no /sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"
     assert environment.missing["memory.total_bytes"] == "no /proc/meminfo"
     assert environment.name
@@ -150,20 +150,19 @@ def test_the_fingerprint_is_the_machines_and_not_the_days(system):
 
 
 def test_this_machine_can_be_read_and_written_down():
-    written = json.loads(json.dumps(read_environment().to_json(), allow_nan=False))
+    written = json.loads(json.dumps(json_from_value(read_environment()), allow_nan=False))
 
-    assert written["versions"]["numpy"] == metadata.version("numpy")
-    assert written["system"]["python"].endswith(platform.python_version())
-    sections = {section: values for section, values in written.items() if isinstance(values, dict)}
-    reasons = sections.pop("missing")
+    sections = written["sections"]
+    assert sections["versions"]["numpy"] == metadata.version("numpy")
+    assert sections["system"]["python"].endswith(platform.python_version())
     for section, values in sections.items():
         for name, value in values.items():
-            assert (value is None) == (f"{section}.{name}" in reasons)
+            assert (value is None) == (f"{section}.{name}" in written["missing"])
 
 
 def test_a_result_names_nobody(monkeypatch):
     monkeypatch.setenv("USER", "somebody-by-name")
-    written = json.dumps(read_environment().to_json())
+    written = json.dumps(json_from_value(read_environment()))
 
     assert "somebody-by-name" not in written
     assert f'"{platform.node()}"' not in written

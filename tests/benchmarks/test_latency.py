@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.latency import Plan, measure
+from benchmarks.json_values import json_from_value, value_from_json
+from benchmarks.latency import Measurement, Plan, measure
 from benchmarks.machine_state import MachineState
 from icis_deploy.errors import RuntimeFailureError, UsageError
 
@@ -178,20 +179,22 @@ def test_says_what_the_machine_said_of_itself_after_the_warm_up_and_at_the_end(v
     measurement = measure({"a": heating}, instruments=machine.instruments)
     assert (measurement.before.cpu_mhz, measurement.after.temperature_c) == (2000.0, 91.0)
     assert measurement.steadiness.throttling == ("the processor clock fell from 2000 to 1000 MHz",)
-    assert measurement.to_json()["machine"]["before"]["missing"] == {"power_w": "no sensor"}
+    assert measurement.before.missing == {"power_w": "no sensor"}
 
 
 def test_a_measurement_in_real_time_can_be_written_down_and_read_back():
     values = np.random.default_rng(0).normal(size=2000)
     measurement = measure({"sort": lambda: np.sort(values), "sum": values.sum}, plan=Plan(num_queries=64, budget_s=1.0))
-    written = json.loads(json.dumps(measurement.to_json(), allow_nan=False))
+    written = json.loads(json.dumps(json_from_value(measurement), allow_nan=False))
 
     assert [report["label"] for report in written["latencies"]] == ["sort", "sum"]
     sort = written["latencies"][0]
-    assert 0 < sort["min_ms"] <= sort["median_low_ms"] <= sort["median_ms"] <= sort["median_high_ms"] <= sort["max_ms"]
+    median = sort["median_ms"]
+    assert 0 < sort["min_ms"] <= median["low"] <= median["value"] <= median["high"] <= sort["max_ms"]
     assert sum(sort["histogram"]["counts"]) == sort["num_queries"]
     assert [(each["label"], each["against"]) for each in written["comparisons"]] == [("sum", "sort")]
     assert written["clock_overhead_ns"] >= 0
+    assert value_from_json(Measurement, written) == measurement
 
 
 def test_a_failing_call_is_named(virtual_machine):

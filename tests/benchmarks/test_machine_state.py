@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from benchmarks.json_values import json_from_value
 from benchmarks.machine_state import read_machine_state
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -126,7 +127,7 @@ def test_files_of_another_form_are_no_error(files, name, reason, system):
 
 
 def test_this_machine_can_be_read_and_written_down():
-    written = json.loads(json.dumps(read_machine_state().to_json(), allow_nan=False))
+    written = json.loads(json.dumps(json_from_value(read_machine_state()), allow_nan=False))
 
     values = {name: value for name, value in written.items() if name not in ("missing", "throttle_reasons")}
     assert all((value is None) == (name in written["missing"]) for name, value in values.items())

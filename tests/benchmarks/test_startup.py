@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import startup
+from benchmarks.json_values import json_from_value
 from benchmarks.startup import StartupReport, measure_startup, peak_memory_bytes
 from benchmarks.system_files import Unavailable
 from icis_deploy.errors import LoadError, RuntimeFailureError, UsageError
@@ -114,12 +115,12 @@ def test_modules_of_the_same_names_in_the_current_folder_do_no_harm(tmp_path, mo
 
 def test_a_report_states_medians_and_can_be_written_down():
     report = measure_startup("nap", "some_factories:sleeper", {"load_s": 0.0, "first_s": 0.0}, num_runs=3)
-    written = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    written = json.loads(json.dumps(json_from_value(report), allow_nan=False))
 
-    assert (written["label"], written["num_runs"]) == ("nap", 3)
-    assert written["cold_start_ms"] == sorted(start.cold_start_ms for start in report.starts)[1]
-    assert written["cold_start_min_ms"] <= written["cold_start_ms"] <= written["cold_start_max_ms"]
-    assert (written["device_memory_bytes"] is None) == ("device_memory_bytes" in written["missing"])
+    medians = written["medians"]
+    assert (written["label"], len(written["starts"])) == ("nap", 3)
+    assert medians["cold_start_ms"] == sorted(start.cold_start_ms for start in report.starts)[1]
+    assert (medians["device_memory_bytes"] is None) == ("device_memory_bytes" in written["missing"])
 
 
 def test_a_value_that_no_run_has_has_no_median():

@@ -1,0 +1,335 @@
+"""The parts of a benchmark result; `results.py` puts them together and writes them down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.latency import Measurement
+from benchmarks.percentiles import Interval, Percentile
+from benchmarks.startup import StartupReport
+
+HeadKind = Literal["original", "fused", "updatable", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One thing that was measured: a model in a runtime."""
+
+    name: str
+    """What it is called in this result; latencies and comparisons refer to it."""
+
+    head_kind: HeadKind
+    """`original`: the model before injection; `fused` or `updatable`: a bundle; `other`: another way to do the same."""
+
+    precision: str
+    """Of the weights, such as `fp32`, `fp16` or `int8`."""
+
+    runtime: str
+    """What runs it, such as `onnxruntime`."""
+
+    provider: str | None
+    """What the runtime says that it really runs on, such as `CPUExecutionProvider`."""
+
+    num_threads: int | None
+    """Threads inside one operator; null where the runtime was left to choose."""
+
+    num_classes: int
+    """Classes that an answer chooses among."""
+
+    num_seen: int
+    """How many of them the original model knew."""
+
+    capacity: int
+    """Slots; 0 where the head has none."""
+
+    size_bytes: int
+    """Size of the model's files."""
+
+    startup: StartupReport | None
+    """Load, first inference and peak memory, in fresh processes."""
+
+    accuracy: Accuracy | None
+    """How right it is, on labelled images or features."""
+
+    parity: tuple[Parity, ...]
+    """How near its logits are to those of others on the same inputs."""
+
+    add_classes: AddClasses | None
+    """How long it takes until an answer chooses among more classes."""
+
+    missing: Mapping[str, str]
+    """Why something that was asked for is not here, by its name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Accuracy on seen and unseen classes; macro averages, fractions of 1, null where no image speaks for one."""
+
+    T: float | None
+    """Images of unseen classes, choosing among the unseen classes."""
+
+    U: float | None
+    """Images of unseen classes, choosing among all classes."""
+
+    S: float | None
+    """Images of seen classes, choosing among all classes."""
+
+    H: float | None
+    """Harmonic mean of U and S."""
+
+    S_original: float | None
+    """Images of seen classes, the original model's classes alone."""
+
+    num_seen_images: int
+    """Images that S stands on."""
+
+    num_unseen_images: int
+    """Images that T and U stand on."""
+
+    num_seen_taken_for_unseen: int
+    """Images of seen classes for which an unseen class won."""
+
+    num_unseen_taken_for_seen: int
+    """Images of unseen classes for which a seen class won."""
+
+    confusions: tuple[Confusion, ...]
+    """The most frequent pairs behind these two numbers, most frequent first."""
+
+    classes: tuple[ClassAccuracy, ...]
+    """Every class that has images."""
+
+    source: str
+    """What it was measured on, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confusion:
+    """Images of one class taken for a class on the other side of the seen / unseen line."""
+
+    label: str
+    """The class that the images are of."""
+
+    prediction: str
+    """The class that they were taken for."""
+
+    num_images: int
+    """How many there were."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassAccuracy:
+    """Accuracy on one class."""
+
+    name: str
+    """The class."""
+
+    is_seen: bool
+    """Whether the original model knew it."""
+
+    num_images: int
+    """Images of it."""
+
+    accuracy: float
+    """Fraction of them that were recognised, choosing among all classes."""
+
+    change: float | None
+    """Accuracy less the original model's, -1 to 1; null for an unseen class, or without an original."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """How near a target's logits are to those of another on the same inputs, over the classes that both have."""
+
+    against: str
+    """Name of the other target."""
+
+    num_images: int
+    """Inputs that both were run on."""
+
+    num_classes: int
+    """Classes that both have."""
+
+    agreement: float
+    """Fraction of the inputs for which both choose the same class, near-ties counted too."""
+
+    max_scaled_error: float
+    """Greatest difference of two logits, in standard deviations of the other's logits."""
+
+    p999_scaled_error: float
+    """99.9th percentile of the differences, likewise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How long something took that was timed by hand, a number of times."""
+
+    num_queries: int
+    """How often."""
+
+    median_ms: float
+    """Median, milliseconds."""
+
+    p99: Percentile
+    """99th percentile, or how many queries it would take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddClasses:
+    """How long it takes until an answer chooses among more classes, and what that stands on."""
+
+    num_classes: int
+    """Classes added at once."""
+
+    timing: Timing
+    """From the rows, or the descriptors, in memory to the first answer."""
+
+    how: str
+    """What has to be done, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRun:
+    """All targets, measured in turn with one batch size."""
+
+    batch_size: int
+    """Images in a query."""
+
+    measurement: Measurement
+    """Latencies and comparisons; labels are names of targets. One query is one batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phases:
+    """Where the time of a query goes on a device with memory of its own."""
+
+    target: str
+    """Name of the target."""
+
+    batch_size: int
+    """Images in a query."""
+
+    host_to_device_ms: Interval
+    """Copying the input there, median."""
+
+    compute_ms: Interval
+    """The model alone, median."""
+
+    device_to_host_ms: Interval
+    """Copying the logits back, median."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One target under one load, as MLPerf LoadGen or the class-swap test generates it."""
+
+    name: Literal["single-stream", "multi-stream", "server", "offline", "class-swap"]
+    """Kind of load."""
+
+    target: str
+    """Name of the target."""
+
+    valid: bool
+    """Whether the rules of the scenario were kept; a figure of an invalid run says nothing."""
+
+    reasons: tuple[str, ...]
+    """Why it is not valid, in words."""
+
+    num_queries: int
+    """Queries made."""
+
+    samples_per_query: int
+    """Images in a query."""
+
+    duration_s: float
+    """Seconds."""
+
+    samples_per_s: float
+    """Images answered in a second."""
+
+    latency: LatencySummary | None
+    """Latency of a query; null for offline, which has a single one."""
+
+    details: Mapping[str, object]
+    """What the load generator itself reports, by its own names."""
+
+    logs: str | None
+    """Folder of its logs, as it was given on the command line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencySummary:
+    """Latency of the queries of a scenario."""
+
+    median_ms: float
+    """Median, milliseconds."""
+
+    percentiles: tuple[Percentile, ...]
+    """Those that the number of queries allows, and what the others need."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateLatency:
+    """How long a class update takes, beside other ways to change a head."""
+
+    num_new_classes: int
+    """Classes in each update."""
+
+    capacity: int
+    """Slots of the head."""
+
+    feature_dim: int
+    """Width of a feature."""
+
+    update_bytes: int
+    """Size of an update's file."""
+
+    ways: Mapping[str, Timing]
+    """From the file, or the rows, to the first answer, by way."""
+
+    parts: Mapping[str, Timing]
+    """The class update's own, by part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalePoint:
+    """A head with so many classes."""
+
+    num_classes: int
+    """Classes of the head."""
+
+    head_bytes: int
+    """Bytes of its rows, which every query of batch 1 has to read."""
+
+    latency_ms: Interval
+    """Median of a query of the head alone."""
+
+    roofline_ms: float
+    """`head_bytes` over the measured memory bandwidth: no head that is read from memory is faster."""
+
+    memory_bytes: int | None
+    """Peak memory of a fresh process that has loaded it and answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleSeries:
+    """Latency and memory against the number of classes."""
+
+    head_kind: HeadKind
+    """Kind of the head."""
+
+    feature_dim: int
+    """Width of a feature."""
+
+    batch_size: int
+    """Images in a query."""
+
+    num_threads: int
+    """Threads of the runtime."""
+
+    bandwidth_bytes_per_s: float
+    """Memory bandwidth measured on this machine with as many threads."""
+
+    points: tuple[ScalePoint, ...]
+    """By ascending number of classes."""

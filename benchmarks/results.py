@@ -1,0 +1,144 @@
+"""What a benchmark found, as one value and as one JSON file, whichever command made it and on whichever machine.
+
+Rules:
+
+1. A result names the machine, the versions and the command it comes from; results of several machines can therefore be
+   merged, and those of different machines are not compared by accident.
+2. Whatever was not measured is null or an empty list; where something was asked for and could not be had, `missing`
+   says why.
+3. Latencies stand with their number of queries, their interval and their distribution, never as a bare figure.
+4. `result.schema.json` is the same format for other languages. Any change of it is a new `SCHEMA_VERSION`; a file of
+   another version is refused, never half understood.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.comparison import Comparison
+from benchmarks.environment import Environment
+from benchmarks.json_values import json_from_value, value_from_json
+from benchmarks.latency import LatencyReport
+from benchmarks.result_values import BatchRun, Phases, ScaleSeries, Scenario, Target, UpdateLatency
+from icis_deploy.errors import ICISDeployError, LoadError
+from icis_deploy.files import read_capped, write_file
+
+SCHEMA_VERSION = 1
+MAX_RESULT_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Everything one run of one command found on one machine."""
+
+    command: Literal["bench", "bench-update", "bench-peers", "bench-scale"]
+    """What made it."""
+
+    created: str
+    """When, as `2026-11-23T09:00:00Z`."""
+
+    settings: Mapping[str, object]
+    """What the command was asked for: preset, batch sizes, threads."""
+
+    environment: Environment
+    """The machine, its system, and versions."""
+
+    targets: tuple[Target, ...] = ()
+    """What was measured."""
+
+    runs: tuple[BatchRun, ...] = ()
+    """Latencies and comparisons, by batch size."""
+
+    phases: tuple[Phases, ...] = ()
+    """Where the time goes on a device with memory of its own."""
+
+    scenarios: tuple[Scenario, ...] = ()
+    """Targets under load."""
+
+    update: UpdateLatency | None = None
+    """How long a class update takes."""
+
+    scale: tuple[ScaleSeries, ...] = ()
+    """Latency and memory against the number of classes."""
+
+    def target(self, name: str) -> Target:
+        """Return the target of a name.
+
+        Raises:
+            KeyError: If there is none.
+        """
+        return {target.name: target for target in self.targets}[name]
+
+    def latencies(self, target: str) -> Iterator[tuple[int, LatencyReport]]:
+        """Yield batch size and latency of a target, by ascending batch size."""
+        for run in sorted(self.runs, key=lambda run: run.batch_size):
+            for latency in run.measurement.latencies:
+                if latency.label == target:
+                    yield run.batch_size, latency
+
+    def comparison(self, target: str, batch_size: int) -> Comparison | None:
+        """Return how a target compares with the one that all others are compared with, None for that one itself."""
+        for run in self.runs:
+            for comparison in run.measurement.comparisons:
+                if run.batch_size == batch_size and comparison.label == target:
+                    return comparison
+        return None
+
+
+def images_per_s(latency: LatencyReport, batch_size: int) -> float:
+    """Return the throughput of one query after the other."""
+    return 1000 * batch_size / latency.mean_ms
+
+
+def serialize_result(result: Result) -> bytes:
+    """Return the bytes of a result's file."""
+    values = {"schema_version": SCHEMA_VERSION, **json_from_value(result)}
+    return (json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def parse_result(data: bytes) -> Result:
+    """Return what a result's file says.
+
+    Raises:
+        LoadError: If it is not a result of this schema.
+    """
+    try:
+        values = json.loads(data)
+        schema_version = values.pop("schema_version")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise LoadError("It is not a benchmark result: no JSON object with a `schema_version`.") from error
+    if schema_version != SCHEMA_VERSION:
+        raise LoadError(
+            f"It has schema version {schema_version!r}; this release reads {SCHEMA_VERSION}. Measure again, or use the "
+            f"release that made it."
+        )
+    try:
+        return value_from_json(Result, values)
+    except (TypeError, ValueError, ICISDeployError) as error:
+        raise LoadError(f"It is not a benchmark result: {error}.") from error
+
+
+def load_result(path: Path) -> Result:
+    """Read a result's file.
+
+    Raises:
+        LoadError: If it cannot be read or is not a result of this schema.
+    """
+    data = read_capped(path, max_bytes=MAX_RESULT_BYTES, what="benchmark result", error_type=LoadError)
+    try:
+        return parse_result(data)
+    except LoadError as error:
+        raise LoadError(f"Cannot use {path}. {error}") from error
+
+
+def save_result(result: Result, path: Path) -> None:
+    """Write a result's file.
+
+    Raises:
+        StorageError: If the disk refuses; what was at `path` before is still there.
+    """
+    write_file(path, serialize_result(result))
