@@ -21,7 +21,8 @@ from icis_deploy._version import __version__
 if TYPE_CHECKING:
     from icis_deploy.bundle import Bundle, load_bundle
     from icis_deploy.class_update import ClassUpdate
-    from icis_deploy.descriptor_files import load_descriptors
+    from icis_deploy.describing import describe
+    from icis_deploy.descriptor_files import load_descriptors, save_descriptors
     from icis_deploy.descriptors import Descriptors
     from icis_deploy.envelope import load_update, save_update
     from icis_deploy.errors import ICISDeployError
@@ -36,6 +37,7 @@ _HOMES = {
     "Device": "runtime.device",
     "Head": "head",
     "ICISDeployError": "errors",
+    "describe": "describing",
     "evaluate": "pipeline",
     "export": "pipeline",
     "inject": "pipeline",
@@ -43,6 +45,7 @@ _HOMES = {
     "load_bundle": "bundle",
     "load_descriptors": "descriptor_files",
     "load_update": "envelope",
+    "save_descriptors": "descriptor_files",
     "save_update": "envelope",
     "verify": "pipeline",
 }
@@ -55,6 +58,7 @@ __all__ = [
     "Head",
     "ICISDeployError",
     "__version__",
+    "describe",
     "evaluate",
     "export",
     "inject",
@@ -62,6 +66,7 @@ __all__ = [
     "load_bundle",
     "load_descriptors",
     "load_update",
+    "save_descriptors",
     "save_update",
     "verify",
 ]

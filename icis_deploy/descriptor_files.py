@@ -1,4 +1,4 @@
-"""Read descriptors from the files that people have them in: `.npz`, `.csv`, and xlsa17's `att_splits.mat`."""
+"""Read descriptors from what people have them in (`.npz`, `.csv`, xlsa17's `att_splits.mat`); write them as `.npz`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.descriptors import Descriptors
-from icis_deploy.errors import DescriptorError, MissingDependencyError
-from icis_deploy.files import read_capped
+from icis_deploy.errors import DescriptorError, MissingDependencyError, UsageError
+from icis_deploy.files import read_capped, write_file
 
 MAX_FILE_BYTES = 1 << 32
 
@@ -41,6 +41,20 @@ def load_descriptors(path: Path) -> Descriptors:
         return reader(data)
     except DescriptorError as error:
         raise DescriptorError(f"{path}: {error}") from error
+
+
+def save_descriptors(descriptors: Descriptors, path: Path) -> None:
+    """Write descriptors as an `.npz` file that `load_descriptors` reads; equal descriptors give equal bytes.
+
+    Raises:
+        UsageError: If the file name does not end in `.npz`.
+        StorageError: If it cannot be written; what was there before still is.
+    """
+    if path.suffix.lower() != ".npz":
+        raise UsageError(f"Descriptors are written as .npz; {path} ends in {path.suffix or 'nothing'!r}.")
+    buffer = io.BytesIO()
+    np.savez(buffer, names=np.array(descriptors.class_names), values=descriptors.values)
+    write_file(path, buffer.getvalue())
 
 
 def _read_npz(data: bytes) -> Descriptors:

@@ -12,6 +12,7 @@ import click
 from icis_deploy._version import __version__
 from icis_deploy.cli.bench_update import bench_update
 from icis_deploy.cli.demo import demo
+from icis_deploy.cli.describe import describe
 from icis_deploy.cli.device import apply, classes, disable, enable, history, rollback
 from icis_deploy.cli.evaluate import evaluate
 from icis_deploy.cli.export import export
@@ -27,7 +28,7 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 INTERNAL_ERROR = 4
 COMMANDS = (
-    *(inspect, inject, export, verify, evaluate, predict),
+    *(inspect, describe, inject, export, verify, evaluate, predict),
     *(keygen, sign, verify_update, diff),
     *(apply, rollback, history, classes, enable, disable),
     bench_update,

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 
 from icis_deploy import descriptor_files
-from icis_deploy.descriptor_files import load_descriptors
+from icis_deploy.descriptor_files import load_descriptors, save_descriptors
 from icis_deploy.descriptors import Descriptors
-from icis_deploy.errors import DescriptorError, MissingDependencyError
+from icis_deploy.errors import DescriptorError, MissingDependencyError, UsageError
 
 NAMES = ("ant", "honey bee", "Bärin")
 VALUES = np.array([[1.0, 0.5], [-2.0, 0.25], [3.0, 1e-3]], dtype=np.float32)
@@ -35,6 +35,20 @@ def write(path, data):
 
 def test_an_npz_archive_is_read(tmp_path):
     assert load_descriptors(write_npz(tmp_path / "d.npz", names=np.array(NAMES), values=VALUES)) == EXPECTED
+
+
+def test_what_is_saved_is_read_again_and_has_the_same_bytes_every_time(tmp_path):
+    for name in ("first.npz", "second.npz"):
+        save_descriptors(EXPECTED, tmp_path / name)
+
+    assert load_descriptors(tmp_path / "first.npz") == EXPECTED
+    assert (tmp_path / "first.npz").read_bytes() == (tmp_path / "second.npz").read_bytes()
+
+
+def test_descriptors_are_saved_under_a_name_that_can_be_read_again(tmp_path):
+    with pytest.raises(UsageError, match=r"written as \.npz; .*d\.csv ends in '\.csv'"):
+        save_descriptors(EXPECTED, tmp_path / "d.csv")
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_in_an_npz_archive_may_be_bytes(tmp_path):

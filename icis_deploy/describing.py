@@ -1,0 +1,61 @@
+"""Describe: make the descriptors of classes from what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from icis_deploy.class_names import check_unique, load_class_list
+from icis_deploy.class_texts import ClassTexts, load_class_texts, texts_of
+from icis_deploy.descriptors import Descriptors
+from icis_deploy.errors import UsageError
+
+PathLike = str | Path
+
+
+def describe(
+    classes: PathLike | Sequence[str],
+    *,
+    texts: PathLike | ClassTexts | None = None,
+    vectors: PathLike | None = None,
+    model: PathLike | None = None,
+    templates: Sequence[str] = (),
+) -> Descriptors:
+    """Make a descriptor of unit length for each class from its name, by word vectors or by a text model.
+
+    Args:
+        classes: Class names, or a text file of them; seen and unseen ones together, since one space must hold all.
+        texts: What the classes are called, where their names are ids: a file with class name, tab and text on each
+            line, or a mapping. A class may have several texts; they are averaged.
+        vectors: A file of word vectors in text format; either this or `model`.
+        model: The folder of a transformers or sentence-transformers model, or its name on the Hugging Face hub.
+        templates: Prompts for the model, each with a `{}`; their vectors are averaged.
+
+    Raises:
+        UsageError: If not exactly one of `vectors` and `model` is given, or a template does not fit.
+        DescriptorError: If a class has no text, a word has no vector, or the source cannot be read.
+        MissingDependencyError: If the library that the model needs is not installed.
+    """
+    if (vectors is None) == (model is None):
+        raise UsageError("Give either a file of word vectors or a text model, and not both.")
+    if vectors is not None and templates:
+        raise UsageError("Templates are for a text model; word vectors are looked up by the bare text.")
+    names = load_class_list(Path(classes)) if isinstance(classes, str | Path) else tuple(classes)
+    check_unique(names)
+    known = load_class_texts(Path(texts)) if isinstance(texts, str | Path) else texts
+    found = texts_of(names, known)
+    if vectors is not None:
+        from icis_deploy.word_vectors import describe_with_vectors
+
+        return describe_with_vectors(found, Path(vectors))
+    from icis_deploy.text_encoder import describe_with_model
+
+    return describe_with_model(found, str(model), templates=templates)
+
+
+def twins(descriptors: Descriptors) -> list[tuple[str, ...]]:
+    """Return the groups of classes with the same descriptor, such as the two cranes: no method can tell them apart."""
+    groups: dict[bytes, list[str]] = {}
+    for name, value in zip(descriptors.class_names, descriptors.values, strict=True):
+        groups.setdefault(value.tobytes(), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]

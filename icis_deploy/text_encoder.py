@@ -1,0 +1,228 @@
+"""Descriptors from a text model of transformers or sentence-transformers, in a local folder or on the Hugging Face hub.
+
+How a text becomes one vector is the model's own business, by the first of these that fits:
+
+1. a folder with `modules.json` is a sentence-transformers model: that library loads and pools it;
+2. a text tower that was trained against images (CLIP, SigLIP, ...): `get_text_features` or `text_embeds`;
+3. a bare text tower (`clip_text_model`, `siglip_text_model`): its pooled output;
+4. any other encoder: the mean of its last hidden states over the tokens of the text.
+
+Every prompt's vector is brought to unit length, those of a class are averaged over prompts and texts, and the mean is
+brought to unit length (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021,
+section 3.1.4). Only a model named by its hub name is ever downloaded, and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.class_names import quoted
+from icis_deploy.class_texts import ClassTexts
+from icis_deploy.descriptors import Descriptors
+from icis_deploy.errors import DescriptorError, MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BATCH_SIZE = 64
+INSTALL = "pip install 'icis-deploy[text]'"
+SENTENCE_TEMPLATES = ("{}",)
+IMAGE_TEXT_TEMPLATES = ("a photo of a {}.",)
+"""What CLIP was evaluated with; a bare noun is rare among the captions that it was trained on."""
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextEncoder:
+    """A loaded text model."""
+
+    encode: Callable[[Sequence[str]], Float32]
+    """`(num_texts,)` texts -> `(num_texts, descriptor_dim)` float32, of any length."""
+
+    num_tokens: Callable[[Sequence[str]], list[int]]
+    """How many tokens each text has, special ones included."""
+
+    max_tokens: int
+    """More than these would be cut off."""
+
+    templates: tuple[str, ...]
+    """Prompts that suit the model, `{}` in the place of the text."""
+
+
+def describe_with_model(texts: ClassTexts, model: str, *, templates: Sequence[str] = ()) -> Descriptors:
+    """Return a descriptor of each class: the mean of the model's vectors of all prompts with all its texts.
+
+    Args:
+        texts: One or more texts for each class name.
+        model: A local folder, or a name on the Hugging Face hub, which is then downloaded.
+        templates: Prompts with one `{}` each; by default the bare text, or "a photo of a {}." for a text tower that was
+            trained against images.
+
+    Raises:
+        UsageError: If a template has no `{}`.
+        DescriptorError: If the model cannot be loaded, or a prompt is longer than it can read.
+        MissingDependencyError: If the library that the model needs is not installed.
+    """
+    bad = [template for template in templates if template.count("{}") != 1]
+    if bad:
+        raise UsageError(f"The template {bad[0]!r} needs one {{}}, where the class's text goes.")
+    encoder = load_text_encoder(model)
+    prompts = [
+        (index, template.replace("{}", text))
+        for index, each in enumerate(texts.values())
+        for text in each
+        for template in templates or encoder.templates
+    ]
+    _check_lengths(encoder, [prompt for _, prompt in prompts], model)
+    values = _unit(encoder.encode([prompt for _, prompt in prompts]))  # (num_prompts, descriptor_dim)
+    sums = np.zeros((len(texts), values.shape[1]), dtype=np.float64)
+    np.add.at(sums, [index for index, _ in prompts], values)
+    return Descriptors(values=_unit(sums), class_names=tuple(texts))
+
+
+def load_text_encoder(model: str) -> TextEncoder:
+    """Load a text model.
+
+    Args:
+        model: A local folder, or a name on the Hugging Face hub.
+
+    Raises:
+        DescriptorError: If there is no such model, or it is none of texts.
+        MissingDependencyError: If the library that it needs is not installed.
+    """
+    try:
+        import torch
+        import transformers  # noqa: F401
+        from transformers.utils.hub import has_file
+    except ImportError as error:
+        raise MissingDependencyError(f"Descriptors from a text model need transformers and torch: {INSTALL}") from error
+    is_folder = Path(model).is_dir()
+    if not is_folder and (Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1):
+        raise DescriptorError(
+            f"There is no folder {model}. Expected the folder of a text model (with config.json, tokenizer and "
+            f"weights), or a name on the Hugging Face hub such as openai/clip-vit-base-patch32."
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with _loading(model):
+        if has_file(model, "modules.json", local_files_only=is_folder):
+            return _load_sentence_transformer(model, device, is_folder)
+        return _load_transformer(model, device, is_folder)
+
+
+@contextmanager
+def _loading(model: str) -> Iterator[None]:
+    try:
+        yield
+    except MissingDependencyError:
+        raise
+    except Exception as error:  # transformers, tokenizers, safetensors and the hub raise two dozen types
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DescriptorError(
+            f"Cannot load a text model from {model}: {reason[0]} Expected a folder with config.json, tokenizer and "
+            f"weights, or a name on the Hugging Face hub that this machine can reach."
+        ) from error
+
+
+def _load_sentence_transformer(model: str, device: str, is_folder: bool) -> TextEncoder:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise MissingDependencyError(f"{model} is a sentence-transformers model, which needs: {INSTALL}") from error
+    loaded = SentenceTransformer(model, device=device, local_files_only=is_folder)
+
+    def encode(texts: Sequence[str]) -> Float32:
+        vectors = loaded.encode(list(texts), batch_size=BATCH_SIZE, show_progress_bar=False, convert_to_numpy=True)
+        return np.asarray(vectors, dtype=np.float32)
+
+    return TextEncoder(
+        encode=encode,
+        num_tokens=lambda texts: [len(ids) for ids in loaded.tokenizer(list(texts), truncation=False)["input_ids"]],
+        max_tokens=loaded.max_seq_length or loaded.tokenizer.model_max_length,
+        templates=SENTENCE_TEMPLATES,
+    )
+
+
+def _load_transformer(model: str, device: str, is_folder: bool) -> TextEncoder:
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(model, local_files_only=is_folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=is_folder)
+    # AutoModel would leave out the projection of a text tower that was saved alone.
+    name = next(iter(config.architectures or ()), "")
+    kind = getattr(transformers, name) if name.endswith("TextModelWithProjection") else transformers.AutoModel
+    network = kind.from_pretrained(model, local_files_only=is_folder).to(device).eval()
+    if getattr(config, "is_encoder_decoder", False):
+        network = network.get_encoder()
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    max_tokens = min(tokenizer.model_max_length, config.get_text_config().max_position_embeddings)
+    # SigLIP was trained on texts padded to full length and without a mask, and counts on it.
+    is_siglip = config.model_type.startswith("siglip")
+
+    def encode(texts: Sequence[str]) -> Float32:
+        batches = []
+        for start in range(0, len(texts), BATCH_SIZE):
+            inputs = tokenizer(
+                list(texts[start : start + BATCH_SIZE]),
+                padding="max_length" if is_siglip else True,
+                max_length=max_tokens if is_siglip else None,
+                return_tensors="pt",
+            ).to(device)
+            with torch.inference_mode():
+                batches.append(_pooled(network, inputs, config.model_type).float().cpu().numpy())
+        return np.concatenate(batches)
+
+    return TextEncoder(
+        encode=encode,
+        num_tokens=lambda texts: [len(ids) for ids in tokenizer(list(texts), truncation=False)["input_ids"]],
+        max_tokens=max_tokens,
+        templates=IMAGE_TEXT_TEMPLATES if _is_image_text(network) else SENTENCE_TEMPLATES,
+    )
+
+
+def _is_image_text(network: Any) -> bool:
+    return hasattr(network, "get_text_features") or hasattr(network, "text_projection")
+
+
+def _pooled(network: Any, inputs: Any, model_type: str) -> Tensor:
+    """Return one vector for each text, `(batch, dim)`."""
+    if hasattr(network, "get_text_features"):
+        features = network.get_text_features(**inputs)
+        # A tensor before transformers 5.
+        return features.pooler_output if hasattr(features, "pooler_output") else features  # type: ignore[no-any-return]
+    output = network(**inputs)
+    if getattr(output, "text_embeds", None) is not None:
+        return output.text_embeds  # type: ignore[no-any-return]
+    if model_type.endswith("_text_model"):
+        return output.pooler_output  # type: ignore[no-any-return]
+    states = output.last_hidden_state  # (batch, num_tokens, dim)
+    mask = inputs["attention_mask"].unsqueeze(-1).to(states.dtype)  # (batch, num_tokens, 1)
+    return (states * mask).sum(1) / mask.sum(1)  # type: ignore[no-any-return]
+
+
+def _check_lengths(encoder: TextEncoder, prompts: Sequence[str], model: str) -> None:
+    """Raise `DescriptorError` if a prompt would be cut off."""
+    longest = [
+        prompt
+        for prompt, num_tokens in zip(prompts, encoder.num_tokens(prompts), strict=True)
+        if num_tokens > encoder.max_tokens
+    ]
+    if longest:
+        raise DescriptorError(
+            f"{model} reads {encoder.max_tokens} tokens, and these prompts have more: {quoted(longest)}. Shorten the "
+            f"texts, or split them: a class may have several, which are averaged."
+        )
+
+
+def _unit(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    return values / np.where(lengths > 0, lengths, 1)
