@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from exporters.model_loading import LoadedModel
 from exporters.onnx_files import save_model
 from exporters.parity_gate import check_bundle
 from exporters.scores import score_kind
+from exporters.targets import BuiltTarget, TargetJob, TargetPlan, add_target
 from icis_deploy._version import __version__
 from icis_deploy.bundle import (
     INJECTED_NAME,
@@ -109,7 +111,7 @@ def compacted(table: SlotTable) -> SlotTable:
 
 
 def write_bundle(
-    target: Path,
+    out: Path,
     plan: HeadPlan,
     *,
     loaded: LoadedModel,
@@ -117,35 +119,43 @@ def write_bundle(
     preprocessing: Preprocessing | None,
     images: Sequence[Path] | None,
     trust: Sequence[Path] = (),
+    targets: TargetPlan | None = None,
+    on_target: Callable[[BuiltTarget], None] | None = None,
     overwrite: bool,
 ) -> Bundle:
-    """Write a bundle to `target`, if it passes the parity gate.
+    """Write a bundle to `out`, if it passes the parity gate.
 
     Args:
-        target: The bundle's folder.
+        out: The bundle's folder.
         plan: Which head it gets.
         loaded: The original model; it is not changed.
         location: Its head.
         preprocessing: Goes into the manifest.
         images: Image files for the gate; `None` for seeded inputs.
         trust: Public keys for the bundle's `trust/` folder; not in the manifest, since devices may rotate them.
-        overwrite: Whether a bundle at `target` may be replaced.
+        targets: What the bundle holds beside `model.onnx`.
+        on_target: Told what became of each target, as soon as it is known.
+        overwrite: Whether a bundle at `out` may be replaced.
 
     Raises:
-        GateFailedError: If the gate is not passed. What was built lies in `<target>.rejected` with its report, and
-            `target` is as it was.
-        StorageError: If a file cannot be written; `target` is as it was.
+        GateFailedError: If the gate is not passed. What was built lies in `<out>.rejected` with its report, and `out`
+            is as it was.
+        StorageError: If a file cannot be written; `out` is as it was.
+        ExportError: If a target cannot be built; `out` is as it was.
     """
-    check_free(target, overwrite=overwrite)
-    with new_folder(target, overwrite=overwrite, marker=MANIFEST_NAME) as building:
+    check_free(out, overwrite=overwrite)
+    with new_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as building:
         _write_model(building, plan, loaded, location)
         bundle = _describe(building, plan, loaded, location, preprocessing)
-        reports = check_bundle(
-            building, bundle, loaded=loaded, location=location, expanded=plan.expanded, images=images
-        )
-        bundle = replace(bundle, parity=tuple(report.to_json() for report in reports))
-        if not all(report.passed for report in reports):
-            _reject(building, target, reports)
+        gate = partial(check_bundle, building, loaded=loaded, location=location, expanded=plan.expanded, images=images)
+        bundle = _passed(bundle, MODEL_NAME, gate(bundle), building, out)
+        targets = TargetPlan() if targets is None else targets
+        for target in targets.targets:
+            job = TargetJob(folder=building, bundle=bundle, options=targets.options)
+            bundle, built = add_target(target, job, gate)
+            bundle = _passed(bundle, built.name, built.reports, building, out)
+            if on_target is not None:
+                on_target(built)
         write_file(building / MANIFEST_NAME, serialize_manifest(bundle))
         _write_trust(building / TRUST_FOLDER, trust)
     return bundle
@@ -246,14 +256,22 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _reject(building: Path, target: Path, reports: Sequence[ParityReport]) -> None:
-    rejected = target.with_name(target.name + ".rejected")
-    text = json.dumps([report.to_json() for report in reports], indent=1, allow_nan=False, default=str)
+def _passed(bundle: Bundle, what: str, reports: Sequence[ParityReport], building: Path, out: Path) -> Bundle:
+    """Return the bundle with further reports in it, or reject it if one of them is negative."""
+    bundle = replace(bundle, parity=(*bundle.parity, *(report.to_json() for report in reports)))
+    failures = [failure for report in reports for failure in report.failures]
+    if not all(report.passed for report in reports):
+        _reject(building, out, bundle.parity, f"{what}: {'; '.join(failures)}")
+    return bundle
+
+
+def _reject(building: Path, out: Path, parity: Sequence[Mapping[str, object]], failures: str) -> None:
+    rejected = out.with_name(out.name + ".rejected")
+    text = json.dumps(list(parity), indent=1, allow_nan=False, default=str)
     with new_folder(rejected, overwrite=True, marker=REPORT_NAME) as folder:
         shutil.copytree(building, folder, dirs_exist_ok=True)
         write_file(folder / REPORT_NAME, text.encode())
-    failures = "; ".join(failure for report in reports for failure in report.failures)
     raise GateFailedError(
-        f"The parity gate was not passed: {failures}. No bundle was written to {target}; what was built lies in "
+        f"The parity gate was not passed by {failures}. No bundle was written to {out}; what was built lies in "
         f"{rejected}, with the report in {REPORT_NAME}."
     )

@@ -144,14 +144,18 @@ def check_bundle(
         exported.append(device.logits(inputs).values.astype(np.float64)[: len(batch)])
         slot_failures |= _empty_slot_failures(device, inputs)
     kind, profile = bundle.score_kind, GATE_PROFILES["fp32"]
+    where = "" if runtime is None or runtime.is_reference else f"; the bundle in {runtime.name}"
     expected, ours = np.concatenate(reference), np.concatenate(exported)
     first = compare_logits(
-        expected if kind == "logits" else log_softmax(expected), ours, profile=profile, compared_with=EXPANDED_HEAD
+        expected if kind == "logits" else log_softmax(expected),
+        ours,
+        profile=profile,
+        compared_with=EXPANDED_HEAD + where,
     )
     # The device gives logits, or their logarithms; over fewer classes the latter have to be normalised again.
     seen = ours[:, : bundle.num_seen] if kind == "logits" else log_softmax(ours[:, : bundle.num_seen])
     second = compare_logits(
-        comparable(np.concatenate(original), kind), seen, profile=profile, compared_with=ORIGINAL_MODEL
+        comparable(np.concatenate(original), kind), seen, profile=profile, compared_with=ORIGINAL_MODEL + where
     )
     return replace(first, failures=(*first.failures, *sorted(slot_failures))), second
 

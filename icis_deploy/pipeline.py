@@ -21,7 +21,7 @@ from icis_deploy.descriptor_files import load_descriptors
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.envelope import load_update
 from icis_deploy.errors import BundleError, ImageError, UsageError, WrongBaseError
-from icis_deploy.files import read_capped
+from icis_deploy.files import check_free, read_capped
 from icis_deploy.head import Head
 from icis_deploy.images import load_image_list
 from icis_deploy.parity import ParityReport
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from exporters.head_finding import HeadLocation
     from exporters.model_loading import LoadedModel
+    from exporters.targets import BuiltTarget, TargetOptions
 
 PathLike = str | Path
 BATCH_SIZE = 32
@@ -154,6 +155,9 @@ def export(
     preprocess: PathLike | Preprocessing | None = None,
     images: PathLike | None = None,
     trust: Sequence[PathLike] = (),
+    targets: Sequence[str] = ("onnx",),
+    target_options: TargetOptions | None = None,
+    on_target: Callable[[BuiltTarget], None] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle, if it passes the parity gate.
@@ -168,23 +172,26 @@ def export(
         preprocess: How images are prepared, or a JSON file that says it.
         images: An image list to compare on; seeded inputs by default.
         trust: Public keys whose class updates a device with this bundle takes.
+        targets: What the bundle holds: `onnx`, which is always there, and others of `exporters.targets.TARGETS`.
+        target_options: How they are built.
+        on_target: Told what became of each target, as soon as it is known.
         overwrite: Whether a bundle at `out` may be replaced.
 
     Raises:
         GateFailedError: If the export disagrees with the model; `<out>.rejected` holds it and its report.
         WrongBaseError: If an update was made for another head.
+        MissingDependencyError: If a target cannot be built on this machine.
         ICISDeployError: As `inspect`, and if something cannot be read or written.
     """
     enable_workbench()
     from exporters.bundle_writing import plan_head, write_bundle
-    from icis_deploy.files import check_free
+    from exporters.targets import plan_targets
 
     check_free(Path(out), overwrite=overwrite)
+    planned_targets = plan_targets(targets, target_options)
     parsed = [update if isinstance(update, ClassUpdate) else load_update(Path(update)) for update in updates]
     preprocessing = load_preprocessing(Path(preprocess)) if isinstance(preprocess, str | Path) else preprocess
-    if images is not None and preprocessing is None:
-        raise UsageError("Images can only be compared on with --preprocess, which says how they are prepared.")
-    paths = None if images is None else load_image_list(Path(images)).paths
+    paths = _image_paths(images, preprocessing)
     opened = inspect(model, classes=classes)
     plan = plan_head(_head_of(opened), parsed, head_kind=head, capacity=capacity)
     return write_bundle(
@@ -195,6 +202,8 @@ def export(
         preprocessing=preprocessing,
         images=paths,
         trust=[Path(key) for key in trust],
+        targets=planned_targets,
+        on_target=on_target,
         overwrite=overwrite,
     )
 
@@ -221,9 +230,7 @@ def verify(
 
     folder, chosen = Path(bundle), runtime_from(runtime)
     described = load_bundle(folder)
-    if images is not None and described.preprocessing is None:
-        raise UsageError(f"The bundle {folder} does not state how images are prepared; verify it without --images.")
-    paths = None if images is None else load_image_list(Path(images)).paths
+    paths = _image_paths(images, described.preprocessing)
     opened = inspect(against)
     loaded, location = opened.loaded, opened.location
     if location.num_classes != described.num_seen:
@@ -301,6 +308,18 @@ def evaluate(
         seen=is_seen,
         original_logits=np.where(is_original, padded, -np.inf)[:, is_seen],
     )
+
+
+def _image_paths(images: PathLike | None, preprocessing: Preprocessing | None) -> tuple[Path, ...] | None:
+    """Return the files of an image list to compare on."""
+    if images is None:
+        return None
+    if preprocessing is None:
+        raise UsageError(
+            "Images can only be compared on where it is known how they are prepared: export with --preprocess, or "
+            "leave --images out."
+        )
+    return load_image_list(Path(images)).paths
 
 
 def _head_of(opened: OpenedModel) -> Head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,10 @@ from icis_deploy.cli.output import columns, format_option, print_result
 from icis_deploy.cli.verify import parity_text
 
 if TYPE_CHECKING:
+    from exporters.targets import BuiltTarget
     from icis_deploy.bundle import Bundle
+
+TARGET_NAMES = ("onnx", "openvino")
 
 
 @click.command(short_help="Write a checked bundle that knows the new classes.")
@@ -41,6 +45,13 @@ if TYPE_CHECKING:
     multiple=True,
     help="A public key whose updates the device takes; may be given several times.",
 )
+@click.option(
+    "--target",
+    "targets",
+    type=click.Choice(TARGET_NAMES),
+    multiple=True,
+    help="What the bundle holds beside model.onnx; may be given several times.",
+)
 @click.option("--out", type=NEW_PATH, required=True, help="The bundle's folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 @model_options
@@ -54,6 +65,7 @@ def export(
     preprocess: Path | None,
     images: Path | None,
     trust: tuple[Path, ...],
+    targets: tuple[str, ...],
     out: Path,
     overwrite: bool,
     weights: Path | None,
@@ -67,6 +79,7 @@ def export(
     """
     from icis_deploy.pipeline import export as export_bundle
 
+    built: list[BuiltTarget] = []
     bundle = export_bundle(
         model_source(model, weights, input_shape, head_node),
         classes=classes,
@@ -77,12 +90,15 @@ def export(
         preprocess=preprocess,
         images=images,
         trust=trust,
+        targets=targets,
+        on_target=built.append,
         overwrite=overwrite,
     )
-    print_result(_result(out, bundle), text=f"{_text(out, bundle)}\n\n{parity_text(bundle.parity)}")
+    parts = [_text(out, bundle), *([_targets_text(built)] if built else []), parity_text(bundle.parity)]
+    print_result(_result(out, bundle, built), text="\n\n".join(parts))
 
 
-def _result(out: Path, bundle: Bundle) -> dict[str, Any]:
+def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str, Any]:
     return {
         "bundle": str(out),
         "head": bundle.head_kind,
@@ -91,6 +107,17 @@ def _result(out: Path, bundle: Bundle) -> dict[str, Any]:
         "capacity": bundle.capacity,
         "files": {name: entry.size_bytes for name, entry in bundle.files.items()},
         "parity": list(bundle.parity),
+        "targets": [
+            {
+                "name": target.name,
+                "files": list(target.files),
+                "size_bytes": target.size_bytes,
+                "build_seconds": target.build_seconds,
+                "gate": _gate_verdict(target),
+                "reason": target.reason,
+            }
+            for target in built
+        ],
     }
 
 
@@ -103,6 +130,19 @@ def _text(out: Path, bundle: Bundle) -> str:
             *((name, f"{entry.size_bytes / 1e6:.1f} MB") for name, entry in bundle.files.items()),
         ]
     )
+
+
+def _targets_text(built: Sequence[BuiltTarget]) -> str:
+    rows = [
+        (target.name, f"{target.size_bytes / 1e6:.1f} MB", f"{target.build_seconds:.1f} s", _gate_verdict(target))
+        for target in built
+    ]
+    reasons = [f"{target.name}: {target.reason}" for target in built if target.reason]
+    return "\n".join([columns([("target", "size", "build", "gate"), *rows], right=[1, 2]), *reasons])
+
+
+def _gate_verdict(target: BuiltTarget) -> str:
+    return "passed" if target.reports else "not run"
 
 
 def _num_added(bundle: Bundle) -> int:

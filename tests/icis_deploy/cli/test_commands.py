@@ -87,6 +87,20 @@ def test_export_leaves_a_bundle_with_its_parity_reports_and_nothing_beside_it(bu
     assert names_in(bundle.parent) == {bundle.name}
 
 
+def test_export_prints_what_became_of_each_target(
+    tiny_project: TinyProject, update: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*export_arguments(tiny_project, update, tmp_path / "bundle"), "--target", "openvino"]
+    code, result = run_json(arguments, capsys)
+    (target,) = result["targets"]
+    assert (code, target["name"], target["gate"], target["reason"]) == (0, "openvino", "passed", None)
+    assert set(target["files"]) <= set(result["files"])
+    assert run([*arguments, "--overwrite"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["target", "size", "build", "gate"] in rows
+    assert next(row for row in rows if row[:1] == ["openvino"])[-1] == "passed"
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_verify_passes_on_an_untouched_bundle(
     runtime: str, bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]

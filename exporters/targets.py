@@ -1,0 +1,175 @@
+"""What an export can hold beside `model.onnx`: files for runtimes and servers that want their own.
+
+Rules:
+
+1. A target says why this machine cannot build it before anything is built.
+2. It writes into one folder of its own in the bundle, and the manifest states every file that it wrote.
+3. What it built passes the same gate as `model.onnx`, in its own runtime. Where that needs a device that this machine
+   lacks, the outcome says so, and `icis-deploy verify --runtime` runs the gate where the device is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from exporters.openvino_conversion import openvino_from_onnx, why_no_openvino
+from icis_deploy.bundle import MODEL_NAME, Bundle, file_entry
+from icis_deploy.errors import MissingDependencyError, UsageError
+from icis_deploy.parity import ParityReport
+from icis_deploy.runtime.openvino_session import OPENVINO_NAME
+from icis_deploy.runtime.runtimes import Runtime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetOptions:
+    """What a user can say of targets; each takes what concerns it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetJob:
+    """What a target is built from."""
+
+    folder: Path
+    """The bundle's files so far: `model.onnx`, which passed its gate, and the slots."""
+
+    bundle: Bundle
+    """What its manifest will say of them."""
+
+    options: TargetOptions
+    """What the user said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A kind of file that an export can hold."""
+
+    name: str
+    """What `--target` calls it."""
+
+    runtime: str | None
+    """The runtime (`icis_deploy.runtime.runtimes`) that the gate runs it in; `None` where there is none of ours."""
+
+    why_not: Callable[[TargetOptions], str | None]
+    """Says why this machine cannot build it, and what to install; `None` where it can."""
+
+    build: Callable[[TargetJob], Sequence[str]]
+    """Writes it, and returns its files' paths relative to the bundle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltTarget:
+    """What became of one target."""
+
+    name: str
+    """What `--target` calls it."""
+
+    files: tuple[str, ...] = ()
+    """Paths relative to the bundle; empty where it could not be built."""
+
+    size_bytes: int = 0
+    """Of all its files."""
+
+    build_seconds: float = 0.0
+    """How long the build took, without the gate."""
+
+    reports: tuple[ParityReport, ...] = ()
+    """What the gate found; empty where it did not run."""
+
+    reason: str | None = None
+    """Why it was not built, or why the gate did not run."""
+
+
+def _build_openvino(job: TargetJob) -> Sequence[str]:
+    return openvino_from_onnx(job.folder / MODEL_NAME, job.folder, OPENVINO_NAME)
+
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target(
+            name="openvino",
+            runtime="openvino",
+            why_not=lambda _options: why_no_openvino(),
+            build=_build_openvino,
+        ),
+    )
+}
+"""Every target beside `onnx`, which each bundle holds, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetPlan:
+    """The targets that an export builds; `plan_targets` makes it."""
+
+    targets: tuple[Target, ...] = ()
+    """In the order in which they are built."""
+
+    options: TargetOptions = field(default_factory=TargetOptions)
+    """How."""
+
+
+def plan_targets(names: Sequence[str], options: TargetOptions | None = None) -> TargetPlan:
+    """Return the targets of these names, each once, if this machine can build them all; `onnx` is always built.
+
+    Raises:
+        UsageError: If there is no such target.
+        MissingDependencyError: If one cannot be built here.
+    """
+    options = TargetOptions() if options is None else options
+    unknown = [name for name in names if name != "onnx" and name not in TARGETS]
+    if unknown:
+        raise UsageError(f"There is no target {unknown[0]!r}; choose among onnx, {', '.join(TARGETS)}.")
+    targets = tuple(TARGETS[name] for name in dict.fromkeys(names) if name != "onnx")
+    for target in targets:
+        reason = target.why_not(options)
+        if reason is not None:
+            raise MissingDependencyError(f"The target {target.name!r} cannot be built on this machine: {reason}")
+    return TargetPlan(targets=targets, options=options)
+
+
+class Gate(Protocol):
+    """The parity gate with everything but the bundle and its runtime filled in."""
+
+    def __call__(self, bundle: Bundle, *, runtime: Runtime) -> tuple[ParityReport, ...]:
+        """Run the bundle's files in a runtime and compare; see `parity_gate.check_bundle`."""
+        ...
+
+
+def add_target(target: Target, job: TargetJob, gate: Gate) -> tuple[Bundle, BuiltTarget]:
+    """Build one target into a bundle's folder, and run the gate on it where this machine can.
+
+    Returns:
+        The bundle with the new files, and what became of the target; a report in it may be negative.
+
+    Raises:
+        ExportError: If the build fails.
+        StorageError: If the disk refuses.
+    """
+    start = time.perf_counter()
+    files = tuple(target.build(job))
+    seconds = time.perf_counter() - start
+    entries = {name: file_entry(job.folder / name) for name in files}
+    bundle = replace(job.bundle, files={**job.bundle.files, **entries})
+    reports, reason = _gate_reports(target, bundle, gate)
+    built = BuiltTarget(
+        name=target.name,
+        files=files,
+        size_bytes=sum(entry.size_bytes for entry in entries.values()),
+        build_seconds=seconds,
+        reports=reports,
+        reason=reason,
+    )
+    return bundle, built
+
+
+def _gate_reports(target: Target, bundle: Bundle, gate: Gate) -> tuple[tuple[ParityReport, ...], str | None]:
+    if target.runtime is None:
+        return (), "icis-deploy does not run it itself"
+    try:
+        return gate(bundle, runtime=Runtime(name=target.runtime)), None
+    except MissingDependencyError as error:
+        return (), f"the gate did not run: {error}"
