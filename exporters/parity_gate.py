@@ -88,14 +88,26 @@ def seeded_inputs(
     Returns:
         `(num_inputs, *shape)` float32.
     """
-    layout = "NCHW" if preprocessing is None else preprocessing.layout
-    channels, *size = shape if layout == "NCHW" else (shape[-1], *shape[:-1])
-    if len(shape) != 3 or channels not in (1, 3) or min(size) < 8:
+    if not is_image_input(shape, preprocessing):
         return np.random.default_rng(seed).uniform(-1, 1, (num_inputs, *shape)).astype(np.float32)
+    channels, *size = _channels_first(shape, preprocessing)
     pictures = neutral_images(num_inputs, size[0], size[1], seed=seed)[:, :channels]
     if preprocessing is None:
         return np.asarray(2 * pictures - 1, dtype=np.float32)
     return preprocessing.normalize(pictures.transpose(0, 2, 3, 1))
+
+
+def is_image_input(shape: tuple[int, ...], preprocessing: Preprocessing | None) -> bool:
+    """Say whether one input of this shape, without the batch, can be a picture in the layout that is expected."""
+    if len(shape) != 3:
+        return False
+    channels, *size = _channels_first(shape, preprocessing)
+    return channels in {1, 3} and min(size) >= 8
+
+
+def _channels_first(shape: tuple[int, ...], preprocessing: Preprocessing | None) -> tuple[int, ...]:
+    is_last = preprocessing is not None and preprocessing.layout == "NHWC"
+    return (shape[-1], *shape[:-1]) if is_last else shape
 
 
 def check_bundle(

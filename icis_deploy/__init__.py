@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from icis_deploy.envelope import load_update, save_update
     from icis_deploy.errors import ICISDeployError
     from icis_deploy.head import Head
-    from icis_deploy.pipeline import evaluate, export, inject, inspect, verify
+    from icis_deploy.injection_pipeline import inject, train_injector
+    from icis_deploy.pipeline import evaluate, export, inspect, verify
     from icis_deploy.runtime.device import Device
 
 _HOMES = {
@@ -40,13 +41,14 @@ _HOMES = {
     "describe": "describing",
     "evaluate": "pipeline",
     "export": "pipeline",
-    "inject": "pipeline",
+    "inject": "injection_pipeline",
     "inspect": "pipeline",
     "load_bundle": "bundle",
     "load_descriptors": "descriptor_files",
     "load_update": "envelope",
     "save_descriptors": "descriptor_files",
     "save_update": "envelope",
+    "train_injector": "injection_pipeline",
     "verify": "pipeline",
 }
 
@@ -68,6 +70,7 @@ __all__ = [
     "load_update",
     "save_descriptors",
     "save_update",
+    "train_injector",
     "verify",
 ]
 

@@ -1,27 +1,128 @@
-"""Bring predicted rows into competition with the seen ones, without an image.
+"""Choose, without an image, the two numbers with which predicted rows compete against the seen ones.
 
-A loss of cosines sets no row's length, and a regression makes rows too short: either way injected classes would always
-lose against seen ones, or always win.
+    row = mean seen row + scale * deviation, at the seen rows' mean length;   bias += offset
+
+A scale below 1 is the shrinkage that an uncertain direction deserves; the offset says how far an injected class is
+favoured. Both are chosen where class-level cross-validation (`icis_deploy.cross_validation`) predicts the best balance
+of U and S.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.cross_validation import Outcomes
+from icis_deploy.errors import UsageError
+
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+SCALES = tuple(float(scale) for scale in np.geomspace(0.25, 1.6, 14))
+NUM_OFFSETS = 256
+FLATNESS = 0.95
+"""Points that score at least this part of the best are as good as cross-validation can tell: their middle is taken."""
 
 
-def match_mean_length(rows: Float32, seen_rows: Float32) -> Float32:
-    """Scale rows by one number, so that their mean length is that of the seen rows.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatingPoint:
+    """Where injected classes stand against the seen ones."""
+
+    scale: float
+    """Length of a predicted deviation from the mean row, in units of the seen rows' mean."""
+
+    offset: float
+    """Added to the bias of every predicted row, in logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Macro-averaged accuracies, fractions of 1."""
+
+    T: float
+    """On unseen classes, choosing among unseen classes only."""
+
+    U: float
+    """On unseen classes, choosing among all."""
+
+    S: float
+    """On seen classes, choosing among all."""
+
+    @property
+    def H(self) -> float:  # noqa: N802 - the field's own name
+        """Harmonic mean of U and S."""
+        return float(weighted_harmonic_mean(self.U, self.S, 0.5))
+
+
+def check_balance(balance: float) -> None:
+    """Check the weight of U in the harmonic mean of U and S.
+
+    Raises:
+        UsageError: If it is not between 0 and 1, both excluded.
+    """
+    if not 0.0 < balance < 1.0:
+        raise UsageError(f"The balance is {balance}; expected a number between 0 (seen classes) and 1 (unseen ones).")
+
+
+def choose_operating_point(outcomes: Outcomes, *, balance: float = 0.5) -> OperatingPoint:
+    """Return the scale and offset with the best predicted balance of U and S.
 
     Args:
-        rows: `(num_unseen, feature_dim + 1)`, not all zero.
-        seen_rows: `(num_seen, feature_dim + 1)`.
+        outcomes: Of class-level cross-validation.
+        balance: Weight of U in the harmonic mean of U and S, in 0..1, both excluded: 0.5 is H, more favours unseen
+            classes.
 
-    Returns:
-        `(num_unseen, feature_dim + 1)` float32.
+    Raises:
+        UsageError: If the balance is out of range.
     """
-    wanted = np.linalg.norm(seen_rows.astype(np.float64), axis=1).mean()
-    found = np.linalg.norm(rows.astype(np.float64), axis=1).mean()
-    return np.asarray(rows * (wanted / max(found, np.finfo(np.float64).tiny)), dtype=np.float32)
+    check_balance(balance)
+    best = [_best_offset(outcomes, scale, balance) for scale in SCALES]
+    top = max(score for score, _ in best)
+    good = [index for index, (score, _) in enumerate(best) if score >= FLATNESS * top]
+    middle = good[len(good) // 2]
+    return OperatingPoint(scale=SCALES[middle], offset=best[middle][1])
+
+
+def predicted_rates(outcomes: Outcomes, point: OperatingPoint) -> Rates:
+    """Return the accuracies that an operating point has in cross-validation."""
+    needed_by_seen, needed_by_unseen = _thresholds(outcomes, point.scale)
+    return Rates(
+        T=float(outcomes.is_hit.mean()),
+        U=float(np.mean(needed_by_unseen < point.offset)),
+        S=float(np.mean(needed_by_seen >= point.offset)),
+    )
+
+
+def recognised(outcomes: Outcomes, point: OperatingPoint) -> NDArray[np.bool_]:
+    """Say of every unseen game whether the feature's class won, `(num_unseen_games,)`."""
+    return np.asarray(_thresholds(outcomes, point.scale)[1] < point.offset)
+
+
+def weighted_harmonic_mean(unseen: float | Float64, seen: float | Float64, balance: float) -> float | Float64:
+    """Return `1 / (balance / unseen + (1 - balance) / seen)`, zero where one of them is."""
+    denominator = balance * seen + (1.0 - balance) * unseen
+    return np.where(denominator > 0.0, unseen * seen / np.maximum(denominator, np.finfo(np.float64).tiny), 0.0)
+
+
+def _thresholds(outcomes: Outcomes, scale: float) -> tuple[Float32, Float32]:
+    """Return the offsets up to which seen features stay right, and above which unseen ones are."""
+    seen = outcomes.seen_margin - np.float32(scale) * outcomes.seen_deviation
+    unseen = outcomes.unseen_margin - np.float32(scale) * outcomes.unseen_deviation
+    return seen, np.where(outcomes.is_hit, unseen, np.float32(np.inf))
+
+
+def _best_offset(outcomes: Outcomes, scale: float, balance: float) -> tuple[float, float]:
+    """Return the best score of a scale and the offset that has it."""
+    seen, unseen = _thresholds(outcomes, scale)
+    reachable = np.concatenate([seen[np.isfinite(seen)], unseen[np.isfinite(unseen)]])
+    if not len(reachable):
+        return 0.0, 0.0
+    offsets = np.quantile(reachable, np.linspace(0.0, 1.0, NUM_OFFSETS))
+    seen_rate = 1.0 - np.searchsorted(np.sort(seen), offsets, side="left") / len(seen)
+    unseen_rate = np.searchsorted(np.sort(unseen), offsets, side="left") / len(unseen)
+    scores = np.asarray(weighted_harmonic_mean(unseen_rate, seen_rate, balance))
+    good = np.flatnonzero(scores >= (1.0 - 0.5 * (1.0 - FLATNESS)) * scores.max())
+    middle = int(good[len(good) // 2])
+    return float(scores.max()), float(offsets[middle])

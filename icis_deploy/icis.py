@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from icis_deploy.errors import IncompatibleError, UsageError
+from icis_deploy.row_predictors import LatentPredictor
 
 Progress = Callable[[int, float], None]
 """Called after each epoch with its number, from 1, and its mean loss."""
@@ -269,6 +270,26 @@ def step_factor(fraction: float) -> float:
     if fraction < warmup:
         return 0.02 + 0.98 * fraction / warmup
     return 0.5 * (1.0 + math.cos(math.pi * (fraction - warmup) / (1.0 - warmup)))
+
+
+def latent_predictor(model: ICIS, *, origin: NDArray[np.float32]) -> LatentPredictor:
+    """Return the part of a trained ICIS that predicts rows, as plain arrays.
+
+    Args:
+        model: A trained ICIS.
+        origin: `(row_dim,)`: what its target rows were deviations from; zero where they were rows.
+    """
+
+    def array(parameter: Tensor) -> NDArray[np.float32]:
+        return np.array(parameter.detach().cpu().numpy(), dtype=np.float32)
+
+    return LatentPredictor(
+        encoder_weight=array(model.descriptor_encoder.weight),
+        encoder_bias=array(model.descriptor_encoder.bias),
+        decoder_weight=array(model.row_decoder.weight),
+        decoder_bias=array(model.row_decoder.bias),
+        origin=origin,
+    )
 
 
 def predict_rows(model: ICIS, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:

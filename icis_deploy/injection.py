@@ -1,49 +1,83 @@
-"""Inject: predict the rows of unseen classes from a head and descriptors."""
+"""Inject: predict the rows of unseen classes from a head and descriptors, calibrate them, and say what to expect.
+
+With too few seen classes to play on there is no cross-validation: then nothing is chosen, rows get the seen rows' mean
+length, and there is no estimate. Every such step down is a warning.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.arrays import frozen_float32
-from icis_deploy.calibration import match_mean_length
+from icis_deploy.cross_validation import MIN_SEEN
 from icis_deploy.descriptors import Descriptors
-from icis_deploy.errors import ClassConflictError, DescriptorError, IncompatibleError, UsageError
+from icis_deploy.errors import (
+    ClassConflictError,
+    DescriptorError,
+    IncompatibleError,
+    MissingDependencyError,
+    UntrustworthyError,
+)
+from icis_deploy.estimate import Estimate, estimate_injection
 from icis_deploy.head import Head
+from icis_deploy.injection_options import AUTO, InjectionOptions
+from icis_deploy.methods import Prepared, Progress, method_named
+from icis_deploy.row_calibration import Injector, LengthFactor, RowCalibration, matching_length
+from icis_deploy.selection import Selection, methods_to_try, select
+from icis_deploy.trial import set_up_trial
 
-Progress = Callable[[int, float], None]
-"""Called after each epoch of a training with its number, from 1, and its mean loss."""
+Float32 = NDArray[np.float32]
 
-METHODS = ("icis",)
-CALIBRATIONS = ("length", "none")
+TOO_FEW_SEEN = (
+    "The head has {num_seen} classes; with fewer than {min_seen} nothing can be cross-validated: the rows get the mean "
+    "length of the seen ones, and there is no estimate."
+)
+NO_NEUTRAL_FEATURES = (
+    "The backbone was not run on neutral pictures: the scale of features is guessed from the head's confidence, and "
+    "calibration and estimate are less sure."
+)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Injection:
-    """Predicted rows of unseen classes, and how they were made.
+    """Predicted rows of unseen classes, what made them, and what to expect of them.
 
     Raises:
         IncompatibleError: On construction, if there is not one finite row for each name.
     """
 
-    rows: NDArray[np.float32]
+    rows: Float32
     """`(num_unseen, feature_dim + 1)` float32, read-only: `[weight | bias]`, calibrated."""
 
     class_names: tuple[str, ...]
     """`(num_unseen,)`, unique."""
 
+    injector: Injector
+    """What made the rows; it makes those of further classes too."""
+
     method: str
     """The method that predicted the rows."""
 
-    seed: int
-    """Of everything drawn at random."""
+    settings: Mapping[str, Any]
+    """The choices that the method made, JSON values."""
 
-    provenance: Mapping[str, Any]
-    """How the rows were made; JSON values only."""
+    options: InjectionOptions
+    """What was asked for, as far as it could be done."""
+
+    selection: Selection | None
+    """The methods that were tried; `None` where nothing was cross-validated."""
+
+    estimate: Estimate | None
+    """What cross-validation predicts of the calibrated rows; `None` unless it calibrated them."""
+
+    warnings: tuple[str, ...]
+    """What was not as it should be, and reasons to doubt the rows."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", frozen_float32(self.rows, name="injected rows", ndim=2))
@@ -51,49 +85,85 @@ class Injection:
         if len(self.rows) != len(self.class_names):
             raise IncompatibleError(f"There are {len(self.rows)} injected rows but {len(self.class_names)} names.")
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How the rows were made and what to expect of them, as JSON values for a class update."""
+        return {
+            "method": self.method,
+            "settings": dict(self.settings),
+            "calibration": self.options.calibration,
+            "seed": self.options.seed,
+            "selection": None if self.selection is None else self.selection.to_json(),
+            "estimate": None if self.estimate is None else self.estimate.to_json(),
+            "warnings": list(self.warnings),
+        }
+
+    def require_trust(self) -> None:
+        """Raise `UntrustworthyError` if the estimate warns, or there is none."""
+        if self.estimate is None:
+            raise UntrustworthyError(
+                f"Nothing vouches for these rows: without calibration 'auto' and at least {MIN_SEEN} seen classes "
+                f"there is no estimate."
+            )
+        if self.estimate.warnings:
+            raise UntrustworthyError(f"The injection is not to be trusted. {' '.join(self.estimate.warnings)}")
+
 
 def inject(
     head: Head,
     descriptors: Descriptors,
     *,
     unseen: Sequence[str] | None = None,
-    method: str = "icis",
-    seed: int = 0,
-    calibration: str = "length",
+    options: InjectionOptions | None = None,
+    neutral_features: Float32 | None = None,
     progress: Progress | None = None,
 ) -> Injection:
-    """Predict rows of unseen classes.
+    """Predict rows of unseen classes, without an image.
 
     Args:
         head: The classifier's head: the seen classes.
         descriptors: Of every seen class and of every unseen one.
         unseen: The classes to predict; every described class that the head lacks, in file order, by default.
-        method: How to predict.
-        seed: Of everything drawn at random.
-        calibration: How to bring the rows into competition with the seen ones; "none" keeps raw rows.
+        options: How to predict and calibrate; `InjectionOptions()` by default.
+        neutral_features: `(num_neutral, feature_dim)`, what the backbone makes of neutral pictures; they set the scale
+            of features. Without them it is guessed.
         progress: Called after each epoch, by methods that train.
 
     Raises:
         DescriptorError: If a class has no descriptor, or there is no unseen class.
         ClassConflictError: If the head already has an unseen class, or one is asked for twice.
-        UsageError: If there is no such method or calibration.
+        IncompatibleError: If the neutral features have another width than the head's.
+        MissingDependencyError: If scipy, scikit-learn or torch is needed and not installed.
     """
-    if method not in METHODS or calibration not in CALIBRATIONS:
-        raise UsageError(f"No method {method!r} with calibration {calibration!r}; there are {METHODS}, {CALIBRATIONS}.")
+    options = options or InjectionOptions()
     names = unseen_classes(head, descriptors, unseen)
     seen, new = descriptors.select(head.class_names), descriptors.select(names)
-    from icis_deploy.icis import fit_icis, predict_rows
-
-    fit = fit_icis(seen.values, head.rows, new.values, seed=seed, progress=progress)
-    rows = predict_rows(fit.model, new.values)
-    if calibration == "length":
-        rows = match_mean_length(rows, head.rows)
+    features = checked_neutral_features(neutral_features, head)
+    _require_solvers()
+    warnings = []
+    if options.needs_trial and head.num_classes < MIN_SEEN:
+        options = options.without_trial()
+        warnings.append(TOO_FEW_SEEN.format(num_seen=head.num_classes, min_seen=MIN_SEEN))
+    selection, estimate = None, None
+    if options.needs_trial:
+        selection = _select(options, head, seen, len(names), features, progress)
+        prepared = selection.chosen.prepared
+        if options.calibration == AUTO:
+            estimate = estimate_injection(selection, new.values, class_names=names, seen_names=head.class_names)
+            warnings += [*([] if features is not None else [NO_NEUTRAL_FEATURES]), *estimate.warnings]
+    else:
+        prepared = method_named(options.method).prepare(seen.values, head.rows, options.seed, progress)
+    injector = _train(prepared, selection, options, head, seen, new)
     return Injection(
-        rows=rows,
+        rows=injector.rows(new.values),
         class_names=names,
-        method=method,
-        seed=seed,
-        provenance={"method": method, "seed": seed, "calibration": calibration},
+        injector=injector,
+        method=options.method if selection is None else selection.chosen.method.name,
+        settings=prepared.settings,
+        options=options,
+        selection=selection,
+        estimate=estimate,
+        warnings=tuple(warnings),
     )
 
 
@@ -115,3 +185,68 @@ def unseen_classes(head: Head, descriptors: Descriptors, unseen: Sequence[str] |
     if conflicts:
         raise ClassConflictError(f"Cannot inject {conflicts[:5]}: already in the head, or asked for twice.")
     return names
+
+
+def checked_neutral_features(features: Float32 | None, head: Head) -> Float32 | None:
+    """Return neutral features as float32, read-only.
+
+    Raises:
+        IncompatibleError: If they are not at least one finite feature of the head's width.
+    """
+    if features is None:
+        return None
+    checked = frozen_float32(features, name="neutral features", ndim=2)
+    if checked.shape[1] != head.feature_dim or not len(checked):
+        raise IncompatibleError(
+            f"The neutral features have shape {checked.shape}; expected (num_neutral, {head.feature_dim}), as the "
+            f"head has it."
+        )
+    return checked
+
+
+def _require_solvers() -> None:
+    """Raise `MissingDependencyError` unless scipy and scikit-learn are there."""
+    missing = [name for name in ("scipy", "sklearn") if find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"Injection needs {' and '.join(missing)}. Install it: pip install 'icis-deploy[train]'."
+        )
+
+
+def _select(
+    options: InjectionOptions,
+    head: Head,
+    seen: Descriptors,
+    num_unseen: int,
+    features: Float32 | None,
+    progress: Progress | None,
+) -> Selection:
+    trial = set_up_trial(
+        seen.values,
+        head.rows,
+        num_unseen,
+        assumptions=options.assumptions(features),
+        balance=options.balance,
+        seed=options.seed,
+    )
+    tried = methods_to_try(trial) if options.method == AUTO else (method_named(options.method),)
+    return select(trial, tried, progress=progress)
+
+
+def _train(
+    prepared: Prepared,
+    selection: Selection | None,
+    options: InjectionOptions,
+    head: Head,
+    seen: Descriptors,
+    new: Descriptors,
+) -> Injector:
+    """Fit a method to all seen classes, and calibrate what it predicts."""
+    predictor = prepared.fit(seen.values, head.rows, new.values)
+    calibration: RowCalibration = LengthFactor(factor=1.0)
+    if options.calibration == "length":
+        calibration = matching_length(predictor.rows(new.values), head.rows)
+    elif options.calibration == AUTO:
+        assert selection is not None, "it chose the operating point"
+        calibration = selection.chosen.calibration(selection.trial)
+    return Injector(predictor=predictor, calibration=calibration)

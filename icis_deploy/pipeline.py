@@ -1,4 +1,6 @@
-"""The main job as Python functions: inspect, inject, export, verify, evaluate. The command line is thin on top of them.
+"""The main job as Python functions: inspect, export, verify, evaluate. The command line is thin on top of them.
+
+Inject, the step after inspect, is in `icis_deploy.injection_pipeline`.
 
 This module is an edge: it reads files and reaches the workbench (`exporters`), which needs torch only for torch models.
 Paths may be given as strings. Every function raises the errors of `icis_deploy.errors` and leaves nothing half-written.
@@ -17,8 +19,6 @@ from icis_deploy.accuracy import AccuracyReport, accuracy_report
 from icis_deploy.bundle import INJECTED_NAME, SLOTS_NAME, Bundle, load_bundle
 from icis_deploy.class_names import load_class_list, quoted
 from icis_deploy.class_update import ClassUpdate
-from icis_deploy.descriptor_files import load_descriptors
-from icis_deploy.descriptors import Descriptors
 from icis_deploy.envelope import load_update
 from icis_deploy.errors import BundleError, ImageError, UsageError, WrongBaseError
 from icis_deploy.files import check_free, read_capped
@@ -104,46 +104,6 @@ def inspect(model: Model, *, classes: PathLike | None = None) -> OpenedModel:
     return opened if names is None else replace(opened, head=read_head(opened.loaded.model, opened.location, names))
 
 
-def inject(
-    model: Model,
-    *,
-    classes: PathLike | None = None,
-    descriptors: PathLike | Descriptors,
-    unseen: PathLike | Sequence[str] | None = None,
-    method: str = "icis",
-    seed: int = 0,
-    progress: Callable[[int, float], None] | None = None,
-) -> ClassUpdate:
-    """Predict rows of classes that the model never saw, from descriptors alone.
-
-    Args:
-        model: As in `inspect`.
-        classes: As in `inspect`; needed unless the model was opened with it.
-        descriptors: A descriptor file, or descriptors; every seen class must have one.
-        unseen: The classes to inject, or a text file of them; by default every described class that the head lacks.
-        method: How rows are predicted.
-        seed: The same seed gives the same rows.
-        progress: Called after each epoch with its number and mean loss.
-
-    Raises:
-        DescriptorError: If a class has no descriptor, or there is no unseen class.
-        ICISDeployError: As `inspect`.
-    """
-    from icis_deploy.injection import inject as predict_rows
-
-    described = descriptors if isinstance(descriptors, Descriptors) else load_descriptors(Path(descriptors))
-    names = load_class_list(Path(unseen)) if isinstance(unseen, str | Path) else unseen
-    head = _head_of(inspect(model, classes=classes))
-    injection = predict_rows(head, described, unseen=names, method=method, seed=seed, progress=progress)
-    return ClassUpdate(
-        base_fingerprint=head.fingerprint,
-        rows=injection.rows,
-        added=injection.class_names,
-        probe_seed=seed,
-        provenance=injection.provenance,
-    )
-
-
 def export(
     model: Model,
     *,
@@ -193,7 +153,7 @@ def export(
     preprocessing = load_preprocessing(Path(preprocess)) if isinstance(preprocess, str | Path) else preprocess
     paths = _image_paths(images, preprocessing)
     opened = inspect(model, classes=classes)
-    plan = plan_head(_head_of(opened), parsed, head_kind=head, capacity=capacity)
+    plan = plan_head(head_of(opened), parsed, head_kind=head, capacity=capacity)
     return write_bundle(
         Path(out),
         plan,
@@ -322,7 +282,12 @@ def _image_paths(images: PathLike | None, preprocessing: Preprocessing | None) -
     return load_image_list(Path(images)).paths
 
 
-def _head_of(opened: OpenedModel) -> Head:
+def head_of(opened: OpenedModel) -> Head:
+    """Return the head of a model that was opened with its class list.
+
+    Raises:
+        UsageError: If it was not.
+    """
     if opened.head is None:
         raise UsageError(
             f"The classes of {opened.loaded.spec} are not known: give `classes`, a text file with one class "

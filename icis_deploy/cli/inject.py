@@ -2,29 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
-from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH, classes_option, model_options, model_source
-from icis_deploy.cli.output import format_option, print_result, training_progress
+from icis_deploy.cli.options import (
+    NEW_PATH,
+    calibration_options,
+    classes_option,
+    described_classes_options,
+    model_options,
+    model_source,
+)
+from icis_deploy.cli.output import columns, format_option, percent, print_result, training_progress
+
+METHOD_NAMES = (
+    "auto",
+    "icis",
+    "icis-centred",
+    "ridge",
+    "nearest",
+    "mean",
+    "mixture",
+    "costa",
+    "wavg",
+    "ensemble",
+)
+"""Those of `icis_deploy.methods`, which is not imported for --help; a test compares them."""
+
+NUM_SHOWN = 5
+"""Doubtful classes and collisions that the summary names; the update holds more."""
 
 
 @click.command(short_help="Predict rows of unseen classes; write a class update.")
 @click.argument("model")
 @classes_option(required=True)
+@described_classes_options
 @click.option(
-    "--descriptors", type=EXISTING_FILE, required=True, help="Class descriptors: .npz, .csv or att_splits.mat."
+    "--method",
+    type=click.Choice(METHOD_NAMES),
+    default="auto",
+    show_default=True,
+    help="How rows are predicted; auto compares methods on classes that the model knows.",
 )
 @click.option(
-    "--unseen",
-    type=EXISTING_FILE,
-    help="The classes to inject, one a line. Default: every described class that the head lacks.",
+    "--calibration",
+    type=click.Choice(["auto", "length", "none"]),
+    default="auto",
+    show_default=True,
+    help="How rows are brought to compete with the seen ones: auto, by mean length only, or as predicted.",
 )
-@click.option(
-    "--method", type=click.Choice(["icis"]), default="icis", show_default=True, help="How rows are predicted."
-)
+@calibration_options
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same rows.")
+@click.option("--strict", is_flag=True, help="Write nothing and exit with 1 if there is reason to doubt the rows.")
 @click.option("--out", type=NEW_PATH, required=True, help="The class update to write, such as new.icis.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 @model_options
@@ -32,45 +64,59 @@ from icis_deploy.cli.output import format_option, print_result, training_progres
 def inject(
     model: str,
     classes: Path,
-    descriptors: Path,
-    unseen: Path | None,
-    method: str,
-    seed: int,
     out: Path,
     overwrite: bool,
     weights: Path | None,
     input_shape: str | None,
     head_node: str | None,
+    **options: Any,
 ) -> None:
     """Predict rows of unseen classes from their descriptors, and write them as a class update.
 
-    No image is used: the rows come from the descriptors and the rows of the classes that MODEL knows.
+    No image is used: the rows come from the descriptors and the rows of the classes that MODEL knows. What to expect of
+    them is estimated by playing the same game with classes that MODEL knows.
     """
     from icis_deploy.envelope import save_update
     from icis_deploy.files import check_free
-    from icis_deploy.pipeline import inject as inject_classes
+    from icis_deploy.injection_pipeline import inject as inject_classes
 
     check_free(out, overwrite=overwrite)
-    with training_progress(f"Training {method}") as progress:
-        update = inject_classes(
-            model_source(model, weights, input_shape, head_node),
-            classes=classes,
-            descriptors=descriptors,
-            unseen=unseen,
-            method=method,
-            seed=seed,
-            progress=progress,
-        )
+    source = model_source(model, weights, input_shape, head_node)
+    with training_progress("Training") as progress:
+        update = inject_classes(source, classes=classes, progress=progress, **options)
     save_update(update, out)
+    provenance = dict(update.provenance)
     result = {
         "update": str(out),
         "num_added": len(update.added),
         "feature_dim": update.feature_dim,
         "base_fingerprint": update.base_fingerprint,
-        "provenance": dict(update.provenance),
+        "provenance": provenance,
     }
     text = (
-        f"{out}: {len(update.added)} classes for the head {update.base_fingerprint[:16]}…, by {method}, seed {seed}.\n"
+        f"{out}: {len(update.added)} classes for the head {update.base_fingerprint[:16]}…, by {provenance['method']}, "
+        f"seed {provenance['seed']}.\n{summary(provenance)}"
         f"Next: icis-deploy export {model} --classes {classes} --update {out} --head fused --out bundle"
     )
     print_result(result, text=text)
+
+
+def summary(provenance: Mapping[str, Any]) -> str:
+    """Return what was chosen, what is predicted and what to doubt, in lines for people."""
+    lines = []
+    if provenance["selection"] is not None:
+        lines.append(provenance["selection"]["reason"])
+    estimate = provenance["estimate"]
+    if estimate is not None:
+        lines.append("Predicted without an image, with 90 % intervals:")
+        rows = [(name, percent(estimate[name]["value"]), _interval(estimate[name])) for name in ("T", "U", "S", "H")]
+        lines.append(columns(rows, right=[1]))
+        doubtful = list(estimate["confidence"].items())[:NUM_SHOWN]
+        lines.append("Least likely to be recognised: " + ", ".join(f"{name} ({percent(p)})" for name, p in doubtful))
+        lines += [f"Collision: {one['message']}" for one in estimate["collisions"][:NUM_SHOWN]]
+    lines += [f"Warning: {message}" for message in provenance["warnings"]]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _interval(value: Mapping[str, float]) -> str:
+    return f"{percent(value['low'])} to {percent(value['high'])}"

@@ -43,6 +43,47 @@ def classes_option(*, required: bool) -> Callable[[Command], Command]:
     )
 
 
+def described_classes_options(function: Command) -> Command:
+    """Add the options that say what classes are, and how the model sees pictures."""
+    for option in (
+        click.option(
+            "--preprocess",
+            type=EXISTING_FILE,
+            help="How images are prepared, JSON; for the neutral pictures that set the scale of features.",
+        ),
+        click.option(
+            "--unseen",
+            type=EXISTING_FILE,
+            help="The classes to inject, one a line. Default: every described class that the head lacks.",
+        ),
+        click.option(
+            "--descriptors", type=EXISTING_FILE, required=True, help="Class descriptors: .npz, .csv or att_splits.mat."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def calibration_options(function: Command) -> Command:
+    """Add the options that say what calibration aims at and what it may take for granted."""
+    for option in (
+        click.option(
+            "--seen-accuracy",
+            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            help="How often the model is right on images of its classes, such as 0.76; sharpens calibration.",
+        ),
+        click.option(
+            "--balance",
+            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            default=0.5,
+            show_default=True,
+            help="Weight of unseen classes against seen ones; more than 0.5 favours unseen classes.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def runtime_option(function: Command) -> Command:
     """Add the option `--runtime`."""
     return click.option(

@@ -24,7 +24,8 @@ from icis_deploy.demo.rendering import render_classes
 from icis_deploy.demo.world import World, make_world
 from icis_deploy.envelope import save_update
 from icis_deploy.files import new_folder, write_file
-from icis_deploy.pipeline import OpenedModel, evaluate, export, inject, inspect
+from icis_deploy.injection_pipeline import inject
+from icis_deploy.pipeline import OpenedModel, evaluate, export, inspect
 from icis_deploy.runtime.device import Device
 
 TRAINING_IMAGES_PER_CLASS = 60
@@ -143,7 +144,7 @@ def _write_inputs(folder: Path, world: World, *, seed: int, log: Log) -> None:
 
 def _inject(folder: Path, model: OpenedModel, *, seed: int, log: Log) -> ClassUpdate:
     log("Injecting the unseen classes from their attributes")
-    update = inject(model, descriptors=folder / "descriptors.npz", seed=seed)
+    update = inject(model, descriptors=folder / "descriptors.npz", preprocess=folder / "preprocess.json", seed=seed)
     save_update(update, folder / "new.icis")
     return update
 

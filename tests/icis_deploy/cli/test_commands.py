@@ -12,8 +12,10 @@ import click
 import numpy as np
 import pytest
 
+from icis_deploy.cli.inject import inject
 from icis_deploy.cli.main import run
 from icis_deploy.envelope import load_update, save_update
+from icis_deploy.methods import METHODS
 from tests.tiny_models import NUM_SEEN, NUM_UNSEEN, TinyProject
 
 
@@ -65,10 +67,58 @@ def test_inject_is_the_same_for_a_seed_and_another_for_another(
 ) -> None:
     for seed in ("0", "1"):
         files = ["--classes", str(tiny_project.classes), "--descriptors", str(tiny_project.descriptors)]
-        arguments = ["inject", str(tiny_project.model), *files, "--method", "icis", "--seed", seed]
+        arguments = [
+            "inject",
+            str(tiny_project.model),
+            *files,
+            "--method",
+            "icis",
+            "--calibration",
+            "length",
+            "--seed",
+            seed,
+        ]
         assert run([*arguments, "--out", str(tmp_path / seed)]) == 0
     rows = [load_update(tmp_path / seed).rows for seed in ("0", "1")]
     assert not np.array_equal(rows[0], rows[1])
+
+
+def test_inject_offers_every_method() -> None:
+    option = next(parameter for parameter in inject.params if parameter.name == "method")
+    assert sorted(option.type.choices) == sorted(["auto", *METHODS])
+
+
+def test_inject_says_what_was_chosen_what_it_predicts_and_what_to_doubt(
+    tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--classes", str(tiny_project.classes), "--descriptors", str(tiny_project.descriptors)]
+    arguments = ["inject", str(tiny_project.model), *files, "--preprocess", str(tiny_project.preprocess)]
+    assert run([*arguments, "--seen-accuracy", "0.9", "--out", str(tmp_path / "new.icis")]) == 0
+    text = capsys.readouterr().out
+    provenance = load_update(tmp_path / "new.icis").provenance
+    assert provenance["selection"]["reason"] in text
+    for name in ("T", "U", "S", "H"):
+        assert f"{name}  {100 * provenance['estimate'][name]['value']:.1f} %" in text.replace("   ", "  ")
+    doubtful = next(iter(provenance["estimate"]["confidence"]))
+    assert f"Least likely to be recognised: {doubtful}" in text
+    assert provenance["selection"]["seen_accuracy"] == {"value": 0.9, "is_known": True}
+    assert provenance["selection"]["num_neutral_features"] > 0
+
+
+def test_inject_strict_writes_nothing_when_descriptors_say_nothing(
+    tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = (*tiny_project.seen_names, *tiny_project.unseen_names)
+    values = np.random.default_rng(99).normal(size=(len(names), 10)).astype(np.float32)
+    np.savez(tmp_path / "noise.npz", names=np.array(names), values=values)
+    files = ["--classes", str(tiny_project.classes), "--descriptors", str(tmp_path / "noise.npz")]
+    arguments = ["inject", str(tiny_project.model), *files, "--out", str(tmp_path / "new.icis")]
+    code, result = run_json([*arguments, "--strict"], capsys)
+    assert (code, result["status"], result["error"]["type"]) == (1, "failed", "UntrustworthyError")
+    assert "say nothing" in result["error"]["message"]
+    assert names_in(tmp_path) == {"noise.npz"}
+    assert run(arguments) == 0
+    assert "Warning: The descriptors say nothing" in capsys.readouterr().out
 
 
 def test_inject_writes_only_the_unseen_classes_that_were_asked_for(tiny_project: TinyProject, tmp_path: Path) -> None:

@@ -1,0 +1,186 @@
+"""Class-level cross-validation: play the injection of classes whose rows and features are known.
+
+A fold of seen classes plays the unseen ones: their rows are predicted from the other classes, and features of all are
+classified by the other classes' true rows and the predicted ones. What is recorded is enough to know the outcome for
+every scale and offset that calibration may choose.
+
+Rules:
+
+1. The share of held-out classes is that of unseen classes among all, within 1/10..1/3, so that the game is like the
+   real one.
+2. Held-out classes compete in groups of the number of unseen classes: a single new class meets no other new one.
+3. Whoever calls `play` has brought deviations to the length that calibration scales: methods differ in direction only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.pseudo_features import PseudoFeatures
+from icis_deploy.row_predictors import Fit
+from icis_deploy.row_spectrum import mean_row
+
+Float32 = NDArray[np.float32]
+Integers = NDArray[np.int64]
+MIN_SEEN = 6
+"""Seen classes below which cross-validation says nothing."""
+
+ENOUGH_HELD_OUT = 800
+"""Folds are played until this many classes were held out; the rest would sharpen little and cost a fit each."""
+
+MAX_GROUPS = 24
+"""Groups of held-out classes that features of a fold's other classes meet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """One game: which classes play the unseen ones."""
+
+    held_out: Integers
+    """`(num_held_out,)`, sorted indices of seen classes."""
+
+    training: Integers
+    """`(num_training,)`, sorted indices of the classes that their rows are predicted from; none of them is held out."""
+
+    groups: tuple[Integers, ...]
+    """The held-out classes in groups that compete with each other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutRows:
+    """Predictions of one fold."""
+
+    fold: Fold
+    """The fold that was predicted."""
+
+    deviations: Float32
+    """`(num_held_out, feature_dim + 1)`: predicted row less the mean row of the training classes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes:
+    """What calibration needs to know of every game: an injected row's logit is `mean + scale * deviation + offset`."""
+
+    seen_margin: Float32
+    """`(num_seen_games,)`: a seen feature's own logit less its mean row's; -inf where the head is wrong anyway."""
+
+    seen_deviation: Float32
+    """`(num_seen_games,)`: the largest deviation logit among the injected rows it met."""
+
+    unseen_margin: Float32
+    """`(num_unseen_games,)`: largest seen logit less the mean row's, of a held-out feature."""
+
+    unseen_deviation: Float32
+    """`(num_unseen_games,)`: the largest deviation logit among injected rows; its own class's where `is_hit`."""
+
+    is_hit: NDArray[np.bool_]
+    """`(num_unseen_games,)`: whether its own class is the first among the injected rows."""
+
+    unseen_class: Integers
+    """`(num_unseen_games,)`: the held-out class of the feature."""
+
+    chance: float
+    """Part of hits that guessing among the injected classes would give."""
+
+
+def plan_folds(num_seen: int, num_unseen: int, *, seed: int, max_folds: int | None = None) -> tuple[Fold, ...]:
+    """Return the folds to play.
+
+    Args:
+        num_seen: At least `MIN_SEEN`.
+        num_unseen: Classes that will be injected.
+        seed: Of the partition.
+        max_folds: How many to play at most, where a fit is expensive.
+    """
+    num_folds = int(np.clip(round((num_seen + num_unseen) / num_unseen), 3, 10))
+    num_played = min(num_folds, -(-ENOUGH_HELD_OUT * num_folds // num_seen), max_folds or num_folds)
+    order = np.random.default_rng(seed).permutation(num_seen)
+    folds = []
+    for part in np.array_split(order, num_folds)[:num_played]:
+        num_groups = max(1, round(len(part) / num_unseen))
+        held_out = np.sort(part).astype(np.int64)
+        training = np.setdiff1d(np.arange(num_seen, dtype=np.int64), held_out)
+        groups = tuple(np.sort(group).astype(np.int64) for group in np.array_split(part, num_groups))
+        folds.append(Fold(held_out=held_out, training=training, groups=groups))
+    return tuple(folds)
+
+
+def with_less_training(folds: tuple[Fold, ...], *, seed: int) -> tuple[Fold, ...]:
+    """Return the same folds, each with as many training classes fewer as it holds out, drawn at random."""
+    random = np.random.default_rng(seed)
+    thinned = []
+    for fold in folds:
+        kept = random.permutation(len(fold.training))[min(len(fold.held_out), len(fold.training) // 2) :]
+        thinned.append(replace(fold, training=fold.training[np.sort(kept)]))
+    return tuple(thinned)
+
+
+def hold_out(fit: Fit, descriptors: Float32, rows: Float32, folds: tuple[Fold, ...]) -> tuple[HeldOutRows, ...]:
+    """Predict the held-out rows of every fold from its training classes; deviations keep the lengths predicted."""
+    held_out = []
+    for fold in folds:
+        training, asked = rows[fold.training], descriptors[fold.held_out]
+        predicted = fit(descriptors[fold.training], training, asked).rows(asked)
+        held_out.append(HeldOutRows(fold=fold, deviations=predicted - mean_row(training)))
+    return tuple(held_out)
+
+
+def play(held_out: tuple[HeldOutRows, ...], rows: Float32, pseudo: PseudoFeatures, *, seed: int) -> Outcomes:
+    """Classify pseudo-features in every fold and return the outcomes of all folds together.
+
+    Args:
+        held_out: Predictions of the folds.
+        rows: `(num_seen, feature_dim + 1)`, the true rows.
+        pseudo: Features of seen classes.
+        seed: Of the draw of groups, where there are more than `MAX_GROUPS`.
+    """
+    random = np.random.default_rng(seed)
+    mean = mean_row(rows)
+    base = pseudo.features @ mean[:-1] + mean[-1]  # (num_features,)
+    logits = pseudo.features @ rows[:, :-1].T + rows[:, -1] - base[:, None]  # (num_features, num_seen)
+    games = [_play_fold(fold, logits, pseudo, random) for fold in held_out]
+    columns = [np.concatenate(column) for column in zip(*games, strict=True)]
+    group_sizes = [len(group) for prediction in held_out for group in prediction.fold.groups]
+    return Outcomes(
+        seen_margin=columns[0],
+        seen_deviation=columns[1],
+        unseen_margin=columns[2],
+        unseen_deviation=columns[3],
+        is_hit=columns[4],
+        unseen_class=columns[5],
+        chance=len(group_sizes) / sum(group_sizes),
+    )
+
+
+def _play_fold(
+    prediction: HeldOutRows, logits: Float32, pseudo: PseudoFeatures, random: np.random.Generator
+) -> tuple[NDArray[np.generic], ...]:
+    """Return the columns of `Outcomes` for one fold; `logits` are relative to the mean row's."""
+    fold = prediction.fold
+    is_held_out = np.zeros(logits.shape[1], dtype=bool)
+    is_held_out[fold.held_out] = True
+    seen, unseen = np.flatnonzero(~is_held_out[pseudo.classes]), np.flatnonzero(is_held_out[pseudo.classes])
+    top_seen = logits[:, ~is_held_out].max(axis=1)  # (num_features,)
+    own = logits[np.arange(len(logits)), pseudo.classes]
+    seen_margin = np.where(own[seen] >= top_seen[seen], own[seen], -np.inf)
+    deviations = pseudo.features @ prediction.deviations[:, :-1].T + prediction.deviations[:, -1]
+    groups = [np.searchsorted(fold.held_out, group) for group in fold.groups]
+    met = random.permutation(len(groups))[:MAX_GROUPS]
+    seen_deviation = np.concatenate([deviations[np.ix_(seen, groups[g])].max(axis=1) for g in met])
+    group_of = np.empty(len(fold.held_out), dtype=np.int64)
+    for number, group in enumerate(groups):
+        group_of[group] = number
+    place = np.searchsorted(fold.held_out, pseudo.classes[unseen])  # of each unseen feature's own class
+    competes = group_of[place][:, None] == group_of[None, :]  # (num unseen features, num_held_out)
+    competing = np.where(competes, deviations[unseen], -np.inf)
+    return (
+        np.tile(seen_margin, len(met)),
+        seen_deviation,
+        top_seen[unseen],
+        competing.max(axis=1),
+        competing.argmax(axis=1) == place,
+        pseudo.classes[unseen],
+    )

@@ -1,0 +1,83 @@
+"""What a user chooses when injecting classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.calibration import check_balance
+from icis_deploy.errors import UsageError
+from icis_deploy.methods import method_named
+from icis_deploy.trial import Assumptions
+
+Float32 = NDArray[np.float32]
+
+AUTO = "auto"
+CALIBRATIONS = (AUTO, "length", "none")
+FALLBACK_METHOD = "ridge"
+"""What `auto` takes where there are too few seen classes to compare methods on."""
+
+DEFAULT_SEEN_ACCURACY = 0.85
+"""Assumed where the owner does not say how often the classifier is right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InjectionOptions:
+    """How to predict and calibrate.
+
+    Raises:
+        UsageError: On construction, if there is no such method or calibration, or a number is out of range.
+    """
+
+    method: str = AUTO
+    """One of `methods.METHODS`; "auto" lets cross-validation choose."""
+
+    calibration: str = AUTO
+    """How rows are brought to compete with the seen ones: "auto" to where cross-validation predicts the best balance,
+    "length" to the mean length of the seen rows, "none" leaves them as predicted."""
+
+    balance: float = 0.5
+    """Weight of U against S, in 0..1, both excluded; more than 0.5 favours unseen classes."""
+
+    seen_accuracy: float | None = None
+    """How often the classifier is right on images of its classes, in 0..1, both excluded; `None` if nobody knows."""
+
+    seed: int = 0
+    """Of everything drawn at random."""
+
+    def __post_init__(self) -> None:
+        if self.method != AUTO:
+            method_named(self.method)
+        if self.calibration not in CALIBRATIONS:
+            raise UsageError(f"There is no calibration {self.calibration!r}; choose one of {', '.join(CALIBRATIONS)}.")
+        check_balance(self.balance)
+        if self.seen_accuracy is not None and not 0.0 < self.seen_accuracy < 1.0:
+            raise UsageError(
+                f"The seen accuracy is {self.seen_accuracy}; expected a fraction between 0 and 1, such as 0.76 for "
+                f"76 %."
+            )
+        if self.seed < 0:
+            raise UsageError(f"The seed is {self.seed}; expected a number that is not negative.")
+
+    @property
+    def needs_trial(self) -> bool:
+        """Whether anything is chosen by cross-validation."""
+        return AUTO in {self.method, self.calibration}
+
+    def without_trial(self) -> InjectionOptions:
+        """Return the options with what needs no cross-validation in the place of "auto"."""
+        return replace(
+            self,
+            method=FALLBACK_METHOD if self.method == AUTO else self.method,
+            calibration="length" if self.calibration == AUTO else self.calibration,
+        )
+
+    def assumptions(self, neutral_features: Float32 | None) -> Assumptions:
+        """Return what a trial takes for granted."""
+        return Assumptions(
+            neutral_features=neutral_features,
+            seen_accuracy=DEFAULT_SEEN_ACCURACY if self.seen_accuracy is None else self.seen_accuracy,
+            is_accuracy_known=self.seen_accuracy is not None,
+        )

@@ -1,0 +1,97 @@
+"""From raw predicted rows to rows that compete with the seen ones. All of it becomes part of the rows.
+
+A loss of cosines sets no row's length and a regression makes rows too short: left alone, injected classes always lose
+against seen ones, or always win. `icis_deploy.calibration` chooses the numbers; here they are applied, one class at a
+time: what a class's row becomes depends on no other class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.row_predictors import RowPredictor
+from icis_deploy.row_spectrum import amplify, at_length
+
+Float32 = NDArray[np.float32]
+
+
+class RowCalibration(Protocol):
+    """What brings raw rows into competition with the seen ones."""
+
+    def apply(self, rows: Float32) -> Float32:
+        """Return calibrated rows; both `(num_classes, feature_dim + 1)` float32."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthFactor:
+    """One factor for all rows; 1 leaves them raw."""
+
+    factor: float
+    """Every row is multiplied by it."""
+
+    def apply(self, rows: Float32) -> Float32:
+        """Return calibrated rows; both `(num_classes, feature_dim + 1)` float32."""
+        return np.asarray(rows * np.float32(self.factor), dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DeviationCalibration:
+    """Deviations from the mean row at one length, and one offset of the bias.
+
+    deviation = row - mean row;  deviation += ((deviation @ axes.T) * axis_gain) @ axes
+    calibrated = mean row + length * deviation / |deviation|;  bias += offset
+    """
+
+    mean_row: Float32
+    """`(feature_dim + 1,)`, of the seen rows."""
+
+    axes: Float32
+    """`(num_axes, feature_dim + 1)`, orthonormal: the principal axes of the seen rows."""
+
+    axis_gain: Float32
+    """`(num_axes,)`: what is added along each axis, as a part of what a deviation has there."""
+
+    length: float
+    """Of every calibrated deviation."""
+
+    offset: float
+    """Added to the bias, in logits."""
+
+    def apply(self, rows: Float32) -> Float32:
+        """Return calibrated rows; both `(num_classes, feature_dim + 1)` float32."""
+        deviations = amplify(rows - self.mean_row, self.axes, self.axis_gain)
+        calibrated = self.mean_row + at_length(deviations, self.length)
+        calibrated[:, -1] += np.float32(self.offset)
+        return np.asarray(calibrated, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Injector:
+    """All that makes a calibrated row of a descriptor: a function of one class, in plain arrays."""
+
+    predictor: RowPredictor
+    """From descriptors to raw rows."""
+
+    calibration: RowCalibration
+    """From raw rows to calibrated ones."""
+
+    def rows(self, descriptors: Float32) -> Float32:
+        """Return calibrated rows, `(num_classes, descriptor_dim)` -> `(num_classes, feature_dim + 1)` float32."""
+        return self.calibration.apply(self.predictor.rows(descriptors))
+
+
+def matching_length(rows: Float32, seen_rows: Float32) -> LengthFactor:
+    """Return the factor that gives rows the mean length of the seen ones.
+
+    Args:
+        rows: `(num_unseen, feature_dim + 1)`, not all zero.
+        seen_rows: `(num_seen, feature_dim + 1)`.
+    """
+    wanted = np.linalg.norm(seen_rows.astype(np.float64), axis=1).mean()
+    found = np.linalg.norm(rows.astype(np.float64), axis=1).mean()
+    return LengthFactor(factor=float(wanted / max(found, np.finfo(np.float64).tiny)))

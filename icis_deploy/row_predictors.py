@@ -1,0 +1,103 @@
+"""Trained predictors of rows: plain arrays, and how a descriptor becomes a raw row with them.
+
+Lengths of raw rows mean nothing: `icis_deploy.row_calibration` sets them. A predictor holds arrays only, so that it can
+be kept, compared and exported; none needs the library that trained it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.row_spectrum import at_length
+
+Float32 = NDArray[np.float32]
+
+BATCH_SIZE = 4096
+"""Classes whose rows are predicted at once where a prediction has a wide intermediate; bounds its memory."""
+
+Weigh = Callable[[Float32, Float32], Float32]
+"""From unseen and seen descriptors to weights `(num_unseen, num_seen)`."""
+
+
+class RowPredictor(Protocol):
+    """What all trained methods are."""
+
+    def rows(self, descriptors: Float32) -> Float32:
+        """Predict raw rows, `(num_classes, descriptor_dim)` -> `(num_classes, feature_dim + 1)` float32."""
+        ...
+
+
+Fit = Callable[[Float32, Float32, Float32], RowPredictor]
+"""Train: from seen descriptors, seen rows and the descriptors of the classes to come to a predictor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WeightedPredictor:
+    """The mean row and a weighted sum of the seen rows' deviations from it."""
+
+    weigh: Weigh
+    """How much of each seen class an unseen one has."""
+
+    descriptors: Float32
+    """`(num_seen, descriptor_dim)`."""
+
+    mean_row: Float32
+    """`(feature_dim + 1,)`."""
+
+    deviations: Float32
+    """`(num_seen, feature_dim + 1)`, of the seen rows from the mean row."""
+
+    def rows(self, descriptors: Float32) -> Float32:
+        """Predict raw rows, `(num_classes, descriptor_dim)` -> `(num_classes, feature_dim + 1)` float32."""
+        weights = self.weigh(descriptors, self.descriptors)  # (num_classes, num_seen)
+        return np.asarray(self.mean_row + weights @ self.deviations, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LatentPredictor:
+    """An encoder of descriptors and a decoder of rows, those of ICIS: `origin + decode(relu(encode(descriptor)))`."""
+
+    encoder_weight: Float32
+    """`(latent_dim, descriptor_dim)`."""
+
+    encoder_bias: Float32
+    """`(latent_dim,)`."""
+
+    decoder_weight: Float32
+    """`(feature_dim + 1, latent_dim)`."""
+
+    decoder_bias: Float32
+    """`(feature_dim + 1,)`."""
+
+    origin: Float32
+    """`(feature_dim + 1,)`: the mean row where the model learnt deviations from it, else zero."""
+
+    def rows(self, descriptors: Float32) -> Float32:
+        """Predict raw rows, `(num_classes, descriptor_dim)` -> `(num_classes, feature_dim + 1)` float32."""
+        parts = []
+        for start in range(0, len(descriptors), BATCH_SIZE):
+            batch = descriptors[start : start + BATCH_SIZE]
+            latent = np.maximum(batch @ self.encoder_weight.T + self.encoder_bias, 0.0)  # (batch, latent_dim)
+            parts.append(latent @ self.decoder_weight.T + self.decoder_bias + self.origin)
+        return np.concatenate(parts).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AveragePredictor:
+    """The mean row and the average direction in which several predictors deviate from it."""
+
+    members: tuple[RowPredictor, ...]
+    """At least one."""
+
+    mean_row: Float32
+    """`(feature_dim + 1,)`."""
+
+    def rows(self, descriptors: Float32) -> Float32:
+        """Predict raw rows, `(num_classes, descriptor_dim)` -> `(num_classes, feature_dim + 1)` float32."""
+        directions = [at_length(member.rows(descriptors) - self.mean_row, 1.0) for member in self.members]
+        return np.asarray(self.mean_row + np.mean(directions, axis=0), dtype=np.float32)

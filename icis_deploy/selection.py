@@ -1,0 +1,105 @@
+"""Choose a method by its trial, and say why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from icis_deploy.calibration import FLATNESS, weighted_harmonic_mean
+from icis_deploy.methods import METHODS, Method, Progress
+from icis_deploy.trial import Candidate, Trial, try_method
+
+AFFORDABLE_TRAINING = 5e11
+"""Multiplications of one training, up to which `auto` also considers a trained method: a few seconds on a CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Selection:
+    """Methods that were tried, and the one to use."""
+
+    trial: Trial
+    """What they were compared on."""
+
+    candidates: tuple[Candidate, ...]
+    """All that were tried, at least one."""
+
+    chosen: Candidate
+    """One of them."""
+
+    @property
+    def reason(self) -> str:
+        """Why it was chosen, in a sentence."""
+        if len(self.candidates) == 1:
+            return f"{self.chosen.method.name} was asked for."
+        score = _score(self.chosen, self.trial.balance)
+        best = max(self.candidates, key=lambda one: _score(one, self.trial.balance))
+        name, cosine = self.chosen.method.name, self.chosen.cosine
+        if best is self.chosen:
+            return f"{name} has the best predicted balance of U and S, {score:.1%}, of {len(self.candidates)} methods."
+        return (
+            f"{name} predicts held-out rows best (cosine {cosine:.2f}) of the methods whose predicted balance of U and "
+            f"S is within {1 - FLATNESS:.0%} of the best: {score:.1%}; {best.method.name} has "
+            f"{_score(best, self.trial.balance):.1%}."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values: what was assumed, chosen and compared."""
+        assumed, chosen = self.trial.assumptions, self.chosen
+        neutral = assumed.neutral_features
+        return {
+            "reason": self.reason,
+            "balance": self.trial.balance,
+            "seen_accuracy": {"value": assumed.seen_accuracy, "is_known": assumed.is_accuracy_known},
+            "num_neutral_features": 0 if neutral is None else len(neutral),
+            "scale": chosen.point.scale,
+            "offset": chosen.point.offset,
+            "spread_exponent": chosen.exponent,
+            "candidates": [
+                {
+                    "method": one.method.name,
+                    **{name: round(float(getattr(one.rates, name)), 4) for name in ("T", "U", "S", "H")},
+                    "row_cosine": round(one.cosine, 4),
+                }
+                for one in self.candidates
+            ],
+        }
+
+
+def select(trial: Trial, methods: Sequence[Method], *, progress: Progress | None = None) -> Selection:
+    """Try methods and choose one of them.
+
+    Args:
+        trial: What they are compared on.
+        methods: At least one.
+        progress: Called after each epoch, by methods that train.
+    """
+    candidates = tuple(try_method(method, trial, progress=progress) for method in methods)
+    return Selection(trial=trial, candidates=candidates, chosen=best_candidate(candidates, trial.balance))
+
+
+def methods_to_try(trial: Trial, latent_dim: int = 2048) -> tuple[Method, ...]:
+    """Return the methods that `auto` chooses from: all that need no training, and `icis-centred` where it is cheap."""
+    cheap = [method for method in METHODS.values() if not method.is_trained]
+    width = trial.descriptors.shape[1] + trial.rows.shape[1]
+    classes_per_step, num_steps = min(256, len(trial.rows) + trial.num_unseen), 120
+    multiplications = 3 * 2 * latent_dim * width * classes_per_step * num_steps
+    if multiplications <= AFFORDABLE_TRAINING and find_spec("torch") is not None:
+        return (METHODS["icis-centred"], *cheap)
+    return tuple(cheap)
+
+
+def best_candidate(candidates: Sequence[Candidate], balance: float) -> Candidate:
+    """Return the candidate to use.
+
+    Predicted balances within `FLATNESS` of the best are equal as far as cross-validation can tell; among those the one
+    whose held-out rows point most nearly where the true rows do, which no pseudo-feature has a say in, is taken.
+    """
+    scores = [_score(one, balance) for one in candidates]
+    equals = [one for one, score in zip(candidates, scores, strict=True) if score >= FLATNESS * max(scores)]
+    return max(equals, key=lambda one: one.cosine)
+
+
+def _score(candidate: Candidate, balance: float) -> float:
+    return float(weighted_harmonic_mean(candidate.rates.U, candidate.rates.S, balance))

@@ -1,0 +1,205 @@
+"""A trial: put a method through class-level cross-validation and calibrate it, the same way for every method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.calibration import (
+    OperatingPoint,
+    Rates,
+    choose_operating_point,
+    predicted_rates,
+)
+from icis_deploy.cross_validation import Fold, HeldOutRows, Outcomes, hold_out, plan_folds, play
+from icis_deploy.methods import Method, Prepared, Progress
+from icis_deploy.pseudo_features import PseudoFeatures, draw_pseudo_features
+from icis_deploy.row_calibration import DeviationCalibration
+from icis_deploy.row_spectrum import (
+    RowSpectrum,
+    amplify,
+    at_length,
+    mean_deviation_length,
+    mean_row,
+    principal_axes,
+    restoring_exponent,
+    restoring_gain,
+)
+
+Float32 = NDArray[np.float32]
+
+NUM_PSEUDO_FEATURES = 2400
+"""Pseudo-features that the games are played with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumptions:
+    """What is taken for granted about features that nobody has seen."""
+
+    neutral_features: Float32 | None
+    """`(num_neutral, feature_dim)`: what the backbone makes of neutral pictures; `None` where it is not at hand."""
+
+    seen_accuracy: float
+    """How often the head is right on images of its classes, in 0..1, both excluded."""
+
+    is_accuracy_known: bool
+    """Whether the classifier's owner said so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trial:
+    """What all methods are compared on."""
+
+    descriptors: Float32
+    """`(num_seen, descriptor_dim)`."""
+
+    rows: Float32
+    """`(num_seen, feature_dim + 1)`."""
+
+    num_unseen: int
+    """Classes that will be injected."""
+
+    assumptions: Assumptions
+    """What the pseudo-features were drawn with."""
+
+    pseudo: PseudoFeatures
+    """Features of seen classes that stand in for images."""
+
+    spectrum: RowSpectrum
+    """Of the seen rows."""
+
+    balance: float
+    """Weight of U in what calibration maximises."""
+
+    seed: int
+    """Of everything drawn at random."""
+
+    def folds(self, *, max_folds: int | None = None) -> tuple[Fold, ...]:
+        """Return the folds to play, the same ones for every method; `max_folds` of them at most."""
+        return plan_folds(len(self.rows), self.num_unseen, seed=self.seed, max_folds=max_folds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Candidate:
+    """A method after its trial."""
+
+    method: Method
+    """The method."""
+
+    prepared: Prepared
+    """The method with its choices made."""
+
+    exponent: float
+    """For `row_spectrum.restoring_gain`."""
+
+    held_out: tuple[HeldOutRows, ...]
+    """Predictions of held-out rows, their spread restored, at the seen rows' mean deviation length."""
+
+    outcomes: Outcomes
+    """Of the games."""
+
+    point: OperatingPoint
+    """The best one for this method."""
+
+    rates: Rates
+    """Predicted accuracies there."""
+
+    cosine: float
+    """Mean cosine between predicted and true deviations of held-out rows."""
+
+    seconds: float
+    """What the trial took."""
+
+    def calibration(self, trial: Trial) -> DeviationCalibration:
+        """Return what brings this method's raw rows to its operating point."""
+        return DeviationCalibration(
+            mean_row=mean_row(trial.rows),
+            axes=trial.spectrum.axes,
+            axis_gain=restoring_gain(trial.spectrum, self.exponent),
+            length=self.point.scale * mean_deviation_length(trial.rows),
+            offset=self.point.offset,
+        )
+
+
+def set_up_trial(
+    descriptors: Float32,
+    rows: Float32,
+    num_unseen: int,
+    *,
+    assumptions: Assumptions,
+    balance: float,
+    seed: int,
+) -> Trial:
+    """Return the trial for a head: its pseudo-features and spectrum.
+
+    Args:
+        descriptors: `(num_seen, descriptor_dim)`.
+        rows: `(num_seen, feature_dim + 1)`, at least `cross_validation.MIN_SEEN`.
+        num_unseen: Classes that will be injected.
+        assumptions: What is taken for granted.
+        balance: Weight of U in what calibration maximises.
+        seed: Of everything drawn at random.
+    """
+    pseudo = draw_pseudo_features(
+        rows,
+        neutral_features=assumptions.neutral_features,
+        seen_accuracy=assumptions.seen_accuracy,
+        max_features=NUM_PSEUDO_FEATURES,
+        seed=seed,
+    )
+    return Trial(
+        descriptors=descriptors,
+        rows=rows,
+        num_unseen=num_unseen,
+        assumptions=assumptions,
+        pseudo=pseudo,
+        spectrum=principal_axes(rows),
+        balance=balance,
+        seed=seed,
+    )
+
+
+def try_method(method: Method, trial: Trial, *, progress: Progress | None = None) -> Candidate:
+    """Cross-validate and calibrate one method; one that trains a network plays one fold only."""
+    started = time.perf_counter()
+    prepared = method.prepare(trial.descriptors, trial.rows, trial.seed, progress)
+    folds = trial.folds(max_folds=1 if method.is_trained else None)
+    raw = hold_out(prepared.fit, trial.descriptors, trial.rows, folds)
+    length = mean_deviation_length(trial.rows)
+    exponent = restoring_exponent(np.concatenate([at_length(part.deviations, length) for part in raw]), trial.spectrum)
+    held_out = at_competing_length(raw, trial, exponent)
+    outcomes = play(held_out, trial.rows, trial.pseudo, seed=trial.seed)
+    point = choose_operating_point(outcomes, balance=trial.balance)
+    return Candidate(
+        method=method,
+        prepared=prepared,
+        exponent=exponent,
+        held_out=held_out,
+        outcomes=outcomes,
+        point=point,
+        rates=predicted_rates(outcomes, point),
+        cosine=_mean_cosine(held_out, trial.rows),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def at_competing_length(raw: Sequence[HeldOutRows], trial: Trial, exponent: float) -> tuple[HeldOutRows, ...]:
+    """Return held-out predictions with their spread restored, each at the seen rows' mean deviation length."""
+    length = mean_deviation_length(trial.rows)
+    gain = restoring_gain(trial.spectrum, exponent)
+    return tuple(
+        replace(part, deviations=at_length(amplify(part.deviations, trial.spectrum.axes, gain), length)) for part in raw
+    )
+
+
+def _mean_cosine(held_out: Sequence[HeldOutRows], rows: Float32) -> float:
+    """Return the mean cosine between predicted and true deviations from the mean row, over all held-out classes."""
+    truth = rows - mean_row(rows)
+    predicted = np.concatenate([part.deviations for part in held_out])
+    true = truth[np.concatenate([part.fold.held_out for part in held_out])]
+    lengths = np.linalg.norm(predicted, axis=1) * np.linalg.norm(true, axis=1)
+    return float(np.mean((predicted * true).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)))
