@@ -145,6 +145,9 @@ class Parity:
     against: str
     """Name of the other target."""
 
+    source: str
+    """Where the inputs are from, in words."""
+
     num_images: int
     """Inputs that both were run on."""
 

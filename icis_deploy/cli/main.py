@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from icis_deploy._version import __version__
+from icis_deploy.cli.bench import bench
 from icis_deploy.cli.bench_update import bench_update
 from icis_deploy.cli.demo import demo
 from icis_deploy.cli.describe import describe
@@ -31,7 +32,7 @@ COMMANDS = (
     *(inspect, describe, inject, export, verify, evaluate, predict),
     *(keygen, sign, verify_update, diff),
     *(apply, rollback, history, classes, enable, disable),
-    bench_update,
+    *(bench, bench_update),
     demo,
 )
 

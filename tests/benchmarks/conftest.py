@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.machine_state import MachineState
 from benchmarks.rounds import Instruments
+from tests.benchmarks.bundles import export_bundles
 
 
 class VirtualMachine:
@@ -67,3 +68,9 @@ class VirtualMachine:
 def virtual_machine():
     """The class, so that a test can make machines of several kinds."""
     return VirtualMachine
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tiny_project, tmp_path_factory):
+    """The tiny project's bundles, fused and updatable, with the unseen classes in them; not to be written to."""
+    return export_bundles(tiny_project, tmp_path_factory.mktemp("bundles"))

@@ -1,0 +1,287 @@
+"""One run of the benchmark: targets against each other on this machine, as fast as they are and as right as they are.
+
+Rules:
+
+1. All targets are open at the same time and measured in turn, one batch size after the other; see `latency.py`.
+2. The first target is what the others are compared with: the one given with `--against`, or the first bundle.
+3. What cannot be measured here is left out with its reason, and the rest is still measured.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.environment import read_environment
+from benchmarks.labeled_inputs import LabeledFeatures
+from benchmarks.latency import Plan, measure
+from benchmarks.percentiles import num_queries_needed
+from benchmarks.result_values import Accuracy, BatchRun, Parity, Target
+from benchmarks.results import Result
+from benchmarks.rightness import (
+    accuracies,
+    check_same_base,
+    logits_on_features,
+    logits_on_images,
+    logits_on_seeded_inputs,
+    parities,
+    source_of,
+)
+from benchmarks.rounds import Call, calls_over
+from benchmarks.startup import measure_startup
+from benchmarks.targets import OpenTarget, names_of_bundles, noise, open_bundle, open_original
+from icis_deploy.bundle import load_manifest
+from icis_deploy.errors import ICISDeployError
+from icis_deploy.images import LabeledImages
+from icis_deploy.json_fields import json_from_time
+from icis_deploy.runtime.runtimes import Runtime
+
+NUM_INPUTS = 4
+"""Different batches that the queries take turns with."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """How much is measured."""
+
+    name: str
+    """What it is called."""
+
+    percent: float
+    """Percentile for which there shall be enough queries."""
+
+    budget_s: float
+    """Seconds for one target and one batch size."""
+
+    num_starts: int
+    """Fresh processes for each target."""
+
+    scenario_s: float
+    """Seconds that one scenario lasts at least."""
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(name="quick", percent=90.0, budget_s=3.0, num_starts=1, scenario_s=2.0),
+        Preset(name="normal", percent=99.0, budget_s=12.0, num_starts=3, scenario_s=10.0),
+        # MLPerf Inference Rules, "Scenarios": a run lasts at least 600 seconds.
+        Preset(name="submission", percent=99.9, budget_s=600.0, num_starts=5, scenario_s=600.0),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabeledInputs:
+    """What accuracy is measured on."""
+
+    labeled: LabeledImages | LabeledFeatures
+    """Images or features, with labels."""
+
+    source: str
+    """Where they are from, in words."""
+
+    seen_rows: NDArray[np.float32] | None
+    """`(num_seen, feature_dim + 1)`, the rows of the original head; needed for features."""
+
+
+@contextmanager
+def open_targets(
+    bundles: Sequence[Path], *, against: str | None, runtimes: Sequence[str], num_threads: int | None
+) -> Iterator[list[OpenTarget]]:
+    """Open what is to be measured, what the others are compared with first.
+
+    Args:
+        bundles: Bundle folders.
+        against: Another bundle, or the model that the bundles were made from: a `.onnx` file; or a `.pt2` file or a
+            factory, which then runs as the ONNX graph that `export` makes of it.
+        runtimes: Names of runtimes; every bundle is opened in each.
+        num_threads: Threads inside one operator; None lets the runtime choose.
+
+    Yields:
+        The targets, all open.
+
+    Raises:
+        ICISDeployError: If one cannot be opened.
+    """
+    is_bundle = against is not None and Path(against).is_dir()
+    folders = [Path(against), *bundles] if is_bundle and against is not None else list(bundles)
+    targets = []
+    with tempfile.TemporaryDirectory() as name:
+        if against is not None and not is_bundle:
+            path = onnx_file(against, Path(name))
+            targets.append(open_original(path, like=load_manifest(folders[0]), num_threads=num_threads))
+        for runtime in runtimes:
+            for folder, called in zip(folders, names_of_bundles(folders), strict=True):
+                full_name = called if len(runtimes) == 1 else f"{called} in {runtime}"
+                chosen = Runtime(name=runtime, num_threads=num_threads)
+                targets.append(open_bundle(folder, name=full_name, runtime=chosen))
+        check_same_base(targets)
+        yield targets
+
+
+def onnx_file(spec: str, folder: Path) -> Path:
+    """Return a model as a `.onnx` file, written to a folder unless it is one.
+
+    Raises:
+        ICISDeployError: If it cannot be loaded or written; the workbench's extras are needed unless it is one.
+    """
+    if Path(spec).suffix == ".onnx":
+        return Path(spec)
+    from exporters.model_loading import load_model
+    from exporters.onnx_files import save_model
+
+    path = folder / "original.onnx"
+    save_model(load_model(spec).model, path)
+    return path
+
+
+def run_bench(
+    targets: Sequence[OpenTarget],
+    *,
+    preset: Preset,
+    batch_sizes: Sequence[int],
+    settings: Mapping[str, object],
+    inputs: LabeledInputs | None = None,
+    progress: Progress = lambda _: None,
+) -> Result:
+    """Measure targets.
+
+    Args:
+        targets: What to measure; the others are compared with the first.
+        preset: How much.
+        batch_sizes: Images in a query, each measured apart.
+        settings: What the command was asked for, to be kept in the result.
+        inputs: What accuracy is measured on; None leaves it out.
+        progress: Called with what is measured next, in words.
+
+    Raises:
+        RuntimeFailureError: If a target fails.
+        ImageError, IncompatibleError: If the inputs do not fit the targets.
+    """
+    environment = read_environment()
+    progress("accuracy and parity")
+    accuracy, parity = measure_rightness(targets, inputs)
+    measured = [start_target(target, preset.num_starts, progress) for target in targets]
+    return Result(
+        command="bench",
+        created=json_from_time(datetime.now(timezone.utc)),
+        settings=settings,
+        environment=environment,
+        targets=tuple(
+            replace(
+                target,
+                accuracy=accuracy.get(target.name),
+                parity=(parity[target.name],) if target.name in parity else (),
+            )
+            for target in measured
+        ),
+        runs=tuple(measure_batch(targets, batch_size, preset, progress) for batch_size in batch_sizes),
+    )
+
+
+def measure_rightness(
+    targets: Sequence[OpenTarget], inputs: LabeledInputs | None
+) -> tuple[dict[str, Accuracy], dict[str, Parity]]:
+    """Return accuracy and parity by the targets' names; without inputs, parity alone."""
+    if inputs is None:
+        seeded = logits_on_seeded_inputs(targets)
+        return {}, parities(targets, seeded, source="seeded noise")
+    if isinstance(inputs.labeled, LabeledFeatures):
+        assert inputs.seen_rows is not None
+        logits = logits_on_features(targets, inputs.labeled, inputs.seen_rows)
+    else:
+        logits = logits_on_images(targets, inputs.labeled.paths)
+    found = accuracies(targets, logits, inputs.labeled.labels, source=inputs.source)
+    return found, parities(targets, logits, source=inputs.source)
+
+
+def start_target(target: OpenTarget, num_starts: int, progress: Progress) -> Target:
+    """Return what is known of a target, and what it costs to start it."""
+    progress(f"{target.name}: start in a fresh process")
+    try:
+        startup = measure_startup(
+            target.name, target.factory, target.arguments, files=target.files, num_runs=num_starts
+        )
+    except ICISDeployError as error:
+        return replace(describe(target), missing={"startup": str(error)})
+    return replace(describe(target), startup=startup)
+
+
+def describe(target: OpenTarget) -> Target:
+    """Return what is known of a target before anything is measured."""
+    return Target(
+        name=target.name,
+        head_kind=target.head_kind,
+        precision=target.precision,
+        runtime=target.runtime,
+        provider=target.provider,
+        num_threads=target.num_threads,
+        num_classes=len(target.class_names),
+        num_seen=target.num_seen,
+        capacity=target.capacity,
+        size_bytes=target.size_bytes,
+        startup=None,
+        accuracy=None,
+        parity=(),
+        add_classes=None,
+        missing={},
+    )
+
+
+def measure_batch(targets: Sequence[OpenTarget], batch_size: int, preset: Preset, progress: Progress) -> BatchRun:
+    """Measure all targets in turn with one batch size."""
+    progress(f"batch {batch_size}: {len(targets)} targets in turn")
+    plan = Plan(num_queries=num_queries_needed(preset.percent), budget_s=preset.budget_s * len(targets))
+    calls = {target.name: query_of(target, batch_size) for target in targets}
+    return BatchRun(batch_size=batch_size, measurement=measure(calls, plan=plan))
+
+
+def query_of(target: OpenTarget, batch_size: int) -> Call:
+    """Return a callable that answers one batch after the other."""
+    inputs = [np.ascontiguousarray(noise(target.model_input, batch_size, seed=seed)) for seed in range(NUM_INPUTS)]
+    return calls_over(target.answer, inputs)
+
+
+def labeled_inputs(path: Path, against: str | None) -> LabeledInputs:
+    """Read what accuracy is measured on, and for features the rows of the original head.
+
+    Args:
+        path: As `load_labeled`.
+        against: The model that the bundles were made from, which features need.
+
+    Raises:
+        UsageError: If there are features, but no model to take the seen rows from.
+        ICISDeployError: If something cannot be read.
+    """
+    from benchmarks.labeled_inputs import load_labeled
+
+    labeled = load_labeled(path)
+    rows = original_rows(path, against) if isinstance(labeled, LabeledFeatures) else None
+    return LabeledInputs(labeled=labeled, source=source_of(labeled, path), seen_rows=rows)
+
+
+def original_rows(path: Path, against: str | None) -> NDArray[np.float32]:
+    """Return the rows of the model that bundles were made from, `(num_seen, feature_dim + 1)`."""
+    from icis_deploy.errors import UsageError
+
+    if against is None or Path(against).is_dir():
+        raise UsageError(
+            f"{path} holds features, which are multiplied with the rows of the head: give the model that the bundles "
+            f"were made from with --against."
+        )
+    from exporters.head_finding import find_head, read_head
+    from exporters.model_loading import load_model
+
+    model = load_model(against).model
+    location = find_head(model)
+    return read_head(model, location, tuple(str(index) for index in range(location.num_classes))).rows

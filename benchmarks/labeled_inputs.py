@@ -1,0 +1,111 @@
+"""What accuracy is measured on: images or features, each with the class that it shows.
+
+    images.csv              columns `file` and `class`
+    a folder                one folder for each class, named as the class, with its images
+    features.npz            `features` (num_images, feature_dim) and `labels` (num_images,), names of classes
+    features.safetensors    `features`; the names as a JSON list under `labels` in the metadata
+
+Features say how good a head is, in float64 and without a runtime; they spare the backbone, which is the same for all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.errors import ImageError, LoadError
+from icis_deploy.files import read_capped
+from icis_deploy.images import LabeledImages, load_image_list
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+MAX_FEATURE_BYTES = 1 << 34
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabeledFeatures:
+    """Features of images, each with the class that it shows."""
+
+    features: NDArray[np.floating]
+    """`(num_images, feature_dim)`."""
+
+    labels: tuple[str, ...]
+    """`(num_images,)` class names."""
+
+
+def load_labeled(path: Path) -> LabeledImages | LabeledFeatures:
+    """Read what accuracy is measured on; the form follows from the path.
+
+    Raises:
+        ImageError: If it cannot be read, or holds no labelled image.
+    """
+    if path.is_dir():
+        return load_image_folders(path)
+    if path.suffix in (".npz", ".safetensors"):
+        return load_features(path)
+    return load_image_list(path)
+
+
+def load_image_folders(folder: Path) -> LabeledImages:
+    """Return the images in the folders of a folder; the name of each is its images' class.
+
+    Raises:
+        ImageError: If there is none.
+    """
+    files = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ImageError(
+            f"There are no images in the folders of {folder}; expected one folder for each class, named as the class."
+        )
+    return LabeledImages(paths=tuple(files), labels=tuple(file.parent.name for file in files))
+
+
+def load_features(path: Path) -> LabeledFeatures:
+    """Read features with their labels.
+
+    Raises:
+        ImageError: If it cannot be read, or the two do not fit.
+    """
+    data = read_capped(path, max_bytes=MAX_FEATURE_BYTES, what="file of features", error_type=ImageError)
+    try:
+        features, labels = _parse_npz(data) if path.suffix == ".npz" else _parse_safetensors(data)
+    except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile, LoadError) as error:
+        raise ImageError(
+            f"Cannot read the features in {path}: {error}. Expected `features` (num_images, feature_dim) and `labels`, "
+            f"one class name for each."
+        ) from error
+    is_matrix = features.ndim == 2 and features.dtype.kind == "f" and len(features) > 0
+    if not is_matrix or len(labels) != len(features) or not np.isfinite(features).all():
+        raise ImageError(
+            f"{path} holds features of shape {features.shape} and type {features.dtype} with {len(labels)} labels; "
+            f"expected finite numbers of shape (num_images, feature_dim) and a label for each image."
+        )
+    return LabeledFeatures(features=features, labels=labels)
+
+
+def _parse_npz(data: bytes) -> tuple[NDArray[np.floating], tuple[str, ...]]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        labels = arrays["labels"]
+        if labels.dtype.kind != "U":
+            raise TypeError(f"the labels have the type {labels.dtype}, not text")
+        return arrays["features"], tuple(labels.tolist())
+
+
+def _parse_safetensors(data: bytes) -> tuple[NDArray[np.floating], tuple[str, ...]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        features = load(data)["features"]
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    labels = json.loads(header["__metadata__"]["labels"])
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise TypeError("the labels are not a JSON list of names")
+    return features, tuple(labels)

@@ -1,0 +1,140 @@
+"""A result as tables for people at a terminal; `report` makes the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from benchmarks.comparison import Comparison
+from benchmarks.latency import LatencyReport, Measurement
+from benchmarks.result_values import BatchRun, Scenario, Target
+from benchmarks.results import Result, images_per_s
+from icis_deploy.cli.output import columns, percent
+
+
+def text_of(result: Result) -> str:
+    """Return everything that a person wants to see first: the machine, speed, size, accuracy, what disturbed."""
+    blocks = [f"{result.environment.name} ({result.environment.fingerprint})"]
+    blocks += [run_text(run) for run in result.runs]
+    if result.targets:
+        blocks.append(targets_text(result.targets))
+    if any(target.accuracy or target.parity for target in result.targets):
+        blocks.append(rightness_text(result.targets))
+    if result.scenarios:
+        blocks.append(scenarios_text(result.scenarios))
+    blocks += [f"{target.name}: no {name}: {why}" for target in result.targets for name, why in target.missing.items()]
+    return "\n\n".join(blocks)
+
+
+def run_text(run: BatchRun) -> str:
+    """Return the latencies of one batch size, and how they compare."""
+    measurement = run.measurement
+    compared = {comparison.label: comparison for comparison in measurement.comparisons}
+    rows = [[f"batch {run.batch_size}", "median", "99 % interval", "p90", "p99", "images/s", "ratio", "verdict"]]
+    for latency in measurement.latencies:
+        rows.append(latency_row(latency, run.batch_size, compared.get(latency.label)))
+    lines = [columns(rows, right=[1, 2, 3, 4, 5, 6]), *(f"  {note}" for note in notes_of(measurement))]
+    return "\n".join(lines)
+
+
+def latency_row(latency: LatencyReport, batch_size: int, comparison: Comparison | None) -> list[str]:
+    """Return one target's cells."""
+    median = latency.median_ms
+    shown = {each.percent: each.text for each in latency.percentiles}
+    return [
+        latency.label,
+        f"{median.value:.3f} ms",
+        f"{median.low:.3f} - {median.high:.3f}",
+        shown[90.0],
+        shown[99.0],
+        f"{images_per_s(latency, batch_size):.1f}",
+        "" if comparison is None else ratio_text(comparison),
+        "" if comparison is None else comparison.verdict,
+    ]
+
+
+def ratio_text(comparison: Comparison) -> str:
+    """Return a ratio with its interval."""
+    ratio = comparison.ratio
+    return f"{ratio.value:.3f} ({ratio.low:.3f} - {ratio.high:.3f})"
+
+
+def notes_of(measurement: Measurement) -> Iterator[str]:
+    """Yield what a reader must know before believing the figures."""
+    yield (
+        f"{measurement.num_rounds} rounds in {measurement.duration_s:.0f} s, "
+        f"{'as precise as asked' if measurement.stopped_by == 'precise' else 'until the time was used up'}"
+    )
+    yield from measurement.steadiness.throttling
+    yield from measurement.steadiness.interference
+    for latency in measurement.latencies:
+        if not latency.warm_up.stable:
+            yield f"{latency.label} had not become stable when its warm-up ended"
+        if latency.drift is not None and latency.drift.verdict != "steady":
+            yield f"{latency.label} was {latency.drift.verdict}: {latency.drift.change.value:+.0%} over the run"
+
+
+def targets_text(targets: Sequence[Target]) -> str:
+    """Return what targets are, and what it costs to start them."""
+    rows = [["target", "head", "precision", "classes", "size", "load", "first answer", "cold start", "peak memory"]]
+    for target in targets:
+        medians = {} if target.startup is None else target.startup.medians
+        memory = medians.get("memory_peak_bytes")
+        rows.append(
+            [
+                target.name,
+                target.head_kind,
+                target.precision,
+                str(target.num_classes),
+                f"{target.size_bytes / 1e6:.1f} MB",
+                *(milliseconds(medians.get(name)) for name in ("load_ms", "first_query_ms", "cold_start_ms")),
+                "-" if memory is None else f"{memory / 1e6:.0f} MB",
+            ]
+        )
+    return columns(rows, right=range(3, 9))
+
+
+def rightness_text(targets: Sequence[Target]) -> str:
+    """Return how right targets are, and how near to the first."""
+    rows = [["target", "T", "U", "S", "H", "same answer", "max error"]]
+    for target in targets:
+        accuracy = target.accuracy
+        parity = target.parity[0] if target.parity else None
+        rows.append(
+            [
+                target.name,
+                *(percent(None if accuracy is None else getattr(accuracy, name)) for name in "TUSH"),
+                percent(None if parity is None else parity.agreement),
+                "-" if parity is None else f"{parity.max_scaled_error:.1e}",
+            ]
+        )
+    sources = {target.accuracy.source for target in targets if target.accuracy}
+    sources |= {parity.source for target in targets for parity in target.parity}
+    text = "same answer, max error: beside the first, over its classes; errors in standard deviations of its logits"
+    return f"{columns(rows, right=range(1, 7))}\n  on {', '.join(sorted(sources))}; {text}"
+
+
+def scenarios_text(scenarios: Sequence[Scenario]) -> str:
+    """Return how targets did under load."""
+    rows = [["scenario", "target", "valid", "queries", "images/s", "median", "p90", "p99"]]
+    for each in scenarios:
+        shown = {} if each.latency is None else {p.percent: p.text for p in each.latency.percentiles}
+        median = "-" if each.latency is None else f"{each.latency.median_ms:.3f} ms"
+        rows.append(
+            [
+                each.name,
+                each.target,
+                "yes" if each.valid else "NO",
+                str(each.num_queries),
+                f"{each.samples_per_s:.1f}",
+                median,
+                shown.get(90.0, "-"),
+                shown.get(99.0, "-"),
+            ]
+        )
+    notes = [f"  {each.name}, {each.target}: {reason}" for each in scenarios for reason in each.reasons]
+    return "\n".join([columns(rows, right=range(3, 8)), *notes])
+
+
+def milliseconds(value: float | None) -> str:
+    """Return a time with its unit, or a dash where it is unknown."""
+    return "-" if value is None else f"{value:.1f} ms"

@@ -1,0 +1,217 @@
+"""How right targets are, and how near to each other: accuracy and parity, on the same inputs and in the same run.
+
+Rules:
+
+1. Every target sees every image, batch by batch; an image is read once for all targets that prepare it alike.
+2. All targets choose among their own classes; a class that one lacks is, for it, never recognised.
+3. Without images, parity is measured on seeded inputs, and accuracy is not measured.
+4. Features are multiplied with the rows of each head in float64, so that they judge the rows and no runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.labeled_inputs import LabeledFeatures
+from benchmarks.result_values import Accuracy, ClassAccuracy, Confusion, Parity
+from benchmarks.targets import ORIGINAL, Images, OpenTarget, noise, prepare
+from icis_deploy.accuracy import AccuracyReport, accuracy_report
+from icis_deploy.class_names import quoted
+from icis_deploy.errors import ImageError, IncompatibleError, UsageError
+from icis_deploy.head import Head
+from icis_deploy.images import LabeledImages
+
+BATCH_SIZE = 16
+NUM_SEEDED_INPUTS = 64
+
+Float64 = NDArray[np.float64]
+
+
+def check_same_base(targets: Sequence[OpenTarget]) -> None:
+    """Check that targets have the same seen classes.
+
+    Raises:
+        IncompatibleError: If not; their accuracies and logits could not be compared.
+    """
+    first = targets[0]
+    seen = first.class_names[: first.num_seen]
+    for target in targets[1:]:
+        if target.class_names[: target.num_seen] != seen:
+            raise IncompatibleError(
+                f"{target.name} and {first.name} were made from models with other seen classes ({target.num_seen} and "
+                f"{first.num_seen} of them). Measure them in two runs."
+            )
+
+
+def logits_on_images(targets: Sequence[OpenTarget], paths: Sequence[Path]) -> dict[str, Float64]:
+    """Return the logits of every target on image files, by its name.
+
+    Returns:
+        `(num_images, num_classes)` float64 each.
+
+    Raises:
+        ImageError: If a file is no image.
+        UsageError: If a target does not say how images are prepared.
+    """
+    for target in targets:
+        if target.preprocessing is None:
+            raise UsageError(f"{target.name} does not state how images are prepared; export it with --preprocess.")
+    found: dict[str, list[Float64]] = {target.name: [] for target in targets}
+    for start in range(0, len(paths), BATCH_SIZE):
+        prepared: dict[object, Images] = {}
+        for target in targets:
+            assert target.preprocessing is not None
+            way = (target.preprocessing, target.model_input.takes_pixels)
+            if way not in prepared:
+                batch = paths[start : start + BATCH_SIZE]
+                prepared[way] = prepare(batch, target.preprocessing, target.model_input)
+            found[target.name].append(np.asarray(target.answer(prepared[way]), dtype=np.float64))
+    return {name: np.concatenate(batches) for name, batches in found.items()}
+
+
+def logits_on_seeded_inputs(targets: Sequence[OpenTarget]) -> dict[str, Float64]:
+    """Return the logits on seeded noise of every target that takes the same kind of input as the first."""
+    first = targets[0].model_input
+    batches = [noise(first, BATCH_SIZE, seed=seed) for seed in range(NUM_SEEDED_INPUTS // BATCH_SIZE)]
+    return {
+        target.name: np.concatenate([np.asarray(target.answer(batch), np.float64) for batch in batches])
+        for target in targets
+        if (target.model_input.shape, target.model_input.dtype) == (first.shape, first.dtype)
+    }
+
+
+def logits_on_features(
+    targets: Sequence[OpenTarget], labeled: LabeledFeatures, seen_rows: NDArray[np.float32]
+) -> dict[str, Float64]:
+    """Return the logits of every target's head on features, in float64, by its name.
+
+    Args:
+        targets: Made from the same model.
+        labeled: Features of that model's backbone.
+        seen_rows: `(num_seen, feature_dim + 1)`, the rows of its head.
+
+    Raises:
+        IncompatibleError: If the features have another width than the rows.
+    """
+    feature_dim = seen_rows.shape[1] - 1
+    if labeled.features.shape[1] != feature_dim:
+        raise IncompatibleError(
+            f"The features are {labeled.features.shape[1]} wide; the head's rows multiply {feature_dim}. They come "
+            f"from another model, or another layer of it."
+        )
+    found = {}
+    for target in targets:
+        head = Head(rows=np.concatenate([seen_rows, target.added_rows()]), class_names=target.class_names)
+        found[target.name] = head.logits(labeled.features)
+    return found
+
+
+def accuracies(
+    targets: Sequence[OpenTarget], logits: dict[str, Float64], labels: Sequence[str], *, source: str
+) -> dict[str, Accuracy]:
+    """Return the accuracy of every target, by its name.
+
+    Args:
+        targets: With the same seen classes.
+        logits: From this module.
+        labels: `(num_images,)` class names.
+        source: What the logits stand on, in words.
+
+    Raises:
+        ImageError: If an image shows a class that no target knows.
+    """
+    num_seen = targets[0].num_seen
+    names = list(dict.fromkeys(name for target in targets for name in target.class_names))
+    place = {name: index for index, name in enumerate(names)}
+    unknown = sorted(set(labels) - set(place))
+    if unknown:
+        raise ImageError(f"{source} shows {quoted(unknown)}, which no target knows. Leave these images out.")
+    columns = np.array([place[label] for label in labels])
+    found = {}
+    for target in targets:
+        padded = np.full((len(columns), len(names)), -np.inf)
+        padded[:, [place[name] for name in target.class_names]] = logits[target.name]
+        original = logits[ORIGINAL] if ORIGINAL in logits else padded[:, :num_seen]
+        report = accuracy_report(padded, columns, seen=num_seen, original_logits=original)
+        found[target.name] = accuracy_from_report(report, names, columns, source)
+    return found
+
+
+def accuracy_from_report(
+    report: AccuracyReport, names: Sequence[str], columns: NDArray[np.int64], source: str
+) -> Accuracy:
+    """Return an accuracy report with the names of its classes, as a result states it."""
+    return Accuracy(
+        T=report.T,
+        U=report.U,
+        S=report.S,
+        H=report.H,
+        S_original=report.S_original,
+        num_seen_images=report.num_seen_images,
+        num_unseen_images=report.num_unseen_images,
+        num_seen_taken_for_unseen=report.num_seen_taken_for_unseen,
+        num_unseen_taken_for_seen=report.num_unseen_taken_for_seen,
+        confusions=tuple(
+            Confusion(label=names[pair.label], prediction=names[pair.prediction], num_images=pair.num_images)
+            for pair in report.crossings
+            if pair.prediction >= 0
+        ),
+        classes=tuple(classes_with_images(report, names, columns)),
+        source=source,
+    )
+
+
+def classes_with_images(
+    report: AccuracyReport, names: Sequence[str], columns: NDArray[np.int64]
+) -> Iterator[ClassAccuracy]:
+    """Yield the accuracy of every class that has images."""
+    num_images = np.bincount(columns, minlength=len(names)).tolist()
+    for index, accuracy in enumerate(report.class_accuracy):
+        if accuracy is not None:
+            yield ClassAccuracy(
+                name=names[index],
+                is_seen=index < report.num_seen_classes,
+                num_images=num_images[index],
+                accuracy=accuracy,
+                change=None if report.class_change is None else report.class_change[index],
+            )
+
+
+def parities(targets: Sequence[OpenTarget], logits: dict[str, Float64], *, source: str) -> dict[str, Parity]:
+    """Return how near every target's logits are to the first's, over the classes that both have, by its name."""
+    first = targets[0]
+    return {
+        target.name: parity_of(target, first, logits, source)
+        for target in targets[1:]
+        if target.name in logits and first.name in logits
+    }
+
+
+def parity_of(target: OpenTarget, first: OpenTarget, logits: dict[str, Float64], source: str) -> Parity:
+    """Return how near a target's logits are to another's."""
+    place = {name: index for index, name in enumerate(first.class_names)}
+    shared = [(index, place[name]) for index, name in enumerate(target.class_names) if name in place]
+    ours = logits[target.name][:, [index for index, _ in shared]]
+    theirs = logits[first.name][:, [index for _, index in shared]]
+    if target.score_kind != "logits":  # logarithms of probabilities: over fewer classes, normalised again
+        ours, theirs = (scores - np.logaddexp.reduce(scores, axis=1, keepdims=True) for scores in (ours, theirs))
+    errors = np.abs(ours - theirs) / theirs.std()
+    return Parity(
+        against=first.name,
+        source=source,
+        num_images=len(ours),
+        num_classes=len(shared),
+        agreement=float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
+        max_scaled_error=float(errors.max()),
+        p999_scaled_error=float(np.percentile(errors, 99.9)),
+    )
+
+
+def source_of(labeled: LabeledImages | LabeledFeatures, path: Path) -> str:
+    """Return what accuracy was measured on, in words."""
+    what = "features" if isinstance(labeled, LabeledFeatures) else "images"
+    return f"{len(labeled.labels)} {what} of {path.name}"

@@ -1,0 +1,251 @@
+"""What is measured: a bundle, or the model that bundles were made from, open in a runtime and ready to answer.
+
+A target answers as a user's program would be answered: through `Device.logits` for a bundle. The original model, which
+is no bundle, runs in a bare session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.result_values import HeadKind
+from icis_deploy.bundle import INJECTED_NAME, Bundle, ModelInput
+from icis_deploy.errors import BundleError, IncompatibleError, UsageError
+from icis_deploy.files import read_capped
+from icis_deploy.images import load_images, load_pixels
+from icis_deploy.preprocessing import Preprocessing
+from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.runtimes import Runtime
+from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots
+
+ORIGINAL = "original"
+
+Images = NDArray[np.generic]
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenTarget:
+    """A model that is loaded."""
+
+    name: str
+    """What it is called in the result."""
+
+    head_kind: HeadKind
+    """What kind of head it has."""
+
+    precision: str
+    """Of the weights."""
+
+    runtime: str
+    """What runs it."""
+
+    provider: str | None
+    """What the runtime says that it really runs on."""
+
+    num_threads: int | None
+    """Threads inside one operator; None where the runtime was left to choose."""
+
+    class_names: tuple[str, ...]
+    """`(num_classes,)`, in the order of the logits."""
+
+    num_seen: int
+    """How many of them the original model knew; they come first."""
+
+    capacity: int
+    """Slots."""
+
+    files: tuple[Path, ...]
+    """The model's files."""
+
+    answer: Callable[[Images], Float32]
+    """From a prepared batch to `(batch, num_classes)` logits."""
+
+    added_rows: Callable[[], Float32]
+    """Gives `(num_classes - num_seen, feature_dim + 1)`, the rows that the original model does not have."""
+
+    score_kind: str
+    """What the model's output holds; as `Bundle.score_kind`. `answer` gives logits whatever it is."""
+
+    preprocessing: Preprocessing | None
+    """How images are prepared; None where that is not known."""
+
+    model_input: ModelInput
+    """Shape and dtype of one prepared image."""
+
+    factory: str
+    """`module:function` that loads it in a fresh process and returns what answers one query."""
+
+    arguments: Mapping[str, object]
+    """Keyword arguments of the factory."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of its files."""
+        return sum(path.stat().st_size for path in self.files)
+
+
+def open_bundle(folder: Path, *, name: str, runtime: Runtime) -> OpenTarget:
+    """Open a bundle.
+
+    Args:
+        folder: The bundle.
+        name: What it is called in the result.
+        runtime: What runs it.
+
+    Raises:
+        ICISDeployError: As `Device.open`.
+    """
+    device = Device.open(folder, runtime=runtime)
+    bundle = device.bundle
+    return OpenTarget(
+        name=name,
+        head_kind="updatable" if bundle.capacity else "fused",
+        precision=bundle.precision,
+        runtime=runtime.name,
+        provider=provider_of(device.session),
+        num_threads=runtime.num_threads,
+        class_names=device.classes(),
+        num_seen=bundle.num_seen,
+        capacity=bundle.capacity,
+        files=tuple(folder / file for file in bundle.files),
+        answer=lambda images: device.logits(images).values,
+        added_rows=lambda: added_rows(folder, device),
+        score_kind=bundle.score_kind,
+        preprocessing=bundle.preprocessing,
+        model_input=bundle.model_input,
+        factory="benchmarks.targets:start_bundle",
+        arguments={"folder": str(folder.resolve()), "runtime": runtime.name, "num_threads": runtime.num_threads},
+    )
+
+
+def open_original(path: Path, *, like: Bundle, num_threads: int | None) -> OpenTarget:
+    """Open the model that a bundle was made from, in ONNX Runtime.
+
+    Args:
+        path: A `.onnx` file.
+        like: The bundle, which says what its classes are called and how images are prepared.
+        num_threads: Threads inside one operator; None lets the runtime choose.
+
+    Raises:
+        IncompatibleError: If it gives another number of logits than the bundle has seen classes.
+        ICISDeployError: If it cannot be loaded or run.
+    """
+    session = load_session(path, num_threads=num_threads)
+    model_input = float_input(like)
+    num_logits = session.run(noise(model_input, 1)).logits.shape[1]
+    if num_logits != like.num_seen:
+        raise IncompatibleError(
+            f"{path} gives {num_logits} logits; the bundle was made from a model of {like.num_seen} classes. Give the "
+            f"model that it was exported from."
+        )
+    return OpenTarget(
+        name=ORIGINAL,
+        head_kind="original",
+        precision="fp32",
+        runtime=Runtime().name,
+        provider=provider_of(session),
+        num_threads=num_threads,
+        class_names=like.seen_names,
+        num_seen=like.num_seen,
+        capacity=0,
+        files=(path,),
+        answer=lambda images: as_logits(session.run(images).logits, like.score_kind),
+        added_rows=lambda: np.empty((0, like.feature_dim + 1), dtype=np.float32),
+        score_kind=like.score_kind,
+        preprocessing=like.preprocessing,
+        model_input=model_input,
+        factory="benchmarks.targets:start_original",
+        arguments={"path": str(path.resolve()), "model_input": asdict(model_input), "num_threads": num_threads},
+    )
+
+
+def added_rows(folder: Path, device: Device) -> Float32:
+    """Return the rows of a bundle's classes that the original model does not have, `(num_added, feature_dim + 1)`.
+
+    Raises:
+        BundleError: If a fused bundle does not have the file that holds them.
+    """
+    table = device.state.table
+    if table is None:
+        if len(device.classes()) == device.bundle.num_seen:
+            return np.empty((0, device.bundle.feature_dim + 1), dtype=np.float32)
+        path = folder / INJECTED_NAME
+        table = parse_slots(read_capped(path, max_bytes=MAX_SLOTS_BYTES, what="injected rows", error_type=BundleError))
+    return table.rows()
+
+
+def as_logits(scores: Float32, score_kind: str) -> Float32:
+    """Return scores as logits: logarithms where the model ends in a softmax; see `Device.logits`."""
+    return np.log(np.maximum(scores, np.finfo(np.float32).tiny)) if score_kind == "probabilities" else scores
+
+
+def float_input(bundle: Bundle) -> ModelInput:
+    """Return the input of the model that a bundle was made from: prepared images in float32."""
+    if not bundle.model_input.takes_pixels:
+        return bundle.model_input
+    assert bundle.preprocessing is not None, "a bundle that takes pixels states the rest"
+    return ModelInput(name=bundle.model_input.name, shape=bundle.preprocessing.input_shape, dtype="float32")
+
+
+def prepare(paths: Sequence[Path], preprocessing: Preprocessing, model_input: ModelInput) -> Images:
+    """Return image files as one batch of a model's input.
+
+    Raises:
+        ImageError: If a file is no image.
+    """
+    return load_pixels(paths, preprocessing) if model_input.takes_pixels else load_images(paths, preprocessing)
+
+
+def noise(model_input: ModelInput, batch_size: int, *, seed: int = 0) -> Images:
+    """Return a seeded batch where prepared images lie: uniform in -1..1, or over the range of whole numbers.
+
+    Returns:
+        `(batch_size, *shape)` in the input's dtype.
+    """
+    random, dtype = np.random.default_rng(seed), np.dtype(model_input.dtype)
+    size = (batch_size, *model_input.shape)
+    if dtype.kind in "ui":
+        return random.integers(0, np.iinfo(dtype).max, size, dtype=dtype, endpoint=True)
+    return np.asarray(random.uniform(-1, 1, size), dtype=dtype)
+
+
+def provider_of(session: object) -> str | None:
+    """Return what a session says that it runs on, None where its runtime does not tell."""
+    providers = getattr(session, "providers", None)
+    return providers[0] if providers else None
+
+
+def names_of_bundles(folders: Sequence[Path]) -> list[str]:
+    """Return a name for each bundle: its folder's, with as many of the folders above it as tell it from the others.
+
+    Raises:
+        UsageError: If a bundle is given twice.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        raise UsageError("A bundle is given twice. Give each one once.")
+    depth = 1
+    while len({part[-depth:] for part in parts} | {(ORIGINAL,)}) < len(parts) + 1:
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def start_bundle(folder: str, runtime: str, num_threads: int | None) -> Callable[[], object]:
+    """Open a bundle in a fresh process, and return what answers one image; see `startup.py`."""
+    device = Device.open(folder, runtime=runtime, num_threads=num_threads)
+    images = noise(device.bundle.model_input, 1)
+    return lambda: device.logits(images)
+
+
+def start_original(path: str, model_input: Mapping[str, object], num_threads: int | None) -> Callable[[], object]:
+    """Load a model in a fresh process, and return what answers one image; see `startup.py`."""
+    session = load_session(Path(path), num_threads=num_threads)
+    images = noise(ModelInput(**model_input), 1)  # type: ignore[arg-type]
+    return lambda: session.run(images)

@@ -1,0 +1,189 @@
+"""The whole benchmark on a tiny model: its figures are those of its parts, and what is missing has a reason."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import icis_deploy
+from benchmarks.bench import PRESETS, LabeledInputs, labeled_inputs, open_targets, run_bench
+from benchmarks.labeled_inputs import load_labeled
+from benchmarks.results import parse_result, serialize_result
+from benchmarks.rightness import logits_on_features, logits_on_images
+from benchmarks.targets import names_of_bundles, noise
+from icis_deploy.errors import ImageError, IncompatibleError, ModelLoadError, UsageError
+from tests.tiny_models import write_tiny_project
+
+FAST = replace(PRESETS["quick"], budget_s=0.1)
+
+
+def opened(bundles, **options):
+    defaults = {"against": str(bundles.project.model), "runtimes": ("onnxruntime",), "num_threads": 1}
+    return open_targets([bundles.fused, bundles.updatable], **(defaults | options))
+
+
+@pytest.fixture(scope="module")
+def result(tiny_bundles):
+    inputs = labeled_inputs(tiny_bundles.project.images, None)
+    with opened(tiny_bundles) as targets:
+        return run_bench(targets, preset=FAST, batch_sizes=[1, 4], settings={"preset": "fast"}, inputs=inputs)
+
+
+def test_every_target_is_measured_with_every_batch_size_against_the_original(result):
+    assert [target.name for target in result.targets] == ["original", "fused", "updatable"]
+    assert [run.batch_size for run in result.runs] == [1, 4]
+    for run in result.runs:
+        assert [latency.label for latency in run.measurement.latencies] == ["original", "fused", "updatable"]
+        assert [(each.label, each.against) for each in run.measurement.comparisons] == [
+            ("fused", "original"),
+            ("updatable", "original"),
+        ]
+
+
+def test_a_target_states_what_it_is_and_what_it_costs_to_start(result, tiny_bundles):
+    updatable = result.target("updatable")
+    expected = sum(path.stat().st_size for path in tiny_bundles.updatable.iterdir() if path.name != "manifest.json")
+
+    assert (updatable.num_classes, updatable.num_seen, updatable.capacity) == (46, 40, 16)
+    assert (updatable.runtime, updatable.provider, updatable.num_threads) == ("onnxruntime", "CPUExecutionProvider", 1)
+    assert updatable.size_bytes == expected
+    assert updatable.startup.starts[0].load_ms > 0
+    assert updatable.missing == {}
+
+
+def test_accuracy_is_that_of_evaluate(result, tiny_bundles):
+    report = icis_deploy.evaluate(tiny_bundles.fused, images=tiny_bundles.project.images)
+    accuracy = result.target("fused").accuracy
+
+    assert (accuracy.T, accuracy.U, accuracy.S, accuracy.H) == (report.T, report.U, report.S, report.H)
+    assert accuracy.S_original == report.S_original
+    assert [each.name for each in accuracy.classes if not each.is_seen] == list(tiny_bundles.project.unseen_names)
+    assert sum(each.num_images for each in accuracy.classes) == 46
+    assert accuracy.source == "46 images of images.csv"
+
+
+def test_the_original_never_recognises_an_unseen_class(result):
+    original = result.target("original").accuracy
+
+    assert (original.T, original.U) == (0.0, 0.0)
+    assert original.S_original == original.S
+
+
+def test_both_heads_agree_with_the_original_on_its_classes(result):
+    for name in ("fused", "updatable"):
+        (parity,) = result.target(name).parity
+        assert (parity.against, parity.num_images, parity.num_classes) == ("original", 46, 40)
+        assert parity.agreement == 1.0
+        assert parity.max_scaled_error < 1e-4
+    assert result.target("original").parity == ()
+
+
+def test_the_result_can_be_written_down(result):
+    assert parse_result(serialize_result(result)) == result
+
+
+def test_features_give_the_accuracy_of_the_images_they_are_of(tiny_bundles, tmp_path):
+    images = load_labeled(tiny_bundles.project.images)
+    with opened(tiny_bundles) as targets:
+        device = icis_deploy.Device.open(tiny_bundles.updatable)
+        features = device.session.run(device.prepare(images.paths), with_features=True).features
+        np.savez(tmp_path / "features.npz", features=features, labels=np.array(images.labels))
+        inputs = labeled_inputs(tmp_path / "features.npz", str(tiny_bundles.project.model))
+        by_features = logits_on_features(targets, inputs.labeled, inputs.seen_rows)
+        by_images = logits_on_images(targets, images.paths)
+
+    for name, logits in by_images.items():
+        np.testing.assert_allclose(by_features[name], logits, rtol=1e-4, atol=1e-4)
+
+
+def test_features_need_the_model_that_has_the_rows(tiny_bundles, tmp_path):
+    np.savez(tmp_path / "features.npz", features=np.ones((1, 24)), labels=np.array(["class00"]))
+
+    with pytest.raises(UsageError, match="give the model that the bundles were made from with --against"):
+        labeled_inputs(tmp_path / "features.npz", None)
+
+
+def test_features_of_another_width_are_refused(tiny_bundles, tmp_path):
+    np.savez(tmp_path / "features.npz", features=np.ones((1, 23)), labels=np.array(["class00"]))
+    inputs = labeled_inputs(tmp_path / "features.npz", str(tiny_bundles.project.model))
+
+    with (
+        opened(tiny_bundles) as targets,
+        pytest.raises(IncompatibleError, match="are 23 wide; the head's rows multiply 24"),
+    ):
+        logits_on_features(targets, inputs.labeled, inputs.seen_rows)
+
+
+def test_an_image_of_an_unknown_class_is_refused(tiny_bundles):
+    images = load_labeled(tiny_bundles.project.images)
+    labeled = replace(images, labels=("wombat", *images.labels[1:]))
+    inputs = LabeledInputs(labeled=labeled, source="46 images", seen_rows=None)
+
+    with opened(tiny_bundles) as targets, pytest.raises(ImageError, match="'wombat', which no target knows"):
+        run_bench(targets, preset=FAST, batch_sizes=[1], settings={}, inputs=inputs)
+
+
+def test_a_model_that_is_not_there_is_refused(tiny_bundles):
+    for name in ("missing.onnx", "missing.pt2"):
+        missing = tiny_bundles.project.model.with_name(name)
+        with pytest.raises(ModelLoadError, match=name), opened(tiny_bundles, against=str(missing)):
+            pass
+
+
+def test_a_bundle_can_be_what_the_others_are_compared_with(tiny_bundles):
+    with open_targets(
+        [tiny_bundles.updatable], against=str(tiny_bundles.fused), runtimes=("onnxruntime", "openvino"), num_threads=1
+    ) as targets:
+        names = [target.name for target in targets]
+        logits = [target.answer(noise(target.model_input, 2)) for target in targets]
+
+    assert names == [
+        "fused in onnxruntime",
+        "updatable in onnxruntime",
+        "fused in openvino",
+        "updatable in openvino",
+    ]
+    for other in logits[1:]:
+        np.testing.assert_allclose(other, logits[0], rtol=1e-3, atol=1e-3)
+
+
+def test_bundles_of_other_models_are_not_compared(tiny_bundles, tmp_path):
+    other = write_tiny_project(tmp_path / "other", seed=1)
+    other.classes.write_text("\n".join(f"thing{index}" for index in range(40)) + "\n")
+    icis_deploy.export(other.model, classes=other.classes, out=tmp_path / "bundle")
+
+    with (
+        pytest.raises(IncompatibleError, match="made from models with other seen classes"),
+        opened(tiny_bundles, against=str(tmp_path / "bundle")),
+    ):
+        pass
+
+
+def test_a_model_with_another_head_is_refused(tiny_bundles):
+    with (
+        pytest.raises(IncompatibleError, match="gives 46 logits; the bundle was made from a model of 40 classes"),
+        opened(tiny_bundles, against=str(tiny_bundles.fused / "model.onnx")),
+    ):
+        pass
+
+
+def test_names_tell_bundles_apart(tmp_path):
+    folders = [tmp_path / "a" / "fp32", tmp_path / "b" / "fp32"]
+
+    assert names_of_bundles(folders) == ["a/fp32", "b/fp32"]
+    assert names_of_bundles([tmp_path / "original"]) == [f"{tmp_path.name}/original"]
+    with pytest.raises(UsageError, match="given twice"):
+        names_of_bundles([folders[0], folders[0]])
+
+
+def test_what_cannot_be_started_is_left_out_with_its_reason(tiny_bundles):
+    with opened(tiny_bundles, against=None) as targets:
+        broken = replace(targets[0], factory="no_such_module:anything")
+        result = run_bench([broken, targets[1]], preset=FAST, batch_sizes=[1], settings={})
+
+    assert result.target("fused").startup is None
+    assert "No module named 'no_such_module'" in result.target("fused").missing["startup"]
+    assert result.target("updatable").startup is not None
+    assert result.target("updatable").parity[0].source == "seeded noise"
+    assert json.loads(serialize_result(result))["targets"][0]["accuracy"] is None
