@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from exporters.expanded_head import ExpandedHead
 from exporters.head_finding import HeadLocation
 from exporters.head_surgery import add_slots, fuse_head, set_slot_defaults
 from exporters.model_loading import LoadedModel
@@ -48,8 +49,11 @@ REPORT_NAME = "parity.json"
 class HeadPlan:
     """Which head a bundle gets: the seen rows, and what is in the slots or baked beside them."""
 
-    seen: Head
-    """The original head."""
+    seen_names: tuple[str, ...]
+    """`(num_seen,)`: the classes of the original head."""
+
+    base_fingerprint: str
+    """Fingerprint of the original head. Its rows are not kept: they are read from the model."""
 
     table: SlotTable
     """Injected rows: the slots of an updatable head; for a fused one as many slots as there are rows."""
@@ -61,9 +65,9 @@ class HeadPlan:
     """What the table was made of, in order."""
 
     @property
-    def expanded(self) -> Head:
-        """All rows, in the order of the bundle's classes."""
-        return self.seen.expand(self.table.rows(), self.table.filled_names)
+    def class_names(self) -> tuple[str, ...]:
+        """All classes, seen ones first."""
+        return (*self.seen_names, *self.table.filled_names)
 
 
 def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, capacity: int | None) -> HeadPlan:
@@ -97,7 +101,8 @@ def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, cap
     for update in updates:
         table = table.apply(update, seen_names=frozenset(seen.class_names))
     return HeadPlan(
-        seen=seen,
+        seen_names=seen.class_names,
+        base_fingerprint=seen.fingerprint,
         table=compacted(table) if head_kind == "fused" else table,
         head_kind=head_kind,
         updates=tuple(updates),
@@ -147,7 +152,8 @@ def write_bundle(
     with new_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as building:
         _write_model(building, plan, loaded, location)
         bundle = _describe(building, plan, loaded, location, preprocessing)
-        gate = partial(check_bundle, building, loaded=loaded, location=location, expanded=plan.expanded, images=images)
+        expanded = _expanded(plan, loaded, location)
+        gate = partial(check_bundle, building, loaded=loaded, location=location, expanded=expanded, images=images)
         bundle = _passed(bundle, MODEL_NAME, gate(bundle), building, out)
         targets = TargetPlan() if targets is None else targets
         for target in targets.targets:
@@ -169,9 +175,13 @@ def _write_trust(folder: Path, trust: Sequence[Path]) -> None:
         write_file(folder / f"{key_id[:16]}.pub", data)
 
 
+def _expanded(plan: HeadPlan, loaded: LoadedModel, location: HeadLocation) -> ExpandedHead:
+    return ExpandedHead(model=loaded.model, location=location, injected=plan.table.rows())
+
+
 def _write_model(folder: Path, plan: HeadPlan, loaded: LoadedModel, location: HeadLocation) -> None:
     if plan.head_kind == "fused":
-        model = fuse_head(loaded.model, location, plan.expanded)
+        model = fuse_head(loaded.model, location, _expanded(plan, loaded, location))
         name = INJECTED_NAME
     else:
         model = add_slots(loaded.model, location, plan.table.capacity)
@@ -192,11 +202,11 @@ def _describe(
     fused = plan.head_kind == "fused"
     return Bundle(
         head_kind=plan.head_kind,
-        class_names=plan.expanded.class_names if fused else plan.seen.class_names,
-        num_seen=plan.seen.num_classes,
-        feature_dim=plan.seen.feature_dim,
+        class_names=plan.class_names if fused else plan.seen_names,
+        num_seen=len(plan.seen_names),
+        feature_dim=plan.table.feature_dim,
         capacity=0 if fused else plan.table.capacity,
-        base_fingerprint=plan.seen.fingerprint,
+        base_fingerprint=plan.base_fingerprint,
         head_version=max((update.version for update in plan.updates), default=0),
         model_input=model_input(loaded, preprocessing),
         score_kind=score_kind(location),

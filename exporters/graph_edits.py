@@ -74,8 +74,13 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any], dtype: ir.D
     """
     name = unused_name(graph, name)
     target = array.dtype if dtype is None else dtype.numpy()
-    tensor = ir.Tensor(np.ascontiguousarray(array, dtype=target), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    return add_tensor(graph, ir.Tensor(np.ascontiguousarray(array, dtype=target), name=name))
+
+
+def add_tensor(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """Add a constant under the tensor's own name, which must be free."""
+    shape = ir.Shape(tuple(tensor.shape.numpy()))
+    value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 

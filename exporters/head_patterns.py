@@ -5,6 +5,7 @@ features -> Gemm | MatMul | 1x1 Conv -> [scale, offset, quantization, mean over 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from exporters.class_axis import integers, label
 from exporters.cosine_features import is_unit_length
 from exporters.graph_constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
 from exporters.head_chain import FLOAT_TYPES, HeadChain, chain_affine, trace_chain
+from icis_deploy.head import rows_per_block
 
 Kind = Literal["gemm", "matmul", "conv", "cosine"]
 _KINDS: dict[str, Kind] = {"Gemm": "gemm", "MatMul": "matmul", "Conv": "conv"}
@@ -111,17 +113,37 @@ def pattern_rows(pattern: HeadPattern) -> NDArray[np.float32]:
     Returns:
         `(num_classes, feature_dim + 1)` float32, read-only. Where there is nothing to fold, the initializers' own bits.
     """
-    scale, offset = chain_affine(pattern.node, pattern.chain)
-    weight = oriented_weight(pattern.node)
     rows = np.empty((pattern.num_classes, pattern.feature_dim + 1), dtype=np.float32)
-    if np.all(scale == 1):
-        rows[:, :-1] = weight
-    else:
-        columns = np.broadcast_to(scale.reshape(-1, 1), (len(rows), 1))
-        np.multiply(weight, columns, out=rows[:, :-1], casting="same_kind", dtype=np.float64)
-    rows[:, -1] = offset
+    start = 0
+    for block in pattern_row_blocks(pattern):
+        rows[start : start + len(block)] = block
+        start += len(block)
     rows.flags.writeable = False  # a Head takes a read-only array without a copy
     return rows
+
+
+def pattern_row_blocks(pattern: HeadPattern) -> Iterator[NDArray[np.float32]]:
+    """Yield a head's rows in order, a block at a time; see `pattern_rows`.
+
+    Yields:
+        `(block, feature_dim + 1)` float32.
+    """
+    scale, offset = chain_affine(pattern.node, pattern.chain)
+    columns = np.broadcast_to(scale.reshape(-1, 1), (pattern.num_classes, 1))
+    biases = np.broadcast_to(offset.reshape(-1), (pattern.num_classes,))
+    # A weight that lies in a file is asked for with each block, so that what was read of it is let go of again.
+    computed = None if pattern.weight.is_initializer() else oriented_weight(pattern.node)
+    size = rows_per_block(pattern.feature_dim + 1)
+    for start in range(0, pattern.num_classes, size):
+        chosen = slice(start, min(start + size, pattern.num_classes))
+        weight = (oriented_weight(pattern.node) if computed is None else computed)[chosen]
+        rows = np.empty((len(weight), pattern.feature_dim + 1), dtype=np.float32)
+        if np.all(scale == 1):
+            rows[:, :-1] = weight
+        else:
+            np.multiply(weight, columns[chosen], out=rows[:, :-1], casting="same_kind", dtype=np.float64)
+        rows[:, -1] = biases[chosen]
+        yield rows
 
 
 def head_size(node: ir.Node) -> tuple[int, int]:

@@ -11,8 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.expanded_head import AnyHead
 from exporters.graph_constants import constant_array, constant_nodes, constant_size
-from exporters.graph_edits import add_initializer, add_node
+from exporters.graph_edits import add_initializer, add_node, add_tensor, unused_name
 from exporters.head_chain import chain_affine
 from exporters.head_patterns import HeadPattern
 from icis_deploy.head import Head
@@ -27,7 +28,7 @@ _ROUNDING = 1e-3
 Float64 = NDArray[np.float64]
 
 
-def add_rows(graph: ir.Graph, pattern: HeadPattern, head: Head, features: ir.Value) -> tuple[ir.Value, ir.Value]:
+def add_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead, features: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Add all rows of `head` to a graph.
 
     Args:
@@ -41,11 +42,17 @@ def add_rows(graph: ir.Graph, pattern: HeadPattern, head: Head, features: ir.Val
     """
     stored = _dequantization(pattern.weight)
     if stored is None or stored.inputs[0] is None or stored.inputs[0].dtype not in _INTEGERS:
-        weight = add_initializer(graph, HEAD_WEIGHT, head.weight, dtype=features.dtype)
+        weight = _add_weight(graph, head, features.dtype)
         return weight, add_initializer(graph, HEAD_BIAS, head.bias, dtype=features.dtype)
     scales = _row_scales(pattern, head, stored)
     weight = _add_quantized_weight(graph, head, scales, stored.inputs[0].dtype, features, before=pattern.node)
     return weight, _add_bias(graph, pattern, head, scales, features)
+
+
+def _add_weight(graph: ir.Graph, head: AnyHead, dtype: ir.DataType | None) -> ir.Value:
+    if isinstance(head, Head):
+        return add_initializer(graph, HEAD_WEIGHT, head.weight, dtype=dtype)
+    return add_tensor(graph, head.weight_tensor(dtype or ir.DataType.FLOAT, unused_name(graph, HEAD_WEIGHT)))
 
 
 def _dequantization(weight: ir.Value) -> ir.Node | None:
@@ -56,7 +63,7 @@ def _dequantization(weight: ir.Value) -> ir.Node | None:
     return found[0] if len(found) == 1 and not others else None
 
 
-def _row_scales(pattern: HeadPattern, head: Head, stored: ir.Node) -> Float64:
+def _row_scales(pattern: HeadPattern, head: AnyHead, stored: ir.Node) -> Float64:
     """Return one step per row: the head's own where the row is a whole number of those, else one that spans the row."""
     largest = np.abs(head.weight).max(axis=1).astype(np.float64)
     own = np.where(largest > 0, largest, _STEPS_PER_SIDE) / _STEPS_PER_SIDE
@@ -73,7 +80,7 @@ def _row_scales(pattern: HeadPattern, head: Head, stored: ir.Node) -> Float64:
 
 
 def _add_quantized_weight(
-    graph: ir.Graph, head: Head, scales: Float64, dtype: ir.DataType, features: ir.Value, *, before: ir.Node
+    graph: ir.Graph, head: AnyHead, scales: Float64, dtype: ir.DataType, features: ir.Value, *, before: ir.Node
 ) -> ir.Value:
     bounds = np.iinfo(dtype.numpy())
     zero = 0 if dtype == ir.DataType.INT8 else 128
@@ -84,7 +91,7 @@ def _add_quantized_weight(
     return _dequantized(graph, [stored, scale, zeros], name=HEAD_WEIGHT, features=features, before=before)
 
 
-def _add_bias(graph: ir.Graph, pattern: HeadPattern, head: Head, scales: Float64, features: ir.Value) -> ir.Value:
+def _add_bias(graph: ir.Graph, pattern: HeadPattern, head: AnyHead, scales: Float64, features: ir.Value) -> ir.Value:
     """Add the bias as int32 where the head's own is: at the feature's scale times the row's, as runtimes expect it."""
     feature_scale = _feature_scale(features)
     bias = pattern.node.inputs[2] if len(pattern.node.inputs) > 2 else None

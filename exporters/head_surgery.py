@@ -19,7 +19,9 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from exporters.expanded_head import AnyHead
 from exporters.feature_matrix import add_feature_matrix, logits_like
 from exporters.graph_edits import GraphPass, add_initializer, add_node, free_name, remove_unused, replace_uses, run_pass
 from exporters.head_finding import HeadLocation, pattern_at
@@ -30,7 +32,6 @@ from exporters.head_tail import grow_tail, resized, trace_tail
 from exporters.onnx_files import check_model
 from icis_deploy.arrays import frozen_float32
 from icis_deploy.errors import IncompatibleError, UsageError
-from icis_deploy.head import Head
 from icis_deploy.slots import EMPTY_SLOT_BIAS
 
 SLOT_WEIGHT = "slot_weight"
@@ -49,7 +50,19 @@ def add_features_output(model: ir.Model, location: HeadLocation) -> ir.Model:
     return run_pass(features_output_pass(location), model).model
 
 
-def fuse_head(model: ir.Model, location: HeadLocation, head: Head) -> ir.Model:
+def backbone(model: ir.Model, location: HeadLocation) -> ir.Model:
+    """Return a copy that ends in the features, `(batch, feature_dim)` float32, without the head and its weights.
+
+    Raises:
+        IncompatibleError, ExportError: As `add_features_output`.
+    """
+    copy = add_features_output(model, location).clone()
+    copy.graph.outputs[:] = [copy.graph.outputs[-1]]
+    RemoveUnusedNodesPass()(copy)
+    return copy
+
+
+def fuse_head(model: ir.Model, location: HeadLocation, head: AnyHead) -> ir.Model:
     """Return a copy whose head is one Gemm with all rows of `head`, in the precision of the head that was there.
 
     Args:
@@ -110,7 +123,7 @@ def features_output_pass(location: HeadLocation) -> GraphPass:
     )
 
 
-def fused_head_pass(location: HeadLocation, head: Head) -> GraphPass:
+def fused_head_pass(location: HeadLocation, head: AnyHead) -> GraphPass:
     """Return the pass of `fuse_head`."""
 
     def requires(model: ir.Model) -> None:
@@ -192,7 +205,7 @@ def slot_defaults_pass(weight: ArrayLike, bias: ArrayLike) -> GraphPass:
     return GraphPass(requires=requires, call=call, ensures=check_model)
 
 
-def _gemm_of_all_rows(graph: ir.Graph, pattern: HeadPattern, head: Head) -> ir.Value:
+def _gemm_of_all_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead) -> ir.Value:
     """Add one Gemm with all rows; return its logits in the shape and type that the head's own have."""
     features = add_feature_matrix(graph, pattern)
     assert features.shape is not None

@@ -7,7 +7,7 @@ and can still be run in its own runtime: an export is compared with that, never 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from exporters.margin_removal import Feed, NamedRunner, remove_margin, without_margin
 from exporters.onnx_files import first_line, load_onnx_file
-from exporters.original_onnx import original_onnx
+from exporters.original_onnx import OriginalOnnx
 from icis_deploy.errors import (
     ICISDeployError,
     IncompatibleError,
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 Source = Literal["onnx", "pt2", "factory"]
 Original = Callable[[NDArray[np.generic], str], NDArray[np.generic]]
 _LABEL_TYPES = frozenset({ir.DataType.INT32, ir.DataType.INT64})
+
+
+def _keep() -> None:
+    """Let go of nothing: a torch model is the user's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,9 @@ class LoadedModel:
 
     original: Original = field(repr=False)
     """Runs the original model: images of `input_dtype` and the name of an output in, that output out."""
+
+    release: Callable[[], None] = field(repr=False, default=_keep)
+    """Lets go of what the original holds between runs; the next run takes it up again."""
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -150,8 +157,9 @@ def parse_input_shape(text: str) -> tuple[int, ...]:
 
 
 def _load_onnx(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:
-    model = load_onnx_file(Path(spec))
-    return _loaded(model, source="onnx", spec=spec, image_shape=input_shape, run=original_onnx(Path(spec)))
+    model, original = load_onnx_file(Path(spec)), OriginalOnnx(Path(spec))
+    loaded = _loaded(model, source="onnx", spec=spec, image_shape=input_shape, run=original)
+    return replace(loaded, release=original.release)
 
 
 def _load_program(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:

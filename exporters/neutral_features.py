@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.gate_inputs import is_image_input, seeded_inputs
 from exporters.head_finding import HeadLocation
-from exporters.head_surgery import add_features_output
+from exporters.head_surgery import backbone
 from exporters.model_loading import LoadedModel
 from exporters.onnx_files import serialize_model
-from exporters.parity_gate import is_image_input, seeded_inputs
 from icis_deploy.errors import ICISDeployError
 from icis_deploy.preprocessing import Preprocessing
 from icis_deploy.runtime.onnxruntime_session import load_session
@@ -44,12 +44,12 @@ def neutral_features(
     size = batch if isinstance(batch, int) else BATCH_SIZE
     features = []
     try:
-        session = load_session(serialize_model(add_features_output(loaded.model, location)))
+        session = load_session(serialize_model(backbone(loaded.model, location)))
         for start in range(0, len(inputs), size):
             # A model with a fixed batch takes no smaller last one: it is filled up, and what that gives is dropped.
             part = inputs[start : start + size]
             output = session.run(np.resize(part, (size, *sizes)), with_features=True).features
-            assert output is not None, "add_features_output adds it"
+            assert output is not None, "a backbone gives nothing else"
             features.append(output[: len(part)])
     except ICISDeployError:
         return None

@@ -6,6 +6,7 @@ Rules:
 2. What is loaded is brought to one form: no local functions, no initializer listed as an input by IR 3's rule, opset 13
    or newer, shapes inferred. The caller's file is never changed.
 3. A model is written as one file; over protobuf's 2 GiB its large tensors go beside it as `<name>.data`.
+4. Large weights are not in memory for being read or written: they stay in their file until something uses them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from exporters.onnx_streaming import leave_external_weights, model_chunks, read_model, weights_in_memory
 from icis_deploy.errors import ExportError, ModelLoadError, StorageError
 from icis_deploy.files import write_file
 
@@ -54,8 +56,8 @@ def load_onnx_file(path: Path) -> ir.Model:
     if not path.is_file():
         raise ModelLoadError(f"There is no model file {path}. Check the path.")
     try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf's and onnx-ir's own types, according to where the file is broken
+        model = read_model(path)
+    except Exception as error:  # protobuf's, onnx-ir's and our own types, according to where the file is broken
         raise ModelLoadError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as ONNX: {first_line(error)}. It may be truncated or "
             f"another kind of file; copy it again."
@@ -79,7 +81,7 @@ def load_initializers(path: Path, names: Sequence[str]) -> tuple[NDArray[Any], .
         ModelLoadError: If the file cannot be read, or has no such weight.
     """
     try:
-        initializers = ir.load(path).graph.initializers
+        initializers = read_model(path).graph.initializers
         tensors = [initializers[name].const_value for name in names]
         return tuple(np.array(tensor.numpy()) for tensor in tensors if tensor is not None)
     except Exception as error:  # as load_onnx_file; KeyError for a name
@@ -144,11 +146,12 @@ def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
         StorageError: If the disk refuses; a model that was at `path` is then still there.
     """
     if weights_bytes(model) + _GRAPH_BYTES <= MAX_PROTOBUF_BYTES:
-        write_file(path, serialize_model(model))
+        write_file(path, model_chunks(model))
         return (path,)
     weights = path.with_name(f"{path.name}.data")
     try:
         ir.save(model, path, external_data=weights.name, size_threshold_bytes=_MIN_EXTERNAL_BYTES)
+        weights.chmod(0o644)  # a device's user is not the one who exported
     except OSError as error:
         raise StorageError(
             f"Could not write {path}: {error.strerror or error}. Free some space or choose another place."
@@ -167,7 +170,7 @@ def serialize_model(model: ir.Model) -> bytes:
             f"The model holds {weights_bytes(model)} bytes of weights; one protobuf holds {MAX_PROTOBUF_BYTES}. Save "
             f"it to a file, which puts the weights beside it."
         )
-    with _weights_in_memory(model):
+    with weights_in_memory(model):
         return bytes(ir.to_proto(model).SerializeToString())
 
 
@@ -206,6 +209,7 @@ def _check_external_weights(model: ir.Model, path: Path) -> None:
                 ) from error
             if tensor.nbytes < _MIN_EXTERNAL_BYTES:
                 value.const_value = ir.Tensor(np.array(array), dtype=tensor.dtype, name=tensor.name)
+    leave_external_weights(model)
 
 
 def _with_current_opset(model: ir.Model, *, where: str) -> ir.Model:
@@ -220,7 +224,7 @@ def _with_current_opset(model: ir.Model, *, where: str) -> ir.Model:
     import onnx
 
     try:
-        with _weights_in_memory(model):
+        with weights_in_memory(model):
             converted = onnx.version_converter.convert_version(ir.to_proto(model), MIN_OPSET)
         onnx.checker.check_model(converted)
     except Exception as error:  # the converter raises RuntimeError, ValueError and protobuf's own types
@@ -229,21 +233,6 @@ def _with_current_opset(model: ir.Model, *, where: str) -> ir.Model:
             f"again with opset {MIN_OPSET} or newer."
         ) from error
     return ir.from_proto(converted)
-
-
-@contextmanager
-def _weights_in_memory(model: ir.Model) -> Iterator[None]:
-    """Serialize external weights as if they were inside; the model's own references are put back."""
-    values = [value for graph in model.graphs() for value in graph.initializers.values()]
-    tensors = [value.const_value for value in values]
-    try:
-        for value, tensor in zip(values, tensors, strict=True):
-            if isinstance(tensor, ir.ExternalTensor):
-                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
-        yield
-    finally:
-        for value, tensor in zip(values, tensors, strict=True):
-            value.const_value = tensor
 
 
 @contextmanager

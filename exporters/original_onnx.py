@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,33 @@ from exporters.onnx_files import first_line
 from icis_deploy.errors import IncompatibleError, MissingDependencyError, ModelLoadError
 
 
-def original_onnx(path: Path) -> Callable[[Mapping[str, NDArray[np.generic]], str], NDArray[np.generic]]:
-    """Return a function that runs a file: inputs by name and the name of a value in, that value out.
+class OriginalOnnx:
+    """A file that can be run: inputs by name and the name of a value in, that value out.
 
     A session is made at the first call, and another one for each value that is no output of the file.
     """
 
-    @cache
-    def session_with(output: str | None) -> Any:
-        return _session(path if output is None else _with_output(path, output), where=str(path))
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sessions: dict[str | None, Any] = {}
 
-    def run(feed: Mapping[str, NDArray[np.generic]], output: str) -> NDArray[np.generic]:
-        session = session_with(None)
+    def __call__(self, feed: Mapping[str, NDArray[np.generic]], output: str) -> NDArray[np.generic]:
+        """Return a value."""
+        session = self._session_with(None)
         if output not in [value.name for value in session.get_outputs()]:
-            session = session_with(output)
+            session = self._session_with(output)
         (array,) = session.run([output], dict(feed))
         return np.asarray(array)
 
-    return run
+    def release(self) -> None:
+        """Let go of the sessions: each holds all weights of the model."""
+        self._sessions.clear()
+
+    def _session_with(self, output: str | None) -> Any:
+        if output not in self._sessions:
+            model = self._path if output is None else _with_output(self._path, output)
+            self._sessions[output] = _session(model, where=str(self._path))
+        return self._sessions[output]
 
 
 def _with_output(path: Path, output: str) -> bytes:

@@ -10,104 +10,38 @@ Three comparisons, each of which catches what the others cannot:
 
 The bundle is run in the runtime that is asked for, its references in ONNX Runtime on the CPU and in the original's own.
 
-Everything is run first, then compared; an input is prepared once.
+Everything is run first, then compared. Models run one after the other, each gone before the next is loaded, and the
+rows of the expanded head are read in blocks: so the gate takes what a runtime takes to load the head once.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.expanded_head import AnyHead
+from exporters.gate_inputs import BATCH_SIZE, SpooledBatches, gate_inputs
 from exporters.head_finding import HeadLocation
-from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT, add_features_output
+from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT, backbone
 from exporters.model_loading import LoadedModel
-from exporters.onnx_files import load_initializers, serialize_model
+from exporters.onnx_files import load_initializers, save_model
 from exporters.scores import comparable, log_softmax
 from icis_deploy.bundle import MODEL_NAME, Bundle
-from icis_deploy.head import Head
-from icis_deploy.images import iterate_batches
-from icis_deploy.neutral_images import neutral_images
 from icis_deploy.parity import GATE_PROFILES, ParityReport, compare_logits
-from icis_deploy.preprocessing import Preprocessing
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.onnxruntime_session import load_session
 from icis_deploy.runtime.runtimes import Runtime
 from icis_deploy.slots import SlotTable
 
-NUM_SEEDED_INPUTS = 64
-BATCH_SIZE = 16
-SEED = 20230810
 EXPANDED_HEAD = "features of the original backbone and the expanded head in float64"
 ORIGINAL_MODEL = "logits of the original model in its own runtime, seen classes only"
-
-Float64 = NDArray[np.float64]
-
-
-def gate_inputs(
-    shape: tuple[int, ...],
-    preprocessing: Preprocessing | None,
-    images: Sequence[Path] | None,
-    *,
-    batch_size: int = BATCH_SIZE,
-) -> Iterator[NDArray[np.float32]]:
-    """Yield the batches that both sides of a comparison are run on.
-
-    Args:
-        shape: Shape of one input, without the batch.
-        preprocessing: How images are prepared; also what gives the seeded inputs the range of real ones.
-        images: Image files to use; `None` for seeded inputs.
-        batch_size: Inputs in a batch; the last one may be smaller.
-
-    Yields:
-        `(batch, *shape)` float32.
-    """
-    if images is not None and preprocessing is not None:
-        yield from iterate_batches(images, preprocessing, batch_size=batch_size)
-        return
-    inputs = seeded_inputs(shape, preprocessing, num_inputs=NUM_SEEDED_INPUTS, seed=SEED)
-    for start in range(0, len(inputs), batch_size):
-        yield inputs[start : start + batch_size]
-
-
-def seeded_inputs(
-    shape: tuple[int, ...], preprocessing: Preprocessing | None, *, num_inputs: int, seed: int
-) -> NDArray[np.float32]:
-    """Return inputs as a model might get them: procedural pictures for an image model, noise for any other.
-
-    Args:
-        shape: Shape of one input, without the batch.
-        preprocessing: Applied to the pictures; without it they are scaled to -1..1.
-        num_inputs: How many.
-        seed: The same seed gives the same inputs.
-
-    Returns:
-        `(num_inputs, *shape)` float32.
-    """
-    if not is_image_input(shape, preprocessing):
-        return np.random.default_rng(seed).uniform(-1, 1, (num_inputs, *shape)).astype(np.float32)
-    channels, *size = _channels_first(shape, preprocessing)
-    pictures = neutral_images(num_inputs, size[0], size[1], seed=seed)[:, :channels]
-    if preprocessing is None:
-        return np.asarray(2 * pictures - 1, dtype=np.float32)
-    return preprocessing.normalize(pictures.transpose(0, 2, 3, 1))
-
-
-def is_image_input(shape: tuple[int, ...], preprocessing: Preprocessing | None) -> bool:
-    """Say whether one input of this shape, without the batch, can be a picture in the layout that is expected."""
-    if len(shape) != 3:
-        return False
-    channels, *size = _channels_first(shape, preprocessing)
-    return channels in {1, 3} and min(size) >= 8
-
-
-def _channels_first(shape: tuple[int, ...], preprocessing: Preprocessing | None) -> tuple[int, ...]:
-    is_last = preprocessing is not None and preprocessing.layout == "NHWC"
-    return (shape[-1], *shape[:-1]) if is_last else shape
 
 
 def check_bundle(
@@ -116,7 +50,7 @@ def check_bundle(
     *,
     loaded: LoadedModel,
     location: HeadLocation,
-    expanded: Head,
+    expanded: AnyHead,
     images: Sequence[Path] | None = None,
     runtime: Runtime | None = None,
 ) -> tuple[ParityReport, ...]:
@@ -138,26 +72,21 @@ def check_bundle(
         ModelLoadError: If a runtime cannot load the exported model.
         RuntimeFailureError: If a runtime cannot run it.
     """
-    device = Device.from_parts(folder, bundle, runtime=runtime)
-    reference_model = load_session(serialize_model(add_features_output(loaded.model, location)))
-    reference: list[Float64] = []
-    original: list[Float64] = []
-    exported: list[Float64] = []
-    slot_failures = _baked_slot_failures(folder / MODEL_NAME, device.state.table)
     fixed = loaded.input_shape[0]
     batch_size = fixed if isinstance(fixed, int) else BATCH_SIZE
-    for batch in gate_inputs(bundle.model_input.shape, bundle.preprocessing, images, batch_size=batch_size):
-        # A model with a fixed batch takes no smaller last one: it is filled up, and what that gives is not counted.
-        inputs = np.resize(batch, (fixed, *batch.shape[1:])) if isinstance(fixed, int) else batch
-        features = reference_model.run(inputs, with_features=True).features
-        assert features is not None, "add_features_output adds it"
-        reference.append(expanded.logits(features)[: len(batch)])
-        original.append(np.asarray(loaded.original_logits(inputs, location.output_name), np.float64)[: len(batch)])
-        exported.append(device.logits(inputs).values.astype(np.float64)[: len(batch)])
-        slot_failures |= _empty_slot_failures(device, inputs)
+    with closing(
+        SpooledBatches(gate_inputs(bundle.model_input.shape, bundle.preprocessing, images, batch_size=batch_size))
+    ) as batches:
+        inputs = _Inputs(batches=batches, fixed=fixed if isinstance(fixed, int) else None)
+        features = _backbone_features(loaded, location, inputs)
+        original = [
+            np.asarray(loaded.original_logits(filled, location.output_name)[:count]) for filled, count in inputs
+        ]
+        loaded.release()
+        exported, slot_failures = _run_bundle(folder, bundle, inputs, runtime)
     kind, profile = bundle.score_kind, GATE_PROFILES["fp32"]
     where = "" if runtime is None or runtime.is_reference else f"; the bundle in {runtime.name}"
-    expected, ours = np.concatenate(reference), np.concatenate(exported)
+    expected, ours = expanded.logits(features), np.concatenate(exported).astype(np.float64)
     first = compare_logits(
         expected if kind == "logits" else log_softmax(expected),
         ours,
@@ -170,6 +99,49 @@ def check_bundle(
         comparable(np.concatenate(original), kind), seen, profile=profile, compared_with=ORIGINAL_MODEL + where
     )
     return replace(first, failures=(*first.failures, *sorted(slot_failures))), second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inputs:
+    """The gate's batches as a model takes them."""
+
+    batches: SpooledBatches
+    """Each `(batch, *input_shape)`."""
+
+    fixed: int | None
+    """The only batch size that the model takes, if there is one."""
+
+    def __iter__(self) -> Iterator[tuple[NDArray[Any], int]]:
+        """Yield batches and how many of their inputs count; the rest fills up what a fixed batch asks for."""
+        for batch in self.batches:
+            filled = batch if self.fixed is None else np.resize(batch, (self.fixed, *batch.shape[1:]))
+            yield filled, len(batch)
+
+
+def _backbone_features(loaded: LoadedModel, location: HeadLocation, inputs: _Inputs) -> NDArray[np.float32]:
+    """Return the features of the original backbone, `(num_inputs, feature_dim)`, from a model without its head."""
+    with tempfile.TemporaryDirectory() as folder:  # a file, and not bytes: a backbone may be larger than a protobuf
+        path = Path(folder) / "backbone.onnx"
+        save_model(backbone(loaded.model, location), path)
+        session = load_session(path)
+        features = []
+        for filled, count in inputs:
+            output = session.run(filled, with_features=True).features
+            assert output is not None, "a backbone gives nothing else"
+            features.append(output[:count])
+    return np.concatenate(features)
+
+
+def _run_bundle(
+    folder: Path, bundle: Bundle, inputs: _Inputs, runtime: Runtime | None
+) -> tuple[list[NDArray[np.float32]], set[str]]:
+    """Return what a device with the bundle gives, and what is wrong with its slots."""
+    device = Device.from_parts(folder, bundle, runtime=runtime)
+    exported, slot_failures = [], _baked_slot_failures(folder / MODEL_NAME, device.state.table)
+    for filled, count in inputs:
+        exported.append(device.logits(filled).values[:count].copy())
+        slot_failures |= _empty_slot_failures(device, filled)
+    return exported, slot_failures
 
 
 def _baked_slot_failures(model: Path, table: SlotTable | None) -> set[str]:

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from icis_deploy.errors import IncompatibleError
 
+_BLOCK = 1 << 22
+
 
 def frozen_float32(values: ArrayLike, *, name: str, ndim: int) -> NDArray[np.float32]:
     """Return a read-only float32 copy, or the array itself where it already is a read-only float32 array.
@@ -37,11 +39,20 @@ def frozen_float32(values: ArrayLike, *, name: str, ndim: int) -> NDArray[np.flo
         with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused below by name
             array = np.array(source, dtype=np.float32, order="C")
         array.flags.writeable = False
-    finite = np.isfinite(array)
-    if not finite.all():
-        first = tuple(int(i) for i in np.argwhere(~finite)[0])
+    first = _first_not_finite(array)
+    if first is not None:
         raise IncompatibleError(f"The {name} hold {array[first]} at {first}; every value must be a finite float32.")
     return array
+
+
+def _first_not_finite(array: NDArray[np.float32]) -> tuple[int, ...] | None:
+    """Return the place of the first NaN or infinity, in blocks: a mask of a large head is a quarter of its size."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        finite = np.isfinite(flat[start : start + _BLOCK])
+        if not finite.all():
+            return tuple(int(i) for i in np.unravel_index(start + int(np.argmin(finite)), array.shape))
+    return None
 
 
 def owns_its_frozen_memory(array: NDArray[np.generic]) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,8 +28,12 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
     """Replace a file's bytes: written beside it, synced, moved over it, the folder synced.
+
+    Args:
+        path: The file.
+        data: All of its bytes, or pieces of them, which are written as they come.
 
     Raises:
         StorageError: If that fails; what was at `path` before is still there, unless only the folder could not be
@@ -40,7 +44,7 @@ def write_file(path: Path, data: bytes) -> None:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)

@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,9 @@ from icis_deploy.class_names import check_unique
 from icis_deploy.errors import IncompatibleError
 
 Float32 = NDArray[np.float32]
+
+BLOCK_BYTES = 8 << 20
+"""Rows that are treated at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +108,38 @@ class Head:
         Returns:
             `(batch, num_classes)` float64.
         """
-        wide = np.asarray(features, dtype=np.float64)
-        return np.asarray(wide @ self.weight.astype(np.float64).T + self.bias.astype(np.float64))
+        return logits_of_blocks(features, row_blocks(self.rows))
+
+
+def row_blocks(rows: Float32) -> Iterator[Float32]:
+    """Yield rows in order, in blocks whose float64 copies are small beside a large head.
+
+    Args:
+        rows: `(num_classes, feature_dim + 1)`.
+    """
+    size = rows_per_block(rows.shape[1])
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def rows_per_block(row_dim: int) -> int:
+    """Return how many rows of a width to treat at once."""
+    return max(1, BLOCK_BYTES // (4 * row_dim))
+
+
+def logits_of_blocks(features: ArrayLike, blocks: Iterable[Float32]) -> NDArray[np.float64]:
+    """Return `features @ weight.T + bias` in float64, the rows coming in blocks.
+
+    Args:
+        features: `(batch, feature_dim)`.
+        blocks: Each `(block, feature_dim + 1)`, in order.
+
+    Returns:
+        `(batch, num_classes)` float64.
+    """
+    wide = np.asarray(features, dtype=np.float64)
+    parts = [wide @ block[:, :-1].astype(np.float64).T + block[:, -1].astype(np.float64) for block in blocks]
+    return np.concatenate(parts, axis=1)
 
 
 def fingerprint(rows: Float32, class_names: Sequence[str]) -> str:

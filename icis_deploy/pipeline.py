@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from icis_deploy.accuracy import AccuracyReport, accuracy_report
 from icis_deploy.bundle import INJECTED_NAME, SLOTS_NAME, Bundle, load_bundle
@@ -154,6 +155,7 @@ def export(
     paths = _image_paths(images, preprocessing)
     opened = inspect(model, classes=classes)
     plan = plan_head(head_of(opened), parsed, head_kind=head, capacity=capacity)
+    opened = replace(opened, head=None)  # the rows of a large head are not held while models with it are loaded
     return write_bundle(
         Path(out),
         plan,
@@ -185,6 +187,7 @@ def verify(
         CorruptFileError: If a file in it was changed.
     """
     enable_workbench()
+    from exporters.expanded_head import ExpandedHead
     from exporters.head_finding import read_head
     from exporters.parity_gate import check_bundle
 
@@ -198,30 +201,30 @@ def verify(
             f"The bundle {folder} was made from a head of {described.num_seen} classes; {loaded.spec} has "
             f"{location.num_classes}. Verify against the model that it was exported from."
         )
-    seen = read_head(loaded.model, location, described.seen_names)
-    if seen.fingerprint != described.base_fingerprint:
+    found = read_head(loaded.model, location, described.seen_names).fingerprint
+    if found != described.base_fingerprint:
         raise WrongBaseError(
             f"The bundle {folder} was made from the head {described.base_fingerprint[:16]}…; {loaded.spec} has "
-            f"{seen.fingerprint[:16]}…. Verify against the model that it was exported from."
+            f"{found[:16]}…. Verify against the model that it was exported from."
         )
     return check_bundle(
         folder,
         described,
         loaded=loaded,
         location=location,
-        expanded=_expanded_head(folder, described, seen),
+        expanded=ExpandedHead(model=loaded.model, location=location, injected=_injected_rows(folder, described)),
         images=paths,
         runtime=chosen,
     )
 
 
-def _expanded_head(folder: Path, bundle: Bundle, seen: Head) -> Head:
+def _injected_rows(folder: Path, bundle: Bundle) -> NDArray[np.float32]:
+    """Return the rows beside the original's, `(num_injected, feature_dim + 1)` float32."""
     name = SLOTS_NAME if bundle.capacity else INJECTED_NAME
     if name not in bundle.files:
-        return seen
+        return np.empty((0, bundle.feature_dim + 1), dtype=np.float32)
     data = read_capped(folder / name, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError)
-    table = parse_slots(data)
-    return seen.expand(table.rows(), table.filled_names)
+    return parse_slots(data).rows()
 
 
 def evaluate(

@@ -12,6 +12,7 @@ import pytest
 
 from exporters import bundle_writing
 from exporters.bundle_writing import HeadPlan, plan_head, write_bundle
+from exporters.expanded_head import ExpandedHead
 from icis_deploy.bundle import load_bundle
 from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import (
@@ -69,7 +70,12 @@ def write(
 def with_changed_head(change: Callable[[Head], Head]) -> Callable[..., Any]:
     """Return a head surgery that does its work right, with the wrong head."""
     real = bundle_writing.fuse_head
-    return lambda model, location, head: real(model, location, change(head))
+    return lambda model, location, head: real(model, location, change(in_memory(head)))
+
+
+def in_memory(expanded: ExpandedHead) -> Head:
+    rows = np.concatenate(list(expanded.blocks()))
+    return Head(rows=rows, class_names=[f"class {index}" for index in range(len(rows))])
 
 
 def swapped(head: Head) -> Head:
@@ -160,7 +166,7 @@ def test_updates_are_applied_in_order(opened: OpenedModel) -> None:
         version=2,
     )
     plan = plan_head(opened.head, [first, second], head_kind="fused", capacity=None)
-    assert plan.expanded.class_names[opened.head.num_classes :] == ("a", "c")
+    assert plan.class_names[opened.head.num_classes :] == ("a", "c")
     np.testing.assert_array_equal(plan.table.rows(), np.ones((2, FEATURE_DIM + 1)))
 
 

@@ -1,0 +1,82 @@
+"""All rows of an expanded head without holding them: the original's, where they lie in its graph, and the injected.
+
+A `Head` has its rows in memory, which injection needs. Writing and checking an export reads them once each, in order,
+so it reads them from the model, a block at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from exporters.head_chain import chain_affine
+from exporters.head_finding import HeadLocation, pattern_at
+from exporters.head_patterns import pattern_row_blocks
+from exporters.streamed_tensors import StreamedTensor
+from icis_deploy.head import Head, logits_of_blocks
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpandedHead:
+    """A model's own rows and those injected after them; it can stand wherever all rows of a `Head` are only read."""
+
+    model: ir.Model = field(repr=False)
+    """The original model."""
+
+    location: HeadLocation
+    """Its head."""
+
+    injected: Float32 = field(repr=False)
+    """`(num_injected, feature_dim + 1)` float32."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of rows."""
+        return self.location.num_classes + len(self.injected)
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of a row without its bias."""
+        return int(self.injected.shape[1]) - 1
+
+    @property
+    def bias(self) -> Float32:
+        """`(num_classes,)` float32."""
+        pattern = pattern_at(self.model, self.location)
+        offset = chain_affine(pattern.node, pattern.chain)[1]
+        own = np.broadcast_to(offset.reshape(-1), (pattern.num_classes,)).astype(np.float32)
+        return np.concatenate([own, self.injected[:, -1]])
+
+    @property
+    def weight(self) -> Float32:
+        """`(num_classes, feature_dim)` float32, all in memory: for what cannot do with blocks."""
+        return np.concatenate([block[:, :-1] for block in self.blocks()])
+
+    def blocks(self) -> Iterator[Float32]:
+        """Yield all rows in order, `(block, feature_dim + 1)` float32 at a time."""
+        yield from pattern_row_blocks(pattern_at(self.model, self.location))
+        if len(self.injected):
+            yield self.injected
+
+    def logits(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return logits in float64, `(batch, num_classes)`, for features `(batch, feature_dim)`; as `Head.logits`."""
+        return logits_of_blocks(features, self.blocks())
+
+    def weight_tensor(self, dtype: ir.DataType, name: str) -> StreamedTensor:
+        """Return the weight as a tensor that is read from the original model when it is written."""
+
+        def pieces() -> Iterator[NDArray[np.generic]]:
+            for block in self.blocks():
+                yield np.ascontiguousarray(block[:, :-1], dtype=dtype.numpy())
+
+        return StreamedTensor(pieces, dtype=dtype, shape=(self.num_classes, self.feature_dim), name=name)
+
+
+AnyHead = Head | ExpandedHead
+"""What has all rows of a head to read."""

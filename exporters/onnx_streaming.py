@@ -1,0 +1,116 @@
+"""Read and write ONNX models without their large weights in memory; see `onnx_wire.py` for the bytes."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import onnx_ir as ir
+
+from exporters.onnx_wire import Buffer, with_weights, without_weights
+from exporters.streamed_tensors import OpenFile, chunks_of, tensor_in_file
+
+MIN_STREAMED_BYTES = 1 << 20
+"""Smaller weights are read at once."""
+
+
+def read_model(path: Path) -> ir.Model:
+    """Read a model; its large weights stay in the file.
+
+    Raises:
+        ValueError, Exception: Ours, protobuf's and onnx-ir's own types, according to where the file is broken.
+    """
+    import onnx
+
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise ValueError("the file is empty")
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        stripped, runs = without_weights(data, min_bytes=MIN_STREAMED_BYTES)
+    model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(stripped))
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    source = OpenFile(path)
+    for name, run in runs.items():
+        value = model.graph.initializers[name]
+        assert value.const_value is not None
+        value.const_value = _tensor_at(source, run.offset, value.const_value)
+        if value.const_value.nbytes != run.length:
+            raise ValueError(f"the weight {name!r} has {run.length} bytes; its shape needs {value.const_value.nbytes}")
+    return model
+
+
+def leave_external_weights(model: ir.Model) -> None:
+    """Let the large external weights of a model stay in their files, each mapped only while something reads it.
+
+    Args:
+        model: Whose external files are known to be readable and inside the model's folder.
+    """
+    files: dict[str, OpenFile] = {}
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and _is_streamed(tensor):
+                path = os.fspath(tensor.path)
+                files[path] = files.get(path) or OpenFile(Path(path))
+                value.const_value = _tensor_at(files[path], tensor.offset or 0, tensor)
+
+
+def model_chunks(model: ir.Model) -> Iterator[Buffer]:
+    """Yield the bytes of a model as one protobuf, large weights in pieces.
+
+    Args:
+        model: Of less than protobuf's 2 GiB.
+    """
+    large = {
+        str(value.name): value.const_value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and _is_streamed(value.const_value)
+    }
+    with weights_in_memory(model), _placeholders(model, large):
+        data = ir.to_proto(model).SerializeToString()
+    yield from with_weights(data, {name: (tensor.nbytes, partial(chunks_of, tensor)) for name, tensor in large.items()})
+
+
+@contextmanager
+def weights_in_memory(model: ir.Model) -> Iterator[None]:
+    """Serialize external weights as if they were inside; the model's own references are put back."""
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    tensors = [value.const_value for value in values]
+    try:
+        for value, tensor in zip(values, tensors, strict=True):
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+        yield
+    finally:
+        for value, tensor in zip(values, tensors, strict=True):
+            value.const_value = tensor
+
+
+@contextmanager
+def _placeholders(model: ir.Model, large: dict[str, ir.TensorProtocol]) -> Iterator[None]:
+    """Serialize large weights of the main graph as references that `with_weights` puts the bytes in place of."""
+    initializers = model.graph.initializers
+    try:
+        for name, tensor in large.items():
+            shape = ir.Shape(tuple(tensor.shape.numpy()))
+            initializers[name].const_value = ir.ExternalTensor(
+                "inside", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
+            )
+        yield
+    finally:
+        for name, tensor in large.items():
+            initializers[name].const_value = tensor
+
+
+def _tensor_at(file: OpenFile, offset: int, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    shape = tuple(int(size) for size in tensor.shape.numpy())
+    return tensor_in_file(file, offset, dtype=tensor.dtype, shape=shape, name=str(tensor.name))
+
+
+def _is_streamed(tensor: ir.TensorProtocol) -> bool:
+    """Say whether a weight is large, and its elements start at whole bytes."""
+    return tensor.nbytes >= MIN_STREAMED_BYTES and tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth % 8 == 0
