@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 from icis_deploy.runtime.session import TopOutput
 
 _SAFE_EXPONENT = 600.0
+_MAX_PICKED = 32
+"""More classes than this are found faster by sorting all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +45,21 @@ class Prediction:
     """Version of the head that answered."""
 
 
-def top_predictions(logits: Logits, top: int) -> list[Prediction]:
+def top_predictions(
+    logits: NDArray[np.float32], top: int, *, class_names: Sequence[str], version: int
+) -> list[Prediction]:
     """Return the `top` most probable classes of each image; fewer where the head has fewer.
 
     Classes with equal logits come in the order of the head, on every machine.
+
+    Args:
+        logits: `(batch, num_classes)` float32.
+        top: How many classes, at least 1.
+        class_names: `(num_classes,)`.
+        version: Version of the head that answered.
     """
-    top = min(top, logits.values.shape[1])
-    return [_top_prediction(row, logits, top) for row in logits.values]
+    top = min(top, logits.shape[1])
+    return [_top_prediction(row, top, class_names, version) for row in logits]
 
 
 def predictions_of_choice(
@@ -75,34 +87,55 @@ def predictions_of_choice(
     return predictions
 
 
-def _top_prediction(row: NDArray[np.float32], logits: Logits, top: int) -> Prediction:
-    # Just after the model ran, the caches are cold and every call into numpy costs about ten microseconds: so there are
-    # as few as can be, and none sorts all classes.
-    values, indices = _greatest(row, top)
-    # In float64, no logit between these bounds overflows or vanishes, so nothing needs to be subtracted first.
-    shift = 0.0 if -_SAFE_EXPONENT < values[0] < _SAFE_EXPONENT else values[0]
-    shifted = row if shift == 0.0 else row.astype(np.float64) - shift
-    total = float(np.add.reduce(np.exp(shifted, dtype=np.float64)))
+def _top_prediction(row: NDArray[np.float32], top: int, class_names: Sequence[str], version: int) -> Prediction:
+    # Just after the model ran, the caches are cold, and the first call of each numpy function costs tens of
+    # microseconds. So there are three functions, `argmax`, `exp` and `dot`, called again where another would do.
+    greatest = row.item(row.argmax())
+    # In float64, no logit between these bounds overflows, so nothing needs to be subtracted first.
+    if -_SAFE_EXPONENT < greatest < _SAFE_EXPONENT:
+        exponentials = np.exp(row, dtype=np.float64)
+    else:
+        exponentials = np.exp(row.astype(np.float64) - greatest)
+    total = exponentials.dot(_ones(exponentials.size)).item()
+    order, values = _pick(exponentials, top) or _sort(row, exponentials, top)
     return Prediction(
-        class_names=tuple([logits.class_names[index] for index in indices]),
-        probabilities=tuple([math.exp(value - shift) / total for value in values]),
-        version=logits.version,
+        class_names=tuple([class_names[index] for index in order]),
+        probabilities=tuple([value / total for value in values]),
+        version=version,
     )
 
 
-def _greatest(row: NDArray[np.float32], top: int) -> tuple[list[float], list[int]]:
-    """Return the `top` greatest values and their indices, the greatest first, equal ones by ascending index."""
-    first = row.shape[0] - top - 1
-    if first >= 0:
-        # One more than is asked for: if it equals the last one, a partition does not say which of the two comes first.
-        order = row.argpartition(first)[first:]
-        next_best, *values = row.take(order).tolist()
-        if next_best < min(values):
-            ranked = sorted(zip(values, order.tolist()[1:], strict=True), key=_by_value_then_index)
-            return [value for value, _ in ranked], [index for _, index in ranked]
+@lru_cache(maxsize=8)
+def _ones(size: int) -> NDArray[np.float64]:
+    return np.ones(size)
+
+
+def _pick(exponentials: NDArray[np.float64], top: int) -> tuple[list[int], list[float]] | None:
+    """Return the indices of the `top` greatest values and the values, or `None` if some are equal or vanish.
+
+    The logits then say which is the greater one. Without an answer, `exponentials` are as they were.
+    """
+    if top > _MAX_PICKED:
+        return None
+    order: list[int] = []
+    values: list[float] = []
+    least = math.inf
+    while len(order) < top:
+        index = int(exponentials.argmax())
+        value = exponentials.item(index)
+        if not 0.0 < value < least:
+            break
+        order.append(index)
+        values.append(value)
+        exponentials[index], least = 0.0, value
+    if len(order) == top and exponentials.item(exponentials.argmax()) < least:
+        return order, values
+    exponentials[order] = values
+    return None
+
+
+def _sort(
+    row: NDArray[np.float32], exponentials: NDArray[np.float64], top: int
+) -> tuple[list[int], list[float]]:
     order = (-row).argsort(kind="stable")[:top]
-    return row.take(order).tolist(), order.tolist()
-
-
-def _by_value_then_index(ranked: tuple[float, int]) -> tuple[float, int]:
-    return -ranked[0], ranked[1]
+    return order.tolist(), exponentials.take(order).tolist()

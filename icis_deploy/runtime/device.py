@@ -149,14 +149,14 @@ class Device:
         Raises:
             RuntimeFailureError: If the runtime fails, which includes images of another shape or dtype.
         """
-        return self._logits(images, self._updater.state)
+        state = self._updater.state
+        return Logits(values=self._run(images, state), class_names=state.class_names, version=state.version)
 
-    def _logits(self, images: NDArray[np.generic], state: HeadState) -> Logits:
-        output = self._session.run(images, state.buffers)
-        values = output.logits[:, state.columns]
+    def _run(self, images: NDArray[np.generic], state: HeadState) -> NDArray[np.float32]:
+        values = self._session.run(images, state.buffers).logits[:, state.columns]
         if self._bundle.score_kind == "probabilities":
             values = np.log(np.maximum(values, np.finfo(np.float32).tiny))
-        return Logits(values=values, class_names=state.class_names, version=state.version)
+        return values
 
     def predict(self, images: NDArray[np.generic] | Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
         """Return the most probable classes of each image.
@@ -181,7 +181,7 @@ class Device:
             chosen = self._session.top(batch, state.buffers)
             if chosen is not None:
                 return predictions_of_choice(chosen, state.class_names, version=state.version, top=top)
-        return top_predictions(self._logits(batch, state), top)
+        return top_predictions(self._run(batch, state), top, class_names=state.class_names, version=state.version)
 
     def prepare(self, paths: Sequence[Path]) -> NDArray[np.generic]:
         """Return image files as one batch of the model's input, `(batch, *input_shape)`.
