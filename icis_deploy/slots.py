@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,12 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
     class_names: tuple[str | None, ...]
     """`(capacity,)`: the class in each slot, `None` where it is empty."""
 
+    filled: NDArray[np.intp] = field(init=False, repr=False)
+    """`(num_filled,)`, read-only: the indices of the slots that hold a class, ascending."""
+
+    filled_names: tuple[str, ...] = field(init=False, repr=False)
+    """`(num_filled,)`: the classes in the slots, in slot order."""
+
     __eq__ = same_value
 
     def __post_init__(self) -> None:
@@ -53,6 +59,10 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
                 f"The slot table has {len(self.weight)} weights, {len(self.bias)} biases and {len(self.class_names)} "
                 f"names; expected one of each per slot."
             )
+        filled = np.array([index for index, name in enumerate(self.class_names) if name is not None], dtype=np.intp)
+        filled.flags.writeable = False
+        object.__setattr__(self, "filled", filled)
+        object.__setattr__(self, "filled_names", tuple([name for name in self.class_names if name is not None]))
         check_unique(self.filled_names)
 
     @property
@@ -64,16 +74,6 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
     def feature_dim(self) -> int:
         """Width of a feature."""
         return int(self.weight.shape[1])
-
-    @property
-    def filled(self) -> NDArray[np.intp]:
-        """`(num_filled,)`: the indices of the slots that hold a class, ascending."""
-        return np.array([index for index, name in enumerate(self.class_names) if name is not None], dtype=np.intp)
-
-    @property
-    def filled_names(self) -> tuple[str, ...]:
-        """`(num_filled,)`: the classes in the slots, in slot order."""
-        return tuple(name for name in self.class_names if name is not None)
 
     def rows(self) -> NDArray[np.float32]:
         """Return `(num_filled, feature_dim + 1)` float32: the rows of the filled slots, in slot order."""
