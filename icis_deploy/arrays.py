@@ -56,8 +56,14 @@ def _first_not_finite(array: NDArray[np.float32]) -> tuple[int, ...] | None:
 
 
 def owns_its_frozen_memory(array: NDArray[np.generic]) -> bool:
-    """Say whether an array can be shared instead of copied: it is read-only, contiguous and not a view."""
-    return array.base is None and not array.flags.writeable and array.flags.c_contiguous
+    """Say whether an array can be shared instead of copied: nobody can write to its memory, and it is contiguous."""
+    flags = array.flags
+    return not flags.writeable and flags.c_contiguous and (array.base is None or _is_over_bytes(array))
+
+
+def _is_over_bytes(array: NDArray[np.generic]) -> bool:
+    owner = array.base
+    return isinstance(owner.base if isinstance(owner, np.ndarray) else owner, bytes)
 
 
 def same_value(one: Any, other: Any) -> bool:

@@ -134,8 +134,6 @@ def _pick(exponentials: NDArray[np.float64], top: int) -> tuple[list[int], list[
     return None
 
 
-def _sort(
-    row: NDArray[np.float32], exponentials: NDArray[np.float64], top: int
-) -> tuple[list[int], list[float]]:
+def _sort(row: NDArray[np.float32], exponentials: NDArray[np.float64], top: int) -> tuple[list[int], list[float]]:
     order = (-row).argsort(kind="stable")[:top]
     return order.tolist(), exponentials.take(order).tolist()

@@ -19,6 +19,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from icis_deploy.bundle import Bundle, FileEntry
@@ -160,10 +161,23 @@ def serialize_journal(journal: Journal) -> bytes:
         "disabled": journal.disabled,
         "trust_version": journal.trust_version,
         "trusted_keys": journal.trusted_keys,
-        "history": [history_to_json(entry) for entry in journal.history],
+        "history": [],
     }
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    without_history = _dumps(fields)
+    # All lines of the history but one are those of the journal before. Quotes inside a text are escaped, so this is the
+    # one place that is found.
+    history = ",".join([_history_text(entry) for entry in journal.history])
+    text = without_history.replace('"history":[]', f'"history":[{history}]', 1).encode()
     return b"%s%s%s%s%s" % (_START, text, _MIDDLE, hashlib.sha256(text).hexdigest().encode(), _END)
+
+
+def _dumps(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+@lru_cache(maxsize=2 * MAX_HISTORY)
+def _history_text(entry: HistoryEntry) -> str:
+    return _dumps(history_to_json(entry))
 
 
 def parse_journal(data: bytes) -> Journal:

@@ -82,6 +82,10 @@ def exported_slots(folder: Path, bundle: Bundle) -> SlotTable | None:
     return parse_slots(read_capped(path, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError))
 
 
+def _slots_name(entry: FileEntry) -> str:
+    return f"slots-{entry.sha256}.safetensors"
+
+
 class Store:
     """The `state/` and `trust/` folders of one bundle."""
 
@@ -295,9 +299,8 @@ class Store:
             self._files.remove(path)
 
     def _stale(self, journal: Journal) -> list[Path]:
-        kept = {self._slots_path(state.slots).name for state in journal.states if state.slots is not None}
-        names = self._files.names(self._folder)
-        return [self._folder / name for name in names if name != JOURNAL_NAME and name not in kept]
+        kept = {_slots_name(state.slots) for state in journal.states if state.slots is not None} | {JOURNAL_NAME}
+        return [self._folder / name for name in self._files.names(self._folder) if name not in kept]
 
     def _sync(self, call: Callable[[Path], None], path: Path) -> None:
         start = time.perf_counter()
@@ -305,7 +308,7 @@ class Store:
         self.sync_seconds += time.perf_counter() - start
 
     def _slots_path(self, entry: FileEntry) -> Path:
-        return self._folder / f"slots-{entry.sha256}.safetensors"
+        return self._folder / _slots_name(entry)
 
     @property
     def _new_journal_path(self) -> Path:

@@ -100,7 +100,7 @@ def verify_bytes(
     signed_by = None
     if envelope.signatures or not allow_unsigned:
         signed_by = verify_signature(envelope, trusted_keys)
-    content = parse_content(envelope)
+    content = parse_content(envelope, is_verified=signed_by is not None)
     if isinstance(content, TrustedKeys) and signed_by is None:
         raise SignatureError(
             "Trusted keys must be signed by a key that is trusted now; --allow-unsigned is for updates."

@@ -87,3 +87,14 @@ def test_values_are_the_same_if_every_field_is_and_arrays_are_bit_for_bit():
     assert not same_value(pair, Pair(np.array([[0.0, 1.0]]), "a"))
     assert not same_value(pair, Pair(np.array([0.0, 1.0]), "b"))
     assert not same_value(pair, "a")
+
+
+def test_only_memory_that_nobody_can_write_to_is_shared():
+    writable = np.zeros((2, 3), np.float32)
+    view = writable[:]
+    view.flags.writeable = False
+    over_bytes = np.frombuffer(bytes(24), np.float32).reshape(2, 3)
+
+    assert frozen_float32(view, name="rows", ndim=2) is not view
+    assert frozen_float32(over_bytes, name="rows", ndim=2) is over_bytes
+    assert frozen_float32(np.frombuffer(bytearray(24), np.float32).reshape(2, 3), name="rows", ndim=2).base is None

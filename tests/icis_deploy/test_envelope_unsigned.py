@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 
 import pytest
 from hypothesis import given
@@ -50,6 +51,27 @@ def test_parsing_gives_back_the_envelope_that_was_serialized(saved):
     data = saved.read_bytes()
 
     assert serialize_envelope(parse_envelope(data)) == data
+
+
+@pytest.mark.parametrize("library", ["pybase64", "standard library"])
+def test_a_payload_that_is_not_plain_base64_is_refused_whichever_library_decodes_it(saved, library, monkeypatch):
+    if library == "standard library":
+        monkeypatch.setitem(sys.modules, "pybase64", None)
+    document = json.loads(saved.read_bytes())
+    payload = document["payload"]
+
+    assert parse_envelope(json.dumps(document).encode()).payload == serialize_payload(UPDATE)
+    for damaged in (
+        payload + "=",
+        "=" + payload,
+        payload[:-1],
+        payload[:5] + "*" + payload[5:],
+        "\n" + payload,
+        "é",
+        7,
+    ):
+        with pytest.raises(CorruptFileError, match="no DSSE envelope"):
+            parse_envelope(json.dumps(document | {"payload": damaged}).encode())
 
 
 def test_every_truncation_is_refused(saved):
