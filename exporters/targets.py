@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from exporters.openvino_conversion import openvino_from_onnx, why_no_openvino
+from exporters.tensorrt_build import EngineSettings
+from exporters.tensorrt_target import why_no_engine, write_engine
 from icis_deploy.bundle import MODEL_NAME, Bundle, file_entry
 from icis_deploy.errors import MissingDependencyError, UsageError
 from icis_deploy.parity import ParityReport
@@ -27,6 +29,9 @@ from icis_deploy.runtime.runtimes import Runtime
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetOptions:
     """What a user can say of targets; each takes what concerns it."""
+
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    """How TensorRT's engines are built."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +88,15 @@ class BuiltTarget:
     """Why it was not built, or why the gate did not run."""
 
 
+def _engine_target(runtime: str) -> Target:
+    return Target(
+        name=runtime,
+        runtime=runtime,
+        why_not=lambda options: why_no_engine(runtime, options.engine),
+        build=lambda job: write_engine(runtime, job.folder, job.bundle, job.options.engine),
+    )
+
+
 def _build_openvino(job: TargetJob) -> Sequence[str]:
     return openvino_from_onnx(job.folder / MODEL_NAME, job.folder, OPENVINO_NAME)
 
@@ -96,6 +110,8 @@ TARGETS: dict[str, Target] = {
             why_not=lambda _options: why_no_openvino(),
             build=_build_openvino,
         ),
+        _engine_target("tensorrt"),
+        _engine_target("tensorrt-rtx"),
     )
 }
 """Every target beside `onnx`, which each bundle holds, by name."""

@@ -19,7 +19,7 @@
     │   └── EngineMismatchError             an engine from another version, GPU architecture or platform
     ├── RuntimeFailureError             4   it should have worked: a runtime, the disk, a device
     │   ├── StorageError                    a file could not be written; what was there before is still there
-    │   ├── SelfTestError                   a probe after a change gave a wrong answer; the change was taken back
+    │   ├── SelfTestError                   a probe of the slots gave a wrong answer; a change was taken back
     │   └── ExportError                     a conversion failed
     ├── MissingDependencyError          5   an extra or a device that is not there; names the command that installs it
     └── IntegrityError                  6   refused: the bytes are not to be trusted
@@ -121,7 +121,7 @@ class StorageError(RuntimeFailureError):
 
 
 class SelfTestError(RuntimeFailureError):
-    """A probe after a change gave a wrong answer; the change was taken back."""
+    """A probe of the slots gave a wrong answer; where that was after a change, the change was taken back."""
 
 
 class ExportError(RuntimeFailureError):

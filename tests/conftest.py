@@ -24,6 +24,19 @@ def imagenet_mobilenet() -> Path:
 
 
 @pytest.fixture(scope="session")
+def no_gpu() -> None:
+    """Nothing, on a machine without a GPU; a test of what is said there is skipped on any other."""
+    from icis_deploy.errors import MissingDependencyError
+    from icis_deploy.runtime.cuda_calls import load_cuda
+
+    try:
+        load_cuda()
+    except MissingDependencyError:
+        return
+    pytest.skip("this machine has a GPU")
+
+
+@pytest.fixture(scope="session")
 def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
     """A tiny classifier with class list, descriptors and images; not to be written to."""
     return write_tiny_project(tmp_path_factory.mktemp("tiny"))

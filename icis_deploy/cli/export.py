@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from icis_deploy.cli.engine_options import engine_options, engine_settings
 from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH, classes_option, model_options, model_source
 from icis_deploy.cli.output import columns, format_option, print_result
 from icis_deploy.cli.verify import parity_text
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from exporters.targets import BuiltTarget
     from icis_deploy.bundle import Bundle
 
-TARGET_NAMES = ("onnx", "openvino")
+TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
 
 
 @click.command(short_help="Write a checked bundle that knows the new classes.")
@@ -52,6 +53,7 @@ TARGET_NAMES = ("onnx", "openvino")
     multiple=True,
     help="What the bundle holds beside model.onnx; may be given several times.",
 )
+@engine_options
 @click.option("--out", type=NEW_PATH, required=True, help="The bundle's folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 @model_options
@@ -71,6 +73,7 @@ def export(
     weights: Path | None,
     input_shape: str | None,
     head_node: str | None,
+    **engine: Any,
 ) -> None:
     """Write MODEL with its new classes as a bundle, if it passes the parity gate.
 
@@ -78,6 +81,9 @@ def export(
     the report, and the exit code is 1.
     """
     from icis_deploy.pipeline import export as export_bundle
+
+    settings = engine_settings(**engine)
+    from exporters.targets import TargetOptions
 
     built: list[BuiltTarget] = []
     bundle = export_bundle(
@@ -91,6 +97,7 @@ def export(
         images=images,
         trust=trust,
         targets=targets,
+        target_options=TargetOptions(engine=settings),
         on_target=built.append,
         overwrite=overwrite,
     )

@@ -21,6 +21,7 @@ from icis_deploy.images import load_images, load_pixels
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
 from icis_deploy.runtime.head_state import HeadState, make_head_state
 from icis_deploy.runtime.journal import HistoryEntry
+from icis_deploy.runtime.probe import verify_slots
 from icis_deploy.runtime.runtimes import Runtime, open_session, runtime_from
 from icis_deploy.runtime.session import Session
 from icis_deploy.runtime.store import Store, exported_slots
@@ -81,12 +82,13 @@ class Device:
             IncompatibleError: If its state belongs to another bundle.
             ModelLoadError: If the runtime cannot load the model.
             MissingDependencyError: If the runtime, or the device that it needs, is not there.
+            SelfTestError: If the runtime does not compute with the slots that it is given.
             UsageError: If there is no such runtime.
         """
         folder = Path(folder)
         chosen = runtime_from(runtime, num_threads=num_threads)
         device = cls.from_parts(folder, load_bundle(folder), runtime=chosen)
-        device._updater.take_over()
+        device._updater.take_over(probe=not chosen.is_reference)
         return device
 
     @classmethod
@@ -109,9 +111,13 @@ class Device:
         Raises:
             ICISDeployError: As `open`.
         """
-        session = open_session(folder, bundle, Runtime() if runtime is None else runtime)
+        runtime = Runtime() if runtime is None else runtime
+        session = open_session(folder, bundle, runtime)
         table = exported_slots(folder, bundle)
         state = make_head_state(bundle, session, table=table, version=bundle.head_version)
+        if state.table is not None and state.buffers is not None and not runtime.is_reference:
+            # The gate saw these slots in the reference alone; another runtime may not read the ones that it is given.
+            verify_slots(session, bundle, state.table, state.buffers, seed=0)
         return cls(folder=folder, bundle=bundle, session=session, state=state)
 
     @property

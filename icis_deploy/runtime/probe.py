@@ -164,7 +164,7 @@ def _compare(
         raise SelfTestError(
             f"{wrong.size} of {table.capacity} slots do not hold their rows after they were written: {quoted(names)}. "
             f"{names[0]!r} gave {found[first]:.6g} on the probe; expected {expected[first]:.6g} within "
-            f"{allowed[first]:.2g}. The change was taken back."
+            f"{allowed[first]:.2g}."
         )
     return float((errors / np.maximum(allowed, _SMALLEST)).max())
 
@@ -198,7 +198,7 @@ def _logits_from_scores(
             return logs + shift, float(_MIN_LOG + shift)
     raise SelfTestError(
         "A slot with a known logit does not show in what the model gives, however great the logit: the runtime does "
-        "not read the slots that it is given. The change was taken back."
+        "not read the slots that it is given."
     )
 
 

@@ -41,11 +41,18 @@ class Runtime:
     num_threads: int | None = None
     """Threads inside one operator on the CPU; `None` lets the runtime use every core."""
 
+    num_streams: int = 1
+    """Of an engine: how many requests may run at the same time, each with buffers of its own on the GPU."""
+
+    cuda_graph: bool = False
+    """Of an engine: whether requests replay captured graphs, which saves the CPU the launch of each kernel."""
+
     def __post_init__(self) -> None:
         if self.name not in RUNTIME_NAMES:
             raise UsageError(f"There is no runtime {self.name!r}; choose one of {', '.join(RUNTIME_NAMES)}.")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise UsageError(f"{self.num_threads} threads were asked for; expected at least 1.")
+        for what, number in (("threads", self.num_threads), ("streams", self.num_streams)):
+            if number is not None and number < 1:
+                raise UsageError(f"{number} {what} were asked for; expected at least 1.")
 
     @property
     def is_reference(self) -> bool:
@@ -77,6 +84,7 @@ def open_session(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
 
     Raises:
         MissingDependencyError: If the runtime, or the device that it needs, is not there.
+        IncompatibleError: If the bundle holds nothing for this runtime, or an engine for another machine.
         ModelLoadError: If it cannot load the model.
     """
     return _OPENERS[runtime.name](folder, bundle, runtime)
@@ -97,9 +105,19 @@ def _open_openvino(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     return load_openvino_session(model, num_threads=runtime.num_threads)
 
 
+def _open_engine(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
+    from icis_deploy.runtime.engine_loading import load_engine_session
+
+    return load_engine_session(
+        folder, bundle, runtime.name, num_streams=runtime.num_streams, cuda_graph=runtime.cuda_graph
+    )
+
+
 _OPENERS: dict[str, Callable[[Path, Bundle, Runtime], Session]] = {
     "onnxruntime": _open_onnxruntime,
     "openvino": _open_openvino,
+    "tensorrt": _open_engine,
+    "tensorrt-rtx": _open_engine,
 }
 
 RUNTIME_NAMES = tuple(_OPENERS)

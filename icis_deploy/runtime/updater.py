@@ -21,7 +21,7 @@ from pathlib import Path
 
 from icis_deploy.bundle import Bundle
 from icis_deploy.class_update import ClassUpdate
-from icis_deploy.errors import BundleError
+from icis_deploy.errors import BundleError, SelfTestError
 from icis_deploy.runtime.head_state import HeadState, make_head_state
 from icis_deploy.runtime.journal import HistoryEntry, Journal, StateEntry, initial_journal
 from icis_deploy.runtime.probe import verify_slots
@@ -144,10 +144,14 @@ class Updater:
         with self._changing:
             return self._take_over(probe=True)
 
-    def take_over(self) -> None:
-        """Bring a device that was just opened to the committed state, which passed its probe when it was committed."""
+    def take_over(self, *, probe: bool = False) -> None:
+        """Bring a device that was just opened to the committed state.
+
+        Args:
+            probe: Whether to probe it: it passed its probe when it was committed, but perhaps in another runtime.
+        """
         with self._changing:
-            self._take_over(probe=False)
+            self._take_over(probe=probe)
 
     def _take_over(self, *, probe: bool) -> bool:
         for attempt in range(_NUM_READ_ATTEMPTS):
@@ -187,7 +191,10 @@ class Updater:
             state = self._state_with(after, self._table_of(after.current) if table is None else table)
             watch.lap("swap")
             if table is not None and state.buffers is not None:
-                probe = verify_slots(self._session, self._bundle, table, state.buffers, seed=seed)
+                try:
+                    probe = verify_slots(self._session, self._bundle, table, state.buffers, seed=seed)
+                except SelfTestError as error:
+                    raise SelfTestError(f"{error} The change was taken back.") from error
                 inference_seconds = probe.inference_seconds
             watch.lap("probe")
         stamp = self._store.stamp()

@@ -1,0 +1,97 @@
+"""The graphs that TensorRT is given: a bundle's `model.onnx` with its slots as inputs, or as refittable weights.
+
+TensorRT's parser lets an initializer win over an input of the same name, so slots with defaults would become constants.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.graph_edits import GraphPass, add_initializer, add_node, remove_unused, replace_uses, run_pass
+from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT
+from exporters.head_tail import resized
+from exporters.onnx_files import check_model
+from icis_deploy.errors import UsageError
+
+SLOT_ROWS = "slot_rows"
+"""Name of the weight `(feature_dim + 1, capacity)` float32 that a refit replaces."""
+
+
+def has_slots(model: ir.Model) -> bool:
+    """Say whether a model has slots with defaults, as `add_slots` makes them."""
+    return {SLOT_WEIGHT, SLOT_BIAS} <= model.graph.initializers.keys()
+
+
+def with_slots_as_inputs(model: ir.Model) -> ir.Model:
+    """Return a copy whose slots are inputs without defaults, of fixed shape.
+
+    Raises:
+        UsageError: If the model has no slots.
+        ExportError: If the edited graph is not valid.
+    """
+
+    def call(copy: ir.Model) -> bool:
+        for name in (SLOT_WEIGHT, SLOT_BIAS):
+            copy.graph.initializers.pop(name)
+        return True
+
+    return run_pass(GraphPass(requires=_require_slots, call=call, ensures=check_model), model).model
+
+
+def with_refittable_slots(model: ir.Model) -> ir.Model:
+    """Return a copy whose slots are one weight, `SLOT_ROWS`, that a refit may replace.
+
+    The bias is a further row of the weight, multiplied by a feature that is always 1: a refit may drop the bias of a
+    GEMM and treat it as zero (TensorRT 11.3, release notes).
+
+    Raises:
+        UsageError: If the model has no slots.
+        ExportError: If the edited graph is not valid.
+    """
+
+    def call(copy: ir.Model) -> bool:
+        graph = copy.graph
+        weight, bias = graph.initializers[SLOT_WEIGHT], graph.initializers[SLOT_BIAS]
+        assert weight.const_value is not None
+        assert bias.const_value is not None
+        ((gemm, _index),) = weight.uses()
+        features = gemm.inputs[0]
+        assert features is not None
+        assert features.shape is not None
+        rows = np.concatenate([weight.const_value.numpy(), bias.const_value.numpy()[:, None]], axis=1)
+        logits = _rows_product(graph, features, np.ascontiguousarray(rows.T))
+        replace_uses(graph, gemm.outputs[0], logits)
+        remove_unused(graph, [gemm])
+        return True
+
+    return run_pass(GraphPass(requires=_require_slots, call=call, ensures=check_model), model).model
+
+
+def _rows_product(graph: ir.Graph, features: ir.Value, rows: np.ndarray) -> ir.Value:
+    """Add `[features | 1] @ rows`; return the logits."""
+    assert features.shape is not None
+    feature_dim, capacity = rows.shape[0] - 1, rows.shape[1]
+    pads = add_initializer(graph, "slot_pads", np.array([0, 0, 0, 1], dtype=np.int64))
+    one = add_initializer(graph, "slot_one", np.array(1, dtype=np.float32))
+    padded = add_node(
+        graph,
+        "Pad",
+        [features, pads, one],
+        name="features_and_one",
+        dtype=ir.DataType.FLOAT,
+        shape=resized(features.shape, 1, feature_dim + 1),
+    )
+    return add_node(
+        graph,
+        "MatMul",
+        [padded, add_initializer(graph, SLOT_ROWS, rows)],
+        name="slot_products",
+        dtype=ir.DataType.FLOAT,
+        shape=resized(features.shape, 1, capacity),
+    )
+
+
+def _require_slots(model: ir.Model) -> None:
+    if not has_slots(model):
+        raise UsageError("The model has no slots, so there is nothing to refit or to feed. Export it as updatable.")

@@ -1,0 +1,101 @@
+"""The targets `tensorrt` and `tensorrt-rtx`: an engine in the bundle, with its sidecar beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from exporters.onnx_files import load_onnx_file, save_model
+from exporters.tensorrt_build import BuiltEngine, EngineSettings, build_engine
+from exporters.tensorrt_graph import SLOT_ROWS, has_slots, with_refittable_slots, with_slots_as_inputs
+from icis_deploy._version import __version__
+from icis_deploy.bundle import MODEL_NAME, Bundle
+from icis_deploy.engine_sidecar import (
+    EngineSidecar,
+    engine_name,
+    model_sha256,
+    serialize_sidecar,
+    sidecar_name,
+    this_platform,
+)
+from icis_deploy.errors import MissingDependencyError, StorageError
+from icis_deploy.files import write_file
+from icis_deploy.runtime.cuda_calls import load_cuda
+from icis_deploy.runtime.tensorrt_module import load_tensorrt
+
+
+def why_no_engine(runtime: str, settings: EngineSettings) -> str | None:
+    """Return why engines of a runtime cannot be built here, and what to do; `None` where they can.
+
+    Args:
+        runtime: `tensorrt` or `tensorrt-rtx`.
+        settings: How the engine shall be built.
+    """
+    try:
+        load_tensorrt(runtime)
+        # TensorRT measures kernels on the GPU; TensorRT-RTX leaves that to the device, but not the test of a refit.
+        if runtime == "tensorrt" or settings.refit:
+            load_cuda()
+    except MissingDependencyError as error:
+        return str(error)
+    return None
+
+
+def write_engine(runtime: str, folder: Path, bundle: Bundle, settings: EngineSettings) -> Sequence[str]:
+    """Build an engine from a bundle's model and write it with its sidecar.
+
+    Args:
+        runtime: `tensorrt` or `tensorrt-rtx`.
+        folder: The bundle's files.
+        bundle: What its manifest will say of them.
+        settings: How to build.
+
+    Returns:
+        Both files, relative to the folder.
+
+    Raises:
+        MissingDependencyError: If the library is not there, or needs a GPU.
+        ExportError: If TensorRT refuses the model.
+        UsageError: If the settings do not go with the library or the model.
+        StorageError: If the disk refuses.
+    """
+    trt = load_tensorrt(runtime)
+    built = _build(trt, folder / MODEL_NAME, settings)
+    sidecar = EngineSidecar(
+        runtime=runtime,
+        runtime_version=str(trt.__version__),
+        platform=this_platform(),
+        compute_capabilities=built.compute_capabilities or (load_cuda().compute_capability(),),
+        hardware_compatibility="none" if built.compute_capabilities else settings.hardware_compatibility,
+        model_sha256=model_sha256(bundle),
+        engine_sha256=hashlib.sha256(built.data).hexdigest(),
+        head_fingerprint=bundle.base_fingerprint,
+        inputs=built.inputs,
+        outputs=built.outputs,
+        refittable=(SLOT_ROWS,) if settings.refit else (),
+        created_by=__version__,
+    )
+    names = engine_name(runtime), sidecar_name(runtime)
+    for name, data in zip(names, (built.data, serialize_sidecar(sidecar)), strict=True):
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_file(folder / name, data)
+    return names
+
+
+def _build(trt: Any, model: Path, settings: EngineSettings) -> BuiltEngine:
+    graph = load_onnx_file(model)
+    if not has_slots(graph) and not settings.refit:
+        return build_engine(trt, model, settings)
+    prepared = with_refittable_slots(graph) if settings.refit else with_slots_as_inputs(graph)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / MODEL_NAME
+            save_model(prepared, path)
+            return build_engine(trt, path, settings, refittable=(SLOT_ROWS,) if settings.refit else ())
+    except OSError as error:
+        raise StorageError(
+            f"Could not write the model for TensorRT: {error.strerror or error}. Free some space."
+        ) from error

@@ -1,0 +1,250 @@
+"""The sidecar of an engine: what a TensorRT engine was built from and where it runs, in JSON beside it.
+
+Rules:
+
+1. An engine runs in the version, on the GPU architecture and on the platform that it was built for, and nowhere else
+   (TensorRT developer guide, "Serializing a Plan"). A runtime that is given another one fails with a code, or not at
+   all; so every field is compared, and what differs is named, before the engine's bytes are read.
+2. The sidecar also states the model and the head that went in: an engine of another head answers without an error.
+3. It is parsed strictly: a field too many, too few or of another type is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from icis_deploy.bundle import MODEL_NAME, Bundle
+from icis_deploy.errors import BundleError, EngineMismatchError
+from icis_deploy.json_fields import integer_from_json, list_from_json, names_from_json, object_from_json, text_from_json
+
+SCHEMA_VERSION = 1
+MAX_SIDECAR_BYTES = 1 << 20
+HARDWARE_COMPATIBILITIES = ("none", "ampere_plus", "same_compute_capability")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInput:
+    """One input of an engine, with the range of shapes that it takes; all three are equal where the shape is fixed."""
+
+    name: str
+    """Name of the network input."""
+
+    dtype: str
+    """numpy's name of the type."""
+
+    min_shape: tuple[int, ...]
+    """The least shape, batch included."""
+
+    opt_shape: tuple[int, ...]
+    """The shape that kernels were chosen for."""
+
+    max_shape: tuple[int, ...]
+    """The greatest shape."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOutput:
+    """One output of an engine."""
+
+    name: str
+    """Name of the network output."""
+
+    dtype: str
+    """numpy's name of the type."""
+
+    shape: tuple[int, ...]
+    """Its shape; -1 for the batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSidecar:
+    """What is stated of one engine.
+
+    Raises:
+        BundleError: On construction, if the hardware compatibility is none that TensorRT has.
+    """
+
+    runtime: str
+    """`tensorrt` or `tensorrt-rtx`."""
+
+    runtime_version: str
+    """Its version; an engine runs in no other."""
+
+    platform: str
+    """Operating system and processor, as `this_platform` gives them."""
+
+    compute_capabilities: tuple[str, ...]
+    """GPU architectures that it was built for, such as `8.6`."""
+
+    hardware_compatibility: str
+    """`none`; `ampere_plus`: every architecture from 8.0 on; `same_compute_capability`: every GPU of those stated."""
+
+    model_sha256: str
+    """Of the bundle's model, which it was built from, as the function `model_sha256` gives it."""
+
+    engine_sha256: str
+    """Of the engine's own bytes."""
+
+    head_fingerprint: str
+    """Fingerprint of the seen head; class updates must be made for it."""
+
+    inputs: tuple[EngineInput, ...]
+    """The images first, then the slots where they are inputs."""
+
+    outputs: tuple[EngineOutput, ...]
+    """The scores first."""
+
+    refittable: tuple[str, ...]
+    """Names of the weights that may be refitted; empty where slots are inputs."""
+
+    created_by: str
+    """Version of icis-deploy."""
+
+    def __post_init__(self) -> None:
+        if self.hardware_compatibility not in HARDWARE_COMPATIBILITIES:
+            raise BundleError(
+                f"The engine's sidecar states the hardware compatibility {self.hardware_compatibility!r}; expected one "
+                f"of {HARDWARE_COMPATIBILITIES}."
+            )
+
+
+def engine_name(runtime: str) -> str:
+    """Return the path of a runtime's engine relative to its bundle."""
+    return f"engines/{runtime}.engine"
+
+
+def sidecar_name(runtime: str) -> str:
+    """Return the path of its sidecar."""
+    return f"engines/{runtime}.json"
+
+
+def model_sha256(bundle: Bundle) -> str:
+    """Return a hash of a bundle's model, which covers weights that lie beside it."""
+    hashes = {name: entry.sha256 for name, entry in bundle.files.items() if name.startswith(MODEL_NAME)}
+    if len(hashes) == 1:
+        return hashes[MODEL_NAME]
+    return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()
+
+
+def this_platform() -> str:
+    """Return operating system and processor of this machine, such as `linux-x86_64`."""
+    return f"{sys.platform}-{platform.machine().lower()}"
+
+
+def verify_engine(
+    sidecar: EngineSidecar,
+    *,
+    runtime: str,
+    runtime_version: str,
+    model_sha256: str,
+    head_fingerprint: str,
+    engine_sha256: str,
+) -> None:
+    """Compare an engine with the runtime, the platform and the bundle that it shall be used in.
+
+    Raises:
+        EngineMismatchError: Naming every field that differs.
+    """
+    expected = {
+        "runtime": runtime,
+        "runtime_version": runtime_version,
+        "platform": this_platform(),
+        "model_sha256": model_sha256,
+        "engine_sha256": engine_sha256,
+        "head_fingerprint": head_fingerprint,
+    }
+    _raise_for({name: value for name, value in expected.items() if getattr(sidecar, name) != value}, sidecar)
+
+
+def verify_gpu(sidecar: EngineSidecar, compute_capability: str) -> None:
+    """Compare an engine with the GPU that it shall run on.
+
+    Args:
+        sidecar: Stated of the engine.
+        compute_capability: Of the GPU, such as `8.6`.
+
+    Raises:
+        EngineMismatchError: If it was built for other architectures.
+    """
+    runs = compute_capability in sidecar.compute_capabilities
+    if sidecar.hardware_compatibility == "ampere_plus":
+        runs = runs or _numbers(compute_capability) >= (8, 0)
+    if not runs:
+        _raise_for({"compute_capabilities": compute_capability}, sidecar)
+
+
+def serialize_sidecar(sidecar: EngineSidecar) -> bytes:
+    """Return the bytes of a sidecar."""
+    values = {"schema_version": SCHEMA_VERSION, **asdict(sidecar)}
+    return (json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def parse_sidecar(data: bytes) -> EngineSidecar:
+    """Return what a sidecar states.
+
+    Raises:
+        BundleError: If it is not a sidecar of this schema.
+    """
+    try:
+        values = object_from_json(json.loads(data))
+        version = integer_from_json(values.pop("schema_version"))
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"The engine's sidecar has schema version {version}; this release reads {SCHEMA_VERSION}. Build the "
+                f"engine again with this release."
+            )
+        return EngineSidecar(**_checked(values, EngineSidecar, _READERS))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"the field {error}" if isinstance(error, KeyError) else str(error)
+        raise BundleError(f"The engine's sidecar is not one: {reason}. Build the engine again.") from error
+
+
+def _raise_for(differing: Mapping[str, str], sidecar: EngineSidecar) -> None:
+    if not differing:
+        return
+    texts = [f"{name} is {_shown(getattr(sidecar, name))}, here {value}" for name, value in differing.items()]
+    raise EngineMismatchError(
+        f"The {sidecar.runtime} engine was not built for this use: {'; '.join(texts)}. Build it here and from this "
+        f"model: icis-deploy export --target {sidecar.runtime}"
+    )
+
+
+def _shown(value: object) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _numbers(compute_capability: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in compute_capability.split("."))
+
+
+def _checked(values: dict[str, Any], kind: type[Any], readers: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    """Return every field of a dataclass, read by its own reader, or as text."""
+    names = {field.name for field in fields(kind)}
+    if values.keys() != names:
+        raise TypeError(f"its fields differ from what is expected in {sorted(values.keys() ^ names)}")
+    return {name: readers.get(name, text_from_json)(value) for name, value in values.items()}
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(integer_from_json(size) for size in list_from_json(value))
+
+
+def _tensors(kind: type[Any]) -> Callable[[Any], tuple[Any, ...]]:
+    shapes = dict.fromkeys(("shape", "min_shape", "opt_shape", "max_shape"), _shape)
+    return lambda value: tuple(
+        [kind(**_checked(object_from_json(each), kind, shapes)) for each in list_from_json(value)]
+    )
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "compute_capabilities": names_from_json,
+    "refittable": names_from_json,
+    "inputs": _tensors(EngineInput),
+    "outputs": _tensors(EngineOutput),
+}

@@ -1,0 +1,196 @@
+"""A session in TensorRT or TensorRT-RTX.
+
+Two kinds of engine keep the promise that a request ends with the slots that it started with:
+
+- *Slots as inputs* (the default): slots are written to a place in the GPU's memory that no request reads, and a request
+  passes the address of its own. The flip between two requests is another address.
+- *Refittable*: slots are a weight of the engine. A refit is not atomic and undefined while the engine runs, so one that
+  nobody uses is refitted, and requests go over to it; the engine is therefore held twice.
+
+Whoever publishes slots has to probe them first, as the updater does: that a refit returned true says nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.engine_sidecar import EngineSidecar
+from icis_deploy.errors import RuntimeFailureError
+from icis_deploy.runtime.cuda_calls import CudaCalls, DeviceMemory
+from icis_deploy.runtime.resource_pool import ResourcePool
+from icis_deploy.runtime.session import (
+    FEATURES,
+    SLOT_BIAS,
+    SLOT_WEIGHT,
+    TOP_CLASS_IDS,
+    TOP_PROBABILITIES,
+    SessionOutput,
+    SlotBuffers,
+    TopOutput,
+    no_slots_error,
+)
+from icis_deploy.runtime.slot_places import SlotLease, SlotPlaces
+from icis_deploy.runtime.tensorrt_lane import EngineTensor, Lane
+from icis_deploy.runtime.tensorrt_module import new_logger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotPlace:
+    """Where slots are: in memory of their own, or in an engine."""
+
+    lanes: ResourcePool[Lane]
+    """What runs with them."""
+
+    memory: dict[str, DeviceMemory]
+    """Device memory by input name; empty where they are in the engine."""
+
+    engine: Any
+    """The engine that these lanes run."""
+
+
+class TensorRTSession:
+    """A deserialized engine; see `Session` for what its methods promise."""
+
+    def __init__(
+        self,
+        trt: Any,
+        load_engine: Callable[[], Any],
+        cuda: CudaCalls,
+        sidecar: EngineSidecar,
+        *,
+        num_streams: int = 1,
+        cuda_graph: bool = False,
+    ) -> None:
+        """Load the engine.
+
+        Args:
+            trt: The module `tensorrt` or `tensorrt_rtx`.
+            load_engine: Deserializes the engine; called once, or once for each place of slots if it is refittable.
+            cuda: The GPU.
+            sidecar: What is stated of the engine; it was compared with this machine.
+            num_streams: How many requests may run at the same time, each on a stream with buffers of its own.
+            cuda_graph: Whether requests replay captured graphs, which saves the CPU the launch of each kernel.
+        """
+        self._trt, self._load_engine, self._cuda = trt, load_engine, cuda
+        self._num_streams, self._cuda_graph = num_streams, cuda_graph
+        image = sidecar.inputs[0]
+        self._image = EngineTensor(name=image.name, dtype=np.dtype(image.dtype), shape=image.min_shape[1:])
+        self._batches = image.min_shape[0], image.max_shape[0]
+        self._outputs = tuple(
+            EngineTensor(name=output.name, dtype=np.dtype(output.dtype), shape=output.shape[1:])
+            for output in sidecar.outputs
+        )
+        self._slot_shapes = {each.name: each.max_shape for each in sidecar.inputs[1:]}
+        self._refittable = sidecar.refittable
+        self._loading, self._copy_stream = threading.Lock(), cuda.new_stream()
+        self._engine = None if self._refittable else load_engine()
+        self._lanes = None if self._refittable else self._new_lanes(self._engine)
+        self._places: SlotPlaces[SlotPlace] = SlotPlaces(self._new_place)
+
+    def load_slots(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> SlotBuffers:
+        """Write slots to a place that no request reads; see `Session.load_slots`."""
+        if not self._slot_shapes and not self._refittable:
+            raise no_slots_error()
+        given = {SLOT_WEIGHT: np.ascontiguousarray(weight), SLOT_BIAS: np.ascontiguousarray(bias)}
+        for name, shape in self._slot_shapes.items():
+            if given[name].shape != shape:
+                raise RuntimeFailureError(
+                    f"The slots' {name} has shape {given[name].shape}; this engine takes {shape}."
+                )
+        with self._loading:
+            lease = self._places.lease()
+            if self._refittable:
+                self._refit(lease.place.engine, given[SLOT_WEIGHT], given[SLOT_BIAS])
+            else:
+                for name, memory in lease.place.memory.items():
+                    self._cuda.copy_to_device(memory.pointer, given[name], self._copy_stream)
+                self._cuda.synchronize(self._copy_stream)
+        return SlotBuffers(weight=lease, bias=lease)
+
+    def run(
+        self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
+    ) -> SessionOutput:
+        """Run one batch; see `Session.run`. An engine holds no slots of its own, so slots must be given."""
+        has_features = with_features and any(output.name == FEATURES for output in self._outputs)
+        logits_name = self._outputs[0].name
+        found = self._fetch([logits_name, *([FEATURES] if has_features else [])], images, slots)
+        return SessionOutput(logits=found[0], features=found[1] if has_features else None)
+
+    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
+        """Run one batch and fetch the model's own choice; see `Session.top`."""
+        if not {TOP_PROBABILITIES, TOP_CLASS_IDS} <= {output.name for output in self._outputs}:
+            return None
+        probabilities, columns = self._fetch([TOP_PROBABILITIES, TOP_CLASS_IDS], images, slots)
+        return TopOutput(probabilities=probabilities, columns=columns)
+
+    def _fetch(
+        self, names: Sequence[str], images: NDArray[np.generic], slots: SlotBuffers | None
+    ) -> list[NDArray[Any]]:
+        self._check_images(images)
+        # The lease is held until the lane's stream is empty: `slots` is a reference of this frame.
+        lanes, addresses = self._lanes, {}
+        if slots is not None:
+            lease: SlotLease[SlotPlace] = slots.weight
+            lanes = lease.place.lanes
+            addresses = {name: memory.pointer for name, memory in lease.place.memory.items()}
+        if lanes is None or addresses.keys() != self._slot_shapes.keys():
+            raise RuntimeFailureError(
+                "An engine of an updatable head holds no slots of its own; load them, and give them with each run."
+            )
+        with lanes.lend() as lane:
+            found = lane.run(images, addresses, names)
+        return [found[name] for name in names]
+
+    def _check_images(self, images: NDArray[np.generic]) -> None:
+        least, greatest = self._batches
+        if images.dtype != self._image.dtype or images.shape[1:] != self._image.shape:
+            raise RuntimeFailureError(
+                f"The engine could not run on an input of shape {images.shape} and type {images.dtype}; it expects "
+                f"{('batch', *self._image.shape)} and {self._image.dtype}."
+            )
+        if not least <= len(images) <= greatest:
+            raise RuntimeFailureError(
+                f"The engine takes batches of {least} to {greatest} images, not {len(images)}. Split the batch, or "
+                f"build the engine with another --max-batch."
+            )
+
+    def _new_place(self) -> SlotPlace:
+        if self._refittable:
+            engine = self._load_engine()
+            return SlotPlace(lanes=self._new_lanes(engine), memory={}, engine=engine)
+        assert self._lanes is not None
+        num_bytes = {name: 4 * int(np.prod(shape)) for name, shape in self._slot_shapes.items()}
+        memory = {name: self._cuda.allocate(size) for name, size in num_bytes.items()}
+        return SlotPlace(lanes=self._lanes, memory=memory, engine=self._engine)
+
+    def _new_lanes(self, engine: Any) -> ResourcePool[Lane]:
+        def make() -> Lane:
+            return Lane(
+                engine,
+                self._cuda,
+                image=self._image,
+                outputs=self._outputs,
+                max_batch=self._batches[1],
+                cuda_graph=self._cuda_graph,
+            )
+
+        return ResourcePool(make, limit=self._num_streams)
+
+    def _refit(self, engine: Any, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+        """Replace the slots' rows in an engine that nobody runs."""
+        rows = np.ascontiguousarray(np.concatenate([weight, bias[:, None]], axis=1).T)
+        logger = new_logger(self._trt)
+        refitter = self._trt.Refitter(engine, logger)
+        (name,) = self._refittable
+        if not refitter.set_named_weights(name, self._trt.Weights(rows)):
+            raise RuntimeFailureError(
+                f"TensorRT refused the weight {name!r} of shape {rows.shape}: {logger.last_error()}."
+            )
+        if not refitter.refit_cuda_engine():
+            raise RuntimeFailureError(f"TensorRT could not refit the weight {name!r}: {logger.last_error()}.")

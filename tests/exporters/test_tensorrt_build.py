@@ -1,0 +1,287 @@
+"""Real engines of TensorRT-RTX, which builds them without a GPU, and the graphs that they are built from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+import icis_deploy
+from exporters.onnx_files import load_onnx_file, save_model
+from exporters.tensorrt_build import EngineSettings, build_engine, known_capabilities
+from exporters.tensorrt_graph import SLOT_ROWS, with_refittable_slots, with_slots_as_inputs
+from icis_deploy.bundle import MODEL_NAME, load_bundle
+from icis_deploy.engine_sidecar import EngineInput, EngineOutput, model_sha256, parse_sidecar, this_platform
+from icis_deploy.errors import EngineMismatchError, ExportError, MissingDependencyError, UsageError
+from icis_deploy.runtime.session import FEATURES, SLOT_BIAS, SLOT_WEIGHT
+from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
+
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+
+CAPACITY = 8
+ARCHITECTURES = ("8.0", "8.6", "8.9", "12.0")
+
+
+@pytest.fixture(scope="module", params=["fused", "updatable"])
+def bundle_folder(request: Any, tiny_project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with an engine for every architecture from 8.0 on."""
+    folder = tmp_path_factory.mktemp("bundle") / request.param
+    icis_deploy.export(
+        tiny_project.model,
+        classes=tiny_project.classes,
+        head=request.param,
+        capacity=CAPACITY if request.param == "updatable" else None,
+        targets=["tensorrt-rtx"],
+        out=folder,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def updatable(tiny_project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of an updatable bundle whose slots hold random rows."""
+    folder = tmp_path_factory.mktemp("model")
+    rng = np.random.default_rng(0)
+    opened = icis_deploy.inspect(tiny_project.model, classes=tiny_project.classes)
+    update = icis_deploy.ClassUpdate(
+        base_fingerprint=opened.head.fingerprint, rows=rng.normal(size=(3, FEATURE_DIM + 1)), added=("a", "b", "c")
+    )
+    icis_deploy.export(opened, updates=[update], head="updatable", capacity=CAPACITY, out=folder / "bundle")
+    return folder / "bundle" / MODEL_NAME
+
+
+def in_float16(path: Path, out: Path) -> Path:
+    """Cast the backbone of the tiny model to float16 in the graph; input and outputs stay float32."""
+    text = """
+    <ir_version: 10, opset_import: ["": 20]>
+    half (float[batch, 3, 16, 16] image) => (float[batch, 40] logits) {
+        half_image = Cast <to = 10> (image)
+        maps = Conv <kernel_shape = [5, 5], strides = [3, 3]> (half_image, filters)
+        positive = Relu (maps)
+        pooled = GlobalAveragePool (positive)
+        flat = Flatten (pooled)
+        half_logits = Gemm <transB = 1> (flat, weight, bias)
+        logits = Cast <to = 1> (half_logits)
+    }
+    """
+    model = onnx.parser.parse_model(text)
+    for tensor in onnx.load(path).graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.checker.check_model(model)
+    onnx.save(model, out)
+    return out
+
+
+# Engines in bundles.
+
+
+def test_the_sidecar_states_versions_platform_hashes_shapes_and_ranges(bundle_folder):
+    bundle = load_bundle(bundle_folder)
+    sidecar = parse_sidecar((bundle_folder / "engines" / "tensorrt-rtx.json").read_bytes())
+
+    assert (sidecar.runtime, sidecar.runtime_version) == ("tensorrt-rtx", trt.__version__)
+    assert sidecar.platform == this_platform()
+    assert set(ARCHITECTURES) <= set(sidecar.compute_capabilities)
+    assert sidecar.model_sha256 == model_sha256(bundle)
+    assert sidecar.engine_sha256 == bundle.files["engines/tensorrt-rtx.engine"].sha256
+    assert sidecar.head_fingerprint == bundle.base_fingerprint
+    image, *slots = sidecar.inputs
+    assert image == EngineInput(
+        name="image", dtype="float32", min_shape=(1, 3, 16, 16), opt_shape=(1, 3, 16, 16), max_shape=(32, 3, 16, 16)
+    )
+    if bundle.capacity:
+        assert {each.name: each.max_shape for each in slots} == {
+            SLOT_WEIGHT: (CAPACITY, FEATURE_DIM),
+            SLOT_BIAS: (CAPACITY,),
+        }
+        assert all(each.min_shape == each.opt_shape == each.max_shape for each in slots)
+        assert sidecar.outputs[1] == EngineOutput(name=FEATURES, dtype="float32", shape=(-1, FEATURE_DIM))
+    assert sidecar.outputs[0].shape == (-1, NUM_SEEN + bundle.capacity)
+    assert sidecar.refittable == ()
+
+
+def test_without_a_gpu_the_gate_says_that_it_did_not_run(tiny_project, tmp_path, no_gpu):
+    built: list[Any] = []
+    icis_deploy.export(
+        tiny_project.model,
+        classes=tiny_project.classes,
+        targets=["tensorrt-rtx"],
+        on_target=built.append,
+        out=tmp_path / "bundle",
+    )
+
+    assert built[0].reports == ()
+    assert built[0].reason.startswith("the gate did not run: There is no NVIDIA GPU that can be used here: ")
+
+
+@pytest.mark.parametrize(("runtime", "extra"), [("tensorrt", r"deploy\[tensorrt\]"), ("tensorrt-rtx", "NVIDIA GPU")])
+def test_opening_an_engine_says_what_this_machine_lacks(runtime, extra, bundle_folder, no_gpu):
+    with pytest.raises(MissingDependencyError, match=extra):
+        icis_deploy.Device.open(bundle_folder, runtime=runtime)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("runtime_version", "1.0.0.1"), ("platform", "win32-amd64"), ("head_fingerprint", "0" * 64)],
+)
+def test_an_engine_of_another_version_is_refused_before_its_bytes_are_read(field, value, bundle_folder, tmp_path):
+    from tests.exporters.engines import bundle_with_sidecar
+
+    folder = bundle_with_sidecar(bundle_folder, tmp_path / "other", **{field: value})
+    with pytest.raises(EngineMismatchError, match=rf"^The tensorrt-rtx engine .*: {field} is {value}, here .*Build it"):
+        icis_deploy.Device.open(folder, runtime="tensorrt-rtx")
+
+
+# The builder.
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("head", ["fused", "updatable"])
+def test_engines_are_built_for_every_architecture_head_and_precision(
+    architecture, precision, head, tiny_project, tmp_path
+):
+    model = tiny_project.model
+    if precision == "fp16":
+        model = in_float16(model, tmp_path / "half.onnx")
+    if head == "updatable":
+        from exporters.head_finding import find_head
+        from exporters.head_surgery import add_slots
+
+        loaded = load_onnx_file(model)
+        save_model(
+            with_slots_as_inputs(add_slots(loaded, find_head(loaded), CAPACITY)), model := tmp_path / "slots.onnx"
+        )
+    settings = EngineSettings(compute_capabilities=(architecture,), min_batch=1, opt_batch=4, max_batch=8)
+    built = build_engine(trt, model, settings)
+
+    assert len(built.data) > 50_000
+    assert built.compute_capabilities == (architecture,)
+    assert built.inputs[0].max_shape == (8, 3, 16, 16)
+    assert [each.name for each in built.inputs[1:]] == ([SLOT_WEIGHT, SLOT_BIAS] if head == "updatable" else [])
+    assert {each.dtype for each in (*built.inputs, *built.outputs)} == {"float32"}
+    assert built.outputs[0].shape == (-1, NUM_SEEN + (CAPACITY if head == "updatable" else 0))
+
+
+def test_a_model_with_a_fixed_batch_keeps_it(tmp_path):
+    text = '<ir_version: 10, opset_import: ["": 20]> m (float[2, 4] x) => (float[2, 4] y) { y = Relu (x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    built = build_engine(trt, tmp_path / "m.onnx", EngineSettings(compute_capabilities=("8.6",)))
+
+    assert (built.inputs[0].min_shape, built.inputs[0].max_shape) == ((2, 4), (2, 4))
+
+
+def test_an_input_whose_size_is_open_is_an_error(tmp_path):
+    text = '<ir_version: 10, opset_import: ["": 20]> m (float[b, w] x) => (float[b, w] y) { y = Relu (x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+
+    with pytest.raises(UsageError, match=r"^The input 'x' has the shape \(-1, -1\); an engine needs every size but"):
+        build_engine(trt, tmp_path / "m.onnx", EngineSettings())
+
+
+def test_an_operator_that_the_parser_refuses_is_named_with_its_node_and_the_reason(tmp_path):
+    node = helper.make_node("Frobnicate", ["x"], ["y"], name="odd_one", domain="org.example")
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node], "m", [value("x", TensorProto.FLOAT, ["b", 4])], [value("y", TensorProto.FLOAT, ["b", 4])]
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("org.example", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
+
+    with pytest.raises(
+        ExportError, match=r"^TensorRT's parser refused the node 'odd_one' \(Frobnicate\): .*\. 1 errors"
+    ):
+        build_engine(trt, tmp_path / "m.onnx", EngineSettings())
+
+
+def test_a_build_that_fails_says_why_in_the_librarys_own_words(tiny_project):
+    with pytest.raises(ExportError, match=r"^tensorrt_rtx \S+ could not build the engine: .*Turing"):
+        build_engine(trt, tiny_project.model, EngineSettings(compute_capabilities=("7.5",)))
+
+
+def test_an_architecture_that_the_library_does_not_know_is_an_error_that_lists_those_it_does(tiny_project):
+    with pytest.raises(UsageError, match=r"does not build for the compute capability 9\.0; it knows .*8\.6.*12\.0"):
+        build_engine(trt, tiny_project.model, EngineSettings(compute_capabilities=("9.0",)))
+    assert set(ARCHITECTURES) <= set(known_capabilities(trt))
+
+
+def test_batches_out_of_order_are_an_error():
+    with pytest.raises(UsageError, match=r"^The batches 1, 8, 4 are not in order"):
+        EngineSettings(opt_batch=8, max_batch=4)
+
+
+def test_a_workspace_limit_reaches_the_builder(tiny_project, monkeypatch):
+    limits = []
+    real = trt.IBuilderConfig.set_memory_pool_limit
+    monkeypatch.setattr(
+        trt.IBuilderConfig,
+        "set_memory_pool_limit",
+        lambda config, pool, size: (limits.append((pool, size)), real(config, pool, size)),
+    )
+    build_engine(trt, tiny_project.model, EngineSettings(compute_capabilities=("8.6",), workspace_bytes=1 << 28))
+
+    assert limits == [(trt.MemoryPoolType.WORKSPACE, 1 << 28)]
+
+
+# The graphs.
+
+
+def run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)
+
+
+def test_slots_as_inputs_have_no_default_and_a_fixed_shape(updatable, tmp_path):
+    save_model(with_slots_as_inputs(load_onnx_file(updatable)), tmp_path / "inputs.onnx")
+    graph = onnx.load(tmp_path / "inputs.onnx").graph
+
+    assert [value.name for value in graph.input] == ["image", SLOT_WEIGHT, SLOT_BIAS]
+    assert not {SLOT_WEIGHT, SLOT_BIAS} & {tensor.name for tensor in graph.initializer}
+    images = np.random.default_rng(1).normal(size=(5, 3, 16, 16)).astype(np.float32)
+    slots = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(updatable).graph.initializer}
+    feeds = {"image": images, SLOT_WEIGHT: slots[SLOT_WEIGHT], SLOT_BIAS: slots[SLOT_BIAS]}
+    for found, expected in zip(run(tmp_path / "inputs.onnx", feeds), run(updatable, {"image": images}), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_refittable_slots_are_one_weight_with_the_bias_in_it_and_give_the_same_logits(updatable, tmp_path):
+    save_model(with_refittable_slots(load_onnx_file(updatable)), tmp_path / "refit.onnx")
+    graph = onnx.load(tmp_path / "refit.onnx").graph
+
+    assert [value.name for value in graph.input] == ["image"]
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    assert shapes[SLOT_ROWS] == (FEATURE_DIM + 1, CAPACITY)
+    images = np.random.default_rng(1).normal(size=(5, 3, 16, 16)).astype(np.float32)
+    found, expected = (run(path, {"image": images}) for path in (tmp_path / "refit.onnx", updatable))
+    np.testing.assert_array_equal(found[0][:, :NUM_SEEN], expected[0][:, :NUM_SEEN])
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_only_the_slots_rows_are_marked_refittable(updatable, tmp_path):
+    save_model(with_refittable_slots(load_onnx_file(updatable)), path := tmp_path / "refit.onnx")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    assert trt.OnnxParser(network, logger).parse_from_file(str(path))
+
+    assert network.mark_weights_refittable(SLOT_ROWS)
+    assert network.are_weights_marked_refittable(SLOT_ROWS)
+    assert not network.are_weights_marked_refittable("weight")
+
+
+def test_a_weight_that_the_network_does_not_have_cannot_be_made_refittable(tiny_project):
+    with pytest.raises(ExportError, match=r"^TensorRT knows no weight 'slot_rows' that could be refitted"):
+        build_engine(trt, tiny_project.model, EngineSettings(), refittable=[SLOT_ROWS])
+
+
+@pytest.mark.parametrize("edit", [with_slots_as_inputs, with_refittable_slots])
+def test_a_model_without_slots_cannot_be_given_them(edit, tiny_project):
+    with pytest.raises(UsageError, match=r"^The model has no slots, so there is nothing to refit or to feed\."):
+        edit(load_onnx_file(tiny_project.model))
