@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from benchmarks.environment import read_environment
 from benchmarks.labeled_inputs import LabeledFeatures
 from benchmarks.latency import Plan, measure
+from benchmarks.loadgen import ScenarioName, import_loadgen, run_scenario
 from benchmarks.percentiles import num_queries_needed
-from benchmarks.result_values import Accuracy, BatchRun, Parity, Target
+from benchmarks.result_values import Accuracy, BatchRun, Parity, Scenario, Target
 from benchmarks.results import Result
 from benchmarks.rightness import (
     accuracies,
@@ -152,6 +153,8 @@ def run_bench(
     batch_sizes: Sequence[int],
     settings: Mapping[str, object],
     inputs: LabeledInputs | None = None,
+    scenarios: Sequence[ScenarioName] = (),
+    logs: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Result:
     """Measure targets.
@@ -162,12 +165,17 @@ def run_bench(
         batch_sizes: Images in a query, each measured apart.
         settings: What the command was asked for, to be kept in the result.
         inputs: What accuracy is measured on; None leaves it out.
+        scenarios: Loads under which every target is run.
+        logs: Where the load generator's logs are kept; None discards them.
         progress: Called with what is measured next, in words.
 
     Raises:
         RuntimeFailureError: If a target fails.
         ImageError, IncompatibleError: If the inputs do not fit the targets.
+        MissingDependencyError: If there are scenarios, but LoadGen is not installed.
     """
+    if scenarios:
+        import_loadgen()  # before minutes are spent on the rest
     environment = read_environment()
     progress("accuracy and parity")
     accuracy, parity = measure_rightness(targets, inputs)
@@ -186,7 +194,22 @@ def run_bench(
             for target in measured
         ),
         runs=tuple(measure_batch(targets, batch_size, preset, progress) for batch_size in batch_sizes),
+        scenarios=tuple(run_scenarios(targets, scenarios, preset, logs, progress)),
     )
+
+
+def run_scenarios(
+    targets: Sequence[OpenTarget],
+    scenarios: Sequence[ScenarioName],
+    preset: Preset,
+    logs: Path | None,
+    progress: Progress,
+) -> Iterator[Scenario]:
+    """Yield what every target did under every load."""
+    for scenario in scenarios:
+        for target in targets:
+            progress(f"{scenario}: {target.name}")
+            yield run_scenario(target, scenario, min_duration_s=preset.scenario_s, logs=logs)
 
 
 def measure_rightness(

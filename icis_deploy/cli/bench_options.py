@@ -69,14 +69,50 @@ def show_progress() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def finish(result: Result, *, out: Path | None, status: str = "ok") -> None:
-    """Write a result to its file, if one was asked for, and print it."""
+def fraction(_context: click.Context, parameter: click.Parameter, value: str) -> float:
+    """Return `5%` or `0.05` as 0.05; a click callback."""
+    text = value.strip()
+    try:
+        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise click.BadParameter(f"{value!r} is no fraction; expected something such as 5% or 0.05.", param=parameter)
+    return found
+
+
+def finish(
+    result: Result,
+    *,
+    out: Path | None,
+    baseline: Result | None = None,
+    max_regression: float = 0.0,
+    any_machine: bool = False,
+) -> None:
+    """Write a result to its file, if one was asked for, and print it; exit with 1 if it is worse than the baseline.
+
+    Raises:
+        StorageError: If the file cannot be written.
+        IncompatibleError: If the two cannot be compared; the result is written all the same.
+    """
     from benchmarks.json_values import json_from_value
+    from benchmarks.regression import find_regressions
     from benchmarks.result_text import text_of
     from benchmarks.results import save_result
+    from icis_deploy.errors import RegressionError
 
-    text = text_of(result)
+    values, text = {"result": json_from_value(result)}, text_of(result)
     if out is not None:
         save_result(result, out)
         text += f"\n\nwritten to {out}"
-    print_result({"result": json_from_value(result)}, text=text, status=status)
+    if baseline is None:
+        print_result(values, text=text)
+        return
+    found = find_regressions(result, baseline, max_regression=max_regression, any_machine=any_machine)
+    verdict = "\n".join(each.text for each in found) or f"Nothing is more than {max_regression:.1%} worse."
+    values["regressions"] = [json_from_value(each) for each in found]
+    print_result(values, text=f"{text}\n\n{verdict}", status="failed" if found else "ok")
+    if found:
+        # What became worse is already on stdout, so the exit code says the rest.
+        click.echo(f"Error: {len(found)} figures are more than {max_regression:.1%} worse.", err=True)
+        raise click.exceptions.Exit(RegressionError.exit_code)

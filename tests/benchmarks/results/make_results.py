@@ -19,8 +19,9 @@ def main() -> None:
         project = write_tiny_project(folder / "project")
         bundles = export_bundles(project, folder)
         fused, updatable, model = (str(path) for path in (bundles.fused, bundles.updatable, project.model))
-        write("bench", "bench", fused, updatable, "--against", model, "--preset", "quick", "--batch", "1,8",
-              "--threads", "1", "--images", str(project.images))  # fmt: skip
+        settings = ("--preset", "quick", "--batch", "1,8", "--threads", "1", "--images", str(project.images))
+        loads = ("--scenario", "single-stream", "--scenario", "server", "--scenario", "offline")
+        write("bench", "bench", fused, updatable, "--against", model, *settings, *loads)
 
 
 def write(name: str, *arguments: str) -> None:

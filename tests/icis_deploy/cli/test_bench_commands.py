@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import bench
-from benchmarks.results import load_result
+from benchmarks.results import load_result, save_result
 from icis_deploy.cli.main import run
 from tests.benchmarks.bundles import export_bundles
 
@@ -65,3 +65,42 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_measured(bundles, t
     assert out.read_text() == "mine"
     assert run(["bench", str(bundles.fused), "--out", str(tmp_path / "no" / "result.json")]) == 2
     assert "There is no folder" in capsys.readouterr().err
+
+
+def test_a_baseline_is_kept_or_missed_with_its_exit_code(bundles, tmp_path, capsys):
+    arguments = ["bench", str(bundles.fused), "--preset", "quick", "--threads", "1"]
+    baseline = tmp_path / "baseline.json"
+    assert run([*arguments, "--out", str(baseline)]) == 0
+    result = load_result(baseline)
+    small = tuple(replace(target, size_bytes=target.size_bytes // 2) for target in result.targets)
+    save_result(replace(result, targets=small), tmp_path / "small.json")
+    capsys.readouterr()
+
+    assert run([*arguments, "--baseline", str(baseline), "--max-regression", "900%"]) == 0
+    assert "Nothing is more than 900.0% worse." in capsys.readouterr().out
+    code = run([*arguments, "--baseline", str(tmp_path / "small.json"), "--max-regression", "0.9", "--format", "json"])
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert (code, found["status"]) == (1, "failed")
+    assert "size" in [each["kind"] for each in found["regressions"]]
+    assert "figures are more than 90.0% worse" in printed.err
+
+
+@pytest.mark.parametrize("allowed", ["much", "-5%", "inf"])
+def test_an_allowance_that_is_no_fraction_is_refused(allowed, bundles, tmp_path, capsys):
+    assert run(["bench", str(bundles.fused), "--max-regression", allowed]) == 2
+    assert "such as 5% or 0.05" in capsys.readouterr().err
+
+
+def test_a_baseline_that_is_none_is_refused_before_anything_is_measured(bundles, capsys):
+    assert run(["bench", str(bundles.fused), "--baseline", str(bundles.project.classes)]) == 3
+    assert "It is not a benchmark result" in capsys.readouterr().err
+
+
+def test_scenarios_are_run_and_their_logs_kept(bundles, tmp_path, capsys):
+    options = ["--preset", "quick", "--threads", "1", "--scenario", "offline", "--logs", str(tmp_path / "logs")]
+    code = run(["bench", str(bundles.fused), *options])
+
+    assert code == 0
+    assert "offline" in capsys.readouterr().out
+    assert (tmp_path / "logs" / "offline-fused" / "mlperf_log_summary.txt").is_file()

@@ -1,0 +1,166 @@
+"""Is a result worse than an earlier one of the same machine?
+
+Rules:
+
+1. A latency is worse if its median is longer by more than what is allowed and the two 99 % intervals do not touch: what
+   noise explains is no regression.
+2. Accuracy, size of files and peak memory are worse if they are so by more than what is allowed, as a fraction of the
+   earlier figure.
+3. Only like is compared with like: the same machine (unless the user says otherwise), target, runtime, provider,
+   threads and batch size. What the earlier result measured and this one did not is an error, not a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.latency import LatencyReport
+from benchmarks.result_values import Target
+from benchmarks.results import Result
+from icis_deploy.errors import IncompatibleError
+
+ACCURACIES = ("T", "U", "S", "H")
+Kind = Literal["latency", "accuracy", "size", "memory"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regression:
+    """One figure that became worse."""
+
+    kind: Kind
+    """What it is a figure of."""
+
+    target: str
+    """Name of the target."""
+
+    what: str
+    """Which figure, in words."""
+
+    before: float
+    """In the earlier result: milliseconds, bytes, or a fraction of 1."""
+
+    after: float
+    """Now."""
+
+    change: float
+    """By how much it is worse, as a fraction of the earlier figure."""
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        before, after = (figure_text(value, self.kind) for value in (self.before, self.after))
+        return f"{self.target}: {self.what} went from {before} to {after}, {self.change:.1%} worse"
+
+
+def figure_text(value: float, kind: Kind) -> str:
+    """Return a figure with its unit."""
+    if kind == "latency":
+        return f"{value:.3f} ms"
+    return f"{100 * value:.1f} %" if kind == "accuracy" else f"{value / 1e6:.2f} MB"
+
+
+def find_regressions(
+    result: Result, baseline: Result, *, max_regression: float, any_machine: bool = False
+) -> tuple[Regression, ...]:
+    """Return every figure that is worse than in an earlier result.
+
+    Args:
+        result: What was measured now.
+        baseline: The earlier result.
+        max_regression: How much worse is allowed, as a fraction: 0.05 for 5 %.
+        any_machine: Whether results of different machines may be compared.
+
+    Raises:
+        IncompatibleError: If the results are of different machines, or something was measured in another way or not at
+            all.
+    """
+    ours, theirs = result.environment, baseline.environment
+    if ours.fingerprint != theirs.fingerprint and not any_machine:
+        raise IncompatibleError(
+            f"The baseline is of another machine: {theirs.name} ({theirs.fingerprint}); this is {ours.name} "
+            f"({ours.fingerprint}). Measure the baseline here, or give --any-machine to compare them all the same."
+        )
+    targets = {target.name: target for target in result.targets}
+    found: list[Regression] = []
+    for before in baseline.targets:
+        after = targets.get(before.name)
+        check_alike(before, after)
+        assert after is not None, "check_alike raises"
+        found += worse_latencies(before.name, result, baseline, max_regression)
+        found += worse_accuracies(before, after, max_regression)
+        found += worse_sizes(before, after, max_regression)
+    return tuple(found)
+
+
+def check_alike(before: Target, after: Target | None) -> None:
+    """Check that a target was measured again, and in the same way.
+
+    Raises:
+        IncompatibleError: If not.
+    """
+    if after is None:
+        raise IncompatibleError(f"The baseline has the target {before.name!r}, which was not measured. Measure it too.")
+    for name in ("runtime", "provider", "num_threads", "precision"):
+        was, now = getattr(before, name), getattr(after, name)
+        if was != now:
+            raise IncompatibleError(
+                f"{before.name}: {name} is {now!r}; in the baseline it was {was!r}. Measure in the same way, or make a "
+                f"new baseline."
+            )
+
+
+def worse_latencies(target: str, result: Result, baseline: Result, max_regression: float) -> Iterator[Regression]:
+    """Yield the latencies of a target that are worse.
+
+    Raises:
+        IncompatibleError: If a batch size of the baseline was not measured.
+    """
+    now: dict[int, LatencyReport] = dict(result.latencies(target))
+    for batch_size, was in baseline.latencies(target):
+        if batch_size not in now:
+            raise IncompatibleError(f"The baseline has batch size {batch_size}, which was not measured. Give --batch.")
+        before, after = was.median_ms, now[batch_size].median_ms
+        change = after.value / before.value - 1
+        if change > max_regression and after.low > before.high:
+            what = f"median latency at batch {batch_size}"
+            yield Regression(
+                kind="latency", target=target, what=what, before=before.value, after=after.value, change=change
+            )
+
+
+def worse_accuracies(before: Target, after: Target, max_regression: float) -> Iterator[Regression]:
+    """Yield the accuracies of a target that are worse.
+
+    Raises:
+        IncompatibleError: If accuracy was not measured now, or on something else.
+    """
+    if before.accuracy is None:
+        return
+    if after.accuracy is None or after.accuracy.source != before.accuracy.source:
+        found = "not measured" if after.accuracy is None else f"measured on {after.accuracy.source}"
+        raise IncompatibleError(
+            f"{before.name}: accuracy was {found}; in the baseline it was measured on {before.accuracy.source}. Give "
+            f"the same --images."
+        )
+    for name in ACCURACIES:
+        was, now = getattr(before.accuracy, name), getattr(after.accuracy, name)
+        if was and now is not None and 1 - now / was > max_regression:
+            yield Regression(
+                kind="accuracy", target=before.name, what=name, before=was, after=now, change=1 - now / was
+            )
+
+
+def worse_sizes(before: Target, after: Target, max_regression: float) -> Iterator[Regression]:
+    """Yield size and peak memory of a target where they are worse; memory only where both results have it."""
+    was_bytes, now_bytes = (
+        None if target.startup is None else target.startup.medians["memory_peak_bytes"] for target in (before, after)
+    )
+    figures: list[tuple[Kind, str, float | None, float | None]] = [
+        ("size", "size of the files", before.size_bytes, after.size_bytes),
+        ("memory", "peak memory", was_bytes, now_bytes),
+    ]
+    for kind, what, was, now in figures:
+        if was and now is not None and now / was - 1 > max_regression:
+            yield Regression(kind=kind, target=before.name, what=what, before=was, after=now, change=now / was - 1)
