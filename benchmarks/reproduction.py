@@ -1,0 +1,229 @@
+"""Reproduce the published results of ICIS on CUB, AWA2 and SUN, and print our figures beside the published ones.
+
+For each data set and seed: a softmax head is trained on the features of seen classes (`benchmarks.base_head`), the
+published recipe predicts the rows of unseen classes from their attributes, and T, U, S and H are measured on the test
+images, which nothing has looked at before. Beside it, on the same heads, run the methods of `icis_deploy.injection`.
+
+docs/reproduction.md says where the data is, what differs from the authors' protocol, and what is wrong in theirs.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.base_head import MAX_EPOCHS, BaseHead, linear_logits, train_base_head
+from benchmarks.xlsa17 import FEATURES_NAME, ZeroShotData, load_zero_shot_data
+from icis_deploy.accuracy import AccuracyReport, accuracy_report
+from icis_deploy.descriptors import Descriptors
+from icis_deploy.head import Head
+from icis_deploy.icis import ICISConfig, fit_icis, predict_rows
+from icis_deploy.injection import inject
+from icis_deploy.injection_options import InjectionOptions
+
+FIGURES = ("T", "H", "U", "S")
+PUBLISHED = "published recipe"
+"""The row of our run that the published figures are compared with; other rows have the names of methods."""
+
+PAPER: Mapping[str, Mapping[str, float]] = {
+    "CUB": {"T": 60.6, "H": 56.5, "U": 45.8, "S": 73.7},
+    "AWA2": {"T": 64.6, "H": 51.6, "U": 35.6, "S": 93.3},
+    "SUN": {"T": 51.8, "H": 32.7, "U": 45.2, "S": 25.6},
+}
+"""ICIS in table 1 of Christensen et al., ICCV 2023, in percent; features of a ResNet-101 fine-tuned on seen classes."""
+
+PAPER_BATCH_SIZE: Mapping[str, int] = {"AWA2": 20}
+"""Where the authors' scripts leave their batches of 16."""
+
+Float32 = NDArray[np.float32]
+Report = Callable[[str], None]
+"""Is told what was done, line by line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """One figure over the seeds, in percent."""
+
+    mean: float
+    """Mean."""
+
+    deviation: float
+    """Population standard deviation, as the paper states it; 0 for one seed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one way to predict rows scored on one data set."""
+
+    name: str
+    """`PUBLISHED` or a method."""
+
+    figures: Mapping[str, Spread]
+    """T, H, U and S."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSetReport:
+    """What was reproduced on one data set."""
+
+    name: str
+    """Of its folder."""
+
+    num_seen: int
+    """Seen classes."""
+
+    num_unseen: int
+    """Unseen classes."""
+
+    seeds: tuple[int, ...]
+    """One head and one run of every method for each."""
+
+    head_accuracies: tuple[float, ...]
+    """S of the heads before injection, percent, by seed."""
+
+    head_epochs: tuple[int, ...]
+    """Epochs that the held-out images chose, by seed."""
+
+    icis_epochs: tuple[int, ...]
+    """Epochs after which the published recipe stopped, by seed."""
+
+    rows: tuple[Row, ...]
+    """The published recipe first."""
+
+
+def reproduce(
+    folder: Path,
+    *,
+    seeds: Sequence[int] = range(5),
+    methods: Sequence[str] = (),
+    features_name: str = FEATURES_NAME,
+    head_epochs: int = MAX_EPOCHS,
+    max_epochs: int | None = None,
+    report: Report = lambda _: None,
+) -> DataSetReport:
+    """Reproduce one data set.
+
+    Args:
+        folder: Holds `att_splits.mat` and the features.
+        seeds: One head and one run of every method for each.
+        methods: Of `icis_deploy.injection`, run beside the published recipe with their calibration.
+        features_name: File of features.
+        head_epochs: Epochs of the head to choose from.
+        max_epochs: Ends the published recipe early, to try things out; by default it ends by its own rule.
+        report: Is told what was done.
+
+    Raises:
+        ICISDeployError: If the data cannot be read, or there is no such method.
+    """
+    options = [InjectionOptions(method=method) for method in methods]
+    data = load_zero_shot_data(folder, features_name=features_name)
+    heads: list[BaseHead] = []
+    own_accuracies: list[float] = []
+    epochs: list[int] = []
+    scores: dict[str, list[AccuracyReport]] = {}
+    for seed in seeds:
+        head = train_base_head(data.trainval, num_classes=data.seen.num_classes, seed=seed, max_epochs=head_epochs)
+        heads.append(head)
+        rows, num_epochs = published_rows(data, head.rows, seed=seed, max_epochs=max_epochs)
+        epochs.append(num_epochs)
+        for name, predicted in (
+            (PUBLISHED, rows),
+            *((each.method, _method_rows(data, head.rows, replace(each, seed=seed))) for each in options),
+        ):
+            score = score_rows(data, head.rows, predicted)
+            scores.setdefault(name, []).append(score)
+            report(f"{data.name}, seed {seed}, {name}: {figures_text(_percents(score))}")
+        own_accuracies.append(100 * (scores[PUBLISHED][-1].S_original or 0.0))
+    return DataSetReport(
+        name=data.name,
+        num_seen=data.seen.num_classes,
+        num_unseen=data.unseen.num_classes,
+        seeds=tuple(seeds),
+        head_accuracies=tuple(own_accuracies),
+        head_epochs=tuple(head.num_epochs for head in heads),
+        icis_epochs=tuple(epochs),
+        rows=tuple(Row(name=name, figures=_spreads(each)) for name, each in scores.items()),
+    )
+
+
+def published_rows(
+    data: ZeroShotData, seen_rows: Float32, *, seed: int, max_epochs: int | None = None
+) -> tuple[Float32, int]:
+    """Return raw rows `(num_unseen, feature_dim + 1)` of the published recipe, and its number of epochs."""
+    config = ICISConfig.published()
+    batch_size = PAPER_BATCH_SIZE.get(data.name, config.batch_size)
+    config = replace(config, batch_size=batch_size, max_epochs=max_epochs or config.max_epochs)
+    fit = fit_icis(data.seen.values, seen_rows, data.unseen.values, config=config, seed=seed)
+    return predict_rows(fit.model, data.unseen.values), len(fit.epoch_losses)
+
+
+def score_rows(data: ZeroShotData, seen_rows: Float32, unseen_rows: Float32) -> AccuracyReport:
+    """Measure T, U, S and H on the test images.
+
+    Args:
+        data: A data set.
+        seen_rows: `(num_seen, feature_dim + 1)`.
+        unseen_rows: `(num_unseen, feature_dim + 1)`.
+    """
+    features = np.concatenate([data.test_seen.features, data.test_unseen.features])
+    labels = np.concatenate([data.test_seen.labels, data.test_unseen.labels])
+    logits = linear_logits(np.concatenate([seen_rows, unseen_rows]), features)
+    return accuracy_report(logits, labels, seen=len(seen_rows), original_logits=logits[:, : len(seen_rows)])
+
+
+def _method_rows(data: ZeroShotData, seen_rows: Float32, options: InjectionOptions) -> Float32:
+    both = Descriptors(
+        values=np.concatenate([data.seen.values, data.unseen.values]),
+        class_names=(*data.seen.class_names, *data.unseen.class_names),
+    )
+    head = Head(rows=seen_rows, class_names=data.seen.class_names)
+    return inject(head, both, unseen=data.unseen.class_names, options=options).rows
+
+
+def _percents(score: AccuracyReport) -> dict[str, float]:
+    return {name: 100 * (getattr(score, name) or 0.0) for name in FIGURES}
+
+
+def _spreads(scores: Sequence[AccuracyReport]) -> dict[str, Spread]:
+    percents = [_percents(score) for score in scores]
+    return {
+        name: Spread(
+            mean=statistics.fmean(each[name] for each in percents),
+            deviation=statistics.pstdev(each[name] for each in percents),
+        )
+        for name in FIGURES
+    }
+
+
+def figures_text(figures: Mapping[str, float]) -> str:
+    """Return figures on one line."""
+    return "  ".join(f"{name} {figures[name]:.1f}" for name in FIGURES)
+
+
+def text_of(reports: Sequence[DataSetReport]) -> str:
+    """Return reports as a table for people."""
+    return "\n\n".join("\n".join(_lines_of(report)) for report in reports)
+
+
+def _lines_of(report: DataSetReport) -> Iterator[str]:
+    yield (
+        f"{report.name}: {report.num_seen} seen and {report.num_unseen} unseen classes, {len(report.seeds)} seeds; "
+        f"S of the heads alone {statistics.fmean(report.head_accuracies):.1f} %; the published recipe stopped after "
+        f"{min(report.icis_epochs)} to {max(report.icis_epochs)} epochs"
+    )
+    yield f"{'':28}" + "".join(f"{name:>14}" for name in FIGURES)
+    if report.name in PAPER:
+        yield f"{'in the paper':28}" + "".join(f"{PAPER[report.name][name]:>7.1f}{'':7}" for name in FIGURES)
+    for row in report.rows:
+        cells = (f"{row.figures[name].mean:>7.1f} ± {row.figures[name].deviation:<4.1f}" for name in FIGURES)
+        yield f"{row.name:28}" + "".join(cells)
+    if report.name in PAPER:
+        ours = report.rows[0].figures
+        yield f"{'published recipe - paper':28}" + "".join(
+            f"{ours[name].mean - PAPER[report.name][name]:>+7.1f}{'':7}" for name in FIGURES
+        )
