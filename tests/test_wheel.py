@@ -89,6 +89,12 @@ def test_the_wheel_carries_every_module_of_the_checkout(contents):
     assert {name for name in contents if name.endswith(".py")} == expected
 
 
+def test_the_wheel_carries_the_files_that_modules_read(contents):
+    carried = {name.removeprefix("icis_deploy/_workbench/benchmarks/") for name in contents}
+
+    assert {"result.schema.json", "report/page.html", "report/page.css", "report/page.js"} <= carried
+
+
 def test_the_wheel_carries_license_and_entry_point_and_nothing_that_was_only_lying_around(contents, wheel):
     with zipfile.ZipFile(wheel) as archive:
         (entry_points,) = (name for name in contents if name.endswith(".dist-info/entry_points.txt"))
@@ -117,7 +123,7 @@ print(json.dumps([icis_deploy.__file__, exporters.__file__, benchmarks.__file__]
 
 
 @pytest.mark.parametrize("python_path", ["", "."], ids=["as installed", "with the user's packages first"])
-def test_the_installed_command_injects_exports_and_verifies(scripts, user_folder, python_path):
+def test_the_installed_command_injects_exports_verifies_and_reports(scripts, user_folder, python_path):
     project = write_tiny_project(user_folder / "project")
 
     def run_cli(*arguments):
@@ -135,6 +141,8 @@ def test_the_installed_command_injects_exports_and_verifies(scripts, user_folder
 
     assert json.loads(exported)["status"] == "ok"
     assert json.loads(verified)["status"] == "ok"
+    run_cli("report", REPOSITORY / "tests" / "benchmarks" / "results" / "bench.json", "--out", "report.html")
+    assert "<svg" in (user_folder / "report.html").read_text()
     manifest = json.loads((user_folder / "bundle" / "manifest.json").read_text())
     assert manifest["class_names"] == [*project.seen_names, *project.unseen_names]
     assert all(report["passed"] for report in manifest["parity"])

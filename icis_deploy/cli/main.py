@@ -21,6 +21,7 @@ from icis_deploy.cli.inject import inject
 from icis_deploy.cli.inspect import inspect
 from icis_deploy.cli.output import json_result
 from icis_deploy.cli.predict import predict
+from icis_deploy.cli.report import report
 from icis_deploy.cli.signing import diff, keygen, sign, verify_update
 from icis_deploy.cli.verify import verify
 from icis_deploy.errors import ICISDeployError
@@ -32,7 +33,7 @@ COMMANDS = (
     *(inspect, describe, inject, export, verify, evaluate, predict),
     *(keygen, sign, verify_update, diff),
     *(apply, rollback, history, classes, enable, disable),
-    *(bench, bench_update),
+    *(bench, bench_update, report),
     demo,
 )
 

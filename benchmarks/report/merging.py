@@ -1,0 +1,157 @@
+"""Results of several runs and machines put together: what the page's tables and pictures are made of.
+
+Rules:
+
+1. Results of machines with one fingerprint are of one device. Two devices of the same name get their fingerprints
+   beside it, a target that a device has measured twice the time of its run: no two things are called the same.
+2. A target keeps its colour and its marker in every picture: the colour says which head in which runtime, the marker in
+   which precision.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.comparison import Comparison
+from benchmarks.environment import Environment
+from benchmarks.latency import LatencyReport
+from benchmarks.result_values import Target
+from benchmarks.results import Result, images_per_s
+from icis_deploy.errors import UsageError
+
+NUM_COLORS = 8
+FIXED_COLORS = {("original", "onnxruntime"): 0, ("fused", "onnxruntime"): 1, ("updatable", "onnxruntime"): 2}
+"""What nearly every page shows always looks the same, whatever it is shown beside."""
+
+PRECISION_MARKERS = {"fp32": "o", "fp16": "s", "bf16": "s", "int8": "^"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A machine, and what ran on it."""
+
+    label: str
+    """What the page calls it; no other device is called so."""
+
+    results: tuple[Result, ...]
+    """At least one, in the order of time."""
+
+    @property
+    def environment(self) -> Environment:
+        """The machine as the latest run found it."""
+        return self.results[-1].environment
+
+    @property
+    def disturbances(self) -> tuple[str, ...]:
+        """What disturbed its runs, in words."""
+        return tuple(
+            f"{result.command}, batch {run.batch_size}: {sign}"
+            for result in self.results
+            for run in result.runs
+            for sign in (*run.measurement.steadiness.throttling, *run.measurement.steadiness.interference)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A target on a device."""
+
+    device: Device
+    """Where it ran."""
+
+    result: Result
+    """The run that it is of."""
+
+    target: Target
+    """What it is."""
+
+    label: str
+    """What the page calls it; no other entry of the device is called so."""
+
+    color: int
+    """Index of its colour."""
+
+    @property
+    def marker(self) -> str:
+        """Its marker, by matplotlib's names."""
+        return PRECISION_MARKERS.get(self.target.precision, "D")
+
+    @property
+    def rows(self) -> Iterator[Row]:
+        """Its rows of the table, by ascending batch size."""
+        for batch_size, latency in self.result.latencies(self.target.name):
+            comparison = self.result.comparison(self.target.name, batch_size)
+            yield Row(entry=self, batch_size=batch_size, latency=latency, comparison=comparison)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A target on a device with one batch size."""
+
+    entry: Entry
+    """The target."""
+
+    batch_size: int
+    """Images in a query."""
+
+    latency: LatencyReport
+    """How long a query takes."""
+
+    comparison: Comparison | None
+    """With the target that its run compares everything with; None for that one itself."""
+
+    @property
+    def images_per_s(self) -> float:
+        """Throughput of one query after the other."""
+        return images_per_s(self.latency, self.batch_size)
+
+
+def merge(results: Sequence[Result]) -> tuple[tuple[Device, ...], tuple[Entry, ...]]:
+    """Return the devices and everything that was measured on them, in the order of the results.
+
+    Raises:
+        UsageError: If there are no results, or one is given twice.
+    """
+    if not results:
+        raise UsageError("There is nothing to report; give at least one result.")
+    runs = Counter((result.environment.fingerprint, result.command, result.created) for result in results)
+    (_, command, created), most = runs.most_common(1)[0]
+    if most > 1:
+        raise UsageError(f"The {command} result of {created} is given {most} times; give every result once.")
+    by_fingerprint: dict[str, list[Result]] = {}
+    for result in results:
+        by_fingerprint.setdefault(result.environment.fingerprint, []).append(result)
+    names = Counter(group[-1].environment.name for group in by_fingerprint.values())
+    devices = tuple(
+        Device(
+            label=name if names[name := group[-1].environment.name] == 1 else f"{name} ({fingerprint[:4]})",
+            results=tuple(sorted(group, key=lambda result: result.created)),
+        )
+        for fingerprint, group in by_fingerprint.items()
+    )
+    colors: dict[tuple[str, str], int] = dict(FIXED_COLORS)
+    return devices, tuple(entry for device in devices for entry in _entries_of(device, colors))
+
+
+def _entries_of(device: Device, colors: dict[tuple[str, str], int]) -> Iterator[Entry]:
+    times = Counter(target.name for result in device.results for target in result.targets)
+    for result in device.results:
+        for target in result.targets:
+            run = f", {result.created[:16].replace('T', ' ')}" if times[target.name] > 1 else ""
+            yield Entry(
+                device=device,
+                result=result,
+                target=target,
+                label=target.name + run,
+                color=_color_of(target, colors),
+            )
+
+
+def _color_of(target: Target, colors: dict[tuple[str, str], int]) -> int:
+    what = target.name if target.head_kind == "other" else target.head_kind
+    if (what, target.runtime) not in colors:
+        num_fixed = len(FIXED_COLORS)
+        colors[what, target.runtime] = num_fixed + (len(colors) - num_fixed) % (NUM_COLORS - num_fixed)
+    return colors[what, target.runtime]

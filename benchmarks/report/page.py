@@ -1,0 +1,160 @@
+"""The report as one HTML page that needs nothing else, and as Markdown for a README.
+
+The page's policy forbids every request (`default-src 'none'`), so it cannot depend on anything outside of it. All that
+comes from a result is text to the template, which escapes it: results come from devices that others run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.report.extra_tables import extra_tables
+from benchmarks.report.machines import facts_of
+from benchmarks.report.merging import Device, Entry, Row, merge
+from benchmarks.report.numbers import enumeration
+from benchmarks.report.sections import pictures_of, smallest_batches
+from benchmarks.report.sentences import say_accuracies, say_distributions
+from benchmarks.report.table import Cell, Column, columns_of
+from benchmarks.results import Result
+from icis_deploy._version import __version__
+from icis_deploy.errors import MissingDependencyError
+
+FOLDER = Path(__file__).resolve().parent
+TEMPLATE_NAME = "page.html"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything that a page or a Markdown text says."""
+
+    devices: tuple[Device, ...]
+    """The machines."""
+
+    entries: tuple[Entry, ...]
+    """What was measured on them."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows of the table: by device, batch size, and the order of measurement."""
+        rows = [row for entry in self.entries for row in entry.rows]
+        places = {device.label: place for place, device in enumerate(self.devices)}
+        return sorted(rows, key=lambda row: (places[row.entry.device.label], row.batch_size))
+
+    @property
+    def cells(self) -> tuple[tuple[Column, ...], list[list[Cell]]]:
+        """Columns of the table, and its rows."""
+        rows = self.rows
+        columns = columns_of(rows)
+        return columns, [[column.cell(row) for column in columns] for row in rows]
+
+    @property
+    def headlines(self) -> list[str]:
+        """What a hurried reader needs, a paragraph for each device."""
+        said = []
+        for device in self.devices:
+            own = [entry for entry in self.entries if entry.device is device and entry.result is device.results[-1]]
+            rows = smallest_batches(own)
+            measured = [entry for entry in own if entry.target.accuracy is not None]
+            sentences = say_distributions(rows)[:2] if rows else []
+            sentences += say_accuracies(measured)[:1] if measured else []
+            if sentences:
+                said.append((f"{device.label}: " if len(self.devices) > 1 else "") + " ".join(sentences))
+        return said
+
+
+def report_of(results: Sequence[Result]) -> Report:
+    """Return the report of any number of results.
+
+    Raises:
+        UsageError: If there are none, or one is given twice.
+    """
+    devices, entries = merge(results)
+    return Report(devices=devices, entries=entries)
+
+
+def html_page(report: Report) -> str:
+    """Return the page.
+
+    Raises:
+        MissingDependencyError: If matplotlib or Jinja is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingDependencyError("A report needs Jinja: pip install 'icis-deploy[bench]'") from error
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["tight"] = tight
+    columns, rows = report.cells
+    return environment.get_template(TEMPLATE_NAME).render(
+        title=title_of(report),
+        headlines=report.headlines,
+        devices=[(device, facts_of(device)) for device in report.devices],
+        columns=columns,
+        rows=rows,
+        batches=sorted({row.batch_size for row in report.rows}),
+        row_batches=[row.batch_size for row in report.rows],
+        pictures=list(pictures_of(report.devices, report.entries)),
+        tables=extra_tables(report.devices, report.entries),
+        missing=missing_of(report.entries),
+        version=__version__,
+    )
+
+
+def markdown_text(report: Report) -> str:
+    """Return the report for a README: the table, what the pictures say, the machines.
+
+    Raises:
+        MissingDependencyError: If matplotlib is not installed.
+    """
+    columns, rows = report.cells
+    lines = [f"### {title_of(report)}", ""]
+    if rows:
+        titles = [f"{column.title} ({column.unit})" if column.unit else column.title for column in columns]
+        lines += [_markdown_row(titles), _markdown_row(["---:" if column.is_number else "---" for column in columns])]
+        lines += [_markdown_row([_markdown_cell(cell) for cell in row]) for row in rows]
+        lines.append("")
+    for picture in pictures_of(report.devices, report.entries):
+        lines += [f"**{escape_markdown(picture.title)}.** {escape_markdown(picture.words)}", ""]
+    for device in report.devices:
+        facts = "; ".join(f"{name.lower()} {value}" for name, value in facts_of(device) if name != "Not readable")
+        lines += [f"**{escape_markdown(device.label)}.** {escape_markdown(facts)}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def title_of(report: Report) -> str:
+    """Return the report's title."""
+    return f"Benchmark on {enumeration([device.label for device in report.devices])}"
+
+
+def missing_of(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
+    """Return target, what was asked for, and why it is not here."""
+    return [(entry.label, name, reason) for entry in entries for name, reason in entry.target.missing.items()]
+
+
+def tight(text: str) -> str:
+    """Return a text in which no line breaks between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=(?:%|ms|µs|s|MB|kB|GiB|points?|times)(?:\W|$))", "\u00a0", text)
+
+
+def escape_markdown(text: str) -> str:
+    """Return a text that Markdown shows as it is, on one line and in a cell."""
+    for character in "\\`*_{}[]<>|#":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return escape_markdown(cell.text)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,254 @@
+"""The pictures of a report: each takes what was measured and returns an SVG; `sentences` says what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report.canvas import (
+    FONT_PT,
+    GRID,
+    INK,
+    MUTED,
+    SERIES,
+    SURFACE,
+    drawing,
+    milliseconds_axis,
+    plain_number,
+)
+from benchmarks.report.intervals import Measure, accuracy_interval
+from benchmarks.report.merging import Entry, Row
+from benchmarks.report.numbers import duration
+from benchmarks.report.pareto import Choice
+from benchmarks.result_values import ScaleSeries, Timing
+
+MEASURES: tuple[Measure, ...] = ("U", "S", "H")
+LINE_STYLES = {"o": "-", "s": (0, (5, 2)), "^": (0, (2, 1.5)), "D": (0, (6, 2, 1, 2))}
+
+
+def draw_distributions(name: str, rows: Sequence[Row], limit_ms: float) -> str:
+    """Draw how the latencies of each row are distributed up to a limit, with median and percentiles."""
+    with drawing() as canvas_of:
+        canvas = canvas_of(height_in=0.6 + 0.62 * len(rows))
+        axes = canvas.axes
+        milliseconds_axis(axes, [*(row.latency.min_ms for row in rows), limit_ms])
+        for place, row in enumerate(reversed(rows)):
+            _draw_distribution(axes, place, row)
+        _rows_only(axes, len(rows))
+        axes.set_xlabel("milliseconds")
+        return str(canvas.svg(name))
+
+
+def _draw_distribution(axes: Any, place: int, row: Row) -> None:
+    color, histogram = SERIES[row.entry.color], row.latency.histogram
+    edges, counts = np.array(histogram.edges_ms), np.array(histogram.counts, dtype=float)
+    # Queries per step of the logarithm, which is what an area on a logarithmic axis means.
+    heights = 0.5 * counts / counts.max()
+    axes.stairs(heights + place, edges, baseline=place, fill=True, color=color, alpha=0.3, linewidth=0)
+    axes.stairs(heights + place, edges, baseline=place, color=color, linewidth=1.2)
+    median = row.latency.median_ms
+    axes.fill_betweenx([place, place + 0.5], median.low, median.high, color=color, alpha=0.5, linewidth=0)
+    axes.plot([median.value] * 2, [place, place + 0.5], color=color, linewidth=2)
+    for percentile in row.latency.percentiles:
+        if percentile.value_ms is not None and percentile.percent in (90.0, 99.0):
+            axes.plot(percentile.value_ms, place + 0.07, marker="|", markersize=9, color=color, markeredgewidth=2)
+    _name(axes, place + 0.55, row.entry.label)
+    value = f"{duration(median.value)} ± {100 * median.relative_half_width:.1f} %"
+    _value(axes, place + 0.55, value)
+
+
+def draw_latency_against_accuracy(name: str, choices: Sequence[Choice], front: Sequence[Choice], measure: str) -> str:
+    """Draw latency against accuracy, the Pareto front as steps, and every name at the right, beside its point."""
+    with drawing() as canvas_of:
+        canvas = canvas_of(height_in=max(3.4, 0.8 + 0.25 * len(choices)))
+        axes = canvas.axes
+        milliseconds_axis(axes, [end for each in choices for end in (each.latency_ms.low, each.latency_ms.high)])
+        steps = sorted((each.latency_ms.value, 100 * each.accuracy.value) for each in front)
+        axes.plot(*zip(*steps, strict=True), drawstyle="steps-post", color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+        for each in choices:
+            _draw_choice(axes, each, is_on_front=each in front)
+        lows, highs = [100 * each.accuracy.low for each in choices], [100 * each.accuracy.high for each in choices]
+        pad = 0.08 * (max(highs) - min(lows)) or 1
+        axes.set_ylim(min(lows) - pad, max(highs) + pad)
+        _names_at_right(axes, [(100 * each.accuracy.value, each.latency_ms.value, each.entry) for each in choices])
+        axes.grid(axis="y")
+        axes.set_xlabel("p50, milliseconds: faster is to the left")
+        axes.set_ylabel(f"{measure}, percent")
+        return str(canvas.svg(name))
+
+
+def _draw_choice(axes: Any, each: Choice, *, is_on_front: bool) -> None:
+    color, latency, accuracy = SERIES[each.entry.color], each.latency_ms, each.accuracy
+    x, y = latency.value, 100 * accuracy.value
+    axes.plot([latency.low, latency.high], [y, y], color=color, linewidth=1.2, alpha=0.6)
+    axes.plot([x, x], [100 * accuracy.low, 100 * accuracy.high], color=color, linewidth=1.2, alpha=0.6)
+    face = color if is_on_front else SURFACE
+    axes.plot(x, y, each.entry.marker, color=color, markerfacecolor=face, markersize=8, markeredgewidth=1.8)
+
+
+def draw_accuracies(name: str, entries: Sequence[Entry]) -> str:
+    """Draw U, S and H of each target as bars, those that were measured, with their intervals."""
+    bars = [
+        (entry, [each for each in MEASURES if getattr(entry.target.accuracy, each) is not None]) for entry in entries
+    ]
+    num_lines = sum(1.35 + len(measures) for _, measures in bars)
+    with drawing() as canvas_of:
+        canvas = canvas_of(height_in=0.5 + 0.235 * num_lines)
+        axes, height = canvas.axes, num_lines
+        for entry, measures in bars:
+            height -= 1
+            _name(axes, height + 0.06, entry.label)
+            for measure in measures:
+                height -= 1
+                _draw_accuracy(axes, height, entry, measure)
+            height -= 0.35
+        _rows_only(axes, num_lines)
+        axes.set_xlim(0, 112)  # so that the figures have room beside the longest bars
+        axes.set_xticks(range(0, 101, 20))
+        axes.grid(axis="x")
+        axes.set_xlabel("percent")
+        return str(canvas.svg(name))
+
+
+def _draw_accuracy(axes: Any, bottom: float, entry: Entry, measure: Measure) -> None:
+    assert entry.target.accuracy is not None
+    value, middle = 100 * getattr(entry.target.accuracy, measure), bottom + 0.45
+    interval = accuracy_interval(entry.target.accuracy, measure)
+    end = value if interval is None else 100 * interval.high
+    alpha = 1 if measure == "H" else 0.45
+    axes.barh(bottom + 0.05, value, 0.8, align="edge", color=SERIES[entry.color], alpha=alpha, linewidth=0)
+    if interval is not None:
+        axes.plot([100 * interval.low, end], [middle] * 2, color=INK, linewidth=1.2)
+    at_left = {"ha": "right", "va": "center_baseline", "color": MUTED, "transform": axes.get_yaxis_transform()}
+    axes.text(-0.015, middle, measure, **at_left)
+    axes.text(end + 1.5, middle, f"{value:.1f}", va="center_baseline", color=INK)
+
+
+def draw_throughput(name: str, entries: Sequence[Entry]) -> str:
+    """Draw images per second against the batch size."""
+    with drawing() as canvas_of:
+        canvas = canvas_of(height_in=max(3.0, 0.8 + 0.25 * len(entries)))
+        axes, ends, sizes = canvas.axes, [], set()
+        axes.set_xscale("log", base=2)
+        for entry in entries:
+            batches = [row.batch_size for row in entry.rows]
+            speeds = [row.images_per_s for row in entry.rows]
+            axes.plot(batches, speeds, entry.marker, linestyle=LINE_STYLES[entry.marker], color=SERIES[entry.color],
+                      markersize=6, linewidth=1.6)  # fmt: skip
+            ends.append((speeds[-1], batches[-1], entry))
+            sizes |= set(batches)
+        axes.set_xticks(sorted(sizes), [str(each) for each in sorted(sizes)])
+        axes.minorticks_off()
+        axes.set_ylim(0)
+        axes.grid(axis="y")
+        _names_at_right(axes, ends)
+        axes.set_xlabel("images in a query")
+        axes.set_ylabel("images per second")
+        return str(canvas.svg(name))
+
+
+def draw_scale(name: str, series: Sequence[ScaleSeries]) -> str:
+    """Draw the latency of heads against their number of classes, beside the roofline of the memory."""
+    with drawing() as canvas_of:
+        canvas = canvas_of(height_in=3.4)
+        axes = canvas.axes
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for each in series:
+            color = SERIES[{"original": 0, "fused": 1, "updatable": 2}.get(each.head_kind, 3)]
+            classes = [point.num_classes for point in each.points]
+            latencies = [point.latency_ms.value for point in each.points]
+            low, high = ([getattr(point.latency_ms, end) for point in each.points] for end in ("low", "high"))
+            axes.fill_between(classes, low, high, color=color, alpha=0.25, linewidth=0)
+            axes.plot(classes, latencies, "o-", color=color, markersize=5, linewidth=1.8, label=_series_label(each))
+            axes.plot(classes, [point.roofline_ms for point in each.points], color=color, linewidth=1.2,
+                      linestyle=(0, (2, 2)), label=f"{_series_label(each)}, roofline")  # fmt: skip
+        ticks = sorted({point.num_classes for each in series for point in each.points})
+        axes.set_xticks(ticks, [f"{tick // 1000:,}k" if tick >= 1000 else str(tick) for tick in ticks])
+        axes.yaxis.set_major_formatter(plain_number)
+        axes.minorticks_off()
+        axes.grid(axis="both")
+        axes.legend(frameon=False, loc="upper left", labelcolor=INK, handlelength=2.4)
+        axes.set_xlabel("classes")
+        axes.set_ylabel("head alone, milliseconds")
+        return str(canvas.svg(name))
+
+
+def _series_label(series: ScaleSeries) -> str:
+    return f"{series.head_kind}, batch {series.batch_size}"
+
+
+def draw_times(name: str, times: Mapping[str, tuple[Timing, int]]) -> str:
+    """Draw how long ways to do one thing take: median as a bar, p99 as a tick.
+
+    Args:
+        name: Of the picture.
+        times: Time and colour, by way.
+    """
+    with drawing() as canvas_of:
+        canvas = canvas_of(height_in=0.55 + 0.48 * len(times))
+        axes = canvas.axes
+        ends = [end for timing, _ in times.values() for end in (timing.median_ms, timing.p99.value_ms) if end]
+        low = min(ends) / 3
+        milliseconds_axis(axes, [low, *ends])
+        for place, (way, (timing, color)) in enumerate(reversed(list(times.items()))):
+            axes.barh(place, timing.median_ms - low, 0.34, left=low, align="edge", color=SERIES[color], linewidth=0)
+            if timing.p99.value_ms is not None:
+                axes.plot(
+                    [timing.median_ms, timing.p99.value_ms], [place + 0.17] * 2, color=SERIES[color], linewidth=1.4
+                )
+                axes.plot(timing.p99.value_ms, place + 0.17, "|", color=SERIES[color], markersize=10, markeredgewidth=2)
+            _name(axes, place + 0.4, way)
+            _value(axes, place + 0.4, duration(timing.median_ms))
+        _rows_only(axes, len(times))
+        axes.set_xlabel("milliseconds")
+        return str(canvas.svg(name))
+
+
+def _rows_only(axes: Any, num_rows: float) -> None:
+    axes.set_yticks([])
+    axes.set_ylim(-0.08, num_rows)
+
+
+def _name(axes: Any, height: float, name: str) -> None:
+    axes.text(
+        0, height, name, ha="left", va="bottom", color=INK, fontsize=FONT_PT, transform=axes.get_yaxis_transform()
+    )
+
+
+def _value(axes: Any, height: float, value: str) -> None:
+    ground = {"facecolor": SURFACE, "edgecolor": "none", "pad": 1}
+    axes.text(1, height, value, ha="right", va="bottom", color=MUTED, bbox=ground, transform=axes.get_yaxis_transform())
+
+
+def _names_at_right(axes: Any, ends: Sequence[tuple[float, float, Entry]]) -> None:
+    """Write names beside the axes, each as near to its point's height as the others let it, with a line to it.
+
+    Args:
+        axes: Whose vertical limits are set.
+        ends: Height, place and entry of each point.
+    """
+    bottom, top = axes.get_ylim()
+    height_in = axes.figure.get_size_inches()[1] - 0.7
+    step = (top - bottom) * 0.22 / height_in
+    ordered = sorted(ends, key=lambda end: end[0])
+    heights: list[float] = []
+    for height, _, _ in ordered:
+        heights.append(max(height, heights[-1] + step) if heights else height)
+    overflow = max(0.0, heights[-1] - (top - step / 2))
+    for place in reversed(range(len(heights))):
+        highest = top - step / 2 if place == len(heights) - 1 else heights[place + 1] - step
+        heights[place] = min(heights[place], highest) if overflow else heights[place]
+    for height, (value, x, entry) in zip(heights, ordered, strict=True):
+        axes.annotate(
+            entry.label,
+            xy=(x, value),
+            xytext=(1.03, height),
+            textcoords=axes.get_yaxis_transform(),
+            va="center",
+            color=INK,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 6},
+        )

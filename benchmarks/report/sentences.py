@@ -1,0 +1,221 @@
+"""What the pictures say, in words that are computed from the same values; the most important sentence comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from benchmarks.comparison import Comparison
+from benchmarks.percentiles import Interval
+from benchmarks.report.intervals import Measure, accuracy_difference
+from benchmarks.report.merging import Entry, Row
+from benchmarks.report.numbers import (
+    duration,
+    durations,
+    enumeration,
+    percent,
+    points,
+    significant,
+    size,
+    times,
+)
+from benchmarks.report.pareto import Choice
+from benchmarks.result_values import ScaleSeries, Timing, UpdateLatency
+
+CLASS_UPDATE = "class update"
+
+
+def say_distributions(rows: Sequence[Row]) -> list[str]:
+    """Say which of the rows of one run and batch size is fastest, how they compare, and how long their tails are."""
+    fastest = min(rows, key=lambda row: row.latency.median_ms.value)
+    median = fastest.latency.median_ms
+    said = [
+        f"The fastest is {fastest.entry.label}: half of its queries of {images(fastest.batch_size)} are answered "
+        f"within {duration(median.value)} (99 % interval {durations(median)})."
+    ]
+    compared = [row.comparison for row in rows if row.comparison is not None]
+    if compared:
+        verdicts = enumeration([say_verdict(each) for each in compared])
+        said.append(f"Measured in turn with {compared[0].against}, {verdicts}.")
+    tails = [
+        (each.value_ms / row.latency.median_ms.value, row)
+        for row in rows
+        for each in row.latency.percentiles
+        if each.percent == 99.0 and each.value_ms is not None
+    ]
+    if tails:
+        ratio, row = max(tails, key=lambda tail: tail[0])
+        said.append(f"The longest tail is that of {row.entry.label}: its p99 is {times(ratio)} its median.")
+    else:
+        needed = [each.num_needed for each in rows[0].latency.percentiles if each.percent == 99.0]
+        said += [f"None has the {number:,} queries from which a p99 exists." for number in needed]
+    return said
+
+
+def say_cut_off(rows: Sequence[Row], limit_ms: float) -> list[str]:
+    """Say how many queries were slower than a picture shows, if any were."""
+    num_slower = sum(
+        count
+        for row in rows
+        for low, count in zip(row.latency.histogram.edges_ms, row.latency.histogram.counts, strict=False)
+        if low >= limit_ms
+    )
+    if not num_slower:
+        return []
+    slowest, num_queries = max(row.latency.max_ms for row in rows), sum(row.latency.num_queries for row in rows)
+    were = "query was" if num_slower == 1 else "queries were"
+    return [f"{num_slower:,} of {num_queries:,} {were} slower than is drawn, up to {duration(slowest)}."]
+
+
+def say_verdict(comparison: Comparison) -> str:
+    """Say how a target compares with the one that its run compares everything with."""
+    ratio, label = comparison.ratio, comparison.label
+    sure = f"{ratio.low:.3f} to {ratio.high:.3f}"
+    if comparison.verdict == "faster":
+        return f"{label} is {times(1 / ratio.value)} as fast"
+    if comparison.verdict == "slower":
+        return f"{label} takes {times(ratio.value)} as long"
+    if comparison.verdict == "equal":
+        return f"{label} is as fast (ratio {sure})"
+    return f"{label} is undecided (ratio {sure})"
+
+
+def say_front(front: Sequence[Choice], measure: Measure) -> list[str]:
+    """Say what stepping along the Pareto front gains and costs."""
+    if len(front) == 1:
+        (best,) = front
+        figures = f"{measure} {percent(best.accuracy.value)} %, {duration(best.latency_ms.value)}"
+        return [f"{best.entry.label} is the fastest, and none is more accurate: {figures}."]
+    said = [
+        f"On the Pareto front are {enumeration([each.entry.label for each in front])}: each is faster or more accurate"
+    ]
+    said[0] += " than any other."
+    for faster, righter in pairwise(front):
+        ratio = righter.latency_ms.value / faster.latency_ms.value
+        said.append(
+            f"{faster.entry.label} is {times(ratio)} as fast as {righter.entry.label} and loses "
+            f"{_say_loss(righter, faster, measure)}."
+        )
+    return said
+
+
+def _say_loss(righter: Choice, faster: Choice, measure: Measure) -> str:
+    lost = f"{points(righter.accuracy.value - faster.accuracy.value)} of {measure}"
+    assert righter.entry.target.accuracy is not None
+    assert faster.entry.target.accuracy is not None
+    difference = accuracy_difference(righter.entry.target.accuracy, faster.entry.target.accuracy, measure)
+    if difference is None:
+        return lost
+    if difference.low <= 0 <= difference.high:
+        return f"{lost}, which these images cannot tell from nothing ({_between(difference)})"
+    return f"{lost} ({_between(difference)})"
+
+
+def _between(difference: Interval) -> str:
+    return f"99 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}".replace("-", "−")
+
+
+def say_accuracies(entries: Sequence[Entry]) -> list[str]:
+    """Say what injection gains on unseen classes and costs on seen ones."""
+    with_h = [entry for entry in entries if entry.target.accuracy is not None and entry.target.accuracy.H is not None]
+    said = []
+    if with_h:
+        best = max(with_h, key=lambda entry: entry.target.accuracy.H)  # type: ignore[union-attr,return-value,arg-type]
+        accuracy = best.target.accuracy
+        assert accuracy is not None
+        said.append(
+            f"{best.label} has the highest H, {percent(accuracy.H)} %: it recognises {percent(accuracy.U)} % of the "
+            f"images of unseen classes and {percent(accuracy.S)} % of those of seen classes, choosing among all "
+            f"{best.target.num_classes:,}."
+        )
+        if accuracy.S is not None and accuracy.S_original is not None:
+            change = accuracy.S - accuracy.S_original
+            fewer = "fewer" if change < 0 else "more"
+            said.append(f"On seen classes that is {points(change)} {fewer} than the original classes alone.")
+        if accuracy.num_unseen_images:
+            said.append(
+                f"{accuracy.num_unseen_taken_for_seen:,} of {accuracy.num_unseen_images:,} images of unseen classes "
+                f"are taken for seen ones, {accuracy.num_seen_taken_for_unseen:,} of {accuracy.num_seen_images:,} the "
+                f"other way."
+            )
+    sources = {entry.target.accuracy.source for entry in entries if entry.target.accuracy is not None}
+    said.append(
+        f"Measured on {enumeration(sorted(sources))}. Bars are macro averages; lines are 99 % intervals over classes."
+    )
+    return said
+
+
+def say_throughput(entries: Sequence[Entry]) -> list[str]:
+    """Say what larger batches are worth."""
+    rows = [row for entry in entries for row in entry.rows]
+    best = max(rows, key=lambda row: row.images_per_s)
+    own = [row for row in rows if row.entry is best.entry]
+    gain = best.images_per_s / own[0].images_per_s
+    rate = f"{significant(best.images_per_s)} images per second"
+    said = f"The most is {rate}: {best.entry.label}, {images(best.batch_size)} in a query"
+    if best is own[0]:
+        return [f"{said}; with more it is slower."]
+    return [f"{said}, {times(gain)} what it does with {images(own[0].batch_size)}."]
+
+
+def say_scale(series: Sequence[ScaleSeries]) -> list[str]:
+    """Say how latency grows with the number of classes, and how near it is to what the memory allows."""
+    said = []
+    for each in series:
+        first, last = each.points[0], each.points[-1]
+        growth = last.latency_ms.value / first.latency_ms.value
+        said.append(
+            f"The {each.head_kind} head of {each.feature_dim:,} features, batch {each.batch_size}, takes "
+            f"{duration(first.latency_ms.value)} with {first.num_classes:,} classes and "
+            f"{duration(last.latency_ms.value)} with {last.num_classes:,}: "
+            f"{times(last.num_classes / first.num_classes)} the classes, {times(growth)} the time, and there "
+            f"{last.latency_ms.value / last.roofline_ms:.2f} times what reading its {size(last.head_bytes)} at "
+            f"{each.bandwidth_bytes_per_s / 1e9:.1f} GB/s takes."
+        )
+    return said
+
+
+def say_update(update: UpdateLatency) -> list[str]:
+    """Say how long a class update takes, where its time goes, and how much longer the other ways take."""
+    said, own = [], update.ways.get(CLASS_UPDATE)
+    if own is not None:
+        p99 = f"needs {own.p99.num_needed:,}" if own.p99.value_ms is None else duration(own.p99.value_ms)
+        said.append(
+            f"From the file of {update.num_new_classes} classes ({size(update.update_bytes)}) to the first answer with "
+            f"them, a class update takes {duration(own.median_ms)} (median of {own.num_queries:,}; p99 {p99})."
+        )
+        others = [
+            f"{way} {duration(timing.median_ms)} ({timing.median_ms / own.median_ms:,.1f} times as long)"
+            for way, timing in update.ways.items()
+            if way != CLASS_UPDATE
+        ]
+        if others:
+            said.append(f"Beside it: {enumeration(others)}.")
+    parts = {name.removesuffix("_ms"): timing for name, timing in update.parts.items() if name != "work_ms"}
+    if parts:
+        longest = sorted(parts.items(), key=lambda part: -part[1].median_ms)[:3]
+        said.append(
+            f"Most of it is {enumeration([f'{name} ({duration(timing.median_ms)})' for name, timing in longest])}."
+        )
+    return said
+
+
+def say_added_classes(
+    times_by_target: Mapping[str, tuple[Timing, int]], how: Mapping[str, str], num_classes: int
+) -> list[str]:
+    """Say which target learns classes fastest, and what has to be done for it."""
+    ordered = sorted(times_by_target, key=lambda name: times_by_target[name][0].median_ms)
+    fastest, slowest = ordered[0], ordered[-1]
+    said = [
+        f"{num_classes} more classes are there soonest with {fastest}: "
+        f"{duration(times_by_target[fastest][0].median_ms)} ({how[fastest]})."
+    ]
+    if slowest != fastest:
+        ratio = times_by_target[slowest][0].median_ms / times_by_target[fastest][0].median_ms
+        said.append(f"{slowest} takes {times(ratio)} as long ({how[slowest]}).")
+    return said
+
+
+def images(number: int) -> str:
+    """Return a number of images."""
+    return "1 image" if number == 1 else f"{number:,} images"

@@ -1,0 +1,136 @@
+"""What the pictures say is what was measured."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.comparison import Comparison
+from benchmarks.percentiles import Interval
+from benchmarks.report.merging import merge
+from benchmarks.report.pareto import Choice
+from benchmarks.report.sections import smallest_batches
+from benchmarks.report.sentences import (
+    say_accuracies,
+    say_added_classes,
+    say_cut_off,
+    say_distributions,
+    say_front,
+    say_scale,
+    say_throughput,
+    say_update,
+    say_verdict,
+)
+from tests.benchmarks.report.conftest import accuracy, timing
+
+
+@pytest.fixture(scope="module")
+def entries(full):
+    return merge([full])[1]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        ((0.5, 0.49, 0.51), "fused is 2.0 times as fast"),
+        ((1.5, 1.4, 1.6), "fused takes 1.5 times as long"),
+        ((1.0, 0.99, 1.01), "fused is as fast (ratio 0.990 to 1.010)"),
+        ((1.0, 0.9, 1.1), "fused is undecided (ratio 0.900 to 1.100)"),
+    ],
+)
+def test_every_verdict_has_its_words(ratio, text):
+    value, low, high = ratio
+    interval = Interval(value=value, low=low, high=high)
+
+    assert say_verdict(Comparison(label="fused", against="o", ratio=interval, margin=0.02, num_rounds=20)) == text
+
+
+def test_the_fastest_is_the_one_with_the_smallest_median(entries):
+    rows = smallest_batches(entries)
+    fastest = min(rows, key=lambda row: row.latency.median_ms.value)
+    said = say_distributions(rows)
+
+    assert said[0].startswith(f"The fastest is {fastest.entry.label}: half of its queries of 1 image are answered")
+    assert said[1].startswith("Measured in turn with original, fused ")
+
+
+def test_queries_beyond_the_picture_are_counted(entries):
+    rows = smallest_batches(entries)
+    num_queries = sum(row.latency.num_queries for row in rows)
+    slowest = max(row.latency.max_ms for row in rows)
+
+    assert say_cut_off(rows, slowest * 2) == []
+    assert say_cut_off(rows, 0.0)[0].startswith(f"{num_queries:,} of {num_queries:,} queries were slower")
+
+
+def choice(entries, name, latency_ms, **accuracies):
+    entry = next(entry for entry in entries if entry.label == name)
+    found = accuracy(**accuracies)
+    exactly = Interval(value=found.H, low=found.H, high=found.H)
+    return Choice(
+        entry=replace(entry, target=replace(entry.target, accuracy=found)),
+        latency_ms=Interval(value=latency_ms, low=latency_ms, high=latency_ms),
+        accuracy=exactly,
+    )
+
+
+def test_stepping_along_the_front_says_what_is_gained_and_lost(entries):
+    faster = choice(entries, "fused", 2.5, U=0.40, S=0.60)
+    righter = choice(entries, "updatable", 4.0, U=0.40, S=0.80)
+    said = say_front([faster, righter], "H")
+
+    assert said[0] == "On the Pareto front are fused and updatable: each is faster or more accurate than any other."
+    assert said[1].startswith("fused is 1.6 times as fast as updatable and loses 5.3 points of H (99 % interval +")
+
+
+def test_a_loss_that_the_images_cannot_show_is_said_to_be_one(entries):
+    faster = choice(entries, "fused", 2.5, U=0.40, S=0.79)
+    righter = choice(entries, "updatable", 4.0, U=0.40, S=0.80)
+
+    assert "which these images cannot tell from nothing" in say_front([faster, righter], "H")[1]
+
+
+def test_one_that_is_best_in_both_is_said_to_be(entries):
+    best = choice(entries, "fused", 2.5, U=0.5, S=0.5)
+
+    assert say_front([best], "H") == ["fused is the fastest, and none is more accurate: H 50.0 %, 2.50 ms."]
+
+
+def test_accuracies_are_of_the_best_h_with_what_they_cost(entries):
+    said = say_accuracies(entries)
+
+    assert said[0].startswith("updatable has the highest H, 53.3 %: it recognises 40.0 % of the images of unseen")
+    assert said[1] == "On seen classes that is 10.0 points fewer than the original classes alone."
+    assert said[2] == "30 of 50 images of unseen classes are taken for seen ones, 3 of 100 the other way."
+
+
+def test_throughput_says_what_a_larger_batch_is_worth(entries):
+    best = max((row for entry in entries for row in entry.rows), key=lambda row: row.images_per_s)
+
+    assert best.batch_size == 8
+    assert f"images per second: {best.entry.label}, 8 images in a query, " in say_throughput(entries)[0]
+
+
+def test_scale_is_compared_with_its_roofline(full):
+    (said,) = say_scale(full.scale)
+
+    assert "takes 200 µs with 1,000 classes and 12.0 ms with 100,000: 100 times the classes, 60 times the time" in said
+    assert "1.20 times what reading its 512.4 MB at 51.2 GB/s takes" in said
+
+
+def test_an_update_stands_beside_the_other_ways(full):
+    said = say_update(full.update)
+
+    assert said[0].endswith("a class update takes 2.00 ms (median of 700; p99 3.00 ms).")
+    assert said[1] == (
+        "Beside it: new session 90.0 ms (45.0 times as long) and export, reload 3.00 s (1,500.0 times as long)."
+    )
+    assert said[2] == "Most of it is sync (1.10 ms) and verify (400 µs)."
+
+
+def test_adding_classes_says_what_has_to_be_done():
+    times = {"a": (timing(2.0), 0), "b": (timing(300.0), 1)}
+
+    assert say_added_classes(times, {"a": "a write", "b": "an export"}, 50) == [
+        "50 more classes are there soonest with a: 2.00 ms (a write).",
+        "b takes 150 times as long (an export).",
+    ]
