@@ -16,11 +16,8 @@ Rules:
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,20 +25,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.bundle_copy import BundleCopy, bundle_copy
 from benchmarks.json_values import json_from_value
 from benchmarks.percentiles import Percentile, percentile_of
 from benchmarks.rounds import garbage_collector_at_rest
 from icis_deploy.bundle import MODEL_NAME, load_manifest
 from icis_deploy.class_update import ClassUpdate
-from icis_deploy.envelope import envelope_of, serialize_envelope
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head import Head
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.onnxruntime_session import load_session
 from icis_deploy.runtime.probe import probe_input
 from icis_deploy.runtime.session import SLOT_BIAS, SLOT_WEIGHT
-from icis_deploy.runtime.store import STATE_FOLDER, TRUST_FOLDER
-from icis_deploy.signing import KeyPair, keygen, load_private_key
 
 CLASS_UPDATE = "class update"
 NEW_SESSION = "new session"
@@ -116,7 +111,7 @@ class _Run:
     """What the ways need, and what they measured so far."""
 
     device: Device
-    keys: KeyPair
+    copy: BundleCopy
     images: NDArray[np.generic]
     num_threads: int
     folder: Path
@@ -158,15 +153,14 @@ def measure_update(
         raise UsageError(
             f"{num_updates} updates of {num_new_classes} classes cannot be measured on {bundle.capacity} slots."
         )
-    with _working_copy(bundle_folder) as folder, garbage_collector_at_rest():
-        keys = _trusted_key(folder)
-        device = Device.open(folder / "bundle", num_threads=num_threads)
+    with bundle_copy(bundle_folder) as copy, garbage_collector_at_rest():
+        device = Device.open(copy.folder, num_threads=num_threads)
         run = _Run(
             device=device,
-            keys=keys,
+            copy=copy,
             images=probe_input(bundle, seed),
             num_threads=num_threads,
-            folder=folder,
+            folder=copy.folder.parent,
             reexport=None if original is None else _exporter(original, bundle.class_names[: bundle.num_seen]),
         )
         random, removed = np.random.default_rng(seed), device.classes()[len(bundle.class_names) :]
@@ -182,21 +176,6 @@ def measure_update(
         ways={way: _distribution(values) for way, values in run.latencies_ms.items()},
         parts={part: _distribution(values) for part, values in run.parts_ms.items()},
     )
-
-
-def _trusted_key(folder: Path) -> KeyPair:
-    keys = keygen(folder / "bench-key")
-    (folder / "bundle" / TRUST_FOLDER).mkdir(exist_ok=True)
-    shutil.copy(keys.public_path, folder / "bundle" / TRUST_FOLDER)
-    return keys
-
-
-@contextmanager
-def _working_copy(bundle_folder: Path) -> Iterator[Path]:
-    # Beside the bundle and not in /tmp, which may be in memory: the disk's share belongs to the measurement.
-    with tempfile.TemporaryDirectory(dir=bundle_folder.resolve().parent, prefix=".bench-update-") as name:
-        shutil.copytree(bundle_folder, Path(name) / "bundle", ignore=shutil.ignore_patterns(STATE_FOLDER))
-        yield Path(name)
 
 
 def _make_update(
@@ -232,9 +211,7 @@ def _measure_round(run: _Run, update: ClassUpdate, *, is_slow: bool) -> None:
 
 def _apply_update(run: _Run, update: ClassUpdate) -> None:
     path = run.folder / "update.icis"
-    envelope = envelope_of(update)
-    envelope.sign(load_private_key(run.keys.private_path))
-    path.write_bytes(serialize_envelope(envelope))
+    path.write_bytes(run.copy.signed(update))
     run.update_bytes = path.stat().st_size
     start = time.perf_counter()
     timings = run.device.apply(path).timings
@@ -324,7 +301,7 @@ def _options(run: _Run) -> Any:
 
 
 def _model_path(run: _Run) -> str:
-    return str(run.folder / "bundle" / MODEL_NAME)
+    return str(run.copy.folder / MODEL_NAME)
 
 
 def _check(way: str, found: Float32, expected: Float32) -> None:

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.class_swap import measure_class_swap, text_of
+from icis_deploy.errors import RuntimeFailureError, UsageError
+from icis_deploy.runtime.device import Device
+from tests.icis_deploy.runtime.bundles import files_in, write_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return write_bundle(tmp_path / "bundle")
+
+
+def swap(bundle):
+    return measure_class_swap(
+        bundle, seconds=0.3, num_threads=2, updates_per_second=40, num_new_classes=3, num_blocks=2
+    )
+
+
+def test_every_answer_belongs_to_one_version_and_the_bundle_stays_as_it_was(bundle):
+    before = files_in(bundle.parent)
+
+    report = swap(bundle)
+
+    assert report.is_clean
+    assert report.num_updates == 12
+    assert report.num_versions_seen > 6
+    assert report.num_answers > 50
+    assert files_in(bundle.parent) == before
+    assert json.loads(json.dumps(report.to_json()))["num_torn"] == 0
+    assert "0 torn, 0 wrong labels, 0 dropped" in text_of(report)
+
+
+def test_rows_of_one_version_under_the_names_of_another_are_noticed(bundle, monkeypatch):
+    predict = Device.predict
+
+    def torn(device, images, *, top):
+        (prediction,) = predict(device, images, top=top)
+        names = tuple(name.replace(f"version {prediction.version} ", "version 1 ") for name in prediction.class_names)
+        return [replace(prediction, class_names=names)]
+
+    monkeypatch.setattr(Device, "predict", torn)
+    report = swap(bundle)
+
+    assert not report.is_clean
+    assert report.num_torn > 0
+    assert report.num_wrong_labels > 0
+
+
+def test_rows_of_another_version_under_the_right_names_are_noticed(bundle, monkeypatch):
+    predict = Device.predict
+
+    def torn(device, images, *, top):
+        (prediction,) = predict(device, images, top=top)
+        return [replace(prediction, probabilities=tuple(0.98 * each for each in prediction.probabilities))]
+
+    monkeypatch.setattr(Device, "predict", torn)
+
+    assert swap(bundle).num_torn > 0
+
+
+def test_a_request_without_an_answer_is_counted_as_dropped(bundle, monkeypatch):
+    predict, calls = Device.predict, iter(range(1 << 30))
+
+    def fail_sometimes(device, images, *, top):
+        if next(calls) % 9 == 8:
+            raise RuntimeFailureError("the runtime is gone")
+        return predict(device, images, top=top)
+
+    monkeypatch.setattr(Device, "predict", fail_sometimes)
+    report = swap(bundle)
+
+    assert not report.is_clean
+    assert report.num_dropped > 0
+    assert "dropped: RuntimeFailureError: the runtime is gone" in text_of(report)
+
+
+@pytest.mark.parametrize("changed", [{"num_new_classes": 5}, {"seconds": 0}, {"num_threads": 0}])
+def test_what_is_no_run_is_refused(bundle, changed):
+    with pytest.raises(UsageError, match=r"^ClassSwap needs "):
+        measure_class_swap(bundle, **{"num_new_classes": 2} | changed)
