@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.pseudo_features import PseudoFeatures
-from icis_deploy.row_predictors import Fit
+from icis_deploy.row_predictors import Fit, prediction_variance
 from icis_deploy.row_spectrum import mean_row
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Integers = NDArray[np.int64]
 MIN_SEEN = 6
 """Seen classes below which cross-validation says nothing."""
@@ -58,6 +59,9 @@ class HeldOutRows:
 
     deviations: Float32
     """`(num_held_out, feature_dim + 1)`: predicted row less the mean row of the training classes."""
+
+    variance: Float64
+    """`(num_held_out,)`: of the prediction, 0..1, where the method has one, else zero."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +127,14 @@ def hold_out(fit: Fit, descriptors: Float32, rows: Float32, folds: tuple[Fold, .
     held_out = []
     for fold in folds:
         training, asked = rows[fold.training], descriptors[fold.held_out]
-        predicted = fit(descriptors[fold.training], training, asked).rows(asked)
-        held_out.append(HeldOutRows(fold=fold, deviations=predicted - mean_row(training)))
+        predictor = fit(descriptors[fold.training], training, asked)
+        held_out.append(
+            HeldOutRows(
+                fold=fold,
+                deviations=predictor.rows(asked) - mean_row(training),
+                variance=prediction_variance(predictor, asked),
+            )
+        )
     return tuple(held_out)
 
 

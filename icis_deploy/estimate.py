@@ -13,21 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.calibration import Rates, predicted_rates, recognised
-from icis_deploy.cross_validation import Fold, play
-from icis_deploy.descriptor_weights import centred_similarity, cosine_similarity
+from icis_deploy.calibration import Rates
+from icis_deploy.class_doubts import Collision, class_confidence, find_collisions
+from icis_deploy.descriptors import Descriptors
+from icis_deploy.learning_curve import learning_curve
 from icis_deploy.pseudo_features import draw_pseudo_features
+from icis_deploy.row_predictors import RowPredictor
 from icis_deploy.selection import Selection
-from icis_deploy.trial import Candidate, Trial
+from icis_deploy.trial import Candidate
 
 Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 
 FEW_SEEN = 30
 """Seen classes below which the published method itself fell to a fraction of its accuracy."""
-
-COLLIDING_COSINE = 0.9
-"""Cosine of descriptors from which two classes are named as a collision."""
 
 SHARES = (0.5, 0.9)
 """Neighbour shares between which the estimate's interval is taken."""
@@ -36,7 +34,6 @@ UNKNOWN_ACCURACY = 0.1
 """How far the classifier's accuracy may be from the one assumed, where its owner did not say."""
 
 NORMAL_90 = 1.645
-MAX_COLLISIONS = 20
 MAX_LISTED = 1000
 """Classes whose confidence is kept in an update: devices store it."""
 
@@ -53,28 +50,6 @@ class Range:
 
     high: float
     """Upper end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collision:
-    """Two classes whose descriptors hardly differ."""
-
-    class_name: str
-    """An unseen class."""
-
-    other: str
-    """A seen class, or another unseen one."""
-
-    is_other_seen: bool
-    """Whether the other class is in the head."""
-
-    cosine: float
-    """Between their descriptors."""
-
-    def __str__(self) -> str:
-        if self.is_other_seen:
-            return f"{self.class_name!r} would take images of {self.other!r}: cosine {self.cosine:.2f}"
-        return f"{self.class_name!r} and {self.other!r} can hardly be told apart: cosine {self.cosine:.2f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,17 +99,17 @@ class Estimate:
 
 def estimate_injection(
     selection: Selection,
-    unseen_descriptors: Float32,
+    predictor: RowPredictor,
+    unseen: Descriptors,
     *,
-    class_names: Sequence[str],
     seen_names: Sequence[str],
 ) -> Estimate:
     """Estimate the accuracy of an injection and of each of its classes.
 
     Args:
         selection: The trial, and the method that predicts the rows.
-        unseen_descriptors: `(num_unseen, descriptor_dim)`.
-        class_names: `(num_unseen,)`.
+        predictor: That method, trained on all seen classes.
+        unseen: The injected classes' descriptors.
         seen_names: `(num_seen,)`.
     """
     candidate, trial = selection.chosen, selection.trial
@@ -145,7 +120,8 @@ def estimate_injection(
             max(0.05, assumed.seen_accuracy - UNKNOWN_ACCURACY),
             min(0.99, assumed.seen_accuracy + UNKNOWN_ACCURACY),
         }
-    variants = [candidate.rates]
+    curve = learning_curve(candidate, trial)
+    variants = [curve.rates(trial, trial.pseudo)]
     for accuracy, share in [*((accuracy, SHARES[0]) for accuracy in sorted(accuracies)), (max(accuracies), SHARES[1])]:
         pseudo = draw_pseudo_features(
             trial.rows,
@@ -155,17 +131,16 @@ def estimate_injection(
             seed=trial.seed + 1,
             neighbour_share=share,
         )
-        outcomes = play(candidate.held_out, trial.rows, pseudo, seed=trial.seed)
-        variants.append(predicted_rates(outcomes, candidate.point))
+        variants.append(curve.rates(trial, pseudo))
     chance = candidate.outcomes.chance
     is_trustworthy = _beats_chance(candidate)
     return Estimate(
-        **_ranges(variants, num_unseen=len(class_names), num_seen=len(seen_names)),
+        **_ranges(variants, num_unseen=unseen.num_classes, num_seen=len(seen_names)),
         chance=chance,
-        class_names=tuple(class_names),
-        confidence=_confidence(candidate, trial, unseen_descriptors),
-        collisions=find_collisions(trial.descriptors, unseen_descriptors, seen_names, class_names),
-        warnings=_warnings(candidate.rates, chance, is_trustworthy, len(seen_names), len(class_names)),
+        class_names=unseen.class_names,
+        confidence=class_confidence(candidate, trial, predictor, unseen.values),
+        collisions=find_collisions(trial.descriptors, unseen.values, seen_names, unseen.class_names),
+        warnings=_warnings(variants[0], chance, is_trustworthy, len(seen_names), unseen.num_classes),
         is_trustworthy=is_trustworthy,
     )
 
@@ -201,68 +176,6 @@ def _beats_chance(candidate: Candidate) -> bool:
     hits = np.bincount(index, weights=outcomes.is_hit) / np.bincount(index)
     test = binomtest(int(np.floor(hits.sum())), len(classes), outcomes.chance, alternative="greater")
     return bool(test.pvalue < 1e-3)
-
-
-def _confidence(candidate: Candidate, trial: Trial, unseen_descriptors: Float32) -> tuple[float, ...]:
-    """Return the predicted chance of each unseen class to win its own images.
-
-    A logistic regression from where a held-out class's descriptor lies (how near the nearest seen ones are, how near
-    the nearest competitor) to whether its features were recognised, over all games of the cross-validation.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    won = recognised(candidate.outcomes, candidate.point)
-    described = np.full((len(trial.rows), 3), np.nan)
-    for part in candidate.held_out:
-        described[part.fold.held_out] = _position_in_fold(trial.descriptors, part.fold)
-    inputs = described[candidate.outcomes.unseen_class]
-    if won.all() or not won.any():
-        return (float(won.mean()),) * len(unseen_descriptors)
-    model = LogisticRegression(C=1.0).fit(inputs, won)
-    asked = _position(trial.descriptors, unseen_descriptors, np.zeros(len(unseen_descriptors), dtype=np.int64))
-    return tuple(float(value) for value in model.predict_proba(asked)[:, 1])
-
-
-def _position_in_fold(descriptors: Float32, fold: Fold) -> Float64:
-    group_of = np.empty(len(fold.held_out), dtype=np.int64)
-    for number, group in enumerate(fold.groups):
-        group_of[np.searchsorted(fold.held_out, group)] = number
-    return _position(descriptors[fold.training], descriptors[fold.held_out], group_of)
-
-
-def _position(seen_descriptors: Float32, unseen_descriptors: Float32, group_of: NDArray[np.int64]) -> Float64:
-    """Return where descriptors lie, `(num_unseen, 3)`: nearest seen, mean of five seen, nearest of their own group."""
-    to_seen = np.sort(centred_similarity(unseen_descriptors, seen_descriptors), axis=1)[:, ::-1]
-    mean = seen_descriptors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    to_unseen = cosine_similarity(unseen_descriptors - mean, unseen_descriptors - mean)
-    to_unseen[group_of[:, None] != group_of[None, :]] = 0.0
-    np.fill_diagonal(to_unseen, 0.0)
-    return np.stack([to_seen[:, 0], to_seen[:, :5].mean(axis=1), to_unseen.max(axis=1)], axis=1).astype(np.float64)
-
-
-def find_collisions(
-    seen_descriptors: Float32, unseen_descriptors: Float32, seen_names: Sequence[str], class_names: Sequence[str]
-) -> tuple[Collision, ...]:
-    """Return the pairs of an unseen class and another whose descriptors hardly differ, closest first.
-
-    Cosines are of descriptors as given: two names of one thing are close whatever the other classes are.
-    """
-    found = []
-    to_seen = cosine_similarity(unseen_descriptors, seen_descriptors)
-    to_unseen = np.triu(cosine_similarity(unseen_descriptors, unseen_descriptors), k=1)
-    for similarity, names, is_seen in ((to_seen, seen_names, True), (to_unseen, class_names, False)):
-        # Attributes that are all positive lie close together: a pair must also stand out from what is usual.
-        usual = float(np.quantile(similarity[similarity != 0.0], 0.99)) if similarity.any() else 0.0
-        for row, column in np.argwhere(similarity >= max(COLLIDING_COSINE, usual)):
-            found.append(
-                Collision(
-                    class_name=class_names[row],
-                    other=names[column],
-                    is_other_seen=is_seen,
-                    cosine=float(similarity[row, column]),
-                )
-            )
-    return tuple(sorted(found, key=lambda one: -one.cosine)[:MAX_COLLISIONS])
 
 
 def _warnings(rates: Rates, chance: float, is_trustworthy: bool, num_seen: int, num_unseen: int) -> tuple[str, ...]:

@@ -148,12 +148,12 @@ def inject(
     if options.needs_trial:
         selection = _select(options, head, seen, len(names), features, progress)
         prepared = selection.chosen.prepared
-        if options.calibration == AUTO:
-            estimate = estimate_injection(selection, new.values, class_names=names, seen_names=head.class_names)
-            warnings += [*([] if features is not None else [NO_NEUTRAL_FEATURES]), *estimate.warnings]
     else:
         prepared = method_named(options.method).prepare(seen.values, head.rows, options.seed, progress)
     injector = _train(prepared, selection, options, head, seen, new)
+    if selection is not None and options.calibration == AUTO:
+        estimate = estimate_injection(selection, injector.predictor, new, seen_names=head.class_names)
+        warnings += [*([] if features is not None else [NO_NEUTRAL_FEATURES]), *estimate.warnings]
     return Injection(
         rows=injector.rows(new.values),
         class_names=names,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,22 @@ class RowPredictor(Protocol):
         ...
 
 
+@runtime_checkable
+class Uncertain(Protocol):
+    """What a predictor also is that knows how sure it is."""
+
+    def variance(self, descriptors: Float32) -> NDArray[np.float64]:
+        """Return the part of the variance that stays unexplained, `(num_classes,)` in 0..1."""
+        ...
+
+
 Fit = Callable[[Float32, Float32, Float32], RowPredictor]
 """Train: from seen descriptors, seen rows and the descriptors of the classes to come to a predictor."""
+
+
+def prediction_variance(predictor: RowPredictor, descriptors: Float32) -> NDArray[np.float64]:
+    """Return the variance of each prediction, `(num_classes,)`; zeros where the predictor does not know."""
+    return predictor.variance(descriptors) if isinstance(predictor, Uncertain) else np.zeros(len(descriptors))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,0 +1,134 @@
+"""Which of the injected classes to doubt: those far from what is known, and those that come too close to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.calibration import recognised
+from icis_deploy.cross_validation import HeldOutRows
+from icis_deploy.descriptor_weights import centred_similarity, cosine_similarity
+from icis_deploy.row_predictors import RowPredictor, prediction_variance
+from icis_deploy.trial import Candidate, Trial
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+COLLIDING_COSINE = 0.9
+"""Cosine of descriptors from which two classes are named as a collision."""
+
+MAX_COLLISIONS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collision:
+    """Two classes whose descriptors hardly differ."""
+
+    class_name: str
+    """An unseen class."""
+
+    other: str
+    """A seen class, or another unseen one."""
+
+    is_other_seen: bool
+    """Whether the other class is in the head."""
+
+    cosine: float
+    """Between their descriptors."""
+
+    def __str__(self) -> str:
+        if self.is_other_seen:
+            return f"{self.class_name!r} would take images of {self.other!r}: cosine {self.cosine:.2f}"
+        return f"{self.class_name!r} and {self.other!r} can hardly be told apart: cosine {self.cosine:.2f}"
+
+
+def class_confidence(
+    candidate: Candidate, trial: Trial, predictor: RowPredictor, unseen_descriptors: Float32
+) -> tuple[float, ...]:
+    """Return the predicted chance of each unseen class to win its own images among all classes.
+
+    A logistic regression from where a held-out class stands (how near the nearest seen ones are, how near its nearest
+    competitor, how unsure its row) to whether its features were recognised, over all games of the cross-validation.
+
+    Args:
+        candidate: The method after its trial.
+        trial: That trial.
+        predictor: The method, trained on all seen classes.
+        unseen_descriptors: `(num_unseen, descriptor_dim)`.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    won = recognised(candidate.outcomes, candidate.point)
+    if won.all() or not won.any():
+        return (float(won.mean()),) * len(unseen_descriptors)
+    standing = np.full((len(trial.rows), 4), np.nan)
+    for part in candidate.held_out:
+        standing[part.fold.held_out] = _standing_in_fold(trial.descriptors, part)
+    model = LogisticRegression(C=1.0).fit(standing[candidate.outcomes.unseen_class], won)
+    asked = _standing(
+        trial.descriptors,
+        unseen_descriptors,
+        group_of=np.zeros(len(unseen_descriptors), dtype=np.int64),
+        variance=prediction_variance(predictor, unseen_descriptors),
+    )
+    return tuple(float(value) for value in model.predict_proba(asked)[:, 1])
+
+
+def _standing_in_fold(descriptors: Float32, part: HeldOutRows) -> Float64:
+    fold = part.fold
+    group_of = np.empty(len(fold.held_out), dtype=np.int64)
+    for number, group in enumerate(fold.groups):
+        group_of[np.searchsorted(fold.held_out, group)] = number
+    return _standing(descriptors[fold.training], descriptors[fold.held_out], group_of=group_of, variance=part.variance)
+
+
+def _standing(
+    seen_descriptors: Float32, unseen_descriptors: Float32, *, group_of: Integers, variance: Float64
+) -> Float64:
+    """Return where classes stand, `(num_unseen, 4)`: nearest seen, mean of five seen, nearest competitor, variance."""
+    similarity = centred_similarity(unseen_descriptors, seen_descriptors)
+    nearest = -np.sort(-similarity, axis=1)[:, :5]
+    mean = seen_descriptors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    to_unseen = cosine_similarity(unseen_descriptors - mean, unseen_descriptors - mean)
+    to_unseen[group_of[:, None] != group_of[None, :]] = 0.0
+    np.fill_diagonal(to_unseen, 0.0)
+    columns = [nearest[:, 0], nearest.mean(axis=1), to_unseen.max(axis=1), variance]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def find_collisions(
+    seen_descriptors: Float32, unseen_descriptors: Float32, seen_names: Sequence[str], class_names: Sequence[str]
+) -> tuple[Collision, ...]:
+    """Return the pairs of an unseen class and another whose descriptors hardly differ, closest first, at most 20.
+
+    Cosines are of descriptors as given: two names of one thing are close whatever the other classes are.
+
+    Args:
+        seen_descriptors: `(num_seen, descriptor_dim)`.
+        unseen_descriptors: `(num_unseen, descriptor_dim)`.
+        seen_names: `(num_seen,)`.
+        class_names: `(num_unseen,)`.
+    """
+    found = []
+    to_seen = cosine_similarity(unseen_descriptors, seen_descriptors)
+    to_unseen = np.triu(cosine_similarity(unseen_descriptors, unseen_descriptors), k=1)
+    for similarity, names, is_seen in ((to_seen, seen_names, True), (to_unseen, class_names, False)):
+        # Attributes that are all positive lie close together: a pair must also stand out from what is usual.
+        usual = float(np.quantile(similarity[similarity != 0.0], 0.99)) if similarity.any() else 0.0
+        flat = similarity.ravel()
+        closest = np.argpartition(-flat, min(MAX_COLLISIONS, len(flat) - 1))[:MAX_COLLISIONS]
+        for place in closest[flat[closest] >= max(COLLIDING_COSINE, usual)]:
+            row, column = divmod(int(place), similarity.shape[1])
+            found.append(
+                Collision(
+                    class_name=class_names[row],
+                    other=names[column],
+                    is_other_seen=is_seen,
+                    cosine=float(flat[place]),
+                )
+            )
+    return tuple(sorted(found, key=lambda one: -one.cosine)[:MAX_COLLISIONS])
