@@ -51,6 +51,10 @@ class Range:
     high: float
     """Upper end."""
 
+    def to_json(self) -> dict[str, float]:
+        """Return JSON values."""
+        return asdict(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:

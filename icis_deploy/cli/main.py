@@ -12,6 +12,7 @@ import click
 from icis_deploy._version import __version__
 from icis_deploy.cli.bench import bench
 from icis_deploy.cli.bench_update import bench_update
+from icis_deploy.cli.compare_methods import compare_methods
 from icis_deploy.cli.demo import demo
 from icis_deploy.cli.describe import describe
 from icis_deploy.cli.device import apply, classes, disable, enable, history, rollback
@@ -30,7 +31,7 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 INTERNAL_ERROR = 4
 COMMANDS = (
-    *(inspect, describe, inject, export, verify, evaluate, predict),
+    *(inspect, describe, compare_methods, inject, export, verify, evaluate, predict),
     *(keygen, sign, verify_update, diff),
     *(apply, rollback, history, classes, enable, disable),
     *(bench, bench_update, report),

@@ -121,6 +121,27 @@ def test_inject_strict_writes_nothing_when_descriptors_say_nothing(
     assert "Warning: The descriptors say nothing" in capsys.readouterr().out
 
 
+def test_compare_methods_prints_a_table_and_draws_it(
+    tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--classes", str(tiny_project.classes), "--descriptors", str(tiny_project.descriptors)]
+    images = ["--preprocess", str(tiny_project.preprocess), "--images", str(tiny_project.images)]
+    chosen = ["--method", "auto", "--method", "nearest"]
+    arguments = ["compare-methods", str(tiny_project.model), *files, *images, *chosen]
+    code, result = run_json([*arguments, "--plot", str(tmp_path / "methods.png")], capsys)
+    assert (code, result["command"]) == (0, "compare-methods")
+    assert [one["name"] for one in result["methods"]] == ["auto", "nearest"]
+    assert result["methods"][0]["method"] != "auto"
+    for one in result["methods"]:
+        assert one["predicted"]["H"]["low"] <= one["predicted"]["H"]["value"] <= one["predicted"]["H"]["high"]
+        assert 0 <= one["measured"]["T"] <= 1
+    assert (tmp_path / "methods.png").read_bytes().startswith(b"\x89PNG")
+    assert run(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[-5:] == ["T", "U", "S", "H", "seconds"]
+    assert [line.split()[0] for line in lines[1:]] == ["auto", "nearest"]
+
+
 def test_inject_writes_only_the_unseen_classes_that_were_asked_for(tiny_project: TinyProject, tmp_path: Path) -> None:
     wanted = tiny_project.unseen_names[1:3]
     (tmp_path / "some.txt").write_text("\n".join(wanted))

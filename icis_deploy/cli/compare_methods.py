@@ -1,0 +1,84 @@
+"""`icis-deploy compare-methods`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from icis_deploy.cli.inject import METHOD_NAMES
+from icis_deploy.cli.options import (
+    EXISTING_FILE,
+    NEW_PATH,
+    calibration_options,
+    classes_option,
+    described_classes_options,
+    model_options,
+    model_source,
+)
+from icis_deploy.cli.output import columns, format_option, percent, print_result
+
+if TYPE_CHECKING:
+    from icis_deploy.method_comparison import ComparedMethod
+
+
+@click.command("compare-methods", short_help="Compare all methods of inject, with or without images.")
+@click.argument("model")
+@classes_option(required=True)
+@described_classes_options
+@click.option(
+    "--method", "methods", type=click.Choice(METHOD_NAMES), multiple=True, help="What to compare. Default: all."
+)
+@calibration_options
+@click.option("--images", type=EXISTING_FILE, help="Image list to measure on: CSV with the columns file and class.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same rows.")
+@click.option("--plot", type=NEW_PATH, help="PNG to draw the comparison to.")
+@click.option("--overwrite", is_flag=True, help="Replace a plot that is there.")
+@model_options
+@format_option
+def compare_methods(
+    model: str,
+    methods: tuple[str, ...],
+    plot: Path | None,
+    overwrite: bool,
+    weights: Path | None,
+    input_shape: str | None,
+    head_node: str | None,
+    **options: Any,
+) -> None:
+    """Predict rows with every method, calibrate each, and compare what they are worth.
+
+    Predictions come from classes that MODEL knows, without an image. With --images they stand beside what was measured:
+    images are used after all rows are final.
+    """
+    from icis_deploy.files import check_free
+    from icis_deploy.method_comparison import compare_methods as compare
+
+    if plot is not None:
+        check_free(plot, overwrite=overwrite)
+    compared = compare(
+        model_source(model, weights, input_shape, head_node),
+        methods=methods or METHOD_NAMES,
+        on_method=lambda name: click.echo(f"Trying {name}", err=True),
+        **options,
+    )
+    if plot is not None:
+        from icis_deploy.comparison_plot import save_comparison_plot
+
+        save_comparison_plot(plot, compared)
+    print_result({"methods": [one.to_json() for one in compared]}, text=comparison_text(compared))
+
+
+def comparison_text(compared: Sequence[ComparedMethod]) -> str:
+    """Return a table of the methods; predicted accuracies first, then measured ones where there are any."""
+    names = ("T", "U", "S", "H")
+    has_images = compared[0].measured is not None
+    rows = [["method", *(f"predicted {name}" for name in names), *(names if has_images else ()), "seconds"]]
+    for one in compared:
+        name = one.name if one.name == one.method else f"{one.name} ({one.method})"
+        predicted = [percent(getattr(one.estimate, key).value) for key in names]
+        measured = [percent(getattr(one.measured, key)) for key in names] if has_images else []
+        rows.append([name, *predicted, *measured, f"{one.train_s:.1f}"])
+    return columns(rows, right=range(1, len(rows[0])))
