@@ -19,6 +19,7 @@ from typing import Protocol
 from exporters.openvino_conversion import openvino_from_onnx, why_no_openvino
 from exporters.tensorrt_build import EngineSettings
 from exporters.tensorrt_target import why_no_engine, write_engine
+from exporters.triton_repository import compare_parts, write_triton_repository
 from icis_deploy.bundle import MODEL_NAME, Bundle, file_entry
 from icis_deploy.errors import MissingDependencyError, UsageError
 from icis_deploy.parity import ParityReport
@@ -63,6 +64,9 @@ class Target:
 
     build: Callable[[TargetJob], Sequence[str]]
     """Writes it, and returns its files' paths relative to the bundle."""
+
+    compare: Callable[[TargetJob], ParityReport] | None = None
+    """Compares what was built with `model.onnx`, which passed its gate, where no runtime of ours runs it as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +116,13 @@ TARGETS: dict[str, Target] = {
         ),
         _engine_target("tensorrt"),
         _engine_target("tensorrt-rtx"),
+        Target(
+            name="triton",
+            runtime=None,
+            why_not=lambda _options: None,
+            build=lambda job: write_triton_repository(job.folder, job.bundle),
+            compare=lambda job: compare_parts(job.folder, job.bundle),
+        ),
     )
 }
 """Every target beside `onnx`, which each bundle holds, by name."""
@@ -170,7 +181,7 @@ def add_target(target: Target, job: TargetJob, gate: Gate) -> tuple[Bundle, Buil
     seconds = time.perf_counter() - start
     entries = {name: file_entry(job.folder / name) for name in files}
     bundle = replace(job.bundle, files={**job.bundle.files, **entries})
-    reports, reason = _gate_reports(target, bundle, gate)
+    reports, reason = _gate_reports(target, replace(job, bundle=bundle), gate)
     built = BuiltTarget(
         name=target.name,
         files=files,
@@ -182,10 +193,12 @@ def add_target(target: Target, job: TargetJob, gate: Gate) -> tuple[Bundle, Buil
     return bundle, built
 
 
-def _gate_reports(target: Target, bundle: Bundle, gate: Gate) -> tuple[tuple[ParityReport, ...], str | None]:
+def _gate_reports(target: Target, job: TargetJob, gate: Gate) -> tuple[tuple[ParityReport, ...], str | None]:
+    if target.compare is not None:
+        return (target.compare(job),), None
     if target.runtime is None:
         return (), "icis-deploy does not run it itself"
     try:
-        return gate(bundle, runtime=Runtime(name=target.runtime)), None
+        return gate(job.bundle, runtime=Runtime(name=target.runtime)), None
     except MissingDependencyError as error:
         return (), f"the gate did not run: {error}"

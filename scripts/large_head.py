@@ -39,7 +39,7 @@ def write_model(folder: Path, rows: int, width: int, *, external: bool, added: i
     """Write model.onnx, classes.txt and a class update of `added` classes to a new folder."""
     import numpy as np
     import onnx.parser
-    from onnx import numpy_helper
+    import onnx_ir as ir
 
     from icis_deploy.class_update import ClassUpdate
     from icis_deploy.envelope import save_update
@@ -47,14 +47,16 @@ def write_model(folder: Path, rows: int, width: int, *, external: bool, added: i
 
     folder.mkdir()
     rng = np.random.default_rng(0)
-    model = onnx.parser.parse_model(GRAPH.format(rows=rows, side=SIDE))
+    proto = onnx.parser.parse_model(GRAPH.format(rows=rows, side=SIDE))
     shapes = {"filters": (width, 3, 8, 8), "weight": (rows, width), "bias": (rows,)}
     for name, shape in shapes.items():
-        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32), name))
-    if external:
-        onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data")
-    else:
-        onnx.save(model, folder / "model.onnx")
+        # Only a place to put the weight in: protobuf could not hold it.
+        proto.graph.initializer.add(name=name, dims=shape, data_type=onnx.TensorProto.FLOAT, data_location=1)
+    model = ir.from_proto(proto)
+    for name, shape in shapes.items():
+        tensor = ir.Tensor(rng.standard_normal(shape, dtype=np.float32), name=name)
+        model.graph.initializers[name].const_value = tensor
+    ir.save(model, folder / "model.onnx", external_data="model.onnx.data" if external else None)
     (folder / "classes.txt").write_text("\n".join(f"class {index}" for index in range(rows)))
     del model
     head = inspect(folder / "model.onnx", classes=folder / "classes.txt").head

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from exporters.targets import BuiltTarget
     from icis_deploy.bundle import Bundle
 
-TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
+TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton")
 
 
 @click.command(short_help="Write a checked bundle that knows the new classes.")

@@ -1,0 +1,122 @@
+"""Cut an exported classifier into two models: the backbone, and the head with everything after it.
+
+The head is small and changes with the classes; the backbone is large and stays. A server that holds them apart loads
+only the head when classes change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from exporters.head_outputs import FEATURES
+from exporters.head_patterns import HeadPattern, has_rows, is_linear, match_head
+from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT
+from exporters.onnx_files import check_model
+from icis_deploy.errors import ExportError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitModel:
+    """A classifier in two parts that are run one after the other."""
+
+    backbone: ir.Model = field(repr=False)
+    """Takes the images, gives the features."""
+
+    head: ir.Model = field(repr=False)
+    """Takes the features, gives what the classifier gave; slots are baked into it."""
+
+    features_name: str
+    """Name of the value that the one gives and the other takes."""
+
+
+def split_model(model: ir.Model, *, num_classes: int, feature_dim: int) -> SplitModel:
+    """Cut a bundle's model where its features feed the head.
+
+    Args:
+        model: As head surgery left it; it is not changed.
+        num_classes: Rows of the head, without slots.
+        feature_dim: Width of a row without its bias.
+
+    Raises:
+        ExportError: If the head is not found, or what follows it takes something else of the backbone.
+    """
+    name = str(_head_pattern(model, num_classes, feature_dim).features.name)
+    return SplitModel(backbone=_backbone(model, name), head=_head(model, name), features_name=name)
+
+
+def _head_pattern(model: ir.Model, num_classes: int, feature_dim: int) -> HeadPattern:
+    for node in reversed(list(model.graph)):
+        if not is_linear(node) or not has_rows(node) or _is_slots(node):
+            continue
+        pattern = match_head(node)
+        if isinstance(pattern, HeadPattern) and (pattern.num_classes, pattern.feature_dim) == (
+            num_classes,
+            feature_dim,
+        ):
+            return pattern
+    raise ExportError(
+        f"The model cannot be cut: it has no linear operator of {num_classes} x {feature_dim}, as its manifest states."
+    )
+
+
+def _is_slots(node: ir.Node) -> bool:
+    return any(value is not None and value.name == SLOT_WEIGHT for value in node.inputs)
+
+
+def _backbone(model: ir.Model, features_name: str) -> ir.Model:
+    copy = model.clone()
+    features = _value_named(copy.graph, features_name)
+    copy.graph.outputs[:] = [features]
+    _drop_unused(copy)
+    return copy
+
+
+def _head(model: ir.Model, features_name: str) -> ir.Model:
+    copy = model.clone()
+    graph = copy.graph
+    features = _value_named(graph, features_name)
+    given = ir.Value(name=features_name, shape=features.shape, type=features.type)
+    # Whatever the user's model gave besides, if it is the backbone's, stays with the backbone.
+    graph.outputs[:] = [output for output in graph.outputs if output.name != FEATURES and _depends(output, features)]
+    features.name = f"{features_name}_of_backbone"
+    for node, index in list(features.uses()):
+        node.replace_input_with(index, given)
+    graph.inputs[:] = [given, *(value for value in graph.inputs if value.name not in {SLOT_WEIGHT, SLOT_BIAS})]
+    _drop_unused(copy)
+    others = [str(value.name) for value in graph.inputs if value is not given]
+    if others:
+        raise ExportError(f"The model cannot be cut: its head uses {', '.join(others)} besides the features.")
+    return copy
+
+
+def _drop_unused(model: ir.Model) -> None:
+    common.RemoveUnusedNodesPass()(model)
+    graph = model.graph
+    kept = [value for value in graph.inputs if value.uses() or value.is_graph_output()]
+    for value in graph.inputs:
+        if value not in kept:
+            graph.initializers.pop(str(value.name), None)
+    graph.inputs[:] = kept
+    check_model(model)
+
+
+def _depends(value: ir.Value, source: ir.Value) -> bool:
+    waiting, known = [value], {value}
+    while waiting:
+        current = waiting.pop()
+        if current is source:
+            return True
+        node = current.producer()
+        for each in () if node is None else node.inputs:
+            if each is not None and each not in known:
+                known.add(each)
+                waiting.append(each)
+    return False
+
+
+def _value_named(graph: ir.Graph, name: str) -> ir.Value:
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    return next(value for value in values if value.name == name)
