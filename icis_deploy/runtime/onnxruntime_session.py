@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,14 @@ from icis_deploy.errors import (
     MissingDependencyError,
     ModelLoadError,
     RuntimeFailureError,
+)
+from icis_deploy.runtime.execution_providers import (
+    CPU_PROVIDER,
+    ProviderChoice,
+    check_available,
+    check_one_installation,
+    check_session,
+    forbid_silent_fallback,
 )
 from icis_deploy.runtime.session import (
     FEATURES,
@@ -34,8 +41,16 @@ class ONNXRuntimeSession:
     left out. ONNX Runtime reads fed arrays in place, and `InferenceSession.run` may be called from several threads.
     """
 
-    def __init__(self, inference_session: Any) -> None:
+    def __init__(self, inference_session: Any, *, slots_memory: str | None = None) -> None:
+        """Use a session of ONNX Runtime.
+
+        Args:
+            inference_session: An `onnxruntime.InferenceSession`.
+            slots_memory: The device that slots are copied to when they are loaded, such as `cuda`, so that no request
+                has to; `None` for arrays that are read in place.
+        """
         self._session = inference_session
+        self._slots_memory = slots_memory
         inputs = inference_session.get_inputs()
         outputs = [output.name for output in inference_session.get_outputs()]
         overridable = {value.name for value in inference_session.get_overridable_initializers()}
@@ -56,7 +71,10 @@ class ONNXRuntimeSession:
         """Keep slots for runs; see `Session.load_slots`."""
         if not self._has_slots:
             raise no_slots_error()
-        return SlotBuffers(weight=np.ascontiguousarray(weight), bias=np.ascontiguousarray(bias))
+        weight, bias = np.ascontiguousarray(weight), np.ascontiguousarray(bias)
+        if self._slots_memory is None:
+            return SlotBuffers(weight=weight, bias=bias)
+        return SlotBuffers(weight=self._copied(weight), bias=self._copied(bias))
 
     def run(
         self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
@@ -78,26 +96,43 @@ class ONNXRuntimeSession:
         if slots is not None:
             feed[SLOT_WEIGHT], feed[SLOT_BIAS] = slots.weight, slots.bias
         try:
-            return list(self._session.run(names, feed))
+            if self._slots_memory is None or slots is None:
+                return list(self._session.run(names, feed))
+            return self._run_with_slots_elsewhere(names, feed)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types; this is the one seam to it
             raise RuntimeFailureError(
                 f"ONNX Runtime could not run the model on an input of shape {images.shape} and type {images.dtype}; it "
                 f"expects {self._input_shape} and {self._input_type}: {error}"
             ) from error
 
+    def _copied(self, array: NDArray[np.float32]) -> Any:
+        import onnxruntime
+
+        try:
+            return onnxruntime.OrtValue.ortvalue_from_numpy(array, self._slots_memory, 0)
+        except Exception as error:  # see _fetch
+            raise RuntimeFailureError(f"ONNX Runtime could not copy slots to {self._slots_memory}: {error}") from error
+
+    def _run_with_slots_elsewhere(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+        import onnxruntime
+
+        images = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feed[self._input_name]))
+        outputs = self._session.run_with_ort_values(names, {**feed, self._input_name: images})
+        return [output.numpy() for output in outputs]
+
 
 def load_session(
-    model: Path | bytes, *, num_threads: int | None = None, providers: Sequence[str] = ("CPUExecutionProvider",)
+    model: Path | bytes, *, num_threads: int | None = None, provider: ProviderChoice | None = None
 ) -> ONNXRuntimeSession:
     """Load a model in ONNX Runtime.
 
     Args:
         model: Path of a `.onnx` file, or its bytes.
         num_threads: Threads inside one operator; `None` lets ONNX Runtime use every core.
-        providers: Execution providers, the preferred one first.
+        provider: What computes; `None` for the CPU.
 
     Raises:
-        MissingDependencyError: If ONNX Runtime is not installed, or lacks the first provider on this machine.
+        MissingDependencyError: If ONNX Runtime is not installed, or twice, or does not compute where it was asked to.
         ModelLoadError: If it cannot load the model.
     """
     try:
@@ -106,20 +141,20 @@ def load_session(
         raise MissingDependencyError(
             "Running a model needs ONNX Runtime: pip install 'icis-deploy[cpu]' (or 'icis-deploy[gpu]', never both)."
         ) from error
+    check_one_installation()
+    choice = ProviderChoice() if provider is None else provider
+    check_available(onnxruntime, choice)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # what matters comes as an exception; warnings of the graph optimizer help no user
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
+    if choice.name != CPU_PROVIDER:
+        forbid_silent_fallback(options, onnxruntime.InferenceSession)
     source = model if isinstance(model, bytes) else str(model)
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=list(providers))
+        session = onnxruntime.InferenceSession(source, options, providers=choice.requested)
     except Exception as error:  # see ONNXRuntimeSession.run
         where = "" if isinstance(model, bytes) else f" {model}"
         raise ModelLoadError(f"ONNX Runtime cannot load the model{where}: {error}") from error
-    # ONNX Runtime falls back to the CPU with a log line only; a benchmark of the wrong device is worse than none.
-    if session.get_providers()[0] != providers[0]:
-        raise MissingDependencyError(
-            f"ONNX Runtime gave {session.get_providers()[0]} where {providers[0]} was asked for. Check that "
-            f"'icis-deploy[gpu]' and its CUDA libraries are installed, or ask for CPUExecutionProvider."
-        )
-    return ONNXRuntimeSession(session)
+    check_session(session, choice)
+    return ONNXRuntimeSession(session, slots_memory=choice.slots_memory)

@@ -41,6 +41,10 @@ class Runtime:
     num_threads: int | None = None
     """Threads inside one operator on the CPU; `None` lets the runtime use every core."""
 
+    cache_folder: Path | None = None
+    """Of `onnxruntime-tensorrt`: where the engines are kept that it builds, a folder for each model; `None` for the
+    user's cache folder."""
+
     num_streams: int = 1
     """Of an engine: how many requests may run at the same time, each with buffers of its own on the GPU."""
 
@@ -97,6 +101,23 @@ def _open_onnxruntime(folder: Path, _bundle: Bundle, runtime: Runtime) -> Sessio
     return load_session(folder / MODEL_NAME, num_threads=runtime.num_threads)
 
 
+def _open_onnxruntime_cuda(folder: Path, _bundle: Bundle, runtime: Runtime) -> Session:
+    from icis_deploy.bundle import MODEL_NAME
+    from icis_deploy.runtime.execution_providers import cuda_choice
+    from icis_deploy.runtime.onnxruntime_session import load_session
+
+    return load_session(folder / MODEL_NAME, num_threads=runtime.num_threads, provider=cuda_choice())
+
+
+def _open_onnxruntime_tensorrt(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
+    from icis_deploy.bundle import MODEL_NAME
+    from icis_deploy.runtime.execution_providers import tensorrt_choice
+    from icis_deploy.runtime.onnxruntime_session import load_session
+
+    provider = tensorrt_choice(bundle, runtime.cache_folder)
+    return load_session(folder / MODEL_NAME, num_threads=runtime.num_threads, provider=provider)
+
+
 def _open_openvino(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     from icis_deploy.bundle import MODEL_NAME
     from icis_deploy.runtime.openvino_session import OPENVINO_NAME, load_openvino_session
@@ -115,6 +136,8 @@ def _open_engine(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
 
 _OPENERS: dict[str, Callable[[Path, Bundle, Runtime], Session]] = {
     "onnxruntime": _open_onnxruntime,
+    "onnxruntime-cuda": _open_onnxruntime_cuda,
+    "onnxruntime-tensorrt": _open_onnxruntime_tensorrt,
     "openvino": _open_openvino,
     "tensorrt": _open_engine,
     "tensorrt-rtx": _open_engine,

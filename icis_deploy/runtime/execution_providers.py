@@ -1,0 +1,170 @@
+"""ONNX Runtime's execution providers on a GPU: how they are asked for, and what a session really got.
+
+Rules:
+
+1. ONNX Runtime says which providers were compiled in, and falls back to the CPU with a log line. So the session that
+   was made is asked which provider got each node, and one that computes on the CPU is refused.
+2. The TensorRT provider finds an engine in its cache by the names in the graph, not by its weights (ONNX Runtime issue
+   6455): two heads of one model would share the first one's engine. So each model has a cache folder of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from icis_deploy.bundle import Bundle
+from icis_deploy.engine_sidecar import model_sha256
+from icis_deploy.errors import MissingDependencyError, StorageError
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
+
+_ASK_FOR_NODES = "session.record_ep_graph_assignment_info"
+_FORBID_CPU = "session.disable_cpu_ep_fallback"
+_SHAPE_OPERATORS = frozenset(
+    (
+        *("Shape", "Size", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Reshape", "Expand", "Cast"),
+        *("Range", "ConstantOfShape", "Constant", "Identity", "Where", "Equal", "ReduceProd"),
+        *("Add", "Sub", "Mul", "Div"),
+    )
+)
+"""What sizes are computed with, on purpose on the CPU: a few integers would cost more to fetch from the GPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderChoice:
+    """A provider, what comes after it, and where slots are kept."""
+
+    name: str = CPU_PROVIDER
+    """The one that must compute."""
+
+    options: dict[str, str] = field(default_factory=dict)
+    """Its own options."""
+
+    helpers: tuple[str, ...] = ()
+    """Providers that may take what it leaves."""
+
+    slots_memory: str | None = None
+    """ONNX Runtime's name of the device that slots are copied to, once; `None` leaves them where they are."""
+
+    @property
+    def requested(self) -> list[tuple[str, dict[str, str]]]:
+        """As `onnxruntime.InferenceSession` takes them."""
+        return [(self.name, self.options), *((name, {}) for name in self.helpers)]
+
+
+def cuda_choice() -> ProviderChoice:
+    """Return the CUDA provider."""
+    return ProviderChoice(name=CUDA_PROVIDER, slots_memory="cuda")
+
+
+def tensorrt_choice(bundle: Bundle, cache_folder: Path | None) -> ProviderChoice:
+    """Return the TensorRT provider with an engine cache for this one model.
+
+    Args:
+        bundle: What is opened.
+        cache_folder: Where engines are kept; `None` for the user's cache folder.
+
+    Raises:
+        StorageError: If the folder cannot be made.
+    """
+    root = _user_cache() if cache_folder is None else cache_folder
+    folder = root / f"head-{bundle.base_fingerprint[:16]}-model-{model_sha256(bundle)[:32]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"The engine cache {folder} cannot be made: {error.strerror or error}. Give another cache_folder."
+        ) from error
+    options = {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        # Timings are of kernels, not of weights: all models may share them.
+        "trt_timing_cache_path": str(root),
+    }
+    return ProviderChoice(name=TENSORRT_PROVIDER, options=options, helpers=(CUDA_PROVIDER,), slots_memory="cuda")
+
+
+@cache
+def check_one_installation() -> None:
+    """Refuse an environment with both distributions of ONNX Runtime: they are the same import package.
+
+    Raises:
+        MissingDependencyError: If both are installed, whose files then lie over each other's.
+    """
+    versions = {}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if len(versions) > 1:
+        found = " and ".join(f"{name} {version}" for name, version in versions.items())
+        raise MissingDependencyError(
+            f"{found} are both installed; each overwrites files of the other. Keep one: pip uninstall -y onnxruntime "
+            f"onnxruntime-gpu, then pip install 'icis-deploy[gpu]' (or 'icis-deploy[cpu]')."
+        )
+
+
+def check_available(onnxruntime: Any, choice: ProviderChoice) -> None:
+    """Refuse a provider that was not compiled in.
+
+    Raises:
+        MissingDependencyError: If this ONNX Runtime lacks it.
+    """
+    available = onnxruntime.get_available_providers()
+    if choice.name not in available:
+        raise MissingDependencyError(
+            f"This ONNX Runtime {onnxruntime.__version__} has no {choice.name}, only {', '.join(available)}. For a "
+            f"GPU: pip uninstall -y onnxruntime, then pip install 'icis-deploy[gpu]'."
+        )
+
+
+def forbid_silent_fallback(options: Any, inference_session_type: Any) -> None:
+    """Let a session tell its providers, or forbid the CPU to a session that cannot tell (before 1.24)."""
+    can_tell = hasattr(inference_session_type, "get_provider_graph_assignment_info")
+    options.add_session_config_entry(_ASK_FOR_NODES if can_tell else _FORBID_CPU, "1")
+
+
+def check_session(session: Any, choice: ProviderChoice) -> None:
+    """Refuse a session that does not compute where it was asked to.
+
+    Raises:
+        MissingDependencyError: If the provider is not there on this machine, got nothing to do, or left operators to
+            the CPU; the message names them.
+    """
+    found = session.get_providers()
+    if found[0] != choice.name:
+        raise MissingDependencyError(
+            f"ONNX Runtime gave {found[0]} where {choice.name} was asked for: the GPU, its driver or a library of it "
+            f"cannot be used. Check that 'icis-deploy[gpu]' fits the driver, or use --runtime onnxruntime."
+        )
+    if choice.name == CPU_PROVIDER or not hasattr(session, "get_provider_graph_assignment_info"):
+        return
+    nodes: dict[str, list[str]] = {}
+    for subgraph in session.get_provider_graph_assignment_info():
+        nodes.setdefault(subgraph.ep_name, []).extend(node.op_type for node in subgraph.get_nodes())
+    on_cpu = Counter(op_type for op_type in nodes.get(CPU_PROVIDER, []) if op_type not in _SHAPE_OPERATORS)
+    if on_cpu:
+        named = ", ".join(f"{count} {op_type}" for op_type, count in on_cpu.most_common(5))
+        raise MissingDependencyError(
+            f"ONNX Runtime would compute {named} on the CPU, where {choice.name} was asked for. Export the model in a "
+            f"precision that the provider supports, or use --runtime onnxruntime."
+        )
+    if not nodes.get(choice.name):
+        raise MissingDependencyError(
+            f"ONNX Runtime left {choice.name} nothing to compute; it uses {', '.join(sorted(nodes))}. Use that runtime."
+        )
+
+
+def _user_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "icis-deploy" / "engines"
