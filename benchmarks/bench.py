@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.class_swap import measure_class_swap
 from benchmarks.environment import read_environment
 from benchmarks.labeled_inputs import LabeledFeatures
 from benchmarks.latency import Plan, measure
@@ -38,6 +40,7 @@ from benchmarks.rightness import (
 from benchmarks.rounds import Call, calls_over
 from benchmarks.startup import measure_startup
 from benchmarks.targets import OpenTarget, names_of_bundles, noise, open_bundle, open_original
+from benchmarks.update_result import scenario_from_swap
 from icis_deploy.bundle import load_manifest
 from icis_deploy.errors import ICISDeployError
 from icis_deploy.images import LabeledImages
@@ -46,6 +49,10 @@ from icis_deploy.runtime.runtimes import Runtime
 
 NUM_INPUTS = 4
 """Different batches that the queries take turns with."""
+
+CLASS_SWAP: Literal["class-swap"] = "class-swap"
+NUM_SWAPPED = 50
+"""Classes that an update changes in the class-swap scenario."""
 
 Progress = Callable[[str], None]
 
@@ -153,7 +160,7 @@ def run_bench(
     batch_sizes: Sequence[int],
     settings: Mapping[str, object],
     inputs: LabeledInputs | None = None,
-    scenarios: Sequence[ScenarioName] = (),
+    scenarios: Sequence[ScenarioName | Literal["class-swap"]] = (),
     logs: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Result:
@@ -174,7 +181,7 @@ def run_bench(
         ImageError, IncompatibleError: If the inputs do not fit the targets.
         MissingDependencyError: If there are scenarios, but LoadGen is not installed.
     """
-    if scenarios:
+    if set(scenarios) - {CLASS_SWAP}:
         import_loadgen()  # before minutes are spent on the rest
     environment = read_environment()
     progress("accuracy and parity")
@@ -200,16 +207,25 @@ def run_bench(
 
 def run_scenarios(
     targets: Sequence[OpenTarget],
-    scenarios: Sequence[ScenarioName],
+    scenarios: Sequence[ScenarioName | Literal["class-swap"]],
     preset: Preset,
     logs: Path | None,
     progress: Progress,
 ) -> Iterator[Scenario]:
-    """Yield what every target did under every load."""
+    """Yield what every target did under every load; class-swap is for updatable bundles alone."""
     for scenario in scenarios:
         for target in targets:
             progress(f"{scenario}: {target.name}")
-            yield run_scenario(target, scenario, min_duration_s=preset.scenario_s, logs=logs)
+            if scenario != CLASS_SWAP:
+                yield run_scenario(target, scenario, min_duration_s=preset.scenario_s, logs=logs)
+            elif target.capacity and target.bundle is not None:
+                report = measure_class_swap(
+                    target.bundle,
+                    seconds=preset.scenario_s,
+                    num_new_classes=min(NUM_SWAPPED, target.capacity),
+                    runtime=Runtime(name=target.runtime, num_threads=target.num_threads),
+                )
+                yield scenario_from_swap(report, target=target.name)
 
 
 def measure_rightness(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.comparison import Comparison
 from benchmarks.latency import LatencyReport, Measurement
-from benchmarks.result_values import BatchRun, Scenario, Target
+from benchmarks.result_values import BatchRun, ScaleSeries, Scenario, Target
 from benchmarks.results import Result, images_per_s
 from icis_deploy.cli.output import columns, percent
 
@@ -19,6 +19,8 @@ def text_of(result: Result) -> str:
         blocks.append(targets_text(result.targets))
     if any(target.accuracy or target.parity for target in result.targets):
         blocks.append(rightness_text(result.targets))
+    if result.scale:
+        blocks += [scale_text(series) for series in result.scale]
     if result.scenarios:
         blocks.append(scenarios_text(result.scenarios))
     blocks += [f"{target.name}: no {name}: {why}" for target in result.targets for name, why in target.missing.items()]
@@ -133,6 +135,29 @@ def scenarios_text(scenarios: Sequence[Scenario]) -> str:
         )
     notes = [f"  {each.name}, {each.target}: {reason}" for each in scenarios for reason in each.reasons]
     return "\n".join([columns(rows, right=range(3, 8)), *notes])
+
+
+def scale_text(series: ScaleSeries) -> str:
+    """Return latency and memory of a head against its classes, beside the roofline."""
+    rows = [[f"{series.head_kind} head", "bytes", "median", "99 % interval", "roofline", "of roofline", "peak memory"]]
+    for point in series.points:
+        median = point.latency_ms
+        rows.append(
+            [
+                f"{point.num_classes} classes",
+                f"{point.head_bytes / 1e6:.1f} MB",
+                f"{median.value:.3f} ms",
+                f"{median.low:.3f} - {median.high:.3f}",
+                f"{point.roofline_ms:.3f} ms",
+                f"{median.value / point.roofline_ms:.2f} x",
+                "-" if point.memory_bytes is None else f"{point.memory_bytes / 1e6:.0f} MB",
+            ]
+        )
+    note = (
+        f"  {series.feature_dim} features, batch {series.batch_size}, {series.num_threads} threads; "
+        f"{series.bandwidth_bytes_per_s / 1e9:.1f} GB/s from memory"
+    )
+    return f"{columns(rows, right=range(1, 7))}\n{note}"
 
 
 def milliseconds(value: float | None) -> str:

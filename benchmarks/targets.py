@@ -67,6 +67,9 @@ class OpenTarget:
     answer: Callable[[Images], Float32]
     """From a prepared batch to `(batch, num_classes)` logits."""
 
+    bundle: Path | None
+    """Its folder; None for a model that is no bundle."""
+
     added_rows: Callable[[], Float32]
     """Gives `(num_classes - num_seen, feature_dim + 1)`, the rows that the original model does not have."""
 
@@ -116,6 +119,7 @@ def open_bundle(folder: Path, *, name: str, runtime: Runtime) -> OpenTarget:
         capacity=bundle.capacity,
         files=tuple(folder / file for file in bundle.files),
         answer=lambda images: device.logits(images).values,
+        bundle=folder,
         added_rows=lambda: added_rows(folder, device),
         score_kind=bundle.score_kind,
         preprocessing=bundle.preprocessing,
@@ -157,6 +161,7 @@ def open_original(path: Path, *, like: Bundle, num_threads: int | None) -> OpenT
         capacity=0,
         files=(path,),
         answer=lambda images: as_logits(session.run(images).logits, like.score_kind),
+        bundle=None,
         added_rows=lambda: np.empty((0, like.feature_dim + 1), dtype=np.float32),
         score_kind=like.score_kind,
         preprocessing=like.preprocessing,

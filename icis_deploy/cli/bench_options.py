@@ -42,17 +42,17 @@ def check_out(out: Path | None, *, overwrite: bool) -> None:
             )
 
 
-def batch_sizes(text: str) -> list[int]:
-    """Return the batch sizes of `1,8,32`.
+def numbers(option: str, text: str) -> list[int]:
+    """Return the numbers of `1,8,32`, ascending, each once.
 
     Raises:
         UsageError: If it is something else.
     """
     from icis_deploy.errors import UsageError
 
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"--batch is {text!r}; expected whole numbers from 1 on with commas between, such as 1,8,32.")
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} is {text!r}; expected whole numbers from 1 on with commas between, such as 1,8,32.")
     return sorted({int(part) for part in parts})
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from icis_deploy.cli.bench_options import check_out, out_options
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE
 from icis_deploy.cli.output import format_option, print_result
 
@@ -33,6 +34,7 @@ from icis_deploy.cli.output import format_option, print_result
     "--seconds", type=click.FloatRange(min=1), default=30.0, show_default=True, help="Length of --class-swap."
 )
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of the runtime.")
+@out_options
 @format_option
 def bench_update(
     bundle: Path,
@@ -42,6 +44,8 @@ def bench_update(
     class_swap: bool,
     seconds: float,
     threads: int,
+    out: Path | None,
+    overwrite: bool,
 ) -> None:
     """Measure the time from a class update's file to the first answer with it, on a copy of BUNDLE.
 
@@ -49,27 +53,37 @@ def bench_update(
     parts of the class update are listed; each way's answers are compared with the others'. With --class-swap, the exit
     code is 1 if an answer was torn, dropped or wrongly labelled.
     """
+    check_out(out, overwrite=overwrite)
     from icis_deploy.workbench import enable_workbench
 
     enable_workbench()
     if class_swap:
-        _measure_class_swap(bundle, num_classes=num_classes, seconds=seconds, threads=threads)
+        _measure_class_swap(bundle, num_classes=num_classes, seconds=seconds, threads=threads, out=out)
         return
     from benchmarks.update import measure_update, text_of
 
     report = measure_update(
         bundle, original=model, num_new_classes=num_classes, num_updates=num_updates, num_threads=threads
     )
+    if out is not None:
+        from benchmarks.results import save_result
+        from benchmarks.update_result import result_from_update
+
+        save_result(result_from_update(report, num_threads=threads), out)
     print_result({"bundle": str(bundle), **report.to_json()}, text=text_of(report))
 
 
-def _measure_class_swap(bundle: Path, *, num_classes: int, seconds: float, threads: int) -> None:
+def _measure_class_swap(bundle: Path, *, num_classes: int, seconds: float, threads: int, out: Path | None) -> None:
     from benchmarks.class_swap import measure_class_swap, text_of
+    from benchmarks.results import save_result
+    from benchmarks.update_result import result_from_swap
     from icis_deploy.runtime.runtimes import Runtime
 
     report = measure_class_swap(
         bundle, seconds=seconds, num_new_classes=num_classes, runtime=Runtime(num_threads=threads)
     )
+    if out is not None:
+        save_result(result_from_swap(report, target=bundle.name, num_threads=threads), out)
     status = "ok" if report.is_clean else "failed"
     print_result({"bundle": str(bundle), **report.to_json()}, text=text_of(report), status=status)
     if not report.is_clean:

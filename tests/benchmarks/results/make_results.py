@@ -22,6 +22,8 @@ def main() -> None:
         settings = ("--preset", "quick", "--batch", "1,8", "--threads", "1", "--images", str(project.images))
         loads = ("--scenario", "single-stream", "--scenario", "server", "--scenario", "offline")
         write("bench", "bench", fused, updatable, "--against", model, *settings, *loads)
+        write("scale", "bench-scale", "--classes", "100,1000,5000", "--features", "256")
+        write("update", "bench-update", updatable, "--against", model, "--classes", "4", "--updates", "70")
 
 
 def write(name: str, *arguments: str) -> None:

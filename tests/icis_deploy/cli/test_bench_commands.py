@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from benchmarks import bench
+from benchmarks import bench, scale
 from benchmarks.results import load_result, save_result
 from icis_deploy.cli.main import run
 from tests.benchmarks.bundles import export_bundles
@@ -19,6 +20,8 @@ def bundles(tiny_project, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Measure for a moment: what is tested here is the command, not the figures."""
+    monkeypatch.setattr(scale, "memory_bandwidth", lambda _: 1e10)
+    monkeypatch.setattr(scale, "HeadSettings", partial(scale.HeadSettings, budget_s=0.1))
     monkeypatch.setitem(bench.PRESETS, "quick", replace(bench.PRESETS["quick"], budget_s=0.05, scenario_s=0.1))
 
 
@@ -104,3 +107,37 @@ def test_scenarios_are_run_and_their_logs_kept(bundles, tmp_path, capsys):
     assert code == 0
     assert "offline" in capsys.readouterr().out
     assert (tmp_path / "logs" / "offline-fused" / "mlperf_log_summary.txt").is_file()
+
+
+def test_classes_can_change_while_an_updatable_bundle_answers(bundles, tmp_path, monkeypatch):
+    monkeypatch.setitem(bench.PRESETS, "quick", replace(bench.PRESETS["quick"], scenario_s=1.0))
+    out = tmp_path / "result.json"
+    options = ["--preset", "quick", "--threads", "1", "--scenario", "class-swap", "--out", str(out)]
+    code = run(["bench", str(bundles.fused), str(bundles.updatable), *options])
+
+    (scenario,) = load_result(out).scenarios
+    assert code == 0
+    assert (scenario.name, scenario.target, scenario.valid) == ("class-swap", "updatable", True)
+    assert scenario.num_queries > 0
+
+
+def test_bench_update_writes_a_result_with_its_machine(bundles, tmp_path, capsys):
+    out = tmp_path / "update.json"
+    code = run(["bench-update", str(bundles.updatable), "--classes", "2", "--updates", "3", "--out", str(out)])
+
+    update = load_result(out).update
+    assert code == 0
+    assert (update.num_new_classes, update.capacity, update.feature_dim) == (2, 16, 24)
+    assert update.ways["class update"].num_queries == 3
+    assert update.ways["class update"].p99.value_ms is None
+    assert load_result(out).environment.fingerprint
+
+
+def test_bench_scale_prints_the_roofline(tmp_path, capsys):
+    out = tmp_path / "scale.json"
+    code = run(["bench-scale", "--classes", "60,20", "--features", "16", "--capacity", "4", "--out", str(out)])
+
+    assert code == 0
+    assert "of roofline" in capsys.readouterr().out
+    assert [point.num_classes for point in load_result(out).scale[0].points] == [20, 60]
+    assert run(["bench-scale", "--classes", "many"]) == 2

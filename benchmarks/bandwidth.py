@@ -1,0 +1,64 @@
+"""How fast this machine reads memory: the roof that no head which is read from memory can break through.
+
+After STREAM (J. McCalpin, "Memory Bandwidth and Machine Balance in Current High Performance Computers"): arrays far
+larger than the caches, several passes, the best one counts. Two kernels, since neither is the faster one everywhere: a
+copy, which reads and writes, and a maximum, which only reads. numpy lets go of the interpreter lock in both, so threads
+run side by side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.errors import UsageError
+
+ARRAY_BYTES = 256 << 20
+NUM_PASSES = 7
+
+Float32 = NDArray[np.float32]
+
+
+def memory_bandwidth(num_threads: int, *, array_bytes: int = ARRAY_BYTES, num_passes: int = NUM_PASSES) -> float:
+    """Return the memory bandwidth in bytes per second.
+
+    Args:
+        num_threads: Threads that read at the same time, each its own part.
+        array_bytes: Size of all arrays read in a pass together; several times the last cache.
+        num_passes: Passes, of which the best counts.
+
+    Raises:
+        UsageError: If a number is not positive.
+    """
+    if num_threads < 1 or array_bytes < 8 * num_threads or num_passes < 1:
+        raise UsageError("The memory bandwidth needs at least one thread, one pass, and an array for each thread.")
+    per_thread = array_bytes // num_threads // 4
+    sources = [np.ones(per_thread, dtype=np.float32) for _ in range(num_threads)]
+    copies = [np.zeros(per_thread, dtype=np.float32) for _ in range(num_threads)]
+
+    def copy(index: int) -> None:
+        np.copyto(copies[index], sources[index])
+
+    def read(index: int) -> None:
+        np.maximum.reduce(sources[index])
+
+    total = 4 * per_thread * num_threads
+    with ThreadPoolExecutor(num_threads) as pool:
+        return max(
+            2 * total / best_seconds(pool, copy, num_threads, num_passes),
+            total / best_seconds(pool, read, num_threads, num_passes),
+        )
+
+
+def best_seconds(pool: ThreadPoolExecutor, kernel: Callable[[int], None], num_threads: int, num_passes: int) -> float:
+    """Return the shortest time in which every thread ran a kernel once."""
+    seconds = []
+    for _ in range(num_passes):
+        start = time.perf_counter()
+        list(pool.map(kernel, range(num_threads)))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
