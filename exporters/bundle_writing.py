@@ -11,10 +11,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from exporters.expanded_head import ExpandedHead
 from exporters.head_finding import HeadLocation
 from exporters.head_surgery import add_slots, fuse_head, set_slot_defaults
+from exporters.model_conversion import FormedModel, in_precision
 from exporters.model_loading import LoadedModel
 from exporters.onnx_files import save_model
 from exporters.parity_gate import check_bundle
@@ -35,6 +37,8 @@ from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import GateFailedError, IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.files import check_free, new_folder, write_file
 from icis_deploy.head import Head
+from icis_deploy.images import LabeledImages, load_image_list
+from icis_deploy.model_form import ModelForm
 from icis_deploy.parity import ParityReport
 from icis_deploy.preprocessing import Preprocessing
 from icis_deploy.runtime.store import TRUST_FOLDER
@@ -122,7 +126,8 @@ def write_bundle(
     loaded: LoadedModel,
     location: HeadLocation,
     preprocessing: Preprocessing | None,
-    images: Sequence[Path] | None,
+    images: LabeledImages | None,
+    form: ModelForm | None = None,
     trust: Sequence[Path] = (),
     targets: TargetPlan | None = None,
     on_target: Callable[[BuiltTarget], None] | None = None,
@@ -136,7 +141,8 @@ def write_bundle(
         loaded: The original model; it is not changed.
         location: Its head.
         preprocessing: Goes into the manifest.
-        images: Image files for the gate; `None` for seeded inputs.
+        images: Image files for the gate; `None` for the calibration images, or seeded inputs where there are none.
+        form: What is done to the model besides its head; by default nothing.
         trust: Public keys for the bundle's `trust/` folder; not in the manifest, since devices may rotate them.
         targets: What the bundle holds beside `model.onnx`.
         on_target: Told what became of each target, as soon as it is known.
@@ -150,11 +156,17 @@ def write_bundle(
     """
     check_free(out, overwrite=overwrite)
     with new_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as building:
-        _write_model(building, plan, loaded, location)
-        bundle = _describe(building, plan, loaded, location, preprocessing)
+        form = ModelForm() if form is None else form
+        taken, calibration = model_input(loaded, preprocessing), _calibration(form, preprocessing)
+        formed = in_precision(
+            loaded, location, form, calibration=calibration, model_input=taken, preprocessing=preprocessing
+        )
         expanded = _expanded(plan, loaded, location)
+        _write_model(building, plan, formed.model, location, expanded)
+        bundle = _describe(building, plan, taken, form, location, preprocessing)
+        images = calibration if images is None else images
         gate = partial(check_bundle, building, loaded=loaded, location=location, expanded=expanded, images=images)
-        bundle = _passed(bundle, MODEL_NAME, gate(bundle), building, out)
+        bundle = _passed(bundle, MODEL_NAME, explained(gate(bundle), formed), building, out)
         targets = TargetPlan() if targets is None else targets
         for target in targets.targets:
             job = TargetJob(folder=building, bundle=bundle, options=targets.options)
@@ -165,6 +177,23 @@ def write_bundle(
         write_file(building / MANIFEST_NAME, serialize_manifest(bundle))
         _write_trust(building / TRUST_FOLDER, trust)
     return bundle
+
+
+def _calibration(form: ModelForm, preprocessing: Preprocessing | None) -> LabeledImages | None:
+    if form.calibration_images is None:
+        return None
+    if preprocessing is None:
+        raise UsageError("Calibration needs to know how images are prepared: give --preprocess.")
+    return load_image_list(Path(form.calibration_images))
+
+
+def explained(reports: Sequence[ParityReport], formed: FormedModel) -> tuple[ParityReport, ...]:
+    """Return reports of which the first negative one also names the layers that hurt most, where that can be said."""
+    wrong = next((index for index, report in enumerate(reports) if not report.passed), None)
+    if wrong is None or formed.explain is None:
+        return tuple(reports)
+    report = replace(reports[wrong], failures=(*reports[wrong].failures, formed.explain()))
+    return (*reports[:wrong], report, *reports[wrong + 1 :])
 
 
 def _write_trust(folder: Path, trust: Sequence[Path]) -> None:
@@ -179,12 +208,12 @@ def _expanded(plan: HeadPlan, loaded: LoadedModel, location: HeadLocation) -> Ex
     return ExpandedHead(model=loaded.model, location=location, injected=plan.table.rows())
 
 
-def _write_model(folder: Path, plan: HeadPlan, loaded: LoadedModel, location: HeadLocation) -> None:
+def _write_model(folder: Path, plan: HeadPlan, base: ir.Model, location: HeadLocation, expanded: ExpandedHead) -> None:
     if plan.head_kind == "fused":
-        model = fuse_head(loaded.model, location, _expanded(plan, loaded, location))
+        model = fuse_head(base, location, expanded)
         name = INJECTED_NAME
     else:
-        model = add_slots(loaded.model, location, plan.table.capacity)
+        model = add_slots(base, location, plan.table.capacity)
         model = set_slot_defaults(model, plan.table.weight, plan.table.bias)
         name = SLOTS_NAME
     save_model(model, folder / MODEL_NAME)
@@ -195,7 +224,8 @@ def _write_model(folder: Path, plan: HeadPlan, loaded: LoadedModel, location: He
 def _describe(
     folder: Path,
     plan: HeadPlan,
-    loaded: LoadedModel,
+    taken: ModelInput,
+    form: ModelForm,
     location: HeadLocation,
     preprocessing: Preprocessing | None,
 ) -> Bundle:
@@ -208,7 +238,8 @@ def _describe(
         capacity=0 if fused else plan.table.capacity,
         base_fingerprint=plan.base_fingerprint,
         head_version=max((update.version for update in plan.updates), default=0),
-        model_input=model_input(loaded, preprocessing),
+        model_input=taken,
+        precision=form.precision,
         score_kind=score_kind(location),
         preprocessing=preprocessing,
         files={path.name: file_entry(path) for path in sorted(folder.iterdir())},

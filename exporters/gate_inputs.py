@@ -1,16 +1,18 @@
-"""The inputs of the parity gate: image files, or seeded pictures, prepared once and read several times."""
+"""What both sides of a comparison are run on: image files, or seeded pictures; read once, run several times."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.images import iterate_batches
+from icis_deploy.bundle import ModelInput
+from icis_deploy.images import load_images, load_pixels
 from icis_deploy.neutral_images import neutral_images
 from icis_deploy.preprocessing import Preprocessing
 
@@ -41,28 +43,87 @@ class SpooledBatches:
         self._file.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateBatch:
+    """The same images for the original model and for the bundle."""
+
+    prepared: NDArray[np.float32]
+    """`(batch, *shape)` float32, as the original model takes them."""
+
+    given: NDArray[np.generic]
+    """What the bundle takes: the same array, or the pixels that it was prepared from."""
+
+    count: int
+    """How many of them count; a model with a fixed batch gets the first ones again to fill it up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateInputs:
+    """The gate's images, batch by batch, as often as they are gone through."""
+
+    given: SpooledBatches
+    """What the bundle takes, `(batch, *input_shape)` each; the last one may be smaller."""
+
+    preprocessing: Preprocessing | None
+    """What makes prepared images of pixels."""
+
+    fixed_batch: int | None
+    """The only batch that the model takes, if it takes no other."""
+
+    def __iter__(self) -> Iterator[GateBatch]:
+        """Yield the batches in order."""
+        for given in self.given:
+            full = given if self.fixed_batch is None else np.resize(given, (self.fixed_batch, *given.shape[1:]))
+            is_pixels = given.dtype == np.uint8 and self.preprocessing is not None
+            prepared = self.preprocessing.from_pixels(full) if is_pixels and self.preprocessing else full
+            yield GateBatch(prepared=prepared, given=full, count=len(given))
+
+    def one_by_one(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the same images prepared, each alone; in whole batches where the model takes no other."""
+        for batch in self:
+            size = self.fixed_batch or 1
+            for start in range(0, batch.count, size):
+                yield np.ascontiguousarray(batch.prepared[start : start + size])
+
+    def close(self) -> None:
+        """Remove what was kept in a file."""
+        self.given.close()
+
+
 def gate_inputs(
-    shape: tuple[int, ...],
+    model_input: ModelInput,
     preprocessing: Preprocessing | None,
     images: Sequence[Path] | None,
     *,
-    batch_size: int = BATCH_SIZE,
-) -> Iterator[NDArray[np.float32]]:
-    """Yield the batches that both sides of a comparison are run on.
+    fixed_batch: int | str | None,
+) -> GateInputs:
+    """Return what both sides of a comparison are run on.
 
     Args:
-        shape: Shape of one input, without the batch.
+        model_input: What the bundle takes.
         preprocessing: How images are prepared; also what gives the seeded inputs the range of real ones.
         images: Image files to use; `None` for seeded inputs.
-        batch_size: Inputs in a batch; the last one may be smaller.
-
-    Yields:
-        `(batch, *shape)` float32.
+        fixed_batch: The first number of the model's input shape; a name stands for any batch.
     """
+    fixed = fixed_batch if isinstance(fixed_batch, int) else None
+    batches = _given_batches(model_input, preprocessing, images, batch_size=fixed or BATCH_SIZE)
+    return GateInputs(given=SpooledBatches(batches), preprocessing=preprocessing, fixed_batch=fixed)
+
+
+def _given_batches(
+    model_input: ModelInput, preprocessing: Preprocessing | None, images: Sequence[Path] | None, *, batch_size: int
+) -> Iterator[NDArray[np.generic]]:
     if images is not None and preprocessing is not None:
-        yield from iterate_batches(images, preprocessing, batch_size=batch_size)
+        load = load_pixels if model_input.takes_pixels else load_images
+        for start in range(0, len(images), batch_size):
+            yield load(images[start : start + batch_size], preprocessing)
         return
-    inputs = seeded_inputs(shape, preprocessing, num_inputs=NUM_SEEDED_INPUTS, seed=SEED)
+    if model_input.takes_pixels:
+        height, width, channels = model_input.shape
+        pictures = neutral_images(NUM_SEEDED_INPUTS, height, width, seed=SEED)[:, :channels]
+        inputs: NDArray[np.generic] = np.rint(255 * pictures.transpose(0, 2, 3, 1)).astype(np.uint8)
+    else:
+        inputs = seeded_inputs(model_input.shape, preprocessing, num_inputs=NUM_SEEDED_INPUTS, seed=SEED)
     for start in range(0, len(inputs), batch_size):
         yield inputs[start : start + batch_size]
 

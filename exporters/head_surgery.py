@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -24,18 +25,19 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from exporters.expanded_head import AnyHead
 from exporters.feature_matrix import add_feature_matrix, logits_like
 from exporters.graph_edits import GraphPass, add_initializer, add_node, free_name, remove_unused, replace_uses, run_pass
-from exporters.head_finding import HeadLocation, pattern_at
-from exporters.head_outputs import add_features, ensure_outputs, put_scores_first, require_room_for_features
+from exporters.head_finding import HeadLocation, find_head, pattern_at
+from exporters.head_outputs import FEATURES, add_features, ensure_outputs, put_scores_first, require_room_for_features
 from exporters.head_patterns import HeadPattern
 from exporters.head_rows import add_rows
 from exporters.head_tail import grow_tail, resized, trace_tail
-from exporters.onnx_files import check_model
+from exporters.onnx_files import check_model, infer_shapes
 from icis_deploy.arrays import frozen_float32
-from icis_deploy.errors import IncompatibleError, UsageError
+from icis_deploy.errors import ExportError, IncompatibleError, UsageError
 from icis_deploy.slots import EMPTY_SLOT_BIAS
 
 SLOT_WEIGHT = "slot_weight"
 SLOT_BIAS = "slot_bias"
+FUSED_LOGITS = "head_logits"
 
 
 def add_features_output(model: ir.Model, location: HeadLocation) -> ir.Model:
@@ -56,10 +58,25 @@ def backbone(model: ir.Model, location: HeadLocation) -> ir.Model:
     Raises:
         IncompatibleError, ExportError: As `add_features_output`.
     """
-    copy = add_features_output(model, location).clone()
-    copy.graph.outputs[:] = [copy.graph.outputs[-1]]
-    RemoveUnusedNodesPass()(copy)
-    return copy
+    return _ending_in_features(add_features_output(model, location).clone())
+
+
+def own_backbone(path: Path) -> ir.Model:
+    """Return the backbone of an exported model: what `backbone` gives of it.
+
+    Raises:
+        ExportError: If the file holds no head that `fuse_head` or `add_slots` made.
+    """
+    model = ir.load(path)
+    infer_shapes(model)
+    if any(output.name == FEATURES for output in model.graph.outputs):
+        return _ending_in_features(model)
+    made = [
+        node for node in model.graph if node.op_type == "Gemm" and str(node.name).startswith(f"node_{FUSED_LOGITS}")
+    ]
+    if not made:
+        raise ExportError(f"{path} has no head that icis-deploy made. Export it again.")
+    return backbone(model, find_head(model, str(made[-1].name)))
 
 
 def fuse_head(model: ir.Model, location: HeadLocation, head: AnyHead) -> ir.Model:
@@ -205,6 +222,13 @@ def slot_defaults_pass(weight: ArrayLike, bias: ArrayLike) -> GraphPass:
     return GraphPass(requires=requires, call=call, ensures=check_model)
 
 
+def _ending_in_features(model: ir.Model) -> ir.Model:
+    """Take the outputs before the last away, and whatever fed only them."""
+    model.graph.outputs[:] = [model.graph.outputs[-1]]
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
 def _gemm_of_all_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead) -> ir.Value:
     """Add one Gemm with all rows; return its logits in the shape and type that the head's own have."""
     features = add_feature_matrix(graph, pattern)
@@ -214,7 +238,7 @@ def _gemm_of_all_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead) -> i
         "Gemm",
         [features, *add_rows(graph, pattern, head, features)],
         before=pattern.node,
-        name="head_logits",
+        name=FUSED_LOGITS,
         dtype=features.dtype,
         shape=resized(features.shape, 1, head.num_classes),
         attributes={"transB": 1},

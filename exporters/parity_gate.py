@@ -1,12 +1,14 @@
 """The parity gate: run a finished bundle beside what it was made from, and compare.
 
-Three comparisons, each of which catches what the others cannot:
+Comparisons, each of which catches what the others cannot:
 
 1. *The expanded head in float64.* The original backbone's features, times all rows, against the bundle's logits: a
    transposed, dropped, reordered or stale row, in whatever way the head was rewritten.
 2. *The original model in its own runtime.* Its logits against the bundle's logits of the seen classes: a conversion
    that changed the backbone, which the first comparison would follow into the error.
-3. *Slots.* The defaults baked into the model must be the slots that the bundle states, and no empty slot may win.
+3. *The expanded head on the bundle's own features*, where its backbone computes in another precision: what that costs
+   would cover an error in the head, which stays as exact as its own numbers.
+4. *Slots.* The defaults baked into the model must be the slots that the bundle states, and no empty slot may win.
 
 The bundle is run in the runtime that is asked for, its references in ONNX Runtime on the CPU and in the original's own.
 
@@ -17,31 +19,40 @@ rows of the expanded head are read in blocks: so the gate takes what a runtime t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.expanded_head import AnyHead
-from exporters.gate_inputs import BATCH_SIZE, SpooledBatches, gate_inputs
+from exporters.gate_inputs import GateInputs, gate_inputs
+from exporters.half_emulation import emulate_halves
 from exporters.head_finding import HeadLocation
-from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT, backbone
+from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT, backbone, own_backbone
 from exporters.model_loading import LoadedModel
-from exporters.onnx_files import load_initializers, save_model
+from exporters.onnx_files import infer_shapes, load_initializers, save_model
 from exporters.scores import comparable, log_softmax
+from icis_deploy.accuracy_kept import compare_accuracy
 from icis_deploy.bundle import MODEL_NAME, Bundle
+from icis_deploy.images import LabeledImages
 from icis_deploy.parity import GATE_PROFILES, ParityReport, compare_logits
 from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.head_state import make_head_state
 from icis_deploy.runtime.onnxruntime_session import load_session
 from icis_deploy.runtime.runtimes import Runtime
+from icis_deploy.runtime.store import exported_slots
 from icis_deploy.slots import SlotTable
 
 EXPANDED_HEAD = "features of the original backbone and the expanded head in float64"
 ORIGINAL_MODEL = "logits of the original model in its own runtime, seen classes only"
+OWN_FEATURES = "features that the bundle's own backbone computes and the expanded head in float64"
+
+Float64 = NDArray[np.float64]
 
 
 def check_bundle(
@@ -51,7 +62,7 @@ def check_bundle(
     loaded: LoadedModel,
     location: HeadLocation,
     expanded: AnyHead,
-    images: Sequence[Path] | None = None,
+    images: LabeledImages | None = None,
     runtime: Runtime | None = None,
 ) -> tuple[ParityReport, ...]:
     """Run a bundle and what it was made from on the same inputs, and compare.
@@ -72,76 +83,133 @@ def check_bundle(
         ModelLoadError: If a runtime cannot load the exported model.
         RuntimeFailureError: If a runtime cannot run it.
     """
-    fixed = loaded.input_shape[0]
-    batch_size = fixed if isinstance(fixed, int) else BATCH_SIZE
+    paths, is_reference = None if images is None else images.paths, runtime is None or runtime.is_reference
     with closing(
-        SpooledBatches(gate_inputs(bundle.model_input.shape, bundle.preprocessing, images, batch_size=batch_size))
-    ) as batches:
-        inputs = _Inputs(batches=batches, fixed=fixed if isinstance(fixed, int) else None)
-        features = _backbone_features(loaded, location, inputs)
-        original = [
-            np.asarray(loaded.original_logits(filled, location.output_name)[:count]) for filled, count in inputs
-        ]
+        gate_inputs(bundle.model_input, bundle.preprocessing, paths, fixed_batch=loaded.input_shape[0])
+    ) as inputs:
+        features = _features(backbone(loaded.model, location), inputs, prepared=True)
+        original = _original_scores(loaded, location, inputs)
         loaded.release()
-        exported, slot_failures = _run_bundle(folder, bundle, inputs, runtime)
-    kind, profile = bundle.score_kind, GATE_PROFILES["fp32"]
-    where = "" if runtime is None or runtime.is_reference else f"; the bundle in {runtime.name}"
-    expected, ours = expanded.logits(features), np.concatenate(exported).astype(np.float64)
-    first = compare_logits(
-        expected if kind == "logits" else log_softmax(expected),
-        ours,
-        profile=profile,
-        compared_with=EXPANDED_HEAD + where,
-    )
-    # The device gives logits, or their logarithms; over fewer classes the latter have to be normalised again.
-    seen = ours[:, : bundle.num_seen] if kind == "logits" else log_softmax(ours[:, : bundle.num_seen])
-    second = compare_logits(
-        comparable(np.concatenate(original), kind), seen, profile=profile, compared_with=ORIGINAL_MODEL + where
-    )
-    return replace(first, failures=(*first.failures, *sorted(slot_failures))), second
+        ran = _run_bundle(folder, bundle, inputs, runtime)
+        own = None
+        if bundle.precision != "fp32" and is_reference:
+            own = _features(_as_checked(own_backbone(folder / MODEL_NAME), bundle), inputs, prepared=False)
+    expected = _as_scores(expanded.logits(features), bundle.score_kind)
+    where = "" if runtime is None or is_reference else f"; the bundle in {runtime.name}"
+    reports = _compare_with_original(expected, original, ran.logits, bundle, where=where)
+    if own is not None and np.isfinite(own).all():
+        reports.append(_compare_with_own(expanded.logits(own), ran.logits, bundle))
+    if reports[0].profile.min_seen_kept is not None and images is not None:
+        reports[0] = _with_accuracy(reports[0], expected, ran, bundle=bundle, labels=images.labels)
+    first = replace(reports[0], failures=(*reports[0].failures, *sorted(ran.slot_failures)))
+    return first, *reports[1:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Inputs:
-    """The gate's batches as a model takes them."""
+class _BundleRun:
+    """What a device with the bundle gives."""
 
-    batches: SpooledBatches
-    """Each `(batch, *input_shape)`."""
+    logits: Float64
+    """`(num_images, num_classes)`."""
 
-    fixed: int | None
-    """The only batch size that the model takes, if there is one."""
+    class_names: tuple[str, ...]
+    """`(num_classes,)`."""
 
-    def __iter__(self) -> Iterator[tuple[NDArray[Any], int]]:
-        """Yield batches and how many of their inputs count; the rest fills up what a fixed batch asks for."""
-        for batch in self.batches:
-            filled = batch if self.fixed is None else np.resize(batch, (self.fixed, *batch.shape[1:]))
-            yield filled, len(batch)
+    slot_failures: frozenset[str]
+    """What is wrong with its slots."""
 
 
-def _backbone_features(loaded: LoadedModel, location: HeadLocation, inputs: _Inputs) -> NDArray[np.float32]:
-    """Return the features of the original backbone, `(num_inputs, feature_dim)`, from a model without its head."""
+def _features(model: ir.Model, inputs: GateInputs, *, prepared: bool) -> NDArray[np.float32]:
+    """Return what a backbone gives, `(num_inputs, feature_dim)`: of prepared images, or of what the bundle takes."""
     with tempfile.TemporaryDirectory() as folder:  # a file, and not bytes: a backbone may be larger than a protobuf
         path = Path(folder) / "backbone.onnx"
-        save_model(backbone(loaded.model, location), path)
+        save_model(model, path)
         session = load_session(path)
         features = []
-        for filled, count in inputs:
-            output = session.run(filled, with_features=True).features
+        for batch in inputs:
+            output = session.run(batch.prepared if prepared else batch.given, with_features=True).features
             assert output is not None, "a backbone gives nothing else"
-            features.append(output[:count])
+            features.append(output[: batch.count])
     return np.concatenate(features)
 
 
-def _run_bundle(
-    folder: Path, bundle: Bundle, inputs: _Inputs, runtime: Runtime | None
-) -> tuple[list[NDArray[np.float32]], set[str]]:
-    """Return what a device with the bundle gives, and what is wrong with its slots."""
-    device = Device.from_parts(folder, bundle, runtime=runtime)
+def _original_scores(loaded: LoadedModel, location: HeadLocation, inputs: GateInputs) -> NDArray[np.float32]:
+    scores = [loaded.original_logits(batch.prepared, location.output_name)[: batch.count] for batch in inputs]
+    return np.concatenate(scores)
+
+
+def _run_bundle(folder: Path, bundle: Bundle, inputs: GateInputs, runtime: Runtime | None) -> _BundleRun:
+    device = _opened(folder, bundle, runtime)
     exported, slot_failures = [], _baked_slot_failures(folder / MODEL_NAME, device.state.table)
-    for filled, count in inputs:
-        exported.append(device.logits(filled).values[:count].copy())
-        slot_failures |= _empty_slot_failures(device, filled)
-    return exported, slot_failures
+    for batch in inputs:
+        exported.append(device.logits(batch.given).values[: batch.count].copy())
+        slot_failures |= _empty_slot_failures(device, batch.given)
+    return _BundleRun(
+        logits=np.concatenate(exported).astype(np.float64),
+        class_names=device.classes(),
+        slot_failures=frozenset(slot_failures),
+    )
+
+
+def _opened(folder: Path, bundle: Bundle, runtime: Runtime | None) -> Device:
+    """Open a bundle; a float16 one on the CPU with the rounding that a CPU leaves out (`half_emulation.py`)."""
+    if bundle.precision != "fp16" or not (runtime is None or runtime.is_reference):
+        return Device.from_parts(folder, bundle, runtime=runtime)
+    model = ir.load(folder / MODEL_NAME)
+    infer_shapes(model)
+    with tempfile.TemporaryDirectory() as checked:
+        path = Path(checked) / MODEL_NAME
+        save_model(_as_checked(model, bundle), path)
+        session = load_session(path)
+    state = make_head_state(bundle, session, table=exported_slots(folder, bundle), version=bundle.head_version)
+    return Device(folder=folder, bundle=bundle, session=session, state=state)
+
+
+def _as_checked(model: ir.Model, bundle: Bundle) -> ir.Model:
+    return emulate_halves(model) if bundle.precision == "fp16" else model
+
+
+def _compare_with_original(
+    expected: Float64, original: NDArray[np.float32], ours: Float64, bundle: Bundle, *, where: str
+) -> list[ParityReport]:
+    profile = GATE_PROFILES[bundle.precision]
+    # The device gives logits, or their logarithms; over fewer classes the latter have to be normalised again.
+    seen = _as_scores(ours[:, : bundle.num_seen], bundle.score_kind)
+    original_scores = comparable(original, bundle.score_kind)
+    return [
+        compare_logits(expected, ours, profile=profile, compared_with=EXPANDED_HEAD + where),
+        compare_logits(original_scores, seen, profile=profile, compared_with=ORIGINAL_MODEL + where),
+    ]
+
+
+def _compare_with_own(expected: Float64, ours: Float64, bundle: Bundle) -> ParityReport:
+    # What a precision costs is in the backbone; the head must be as exact as its own numbers allow.
+    profile = GATE_PROFILES["fp16 head" if bundle.precision == "fp16" else "fp32"]
+    scores = _as_scores(expected, bundle.score_kind)
+    return compare_logits(scores, ours, profile=profile, compared_with=OWN_FEATURES)
+
+
+def _as_scores(logits: Float64, kind: str) -> Float64:
+    return logits if kind == "logits" else log_softmax(logits)
+
+
+def _with_accuracy(
+    report: ParityReport, before: Float64, ran: _BundleRun, *, bundle: Bundle, labels: Sequence[str]
+) -> ParityReport:
+    """Return a report that also says how much accuracy is left, and fails if that is too little."""
+    profile = report.profile
+    assert profile.min_seen_kept is not None
+    kept = compare_accuracy(
+        before,
+        ran.logits,
+        labels=labels,
+        class_names=ran.class_names,
+        num_seen=bundle.num_seen,
+        agreement=report.agreement,
+        min_seen_kept=profile.min_seen_kept,
+        max_h_loss=profile.max_h_loss,
+    )
+    return replace(report, accuracy=kept, failures=(*report.failures, *kept.failures))
 
 
 def _baked_slot_failures(model: Path, table: SlotTable | None) -> set[str]:

@@ -17,6 +17,7 @@ Source: Triton's model repository and model configuration, `model_config.proto`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,13 @@ def compare_parts(folder: Path, bundle: Bundle) -> ParityReport:
     expected, found = [], []
     shape = load_onnx_file(root / BACKBONE / "1" / MODEL_NAME).graph.inputs[0].shape
     fixed = None if shape is None else shape[0]
-    for batch in gate_inputs(bundle.model_input.shape, bundle.preprocessing, None):
-        images = np.resize(batch, (fixed, *batch.shape[1:])) if isinstance(fixed, int) else batch
-        expected.append(whole.run(images).logits)
-        found.append(head.run(backbone.run(images).logits).logits)
+    inputs = gate_inputs(
+        bundle.model_input, bundle.preprocessing, None, fixed_batch=fixed if isinstance(fixed, int) else None
+    )
+    with closing(inputs):
+        for batch in inputs:
+            expected.append(whole.run(batch.given).logits)
+            found.append(head.run(backbone.run(batch.given).logits).logits)
     kind = bundle.score_kind
     return compare_logits(
         comparable(np.concatenate(expected), kind),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from icis_deploy.errors import ICISDeployError
     from icis_deploy.head import Head
     from icis_deploy.injection_pipeline import inject, train_injector
+    from icis_deploy.model_form import ModelForm
     from icis_deploy.pipeline import evaluate, export, inspect, verify
     from icis_deploy.runtime.device import Device
 
@@ -38,6 +39,7 @@ _HOMES = {
     "Device": "runtime.device",
     "Head": "head",
     "ICISDeployError": "errors",
+    "ModelForm": "model_form",
     "describe": "describing",
     "evaluate": "pipeline",
     "export": "pipeline",
@@ -59,6 +61,7 @@ __all__ = [
     "Device",
     "Head",
     "ICISDeployError",
+    "ModelForm",
     "__version__",
     "describe",
     "evaluate",

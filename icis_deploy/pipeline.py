@@ -24,7 +24,8 @@ from icis_deploy.envelope import load_update
 from icis_deploy.errors import BundleError, ImageError, UsageError, WrongBaseError
 from icis_deploy.files import check_free, read_capped
 from icis_deploy.head import Head
-from icis_deploy.images import load_image_list
+from icis_deploy.images import LabeledImages, load_image_list
+from icis_deploy.model_form import ModelForm
 from icis_deploy.parity import ParityReport
 from icis_deploy.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.runtime.device import Device
@@ -115,6 +116,7 @@ def export(
     capacity: int | None = None,
     preprocess: PathLike | Preprocessing | None = None,
     images: PathLike | None = None,
+    form: ModelForm | None = None,
     trust: Sequence[PathLike] = (),
     targets: Sequence[str] = ("onnx",),
     target_options: TargetOptions | None = None,
@@ -131,7 +133,8 @@ def export(
         head: `fused` or `updatable`.
         capacity: Number of slots of an updatable head.
         preprocess: How images are prepared, or a JSON file that says it.
-        images: An image list to compare on; seeded inputs by default.
+        images: An image list to compare on; by default the calibration images, or seeded inputs where there are none.
+        form: What is done to the model besides its head, such as its precision; by default nothing.
         trust: Public keys whose class updates a device with this bundle takes.
         targets: What the bundle holds: `onnx`, which is always there, and others of `exporters.targets.TARGETS`.
         target_options: How they are built.
@@ -152,7 +155,6 @@ def export(
     planned_targets = plan_targets(targets, target_options)
     parsed = [update if isinstance(update, ClassUpdate) else load_update(Path(update)) for update in updates]
     preprocessing = load_preprocessing(Path(preprocess)) if isinstance(preprocess, str | Path) else preprocess
-    paths = _image_paths(images, preprocessing)
     opened = inspect(model, classes=classes)
     plan = plan_head(head_of(opened), parsed, head_kind=head, capacity=capacity)
     opened = replace(opened, head=None)  # the rows of a large head are not held while models with it are loaded
@@ -162,7 +164,8 @@ def export(
         loaded=opened.loaded,
         location=opened.location,
         preprocessing=preprocessing,
-        images=paths,
+        images=_image_list(images, preprocessing),
+        form=form,
         trust=[Path(key) for key in trust],
         targets=planned_targets,
         on_target=on_target,
@@ -193,7 +196,7 @@ def verify(
 
     folder, chosen = Path(bundle), runtime_from(runtime)
     described = load_bundle(folder)
-    paths = _image_paths(images, described.preprocessing)
+    compared = _image_list(images, described.preprocessing)
     opened = inspect(against)
     loaded, location = opened.loaded, opened.location
     if location.num_classes != described.num_seen:
@@ -213,7 +216,7 @@ def verify(
         loaded=loaded,
         location=location,
         expanded=ExpandedHead(model=loaded.model, location=location, injected=_injected_rows(folder, described)),
-        images=paths,
+        images=compared,
         runtime=chosen,
     )
 
@@ -273,16 +276,16 @@ def evaluate(
     )
 
 
-def _image_paths(images: PathLike | None, preprocessing: Preprocessing | None) -> tuple[Path, ...] | None:
-    """Return the files of an image list to compare on."""
+def _image_list(images: PathLike | None, preprocessing: Preprocessing | None) -> LabeledImages | None:
+    """Return an image list to run models on."""
     if images is None:
         return None
     if preprocessing is None:
         raise UsageError(
-            "Images can only be compared on where it is known how they are prepared: export with --preprocess, or "
-            "leave --images out."
+            "Images can only be used where it is known how they are prepared: export with --preprocess, or leave "
+            "--images out."
         )
-    return load_image_list(Path(images)).paths
+    return load_image_list(Path(images))
 
 
 def head_of(opened: OpenedModel) -> Head:

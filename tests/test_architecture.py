@@ -26,6 +26,7 @@ PURE_CORES = {
     f"icis_deploy.{name}"
     for name in (
         "accuracy",
+        "accuracy_kept",
         "bundle",
         "calibration",
         "class_doubts",
@@ -36,6 +37,7 @@ PURE_CORES = {
         "injection_options",
         "learning_curve",
         "methods",
+        "model_form",
         "neutral_images",
         "parity",
         "preprocessing",

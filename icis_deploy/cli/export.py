@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from icis_deploy.cli.engine_options import engine_options, engine_settings
+from icis_deploy.cli.form_options import form_options, split_form
 from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH, classes_option, model_options, model_source
 from icis_deploy.cli.output import columns, format_option, print_result
 from icis_deploy.cli.verify import parity_text
@@ -40,6 +41,7 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton")
 @click.option("--capacity", type=click.IntRange(min=1), help="Number of slots of an updatable head.")
 @click.option("--preprocess", type=EXISTING_FILE, help="JSON: resize, crop, mean, std, color, layout.")
 @click.option("--images", type=EXISTING_FILE, help="Image list for the parity gate. Default: seeded inputs.")
+@form_options
 @click.option(
     "--trust",
     type=EXISTING_FILE,
@@ -73,7 +75,7 @@ def export(
     weights: Path | None,
     input_shape: str | None,
     head_node: str | None,
-    **engine: Any,
+    **grouped: Any,
 ) -> None:
     """Write MODEL with its new classes as a bundle, if it passes the parity gate.
 
@@ -82,6 +84,7 @@ def export(
     """
     from icis_deploy.pipeline import export as export_bundle
 
+    form, engine = split_form(grouped)
     settings = engine_settings(**engine)
     from exporters.targets import TargetOptions
 
@@ -95,6 +98,7 @@ def export(
         capacity=capacity,
         preprocess=preprocess,
         images=images,
+        form=form,
         trust=trust,
         targets=targets,
         target_options=TargetOptions(engine=settings),
@@ -112,6 +116,7 @@ def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str
         "num_seen": bundle.num_seen,
         "num_added": _num_added(bundle),
         "capacity": bundle.capacity,
+        "precision": bundle.precision,
         "files": {name: entry.size_bytes for name, entry in bundle.files.items()},
         "parity": list(bundle.parity),
         "targets": [
@@ -133,6 +138,7 @@ def _text(out: Path, bundle: Bundle) -> str:
         [
             ("bundle", str(out)),
             ("head", f"{bundle.head_kind}, {bundle.num_seen} seen classes, {_num_added(bundle)} added"),
+            *([("precision", bundle.precision)] if bundle.precision != "fp32" else []),
             *([("slots", str(bundle.capacity))] if bundle.capacity else []),
             *((name, f"{entry.size_bytes / 1e6:.1f} MB") for name, entry in bundle.files.items()),
         ]

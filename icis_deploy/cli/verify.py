@@ -63,5 +63,18 @@ def _report_text(report: Mapping[str, Any]) -> str:
         f"{100 * report['agreement_lower_bound']:.2f} %), {report['num_disagreements']} disagreements, "
         f"{report['num_near_ties']} near-ties",
     ]
+    if report.get("accuracy"):
+        lines.append(f"      {_accuracy_text(report['accuracy'])}")
     lines.extend(f"      not kept: {failure}" for failure in report["failures"])
     return "\n".join(lines)
+
+
+def _accuracy_text(accuracy: Mapping[str, Any]) -> str:
+    if accuracy["seen_before"] is None:
+        return (
+            f"the same class on {100 * accuracy['seen_after']:.2f} % of {accuracy['num_images']} images without labels"
+        )
+    pairs = [("seen classes", accuracy["seen_before"], accuracy["seen_after"])]
+    pairs += [("H", accuracy["H_before"], accuracy["H_after"])] if accuracy["H_before"] is not None else []
+    shown = ", ".join(f"{name} {100 * before:.1f} -> {100 * after:.1f} %" for name, before, after in pairs)
+    return f"accuracy on {accuracy['num_images']} labelled images: {shown}"

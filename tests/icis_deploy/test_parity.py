@@ -86,7 +86,7 @@ def test_a_nan_or_infinity_anywhere_fails_every_error_threshold(image, logit, va
 
     assert not report.passed
     assert report.max_scaled_error == math.inf
-    assert report.failures[0] == "max_scaled_error inf is above 0.0001"
+    assert report.failures[0] == "max_scaled_error inf is above 0.0001: the exported model gives a NaN or an infinity"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -238,6 +238,8 @@ def test_the_report_as_json_states_verdict_thresholds_and_measurements(reference
         "name": "fp32",
         "max_scaled_error": 1e-4,
         "p999_scaled_error": 5e-5,
+        "min_seen_kept": None,
+        "max_h_loss": 0.01,
         "min_agreement": 1.0,
     }
 

@@ -1,0 +1,96 @@
+"""Which layers of a quantized backbone hurt most: the noise that each adds to what it is given.
+
+The signal-to-noise ratio of every activation is taken between the float and the int8 backbone on the same images. A
+layer's own harm is the noise power that its output has more than its input, both relative to their signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from exporters.activations import inner_values, iterate_activations
+from exporters.int8_precision import QuantizedModel
+
+NUM_BATCHES = 4
+_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_ACTIVATIONS = frozenset({"Clip", "Relu"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerError:
+    """What quantization did to one layer."""
+
+    name: str
+    """Name of its node."""
+
+    input_sqnr_db: float
+    """Signal to quantization noise of what it is given, in decibels; infinite for the images."""
+
+    output_sqnr_db: float
+    """The same of what it gives, its activation function included."""
+
+    @property
+    def added_noise(self) -> float:
+        """Noise power of the output less that of the input, relative to their signals."""
+        return float(10 ** (-self.output_sqnr_db / 10) - 10 ** (-self.input_sqnr_db / 10))
+
+    def describe(self) -> str:
+        """Return the layer and its harm in words."""
+        return f"{self.name} ({_decibels(self.input_sqnr_db)} in, {_decibels(self.output_sqnr_db)} out)"
+
+
+def worst_layers(quantized: QuantizedModel, batches: Iterator[NDArray[np.float32]], *, limit: int) -> list[LayerError]:
+    """Return the layers that add most noise, the worst first.
+
+    Args:
+        quantized: The model.
+        batches: Prepared images, of which the first few are used.
+        limit: At most so many layers.
+    """
+    from onnxruntime.quantization.qdq_loss_debug import compute_activation_error, create_activation_matching
+
+    images = list(islice(batches, NUM_BATCHES))
+    in_float = _activations(quantized.float_backbone, images)
+    in_int8 = _activations(quantized.backbone, images)
+    errors = compute_activation_error(
+        {name: match for name, match in create_activation_matching(in_int8, in_float).items() if match.get("float")}
+    )
+    sqnr = {name: float(error["xmodel_err"]) for name, error in errors.items()}
+    found = [
+        LayerError(name=str(node.name), input_sqnr_db=sqnr.get(source, np.inf), output_sqnr_db=sqnr[output])
+        for node in quantized.float_backbone.graph
+        if node.op_type in _LINEAR and (output := _output_of(node)) in sqnr
+        for source in [_name(node.inputs[0])]
+    ]
+    return sorted(found, key=lambda layer: -layer.added_noise)[:limit]
+
+
+def _activations(model: ir.Model, images: list[NDArray[np.float32]]) -> dict[str, list[NDArray[np.float32]]]:
+    names = inner_values(model)
+    collected: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+    for arrays in iterate_activations(model, names, iter(images)):
+        for name, array in arrays.items():
+            collected[name].append(array)
+    return collected
+
+
+def _output_of(node: ir.Node) -> str:
+    """Return the value by which a layer's output goes on: that of its activation function, where one follows."""
+    uses = list(node.outputs[0].uses())
+    if len(uses) == 1 and uses[0].node.op_type in _ACTIVATIONS:
+        return _name(uses[0].node.outputs[0])
+    return _name(node.outputs[0])
+
+
+def _name(value: ir.Value | None) -> str:
+    return "" if value is None else str(value.name)
+
+
+def _decibels(value: float) -> str:
+    return f"{value:.0f} dB" if np.isfinite(value) else "exact"

@@ -1,0 +1,74 @@
+"""Bring a classifier into the form that it is exported in: what its backbone computes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from exporters.fp16_precision import halve_model
+from exporters.gate_inputs import gate_inputs
+from exporters.head_finding import HeadLocation
+from exporters.int8_precision import quantize_model
+from exporters.layer_errors import NUM_BATCHES, worst_layers
+from exporters.model_loading import LoadedModel
+from icis_deploy.bundle import ModelInput
+from icis_deploy.images import LabeledImages
+from icis_deploy.model_form import ModelForm
+from icis_deploy.preprocessing import Preprocessing
+
+_NUM_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormedModel:
+    """A classifier in another precision; its head is where it was."""
+
+    model: ir.Model
+    """The graph."""
+
+    explain: Callable[[], str] | None = None
+    """Says which layers hurt most, for when the gate rejects it; takes seconds."""
+
+
+def in_precision(
+    loaded: LoadedModel,
+    location: HeadLocation,
+    form: ModelForm,
+    *,
+    calibration: LabeledImages | None,
+    model_input: ModelInput,
+    preprocessing: Preprocessing | None,
+) -> FormedModel:
+    """Return a classifier in the precision that its form asks for.
+
+    Args:
+        loaded: The classifier; it is not changed.
+        location: Its head.
+        form: What to do.
+        calibration: The images of its calibration, for int8.
+        model_input: What it takes, with the sizes of its images.
+        preprocessing: How images are prepared.
+
+    Raises:
+        IncompatibleError: If the model is not float32.
+        ExportError: If it cannot be converted.
+    """
+    if form.precision == "fp32":
+        return FormedModel(model=loaded.model)
+    paths = None if calibration is None else calibration.paths
+    fixed = loaded.input_shape[0]
+    with closing(gate_inputs(model_input, preprocessing, paths, fixed_batch=fixed)) as images:
+        if form.precision == "fp16":
+            return FormedModel(model=halve_model(loaded.model, images.one_by_one))
+        quantized = quantize_model(loaded.model, location, loaded.input_name, images.one_by_one)
+
+    def explain() -> str:
+        few = None if paths is None else paths[:NUM_BATCHES]
+        with closing(gate_inputs(model_input, preprocessing, few, fixed_batch=fixed)) as images:
+            layers = worst_layers(quantized, images.one_by_one(), limit=_NUM_NAMED)
+        return f"the layers that add most noise are {', '.join(layer.describe() for layer in layers)}"
+
+    return FormedModel(model=quantized.model, explain=explain)

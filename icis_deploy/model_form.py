@@ -1,0 +1,35 @@
+"""In which form a model is exported, besides its head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from icis_deploy.bundle import PRECISIONS
+from icis_deploy.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelForm:
+    """What the exported model computes in; by default nothing is changed.
+
+    Raises:
+        UsageError: On construction, if its parts do not go together.
+    """
+
+    precision: str = "fp32"
+    """What the backbone computes in: `fp32` leaves it as it is, `fp16`, `int8`. Slots are float32 in all of them."""
+
+    calibration_images: str | Path | None = None
+    """An image list of what the device will see, for `int8`: a CSV with the columns `file` and `class`."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"There is no precision {self.precision!r}; choose among {', '.join(PRECISIONS)}.")
+        if self.precision == "int8" and self.calibration_images is None:
+            raise UsageError(
+                "int8 must be calibrated on images of the kind that the device will see: give "
+                "--calibration-images with an image list (100 to 500 images)."
+            )
+        if self.precision != "int8" and self.calibration_images is not None:
+            raise UsageError("Calibration images are for --precision int8 only.")

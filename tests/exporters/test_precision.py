@@ -1,0 +1,229 @@
+"""Exports in other precisions: what is converted, what stays float32, and what the gate says of a bad one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import icis_deploy
+from exporters import fp16_precision, int8_precision
+from exporters.bias_correction import correct_biases, rounding_error
+from exporters.fp16_precision import halve_model, overflowing_nodes
+from exporters.head_finding import find_head, read_head
+from exporters.int8_precision import quantize_model
+from exporters.layer_errors import worst_layers
+from icis_deploy.class_update import ClassUpdate
+from icis_deploy.errors import GateFailedError, IncompatibleError, UsageError
+from icis_deploy.images import load_image_list
+from icis_deploy.model_form import ModelForm
+from icis_deploy.pipeline import OpenedModel, inspect
+from icis_deploy.runtime.device import Device
+from tests.exporters.head_graphs import parsed_model, run_model
+from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
+
+DEEP = """
+<ir_version: 10, opset_import: ["": 20]>
+deep (float[batch, 3, 8, 8] x) => (float[batch, 5] logits) {
+    [first] a = Conv <kernel_shape = [3, 3]> (x, w0, b0)
+    ra = Relu (a)
+    [middle] m = Conv <kernel_shape = [3, 3], group = 8> (ra, w1, b1)
+    rm = Relu (m)
+    pooled = GlobalAveragePool (rm)
+    flat = Flatten (pooled)
+    [head] logits = Gemm <transB = 1> (flat, w, b)
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_project: TinyProject) -> OpenedModel:
+    return inspect(tiny_project.model, classes=tiny_project.classes)
+
+
+@pytest.fixture(scope="module")
+def update(opened: OpenedModel) -> ClassUpdate:
+    rows = np.random.default_rng(5).normal(size=(2, FEATURE_DIM + 1))
+    return ClassUpdate(base_fingerprint=opened.head.fingerprint, rows=rows, added=("okapi", "quagga"))
+
+
+def deep_model(seed: int = 0, *, gain: float = 1.0) -> ir.Model:
+    rng = np.random.default_rng(seed)
+    shapes = {"w0": (8, 3, 3, 3), "b0": (8,), "w1": (8, 1, 3, 3), "b1": (8,), "w": (5, 8), "b": (5,)}
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return parsed_model(DEEP, **{**weights, "w1": weights["w1"] * np.float32(gain)})
+
+
+def batches(num: int = 8, seed: int = 1):
+    images = np.random.default_rng(seed).uniform(0, 1, (num, 3, 8, 8)).astype(np.float32)
+    return lambda: iter(images[:, None])
+
+
+def form_for(precision: str, project: TinyProject) -> ModelForm:
+    return ModelForm(precision=precision, calibration_images=project.images if precision == "int8" else None)
+
+
+@pytest.mark.parametrize("head", ["fused", "updatable"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_bundle_in_another_precision_passes_its_gate_and_says_so(
+    precision: str, head: str, opened: OpenedModel, update: ClassUpdate, tiny_project: TinyProject, tmp_path: Path
+) -> None:
+    bundle = icis_deploy.export(
+        opened,
+        updates=[update],
+        head=head,
+        capacity=8 if head == "updatable" else None,
+        preprocess=tiny_project.preprocess,
+        form=form_for(precision, tiny_project),
+        out=tmp_path / "bundle",
+    )
+    assert bundle.precision == precision
+    assert [report["profile"]["name"] for report in bundle.parity][:2] == [precision, precision]
+    device = Device.open(tmp_path / "bundle")
+    assert device.bundle.precision == precision
+    assert device.logits(np.zeros((1, 3, 16, 16), np.float32)).values.shape == (1, NUM_SEEN + 2)
+    reports = icis_deploy.verify(tmp_path / "bundle", against=tiny_project.model, images=tiny_project.images)
+    assert all(report.passed for report in reports)
+    assert (reports[0].accuracy is not None) == (precision == "int8")
+
+
+def test_int8_leaves_the_head_as_it_was_and_makes_the_backbone_integers() -> None:
+    model = deep_model()
+    location = find_head(model)
+    names = [f"class{index}" for index in range(5)]
+    quantized = quantize_model(model, location, "x", batches())
+    assert read_head(quantized.model, location, names) == read_head(model, location, names)
+    weights = {value.dtype for value in quantized.model.graph.initializers.values() if (value.shape or [0])[0] == 8}
+    assert ir.DataType.INT8 in weights
+    images = next(batches(1)())
+    expected, found = run_model(model, x=images)["logits"], run_model(quantized.model, x=images)["logits"]
+    assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_the_last_layer_before_the_head_gives_floats() -> None:
+    quantized = quantize_model(deep_model(), find_head(deep_model()), "x", batches())
+    last = quantized.model.graph.outputs[0].producer()
+    assert last is not None
+    kinds = []
+    value = last.inputs[0]
+    while value is not None and (node := value.producer()) is not None and len(kinds) < 2:
+        kinds.append(node.op_type)
+        value = node.inputs[0]
+    assert kinds == ["Flatten", "GlobalAveragePool"]
+
+
+def test_bias_correction_takes_out_the_mean_error_of_rounded_weights() -> None:
+    model = deep_model()
+    plain = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+    inputs = np.concatenate(list(batches(32)()))
+    mean = inputs.mean(axis=(0, 2, 3))
+    assert correct_biases(model, iter(inputs[:, None])) == 3
+    corrected = model.graph.node("first").inputs[2].const_value.numpy()
+    expected = plain["b0"] + (rounding_error(plain["w0"], 0).sum(axis=(2, 3)) * mean).sum(axis=1)
+    np.testing.assert_allclose(corrected, expected, rtol=1e-5)
+
+
+def test_the_layer_whose_weights_are_hard_to_round_is_named_first() -> None:
+    model = deep_model()
+    weight = model.graph.initializers["w1"]
+    array = weight.const_value.numpy().copy()
+    array[:, 0, 1, 1] *= 300  # one weight takes the whole range, and the others are rounded away
+    weight.const_value = ir.Tensor(array, name="w1")
+    quantized = quantize_model(model, find_head(model), "x", batches())
+    assert worst_layers(quantized, batches()(), limit=2)[0].name == "middle"
+
+
+def test_fp16_keeps_inputs_and_outputs_float32_and_sensitive_operators_too() -> None:
+    text = DEEP.replace("float[batch, 5] logits", "float[batch, 5] scores").replace(
+        "(flat, w, b)\n", "(flat, w, b)\n    scores = Softmax (logits)\n"
+    )
+    model = parsed_model(text, **{name: v.const_value.numpy() for name, v in deep_model().graph.initializers.items()})
+    halved = halve_model(model, batches())
+    assert halved.graph.inputs[0].dtype == halved.graph.outputs[0].dtype == ir.DataType.FLOAT
+    types = {
+        node.op_type: node.outputs[0].dtype for node in halved.graph if node.op_type in {"Conv", "Gemm", "Softmax"}
+    }
+    assert types == {"Conv": ir.DataType.FLOAT16, "Gemm": ir.DataType.FLOAT16, "Softmax": ir.DataType.FLOAT}
+
+
+def test_nodes_that_would_overflow_in_fp16_stay_float32() -> None:
+    model = deep_model(gain=1e5)
+    kept = overflowing_nodes(model, batches())
+    assert "middle" in kept
+    assert "first" not in kept
+    images = next(batches(1)())
+    expected, found = run_model(model, x=images)["logits"], run_model(halve_model(model, batches()), x=images)["logits"]
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=1e-2 * np.abs(expected).max())
+
+
+def test_an_overflow_in_fp16_is_rejected_and_named(
+    tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = inspect(tiny_project.model).loaded.model
+    filters = loaded.graph.initializers["filters"]
+    filters.const_value = ir.Tensor(filters.const_value.numpy() * np.float32(1e4), name="filters")
+    weight = loaded.graph.initializers["weight"]
+    weight.const_value = ir.Tensor(weight.const_value.numpy() / np.float32(1e4), name="weight")
+    path = tmp_path / "loud.onnx"
+    ir.save(loaded, path)
+    settings = {
+        "classes": tiny_project.classes,
+        "preprocess": tiny_project.preprocess,
+        "form": ModelForm(precision="fp16"),
+    }
+    icis_deploy.export(path, out=tmp_path / "kept", **settings)
+    monkeypatch.setattr(fp16_precision, "overflowing_nodes", lambda *_: [])
+    with pytest.raises(GateFailedError, match="the exported model gives a NaN or an infinity"):
+        icis_deploy.export(path, out=tmp_path / "bundle", **settings)
+    assert not (tmp_path / "bundle").exists()
+    assert json.loads((tmp_path / "bundle.rejected" / "parity.json").read_text())[0]["max_scaled_error"] is None
+
+
+def test_an_int8_export_that_loses_accuracy_is_rejected_with_the_layers_that_hurt_most(
+    opened: OpenedModel, tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = int8_precision._quantized
+
+    def blurred(prepared: ir.Model, *arguments: object) -> ir.Model:
+        filters = next(node for node in prepared.graph if node.op_type == "Conv").inputs[1]
+        filters.const_value = ir.Tensor(np.maximum(filters.const_value.numpy(), 0), name=filters.name)
+        return real(prepared, *arguments)
+
+    icis_deploy.export(opened, preprocess=tiny_project.preprocess, out=tmp_path / "fp32")
+    files = load_image_list(tiny_project.images).paths
+    answers = Device.open(tmp_path / "fp32").predict(files, top=1)
+    rows = [f"{file},{answer.class_names[0]}" for file, answer in zip(files, answers, strict=True)]
+    (tmp_path / "labelled.csv").write_text("\n".join(["file,class", *rows]))
+    monkeypatch.setattr(int8_precision, "_quantized", blurred)
+    with pytest.raises(GateFailedError, match=r"accuracy on seen classes is kept.*the layers that add most noise are"):
+        icis_deploy.export(
+            opened,
+            preprocess=tiny_project.preprocess,
+            form=ModelForm(precision="int8", calibration_images=tmp_path / "labelled.csv"),
+            out=tmp_path / "bundle",
+        )
+    assert (tmp_path / "bundle.rejected" / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "int8"}, r"give --calibration-images"),
+        ({"precision": "fp16", "calibration_images": "list.csv"}, r"for --precision int8 only"),
+        ({"precision": "int4"}, r"no precision 'int4'; choose among fp32, fp16, int8"),
+    ],
+)
+def test_a_form_that_does_not_go_together_is_refused(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ModelForm(**settings)
+
+
+def test_a_model_that_is_float16_already_is_refused() -> None:
+    halved = halve_model(deep_model(), batches())
+    with pytest.raises(IncompatibleError, match=r"is not float32: its node .* is half precision.*--precision fp32"):
+        halve_model(halved, batches())
+    with pytest.raises(IncompatibleError, match="is not float32"):
+        quantize_model(halved, find_head(halved), "x", batches())
