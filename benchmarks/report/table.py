@@ -116,7 +116,7 @@ def _verdict(row: Row) -> Cell:
     ratio = comparison.ratio
     return Cell(
         text=comparison.verdict,
-        note=f"× {ratio.value:.3f} ({ratio.low:.3f} – {ratio.high:.3f})",
+        note=f"× {ratio.value:.3f}\n{ratio.low:.3f} – {ratio.high:.3f}",
         sort_key=ratio.value,
         tone={"faster": "good", "slower": "bad"}.get(comparison.verdict, ""),
     )
