@@ -74,7 +74,12 @@ def _parity_rows(entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
     for entry in entries:
         for each in entry.target.parity:
             counts = (f"{each.num_images:,}", f"{each.num_classes:,}", f"{100 * each.agreement:.2f}")
-            yield (entry.label, each.against, *counts, f"{each.max_scaled_error:.1e}", f"{each.p999_scaled_error:.1e}")
+            yield (
+                entry.label,
+                each.against,
+                *counts,
+                *(f"{error:.1e}" if error else "0" for error in (each.max_scaled_error, each.p999_scaled_error)),
+            )
 
 
 def _phase_rows(devices: Sequence[Device]) -> Iterator[tuple[str, ...]]:

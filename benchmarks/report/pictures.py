@@ -141,7 +141,7 @@ def draw_throughput(name: str, entries: Sequence[Entry]) -> str:
             sizes |= set(batches)
         axes.set_xticks(sorted(sizes), [str(each) for each in sorted(sizes)])
         axes.minorticks_off()
-        axes.set_ylim(0)
+        axes.set_ylim(0, 1.08 * max(row.images_per_s for entry in entries for row in entry.rows))
         axes.grid(axis="y")
         _names_at_right(axes, ends)
         axes.set_xlabel("images in a query")

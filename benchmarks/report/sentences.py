@@ -92,15 +92,20 @@ def say_front(front: Sequence[Choice], measure: Measure) -> list[str]:
     said[0] += " than any other."
     for faster, righter in pairwise(front):
         ratio = righter.latency_ms.value / faster.latency_ms.value
+        overlap = faster.latency_ms.high >= righter.latency_ms.low
+        unsure = ", which their 99 % intervals do not show," if overlap else ""
         said.append(
-            f"{faster.entry.label} is {times(ratio)} as fast as {righter.entry.label} and loses "
+            f"{faster.entry.label} is {times(ratio)} as fast as {righter.entry.label}{unsure} and loses "
             f"{_say_loss(righter, faster, measure)}."
         )
     return said
 
 
 def _say_loss(righter: Choice, faster: Choice, measure: Measure) -> str:
-    lost = f"{points(righter.accuracy.value - faster.accuracy.value)} of {measure}"
+    loss = righter.accuracy.value - faster.accuracy.value
+    if loss < 0.0005:
+        return f"less than 0.05 points of {measure}"
+    lost = f"{points(loss)} of {measure}"
     assert righter.entry.target.accuracy is not None
     assert faster.entry.target.accuracy is not None
     difference = accuracy_difference(righter.entry.target.accuracy, faster.entry.target.accuracy, measure)
@@ -123,9 +128,11 @@ def say_accuracies(entries: Sequence[Entry]) -> list[str]:
         best = max(with_h, key=lambda entry: entry.target.accuracy.H)  # type: ignore[union-attr,return-value,arg-type]
         accuracy = best.target.accuracy
         assert accuracy is not None
+        equal = [each.label for each in with_h if each.target.accuracy == accuracy]
+        has = f"{enumeration(equal)} {'has' if len(equal) == 1 else 'have'}"
         said.append(
-            f"{best.label} has the highest H, {percent(accuracy.H)} %: it recognises {percent(accuracy.U)} % of the "
-            f"images of unseen classes and {percent(accuracy.S)} % of those of seen classes, choosing among all "
+            f"{has} the highest H, {percent(accuracy.H)} %: {percent(accuracy.U)} % of the images of unseen classes "
+            f"and {percent(accuracy.S)} % of those of seen classes are recognised, choosing among all "
             f"{best.target.num_classes:,}."
         )
         if accuracy.S is not None and accuracy.S_original is not None:
@@ -185,7 +192,7 @@ def say_update(update: UpdateLatency) -> list[str]:
             f"them, a class update takes {duration(own.median_ms)} (median of {own.num_queries:,}; p99 {p99})."
         )
         others = [
-            f"{way} {duration(timing.median_ms)} ({timing.median_ms / own.median_ms:,.1f} times as long)"
+            f"{way} {duration(timing.median_ms)} ({times(timing.median_ms / own.median_ms)} as long)"
             for way, timing in update.ways.items()
             if way != CLASS_UPDATE
         ]

@@ -89,6 +89,13 @@ def test_a_loss_that_the_images_cannot_show_is_said_to_be_one(entries):
     assert "which these images cannot tell from nothing" in say_front([faster, righter], "H")[1]
 
 
+def test_a_loss_that_no_figure_shows_is_not_called_zero(entries):
+    righter = choice(entries, "updatable", 4.0, U=0.40, S=0.80)
+    faster = replace(choice(entries, "fused", 2.5, U=0.40, S=0.80), accuracy=righter.accuracy)
+
+    assert say_front([faster, righter], "H")[1].endswith("and loses less than 0.05 points of H.")
+
+
 def test_one_that_is_best_in_both_is_said_to_be(entries):
     best = choice(entries, "fused", 2.5, U=0.5, S=0.5)
 
@@ -98,9 +105,27 @@ def test_one_that_is_best_in_both_is_said_to_be(entries):
 def test_accuracies_are_of_the_best_h_with_what_they_cost(entries):
     said = say_accuracies(entries)
 
-    assert said[0].startswith("updatable has the highest H, 53.3 %: it recognises 40.0 % of the images of unseen")
+    assert said[0] == (
+        "updatable has the highest H, 53.3 %: 40.0 % of the images of unseen classes and 80.0 % of those of seen "
+        "classes are recognised, choosing among all 46."
+    )
     assert said[1] == "On seen classes that is 10.0 points fewer than the original classes alone."
     assert said[2] == "30 of 50 images of unseen classes are taken for seen ones, 3 of 100 the other way."
+
+
+def test_targets_that_are_equally_right_are_named_together(entries):
+    _, fused, updatable = entries
+    equal = replace(fused, target=replace(fused.target, accuracy=updatable.target.accuracy))
+
+    assert say_accuracies([equal, updatable])[0].startswith("fused and updatable have the highest H, 53.3 %: ")
+
+
+def test_a_speed_that_the_intervals_do_not_show_is_said_not_to_be_sure(entries):
+    faster, righter = choice(entries, "fused", 2.5, U=0.4, S=0.6), choice(entries, "updatable", 2.6, U=0.4, S=0.8)
+    wide = replace(faster, latency_ms=Interval(value=2.5, low=2.4, high=2.7))
+
+    assert ", which their 99 % intervals do not show, and loses" in say_front([wide, righter], "H")[1]
+    assert "do not show" not in say_front([faster, righter], "H")[1]
 
 
 def test_throughput_says_what_a_larger_batch_is_worth(entries):
@@ -122,7 +147,7 @@ def test_an_update_stands_beside_the_other_ways(full):
 
     assert said[0].endswith("a class update takes 2.00 ms (median of 700; p99 3.00 ms).")
     assert said[1] == (
-        "Beside it: new session 90.0 ms (45.0 times as long) and export, reload 3.00 s (1,500.0 times as long)."
+        "Beside it: new session 90.0 ms (45 times as long) and export, reload 3.00 s (1,500 times as long)."
     )
     assert said[2] == "Most of it is sync (1.10 ms) and verify (400 µs)."
 
