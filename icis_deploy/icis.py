@@ -61,10 +61,10 @@ class ICISConfig:
     learning_rate: float = 1e-3
     """Adam's step size: the largest one where there is a schedule."""
 
-    batch_size: int = 256
+    batch_size: int = 64
     """Classes in a batch, seen and unseen together."""
 
-    max_epochs: int = 30
+    max_epochs: int = 15
     """Times that every class is used."""
 
     min_steps: int = 120
@@ -128,17 +128,22 @@ class ICIS(nn.Module):
             Descriptor from descriptor, over the batch; row from row, row from descriptor and descriptor from row, over
             its seen classes, and zero where it has none.
         """
+        num_classes, num_seen = descriptors.shape[0], rows.shape[0]
         descriptor_latent = F.relu(self.descriptor_encoder(descriptors))  # (batch, latent_dim)
-        descriptor_from_descriptor = mean_cosine_loss(self.descriptor_decoder(descriptor_latent), descriptors)
-        if not len(rows):
+        row_latent = F.relu(self.row_encoder(rows))  # (num_seen, latent_dim)
+        # Each decoder is used once, for what comes from descriptors and what comes from rows together: its weights, and
+        # their gradients, go through memory once instead of twice.
+        decoded = self.descriptor_decoder(torch.cat([descriptor_latent, row_latent]))
+        decoded_rows = self.row_decoder(torch.cat([row_latent, descriptor_latent[is_seen]]))
+        descriptor_from_descriptor = mean_cosine_loss(decoded[:num_classes], descriptors)
+        if not num_seen:
             zero = descriptors.new_zeros(())
             return descriptor_from_descriptor, zero, zero, zero
-        row_latent = F.relu(self.row_encoder(rows))  # (num_seen, latent_dim)
         return (
             descriptor_from_descriptor,
-            mean_cosine_loss(self.row_decoder(row_latent), rows),
-            mean_cosine_loss(self.row_decoder(descriptor_latent[is_seen]), rows),
-            mean_cosine_loss(self.descriptor_decoder(row_latent), descriptors[is_seen]),
+            mean_cosine_loss(decoded_rows[:num_seen], rows),
+            mean_cosine_loss(decoded_rows[num_seen:], rows),
+            mean_cosine_loss(decoded[num_classes:], descriptors[is_seen]),
         )
 
 

@@ -11,7 +11,7 @@ from icis_deploy.calibration import FLATNESS, weighted_harmonic_mean
 from icis_deploy.methods import METHODS, Method, Progress
 from icis_deploy.trial import Candidate, Trial, try_method
 
-AFFORDABLE_TRAINING = 5e11
+AFFORDABLE_TRAINING = 2.5e11
 """Multiplications of one training, up to which `auto` also considers a trained method: a few seconds on a CPU."""
 
 
@@ -83,7 +83,9 @@ def methods_to_try(trial: Trial, latent_dim: int = 2048) -> tuple[Method, ...]:
     """Return the methods that `auto` chooses from: all that need no training, and `icis-centred` where it is cheap."""
     cheap = [method for method in METHODS.values() if not method.is_trained]
     width = trial.descriptors.shape[1] + trial.rows.shape[1]
-    classes_per_step, num_steps = min(256, len(trial.rows) + trial.num_unseen), 120
+    num_classes = len(trial.rows) + trial.num_unseen
+    classes_per_step = min(64, num_classes)  # as `ICISConfig()` has them; its module needs torch
+    num_steps = max(120, 15 * -(-num_classes // classes_per_step))
     multiplications = 3 * 2 * latent_dim * width * classes_per_step * num_steps
     if multiplications <= AFFORDABLE_TRAINING and find_spec("torch") is not None:
         return (METHODS["icis-centred"], *cheap)
