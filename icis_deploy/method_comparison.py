@@ -108,7 +108,7 @@ def compare_methods(
     }
     opened = inspect(model, classes=classes)
     head = head_of(opened)
-    photos = None if images is None else _Photos.load(images, opened, preprocessing)
+    photos = None if images is None else Photos.load(images, opened, preprocessing)
     neutral = run_neutral_pictures(opened, preprocess=preprocessing, seed=seed)
     compared = []
     for name, options in chosen.items():
@@ -117,7 +117,7 @@ def compare_methods(
         start = time.perf_counter()
         injection = inject(head, described, unseen=names, options=options, neutral_features=neutral)
         train_s = time.perf_counter() - start
-        measured = None if photos is None else photos.measure(head, injection)
+        measured = None if photos is None else photos.measure(head, injection.rows, injection.class_names)
         compared.append(_compared(name, injection, measured, train_s))
     return tuple(compared)
 
@@ -131,7 +131,7 @@ def _compared(name: str, injection: Injection, measured: AccuracyReport | None, 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Photos:
+class Photos:
     """Labelled images as features: the backbone is the same whatever the rows."""
 
     source: str
@@ -139,7 +139,7 @@ class _Photos:
     features: Float32
 
     @classmethod
-    def load(cls, images: PathLike, opened: OpenedModel, preprocessing: Preprocessing | None) -> _Photos:
+    def load(cls, images: PathLike, opened: OpenedModel, preprocessing: Preprocessing | None) -> Photos:
         """Run the backbone on an image list."""
         if preprocessing is None:
             raise UsageError("Images can only be measured on with --preprocess, which says how they are prepared.")
@@ -154,9 +154,13 @@ class _Photos:
             features=backbone_features(opened.loaded, opened.location, batches),
         )
 
-    def measure(self, head: Head, injection: Injection) -> AccuracyReport:
-        """Return the accuracy of a head with injected rows."""
-        expanded = head.expand(injection.rows, injection.class_names)
+    def measure(self, head: Head, rows: Float32, class_names: Sequence[str]) -> AccuracyReport:
+        """Return the accuracy of a head with injected rows, `(num_unseen, feature_dim + 1)`.
+
+        Raises:
+            ImageError: If an image shows a class that is neither in the head nor injected.
+        """
+        expanded = head.expand(rows, class_names)
         place = {name: index for index, name in enumerate(expanded.class_names)}
         unknown = sorted({label for label in self.labels if label not in place})
         if unknown:

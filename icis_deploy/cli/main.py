@@ -11,6 +11,7 @@ import click
 
 from icis_deploy._version import __version__
 from icis_deploy.cli.bench import bench
+from icis_deploy.cli.bench_fit import bench_fit
 from icis_deploy.cli.bench_scale import bench_scale
 from icis_deploy.cli.bench_update import bench_update
 from icis_deploy.cli.compare_methods import compare_methods
@@ -35,7 +36,7 @@ COMMANDS = (
     *(inspect, describe, compare_methods, inject, export, verify, evaluate, predict),
     *(keygen, sign, verify_update, diff),
     *(apply, rollback, history, classes, enable, disable),
-    *(bench, bench_update, bench_scale, report),
+    *(bench, bench_fit, bench_update, bench_scale, report),
     demo,
 )
 
