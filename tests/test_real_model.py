@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,13 @@ import pytest
 
 import icis_deploy
 import icis_deploy.pipeline
+from exporters.targets import TARGETS, TargetJob, TargetOptions
+from icis_deploy.bundle import file_entry, load_bundle
 from icis_deploy.class_update import ClassUpdate
+from icis_deploy.engine_sidecar import parse_sidecar
 from icis_deploy.images import load_image_list
 from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.runtimes import Runtime
 
 pytestmark = pytest.mark.slow
 
@@ -83,3 +88,28 @@ def test_seen_logits_of_an_updatable_head_keep_their_bits(
     for name in ("with", "without"):
         seen = icis_deploy.Device.open(tmp_path / name).logits(images).values[:, :800]
         np.testing.assert_array_equal(seen, original)
+
+
+def test_one_tensorrt_rtx_engine_and_openvino_files_come_of_the_real_model(
+    bundle: Path, imagenet_mobilenet: Path, tmp_path: Path
+) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    described = load_bundle(bundle)
+    job = TargetJob(folder=tmp_path, bundle=described, options=TargetOptions())
+    for name in described.files:
+        (tmp_path / name).symlink_to(bundle / name)
+    written = [name for target in ("tensorrt-rtx", "openvino") for name in TARGETS[target].build(job)]
+
+    sidecar = parse_sidecar((tmp_path / "engines" / "tensorrt-rtx.json").read_bytes())
+    assert sidecar.runtime_version == trt.__version__
+    assert {"8.0", "8.6", "8.9", "12.0"} <= set(sidecar.compute_capabilities)
+    assert sidecar.inputs[0].max_shape == (32, 3, 224, 224)
+    assert sidecar.outputs[0].shape == (-1, len(described.class_names) + described.capacity)
+    assert (tmp_path / "engines" / "tensorrt-rtx.engine").stat().st_size > 10e6
+    openvino = replace(described, files={**described.files, **{name: file_entry(tmp_path / name) for name in written}})
+    device = icis_deploy.Device.from_parts(tmp_path, openvino, runtime=Runtime(name="openvino"))
+    reference = icis_deploy.Device.open(bundle)
+    images = device.prepare(load_image_list(imagenet_mobilenet / "images.csv").paths[:32])
+    found, expected = device.logits(images).values, reference.logits(images).values
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
