@@ -203,3 +203,34 @@ def trusted_keys_from_files(public_key_paths: Sequence[Path]) -> TrustedKeys:
         IncompatibleError: If there is no key, or too many.
     """
     return TrustedKeys(public_keys=tuple(pem_from_public_key(load_public_key(path)) for path in public_key_paths))
+
+
+def rotate_keys(
+    public_key_paths: Sequence[Path],
+    key_path: Path,
+    *,
+    out: Path,
+    version: int,
+    expires: datetime | None = None,
+) -> SignedFile:
+    """Write a signed set of trusted keys: a device that applies it trusts these keys and no others.
+
+    Args:
+        public_key_paths: All keys that devices trust afterwards; a key that is not among them is revoked.
+        key_path: A private key that the devices trust now.
+        out: The file.
+        version: Of the set; greater than that of every set the devices applied before.
+        expires: When devices stop taking the file; `None` is never.
+
+    Raises:
+        SignatureError: If a key cannot be read.
+        IncompatibleError: If there is no key, or too many.
+        UsageError: If `out` exists.
+        StorageError: If it cannot be written.
+    """
+    check_free(out, overwrite=False)
+    keys = trusted_keys_from_files(public_key_paths).with_terms(version=version, expires=expires)
+    envelope = envelope_of(keys)
+    signature = envelope.sign(load_private_key(key_path))
+    write_file(out, serialize_envelope(envelope))
+    return SignedFile(path=out, content=keys, signed_by=signature.keyid)

@@ -131,6 +131,8 @@ def _history_text(entries: list[HistoryEntry] | tuple[HistoryEntry, ...]) -> str
 def _history_row(entry: HistoryEntry) -> tuple[str, ...]:
     if entry.class_name is not None:
         what = entry.class_name
+    elif entry.action == "trust":
+        what = "trusted keys replaced"
     else:
         what = f"+{entry.num_added} ~{entry.num_replaced} -{entry.num_removed} classes"
     signed = "UNSIGNED" if entry.signed_by is None else f"signed by {entry.signed_by[:16]}…"

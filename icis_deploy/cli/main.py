@@ -25,7 +25,7 @@ from icis_deploy.cli.inspect import inspect
 from icis_deploy.cli.output import json_result
 from icis_deploy.cli.predict import predict
 from icis_deploy.cli.report import report
-from icis_deploy.cli.signing import diff, keygen, sign, verify_update
+from icis_deploy.cli.signing import diff, keygen, rotate_keys, sign, verify_update
 from icis_deploy.cli.verify import verify
 from icis_deploy.errors import ICISDeployError
 
@@ -34,7 +34,7 @@ BROKEN_PIPE = 141
 INTERNAL_ERROR = 4
 COMMANDS = (
     *(inspect, describe, compare_methods, inject, export, verify, evaluate, predict),
-    *(keygen, sign, verify_update, diff),
+    *(keygen, sign, rotate_keys, verify_update, diff),
     *(apply, rollback, history, classes, enable, disable),
     *(bench, bench_fit, bench_update, bench_scale, report),
     demo,

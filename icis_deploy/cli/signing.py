@@ -1,4 +1,4 @@
-"""`icis-deploy keygen`, `sign`, `verify-update` and `diff`: what a publisher does with class updates."""
+"""`icis-deploy keygen`, `sign`, `rotate-keys`, `verify-update` and `diff`: what a publisher does with class updates."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from icis_deploy.update_diff import UpdateDiff
 
 EXISTING_PATH = click.Path(exists=True, path_type=Path)
+UTC_TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 MAX_LISTED = 20
 
 
@@ -44,9 +45,7 @@ def keygen(out: Path) -> None:
 @click.argument("update", type=EXISTING_FILE)
 @click.option("--key", type=EXISTING_FILE, required=True, help="The private key that keygen wrote.")
 @click.option("--version", type=click.IntRange(min=1), help="Version of the update; devices only move up.")
-@click.option(
-    "--expires", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="When devices stop taking it, in UTC."
-)
+@click.option("--expires", type=UTC_TIME, help="When devices stop taking it, in UTC.")
 @click.option("--out", type=NEW_PATH, help="Where the signed file goes. Default: UPDATE itself.")
 @format_option
 def sign(update: Path, key: Path, version: int | None, expires: datetime | None, out: Path | None) -> None:
@@ -55,6 +54,29 @@ def sign(update: Path, key: Path, version: int | None, expires: datetime | None,
 
     in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
     _print_signed(sign_file(update, key, out=out, version=version, expires=in_utc))
+
+
+@click.command("rotate-keys", short_help="Replace the keys that devices trust.")
+@click.option(
+    "--trust", type=EXISTING_FILE, multiple=True, required=True, help="A key to trust afterwards; repeat for several."
+)
+@click.option("--key", type=EXISTING_FILE, required=True, help="A private key that devices trust now.")
+@click.option(
+    "--version", type=click.IntRange(min=1), required=True, help="Of the set: 1 for the first rotation, then greater."
+)
+@click.option("--expires", type=UTC_TIME, help="When devices stop taking it, in UTC.")
+@click.option("--out", type=NEW_PATH, required=True, help="The file to `apply` on devices.")
+@format_option
+def rotate_keys(trust: tuple[Path, ...], key: Path, version: int, expires: datetime | None, out: Path) -> None:
+    """Write a file that makes devices trust the given public keys, and no others.
+
+    It is signed by a key that they trust now and applied like a class update: `apply OUT --to BUNDLE`. No rollback
+    brings the old keys back. Keep a second key offline, and among the trusted ones, to replace one that was stolen.
+    """
+    from icis_deploy.signing import rotate_keys as write_rotation
+
+    in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
+    _print_signed(write_rotation(trust, key, out=out, version=version, expires=in_utc))
 
 
 @click.command("verify-update", short_help="Check who signed a class update.")

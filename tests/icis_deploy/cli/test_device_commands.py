@@ -137,6 +137,36 @@ def test_an_unsigned_update_is_taken_when_allowed_and_the_history_says_so(
     assert "UNSIGNED" in capsys.readouterr().out
 
 
+def test_rotated_keys_are_trusted_and_the_old_one_no_more(
+    bundle: Path, unsigned: Path, key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new_key, rotation = tmp_path / "NEW", tmp_path / "keys.icis"
+    assert run(["keygen", "--out", str(new_key)]) == 0
+    arguments = [
+        "rotate-keys",
+        "--trust",
+        f"{new_key}.pub",
+        "--key",
+        str(key),
+        "--version",
+        "1",
+        "--out",
+        str(rotation),
+    ]
+    assert run(arguments) == 0
+    assert run(["verify-update", str(rotation), "--trust", f"{key}.pub"]) == 0
+    assert run(["apply", str(rotation), "--to", str(bundle)]) == 0
+    assert "trusted keys replaced" in capsys.readouterr().out
+
+    files = {name: tmp_path / f"{name}.icis" for name in ("old", "new")}
+    assert run(["sign", str(unsigned), "--key", str(key), "--out", str(files["old"])]) == 0
+    assert run(["sign", str(unsigned), "--key", str(new_key), "--out", str(files["new"])]) == 0
+    assert run(["apply", str(files["old"]), "--to", str(bundle)]) == 6
+    assert run(["apply", str(files["new"]), "--to", str(bundle)]) == 0
+    assert run(["apply", str(rotation), "--to", str(bundle)]) == 6  # its version is spent, and its key revoked
+    assert run(arguments) == 2  # nothing is overwritten
+
+
 def test_a_disabled_class_is_listed_so_and_can_come_back(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["disable", str(bundle), "class03"]) == 0
     capsys.readouterr()
