@@ -1,0 +1,146 @@
+"""The fleet scripts as their clients call them, with the real command on a real bundle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from icis_deploy.runtime.operations import classes, history
+from icis_deploy.signing import keygen
+from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, trust, write_bundle
+
+FLEET = Path(__file__).resolve().parents[2] / "scripts" / "fleet"
+COMMAND = Path(sys.executable).with_name("icis-deploy")
+
+
+@pytest.fixture
+def key(tmp_path):
+    return keygen(tmp_path / "KEY")
+
+
+@pytest.fixture
+def bundle(tmp_path, key):
+    folder = write_bundle(tmp_path / "bundle")
+    trust(folder, key.public_path)
+    return folder
+
+
+def shell(script, *arguments, bundle, **settings):
+    """Run a fleet script in a plain POSIX shell; return its result."""
+    environment = os.environ | {"ICIS_BUNDLE": str(bundle), "ICIS_DEPLOY": str(COMMAND), "ICIS_CONFIG": "/nowhere"}
+    return subprocess.run(
+        ["/bin/sh", str(FLEET / script), *(str(argument) for argument in arguments)],
+        env=environment | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def artifact(folder, files):
+    """Return a work folder as Mender lays it out."""
+    (folder / "files").mkdir(parents=True)
+    for name, data in files.items():
+        (folder / "files" / name).write_bytes(data)
+    return folder
+
+
+def test_mender_learns_that_a_class_update_can_be_rolled_back_and_needs_no_reboot(bundle, tmp_path):
+    def answer(state):
+        return shell("icis-class-update", state, tmp_path, bundle=bundle).stdout
+
+    assert answer("SupportsRollback") == "Yes\n"
+    assert answer("NeedsArtifactReboot") == "No\n"
+    assert answer("Download") == answer("AStateOfALaterVersion") == ""
+
+
+def test_mender_installs_and_commits_an_artifact_of_several_files(bundle, key, tmp_path):
+    files = {
+        "1.icis": signed_bytes(make_update("okapi", version=1), key.private_path),
+        "2.icis": signed_bytes(make_update("bongo", version=2), key.private_path),
+    }
+    work = artifact(tmp_path / "work", files)
+
+    for state in ("Download", "ArtifactInstall", "ArtifactCommit", "Cleanup"):
+        result = shell("icis-class-update", state, work, bundle=bundle)
+        assert (result.returncode, result.stdout) == (0, ""), result.stderr
+
+    assert [listed.name for listed in classes(bundle).classes][-2:] == ["okapi", "bongo"]
+
+
+def test_mender_rolls_back_what_was_applied_and_nothing_else_however_often_it_asks(bundle, key, tmp_path):
+    before = signed_bytes(make_update("okapi", version=1), key.private_path)
+    (tmp_path / "before.icis").write_bytes(before)
+    subprocess.run([COMMAND, "apply", tmp_path / "before.icis", "--to", bundle], check=True, capture_output=True)
+    files = {"1.icis": signed_bytes(make_update("bongo", version=2), key.private_path), "2.icis": b"not an update"}
+    work = artifact(tmp_path / "work", files)
+
+    install = shell("icis-class-update", "ArtifactInstall", work, bundle=bundle)
+    assert install.returncode == 6
+    assert "not a class update" in install.stderr
+    assert classes(bundle).version == 2
+    for _ in range(2):  # a power cut makes Mender ask again
+        assert shell("icis-class-update", "ArtifactRollback", work, bundle=bundle).returncode == 0
+        assert classes(bundle).version == 1
+    assert [entry.action for entry in history(bundle)] == ["apply", "apply", "rollback"]
+
+
+def test_mender_rolls_nothing_back_where_nothing_was_installed(bundle, tmp_path):
+    work = artifact(tmp_path / "work", {})
+
+    assert shell("icis-class-update", "ArtifactInstall", work, bundle=bundle).returncode == 1
+    shutil.rmtree(work / "tmp")
+    assert shell("icis-class-update", "ArtifactRollback", work, bundle=bundle).returncode == 0
+    assert history(bundle) == ()
+
+
+def test_mender_does_not_commit_where_the_health_check_fails(bundle, tmp_path):
+    assert shell("icis-class-update", "ArtifactCommit", tmp_path, bundle=bundle, ICIS_HEALTH="false").returncode == 1
+
+
+def test_the_inbox_is_applied_in_order_and_sorted_with_the_reason_of_a_refusal(bundle, key, tmp_path):
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    (inbox / "1.icis").write_bytes(signed_bytes(make_update("okapi", version=1), key.private_path))
+    (inbox / "2.icis").write_bytes(b"not an update")
+    (inbox / "3.icis.part").write_bytes(b"half of one")
+
+    result = shell("icis-apply", inbox, bundle, bundle=bundle)
+
+    assert result.returncode == 6
+    left = {str(path.relative_to(inbox)) for path in inbox.rglob("*") if path.is_file()}
+    assert left == {"3.icis.part", "done/1.icis", "refused/2.icis", "refused/2.icis.reason"}
+    assert "not a class update" in (inbox / "refused" / "2.icis.reason").read_text()
+    assert classes(bundle).version == 1
+
+
+def test_a_file_stays_in_the_inbox_where_the_device_is_at_fault(bundle, tmp_path):
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    (inbox / "1.icis").write_bytes(b"anything")
+    (bundle / "manifest.json").unlink()
+
+    assert shell("icis-apply", inbox, bundle, bundle=bundle).returncode == 4
+    assert (inbox / "1.icis").exists()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_takes_the_units(tmp_path):
+    for name in ("icis-apply.path", "icis-apply.service"):
+        text = (FLEET / name).read_text()
+        # Where the command will be installed is no business of this machine.
+        (tmp_path / name).write_text(text.replace("/usr/local/bin/icis-apply", str(FLEET / "icis-apply")))
+    result = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", tmp_path / "icis-apply.path", tmp_path / "icis-apply.service"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert "icis-apply" not in result.stderr
