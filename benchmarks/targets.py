@@ -177,13 +177,14 @@ def added_rows(folder: Path, device: Device) -> Float32:
     Raises:
         BundleError: If a fused bundle does not have the file that holds them.
     """
-    table = device.state.table
-    if table is None:
-        if len(device.classes()) == device.bundle.num_seen:
-            return np.empty((0, device.bundle.feature_dim + 1), dtype=np.float32)
+    rows = [np.empty((0, device.bundle.feature_dim + 1), dtype=np.float32)]
+    if len(device.bundle.class_names) > device.bundle.num_seen:
         path = folder / INJECTED_NAME
         table = parse_slots(read_capped(path, max_bytes=MAX_SLOTS_BYTES, what="injected rows", error_type=BundleError))
-    return table.rows()
+        rows.append(table.rows())
+    if device.state.table is not None:
+        rows.append(device.state.table.rows())
+    return np.concatenate(rows)
 
 
 def as_logits(scores: Float32, score_kind: str) -> Float32:

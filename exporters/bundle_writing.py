@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from exporters.expanded_head import ExpandedHead
-from exporters.head_finding import HeadLocation
-from exporters.head_surgery import add_slots, fuse_head, set_slot_defaults
+from exporters.head_finding import HeadLocation, find_head
+from exporters.head_surgery import FUSED_LOGITS, add_slots, fuse_head, set_slot_defaults
 from exporters.model_conversion import FormedModel, in_precision
 from exporters.model_loading import LoadedModel
 from exporters.onnx_files import save_model
@@ -41,12 +42,15 @@ from icis_deploy.images import LabeledImages, load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.parity import ParityReport
 from icis_deploy.preprocessing import Preprocessing
-from icis_deploy.runtime.store import TRUST_FOLDER
+from icis_deploy.runtime.journal import Journal, serialize_journal
+from icis_deploy.runtime.store import JOURNAL_NAME, STATE_FOLDER, TRUST_FOLDER
 from icis_deploy.signing import load_public_key
 from icis_deploy.slot_files import serialize_slots
 from icis_deploy.slots import SlotTable, empty_slots
 
 REPORT_NAME = "parity.json"
+
+Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +69,26 @@ class HeadPlan:
     head_kind: str
     """`fused` or `updatable`."""
 
-    updates: tuple[ClassUpdate, ...]
-    """What the table was made of, in order."""
+    updates: tuple[Mapping[str, object], ...]
+    """What the rows were made of, in order, as the manifest states it."""
+
+    version: int
+    """Version of the head; 0 for the bare original one."""
+
+    baked: SlotTable | None = None
+    """Of an updatable head that was compacted: rows that are baked like the seen ones, with free slots after them."""
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """All classes, seen ones first."""
-        return (*self.seen_names, *self.table.filled_names)
+    def baked_names(self) -> tuple[str, ...]:
+        """The classes baked into the model, seen ones first."""
+        injected = self.table if self.head_kind == "fused" else self.baked
+        return self.seen_names if injected is None else (*self.seen_names, *injected.filled_names)
+
+    @property
+    def injected_rows(self) -> Float32:
+        """`(num_injected, feature_dim + 1)` float32: all rows that the original head does not have, in order."""
+        tables = [self.table] if self.baked is None else [self.baked, self.table]
+        return np.concatenate([table.rows() for table in tables])
 
 
 def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, capacity: int | None) -> HeadPlan:
@@ -109,7 +126,8 @@ def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, cap
         base_fingerprint=seen.fingerprint,
         table=compacted(table) if head_kind == "fused" else table,
         head_kind=head_kind,
-        updates=tuple(updates),
+        updates=tuple(_describe_update(update) for update in updates),
+        version=max((update.version for update in updates), default=0),
     )
 
 
@@ -131,6 +149,7 @@ def write_bundle(
     trust: Sequence[Path] = (),
     targets: TargetPlan | None = None,
     on_target: Callable[[BuiltTarget], None] | None = None,
+    journal: Journal | None = None,
     overwrite: bool,
 ) -> Bundle:
     """Write a bundle to `out`, if it passes the parity gate.
@@ -146,6 +165,7 @@ def write_bundle(
         trust: Public keys for the bundle's `trust/` folder; not in the manifest, since devices may rotate them.
         targets: What the bundle holds beside `model.onnx`.
         on_target: Told what became of each target, as soon as it is known.
+        journal: What the bundle remembers of a life before; `None` for a new one.
         overwrite: Whether a bundle at `out` may be replaced.
 
     Raises:
@@ -176,6 +196,7 @@ def write_bundle(
                 on_target(built)
         write_file(building / MANIFEST_NAME, serialize_manifest(bundle))
         _write_trust(building / TRUST_FOLDER, trust)
+        _write_journal(building / STATE_FOLDER, journal)
     return bundle
 
 
@@ -204,21 +225,32 @@ def _write_trust(folder: Path, trust: Sequence[Path]) -> None:
         write_file(folder / f"{key_id[:16]}.pub", data)
 
 
+def _write_journal(folder: Path, journal: Journal | None) -> None:
+    if journal is not None:
+        folder.mkdir()
+        write_file(folder / JOURNAL_NAME, serialize_journal(journal))
+
+
 def _expanded(plan: HeadPlan, loaded: LoadedModel, location: HeadLocation) -> ExpandedHead:
-    return ExpandedHead(model=loaded.model, location=location, injected=plan.table.rows())
+    return ExpandedHead(model=loaded.model, location=location, injected=plan.injected_rows)
 
 
 def _write_model(folder: Path, plan: HeadPlan, base: ir.Model, location: HeadLocation, expanded: ExpandedHead) -> None:
     if plan.head_kind == "fused":
         model = fuse_head(base, location, expanded)
-        name = INJECTED_NAME
+        tables = {INJECTED_NAME: plan.table}
     else:
-        model = add_slots(base, location, plan.table.capacity)
+        model, tables = base, {SLOTS_NAME: plan.table}
+        if plan.baked is not None:
+            model = fuse_head(base, location, expanded)
+            location = find_head(model, None if location.certainty == "certain" else f"node_{FUSED_LOGITS}")
+            tables[INJECTED_NAME] = plan.baked
+        model = add_slots(model, location, plan.table.capacity)
         model = set_slot_defaults(model, plan.table.weight, plan.table.bias)
-        name = SLOTS_NAME
     save_model(model, folder / MODEL_NAME)
-    if plan.table.capacity:
-        write_file(folder / name, serialize_slots(plan.table))
+    for name, table in tables.items():
+        if table.capacity:
+            write_file(folder / name, serialize_slots(table))
 
 
 def _describe(
@@ -232,19 +264,19 @@ def _describe(
     fused = plan.head_kind == "fused"
     return Bundle(
         head_kind=plan.head_kind,
-        class_names=plan.class_names if fused else plan.seen_names,
+        class_names=plan.baked_names,
         num_seen=len(plan.seen_names),
         feature_dim=plan.table.feature_dim,
         capacity=0 if fused else plan.table.capacity,
         base_fingerprint=plan.base_fingerprint,
-        head_version=max((update.version for update in plan.updates), default=0),
+        head_version=plan.version,
         model_input=taken,
         precision=form.precision,
         score_kind=score_kind(location),
         preprocessing=preprocessing,
         files={path.name: file_entry(path) for path in sorted(folder.iterdir())},
         parity=(),
-        updates=tuple(_describe_update(update) for update in plan.updates),
+        updates=plan.updates,
         created_by=_versions(),
     )
 

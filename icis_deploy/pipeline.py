@@ -30,6 +30,7 @@ from icis_deploy.parity import ParityReport
 from icis_deploy.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.runtimes import Runtime, runtime_from
+from icis_deploy.runtime.store import TRUST_FOLDER, Store
 from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots
 from icis_deploy.workbench import enable_workbench
 
@@ -191,12 +192,79 @@ def verify(
     """
     enable_workbench()
     from exporters.expanded_head import ExpandedHead
-    from exporters.head_finding import read_head
     from exporters.parity_gate import check_bundle
 
     folder, chosen = Path(bundle), runtime_from(runtime)
     described = load_bundle(folder)
     compared = _image_list(images, described.preprocessing)
+    opened = _original_of(folder, described, against)
+    loaded, location = opened.loaded, opened.location
+    return check_bundle(
+        folder,
+        described,
+        loaded=loaded,
+        location=location,
+        expanded=ExpandedHead(model=loaded.model, location=location, injected=_injected_rows(folder, described)),
+        images=compared,
+        runtime=chosen,
+    )
+
+
+def compact(
+    bundle: PathLike,
+    *,
+    against: Model,
+    out: PathLike,
+    capacity: int | None = None,
+    images: PathLike | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle whose model has baked what is in another one's slots, with free slots after it.
+
+    It takes the other one's place: `Device.replace` hands over without a pause. See `exporters/compaction.py`.
+
+    Args:
+        bundle: The bundle's folder; it is not changed.
+        against: The model that it was made from, as in `inspect`.
+        out: The new bundle's folder.
+        capacity: Number of free slots; `None` for as many as it has.
+        images: An image list to compare on; seeded inputs by default.
+        overwrite: Whether a bundle at `out` may be replaced.
+
+    Raises:
+        IncompatibleError: If the head is fused, or the bundle is not one that can be compacted.
+        ICISDeployError: As `export`, and as `verify` where the model is another one.
+    """
+    enable_workbench()
+    from exporters.bundle_writing import write_bundle
+    from exporters.compaction import journal_after_compaction, plan_compaction
+
+    folder = Path(bundle)
+    check_free(Path(out), overwrite=overwrite)
+    described, store = load_bundle(folder), Store(folder)
+    journal = store.load_journal(described)
+    table = store.load_table(described, journal.current)
+    free = described.capacity if capacity is None else capacity
+    plan = plan_compaction(folder, described, journal, table, capacity=free)
+    compared = _image_list(images, described.preprocessing)
+    opened = _original_of(folder, described, against)
+    return write_bundle(
+        Path(out),
+        plan,
+        loaded=opened.loaded,
+        location=opened.location,
+        preprocessing=described.preprocessing,
+        images=compared,
+        trust=sorted((folder / TRUST_FOLDER).glob("*.pub")),
+        journal=journal_after_compaction(journal),
+        overwrite=overwrite,
+    )
+
+
+def _original_of(folder: Path, described: Bundle, against: Model) -> OpenedModel:
+    """Open the model that a bundle was made from, or raise `WrongBaseError`."""
+    from exporters.head_finding import read_head
+
     opened = inspect(against)
     loaded, location = opened.loaded, opened.location
     if location.num_classes != described.num_seen:
@@ -210,24 +278,17 @@ def verify(
             f"The bundle {folder} was made from the head {described.base_fingerprint[:16]}…; {loaded.spec} has "
             f"{found[:16]}…. Verify against the model that it was exported from."
         )
-    return check_bundle(
-        folder,
-        described,
-        loaded=loaded,
-        location=location,
-        expanded=ExpandedHead(model=loaded.model, location=location, injected=_injected_rows(folder, described)),
-        images=compared,
-        runtime=chosen,
-    )
+    return opened
 
 
 def _injected_rows(folder: Path, bundle: Bundle) -> NDArray[np.float32]:
     """Return the rows beside the original's, `(num_injected, feature_dim + 1)` float32."""
-    name = SLOTS_NAME if bundle.capacity else INJECTED_NAME
-    if name not in bundle.files:
-        return np.empty((0, bundle.feature_dim + 1), dtype=np.float32)
-    data = read_capped(folder / name, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError)
-    return parse_slots(data).rows()
+    rows = [np.empty((0, bundle.feature_dim + 1), dtype=np.float32)]
+    for name in (INJECTED_NAME, SLOTS_NAME):  # baked ones come first
+        if name in bundle.files:
+            data = read_capped(folder / name, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError)
+            rows.append(parse_slots(data).rows())
+    return np.concatenate(rows)
 
 
 def evaluate(

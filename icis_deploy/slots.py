@@ -106,8 +106,8 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         if len(update.added) > len(empty):
             raise CapacityError(
                 f"The class update adds {len(update.added)} classes; {self.capacity} slots, "
-                f"{self.capacity - len(empty)} used. Remove classes first, or export the bundle again with these "
-                f"updates and a greater --capacity."
+                f"{self.capacity - len(empty)} used. Remove classes first, or bake those in the slots with "
+                f"`icis-deploy compact` on the workbench and hand the new bundle over."
             )
         targets = [*empty[: len(update.added)], *(place[name] for name in update.replaced)]
         weight[targets], bias[targets] = update.rows[:, :-1], update.rows[:, -1]

@@ -133,6 +133,8 @@ def _history_row(entry: HistoryEntry) -> tuple[str, ...]:
         what = entry.class_name
     elif entry.action == "trust":
         what = "trusted keys replaced"
+    elif entry.action == "replace":
+        what = "bundle replaced"
     else:
         what = f"+{entry.num_added} ~{entry.num_replaced} -{entry.num_removed} classes"
     signed = "UNSIGNED" if entry.signed_by is None else f"signed by {entry.signed_by[:16]}…"

@@ -14,6 +14,7 @@ from icis_deploy.cli.bench import bench
 from icis_deploy.cli.bench_fit import bench_fit
 from icis_deploy.cli.bench_scale import bench_scale
 from icis_deploy.cli.bench_update import bench_update
+from icis_deploy.cli.compact import compact
 from icis_deploy.cli.compare_methods import compare_methods
 from icis_deploy.cli.demo import demo
 from icis_deploy.cli.describe import describe
@@ -35,7 +36,7 @@ INTERNAL_ERROR = 4
 COMMANDS = (
     *(inspect, describe, compare_methods, inject, export, verify, evaluate, predict),
     *(keygen, sign, rotate_keys, verify_update, diff),
-    *(apply, rollback, history, classes, enable, disable),
+    *(apply, rollback, history, classes, enable, disable, compact),
     *(bench, bench_fit, bench_update, bench_scale, report),
     demo,
 )

@@ -2,13 +2,15 @@
 
 Rules:
 
-1. A request takes the head state once, when it starts; an answer belongs to exactly one version.
+1. A request takes the open bundle and its head state once, when it starts; an answer belongs to exactly one version.
 2. Everything that changes the state is the updater's; see `updater.py`.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle import Bundle, load_bundle
-from icis_deploy.errors import IncompatibleError, UsageError
+from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.images import load_images, load_pixels
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
 from icis_deploy.runtime.head_state import HeadState, make_head_state
@@ -32,6 +34,16 @@ __all__ = ["AppliedUpdate", "Device", "Logits", "Prediction"]
 
 def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OpenBundle:
+    """What belongs together; `Device.replace` exchanges all of it by one assignment."""
+
+    folder: Path
+    bundle: Bundle
+    session: Session
+    updater: Updater
 
 
 class Device:
@@ -50,15 +62,18 @@ class Device:
         store: Store | None = None,
         clock: Callable[[], datetime] = _utc_now,
     ) -> None:
-        self._folder = folder
-        self._bundle = bundle
-        self._session = session
-        self._updater = Updater(
+        self._changing = threading.RLock()
+        self._opened = _OpenBundle(
+            folder=folder,
             bundle=bundle,
             session=session,
-            state=state,
-            store=Store(folder) if store is None else store,
-            clock=clock,
+            updater=Updater(
+                bundle=bundle,
+                session=session,
+                state=state,
+                store=Store(folder) if store is None else store,
+                clock=clock,
+            ),
         )
 
     @classmethod
@@ -88,7 +103,7 @@ class Device:
         folder = Path(folder)
         chosen = runtime_from(runtime, num_threads=num_threads)
         device = cls.from_parts(folder, load_bundle(folder), runtime=chosen)
-        device._updater.take_over(probe=not chosen.is_reference)
+        device._opened.updater.take_over(probe=not chosen.is_reference)
         return device
 
     @classmethod
@@ -123,26 +138,26 @@ class Device:
     @property
     def session(self) -> Session:
         """The model, loaded in its runtime."""
-        return self._session
+        return self._opened.session
 
     @property
     def state(self) -> HeadState:
         """The head that the next request will get."""
-        return self._updater.state
+        return self._opened.updater.state
 
     @property
     def bundle(self) -> Bundle:
         """What the bundle's manifest says."""
-        return self._bundle
+        return self._opened.bundle
 
     @property
     def version(self) -> int:
         """Version of the head that the next request will get."""
-        return self._updater.state.version
+        return self._opened.updater.state.version
 
     def classes(self) -> tuple[str, ...]:
         """Return the classes that the next request will choose among, in the order of the logits."""
-        return self._updater.state.class_names
+        return self._opened.updater.state.class_names
 
     def logits(self, images: NDArray[np.generic]) -> Logits:
         """Return the logits of a batch of prepared images.
@@ -155,14 +170,9 @@ class Device:
         Raises:
             RuntimeFailureError: If the runtime fails, which includes images of another shape or dtype.
         """
-        state = self._updater.state
-        return Logits(values=self._run(images, state), class_names=state.class_names, version=state.version)
-
-    def _run(self, images: NDArray[np.generic], state: HeadState) -> NDArray[np.float32]:
-        values = self._session.run(images, state.buffers).logits[:, state.columns]
-        if self._bundle.score_kind == "probabilities":
-            values = np.log(np.maximum(values, np.finfo(np.float32).tiny))
-        return values
+        opened = self._opened
+        state = opened.updater.state
+        return Logits(values=_run(opened, images, state), class_names=state.class_names, version=state.version)
 
     def predict(self, images: NDArray[np.generic] | Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
         """Return the most probable classes of each image.
@@ -180,14 +190,15 @@ class Device:
         if top < 1:
             raise UsageError(f"top is {top}; at least one class must be asked for.")
         batch = images if isinstance(images, np.ndarray) else self.prepare([Path(image) for image in images])
-        state = self._updater.state
+        opened = self._opened
+        state = opened.updater.state
         # A model's own choice is among its first outputs, in order. Where a class is disabled, or a slot between others
         # is empty, the choice is made here, among the scores of those classes that count.
-        if top <= self._bundle.top and isinstance(state.columns, slice):
-            chosen = self._session.top(batch, state.buffers)
+        if top <= opened.bundle.top and isinstance(state.columns, slice):
+            chosen = opened.session.top(batch, state.buffers)
             if chosen is not None:
                 return predictions_of_choice(chosen, state.class_names, version=state.version, top=top)
-        return top_predictions(self._run(batch, state), top, class_names=state.class_names, version=state.version)
+        return top_predictions(_run(opened, batch, state), top, class_names=state.class_names, version=state.version)
 
     def prepare(self, paths: Sequence[Path]) -> NDArray[np.generic]:
         """Return image files as one batch of the model's input, `(batch, *input_shape)`.
@@ -196,13 +207,14 @@ class Device:
             ImageError: If a file is no image.
             IncompatibleError: If the bundle does not state its preprocessing.
         """
-        if self._bundle.preprocessing is None:
+        bundle = self._opened.bundle
+        if bundle.preprocessing is None:
             raise IncompatibleError(
-                f"The bundle {self._folder} does not state how images are prepared. Export it with --preprocess, or "
-                f"give prepared arrays."
+                f"The bundle {self._opened.folder} does not state how images are prepared. Export it with "
+                f"--preprocess, or give prepared arrays."
             )
-        load = load_pixels if self._bundle.model_input.takes_pixels else load_images
-        return load(paths, self._bundle.preprocessing)
+        load = load_pixels if bundle.model_input.takes_pixels else load_images
+        return load(paths, bundle.preprocessing)
 
     def history(self) -> tuple[HistoryEntry, ...]:
         """Return the last changes committed to the bundle, by this process or another, the oldest first.
@@ -210,7 +222,7 @@ class Device:
         Raises:
             BundleError, CorruptFileError: If the journal cannot be read.
         """
-        return self._updater.history()
+        return self._opened.updater.history()
 
     def apply(self, update: str | Path | bytes, *, allow_unsigned: bool = False) -> AppliedUpdate:
         """Take a class update, or a set of trusted keys: all of it, or nothing.
@@ -227,7 +239,8 @@ class Device:
             StorageError: If the disk refuses.
             RuntimeFailureError: If the runtime fails in the self-test.
         """
-        return self._updater.apply(update, allow_unsigned=allow_unsigned)
+        with self._changing:
+            return self._opened.updater.apply(update, allow_unsigned=allow_unsigned)
 
     def rollback(self) -> HistoryEntry:
         """Go back to the state before the last class update that is still in effect.
@@ -238,7 +251,8 @@ class Device:
             UsageError: If no state before the current one is kept.
             SelfTestError, StorageError, RuntimeFailureError: As `apply`; the device keeps the state it had.
         """
-        return self._updater.rollback()
+        with self._changing:
+            return self._opened.updater.rollback()
 
     def enable(self, class_name: str) -> bool:
         """Let answers choose a class again; return whether that changed anything.
@@ -247,7 +261,8 @@ class Device:
             ClassConflictError: If the head does not know the class.
             StorageError: If the disk refuses; nothing changes.
         """
-        return self._updater.switch(class_name, enabled=True)
+        with self._changing:
+            return self._opened.updater.switch(class_name, enabled=True)
 
     def disable(self, class_name: str) -> bool:
         """Leave a class out of all answers, whether baked or in a slot; return whether that changed anything.
@@ -256,7 +271,8 @@ class Device:
             ClassConflictError: If the head does not know the class, or no other is enabled.
             StorageError: If the disk refuses; nothing changes.
         """
-        return self._updater.switch(class_name, enabled=False)
+        with self._changing:
+            return self._opened.updater.switch(class_name, enabled=False)
 
     def refresh(self) -> bool:
         """Take over what another process committed since; return whether there was anything.
@@ -267,4 +283,45 @@ class Device:
             BundleError, CorruptFileError: If the new state cannot be read; the device keeps the state it had.
             SelfTestError, RuntimeFailureError: If it fails its probe here; the device keeps the state it had.
         """
-        return self._updater.refresh()
+        return self._opened.updater.refresh()
+
+    def replace(
+        self, folder: str | Path, *, runtime: Runtime | str = "onnxruntime", num_threads: int | None = None
+    ) -> HistoryEntry:
+        """Go over to another bundle of the same head, such as a compacted one, without a pause.
+
+        It is loaded and tested while this device answers from the old one; then one assignment swaps them. Requests in
+        flight end with what they started with. What stands outside the rollback stack goes along and is committed to
+        the new bundle first: the highest version, the last time seen, newer trusted keys, disabled classes, the
+        history. The old bundle is not changed; which of the two a restart opens is up to who keeps the path.
+
+        Args:
+            folder: The new bundle, in a folder of its own.
+            runtime: As `open`.
+            num_threads: As `open`.
+
+        Raises:
+            UsageError: If it is the folder that is open already.
+            WrongBaseError: If its original head is another one.
+            VersionRollbackError: If it holds an older version than this device.
+            ICISDeployError: As `open` and `apply`; the device keeps the bundle it had.
+        """
+        if Path(folder).exists() and Path(folder).samefile(self._opened.folder):
+            raise UsageError(f"{folder} is open already. Put the new bundle into a folder of its own.")
+        new = Device.open(folder, runtime=runtime, num_threads=num_threads)._opened
+        with self._changing, self._opened.updater.held() as journal:
+            if new.bundle.base_fingerprint != self._opened.bundle.base_fingerprint:
+                raise WrongBaseError(
+                    f"The bundle {folder} was made from the head {new.bundle.base_fingerprint[:16]}…; this device's is "
+                    f"{self._opened.bundle.base_fingerprint[:16]}…. Open it as a device of its own."
+                )
+            entry = new.updater.take_place_of(journal)
+            self._opened = new
+        return entry
+
+
+def _run(opened: _OpenBundle, images: NDArray[np.generic], state: HeadState) -> NDArray[np.float32]:
+    values = opened.session.run(images, state.buffers).logits[:, state.columns]
+    if opened.bundle.score_kind == "probabilities":
+        values = np.log(np.maximum(values, np.finfo(np.float32).tiny))
+    return values

@@ -53,7 +53,7 @@ _HISTORY_TYPES: Mapping[str, tuple[type, ...]] = {
 }
 # The file is one JSON object; the hash is over the exact bytes between these.
 _START, _MIDDLE, _END = b'{"journal":', b',"sha256":"', b'"}\n'
-ACTIONS = ("apply", "rollback", "enable", "disable", "trust")
+ACTIONS = ("apply", "rollback", "enable", "disable", "trust", "replace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,8 @@ Rules, in the order in which they are checked:
    with the version of the trusted keys.
 9. `rollback` goes to the state before the current one. It needs no signature: whoever can run it holds the device.
 10. At least one class stays enabled.
+11. A bundle that takes another one's place on a device is of the same head and no older version; what the device
+    remembers outside the rollback stack goes along, so that neither a spent version nor a revoked key comes back.
 
 Each function returns the new journal (and slots); nothing changes until the caller commits them.
 """
@@ -268,6 +270,48 @@ def after_rollback(journal: Journal, *, known_names: Sequence[str], clock: datet
         version=state_before(journal).version,
     )
     return entry, _recorded(replace(journal, states=journal.states[:-1]), entry)
+
+
+def after_replacement(
+    journal: Journal, former: Journal, *, known_names: Sequence[str], clock: datetime
+) -> tuple[HistoryEntry, Journal]:
+    """Return the journal of a bundle that takes another one's place on a device, and its line in the history (rule 11).
+
+    Args:
+        journal: What the new bundle brings.
+        former: What the device remembers of the bundle it had.
+        known_names: All classes of the new bundle, disabled ones included.
+        clock: The time by the device's clock.
+
+    Raises:
+        VersionRollbackError: If the new bundle holds an older version than the device.
+        ClassConflictError: If all its classes are disabled.
+    """
+    version, held = journal.current.version, former.current.version
+    if version < held:
+        raise VersionRollbackError(
+            f"The bundle holds version {version}; this device holds version {held}. Compact a bundle that has all the "
+            f"updates, or apply the missing ones to the new bundle first."
+        )
+    disabled = tuple(dict.fromkeys(name for name in (*former.disabled, *journal.disabled) if name in known_names))
+    _check_enabled(known_names, disabled)
+    keys = max(former, journal, key=lambda each: each.trust_version)
+    last_seen = max((each.last_seen for each in (former, journal) if each.last_seen is not None), default=None)
+    entry = HistoryEntry(
+        sequence=former.sequence + 1,
+        time=trusted_time(replace(former, last_seen=last_seen), clock),
+        action="replace",
+        version=version,
+    )
+    merged = replace(
+        journal,
+        highest_version=max(former.highest_version, journal.highest_version),
+        disabled=disabled,
+        trust_version=keys.trust_version,
+        trusted_keys=keys.trusted_keys,
+        history=former.history,
+    )
+    return entry, _recorded(merged, entry)
 
 
 def after_switch(

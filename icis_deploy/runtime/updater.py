@@ -14,7 +14,8 @@ What may change is decided in `update_rules.py`, how it reaches the disk in `sto
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from icis_deploy.runtime.session import Session
 from icis_deploy.runtime.store import SlotsFile, Store, slots_file
 from icis_deploy.runtime.timings import ApplyTimings, Stopwatch
 from icis_deploy.runtime.update_rules import (
+    after_replacement,
     after_rollback,
     after_switch,
     after_trusted_keys,
@@ -143,6 +145,21 @@ class Updater:
             return False
         with self._changing:
             return self._take_over(probe=True)
+
+    @contextmanager
+    def held(self) -> Iterator[Journal]:
+        """Keep everybody from changing the bundle for the length of the context, and give what it remembers."""
+        with self._changing, self._store.locked():
+            yield self._store.load_journal(self._bundle)
+
+    def take_place_of(self, former: Journal) -> HistoryEntry:
+        """Commit what a device remembered of another bundle of the same head to this one, and test its slots."""
+        with self._changing, self._store.locked():
+            before = self._store.load_journal(self._bundle)
+            table = self._table_of(before.current)
+            entry, after = after_replacement(before, former, known_names=self._known_names(table), clock=self._clock())
+            self._change(before, after, table=table)
+        return entry
 
     def take_over(self, *, probe: bool = False) -> None:
         """Bring a device that was just opened to the committed state.

@@ -166,7 +166,7 @@ def test_updates_are_applied_in_order(opened: OpenedModel) -> None:
         version=2,
     )
     plan = plan_head(opened.head, [first, second], head_kind="fused", capacity=None)
-    assert plan.class_names[opened.head.num_classes :] == ("a", "c")
+    assert plan.baked_names[opened.head.num_classes :] == ("a", "c")
     np.testing.assert_array_equal(plan.table.rows(), np.ones((2, FEATURE_DIM + 1)))
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from icis_deploy.cli.main import run
+from icis_deploy.envelope import load_update, save_update
+from icis_deploy.runtime.device import Device
 from tests.icis_deploy.cli.test_commands import export_arguments, names_in, run_json
 from tests.tiny_models import NUM_SEEN, NUM_UNSEEN, TinyProject
 
@@ -165,6 +169,63 @@ def test_rotated_keys_are_trusted_and_the_old_one_no_more(
     assert run(["apply", str(files["new"]), "--to", str(bundle)]) == 0
     assert run(["apply", str(rotation), "--to", str(bundle)]) == 6  # its version is spent, and its key revoked
     assert run(arguments) == 2  # nothing is overwritten
+
+
+def test_compact_bakes_the_slots_and_keeps_answers_version_and_history(
+    bundle: Path,
+    signed: Path,
+    unsigned: Path,
+    key: Path,
+    tiny_project: TinyProject,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["apply", str(signed), "--to", str(bundle)]) == 0
+    old = Device.open(bundle)
+    batch = np.random.default_rng(0).normal(size=(3, *old.bundle.model_input.shape)).astype(np.float32)
+    before, out = bytes_in(bundle), tmp_path / "compacted"
+    arguments = ["compact", str(bundle), "--against", str(tiny_project.model), "--out", str(out), "--capacity", "5"]
+    capsys.readouterr()
+
+    code, result = run_json(arguments, capsys)
+
+    assert code == 0
+    assert (result["version"], result["num_baked"], result["num_free_slots"]) == (3, NUM_UNSEEN, 5)
+    assert bytes_in(bundle) == before
+    new = Device.open(out)
+    assert new.classes() == old.classes()
+    assert new.history() == old.history()
+    np.testing.assert_allclose(new.logits(batch).values, old.logits(batch).values, rtol=1e-4, atol=1e-4)
+    assert run(["verify", str(out), "--against", str(tiny_project.model)]) == 0
+    assert run(["apply", str(signed), "--to", str(out)]) == 6  # its version is spent here too
+    assert run(["rollback", str(out)]) == 2  # there is no state before
+    assert run(arguments) == 2
+
+    again = tmp_path / "again"
+    assert run(["disable", str(out), old.classes()[-1]]) == 0
+    assert run(["compact", str(out), "--against", str(tiny_project.model), "--out", str(again)]) == 0
+    assert Device.open(again).classes() == old.classes()[:-1]
+    renamed = replace(
+        load_update(unsigned),
+        added=tuple(f"new {name}" for name in load_update(unsigned).added[:2]),
+        rows=load_update(unsigned).rows[:2],
+    )
+    save_update(renamed, tmp_path / "more.icis")
+    more = str(tmp_path / "more.icis")
+    assert run(["sign", more, "--key", str(key), "--version", "4"]) == 0
+    assert run(["apply", more, "--to", str(again)]) == 0
+    assert run(["verify", str(again), "--against", str(tiny_project.model)]) == 0
+
+
+def test_what_has_no_slots_cannot_be_compacted(
+    tiny_project: TinyProject, unsigned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fused = tmp_path / "fused"
+    assert run(export_arguments(tiny_project, unsigned, fused, head="fused")) == 0
+    out = tmp_path / "out"
+    assert run(["compact", str(fused), "--against", str(tiny_project.model), "--out", str(out)]) == 3
+    assert "has a fused head: there are no slots to bake" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_disabled_class_is_listed_so_and_can_come_back(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -519,4 +519,4 @@ def test_what_the_workbench_saves_unsigned_is_what_a_device_takes_when_allowed(d
 
     device.apply(str(tmp_path / "new.icis"), allow_unsigned=True)
 
-    assert device.bundle == load_bundle(device._folder)
+    assert device.bundle == load_bundle(tmp_path / "bundle")

@@ -1,0 +1,129 @@
+"""A device goes over to another bundle of the same head while it answers."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime, timedelta, timezone
+
+import numpy as np
+import pytest
+
+from icis_deploy.errors import CorruptFileError, SignatureError, UsageError, VersionRollbackError, WrongBaseError
+from icis_deploy.runtime.device import Device
+from icis_deploy.signing import keygen, trusted_keys_from_files
+from tests.icis_deploy.runtime.bundles import files_in, images, make_update, seen_head, trust, write_bundle
+
+
+@pytest.fixture
+def new_folder(tmp_path, keys):
+    """A bundle of the same head that was exported with version 2 and has more slots."""
+    folder = write_bundle(tmp_path / "new", capacity=9, head_version=2)
+    trust(folder, keys.public_path)
+    return folder
+
+
+@pytest.fixture
+def device(bundle_folder, signed):
+    device = Device.open(bundle_folder, num_threads=1)
+    device.apply(signed(make_update("okapi", version=1)))
+    return device
+
+
+def test_a_device_answers_from_the_new_bundle_and_so_does_the_next_one_to_open_it(device, new_folder):
+    entry = device.replace(new_folder, num_threads=1)
+
+    assert (entry.action, entry.version, entry.sequence) == ("replace", 2, 2)
+    assert device.version == Device.open(new_folder).version == 2
+    assert device.bundle.capacity == 9
+    assert [each.action for each in device.history()] == ["apply", "replace"]
+    assert device.predict(images(1))[0].version == 2
+
+
+def test_requests_are_answered_by_one_of_the_two_all_the_time(device, new_folder):
+    batch, answers, done = images(1), [], threading.Event()
+
+    def ask():
+        while not done.is_set():
+            answers.append(device.logits(batch))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while len(answers) < 20:
+        pass
+    device.replace(new_folder, num_threads=1)
+    start = len(answers)
+    while len(answers) < start + 20:
+        pass
+    done.set()
+    thread.join()
+
+    names = {answer.version: answer.class_names for answer in answers}
+    assert names == {1: ("cat", "dog", "owl", "okapi"), 2: ("cat", "dog", "owl")}
+    for answer in answers:
+        np.testing.assert_array_equal(answer.values[:, :3], answers[0].values[:, :3])
+        assert answer.values.shape[1] == len(names[answer.version])
+
+
+def test_a_spent_version_a_disabled_class_and_the_time_go_along(bundle_folder, device, new_folder, signed):
+    device.apply(signed(make_update("bongo", version=5)))
+    device.rollback()
+    device.disable("owl")
+
+    device.replace(new_folder, num_threads=1)
+
+    assert device.classes() == ("cat", "dog")
+    with pytest.raises(VersionRollbackError, match="has held version 5"):
+        device.apply(signed(make_update("bongo", version=5)))
+    device.apply(signed(make_update("bongo", version=6)))
+    before = files_in(bundle_folder)
+    device.rollback()
+    assert device.version == 2
+    assert files_in(bundle_folder) == before
+
+
+def test_a_revoked_key_does_not_come_back_with_the_trust_folder_of_a_new_bundle(device, new_folder, signed, tmp_path):
+    new_key = keygen(tmp_path / "new-key")
+    device.apply(signed(trusted_keys_from_files([new_key.public_path])))
+
+    device.replace(new_folder, num_threads=1)
+
+    with pytest.raises(SignatureError, match="trusted are"):
+        device.apply(signed(make_update("bongo", version=6)))
+
+
+def test_a_clock_that_was_set_back_stays_behind_the_last_time_seen(bundle_folder, new_folder, signed, tmp_path):
+    device = Device.open(bundle_folder)
+    far = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(days=400)
+    device._opened.updater._clock = lambda: far
+    device.apply(signed(make_update("okapi", version=1)))
+
+    entry = device.replace(new_folder)
+
+    assert entry.time == far
+
+
+@pytest.mark.parametrize("problem", ["same folder", "older version", "another head", "damaged"])
+def test_a_refused_bundle_leaves_device_and_both_folders_as_they_were(
+    problem, bundle_folder, device, new_folder, signed, tmp_path
+):
+    folder, error, message = {
+        "same folder": (bundle_folder, UsageError, "is open already"),
+        "older version": (new_folder, VersionRollbackError, "holds version 2; this device holds version 3"),
+        "another head": (tmp_path / "other", WrongBaseError, "was made from the head"),
+        "damaged": (new_folder, CorruptFileError, "was changed or damaged"),
+    }[problem]
+    if problem == "older version":
+        device.apply(signed(make_update("bongo", version=3)))
+    if problem == "another head":
+        write_bundle(folder, head=seen_head(seed=9))
+    if problem == "damaged":
+        model = folder / "model.onnx"
+        model.write_bytes(model.read_bytes()[:-1] + b"?")
+    before, version = (files_in(bundle_folder), files_in(folder)), device.version
+
+    with pytest.raises(error, match=message):
+        device.replace(folder, num_threads=1)
+
+    assert device.version == version
+    assert (files_in(bundle_folder), files_in(folder)) == before
+    device.apply(signed(make_update("gnu", version=9)))
