@@ -14,7 +14,7 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
-DESKTOP, PHONE = (1280, 900), (360, 740)
+DESKTOP, PHONE, PAPER = (1280, 900), (360, 740), (1032, 700)
 
 pytestmark = pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="needs chromium and chromium-driver")
 
@@ -45,13 +45,14 @@ def address(page_of_two, tmp_path_factory):
 def page(browser, address):
     """The page, newly loaded on a desktop in light mode."""
 
-    def load(*, size=DESKTOP, scheme="light", scripts=True):
+    def load(*, size=DESKTOP, scheme="light", scripts=True, medium="screen"):
         browser.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False},
         )
         browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            "Emulation.setEmulatedMedia",
+            {"media": medium, "features": [{"name": "prefers-color-scheme", "value": scheme}]},
         )
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not scripts})
         browser.get(address)
@@ -163,9 +164,11 @@ def test_without_scripts_every_row_is_there_and_no_control_that_would_do_nothing
     assert not browser.find_element("class name", "controls").is_displayed()
 
 
-@pytest.mark.parametrize("size", [PHONE, (320, 640), (768, 1024)], ids=lambda size: f"{size[0]} px")
-def test_nothing_is_wider_than_a_narrow_screen(page, size):
-    browser = page(size=size)
+@pytest.mark.parametrize(
+    ("medium", "size"), [("screen", PHONE), ("screen", (320, 640)), ("screen", (768, 1024)), ("print", PAPER)]
+)
+def test_nothing_is_wider_than_a_narrow_screen_or_a_sheet_of_paper(page, medium, size):
+    browser = page(size=size, medium=medium)
     widths = browser.execute_script(
         "const root = document.documentElement; return [innerWidth, root.scrollWidth - root.clientWidth]"
     )
@@ -189,6 +192,13 @@ def test_a_phone_shows_rows_as_cards_that_sort(page):
         "return [...document.querySelectorAll('figure svg text')].map(text => text.getBoundingClientRect().height)"
     )
     assert min(letters) >= 8, "letters of a picture are too small to read"
+
+
+def test_paper_shows_every_row_in_light_colors(page):
+    browser = page(size=PAPER, medium="print", scheme="dark")
+
+    assert len(column(browser, "Batch")) == 12
+    assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
 def test_dark_mode_changes_the_ground_and_the_pictures(page):
