@@ -1,0 +1,92 @@
+"""Features drawn in the place of images: as often right as the head, and as the neutral features are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from icis_deploy.pseudo_features import class_directions, draw_pseudo_features
+
+FEATURE_DIM = 40
+
+
+def head_rows(num_classes: int = 60, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return random.normal(size=(num_classes, FEATURE_DIM + 1)).astype(np.float32)
+
+
+def neutral(seed: int = 0) -> np.ndarray:
+    return np.maximum(np.random.default_rng(seed).normal(size=(64, FEATURE_DIM)), 0).astype(np.float32) * 3
+
+
+def accuracy(rows: np.ndarray, features: np.ndarray, classes: np.ndarray) -> float:
+    return float(((features @ rows[:, :-1].T + rows[:, -1]).argmax(axis=1) == classes).mean())
+
+
+@pytest.mark.parametrize("seen_accuracy", [0.6, 0.8, 0.95])
+@pytest.mark.parametrize("has_neutral", [True, False])
+def test_the_head_is_right_on_them_as_often_as_its_owner_says(seen_accuracy: float, has_neutral: bool):
+    rows = head_rows()
+    pseudo = draw_pseudo_features(
+        rows,
+        neutral_features=neutral() if has_neutral else None,
+        seen_accuracy=seen_accuracy,
+        max_features=3000,
+        seed=0,
+    )
+    assert accuracy(rows, pseudo.features, pseudo.classes) == pytest.approx(seen_accuracy, abs=0.04)
+    assert pseudo.accuracy == pytest.approx(accuracy(rows, pseudo.features, pseudo.classes))
+
+
+def test_every_class_has_equally_many():
+    pseudo = draw_pseudo_features(head_rows(), neutral_features=neutral(), seen_accuracy=0.8, max_features=500, seed=0)
+    assert np.unique(np.bincount(pseudo.classes, minlength=60)).tolist() == [8]
+
+
+def test_some_classes_are_drawn_once_where_there_are_more_than_features():
+    pseudo = draw_pseudo_features(head_rows(), neutral_features=neutral(), seen_accuracy=0.8, max_features=25, seed=0)
+    assert len(np.unique(pseudo.classes)) == len(pseudo.classes) == 25
+
+
+def test_features_are_never_negative_where_neutral_ones_never_are():
+    rows = head_rows()
+    options = {"seen_accuracy": 0.8, "max_features": 300, "seed": 0}
+    assert draw_pseudo_features(rows, neutral_features=neutral(), **options).features.min() == 0
+    assert draw_pseudo_features(rows, neutral_features=neutral() - 1, **options).features.min() < -1
+
+
+def test_the_same_seed_draws_the_same_and_another_does_not():
+    options = {"neutral_features": neutral(), "seen_accuracy": 0.8, "max_features": 300}
+    one, again, other = (draw_pseudo_features(head_rows(), **options, seed=seed).features for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_scaling_a_head_and_its_features_changes_nothing_but_the_scale():
+    rows, options = head_rows(), {"seen_accuracy": 0.8, "max_features": 600, "seed": 0}
+    rows[:, -1] = 0
+    halved = rows * np.float32(0.5)
+    one = draw_pseudo_features(rows, neutral_features=neutral(), **options)
+    same = draw_pseudo_features(halved, neutral_features=neutral(), **options)
+    np.testing.assert_allclose(same.features, one.features, rtol=1e-5)
+    double = draw_pseudo_features(rows, neutral_features=2 * neutral(), **options)
+    assert double.strength == pytest.approx(2 * one.strength, rel=0.01)
+
+
+@pytest.mark.parametrize("num_classes", [30, 60])
+def test_directions_are_those_of_class_means_in_a_balanced_linear_network(num_classes: int):
+    """Logits `rows @ features` of a class mean, with `features = rows.T @ (rows @ rows.T) @ ...`: C times the row."""
+    rows = head_rows(num_classes)
+    centred = (rows[:, :-1] - rows[:, :-1].mean(axis=0)).astype(np.float64)
+    expected = centred @ (centred.T @ centred)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(class_directions(rows), expected, atol=1e-4)
+
+
+def test_without_neutral_features_the_head_is_as_sure_as_it_is_right():
+    rows = head_rows()
+    pseudo = draw_pseudo_features(rows, neutral_features=None, seen_accuracy=0.8, max_features=3000, seed=0)
+    logits = (pseudo.features @ rows[:, :-1].T + rows[:, -1]).astype(np.float64)
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    confidence = (probabilities.max(axis=1) / probabilities.sum(axis=1)).mean()
+    assert confidence == pytest.approx(0.8, abs=0.08)
