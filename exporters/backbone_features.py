@@ -20,7 +20,7 @@ from icis_deploy.errors import ICISDeployError
 from icis_deploy.preprocessing import Preprocessing
 from icis_deploy.runtime.onnxruntime_session import load_session
 
-NUM_PICTURES = 64
+NUM_PICTURES = 128
 BATCH_SIZE = 16
 
 Float32 = NDArray[np.float32]

@@ -8,7 +8,8 @@ Rules:
 
 1. The share of held-out classes is that of unseen classes among all, within 1/10..1/3, so that the game is like the
    real one.
-2. Held-out classes compete in groups of the number of unseen classes: a single new class meets no other new one.
+2. Held-out classes compete in groups of the number of unseen classes: a single new class meets no other new one. Where
+   there are not enough of them, *rivals* fill up the group: unseen classes' rows, predicted from the same training.
 3. Whoever calls `play` has brought deviations to the length that calibration scales: methods differ in direction only.
 """
 
@@ -59,6 +60,9 @@ class HeldOutRows:
 
     deviations: Float32
     """`(num_held_out, feature_dim + 1)`: predicted row less the mean row of the training classes."""
+
+    rivals: Float32
+    """`(num_rivals, feature_dim + 1)`: deviations of rows of unseen classes that every group meets."""
 
     variance: Float64
     """`(num_held_out,)`: of the prediction, 0..1, where the method has one, else zero."""
@@ -122,16 +126,31 @@ def with_less_training(folds: tuple[Fold, ...], *, seed: int) -> tuple[Fold, ...
     return tuple(thinned)
 
 
-def hold_out(fit: Fit, descriptors: Float32, rows: Float32, folds: tuple[Fold, ...]) -> tuple[HeldOutRows, ...]:
-    """Predict the held-out rows of every fold from its training classes; deviations keep the lengths predicted."""
+def hold_out(
+    fit: Fit, descriptors: Float32, rows: Float32, unseen_descriptors: Float32, folds: tuple[Fold, ...]
+) -> tuple[HeldOutRows, ...]:
+    """Predict the held-out rows of every fold, and those of its rivals, from its training classes.
+
+    Args:
+        fit: Trains a method.
+        descriptors: `(num_seen, descriptor_dim)`.
+        rows: `(num_seen, feature_dim + 1)`.
+        unseen_descriptors: `(num_unseen, descriptor_dim)`; as many of them as a group lacks become its rivals.
+        folds: What to hold out.
+
+    Returns:
+        A prediction for each fold; deviations keep the lengths predicted.
+    """
     held_out = []
     for fold in folds:
         training, asked = rows[fold.training], descriptors[fold.held_out]
-        predictor = fit(descriptors[fold.training], training, asked)
+        rivals = unseen_descriptors[: max(0, len(unseen_descriptors) - min(len(group) for group in fold.groups))]
+        predictor = fit(descriptors[fold.training], training, np.concatenate([asked, rivals]))
         held_out.append(
             HeldOutRows(
                 fold=fold,
                 deviations=predictor.rows(asked) - mean_row(training),
+                rivals=predictor.rows(rivals) - mean_row(training) if len(rivals) else rows[:0],
                 variance=prediction_variance(predictor, asked),
             )
         )
@@ -153,7 +172,7 @@ def play(held_out: tuple[HeldOutRows, ...], rows: Float32, pseudo: PseudoFeature
     logits = pseudo.features @ rows[:, :-1].T + rows[:, -1] - base[:, None]  # (num_features, num_seen)
     games = [_play_fold(fold, logits, pseudo, random) for fold in held_out]
     columns = [np.concatenate(column) for column in zip(*games, strict=True)]
-    group_sizes = [len(group) for prediction in held_out for group in prediction.fold.groups]
+    sizes = [len(group) + len(part.rivals) for part in held_out for group in part.fold.groups]
     return Outcomes(
         seen_margin=columns[0],
         seen_deviation=columns[1],
@@ -161,7 +180,7 @@ def play(held_out: tuple[HeldOutRows, ...], rows: Float32, pseudo: PseudoFeature
         unseen_deviation=columns[3],
         is_hit=columns[4],
         unseen_class=columns[5],
-        chance=len(group_sizes) / sum(group_sizes),
+        chance=len(sizes) / sum(sizes),
     )
 
 
@@ -177,20 +196,25 @@ def _play_fold(
     own = logits[np.arange(len(logits)), pseudo.classes]
     seen_margin = np.where(own[seen] >= top_seen[seen], own[seen], -np.inf)
     deviations = pseudo.features @ prediction.deviations[:, :-1].T + prediction.deviations[:, -1]
+    rivals = pseudo.features @ prediction.rivals[:, :-1].T + prediction.rivals[:, -1]
+    rival = rivals.max(axis=1, initial=-np.inf)  # (num_features,)
     groups = [np.searchsorted(fold.held_out, group) for group in fold.groups]
     met = random.permutation(len(groups))[:MAX_GROUPS]
-    seen_deviation = np.concatenate([deviations[np.ix_(seen, groups[g])].max(axis=1) for g in met])
+    seen_deviation = np.concatenate(
+        [np.maximum(deviations[np.ix_(seen, groups[g])].max(axis=1), rival[seen]) for g in met]
+    )
     group_of = np.empty(len(fold.held_out), dtype=np.int64)
     for number, group in enumerate(groups):
         group_of[group] = number
     place = np.searchsorted(fold.held_out, pseudo.classes[unseen])  # of each unseen feature's own class
     competes = group_of[place][:, None] == group_of[None, :]  # (num unseen features, num_held_out)
     competing = np.where(competes, deviations[unseen], -np.inf)
+    best = competing.max(axis=1)
     return (
         np.tile(seen_margin, len(met)),
         seen_deviation,
         top_seen[unseen],
-        competing.max(axis=1),
-        competing.argmax(axis=1) == place,
+        np.maximum(best, rival[unseen]),
+        (competing.argmax(axis=1) == place) & (best > rival[unseen]),
         pseudo.classes[unseen],
     )

@@ -1,12 +1,13 @@
 """An honest estimate of an injection before it ships: how right it will be, which classes to doubt, what collides.
 
-Nothing here has seen an image. The numbers come from class-level cross-validation with pseudo-features; the interval
-says how far they move with what is assumed.
+Nothing here has seen an image. The numbers come from class-level cross-validation with pseudo-features, taken on to all
+seen classes by the learning curve. Two theories say how long class means of features are; the prediction lies between
+theirs, and the interval says how far it moves with what is assumed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,10 +18,10 @@ from icis_deploy.calibration import Rates
 from icis_deploy.class_doubts import Collision, class_confidence, find_collisions
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.learning_curve import learning_curve
-from icis_deploy.pseudo_features import draw_pseudo_features
+from icis_deploy.pseudo_features import PseudoFeatures, draw_pseudo_features
 from icis_deploy.row_predictors import RowPredictor
 from icis_deploy.selection import Selection
-from icis_deploy.trial import Candidate
+from icis_deploy.trial import Candidate, Trial
 
 Float32 = NDArray[np.float32]
 
@@ -117,25 +118,10 @@ def estimate_injection(
         seen_names: `(num_seen,)`.
     """
     candidate, trial = selection.chosen, selection.trial
-    assumed = trial.assumptions
-    accuracies = {assumed.seen_accuracy}
-    if not assumed.is_accuracy_known:
-        accuracies |= {
-            max(0.05, assumed.seen_accuracy - UNKNOWN_ACCURACY),
-            min(0.99, assumed.seen_accuracy + UNKNOWN_ACCURACY),
-        }
     curve = learning_curve(candidate, trial)
-    variants = [curve.rates(trial, trial.pseudo)]
-    for accuracy, share in [*((accuracy, SHARES[0]) for accuracy in sorted(accuracies)), (max(accuracies), SHARES[1])]:
-        pseudo = draw_pseudo_features(
-            trial.rows,
-            neutral_features=assumed.neutral_features,
-            seen_accuracy=accuracy,
-            max_features=len(trial.pseudo.features) // 2,
-            seed=trial.seed + 1,
-            neighbour_share=share,
-        )
-        variants.append(curve.rates(trial, pseudo))
+    likely = [curve.rates(trial, _pseudo(trial, equal_lengths=equal)) for equal in (True, False)]
+    expected = Rates(**{name: float(np.mean([getattr(one, name) for one in likely])) for name in ("T", "U", "S")})
+    variants = [expected, *likely, *(curve.rates(trial, pseudo) for pseudo in _other_pseudo_features(trial))]
     chance = candidate.outcomes.chance
     is_trustworthy = _beats_chance(candidate)
     return Estimate(
@@ -144,9 +130,28 @@ def estimate_injection(
         class_names=unseen.class_names,
         confidence=class_confidence(candidate, trial, predictor, unseen.values),
         collisions=find_collisions(trial.descriptors, unseen.values, seen_names, unseen.class_names),
-        warnings=_warnings(variants[0], chance, is_trustworthy, len(seen_names), unseen.num_classes),
+        warnings=_warnings(expected, chance, is_trustworthy, len(seen_names), unseen.num_classes),
         is_trustworthy=is_trustworthy,
     )
+
+
+def _pseudo(trial: Trial, **changes: Any) -> PseudoFeatures:
+    """Draw pseudo-features once more, with other assumptions than the trial's."""
+    assumed = trial.assumptions
+    settings = {"seen_accuracy": assumed.seen_accuracy, "seed": trial.seed + 1, **changes}
+    return draw_pseudo_features(
+        trial.rows, neutral_features=assumed.neutral_features, max_features=len(trial.pseudo.features), **settings
+    )
+
+
+def _other_pseudo_features(trial: Trial) -> Iterator[PseudoFeatures]:
+    """Yield pseudo-features at the ends of what may be assumed."""
+    accuracy = trial.assumptions.seen_accuracy
+    yield _pseudo(trial, neighbour_share=SHARES[0])
+    yield _pseudo(trial, neighbour_share=SHARES[1])
+    if not trial.assumptions.is_accuracy_known:
+        yield _pseudo(trial, seen_accuracy=max(0.05, accuracy - UNKNOWN_ACCURACY))
+        yield _pseudo(trial, seen_accuracy=min(0.99, accuracy + UNKNOWN_ACCURACY))
 
 
 def _ranges(variants: Sequence[Rates], *, num_unseen: int, num_seen: int) -> dict[str, Range]:
@@ -196,7 +201,7 @@ def _warnings(rates: Rates, chance: float, is_trustworthy: bool, num_seen: int, 
         )
     if num_unseen > num_seen:
         messages.append(
-            f"{num_unseen} classes are injected into a head of {num_seen}: held-out classes were fewer, so the real T "
-            f"will be lower than predicted."
+            f"{num_unseen} classes are injected into a head of {num_seen}: the estimate stands on games that few "
+            f"classes could play."
         )
     return tuple(messages)

@@ -146,7 +146,7 @@ def inject(
         warnings.append(TOO_FEW_SEEN.format(num_seen=head.num_classes, min_seen=MIN_SEEN))
     selection, estimate = None, None
     if options.needs_trial:
-        selection = _select(options, head, seen, len(names), features, progress)
+        selection = _select(options, head, seen, new, features, progress)
         prepared = selection.chosen.prepared
     else:
         prepared = method_named(options.method).prepare(seen.values, head.rows, options.seed, progress)
@@ -217,14 +217,14 @@ def _select(
     options: InjectionOptions,
     head: Head,
     seen: Descriptors,
-    num_unseen: int,
+    new: Descriptors,
     features: Float32 | None,
     progress: Progress | None,
 ) -> Selection:
     trial = set_up_trial(
         seen.values,
         head.rows,
-        num_unseen,
+        new.values,
         assumptions=options.assumptions(features),
         balance=options.balance,
         seed=options.seed,

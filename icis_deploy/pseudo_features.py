@@ -5,9 +5,10 @@
 - *Neutral features* are what the backbone makes of `icis_deploy.neutral_images`; they have the length and the spread of
   real features, which rows alone do not tell. Where there are none, isotropic noise takes their place, and its scale is
   set so that the head is as sure of itself as it is right: a network trained with cross-entropy is about calibrated.
-- *Direction of a class*: `C (w - mean w)`, C the second moment of the centred weights, at unit length. Rows are trained
-  to tell classes apart and so play down what similar classes share; features do not. In a two-layer linear network
-  whose layers are balanced, as weight decay makes them, class means are exactly this.
+- *Direction of a class*: `C (w - mean w)`, C the second moment of the centred weights. Rows are trained to tell classes
+  apart and so play down what similar classes share; features do not. In a two-layer linear network whose layers are
+  balanced, as weight decay makes them, class means are exactly this, lengths and all; in a network trained far beyond
+  that, they are all equally long (neural collapse). Both can be drawn.
 - *A similar class*: an image shows its class and, to a lesser degree, something similar. `blend` is uniform in
   0..`max_blend`, the similar class one of the `NUM_NEIGHBOURS` nearest in direction. Similarity comes from the rows and
   never from descriptors: descriptors that say nothing must not look useful.
@@ -15,7 +16,8 @@
   `NEIGHBOUR_SHARE` of its errors come from similar classes.
 
 Sources: Saxe, McClelland & Ganguli, "A mathematical theory of semantic development in deep neural networks", PNAS 2019
-(singular modes of rows and features); Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+(singular modes of rows and features); Papyan, Han & Donoho, "Prevalence of neural collapse", PNAS 2020; Guo et al.,
+"On Calibration of Modern Neural Networks", ICML 2017.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from icis_deploy.descriptor_weights import cosine_similarity
 
 Float32 = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -92,6 +96,7 @@ def draw_pseudo_features(
     max_features: int,
     seed: int,
     neighbour_share: float = NEIGHBOUR_SHARE,
+    equal_lengths: bool = True,
 ) -> PseudoFeatures:
     """Draw features of seen classes.
 
@@ -102,12 +107,13 @@ def draw_pseudo_features(
         max_features: How many to draw at most: as many of each class, up to `MAX_PER_CLASS`, or one of some classes.
         seed: Of all draws.
         neighbour_share: Part of the errors that similar classes cause.
+        equal_lengths: Whether all classes' directions are equally long, or as long as in a balanced linear network.
     """
     random = np.random.default_rng(seed)
     per_class = max(1, min(MAX_PER_CLASS, max_features // len(rows)))
     drawn = random.permutation(len(rows))[:max_features]
     classes = np.tile(drawn, per_class).astype(np.int64)
-    draws = _draw(rows, classes, neutral_features, random)
+    draws = _draw(class_directions(rows, equal_lengths=equal_lengths), classes, neutral_features, random)
     if neutral_features is None:
         draws = _with_calibrated_noise(rows, draws, seen_accuracy, neighbour_share)
     strength, max_blend = _fit(rows, draws.first(PROBE_SIZE), seen_accuracy, neighbour_share)
@@ -121,8 +127,8 @@ def draw_pseudo_features(
     )
 
 
-def class_directions(rows: Float32) -> Float32:
-    """Return the unit directions of the class means of features, `(num_seen, feature_dim)`.
+def class_directions(rows: Float32, *, equal_lengths: bool = True) -> Float32:
+    """Return the directions of the class means of features, `(num_seen, feature_dim)`, of length 1 each or on average.
 
     Computed through whichever of the two second moments, of features or of classes, is smaller.
     """
@@ -130,17 +136,18 @@ def class_directions(rows: Float32) -> Float32:
     has_few_classes = len(centred) < centred.shape[1]
     directions = (centred @ centred.T) @ centred if has_few_classes else centred @ (centred.T @ centred)
     length = np.linalg.norm(directions, axis=1, keepdims=True)
+    if not equal_lengths:
+        length = length.mean()
     return np.asarray(directions / np.maximum(length, np.finfo(np.float32).tiny), dtype=np.float32)
 
 
-def _draw(rows: Float32, classes: Integers, neutral: Float32 | None, random: np.random.Generator) -> _Draws:
-    directions = class_directions(rows)
+def _draw(directions: Float32, classes: Integers, neutral: Float32 | None, random: np.random.Generator) -> _Draws:
     neighbours = _neighbours(directions, np.unique(classes))
     choice = random.integers(0, neighbours.shape[1], len(classes))
     similar = directions[neighbours[np.searchsorted(np.unique(classes), classes), choice]]
     blend = random.random((len(classes), 1)).astype(np.float32)
     if neutral is None:
-        noise = random.standard_normal((len(classes), rows.shape[1] - 1)).astype(np.float32)
+        noise = random.standard_normal((len(classes), directions.shape[1])).astype(np.float32)
     else:
         # Every neutral feature is used about equally often: fewer accidents than free draws.
         order = np.concatenate([random.permutation(len(neutral)) for _ in range(-(-len(classes) // len(neutral)))])
@@ -153,7 +160,7 @@ def _draw(rows: Float32, classes: Integers, neutral: Float32 | None, random: np.
 def _neighbours(directions: Float32, classes: Integers) -> Integers:
     """Return the most similar classes of each of `classes`, `(num_classes, NUM_NEIGHBOURS or fewer)`."""
     count = min(NUM_NEIGHBOURS, len(directions) - 1)
-    similarity = directions[classes] @ directions.T
+    similarity = cosine_similarity(directions[classes], directions)
     similarity[np.arange(len(classes)), classes] = -np.inf
     nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
     return np.asarray(np.sort(nearest, axis=1), dtype=np.int64)
@@ -163,15 +170,16 @@ def _fit(rows: Float32, draws: _Draws, seen_accuracy: float, neighbour_share: fl
     """Return strength and largest blend.
 
     Strength is set without blending, so that neutral pictures cause their share of the errors; then the blend, so that
-    similar classes cause theirs.
+    similar classes cause theirs. Where rows differ much in length, no strength makes the short ones win; nearly what
+    can be reached is then enough, or strength would grow without end.
     """
 
     def accuracy(strength: float, max_blend: float) -> float:
         return _accuracy(rows, draws.features(strength, max_blend), draws.classes)
 
-    unblended = 1.0 - (1.0 - seen_accuracy) * (1.0 - neighbour_share)
-    scale = float(np.linalg.norm(draws.noise, axis=1).mean())
-    strength = _solve(lambda value: accuracy(value, 0.0) >= unblended, upper=16.0 * scale)
+    strongest = 16.0 * float(np.linalg.norm(draws.noise, axis=1).mean())
+    unblended = min(1.0 - (1.0 - seen_accuracy) * (1.0 - neighbour_share), 0.99 * accuracy(strongest, 0.0))
+    strength = _solve(lambda value: accuracy(value, 0.0) >= unblended, upper=strongest)
     max_blend = _solve(lambda value: accuracy(strength, value) <= seen_accuracy, upper=4.0)
     return strength, max_blend
 

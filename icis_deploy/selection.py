@@ -83,7 +83,7 @@ def methods_to_try(trial: Trial, latent_dim: int = 2048) -> tuple[Method, ...]:
     """Return the methods that `auto` chooses from: all that need no training, and `icis-centred` where it is cheap."""
     cheap = [method for method in METHODS.values() if not method.is_trained]
     width = trial.descriptors.shape[1] + trial.rows.shape[1]
-    num_classes = len(trial.rows) + trial.num_unseen
+    num_classes = len(trial.rows) + len(trial.unseen_descriptors)
     classes_per_step = min(64, num_classes)  # as `ICISConfig()` has them; its module needs torch
     num_steps = max(120, 15 * -(-num_classes // classes_per_step))
     multiplications = 3 * 2 * latent_dim * width * classes_per_step * num_steps

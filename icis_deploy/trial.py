@@ -60,8 +60,8 @@ class Trial:
     rows: Float32
     """`(num_seen, feature_dim + 1)`."""
 
-    num_unseen: int
-    """Classes that will be injected."""
+    unseen_descriptors: Float32
+    """`(num_unseen, descriptor_dim)`, of the classes that will be injected."""
 
     assumptions: Assumptions
     """What the pseudo-features were drawn with."""
@@ -80,7 +80,7 @@ class Trial:
 
     def folds(self, *, max_folds: int | None = None) -> tuple[Fold, ...]:
         """Return the folds to play, the same ones for every method; `max_folds` of them at most."""
-        return plan_folds(len(self.rows), self.num_unseen, seed=self.seed, max_folds=max_folds)
+        return plan_folds(len(self.rows), len(self.unseen_descriptors), seed=self.seed, max_folds=max_folds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,7 +128,7 @@ class Candidate:
 def set_up_trial(
     descriptors: Float32,
     rows: Float32,
-    num_unseen: int,
+    unseen_descriptors: Float32,
     *,
     assumptions: Assumptions,
     balance: float,
@@ -139,7 +139,7 @@ def set_up_trial(
     Args:
         descriptors: `(num_seen, descriptor_dim)`.
         rows: `(num_seen, feature_dim + 1)`, at least `cross_validation.MIN_SEEN`.
-        num_unseen: Classes that will be injected.
+        unseen_descriptors: `(num_unseen, descriptor_dim)`, of the classes that will be injected.
         assumptions: What is taken for granted.
         balance: Weight of U in what calibration maximises.
         seed: Of everything drawn at random.
@@ -154,7 +154,7 @@ def set_up_trial(
     return Trial(
         descriptors=descriptors,
         rows=rows,
-        num_unseen=num_unseen,
+        unseen_descriptors=unseen_descriptors,
         assumptions=assumptions,
         pseudo=pseudo,
         spectrum=principal_axes(rows),
@@ -168,7 +168,7 @@ def try_method(method: Method, trial: Trial, *, progress: Progress | None = None
     started = time.perf_counter()
     prepared = method.prepare(trial.descriptors, trial.rows, trial.seed, progress)
     folds = trial.folds(max_folds=1 if method.is_trained else None)
-    raw = hold_out(prepared.fit, trial.descriptors, trial.rows, folds)
+    raw = hold_out(prepared.fit, trial.descriptors, trial.rows, trial.unseen_descriptors, folds)
     length = mean_deviation_length(trial.rows)
     exponent = restoring_exponent(np.concatenate([at_length(part.deviations, length) for part in raw]), trial.spectrum)
     held_out = at_competing_length(raw, trial, exponent)
@@ -191,9 +191,11 @@ def at_competing_length(raw: Sequence[HeldOutRows], trial: Trial, exponent: floa
     """Return held-out predictions with their spread restored, each at the seen rows' mean deviation length."""
     length = mean_deviation_length(trial.rows)
     gain = restoring_gain(trial.spectrum, exponent)
-    return tuple(
-        replace(part, deviations=at_length(amplify(part.deviations, trial.spectrum.axes, gain), length)) for part in raw
-    )
+
+    def competing(deviations: Float32) -> Float32:
+        return at_length(amplify(deviations, trial.spectrum.axes, gain), length)
+
+    return tuple(replace(part, deviations=competing(part.deviations), rivals=competing(part.rivals)) for part in raw)
 
 
 def _mean_cosine(held_out: Sequence[HeldOutRows], rows: Float32) -> float:

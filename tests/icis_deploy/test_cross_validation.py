@@ -69,7 +69,7 @@ def test_a_fold_is_predicted_without_its_own_rows_and_descriptors():
         asked.append((seen_descriptors, seen_rows, unseen_descriptors))
         return Recorder()
 
-    hold_out(fit, descriptors, rows, folds)
+    hold_out(fit, descriptors, rows, descriptors[:7], folds)
     for fold, (seen_descriptors, seen_rows, unseen_descriptors) in zip(folds, asked, strict=True):
         np.testing.assert_array_equal(seen_descriptors, descriptors[fold.training])
         np.testing.assert_array_equal(seen_rows, rows[fold.training])
@@ -96,6 +96,7 @@ def test_rates_are_those_of_classifying_every_feature_with_the_expanded_head(sca
         HeldOutRows(
             fold=fold,
             deviations=(rows[fold.held_out] - mean + 0.7 * random.normal(size=(len(fold.held_out), 9))).astype("f4"),
+            rivals=np.zeros((0, 9), np.float32),
             variance=np.zeros(len(fold.held_out)),
         )
         for fold in folds
@@ -121,6 +122,29 @@ def test_rates_are_those_of_classifying_every_feature_with_the_expanded_head(sca
         assert getattr(rates, name) == pytest.approx(np.mean(outcomes), abs=1e-6)
 
 
+def test_rivals_fill_up_groups_that_are_smaller_than_the_classes_to_inject():
+    random = np.random.default_rng(0)
+    descriptors, rows, unseen = (random.normal(size=size).astype(np.float32) for size in ((30, 4), (30, 9), (25, 4)))
+    folds = plan_folds(30, 25, seed=0)
+
+    class Copier:
+        def rows(self, descriptors):
+            return np.tile(descriptors, (1, 3))[:, :9].astype(np.float32)
+
+    held_out = hold_out(lambda *_: Copier(), descriptors, rows, unseen, folds)
+    for part in held_out:
+        assert {len(group) + len(part.rivals) for group in part.fold.groups} == {25}
+        np.testing.assert_allclose(
+            part.rivals, Copier().rows(unseen[: len(part.rivals)]) - mean_row(rows[part.fold.training]), atol=1e-6
+        )
+    outcomes = play(held_out, rows, pseudo_features(rows), seed=0)
+    alone = play(tuple(replace(part, rivals=rows[:0]) for part in held_out), rows, pseudo_features(rows), seed=0)
+    assert outcomes.chance == pytest.approx(1 / 25)
+    assert outcomes.is_hit.mean() < alone.is_hit.mean()
+    assert (outcomes.seen_deviation >= alone.seen_deviation).all()
+    assert (outcomes.unseen_deviation >= alone.unseen_deviation).all()
+
+
 def test_a_single_class_to_inject_has_no_other_to_be_confused_with():
     rows = np.random.default_rng(0).normal(size=(20, 9)).astype(np.float32)
     folds = plan_folds(20, 1, seed=0)
@@ -128,6 +152,7 @@ def test_a_single_class_to_inject_has_no_other_to_be_confused_with():
         HeldOutRows(
             fold=fold,
             deviations=np.zeros((len(fold.held_out), 9), np.float32),
+            rivals=np.zeros((0, 9), np.float32),
             variance=np.zeros(len(fold.held_out)),
         )
         for fold in folds

@@ -79,8 +79,10 @@ def test_directions_are_those_of_class_means_in_a_balanced_linear_network(num_cl
     rows = head_rows(num_classes)
     centred = (rows[:, :-1] - rows[:, :-1].mean(axis=0)).astype(np.float64)
     expected = centred @ (centred.T @ centred)
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(class_directions(rows), expected, atol=1e-4)
+    lengths = np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(class_directions(rows), expected / lengths, atol=1e-4)
+    proportional = class_directions(rows, equal_lengths=False)
+    np.testing.assert_allclose(proportional, expected / lengths.mean(), rtol=1e-3, atol=1e-4)
 
 
 def test_without_neutral_features_the_head_is_as_sure_as_it_is_right():
@@ -90,3 +92,13 @@ def test_without_neutral_features_the_head_is_as_sure_as_it_is_right():
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     confidence = (probabilities.max(axis=1) / probabilities.sum(axis=1)).mean()
     assert confidence == pytest.approx(0.8, abs=0.08)
+
+
+def test_a_head_whose_short_rows_never_win_gets_features_of_the_usual_strength():
+    rows = head_rows()
+    options = {"neutral_features": neutral(), "seen_accuracy": 0.9, "max_features": 1200, "seed": 0}
+    usual = draw_pseudo_features(rows, **options)
+    rows[:20] *= np.float32(0.1)
+    uneven = draw_pseudo_features(rows, **options)
+    assert uneven.accuracy < 0.75
+    assert uneven.strength < 3 * usual.strength
