@@ -192,14 +192,7 @@ def run_bench(
         created=json_from_time(datetime.now(timezone.utc)),
         settings=settings,
         environment=environment,
-        targets=tuple(
-            replace(
-                target,
-                accuracy=accuracy.get(target.name),
-                parity=(parity[target.name],) if target.name in parity else (),
-            )
-            for target in measured
-        ),
+        targets=with_rightness(measured, accuracy, parity),
         runs=tuple(measure_batch(targets, batch_size, preset, progress) for batch_size in batch_sizes),
         scenarios=tuple(run_scenarios(targets, scenarios, preset, logs, progress)),
     )
@@ -242,6 +235,16 @@ def measure_rightness(
         logits = logits_on_images(targets, inputs.labeled.paths)
     found = accuracies(targets, logits, inputs.labeled.labels, source=inputs.source)
     return found, parities(targets, logits, source=inputs.source)
+
+
+def with_rightness(
+    measured: Sequence[Target], accuracy: Mapping[str, Accuracy], parity: Mapping[str, Parity]
+) -> tuple[Target, ...]:
+    """Return targets with their accuracy and parity, where they have any."""
+    return tuple(
+        replace(each, accuracy=accuracy.get(each.name), parity=(parity[each.name],) if each.name in parity else ())
+        for each in measured
+    )
 
 
 def start_target(target: OpenTarget, num_starts: int, progress: Progress) -> Target:

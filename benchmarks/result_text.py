@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.comparison import Comparison
 from benchmarks.latency import LatencyReport, Measurement
@@ -19,10 +19,15 @@ def text_of(result: Result) -> str:
         blocks.append(targets_text(result.targets))
     if any(target.accuracy or target.parity for target in result.targets):
         blocks.append(rightness_text(result.targets))
+    if any(target.add_classes for target in result.targets):
+        blocks.append(adding_text(result.targets))
     if result.scale:
         blocks += [scale_text(series) for series in result.scale]
     if result.scenarios:
         blocks.append(scenarios_text(result.scenarios))
+    left_out = result.settings.get("left_out")
+    if isinstance(left_out, Mapping):
+        blocks += [f"{name} was left out: {why}" for name, why in left_out.items()]
     blocks += [f"{target.name}: no {name}: {why}" for target in result.targets for name, why in target.missing.items()]
     return "\n\n".join(blocks)
 
@@ -135,6 +140,18 @@ def scenarios_text(scenarios: Sequence[Scenario]) -> str:
         )
     notes = [f"  {each.name}, {each.target}: {reason}" for each in scenarios for reason in each.reasons]
     return "\n".join([columns(rows, right=range(3, 8)), *notes])
+
+
+def adding_text(targets: Sequence[Target]) -> str:
+    """Return how long it takes to add classes, the fastest way first."""
+    known = [(target.name, target.add_classes) for target in targets if target.add_classes is not None]
+    known.sort(key=lambda pair: pair[1].timing.median_ms)
+    rows = [["add classes", "classes", "median", "times", "what it takes"]]
+    rows += [
+        [name, str(each.num_classes), f"{each.timing.median_ms:.1f} ms", str(each.timing.num_queries), each.how]
+        for name, each in known
+    ]
+    return columns(rows, right=[1, 2, 3])
 
 
 def scale_text(series: ScaleSeries) -> str:

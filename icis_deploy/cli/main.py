@@ -12,6 +12,7 @@ import click
 from icis_deploy._version import __version__
 from icis_deploy.cli.bench import bench
 from icis_deploy.cli.bench_fit import bench_fit
+from icis_deploy.cli.bench_peers import bench_peers
 from icis_deploy.cli.bench_scale import bench_scale
 from icis_deploy.cli.bench_update import bench_update
 from icis_deploy.cli.compact import compact
@@ -37,7 +38,7 @@ COMMANDS = (
     *(inspect, describe, compare_methods, inject, export, verify, evaluate, predict),
     *(keygen, sign, rotate_keys, verify_update, diff),
     *(apply, rollback, history, classes, enable, disable, compact),
-    *(bench, bench_fit, bench_update, bench_scale, report),
+    *(bench, bench_fit, bench_update, bench_peers, bench_scale, report),
     demo,
 )
 

@@ -1,0 +1,220 @@
+"""The other ways to have the same classes, each ready to answer, and each with what it takes to add more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.conse import conse_from
+from benchmarks.targets import Images, OpenTarget, float_input, noise, open_bundle
+from benchmarks.torch_peers import add_rows, compiled, load_module, runner, save_as_onnx
+from icis_deploy.bundle import Bundle
+from icis_deploy.descriptors import Descriptors
+from icis_deploy.errors import ICISDeployError, UsageError
+from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.runtimes import Runtime
+
+Float32 = NDArray[np.float32]
+Add = Callable[["NewClasses"], Callable[[], Float32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewClasses:
+    """Classes to add, in the forms that peers take."""
+
+    rows: Float32
+    """`(num_added, feature_dim + 1)`."""
+
+    descriptors: Float32
+    """`(num_added, descriptor_dim)`; no columns where there are no descriptors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """One way, ready to answer."""
+
+    target: OpenTarget
+    """What answers."""
+
+    how: str
+    """What adding classes takes, in words."""
+
+    add: Add | None
+    """From new classes to what adds them and answers once; None where it has no way of its own."""
+
+    num_times: int
+    """How often adding is timed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """What peers are made of."""
+
+    first: OpenTarget
+    """The first bundle, open."""
+
+    bundle: Bundle
+    """What its manifest says."""
+
+    model: Path
+    """The original model."""
+
+    onnx_path: Path
+    """The same as ONNX."""
+
+    seen_rows: Float32
+    """`(num_seen, feature_dim + 1)`."""
+
+    added_rows: Float32
+    """`(num_classes - num_seen, feature_dim + 1)`."""
+
+    descriptors: Descriptors | None
+    """Of every class."""
+
+    num_threads: int | None
+    """Threads of every runtime."""
+
+    folder: Path
+    """Where files can be written."""
+
+    @property
+    def image(self) -> Images:
+        """One prepared image."""
+        return noise(float_input(self.bundle), 1)
+
+    def with_more(self, rows: Float32) -> Float32:
+        """Return the added rows and more after them."""
+        return np.concatenate([self.added_rows, rows])
+
+    def target(self, name: str, answer: Callable[[Images], Float32], *, runtime: str, file: Path) -> OpenTarget:
+        """Return another way as a target: the classes of the first bundle, answered in another way."""
+        return replace(
+            self.first,
+            name=name,
+            head_kind="other",
+            precision="fp32",
+            runtime=runtime,
+            provider=None,
+            capacity=0,
+            files=(file,),
+            answer=answer,
+            bundle=None,
+            score_kind="logits",
+            model_input=float_input(self.bundle),
+        )
+
+    def new_classes(self, num_classes: int, *, seed: int) -> NewClasses:
+        """Return classes as likely as the seen ones: seeded mixtures of their rows and descriptors."""
+        random = np.random.default_rng(seed)
+        shares = random.dirichlet(np.ones(4), num_classes).astype(np.float32)
+        places = random.integers(0, len(self.seen_rows), (num_classes, 4))
+        described = np.empty((self.first.num_seen, 0), dtype=np.float32)
+        if self.descriptors is not None:
+            described = self.descriptors.select(self.first.class_names[: self.first.num_seen]).values
+        return NewClasses(
+            rows=np.einsum("nk,nkd->nd", shares, self.seen_rows[places]),
+            descriptors=np.einsum("nk,nkd->nd", shares, described[places]),
+        )
+
+
+def make_peers(workshop: Workshop) -> tuple[list[Peer], Mapping[str, str]]:
+    """Return every peer that can run here, and for the others why they cannot."""
+    peers, left_out = [], {}
+    for name, make in PEERS.items():
+        try:
+            peers.append(make(workshop, name))
+        except ICISDeployError as error:
+            left_out[name] = str(error)
+    return peers, left_out
+
+
+def openvino_peer(workshop: Workshop, name: str) -> Peer:
+    """Return the first bundle in OpenVINO."""
+    assert workshop.first.bundle is not None
+    runtime = Runtime(name="openvino", num_threads=workshop.num_threads)
+    target = open_bundle(workshop.first.bundle, name=name, runtime=runtime)
+    return Peer(target=target, how="", add=None, num_times=0)
+
+
+def eager_peer(workshop: Workshop, name: str) -> Peer:
+    """Return the torch model with all rows, as it is."""
+    module = load_module(workshop.model)
+    add_rows(module, workshop.seen_rows, workshop.added_rows)
+    answer = runner(module, workshop.num_threads)
+
+    def add(new: NewClasses) -> Callable[[], Float32]:
+        def call() -> Float32:
+            add_rows(module, workshop.seen_rows, workshop.with_more(new.rows))
+            return answer(workshop.image)
+
+        return call
+
+    target = workshop.target(name, answer, runtime="torch", file=workshop.model)
+    return Peer(target=target, how="rows concatenated to the last layer, in the running process", add=add, num_times=20)
+
+
+def compiled_peer(workshop: Workshop, name: str) -> Peer:
+    """Return the torch model with all rows, compiled."""
+    module = load_module(workshop.model)
+    add_rows(module, workshop.seen_rows, workshop.added_rows)
+
+    def add(new: NewClasses) -> Callable[[], Float32]:
+        def call() -> Float32:
+            add_rows(module, workshop.seen_rows, workshop.with_more(new.rows))
+            return runner(compiled(module), workshop.num_threads)(workshop.image)
+
+        return call
+
+    target = workshop.target(name, runner(compiled(module), workshop.num_threads), runtime="torch", file=workshop.model)
+    return Peer(target=target, how="rows concatenated to the last layer, and compiled again", add=add, num_times=1)
+
+
+def reexport_peer(workshop: Workshop, name: str) -> Peer:
+    """Return the torch model with all rows, exported by torch to ONNX."""
+    module = load_module(workshop.model)
+    path = workshop.folder / "exported_again.onnx"
+    shape = float_input(workshop.bundle).shape
+
+    def export(rows: Float32) -> Callable[[Images], Float32]:
+        add_rows(module, workshop.seen_rows, rows)
+        save_as_onnx(module, shape, path)
+        session = load_session(path, num_threads=workshop.num_threads)
+        return lambda images: session.run(images).logits
+
+    def add(new: NewClasses) -> Callable[[], Float32]:
+        return lambda: export(workshop.with_more(new.rows))(workshop.image)
+
+    target = workshop.target(name, export(workshop.added_rows), runtime="onnxruntime", file=path)
+    how = "rows concatenated to the last layer, exported by torch to ONNX, and a new session"
+    return Peer(target=target, how=how, add=add, num_times=1)
+
+
+def conse_peer(workshop: Workshop, name: str) -> Peer:
+    """Return the original model with descriptors compared in numpy."""
+    if workshop.descriptors is None:
+        raise UsageError("it compares descriptors, and none were given")
+    names, num_seen = workshop.first.class_names, workshop.first.num_seen
+    head = conse_from(workshop.descriptors, names[:num_seen], names[num_seen:])
+    session = load_session(workshop.onnx_path, num_threads=workshop.num_threads)
+
+    def add(new: NewClasses) -> Callable[[], Float32]:
+        return lambda: head.with_classes(new.descriptors).scores(session.run(workshop.image).logits)
+
+    def answer(images: Images) -> Float32:
+        return head.scores(session.run(images).logits)
+
+    target = workshop.target(name, answer, runtime="onnxruntime and numpy", file=workshop.onnx_path)
+    return Peer(target=target, how="descriptors appended to an array", add=add, num_times=50)
+
+
+PEERS: Mapping[str, Callable[[Workshop, str], Peer]] = {
+    "OpenVINO": openvino_peer,
+    "PyTorch eager": eager_peer,
+    "torch.compile": compiled_peer,
+    "re-export": reexport_peer,
+    "ConSE": conse_peer,
+}
