@@ -35,13 +35,15 @@ from icis_deploy.bundle import (
     serialize_manifest,
 )
 from icis_deploy.class_update import ClassUpdate
-from icis_deploy.errors import GateFailedError, IncompatibleError, UsageError, WrongBaseError
-from icis_deploy.files import check_free, new_folder, write_file
+from icis_deploy.errors import GateFailedError, IncompatibleError, ModelLoadError, UsageError, WrongBaseError
+from icis_deploy.files import check_free, new_folder, read_capped, write_file
+from icis_deploy.generator_facts import GENERATOR_NAME, MAX_GENERATOR_BYTES
 from icis_deploy.head import Head
 from icis_deploy.images import LabeledImages, load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.parity import ParityReport
 from icis_deploy.preprocessing import Preprocessing
+from icis_deploy.runtime.generator import check_base, load_generator
 from icis_deploy.runtime.journal import Journal, serialize_journal
 from icis_deploy.runtime.store import JOURNAL_NAME, STATE_FOLDER, TRUST_FOLDER
 from icis_deploy.signing import load_public_key
@@ -77,6 +79,9 @@ class HeadPlan:
 
     baked: SlotTable | None = None
     """Of an updatable head that was compacted: rows that are baked like the seen ones, with free slots after them."""
+
+    generator: bytes | None = None
+    """The generator with which a device makes rows itself, if it gets one."""
 
     @property
     def baked_names(self) -> tuple[str, ...]:
@@ -129,6 +134,23 @@ def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, cap
         updates=tuple(_describe_update(update) for update in updates),
         version=max((update.version for update in updates), default=0),
     )
+
+
+def with_generator(plan: HeadPlan, path: str | Path | None) -> HeadPlan:
+    """Return a plan whose bundle also gets the generator of a file, if one is given.
+
+    Raises:
+        UsageError: If the head is fused: it has no slot for a class that a device is taught.
+        WrongBaseError: If the generator was made for another head.
+        LoadError, CorruptFileError: If it is no generator.
+    """
+    if path is None:
+        return plan
+    if plan.head_kind != "updatable":
+        raise UsageError("A device can only be taught classes in slots: give --generator with --head updatable.")
+    data = read_capped(Path(path), max_bytes=MAX_GENERATOR_BYTES, what="generator", error_type=ModelLoadError)
+    check_base(load_generator(data).facts, plan.base_fingerprint, plan.table.feature_dim)
+    return replace(plan, generator=data)
 
 
 def compacted(table: SlotTable) -> SlotTable:
@@ -251,6 +273,8 @@ def _write_model(folder: Path, plan: HeadPlan, base: ir.Model, location: HeadLoc
     for name, table in tables.items():
         if table.capacity:
             write_file(folder / name, serialize_slots(table))
+    if plan.generator is not None:
+        write_file(folder / GENERATOR_NAME, plan.generator)
 
 
 def _describe(

@@ -19,9 +19,10 @@ import numpy as np
 
 from exporters.bundle_writing import HeadPlan, compacted
 from icis_deploy.bundle import INJECTED_NAME, Bundle
-from icis_deploy.errors import BundleError, IncompatibleError, UsageError
+from icis_deploy.errors import BundleError, CapacityError, IncompatibleError, UsageError
 from icis_deploy.files import read_capped
-from icis_deploy.runtime.journal import Journal, StateEntry
+from icis_deploy.generator_facts import GENERATOR_NAME, MAX_GENERATOR_BYTES
+from icis_deploy.runtime.journal import Journal
 from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots
 from icis_deploy.slots import SlotTable, empty_slots
 
@@ -54,15 +55,19 @@ def plan_compaction(
     if capacity < 1:
         raise UsageError(f"An updatable head needs a capacity of at least 1 slot, not {capacity}.")
     former = injected_table(folder, bundle)
-    baked = compacted(table) if former is None else _joined(former, compacted(table))
+    # Taught classes stay in slots: a signed update of the same name must still be able to take their place.
+    taught = [name for name in table.filled_names if name in journal.current.taught]
+    published = compacted(table.without(taught))
+    baked = published if former is None else _joined(former, published)
     return HeadPlan(
         seen_names=bundle.seen_names,
         base_fingerprint=bundle.base_fingerprint,
-        table=empty_slots(capacity, bundle.feature_dim),
+        table=_in_slots(compacted(table.without(set(table.filled_names) - set(taught))), capacity),
         head_kind="updatable",
         updates=tuple(bundle.updates),
         version=journal.current.version,
         baked=baked,
+        generator=_generator_of(folder, bundle),
     )
 
 
@@ -78,6 +83,22 @@ def injected_table(folder: Path, bundle: Bundle) -> SlotTable | None:
     return parse_slots(data)
 
 
+def _in_slots(filled: SlotTable, capacity: int) -> SlotTable:
+    """Return filled slots with empty ones after them."""
+    if filled.capacity > capacity:
+        raise CapacityError(
+            f"The bundle was taught {filled.capacity} classes, which stay in slots; a capacity of {capacity} does not "
+            f"hold them. Give a greater --capacity."
+        )
+    return _joined(filled, empty_slots(capacity - filled.capacity, filled.feature_dim))
+
+
+def _generator_of(folder: Path, bundle: Bundle) -> bytes | None:
+    if GENERATOR_NAME not in bundle.files:
+        return None
+    return read_capped(folder / GENERATOR_NAME, max_bytes=MAX_GENERATOR_BYTES, what="generator", error_type=BundleError)
+
+
 def _joined(first: SlotTable, second: SlotTable) -> SlotTable:
     return SlotTable(
         weight=np.concatenate([first.weight, second.weight]),
@@ -88,4 +109,4 @@ def _joined(first: SlotTable, second: SlotTable) -> SlotTable:
 
 def journal_after_compaction(journal: Journal) -> Journal:
     """Return what a compacted bundle remembers (rule 3)."""
-    return replace(journal, states=(StateEntry(version=journal.current.version, slots=None),))
+    return replace(journal, states=(replace(journal.current, slots=None),))

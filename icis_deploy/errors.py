@@ -4,6 +4,7 @@
     ├── VerdictError                    1   a valid negative answer: the work was done, the result is "no"
     │   ├── GateFailedError                 an export disagrees with its reference
     │   ├── RegressionError                 a benchmark is worse than its baseline
+    │   ├── OutlierError                    a class to be taught on a device is unlike those that its generator knows
     │   └── UntrustworthyError              an injection that its own estimate calls no better than chance (--strict)
     ├── UsageError                      2   what was asked for makes no sense
     │   └── AmbiguousHeadError              several layers could be the head; an option chooses one
@@ -50,6 +51,10 @@ class GateFailedError(VerdictError):
 
 class RegressionError(VerdictError):
     """A benchmark is worse than its baseline by more than the allowed amount."""
+
+
+class OutlierError(VerdictError):
+    """A class to be taught on a device, or its row, is unlike those that the generator knows; nothing was changed."""
 
 
 class UntrustworthyError(VerdictError):

@@ -119,6 +119,7 @@ def export(
     images: PathLike | None = None,
     form: ModelForm | None = None,
     trust: Sequence[PathLike] = (),
+    generator: PathLike | None = None,
     targets: Sequence[str] = ("onnx",),
     target_options: TargetOptions | None = None,
     on_target: Callable[[BuiltTarget], None] | None = None,
@@ -137,6 +138,7 @@ def export(
         images: An image list to compare on; by default the calibration images, or seeded inputs where there are none.
         form: What is done to the model besides its head, such as its precision; by default nothing.
         trust: Public keys whose class updates a device with this bundle takes.
+        generator: A generator, with which devices can be taught classes from descriptors (updatable heads).
         targets: What the bundle holds: `onnx`, which is always there, and others of `exporters.targets.TARGETS`.
         target_options: How they are built.
         on_target: Told what became of each target, as soon as it is known.
@@ -149,19 +151,18 @@ def export(
         ICISDeployError: As `inspect`, and if something cannot be read or written.
     """
     enable_workbench()
-    from exporters.bundle_writing import plan_head, write_bundle
+    from exporters.bundle_writing import plan_head, with_generator, write_bundle
     from exporters.targets import plan_targets
 
     check_free(Path(out), overwrite=overwrite)
     planned_targets = plan_targets(targets, target_options)
-    parsed = [update if isinstance(update, ClassUpdate) else load_update(Path(update)) for update in updates]
     preprocessing = load_preprocessing(Path(preprocess)) if isinstance(preprocess, str | Path) else preprocess
     opened = inspect(model, classes=classes)
-    plan = plan_head(head_of(opened), parsed, head_kind=head, capacity=capacity)
+    bare = plan_head(head_of(opened), _parsed(updates), head_kind=head, capacity=capacity)
     opened = replace(opened, head=None)  # the rows of a large head are not held while models with it are loaded
     return write_bundle(
         Path(out),
-        plan,
+        with_generator(bare, generator),
         loaded=opened.loaded,
         location=opened.location,
         preprocessing=preprocessing,
@@ -172,6 +173,10 @@ def export(
         on_target=on_target,
         overwrite=overwrite,
     )
+
+
+def _parsed(updates: Sequence[PathLike | ClassUpdate]) -> list[ClassUpdate]:
+    return [update if isinstance(update, ClassUpdate) else load_update(Path(update)) for update in updates]
 
 
 def verify(

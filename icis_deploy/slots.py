@@ -9,7 +9,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,6 +79,16 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         """Return `(num_filled, feature_dim + 1)` float32: the rows of the filled slots, in slot order."""
         filled = self.filled
         return np.concatenate([self.weight[filled], self.bias[filled, None]], axis=1)
+
+    def without(self, class_names: Collection[str]) -> SlotTable:
+        """Return the table with the slots of these classes empty; a class that is in no slot is left out."""
+        emptied = [index for index, name in enumerate(self.class_names) if name is not None and name in class_names]
+        if not emptied:
+            return self
+        weight, bias = self.weight.copy(), self.bias.copy()
+        weight[emptied], bias[emptied] = 0.0, EMPTY_SLOT_BIAS
+        names = [None if index in emptied else name for index, name in enumerate(self.class_names)]
+        return SlotTable(weight=weight, bias=bias, class_names=tuple(names))
 
     def apply(self, update: ClassUpdate, *, seen_names: frozenset[str]) -> SlotTable:
         """Return the table after an update.

@@ -32,6 +32,26 @@ def apply(update: Path, bundle: Path, allow_unsigned: bool) -> None:
     print_result({"bundle": str(bundle), "update": str(update), "entry": entry}, text=_history_text([applied.entry]))
 
 
+@click.command(short_help="Teach a bundle a class from its descriptor.")
+@click.argument("bundle", type=BUNDLE)
+@click.argument("name")
+@click.option(
+    "--descriptor", "descriptors", type=EXISTING_FILE, required=True, help="Descriptors, NAME's among them: .npz, .csv."
+)
+@format_option
+def teach(bundle: Path, name: str, descriptors: Path) -> None:
+    """Teach BUNDLE the class NAME from its descriptor, on the device itself.
+
+    The bundle's generator makes the row (`icis-deploy export --generator`). A class that is unlike all seen ones is
+    refused with exit code 1, one that could not be told from another with 3; the bundle stays as it was.
+    """
+    from icis_deploy.descriptor_files import load_descriptors
+    from icis_deploy.runtime.operations import teach as teach_class
+
+    entry = teach_class(bundle, name, load_descriptors(descriptors).select((name,)).values[0])
+    print_result({"bundle": str(bundle), "class": name, "entry": _entry(entry)}, text=_history_text([entry]))
+
+
 @click.command(short_help="Take a bundle back to the state before.")
 @click.argument("bundle", type=BUNDLE)
 @format_option

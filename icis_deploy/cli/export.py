@@ -49,6 +49,9 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton")
     help="A public key whose updates the device takes; may be given several times.",
 )
 @click.option(
+    "--generator", type=EXISTING_FILE, help="From export-generator: lets devices learn classes from descriptors."
+)
+@click.option(
     "--target",
     "targets",
     type=click.Choice(TARGET_NAMES),
@@ -69,12 +72,10 @@ def export(
     preprocess: Path | None,
     images: Path | None,
     trust: tuple[Path, ...],
+    generator: Path | None,
     targets: tuple[str, ...],
     out: Path,
     overwrite: bool,
-    weights: Path | None,
-    input_shape: str | None,
-    head_node: str | None,
     **grouped: Any,
 ) -> None:
     """Write MODEL with its new classes as a bundle, if it passes the parity gate.
@@ -84,13 +85,14 @@ def export(
     """
     from icis_deploy.pipeline import export as export_bundle
 
+    source = model_source(model, *(grouped.pop(name) for name in ("weights", "input_shape", "head_node")))
     form, engine = split_form(grouped)
     settings = engine_settings(**engine)
     from exporters.targets import TargetOptions
 
     built: list[BuiltTarget] = []
     bundle = export_bundle(
-        model_source(model, weights, input_shape, head_node),
+        source,
         classes=classes,
         out=out,
         updates=updates,
@@ -100,6 +102,7 @@ def export(
         images=images,
         form=form,
         trust=trust,
+        generator=generator,
         targets=targets,
         target_options=TargetOptions(engine=settings),
         on_target=built.append,

@@ -19,9 +19,10 @@ from icis_deploy.cli.compact import compact
 from icis_deploy.cli.compare_methods import compare_methods
 from icis_deploy.cli.demo import demo
 from icis_deploy.cli.describe import describe
-from icis_deploy.cli.device import apply, classes, disable, enable, history, rollback
+from icis_deploy.cli.device import apply, classes, disable, enable, history, rollback, teach
 from icis_deploy.cli.evaluate import evaluate
 from icis_deploy.cli.export import export
+from icis_deploy.cli.export_generator import export_generator
 from icis_deploy.cli.inject import inject
 from icis_deploy.cli.inspect import inspect
 from icis_deploy.cli.output import json_result
@@ -35,9 +36,9 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 INTERNAL_ERROR = 4
 COMMANDS = (
-    *(inspect, describe, compare_methods, inject, export, verify, evaluate, predict),
+    *(inspect, describe, compare_methods, inject, export_generator, export, verify, evaluate, predict),
     *(keygen, sign, rotate_keys, verify_update, diff),
-    *(apply, rollback, history, classes, enable, disable, compact),
+    *(apply, teach, rollback, history, classes, enable, disable, compact),
     *(bench, bench_fit, bench_update, bench_peers, bench_scale, report),
     demo,
 )

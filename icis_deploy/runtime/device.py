@@ -15,9 +15,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from icis_deploy.bundle import Bundle, load_bundle
+from icis_deploy.class_names import check_unique
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.images import load_images, load_pixels
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
@@ -28,6 +29,7 @@ from icis_deploy.runtime.runtimes import Runtime, open_session, runtime_from
 from icis_deploy.runtime.session import Session
 from icis_deploy.runtime.store import Store, exported_slots
 from icis_deploy.runtime.updater import AppliedUpdate, Updater
+from icis_deploy.slots import SlotTable
 
 __all__ = ["AppliedUpdate", "Device", "Logits", "Prediction"]
 
@@ -241,6 +243,35 @@ class Device:
         """
         with self._changing:
             return self._opened.updater.apply(update, allow_unsigned=allow_unsigned)
+
+    def teach(self, class_name: str, descriptor: ArrayLike) -> HistoryEntry:
+        """Learn a class from its descriptor alone, with the bundle's generator.
+
+        The row that the generator makes is checked against the seen ones and put into a slot by the same transaction as
+        a class update. It spends no version: a signed update that adds a class of the same name replaces it.
+
+        Args:
+            class_name: What to call it; a class that was taught before is taught anew.
+            descriptor: `(descriptor_dim,)`, made like those of the seen classes.
+
+        Raises:
+            DescriptorError: If the descriptor is no finite vector of the right width.
+            OutlierError: If it, or its row, is unlike those of the seen classes.
+            ClassConflictError: If the head knows the class, or another one is described alike; it is named.
+            IncompatibleError: If the bundle has no generator or no slots, or no slot is free (CapacityError).
+            SelfTestError, StorageError, RuntimeFailureError: As `apply`; the device keeps the state it had.
+        """
+        from icis_deploy.runtime.generator import bundle_generator, make_row
+
+        check_unique((class_name,))
+        with self._changing:
+            opened = self._opened
+            generator = bundle_generator(opened.folder, opened.bundle)
+
+            def row_beside(table: SlotTable | None) -> NDArray[np.float32]:
+                return make_row(generator, class_name, descriptor, bundle=opened.bundle, table=table)
+
+            return opened.updater.teach(class_name, row_beside)
 
     def rollback(self) -> HistoryEntry:
         """Go back to the state before the last class update that is still in effect.

@@ -53,7 +53,7 @@ _HISTORY_TYPES: Mapping[str, tuple[type, ...]] = {
 }
 # The file is one JSON object; the hash is over the exact bytes between these.
 _START, _MIDDLE, _END = b'{"journal":', b',"sha256":"', b'"}\n'
-ACTIONS = ("apply", "rollback", "enable", "disable", "trust", "replace")
+ACTIONS = ("apply", "rollback", "enable", "disable", "trust", "replace", "teach")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,9 @@ class StateEntry:
 
     slots: FileEntry | None
     """The slot table's file; `None` for what the bundle was exported with."""
+
+    taught: tuple[str, ...] = ()
+    """Classes in it that were taught on the device, the oldest first; a signed update of the same name replaces one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +96,7 @@ class HistoryEntry:
     """Classes that an applied update removed."""
 
     class_name: str | None = None
-    """The class that was enabled or disabled."""
+    """The class that was enabled, disabled or taught."""
 
     payload_sha256: str | None = None
     """Of the applied update or set of keys, lower-case hexadecimal; `None` where there was no file."""
@@ -203,7 +206,8 @@ def parse_journal(data: bytes) -> Journal:
 
 def _state_to_json(state: StateEntry) -> dict[str, Any]:
     slots = None if state.slots is None else {"sha256": state.slots.sha256, "size_bytes": state.slots.size_bytes}
-    return {"version": state.version, "slots": slots}
+    taught = {"taught": state.taught} if state.taught else {}  # journals without taught classes stay as they ever were
+    return {"version": state.version, "slots": slots, **taught}
 
 
 def history_to_json(entry: HistoryEntry) -> dict[str, Any]:
@@ -246,6 +250,7 @@ def _state_from_json(fields: Mapping[str, Any]) -> StateEntry:
         slots=None
         if slots is None
         else FileEntry(sha256=_sha256(slots["sha256"]), size_bytes=integer_from_json(slots["size_bytes"])),
+        taught=names_from_json(fields.get("taught", [])),
     )
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from numpy.typing import ArrayLike
+
 from icis_deploy.bundle import Bundle, load_manifest
 from icis_deploy.runtime.device import AppliedUpdate, Device
 from icis_deploy.runtime.journal import HistoryEntry, Journal
@@ -58,6 +60,15 @@ def apply(update: Path, folder: Path, *, allow_unsigned: bool = False) -> Applie
         ICISDeployError: As `Device.open` and `Device.apply`; the bundle is as it was.
     """
     return Device.open(folder).apply(update, allow_unsigned=allow_unsigned)
+
+
+def teach(folder: Path, class_name: str, descriptor: ArrayLike) -> HistoryEntry:
+    """Teach a bundle a class from its descriptor, with the bundle's generator.
+
+    Raises:
+        ICISDeployError: As `Device.open` and `Device.teach`; the bundle is as it was.
+    """
+    return Device.open(folder).teach(class_name, descriptor)
 
 
 def rollback(folder: Path) -> HistoryEntry:

@@ -163,7 +163,8 @@ def plan_update(
         )
     _check_version(update.version, held=journal.highest_version, what="class update")
     _check_expiry(update.expires, journal=journal, clock=clock, what="class update")
-    new_table = table.apply(update, seen_names=frozenset(bundle.class_names))
+    given_way = tuple(name for name in journal.current.taught if name in update.added)
+    new_table = table.without(given_way).apply(update, seen_names=frozenset(bundle.class_names))
     _check_enabled((*bundle.class_names, *new_table.filled_names), journal.disabled)
     entry = HistoryEntry(
         sequence=journal.sequence + 1,
@@ -202,7 +203,7 @@ def _check_expiry(expires: datetime | None, *, journal: Journal, clock: datetime
 
 
 def after_update(journal: Journal, entry: HistoryEntry, state: StateEntry) -> Journal:
-    """Return the journal after a class update whose slots are in `state`."""
+    """Return the journal after a class update, or a taught class, whose slots are in `state`."""
     return _recorded(
         replace(
             journal,
@@ -275,7 +276,7 @@ def after_rollback(journal: Journal, *, known_names: Sequence[str], clock: datet
 def after_replacement(
     journal: Journal, former: Journal, *, known_names: Sequence[str], clock: datetime
 ) -> tuple[HistoryEntry, Journal]:
-    """Return the journal of a bundle that takes another one's place on a device, and its line in the history (rule 11).
+    """Return the journal of a bundle that takes another one's place on a device, and its line in the history (rule 12).
 
     Args:
         journal: What the new bundle brings.

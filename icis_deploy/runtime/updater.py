@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from icis_deploy.bundle import Bundle
 from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import BundleError, SelfTestError
@@ -28,6 +31,7 @@ from icis_deploy.runtime.journal import HistoryEntry, Journal, StateEntry, initi
 from icis_deploy.runtime.probe import verify_slots
 from icis_deploy.runtime.session import Session
 from icis_deploy.runtime.store import SlotsFile, Store, slots_file
+from icis_deploy.runtime.teaching_rules import plan_teaching, still_taught
 from icis_deploy.runtime.timings import ApplyTimings, Stopwatch
 from icis_deploy.runtime.update_rules import (
     after_replacement,
@@ -114,10 +118,31 @@ class Updater:
                 )
                 watch.lap("verify")
                 slots, seed = slots_file(table), content.probe_seed
-                after = after_update(before, entry, StateEntry(version=content.version, slots=slots.entry))
+                taught = still_taught(before, content)
+                state = StateEntry(version=content.version, slots=slots.entry, taught=taught)
+                after = after_update(before, entry, state)
             inference_seconds = self._change(before, after, table=table, slots=slots, seed=seed, watch=watch)
         timings = watch.timings(sync_seconds=self._store.sync_seconds - start_sync, inference_seconds=inference_seconds)
         return AppliedUpdate(content=content, entry=entry, timings=timings)
+
+    def teach(self, class_name: str, make_row: Callable[[SlotTable | None], NDArray[np.float32]]) -> HistoryEntry:
+        """Put a class that the device makes itself into a slot.
+
+        Args:
+            class_name: The class.
+            make_row: Makes its row beside the classes that the slots hold, without the one that is taught anew.
+        """
+        with self._changing, self._store.locked():
+            before = self._store.load_journal(self._bundle)
+            current, held = before.current, self._table_of(before.current)
+            known = (class_name,) if class_name in current.taught else ()
+            row = make_row(None if held is None else held.without(known))
+            entry, table = plan_teaching(before, class_name, row, table=held, bundle=self._bundle, clock=self._clock())
+            slots = slots_file(table)
+            taught = (*(name for name in current.taught if name != class_name), class_name)
+            state = StateEntry(version=current.version, slots=slots.entry, taught=taught)
+            self._change(before, after_update(before, entry, state), table=table, slots=slots)
+        return entry
 
     def rollback(self) -> HistoryEntry:
         """Go back to the state before."""

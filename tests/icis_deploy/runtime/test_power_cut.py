@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from icis_deploy.runtime.journal import MAX_STATES
-from tests.icis_deploy.runtime.bundles import make_update
+from tests.icis_deploy.runtime.bundles import FEATURE_DIM, make_update
 from tests.icis_deploy.runtime.file_layers import FailingFiles, Killed, VolatileDisk
 
 NUM_SEEDS = 20
@@ -43,6 +44,7 @@ CHANGES = {
     "rollback": (3, lambda device, _: device.rollback()),
     "rollback to the exported state": (1, lambda device, _: device.rollback()),
     "disable": (1, lambda device, _: device.disable("okapi")),
+    "teach": (1, lambda device, _: device._updater.teach("zebra", lambda _table: np.ones(FEATURE_DIM + 1, np.float32))),
 }
 
 

@@ -1,0 +1,144 @@
+"""Write a trained injector as a generator: an ONNX model with which a device makes rows itself.
+
+What is written is compared with the injector before it is kept: on the descriptors of all seen and unseen classes, and
+on as many that lie between two of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from exporters.generator_graph import OPSET, GraphBuilder, add_calibration, add_predictor, add_similarity
+from exporters.onnx_files import check_model, serialize_model
+from icis_deploy._version import __version__
+from icis_deploy.errors import GateFailedError
+from icis_deploy.files import write_file
+from icis_deploy.generator_facts import (
+    DESCRIPTOR,
+    MEAN_ROW,
+    METADATA_KEY,
+    NEAREST,
+    ROWS,
+    SIMILARITY,
+    GeneratorFacts,
+    measure_limits,
+    serialize_facts,
+)
+from icis_deploy.head import Head
+from icis_deploy.row_calibration import Injector
+from icis_deploy.runtime.generator import Generator, load_generator
+
+Float32 = NDArray[np.float32]
+
+MAX_ROW_ERROR = {"fp32": 1e-4, "fp16": 1e-2}
+"""Greatest distance of a generator's row from the injector's, in units of the latter's length, by precision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenGenerator:
+    """A generator that passed its comparison."""
+
+    facts: GeneratorFacts
+    """What it says of itself."""
+
+    size_bytes: int
+    """Of the file."""
+
+    max_row_error: float
+    """Greatest distance of a row from the injector's, in units of the latter's length."""
+
+    num_compared: int
+    """Descriptors that both were given."""
+
+
+def write_generator(
+    path: Path,
+    injector: Injector,
+    *,
+    head: Head,
+    seen_descriptors: Float32,
+    unseen_descriptors: Float32,
+    method: str,
+    precision: str = "fp32",
+) -> WrittenGenerator:
+    """Write an injector as a generator, if the two make the same rows.
+
+    Args:
+        path: The file; what is there is replaced.
+        injector: Trained on `head`.
+        head: The seen classes.
+        seen_descriptors: `(num_seen, descriptor_dim)`, in the order of the head.
+        unseen_descriptors: `(num_unseen, descriptor_dim)`, those that the injector was trained with.
+        method: The method's name.
+        precision: `fp32`, or `fp16` to store matrices in half the size.
+
+    Raises:
+        IncompatibleError: If the method has no closed form.
+        GateFailedError: If the rows differ; nothing is written.
+        StorageError: If the disk refuses; what was there before still is.
+    """
+    known = np.concatenate([seen_descriptors, unseen_descriptors])
+    facts = GeneratorFacts(
+        base_fingerprint=head.fingerprint,
+        method=method,
+        descriptor_dim=int(known.shape[1]),
+        feature_dim=head.feature_dim,
+        **measure_limits(head.rows, injector.rows(known), seen_descriptors),
+    )
+    model = generator_model(injector, head, seen_descriptors, facts=facts, precision=precision)
+    check_model(model)
+    data = serialize_model(model)
+    compared = np.concatenate([known, (known + np.roll(known, 1, axis=0)) / 2])
+    error = _max_row_error(load_generator(data), injector, compared)
+    if not error <= MAX_ROW_ERROR[precision]:
+        raise GateFailedError(
+            f"The generator's rows are up to {error:.2g} of their length off the injector's; {precision} may be "
+            f"{MAX_ROW_ERROR[precision]:.0e}. Nothing was written to {path}; write it as fp32, or with another method."
+        )
+    write_file(path, data)
+    return WrittenGenerator(facts=facts, size_bytes=len(data), max_row_error=error, num_compared=len(compared))
+
+
+def generator_model(
+    injector: Injector, head: Head, seen_descriptors: Float32, *, facts: GeneratorFacts, precision: str
+) -> ir.Model:
+    """Return a generator's graph; see `icis_deploy.generator_facts` for its inputs and outputs."""
+    graph = GraphBuilder(are_matrices_half=precision == "fp16")
+    descriptor = ir.Value(
+        name=DESCRIPTOR, shape=ir.Shape(["batch", facts.descriptor_dim]), type=ir.TensorType(ir.DataType.FLOAT)
+    )
+    rows = add_calibration(graph, injector.calibration, add_predictor(graph, injector.predictor, descriptor))
+    cosines = add_similarity(graph, descriptor, seen_descriptors)
+    mean = graph.constant(head.rows.mean(axis=0, dtype=np.float64))
+    outputs: dict[str, tuple[ir.Value, list[int | str], ir.DataType]] = {
+        ROWS: (graph.op("Identity", rows), ["batch", facts.feature_dim + 1], ir.DataType.FLOAT),
+        SIMILARITY: (graph.op("ReduceMax", cosines, axes=[1], keepdims=0), ["batch"], ir.DataType.FLOAT),
+        NEAREST: (graph.op("ArgMax", cosines, axis=1, keepdims=0), ["batch"], ir.DataType.INT64),
+        MEAN_ROW: (graph.op("Identity", mean), [facts.feature_dim + 1], ir.DataType.FLOAT),
+    }
+    for name, (value, shape, dtype) in outputs.items():
+        value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(dtype)
+    built = ir.Graph(
+        [descriptor],
+        [value for value, _, _ in outputs.values()],
+        nodes=graph.nodes,
+        initializers=graph.constants,
+        opset_imports={"": OPSET},
+        name="generator",
+    )
+    metadata = {METADATA_KEY: serialize_facts(facts)}
+    return ir.Model(
+        built, ir_version=8, producer_name="icis-deploy", producer_version=__version__, metadata_props=metadata
+    )
+
+
+def _max_row_error(generator: Generator, injector: Injector, descriptors: Float32) -> float:
+    expected = injector.rows(descriptors).astype(np.float64)
+    found = np.concatenate([generator.run(part[None])[ROWS] for part in descriptors])
+    errors = np.linalg.norm(found - expected, axis=1) / np.maximum(np.linalg.norm(expected, axis=1), 1e-30)
+    return float(np.nan_to_num(errors, nan=np.inf).max())

@@ -1,0 +1,108 @@
+"""`icis-deploy export-generator`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from icis_deploy.cli.inject import METHOD_NAMES
+from icis_deploy.cli.options import (
+    NEW_PATH,
+    calibration_options,
+    classes_option,
+    described_classes_options,
+    model_options,
+    model_source,
+)
+from icis_deploy.cli.output import columns, format_option, print_result, training_progress
+
+if TYPE_CHECKING:
+    from exporters.generator import WrittenGenerator
+
+
+@click.command("export-generator", short_help="Write what makes rows, for devices that are taught classes.")
+@click.argument("model")
+@classes_option(required=True)
+@described_classes_options
+@click.option(
+    "--method",
+    type=click.Choice([name for name in METHOD_NAMES if name != "mixture"]),
+    default="auto",
+    show_default=True,
+    help="How rows are predicted, as for inject.",
+)
+@calibration_options
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same rows.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="fp16: matrices in half the size.",
+)
+@click.option("--out", type=NEW_PATH, required=True, help="The generator to write, such as generator.onnx.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@model_options
+@format_option
+def export_generator(
+    model: str,
+    precision: str,
+    out: Path,
+    overwrite: bool,
+    weights: Path | None,
+    input_shape: str | None,
+    head_node: str | None,
+    method: str,
+    balance: float,
+    seen_accuracy: float | None,
+    seed: int,
+    **files: Any,
+) -> None:
+    """Train what inject trains, and write it as an ONNX model from descriptors to rows.
+
+    It is kept only if it makes the same rows. `icis-deploy export --generator` puts it into a bundle, and
+    `icis-deploy teach` then makes a class of a descriptor on the device.
+    """
+    from icis_deploy.generator_pipeline import export_generator as write
+    from icis_deploy.injection_options import InjectionOptions
+
+    options = InjectionOptions(method=method, balance=balance, seen_accuracy=seen_accuracy, seed=seed)
+    with training_progress("Training") as progress:
+        written = write(
+            model_source(model, weights, input_shape, head_node),
+            options=options,
+            precision=precision,
+            out=out,
+            overwrite=overwrite,
+            progress=progress,
+            **files,
+        )
+    _print(out, precision, written)
+
+
+def _print(out: Path, precision: str, written: WrittenGenerator) -> None:
+    facts = written.facts
+    result = {
+        "generator": str(out),
+        "method": facts.method,
+        "precision": precision,
+        "base_fingerprint": facts.base_fingerprint,
+        "descriptor_dim": facts.descriptor_dim,
+        "feature_dim": facts.feature_dim,
+        "size_bytes": written.size_bytes,
+        "max_row_error": written.max_row_error,
+        "num_compared": written.num_compared,
+    }
+    rows = [
+        ("generator", f"{out}, {written.size_bytes / 1e6:.1f} MB, {precision}"),
+        ("method", facts.method),
+        ("head", f"{facts.base_fingerprint[:16]}…"),
+        ("descriptor", f"{facts.descriptor_dim} numbers"),
+        (
+            "rows",
+            f"at most {written.max_row_error:.1e} of their length off inject's, on {written.num_compared} classes",
+        ),
+    ]
+    print_result(result, text=columns(rows))

@@ -1,0 +1,225 @@
+"""A bundle's generator on the device: rows from descriptors, and what is wrong with a row or its descriptor.
+
+It runs in ONNX Runtime on the CPU, whatever runs the bundle's model: a row is made once, in well under a millisecond to
+a few of them, and `generator.onnx` is then let go of again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from icis_deploy.bundle import Bundle, check_file
+from icis_deploy.errors import (
+    ClassConflictError,
+    CorruptFileError,
+    DescriptorError,
+    IncompatibleError,
+    MissingDependencyError,
+    ModelLoadError,
+    OutlierError,
+    RuntimeFailureError,
+    WrongBaseError,
+)
+from icis_deploy.generator_facts import (
+    COLLIDING_COSINE,
+    DESCRIPTOR,
+    GENERATOR_NAME,
+    MEAN_ROW,
+    METADATA_KEY,
+    NEAREST,
+    ROWS,
+    SIMILARITY,
+    GeneratorFacts,
+    parse_facts,
+)
+from icis_deploy.slots import SlotTable
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generator:
+    """A generator that is loaded."""
+
+    session: Any
+    """ONNX Runtime's session."""
+
+    facts: GeneratorFacts
+    """What it says of itself."""
+
+    def run(self, descriptors: Float32) -> Mapping[str, NDArray[Any]]:
+        """Return its outputs by name; see `icis_deploy.generator_facts`.
+
+        Args:
+            descriptors: `(batch, descriptor_dim)` float32.
+
+        Raises:
+            RuntimeFailureError: If the runtime fails.
+        """
+        names = (ROWS, SIMILARITY, NEAREST, MEAN_ROW)
+        try:
+            outputs = self.session.run(list(names), {DESCRIPTOR: descriptors})
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+            raise RuntimeFailureError(f"The generator failed on a descriptor: {error}") from error
+        return dict(zip(names, outputs, strict=True))
+
+
+def load_generator(model: Path | bytes) -> Generator:
+    """Load a generator.
+
+    Raises:
+        MissingDependencyError: If ONNX Runtime is not installed.
+        ModelLoadError: If it is no ONNX model, or no generator.
+        CorruptFileError: If its facts are damaged.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Making a row needs ONNX Runtime: pip install 'icis-deploy[cpu]' (or 'icis-deploy[gpu]', never both)."
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    source = model if isinstance(model, bytes) else str(model)
+    where = "the generator" if isinstance(model, bytes) else str(model)
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # see Generator.run
+        raise ModelLoadError(f"ONNX Runtime cannot load {where}: {error}") from error
+    metadata = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY not in metadata:
+        raise ModelLoadError(f"{where} is no generator. `icis-deploy export-generator` writes one.")
+    return Generator(session=session, facts=parse_facts(metadata[METADATA_KEY]))
+
+
+def bundle_generator(folder: Path, bundle: Bundle) -> Generator:
+    """Load the generator of a bundle.
+
+    Raises:
+        IncompatibleError: If it has none.
+        CorruptFileError: If it is not the file that the manifest states.
+        ICISDeployError: As `load_generator` and `check_base`.
+    """
+    if GENERATOR_NAME not in bundle.files:
+        raise IncompatibleError(
+            f"The bundle {folder} has no {GENERATOR_NAME}, so it cannot be taught. Export it with --generator, from "
+            f"`icis-deploy export-generator`, or apply a class update."
+        )
+    check_file(folder / GENERATOR_NAME, bundle.files[GENERATOR_NAME])
+    generator = load_generator(folder / GENERATOR_NAME)
+    check_base(generator.facts, bundle.base_fingerprint, bundle.feature_dim)
+    return generator
+
+
+def check_base(facts: GeneratorFacts, base_fingerprint: str, feature_dim: int) -> None:
+    """Raise `WrongBaseError` if a generator's rows are for another head."""
+    if (facts.base_fingerprint, facts.feature_dim) != (base_fingerprint, feature_dim):
+        raise WrongBaseError(
+            f"The generator was made for the head {facts.base_fingerprint[:16]}… of feature_dim {facts.feature_dim}; "
+            f"this bundle's is {base_fingerprint[:16]}… of {feature_dim}. Write it again with this model and classes."
+        )
+
+
+def make_row(
+    generator: Generator, class_name: str, descriptor: ArrayLike, *, bundle: Bundle, table: SlotTable | None
+) -> Float32:
+    """Return the calibrated row of a class, `(feature_dim + 1,)` float32, if nothing speaks against it.
+
+    Args:
+        generator: The bundle's.
+        class_name: What the class will be called, for messages.
+        descriptor: `(descriptor_dim,)`.
+        bundle: Whose seen classes the row will stand beside.
+        table: The classes in slots; `None` where there are none.
+
+    Raises:
+        DescriptorError: If the descriptor is not a finite vector of the width that the generator takes.
+        OutlierError: If descriptor or row are unlike those of the seen classes.
+        ClassConflictError: If the head knows the class, or another one is described alike, so that the two could not be
+            told apart; it is named.
+        CorruptFileError: If the generator gives something that is no row.
+        RuntimeFailureError: If the runtime fails.
+    """
+    if class_name in (*bundle.class_names, *(() if table is None else table.filled_names)):
+        raise ClassConflictError(
+            f"{class_name!r} was not taught: the head already knows it. Teach it under another name, or replace it "
+            f"by a class update."
+        )
+    vector = _checked(descriptor, generator.facts, class_name)
+    outputs = generator.run(vector[None])
+    row, mean = outputs[ROWS][0], outputs[MEAN_ROW]
+    similarity, nearest = float(outputs[SIMILARITY][0]), int(outputs[NEAREST][0])
+    if row.shape != (bundle.feature_dim + 1,) or mean.shape != row.shape or not 0 <= nearest < bundle.num_seen:
+        raise CorruptFileError("The generator gives no row of this bundle's width. Fetch the bundle again.")
+    seen_name = bundle.seen_names[nearest]
+    _check_usual(generator.facts, class_name, vector, row, mean, similarity=similarity, nearest=seen_name)
+    if similarity > generator.facts.similarity.high:
+        raise ClassConflictError(_collision(class_name, seen_name, similarity))
+    if table is not None and table.filled.size:
+        cosines = _cosines(table.rows() - mean, row - mean)
+        closest = int(np.argmax(cosines))
+        if cosines[closest] > COLLIDING_COSINE:
+            raise ClassConflictError(_collision(class_name, table.filled_names[closest], float(cosines[closest])))
+    return np.asarray(row, dtype=np.float32)
+
+
+def _checked(descriptor: ArrayLike, facts: GeneratorFacts, class_name: str) -> Float32:
+    try:
+        vector = np.asarray(descriptor, dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        raise DescriptorError(f"The descriptor of {class_name!r} is no vector of numbers: {error}.") from error
+    if vector.shape != (facts.descriptor_dim,) or not np.isfinite(vector).all():
+        raise DescriptorError(
+            f"The descriptor of {class_name!r} has shape {vector.shape}; expected {facts.descriptor_dim} finite "
+            f"numbers, made as those that the generator was trained with."
+        )
+    return vector
+
+
+def _check_usual(
+    facts: GeneratorFacts,
+    class_name: str,
+    vector: Float32,
+    row: Float32,
+    mean: Float32,
+    *,
+    similarity: float,
+    nearest: str,
+) -> None:
+    """Raise `OutlierError` if anything lies outside what is usual of seen classes."""
+    if not similarity >= facts.similarity.low:
+        raise OutlierError(
+            f"{class_name!r} was not taught: no seen class is like it. The most similar one is {nearest!r}, with a "
+            f"cosine of {similarity:.3f}; expected at least {facts.similarity.low:.3f}. Check the descriptor, or add "
+            f"the class by a class update."
+        )
+    measured = (
+        ("length of its descriptor", float(np.linalg.norm(vector.astype(np.float64))), facts.descriptor_length),
+        ("length of its row", float(np.linalg.norm(row.astype(np.float64))), facts.row_length),
+        ("cosine of its row with the mean row", float(_cosines(row[None], mean)[0]), facts.row_cosine),
+    )
+    for what, value, limits in measured:
+        if value not in limits:
+            raise OutlierError(
+                f"{class_name!r} was not taught: the {what} is {value:.4g}; of classes like the seen ones it lies in "
+                f"{limits.low:.4g} to {limits.high:.4g}. Check that the descriptor was made like theirs."
+            )
+
+
+def _cosines(rows: Float32, vector: Float32) -> NDArray[np.float64]:
+    wide, direction = rows.astype(np.float64), vector.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1) * np.linalg.norm(direction)
+    return np.asarray(wide @ direction / np.maximum(lengths, np.finfo(np.float64).tiny))
+
+
+def _collision(class_name: str, other: str, cosine: float) -> str:
+    return (
+        f"{class_name!r} was not taught: it is described like {other!r} (cosine {cosine:.3f}), so the two could not be "
+        f"told apart. Describe it by what sets it apart, or use the class that is there."
+    )

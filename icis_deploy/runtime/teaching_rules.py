@@ -1,0 +1,75 @@
+"""What a device does with a class that it is taught: the rules, on values. `update_rules.py` has those of updates.
+
+Rules:
+
+1. Teaching needs no signature: whoever can run it holds the device.
+2. A taught class takes the lowest empty slot, or its own if it is taught anew, and spends no version.
+3. It never stands in the way of an update: one that adds a class of the same name takes its slot, as if it replaced it.
+   From then on the class is the publisher's.
+4. It is rolled back like an update.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.bundle import Bundle
+from icis_deploy.class_update import ClassUpdate
+from icis_deploy.errors import IncompatibleError
+from icis_deploy.runtime.journal import HistoryEntry, Journal
+from icis_deploy.runtime.update_rules import trusted_time
+from icis_deploy.slots import SlotTable
+
+
+def still_taught(journal: Journal, update: ClassUpdate) -> tuple[str, ...]:
+    """Return the taught classes that an update leaves as they are (rule 3)."""
+    changed = {*update.added, *update.replaced, *update.removed}
+    return tuple(name for name in journal.current.taught if name not in changed)
+
+
+def plan_teaching(
+    journal: Journal,
+    class_name: str,
+    row: NDArray[np.float32],
+    *,
+    table: SlotTable | None,
+    bundle: Bundle,
+    clock: datetime,
+) -> tuple[HistoryEntry, SlotTable]:
+    """Return what a taught class makes of the slots, and its line in the history (rules 2 and 3).
+
+    Args:
+        journal: What the device remembers.
+        class_name: The class; one that was taught before is taught anew, in the same slot.
+        row: `(feature_dim + 1,)`, calibrated.
+        table: What the slots hold now; `None` for a fused head.
+        bundle: The device's.
+        clock: The time by the device's clock.
+
+    Raises:
+        IncompatibleError, ClassConflictError, CapacityError: If it does not fit.
+    """
+    if table is None:
+        raise IncompatibleError(
+            "The bundle's head is fused: it has no slots to teach a class in. Export it with --head updatable."
+        )
+    is_known = class_name in journal.current.taught
+    update = ClassUpdate(
+        base_fingerprint=bundle.base_fingerprint,
+        rows=row[None],
+        added=() if is_known else (class_name,),
+        replaced=(class_name,) if is_known else (),
+    )
+    entry = HistoryEntry(
+        sequence=journal.sequence + 1,
+        time=trusted_time(journal, clock),
+        action="teach",
+        version=journal.current.version,
+        num_added=len(update.added),
+        num_replaced=len(update.replaced),
+        class_name=class_name,
+    )
+    return entry, table.apply(update, seen_names=frozenset(bundle.class_names))

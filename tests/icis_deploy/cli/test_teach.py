@@ -1,0 +1,124 @@
+"""The way of a generator on the command line: export-generator, export --generator, teach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from icis_deploy.cli.export_generator import export_generator
+from icis_deploy.cli.main import run
+from icis_deploy.methods import METHODS
+from tests.icis_deploy.cli.test_commands import run_json
+from tests.icis_deploy.runtime.bundles import files_in
+from tests.tiny_models import NUM_SEEN, TinyProject
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("generator") / "generator.onnx"
+    assert run([*generator_arguments(tiny_project, out), "--method", "ridge"]) == 0
+    return out
+
+
+@pytest.fixture
+def bundle(tiny_project: TinyProject, generator: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "bundle"
+    assert run([*export_arguments(tiny_project, out), "--generator", str(generator)]) == 0
+    return out
+
+
+def generator_arguments(project: TinyProject, out: Path) -> list[str]:
+    files = ["--classes", str(project.classes), "--descriptors", str(project.descriptors)]
+    return ["export-generator", str(project.model), *files, "--out", str(out)]
+
+
+def export_arguments(project: TinyProject, out: Path, *, head: str = "updatable") -> list[str]:
+    slots = ["--capacity", "4"] if head == "updatable" else []
+    files = ["--classes", str(project.classes), "--out", str(out)]
+    return ["export", str(project.model), *files, "--head", head, *slots]
+
+
+def test_a_bundle_is_taught_a_class_and_answers_with_it(
+    bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    teach = ["teach", str(bundle), "class40", "--descriptor", str(tiny_project.descriptors)]
+    code, result = run_json(teach, capsys)
+    assert (code, result["class"], result["entry"]["action"]) == (0, "class40", "teach")
+    _, listing = run_json(["classes", str(bundle)], capsys)
+    assert [each["name"] for each in listing["classes"]][NUM_SEEN:] == ["class40"]
+    assert run(["history", str(bundle)]) == 0
+    line = capsys.readouterr().out
+    assert "teach" in line
+    assert "class40" in line
+    assert "by an operator" in line
+
+
+def test_an_outlier_is_refused_with_1_and_a_collision_with_3(
+    bundle: Path, tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    descriptors = np.load(tiny_project.descriptors)["values"]
+    values = np.stack([descriptors[40] * 1000, descriptors[7]])
+    np.savez(tmp_path / "odd.npz", names=np.array(["loud", "twin"]), values=values)
+    before = files_in(bundle)
+    for name, code, words in (
+        ("loud", 1, "length of its descriptor"),
+        ("twin", 3, "described like 'class07'"),
+        ("absent", 3, "No descriptor for 'absent'"),
+    ):
+        assert run(["teach", str(bundle), name, "--descriptor", str(tmp_path / "odd.npz")]) == code
+        assert words in capsys.readouterr().err
+    assert files_in(bundle) == before
+
+
+def test_a_generator_says_what_it_is_and_does_not_replace_a_file(
+    generator: Path, tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "half.onnx"
+    capsys.readouterr()
+    half = [*generator_arguments(tiny_project, out), "--method", "ridge", "--precision", "fp16"]
+    code, result = run_json(half, capsys)
+    assert (code, result["method"], result["precision"]) == (0, "ridge", "fp16")
+    assert result["size_bytes"] == out.stat().st_size < generator.stat().st_size
+    assert run(half) == 2
+    assert "already exists" in capsys.readouterr().err
+
+
+def test_a_generator_of_another_head_or_for_a_fused_one_is_refused(
+    generator: Path, tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fused = export_arguments(tiny_project, tmp_path / "fused", head="fused")
+    assert run([*fused, "--generator", str(generator)]) == 2
+    assert "give --generator with --head updatable" in capsys.readouterr().err
+    names = tiny_project.classes.read_text().split()
+    (tmp_path / "classes.txt").write_text("\n".join(["renamed", *names[1:]]))
+    other = export_arguments(tiny_project, tmp_path / "other")
+    other[other.index("--classes") + 1] = str(tmp_path / "classes.txt")
+    assert run([*other, "--generator", str(generator)]) == 3
+    assert "The generator was made for the head" in capsys.readouterr().err
+    assert run([*export_arguments(tiny_project, tmp_path / "no"), "--generator", str(tiny_project.model)]) == 3
+    assert "is no generator" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"classes.txt"}
+
+
+def test_the_command_line_offers_every_method_with_a_closed_form() -> None:
+    (method,) = [option for option in export_generator.params if option.name == "method"]
+    assert set(method.type.choices) == {"auto", *METHODS} - {"mixture"}
+
+
+def test_compacting_keeps_the_generator_and_leaves_taught_classes_in_slots(
+    bundle: Path, tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    descriptors = ["--descriptor", str(tiny_project.descriptors)]
+    assert run(["teach", str(bundle), "class40", *descriptors]) == 0
+    out = tmp_path / "compacted"
+    assert run(["compact", str(bundle), "--against", str(tiny_project.model), "--out", str(out)]) == 0
+    assert run(["teach", str(out), "class41", *descriptors]) == 0
+    capsys.readouterr()
+    _, listing = run_json(["classes", str(out)], capsys)
+    assert [(each["name"], each["slot"]) for each in listing["classes"]][NUM_SEEN:] == [("class40", 0), ("class41", 1)]
+    assert (
+        run(["compact", str(bundle), "--against", str(tiny_project.model), "--out", str(out), "--capacity", "0"]) == 2
+    )

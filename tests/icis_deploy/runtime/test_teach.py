@@ -1,0 +1,234 @@
+"""A device is taught a class from its descriptor: usual ones are taken, others refused, and updates still apply."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporters.generator import write_generator
+from icis_deploy.bundle import MANIFEST_NAME, file_entry, load_bundle, serialize_manifest
+from icis_deploy.descriptors import Descriptors
+from icis_deploy.errors import (
+    CapacityError,
+    ClassConflictError,
+    CorruptFileError,
+    DescriptorError,
+    IncompatibleError,
+    OutlierError,
+    WrongBaseError,
+)
+from icis_deploy.head import Head
+from icis_deploy.injection import inject
+from icis_deploy.injection_options import InjectionOptions
+from icis_deploy.row_calibration import Injector
+from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.journal import parse_journal, serialize_journal
+from icis_deploy.signing import KeyPair
+from tests.icis_deploy.runtime.bundles import (
+    FEATURE_DIM,
+    files_in,
+    images,
+    make_update,
+    seen_head,
+    signed_bytes,
+    trust,
+    write_bundle,
+)
+
+DESCRIPTOR_DIM, NUM_SEEN = 8, 12
+
+
+def head_and_descriptors() -> tuple[Head, Descriptors]:
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(NUM_SEEN + 3, DESCRIPTOR_DIM)).astype(np.float32)
+    rows = values @ rng.normal(size=(DESCRIPTOR_DIM, FEATURE_DIM + 1))
+    names = (*(f"seen {index}" for index in range(NUM_SEEN)), "okapi", "quagga", "zebu")
+    return Head(rows=rows[:NUM_SEEN], class_names=names[:NUM_SEEN]), Descriptors(values=values, class_names=names)
+
+
+HEAD, DESCRIPTORS = head_and_descriptors()
+
+
+def described(name: str) -> np.ndarray:
+    return DESCRIPTORS.select((name,)).values[0]
+
+
+def unlike_all() -> np.ndarray:
+    """A descriptor of usual length that points away from all seen ones."""
+    seen = DESCRIPTORS.values[:NUM_SEEN]
+    centred = seen - seen.mean(axis=0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    directions = np.random.default_rng(0).normal(size=(5000, DESCRIPTOR_DIM))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    least = directions[(directions @ centred.T).max(axis=1).argmin()]
+    return seen.mean(axis=0) + least * np.linalg.norm(seen, axis=1).mean()
+
+
+def add_generator(folder: Path, *, head: Head = HEAD) -> Injector:
+    injector = inject(HEAD, DESCRIPTORS, options=InjectionOptions(method="ridge", calibration="length")).injector
+    write_generator(
+        folder / "generator.onnx",
+        injector,
+        head=head,
+        seen_descriptors=DESCRIPTORS.values[:NUM_SEEN],
+        unseen_descriptors=DESCRIPTORS.values[NUM_SEEN:],
+        method="ridge",
+    )
+    bundle = load_bundle(folder)
+    files = {**bundle.files, "generator.onnx": file_entry(folder / "generator.onnx")}
+    (folder / MANIFEST_NAME).write_bytes(serialize_manifest(replace(bundle, files=files)))
+    return injector
+
+
+@pytest.fixture
+def teachable(tmp_path: Path, keys: KeyPair) -> Path:
+    """A bundle of twelve seen classes and three slots, with a generator."""
+    folder = write_bundle(tmp_path / "teachable", capacity=3, head=HEAD)
+    trust(folder, keys.public_path)
+    add_generator(folder)
+    return folder
+
+
+def update(*added: str, version: int = 1, **fields: object) -> object:
+    return make_update(*added, version=version, base_fingerprint=HEAD.fingerprint, **fields)
+
+
+def test_a_taught_class_answers_with_the_row_of_the_injector(teachable: Path) -> None:
+    injector = add_generator(teachable)
+    device = Device.open(teachable)
+    entry = device.teach("okapi", described("okapi"))
+    assert (entry.action, entry.class_name, entry.version, entry.signed_by) == ("teach", "okapi", 0, None)
+    assert device.classes() == (*HEAD.class_names, "okapi")
+    expected = injector.rows(described("okapi")[None])[0]
+    output = device.session.run(images(), device.state.buffers, with_features=True)
+    np.testing.assert_allclose(
+        output.logits[:, NUM_SEEN], output.features @ expected[:-1] + expected[-1], rtol=1e-3, atol=1e-3
+    )
+    assert Device.open(teachable).classes() == device.classes()
+
+
+def test_a_taught_class_is_rolled_back_like_an_update(teachable: Path) -> None:
+    device = Device.open(teachable)
+    device.teach("okapi", described("okapi"))
+    device.teach("quagga", described("quagga"))
+    assert device.rollback().action == "rollback"
+    assert device.classes() == (*HEAD.class_names, "okapi")
+    assert device.rollback().version == 0
+    assert device.classes() == HEAD.class_names
+
+
+def test_a_signed_update_applies_after_teaching_and_keeps_other_taught_classes(teachable: Path, keys: KeyPair) -> None:
+    device = Device.open(teachable)
+    device.teach("okapi", described("okapi"))
+    device.teach("quagga", described("quagga"))
+    device.apply(signed_bytes(update("okapi", version=1), keys.private_path))
+    assert device.version == 1
+    assert sorted(device.classes()[NUM_SEEN:]) == ["okapi", "quagga"]
+    row = update("okapi", version=1).rows[0]
+    slot = device.state.table.class_names.index("okapi")
+    np.testing.assert_array_equal(device.state.table.weight[slot], row[:-1])
+    # The publisher's class is no taught one any more: a second teaching does not touch it, the other one may go.
+    with pytest.raises(ClassConflictError, match="already knows it"):
+        device.teach("okapi", described("okapi"))
+    device.teach("quagga", described("zebu"))
+    device.apply(signed_bytes(update(version=2, removed=("quagga",)), keys.private_path))
+    assert device.classes()[NUM_SEEN:] == ("okapi",)
+
+
+def test_a_class_is_taught_anew_in_its_slot(teachable: Path) -> None:
+    device = Device.open(teachable)
+    device.teach("okapi", described("okapi"))
+    before = device.state.table
+    entry = device.teach("okapi", described("quagga"))
+    assert (entry.num_added, entry.num_replaced) == (0, 1)
+    assert device.state.table.class_names == before.class_names
+    assert not np.array_equal(device.state.table.weight, before.weight)
+
+
+def test_teaching_stops_at_the_last_slot(teachable: Path) -> None:
+    device = Device.open(teachable)
+    for name in ("okapi", "quagga", "zebu"):
+        device.teach(name, described(name))
+    with pytest.raises(CapacityError, match="3 slots, 3 used"):
+        device.teach("fourth", (described("okapi") + described("quagga")) / 2)
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "error", "words"),
+    [
+        (np.ones(5), DescriptorError, r"has shape \(5,\); expected 8 finite numbers"),
+        (np.full(8, np.nan), DescriptorError, r"expected 8 finite numbers"),
+        (["a"] * 8, DescriptorError, r"is no vector of numbers"),
+        (described("okapi") * 100, OutlierError, r"'new' was not taught: the length of its descriptor is .* lies in"),
+        (unlike_all(), OutlierError, r"no seen class is like it. The most similar one is 'seen \d+'"),
+        (described("seen 4"), ClassConflictError, r"described like 'seen 4' \(cosine 1\.000\)"),
+    ],
+)
+def test_what_is_unlike_the_seen_classes_is_refused_and_no_byte_changes(
+    descriptor: object, error: type[Exception], words: str, teachable: Path
+) -> None:
+    device, before = Device.open(teachable), files_in(teachable)
+    with pytest.raises(error, match=words):
+        device.teach("new", descriptor)
+    assert files_in(teachable) == before
+    assert device.classes() == HEAD.class_names
+
+
+def test_a_row_outside_the_seen_lengths_or_angles_is_refused(teachable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = importlib.import_module("icis_deploy.runtime.generator")
+    run, changes = runtime.Generator.run, [lambda rows, _mean: rows * 10, lambda _rows, mean: -mean[None]]
+    for change, words in zip(changes, ("length of its row", "cosine of its row with the mean row"), strict=True):
+        monkeypatch.setattr(
+            runtime.Generator,
+            "run",
+            lambda self, given, change=change: (
+                (found := dict(run(self, given))) | {"rows": change(found["rows"], found["mean_row"])}
+            ),
+        )
+        with pytest.raises(OutlierError, match=f"the {words} is"):
+            Device.open(teachable).teach("okapi", described("okapi"))
+
+
+def test_a_class_described_like_one_in_a_slot_is_refused_by_its_name(teachable: Path) -> None:
+    device = Device.open(teachable)
+    device.teach("okapi", described("okapi"))
+    with pytest.raises(ClassConflictError, match=r"'forest giraffe' .* described like 'okapi' \(cosine 1\.000\)"):
+        device.teach("forest giraffe", described("okapi"))
+
+
+def test_a_bundle_without_a_generator_or_with_anothers_says_so(tmp_path: Path) -> None:
+    bare = write_bundle(tmp_path / "bare", head=HEAD)
+    with pytest.raises(IncompatibleError, match=r"has no generator\.onnx, so it cannot be taught"):
+        Device.open(bare).teach("okapi", described("okapi"))
+    add_generator(bare, head=HEAD.expand(np.ones((1, FEATURE_DIM + 1)), ["one more"]))
+    with pytest.raises(WrongBaseError, match="The generator was made for the head"):
+        Device.open(bare).teach("okapi", described("okapi"))
+
+
+def test_a_damaged_generator_is_refused(teachable: Path) -> None:
+    device = Device.open(teachable)
+    data = bytearray((teachable / "generator.onnx").read_bytes())
+    data[-1] ^= 1
+    (teachable / "generator.onnx").write_bytes(data)
+    with pytest.raises(CorruptFileError, match="the manifest states"):
+        device.teach("okapi", described("okapi"))
+
+
+def test_a_fused_head_cannot_be_taught(tmp_path: Path) -> None:
+    fused = write_bundle(tmp_path / "fused", capacity=0, head=seen_head())
+    with pytest.raises(IncompatibleError, match="cannot be taught"):
+        Device.open(fused).teach("okapi", described("okapi"))
+
+
+def test_a_journal_keeps_the_taught_classes_and_is_as_before_without(teachable: Path) -> None:
+    device = Device.open(teachable)
+    device.teach("okapi", described("okapi"))
+    data = (teachable / "state" / "journal.json").read_bytes()
+    journal = parse_journal(data)
+    assert journal.current.taught == ("okapi",)
+    assert serialize_journal(journal) == data
+    assert b'{"slots":null,"version":0}' in data
