@@ -264,7 +264,7 @@ def _write_model(folder: Path, plan: HeadPlan, base: ir.Model, location: HeadLoc
     else:
         model, tables = base, {SLOTS_NAME: plan.table}
         if plan.baked is not None:
-            model = fuse_head(base, location, expanded)
+            model = fuse_head(base, location, replace(expanded, injected=plan.baked.rows()))
             location = find_head(model, None if location.certainty == "certain" else f"node_{FUSED_LOGITS}")
             tables[INJECTED_NAME] = plan.baked
         model = add_slots(model, location, plan.table.capacity)

@@ -162,7 +162,8 @@ def make_row(
     if similarity > generator.facts.similarity.high:
         raise ClassConflictError(_collision(class_name, seen_name, similarity))
     if table is not None and table.filled.size:
-        cosines = _cosines(table.rows() - mean, row - mean)
+        # Of weights alone: calibration gives all injected biases the same offset, which would make any two alike.
+        cosines = _cosines((table.rows() - mean)[:, :-1], (row - mean)[:-1])
         closest = int(np.argmax(cosines))
         if cosines[closest] > COLLIDING_COSINE:
             raise ClassConflictError(_collision(class_name, table.filled_names[closest], float(cosines[closest])))
