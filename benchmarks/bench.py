@@ -81,7 +81,7 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset(name="quick", percent=90.0, budget_s=3.0, num_starts=1, scenario_s=2.0),
-        Preset(name="normal", percent=99.0, budget_s=12.0, num_starts=3, scenario_s=10.0),
+        Preset(name="normal", percent=99.0, budget_s=8.0, num_starts=3, scenario_s=10.0),
         # MLPerf Inference Rules, "Scenarios": a run lasts at least 600 seconds.
         Preset(name="submission", percent=99.9, budget_s=600.0, num_starts=5, scenario_s=600.0),
     )
