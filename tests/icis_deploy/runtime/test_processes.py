@@ -20,7 +20,7 @@ def test_processes_killed_while_they_apply_and_roll_back_leave_whole_states(tmp_
 
     assert report.num_kills == 8
     assert report.num_lost == 0
-    assert report.num_changes_committed > 0
+    assert report.num_changes_committed > 2 * report.num_kills  # else they were killed before they wrote anything
 
 
 @pytest.mark.slow
@@ -28,6 +28,7 @@ def test_two_hundred_kills_lose_nothing(tmp_path):
     report = run_kill_loop(tmp_path, num_kills=200, seed=1)
 
     assert (report.num_kills, report.num_lost) == (200, 0)
+    assert report.num_changes_committed > 2 * report.num_kills
 
 
 def test_two_processes_that_apply_the_same_update_take_it_once(bundle_folder, keys, tmp_path):
