@@ -6,10 +6,15 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from icis_deploy.signing import keygen
+from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, trust, write_bundle
 from tests.tiny_models import write_tiny_project
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -146,3 +151,71 @@ def test_the_installed_command_injects_exports_verifies_and_reports(scripts, use
     manifest = json.loads((user_folder / "bundle" / "manifest.json").read_text())
     assert manifest["class_names"] == [*project.seen_names, *project.unseen_names]
     assert all(report["passed"] for report in manifest["parity"])
+
+
+@pytest.fixture(scope="module")
+def device_only(wheel, tmp_path_factory):
+    """The `bin` folder of a virtual environment with the wheel and what `[cpu]` brings, and nothing else.
+
+    The libraries are linked from the environment that runs this, so nothing is downloaded.
+    """
+    environment = tmp_path_factory.mktemp("device") / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=environment.parent)
+    (site_packages,) = environment.glob("lib/python*/site-packages")
+    for name in sorted(required("icis-deploy", {"cpu"}) - {"icis-deploy"}):
+        for file in metadata.files(name) or ():
+            top = file.parts[0]
+            target = site_packages / top
+            if top not in {"..", "__pycache__"} and not target.exists():
+                target.symlink_to(Path(metadata.distribution(name).locate_file(top)).resolve())
+    run(
+        sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install", "--quiet", "--no-deps",
+        "--no-index", "--disable-pip-version-check", wheel, cwd=environment.parent,
+    )  # fmt: skip
+    return environment / "bin"
+
+
+def required(name, extras):
+    """Return the distributions that a device installs with `pip install name[extras]`, by their metadata."""
+    found, queue = set(), [(canonicalize_name(name), frozenset(extras))]
+    while queue:
+        current, wanted = queue.pop()
+        if current in found:
+            continue
+        found.add(current)
+        for text in metadata.requires(current) or ():
+            requirement = Requirement(text)
+            environments = [{"extra": extra} for extra in (wanted or {""})] + [{"extra": ""}]
+            if requirement.marker is None or any(requirement.marker.evaluate(each) for each in environments):
+                queue.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    return found
+
+
+def test_a_device_with_the_cpu_extra_alone_does_everything_a_device_does(device_only, tmp_path):
+    keys = keygen(tmp_path / "KEY")
+    bundle = write_bundle(tmp_path / "bundle")
+    trust(bundle, keys.public_path)
+    (tmp_path / "new.icis").write_bytes(signed_bytes(make_update("okapi", version=1), keys.private_path))
+
+    def run_cli(*arguments):
+        return json.loads(run(device_only / "icis-deploy", *arguments, "--format", "json", cwd=tmp_path))
+
+    absent = run(
+        device_only / "python", "-c",
+        "import importlib.util as u; print([n for n in ('torch', 'onnx', 'scipy', 'pytest') if u.find_spec(n)])",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert absent == "[]\n"
+    assert run_cli("verify-update", "new.icis", "--trust", f"{keys.private_path}.pub")["status"] == "ok"
+    assert run_cli("apply", "new.icis", "--to", "bundle")["entry"]["action"] == "apply"
+    assert run_cli("classes", "bundle")["version"] == 1
+    assert run_cli("disable", "bundle", "okapi")["changed"]
+    assert run_cli("rollback", "bundle")["entry"]["version"] == 0
+    assert len(run_cli("history", "bundle")["history"]) == 3
+    answer = run(
+        device_only / "python", "-c",
+        "import numpy, icis_deploy; d = icis_deploy.Device.open('bundle'); "
+        "print(d.predict(numpy.ones((1, 6), numpy.float32), top=1)[0].version)",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert answer == "0\n"
