@@ -20,8 +20,8 @@ from exporters.openvino_conversion import openvino_from_onnx, why_no_openvino
 from exporters.tensorrt_build import EngineSettings
 from exporters.tensorrt_target import why_no_engine, write_engine
 from exporters.triton_repository import compare_parts, write_triton_repository
-from icis_deploy.bundle import MODEL_NAME, Bundle, file_entry
-from icis_deploy.errors import MissingDependencyError, UsageError
+from icis_deploy.bundle import MODEL_NAME, PRECISIONS, Bundle, file_entry
+from icis_deploy.errors import IncompatibleError, MissingDependencyError, UsageError
 from icis_deploy.parity import ParityReport
 from icis_deploy.runtime.openvino_session import OPENVINO_NAME
 from icis_deploy.runtime.runtimes import Runtime
@@ -65,6 +65,9 @@ class Target:
     build: Callable[[TargetJob], Sequence[str]]
     """Writes it, and returns its files' paths relative to the bundle."""
 
+    precisions: tuple[str, ...] = PRECISIONS
+    """What the model may compute in."""
+
     compare: Callable[[TargetJob], ParityReport] | None = None
     """Compares what was built with `model.onnx`, which passed its gate, where no runtime of ours runs it as a whole."""
 
@@ -98,6 +101,8 @@ def _engine_target(runtime: str) -> Target:
         runtime=runtime,
         why_not=lambda options: why_no_engine(runtime, options.engine),
         build=lambda job: write_engine(runtime, job.folder, job.bundle, job.options.engine),
+        # TensorRT's parser takes symmetric quantization alone, and no quantized biases; our int8 has neither.
+        precisions=("fp32", "fp16"),
     )
 
 
@@ -139,11 +144,17 @@ class TargetPlan:
     """How."""
 
 
-def plan_targets(names: Sequence[str], options: TargetOptions | None = None) -> TargetPlan:
+def plan_targets(names: Sequence[str], options: TargetOptions | None = None, *, precision: str = "fp32") -> TargetPlan:
     """Return the targets of these names, each once, if this machine can build them all; `onnx` is always built.
+
+    Args:
+        names: What `--target` calls them.
+        options: How they are built.
+        precision: What the model computes in.
 
     Raises:
         UsageError: If there is no such target.
+        IncompatibleError: If one does not take models of this precision.
         MissingDependencyError: If one cannot be built here.
     """
     options = TargetOptions() if options is None else options
@@ -152,6 +163,11 @@ def plan_targets(names: Sequence[str], options: TargetOptions | None = None) -> 
         raise UsageError(f"There is no target {unknown[0]!r}; choose among onnx, {', '.join(TARGETS)}.")
     targets = tuple(TARGETS[name] for name in dict.fromkeys(names) if name != "onnx")
     for target in targets:
+        if precision not in target.precisions:
+            raise IncompatibleError(
+                f"The target {target.name!r} takes models in {' or '.join(target.precisions)}, not in {precision}. "
+                f"Leave --precision {precision} or this target out."
+            )
         reason = target.why_not(options)
         if reason is not None:
             raise MissingDependencyError(f"The target {target.name!r} cannot be built on this machine: {reason}")

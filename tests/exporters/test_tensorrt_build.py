@@ -19,6 +19,7 @@ from exporters.tensorrt_graph import SLOT_ROWS, with_refittable_slots, with_slot
 from icis_deploy.bundle import MODEL_NAME, load_bundle
 from icis_deploy.engine_sidecar import EngineInput, EngineOutput, model_sha256, parse_sidecar, this_platform
 from icis_deploy.errors import EngineMismatchError, ExportError, MissingDependencyError, UsageError
+from icis_deploy.model_form import ModelForm
 from icis_deploy.runtime.session import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
 
@@ -28,15 +29,17 @@ CAPACITY = 8
 ARCHITECTURES = ("8.0", "8.6", "8.9", "12.0")
 
 
-@pytest.fixture(scope="module", params=["fused", "updatable"])
+@pytest.fixture(scope="module", params=["fused-fp32", "updatable-fp32", "updatable-fp16"])
 def bundle_folder(request: Any, tiny_project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with an engine for every architecture from 8.0 on."""
     folder = tmp_path_factory.mktemp("bundle") / request.param
+    head, precision = request.param.split("-")
     icis_deploy.export(
         tiny_project.model,
         classes=tiny_project.classes,
-        head=request.param,
-        capacity=CAPACITY if request.param == "updatable" else None,
+        head=head,
+        capacity=CAPACITY if head == "updatable" else None,
+        form=ModelForm(precision=precision),
         targets=["tensorrt-rtx"],
         out=folder,
     )
