@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from exporters.expanded_head import ExpandedHead
 from exporters.head_finding import HeadLocation, find_head
 from exporters.head_surgery import FUSED_LOGITS, add_slots, fuse_head, set_slot_defaults
-from exporters.model_conversion import FormedModel, in_precision
+from exporters.model_conversion import FormedModel, in_precision, with_device_work
 from exporters.model_loading import LoadedModel
 from exporters.onnx_files import save_model
 from exporters.parity_gate import check_bundle
@@ -200,14 +200,14 @@ def write_bundle(
     with new_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as building:
         form = ModelForm() if form is None else form
         taken, calibration = model_input(loaded, preprocessing), _calibration(form, preprocessing)
-        formed = in_precision(
-            loaded, location, form, calibration=calibration, model_input=taken, preprocessing=preprocessing
-        )
+        formed = in_precision(loaded, location, form, calibration, model_input=taken, preprocessing=preprocessing)
         expanded = _expanded(plan, loaded, location)
-        _write_model(building, plan, formed.model, location, expanded)
+        model = _with_head(plan, formed.model, location, expanded)
+        model, taken = with_device_work(model, taken, form, kind=score_kind(location), preprocessing=preprocessing)
+        _write_files(building, plan, model)
         bundle = _describe(building, plan, taken, form, location, preprocessing)
-        images = calibration if images is None else images
-        gate = partial(check_bundle, building, loaded=loaded, location=location, expanded=expanded, images=images)
+        seen = calibration if images is None else images
+        gate = partial(check_bundle, building, loaded=loaded, location=location, expanded=expanded, images=seen)
         bundle = _passed(bundle, MODEL_NAME, explained(gate(bundle), formed), building, out)
         targets = TargetPlan() if targets is None else targets
         for target in targets.targets:
@@ -257,19 +257,20 @@ def _expanded(plan: HeadPlan, loaded: LoadedModel, location: HeadLocation) -> Ex
     return ExpandedHead(model=loaded.model, location=location, injected=plan.injected_rows)
 
 
-def _write_model(folder: Path, plan: HeadPlan, base: ir.Model, location: HeadLocation, expanded: ExpandedHead) -> None:
+def _with_head(plan: HeadPlan, base: ir.Model, location: HeadLocation, expanded: ExpandedHead) -> ir.Model:
     if plan.head_kind == "fused":
-        model = fuse_head(base, location, expanded)
-        tables = {INJECTED_NAME: plan.table}
-    else:
-        model, tables = base, {SLOTS_NAME: plan.table}
-        if plan.baked is not None:
-            model = fuse_head(base, location, replace(expanded, injected=plan.baked.rows()))
-            location = find_head(model, None if location.certainty == "certain" else f"node_{FUSED_LOGITS}")
-            tables[INJECTED_NAME] = plan.baked
-        model = add_slots(model, location, plan.table.capacity)
-        model = set_slot_defaults(model, plan.table.weight, plan.table.bias)
+        return fuse_head(base, location, expanded)
+    if plan.baked is not None:
+        base = fuse_head(base, location, replace(expanded, injected=plan.baked.rows()))
+        location = find_head(base, None if location.certainty == "certain" else f"node_{FUSED_LOGITS}")
+    return set_slot_defaults(add_slots(base, location, plan.table.capacity), plan.table.weight, plan.table.bias)
+
+
+def _write_files(folder: Path, plan: HeadPlan, model: ir.Model) -> None:
     save_model(model, folder / MODEL_NAME)
+    tables = {INJECTED_NAME if plan.head_kind == "fused" else SLOTS_NAME: plan.table}
+    if plan.head_kind != "fused" and plan.baked is not None:
+        tables[INJECTED_NAME] = plan.baked
     for name, table in tables.items():
         if table.capacity:
             write_file(folder / name, serialize_slots(table))
@@ -296,6 +297,7 @@ def _describe(
         head_version=plan.version,
         model_input=taken,
         precision=form.precision,
+        top=form.top,
         score_kind=score_kind(location),
         preprocessing=preprocessing,
         files={path.name: file_entry(path) for path in sorted(folder.iterdir())},

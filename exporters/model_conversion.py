@@ -14,7 +14,10 @@ from exporters.head_finding import HeadLocation
 from exporters.int8_precision import quantize_model
 from exporters.layer_errors import NUM_BATCHES, worst_layers
 from exporters.model_loading import LoadedModel
+from exporters.pixel_input import add_pixel_input, pixel_input
+from exporters.top_output import add_top
 from icis_deploy.bundle import ModelInput
+from icis_deploy.errors import UsageError
 from icis_deploy.images import LabeledImages
 from icis_deploy.model_form import ModelForm
 from icis_deploy.preprocessing import Preprocessing
@@ -37,8 +40,8 @@ def in_precision(
     loaded: LoadedModel,
     location: HeadLocation,
     form: ModelForm,
-    *,
     calibration: LabeledImages | None,
+    *,
     model_input: ModelInput,
     preprocessing: Preprocessing | None,
 ) -> FormedModel:
@@ -72,3 +75,33 @@ def in_precision(
         return f"the layers that add most noise are {', '.join(layer.describe() for layer in layers)}"
 
     return FormedModel(model=quantized.model, explain=explain)
+
+
+def with_device_work(
+    model: ir.Model,
+    model_input: ModelInput,
+    form: ModelForm,
+    *,
+    kind: str,
+    preprocessing: Preprocessing | None,
+) -> tuple[ir.Model, ModelInput]:
+    """Return a classifier that does what its form asks for before and after its own nodes, and what it takes then.
+
+    Args:
+        model: The classifier with its final head.
+        model_input: What it takes.
+        form: What to do.
+        kind: What its scores are.
+        preprocessing: How images are prepared.
+
+    Raises:
+        UsageError: If nothing states how pixels are prepared, or it should choose more classes than it has.
+        IncompatibleError: If it takes no images.
+        ExportError: If the edited graph is not valid.
+    """
+    if form.model_input == "uint8":
+        if preprocessing is None:
+            raise UsageError("A model that takes pixels needs to know how they are prepared: give --preprocess.")
+        model = add_pixel_input(model, model_input.name, preprocessing)
+        model_input = pixel_input(model_input, preprocessing)
+    return (add_top(model, kind, form.top) if form.top else model), model_input

@@ -36,7 +36,7 @@ from exporters.head_finding import HeadLocation
 from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT, backbone, own_backbone
 from exporters.model_loading import LoadedModel
 from exporters.onnx_files import infer_shapes, load_initializers, save_model
-from exporters.scores import comparable, log_softmax
+from exporters.scores import comparable, compared_values, probabilities_of, scores_of_logits
 from icis_deploy.accuracy_kept import compare_accuracy
 from icis_deploy.bundle import MODEL_NAME, Bundle
 from icis_deploy.images import LabeledImages
@@ -51,6 +51,10 @@ from icis_deploy.slots import SlotTable
 EXPANDED_HEAD = "features of the original backbone and the expanded head in float64"
 ORIGINAL_MODEL = "logits of the original model in its own runtime, seen classes only"
 OWN_FEATURES = "features that the bundle's own backbone computes and the expanded head in float64"
+VANISHING = 1e-6
+"""A probability below this is none."""
+CHOICE_TOLERANCE = 1e-5
+"""Greatest error of a probability that the model gives with its choice."""
 
 Float64 = NDArray[np.float64]
 
@@ -94,14 +98,14 @@ def check_bundle(
         own = None
         if bundle.precision != "fp32" and is_reference:
             own = _features(_as_checked(own_backbone(folder / MODEL_NAME), bundle), inputs, prepared=False)
-    expected = _as_scores(expanded.logits(features), bundle.score_kind)
+    expected = scores_of_logits(expanded.logits(features), bundle.score_kind)
     where = "" if runtime is None or is_reference else f"; the bundle in {runtime.name}"
     reports = _compare_with_original(expected, original, ran.logits, bundle, where=where)
     if own is not None and np.isfinite(own).all():
         reports.append(_compare_with_own(expanded.logits(own), ran.logits, bundle))
     if reports[0].profile.min_seen_kept is not None and images is not None:
         reports[0] = _with_accuracy(reports[0], expected, ran, bundle=bundle, labels=images.labels)
-    first = replace(reports[0], failures=(*reports[0].failures, *sorted(ran.slot_failures)))
+    first = replace(reports[0], failures=(*reports[0].failures, *sorted(ran.failures)))
     return first, *reports[1:]
 
 
@@ -115,8 +119,8 @@ class _BundleRun:
     class_names: tuple[str, ...]
     """`(num_classes,)`."""
 
-    slot_failures: frozenset[str]
-    """What is wrong with its slots."""
+    failures: frozenset[str]
+    """What is wrong with its slots, or with the choice that it makes itself."""
 
 
 def _features(model: ir.Model, inputs: GateInputs, *, prepared: bool) -> NDArray[np.float32]:
@@ -140,14 +144,14 @@ def _original_scores(loaded: LoadedModel, location: HeadLocation, inputs: GateIn
 
 def _run_bundle(folder: Path, bundle: Bundle, inputs: GateInputs, runtime: Runtime | None) -> _BundleRun:
     device = _opened(folder, bundle, runtime)
-    exported, slot_failures = [], _baked_slot_failures(folder / MODEL_NAME, device.state.table)
+    exported, failures = [], _baked_slot_failures(folder / MODEL_NAME, device.state.table)
     for batch in inputs:
         exported.append(device.logits(batch.given).values[: batch.count].copy())
-        slot_failures |= _empty_slot_failures(device, batch.given)
+        failures |= _empty_slot_failures(device, batch.given) | _choice_failures(device, batch.given)
     return _BundleRun(
         logits=np.concatenate(exported).astype(np.float64),
         class_names=device.classes(),
-        slot_failures=frozenset(slot_failures),
+        failures=frozenset(failures),
     )
 
 
@@ -174,10 +178,15 @@ def _compare_with_original(
 ) -> list[ParityReport]:
     profile = GATE_PROFILES[bundle.precision]
     # The device gives logits, or their logarithms; over fewer classes the latter have to be normalised again.
-    seen = _as_scores(ours[:, : bundle.num_seen], bundle.score_kind)
+    seen = compared_values(ours[:, : bundle.num_seen], bundle.score_kind)
     original_scores = comparable(original, bundle.score_kind)
     return [
-        compare_logits(expected, ours, profile=profile, compared_with=EXPANDED_HEAD + where),
+        compare_logits(
+            expected,
+            compared_values(ours, bundle.score_kind),
+            profile=profile,
+            compared_with=EXPANDED_HEAD + where,
+        ),
         compare_logits(original_scores, seen, profile=profile, compared_with=ORIGINAL_MODEL + where),
     ]
 
@@ -185,12 +194,8 @@ def _compare_with_original(
 def _compare_with_own(expected: Float64, ours: Float64, bundle: Bundle) -> ParityReport:
     # What a precision costs is in the backbone; the head must be as exact as its own numbers allow.
     profile = GATE_PROFILES["fp16 head" if bundle.precision == "fp16" else "fp32"]
-    scores = _as_scores(expected, bundle.score_kind)
-    return compare_logits(scores, ours, profile=profile, compared_with=OWN_FEATURES)
-
-
-def _as_scores(logits: Float64, kind: str) -> Float64:
-    return logits if kind == "logits" else log_softmax(logits)
+    scores = scores_of_logits(expected, bundle.score_kind)
+    return compare_logits(scores, compared_values(ours, bundle.score_kind), profile=profile, compared_with=OWN_FEATURES)
 
 
 def _with_accuracy(
@@ -230,6 +235,26 @@ def _empty_slot_failures(device: Device, inputs: NDArray[Any]) -> set[str]:
     given = device.session.run(inputs, state.buffers).logits
     is_empty = np.ones(given.shape[1], dtype=bool)
     is_empty[state.columns] = False
-    if is_empty.any() and not (given[:, is_empty].max() < given[:, ~is_empty].min()):
+    greatest = given[:, is_empty].max(initial=-np.inf)
+    # A sigmoid is cut off near zero, where an empty slot and an improbable class are the same.
+    vanishes = device.bundle.score_kind == "sigmoid" and greatest < VANISHING
+    if is_empty.any() and not vanishes and not (greatest < given[:, ~is_empty].min()):
         return {"an empty slot has a greater logit than a class"}
+    return set()
+
+
+def _choice_failures(device: Device, inputs: NDArray[Any]) -> set[str]:
+    """Return whether a model that chooses classes itself gives others than those with the greatest scores."""
+    if not device.bundle.top:
+        return set()
+    buffers = device.state.buffers
+    chosen, scores = device.session.top(inputs, buffers), device.session.run(inputs, buffers).logits
+    if chosen is None:
+        return {f"the model makes no choice of {device.bundle.top} classes, as its manifest states"}
+    order = np.argsort(-scores, axis=1, kind="stable")[:, : device.bundle.top]
+    wanted = np.take_along_axis(probabilities_of(scores, device.bundle.score_kind), order, axis=1)
+    if not np.array_equal(chosen.columns, order):
+        return {"the classes that the model chooses are not those with the greatest scores"}
+    if not np.abs(chosen.probabilities - wanted).max() <= CHOICE_TOLERANCE:
+        return {"the probabilities that the model gives are not those of its scores"}
     return set()

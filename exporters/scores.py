@@ -15,7 +15,12 @@ from exporters.head_finding import HeadLocation
 from icis_deploy.errors import ModelLoadError
 
 _NEUTRAL = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze"})
-_SCORE_KINDS = {(): "logits", ("Softmax",): "probabilities", ("LogSoftmax",): "log-probabilities"}
+_SCORE_KINDS = {
+    (): "logits",
+    ("Softmax",): "probabilities",
+    ("LogSoftmax",): "log-probabilities",
+    ("Sigmoid",): "sigmoid",
+}
 
 Float64 = NDArray[np.float64]
 
@@ -31,7 +36,7 @@ def score_kind(location: HeadLocation) -> str:
     if kind is None:
         raise ModelLoadError(
             f"The head {location.node_name} is followed by {', '.join(followed_by)}; a bundle can hold a model that "
-            f"ends in its logits, a Softmax or a LogSoftmax. Export the model without what comes after."
+            f"ends in its logits, a Softmax, a LogSoftmax or a Sigmoid. Export the model without what comes after."
         )
     return kind
 
@@ -43,14 +48,37 @@ def comparable(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
     that a softmax over more classes can be compared with one over fewer.
     """
     values = np.asarray(scores, dtype=np.float64)
-    if kind == "logits":
+    if kind in {"logits", "sigmoid"}:
         return values
     if kind == "probabilities":
         values = np.log(np.maximum(values, np.finfo(np.float32).tiny))
     return log_softmax(values)
 
 
+def scores_of_logits(logits: Float64, kind: str) -> Float64:
+    """Return what a model of a kind makes of logits, in the form in which it is compared."""
+    if kind == "sigmoid":
+        return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))
+    return logits if kind == "logits" else log_softmax(logits)
+
+
 def log_softmax(logits: Float64) -> Float64:
     """Return logarithms of probabilities, `(batch, num_classes)`."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def probabilities_of(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
+    """Return the probabilities that scores of one kind stand for, `(batch, num_classes)` float64."""
+    values = np.asarray(scores, dtype=np.float64)
+    if kind == "logits":
+        return np.exp(log_softmax(values))
+    return np.exp(values) if kind == "log-probabilities" else values
+
+
+def compared_values(values: NDArray[np.floating[Any]], kind: str) -> Float64:
+    """Return what a device gives in the form in which it is compared: it gives logits, or logarithms of the others."""
+    logits = np.asarray(values, dtype=np.float64)
+    if kind == "sigmoid":
+        return np.asarray(np.exp(logits))
+    return logits if kind == "logits" else log_softmax(logits)

@@ -37,7 +37,7 @@ INJECTED_NAME = "injected.safetensors"
 MAX_MANIFEST_BYTES = 1 << 27
 HEAD_KINDS = ("fused", "updatable")
 PRECISIONS = ("fp32", "fp16", "int8")
-SCORE_KINDS = ("logits", "probabilities", "log-probabilities")
+SCORE_KINDS = ("logits", "probabilities", "log-probabilities", "sigmoid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,8 @@ class Bundle:
     """The input for images."""
 
     score_kind: str
-    """What the model's first output holds: `logits`, or what its own last layer made of them."""
+    """What the model's first output holds: `logits`, or what its own last layer made of them. `sigmoid`: a probability
+    for each class by itself, as a model gives that may see several classes at once."""
 
     preprocessing: Preprocessing | None
     """How images are prepared; `None` if the exporter was not told. Of a model that takes pixels, resize and crop are

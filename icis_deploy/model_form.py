@@ -8,10 +8,12 @@ from pathlib import Path
 from icis_deploy.bundle import PRECISIONS
 from icis_deploy.errors import UsageError
 
+_INPUTS = ("float32", "uint8")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelForm:
-    """What the exported model computes in; by default nothing is changed.
+    """What the exported model computes in, takes and gives; by default nothing is changed.
 
     Raises:
         UsageError: On construction, if its parts do not go together.
@@ -23,9 +25,19 @@ class ModelForm:
     calibration_images: str | Path | None = None
     """An image list of what the device will see, for `int8`: a CSV with the columns `file` and `class`."""
 
+    model_input: str = "float32"
+    """What it takes: `float32` prepared images, or `uint8` pixels, which it prepares itself after resize and crop."""
+
+    top: int = 0
+    """How many classes per image it chooses itself, with their probabilities; 0 leaves that to the device."""
+
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UsageError(f"There is no precision {self.precision!r}; choose among {', '.join(PRECISIONS)}.")
+        if self.model_input not in _INPUTS:
+            raise UsageError(f"A model cannot take {self.model_input!r}; choose among {', '.join(_INPUTS)}.")
+        if self.top < 0:
+            raise UsageError(f"A model cannot choose {self.top} classes; give --top a number of at least 1.")
         if self.precision == "int8" and self.calibration_images is None:
             raise UsageError(
                 "int8 must be calibrated on images of the kind that the device will see: give "

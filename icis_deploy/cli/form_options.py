@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from icis_deploy.model_form import ModelForm
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_NAMES = ("precision", "calibration_images")
+_NAMES = ("precision", "calibration_images", "model_input", "top")
 
 
 def form_options(command: Command) -> Command:
@@ -32,6 +32,20 @@ def form_options(command: Command) -> Command:
                 type=EXISTING_FILE,
                 help="Image list of what the device will see, for int8; the gate's, unless --images names another.",
             ),
+            click.option(
+                "--input",
+                "model_input",
+                type=click.Choice(["float32", "uint8"]),
+                default="float32",
+                show_default=True,
+                help="What the model takes; uint8: resized and cropped pixels (height, width, channels).",
+            ),
+            click.option(
+                "--top",
+                type=click.IntRange(min=1),
+                default=None,
+                help="Let the model give its TOP most probable classes and their probabilities.",
+            ),
         )
     ):
         command = option(command)
@@ -46,5 +60,5 @@ def split_form(options: Mapping[str, Any]) -> tuple[ModelForm, dict[str, Any]]:
     """
     from icis_deploy.model_form import ModelForm
 
-    form = ModelForm(**{name: options[name] for name in _NAMES})
+    form = ModelForm(**{name: options[name] for name in _NAMES if options[name] is not None})
     return form, {name: value for name, value in options.items() if name not in _NAMES}

@@ -39,14 +39,19 @@ class Prediction:
     """`(top,)`, the most probable first."""
 
     probabilities: tuple[float, ...]
-    """`(top,)`, fractions of 1 over all classes of the head."""
+    """`(top,)`, fractions of 1 over all classes of the head; each by itself where the model ends in a sigmoid."""
 
     version: int
     """Version of the head that answered."""
 
 
 def top_predictions(
-    logits: NDArray[np.float32], top: int, *, class_names: Sequence[str], version: int
+    logits: NDArray[np.float32],
+    top: int,
+    *,
+    class_names: Sequence[str],
+    version: int,
+    independent: bool = False,
 ) -> list[Prediction]:
     """Return the `top` most probable classes of each image; fewer where the head has fewer.
 
@@ -57,9 +62,10 @@ def top_predictions(
         top: How many classes, at least 1.
         class_names: `(num_classes,)`.
         version: Version of the head that answered.
+        independent: Whether the logits are logarithms of a probability for each class by itself.
     """
     top = min(top, logits.shape[1])
-    return [_top_prediction(row, top, class_names, version) for row in logits]
+    return [_top_prediction(row, top, class_names, version, independent) for row in logits]
 
 
 def predictions_of_choice(
@@ -87,7 +93,9 @@ def predictions_of_choice(
     return predictions
 
 
-def _top_prediction(row: NDArray[np.float32], top: int, class_names: Sequence[str], version: int) -> Prediction:
+def _top_prediction(
+    row: NDArray[np.float32], top: int, class_names: Sequence[str], version: int, independent: bool
+) -> Prediction:
     # Just after the model ran, the caches are cold, and the first call of each numpy function costs tens of
     # microseconds. So there are three functions, `argmax`, `exp` and `dot`, called again where another would do.
     greatest = row.item(row.argmax())
@@ -96,7 +104,7 @@ def _top_prediction(row: NDArray[np.float32], top: int, class_names: Sequence[st
         exponentials = np.exp(row, dtype=np.float64)
     else:
         exponentials = np.exp(row.astype(np.float64) - greatest)
-    total = exponentials.dot(_ones(exponentials.size)).item()
+    total = 1.0 if independent else exponentials.dot(_ones(exponentials.size)).item()
     order, values = _pick(exponentials, top) or _sort(row, exponentials, top)
     return Prediction(
         class_names=tuple([class_names[index] for index in order]),

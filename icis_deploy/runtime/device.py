@@ -164,7 +164,8 @@ class Device:
     def logits(self, images: NDArray[np.generic]) -> Logits:
         """Return the logits of a batch of prepared images.
 
-        Where the model ends in a softmax, these are its logarithms, which are logits as well.
+        Where the model ends in a softmax, these are its logarithms, which are logits as well; where it ends in a
+        sigmoid, the logarithms of each class's own probability.
 
         Args:
             images: `(batch, *input_shape)` in the dtype of the model's input.
@@ -200,7 +201,13 @@ class Device:
             chosen = opened.session.top(batch, state.buffers)
             if chosen is not None:
                 return predictions_of_choice(chosen, state.class_names, version=state.version, top=top)
-        return top_predictions(_run(opened, batch, state), top, class_names=state.class_names, version=state.version)
+        return top_predictions(
+            _run(opened, batch, state),
+            top,
+            class_names=state.class_names,
+            version=state.version,
+            independent=opened.bundle.score_kind == "sigmoid",
+        )
 
     def prepare(self, paths: Sequence[Path]) -> NDArray[np.generic]:
         """Return image files as one batch of the model's input, `(batch, *input_shape)`.
@@ -353,6 +360,6 @@ class Device:
 
 def _run(opened: _OpenBundle, images: NDArray[np.generic], state: HeadState) -> NDArray[np.float32]:
     values = opened.session.run(images, state.buffers).logits[:, state.columns]
-    if opened.bundle.score_kind == "probabilities":
+    if opened.bundle.score_kind in {"probabilities", "sigmoid"}:
         values = np.log(np.maximum(values, np.finfo(np.float32).tiny))
     return values

@@ -1,0 +1,222 @@
+"""Models that take pixels, choose classes, or keep what followed their head: the bundle answers as it would without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import icis_deploy
+from exporters import model_conversion
+from icis_deploy.class_update import ClassUpdate
+from icis_deploy.envelope import save_update
+from icis_deploy.errors import GateFailedError, UsageError
+from icis_deploy.images import load_image_list
+from icis_deploy.model_form import ModelForm
+from icis_deploy.preprocessing import Preprocessing
+from icis_deploy.runtime.device import Device
+from tests.tiny_models import FEATURE_DIM, GRAPH, NUM_SEEN, SIDE, TinyProject
+
+TAILS = {
+    "logits": ("float[batch, 40] scores", "scores = Identity (logits)", "logits"),
+    "sigmoid": ("float[batch, 40] scores", "scores = Sigmoid (logits)", "sigmoid"),
+    "softmax": ("float[batch, 40] scores", "scores = Softmax <axis = 1> (logits)", "probabilities"),
+    "log-softmax": ("float[batch, 40] scores", "scores = LogSoftmax <axis = 1> (logits)", "log-probabilities"),
+    "temperature": ("float[batch, 40] scores", "scores = Div (logits, warmth)", "logits"),
+    "top": (
+        "float[batch, 3] values, int64[batch, 3] choices",
+        "values, choices = TopK <axis = 1> (logits, three)",
+        "logits",
+    ),
+    "argmax": ("int64[batch] choice", "choice = ArgMax <axis = 1, keepdims = 0> (logits)", "logits"),
+}
+
+
+def with_tail(project: TinyProject, name: str, folder: Path) -> Path:
+    outputs, tail, _ = TAILS[name]
+    text = GRAPH.replace("float[batch, 40] logits", outputs).replace("bias)\n", f"bias)\n    {tail}\n")
+    model = onnx.parser.parse_model(text)
+    for weight in onnx.load(project.model).graph.initializer:
+        array = onnx.numpy_helper.to_array(weight)
+        # Smaller logits, which no probability hides.
+        model.graph.initializer.append(
+            onnx.numpy_helper.from_array(array if weight.name == "filters" else array / np.float32(100), weight.name)
+        )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(2.5).reshape(()), "warmth"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([3], np.int64), "three"))
+    onnx.save(model, folder / f"{name}.onnx")
+    return folder / f"{name}.onnx"
+
+
+def update_for(model: Path, project: TinyProject) -> ClassUpdate:
+    head = icis_deploy.inspect(model, classes=project.classes).head
+    assert head is not None
+    rows = np.random.default_rng(5).normal(size=(2, FEATURE_DIM + 1)) * head.rows.std()
+    return ClassUpdate(base_fingerprint=head.fingerprint, rows=rows, added=("okapi", "quagga"), version=1)
+
+
+def exported(
+    model: Path, project: TinyProject, out: Path, *, head: str = "fused", updates: int = 1, **form: object
+) -> Device:
+    icis_deploy.export(
+        model,
+        classes=project.classes,
+        updates=[update_for(model, project)] * updates,
+        head=head,
+        capacity=8 if head == "updatable" else None,
+        preprocess=project.preprocess,
+        form=ModelForm(**form),
+        out=out,
+        overwrite=True,
+    )
+    return Device.open(out)
+
+
+@pytest.mark.parametrize("head", ["fused", "updatable"])
+@pytest.mark.parametrize("name", TAILS)
+def test_a_model_keeps_what_follows_its_head_with_more_classes(
+    name: str, head: str, tiny_project: TinyProject, tmp_path: Path
+) -> None:
+    device = exported(with_tail(tiny_project, name, tmp_path), tiny_project, tmp_path / "bundle", head=head)
+    assert device.bundle.score_kind == TAILS[name][2]
+    files = load_image_list(tiny_project.images).paths[:4]
+    plain = exported(with_tail(tiny_project, "logits", tmp_path), tiny_project, tmp_path / "plain", head=head)
+    logits = plain.logits(plain.prepare(files)).values
+    answers = device.predict(files, top=2)
+    assert [device.classes().index(answer.class_names[0]) for answer in answers] == logits.argmax(axis=1).tolist()
+    if name == "sigmoid":
+        best = logits.max(axis=1)
+        np.testing.assert_allclose([a.probabilities[0] for a in answers], 1 / (1 + np.exp(-best)), atol=1e-5)
+    outputs = [output.name for output in onnx.load(tmp_path / "bundle" / "model.onnx").graph.output]
+    kept = {"top": ["values", "choices"], "argmax": ["choice"]}.get(name, ["scores"])
+    assert set(kept) <= set(outputs)
+
+
+def test_a_sigmoid_model_takes_a_class_update_and_tests_its_slots(tiny_project: TinyProject, tmp_path: Path) -> None:
+    model = with_tail(tiny_project, "sigmoid", tmp_path)
+    device = exported(model, tiny_project, tmp_path / "bundle", head="updatable", updates=0)
+    save_update(update_for(model, tiny_project), tmp_path / "new.icis")
+    device.apply(tmp_path / "new.icis", allow_unsigned=True)
+    assert device.classes()[-2:] == ("okapi", "quagga")
+
+
+@pytest.mark.parametrize(("color", "layout"), [("RGB", "NCHW"), ("BGR", "NCHW"), ("RGB", "NHWC")])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_model_that_takes_pixels_answers_as_one_that_takes_prepared_images(
+    color: str, layout: str, precision: str, tiny_project: TinyProject, tmp_path: Path
+) -> None:
+    model = tiny_project.model
+    if layout == "NHWC":
+        text = GRAPH.replace("[batch, 3, 16, 16] image", "[batch, 16, 16, 3] image")
+        text = text.replace("maps = Conv", "turned = Transpose <perm = [0, 3, 1, 2]> (image)\n    maps = Conv")
+        text = text.replace("(image, filters)", "(turned, filters)")
+        proto = onnx.parser.parse_model(text)
+        proto.graph.initializer.extend(onnx.load(tiny_project.model).graph.initializer)
+        model = tmp_path / "last.onnx"
+        onnx.save(proto, model)
+    settings = Preprocessing(
+        resize=SIDE, crop=SIDE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), color=color, layout=layout
+    )
+    files = load_image_list(tiny_project.images).paths[:4]
+    found = {}
+    for taken in ("float32", "uint8"):
+        icis_deploy.export(
+            model,
+            classes=tiny_project.classes,
+            preprocess=settings,
+            form=ModelForm(model_input=taken, precision=precision),
+            out=tmp_path / taken,
+        )
+        device = Device.open(tmp_path / taken)
+        images = device.prepare(files)
+        assert images.dtype == taken
+        found[taken] = device.logits(images).values
+    assert images.shape == (4, SIDE, SIDE, 3)
+    np.testing.assert_allclose(found["uint8"], found["float32"], atol=1e-5 * np.abs(found["float32"]).max())
+
+
+@pytest.mark.parametrize("head", ["fused", "updatable"])
+def test_a_model_that_chooses_gives_the_same_answers_as_the_device(
+    head: str, tiny_project: TinyProject, tmp_path: Path
+) -> None:
+    plain = exported(tiny_project.model, tiny_project, tmp_path / "plain", head=head)
+    device = exported(tiny_project.model, tiny_project, tmp_path / "bundle", head=head, top=5, model_input="uint8")
+    files = load_image_list(tiny_project.images).paths
+    for top in (1, 5, 9):
+        for answer, expected in zip(device.predict(files, top=top), plain.predict(files, top=top), strict=True):
+            assert answer.class_names == expected.class_names
+            np.testing.assert_allclose(answer.probabilities, expected.probabilities, atol=1e-5)
+
+
+def test_the_choice_is_two_small_arrays_for_one_array_of_bytes(tiny_project: TinyProject, tmp_path: Path) -> None:
+    device = exported(tiny_project.model, tiny_project, tmp_path / "bundle", top=3, model_input="uint8")
+    chosen = device.session.top(np.zeros((2, SIDE, SIDE, 3), np.uint8))
+    assert chosen is not None
+    assert (chosen.probabilities.shape, chosen.columns.shape) == ((2, 3), (2, 3))
+    assert (chosen.probabilities.dtype, chosen.columns.dtype) == (np.float32, np.int64)
+
+
+def test_a_disabled_class_is_never_chosen_and_the_probabilities_are_over_the_others(
+    tiny_project: TinyProject, tmp_path: Path
+) -> None:
+    device = exported(tiny_project.model, tiny_project, tmp_path / "bundle", top=2)
+    plain = exported(tiny_project.model, tiny_project, tmp_path / "plain")
+    files = load_image_list(tiny_project.images).paths[:1]
+    (before,) = device.predict(files, top=1)
+    for each in (device, plain):
+        each.disable(before.class_names[0])
+    assert device.predict(files, top=2) == plain.predict(files, top=2)
+    assert before.class_names[0] not in device.predict(files, top=2)[0].class_names
+
+
+def test_a_new_class_is_chosen_by_its_own_name_after_an_update(tiny_project: TinyProject, tmp_path: Path) -> None:
+    device = exported(tiny_project.model, tiny_project, tmp_path / "bundle", head="updatable", updates=0, top=3)
+    update = update_for(tiny_project.model, tiny_project)
+    rows = update.rows.copy()
+    rows[1, -1] = 1e3
+    save_update(
+        ClassUpdate(base_fingerprint=update.base_fingerprint, rows=rows, added=update.added, version=1),
+        tmp_path / "new.icis",
+    )
+    device.apply(tmp_path / "new.icis", allow_unsigned=True)
+    (answer,) = device.predict(load_image_list(tiny_project.images).paths[:1], top=1)
+    assert (answer.class_names, answer.version) == (("quagga",), 1)
+    assert answer.probabilities == pytest.approx((1.0,))
+
+
+def test_a_choice_that_is_not_of_the_greatest_scores_is_rejected_and_named(
+    tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = model_conversion.add_top
+
+    def smallest(*arguments: object) -> object:
+        model = real(*arguments)
+        next(node for node in model.graph if node.op_type == "TopK").attributes.add(
+            model_conversion.ir.AttrInt64("largest", 0)
+        )
+        return model
+
+    monkeypatch.setattr(model_conversion, "add_top", smallest)
+    with pytest.raises(
+        GateFailedError, match="the classes that the model chooses are not those with the greatest scores"
+    ):
+        exported(tiny_project.model, tiny_project, tmp_path / "bundle", top=3)
+    assert (tmp_path / "bundle.rejected" / "parity.json").exists()
+
+
+def test_what_cannot_be_done_is_refused(tiny_project: TinyProject, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot choose 99 classes: it gives 42 scores"):
+        exported(tiny_project.model, tiny_project, tmp_path / "bundle", top=99)
+    with pytest.raises(UsageError, match=r"takes pixels needs to know how they are prepared: give --preprocess"):
+        icis_deploy.export(
+            tiny_project.model,
+            classes=tiny_project.classes,
+            form=ModelForm(model_input="uint8"),
+            out=tmp_path / "bundle",
+        )
+    with pytest.raises(UsageError, match=r"cannot take 'int4'"):
+        ModelForm(model_input="int4")
+    assert not (tmp_path / "bundle").exists()
+    assert NUM_SEEN == 40
