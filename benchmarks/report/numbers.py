@@ -60,6 +60,11 @@ def times(ratio: float) -> str:
     return f"{ratio:.2f} times" if ratio < 1.2 else f"{ratio:.1f} times" if ratio < 20 else f"{ratio:,.0f} times"
 
 
+def as_long(ratio: float) -> str:
+    """Return a ratio of times as "1.6 times as long", or, below 1, as "2.0 times as fast"."""
+    return f"{times(ratio)} as long" if ratio >= 1 else f"{times(1 / ratio)} as fast"
+
+
 def enumeration(parts: Sequence[str]) -> str:
     """Return parts as "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

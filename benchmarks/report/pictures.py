@@ -71,7 +71,7 @@ def draw_latency_against_accuracy(name: str, choices: Sequence[Choice], front: S
             _draw_choice(axes, each, is_on_front=each in front)
         lows, highs = [100 * each.accuracy.low for each in choices], [100 * each.accuracy.high for each in choices]
         pad = 0.08 * (max(highs) - min(lows)) or 1
-        axes.set_ylim(min(lows) - pad, max(highs) + pad)
+        axes.set_ylim(max(min(lows) - pad, -3), max(highs) + pad)
         _names_at_right(axes, [(100 * each.accuracy.value, each.latency_ms.value, each.entry) for each in choices])
         axes.grid(axis="y")
         axes.set_xlabel("p50, milliseconds: faster is to the left")
@@ -141,6 +141,7 @@ def draw_throughput(name: str, entries: Sequence[Entry]) -> str:
             sizes |= set(batches)
         axes.set_xticks(sorted(sizes), [str(each) for each in sorted(sizes)])
         axes.minorticks_off()
+        axes.yaxis.set_major_formatter(plain_number)
         axes.set_ylim(0, 1.08 * max(row.images_per_s for entry in entries for row in entry.rows))
         axes.grid(axis="y")
         _names_at_right(axes, ends)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from benchmarks.comparison import Comparison
@@ -10,6 +10,7 @@ from benchmarks.percentiles import Interval
 from benchmarks.report.intervals import Measure, accuracy_difference
 from benchmarks.report.merging import Entry, Row
 from benchmarks.report.numbers import (
+    as_long,
     duration,
     durations,
     enumeration,
@@ -20,7 +21,7 @@ from benchmarks.report.numbers import (
     times,
 )
 from benchmarks.report.pareto import Choice
-from benchmarks.result_values import ScaleSeries, Timing, UpdateLatency
+from benchmarks.result_values import Accuracy, ScalePoint, ScaleSeries, Timing, UpdateLatency
 
 CLASS_UPDATE = "class update"
 
@@ -122,34 +123,34 @@ def _between(difference: Interval) -> str:
 
 def say_accuracies(entries: Sequence[Entry]) -> list[str]:
     """Say what injection gains on unseen classes and costs on seen ones."""
-    with_h = [entry for entry in entries if entry.target.accuracy is not None and entry.target.accuracy.H is not None]
-    said = []
-    if with_h:
-        best = max(with_h, key=lambda entry: entry.target.accuracy.H)  # type: ignore[union-attr,return-value,arg-type]
-        accuracy = best.target.accuracy
-        assert accuracy is not None
-        equal = [each.label for each in with_h if each.target.accuracy == accuracy]
-        has = f"{enumeration(equal)} {'has' if len(equal) == 1 else 'have'}"
-        said.append(
-            f"{has} the highest H, {percent(accuracy.H)} %: {percent(accuracy.U)} % of the images of unseen classes "
-            f"and {percent(accuracy.S)} % of those of seen classes are recognised, choosing among all "
-            f"{best.target.num_classes:,}."
-        )
-        if accuracy.S is not None and accuracy.S_original is not None:
-            change = accuracy.S - accuracy.S_original
-            fewer = "fewer" if change < 0 else "more"
-            said.append(f"On seen classes that is {points(change)} {fewer} than the original classes alone.")
-        if accuracy.num_unseen_images:
-            said.append(
-                f"{accuracy.num_unseen_taken_for_seen:,} of {accuracy.num_unseen_images:,} images of unseen classes "
-                f"are taken for seen ones, {accuracy.num_seen_taken_for_unseen:,} of {accuracy.num_seen_images:,} the "
-                f"other way."
-            )
-    sources = {entry.target.accuracy.source for entry in entries if entry.target.accuracy is not None}
-    said.append(
-        f"Measured on {enumeration(sorted(sources))}. Bars are macro averages; lines are 99 % intervals over classes."
-    )
+    measured = [(entry.label, each) for entry in entries if (each := entry.target.accuracy) is not None]
+    best_h = max((each.H for _, each in measured if each.H is not None), default=0.0)
+    said: list[str] = []
+    if best_h > 0:
+        accuracy = next(each for _, each in measured if best_h == each.H)
+        said += _say_best([name for name, each in measured if each == accuracy], accuracy)
+    else:
+        said.append(f"No image of an unseen class is recognised by {enumeration([name for name, _ in measured])}.")
+    sources = sorted({each.source for _, each in measured})
+    said.append(f"Measured on {enumeration(sources)}. Bars are macro averages; lines are 99 % intervals over classes.")
     return said
+
+
+def _say_best(names: Sequence[str], accuracy: Accuracy) -> Iterator[str]:
+    has = f"{enumeration(names)} {'has' if len(names) == 1 else 'have'}"
+    yield (
+        f"{has} the highest H, {percent(accuracy.H)} %: {percent(accuracy.U)} % of the images of unseen classes and "
+        f"{percent(accuracy.S)} % of those of seen classes are recognised, choosing among all."
+    )
+    if accuracy.S is not None and accuracy.S_original is not None:
+        change = accuracy.S - accuracy.S_original
+        differs = f"{points(change)} {'less' if change < 0 else 'more'} than"
+        same = "as much as"
+        yield f"On seen classes that is {differs if abs(change) >= 0.0005 else same} with the original classes alone."
+    yield (
+        f"{accuracy.num_unseen_taken_for_seen:,} of {accuracy.num_unseen_images:,} images of unseen classes are taken "
+        f"for seen ones, {accuracy.num_seen_taken_for_unseen:,} of {accuracy.num_seen_images:,} the other way."
+    )
 
 
 def say_throughput(entries: Sequence[Entry]) -> list[str]:
@@ -167,7 +168,7 @@ def say_throughput(entries: Sequence[Entry]) -> list[str]:
 
 def say_scale(series: Sequence[ScaleSeries]) -> list[str]:
     """Say how latency grows with the number of classes, and how near it is to what the memory allows."""
-    said = []
+    said: list[str] = []
     for each in series:
         first, last = each.points[0], each.points[-1]
         growth = last.latency_ms.value / first.latency_ms.value
@@ -175,11 +176,16 @@ def say_scale(series: Sequence[ScaleSeries]) -> list[str]:
             f"The {each.head_kind} head of {each.feature_dim:,} features, batch {each.batch_size}, takes "
             f"{duration(first.latency_ms.value)} with {first.num_classes:,} classes and "
             f"{duration(last.latency_ms.value)} with {last.num_classes:,}: "
-            f"{times(last.num_classes / first.num_classes)} the classes, {times(growth)} the time, and there "
-            f"{last.latency_ms.value / last.roofline_ms:.2f} times what reading its {size(last.head_bytes)} at "
-            f"{each.bandwidth_bytes_per_s / 1e9:.1f} GB/s takes."
+            f"{times(last.num_classes / first.num_classes)} the classes, {times(growth)} the time. Reading its "
+            f"{size(last.head_bytes)} at {each.bandwidth_bytes_per_s / 1e9:.1f} GB/s takes "
+            f"{duration(last.roofline_ms)}: the head {_say_roofline(last)}."
         )
     return said
+
+
+def _say_roofline(point: ScalePoint) -> str:
+    ratio = point.latency_ms.value / point.roofline_ms
+    return f"takes {as_long(ratio)}" if ratio >= 1 else f"is {as_long(ratio)}, as it comes from the cache"
 
 
 def say_update(update: UpdateLatency) -> list[str]:
@@ -192,7 +198,7 @@ def say_update(update: UpdateLatency) -> list[str]:
             f"them, a class update takes {duration(own.median_ms)} (median of {own.num_queries:,}; p99 {p99})."
         )
         others = [
-            f"{way} {duration(timing.median_ms)} ({times(timing.median_ms / own.median_ms)} as long)"
+            f"{way} {duration(timing.median_ms)} ({as_long(timing.median_ms / own.median_ms)})"
             for way, timing in update.ways.items()
             if way != CLASS_UPDATE
         ]
