@@ -1,0 +1,68 @@
+"""Fuzz what a device reads of an update with atheris, which follows the branches that a file takes.
+
+    pip install atheris
+    python scripts/fuzz_update.py [libFuzzer options, such as -max_total_time=300]
+
+Every input goes where an update goes: size, signature, payload. Half of them are signed here first, with the trusted
+key, because a mutation of a signed file dies at the signature; so the readers behind it are reached as well. It stops
+at the first input that is accepted without being signed, or that raises anything but an error of icis-deploy.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+with atheris.instrument_imports(include=["icis_deploy", "securesystemslib"]):
+    from icis_deploy.envelope import parse_envelope, serialize_envelope
+    from icis_deploy.errors import ICISDeployError
+    from icis_deploy.runtime.update_rules import verify_bytes
+    from icis_deploy.update_format import PAYLOAD_TYPE, serialize_payload
+
+from securesystemslib.dsse import Envelope  # noqa: E402
+
+from icis_deploy.signing import load_private_key  # noqa: E402 - after the instrumented ones
+from scripts.mutations import Target  # noqa: E402
+from tests.icis_deploy.runtime.bundles import make_update  # noqa: E402
+
+
+def main() -> None:
+    """Run until libFuzzer has had enough."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        target = Target(folder)
+        signer = load_private_key(folder / "mutations-key")
+        payloads = {parse_envelope(data).payload for data in target.good}
+        good = serialize_payload(make_update("okapi", "bongo"))
+        corpus = folder / "corpus"
+        corpus.mkdir()
+        for index, data in enumerate(target.good):
+            (corpus / f"signed{index}").write_bytes(b"\0" + data)
+        (corpus / "payload").write_bytes(b"\1" + good)
+
+        def try_one(data: bytes) -> None:
+            is_payload, rest = data[:1] == b"\1", data[1:]
+            if is_payload:
+                envelope = Envelope(rest, PAYLOAD_TYPE, {})
+                envelope.sign(signer)
+                rest = serialize_envelope(envelope)
+            try:
+                verify_bytes(rest, bundle=target.bundle, trusted_keys=target.keys, allow_unsigned=False)
+            except ICISDeployError:
+                return
+            # Whatever passes must be signed by us: as one of the files of the corpus, or just now.
+            payload = parse_envelope(rest).payload
+            assert is_payload or payload in payloads, "accepted what nobody signed"
+
+        atheris.Setup([sys.argv[0], *sys.argv[1:], str(corpus)], try_one)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
