@@ -47,7 +47,8 @@ def save_comparison_plot(path: Path, compared: Sequence[ComparedMethod]) -> None
         ranges = [getattr(one.estimate, name) for one in compared]
         for place, predicted in zip(places, ranges, strict=True):
             axes.plot([100 * predicted.low, 100 * predicted.high], [place, place], color=FAINT, lw=3, alpha=0.45)
-        axes.plot([100 * one.value for one in ranges], places, "|", color=FAINT, ms=13, mew=2.5, label="predicted")
+        predictions = [100 * one.value for one in ranges]
+        axes.plot(predictions, places, "|", color=FAINT, ms=13, mew=2.5, label="predicted, with 90 % interval")
         measured = [None if one.measured is None else getattr(one.measured, name) for one in compared]
         known = [(100 * value, place) for value, place in zip(measured, places, strict=True) if value is not None]
         if known:

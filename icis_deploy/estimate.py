@@ -138,20 +138,23 @@ def estimate_injection(
 def _pseudo(trial: Trial, **changes: Any) -> PseudoFeatures:
     """Draw pseudo-features once more, with other assumptions than the trial's."""
     assumed = trial.assumptions
-    settings = {"seen_accuracy": assumed.seen_accuracy, "seed": trial.seed + 1, **changes}
-    return draw_pseudo_features(
-        trial.rows, neutral_features=assumed.neutral_features, max_features=len(trial.pseudo.features), **settings
-    )
+    settings = {
+        "seen_accuracy": assumed.seen_accuracy,
+        "max_features": len(trial.pseudo.features),
+        "seed": trial.seed + 1,
+        **changes,
+    }
+    return draw_pseudo_features(trial.rows, neutral_features=assumed.neutral_features, **settings)
 
 
 def _other_pseudo_features(trial: Trial) -> Iterator[PseudoFeatures]:
-    """Yield pseudo-features at the ends of what may be assumed."""
-    accuracy = trial.assumptions.seen_accuracy
-    yield _pseudo(trial, neighbour_share=SHARES[0])
-    yield _pseudo(trial, neighbour_share=SHARES[1])
+    """Yield pseudo-features at the ends of what may be assumed; fewer will do, they only widen an interval."""
+    accuracy, few = trial.assumptions.seen_accuracy, len(trial.pseudo.features) // 2
+    yield _pseudo(trial, neighbour_share=SHARES[0], max_features=few)
+    yield _pseudo(trial, neighbour_share=SHARES[1], max_features=few)
     if not trial.assumptions.is_accuracy_known:
-        yield _pseudo(trial, seen_accuracy=max(0.05, accuracy - UNKNOWN_ACCURACY))
-        yield _pseudo(trial, seen_accuracy=min(0.99, accuracy + UNKNOWN_ACCURACY))
+        yield _pseudo(trial, seen_accuracy=max(0.05, accuracy - UNKNOWN_ACCURACY), max_features=few)
+        yield _pseudo(trial, seen_accuracy=min(0.99, accuracy + UNKNOWN_ACCURACY), max_features=few)
 
 
 def _ranges(variants: Sequence[Rates], *, num_unseen: int, num_seen: int) -> dict[str, Range]:

@@ -27,7 +27,7 @@ Float64 = NDArray[np.float64]
 INVERSE_WIDTHS = (0.5, 1.0, 2.0, 4.0)
 NOISES = (0.03, 0.1, 0.3, 1.0)
 
-EXACT_LIMIT = 3000
+EXACT_LIMIT = 2000
 """Seen classes up to which the kernel system is solved exactly, and landmarks above."""
 
 SELECTION_LIMIT = 1500
