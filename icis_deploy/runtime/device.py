@@ -342,6 +342,7 @@ class Device:
             UsageError: If it is the folder that is open already.
             WrongBaseError: If its original head is another one.
             VersionRollbackError: If it holds an older version than this device.
+            ClassConflictError: If it lacks a class that this device was taught.
             ICISDeployError: As `open` and `apply`; the device keeps the bundle it had.
         """
         if Path(folder).exists() and Path(folder).samefile(self._opened.folder):

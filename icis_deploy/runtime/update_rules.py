@@ -286,13 +286,19 @@ def after_replacement(
 
     Raises:
         VersionRollbackError: If the new bundle holds an older version than the device.
-        ClassConflictError: If all its classes are disabled.
+        ClassConflictError: If all its classes are disabled, or it lacks one that the device was taught.
     """
     version, held = journal.current.version, former.current.version
     if version < held:
         raise VersionRollbackError(
             f"The bundle holds version {version}; this device holds version {held}. Compact a bundle that has all the "
             f"updates, or apply the missing ones to the new bundle first."
+        )
+    lost = tuple(name for name in former.current.taught if name not in known_names)
+    if lost:
+        raise ClassConflictError(
+            f"The bundle lacks {quoted(lost)}, which this device was taught. Publish them in a class update and apply "
+            f"it to the new bundle first, or roll the teaching back."
         )
     disabled = tuple(dict.fromkeys(name for name in (*former.disabled, *journal.disabled) if name in known_names))
     _check_enabled(known_names, disabled)

@@ -44,7 +44,10 @@ CHANGES = {
     "rollback": (3, lambda device, _: device.rollback()),
     "rollback to the exported state": (1, lambda device, _: device.rollback()),
     "disable": (1, lambda device, _: device.disable("okapi")),
-    "teach": (1, lambda device, _: device._updater.teach("zebra", lambda _table: np.ones(FEATURE_DIM + 1, np.float32))),
+    "teach": (
+        1,
+        lambda device, _: device._opened.updater.teach("zebra", lambda _table: np.ones(FEATURE_DIM + 1, np.float32)),
+    ),
 }
 
 

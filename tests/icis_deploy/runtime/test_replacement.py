@@ -8,10 +8,17 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pytest
 
-from icis_deploy.errors import CorruptFileError, SignatureError, UsageError, VersionRollbackError, WrongBaseError
+from icis_deploy.errors import (
+    ClassConflictError,
+    CorruptFileError,
+    SignatureError,
+    UsageError,
+    VersionRollbackError,
+    WrongBaseError,
+)
 from icis_deploy.runtime.device import Device
 from icis_deploy.signing import keygen, trusted_keys_from_files
-from tests.icis_deploy.runtime.bundles import files_in, images, make_update, seen_head, trust, write_bundle
+from tests.icis_deploy.runtime.bundles import FEATURE_DIM, files_in, images, make_update, seen_head, trust, write_bundle
 
 
 @pytest.fixture
@@ -89,6 +96,18 @@ def test_a_revoked_key_does_not_come_back_with_the_trust_folder_of_a_new_bundle(
 
     with pytest.raises(SignatureError, match="trusted are"):
         device.apply(signed(make_update("bongo", version=6)))
+
+
+def test_a_taught_class_does_not_get_lost_on_the_way(device, new_folder, signed):
+    device._opened.updater.teach("zebra", lambda _table: np.ones(FEATURE_DIM + 1, np.float32))
+
+    with pytest.raises(ClassConflictError, match="The bundle lacks 'zebra', which this device was taught"):
+        device.replace(new_folder, num_threads=1)
+    assert "zebra" in device.classes()
+
+    Device.open(new_folder).apply(signed(make_update("zebra", version=3)))
+    device.replace(new_folder, num_threads=1)
+    assert device.classes() == ("cat", "dog", "owl", "zebra")
 
 
 def test_a_clock_that_was_set_back_stays_behind_the_last_time_seen(bundle_folder, new_folder, signed, tmp_path):
