@@ -26,7 +26,7 @@ from benchmarks.labeled_inputs import LabeledFeatures
 from benchmarks.latency import Plan, measure
 from benchmarks.loadgen import ScenarioName, import_loadgen, run_scenario
 from benchmarks.percentiles import num_queries_needed
-from benchmarks.result_values import Accuracy, BatchRun, Parity, Scenario, Target
+from benchmarks.result_values import Accuracy, BatchRun, Parity, Phases, Scenario, Target
 from benchmarks.results import Result
 from benchmarks.rightness import (
     accuracies,
@@ -194,6 +194,7 @@ def run_bench(
         environment=environment,
         targets=with_rightness(measured, accuracy, parity),
         runs=tuple(measure_batch(targets, batch_size, preset, progress) for batch_size in batch_sizes),
+        phases=measure_all_phases(targets, batch_sizes),
         scenarios=tuple(run_scenarios(targets, scenarios, preset, logs, progress)),
     )
 
@@ -286,6 +287,16 @@ def measure_batch(targets: Sequence[OpenTarget], batch_size: int, preset: Preset
     plan = Plan(num_queries=num_queries_needed(preset.percent), budget_s=preset.budget_s * len(targets))
     calls = {target.name: query_of(target, batch_size) for target in targets}
     return BatchRun(batch_size=batch_size, measurement=measure(calls, plan=plan))
+
+
+def measure_all_phases(targets: Sequence[OpenTarget], batch_sizes: Sequence[int]) -> tuple[Phases, ...]:
+    """Return where the time goes on a device with memory of its own, for every target that runs on one."""
+    return tuple(
+        target.phases(noise(target.model_input, batch_size))
+        for target in targets
+        for batch_size in batch_sizes
+        if target.phases is not None
+    )
 
 
 def query_of(target: OpenTarget, batch_size: int) -> Call:

@@ -103,6 +103,7 @@ class Workshop:
             files=(file,),
             answer=answer,
             bundle=None,
+            phases=None,
             score_kind="logits",
             model_input=float_input(self.bundle),
         )

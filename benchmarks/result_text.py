@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.comparison import Comparison
 from benchmarks.latency import LatencyReport, Measurement
-from benchmarks.result_values import BatchRun, ScaleSeries, Scenario, Target
+from benchmarks.result_values import BatchRun, Phases, ScaleSeries, Scenario, Target
 from benchmarks.results import Result, images_per_s
 from icis_deploy.cli.output import columns, percent
 
@@ -15,6 +15,8 @@ def text_of(result: Result) -> str:
     """Return everything that a person wants to see first: the machine, speed, size, accuracy, what disturbed."""
     blocks = [f"{result.environment.name} ({result.environment.fingerprint})"]
     blocks += [run_text(run) for run in result.runs]
+    if result.phases:
+        blocks.append(phases_text(result.phases))
     if result.targets:
         blocks.append(targets_text(result.targets))
     if any(target.accuracy or target.parity for target in result.targets):
@@ -78,6 +80,15 @@ def notes_of(measurement: Measurement) -> Iterator[str]:
             yield f"{latency.label} had not become stable when its warm-up ended"
         if latency.drift is not None and latency.drift.verdict != "steady":
             yield f"{latency.label} was {latency.drift.verdict}: {latency.drift.change.value:+.0%} over the run"
+
+
+def phases_text(phases: Sequence[Phases]) -> str:
+    """Return where the time goes on a device with memory of its own."""
+    rows = [["on the device", "batch", "input there", "compute", "logits back"]]
+    for each in phases:
+        parts = (each.host_to_device_ms, each.compute_ms, each.device_to_host_ms)
+        rows.append([each.target, str(each.batch_size), *(f"{part.value:.3f} ms" for part in parts)])
+    return columns(rows, right=range(1, 5))
 
 
 def targets_text(targets: Sequence[Target]) -> str:

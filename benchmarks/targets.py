@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.result_values import HeadKind
+from benchmarks.phases import GPU_PROVIDERS, measure_phases
+from benchmarks.result_values import HeadKind, Phases
 from icis_deploy.bundle import INJECTED_NAME, Bundle, ModelInput
 from icis_deploy.errors import BundleError, IncompatibleError, UsageError
 from icis_deploy.files import read_capped
 from icis_deploy.images import load_images, load_pixels
 from icis_deploy.preprocessing import Preprocessing
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession, load_session
 from icis_deploy.runtime.runtimes import Runtime
 from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots
 
@@ -69,6 +70,9 @@ class OpenTarget:
 
     bundle: Path | None
     """Its folder; None for a model that is no bundle."""
+
+    phases: Callable[[Images], Phases] | None
+    """Measures where the time of a batch goes; None where there is no device with memory of its own."""
 
     added_rows: Callable[[], Float32]
     """Gives `(num_classes - num_seen, feature_dim + 1)`, the rows that the original model does not have."""
@@ -120,6 +124,7 @@ def open_bundle(folder: Path, *, name: str, runtime: Runtime) -> OpenTarget:
         files=tuple(folder / file for file in bundle.files),
         answer=lambda images: device.logits(images).values,
         bundle=folder,
+        phases=phases_of(device, name) if provider_of(device.session) in GPU_PROVIDERS else None,
         added_rows=lambda: added_rows(folder, device),
         score_kind=bundle.score_kind,
         preprocessing=bundle.preprocessing,
@@ -162,6 +167,7 @@ def open_original(path: Path, *, like: Bundle, num_threads: int | None) -> OpenT
         files=(path,),
         answer=lambda images: as_logits(session.run(images).logits, like.score_kind),
         bundle=None,
+        phases=None,
         added_rows=lambda: np.empty((0, like.feature_dim + 1), dtype=np.float32),
         score_kind=like.score_kind,
         preprocessing=like.preprocessing,
@@ -169,6 +175,13 @@ def open_original(path: Path, *, like: Bundle, num_threads: int | None) -> OpenT
         factory="benchmarks.targets:start_original",
         arguments={"path": str(path.resolve()), "model_input": asdict(model_input), "num_threads": num_threads},
     )
+
+
+def phases_of(device: Device, name: str) -> Callable[[Images], Phases]:
+    """Return what measures the phases of a device whose session is ONNX Runtime's."""
+    session = device.session
+    assert isinstance(session, ONNXRuntimeSession), "only its providers are asked for"
+    return lambda images: measure_phases(session.inference_session, images, device.state.buffers, target=name)
 
 
 def added_rows(folder: Path, device: Device) -> Float32:

@@ -67,6 +67,11 @@ class ONNXRuntimeSession:
         """The execution providers that this session really has, which is asked of it and not of the installation."""
         return tuple(self._session.get_providers())
 
+    @property
+    def inference_session(self) -> Any:
+        """The `onnxruntime.InferenceSession`, for what only ONNX Runtime has."""
+        return self._session
+
     def load_slots(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> SlotBuffers:
         """Keep slots for runs; see `Session.load_slots`."""
         if not self._has_slots:
