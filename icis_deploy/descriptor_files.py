@@ -43,6 +43,12 @@ def load_descriptors(path: Path) -> Descriptors:
         raise DescriptorError(f"{path}: {error}") from error
 
 
+def check_descriptor_name(path: Path) -> None:
+    """Raise `UsageError` unless descriptors can be written under this name."""
+    if path.suffix.lower() != ".npz":
+        raise UsageError(f"Descriptors are written as .npz; {path} ends in {path.suffix or 'nothing'!r}.")
+
+
 def save_descriptors(descriptors: Descriptors, path: Path) -> None:
     """Write descriptors as an `.npz` file that `load_descriptors` reads; equal descriptors give equal bytes.
 
@@ -50,8 +56,7 @@ def save_descriptors(descriptors: Descriptors, path: Path) -> None:
         UsageError: If the file name does not end in `.npz`.
         StorageError: If it cannot be written; what was there before still is.
     """
-    if path.suffix.lower() != ".npz":
-        raise UsageError(f"Descriptors are written as .npz; {path} ends in {path.suffix or 'nothing'!r}.")
+    check_descriptor_name(path)
     buffer = io.BytesIO()
     np.savez(buffer, names=np.array(descriptors.class_names), values=descriptors.values)
     write_file(path, buffer.getvalue())

@@ -170,7 +170,7 @@ def _missing_message(missing: Mapping[str, str], path: Path) -> str:
     more = f" and {len(missing) - len(shown)} more" if len(missing) > len(shown) else ""
     return (
         f"The vector file {path} has no vector for {len(missing)} of the words: {'; '.join(parts)}{more}. Give these "
-        f"classes another text: a file with class name, tab and text on each line."
+        f"classes another text, in a file with class name, tab and text on each line (--texts)."
     )
 
 

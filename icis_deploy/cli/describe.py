@@ -37,10 +37,11 @@ def describe(
     from icis_deploy.class_names import load_class_list
     from icis_deploy.describing import describe as describe_classes
     from icis_deploy.describing import twins
-    from icis_deploy.descriptor_files import save_descriptors
+    from icis_deploy.descriptor_files import check_descriptor_name, save_descriptors
     from icis_deploy.files import check_free
 
     check_free(out, overwrite=overwrite)
+    check_descriptor_name(out)  # a text model may take minutes
     names = tuple(dict.fromkeys(name for path in classes for name in load_class_list(path)))
     made = describe_classes(names, texts=texts, vectors=vectors, model=model, templates=templates)
     save_descriptors(made, out)

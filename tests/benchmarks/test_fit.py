@@ -63,11 +63,13 @@ def test_accuracies_are_measured_on_images_where_rows_are_known(problem, report)
     assert report.ways[2].accuracies == {name: getattr(measured, name) for name in ("T", "U", "S", "H")}
 
 
-def test_without_images_they_are_those_that_cross_validation_predicts(problem):
-    report = measure_fit(replace(problem, photos=None), methods=["ridge"], published_epochs=5, num_rounds=1)
-    assert [way.source for way in report.ways] == ["none", "none", "cross-validation"]
-    assert 0 < report.ways[2].accuracies["H"] <= 1
-    assert "predicted by cross-validation" in text_of(report)
+def test_the_table_has_a_line_for_each_way(report):
+    lines = text_of(report).splitlines()
+
+    assert lines[1].startswith("published recipe: 50 epochs (as given) of ")
+    assert [line[:24].strip() for line in lines[4:]] == [PUBLISHED, FAST, "inject, ridge"]
+    assert lines[4].split()[-4:] == ["-"] * 4
+    assert f"{100 * report.ways[2].accuracies['S']:.1f} %" in lines[6]
 
 
 def test_without_a_number_of_epochs_the_published_recipe_is_trained_to_its_stop(problem, monkeypatch):
@@ -89,7 +91,7 @@ def test_counts_start_at_one(problem, counts):
         measure_fit(problem, **counts)
 
 
-def test_the_command_prints_a_table_and_json(tiny_project: TinyProject, capsys):
+def test_the_command_gives_what_cross_validation_predicts_where_there_are_no_images(tiny_project: TinyProject, capsys):
     files = ["--classes", str(tiny_project.classes), "--descriptors", str(tiny_project.descriptors)]
     arguments = ["bench-fit", str(tiny_project.model), *files, "--method", "ridge", "--published-epochs", "9"]
 
@@ -98,6 +100,8 @@ def test_the_command_prints_a_table_and_json(tiny_project: TinyProject, capsys):
     result = json.loads(captured.out)
     assert result["command"] == "bench-fit"
     assert [way["name"] for way in result["ways"]] == [PUBLISHED, FAST, "inject, ridge"]
+    assert [way["source"] for way in result["ways"]] == ["none", "none", "cross-validation"]
+    assert 0 < result["ways"][2]["accuracies"]["H"] <= 1
     assert result["ways"][1]["times_faster"]["high"] is None
     assert "round 1 of 1: fast recipe" in captured.err
 

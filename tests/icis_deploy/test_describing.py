@@ -78,6 +78,16 @@ def test_the_command_joins_class_lists_and_warns_of_equal_descriptors(tmp_path, 
     assert out.read_bytes() == before
 
 
+def test_a_name_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / "seen.txt").write_text("zebra\n")
+    (tmp_path / "vectors.txt").write_text("no vectors at all")
+    arguments = ["describe", str(tmp_path / "seen.txt"), "--vectors", str(tmp_path / "vectors.txt")]
+
+    assert run([*arguments, "--out", str(tmp_path / "d.csv")]) == 2
+
+    assert "Descriptors are written as .npz" in capsys.readouterr().err
+
+
 def test_a_missing_word_ends_the_command_with_3_and_writes_nothing(tmp_path, vectors, capsys):
     (tmp_path / "seen.txt").write_text("zebre\n")
     arguments = ["describe", str(tmp_path / "seen.txt"), "--vectors", str(vectors), "--out", str(tmp_path / "d.npz")]
