@@ -50,7 +50,7 @@ GATE_PROFILES = {
         GateProfile(name="fp32", max_scaled_error=1e-4, p999_scaled_error=5e-5, min_agreement=1.0),
         # Eleven significant bits in each of some fifty layers; the head alone loses them once.
         GateProfile(name="fp16", max_scaled_error=0.1, p999_scaled_error=0.05, min_agreement=0.995),
-        GateProfile(name="fp16 head", max_scaled_error=5e-3, p999_scaled_error=2e-3, min_agreement=1.0),
+        GateProfile(name="fp16 head", max_scaled_error=1e-2, p999_scaled_error=5e-3, min_agreement=1.0),
         # Eight bits change logits, and what counts is whether the answers stay right: 99 %, as MLPerf asks on the edge.
         # The bounds on errors find what is broken outright.
         GateProfile(name="int8", max_scaled_error=4.0, p999_scaled_error=1.0, min_agreement=0.9, min_seen_kept=0.99),
