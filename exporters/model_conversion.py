@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from exporters.fp16_precision import halve_model
 from exporters.gate_inputs import gate_inputs
-from exporters.head_finding import HeadLocation
+from exporters.graph_edits import unused_name
+from exporters.head_finding import HeadLocation, pattern_at
 from exporters.int8_precision import quantize_model
 from exporters.layer_errors import NUM_BATCHES, worst_layers
 from exporters.model_loading import LoadedModel
@@ -65,7 +66,7 @@ def in_precision(
     fixed = loaded.input_shape[0]
     with closing(gate_inputs(model_input, preprocessing, paths, fixed_batch=fixed)) as images:
         if form.precision == "fp16":
-            return FormedModel(model=halve_model(loaded.model, images.one_by_one))
+            return FormedModel(model=_with_named_logits(halve_model(loaded.model, images.one_by_one), location))
         quantized = quantize_model(loaded.model, location, loaded.input_name, images.one_by_one)
 
     def explain() -> str:
@@ -75,6 +76,16 @@ def in_precision(
         return f"the layers that add most noise are {', '.join(layer.describe() for layer in layers)}"
 
     return FormedModel(model=quantized.model, explain=explain)
+
+
+def _with_named_logits(model: ir.Model, location: HeadLocation) -> ir.Model:
+    """Give a converted head's logits their old name back, where they are no output and a cast comes after them."""
+    logits = pattern_at(model, location).logits
+    if location.output_name == location.logits_name and not logits.is_graph_output():
+        before = next((v for node in model.graph for v in node.outputs if v.name == location.logits_name), None)
+        if before is not None and before is not logits:
+            before.name, logits.name = unused_name(model.graph, f"{location.logits_name}_half"), location.logits_name
+    return model
 
 
 def with_device_work(

@@ -94,6 +94,13 @@ def test_a_model_keeps_what_follows_its_head_with_more_classes(
     assert set(kept) <= set(outputs)
 
 
+@pytest.mark.parametrize("name", ["top", "argmax"])
+def test_a_model_that_only_chooses_can_be_float16(name: str, tiny_project: TinyProject, tmp_path: Path) -> None:
+    model = with_tail(tiny_project, name, tmp_path)
+    device = exported(model, tiny_project, tmp_path / "bundle", head="updatable", precision="fp16")
+    assert device.logits(np.zeros((1, 3, SIDE, SIDE), np.float32)).values.shape == (1, NUM_SEEN + 2)
+
+
 def test_a_sigmoid_model_takes_a_class_update_and_tests_its_slots(tiny_project: TinyProject, tmp_path: Path) -> None:
     model = with_tail(tiny_project, "sigmoid", tmp_path)
     device = exported(model, tiny_project, tmp_path / "bundle", head="updatable", updates=0)
