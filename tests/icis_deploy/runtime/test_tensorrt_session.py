@@ -55,7 +55,7 @@ from tests.icis_deploy.runtime.bundles import (
     trust,
     write_bundle,
 )
-from tests.icis_deploy.runtime.fake_gpu import FakeCuda, FakeTensorRT
+from tests.icis_deploy.runtime.fake_gpu import FakeContext, FakeCuda, FakeTensorRT
 
 RUNTIME, CAPACITY, MAX_BATCH = "tensorrt-rtx", 4, 8
 
@@ -503,3 +503,23 @@ def test_a_bundle_without_an_engine_says_how_to_get_one(fake, bundle_folder):
         IncompatibleError, match=r"holds no engine for 'tensorrt-rtx'\. Export it with --target tensorrt"
     ):
         fake.device(bundle_folder)
+
+
+# The fake itself.
+
+
+def test_the_fake_has_only_what_the_real_libraries_have():
+    cudart = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python has no wheel for this platform")
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+
+    def absent(names: set[str], real: Any) -> set[str]:
+        return {name for name in names if not name.startswith("_") and not hasattr(real, name)}
+
+    assert absent({name for name in dir(FakeCuda) if name.startswith("cuda")}, cudart) == set()
+    for enumeration in ("cudaDeviceAttr", "cudaMemcpyKind", "cudaStreamCaptureMode"):
+        assert absent(set(vars(getattr(FakeCuda, enumeration))), getattr(cudart, enumeration)) == set()
+    assert absent(set(dir(FakeContext)), trt.IExecutionContext) == set()
+    assert absent({"create_execution_context"}, trt.ICudaEngine) == set()
+    assert absent({"set_named_weights", "refit_cuda_engine"}, trt.Refitter) == set()
+    assert absent({"Weights", "Runtime", "Refitter", "ILogger", "Builder"}, trt) == set()
+    assert absent({"deserialize_cuda_engine"}, trt.Runtime) == set()
