@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,15 @@ from exporters.model_loading import LoadedModel
 from exporters.onnx_files import save_model
 from exporters.parity_gate import check_bundle
 from exporters.scores import score_kind
-from exporters.targets import BuiltTarget, TargetJob, TargetPlan, add_target
+from exporters.targets import (
+    BuiltTarget,
+    Gate,
+    TargetJob,
+    TargetPlan,
+    add_target,
+    add_target_if_possible,
+    model_outcome,
+)
 from icis_deploy._version import __version__
 from icis_deploy.bundle import (
     INJECTED_NAME,
@@ -35,15 +44,14 @@ from icis_deploy.bundle import (
     serialize_manifest,
 )
 from icis_deploy.class_update import ClassUpdate
-from icis_deploy.errors import GateFailedError, IncompatibleError, ModelLoadError, UsageError, WrongBaseError
-from icis_deploy.files import check_free, new_folder, read_capped, write_file
-from icis_deploy.generator_facts import GENERATOR_NAME, MAX_GENERATOR_BYTES
+from icis_deploy.errors import GateFailedError, IncompatibleError, UsageError, WrongBaseError
+from icis_deploy.files import check_free, new_folder, write_file
+from icis_deploy.generator_facts import GENERATOR_NAME
 from icis_deploy.head import Head
 from icis_deploy.images import LabeledImages, load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.parity import ParityReport
 from icis_deploy.preprocessing import Preprocessing
-from icis_deploy.runtime.generator import check_base, load_generator
 from icis_deploy.runtime.journal import Journal, serialize_journal
 from icis_deploy.runtime.store import JOURNAL_NAME, STATE_FOLDER, TRUST_FOLDER
 from icis_deploy.signing import load_public_key
@@ -136,23 +144,6 @@ def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, cap
     )
 
 
-def with_generator(plan: HeadPlan, path: str | Path | None) -> HeadPlan:
-    """Return a plan whose bundle also gets the generator of a file, if one is given.
-
-    Raises:
-        UsageError: If the head is fused: it has no slot for a class that a device is taught.
-        WrongBaseError: If the generator was made for another head.
-        LoadError, CorruptFileError: If it is no generator.
-    """
-    if path is None:
-        return plan
-    if plan.head_kind != "updatable":
-        raise UsageError("A device can only be taught classes in slots: give --generator with --head updatable.")
-    data = read_capped(Path(path), max_bytes=MAX_GENERATOR_BYTES, what="generator", error_type=ModelLoadError)
-    check_base(load_generator(data).facts, plan.base_fingerprint, plan.table.feature_dim)
-    return replace(plan, generator=data)
-
-
 def compacted(table: SlotTable) -> SlotTable:
     """Return the filled slots alone, in slot order."""
     filled = table.filled
@@ -198,6 +189,7 @@ def write_bundle(
     """
     check_free(out, overwrite=overwrite)
     with new_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as building:
+        start = time.perf_counter()
         form = ModelForm() if form is None else form
         taken, calibration = model_input(loaded, preprocessing), _calibration(form, preprocessing)
         formed = in_precision(loaded, location, form, calibration, model_input=taken, preprocessing=preprocessing)
@@ -206,19 +198,38 @@ def write_bundle(
         model, taken = with_device_work(model, taken, form, kind=score_kind(location), preprocessing=preprocessing)
         _write_files(building, plan, model)
         bundle = _describe(building, plan, taken, form, location, preprocessing)
+        seconds = time.perf_counter() - start
         seen = calibration if images is None else images
         gate = partial(check_bundle, building, loaded=loaded, location=location, expanded=expanded, images=seen)
-        bundle = _passed(bundle, MODEL_NAME, explained(gate(bundle), formed), building, out)
-        targets = TargetPlan() if targets is None else targets
-        for target in targets.targets:
-            job = TargetJob(folder=building, bundle=bundle, options=targets.options)
-            bundle, built = add_target(target, job, gate)
-            bundle = _passed(bundle, built.name, built.reports, building, out)
-            if on_target is not None:
-                on_target(built)
+        reports = explained(gate(bundle), formed)
+        first = model_outcome(bundle, seconds, reports)
+        bundle = _passed(bundle, MODEL_NAME, reports, building, out)
+        bundle = _add_targets(building, bundle, targets or TargetPlan(), gate, out=out, model=first, tell=on_target)
         write_file(building / MANIFEST_NAME, serialize_manifest(bundle))
         _write_trust(building / TRUST_FOLDER, trust)
         _write_journal(building / STATE_FOLDER, journal)
+    return bundle
+
+
+def _add_targets(
+    building: Path,
+    bundle: Bundle,
+    plan: TargetPlan,
+    gate: Gate,
+    *,
+    out: Path,
+    model: BuiltTarget,
+    tell: Callable[[BuiltTarget], None] | None,
+) -> Bundle:
+    """Build the targets one after the other, tell what became of each, and return the bundle with them."""
+    add = add_target_if_possible if plan.is_all else add_target
+    if tell is not None and plan.is_all:
+        tell(model)
+    for target in plan.targets:
+        bundle, built = add(target, TargetJob(folder=building, bundle=bundle, options=plan.options), gate)
+        bundle = _passed(bundle, built.name, built.reports, building, out)
+        if tell is not None:
+            tell(built)
     return bundle
 
 

@@ -6,20 +6,22 @@ on as many that lie between two of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.bundle_writing import HeadPlan
 from exporters.generator_graph import OPSET, GraphBuilder, add_calibration, add_predictor, add_similarity
 from exporters.onnx_files import check_model, serialize_model
 from icis_deploy._version import __version__
-from icis_deploy.errors import GateFailedError
-from icis_deploy.files import write_file
+from icis_deploy.errors import GateFailedError, ModelLoadError, UsageError
+from icis_deploy.files import read_capped, write_file
 from icis_deploy.generator_facts import (
     DESCRIPTOR,
+    MAX_GENERATOR_BYTES,
     MEAN_ROW,
     METADATA_KEY,
     NEAREST,
@@ -31,7 +33,7 @@ from icis_deploy.generator_facts import (
 )
 from icis_deploy.head import Head
 from icis_deploy.row_calibration import Injector
-from icis_deploy.runtime.generator import Generator, load_generator
+from icis_deploy.runtime.generator import Generator, check_base, load_generator
 
 Float32 = NDArray[np.float32]
 
@@ -102,6 +104,23 @@ def write_generator(
         )
     write_file(path, data)
     return WrittenGenerator(facts=facts, size_bytes=len(data), max_row_error=error, num_compared=len(compared))
+
+
+def with_generator(plan: HeadPlan, path: str | Path | None) -> HeadPlan:
+    """Return a plan whose bundle also gets the generator of a file, if one is given.
+
+    Raises:
+        UsageError: If the head is fused: it has no slot for a class that a device is taught.
+        WrongBaseError: If the generator was made for another head.
+        LoadError, CorruptFileError: If it is no generator.
+    """
+    if path is None:
+        return plan
+    if plan.head_kind != "updatable":
+        raise UsageError("A device can only be taught classes in slots: give --generator with --head updatable.")
+    data = read_capped(Path(path), max_bytes=MAX_GENERATOR_BYTES, what="generator", error_type=ModelLoadError)
+    check_base(load_generator(data).facts, plan.base_fingerprint, plan.table.feature_dim)
+    return replace(plan, generator=data)
 
 
 def generator_model(

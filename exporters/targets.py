@@ -4,7 +4,8 @@ Rules:
 
 1. A target says why this machine cannot build it before anything is built.
 2. It writes into one folder of its own in the bundle, and the manifest states every file that it wrote.
-3. What it built passes the same gate as `model.onnx`, in its own runtime. Where that needs a device that this machine
+3. `all` is every target. One that cannot be built here, or not of this model, is no failure then: its outcome says why.
+4. What it built passes the same gate as `model.onnx`, in its own runtime. Where that needs a device that this machine
    lacks, the outcome says so, and `icis-deploy verify --runtime` runs the gate where the device is.
 """
 
@@ -21,7 +22,13 @@ from exporters.tensorrt_build import EngineSettings
 from exporters.tensorrt_target import why_no_engine, write_engine
 from exporters.triton_repository import compare_parts, write_triton_repository
 from icis_deploy.bundle import MODEL_NAME, PRECISIONS, Bundle, file_entry
-from icis_deploy.errors import IncompatibleError, MissingDependencyError, UsageError
+from icis_deploy.errors import (
+    ICISDeployError,
+    IncompatibleError,
+    MissingDependencyError,
+    StorageError,
+    UsageError,
+)
 from icis_deploy.parity import ParityReport
 from icis_deploy.runtime.openvino_session import OPENVINO_NAME
 from icis_deploy.runtime.runtimes import Runtime
@@ -133,6 +140,9 @@ TARGETS: dict[str, Target] = {
 """Every target beside `onnx`, which each bundle holds, by name."""
 
 
+ALL_TARGETS = "all"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetPlan:
     """The targets that an export builds; `plan_targets` makes it."""
@@ -143,9 +153,14 @@ class TargetPlan:
     options: TargetOptions = field(default_factory=TargetOptions)
     """How."""
 
+    is_all: bool = False
+    """Whether every target was asked for: then the outcome of `model.onnx` is told too, and why one is missing."""
+
 
 def plan_targets(names: Sequence[str], options: TargetOptions | None = None, *, precision: str = "fp32") -> TargetPlan:
     """Return the targets of these names, each once, if this machine can build them all; `onnx` is always built.
+
+    `all` is every target, whether it can be built here or not.
 
     Args:
         names: What `--target` calls them.
@@ -158,9 +173,11 @@ def plan_targets(names: Sequence[str], options: TargetOptions | None = None, *, 
         MissingDependencyError: If one cannot be built here.
     """
     options = TargetOptions() if options is None else options
-    unknown = [name for name in names if name != "onnx" and name not in TARGETS]
+    unknown = [name for name in names if name not in {"onnx", ALL_TARGETS, *TARGETS}]
     if unknown:
-        raise UsageError(f"There is no target {unknown[0]!r}; choose among onnx, {', '.join(TARGETS)}.")
+        raise UsageError(f"There is no target {unknown[0]!r}; choose among onnx, {', '.join(TARGETS)}, {ALL_TARGETS}.")
+    if ALL_TARGETS in names:
+        return TargetPlan(targets=tuple(TARGETS.values()), options=options, is_all=True)
     targets = tuple(TARGETS[name] for name in dict.fromkeys(names) if name != "onnx")
     for target in targets:
         if precision not in target.precisions:
@@ -172,6 +189,40 @@ def plan_targets(names: Sequence[str], options: TargetOptions | None = None, *, 
         if reason is not None:
             raise MissingDependencyError(f"The target {target.name!r} cannot be built on this machine: {reason}")
     return TargetPlan(targets=targets, options=options)
+
+
+def model_outcome(bundle: Bundle, build_seconds: float, reports: Sequence[ParityReport]) -> BuiltTarget:
+    """Return what became of `model.onnx` itself, which is in every bundle."""
+    files = tuple(name for name in bundle.files if name.partition(".data")[0] == MODEL_NAME)
+    return BuiltTarget(
+        name="onnx",
+        files=files,
+        size_bytes=sum(bundle.files[name].size_bytes for name in files),
+        build_seconds=build_seconds,
+        reports=tuple(reports),
+    )
+
+
+def add_target_if_possible(target: Target, job: TargetJob, gate: Gate) -> tuple[Bundle, BuiltTarget]:
+    """Do what `add_target` does; where it cannot be done, return the bundle as it was and the reason."""
+    reason = target.why_not(job.options)
+    if job.bundle.precision not in target.precisions:
+        reason = f"it takes models in {' or '.join(target.precisions)}, not in {job.bundle.precision}"
+    if reason is not None:
+        return job.bundle, BuiltTarget(name=target.name, reason=reason)
+    before = _files_below(job.folder)
+    try:
+        return add_target(target, job, gate)
+    except StorageError:
+        raise
+    except ICISDeployError as error:
+        for path in _files_below(job.folder) - before:
+            path.unlink()
+        return job.bundle, BuiltTarget(name=target.name, reason=str(error))
+
+
+def _files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
 
 
 class Gate(Protocol):

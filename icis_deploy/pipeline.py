@@ -37,6 +37,7 @@ from icis_deploy.workbench import enable_workbench
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from exporters.bundle_writing import HeadPlan
     from exporters.head_finding import HeadLocation
     from exporters.model_loading import LoadedModel
     from exporters.targets import BuiltTarget, TargetOptions
@@ -151,7 +152,7 @@ def export(
         ICISDeployError: As `inspect`, and if something cannot be read or written.
     """
     enable_workbench()
-    from exporters.bundle_writing import plan_head, with_generator, write_bundle
+    from exporters.bundle_writing import plan_head, write_bundle
     from exporters.targets import plan_targets
 
     check_free(Path(out), overwrite=overwrite)
@@ -162,7 +163,7 @@ def export(
     opened = replace(opened, head=None)  # the rows of a large head are not held while models with it are loaded
     return write_bundle(
         Path(out),
-        with_generator(bare, generator),
+        _with_generator(bare, generator),
         loaded=opened.loaded,
         location=opened.location,
         preprocessing=preprocessing,
@@ -173,6 +174,12 @@ def export(
         on_target=on_target,
         overwrite=overwrite,
     )
+
+
+def _with_generator(plan: HeadPlan, generator: PathLike | None) -> HeadPlan:
+    from exporters.generator import with_generator
+
+    return with_generator(plan, generator)
 
 
 def _parsed(updates: Sequence[PathLike | ClassUpdate]) -> list[ClassUpdate]:

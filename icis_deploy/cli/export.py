@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from exporters.targets import BuiltTarget
     from icis_deploy.bundle import Bundle
 
-TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton")
+TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
 
 
 @click.command(short_help="Write a checked bundle that knows the new classes.")
@@ -56,7 +56,7 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton")
     "targets",
     type=click.Choice(TARGET_NAMES),
     multiple=True,
-    help="What the bundle holds beside model.onnx; may be given several times.",
+    help="What the bundle holds beside model.onnx; may be given several times. all: what this machine can build.",
 )
 @engine_options
 @click.option("--out", type=NEW_PATH, required=True, help="The bundle's folder.")
@@ -108,8 +108,13 @@ def export(
         on_target=built.append,
         overwrite=overwrite,
     )
-    parts = [_text(out, bundle), *([_targets_text(built)] if built else []), parity_text(bundle.parity)]
-    print_result(_result(out, bundle, built), text="\n\n".join(parts))
+    _print(out, bundle, built)
+
+
+def _print(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> None:
+    targets = [_targets_text(built, bundle.precision)] if built else []
+    text = "\n\n".join([_text(out, bundle), *targets, parity_text(bundle.parity)])
+    print_result(_result(out, bundle, built), text=text)
 
 
 def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str, Any]:
@@ -125,6 +130,7 @@ def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str
         "targets": [
             {
                 "name": target.name,
+                "precision": bundle.precision,
                 "files": list(target.files),
                 "size_bytes": target.size_bytes,
                 "build_seconds": target.build_seconds,
@@ -148,16 +154,22 @@ def _text(out: Path, bundle: Bundle) -> str:
     )
 
 
-def _targets_text(built: Sequence[BuiltTarget]) -> str:
-    rows = [
-        (target.name, f"{target.size_bytes / 1e6:.1f} MB", f"{target.build_seconds:.1f} s", _gate_verdict(target))
-        for target in built
-    ]
+def _targets_text(built: Sequence[BuiltTarget], precision: str) -> str:
+    titles = ("target", "precision", "size", "build", "gate")
+    rows = [(target.name, *_figures(target, precision), _gate_verdict(target)) for target in built]
     reasons = [f"{target.name}: {target.reason}" for target in built if target.reason]
-    return "\n".join([columns([("target", "size", "build", "gate"), *rows], right=[1, 2]), *reasons])
+    return "\n".join([columns([titles, *rows], right=[2, 3]), *reasons])
+
+
+def _figures(target: BuiltTarget, precision: str) -> tuple[str, str, str]:
+    if not target.files:
+        return "-", "-", "-"
+    return precision, f"{target.size_bytes / 1e6:.1f} MB", f"{target.build_seconds:.1f} s"
 
 
 def _gate_verdict(target: BuiltTarget) -> str:
+    if not target.files:
+        return "not built"
     return "passed" if target.reports else "not run"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from onnx import numpy_helper
 
 import icis_deploy
 from exporters.openvino_conversion import openvino_from_onnx
-from exporters.targets import TARGETS, BuiltTarget, plan_targets
+from exporters.targets import TARGETS, BuiltTarget, TargetJob, plan_targets
 from icis_deploy.bundle import load_bundle
 from icis_deploy.class_update import ClassUpdate
 from icis_deploy.cli.export import TARGET_NAMES
+from icis_deploy.cli.main import run
 from icis_deploy.errors import (
     CorruptFileError,
     ExportError,
@@ -53,7 +55,7 @@ def export(opened: OpenedModel, update: ClassUpdate, out: Path, *, head: str, **
 
 
 def test_the_command_line_offers_every_target():
-    assert ("onnx", *TARGETS) == TARGET_NAMES
+    assert ("onnx", *TARGETS, "all") == TARGET_NAMES
 
 
 def test_an_unknown_target_is_an_error_before_anything_is_built():
@@ -139,3 +141,46 @@ def test_a_conversion_that_fails_leaves_no_bundle(opened, update, tmp_path, monk
     with pytest.raises(ExportError, match=r"^OpenVINO could not convert no\.onnx: "):
         export(opened, update, tmp_path / "bundle", head="fused", targets=["openvino"])
     assert [path.name for path in tmp_path.iterdir()] == ["no.onnx"]
+
+
+def test_all_targets_are_tried_and_each_that_is_missing_says_why(
+    opened: OpenedModel, update: ClassUpdate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(job: TargetJob) -> list[str]:
+        (job.folder / "openvino").mkdir()
+        (job.folder / "openvino" / "half.xml").write_text("half written")
+        raise ExportError("The converter does not know this model.")
+
+    absent = replace(TARGETS["tensorrt-rtx"], why_not=lambda _options: "There is no library. Install it: pip install x")
+    monkeypatch.setitem(TARGETS, "openvino", replace(TARGETS["openvino"], build=breaks, why_not=lambda _options: None))
+    monkeypatch.setitem(TARGETS, "tensorrt-rtx", absent)
+    monkeypatch.setitem(TARGETS, "tensorrt", replace(absent, name="tensorrt"))
+    built = {target.name: target for target in export(opened, update, tmp_path / "all", head="fused", targets=["all"])}
+    assert list(built) == ["onnx", *TARGETS]
+    assert built["openvino"].reason == "The converter does not know this model."
+    assert built["tensorrt-rtx"].reason == "There is no library. Install it: pip install x"
+    assert all(report.passed for name in ("onnx", "triton") for report in built[name].reports)
+    assert built["onnx"].size_bytes == (tmp_path / "all" / "model.onnx").stat().st_size
+    named = set(load_bundle(tmp_path / "all").files)
+    assert named == {path.relative_to(tmp_path / "all").as_posix() for path in files_below(tmp_path / "all")}
+
+
+def files_below(bundle: Path) -> list[Path]:
+    return [path for path in bundle.rglob("*") if path.is_file() and path.name != "manifest.json"]
+
+
+def test_the_table_of_all_targets_has_a_line_for_each(
+    tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--classes", str(tiny_project.classes), "--target", "all", "--out", str(tmp_path / "bundle")]
+    assert run(["export", str(tiny_project.model), *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("target "))
+    assert lines[start].split() == ["target", "precision", "size", "build", "gate"]
+    table = {line.split()[0]: line.split() for line in lines[start + 1 : start + 2 + len(TARGETS)]}
+    assert list(table) == ["onnx", *TARGETS]
+    for name in ("onnx", "triton"):
+        assert table[name][1] == "fp32"
+        assert table[name][-1] == "passed"
+    missing = {name for name, cells in table.items() if cells[-1] == "built"}
+    assert {line.partition(":")[0] for line in lines if line.partition(":")[0] in TARGETS} >= missing
