@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 from benchmarks.percentiles import CONFIDENCE, Interval
 from icis_deploy.errors import UsageError
 
+MIN_ROUNDS = 8
+"""Rounds below which Wilcoxon's test has no 99 % interval at all."""
+
 MAX_PAIRS = 300
 """More rounds than this are put together before they are compared: the number of averages grows with the square."""
 
@@ -106,7 +109,7 @@ def pseudomedian(differences: Float64) -> Interval:
         differences: `(num_rounds,)`, symmetric around the true one if rounds visit both sides in random order.
 
     Returns:
-        The interval is unbounded where there are too few rounds for one (fewer than 8).
+        The interval is unbounded where there are fewer than `MIN_ROUNDS`.
     """
     groups = np.array_split(differences, min(MAX_PAIRS, len(differences)))
     merged = np.array([np.median(group) for group in groups])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmarks.comparison import Comparison
+from benchmarks.comparison import MIN_ROUNDS, Comparison
 from benchmarks.latency import LatencyReport, Measurement
 from benchmarks.result_values import BatchRun, Phases, ScaleSeries, Scenario, Target
 from benchmarks.results import Result, images_per_s
@@ -62,8 +62,10 @@ def latency_row(latency: LatencyReport, batch_size: int, comparison: Comparison 
 
 
 def ratio_text(comparison: Comparison) -> str:
-    """Return a ratio with its interval."""
+    """Return a ratio with its interval, or how many rounds one needs."""
     ratio = comparison.ratio
+    if comparison.num_rounds < MIN_ROUNDS:
+        return f"{ratio.value:.3f} (needs {MIN_ROUNDS} rounds)"
     return f"{ratio.value:.3f} ({ratio.low:.3f} - {ratio.high:.3f})"
 
 

@@ -27,8 +27,8 @@ STABLE_SPREAD = 1.05
 """Stable: the slowest of the last three windows' medians is at most this multiple of the fastest."""
 
 BLOCK_NS = 10_000_000
-MIN_BLOCK_QUERIES = 3
 MAX_BLOCK_QUERIES = 500
+MIN_WINDOW_QUERIES = 3
 
 PROBE_STEPS = 2000
 
@@ -154,7 +154,7 @@ def warm_up(label: str, call: Call, budget_ns: int, clock: Callable[[], int]) ->
     first_ns = last_ns = float(time_queries(label, call, 1, clock)[0])
     num_queries, medians = 1, []
     while True:
-        window = queries_in(WARM_UP_WINDOW_NS, last_ns, MAX_WINDOW_QUERIES)
+        window = max(MIN_WINDOW_QUERIES, queries_in(WARM_UP_WINDOW_NS, last_ns, MAX_WINDOW_QUERIES))
         last_ns = float(np.median(time_queries(label, call, window, clock)))
         num_queries += window
         medians.append(max(last_ns, 1.0))
@@ -176,22 +176,26 @@ def queries_in_block(latency_ns: float) -> int:
 
 
 def queries_in(duration_ns: float, latency_ns: float, highest: int) -> int:
-    """Return how many queries fill a duration, but at least 3 and at most `highest`."""
-    return int(np.clip(round(duration_ns / max(latency_ns, 1.0)), MIN_BLOCK_QUERIES, highest))
+    """Return how many queries fill a duration, but at least 1 and at most `highest`."""
+    return int(np.clip(round(duration_ns / max(latency_ns, 1.0)), 1, highest))
 
 
 def run_round(
     calls: Mapping[str, Call], order: Sequence[str], block_queries: Mapping[str, int], instruments: Instruments
 ) -> Round:
-    """Measure a block of each label in this order, and another in the reverse order."""
+    """Measure a block of each label in this order, and another in the reverse order.
+
+    What the caches cost after another label's block shows in short queries only: there one goes before that is not
+    counted. A query that fills a block by itself would pay twice for nothing, and rounds are what comparisons need.
+    """
     clock = instruments.clock
     start_ns = clock()
     instruments.probe()
     probe_ns = clock() - start_ns
     blocks: dict[str, list[Int64]] = {label: [] for label in calls}
     for label in (*order, *reversed(order)):
-        if len(calls) > 1:
-            time_queries(label, calls[label], 1, clock)  # pays for the caches that the others filled
+        if len(calls) > 1 and block_queries[label] > 1:
+            time_queries(label, calls[label], 1, clock)
         blocks[label].append(time_queries(label, calls[label], block_queries[label], clock))
     return Round(
         start_s=start_ns / 1e9,

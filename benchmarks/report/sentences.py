@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from benchmarks.comparison import Comparison
+from benchmarks.comparison import MIN_ROUNDS, Comparison
 from benchmarks.percentiles import Interval
 from benchmarks.report.intervals import Measure, accuracy_difference
 from benchmarks.report.merging import Entry, Row
@@ -71,7 +71,8 @@ def say_cut_off(rows: Sequence[Row], limit_ms: float) -> list[str]:
 def say_verdict(comparison: Comparison) -> str:
     """Say how a target compares with the one that its run compares everything with."""
     ratio, label = comparison.ratio, comparison.label
-    sure = f"{ratio.low:.3f} to {ratio.high:.3f}"
+    few = comparison.num_rounds < MIN_ROUNDS
+    sure = f"{ratio.value:.3f}, needs {MIN_ROUNDS} rounds" if few else f"{ratio.low:.3f} to {ratio.high:.3f}"
     if comparison.verdict == "faster":
         return f"{label} is {times(1 / ratio.value)} as fast"
     if comparison.verdict == "slower":

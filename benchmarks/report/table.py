@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmarks.comparison import MIN_ROUNDS
 from benchmarks.report.intervals import accuracy_interval
 from benchmarks.report.merging import Row
 from benchmarks.report.numbers import UNKNOWN, milliseconds, percent, percentile, significant
@@ -114,9 +115,11 @@ def _verdict(row: Row) -> Cell:
         alone = len(row.entry.result.targets) < 2
         return Cell(text=UNKNOWN if alone else "reference")
     ratio = comparison.ratio
+    few = comparison.num_rounds < MIN_ROUNDS
+    interval = f"needs {MIN_ROUNDS} rounds" if few else f"{ratio.low:.3f} – {ratio.high:.3f}"
     return Cell(
         text=comparison.verdict,
-        note=f"× {ratio.value:.3f}\n{ratio.low:.3f} – {ratio.high:.3f}",
+        note=f"× {ratio.value:.3f}\n{interval}",
         sort_key=ratio.value,
         tone={"faster": "good", "slower": "bad"}.get(comparison.verdict, ""),
     )

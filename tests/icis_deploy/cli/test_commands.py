@@ -168,7 +168,7 @@ def test_export_prints_what_became_of_each_target(
     assert set(target["files"]) <= set(result["files"])
     assert run([*arguments, "--overwrite"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["target", "size", "build", "gate"] in rows
+    assert ["target", "precision", "size", "build", "gate"] in rows
     assert next(row for row in rows if row[:1] == ["openvino"])[-1] == "passed"
 
 
