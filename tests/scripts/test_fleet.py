@@ -99,6 +99,29 @@ def test_mender_rolls_nothing_back_where_nothing_was_installed(bundle, tmp_path)
     assert history(bundle) == ()
 
 
+def test_mender_rolls_back_from_a_state_that_cannot_be_read(bundle, key, tmp_path):
+    work = artifact(tmp_path / "work", {"1.icis": signed_bytes(make_update("okapi", version=1), key.private_path)})
+    assert shell("icis-class-update", "ArtifactInstall", work, bundle=bundle).returncode == 0
+    (slots,) = (bundle / "state").glob("slots-*")
+    slots.write_bytes(b"damage")
+
+    result = shell("icis-class-update", "ArtifactRollback", work, bundle=bundle)
+
+    assert result.returncode == 0, result.stderr
+    assert classes(bundle).version == 0
+
+
+def test_mender_is_not_told_that_it_rolled_back_where_nobody_knows(bundle, key, tmp_path):
+    work = artifact(tmp_path / "work", {"1.icis": signed_bytes(make_update("okapi", version=1), key.private_path)})
+    assert shell("icis-class-update", "ArtifactInstall", work, bundle=bundle).returncode == 0
+    (bundle / "state" / "journal.json").write_bytes(b"damage")
+
+    result = shell("icis-class-update", "ArtifactRollback", work, bundle=bundle)
+
+    assert result.returncode != 0
+    assert "cannot read the version" in result.stderr
+
+
 def test_mender_does_not_commit_where_the_health_check_fails(bundle, tmp_path):
     assert shell("icis-class-update", "ArtifactCommit", tmp_path, bundle=bundle, ICIS_HEALTH="false").returncode == 1
 
@@ -127,6 +150,44 @@ def test_a_file_stays_in_the_inbox_where_the_device_is_at_fault(bundle, tmp_path
 
     assert shell("icis-apply", inbox, bundle, bundle=bundle).returncode == 4
     assert (inbox / "1.icis").exists()
+
+
+def test_nothing_is_written_through_a_link_that_lies_in_the_inbox(bundle, key, tmp_path):
+    inbox, private = tmp_path / "inbox", tmp_path / "private"
+    inbox.mkdir()
+    private.write_text("of the device's user")
+    for name in (".reason", "reason"):
+        (inbox / name).symlink_to(private)
+    (inbox / "refused").mkdir()
+    (inbox / "refused" / "1.icis.reason").symlink_to(private)
+    (inbox / "1.icis").write_bytes(b"not an update")
+
+    assert shell("icis-apply", inbox, bundle, bundle=bundle).returncode == 6
+    assert private.read_text() == "of the device's user"
+    assert "not a class update" in (inbox / "refused" / "1.icis.reason").read_text()
+
+    (inbox / "done").rmdir()
+    (inbox / "done").symlink_to(bundle / "trust")
+    (inbox / "2.icis").write_bytes(signed_bytes(make_update("okapi"), key.private_path))
+    result = shell("icis-apply", inbox, bundle, bundle=bundle)
+    assert (result.returncode, "is a link; expected a folder" in result.stderr) == (4, True)
+    assert classes(bundle).version == 0
+
+
+def test_what_is_no_plain_file_neither_stays_in_the_inbox_nor_stops_it(bundle, key, tmp_path):
+    inbox = tmp_path / "inbox"
+    (inbox / "1.icis").mkdir(parents=True)
+    (inbox / "2.icis").symlink_to("/nowhere")
+    (inbox / "3.icis").symlink_to(bundle / "manifest.json")
+    os.mkfifo(inbox / "4.icis")
+    (inbox / "5.icis").write_bytes(signed_bytes(make_update("okapi"), key.private_path))
+
+    result = shell("icis-apply", inbox, bundle, bundle=bundle)
+
+    assert result.returncode == 6
+    assert list(inbox.glob("*.icis")) == []  # systemd would start the service again and again
+    assert (inbox / "refused" / "1.icis.reason").read_text() == "Error: It is no plain file.\n"
+    assert classes(bundle).version == 1
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
