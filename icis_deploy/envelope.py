@@ -22,6 +22,7 @@ from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import CorruptFileError, LoadError, SignatureError
 from icis_deploy.files import read_capped, write_file
 from icis_deploy.json_fields import list_from_json
+from icis_deploy.printable import printable
 from icis_deploy.trusted_keys import TRUSTED_KEYS_TYPE, TrustedKeys, parse_trusted_keys, serialize_trusted_keys
 from icis_deploy.update_format import MAX_PAYLOAD_BYTES, PAYLOAD_TYPE, parse_payload, serialize_payload
 
@@ -37,6 +38,7 @@ MAX_JSON_VALUES = 4096
 """An envelope has a handful. A file that is nothing but brackets would take twenty times its size in memory."""
 
 _NUM_SHOWN = 16
+_MAX_REASON = 120
 _MAX_SHOWN_KEYS = 4
 
 
@@ -65,13 +67,12 @@ def parse_envelope(data: bytes) -> Envelope:
         envelope = Envelope.from_dict(document | {"payload": "", "signatures": signatures})
         envelope.payload = _decoded(document["payload"])
     except Exception as error:  # securesystemslib lets whatever a malformed value causes through
-        raise CorruptFileError(
-            f"The file is not a class update: it is no DSSE envelope ({type(error).__name__}: {error})."
-        ) from error
+        # It quotes the file, which is a stranger's.
+        reason = printable(f"{type(error).__name__}: {error}", max_length=_MAX_REASON)
+        raise CorruptFileError(f"The file is not a class update: it is no DSSE envelope ({reason}).") from error
     if envelope.payload_type not in (PAYLOAD_TYPE, TRUSTED_KEYS_TYPE):
-        raise CorruptFileError(
-            f"The envelope holds {envelope.payload_type!r}; expected {PAYLOAD_TYPE!r} or {TRUSTED_KEYS_TYPE!r}."
-        )
+        found = printable(repr(envelope.payload_type), max_length=_MAX_REASON)
+        raise CorruptFileError(f"The envelope holds {found}; expected {PAYLOAD_TYPE!r} or {TRUSTED_KEYS_TYPE!r}.")
     return envelope
 
 

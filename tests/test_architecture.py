@@ -20,7 +20,7 @@ WORKBENCH_LIBRARIES = {"torch", "onnx", "onnx_ir", "onnxscript", "scipy", "sklea
 ERRORS = {"icis_deploy.errors"}
 VALUES = ERRORS | {
     f"icis_deploy.{name}"
-    for name in ("arrays", "class_names", "class_update", "descriptors", "files", "head", "json_fields")
+    for name in ("arrays", "class_names", "class_update", "descriptors", "files", "head", "json_fields", "printable")
 }
 PURE_CORES = {
     f"icis_deploy.{name}"

@@ -25,7 +25,7 @@ from icis_deploy.cli.export import export
 from icis_deploy.cli.export_generator import export_generator
 from icis_deploy.cli.inject import inject
 from icis_deploy.cli.inspect import inspect
-from icis_deploy.cli.output import json_result
+from icis_deploy.cli.output import json_result, visible_lines
 from icis_deploy.cli.predict import predict
 from icis_deploy.cli.report import report
 from icis_deploy.cli.signing import diff, keygen, rotate_keys, sign, verify_update
@@ -99,7 +99,7 @@ def _report(error: Exception) -> int:
         error.show()
         return error.exit_code
     if isinstance(error, ICISDeployError):
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {visible_lines(str(error))}", err=True)
         return error.exit_code
     # A bug. Python's own exit code for it is 1, which would read as a verdict.
     traceback.print_exception(error)

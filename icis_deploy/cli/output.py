@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+from icis_deploy.printable import printable
+
 SCHEMA_VERSION = 1
 
 
@@ -54,7 +56,12 @@ def print_result(result: Mapping[str, Any], *, text: str, status: str = "ok") ->
     if is_json(context):
         click.echo(json_result(str(context.info_name), status, result))
     else:
-        click.echo(text)
+        click.echo(visible_lines(text))
+
+
+def visible_lines(text: str) -> str:
+    """Return text of several lines as a terminal may show it, whatever names are in it; see `printable`."""
+    return "\n".join([printable(line) for line in text.split("\n")])
 
 
 def json_result(command: str, status: str, result: Mapping[str, Any]) -> str:
@@ -64,12 +71,13 @@ def json_result(command: str, status: str, result: Mapping[str, Any]) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
-    """Return rows as aligned columns, two spaces apart.
+    """Return rows as aligned columns, two spaces apart; a cell never breaks its line.
 
     Args:
         rows: Equally long rows of cells.
         right: Indices of the columns that are aligned to the right, such as numbers.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(

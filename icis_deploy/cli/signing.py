@@ -10,6 +10,7 @@ import click
 
 from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
 from icis_deploy.cli.output import columns, format_option, print_result
+from icis_deploy.printable import printable
 
 if TYPE_CHECKING:
     from icis_deploy.signing import SignedFile
@@ -142,10 +143,10 @@ def _diff_text(found: UpdateDiff) -> str:
     lines = [
         f"{len(found.added)} added, {len(found.removed)} removed, {len(found.moved)} moved, "
         f"{found.num_unchanged} unchanged",
-        *(f"+ {name}" for name in found.added[:MAX_LISTED]),
-        *(f"- {name}" for name in found.removed[:MAX_LISTED]),
+        *(f"+ {printable(name)}" for name in found.added[:MAX_LISTED]),
+        *(f"- {printable(name)}" for name in found.removed[:MAX_LISTED]),
         *(
-            f"~ {each.name}  cosine {each.cosine:.3f}, length x {each.length_ratio:.2f}"
+            f"~ {printable(each.name)}  cosine {each.cosine:.3f}, length x {each.length_ratio:.2f}"
             for each in found.moved[:MAX_LISTED]
         ),
     ]

@@ -166,6 +166,26 @@ def test_strange_key_ids_are_shown_short_and_quoted(keyid, path, keys):
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"signatures": [{"keyid": "\x1b[2J\nversion 9 applied\u202e", "sig": "QQ=="}] * 2},
+        {"signatures": [{"keyid": "k" * 10_000, "sig": "QQ=="}] * 2},
+        {"payloadType": "\x1b[2J\n"},
+        {"payloadType": "t" * 10_000},
+        {"payloadType": ["\x1b"] * 1000},
+    ],
+    ids=["a key id twice", "a long one twice", "type", "long type", "type that is a list"],
+)
+def test_a_refusal_never_shows_what_rewrites_a_terminal_or_fills_a_log(fields, path, keys):
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | fields))
+
+    with pytest.raises(CorruptFileError) as caught:
+        verify_update(path, [keys.public_path])
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
 def test_trusted_keys_are_signed_like_updates(keys, other_keys, tmp_path):
     path = tmp_path / "keys.icis"
     save_update(trusted_keys_from_files([other_keys.public_path]), path)

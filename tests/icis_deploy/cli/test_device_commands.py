@@ -14,6 +14,7 @@ from icis_deploy.cli.main import run
 from icis_deploy.envelope import load_update, save_update
 from icis_deploy.runtime.device import Device
 from tests.icis_deploy.cli.test_commands import export_arguments, names_in, run_json
+from tests.icis_deploy.runtime.bundles import make_update, trust, write_bundle, write_signed
 from tests.tiny_models import NUM_SEEN, NUM_UNSEEN, TinyProject
 
 
@@ -245,3 +246,35 @@ def test_diff_shows_what_an_update_would_do_to_a_bundle(
     assert code == 0
     assert tuple(result["added"]) == tiny_project.unseen_names
     assert len(result["nearest"]) == NUM_UNSEEN
+
+
+EVIL = "okapi\x1b[2J\nversion 9, 1 classes\x9b0m\u202etac"
+
+
+@pytest.mark.parametrize("command", ["diff", "classes", "history"])
+def test_no_class_name_can_rewrite_a_terminal_or_forge_a_line(
+    command: str, key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    trust(folder, key.with_name("KEY.pub"))
+    update = write_signed(tmp_path / "evil.icis", make_update(EVIL, "bongo"), key)
+    if command != "diff":
+        assert run(["apply", str(update), "--to", str(folder)]) == 0
+        assert run(["disable", str(folder), EVIL]) == 0
+    capsys.readouterr()
+    assert run([command, str(folder), *([str(update)] if command == "diff" else [])]) == 0
+
+    lines = capsys.readouterr().out.removesuffix("\n").split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert any("okapi\\x1b[2J\\nversion 9, 1 classes\\x9b0m\\u202etac" in line for line in lines)
+    assert not any(line.startswith("version 9") for line in lines)
+
+
+def test_no_file_name_can_forge_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new\x1b[2J\x9b.icis"
+    path.write_bytes(b"{}")
+
+    assert run(["diff", str(path), str(path)]) == 6
+    error = capsys.readouterr().err
+    assert "new\\x1b[2J\\x9b.icis: The file is not" in error
+    assert error.removesuffix("\n").isprintable()

@@ -1,0 +1,20 @@
+"""Text from elsewhere, as a terminal and a log may show it.
+
+A name can hold an escape sequence that rewrites a terminal, a line break that forges a line of a log, or a mark that
+turns the direction of what follows.
+"""
+
+from __future__ import annotations
+
+
+def printable(text: str, *, max_length: int | None = None) -> str:
+    """Return a text with escapes in the place of all that is neither visible nor a plain space.
+
+    Args:
+        text: Any text.
+        max_length: How many of its characters are kept; more are shown by an ellipsis. `None` keeps all.
+    """
+    kept = text if max_length is None or len(text) <= max_length else text[:max_length] + "…"
+    if kept.isprintable():
+        return kept
+    return "".join([char if char.isprintable() else char.encode("unicode_escape").decode() for char in kept])
