@@ -12,7 +12,7 @@ from pathlib import Path
 
 from numpy.typing import ArrayLike
 
-from icis_deploy.bundle import Bundle, load_manifest
+from icis_deploy.bundle import Bundle, load_bundle, load_manifest
 from icis_deploy.runtime.device import AppliedUpdate, Device
 from icis_deploy.runtime.journal import HistoryEntry, Journal
 from icis_deploy.runtime.store import Store
@@ -75,9 +75,10 @@ def rollback(folder: Path) -> HistoryEntry:
     """Take a bundle back to the state before; the one it is in need not be readable.
 
     Raises:
+        BundleError, CorruptFileError: If a file is not the one that the manifest states.
         ICISDeployError: As `Device.from_parts` and `Device.rollback`; the bundle is as it was.
     """
-    return Device.from_parts(folder, load_manifest(folder)).rollback()
+    return Device.from_parts(folder, load_bundle(folder)).rollback()
 
 
 def history(folder: Path) -> tuple[HistoryEntry, ...]:

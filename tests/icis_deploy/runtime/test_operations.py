@@ -7,7 +7,7 @@ import pytest
 from icis_deploy.errors import BundleError, ClassConflictError, CorruptFileError, SignatureError, UsageError
 from icis_deploy.runtime import operations
 from icis_deploy.runtime.operations import ListedClass
-from tests.icis_deploy.runtime.bundles import files_in, make_update, write_signed
+from tests.icis_deploy.runtime.bundles import backbone, files_in, make_update, write_signed
 
 
 @pytest.fixture
@@ -51,6 +51,19 @@ def test_rollback_gets_a_bundle_out_of_a_damaged_state(bundle_folder, update):
         operations.classes(bundle_folder)
     operations.rollback(bundle_folder)
     assert len(operations.classes(bundle_folder).classes) == 3
+
+
+def test_rollback_runs_no_model_that_is_damaged(bundle_folder, update):
+    operations.apply(update, bundle_folder)
+    model = bundle_folder / "model.onnx"
+    data = bytearray(model.read_bytes())
+    data[data.index(backbone().tobytes()) + 3] ^= 0x40  # one weight, so that the model still loads and runs
+    model.write_bytes(data)
+    before = files_in(bundle_folder)
+
+    with pytest.raises(CorruptFileError, match="was changed or damaged"):
+        operations.rollback(bundle_folder)
+    assert files_in(bundle_folder) == before
 
 
 def test_what_is_refused_leaves_the_bundle_as_it_was(bundle_folder, tmp_path, keys):
