@@ -10,16 +10,23 @@ from icis_deploy.files import read_capped
 
 MAX_LIST_BYTES = 1 << 26
 MAX_NAMES_IN_MESSAGE = 5
+MAX_NAME_BYTES = 1 << 10
+"""In UTF-8. A device keeps names in its journal, which may not outgrow what is read back of it."""
 
 
 def check_unique(class_names: Sequence[str]) -> None:
-    """Raise `ClassConflictError` if a name stands twice, is empty, or is no text that a file can hold."""
+    """Raise `ClassConflictError` if a name stands twice, is empty, too long, or no text that a file can hold."""
     seen: set[str] = set()
     for index, name in enumerate(class_names):
         if not isinstance(name, str) or not _is_utf8(name):
             raise ClassConflictError(f"Class {index} is named {name!r}; a name is a text that UTF-8 can hold.")
         if not name:
             raise ClassConflictError(f"Class {index} has an empty name; every class needs one.")
+        if len(name.encode()) > MAX_NAME_BYTES:
+            raise ClassConflictError(
+                f"Class {index}, {name[:20]!r}…, has a name of {len(name.encode())} bytes in UTF-8; at most "
+                f"{MAX_NAME_BYTES} are taken. Give it a shorter name."
+            )
         if name in seen:
             raise ClassConflictError(
                 f"Class {name!r} is named twice (again at index {index}); names must be unique. Rename or drop one."

@@ -24,6 +24,9 @@ from icis_deploy.arrays import frozen_float32, same_value
 from icis_deploy.class_names import check_unique
 from icis_deploy.errors import ClassConflictError, IncompatibleError
 
+MAX_VERSION = (1 << 63) - 1
+"""A greater number fits neither the file formats nor the shells through which versions go."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassUpdate:  # noqa: PLW1641 - compared, never a key
@@ -50,7 +53,7 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
     """Classes that must be in a slot; their slots become empty."""
 
     version: int = 1
-    """At least 1; a device only moves to a greater one."""
+    """1 to `MAX_VERSION`; a device only moves to a greater one."""
 
     expires: datetime | None = None
     """When devices stop taking this update, in UTC with a resolution of a second; `None` is never."""
@@ -82,6 +85,8 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
                 f"The class update has version {self.version} and probe seed {self.probe_seed}; expected a version of "
                 f"at least 1 and a seed of at least 0."
             )
+        if self.version > MAX_VERSION:
+            raise IncompatibleError("The class update's version does not fit into 63 bits. Sign it with a smaller one.")
         if self.expires is not None:
             if self.expires.tzinfo is None:
                 raise IncompatibleError("The class update's expiry has no time zone; expected a time in UTC.")

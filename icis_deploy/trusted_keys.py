@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from icis_deploy.class_update import MAX_VERSION
 from icis_deploy.errors import CorruptFileError, ICISDeployError, IncompatibleError, SignatureError
 from icis_deploy.json_fields import integer_from_json, json_from_time, names_from_json, time_from_json
 
@@ -45,7 +46,7 @@ class TrustedKeys:
     """At least one Ed25519 public key as PEM, in canonical form, each once."""
 
     version: int = 1
-    """At least 1; a device only moves to a greater one."""
+    """1 to `MAX_VERSION`; a device only moves to a greater one."""
 
     expires: datetime | None = None
     """When devices stop taking this set, in UTC with a resolution of a second; `None` is never."""
@@ -59,6 +60,8 @@ class TrustedKeys:
             )
         if self.version < 1:
             raise IncompatibleError(f"The trusted keys have version {self.version}; expected at least 1.")
+        if self.version > MAX_VERSION:
+            raise IncompatibleError("The trusted keys' version does not fit into 63 bits. Sign a smaller one.")
         if self.expires is not None:
             if self.expires.tzinfo is None:
                 raise IncompatibleError("The expiry of the trusted keys has no time zone; expected a time in UTC.")

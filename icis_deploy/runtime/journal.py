@@ -200,7 +200,7 @@ def parse_journal(data: bytes) -> Journal:
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise CorruptFileError(
             f"The journal of the device is damaged: {error}. Delete the bundle's state/ folder to start again from the "
-            f"classes it was exported with, or fetch the bundle again."
+            f"classes it was exported with, or fetch the bundle again; either forgets spent versions and replaced keys."
         ) from error
 
 

@@ -29,7 +29,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from icis_deploy.bundle import Bundle
-from icis_deploy.class_names import quoted
+from icis_deploy.class_names import MAX_NAME_BYTES, quoted
 from icis_deploy.class_update import ClassUpdate
 from icis_deploy.envelope import MAX_SIGNATURE_BYTES, parse_content, parse_envelope, verify_signature
 from icis_deploy.errors import (
@@ -50,7 +50,6 @@ from icis_deploy.trusted_keys import MAX_TRUSTED_KEYS_BYTES, TrustedKeys
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
 
-_NAME_BYTES = 1 << 10
 _PROVENANCE_BYTES = 1 << 20
 
 
@@ -74,7 +73,7 @@ def max_update_bytes(bundle: Bundle) -> int:
     An update has at most a row and two names for each slot; a kilobyte for a name and a megabyte for what is said of
     how the rows were made are generous. Base64 makes four bytes of three.
     """
-    rows = bundle.capacity * (4 * (bundle.feature_dim + 1) + 2 * _NAME_BYTES)
+    rows = bundle.capacity * (4 * (bundle.feature_dim + 1) + 2 * MAX_NAME_BYTES)
     return (max(rows, MAX_TRUSTED_KEYS_BYTES) + _PROVENANCE_BYTES) // 3 * 4 + MAX_SIGNATURE_BYTES
 
 

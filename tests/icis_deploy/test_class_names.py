@@ -12,6 +12,7 @@ def class_list(tmp_path, data):
 
 def test_unique_names_pass():
     check_unique(["ant", "bee", "Ant", "ant "])
+    check_unique(["é" * 512])
     check_unique([])
 
 
@@ -25,6 +26,7 @@ def test_unique_names_pass():
         (["ant", ""], r"Class 1 has an empty name; every class needs one\."),
         ([1], r"Class 0 is named 1; a name is a text that UTF-8 can hold\."),
         ([None], r"Class 0 is named None; a name is a text"),
+        (["é" * 513], r"Class 0, 'é{20}'…, has a name of 1026 bytes in UTF-8; at most 1024 are taken\."),
         (["\ud800"], r"Class 0 is named '\\ud800'; a name is a text that UTF-8 can hold\."),
     ],
 )

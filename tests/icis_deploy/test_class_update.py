@@ -112,6 +112,7 @@ def test_other_terms_leave_the_change_as_it_is():
             IncompatibleError,
             r"The class update has version 0 and probe seed 0; expected a version of at least 1",
         ),
+        ({"version": 10**5000}, IncompatibleError, r"The class update's version does not fit into 63 bits\."),
         ({"probe_seed": -1}, IncompatibleError, r"The class update has version 1 and probe seed -1"),
         (
             {"expires": datetime(2030, 1, 1)},

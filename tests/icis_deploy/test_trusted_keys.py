@@ -66,6 +66,9 @@ def test_an_empty_set_would_lock_the_device_for_ever():
 def test_out_of_range_terms_are_refused(texts):
     with pytest.raises(IncompatibleError, match="have version 0; expected at least 1"):
         TrustedKeys(public_keys=texts, version=0)
+    assert TrustedKeys(public_keys=texts, version=2**63 - 1).version == 2**63 - 1
+    with pytest.raises(IncompatibleError, match="version does not fit into 63 bits"):
+        TrustedKeys(public_keys=texts, version=10**5000)
     with pytest.raises(IncompatibleError, match="expiry of the trusted keys has no time zone"):
         TrustedKeys(public_keys=texts, expires=datetime(2030, 1, 1))
 
