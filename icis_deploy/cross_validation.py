@@ -163,14 +163,14 @@ def play(held_out: tuple[HeldOutRows, ...], rows: Float32, pseudo: PseudoFeature
     Args:
         held_out: Predictions of the folds.
         rows: `(num_seen, feature_dim + 1)`, the true rows.
-        pseudo: Features of seen classes.
+        pseudo: Features of seen classes, and what those rows make of them.
         seed: Of the draw of groups, where there are more than `MAX_GROUPS`.
     """
     random = np.random.default_rng(seed)
     mean = mean_row(rows)
     base = pseudo.features @ mean[:-1] + mean[-1]  # (num_features,)
-    logits = pseudo.features @ rows[:, :-1].T + rows[:, -1] - base[:, None]  # (num_features, num_seen)
-    games = [_play_fold(fold, logits, pseudo, random) for fold in held_out]
+    first = pseudo.logits.argmax(axis=1)  # (num_features,)
+    games = [_play_fold(fold, base, first, pseudo, random) for fold in held_out]
     columns = [np.concatenate(column) for column in zip(*games, strict=True)]
     sizes = [len(group) + len(part.rivals) for part in held_out for group in part.fold.groups]
     return Outcomes(
@@ -185,15 +185,18 @@ def play(held_out: tuple[HeldOutRows, ...], rows: Float32, pseudo: PseudoFeature
 
 
 def _play_fold(
-    prediction: HeldOutRows, logits: Float32, pseudo: PseudoFeatures, random: np.random.Generator
+    prediction: HeldOutRows, base: Float32, first: Integers, pseudo: PseudoFeatures, random: np.random.Generator
 ) -> tuple[NDArray[np.generic], ...]:
-    """Return the columns of `Outcomes` for one fold; `logits` are relative to the mean row's."""
-    fold = prediction.fold
+    """Return the columns of `Outcomes` for one fold, from each feature's logit of the mean row and its first class."""
+    fold, logits = prediction.fold, pseudo.logits
     is_held_out = np.zeros(logits.shape[1], dtype=bool)
     is_held_out[fold.held_out] = True
     seen, unseen = np.flatnonzero(~is_held_out[pseudo.classes]), np.flatnonzero(is_held_out[pseudo.classes])
-    top_seen = logits[:, ~is_held_out].max(axis=1)  # (num_features,)
-    own = logits[np.arange(len(logits)), pseudo.classes]
+    top_seen = logits[np.arange(len(logits)), first]  # (num_features,), of the classes that are not held out
+    others = np.flatnonzero(is_held_out[first])
+    top_seen[others] = logits[np.ix_(others, np.flatnonzero(~is_held_out))].max(axis=1)
+    top_seen = top_seen - base
+    own = logits[np.arange(len(logits)), pseudo.classes] - base
     seen_margin = np.where(own[seen] >= top_seen[seen], own[seen], -np.inf)
     deviations = pseudo.features @ prediction.deviations[:, :-1].T + prediction.deviations[:, -1]
     rivals = pseudo.features @ prediction.rivals[:, :-1].T + prediction.rivals[:, -1]

@@ -32,6 +32,7 @@ from icis_deploy.descriptor_weights import cosine_similarity
 
 Float32 = NDArray[np.float32]
 Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
 
 NUM_NEIGHBOURS = 5
 """Classes that an image of a class may be blended with; what a top-5 accuracy forgives."""
@@ -42,8 +43,20 @@ have the right class among the first five (MobileNetV2 0.68: 71.9 and 91.0 %; Re
 
 MAX_PER_CLASS = 64
 
+LARGEST_BLEND = 4.0
+"""Of similar classes; an image that shows four times as much of another class is one of that class."""
+
+LARGEST_FACTOR = 64.0
+"""Deviation of logits, up to which the scale of noise is sought where there are no neutral features."""
+
 PROBE_SIZE = 800
 """Pseudo-features with which `strength` and `max_blend` are set."""
+
+PILOT_PART = 8
+"""A search first looks at one in so many features, and at all of them only near what that finds."""
+
+PILOT_DOUBT = 1.2
+"""Factor by which the pilot's answer may well be off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +75,13 @@ class PseudoFeatures:
     max_blend: float
     """Largest part of a similar class's direction."""
 
-    accuracy: float
-    """Part of the features that the untouched head gets right."""
+    logits: Float32
+    """`(num_features, num_seen)`, of the untouched head: dear with many classes, and every game needs them."""
+
+    @property
+    def accuracy(self) -> float:
+        """Part of the features that the untouched head gets right."""
+        return float(np.mean(self.logits.argmax(axis=1) == self.classes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +99,9 @@ class _Draws:
         mixed = self.noise + strength * (self.own + max_blend * self.similar)
         return np.asarray(np.maximum(mixed, 0.0) if self.is_rectified else mixed, dtype=np.float32)
 
-    def first(self, count: int) -> _Draws:
-        """Return the first `count` draws."""
-        return _Draws(
-            self.classes[:count], self.noise[:count], self.own[:count], self.similar[:count], self.is_rectified
-        )
+    def part(self, which: Integers | slice) -> _Draws:
+        """Return some of the draws."""
+        return _Draws(self.classes[which], self.noise[which], self.own[which], self.similar[which], self.is_rectified)
 
 
 def draw_pseudo_features(
@@ -116,14 +132,14 @@ def draw_pseudo_features(
     draws = _draw(class_directions(rows, equal_lengths=equal_lengths), classes, neutral_features, random)
     if neutral_features is None:
         draws = _with_calibrated_noise(rows, draws, seen_accuracy, neighbour_share)
-    strength, max_blend = _fit(rows, draws.first(PROBE_SIZE), seen_accuracy, neighbour_share)
+    strength, max_blend = _fit(rows, draws.part(slice(PROBE_SIZE)), seen_accuracy, neighbour_share)
     features = draws.features(strength, max_blend)
     return PseudoFeatures(
         features=features,
         classes=classes,
         strength=strength,
         max_blend=max_blend,
-        accuracy=_accuracy(rows, features, classes),
+        logits=_logits(rows, features),
     )
 
 
@@ -174,22 +190,50 @@ def _fit(rows: Float32, draws: _Draws, seen_accuracy: float, neighbour_share: fl
     can be reached is then enough, or strength would grow without end.
     """
 
-    def accuracy(strength: float, max_blend: float) -> float:
-        return _accuracy(rows, draws.features(strength, max_blend), draws.classes)
+    def is_right(which: Integers | slice, strength: float, max_blend: float) -> Booleans:
+        part = draws.part(which)
+        return np.asarray(_logits(rows, part.features(strength, max_blend)).argmax(axis=1) == part.classes)
 
+    count = len(draws.classes)
     strongest = 16.0 * float(np.linalg.norm(draws.noise, axis=1).mean())
-    unblended = min(1.0 - (1.0 - seen_accuracy) * (1.0 - neighbour_share), 0.99 * accuracy(strongest, 0.0))
-    strength = _solve(lambda value: accuracy(value, 0.0) >= unblended, upper=strongest)
-    max_blend = _solve(lambda value: accuracy(strength, value) <= seen_accuracy, upper=4.0)
+    reachable = float(is_right(slice(None), strongest, 0.0).mean())
+    unblended = min(1.0 - (1.0 - seen_accuracy) * (1.0 - neighbour_share), 0.99 * reachable)
+    strength = _turning_point(lambda which, value: is_right(which, value, 0.0), count, unblended, strongest)
+    max_blend = _turning_point(
+        lambda which, value: ~is_right(which, strength, value), count, 1.0 - seen_accuracy, LARGEST_BLEND
+    )
     return strength, max_blend
 
 
-def _solve(is_enough: Callable[[float], bool], *, upper: float) -> float:
-    """Return the smallest value in 0..`upper` that is enough, by bisection; `upper` where none is."""
-    lower = 0.0
-    for _ in range(14):
-        middle = 0.5 * (lower + upper)
-        lower, upper = (lower, middle) if is_enough(middle) else (middle, upper)
+def _turning_point(
+    has_turned: Callable[[Integers, float], Booleans], count: int, share: float, largest: float
+) -> float:
+    """Return the smallest value in 0..`largest` at which a share of the features has turned; `largest` if none has it.
+
+    By bisection, near what a pilot of the features says. A feature turns about once as the value grows: each look is at
+    those alone that turn between the bounds, so that all looks together cost about three at everything.
+
+    Args:
+        has_turned: Of features, by index, and a value: whether each has turned there.
+        count: Number of features.
+        share: Part of the features, 0..1.
+        largest: Upper bound.
+    """
+    looks: list[float] = []
+    if count >= PROBE_SIZE // 2:
+        guess = _turning_point(has_turned, count // PILOT_PART, share, largest)
+        looks = [guess * PILOT_DOUBT**power for power in (1, -1, 2, -2, 4, -4)]
+    lower, upper, num_below = 0.0, largest, 0
+    between = np.arange(count, dtype=np.int64)
+    while upper - lower > largest / 2**14 and len(between):
+        middle = looks.pop(0) if looks else 0.5 * (lower + upper)
+        if not lower < middle < upper:
+            continue
+        turned = has_turned(between, middle)
+        if num_below + int(turned.sum()) >= share * count:
+            upper, between = middle, between[turned]
+        else:
+            lower, between, num_below = middle, between[~turned], num_below + int(turned.sum())
     return upper
 
 
@@ -198,12 +242,17 @@ def _with_calibrated_noise(rows: Float32, draws: _Draws, seen_accuracy: float, n
 
     Accuracy hardly depends on the scale of features, a head's biases being small beside its logits; confidence does.
     """
-    probe = draws.first(PROBE_SIZE)
+    probe = draws.part(slice(PROBE_SIZE))
     logit_deviation = float(np.linalg.norm(rows[:, :-1], axis=1).mean())
     start = 1.0 / max(logit_deviation, np.finfo(np.float32).tiny)  # logits of deviation 1
     scaled = _Draws(probe.classes, probe.noise * np.float32(start), probe.own, probe.similar, False)
     features = scaled.features(*_fit(rows, scaled, seen_accuracy, neighbour_share))
-    factor = _solve(lambda value: _confidence(rows, features * np.float32(value)) >= seen_accuracy, upper=64.0)
+    unbiased = _logits(rows, features) - rows[:, -1]
+    lower, factor = 0.0, LARGEST_FACTOR
+    for _ in range(14):
+        middle = 0.5 * (lower + factor)
+        is_enough = _confidence(unbiased * np.float32(middle) + rows[:, -1]) >= seen_accuracy
+        lower, factor = (lower, middle) if is_enough else (middle, factor)
     return _Draws(draws.classes, draws.noise * np.float32(start * factor), draws.own, draws.similar, False)
 
 
@@ -211,11 +260,6 @@ def _logits(rows: Float32, features: Float32) -> Float32:
     return np.asarray(features @ rows[:, :-1].T + rows[:, -1], dtype=np.float32)
 
 
-def _accuracy(rows: Float32, features: Float32, classes: Integers) -> float:
-    return float(np.mean(_logits(rows, features).argmax(axis=1) == classes))
-
-
-def _confidence(rows: Float32, features: Float32) -> float:
+def _confidence(logits: Float32) -> float:
     """Return the mean of the largest softmax probability."""
-    logits = _logits(rows, features)
     return float(np.mean(1.0 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)))

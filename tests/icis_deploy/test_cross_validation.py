@@ -79,10 +79,9 @@ def test_a_fold_is_predicted_without_its_own_rows_and_descriptors():
 def pseudo_features(rows: np.ndarray, per_class: int = 4) -> PseudoFeatures:
     random = np.random.default_rng(7)
     classes = np.tile(np.arange(len(rows)), per_class)
-    features = rows[classes, :-1] + 1.5 * random.normal(size=(len(classes), rows.shape[1] - 1))
-    return PseudoFeatures(
-        features=features.astype(np.float32), classes=classes, strength=1.0, max_blend=0.0, accuracy=0.9
-    )
+    features = (rows[classes, :-1] + 1.5 * random.normal(size=(len(classes), rows.shape[1] - 1))).astype(np.float32)
+    logits = features @ rows[:, :-1].T + rows[:, -1]
+    return PseudoFeatures(features=features, classes=classes, strength=1.0, max_blend=0.0, logits=logits)
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (0.5, 2.0), (1.4, -3.0)])

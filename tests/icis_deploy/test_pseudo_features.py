@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from icis_deploy.pseudo_features import class_directions, draw_pseudo_features
+from icis_deploy.pseudo_features import _turning_point, class_directions, draw_pseudo_features
 
 FEATURE_DIM = 40
 
@@ -102,3 +102,23 @@ def test_a_head_whose_short_rows_never_win_gets_features_of_the_usual_strength()
     uneven = draw_pseudo_features(rows, **options)
     assert uneven.accuracy < 0.75
     assert uneven.strength < 3 * usual.strength
+
+
+@pytest.mark.parametrize("count", [40, 1000])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_the_search_finds_where_a_share_of_the_features_has_turned_and_looks_at_few_of_them(count: int, share: float):
+    turns = np.random.default_rng(0).gamma(3.0, 0.2, size=count)
+    looked_at = []
+
+    def has_turned(which: np.ndarray, value: float) -> np.ndarray:
+        looked_at.append(len(which))
+        return turns[which] <= value
+
+    found = _turning_point(has_turned, count, share, 16.0)
+    exact = np.sort(turns)[int(np.ceil(share * count)) - 1]
+    assert exact <= found <= exact + 16.0 / 2**13
+    assert sum(looked_at) < (5 if count >= 400 else 8) * count
+
+
+def test_the_search_ends_at_the_largest_value_where_too_few_features_turn():
+    assert _turning_point(lambda which, value: which < 3 * value, 1000, 0.5, 16.0) == 16.0
