@@ -91,8 +91,6 @@ def choose_ridge(descriptors: Float32, rows: Float32, *, seed: int) -> RidgeSett
         rows: `(num_seen, feature_dim + 1)`.
         seed: Of the draw of classes, where there are more than `SELECTION_LIMIT`.
     """
-    from scipy.linalg import eigh
-
     if len(rows) > SELECTION_LIMIT:
         chosen = np.random.default_rng(seed).choice(len(rows), SELECTION_LIMIT, replace=False)
         descriptors, rows = descriptors[chosen], rows[chosen]
@@ -101,15 +99,12 @@ def choose_ridge(descriptors: Float32, rows: Float32, *, seed: int) -> RidgeSett
     points = _standardised(descriptors, descriptors.mean(axis=0, dtype=np.float64))
     deviations = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
     squared = _squared_distances(points, points)
+    gram = (deviations @ deviations.T).astype(np.float32)
     scores = {}
     for inverse_width in INVERSE_WIDTHS:
-        values, vectors = eigh(np.exp(-inverse_width * squared), check_finite=False)
-        projected = vectors.T @ deviations
+        kernel = np.exp(-inverse_width * squared)
         for noise in NOISES:
-            inverse = 1.0 / (np.maximum(values, 0.0) + noise)
-            leverage = np.einsum("ij,j,ij->i", vectors, inverse, vectors)
-            predicted = deviations - (vectors @ (inverse[:, None] * projected)) / leverage[:, None]
-            scores[inverse_width, noise] = _mean_cosine(predicted, deviations)
+            scores[inverse_width, noise] = _left_out_cosine(kernel, noise, gram)
     best = max(scores, key=lambda setting: scores[setting])
     return RidgeSettings(inverse_width=best[0], noise=best[1])
 
@@ -141,12 +136,12 @@ def fit_ridge(descriptors: Float32, rows: Float32, *, settings: RidgeSettings, s
         system = cross @ cross.T + settings.noise * inner + 1e-9 * len(points) * np.eye(EXACT_LIMIT)
         del cross
     factor = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
-    identity = np.eye(len(landmarks))
-    precision = cho_solve(factor, identity, check_finite=False)
+    precision = _inverse(factor[0])
     if landmarks is not points:
         # Subset of regressors: the variance is noise k' precision k, and what no landmark explains: 1 - k' inner^-1 k.
-        inner_factor = cho_factor(inner + 1e-6 * identity, lower=True, overwrite_a=True, check_finite=False)
-        precision = cho_solve(inner_factor, identity, check_finite=False) - settings.noise * precision
+        inner += 1e-6 * np.eye(len(landmarks))
+        inner_factor = cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
+        precision = _inverse(inner_factor[0]) - settings.noise * precision
     return KernelPredictor(
         settings=settings,
         descriptor_mean=descriptor_mean,
@@ -175,7 +170,36 @@ def _kernel(left: Float64, right: Float64, settings: RidgeSettings) -> Float64:
     return np.asarray(np.exp(-settings.inverse_width * _squared_distances(left, right)))
 
 
-def _mean_cosine(predicted: Float64, true: Float64) -> float:
-    """Return the mean cosine between rows of two matrices."""
-    lengths = np.linalg.norm(predicted, axis=1) * np.linalg.norm(true, axis=1)
-    return float(np.mean((predicted * true).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)))
+def _left_out_cosine(kernel: Float64, noise: float, gram: Float32) -> float:
+    """Return the mean cosine between true deviations and those that leave-one-out predicts.
+
+    `true - a_i / p_ii` is what it predicts of class i, with `P = (kernel + noise)^-1` and `a = P true`. Its products
+    with itself and the true deviation follow from `P` and the Gram matrix of the deviations: the width of the rows
+    does not matter, and what comes out is a mean of cosines, for which float32 is enough.
+
+    Args:
+        kernel: `(num_seen, num_seen)`.
+        noise: Added to its diagonal.
+        gram: `(num_seen, num_seen)`, inner products of the true deviations.
+    """
+    from scipy.linalg import cho_factor
+
+    factor, _ = cho_factor(kernel + noise * np.eye(len(kernel)), lower=True, overwrite_a=True, check_finite=False)
+    precision = _inverse(factor)
+    leverage, square = precision.diagonal(), gram.diagonal().astype(np.float64)
+    narrow = precision.astype(np.float32)
+    product = narrow @ gram
+    shared = product.diagonal() / leverage  # (num_seen,): true times a_i / p_ii
+    own = np.einsum("ij,ij->i", product, narrow) / leverage**2
+    # A prediction a thousand times shorter than the truth is rounding, and has no direction.
+    length = np.sqrt(np.maximum(square - 2.0 * shared + own, 1e-6 * square) * square)
+    return float(np.mean((square - shared) / np.maximum(length, np.finfo(np.float64).tiny)))
+
+
+def _inverse(factor: Float64) -> Float64:
+    """Return the inverse of a positive definite matrix from its lower Cholesky factor; a third of solving for it."""
+    from scipy.linalg.lapack import dpotri
+
+    inverse, _ = dpotri(factor, lower=True)
+    lower = np.tril(inverse)  # what lies above the diagonal means nothing
+    return np.asarray(lower + np.tril(lower, -1).T)
