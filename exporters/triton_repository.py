@@ -41,7 +41,7 @@ CONFIG_NAME, LABELS_NAME, PLACEHOLDER_NAME = "config.pbtxt", "labels.txt", "vers
 MAX_BATCH_SIZE = 32
 """Largest batch that Triton makes of single requests: on a CPU and on small GPUs nothing is gained beyond."""
 
-COMPARED_WITH = "the outputs of model.onnx; backbone and head as two models, one after the other"
+COMPARED_WITH = "outputs of model.onnx; backbone and head as two models, one after the other"
 _TYPES = {
     ir.DataType.FLOAT: "TYPE_FP32",
     ir.DataType.FLOAT16: "TYPE_FP16",
