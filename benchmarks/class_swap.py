@@ -38,6 +38,7 @@ from icis_deploy.runtime.answers import Prediction, top_predictions
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.probe import probe_input
 from icis_deploy.runtime.runtimes import Runtime
+from icis_deploy.slots import SlotTable
 
 NUM_INPUTS = 8
 TOP = 3
@@ -140,6 +141,7 @@ class _Run:
     features: Float64
     seen_logits: Float64
     num_new_classes: int
+    exported: SlotTable
     updates: dict[int, ClassUpdate] = field(default_factory=dict)
 
 
@@ -189,6 +191,7 @@ def measure_class_swap(
 
 def _prepared(copy: BundleCopy, runtime: Runtime | None, num_new_classes: int) -> _Run:
     device = Device.open(copy.folder, runtime=Runtime(num_threads=1) if runtime is None else runtime)
+    assert device.state.table is not None, "a head with a capacity has slots"
     num_baked = len(device.bundle.class_names)
     inputs: list[NDArray[np.generic]] = []
     features, seen_logits = [], []
@@ -210,6 +213,7 @@ def _prepared(copy: BundleCopy, runtime: Runtime | None, num_new_classes: int) -
         features=np.concatenate(features).astype(np.float64),
         seen_logits=np.concatenate(seen_logits).astype(np.float64),
         num_new_classes=num_new_classes,
+        exported=device.state.table,
     )
 
 
@@ -222,13 +226,12 @@ def _next_update(run: _Run) -> bytes:
     # Every class after the first of its input is weaker, by an amount that is drawn.
     aim -= np.where(np.arange(run.num_new_classes) < NUM_INPUTS, 0.0, random.uniform(1.0, 4.0, len(aim)))
     weight = towards * (aim / np.square(towards).sum(axis=1))[:, None]
-    previous, table = run.updates.get(version - 1), run.device.state.table
-    held = () if table is None else table.filled_names
+    previous = run.updates.get(version - 1)
     update = ClassUpdate(
         base_fingerprint=run.device.bundle.base_fingerprint,
         rows=np.concatenate([weight, np.zeros((len(weight), 1))], axis=1).astype(np.float32),
         added=tuple(f"version {version} class {index}" for index in range(run.num_new_classes)),
-        removed=held if previous is None else previous.added,
+        removed=run.exported.filled_names if previous is None else previous.added,
         version=version,
         probe_seed=version,
     )
@@ -273,14 +276,14 @@ def _predict(run: _Run, block: _Block, index: int) -> None:
 
 def _expected(run: _Run, version: int, index: int) -> Prediction | None:
     """Return what a version must answer on an input; `None` if there is no such version."""
-    names, logits = run.device.bundle.class_names, run.seen_logits[index]
     if version in run.updates:
-        update = run.updates[version]
-        names = (*names, *update.added)
-        rows = update.rows.astype(np.float64)
-        logits = np.concatenate([logits, rows[:, :-1] @ run.features[index] + rows[:, -1]])
-    elif version != run.device.bundle.head_version:
+        added, rows = run.updates[version].added, run.updates[version].rows.astype(np.float64)
+    elif version == run.device.bundle.head_version:
+        added, rows = run.exported.filled_names, run.exported.rows().astype(np.float64)
+    else:
         return None
+    names = (*run.device.bundle.class_names, *added)
+    logits = np.concatenate([run.seen_logits[index], rows[:, :-1] @ run.features[index] + rows[:, -1]])
     return top_predictions(logits[None].astype(np.float32), TOP, class_names=names, version=version)[0]
 
 

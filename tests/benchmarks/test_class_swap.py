@@ -8,7 +8,8 @@ import pytest
 from benchmarks.class_swap import measure_class_swap, text_of
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.runtime.device import Device
-from tests.icis_deploy.runtime.bundles import files_in, write_bundle
+from icis_deploy.slots import empty_slots
+from tests.icis_deploy.runtime.bundles import FEATURE_DIM, files_in, make_update, seen_head, write_bundle
 
 
 @pytest.fixture
@@ -34,6 +35,13 @@ def test_every_answer_belongs_to_one_version_and_the_bundle_stays_as_it_was(bund
     assert files_in(bundle.parent) == before
     assert json.loads(json.dumps(report.to_json()))["num_torn"] == 0
     assert "0 torn, 0 wrong labels, 0 dropped" in text_of(report)
+
+
+def test_answers_before_the_first_update_are_those_of_the_slots_that_were_exported(tmp_path):
+    seen = frozenset(seen_head().class_names)
+    table = empty_slots(4, FEATURE_DIM).apply(make_update("okapi", "zebra"), seen_names=seen)
+
+    assert swap(write_bundle(tmp_path / "bundle", table=table)).is_clean
 
 
 def test_rows_of_one_version_under_the_names_of_another_are_noticed(bundle, monkeypatch):

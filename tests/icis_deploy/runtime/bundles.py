@@ -18,7 +18,7 @@ from icis_deploy.envelope import envelope_of, save_update, serialize_envelope
 from icis_deploy.head import Head
 from icis_deploy.signing import load_private_key, sign
 from icis_deploy.slot_files import serialize_slots
-from icis_deploy.slots import EMPTY_SLOT_BIAS, empty_slots
+from icis_deploy.slots import SlotTable, empty_slots
 from icis_deploy.trusted_keys import TrustedKeys
 
 INPUT_DIM, FEATURE_DIM, SEEN_NAMES = 6, 4, ("cat", "dog", "owl")
@@ -67,21 +67,25 @@ def features_of(images: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def write_bundle(
-    folder: Path, *, capacity: int = 4, head: Head | None = None, score_kind: str = "logits", head_version: int = 0
+    folder: Path,
+    *,
+    capacity: int = 4,
+    head: Head | None = None,
+    score_kind: str = "logits",
+    head_version: int = 0,
+    table: SlotTable | None = None,
 ) -> Path:
-    """Write a bundle; a capacity of 0 gives a fused head."""
+    """Write a bundle; a capacity of 0 gives a fused head, a table is what the slots hold when it is exported."""
     head = seen_head() if head is None else head
+    table = empty_slots(capacity, FEATURE_DIM) if table is None and capacity else table
     folder.mkdir()
     joined, output, tail = TAILS[score_kind]
     text = UPDATABLE if capacity else FUSED
     model = onnx.parser.parse_model(text.format(capacity=capacity, joined=joined, output=output, tail=tail))
     tensors = {"backbone": backbone(), "head_weight": head.weight, "head_bias": head.bias}
-    if capacity:
-        tensors |= {
-            "slot_weight": np.zeros((capacity, FEATURE_DIM), np.float32),
-            "slot_bias": np.full(capacity, EMPTY_SLOT_BIAS, np.float32),
-        }
-        (folder / SLOTS_NAME).write_bytes(serialize_slots(empty_slots(capacity, FEATURE_DIM)))
+    if table is not None:
+        tensors |= {"slot_weight": table.weight, "slot_bias": table.bias}
+        (folder / SLOTS_NAME).write_bytes(serialize_slots(table))
     model.graph.initializer.extend(
         numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in tensors.items()
     )
