@@ -118,38 +118,45 @@ def fit_ridge(descriptors: Float32, rows: Float32, *, settings: RidgeSettings, s
         settings: Bandwidth and noise.
         seed: Of the draw of landmarks, where there are more than `EXACT_LIMIT` seen classes.
     """
-    from scipy.linalg import cho_factor, cho_solve
-
     descriptor_mean = descriptors.mean(axis=0, dtype=np.float64)
     points = _standardised(descriptors, descriptor_mean)
     mean = rows.mean(axis=0, dtype=np.float64)
     if len(points) <= EXACT_LIMIT:
-        landmarks, target = points, rows - mean
-        system = _kernel(points, points, settings) + settings.noise * np.eye(len(points))
+        landmarks = points
+        precision = _noisy_inverse(_kernel(points, points, settings), settings.noise)
+        coefficients = precision @ (rows - mean)
     else:
         chosen = np.sort(np.random.default_rng(seed).choice(len(points), EXACT_LIMIT, replace=False))
         landmarks = points[chosen]
-        cross = _kernel(landmarks, points, settings)
-        inner = _kernel(landmarks, landmarks, settings)
-        target = cross @ (rows - mean)
-        # The last term keeps the system positive definite in float64; landmarks of nearly equal descriptors do not.
-        system = cross @ cross.T + settings.noise * inner + 1e-9 * len(points) * np.eye(EXACT_LIMIT)
-        del cross
-    factor = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
-    precision = _inverse(factor[0])
-    if landmarks is not points:
-        # Subset of regressors: the variance is noise k' precision k, and what no landmark explains: 1 - k' inner^-1 k.
-        inner += 1e-6 * np.eye(len(landmarks))
-        inner_factor = cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
-        precision = _inverse(inner_factor[0]) - settings.noise * precision
+        coefficients, precision = _solve_by_landmarks(landmarks, points, rows - mean, settings)
     return KernelPredictor(
         settings=settings,
         descriptor_mean=descriptor_mean,
         landmarks=landmarks,
-        coefficients=cho_solve(factor, target, check_finite=False),
+        coefficients=coefficients,
         mean_row=mean,
         precision=precision,
     )
+
+
+def _solve_by_landmarks(
+    landmarks: Float64, points: Float64, deviations: Float64, settings: RidgeSettings
+) -> tuple[Float64, Float64]:
+    """Return coefficients and precision of the subset of regressors."""
+    from scipy.linalg import cho_factor, cho_solve
+
+    cross = _kernel(landmarks, points, settings)
+    inner = _kernel(landmarks, landmarks, settings)
+    target = cross @ deviations
+    # The last term keeps the system positive definite in float64; landmarks of nearly equal descriptors do not.
+    system = cross @ cross.T + settings.noise * inner + 1e-9 * len(points) * np.eye(len(landmarks))
+    del cross
+    factor = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
+    # The variance is noise k' precision k, and what no landmark explains: 1 - k' inner^-1 k.
+    precision = _noisy_inverse(inner, 1e-6) - settings.noise * cho_solve(
+        factor, np.eye(len(landmarks)), check_finite=False
+    )
+    return cho_solve(factor, target, check_finite=False), precision
 
 
 def _standardised(descriptors: Float32, mean: Float64) -> Float64:
@@ -182,10 +189,7 @@ def _left_out_cosine(kernel: Float64, noise: float, gram: Float32) -> float:
         noise: Added to its diagonal.
         gram: `(num_seen, num_seen)`, inner products of the true deviations.
     """
-    from scipy.linalg import cho_factor
-
-    factor, _ = cho_factor(kernel + noise * np.eye(len(kernel)), lower=True, overwrite_a=True, check_finite=False)
-    precision = _inverse(factor)
+    precision = _noisy_inverse(kernel, noise)
     leverage, square = precision.diagonal(), gram.diagonal().astype(np.float64)
     narrow = precision.astype(np.float32)
     product = narrow @ gram
@@ -196,10 +200,10 @@ def _left_out_cosine(kernel: Float64, noise: float, gram: Float32) -> float:
     return float(np.mean((square - shared) / np.maximum(length, np.finfo(np.float64).tiny)))
 
 
-def _inverse(factor: Float64) -> Float64:
-    """Return the inverse of a positive definite matrix from its lower Cholesky factor; a third of solving for it."""
-    from scipy.linalg.lapack import dpotri
+def _noisy_inverse(kernel: Float64, noise: float) -> Float64:
+    """Return the inverse of a kernel matrix with noise on its diagonal.
 
-    inverse, _ = dpotri(factor, lower=True)
-    lower = np.tril(inverse)  # what lies above the diagonal means nothing
-    return np.asarray(lower + np.tril(lower, -1).T)
+    By numpy, as all the products are: scipy brings a BLAS of its own, and the threads of both, which wait busily, took
+    six times as long together as one thread alone.
+    """
+    return np.asarray(np.linalg.inv(kernel + noise * np.eye(len(kernel))))

@@ -56,12 +56,10 @@ def principal_axes(rows: Float32) -> RowSpectrum:
     Args:
         rows: `(num_seen, feature_dim + 1)`.
     """
-    from scipy.linalg import eigh
-
     centred = rows - rows.mean(axis=0, dtype=np.float64)
     has_few_classes = len(centred) <= centred.shape[1]
     moment = centred @ centred.T if has_few_classes else centred.T @ centred
-    values, vectors = eigh(moment, overwrite_a=True, check_finite=False)
+    values, vectors = np.linalg.eigh(moment)
     kept = np.flatnonzero(values > 1e-6 * max(values[-1], np.finfo(np.float64).tiny))[::-1]
     values, vectors = values[kept], vectors[:, kept]
     axes = (centred.T @ vectors / np.sqrt(values)).T if has_few_classes else vectors.T
