@@ -37,10 +37,11 @@ class Selection:
         best = max(self.candidates, key=lambda one: _score(one, self.trial.balance))
         name, cosine = self.chosen.method.name, self.chosen.cosine
         if best is self.chosen:
-            return f"{name} has the best predicted balance of U and S, {score:.1%}, of {len(self.candidates)} methods."
+            tried = len(self.candidates)
+            return f"{name} has the best cross-validated balance of U and S, {score:.1%}, of {tried} methods."
         return (
-            f"{name} predicts held-out rows best (cosine {cosine:.2f}) of the methods whose predicted balance of U and "
-            f"S is within {1 - FLATNESS:.0%} of the best: {score:.1%}; {best.method.name} has "
+            f"{name} predicts held-out rows best (cosine {cosine:.2f}) of the methods whose cross-validated balance of "
+            f"U and S is within {1 - FLATNESS:.0%} of the best: {score:.1%}; {best.method.name} has "
             f"{_score(best, self.trial.balance):.1%}."
         )
 
