@@ -17,6 +17,7 @@ from icis_deploy.cli.options import (
     described_classes_options,
     model_options,
     model_source,
+    seed_option,
 )
 from icis_deploy.cli.output import columns, format_option, percent, print_result
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 )
 @calibration_options
 @click.option("--images", type=EXISTING_FILE, help="Image list to measure on: CSV with the columns file and class.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same rows.")
+@seed_option
 @click.option("--plot", type=NEW_PATH, help="PNG to draw the comparison to.")
 @click.option("--overwrite", is_flag=True, help="Replace a plot that is there.")
 @model_options

@@ -15,6 +15,7 @@ from icis_deploy.cli.options import (
     described_classes_options,
     model_options,
     model_source,
+    seed_option,
 )
 from icis_deploy.cli.output import columns, format_option, print_result, training_progress
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     help="How rows are predicted, as for inject.",
 )
 @calibration_options
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same rows.")
+@seed_option
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16"]),

@@ -15,6 +15,7 @@ from icis_deploy.cli.options import (
     described_classes_options,
     model_options,
     model_source,
+    seed_option,
 )
 from icis_deploy.cli.output import columns, format_option, percent, print_result, training_progress
 
@@ -55,7 +56,7 @@ NUM_SHOWN = 5
     help="How rows are brought to compete with the seen ones: auto, by mean length only, or as predicted.",
 )
 @calibration_options
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same rows.")
+@seed_option
 @click.option("--strict", is_flag=True, help="Write nothing and exit with 1 if there is reason to doubt the rows.")
 @click.option("--out", type=NEW_PATH, required=True, help="The class update to write, such as new.icis.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")

@@ -84,6 +84,13 @@ def calibration_options(function: Command) -> Command:
     return function
 
 
+def seed_option(function: Command) -> Command:
+    """Add the option `--seed` of commands that predict rows."""
+    return click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same rows."
+    )(function)
+
+
 def runtime_option(function: Command) -> Command:
     """Add the option `--runtime`."""
     return click.option(
