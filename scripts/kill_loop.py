@@ -9,12 +9,13 @@ SIGKILL, and opens the bundle: it must hold one whole state, and know which. The
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -27,24 +28,23 @@ from icis_deploy.runtime.device import Device  # noqa: E402
 from icis_deploy.signing import keygen  # noqa: E402
 from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, trust, write_bundle  # noqa: E402
 
-WORKER = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from icis_deploy.runtime.device import Device
-from tests.icis_deploy.runtime.bundles import make_update, signed_bytes
-device = Device.open(sys.argv[2], num_threads=1)
-first = int(sys.argv[4])
-for version in range(first, 1 << 30):
-    known = device.classes()[3:]
-    update = make_update(f"class {version}", version=version, removed=known)
-    device.apply(signed_bytes(update, Path(sys.argv[3])))
-    if version == first:
-        # The first change imports half a dozen libraries: killed within it, a process would hardly ever be writing.
-        print("ready", flush=True)
-    if version % 3 == 0:
-        device.rollback()
-"""
+# A child of a server that has imported all of this starts at once. It is a process of its own all the same: SIGKILL
+# ends it between two of its instructions, and nothing of it is left.
+PROCESSES = multiprocessing.get_context("forkserver")
+PRELOADED = ["icis_deploy.runtime.device", "onnxruntime", "securesystemslib.signer", "scripts.kill_loop"]
+
+
+def change_for_ever(bundle_folder: Path, key_path: Path, first_version: int, ready: Event) -> None:
+    """Apply an update, roll back every third, and so on: what is killed."""
+    device = Device.open(bundle_folder, num_threads=1)
+    for version in range(first_version, 1 << 30):
+        known = device.classes()[3:]
+        update = make_update(f"class {version}", version=version, removed=known)
+        device.apply(signed_bytes(update, key_path))
+        if version == first_version:
+            ready.set()  # killed before its first change, a process would hardly ever be writing
+        if version % 3 == 0:
+            device.rollback()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +67,7 @@ def run_kill_loop(folder: Path, *, num_kills: int, seed: int) -> KillReport:
     bundle_folder = write_bundle(folder / "kill-loop-bundle")
     trust(bundle_folder, keys.public_path)
     Device.open(bundle_folder).apply(signed_bytes(make_update("class 1", version=1), keys.private_path))
+    PROCESSES.set_forkserver_preload(PRELOADED)
     random, num_lost = np.random.default_rng(seed), 0
     next_version = 2
     for _ in range(num_kills):
@@ -86,19 +87,19 @@ def run_kill_loop(folder: Path, *, num_kills: int, seed: int) -> KillReport:
 
 
 def _kill_one(bundle_folder: Path, key_path: Path, next_version: int, delay_seconds: float) -> None:
-    process = subprocess.Popen(  # noqa: S603 - our own interpreter and script
-        [sys.executable, "-c", WORKER, str(REPOSITORY), str(bundle_folder), str(key_path), str(next_version)],
-        stdout=subprocess.PIPE,
-        text=True,
+    ready = PROCESSES.Event()
+    process = PROCESSES.Process(
+        target=change_for_ever, args=(bundle_folder, key_path, next_version, ready), daemon=True
     )
-    assert process.stdout is not None
-    if process.stdout.readline() != "ready\n":
+    process.start()
+    if not ready.wait(timeout=60):
+        process.kill()
         raise RuntimeError("the process that was to be killed did not start")
     time.sleep(delay_seconds)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    if process.returncode != -signal.SIGKILL:
-        raise RuntimeError(f"the process ended by itself, with {process.returncode}")
+    process.kill()
+    process.join()
+    if process.exitcode != -signal.SIGKILL:
+        raise RuntimeError(f"the process ended by itself, with {process.exitcode}")
 
 
 def _check_whole(device: Device) -> None:

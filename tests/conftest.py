@@ -15,6 +15,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 IMAGENET_MOBILENET = REPOSITORY.parent / "shared" / "data" / "imagenet-mobilenet-v2"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first: begun last, one of them would keep a single process busy and the others idle."""
+    long_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long_files)
+
+
 @pytest.fixture(scope="session")
 def imagenet_mobilenet() -> Path:
     """The folder of a real classifier with photos and descriptors, which is kept beside the project."""

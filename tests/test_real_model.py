@@ -39,32 +39,59 @@ def update(opened: icis_deploy.pipeline.OpenedModel, imagenet_mobilenet: Path) -
     return icis_deploy.inject(opened, descriptors=descriptors, unseen=names, preprocess=preprocess)
 
 
-@pytest.fixture(scope="module", params=["fused", "updatable"])
-def bundle(
-    request: pytest.FixtureRequest,
+def export_with_slots(
+    opened: icis_deploy.pipeline.OpenedModel, updates: list[ClassUpdate], imagenet_mobilenet: Path, out: Path
+) -> Path:
+    preprocess = imagenet_mobilenet / "preprocess.json"
+    icis_deploy.export(opened, updates=updates, head="updatable", capacity=256, preprocess=preprocess, out=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def fused(
     opened: icis_deploy.pipeline.OpenedModel,
     update: ClassUpdate,
     imagenet_mobilenet: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    out = tmp_path_factory.mktemp("bundle") / request.param
-    icis_deploy.export(
-        opened,
-        updates=[update],
-        head=request.param,
-        capacity=256 if request.param == "updatable" else None,
-        preprocess=imagenet_mobilenet / "preprocess.json",
-        out=out,
-    )
+    out = tmp_path_factory.mktemp("bundle") / "fused"
+    preprocess = imagenet_mobilenet / "preprocess.json"
+    icis_deploy.export(opened, updates=[update], head="fused", preprocess=preprocess, out=out)
     return out
 
 
-def test_injected_classes_are_recognised_and_seen_ones_still_are(bundle: Path, imagenet_mobilenet: Path) -> None:
+@pytest.fixture(scope="module")
+def updatable(
+    opened: icis_deploy.pipeline.OpenedModel,
+    update: ClassUpdate,
+    imagenet_mobilenet: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    return export_with_slots(opened, [update], imagenet_mobilenet, tmp_path_factory.mktemp("bundle") / "updatable")
+
+
+@pytest.fixture(scope="module", params=["fused", "updatable"])
+def bundle(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def test_injected_classes_are_recognised_and_seen_ones_still_are(fused: Path, imagenet_mobilenet: Path) -> None:
     names = imagenet_mobilenet / "unseen.txt"
-    report = icis_deploy.evaluate(bundle, images=imagenet_mobilenet / "images.csv", unseen=names)
+    report = icis_deploy.evaluate(fused, images=imagenet_mobilenet / "images.csv", unseen=names)
     assert abs(report.S_original - 0.884) <= 0.005
     assert report.T >= 0.36
     assert report.H >= 0.40
+
+
+def test_an_updatable_head_recognises_what_the_fused_one_does(
+    fused: Path, updatable: Path, imagenet_mobilenet: Path
+) -> None:
+    devices = [icis_deploy.Device.open(folder) for folder in (fused, updatable)]
+    images = devices[0].prepare(load_image_list(imagenet_mobilenet / "images.csv").paths[::10])
+    first, second = (device.logits(images) for device in devices)
+    assert first.class_names == second.class_names
+    np.testing.assert_array_equal(first.values.argmax(axis=1), second.values.argmax(axis=1))
+    np.testing.assert_allclose(first.values, second.values, atol=1e-4)
 
 
 def test_raw_rows_of_icis_are_as_good_as_those_of_the_published_recipe(
@@ -104,17 +131,14 @@ def test_a_torch_program_and_its_onnx_file_have_the_same_head(
 
 
 def test_seen_logits_of_an_updatable_head_keep_their_bits(
-    opened: icis_deploy.pipeline.OpenedModel, update: ClassUpdate, imagenet_mobilenet: Path, tmp_path: Path
+    opened: icis_deploy.pipeline.OpenedModel, updatable: Path, imagenet_mobilenet: Path, tmp_path: Path
 ) -> None:
-    settings = {"head": "updatable", "capacity": 256, "preprocess": imagenet_mobilenet / "preprocess.json"}
-    icis_deploy.export(opened, updates=[update], out=tmp_path / "with", **settings)
-    icis_deploy.export(opened, out=tmp_path / "without", **settings)
-    device = icis_deploy.Device.open(tmp_path / "with")
-    images = device.prepare(load_image_list(imagenet_mobilenet / "images.csv").paths[:32])
+    empty = export_with_slots(opened, [], imagenet_mobilenet, tmp_path / "empty")
+    devices = [icis_deploy.Device.open(folder) for folder in (updatable, empty)]
+    images = devices[0].prepare(load_image_list(imagenet_mobilenet / "images.csv").paths[:32])
     original = load_session(imagenet_mobilenet / "model.onnx").run(images).logits
-    for name in ("with", "without"):
-        seen = icis_deploy.Device.open(tmp_path / name).logits(images).values[:, :800]
-        np.testing.assert_array_equal(seen, original)
+    for device in devices:
+        np.testing.assert_array_equal(device.logits(images).values[:, :800], original)
 
 
 def test_one_tensorrt_rtx_engine_and_openvino_files_come_of_the_real_model(

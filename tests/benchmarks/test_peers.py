@@ -18,6 +18,8 @@ from icis_deploy.descriptors import Descriptors
 from icis_deploy.errors import IncompatibleError, MissingDependencyError, UsageError
 from icis_deploy.images import load_image_list
 
+pytestmark = pytest.mark.slow  # torch compiles a model
+
 SEEN, UNSEEN = 40, 6
 
 
