@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from exporters.feature_matrix import add_feature_matrix
-from exporters.graph_edits import add_node, free_name
+from exporters.graph_edits import add_node, free_name, unused_name
 from exporters.head_finding import HeadLocation, pattern_at
 from exporters.head_patterns import HeadPattern
 from exporters.onnx_files import check_model
@@ -64,10 +64,14 @@ def add_features(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
 
 
 def put_scores_first(graph: ir.Graph, location: HeadLocation, logits: ir.Value) -> None:
-    """Make the output with the scores the first one, and `(batch, n)`; `logits` if there is no such output."""
+    """Make the output with the scores the first one, and `(batch, n)`; `logits` if there is no such output.
+
+    What was no output is one in float32, whatever the model's precision: a device reads it.
+    """
     outputs = list(graph.outputs)
-    scores = next((output for output in outputs if output.name == location.output_name), logits)
-    graph.outputs[:] = [_flattened(graph, scores), *(output for output in outputs if output is not scores)]
+    scores = next((output for output in outputs if output.name == location.output_name), None)
+    first = _flattened(graph, _in_float32(graph, logits) if scores is None else scores)
+    graph.outputs[:] = [first, *(output for output in outputs if output is not scores)]
 
 
 def ensure_outputs(location: HeadLocation, model: ir.Model, *, num_classes: int, features: bool) -> None:
@@ -90,6 +94,19 @@ def ensure_outputs(location: HeadLocation, model: ir.Model, *, num_classes: int,
     wanted = (location.feature_dim, ir.DataType.FLOAT)
     if features and (last.shape is None or (last.shape[1], last.dtype) != wanted or last.name != FEATURES):
         raise ExportError(f"The edited graph ends in the output {last.name!r} {last.shape}; expected {FEATURES!r}.")
+
+
+def _in_float32(graph: ir.Graph, logits: ir.Value) -> ir.Value:
+    """Return logits in float32 under their own name."""
+    if logits.dtype == ir.DataType.FLOAT:
+        return logits
+    assert logits.shape is not None
+    name = str(logits.name)
+    logits.name = unused_name(graph, f"{name}_narrow")
+    to = int(ir.DataType.FLOAT)
+    return add_node(
+        graph, "Cast", [logits], name=name, dtype=ir.DataType.FLOAT, shape=logits.shape, attributes={"to": to}
+    )
 
 
 def _flattened(graph: ir.Graph, scores: ir.Value) -> ir.Value:

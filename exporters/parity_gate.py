@@ -253,8 +253,21 @@ def _choice_failures(device: Device, inputs: NDArray[Any]) -> set[str]:
         return {f"the model makes no choice of {device.bundle.top} classes, as its manifest states"}
     order = np.argsort(-scores, axis=1, kind="stable")[:, : device.bundle.top]
     wanted = np.take_along_axis(probabilities_of(scores, device.bundle.score_kind), order, axis=1)
-    if not np.array_equal(chosen.columns, order):
+    if not _is_choice(chosen.columns, order, scores):
         return {"the classes that the model chooses are not those with the greatest scores"}
     if not np.abs(chosen.probabilities - wanted).max() <= CHOICE_TOLERANCE:
         return {"the probabilities that the model gives are not those of its scores"}
     return set()
+
+
+def _is_choice(columns: NDArray[np.int64], order: NDArray[np.int64], scores: NDArray[np.float32]) -> bool:
+    """Say whether these columns have the greatest scores; equal ones, such as empty slots', come in any order.
+
+    ONNX promises the least column first, and ONNX Runtime keeps that; others, as on a GPU, do not.
+    """
+    are_columns = bool(((columns >= 0) & (columns < scores.shape[1])).all())
+    are_distinct = bool((np.diff(np.sort(columns, axis=1), axis=1) > 0).all())
+    if columns.shape != order.shape or not are_columns or not are_distinct:
+        return False
+    found, greatest = (np.take_along_axis(scores, each, axis=1) for each in (columns, order))
+    return np.array_equal(found, greatest)

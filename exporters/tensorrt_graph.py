@@ -1,6 +1,8 @@
 """The graphs that TensorRT is given: a bundle's `model.onnx` with its slots as inputs, or as refittable weights.
 
 TensorRT's parser lets an initializer win over an input of the same name, so slots with defaults would become constants.
+Bytes may only be an engine's input, and nothing but a cast may take them (TensorRT developer guide, "Types"): what
+`pixel_input.py` does to bytes, because there are fewer of them, is done to floats here.
 """
 
 from __future__ import annotations
@@ -16,6 +18,23 @@ from icis_deploy.errors import UsageError
 
 SLOT_ROWS = "slot_rows"
 """Name of the weight `(feature_dim + 1, capacity)` float32 that a refit replaces."""
+
+
+def graph_for_tensorrt(model: ir.Model, *, refit: bool = False) -> ir.Model:
+    """Return what TensorRT is given of a bundle's model; the model itself where it can stay as it is.
+
+    Args:
+        model: A bundle's `model.onnx`.
+        refit: Whether its slots are weights that are refitted, and not inputs.
+
+    Raises:
+        UsageError: If there are no slots to refit.
+        ExportError: If the edited graph is not valid.
+    """
+    prepared = with_pixels_cast_first(model)
+    if refit:
+        return with_refittable_slots(prepared)
+    return with_slots_as_inputs(prepared) if has_slots(prepared) else prepared
 
 
 def has_slots(model: ir.Model) -> bool:
@@ -66,6 +85,41 @@ def with_refittable_slots(model: ir.Model) -> ir.Model:
         return True
 
     return run_pass(GraphPass(requires=_require_slots, call=call, ensures=check_model), model).model
+
+
+def with_pixels_cast_first(model: ir.Model) -> ir.Model:
+    """Return a copy that casts pixels to float32 before anything else; the model itself where it takes none.
+
+    Raises:
+        ExportError: If the edited graph is not valid.
+    """
+    return run_pass(GraphPass(requires=lambda _model: None, call=_cast_pixels, ensures=check_model), model).model
+
+
+def _cast_pixels(model: ir.Model) -> bool:
+    graph = model.graph
+    pixels = next((value for value in graph.inputs if value.dtype == ir.DataType.UINT8), None)
+    if pixels is None or pixels.shape is None or all(node.op_type == "Cast" for node, _ in pixels.uses()):
+        return False
+    users = list(pixels.uses())
+    cast = add_node(
+        graph,
+        "Cast",
+        [pixels],
+        name=f"{pixels.name}_cast",
+        dtype=ir.DataType.FLOAT,
+        shape=pixels.shape,
+        before=graph[0],
+        attributes={"to": int(ir.DataType.FLOAT)},
+    )
+    for node, index in users:
+        node.replace_input_with(index, cast)
+    # What only moves bytes moves floats now; the cast that ended it casts nothing any more, which is allowed.
+    for node in graph:
+        for output in node.outputs:
+            if output.dtype == ir.DataType.UINT8:
+                output.type = ir.TensorType(ir.DataType.FLOAT)
+    return True
 
 
 def _rows_product(graph: ir.Graph, features: ir.Value, rows: np.ndarray) -> ir.Value:

@@ -10,7 +10,7 @@ from typing import Any
 
 from exporters.onnx_files import load_onnx_file, save_model
 from exporters.tensorrt_build import BuiltEngine, EngineSettings, build_engine
-from exporters.tensorrt_graph import SLOT_ROWS, has_slots, with_refittable_slots, with_slots_as_inputs
+from exporters.tensorrt_graph import SLOT_ROWS, graph_for_tensorrt
 from icis_deploy._version import __version__
 from icis_deploy.bundle import MODEL_NAME, Bundle
 from icis_deploy.engine_sidecar import (
@@ -87,9 +87,9 @@ def write_engine(runtime: str, folder: Path, bundle: Bundle, settings: EngineSet
 
 def _build(trt: Any, model: Path, settings: EngineSettings) -> BuiltEngine:
     graph = load_onnx_file(model)
-    if not has_slots(graph) and not settings.refit:
+    prepared = graph_for_tensorrt(graph, refit=settings.refit)
+    if prepared is graph:
         return build_engine(trt, model, settings)
-    prepared = with_refittable_slots(graph) if settings.refit else with_slots_as_inputs(graph)
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / MODEL_NAME

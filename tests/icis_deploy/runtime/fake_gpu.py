@@ -12,10 +12,12 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from icis_deploy.runtime.session import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 from tests.icis_deploy.runtime.bundles import FEATURE_DIM, INPUT_DIM, features_of, seen_head
@@ -167,6 +169,37 @@ class FakeContext:
         return True
 
 
+class GraphEngine:
+    """Computes what an ONNX file does, all of whose inputs and outputs are at addresses."""
+
+    def __init__(self, cuda: FakeCuda, model: Path) -> None:
+        self.cuda = cuda
+        self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+    def create_execution_context(self) -> GraphContext:
+        return GraphContext(self)
+
+
+class GraphContext(FakeContext):
+    def execute_async_v3(self, stream: int) -> bool:
+        session, batch, addresses = self._engine.session, self._shape[0], dict(self._addresses)
+
+        def kernel() -> None:
+            feed = {each.name: typed_array_at(addresses[each.name], each, batch) for each in session.get_inputs()}
+            for each, found in zip(session.get_outputs(), session.run(None, feed), strict=True):
+                typed_array_at(addresses[each.name], each, batch)[...] = found
+
+        self._engine.cuda.queue(stream, kernel)
+        return True
+
+
+def typed_array_at(address: int, stated: Any, batch: int) -> np.ndarray:
+    dtype = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}[stated.type]
+    shape = [size if isinstance(size, int) else batch for size in stated.shape]
+    num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * num_bytes).from_address(address), dtype=dtype).reshape(shape)
+
+
 class FakeTensorRT:
     """Stands for the module `tensorrt_rtx`."""
 
@@ -177,9 +210,10 @@ class FakeTensorRT:
     class ILogger:
         ERROR, INTERNAL_ERROR = 1, 0
 
-    def __init__(self, cuda: FakeCuda) -> None:
-        self.cuda = cuda
-        self.engines: list[FakeEngine] = []
+    def __init__(self, cuda: FakeCuda, *, graph: Path | None = None) -> None:
+        """With a graph, whatever is deserialized computes what that ONNX file does."""
+        self.cuda, self._graph = cuda, graph
+        self.engines: list[FakeEngine | GraphEngine] = []
         self.engines_ignore_slots = False
         self.refit_fault: str | None = None
 
@@ -187,7 +221,10 @@ class FakeTensorRT:
         return array
 
     def Runtime(self, logger: Any) -> Any:
-        def deserialize(data: bytes) -> FakeEngine | None:
+        def deserialize(data: bytes) -> FakeEngine | GraphEngine | None:
+            if self._graph is not None:
+                self.engines.append(GraphEngine(self.cuda, self._graph))
+                return self.engines[-1]
             if not data.startswith(b"{"):
                 logger.log(1, "Magic tag does not match")
                 return None
