@@ -304,7 +304,11 @@ def _injected_rows(folder: Path, bundle: Bundle) -> NDArray[np.float32]:
 
 
 def evaluate(
-    bundle: PathLike | Device, *, images: PathLike, unseen: PathLike | Sequence[str] | None = None
+    bundle: PathLike | Device,
+    *,
+    images: PathLike,
+    unseen: PathLike | Sequence[str] | None = None,
+    runtime: Runtime | str = "onnxruntime",
 ) -> AccuracyReport:
     """Measure how right a bundle is on labelled images.
 
@@ -313,12 +317,14 @@ def evaluate(
         images: An image list: a CSV with the columns `file` and `class`.
         unseen: The classes that count as unseen, or a text file of them; by default those that were injected. One that
             the head does not know counts as never recognised: that is the classifier without injection.
+        runtime: Where the bundle is run, as in `Device.open`; an open device keeps its own.
 
     Raises:
+        MissingDependencyError: If the runtime, or the device that it needs, is not there.
         ImageError: If an image shows a class that neither the head nor `unseen` names.
         ICISDeployError: If something cannot be read or run.
     """
-    device = bundle if isinstance(bundle, Device) else Device.open(bundle)
+    device = bundle if isinstance(bundle, Device) else Device.open(bundle, runtime=runtime)
     labeled = load_image_list(Path(images))
     head_names = device.classes()
     given = load_class_list(Path(unseen)) if isinstance(unseen, str | Path) else unseen

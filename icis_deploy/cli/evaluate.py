@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, runtime_option
 from icis_deploy.cli.output import columns, format_option, percent, print_result
 
 if TYPE_CHECKING:
@@ -28,16 +28,17 @@ MEANINGS = {
 @click.option(
     "--unseen", type=EXISTING_FILE, help="Classes that count as unseen, one a line. Default: those that were injected."
 )
+@runtime_option
 @format_option
-def evaluate(bundle: Path, images: Path, unseen: Path | None) -> None:
+def evaluate(bundle: Path, images: Path, unseen: Path | None, runtime: str) -> None:
     """Measure the accuracy of BUNDLE on labelled images, seen and unseen classes apart.
 
     Every number is a macro average: the mean of the classes' own top-1 accuracies.
     """
     from icis_deploy.pipeline import evaluate as evaluate_bundle
 
-    report = evaluate_bundle(bundle, images=images, unseen=unseen)
-    print_result(accuracy_result(report), text=accuracy_text(report))
+    report = evaluate_bundle(bundle, images=images, unseen=unseen, runtime=runtime)
+    print_result({"bundle": str(bundle), "runtime": runtime, **accuracy_result(report)}, text=accuracy_text(report))
 
 
 def accuracy_result(report: AccuracyReport) -> dict[str, object]:

@@ -187,10 +187,23 @@ def test_evaluate_prints_five_accuracies_as_fractions(
 ) -> None:
     arguments = ["evaluate", str(bundle), "--images", str(tiny_project.images), "--unseen", str(tiny_project.unseen)]
     code, result = run_json(arguments, capsys)
-    assert code == 0
+    assert (code, result["runtime"]) == (0, "onnxruntime")
     assert list(result["accuracy"]) == ["T", "U", "S", "H", "S_original"]
     assert all(0 <= value <= 1 for value in result["accuracy"].values())
     assert result["details"]["num_unseen_images"] == NUM_UNSEEN
+
+
+def test_evaluate_measures_what_the_chosen_runtime_answers(
+    bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["evaluate", str(bundle), "--images", str(tiny_project.images)]
+    _, expected = run_json(arguments, capsys)
+    code, found = run_json([*arguments, "--runtime", "openvino"], capsys)
+    assert (code, found["runtime"], found["accuracy"]) == (0, "openvino", expected["accuracy"])
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as where it is not installed
+    assert run([*arguments, "--runtime", "openvino"]) == 5
+    assert "pip install 'icis-deploy[openvino]'" in capsys.readouterr().err
+    assert run([*arguments, "--runtime", "tensorrt-rtx"]) in {3, 5}  # no engine in the bundle, or no library
 
 
 def test_predict_gives_the_same_answers_in_any_batch_size_and_runtime(
