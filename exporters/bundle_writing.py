@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.bundle_finishing import BuiltModel, finish_bundle, versions, write_trust
 from exporters.expanded_head import ExpandedHead
-from exporters.head_finding import HeadLocation, find_head
-from exporters.head_surgery import FUSED_LOGITS, add_slots, fuse_head, set_slot_defaults
+from exporters.head_finding import HeadLocation
+from exporters.head_surgery import add_slots, fuse_head, set_slot_defaults
 from exporters.model_conversion import FormedModel, in_precision, with_device_work
 from exporters.model_loading import LoadedModel
 from exporters.onnx_files import save_model
@@ -25,14 +23,8 @@ from exporters.parity_gate import check_bundle
 from exporters.scores import score_kind
 from exporters.targets import (
     BuiltTarget,
-    Gate,
-    TargetJob,
     TargetPlan,
-    add_target,
-    add_target_if_possible,
-    model_outcome,
 )
-from icis_deploy._version import __version__
 from icis_deploy.bundle import (
     INJECTED_NAME,
     MANIFEST_NAME,
@@ -41,10 +33,9 @@ from icis_deploy.bundle import (
     Bundle,
     ModelInput,
     file_entry,
-    serialize_manifest,
 )
 from icis_deploy.class_update import ClassUpdate
-from icis_deploy.errors import GateFailedError, IncompatibleError, UsageError, WrongBaseError
+from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.files import check_free, new_folder, write_file
 from icis_deploy.generator_facts import GENERATOR_NAME
 from icis_deploy.head import Head
@@ -52,13 +43,8 @@ from icis_deploy.images import LabeledImages, load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.parity import ParityReport
 from icis_deploy.preprocessing import Preprocessing
-from icis_deploy.runtime.journal import Journal, serialize_journal
-from icis_deploy.runtime.store import JOURNAL_NAME, STATE_FOLDER, TRUST_FOLDER
-from icis_deploy.signing import load_public_key
 from icis_deploy.slot_files import serialize_slots
 from icis_deploy.slots import SlotTable, empty_slots
-
-REPORT_NAME = "parity.json"
 
 Float32 = NDArray[np.float32]
 
@@ -85,23 +71,13 @@ class HeadPlan:
     version: int
     """Version of the head; 0 for the bare original one."""
 
-    baked: SlotTable | None = None
-    """Of an updatable head that was compacted: rows that are baked like the seen ones, with free slots after them."""
-
     generator: bytes | None = None
     """The generator with which a device makes rows itself, if it gets one."""
 
     @property
     def baked_names(self) -> tuple[str, ...]:
         """The classes baked into the model, seen ones first."""
-        injected = self.table if self.head_kind == "fused" else self.baked
-        return self.seen_names if injected is None else (*self.seen_names, *injected.filled_names)
-
-    @property
-    def injected_rows(self) -> Float32:
-        """`(num_injected, feature_dim + 1)` float32: all rows that the original head does not have, in order."""
-        tables = [self.table] if self.baked is None else [self.baked, self.table]
-        return np.concatenate([table.rows() for table in tables])
+        return (*self.seen_names, *(self.table.filled_names if self.head_kind == "fused" else ()))
 
 
 def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, capacity: int | None) -> HeadPlan:
@@ -162,7 +138,6 @@ def write_bundle(
     trust: Sequence[Path] = (),
     targets: TargetPlan | None = None,
     on_target: Callable[[BuiltTarget], None] | None = None,
-    journal: Journal | None = None,
     overwrite: bool,
 ) -> Bundle:
     """Write a bundle to `out`, if it passes the parity gate.
@@ -178,7 +153,6 @@ def write_bundle(
         trust: Public keys for the bundle's `trust/` folder; not in the manifest, since devices may rotate them.
         targets: What the bundle holds beside `model.onnx`.
         on_target: Told what became of each target, as soon as it is known.
-        journal: What the bundle remembers of a life before; `None` for a new one.
         overwrite: Whether a bundle at `out` may be replaced.
 
     Raises:
@@ -202,34 +176,14 @@ def write_bundle(
         seen = calibration if images is None else images
         gate = partial(check_bundle, building, loaded=loaded, location=location, expanded=expanded, images=seen)
         reports = explained(gate(bundle), formed)
-        first = model_outcome(bundle, seconds, reports)
-        bundle = _passed(bundle, MODEL_NAME, reports, building, out)
-        bundle = _add_targets(building, bundle, targets or TargetPlan(), gate, out=out, model=first, tell=on_target)
-        write_file(building / MANIFEST_NAME, serialize_manifest(bundle))
-        _write_trust(building / TRUST_FOLDER, trust)
-        _write_journal(building / STATE_FOLDER, journal)
-    return bundle
-
-
-def _add_targets(
-    building: Path,
-    bundle: Bundle,
-    plan: TargetPlan,
-    gate: Gate,
-    *,
-    out: Path,
-    model: BuiltTarget,
-    tell: Callable[[BuiltTarget], None] | None,
-) -> Bundle:
-    """Build the targets one after the other, tell what became of each, and return the bundle with them."""
-    add = add_target_if_possible if plan.is_all else add_target
-    if tell is not None and plan.is_all:
-        tell(model)
-    for target in plan.targets:
-        bundle, built = add(target, TargetJob(folder=building, bundle=bundle, options=plan.options), gate)
-        bundle = _passed(bundle, built.name, built.reports, building, out)
-        if tell is not None:
-            tell(built)
+        bundle = finish_bundle(
+            BuiltModel(folder=building, bundle=bundle, seconds=seconds, reports=reports),
+            gate,
+            out=out,
+            targets=TargetPlan() if targets is None else targets,
+            tell=on_target,
+        )
+        write_trust(building, trust)
     return bundle
 
 
@@ -250,41 +204,21 @@ def explained(reports: Sequence[ParityReport], formed: FormedModel) -> tuple[Par
     return (*reports[:wrong], report, *reports[wrong + 1 :])
 
 
-def _write_trust(folder: Path, trust: Sequence[Path]) -> None:
-    keys = {load_public_key(path).keyid: path.read_bytes() for path in trust}
-    if keys:
-        folder.mkdir()
-    for key_id, data in keys.items():
-        write_file(folder / f"{key_id[:16]}.pub", data)
-
-
-def _write_journal(folder: Path, journal: Journal | None) -> None:
-    if journal is not None:
-        folder.mkdir()
-        write_file(folder / JOURNAL_NAME, serialize_journal(journal))
-
-
 def _expanded(plan: HeadPlan, loaded: LoadedModel, location: HeadLocation) -> ExpandedHead:
-    return ExpandedHead(model=loaded.model, location=location, injected=plan.injected_rows)
+    return ExpandedHead(model=loaded.model, location=location, injected=plan.table.rows())
 
 
 def _with_head(plan: HeadPlan, base: ir.Model, location: HeadLocation, expanded: ExpandedHead) -> ir.Model:
     if plan.head_kind == "fused":
         return fuse_head(base, location, expanded)
-    if plan.baked is not None:
-        base = fuse_head(base, location, replace(expanded, injected=plan.baked.rows()))
-        location = find_head(base, None if location.certainty == "certain" else f"node_{FUSED_LOGITS}")
     return set_slot_defaults(add_slots(base, location, plan.table.capacity), plan.table.weight, plan.table.bias)
 
 
 def _write_files(folder: Path, plan: HeadPlan, model: ir.Model) -> None:
     save_model(model, folder / MODEL_NAME)
-    tables = {INJECTED_NAME if plan.head_kind == "fused" else SLOTS_NAME: plan.table}
-    if plan.head_kind != "fused" and plan.baked is not None:
-        tables[INJECTED_NAME] = plan.baked
-    for name, table in tables.items():
-        if table.capacity:
-            write_file(folder / name, serialize_slots(table))
+    if plan.table.capacity:
+        name = INJECTED_NAME if plan.head_kind == "fused" else SLOTS_NAME
+        write_file(folder / name, serialize_slots(plan.table))
     if plan.generator is not None:
         write_file(folder / GENERATOR_NAME, plan.generator)
 
@@ -314,7 +248,7 @@ def _describe(
         files={path.name: file_entry(path) for path in sorted(folder.iterdir())},
         parity=(),
         updates=plan.updates,
-        created_by=_versions(),
+        created_by=versions(),
     )
 
 
@@ -351,37 +285,3 @@ def _describe_update(update: ClassUpdate) -> Mapping[str, object]:
         "removed": list(update.removed),
         "provenance": dict(update.provenance),
     }
-
-
-def _versions() -> dict[str, str]:
-    import onnx
-    import onnxruntime
-
-    return {
-        "icis-deploy": __version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _passed(bundle: Bundle, what: str, reports: Sequence[ParityReport], building: Path, out: Path) -> Bundle:
-    """Return the bundle with further reports in it, or reject it if one of them is negative."""
-    bundle = replace(bundle, parity=(*bundle.parity, *(report.to_json() for report in reports)))
-    failures = [failure for report in reports for failure in report.failures]
-    if not all(report.passed for report in reports):
-        _reject(building, out, bundle.parity, f"{what}: {'; '.join(failures)}")
-    return bundle
-
-
-def _reject(building: Path, out: Path, parity: Sequence[Mapping[str, object]], failures: str) -> None:
-    rejected = out.with_name(out.name + ".rejected")
-    text = json.dumps(list(parity), indent=1, allow_nan=False, default=str)
-    with new_folder(rejected, overwrite=True, marker=REPORT_NAME) as folder:
-        shutil.copytree(building, folder, dirs_exist_ok=True)
-        write_file(folder / REPORT_NAME, text.encode())
-    raise GateFailedError(
-        f"The parity gate was not passed by {failures}. No bundle was written to {out}; what was built lies in "
-        f"{rejected}, with the report in {REPORT_NAME}."
-    )

@@ -1,82 +1,181 @@
-"""Compact a bundle: bake what is in its slots into the model, and give it free slots.
+"""Compact a bundle: bake what is in its slots into its model, and give it free slots.
 
 Rules:
 
-1. The rows are those that the slots hold, bit for bit; the model around them is made from the original again and passes
-   the same gate as an export. Nothing is grafted onto a model that was exported before.
-2. The base fingerprint stays the original head's, so that updates made for it are taken afterwards as before.
-3. What stands outside the rollback stack stays: the highest version, the last time seen, trusted keys, disabled classes
+1. The bundle's own model is what is compacted: backbone, precision, calibration, what it takes and what it chooses stay
+   as they are, bit for bit, and neither the original model nor calibration images are needed. Rows keep their bits too.
+2. The result must give the logits that the bundle gave, of every class, or it is not written (`compaction_gate.py`).
+3. Targets that the bundle holds are built anew, as their sidecars say they were built.
+4. The base fingerprint stays the original head's, so that updates made for it are taken afterwards as before.
+5. What stands outside the rollback stack stays: the highest version, the last time seen, trusted keys, disabled classes
    and the history. The stack itself begins anew: there is no state before that a rollback could go to.
-4. A class that was baked can be disabled, and no longer be replaced or removed by an update.
+6. A class that was baked can be disabled, and no longer be replaced or removed by an update. Taught classes stay in
+   slots: a signed update of the same name must still be able to take their place.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
+import time
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from exporters.bundle_writing import HeadPlan, compacted
-from icis_deploy.bundle import INJECTED_NAME, Bundle
+from exporters.bundle_finishing import BuiltModel, finish_bundle, versions, write_journal, write_trust
+from exporters.bundle_writing import compacted
+from exporters.compaction_gate import check_compacted
+from exporters.onnx_files import load_onnx_file, save_model
+from exporters.slot_baking import bake_rows
+from exporters.targets import TargetOptions, TargetPlan, plan_targets, targets_of
+from exporters.tensorrt_target import settings_of
+from icis_deploy.bundle import INJECTED_NAME, MANIFEST_NAME, MODEL_NAME, SLOTS_NAME, Bundle, file_entry
 from icis_deploy.errors import BundleError, CapacityError, IncompatibleError, UsageError
-from icis_deploy.files import read_capped
-from icis_deploy.generator_facts import GENERATOR_NAME, MAX_GENERATOR_BYTES
+from icis_deploy.files import check_free, new_folder, read_capped, write_file
+from icis_deploy.generator_facts import GENERATOR_NAME
+from icis_deploy.images import LabeledImages
 from icis_deploy.runtime.journal import Journal
-from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots
+from icis_deploy.runtime.store import TRUST_FOLDER
+from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots, serialize_slots
 from icis_deploy.slots import SlotTable, empty_slots
 
 
-def plan_compaction(
-    folder: Path, bundle: Bundle, journal: Journal, table: SlotTable | None, *, capacity: int
-) -> HeadPlan:
-    """Plan the head of a bundle whose slots are baked, with free slots after them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactionPlan:
+    """What becomes of the rows of a bundle."""
+
+    baked: SlotTable
+    """Every row that is baked beside the original's, those of an earlier compaction first; no slot of it is empty."""
+
+    slots: SlotTable
+    """What the slots hold afterwards: taught classes, and empty ones after them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactedFrom:
+    """A bundle at one moment."""
+
+    folder: Path
+    """Where it is."""
+
+    bundle: Bundle
+    """What its manifest says."""
+
+    journal: Journal
+    """What it remembers."""
+
+    table: SlotTable | None
+    """What its slots hold; `None` for a fused head."""
+
+
+def plan_compaction(former: CompactedFrom, capacity: int) -> CompactionPlan:
+    """Return which rows of a bundle are baked, and what its slots hold afterwards.
 
     Args:
-        folder: The bundle, which may have been compacted before.
-        bundle: What its manifest says.
-        journal: What it remembers.
-        table: What its slots hold now; `None` for a fused head.
+        former: The bundle, which may have been compacted before.
         capacity: Number of slots afterwards.
 
     Raises:
-        IncompatibleError: If the head is fused, or the bundle holds a model that `export` made in another form.
+        IncompatibleError: If the head is fused.
         UsageError: If there would be no slot.
+        CapacityError: If the slots do not hold the taught classes.
         BundleError, CorruptFileError: If its baked rows cannot be read.
     """
+    table = former.table
     if table is None:
-        raise IncompatibleError(f"The bundle {folder} has a fused head: there are no slots to bake.")
-    if bundle.precision != "fp32" or bundle.model_input.takes_pixels or bundle.top:
-        raise IncompatibleError(
-            f"The bundle {folder} computes in {bundle.precision}, takes {bundle.model_input.dtype} and chooses "
-            f"{bundle.top} classes; only what export writes by default can be compacted. Export the model again, with "
-            f"all class updates and a greater --capacity."
-        )
+        raise IncompatibleError(f"The bundle {former.folder} has a fused head: there are no slots to bake.")
     if capacity < 1:
         raise UsageError(f"An updatable head needs a capacity of at least 1 slot, not {capacity}.")
-    former = injected_table(folder, bundle)
-    # Taught classes stay in slots: a signed update of the same name must still be able to take their place.
-    taught = [name for name in table.filled_names if name in journal.current.taught]
+    taught = [name for name in table.filled_names if name in former.journal.current.taught]
     published = compacted(table.without(taught))
-    baked = published if former is None else _joined(former, published)
-    return HeadPlan(
-        seen_names=bundle.seen_names,
-        base_fingerprint=bundle.base_fingerprint,
-        table=_in_slots(compacted(table.without(set(table.filled_names) - set(taught))), capacity),
-        head_kind="updatable",
-        updates=tuple(bundle.updates),
-        version=journal.current.version,
-        baked=baked,
-        generator=_generator_of(folder, bundle),
+    baked = _baked_rows(former.folder, former.bundle)
+    return CompactionPlan(
+        baked=published if baked is None else _joined(baked, published),
+        slots=_in_slots(compacted(table.without(published.filled_names)), capacity),
     )
 
 
-def injected_table(folder: Path, bundle: Bundle) -> SlotTable | None:
-    """Return the rows that are baked beside the original's; `None` where there are none.
+def write_compacted(
+    out: Path, former: CompactedFrom, *, capacity: int, images: LabeledImages | None, overwrite: bool
+) -> Bundle:
+    """Write a bundle that takes another one's place, with free slots, if it gives the same logits.
+
+    Args:
+        out: The new bundle's folder.
+        former: The bundle; it is not changed.
+        capacity: Number of its slots, those that taught classes stay in included.
+        images: Image files to compare on; `None` for seeded inputs.
+        overwrite: Whether a bundle at `out` may be replaced.
 
     Raises:
-        BundleError, CorruptFileError: If they cannot be read.
+        GateFailedError: If it does not. What was built lies in `<out>.rejected` with its report.
+        MissingDependencyError: If the bundle holds a target that cannot be built on this machine.
+        ICISDeployError: As `plan_compaction`, and if a file cannot be read or written; `out` is as it was.
     """
+    check_free(out, overwrite=overwrite)
+    plan, bundle = plan_compaction(former, capacity), former.bundle
+    targets = _targets(former)
+    with new_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as building:
+        start = time.perf_counter()
+        model = load_onnx_file(former.folder / MODEL_NAME)
+        save_model(
+            bake_rows(model, num_seen=bundle.num_seen, baked=plan.baked, slots=plan.slots), building / MODEL_NAME
+        )
+        _write_tables(building, former, plan)
+        described = _describe(building, former, plan)
+        seconds = time.perf_counter() - start
+        assert former.table is not None, "the plan was made"
+        batch = None if (shape := model.graph.inputs[0].shape) is None else shape[0]
+        gate = partial(
+            check_compacted,
+            building,
+            former_folder=former.folder,
+            former=bundle,
+            table=former.table,
+            fixed_batch=batch if isinstance(batch, int) else None,
+            images=images,
+        )
+        built = BuiltModel(folder=building, bundle=described, seconds=seconds, reports=gate(described))
+        described = finish_bundle(built, gate, out=out, targets=targets)
+        write_trust(building, sorted((former.folder / TRUST_FOLDER).glob("*.pub")))
+        write_journal(building, journal_after_compaction(former.journal))
+    return described
+
+
+def journal_after_compaction(journal: Journal) -> Journal:
+    """Return what a compacted bundle remembers (rule 5)."""
+    return replace(journal, states=(replace(journal.current, slots=None),))
+
+
+def _targets(former: CompactedFrom) -> TargetPlan:
+    """Return the targets that a bundle holds, to be built as they were (rule 3)."""
+    names = targets_of(former.bundle)
+    options = TargetOptions(engine=settings_of(former.folder, former.bundle))
+    return plan_targets(names, options, precision=former.bundle.precision)
+
+
+def _write_tables(folder: Path, former: CompactedFrom, plan: CompactionPlan) -> None:
+    write_file(folder / SLOTS_NAME, serialize_slots(plan.slots))
+    if plan.baked.capacity:
+        write_file(folder / INJECTED_NAME, serialize_slots(plan.baked))
+    if GENERATOR_NAME in former.bundle.files:
+        shutil.copyfile(former.folder / GENERATOR_NAME, folder / GENERATOR_NAME)
+
+
+def _describe(folder: Path, former: CompactedFrom, plan: CompactionPlan) -> Bundle:
+    return replace(
+        former.bundle,
+        class_names=(*former.bundle.seen_names, *plan.baked.filled_names),
+        capacity=plan.slots.capacity,
+        head_version=former.journal.current.version,
+        files={path.name: file_entry(path) for path in sorted(folder.iterdir())},
+        parity=(),
+        created_by=versions(),
+    )
+
+
+def _baked_rows(folder: Path, bundle: Bundle) -> SlotTable | None:
     if INJECTED_NAME not in bundle.files:
         return None
     data = read_capped(folder / INJECTED_NAME, max_bytes=MAX_SLOTS_BYTES, what="injected rows", error_type=BundleError)
@@ -93,20 +192,9 @@ def _in_slots(filled: SlotTable, capacity: int) -> SlotTable:
     return _joined(filled, empty_slots(capacity - filled.capacity, filled.feature_dim))
 
 
-def _generator_of(folder: Path, bundle: Bundle) -> bytes | None:
-    if GENERATOR_NAME not in bundle.files:
-        return None
-    return read_capped(folder / GENERATOR_NAME, max_bytes=MAX_GENERATOR_BYTES, what="generator", error_type=BundleError)
-
-
 def _joined(first: SlotTable, second: SlotTable) -> SlotTable:
     return SlotTable(
         weight=np.concatenate([first.weight, second.weight]),
         bias=np.concatenate([first.bias, second.bias]),
         class_names=(*first.class_names, *second.class_names),
     )
-
-
-def journal_after_compaction(journal: Journal) -> Journal:
-    """Return what a compacted bundle remembers (rule 3)."""
-    return replace(journal, states=(replace(journal.current, slots=None),))

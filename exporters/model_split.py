@@ -15,6 +15,7 @@ from exporters.head_outputs import FEATURES
 from exporters.head_patterns import HeadPattern, has_rows, is_linear, match_head
 from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT
 from exporters.onnx_files import check_model
+from exporters.slot_baking import BAKED_WEIGHT
 from icis_deploy.errors import ExportError
 
 
@@ -48,22 +49,22 @@ def split_model(model: ir.Model, *, num_classes: int, feature_dim: int) -> Split
 
 
 def _head_pattern(model: ir.Model, num_classes: int, feature_dim: int) -> HeadPattern:
+    # Rows that a compaction baked stand beside the head and not in it.
+    baked = model.graph.initializers.get(BAKED_WEIGHT)
+    num_rows = num_classes - (0 if baked is None or baked.const_value is None else len(baked.const_value.numpy()))
     for node in reversed(list(model.graph)):
-        if not is_linear(node) or not has_rows(node) or _is_slots(node):
+        if not is_linear(node) or not has_rows(node) or _is_beside_the_head(node):
             continue
         pattern = match_head(node)
-        if isinstance(pattern, HeadPattern) and (pattern.num_classes, pattern.feature_dim) == (
-            num_classes,
-            feature_dim,
-        ):
+        if isinstance(pattern, HeadPattern) and (pattern.num_classes, pattern.feature_dim) == (num_rows, feature_dim):
             return pattern
     raise ExportError(
-        f"The model cannot be cut: it has no linear operator of {num_classes} x {feature_dim}, as its manifest states."
+        f"The model cannot be cut: it has no linear operator of {num_rows} x {feature_dim}, as its manifest states."
     )
 
 
-def _is_slots(node: ir.Node) -> bool:
-    return any(value is not None and value.name == SLOT_WEIGHT for value in node.inputs)
+def _is_beside_the_head(node: ir.Node) -> bool:
+    return any(value is not None and value.name in {SLOT_WEIGHT, BAKED_WEIGHT} for value in node.inputs)
 
 
 def _backbone(model: ir.Model, features_name: str) -> ir.Model:

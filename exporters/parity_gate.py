@@ -94,7 +94,7 @@ def check_bundle(
         features = _features(backbone(loaded.model, location), inputs, prepared=True)
         original = _original_scores(loaded, location, inputs)
         loaded.release()
-        ran = _run_bundle(folder, bundle, inputs, runtime)
+        ran = run_bundle(folder, bundle, inputs, runtime)
         own = None
         if bundle.precision != "fp32" and is_reference:
             own = _features(_as_checked(own_backbone(folder / MODEL_NAME), bundle), inputs, prepared=False)
@@ -110,7 +110,7 @@ def check_bundle(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _BundleRun:
+class BundleRun:
     """What a device with the bundle gives."""
 
     logits: Float64
@@ -142,20 +142,21 @@ def _original_scores(loaded: LoadedModel, location: HeadLocation, inputs: GateIn
     return np.concatenate(scores)
 
 
-def _run_bundle(folder: Path, bundle: Bundle, inputs: GateInputs, runtime: Runtime | None) -> _BundleRun:
-    device = _opened(folder, bundle, runtime)
+def run_bundle(folder: Path, bundle: Bundle, inputs: GateInputs, runtime: Runtime | None) -> BundleRun:
+    """Run a bundle's files on inputs, and look at its slots and its choice."""
+    device = opened_bundle(folder, bundle, runtime)
     exported, failures = [], _baked_slot_failures(folder / MODEL_NAME, device.state.table)
     for batch in inputs:
         exported.append(device.logits(batch.given).values[: batch.count].copy())
         failures |= _empty_slot_failures(device, batch.given) | _choice_failures(device, batch.given)
-    return _BundleRun(
+    return BundleRun(
         logits=np.concatenate(exported).astype(np.float64),
         class_names=device.classes(),
         failures=frozenset(failures),
     )
 
 
-def _opened(folder: Path, bundle: Bundle, runtime: Runtime | None) -> Device:
+def opened_bundle(folder: Path, bundle: Bundle, runtime: Runtime | None) -> Device:
     """Open a bundle; a float16 one on the CPU with the rounding that a CPU leaves out (`half_emulation.py`)."""
     if bundle.precision != "fp16" or not (runtime is None or runtime.is_reference):
         return Device.from_parts(folder, bundle, runtime=runtime)
@@ -199,7 +200,7 @@ def _compare_with_own(expected: Float64, ours: Float64, bundle: Bundle) -> Parit
 
 
 def _with_accuracy(
-    report: ParityReport, before: Float64, ran: _BundleRun, *, bundle: Bundle, labels: Sequence[str]
+    report: ParityReport, before: Float64, ran: BundleRun, *, bundle: Bundle, labels: Sequence[str]
 ) -> ParityReport:
     """Return a report that also says how much accuracy is left, and fails if that is too little."""
     profile = report.profile

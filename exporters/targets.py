@@ -20,8 +20,9 @@ from typing import Protocol
 from exporters.openvino_conversion import openvino_from_onnx, why_no_openvino
 from exporters.tensorrt_build import EngineSettings
 from exporters.tensorrt_target import why_no_engine, write_engine
-from exporters.triton_repository import compare_parts, write_triton_repository
+from exporters.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository
 from icis_deploy.bundle import MODEL_NAME, PRECISIONS, Bundle, file_entry
+from icis_deploy.engine_sidecar import engine_name
 from icis_deploy.errors import (
     ICISDeployError,
     IncompatibleError,
@@ -66,6 +67,9 @@ class Target:
     runtime: str | None
     """The runtime (`icis_deploy.runtime.runtimes`) that the gate runs it in; `None` where there is none of ours."""
 
+    file: str
+    """A path in the bundle, by which one that holds this target is known."""
+
     why_not: Callable[[TargetOptions], str | None]
     """Says why this machine cannot build it, and what to install; `None` where it can."""
 
@@ -106,6 +110,7 @@ def _engine_target(runtime: str) -> Target:
     return Target(
         name=runtime,
         runtime=runtime,
+        file=engine_name(runtime),
         why_not=lambda options: why_no_engine(runtime, options.engine),
         build=lambda job: write_engine(runtime, job.folder, job.bundle, job.options.engine),
         # TensorRT's parser takes symmetric quantization alone, and no quantized biases; our int8 has neither.
@@ -123,6 +128,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="openvino",
             runtime="openvino",
+            file=OPENVINO_NAME,
             why_not=lambda _options: why_no_openvino(),
             build=_build_openvino,
         ),
@@ -131,6 +137,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="triton",
             runtime=None,
+            file=ENSEMBLE_NAME,
             why_not=lambda _options: None,
             build=lambda job: write_triton_repository(job.folder, job.bundle),
             compare=lambda job: compare_parts(job.folder, job.bundle),
@@ -189,6 +196,11 @@ def plan_targets(names: Sequence[str], options: TargetOptions | None = None, *, 
         if reason is not None:
             raise MissingDependencyError(f"The target {target.name!r} cannot be built on this machine: {reason}")
     return TargetPlan(targets=targets, options=options)
+
+
+def targets_of(bundle: Bundle) -> tuple[str, ...]:
+    """Return the names of the targets that a bundle holds."""
+    return tuple(target.name for target in TARGETS.values() if target.file in bundle.files)
 
 
 def model_outcome(bundle: Bundle, build_seconds: float, reports: Sequence[ParityReport]) -> BuiltTarget:

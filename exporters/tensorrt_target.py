@@ -14,15 +14,17 @@ from exporters.tensorrt_graph import SLOT_ROWS, graph_for_tensorrt
 from icis_deploy._version import __version__
 from icis_deploy.bundle import MODEL_NAME, Bundle
 from icis_deploy.engine_sidecar import (
+    MAX_SIDECAR_BYTES,
     EngineSidecar,
     engine_name,
     model_sha256,
+    parse_sidecar,
     serialize_sidecar,
     sidecar_name,
     this_platform,
 )
-from icis_deploy.errors import MissingDependencyError, StorageError
-from icis_deploy.files import write_file
+from icis_deploy.errors import BundleError, MissingDependencyError, StorageError
+from icis_deploy.files import read_capped, write_file
 from icis_deploy.runtime.cuda_calls import load_cuda
 from icis_deploy.runtime.tensorrt_module import load_tensorrt
 
@@ -99,3 +101,32 @@ def _build(trt: Any, model: Path, settings: EngineSettings) -> BuiltEngine:
         raise StorageError(
             f"Could not write the model for TensorRT: {error.strerror or error}. Free some space."
         ) from error
+
+
+def settings_of(folder: Path, bundle: Bundle) -> EngineSettings:
+    """Return how the engines of a bundle were built, as their sidecars say; the default where it holds none.
+
+    Raises:
+        BundleError: If a sidecar cannot be read.
+    """
+    sidecars = {
+        runtime: parse_sidecar(
+            read_capped(
+                folder / sidecar_name(runtime), max_bytes=MAX_SIDECAR_BYTES, what="sidecar", error_type=BundleError
+            )
+        )
+        for runtime in ("tensorrt", "tensorrt-rtx")
+        if sidecar_name(runtime) in bundle.files
+    }
+    if not sidecars:
+        return EngineSettings()
+    first, images = next(iter(sidecars.values())), next(iter(sidecars.values())).inputs[0]
+    portable = sidecars.get("tensorrt-rtx")
+    return EngineSettings(
+        min_batch=images.min_shape[0],
+        opt_batch=images.opt_shape[0],
+        max_batch=images.max_shape[0],
+        compute_capabilities=() if portable is None else portable.compute_capabilities,
+        hardware_compatibility=first.hardware_compatibility,
+        refit=bool(first.refittable),
+    )

@@ -38,6 +38,9 @@ from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots
 TRITON_FOLDER = "triton"
 ENSEMBLE, BACKBONE, HEAD = "classifier", "classifier_backbone", "classifier_head"
 CONFIG_NAME, LABELS_NAME, PLACEHOLDER_NAME = "config.pbtxt", "labels.txt", "version.txt"
+ENSEMBLE_NAME = f"{TRITON_FOLDER}/{ENSEMBLE}/{CONFIG_NAME}"
+"""Path of the ensemble's configuration in a bundle."""
+
 MAX_BATCH_SIZE = 32
 """Largest batch that Triton makes of single requests: on a CPU and on small GPUs nothing is gained beyond."""
 

@@ -30,7 +30,7 @@ from icis_deploy.parity import ParityReport
 from icis_deploy.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.runtimes import Runtime, runtime_from
-from icis_deploy.runtime.store import TRUST_FOLDER, Store
+from icis_deploy.runtime.store import Store
 from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots
 from icis_deploy.workbench import enable_workbench
 
@@ -225,7 +225,6 @@ def verify(
 def compact(
     bundle: PathLike,
     *,
-    against: Model,
     out: PathLike,
     capacity: int | None = None,
     images: PathLike | None = None,
@@ -237,38 +236,30 @@ def compact(
 
     Args:
         bundle: The bundle's folder; it is not changed.
-        against: The model that it was made from, as in `inspect`.
         out: The new bundle's folder.
-        capacity: Number of free slots; `None` for as many as it has.
-        images: An image list to compare on; seeded inputs by default.
+        capacity: Number of slots; `None` for as many as it has.
+        images: An image list to compare both on; seeded inputs by default.
         overwrite: Whether a bundle at `out` may be replaced.
 
     Raises:
-        IncompatibleError: If the head is fused, or the bundle is not one that can be compacted.
-        ICISDeployError: As `export`, and as `verify` where the model is another one.
+        GateFailedError: If the new bundle gives other logits than the old one.
+        IncompatibleError: If the head is fused.
+        MissingDependencyError: If the bundle holds a target that cannot be built on this machine.
+        ICISDeployError: If something cannot be read or written.
     """
     enable_workbench()
-    from exporters.bundle_writing import write_bundle
-    from exporters.compaction import journal_after_compaction, plan_compaction
+    from exporters.compaction import CompactedFrom, write_compacted
 
     folder = Path(bundle)
     check_free(Path(out), overwrite=overwrite)
     described, store = load_bundle(folder), Store(folder)
     journal = store.load_journal(described)
     table = store.load_table(described, journal.current)
-    free = described.capacity if capacity is None else capacity
-    plan = plan_compaction(folder, described, journal, table, capacity=free)
-    compared = _image_list(images, described.preprocessing)
-    opened = _original_of(folder, described, against)
-    return write_bundle(
+    return write_compacted(
         Path(out),
-        plan,
-        loaded=opened.loaded,
-        location=opened.location,
-        preprocessing=described.preprocessing,
-        images=compared,
-        trust=sorted((folder / TRUST_FOLDER).glob("*.pub")),
-        journal=journal_after_compaction(journal),
+        CompactedFrom(folder=folder, bundle=described, journal=journal, table=table),
+        capacity=described.capacity if capacity is None else capacity,
+        images=_image_list(images, described.preprocessing),
         overwrite=overwrite,
     )
 

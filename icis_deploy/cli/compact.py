@@ -6,52 +6,47 @@ from pathlib import Path
 
 import click
 
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH, model_options, model_source
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH
 from icis_deploy.cli.output import columns, format_option, print_result
 
 
 @click.command(short_help="Bake a bundle's slots into its model, for free ones.")
 @click.argument("bundle", type=BUNDLE)
-@click.option("--against", "model", metavar="MODEL", required=True, help="The model that the bundle was made from.")
 @click.option("--out", type=NEW_PATH, required=True, help="The new bundle's folder.")
-@click.option("--capacity", type=click.IntRange(min=1), help="Free slots. Default: as many as BUNDLE has.")
+@click.option("--capacity", type=click.IntRange(min=1), help="Number of slots. Default: as many as BUNDLE has.")
 @click.option("--images", type=EXISTING_FILE, help="Image list for the parity gate. Default: seeded inputs.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle at --out.")
-@model_options
 @format_option
 def compact(
     bundle: Path,
-    model: str,
     out: Path,
     capacity: int | None,
     images: Path | None,
     overwrite: bool,
-    weights: Path | None,
-    input_shape: str | None,
-    head_node: str | None,
 ) -> None:
     """Write a bundle whose model has baked the classes in the slots of BUNDLE, with free slots after them.
 
-    It keeps version, trusted keys, disabled classes and history, and takes updates for the same head as before; baked
-    classes can be disabled, but not replaced or removed. It passes the parity gate or is not written (exit code 1). A
-    workbench's command; a running device takes the new bundle over with Device.replace, without a pause.
+    Its model stays what it is, in whatever precision and form. It keeps version, trusted keys, disabled classes and
+    history, and takes updates for the same head as before; baked classes can be disabled, but not replaced or removed.
+    It gives the logits that BUNDLE gives or is not written (exit code 1). A workbench's command; a running device takes
+    the new bundle over with Device.replace, without a pause.
     """
     from icis_deploy.pipeline import compact as compact_bundle
+    from icis_deploy.runtime.operations import classes
 
-    source = model_source(model, weights, input_shape, head_node)
-    made = compact_bundle(bundle, against=source, out=out, capacity=capacity, images=images, overwrite=overwrite)
-    num_baked = len(made.class_names) - made.num_seen
+    made = compact_bundle(bundle, out=out, capacity=capacity, images=images, overwrite=overwrite)
+    num_baked, num_free = len(made.class_names) - made.num_seen, classes(out).num_free_slots
     result = {
         "bundle": str(out),
         "version": made.head_version,
         "num_seen": made.num_seen,
         "num_baked": num_baked,
-        "num_free_slots": made.capacity,
+        "num_free_slots": num_free,
     }
     text = [
         ("bundle", str(out)),
         ("version", str(made.head_version)),
         ("head", f"updatable, {made.num_seen} seen classes, {num_baked} baked after them"),
-        ("slots", f"{made.capacity} free"),
+        ("slots", f"{made.capacity}, {num_free} free"),
     ]
     print_result(result, text=columns(text))

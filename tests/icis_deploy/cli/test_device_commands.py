@@ -185,7 +185,7 @@ def test_compact_bakes_the_slots_and_keeps_answers_version_and_history(
     old = Device.open(bundle)
     batch = np.random.default_rng(0).normal(size=(3, *old.bundle.model_input.shape)).astype(np.float32)
     before, out = bytes_in(bundle), tmp_path / "compacted"
-    arguments = ["compact", str(bundle), "--against", str(tiny_project.model), "--out", str(out), "--capacity", "5"]
+    arguments = ["compact", str(bundle), "--out", str(out), "--capacity", "5"]
     capsys.readouterr()
 
     code, result = run_json(arguments, capsys)
@@ -204,7 +204,7 @@ def test_compact_bakes_the_slots_and_keeps_answers_version_and_history(
 
     again = tmp_path / "again"
     assert run(["disable", str(out), old.classes()[-1]]) == 0
-    assert run(["compact", str(out), "--against", str(tiny_project.model), "--out", str(again)]) == 0
+    assert run(["compact", str(out), "--out", str(again)]) == 0
     assert Device.open(again).classes() == old.classes()[:-1]
     renamed = replace(
         load_update(unsigned),
@@ -224,7 +224,7 @@ def test_what_has_no_slots_cannot_be_compacted(
     fused = tmp_path / "fused"
     assert run(export_arguments(tiny_project, unsigned, fused, head="fused")) == 0
     out = tmp_path / "out"
-    assert run(["compact", str(fused), "--against", str(tiny_project.model), "--out", str(out)]) == 3
+    assert run(["compact", str(fused), "--out", str(out)]) == 3
     assert "has a fused head: there are no slots to bake" in capsys.readouterr().err
     assert not out.exists()
 

@@ -1,0 +1,159 @@
+"""Finish a bundle whose model is written: reject it or add its targets, then the manifest, the keys, the journal."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from exporters.targets import (
+    BuiltTarget,
+    Gate,
+    TargetJob,
+    TargetPlan,
+    add_target,
+    add_target_if_possible,
+    model_outcome,
+)
+from icis_deploy._version import __version__
+from icis_deploy.bundle import MANIFEST_NAME, MODEL_NAME, Bundle, serialize_manifest
+from icis_deploy.errors import GateFailedError
+from icis_deploy.files import new_folder, write_file
+from icis_deploy.parity import ParityReport
+from icis_deploy.runtime.journal import Journal, serialize_journal
+from icis_deploy.runtime.store import JOURNAL_NAME, STATE_FOLDER, TRUST_FOLDER
+from icis_deploy.signing import load_public_key
+
+REPORT_NAME = "parity.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltModel:
+    """A bundle's model and what belongs to it, written and compared."""
+
+    folder: Path
+    """Where the files are."""
+
+    bundle: Bundle
+    """What the manifest will say of them."""
+
+    seconds: float
+    """How long building took."""
+
+    reports: tuple[ParityReport, ...]
+    """What the gate found; one may be negative."""
+
+
+def finish_bundle(
+    built: BuiltModel,
+    gate: Gate,
+    *,
+    out: Path,
+    targets: TargetPlan,
+    tell: Callable[[BuiltTarget], None] | None = None,
+) -> Bundle:
+    """Build a model's targets beside it, write the manifest, and return what that says.
+
+    Args:
+        built: The model.
+        gate: Compares a target.
+        out: Where the bundle shall be; what does not pass lies in `<out>.rejected`.
+        targets: What it holds beside `model.onnx`.
+        tell: Told what became of each target, as soon as it is known.
+
+    Raises:
+        GateFailedError: If the gate is not passed.
+        StorageError: If a file cannot be written.
+        ExportError: If a target cannot be built.
+    """
+    first = model_outcome(built.bundle, built.seconds, built.reports)
+    bundle = _passed(built.bundle, MODEL_NAME, built.reports, built.folder, out)
+    bundle = _add_targets(built.folder, bundle, targets, gate, out=out, model=first, tell=tell)
+    write_file(built.folder / MANIFEST_NAME, serialize_manifest(bundle))
+    return bundle
+
+
+def write_trust(folder: Path, trust: Sequence[Path]) -> None:
+    """Write the public keys whose updates a device takes; not in the manifest, since devices may rotate them.
+
+    Raises:
+        SignatureError: If a file is no public key.
+        StorageError: If the disk refuses.
+    """
+    keys = {load_public_key(path).keyid: path.read_bytes() for path in trust}
+    if keys:
+        (folder / TRUST_FOLDER).mkdir()
+    for key_id, data in keys.items():
+        write_file(folder / TRUST_FOLDER / f"{key_id[:16]}.pub", data)
+
+
+def write_journal(folder: Path, journal: Journal) -> None:
+    """Write what a bundle remembers of a life before.
+
+    Raises:
+        StorageError: If the disk refuses.
+    """
+    (folder / STATE_FOLDER).mkdir()
+    write_file(folder / STATE_FOLDER / JOURNAL_NAME, serialize_journal(journal))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what makes bundles on this machine."""
+    import onnx
+    import onnxruntime
+
+    return {
+        "icis-deploy": __version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _add_targets(
+    building: Path,
+    bundle: Bundle,
+    plan: TargetPlan,
+    gate: Gate,
+    *,
+    out: Path,
+    model: BuiltTarget,
+    tell: Callable[[BuiltTarget], None] | None,
+) -> Bundle:
+    """Build the targets one after the other, tell what became of each, and return the bundle with them."""
+    add = add_target_if_possible if plan.is_all else add_target
+    if tell is not None and plan.is_all:
+        tell(model)
+    for target in plan.targets:
+        bundle, built = add(target, TargetJob(folder=building, bundle=bundle, options=plan.options), gate)
+        bundle = _passed(bundle, built.name, built.reports, building, out)
+        if tell is not None:
+            tell(built)
+    return bundle
+
+
+def _passed(bundle: Bundle, what: str, reports: Sequence[ParityReport], building: Path, out: Path) -> Bundle:
+    """Return the bundle with further reports in it, or reject it if one of them is negative."""
+    bundle = replace(bundle, parity=(*bundle.parity, *(report.to_json() for report in reports)))
+    failures = [failure for report in reports for failure in report.failures]
+    if not all(report.passed for report in reports):
+        _reject(building, out, bundle.parity, f"{what}: {'; '.join(failures)}")
+    return bundle
+
+
+def _reject(building: Path, out: Path, parity: Sequence[Mapping[str, object]], failures: str) -> None:
+    rejected = out.with_name(out.name + ".rejected")
+    text = json.dumps(list(parity), indent=1, allow_nan=False, default=str)
+    with new_folder(rejected, overwrite=True, marker=REPORT_NAME) as folder:
+        shutil.copytree(building, folder, dirs_exist_ok=True)
+        write_file(folder / REPORT_NAME, text.encode())
+    raise GateFailedError(
+        f"The parity gate was not passed by {failures}. No bundle was written to {out}; what was built lies in "
+        f"{rejected}, with the report in {REPORT_NAME}."
+    )
