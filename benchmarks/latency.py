@@ -8,9 +8,10 @@ Rules:
 1. Nothing counts before the latency is stable: first everything is warmed up, window after window.
 2. Then come rounds. In each round everything is measured in random order and once more in the reverse order, so that a
    steady drift of the machine cancels within the round. The first query after a switch pays for the caches that the
-   others have filled and is not counted.
+   others have filled and is not counted, of all labels or of none; see `rounds.Blocks`.
 3. Rounds go on until there are enough queries for the percentiles wanted and the interval is narrow enough for a
-   verdict, or the budget is used up: then the verdict is `inconclusive`, never a guess.
+   verdict, or the budget is used up: then the verdict is `inconclusive`, never a guess. How many queries a label has in
+   a round follows from what it still lacks and from the time that is left.
 4. Nothing is thrown away for being slow. Medians, not trimming, keep disturbances out of the verdict.
 5. Python's garbage collector rests while queries are timed; what they leave is collected between rounds.
 6. The clock is an argument, so the whole harness is tested in virtual time.
@@ -45,8 +46,9 @@ from benchmarks.rounds import (
     Instruments,
     Round,
     WarmUp,
+    blocks_that_reach,
+    first_blocks,
     garbage_collector_at_rest,
-    queries_in_block,
     run_round,
     time_queries,
     warm_up,
@@ -228,12 +230,12 @@ def run_rounds(
 ) -> tuple[list[Round], bool]:
     """Return the rounds, at least one, and whether they are precise enough or the deadline ended them."""
     random = np.random.default_rng(0)
-    block_queries = {label: queries_in_block(warm_ups[label].last_median_ms * 1e6) for label in calls}
+    smallest = blocks = first_blocks({label: warm.last_median_ms * 1e6 for label, warm in warm_ups.items()})
     rounds: list[Round] = []
     next_look = FIRST_LOOK
     while True:
         order = [list(calls)[place] for place in random.permutation(len(calls))]
-        rounds.append(run_round(calls, order, block_queries, instruments))
+        rounds.append(run_round(calls, order, blocks, instruments))
         gc.collect(0)
         out_of_time = instruments.clock() >= deadline_ns
         if out_of_time or len(rounds) >= next_look:
@@ -241,6 +243,9 @@ def run_rounds(
             precise = precise_enough(rounds, calls, reference, plan)
             if precise or out_of_time:
                 return rounds, precise
+            typical_ns = {label: median_typical_ns(rounds, label) for label in calls}
+            missing = {label: plan.num_queries - len(queries_of(rounds, label)) for label in calls}
+            blocks = blocks_that_reach(smallest, typical_ns, missing, deadline_ns - instruments.clock())
 
 
 def precise_enough(rounds: Sequence[Round], calls: Mapping[str, Call], reference: str, plan: Plan) -> bool:
@@ -263,6 +268,11 @@ def compare_all(
         for label in calls
         if label != reference
     )
+
+
+def median_typical_ns(rounds: Sequence[Round], label: str) -> float:
+    """Return the median over rounds of a label's typical latency."""
+    return float(np.median([each.typical_ns(label) for each in rounds]))
 
 
 def queries_of(rounds: Sequence[Round], label: str) -> Int64:

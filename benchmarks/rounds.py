@@ -29,6 +29,8 @@ STABLE_SPREAD = 1.05
 BLOCK_NS = 10_000_000
 MAX_BLOCK_QUERIES = 500
 MIN_WINDOW_QUERIES = 3
+MIN_PLANNED_ROUNDS = 10
+"""Blocks never become so large that fewer rounds than this are left."""
 
 PROBE_STEPS = 2000
 
@@ -80,6 +82,21 @@ class WarmUp:
 
     stable: bool
     """False: the warm-up's share of the budget ran out first, and the figures may still hold some of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """What is measured of each label when its turn comes."""
+
+    num_queries: Mapping[str, int]
+    """For each label, how many queries count."""
+
+    lead: bool
+    """Whether one query that does not count goes before every block, for the caches that other labels have filled.
+
+    Either every label has it or none: a label without it, compared with one with it, would seem slower than it is.
+    Where even the fastest query fills a block by itself there is none: it would double the time for little.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,35 +187,53 @@ def warm_up(label: str, call: Call, budget_ns: int, clock: Callable[[], int]) ->
             )
 
 
-def queries_in_block(latency_ns: float) -> int:
-    """Return how many queries of this latency make a block."""
-    return queries_in(BLOCK_NS, latency_ns, MAX_BLOCK_QUERIES)
-
-
 def queries_in(duration_ns: float, latency_ns: float, highest: int) -> int:
     """Return how many queries fill a duration, but at least 1 and at most `highest`."""
     return int(np.clip(round(duration_ns / max(latency_ns, 1.0)), 1, highest))
 
 
-def run_round(
-    calls: Mapping[str, Call], order: Sequence[str], block_queries: Mapping[str, int], instruments: Instruments
-) -> Round:
-    """Measure a block of each label in this order, and another in the reverse order.
+def first_blocks(latencies_ns: Mapping[str, float]) -> Blocks:
+    """Return blocks of 10 ms for queries of these latencies, or of one query where that takes longer."""
+    queries = {label: queries_in(BLOCK_NS, latency, MAX_BLOCK_QUERIES) for label, latency in latencies_ns.items()}
+    return Blocks(num_queries=queries, lead=len(queries) > 1 and max(queries.values()) > 1)
 
-    What the caches cost after another label's block shows in short queries only: there one goes before that is not
-    counted. A query that fills a block by itself would pay twice for nothing, and rounds are what comparisons need.
+
+def blocks_that_reach(
+    blocks: Blocks, latencies_ns: Mapping[str, float], missing: Mapping[str, int], time_left_ns: float
+) -> Blocks:
+    """Return the smallest blocks with which every label gets the queries that it misses in the time that is left.
+
+    Small blocks are many rounds, which comparisons need; large ones waste less on queries that do not count. Where no
+    blocks reach it, they stay what they are: more rounds are then the better use of the time.
+
+    Args:
+        blocks: The smallest that are wanted.
+        latencies_ns: Of a query of each label.
+        missing: Queries that each label still needs; 0 or less where it has them.
+        time_left_ns: Until the deadline; a tenth of it is kept in reserve.
     """
+    for least in range(1, max(missing.values()) // (2 * MIN_PLANNED_ROUNDS) + 1):
+        queries = {label: max(least, number) for label, number in blocks.num_queries.items()}
+        round_ns = sum(2 * (number + blocks.lead) * latencies_ns[label] for label, number in queries.items())
+        num_rounds = int(0.9 * time_left_ns / round_ns)
+        if all(2 * num_rounds * queries[label] >= missing[label] for label in queries):
+            return Blocks(num_queries=queries, lead=blocks.lead)
+    return blocks
+
+
+def run_round(calls: Mapping[str, Call], order: Sequence[str], blocks: Blocks, instruments: Instruments) -> Round:
+    """Measure a block of each label in this order, and another in the reverse order."""
     clock = instruments.clock
     start_ns = clock()
     instruments.probe()
     probe_ns = clock() - start_ns
-    blocks: dict[str, list[Int64]] = {label: [] for label in calls}
+    latencies_ns: dict[str, list[Int64]] = {label: [] for label in calls}
     for label in (*order, *reversed(order)):
-        if len(calls) > 1 and block_queries[label] > 1:
+        if blocks.lead:
             time_queries(label, calls[label], 1, clock)
-        blocks[label].append(time_queries(label, calls[label], block_queries[label], clock))
+        latencies_ns[label].append(time_queries(label, calls[label], blocks.num_queries[label], clock))
     return Round(
         start_s=start_ns / 1e9,
         probe_ns=probe_ns,
-        latencies_ns={label: (there, back) for label, (there, back) in blocks.items()},
+        latencies_ns={label: (there, back) for label, (there, back) in latencies_ns.items()},
     )

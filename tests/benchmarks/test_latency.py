@@ -98,6 +98,35 @@ def test_stops_when_there_are_enough_queries_and_a_verdict(virtual_machine):
     assert percentile(thorough.latencies[0], 99.9).value_ms is not None
 
 
+def test_every_label_gets_its_queries_where_they_fit_into_the_budget(virtual_machine):
+    machine = virtual_machine(**NOISY)
+    latencies_ms = {"a": 4.9, "b": 4.9, "c": 6.2, "d": 6.2, "e": 4.9, "f": 7.2, "g": 2.3}
+    calls = {label: machine.call(latency) for label, latency in latencies_ms.items()}
+    measurement = measure(calls, plan=Plan(budget_s=8.0 * 7, margin=1e-4), instruments=machine.instruments)
+
+    assert measurement.stopped_by == "budget"
+    assert all(percentile(report, 99.0).value_ms is not None for report in measurement.latencies)
+    assert measurement.num_rounds >= 100
+
+
+def test_labels_on_both_sides_of_a_blocks_length_are_compared_alike(virtual_machine):
+    """What the caches cost after a switch is left out of both, or else equal things would differ by a tenth here."""
+    machine = virtual_machine(jitter=0.01)
+    last = []
+
+    def call(label, latency_ms):
+        def work():
+            machine.spend(1e6 * (latency_ms + (0.7 if last != [label] else 0.0)))
+            last[:] = [label]
+
+        return work
+
+    calls = {"two queries": call("two queries", 6.6), "one query": call("one query", 6.7)}
+    (comparison,) = measure(calls, plan=Plan(margin=0.03), instruments=machine.instruments).comparisons
+
+    assert comparison.ratio.value == pytest.approx(6.7 / 6.6, rel=0.005)
+
+
 def test_no_label_is_always_the_first_of_a_round(virtual_machine):
     machine = virtual_machine()
     firsts = []

@@ -2,7 +2,16 @@ import gc
 
 import pytest
 
-from benchmarks.rounds import calls_over, garbage_collector_at_rest, run_round, time_queries, warm_up
+from benchmarks.rounds import (
+    Blocks,
+    blocks_that_reach,
+    calls_over,
+    first_blocks,
+    garbage_collector_at_rest,
+    run_round,
+    time_queries,
+    warm_up,
+)
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError, UsageError
 
 MS = 1_000_000
@@ -47,23 +56,44 @@ def test_each_label_is_visited_there_and_back_and_pays_for_the_switch_outside_th
         return call
 
     calls = {"a": visit("a", 1), "b": visit("b", 2), "c": visit("c", 3)}
-    done = run_round(calls, ["b", "a", "c"], {"a": 2, "b": 1, "c": 2}, machine.instruments)
+    blocks = Blocks(num_queries={"a": 2, "b": 1, "c": 2}, lead=True)
+    done = run_round(calls, ["b", "a", "c"], blocks, machine.instruments)
 
-    # One query more than a block has, each time: the one after the switch. Where one query fills a
-    # block, it counts.
-    assert "".join(visits) == "b" + "aaa" + "ccc" + "ccc" + "aaa" + "b"
-    assert {label: [block.tolist() for block in blocks] for label, blocks in done.latencies_ns.items()} == {
+    # One query more than a block has, each time: the one after the switch.
+    assert "".join(visits) == "bb" + "aaa" + "ccc" + "ccc" + "aaa" + "bb"
+    assert {label: [block.tolist() for block in found] for label, found in done.latencies_ns.items()} == {
         "a": [[1 * MS] * 2] * 2,
-        "b": [[52 * MS]] * 2,
+        "b": [[2 * MS]] * 2,
         "c": [[3 * MS] * 2] * 2,
     }
     assert done.probe_ns == 100_000
 
 
+def test_blocks_last_about_ten_ms_and_all_labels_lead_in_or_none():
+    assert first_blocks({"a": 2 * MS, "b": 7 * MS}) == Blocks(num_queries={"a": 5, "b": 1}, lead=True)
+    assert first_blocks({"a": 7 * MS, "b": 70 * MS}) == Blocks(num_queries={"a": 1, "b": 1}, lead=False)
+    assert first_blocks({"a": 2 * MS}) == Blocks(num_queries={"a": 5}, lead=False)
+
+
+def test_blocks_grow_no_further_than_the_missing_queries_ask_for():
+    blocks = Blocks(num_queries={"a": 5, "b": 1}, lead=True)
+    latencies_ns = {"a": 2 * MS, "b": 7 * MS}
+
+    def reach(missing, seconds):
+        return blocks_that_reach(blocks, latencies_ns, {"a": missing, "b": missing}, 1e9 * seconds).num_queries
+
+    # A round of the smallest blocks takes 52 ms and gives two queries of b, which needs 331 rounds: 17 s.
+    assert reach(662, 60) == {"a": 5, "b": 1}
+    assert reach(662, 15) == {"a": 5, "b": 2}
+    assert reach(662, 11) == {"a": 5, "b": 3}
+    assert reach(662, 5) == {"a": 5, "b": 1}  # out of reach: as many rounds as there can be
+    assert reach(0, 1) == {"a": 5, "b": 1}
+
+
 def test_what_is_measured_alone_has_no_switch_to_pay_for(virtual_machine):
     machine = virtual_machine()
     seen = []
-    run_round({"a": lambda: seen.append(1)}, ["a"], {"a": 3}, machine.instruments)
+    run_round({"a": lambda: seen.append(1)}, ["a"], first_blocks({"a": 3.3 * MS}), machine.instruments)
 
     assert len(seen) == 6
 
@@ -71,7 +101,7 @@ def test_what_is_measured_alone_has_no_switch_to_pay_for(virtual_machine):
 def test_a_drift_cancels_between_there_and_back(virtual_machine):
     machine = virtual_machine(slowdown=lambda seconds: 1.0 + seconds)  # twice as slow after a second
     calls = {"a": machine.call(5.0), "b": machine.call(5.0)}
-    done = run_round(calls, ["a", "b"], {"a": 9, "b": 9}, machine.instruments)
+    done = run_round(calls, ["a", "b"], Blocks(num_queries={"a": 9, "b": 9}, lead=True), machine.instruments)
 
     assert done.typical_ns("b") / done.typical_ns("a") == pytest.approx(1.0, abs=0.005)
 
