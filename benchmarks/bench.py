@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks.class_swap import measure_class_swap
 from benchmarks.environment import read_environment
+from benchmarks.head_share import head_shares
 from benchmarks.labeled_inputs import LabeledFeatures
 from benchmarks.latency import Plan, measure
 from benchmarks.loadgen import ScenarioName, import_loadgen, run_scenario
@@ -187,14 +188,16 @@ def run_bench(
     progress("accuracy and parity")
     accuracy, parity = measure_rightness(targets, inputs)
     measured = [start_target(target, preset.num_starts, progress) for target in targets]
+    runs = tuple(measure_batch(targets, batch_size, preset, progress) for batch_size in batch_sizes)
     return Result(
         command="bench",
         created=json_from_time(datetime.now(timezone.utc)),
         settings=settings,
         environment=environment,
         targets=with_rightness(measured, accuracy, parity),
-        runs=tuple(measure_batch(targets, batch_size, preset, progress) for batch_size in batch_sizes),
+        runs=runs,
         phases=measure_all_phases(targets, batch_sizes),
+        head_shares=head_shares(targets, runs),
         scenarios=tuple(run_scenarios(targets, scenarios, preset, logs, progress)),
     )
 

@@ -101,6 +101,8 @@ class Workshop:
             provider=None,
             capacity=0,
             files=(file,),
+            model_files=(file,),
+            added_bytes=0,
             answer=answer,
             bundle=None,
             phases=None,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.comparison import MIN_ROUNDS, Comparison
 from benchmarks.latency import LatencyReport, Measurement
-from benchmarks.result_values import BatchRun, Phases, ScaleSeries, Scenario, Target
+from benchmarks.result_values import BatchRun, HeadShare, Phases, ScaleSeries, Scenario, Target
 from benchmarks.results import Result, images_per_s
 from icis_deploy.cli.output import columns, percent
 
@@ -15,6 +15,8 @@ def text_of(result: Result) -> str:
     """Return everything that a person wants to see first: the machine, speed, size, accuracy, what disturbed."""
     blocks = [f"{result.environment.name} ({result.environment.fingerprint})"]
     blocks += [run_text(run) for run in result.runs]
+    if result.head_shares:
+        blocks.append(head_shares_text(result.head_shares))
     if result.phases:
         blocks.append(phases_text(result.phases))
     if result.targets:
@@ -82,6 +84,28 @@ def notes_of(measurement: Measurement) -> Iterator[str]:
             yield f"{latency.label} had not become stable when its warm-up ended"
         if latency.drift is not None and latency.drift.verdict != "steady":
             yield f"{latency.label} was {latency.drift.verdict}: {latency.drift.change.value:+.0%} over the run"
+
+
+def head_shares_text(shares: Sequence[HeadShare]) -> str:
+    """Return what the added rows cost, beside what reading them does."""
+    rows = [["added rows, batch 1", "bytes", "their share", "measured", "99 % interval", "of share", "verdict"]]
+    for each in shares:
+        measured = each.measured_ms
+        rows.append(
+            [
+                each.target,
+                f"{each.added_bytes / 1e6:.2f} MB",
+                f"{each.share_ms:.3f} ms",
+                f"{measured.value:+.3f} ms",
+                f"{measured.low:+.3f} to {measured.high:+.3f}",
+                f"{measured.value / each.share_ms:.1f} x",
+                each.verdict,
+            ]
+        )
+    note = (
+        f"  beside the original; their share: bytes over {shares[0].bandwidth_bytes_per_s / 1e9:.1f} GB/s from memory"
+    )
+    return f"{columns(rows, right=range(1, 6))}\n{note}"
 
 
 def phases_text(phases: Sequence[Phases]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from benchmarks.latency import Measurement
 from benchmarks.percentiles import Interval, Percentile
@@ -45,7 +45,7 @@ class Target:
     """Slots; 0 where the head has none."""
 
     size_bytes: int
-    """Size of the model's files."""
+    """Size of the files that the runtime loads: model and slots, without what other runtimes or teaching need."""
 
     startup: StartupReport | None
     """Load, first inference and peak memory, in fresh processes."""
@@ -201,6 +201,35 @@ class BatchRun:
 
     measurement: Measurement
     """Latencies and comparisons; labels are names of targets. One query is one batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadShare:
+    """What the added rows of one target may cost an answer to one image, and what they do cost."""
+
+    target: str
+    """Name of the target; it is compared with the original model."""
+
+    added_bytes: int
+    """Bytes of the rows that the original's head does not have, empty slots included."""
+
+    bandwidth_bytes_per_s: float
+    """Memory bandwidth measured on this machine with as many threads."""
+
+    share_ms: float
+    """`added_bytes` over the bandwidth, milliseconds."""
+
+    measured_ms: Interval
+    """What an answer takes longer than the original's, with its 99 % interval, milliseconds; below 0 if faster."""
+
+    DERIVED: ClassVar = ("verdict",)
+
+    @property
+    def verdict(self) -> Literal["within", "over", "cannot tell"]:
+        """`within` or `over` its share if the whole interval says so."""
+        if self.measured_ms.high <= self.share_ms:
+            return "within"
+        return "over" if self.measured_ms.low > self.share_ms else "cannot tell"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

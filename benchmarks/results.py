@@ -8,7 +8,8 @@ Rules:
    says why.
 3. Latencies stand with their number of queries, their interval and their distribution, never as a bare figure.
 4. `result.schema.json` is the same format for other languages. Any change of it is a new `SCHEMA_VERSION`; a file of
-   another version is refused, never half understood.
+   another version is refused, never half understood. Version 1, which lacks `head_shares` alone, is read as if none had
+   been measured.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from benchmarks.comparison import Comparison
 from benchmarks.environment import Environment
 from benchmarks.json_values import json_from_value, value_from_json
 from benchmarks.latency import LatencyReport
-from benchmarks.result_values import BatchRun, Phases, ScaleSeries, Scenario, Target, UpdateLatency
+from benchmarks.result_values import BatchRun, HeadShare, Phases, ScaleSeries, Scenario, Target, UpdateLatency
 from icis_deploy.errors import ICISDeployError, LoadError
 from icis_deploy.files import read_capped, write_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_RESULT_BYTES = 1 << 28
 
 
@@ -55,6 +56,9 @@ class Result:
 
     phases: tuple[Phases, ...] = ()
     """Where the time goes on a device with memory of its own."""
+
+    head_shares: tuple[HeadShare, ...] = ()
+    """What the added rows of targets cost, beside what reading them does."""
 
     scenarios: tuple[Scenario, ...] = ()
     """Targets under load."""
@@ -111,10 +115,12 @@ def parse_result(data: bytes) -> Result:
         schema_version = values.pop("schema_version")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoadError("It is not a benchmark result: no JSON object with a `schema_version`.") from error
-    if schema_version != SCHEMA_VERSION:
+    if schema_version == 1:
+        values.setdefault("head_shares", [])
+    elif schema_version != SCHEMA_VERSION:
         raise LoadError(
-            f"It has schema version {schema_version!r}; this release reads {SCHEMA_VERSION}. Measure again, or use the "
-            f"release that made it."
+            f"It has schema version {schema_version!r}; this release reads 1 and {SCHEMA_VERSION}. Measure again, or "
+            f"use the release that made it."
         )
     try:
         return value_from_json(Result, values)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.phases import GPU_PROVIDERS, measure_phases
 from benchmarks.result_values import HeadKind, Phases
+from benchmarks.scale import head_bytes
 from icis_deploy.bundle import INJECTED_NAME, Bundle, ModelInput
 from icis_deploy.errors import BundleError, IncompatibleError, UsageError
 from icis_deploy.files import read_capped
@@ -22,7 +23,7 @@ from icis_deploy.images import load_images, load_pixels
 from icis_deploy.preprocessing import Preprocessing
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession, load_session
-from icis_deploy.runtime.runtimes import Runtime
+from icis_deploy.runtime.runtimes import Runtime, loaded_files
 from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots
 
 ORIGINAL = "original"
@@ -63,7 +64,13 @@ class OpenTarget:
     """Slots."""
 
     files: tuple[Path, ...]
-    """The model's files."""
+    """What opening it reads: of a bundle every file, as the manifest's hashes cover all."""
+
+    model_files: tuple[Path, ...]
+    """Those of them that the runtime loads for the model, and the slots."""
+
+    added_bytes: int
+    """Bytes of the head's rows that the original model does not have, empty slots included, in float32."""
 
     answer: Callable[[Images], Float32]
     """From a prepared batch to `(batch, num_classes)` logits."""
@@ -94,8 +101,8 @@ class OpenTarget:
 
     @property
     def size_bytes(self) -> int:
-        """Size of its files."""
-        return sum(path.stat().st_size for path in self.files)
+        """Size of the files that its runtime loads."""
+        return sum(path.stat().st_size for path in self.model_files)
 
 
 def open_bundle(folder: Path, *, name: str, runtime: Runtime) -> OpenTarget:
@@ -122,6 +129,8 @@ def open_bundle(folder: Path, *, name: str, runtime: Runtime) -> OpenTarget:
         num_seen=bundle.num_seen,
         capacity=bundle.capacity,
         files=tuple(folder / file for file in bundle.files),
+        model_files=tuple(folder / file for file in loaded_files(bundle, runtime)),
+        added_bytes=head_bytes(len(bundle.class_names) + bundle.capacity - bundle.num_seen, bundle.feature_dim),
         answer=lambda images: device.logits(images).values,
         bundle=folder,
         phases=phases_of(device, name) if provider_of(device.session) in GPU_PROVIDERS else None,
@@ -165,6 +174,8 @@ def open_original(path: Path, *, like: Bundle, num_threads: int | None) -> OpenT
         num_seen=like.num_seen,
         capacity=0,
         files=(path,),
+        model_files=with_data(path),
+        added_bytes=0,
         answer=lambda images: as_logits(session.run(images).logits, like.score_kind),
         bundle=None,
         phases=None,
@@ -175,6 +186,12 @@ def open_original(path: Path, *, like: Bundle, num_threads: int | None) -> OpenT
         factory="benchmarks.targets:start_original",
         arguments={"path": str(path.resolve()), "model_input": asdict(model_input), "num_threads": num_threads},
     )
+
+
+def with_data(path: Path) -> tuple[Path, ...]:
+    """Return a `.onnx` file, and the weights beside it where they are in a file of their own."""
+    data = path.with_name(f"{path.name}.data")
+    return (path, data) if data.is_file() else (path,)
 
 
 def phases_of(device: Device, name: str) -> Callable[[Images], Phases]:

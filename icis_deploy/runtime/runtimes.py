@@ -94,6 +94,24 @@ def open_session(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     return _OPENERS[runtime.name](folder, bundle, runtime)
 
 
+def loaded_files(bundle: Bundle, runtime: Runtime) -> tuple[str, ...]:
+    """Return the files of a bundle that a runtime loads, by their paths in it: the model, its weights, and the slots.
+
+    A bundle may hold more: rows that were baked, a generator, models for other runtimes.
+    """
+    from icis_deploy.bundle import MODEL_NAME, SLOTS_NAME
+    from icis_deploy.engine_sidecar import engine_name
+    from icis_deploy.runtime.openvino_session import OPENVINO_NAME
+
+    if _OPENERS[runtime.name] is _open_engine:
+        model = engine_name(runtime.name)
+    elif runtime.name == "openvino" and OPENVINO_NAME in bundle.files:
+        model = OPENVINO_NAME.removesuffix("xml")  # model.bin is beside it
+    else:
+        model = MODEL_NAME  # and model.onnx.data, where it is large
+    return tuple(name for name in bundle.files if name.startswith(model) or name == SLOTS_NAME)
+
+
 def _open_onnxruntime(folder: Path, _bundle: Bundle, runtime: Runtime) -> Session:
     from icis_deploy.bundle import MODEL_NAME
     from icis_deploy.runtime.onnxruntime_session import load_session

@@ -43,13 +43,14 @@ def test_every_target_is_measured_with_every_batch_size_against_the_original(res
 
 def test_a_target_states_what_it_is_and_what_it_costs_to_start(result, tiny_bundles):
     updatable = result.target("updatable")
-    expected = sum(path.stat().st_size for path in tiny_bundles.updatable.iterdir() if path.name != "manifest.json")
+    expected = sum((tiny_bundles.updatable / name).stat().st_size for name in ("model.onnx", "slots.safetensors"))
 
     assert (updatable.num_classes, updatable.num_seen, updatable.capacity) == (46, 40, 16)
     assert (updatable.runtime, updatable.provider, updatable.num_threads) == ("onnxruntime", "CPUExecutionProvider", 1)
     assert updatable.size_bytes == expected
     assert updatable.startup.starts[0].load_ms > 0
     assert updatable.missing == {}
+    assert result.target("fused").size_bytes == (tiny_bundles.fused / "model.onnx").stat().st_size
 
 
 def test_accuracy_is_that_of_evaluate(result, tiny_bundles):

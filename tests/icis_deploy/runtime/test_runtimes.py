@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from icis_deploy.bundle import load_bundle
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, UsageError
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.runtimes import RUNTIME_NAMES, Runtime, runtime_from
+from icis_deploy.runtime.runtimes import RUNTIME_NAMES, Runtime, loaded_files, runtime_from
 from tests.icis_deploy.runtime.bundles import (
     FEATURE_DIM,
     TAILS,
@@ -42,6 +44,26 @@ def test_an_unknown_runtime_is_an_error_that_lists_the_known_ones(bundle_folder)
 def test_a_runtime_without_threads_is_an_error():
     with pytest.raises(UsageError, match=r"^0 threads were asked for; expected at least 1\.$"):
         Runtime(num_threads=0)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        ("onnxruntime", {"model.onnx", "model.onnx.data"}),
+        ("onnxruntime-cuda", {"model.onnx", "model.onnx.data"}),
+        ("openvino", {"openvino/model.xml", "openvino/model.bin"}),
+        ("tensorrt-rtx", {"engines/tensorrt-rtx.engine"}),
+    ],
+)
+def test_of_a_bundle_for_many_runtimes_each_loads_its_own_model_and_the_slots(runtime, expected, bundle_folder):
+    bundle = load_bundle(bundle_folder)
+    entry = bundle.files["model.onnx"]
+    others = ("model.onnx.data", "injected.safetensors", "generator.onnx", "openvino/model.xml", "openvino/model.bin")
+    engines = ("engines/tensorrt.engine", "engines/tensorrt-rtx.engine", "engines/tensorrt-rtx.json")
+    everything = replace(bundle, files={**bundle.files, **dict.fromkeys((*others, *engines), entry)})
+
+    assert set(loaded_files(everything, Runtime(name=runtime))) == {"slots.safetensors", *expected}
+    assert set(loaded_files(bundle, Runtime(name="openvino"))) == {"slots.safetensors", "model.onnx"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""Does an expanded head cost more than its rows do? What a target takes longer than the original, beside the roofline.
+
+Rules:
+
+1. An answer to one image reads every row of the head once. Rows that the original does not have, empty slots included,
+   therefore cost at least their bytes over the memory bandwidth, unless they stay in a cache: that is their share.
+2. What they do cost is the measured ratio to the original, from interleaved rounds, less 1, of the original's median.
+3. Only like is compared with like: the original model itself, in the same precision, runtime and provider, batch 1.
+   With more images the rows are read once for all of them, and arithmetic, not memory, is the roof.
+4. The share is far smaller than the noise of a small machine: a verdict needs the whole interval on one side of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from benchmarks.bandwidth import memory_bandwidth
+from benchmarks.environment import num_usable_cores
+from benchmarks.percentiles import Interval
+from benchmarks.result_values import BatchRun, HeadShare
+from benchmarks.targets import OpenTarget
+
+ARRAY_BYTES = 128 << 20
+"""Read to measure the bandwidth; a device of 1 GiB has room for it and its copy."""
+
+
+def head_shares(targets: Sequence[OpenTarget], runs: Sequence[BatchRun]) -> tuple[HeadShare, ...]:
+    """Return the shares of all targets that can be compared with the original; none where it was not measured.
+
+    Args:
+        targets: What was measured, what the others are compared with first.
+        runs: Their latencies; those of batch 1 count.
+    """
+    run = next((run for run in runs if run.batch_size == 1), None)
+    compared = [target for target in targets[1:] if is_like(target, targets[0])]
+    if run is None or not compared:
+        return ()
+    num_threads = targets[0].num_threads or num_usable_cores() or 1
+    bandwidth = memory_bandwidth(num_threads, array_bytes=ARRAY_BYTES)
+    return tuple(shares_of(compared, run, bandwidth))
+
+
+def is_like(target: OpenTarget, reference: OpenTarget) -> bool:
+    """Return whether a target differs from the original model in its rows alone."""
+    same = all(getattr(target, name) == getattr(reference, name) for name in ("precision", "runtime", "provider"))
+    return same and reference.head_kind == "original" and target.added_bytes > 0
+
+
+def shares_of(targets: Sequence[OpenTarget], run: BatchRun, bandwidth: float) -> Iterator[HeadShare]:
+    """Yield the share of each target at a memory bandwidth in bytes per second."""
+    medians_ms = {latency.label: latency.median_ms.value for latency in run.measurement.latencies}
+    ratios = {each.label: (each.ratio, medians_ms[each.against]) for each in run.measurement.comparisons}
+    for target in targets:
+        ratio, original_ms = ratios[target.name]
+        value, low, high = ((bound - 1) * original_ms for bound in (ratio.value, ratio.low, ratio.high))
+        yield HeadShare(
+            target=target.name,
+            added_bytes=target.added_bytes,
+            bandwidth_bytes_per_s=bandwidth,
+            share_ms=1e3 * target.added_bytes / bandwidth,
+            measured_ms=Interval(value=value, low=low, high=high),
+        )

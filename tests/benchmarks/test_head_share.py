@@ -1,0 +1,93 @@
+"""What added rows cost beside their bytes: the verdict needs the whole interval, and only like is compared."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.bench import open_targets
+from benchmarks.head_share import head_shares, is_like, shares_of
+from benchmarks.latency import Plan, measure
+from benchmarks.percentiles import Interval
+from benchmarks.result_text import head_shares_text
+from benchmarks.result_values import BatchRun, HeadShare
+
+BANDWIDTH = 10e9
+
+
+def share(low, high):
+    measured = Interval(value=(low + high) / 2, low=low, high=high)
+    return HeadShare(
+        target="fused", added_bytes=1_000_000, bandwidth_bytes_per_s=BANDWIDTH, share_ms=0.1, measured_ms=measured
+    )
+
+
+@pytest.fixture
+def targets(tiny_bundles):
+    bundles, original = [tiny_bundles.fused, tiny_bundles.updatable], str(tiny_bundles.project.model)
+    with open_targets(bundles, against=original, runtimes=("onnxruntime",), num_threads=1) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (-0.02, 0.09, "within"),
+        (0.02, 0.1, "within"),
+        (0.11, 0.5, "over"),
+        (0.05, 0.2, "cannot tell"),
+        (float("-inf"), float("inf"), "cannot tell"),  # too few rounds for an interval
+    ],
+)
+def test_a_verdict_needs_the_whole_interval_on_one_side_of_the_share(low, high, verdict):
+    assert share(low, high).verdict == verdict
+
+
+def test_rows_that_the_original_does_not_have_are_counted_empty_slots_too(targets):
+    original, fused, updatable = targets
+    width = 4 * (fused.added_rows().shape[1])
+
+    assert (original.added_bytes, fused.added_bytes) == (0, 6 * width)
+    assert updatable.capacity == 16
+    assert updatable.added_bytes == 16 * width  # ten of them are empty
+
+
+def test_what_rows_cost_is_measured_in_turn_with_the_original(targets, virtual_machine):
+    """A query of 4 ms; the rows of `fused` cost half of their share, 0.04 ms, those of `updatable` three times it."""
+    machine = virtual_machine(jitter=0.003)
+    original, *others = (replace(target, added_bytes=800_000 * bool(target.added_bytes)) for target in targets)
+    costs = {original.name: 4.0, "fused": 4.04, "updatable": 4.24}
+    calls = {name: machine.call(latency) for name, latency in costs.items()}
+    run = BatchRun(
+        batch_size=1, measurement=measure(calls, plan=Plan(num_queries=2000), instruments=machine.instruments)
+    )
+    fused, updatable = shares_of(others, run, BANDWIDTH)
+
+    assert fused.share_ms == updatable.share_ms == pytest.approx(0.08)
+    assert (fused.verdict, updatable.verdict) == ("within", "over")
+    assert fused.measured_ms.value == pytest.approx(0.04, abs=0.01)
+    assert fused.measured_ms.low < 0.04 < fused.measured_ms.high
+    assert updatable.measured_ms.value == pytest.approx(0.24, abs=0.01)
+    lines = head_shares_text([fused, updatable]).splitlines()
+    assert lines[1].split()[:6] == ["fused", "0.80", "MB", "0.080", "ms", f"{fused.measured_ms.value:+.3f}"]
+    assert [line.split()[-1] for line in lines[1:3]] == ["within", "over"]
+    assert "10.0 GB/s" in lines[3]
+
+
+def test_only_a_target_that_differs_in_its_rows_alone_is_compared(targets):
+    original, fused, _ = targets
+
+    assert is_like(fused, original)
+    for change in ({"precision": "int8"}, {"runtime": "openvino"}, {"provider": "CUDA"}, {"added_bytes": 0}):
+        assert not is_like(replace(fused, **change), original)
+    assert not is_like(fused, replace(fused, name="another bundle"))
+
+
+def test_without_the_original_or_batch_1_nothing_is_measured(targets, virtual_machine):
+    machine = virtual_machine()
+    calls = {target.name: machine.call(1.0) for target in targets}
+    plan = Plan(num_queries=64, budget_s=1.0)
+    run = BatchRun(batch_size=8, measurement=measure(calls, plan=plan, instruments=machine.instruments))
+
+    assert head_shares(targets, [run]) == ()
+    assert head_shares(targets[1:], [replace(run, batch_size=1)]) == ()
+    assert [each.target for each in head_shares(targets, [replace(run, batch_size=1)])] == ["fused", "updatable"]
