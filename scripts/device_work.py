@@ -1,0 +1,154 @@
+"""Compare a model that takes pixels and chooses classes with the same work in Python around the plain model.
+
+    scripts/device_work.py MODEL --classes FILE --preprocess FILE [--top K] [--batch 1,8,32] [--threads N]
+
+Exports MODEL twice, fused: as it is, and with `--input uint8 --top K`. From the same resized and cropped pixels to the
+K most probable classes, three ways are measured in turn, round by round:
+
+    in the model        one call: one array of bytes in, two small arrays out
+    in Python           scaled, normalised and laid out by numpy as `Preprocessing` does it, softmax, argsort
+    in Python, tuned    one multiplication and one addition on arrays that are kept, and argpartition
+
+Each way's classes are compared with the others' before anything is timed. Above 1, the way takes
+longer than the model does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from icis_deploy.preprocessing import Preprocessing
+    from icis_deploy.runtime.session import Session
+
+    Way = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+ROOT = Path(__file__).resolve().parent.parent
+IN_MODEL, IN_PYTHON, TUNED = "in the model", "in Python", "in Python, tuned"
+
+
+def ways(chooser: Session, plain: Session, preprocessing: Preprocessing, top: int) -> dict[str, Way]:
+    """Return every way from pixels to probabilities and class ids, `(batch, top)` each, by its name."""
+    import numpy as np
+
+    def in_model(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        chosen = chooser.top(pixels)
+        assert chosen is not None
+        return chosen.probabilities, chosen.columns
+
+    def in_python(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        probabilities = softmax(plain.run(preprocessing.from_pixels(pixels)).logits)
+        ids = np.argsort(-probabilities, axis=1)[:, :top]
+        return np.take_along_axis(probabilities, ids, axis=1), ids
+
+    scale, offset = (np.asarray(part, np.float32).reshape(1, -1, 1, 1) for part in affine(preprocessing))
+    kept: dict[int, np.ndarray] = {}
+
+    def tuned(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = kept.setdefault(len(pixels), np.empty((len(pixels), *preprocessing.input_shape), np.float32))
+        np.multiply(pixels.transpose(0, 3, 1, 2), scale, out=images)
+        images += offset
+        logits = plain.run(images).logits
+        best = np.argpartition(logits, -top, axis=1)[:, -top:]
+        ids = np.take_along_axis(best, np.argsort(-np.take_along_axis(logits, best, axis=1), axis=1), axis=1)
+        return np.take_along_axis(softmax(logits), ids, axis=1), ids
+
+    found: dict[str, Way] = {IN_MODEL: in_model, IN_PYTHON: in_python}
+    if (preprocessing.layout, preprocessing.color) == ("NCHW", "RGB"):
+        found[TUNED] = tuned
+    return found
+
+
+def affine(preprocessing: Preprocessing) -> tuple[list[float], list[float]]:
+    """Return what bytes are multiplied with and what is added then, by channel."""
+    pairs = list(zip(preprocessing.mean, preprocessing.std, strict=True))
+    return [1 / (255 * std) for _, std in pairs], [-mean / std for mean, std in pairs]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities, `(batch, num_classes)`."""
+    import numpy as np
+
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def check_agreement(found: dict[str, Way], pixels: np.ndarray) -> None:
+    """Raise `RuntimeFailureError` where two ways choose other classes."""
+    import numpy as np
+
+    from icis_deploy.errors import RuntimeFailureError
+
+    probabilities, ids = found[IN_MODEL](pixels)
+    for name, way in found.items():
+        others, other_ids = way(pixels)
+        if not np.array_equal(ids, other_ids) or not np.abs(probabilities - others).max() < 1e-4:
+            raise RuntimeFailureError(f"The ways {IN_MODEL!r} and {name!r} choose different classes.")
+
+
+def main() -> int:
+    """Export, check, measure, print."""
+    parser = argparse.ArgumentParser(description="Compare device work in the model with the same in Python.")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--classes", type=Path, required=True)
+    parser.add_argument("--preprocess", type=Path, required=True)
+    parser.add_argument("--top", type=int, default=5)
+    parser.add_argument("--batch", default="1,8,32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runtime", default="onnxruntime")
+    parser.add_argument("--seconds", type=float, default=15.0, help="budget of each batch size")
+    given = parser.parse_args()
+
+    import icis_deploy
+    from icis_deploy.model_form import ModelForm
+    from icis_deploy.preprocessing import load_preprocessing
+    from icis_deploy.runtime.device import Device
+
+    preprocessing = load_preprocessing(given.preprocess)
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = []
+        for form in (ModelForm(model_input="uint8", top=given.top), ModelForm()):
+            out = Path(folder) / str(len(sessions))
+            icis_deploy.export(given.model, classes=given.classes, preprocess=preprocessing, form=form, out=out)
+            sessions.append(Device.open(out, runtime=given.runtime, num_threads=given.threads).session)
+        found = ways(*sessions, preprocessing, given.top)
+        print(f"{given.model.name}, {given.runtime}, {given.threads} threads, top {given.top}")
+        print("| batch | way | median ms | multiple of the model's time (99 % interval) | verdict |")
+        print("|---|---|---|---|---|")
+        for batch in (int(size) for size in given.batch.split(",")):
+            print_comparison(found, preprocessing, batch, seconds=given.seconds)
+    return 0
+
+
+def print_comparison(found: dict[str, Way], preprocessing: Preprocessing, batch: int, *, seconds: float) -> None:
+    """Measure every way on the same pixels and print a row for each."""
+    import numpy as np
+
+    from benchmarks.latency import Plan, measure
+    from icis_deploy.neutral_images import neutral_images
+
+    height, width, channels = preprocessing.pixel_shape
+    pictures = neutral_images(batch, height, width, seed=0)[:, :channels]
+    pixels = np.ascontiguousarray(np.rint(255 * pictures.transpose(0, 2, 3, 1)).astype(np.uint8))
+    check_agreement(found, pixels)
+    calls = {name: (lambda way=way: way(pixels)) for name, way in found.items()}
+    measurement = measure(calls, against=IN_MODEL, plan=Plan(budget_s=seconds))
+    compared = {comparison.label: comparison for comparison in measurement.comparisons}
+    for report in measurement.latencies:
+        row = f"| {batch} | {report.label} | {report.median_ms.value:.2f} "
+        if report.label in compared:
+            ratio = compared[report.label].ratio
+            row += f"| {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) | {compared[report.label].verdict} |"
+        print(row if report.label in compared else f"{row}| 1 | |")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    sys.exit(main())
