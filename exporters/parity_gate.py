@@ -12,6 +12,8 @@ Comparisons, each of which catches what the others cannot:
 
 The bundle is run in the runtime that is asked for, its references in ONNX Runtime on the CPU and in the original's own.
 
+What is wrong with a head is named where its errors tell (`head_faults.py`).
+
 Everything is run first, then compared. Models run one after the other, each gone before the next is loaded, and the
 rows of the expanded head are read in blocks: so the gate takes what a runtime takes to load the head once.
 """
@@ -32,6 +34,7 @@ from numpy.typing import NDArray
 from exporters.expanded_head import AnyHead
 from exporters.gate_inputs import GateInputs, gate_inputs
 from exporters.half_emulation import emulate_halves
+from exporters.head_faults import HeadRun, name_fault
 from exporters.head_finding import HeadLocation
 from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT, backbone, own_backbone
 from exporters.model_loading import LoadedModel
@@ -105,7 +108,9 @@ def check_bundle(
         reports.append(_compare_with_own(expanded.logits(own), ran.logits, bundle))
     if reports[0].profile.min_seen_kept is not None and images is not None:
         reports[0] = _with_accuracy(reports[0], expected, ran, bundle=bundle, labels=images.labels)
-    first = replace(reports[0], failures=(*reports[0].failures, *sorted(ran.failures)))
+    fault = _fault(features if own is None else own, ran, bundle, expanded, reports[0] if own is None else reports[-1])
+    named = [] if fault is None else [fault]
+    first = replace(reports[0], failures=(*reports[0].failures, *sorted(ran.failures), *named))
     return first, *reports[1:]
 
 
@@ -121,6 +126,25 @@ class BundleRun:
 
     failures: frozenset[str]
     """What is wrong with its slots, or with the choice that it makes itself."""
+
+
+def _fault(
+    features: NDArray[np.float32], ran: BundleRun, bundle: Bundle, expanded: AnyHead, report: ParityReport
+) -> str | None:
+    """Return what is wrong with the head, if the report that compares it is negative and it can be told."""
+    if report.passed or bundle.score_kind == "sigmoid" or not np.isfinite(features).all():
+        return None
+    expected = scores_of_logits(expanded.logits(features), bundle.score_kind)
+    run = HeadRun(
+        features=features,
+        expected=expected,
+        found=compared_values(ran.logits, bundle.score_kind),
+        head=expanded,
+        class_names=ran.class_names,
+        num_seen=bundle.num_seen,
+        tolerance=report.profile.max_scaled_error * float(expected.std()),
+    )
+    return name_fault(run)
 
 
 def _features(model: ir.Model, inputs: GateInputs, *, prepared: bool) -> NDArray[np.float32]:
