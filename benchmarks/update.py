@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +33,7 @@ from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head import Head
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.onnxruntime_session import load_session, session_options
 from icis_deploy.runtime.probe import probe_input
 from icis_deploy.runtime.session import SLOT_BIAS, SLOT_WEIGHT
 
@@ -229,7 +228,7 @@ def _make_new_session(run: _Run, weight: Float32, bias: Float32) -> Float32:
     import onnxruntime
 
     start = time.perf_counter()
-    options = _options(run)
+    options = session_options(run.num_threads)
     # The session reads these values for as long as it lives; they must not be collected before it.
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in (weight, bias)]
     for name, value in zip((SLOT_WEIGHT, SLOT_BIAS), values, strict=True):
@@ -252,7 +251,8 @@ def _activate_adapter(run: _Run, weight: Float32, bias: Float32) -> Float32:
         }
     )
     adapter_format.export_adapter(str(path))
-    session = onnxruntime.InferenceSession(_model_path(run), _options(run), providers=["CPUExecutionProvider"])
+    options = session_options(run.num_threads)
+    session = onnxruntime.InferenceSession(_model_path(run), options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: run.images}
     session.run(None, feed)
     start = time.perf_counter()
@@ -289,15 +289,6 @@ def _exporter(original: Path, seen_names: tuple[str, ...]) -> Callable[[Path, Cl
         save_model(fuse_head(model, location, seen.expand(update.rows, update.added)), path)
 
     return export
-
-
-def _options(run: _Run) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = run.num_threads
-    return options
 
 
 def _model_path(run: _Run) -> str:

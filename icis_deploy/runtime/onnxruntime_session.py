@@ -85,9 +85,10 @@ class ONNXRuntimeSession:
         self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
     ) -> SessionOutput:
         """Run one batch; see `Session.run`."""
-        wanted = [self._logits_name, FEATURES] if with_features and self._has_features else [self._logits_name]
-        outputs = self._fetch(wanted, images, slots)
-        return SessionOutput(logits=outputs[0], features=outputs[1] if len(outputs) > 1 else None)
+        if with_features and self._has_features:
+            logits, features = self._fetch([self._logits_name, FEATURES], images, slots)
+            return SessionOutput(logits=logits, features=features)
+        return SessionOutput(logits=self._fetch([self._logits_name], images, slots)[0], features=None)
 
     def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
         """Run one batch and fetch the model's own choice; see `Session.top`."""
@@ -102,7 +103,8 @@ class ONNXRuntimeSession:
             feed[SLOT_WEIGHT], feed[SLOT_BIAS] = slots.weight, slots.bias
         try:
             if self._slots_memory is None or slots is None:
-                return list(self._session.run(names, feed))
+                outputs: list[Any] = self._session.run(names, feed)
+                return outputs
             return self._run_with_slots_elsewhere(names, feed)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types; this is the one seam to it
             raise RuntimeFailureError(
@@ -149,13 +151,7 @@ def load_session(
     check_one_installation()
     choice = ProviderChoice() if provider is None else provider
     check_available(onnxruntime, choice)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # what matters comes as an exception; warnings of the graph optimizer help no user
-    # Threads of a pool wait for the next operator by spinning, and by default go on after a run: they keep a core from
-    # whatever comes next, such as another session. Within a run they may; after it they sleep.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if num_threads is not None:
-        options.intra_op_num_threads = num_threads
+    options = session_options(num_threads)
     if choice.name != CPU_PROVIDER:
         forbid_silent_fallback(options, onnxruntime.InferenceSession)
     source = model if isinstance(model, bytes) else str(model)
@@ -166,3 +162,21 @@ def load_session(
         raise ModelLoadError(f"ONNX Runtime cannot load the model{where}: {error}") from error
     check_session(session, choice)
     return ONNXRuntimeSession(session, slots_memory=choice.slots_memory)
+
+
+def session_options(num_threads: int | None = None) -> Any:
+    """Return the `onnxruntime.SessionOptions` that every session of icis-deploy gets.
+
+    Args:
+        num_threads: Threads inside one operator; `None` lets ONNX Runtime use every core.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # what matters comes as an exception; warnings of the graph optimizer help no user
+    # Threads of a pool wait for the next operator by spinning, and by default go on after a run: they keep a core from
+    # whatever comes next, such as another session. Within a run they may; after it they sleep.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if num_threads is not None:
+        options.intra_op_num_threads = num_threads
+    return options
