@@ -108,10 +108,9 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
             )
         place = {name: index for index, name in enumerate(self.class_names) if name is not None}
         _check_conflicts(update, place, seen_names)
-        weight, bias, names = self.weight.copy(), self.bias.copy(), list(self.class_names)
+        names = list(self.class_names)
         for name in update.removed:
             names[place[name]] = None
-            weight[place[name]], bias[place[name]] = 0.0, EMPTY_SLOT_BIAS
         empty = [index for index, name in enumerate(names) if name is None]
         if len(update.added) > len(empty):
             raise CapacityError(
@@ -120,9 +119,13 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
                 f"`icis-deploy compact` on the workbench and hand the new bundle over."
             )
         targets = [*empty[: len(update.added)], *(place[name] for name in update.replaced)]
-        weight[targets], bias[targets] = update.rows[:, :-1], update.rows[:, -1]
         for index, name in zip(targets, update.class_names, strict=True):
             names[index] = name
+        weight, bias = self.weight.copy(), self.bias.copy()
+        emptied = [place[name] for name in update.removed if names[place[name]] is None]
+        if emptied:
+            weight[emptied], bias[emptied] = 0.0, EMPTY_SLOT_BIAS
+        weight[targets], bias[targets] = update.rows[:, :-1], update.rows[:, -1]
         weight.flags.writeable = bias.flags.writeable = False  # so that the new table takes them over without a copy
         return SlotTable(weight=weight, bias=bias, class_names=tuple(names))
 

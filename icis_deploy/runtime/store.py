@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,10 +237,10 @@ class Store:
             made_folder = self._files.make_folder(self._folder)
             if made_folder:
                 self._sync(self._files.sync_folder, self._bundle_folder)
-            if self._stale(before):
+            if stale := self._stale(before, self._files.names(self._folder)):
                 # After a crash between rename and sync, the journal before this one could come back and need them.
                 self._sync(self._files.sync_folder, self._folder)
-                self._sweep(before)
+                self._remove(stale)
             if slots is not None and slots.entry not in [state.slots for state in before.states]:
                 written.append(self._slots_path(slots.entry))
                 self._files.create(written[-1], slots.data)
@@ -256,7 +256,8 @@ class Store:
                 ) from error
             raise
         with suppress(OSError):  # the change is committed; the next one sweeps again
-            self._sweep(after)
+            # Under the lock the folder held what `before` names and nothing else, so it need not be listed again.
+            self._remove(self._stale(after, sorted(self._named(before))))
 
     def _commit(self, before: Journal, after: Journal, written: list[Path]) -> None:
         had_journal = self.stamp() is not None
@@ -293,14 +294,17 @@ class Store:
             if remove_folder:
                 self._files.remove_folder(self._folder)
 
-    def _sweep(self, journal: Journal) -> None:
-        """Remove what no journal names: leftovers of a power cut, and states too old to keep."""
-        for path in self._stale(journal):
+    def _remove(self, paths: list[Path]) -> None:
+        for path in paths:
             self._files.remove(path)
 
-    def _stale(self, journal: Journal) -> list[Path]:
-        kept = {_slots_name(state.slots) for state in journal.states if state.slots is not None} | {JOURNAL_NAME}
-        return [self._folder / name for name in self._files.names(self._folder) if name not in kept]
+    def _stale(self, journal: Journal, names: Iterable[str]) -> list[Path]:
+        """Return which of the names in the folder the journal does not need: leftovers of a power cut, old states."""
+        kept = self._named(journal)
+        return [self._folder / name for name in names if name not in kept]
+
+    def _named(self, journal: Journal) -> set[str]:
+        return {_slots_name(state.slots) for state in journal.states if state.slots is not None} | {JOURNAL_NAME}
 
     def _sync(self, call: Callable[[Path], None], path: Path) -> None:
         start = time.perf_counter()
