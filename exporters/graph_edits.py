@@ -74,7 +74,8 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any], dtype: ir.D
     """
     name = unused_name(graph, name)
     target = array.dtype if dtype is None else dtype.numpy()
-    return add_tensor(graph, ir.Tensor(np.ascontiguousarray(array, dtype=target), name=name))
+    # `ascontiguousarray` would make a vector of a single number, and a scale of one number per axis of a single one.
+    return add_tensor(graph, ir.Tensor(np.asarray(array, dtype=target, order="C"), name=name))
 
 
 def add_tensor(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
