@@ -152,7 +152,7 @@ def _targets(former: CompactedFrom) -> TargetPlan:
     """Return the targets that a bundle holds, to be built as they were (rule 3)."""
     names = targets_of(former.bundle)
     options = TargetOptions(engine=settings_of(former.folder, former.bundle))
-    return plan_targets(names, options, precision=former.bundle.precision)
+    return plan_targets(names, options)
 
 
 def _write_tables(folder: Path, former: CompactedFrom, plan: CompactionPlan) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.gate_inputs import GateInputs, gate_inputs
-from exporters.parity_gate import BundleRun, opened_bundle, run_bundle
+from exporters.parity_gate import BundleRun, Rewrite, opened_bundle, run_bundle
 from exporters.scores import compared_values
 from icis_deploy.bundle import Bundle
 from icis_deploy.images import LabeledImages
@@ -38,6 +38,7 @@ def check_compacted(
     fixed_batch: int | None = None,
     images: LabeledImages | None = None,
     runtime: Runtime | None = None,
+    rewrite: Rewrite | None = None,
 ) -> tuple[ParityReport, ...]:
     """Run a compacted bundle and the one before it on the same inputs, and compare.
 
@@ -50,6 +51,7 @@ def check_compacted(
         fixed_batch: The only batch that the model takes, if it takes no other.
         images: Image files to compare on; `None` for seeded inputs.
         runtime: Where both are run; `None` for the default.
+        rewrite: What both models are rewritten by first, in the default runtime.
 
     Raises:
         ModelLoadError: If a runtime cannot load one of them.
@@ -58,8 +60,9 @@ def check_compacted(
     paths = None if images is None else images.paths
     inputs = gate_inputs(former.model_input, former.preprocessing, paths, fixed_batch=fixed_batch)
     with closing(inputs):
-        names, expected = _former_logits(former_folder, former, table, inputs, runtime)
-        ran = run_bundle(folder, bundle, inputs, runtime)
+        opened = opened_bundle(former_folder, former, runtime, rewrite)
+        names, expected = _former_logits(former_folder, opened, table, inputs)
+        ran = run_bundle(folder, bundle, inputs, runtime, rewrite)
     where = "" if runtime is None or runtime.is_reference else f"; both in {runtime.name}"
     report = compare_logits(
         compared_values(expected, former.score_kind),
@@ -71,10 +74,10 @@ def check_compacted(
 
 
 def _former_logits(
-    folder: Path, bundle: Bundle, table: SlotTable, inputs: GateInputs, runtime: Runtime | None
+    folder: Path, opened: Device, table: SlotTable, inputs: GateInputs
 ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Return the classes and their logits, disabled ones included."""
-    session = opened_bundle(folder, bundle, runtime).session
+    bundle, session = opened.bundle, opened.session
     state = make_head_state(bundle, session, table=table, version=bundle.head_version)
     device = Device(folder=folder, bundle=bundle, session=session, state=state)
     logits = [device.logits(batch.given).values[: batch.count].copy() for batch in inputs]

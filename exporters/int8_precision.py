@@ -37,7 +37,7 @@ from icis_deploy.errors import ExportError, IncompatibleError
 NUM_MEAN_BATCHES = 64
 """As many calibration batches as the mean input of each layer is taken from."""
 
-_SHAPING = frozenset(
+SHAPING = frozenset(
     {"AveragePool", "Flatten", "Gather", "GlobalAveragePool", "Identity", "MaxPool", "ReduceMean", "Reshape", "Slice"}
     | {"Squeeze", "Transpose"}
 )
@@ -123,7 +123,7 @@ def _nodes_after_the_last_layer(backbone: ir.Model) -> list[str]:
     """Return the nodes that only pool and reshape what the last layer gives."""
     names: list[str] = []
     node = backbone.graph.outputs[0].producer()
-    while node is not None and node.op_type in _SHAPING:
+    while node is not None and node.op_type in SHAPING:
         names.append(str(node.name))
         node = None if node.inputs[0] is None else node.inputs[0].producer()
     return names

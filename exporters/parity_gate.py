@@ -21,7 +21,7 @@ rows of the expanded head are read in blocks: so the gate takes what a runtime t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,6 +60,8 @@ CHOICE_TOLERANCE = 1e-5
 """Greatest error of a probability that the model gives with its choice."""
 
 Float64 = NDArray[np.float64]
+Rewrite = Callable[[ir.Model], ir.Model]
+"""Makes of a bundle's model the graph that another runtime computes, or that this one can be checked by."""
 
 
 def check_bundle(
@@ -71,6 +73,7 @@ def check_bundle(
     expanded: AnyHead,
     images: LabeledImages | None = None,
     runtime: Runtime | None = None,
+    rewrite: Rewrite | None = None,
 ) -> tuple[ParityReport, ...]:
     """Run a bundle and what it was made from on the same inputs, and compare.
 
@@ -82,6 +85,7 @@ def check_bundle(
         expanded: The original head's rows and the injected ones, in the order of the bundle's classes.
         images: Image files to compare on; `None` for seeded inputs.
         runtime: Where the bundle is run; `None` for the default.
+        rewrite: What its model is rewritten by first, in the default runtime.
 
     Returns:
         A report for each comparison.
@@ -97,10 +101,12 @@ def check_bundle(
         features = _features(backbone(loaded.model, location), inputs, prepared=True)
         original = _original_scores(loaded, location, inputs)
         loaded.release()
-        ran = run_bundle(folder, bundle, inputs, runtime)
+        ran = run_bundle(folder, bundle, inputs, runtime, rewrite)
         own = None
         if bundle.precision != "fp32" and is_reference:
-            own = _features(_as_checked(own_backbone(folder / MODEL_NAME), bundle), inputs, prepared=False)
+            checked = _rewrite_for(bundle, runtime, rewrite)
+            own_features = own_backbone(folder / MODEL_NAME)
+            own = _features(own_features if checked is None else checked(own_features), inputs, prepared=False)
     expected = scores_of_logits(expanded.logits(features), bundle.score_kind)
     where = "" if runtime is None or is_reference else f"; the bundle in {runtime.name}"
     reports = _compare_with_original(expected, original, ran.logits, bundle, where=where)
@@ -166,9 +172,11 @@ def _original_scores(loaded: LoadedModel, location: HeadLocation, inputs: GateIn
     return np.concatenate(scores)
 
 
-def run_bundle(folder: Path, bundle: Bundle, inputs: GateInputs, runtime: Runtime | None) -> BundleRun:
+def run_bundle(
+    folder: Path, bundle: Bundle, inputs: GateInputs, runtime: Runtime | None, rewrite: Rewrite | None
+) -> BundleRun:
     """Run a bundle's files on inputs, and look at its slots and its choice."""
-    device = opened_bundle(folder, bundle, runtime)
+    device = opened_bundle(folder, bundle, runtime, rewrite)
     exported, failures = [], _baked_slot_failures(folder / MODEL_NAME, device.state.table)
     for batch in inputs:
         exported.append(device.logits(batch.given).values[: batch.count].copy())
@@ -180,22 +188,24 @@ def run_bundle(folder: Path, bundle: Bundle, inputs: GateInputs, runtime: Runtim
     )
 
 
-def opened_bundle(folder: Path, bundle: Bundle, runtime: Runtime | None) -> Device:
+def opened_bundle(folder: Path, bundle: Bundle, runtime: Runtime | None, rewrite: Rewrite | None) -> Device:
     """Open a bundle; a float16 one on the CPU with the rounding that a CPU leaves out (`half_emulation.py`)."""
-    if bundle.precision != "fp16" or not (runtime is None or runtime.is_reference):
+    rewrite = _rewrite_for(bundle, runtime, rewrite)
+    if rewrite is None:
         return Device.from_parts(folder, bundle, runtime=runtime)
     model = ir.load(folder / MODEL_NAME)
     infer_shapes(model)
     with tempfile.TemporaryDirectory() as checked:
         path = Path(checked) / MODEL_NAME
-        save_model(_as_checked(model, bundle), path)
+        save_model(rewrite(model), path)
         session = load_session(path)
     state = make_head_state(bundle, session, table=exported_slots(folder, bundle), version=bundle.head_version)
     return Device(folder=folder, bundle=bundle, session=session, state=state)
 
 
-def _as_checked(model: ir.Model, bundle: Bundle) -> ir.Model:
-    return emulate_halves(model) if bundle.precision == "fp16" else model
+def _rewrite_for(bundle: Bundle, runtime: Runtime | None, rewrite: Rewrite | None) -> Rewrite | None:
+    is_reference = runtime is None or runtime.is_reference
+    return emulate_halves if rewrite is None and bundle.precision == "fp16" and is_reference else rewrite
 
 
 def _compare_with_original(

@@ -7,29 +7,25 @@ Rules:
 3. `all` is every target. One that cannot be built here, or not of this model, is no failure then: its outcome says why.
 4. What it built passes the same gate as `model.onnx`, in its own runtime. Where that needs a device that this machine
    lacks, the outcome says so, and `icis-deploy verify --runtime` runs the gate where the device is.
+5. Where it rewrites `model.onnx` into what computes otherwise, the gate runs the rewritten graph too, in ONNX Runtime.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from exporters.openvino_conversion import openvino_from_onnx, why_no_openvino
+from exporters.parity_gate import Rewrite
 from exporters.tensorrt_build import EngineSettings
-from exporters.tensorrt_target import why_no_engine, write_engine
+from exporters.tensorrt_target import ENGINE_REWRITES, why_no_engine, write_engine
 from exporters.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository
-from icis_deploy.bundle import MODEL_NAME, PRECISIONS, Bundle, file_entry
+from icis_deploy.bundle import MODEL_NAME, Bundle, file_entry
 from icis_deploy.engine_sidecar import engine_name
-from icis_deploy.errors import (
-    ICISDeployError,
-    IncompatibleError,
-    MissingDependencyError,
-    StorageError,
-    UsageError,
-)
+from icis_deploy.errors import ICISDeployError, MissingDependencyError, StorageError, UsageError
 from icis_deploy.parity import ParityReport
 from icis_deploy.runtime.openvino_session import OPENVINO_NAME
 from icis_deploy.runtime.runtimes import Runtime
@@ -76,8 +72,8 @@ class Target:
     build: Callable[[TargetJob], Sequence[str]]
     """Writes it, and returns its files' paths relative to the bundle."""
 
-    precisions: tuple[str, ...] = PRECISIONS
-    """What the model may compute in."""
+    rewrites: Mapping[str, Rewrite] = field(default_factory=dict)
+    """By the model's precision, what it makes of the graph where that computes otherwise."""
 
     compare: Callable[[TargetJob], ParityReport] | None = None
     """Compares what was built with `model.onnx`, which passed its gate, where no runtime of ours runs it as a whole."""
@@ -113,8 +109,7 @@ def _engine_target(runtime: str) -> Target:
         file=engine_name(runtime),
         why_not=lambda options: why_no_engine(runtime, options.engine),
         build=lambda job: write_engine(runtime, job.folder, job.bundle, job.options.engine),
-        # TensorRT's parser takes symmetric quantization alone, and no quantized biases; our int8 has neither.
-        precisions=("fp32", "fp16"),
+        rewrites=ENGINE_REWRITES,
     )
 
 
@@ -164,7 +159,7 @@ class TargetPlan:
     """Whether every target was asked for: then the outcome of `model.onnx` is told too, and why one is missing."""
 
 
-def plan_targets(names: Sequence[str], options: TargetOptions | None = None, *, precision: str = "fp32") -> TargetPlan:
+def plan_targets(names: Sequence[str], options: TargetOptions | None = None) -> TargetPlan:
     """Return the targets of these names, each once, if this machine can build them all; `onnx` is always built.
 
     `all` is every target, whether it can be built here or not.
@@ -172,11 +167,9 @@ def plan_targets(names: Sequence[str], options: TargetOptions | None = None, *, 
     Args:
         names: What `--target` calls them.
         options: How they are built.
-        precision: What the model computes in.
 
     Raises:
         UsageError: If there is no such target.
-        IncompatibleError: If one does not take models of this precision.
         MissingDependencyError: If one cannot be built here.
     """
     options = TargetOptions() if options is None else options
@@ -187,11 +180,6 @@ def plan_targets(names: Sequence[str], options: TargetOptions | None = None, *, 
         return TargetPlan(targets=tuple(TARGETS.values()), options=options, is_all=True)
     targets = tuple(TARGETS[name] for name in dict.fromkeys(names) if name != "onnx")
     for target in targets:
-        if precision not in target.precisions:
-            raise IncompatibleError(
-                f"The target {target.name!r} takes models in {' or '.join(target.precisions)}, not in {precision}. "
-                f"Leave --precision {precision} or this target out."
-            )
         reason = target.why_not(options)
         if reason is not None:
             raise MissingDependencyError(f"The target {target.name!r} cannot be built on this machine: {reason}")
@@ -218,8 +206,6 @@ def model_outcome(bundle: Bundle, build_seconds: float, reports: Sequence[Parity
 def add_target_if_possible(target: Target, job: TargetJob, gate: Gate) -> tuple[Bundle, BuiltTarget]:
     """Do what `add_target` does; where it cannot be done, return the bundle as it was and the reason."""
     reason = target.why_not(job.options)
-    if job.bundle.precision not in target.precisions:
-        reason = f"it takes models in {' or '.join(target.precisions)}, not in {job.bundle.precision}"
     if reason is not None:
         return job.bundle, BuiltTarget(name=target.name, reason=reason)
     before = _files_below(job.folder)
@@ -240,7 +226,9 @@ def _files_below(folder: Path) -> set[Path]:
 class Gate(Protocol):
     """The parity gate with everything but the bundle and its runtime filled in."""
 
-    def __call__(self, bundle: Bundle, *, runtime: Runtime) -> tuple[ParityReport, ...]:
+    def __call__(
+        self, bundle: Bundle, *, runtime: Runtime | None = None, rewrite: Rewrite | None = None
+    ) -> tuple[ParityReport, ...]:
         """Run the bundle's files in a runtime and compare; see `parity_gate.check_bundle`."""
         ...
 
@@ -277,7 +265,14 @@ def _gate_reports(target: Target, job: TargetJob, gate: Gate) -> tuple[tuple[Par
         return (target.compare(job),), None
     if target.runtime is None:
         return (), "icis-deploy does not run it itself"
+    reports: tuple[ParityReport, ...] = ()
+    if (rewrite := target.rewrites.get(job.bundle.precision)) is not None:
+        where = f"; the graph of {target.name}"
+        reports = tuple(
+            replace(each, compared_with=each.compared_with + where) for each in gate(job.bundle, rewrite=rewrite)
+        )
     try:
-        return gate(job.bundle, runtime=Runtime(name=target.runtime)), None
+        return (*reports, *gate(job.bundle, runtime=Runtime(name=target.runtime))), None
     except MissingDependencyError as error:
-        return (), f"the gate did not run: {error}"
+        ran = "ran on its graph in ONNX Runtime alone" if reports else "did not run"
+        return reports, f"the gate {ran}: {error}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from exporters.onnx_files import load_onnx_file, save_model
+from exporters.symmetric_quantization import with_symmetric_quantization
 from exporters.tensorrt_build import BuiltEngine, EngineSettings, build_engine
 from exporters.tensorrt_graph import SLOT_ROWS, graph_for_tensorrt
 from icis_deploy._version import __version__
@@ -27,6 +30,9 @@ from icis_deploy.errors import BundleError, MissingDependencyError, StorageError
 from icis_deploy.files import read_capped, write_file
 from icis_deploy.runtime.cuda_calls import load_cuda
 from icis_deploy.runtime.tensorrt_module import load_tensorrt
+
+ENGINE_REWRITES: Mapping[str, Callable[[ir.Model], ir.Model]] = {"int8": with_symmetric_quantization}
+"""By a model's precision, what TensorRT needs done to its graph that changes what it computes."""
 
 
 def why_no_engine(runtime: str, settings: EngineSettings) -> str | None:
@@ -65,7 +71,7 @@ def write_engine(runtime: str, folder: Path, bundle: Bundle, settings: EngineSet
         StorageError: If the disk refuses.
     """
     trt = load_tensorrt(runtime)
-    built = _build(trt, folder / MODEL_NAME, settings)
+    built = _build(trt, folder / MODEL_NAME, settings, precision=bundle.precision)
     sidecar = EngineSidecar(
         runtime=runtime,
         runtime_version=str(trt.__version__),
@@ -78,6 +84,7 @@ def write_engine(runtime: str, folder: Path, bundle: Bundle, settings: EngineSet
         inputs=built.inputs,
         outputs=built.outputs,
         refittable=(SLOT_ROWS,) if settings.refit else (),
+        precision=bundle.precision,
         created_by=__version__,
     )
     names = engine_name(runtime), sidecar_name(runtime)
@@ -87,9 +94,10 @@ def write_engine(runtime: str, folder: Path, bundle: Bundle, settings: EngineSet
     return names
 
 
-def _build(trt: Any, model: Path, settings: EngineSettings) -> BuiltEngine:
+def _build(trt: Any, model: Path, settings: EngineSettings, *, precision: str) -> BuiltEngine:
     graph = load_onnx_file(model)
-    prepared = graph_for_tensorrt(graph, refit=settings.refit)
+    rewrite = ENGINE_REWRITES.get(precision)
+    prepared = graph_for_tensorrt(graph if rewrite is None else rewrite(graph), refit=settings.refit)
     if prepared is graph:
         return build_engine(trt, model, settings)
     try:

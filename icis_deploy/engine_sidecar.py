@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from icis_deploy.bundle import MODEL_NAME, Bundle
+from icis_deploy.bundle import MODEL_NAME, PRECISIONS, Bundle
 from icis_deploy.errors import BundleError, EngineMismatchError
 from icis_deploy.json_fields import integer_from_json, list_from_json, names_from_json, object_from_json, text_from_json
 
@@ -67,7 +67,8 @@ class EngineSidecar:
     """What is stated of one engine.
 
     Raises:
-        BundleError: On construction, if the hardware compatibility is none that TensorRT has.
+        BundleError: On construction, if the hardware compatibility is none that TensorRT has, or the precision none of
+            a bundle.
     """
 
     runtime: str
@@ -103,6 +104,9 @@ class EngineSidecar:
     refittable: tuple[str, ...]
     """Names of the weights that may be refitted; empty where slots are inputs."""
 
+    precision: str
+    """What its backbone computes in: `fp32`, `fp16` or `int8`."""
+
     created_by: str
     """Version of icis-deploy."""
 
@@ -111,6 +115,10 @@ class EngineSidecar:
             raise BundleError(
                 f"The engine's sidecar states the hardware compatibility {self.hardware_compatibility!r}; expected one "
                 f"of {HARDWARE_COMPATIBILITIES}."
+            )
+        if self.precision not in PRECISIONS:
+            raise BundleError(
+                f"The engine's sidecar states the precision {self.precision!r}; expected one of {PRECISIONS}."
             )
 
 

@@ -156,7 +156,7 @@ def export(
     from exporters.targets import plan_targets
 
     check_free(Path(out), overwrite=overwrite)
-    planned_targets = plan_targets(targets, target_options, precision="fp32" if form is None else form.precision)
+    planned_targets = plan_targets(targets, target_options)
     preprocessing = load_preprocessing(Path(preprocess)) if isinstance(preprocess, str | Path) else preprocess
     opened = inspect(model, classes=classes)
     bare = plan_head(head_of(opened), _parsed(updates), head_kind=head, capacity=capacity)

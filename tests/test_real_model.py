@@ -10,7 +10,7 @@ import pytest
 
 import icis_deploy
 import icis_deploy.pipeline
-from exporters.targets import TARGETS, TargetJob, TargetOptions
+from exporters.targets import TARGETS, BuiltTarget, TargetJob, TargetOptions
 from icis_deploy.bundle import file_entry, load_bundle
 from icis_deploy.class_names import load_class_list
 from icis_deploy.class_update import ClassUpdate
@@ -19,6 +19,7 @@ from icis_deploy.images import load_image_list
 from icis_deploy.injection_options import InjectionOptions
 from icis_deploy.injection_pipeline import train_injector
 from icis_deploy.method_comparison import Photos
+from icis_deploy.model_form import ModelForm
 from icis_deploy.preprocessing import load_preprocessing
 from icis_deploy.runtime.onnxruntime_session import load_session
 from icis_deploy.runtime.runtimes import Runtime
@@ -164,3 +165,31 @@ def test_one_tensorrt_rtx_engine_and_openvino_files_come_of_the_real_model(
     found, expected = device.logits(images).values, reference.logits(images).values
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize("head", ["fused", "updatable"])
+def test_an_int8_engine_of_the_real_model_is_built_of_a_graph_that_passes_the_gate(
+    head: str, opened: icis_deploy.pipeline.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    # Without their classes: of 50 photos, a single one that is taken for another class would be more than 1 %.
+    photos = [f"{path},unknown" for path in load_image_list(imagenet_mobilenet / "images.csv").paths[::20]]
+    (tmp_path / "photos.csv").write_text("\n".join(["file,class", *photos]))
+    built: list[BuiltTarget] = []
+    icis_deploy.export(
+        opened,
+        head=head,
+        capacity=256 if head == "updatable" else None,
+        preprocess=imagenet_mobilenet / "preprocess.json",
+        form=ModelForm(precision="int8", calibration_images=tmp_path / "photos.csv"),
+        targets=["tensorrt-rtx"],
+        on_target=built.append,
+        out=tmp_path / "bundle",
+    )
+    sidecar = parse_sidecar((tmp_path / "bundle" / "engines" / "tensorrt-rtx.json").read_bytes())
+    assert {"8.0", "8.6", "8.9", "12.0"} <= set(sidecar.compute_capabilities)
+    assert sidecar.precision == "int8"
+    graph = [report for report in built[0].reports if report.compared_with.endswith("; the graph of tensorrt-rtx")]
+    assert len(graph) == 3
+    assert all(report.passed for report in graph)
+    assert graph[0].accuracy is not None

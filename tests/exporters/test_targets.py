@@ -24,11 +24,9 @@ from icis_deploy.errors import (
     CorruptFileError,
     ExportError,
     GateFailedError,
-    IncompatibleError,
     MissingDependencyError,
     UsageError,
 )
-from icis_deploy.model_form import ModelForm
 from icis_deploy.pipeline import OpenedModel, inspect
 from icis_deploy.runtime.openvino_session import OPENVINO_NAME, OpenVINOSession
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
@@ -61,21 +59,6 @@ def test_the_command_line_offers_every_target():
 def test_an_unknown_target_is_an_error_before_anything_is_built():
     with pytest.raises(UsageError, match=r"^There is no target 'coreml'; choose among onnx, openvino"):
         plan_targets(["onnx", "coreml"])
-
-
-def test_engines_are_not_built_of_int8_models_and_nothing_is_computed_before_that_is_said(opened, update, tmp_path):
-    with pytest.raises(
-        IncompatibleError, match=r"^The target 'tensorrt-rtx' takes models in fp32 or fp16, not in int8"
-    ):
-        export(
-            opened,
-            update,
-            tmp_path / "bundle",
-            head="fused",
-            form=ModelForm(precision="int8", calibration_images=tmp_path / "images.csv"),
-            targets=["tensorrt-rtx"],
-        )
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_target_asked_for_twice_is_built_once():

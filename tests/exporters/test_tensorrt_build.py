@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ import pytest
 from onnx import TensorProto, helper
 
 import icis_deploy
+from exporters.head_finding import find_head
+from exporters.head_surgery import add_slots
+from exporters.int8_precision import quantize_model
 from exporters.onnx_files import load_onnx_file, save_model
+from exporters.symmetric_quantization import with_symmetric_quantization
 from exporters.tensorrt_build import EngineSettings, build_engine, known_capabilities
 from exporters.tensorrt_graph import SLOT_ROWS, with_refittable_slots, with_slots_as_inputs
 from icis_deploy.bundle import MODEL_NAME, load_bundle
 from icis_deploy.engine_sidecar import EngineInput, EngineOutput, model_sha256, parse_sidecar, this_platform
-from icis_deploy.errors import EngineMismatchError, ExportError, MissingDependencyError, UsageError
+from icis_deploy.errors import EngineMismatchError, ExportError, GateFailedError, MissingDependencyError, UsageError
 from icis_deploy.model_form import ModelForm
+from icis_deploy.runtime.cuda_calls import load_cuda
 from icis_deploy.runtime.session import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
 
@@ -29,7 +35,9 @@ CAPACITY = 8
 ARCHITECTURES = ("8.0", "8.6", "8.9", "12.0")
 
 
-@pytest.fixture(scope="module", params=["fused-fp32", "updatable-fp32", "updatable-fp16"])
+@pytest.fixture(
+    scope="module", params=["fused-fp32", "updatable-fp32", "updatable-fp16", "fused-int8", "updatable-int8"]
+)
 def bundle_folder(request: Any, tiny_project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with an engine for every architecture from 8.0 on."""
     folder = tmp_path_factory.mktemp("bundle") / request.param
@@ -39,7 +47,8 @@ def bundle_folder(request: Any, tiny_project: TinyProject, tmp_path_factory: pyt
         classes=tiny_project.classes,
         head=head,
         capacity=CAPACITY if head == "updatable" else None,
-        form=ModelForm(precision=precision),
+        preprocess=tiny_project.preprocess,
+        form=ModelForm(precision=precision, calibration_images=tiny_project.images if precision == "int8" else None),
         targets=["tensorrt-rtx"],
         out=folder,
     )
@@ -57,6 +66,15 @@ def updatable(tiny_project: TinyProject, tmp_path_factory: pytest.TempPathFactor
     )
     icis_deploy.export(opened, updates=[update], head="updatable", capacity=CAPACITY, out=folder / "bundle")
     return folder / "bundle" / MODEL_NAME
+
+
+def in_int8(path: Path, out: Path) -> Path:
+    """Quantize the backbone of the tiny model as an engine takes it."""
+    model = load_onnx_file(path)
+    images = np.random.default_rng(2).uniform(-1, 1, (8, 1, 3, 16, 16)).astype(np.float32)
+    quantized = quantize_model(model, find_head(model), "image", lambda: iter(images)).model
+    save_model(with_symmetric_quantization(quantized), out)
+    return out
 
 
 def in_float16(path: Path, out: Path) -> Path:
@@ -95,6 +113,7 @@ def test_the_sidecar_states_versions_platform_hashes_shapes_and_ranges(bundle_fo
     assert sidecar.model_sha256 == model_sha256(bundle)
     assert sidecar.engine_sha256 == bundle.files["engines/tensorrt-rtx.engine"].sha256
     assert sidecar.head_fingerprint == bundle.base_fingerprint
+    assert sidecar.precision == bundle.precision
     image, *slots = sidecar.inputs
     assert image == EngineInput(
         name="image", dtype="float32", min_shape=(1, 3, 16, 16), opt_shape=(1, 3, 16, 16), max_shape=(32, 3, 16, 16)
@@ -124,6 +143,48 @@ def test_without_a_gpu_the_gate_says_that_it_did_not_run(tiny_project, tmp_path,
     assert built[0].reason.startswith("the gate did not run: There is no NVIDIA GPU that can be used here: ")
 
 
+def test_the_graph_of_an_int8_engine_passes_the_gate_in_its_place(tiny_project, tmp_path, no_gpu, monkeypatch):
+    built: list[Any] = []
+    settings = {
+        "classes": tiny_project.classes,
+        "preprocess": tiny_project.preprocess,
+        "form": ModelForm(precision="int8", calibration_images=tiny_project.images),
+        "targets": ["tensorrt-rtx"],
+        "on_target": built.append,
+    }
+    icis_deploy.export(tiny_project.model, out=tmp_path / "bundle", **settings)
+    assert [report.passed for report in built[0].reports] == [True] * 3
+    assert all(report.compared_with.endswith("; the graph of tensorrt-rtx") for report in built[0].reports)
+    assert built[0].reports[0].accuracy is not None
+    assert built[0].reason.startswith("the gate ran on its graph in ONNX Runtime alone: There is no NVIDIA GPU")
+
+    monkeypatch.setattr("exporters.symmetric_quantization._say_relu", lambda *_: None)
+    with pytest.raises(GateFailedError, match=r"not passed by tensorrt-rtx: "):
+        icis_deploy.export(tiny_project.model, out=tmp_path / "wrong", **settings)
+    assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.gpu
+def test_an_int8_engine_passes_the_gate_on_a_gpu(tiny_project, tmp_path):
+    try:
+        load_cuda()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    built: list[Any] = []
+    icis_deploy.export(
+        tiny_project.model,
+        classes=tiny_project.classes,
+        preprocess=tiny_project.preprocess,
+        form=ModelForm(precision="int8", calibration_images=tiny_project.images),
+        targets=["tensorrt-rtx"],
+        on_target=built.append,
+        out=tmp_path / "bundle",
+    )
+    assert built[0].reason is None
+    assert [report.passed for report in built[0].reports] == [True] * 5
+    assert built[0].reports[3].compared_with.endswith("; the bundle in tensorrt-rtx")
+
+
 @pytest.mark.parametrize(("runtime", "extra"), [("tensorrt", r"deploy\[tensorrt\]"), ("tensorrt-rtx", "NVIDIA GPU")])
 def test_opening_an_engine_says_what_this_machine_lacks(runtime, extra, bundle_folder, no_gpu):
     with pytest.raises(MissingDependencyError, match=extra):
@@ -146,7 +207,7 @@ def test_an_engine_of_another_version_is_refused_before_its_bytes_are_read(field
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("head", ["fused", "updatable"])
 def test_engines_are_built_for_every_architecture_head_and_precision(
     architecture, precision, head, tiny_project, tmp_path
@@ -154,10 +215,9 @@ def test_engines_are_built_for_every_architecture_head_and_precision(
     model = tiny_project.model
     if precision == "fp16":
         model = in_float16(model, tmp_path / "half.onnx")
+    if precision == "int8":
+        model = in_int8(model, tmp_path / "int8.onnx")
     if head == "updatable":
-        from exporters.head_finding import find_head
-        from exporters.head_surgery import add_slots
-
         loaded = load_onnx_file(model)
         save_model(
             with_slots_as_inputs(add_slots(loaded, find_head(loaded), CAPACITY)), model := tmp_path / "slots.onnx"
@@ -171,6 +231,34 @@ def test_engines_are_built_for_every_architecture_head_and_precision(
     assert [each.name for each in built.inputs[1:]] == ([SLOT_WEIGHT, SLOT_BIAS] if head == "updatable" else [])
     assert {each.dtype for each in (*built.inputs, *built.outputs)} == {"float32"}
     assert built.outputs[0].shape == (-1, NUM_SEEN + (CAPACITY if head == "updatable" else 0))
+
+
+def test_the_convolutions_of_an_int8_engine_compute_in_int8(tiny_project, tmp_path):
+    """Read in the build log: Q/DQ nodes that TensorRT does not fuse build as well, and compute in floats."""
+    lines: list[str] = []
+
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the library asks for a subclass
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, _severity: Any, message: str) -> None:
+            lines.extend(message.splitlines())
+
+    logger = Logger()
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    assert trt.OnnxParser(network, logger).parse_from_file(str(in_int8(tiny_project.model, tmp_path / "int8.onnx")))
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    profile = builder.create_optimization_profile()
+    profile.set_shape("image", *((batch, 3, 16, 16) for batch in (1, 1, 8)))
+    config.add_optimization_profile(profile)
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(known_capabilities(trt)["8.6"], 0)
+    assert builder.build_serialized_network(network, config) is not None
+
+    given = [line.split("Outputs:")[0] for line in lines if "LayerType: correlation" in line]
+    assert [set(re.findall(r"Name: [^}]*\[[^]]*,[^]]*5,5\][^}]*Datatype: (\w+)", line)) for line in given] == [{"Int8"}]
 
 
 def test_a_model_with_a_fixed_batch_keeps_it(tmp_path):

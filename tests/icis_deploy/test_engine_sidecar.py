@@ -39,6 +39,7 @@ def sidecar(**changes: Any) -> EngineSidecar:
         "inputs": (image,),
         "outputs": (EngineOutput(name="logits", dtype="float32", shape=(-1, 40)),),
         "refittable": (),
+        "precision": "fp32",
         "created_by": "0.1.0",
     }
     return EngineSidecar(**{**values, **changes})
@@ -65,6 +66,7 @@ def test_equal_sidecars_have_equal_bytes():
         (lambda v: v["inputs"][0].pop("dtype"), r"in \['dtype'\]"),
         (lambda v: v["outputs"][0].update(shape=[-1, 2.5]), "2.5 stands where a whole number is expected"),
         (lambda v: v.update(hardware_compatibility="all"), "states the hardware compatibility 'all'"),
+        (lambda v: v.update(precision="int4"), "states the precision 'int4'"),
         (lambda v: v.pop("schema_version"), "the field 'schema_version'"),
         (lambda v: v.update(schema_version=2), "has schema version 2; this release reads 1"),
     ],

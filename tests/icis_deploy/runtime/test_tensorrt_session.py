@@ -118,6 +118,7 @@ def fake_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
         inputs=(image, *slots),
         outputs=tuple(outputs),
         refittable=("slot_rows",) if refit else (),
+        precision=bundle.precision,
         created_by="test",
     )
     (folder / "engines").mkdir()
