@@ -18,13 +18,12 @@ from benchmarks.result_values import HeadKind, Phases
 from benchmarks.scale import head_bytes
 from icis_deploy.bundle import INJECTED_NAME, Bundle, ModelInput
 from icis_deploy.errors import BundleError, IncompatibleError, UsageError
-from icis_deploy.files import read_capped
 from icis_deploy.images import load_images, load_pixels
 from icis_deploy.preprocessing import Preprocessing
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession, load_session
 from icis_deploy.runtime.runtimes import Runtime, loaded_files
-from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots
+from icis_deploy.slot_files import load_injected
 
 ORIGINAL = "original"
 
@@ -209,8 +208,9 @@ def added_rows(folder: Path, device: Device) -> Float32:
     """
     rows = [np.empty((0, device.bundle.feature_dim + 1), dtype=np.float32)]
     if len(device.bundle.class_names) > device.bundle.num_seen:
-        path = folder / INJECTED_NAME
-        table = parse_slots(read_capped(path, max_bytes=MAX_SLOTS_BYTES, what="injected rows", error_type=BundleError))
+        table = load_injected(folder, device.bundle)
+        if table is None:
+            raise BundleError(f"The bundle {folder} has no {INJECTED_NAME}. Export it again.")
         rows.append(table.rows())
     if device.state.table is not None:
         rows.append(device.state.table.rows())

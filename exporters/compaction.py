@@ -31,13 +31,13 @@ from exporters.slot_baking import bake_rows
 from exporters.targets import TargetOptions, TargetPlan, plan_targets, targets_of
 from exporters.tensorrt_target import settings_of
 from icis_deploy.bundle import INJECTED_NAME, MANIFEST_NAME, MODEL_NAME, SLOTS_NAME, Bundle, file_entry
-from icis_deploy.errors import BundleError, CapacityError, IncompatibleError, UsageError
-from icis_deploy.files import check_free, new_folder, read_capped, write_file
+from icis_deploy.errors import CapacityError, IncompatibleError, UsageError
+from icis_deploy.files import check_free, new_folder, write_file
 from icis_deploy.generator_facts import GENERATOR_NAME
 from icis_deploy.images import LabeledImages
 from icis_deploy.runtime.journal import Journal
 from icis_deploy.runtime.store import TRUST_FOLDER
-from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots, serialize_slots
+from icis_deploy.slot_files import load_injected, serialize_slots
 from icis_deploy.slots import SlotTable, empty_slots
 
 
@@ -89,7 +89,7 @@ def plan_compaction(former: CompactedFrom, capacity: int) -> CompactionPlan:
         raise UsageError(f"An updatable head needs a capacity of at least 1 slot, not {capacity}.")
     taught = [name for name in table.filled_names if name in former.journal.current.taught]
     published = compacted(table.without(taught))
-    baked = _baked_rows(former.folder, former.bundle)
+    baked = load_injected(former.folder, former.bundle)
     return CompactionPlan(
         baked=published if baked is None else _joined(baked, published),
         slots=_in_slots(compacted(table.without(published.filled_names)), capacity),
@@ -173,13 +173,6 @@ def _describe(folder: Path, former: CompactedFrom, plan: CompactionPlan) -> Bund
         parity=(),
         created_by=versions(),
     )
-
-
-def _baked_rows(folder: Path, bundle: Bundle) -> SlotTable | None:
-    if INJECTED_NAME not in bundle.files:
-        return None
-    data = read_capped(folder / INJECTED_NAME, max_bytes=MAX_SLOTS_BYTES, what="injected rows", error_type=BundleError)
-    return parse_slots(data)
 
 
 def _in_slots(filled: SlotTable, capacity: int) -> SlotTable:

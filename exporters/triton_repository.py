@@ -124,7 +124,7 @@ def score_labels(folder: Path, bundle: Bundle) -> tuple[str, ...]:
     names = bundle.class_names
     if bundle.capacity:
         data = read_capped(folder / SLOTS_NAME, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError)
-        slots = parse_slots(data).class_names
+        slots = parse_slots(data, capacity=bundle.capacity, feature_dim=bundle.feature_dim).class_names
         names = (*names, *(name or f"(empty slot {index})" for index, name in enumerate(slots)))
     broken = [name for name in names if len(name.splitlines()) != 1]
     if broken:

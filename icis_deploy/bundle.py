@@ -16,16 +16,21 @@ Rules:
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from icis_deploy.class_names import check_unique
+from icis_deploy.class_update import MAX_VERSION
 from icis_deploy.errors import BundleError, ClassConflictError, CorruptFileError, ICISDeployError
 from icis_deploy.files import read_capped, sha256_of_file
 from icis_deploy.preprocessing import Preprocessing, preprocessing_from_json
+from icis_deploy.printable import printable, reason_of
 
 SCHEMA_VERSION = 2
 _READABLE_VERSIONS = (1, 2)
@@ -35,6 +40,10 @@ MODEL_NAME = "model.onnx"
 SLOTS_NAME = "slots.safetensors"
 INJECTED_NAME = "injected.safetensors"
 MAX_MANIFEST_BYTES = 1 << 27
+MAX_INPUT_VALUES = 1 << 26
+"""An image of 4,700 by 4,700 pixels; a probe is made in this size before the model sees it."""
+
+_MAX_COUNT = (1 << 31) - 1
 HEAD_KINDS = ("fused", "updatable")
 PRECISIONS = ("fp32", "fp16", "int8")
 SCORE_KINDS = ("logits", "probabilities", "log-probabilities", "sigmoid")
@@ -154,17 +163,25 @@ class Bundle:
 
     def _check_types(self) -> None:
         # A manifest comes from elsewhere: a float where a count stands would only fail in the middle of a prediction.
-        least = {"num_seen": 1, "feature_dim": 1, "capacity": 0, "head_version": 0, "top": 0}
+        least = {"num_seen": 1, "feature_dim": 1, "capacity": 0, "top": 0}
         wrong = [name for name, bound in least.items() if not _is_count(getattr(self, name), bound)]
+        wrong += [] if _is_count(self.head_version, 0, most=MAX_VERSION) else ["head_version"]
         wrong += [] if isinstance(self.base_fingerprint, str) else ["base_fingerprint"]
         texts = (self.model_input.name, self.model_input.dtype)
         is_input = all(isinstance(text, str) for text in texts) and all(_is_count(n, 1) for n in self.model_input.shape)
+        is_input = is_input and math.prod(self.model_input.shape) <= MAX_INPUT_VALUES and _is_number(texts[1])
         wrong += [] if is_input else ["model_input"]
         wrong += [
             name
             for name, values in (("parity", self.parity), ("updates", self.updates), ("created_by", (self.created_by,)))
             if not all(isinstance(value, Mapping) for value in values)
         ]
+        entries = self.files.values()
+        wrong += (
+            []
+            if all(isinstance(e.sha256, str) and _is_count(e.size_bytes, 0, most=1 << 62) for e in entries)
+            else ["files"]
+        )
         if wrong:
             raise BundleError(f"The bundle states something of the wrong type or out of range in {wrong}.")
 
@@ -174,8 +191,15 @@ class Bundle:
         return self.class_names[: self.num_seen]
 
 
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_count(value: object, least: int, *, most: int = _MAX_COUNT) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_number(dtype: str) -> bool:
+    try:
+        return np.dtype(dtype).kind in "uif"
+    except (TypeError, ValueError):
+        return False
 
 
 def serialize_manifest(bundle: Bundle) -> bytes:
@@ -201,8 +225,8 @@ def parse_manifest(data: bytes) -> Bundle:
         raise BundleError("The manifest is not a JSON object with a `schema_version`.") from error
     if schema_version not in _READABLE_VERSIONS:
         raise BundleError(
-            f"The manifest has schema version {schema_version!r}; this release reads {_READABLE_VERSIONS}. Update "
-            f"icis-deploy, or export the bundle again."
+            f"The manifest has schema version {printable(repr(schema_version), max_length=20)}; this release reads "
+            f"{_READABLE_VERSIONS}. Update icis-deploy, or export the bundle again."
         )
     if schema_version == 1:
         values = {**_MEANT_BY_VERSION_1, **values}
@@ -221,9 +245,9 @@ def parse_manifest(data: bytes) -> Bundle:
             **values,
         )
     except ICISDeployError as error:
-        raise BundleError(f"The manifest contradicts itself: {error}") from error
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise BundleError(f"The manifest lacks a field or has one of the wrong type: {error}.") from error
+        raise BundleError(f"The manifest contradicts itself: {reason_of(error)}") from error
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
+        raise BundleError(f"The manifest lacks a field or has one of the wrong type: {reason_of(error)}.") from error
 
 
 def _model_input(values: Mapping[str, Any]) -> ModelInput:

@@ -22,6 +22,7 @@ from typing import Any
 from icis_deploy.bundle import MODEL_NAME, PRECISIONS, Bundle
 from icis_deploy.errors import BundleError, EngineMismatchError
 from icis_deploy.json_fields import integer_from_json, list_from_json, names_from_json, object_from_json, text_from_json
+from icis_deploy.printable import reason_of
 
 SCHEMA_VERSION = 1
 MAX_SIDECAR_BYTES = 1 << 20
@@ -113,8 +114,8 @@ class EngineSidecar:
     def __post_init__(self) -> None:
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITIES:
             raise BundleError(
-                f"The engine's sidecar states the hardware compatibility {self.hardware_compatibility!r}; expected one "
-                f"of {HARDWARE_COMPATIBILITIES}."
+                f"The engine's sidecar states the hardware compatibility {self.hardware_compatibility[:40]!r}; "
+                f"expected one of {HARDWARE_COMPATIBILITIES}."
             )
         if self.precision not in PRECISIONS:
             raise BundleError(
@@ -209,7 +210,7 @@ def parse_sidecar(data: bytes) -> EngineSidecar:
             )
         return EngineSidecar(**_checked(values, EngineSidecar, _READERS))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"the field {error}" if isinstance(error, KeyError) else str(error)
+        reason = f"the field {reason_of(error)}" if isinstance(error, KeyError) else reason_of(error)
         raise BundleError(f"The engine's sidecar is not one: {reason}. Build the engine again.") from error
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.errors import CorruptFileError
 from icis_deploy.json_fields import integer_from_json, object_from_json, text_from_json
+from icis_deploy.printable import reason_of
 
 Float32 = NDArray[np.float32]
 
@@ -154,8 +155,10 @@ def parse_facts(text: str) -> GeneratorFacts:
             descriptor_length=_limits(fields["descriptor_length"]),
             similarity=_limits(fields["similarity"]),
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptFileError(f"The generator's facts are damaged: {error}. Fetch the bundle again.") from error
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise CorruptFileError(
+            f"The generator's facts are damaged: {reason_of(error)}. Fetch the bundle again."
+        ) from error
 
 
 def _limits(value: object) -> Limits:

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.accuracy import AccuracyReport, accuracy_report
-from icis_deploy.bundle import INJECTED_NAME, SLOTS_NAME, Bundle, load_bundle
+from icis_deploy.bundle import Bundle, load_bundle
 from icis_deploy.class_names import load_class_list, quoted
 from icis_deploy.class_update import ClassUpdate
 from icis_deploy.envelope import load_update
-from icis_deploy.errors import BundleError, ImageError, UsageError, WrongBaseError
-from icis_deploy.files import check_free, read_capped
+from icis_deploy.errors import ImageError, UsageError, WrongBaseError
+from icis_deploy.files import check_free
 from icis_deploy.head import Head
 from icis_deploy.images import LabeledImages, load_image_list
 from icis_deploy.model_form import ModelForm
@@ -30,8 +30,8 @@ from icis_deploy.parity import ParityReport
 from icis_deploy.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.runtimes import Runtime, runtime_from
-from icis_deploy.runtime.store import Store
-from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots
+from icis_deploy.runtime.store import Store, exported_slots
+from icis_deploy.slot_files import load_injected
 from icis_deploy.workbench import enable_workbench
 
 if TYPE_CHECKING:
@@ -285,13 +285,9 @@ def _original_of(folder: Path, described: Bundle, against: Model) -> OpenedModel
 
 
 def _injected_rows(folder: Path, bundle: Bundle) -> NDArray[np.float32]:
-    """Return the rows beside the original's, `(num_injected, feature_dim + 1)` float32."""
-    rows = [np.empty((0, bundle.feature_dim + 1), dtype=np.float32)]
-    for name in (INJECTED_NAME, SLOTS_NAME):  # baked ones come first
-        if name in bundle.files:
-            data = read_capped(folder / name, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError)
-            rows.append(parse_slots(data).rows())
-    return np.concatenate(rows)
+    """Return the rows beside the original's, `(num_injected, feature_dim + 1)` float32; baked ones come first."""
+    tables = [table for table in (load_injected(folder, bundle), exported_slots(folder, bundle)) if table is not None]
+    return np.concatenate([np.empty((0, bundle.feature_dim + 1), np.float32), *(table.rows() for table in tables)])
 
 
 def evaluate(

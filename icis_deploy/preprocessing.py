@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError
 from icis_deploy.files import read_capped
+from icis_deploy.printable import printable, reason_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,7 +57,8 @@ class Preprocessing:
         object.__setattr__(self, "std", tuple(float(value) for value in self.std))
         if self.color not in _COLORS or self.layout not in _LAYOUTS:
             raise IncompatibleError(
-                f"Preprocessing has color {self.color!r} and layout {self.layout!r}; expected one of {_COLORS} and one "
+                f"Preprocessing has color {printable(repr(self.color), max_length=20)} and layout "
+                f"{printable(repr(self.layout), max_length=20)}; expected one of {_COLORS} and one "
                 f"of {_LAYOUTS}."
             )
         if not len(self.mean) == len(self.std) == self.num_channels:
@@ -72,7 +74,8 @@ class Preprocessing:
             )
         if not _is_length(self.crop) or not (self.resize is None or _is_length(self.resize)):
             raise IncompatibleError(
-                f"Preprocessing has resize {self.resize} and crop {self.crop}; expected whole numbers of pixels, "
+                f"Preprocessing has resize {printable(str(self.resize), max_length=20)} and crop "
+                f"{printable(str(self.crop), max_length=20)}; expected whole numbers of pixels, "
                 f"at least 1."
             )
 
@@ -163,8 +166,8 @@ def preprocessing_from_json(values: Mapping[str, Any], *, where: str) -> Preproc
         )
     try:
         return Preprocessing(**{"resize": None, **values})
-    except (TypeError, ValueError) as error:
-        raise IncompatibleError(f"{where}: a preprocessing setting has the wrong type: {error}.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise IncompatibleError(f"{where}: a preprocessing setting has the wrong type: {reason_of(error)}.") from error
 
 
 def load_preprocessing(path: Path) -> Preprocessing:

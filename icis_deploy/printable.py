@@ -6,6 +6,14 @@ turns the direction of what follows.
 
 from __future__ import annotations
 
+MAX_REASON = 300
+"""Characters of what an error quotes of a file; more says nothing more."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an error says, as a part of one line that is not too long: it may quote a stranger's file."""
+    return printable(str(error), max_length=MAX_REASON)
+
 
 def printable(text: str, *, max_length: int | None = None) -> str:
     """Return a text with escapes in the place of all that is neither visible nor a plain space.

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.errors import CorruptFileError, ICISDeployError
+from icis_deploy.bundle import INJECTED_NAME, Bundle
+from icis_deploy.errors import BundleError, CorruptFileError, ICISDeployError
+from icis_deploy.files import read_capped
 from icis_deploy.json_fields import integer_from_json, list_from_json, names_from_json
+from icis_deploy.printable import reason_of
 from icis_deploy.slots import EMPTY_SLOT_BIAS, SlotTable
 
 MAX_SLOTS_BYTES = 1 << 31
@@ -36,11 +40,35 @@ def serialize_slots(table: SlotTable) -> bytes:
     return bytes(save({"rows": table.rows()}, metadata=metadata))
 
 
-def parse_slots(data: bytes) -> SlotTable:
-    """Return the slot table that these bytes hold.
+def load_injected(folder: Path, bundle: Bundle) -> SlotTable | None:
+    """Return the rows that are baked into a bundle's model beside the original's; `None` where it names no such file.
 
     Raises:
-        CorruptFileError: If they are not a slot table of schema 1.
+        BundleError: If the file cannot be read.
+        CorruptFileError: If it is no slot table with a row for each of these classes.
+    """
+    if INJECTED_NAME not in bundle.files:
+        return None
+    data = read_capped(folder / INJECTED_NAME, max_bytes=MAX_SLOTS_BYTES, what="injected rows", error_type=BundleError)
+    table = parse_slots(data, capacity=len(bundle.class_names) - bundle.num_seen, feature_dim=bundle.feature_dim)
+    if table.filled_names != bundle.class_names[bundle.num_seen :]:
+        raise CorruptFileError(
+            f"{folder / INJECTED_NAME} holds other classes than the manifest states. Fetch the bundle again."
+        )
+    return table
+
+
+def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
+    """Return the slot table that these bytes hold.
+
+    Args:
+        data: The bytes.
+        capacity: How many slots it must have; what it says itself is not believed, for it decides how much memory the
+            table takes.
+        feature_dim: How wide its rows must be, without their biases.
+
+    Raises:
+        CorruptFileError: If they are not a slot table of schema 1 and of these sizes.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -50,14 +78,20 @@ def parse_slots(data: bytes) -> SlotTable:
         fields = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_METADATA_KEY])
         if fields["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"its schema version is {fields['schema_version']!r}")
+        stated, rows = integer_from_json(fields["capacity"]), load(data)["rows"]
+        if (stated, rows.shape[1:]) != (capacity, (feature_dim + 1,)):
+            raise ValueError(
+                f"it has {stated} slots and rows of shape {rows.shape}; expected {capacity} slots and rows of "
+                f"{feature_dim + 1} values"
+            )
         return _table_from_rows(
-            load(data)["rows"],
-            capacity=integer_from_json(fields["capacity"]),
+            rows,
+            capacity=capacity,
             slots=[integer_from_json(slot) for slot in list_from_json(fields["slots"])],
             class_names=names_from_json(fields["class_names"]),
         )
     except (SafetensorError, ICISDeployError, ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
-        raise CorruptFileError(f"The slot table is damaged: {error}. Fetch the bundle again.") from error
+        raise CorruptFileError(f"The slot table is damaged: {reason_of(error)}. Fetch the bundle again.") from error
 
 
 def _table_from_rows(
@@ -69,8 +103,6 @@ def _table_from_rows(
         )
     if slots != sorted(set(slots)) or not all(0 <= slot < capacity for slot in slots):
         raise ValueError(f"its slots are not ascending numbers below its capacity of {capacity}")
-    if capacity * rows.shape[1] * rows.itemsize > MAX_SLOTS_BYTES:
-        raise ValueError(f"a capacity of {capacity} slots would take more than {MAX_SLOTS_BYTES} bytes")
     weight = np.zeros((capacity, rows.shape[1] - 1), dtype=np.float32)
     bias = np.full(capacity, EMPTY_SLOT_BIAS, dtype=np.float32)
     names: list[str | None] = [None] * capacity

@@ -154,7 +154,7 @@ def random_bytes(data: bytes, random: np.random.Generator) -> bytes:
 def change_json(data: bytes, random: np.random.Generator) -> bytes:
     """Put a strange value somewhere in the envelope."""
     document = json.loads(data)
-    _change_one(document, random)
+    change_one(document, random)
     return json.dumps(document).encode()
 
 
@@ -190,13 +190,14 @@ def nest(data: bytes, random: np.random.Generator) -> bytes:  # noqa: ARG001 - t
     ]
 
 
-def _change_one(value: Any, random: np.random.Generator) -> None:
+def change_one(value: Any, random: np.random.Generator) -> None:
+    """Put a strange value somewhere into JSON, or take something out of it."""
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
     if not keys:
         return
     key = keys[random.integers(len(keys))]
     if isinstance(value[key], (dict, list)) and value[key] and random.integers(3):
-        _change_one(value[key], random)
+        change_one(value[key], random)
     elif isinstance(value, dict) and not random.integers(4):
         del value[key]
     else:

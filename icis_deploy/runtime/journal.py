@@ -23,6 +23,7 @@ from functools import lru_cache
 from typing import Any
 
 from icis_deploy.bundle import Bundle, FileEntry
+from icis_deploy.class_update import MAX_VERSION
 from icis_deploy.errors import CorruptFileError
 from icis_deploy.json_fields import (
     integer_from_json,
@@ -33,6 +34,7 @@ from icis_deploy.json_fields import (
     text_from_json,
     time_from_json,
 )
+from icis_deploy.printable import reason_of
 
 SCHEMA_VERSION = 1
 MAX_STATES = 8
@@ -199,8 +201,9 @@ def parse_journal(data: bytes) -> Journal:
         return _journal_from_json(fields)
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise CorruptFileError(
-            f"The journal of the device is damaged: {error}. Delete the bundle's state/ folder to start again from the "
-            f"classes it was exported with, or fetch the bundle again; either forgets spent versions and replaced keys."
+            f"The journal of the device is damaged: {reason_of(error)}. Delete the bundle's state/ folder to start "
+            f"again from the classes it was exported with, or fetch the bundle again; either forgets spent versions "
+            f"and replaced keys."
         ) from error
 
 
@@ -228,16 +231,24 @@ def history_to_json(entry: HistoryEntry) -> dict[str, Any]:
 
 def _journal_from_json(fields: Mapping[str, Any]) -> Journal:
     states = tuple(_state_from_json(object_from_json(state)) for state in list_from_json(fields["states"]))
+    highest, trust_version = integer_from_json(fields["highest_version"]), integer_from_json(fields["trust_version"])
     if not states:
         raise ValueError("it names no state")
+    if len(states) > MAX_STATES:
+        raise ValueError(f"it names {len(states)} states; at most {MAX_STATES} are kept")
+    if (
+        not 0 <= max(state.version for state in states) <= highest <= MAX_VERSION
+        or not 0 <= trust_version <= MAX_VERSION
+    ):
+        raise ValueError("its versions contradict each other, or are out of range")
     keys, last_seen = fields["trusted_keys"], fields["last_seen"]
     return Journal(
         base_fingerprint=text_from_json(fields["base_fingerprint"]),
         states=states,
-        highest_version=integer_from_json(fields["highest_version"]),
+        highest_version=highest,
         last_seen=None if last_seen is None else time_from_json(last_seen),
         disabled=names_from_json(fields["disabled"]),
-        trust_version=integer_from_json(fields["trust_version"]),
+        trust_version=trust_version,
         trusted_keys=None if keys is None else names_from_json(keys),
         history=tuple(_history_from_json(object_from_json(entry)) for entry in list_from_json(fields["history"])),
     )
@@ -245,8 +256,11 @@ def _journal_from_json(fields: Mapping[str, Any]) -> Journal:
 
 def _state_from_json(fields: Mapping[str, Any]) -> StateEntry:
     slots = fields["slots"]
+    version = integer_from_json(fields["version"])
+    if version < 0:
+        raise ValueError(f"a state has version {version}")
     return StateEntry(
-        version=integer_from_json(fields["version"]),
+        version=version,
         slots=None
         if slots is None
         else FileEntry(sha256=_sha256(slots["sha256"]), size_bytes=integer_from_json(slots["size_bytes"])),

@@ -36,7 +36,7 @@ from icis_deploy.runtime.journal import (
     parse_journal,
     serialize_journal,
 )
-from icis_deploy.runtime.update_rules import check_bundle
+from icis_deploy.runtime.update_rules import check_bundle, check_table
 from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots, serialize_slots
 from icis_deploy.slots import SlotTable
 from icis_deploy.trusted_keys import MAX_KEY_BYTES, MAX_TRUSTED_KEYS, public_key_from_pem
@@ -79,7 +79,8 @@ def exported_slots(folder: Path, bundle: Bundle) -> SlotTable | None:
         return None
     path = folder / SLOTS_NAME
     check_file(path, bundle.files[SLOTS_NAME])
-    return parse_slots(read_capped(path, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError))
+    data = read_capped(path, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError)
+    return parse_slots(data, capacity=bundle.capacity, feature_dim=bundle.feature_dim)
 
 
 def _slots_name(entry: FileEntry) -> str:
@@ -135,11 +136,15 @@ class Store:
         """
         if bundle.capacity == 0:
             return None
-        if state.slots is None:
-            return exported_slots(self._bundle_folder, bundle)
-        return self.load_slots(state.slots)
+        table = (
+            exported_slots(self._bundle_folder, bundle)
+            if state.slots is None
+            else self._load_slots(bundle, state.slots)
+        )
+        check_table(bundle, state, table)
+        return table
 
-    def load_slots(self, entry: FileEntry) -> SlotTable:
+    def _load_slots(self, bundle: Bundle, entry: FileEntry) -> SlotTable:
         """Return a slot table that a journal names.
 
         Raises:
@@ -159,7 +164,7 @@ class Store:
                 f"{path} is damaged: it does not have the SHA-256 that the journal states. `icis-deploy rollback` goes "
                 f"to the state before."
             )
-        return parse_slots(data)
+        return parse_slots(data, capacity=bundle.capacity, feature_dim=bundle.feature_dim)
 
     def read_update(self, path: Path, max_bytes: int) -> bytes:
         """Return the bytes of an update file, at most one more than `max_bytes`, so that too many can be noticed.

@@ -39,6 +39,7 @@ from icis_deploy.runtime.update_rules import (
     after_switch,
     after_trusted_keys,
     after_update,
+    check_disabled,
     max_update_bytes,
     plan_update,
     state_before,
@@ -208,6 +209,7 @@ class Updater:
                 if attempt + 1 == _NUM_READ_ATTEMPTS or self._store.load_journal(self._bundle) == journal:
                     raise
                 continue
+            check_disabled(journal, self._known_names(table))
             state = self._state_with(journal, table)
             if probe and state.table is not None and state.buffers is not None:
                 verify_slots(self._session, self._bundle, state.table, state.buffers, seed=0)

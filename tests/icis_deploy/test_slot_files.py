@@ -37,6 +37,10 @@ def table():
     return table_of(4, 2, {1: ("okapi", [1, 2, 3]), 3: ("Bärin", [4, 5, 6])})
 
 
+def parse_as(table, data):
+    return parse_slots(data, capacity=table.capacity, feature_dim=table.feature_dim)
+
+
 def bytes_with(table, tensors=None, **changes):
     """The bytes of `table` with some metadata fields changed."""
     data = serialize_slots(table)
@@ -49,8 +53,8 @@ def bytes_with(table, tensors=None, **changes):
 def test_parsing_gives_back_what_was_serialized(table):
     data = serialize_slots(table)
 
-    assert parse_slots(data) == table
-    assert serialize_slots(parse_slots(data)) == data
+    assert parse_as(table, data) == table
+    assert serialize_slots(parse_as(table, data)) == data
 
 
 def test_the_size_grows_with_the_classes_and_not_with_the_capacity():
@@ -60,7 +64,7 @@ def test_the_size_grows_with_the_classes_and_not_with_the_capacity():
 
 
 def test_arrays_that_were_read_cannot_be_written_to(table):
-    parsed = parse_slots(serialize_slots(table))
+    parsed = parse_as(table, serialize_slots(table))
     for array in (parsed.weight, parsed.bias):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
@@ -70,12 +74,12 @@ def test_every_truncation_is_refused(table):
     data = serialize_slots(table)
     for length in range(len(data)):
         with pytest.raises(CorruptFileError, match=r"^The slot table is damaged: .* Fetch the bundle again\."):
-            parse_slots(data[:length])
+            parse_as(table, data[:length])
 
 
 def refusal_or_none(data):
     try:
-        parse_slots(data)
+        parse_slots(data, capacity=3, feature_dim=2)
     except CorruptFileError as error:
         return str(error)
     return None
@@ -94,7 +98,7 @@ def test_damaged_bytes_are_refused_or_give_a_valid_table_but_never_crash(data):
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused(data):
     with pytest.raises(CorruptFileError, match=r"^The slot table is damaged: "):
-        parse_slots(data)
+        parse_slots(data, capacity=3, feature_dim=2)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +125,7 @@ def test_arbitrary_bytes_are_refused(data):
 )
 def test_metadata_that_contradict_the_rows_are_refused(table, change):
     with pytest.raises(CorruptFileError, match=r"^The slot table is damaged: "):
-        parse_slots(bytes_with(table, **change))
+        parse_as(table, bytes_with(table, **change))
 
 
 @pytest.mark.parametrize(
@@ -138,4 +142,11 @@ def test_metadata_that_contradict_the_rows_are_refused(table, change):
 )
 def test_other_tensors_are_refused(table, tensors):
     with pytest.raises(CorruptFileError, match=r"^The slot table is damaged: "):
-        parse_slots(bytes_with(table, tensors))
+        parse_as(table, bytes_with(table, tensors))
+
+
+@pytest.mark.parametrize("sizes", [{"capacity": 5}, {"feature_dim": 3}, {"capacity": 1 << 40}])
+def test_a_table_of_another_head_is_refused_before_it_takes_memory(table, sizes):
+    wanted = {"capacity": table.capacity, "feature_dim": table.feature_dim} | sizes
+    with pytest.raises(CorruptFileError, match=r"it has 4 slots and rows of shape \(2, 3\); expected"):
+        parse_slots(serialize_slots(table), **wanted)

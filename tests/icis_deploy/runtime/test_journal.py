@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icis_deploy.bundle import FileEntry
+from icis_deploy.class_update import MAX_VERSION
 from icis_deploy.errors import CorruptFileError
 from icis_deploy.runtime.journal import ACTIONS, HistoryEntry, Journal, StateEntry, parse_journal, serialize_journal
 
@@ -39,7 +40,7 @@ JOURNALS = st.builds(
     Journal,
     base_fingerprint=SHA256S,
     states=st.lists(STATES, min_size=1, max_size=4).map(tuple),
-    highest_version=COUNTS,
+    highest_version=st.integers(1 << 40, MAX_VERSION),
     last_seen=st.none() | TIMES,
     disabled=st.lists(TEXTS, max_size=3).map(tuple),
     trust_version=COUNTS,
