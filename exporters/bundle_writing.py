@@ -43,7 +43,7 @@ from icis_deploy.images import LabeledImages, load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.parity import ParityReport
 from icis_deploy.preprocessing import Preprocessing
-from icis_deploy.slot_files import serialize_slots
+from icis_deploy.slot_files import MAX_SLOTS_BYTES, serialize_slots
 from icis_deploy.slots import SlotTable, empty_slots
 
 Float32 = NDArray[np.float32]
@@ -107,6 +107,7 @@ def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, cap
     elif capacity is None or capacity < 1:
         raise UsageError(f"An updatable head needs a capacity of at least 1 slot, not {capacity}: give --capacity.")
     else:
+        _require_room(capacity, seen.feature_dim)
         table = empty_slots(capacity, seen.feature_dim)
     for update in updates:
         table = table.apply(update, seen_names=frozenset(seen.class_names))
@@ -118,6 +119,15 @@ def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, cap
         updates=tuple(_describe_update(update) for update in updates),
         version=max((update.version for update in updates), default=0),
     )
+
+
+def _require_room(capacity: int, feature_dim: int) -> None:
+    most = MAX_SLOTS_BYTES // (4 * (feature_dim + 1))
+    if capacity > most:
+        raise UsageError(
+            f"{capacity} slots for {feature_dim} features are more than a bundle holds; expected at most {most}. Give "
+            f"a smaller --capacity."
+        )
 
 
 def compacted(table: SlotTable) -> SlotTable:

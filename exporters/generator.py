@@ -119,7 +119,7 @@ def with_generator(plan: HeadPlan, path: str | Path | None) -> HeadPlan:
     if plan.head_kind != "updatable":
         raise UsageError("A device can only be taught classes in slots: give --generator with --head updatable.")
     data = read_capped(Path(path), max_bytes=MAX_GENERATOR_BYTES, what="generator", error_type=ModelLoadError)
-    check_base(load_generator(data).facts, plan.base_fingerprint, plan.table.feature_dim)
+    check_base(load_generator(data, where=str(path)).facts, plan.base_fingerprint, plan.table.feature_dim)
     return replace(plan, generator=data)
 
 

@@ -51,9 +51,11 @@ def load_onnx_file(path: Path) -> ir.Model:
 
     Raises:
         ModelLoadError: If the file is missing, truncated, not ONNX, refused by the ONNX checker, without its external
-            data, or of an opset that cannot be converted.
+            data, or of an opset that is too new or cannot be converted.
     """
     if not path.is_file():
+        if path.is_dir():
+            raise ModelLoadError(f"{path} is a folder; expected a .onnx file. Check the path.")
         raise ModelLoadError(f"There is no model file {path}. Check the path.")
     try:
         model = read_model(path)
@@ -72,6 +74,13 @@ def load_onnx_file(path: Path) -> ir.Model:
             f"with onnx.checker."
         ) from error
     return normalized(model, where=str(path))
+
+
+def newest_opset() -> int:
+    """Return the newest version of the standard operators that is known here."""
+    import onnx
+
+    return int(onnx.defs.onnx_opset_version())
 
 
 def load_initializers(path: Path, names: Sequence[str]) -> tuple[NDArray[Any], ...]:
@@ -214,6 +223,11 @@ def _check_external_weights(model: ir.Model, path: Path) -> None:
 
 def _with_current_opset(model: ir.Model, *, where: str) -> ir.Model:
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
+    if opset is not None and opset > (newest := newest_opset()):
+        raise ModelLoadError(
+            f"{where} uses ONNX opset {opset}, which is too new: the onnx that is installed here knows {newest}. "
+            f"Export it again with opset {newest} or older, or install a newer onnx and onnxruntime."
+        )
     if opset is None or opset >= MIN_OPSET:
         return model
     if opset < MIN_CONVERTIBLE_OPSET:

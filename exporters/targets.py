@@ -176,6 +176,11 @@ def plan_targets(names: Sequence[str], options: TargetOptions | None = None) -> 
     unknown = [name for name in names if name not in {"onnx", ALL_TARGETS, *TARGETS}]
     if unknown:
         raise UsageError(f"There is no target {unknown[0]!r}; choose among onnx, {', '.join(TARGETS)}, {ALL_TARGETS}.")
+    if options.engine != EngineSettings() and not {ALL_TARGETS, "tensorrt", "tensorrt-rtx"} & set(names):
+        raise UsageError(
+            "Options of engines were given, but no engine is built: give --target tensorrt or tensorrt-rtx, or leave "
+            "them out."
+        )
     if ALL_TARGETS in names:
         return TargetPlan(targets=tuple(TARGETS.values()), options=options, is_all=True)
     targets = tuple(TARGETS[name] for name in dict.fromkeys(names) if name != "onnx")

@@ -163,7 +163,7 @@ def _add_profile(
         if -1 in shape[1:]:
             raise UsageError(
                 f"The input {tensor.name!r} has the shape {shape}; an engine needs every size but the batch to be "
-                f"fixed. Export the model with a fixed image size."
+                f"fixed. Export the model with a fixed image size, or let it take pixels: --input uint8."
             )
         ranges = [(batch, *shape[1:]) if shape and shape[0] == -1 else shape for batch in batches]
         if -1 in shape:

@@ -48,7 +48,7 @@ def _require_scores(top: int, model: ir.Model) -> None:
     scores = model.graph.outputs[0]
     num_outputs = scores.shape[1] if scores.shape is not None else None
     if not isinstance(num_outputs, int) or not 1 <= top <= num_outputs:
-        raise UsageError(f"The model cannot choose {top} classes: it gives {num_outputs} scores.")
+        raise UsageError(f"The model cannot choose {top} classes: it gives {num_outputs} scores. Give a smaller --top.")
 
 
 def _add(score_kind: str, top: int, model: ir.Model) -> bool:

@@ -270,6 +270,11 @@ def _original_of(folder: Path, described: Bundle, against: Model) -> OpenedModel
 
     opened = inspect(against)
     loaded, location = opened.loaded, opened.location
+    if loaded.input_dtype != np.float32:
+        raise WrongBaseError(
+            f"The bundle {folder} was made from a model that takes float32; {loaded.spec} takes {loaded.input_dtype}. "
+            f"Verify against the model that it was exported from."
+        )
     if location.num_classes != described.num_seen:
         raise WrongBaseError(
             f"The bundle {folder} was made from a head of {described.num_seen} classes; {loaded.spec} has "

@@ -25,12 +25,13 @@ from icis_deploy.cli.export import export
 from icis_deploy.cli.export_generator import export_generator
 from icis_deploy.cli.inject import inject
 from icis_deploy.cli.inspect import inspect
-from icis_deploy.cli.output import json_result, visible_lines
+from icis_deploy.cli.output import json_result
 from icis_deploy.cli.predict import predict
 from icis_deploy.cli.report import report
 from icis_deploy.cli.signing import diff, keygen, rotate_keys, sign, verify_update
 from icis_deploy.cli.verify import verify
 from icis_deploy.errors import ICISDeployError
+from icis_deploy.printable import printable
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -99,7 +100,8 @@ def _report(error: Exception) -> int:
         error.show()
         return error.exit_code
     if isinstance(error, ICISDeployError):
-        click.echo(f"Error: {visible_lines(str(error))}", err=True)
+        # One line, also where a runtime's own message, which has several, is part of it.
+        click.echo(f"Error: {printable(' '.join(str(error).split()))}", err=True)
         return error.exit_code
     # A bug. Python's own exit code for it is 1, which would read as a verdict.
     traceback.print_exception(error)

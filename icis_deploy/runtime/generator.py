@@ -70,8 +70,12 @@ class Generator:
         return dict(zip(names, outputs, strict=True))
 
 
-def load_generator(model: Path | bytes) -> Generator:
+def load_generator(model: Path | bytes, *, where: str = "the generator") -> Generator:
     """Load a generator.
+
+    Args:
+        model: The file, or its bytes.
+        where: What to call bytes in messages.
 
     Raises:
         MissingDependencyError: If ONNX Runtime is not installed.
@@ -87,7 +91,7 @@ def load_generator(model: Path | bytes) -> Generator:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     source = model if isinstance(model, bytes) else str(model)
-    where = "the generator" if isinstance(model, bytes) else str(model)
+    where = where if isinstance(model, bytes) else str(model)
     try:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # see Generator.run

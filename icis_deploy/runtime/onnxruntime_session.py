@@ -21,6 +21,7 @@ from icis_deploy.runtime.execution_providers import (
     check_session,
     forbid_silent_fallback,
 )
+from icis_deploy.runtime.fixed_batch import fetch_in_batches, fixed_batch_of
 from icis_deploy.runtime.session import (
     FEATURES,
     SLOT_BIAS,
@@ -57,6 +58,7 @@ class ONNXRuntimeSession:
         self._input_name: str = inputs[0].name
         self._input_type: str = inputs[0].type
         self._input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
+        self._batch = fixed_batch_of(inputs[0].shape[0]) if inputs[0].shape else None
         self._logits_name: str = outputs[0]
         self._has_features = FEATURES in outputs
         self._chooses = {TOP_PROBABILITIES, TOP_CLASS_IDS} <= set(outputs)
@@ -98,6 +100,9 @@ class ONNXRuntimeSession:
         return TopOutput(probabilities=probabilities, columns=columns)
 
     def _fetch(self, names: list[str], images: NDArray[np.generic], slots: SlotBuffers | None) -> list[Any]:
+        return fetch_in_batches(lambda batch: self._fetch_batch(names, batch, slots), images, self._batch)
+
+    def _fetch_batch(self, names: list[str], images: NDArray[np.generic], slots: SlotBuffers | None) -> list[Any]:
         feed: dict[str, Any] = {self._input_name: images}
         if slots is not None:
             feed[SLOT_WEIGHT], feed[SLOT_BIAS] = slots.weight, slots.bias

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, RuntimeFailureError
+from icis_deploy.runtime.fixed_batch import fetch_in_batches, fixed_batch_of
 from icis_deploy.runtime.resource_pool import ResourcePool
 from icis_deploy.runtime.session import (
     FEATURES,
@@ -48,6 +49,8 @@ class OpenVINOSession:
         self._input_name: str = image.any_name
         self._input_dtype: np.dtype[Any] = np.dtype(image.get_element_type().to_dtype())
         self._input_shape = str(image.get_partial_shape())
+        batch = image.get_partial_shape()[0]
+        self._batch = fixed_batch_of(batch.get_length()) if batch.is_static else None
         self._logits_name: str = compiled.outputs[0].any_name
         self._outputs = {name: port for port in compiled.outputs for name in port.get_names()}
         self._defaults = defaults
@@ -80,6 +83,11 @@ class OpenVINOSession:
         return TopOutput(probabilities=probabilities, columns=columns)
 
     def _fetch(self, names: list[str], images: NDArray[np.generic], slots: SlotBuffers | None) -> list[NDArray[Any]]:
+        return fetch_in_batches(lambda batch: self._fetch_batch(names, batch, slots), images, self._batch)
+
+    def _fetch_batch(
+        self, names: list[str], images: NDArray[np.generic], slots: SlotBuffers | None
+    ) -> list[NDArray[Any]]:
         # OpenVINO would convert another type without a word.
         if images.dtype != self._input_dtype:
             raise self._refusal(images, "the types differ")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from icis_deploy.engine_sidecar import EngineSidecar
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.runtime.cuda_calls import CudaCalls, DeviceMemory
+from icis_deploy.runtime.fixed_batch import fetch_in_batches, fixed_batch_of
 from icis_deploy.runtime.resource_pool import ResourcePool
 from icis_deploy.runtime.session import (
     FEATURES,
@@ -82,6 +83,7 @@ class TensorRTSession:
         image = sidecar.inputs[0]
         self._image = EngineTensor(name=image.name, dtype=np.dtype(image.dtype), shape=image.min_shape[1:])
         self._batches = image.min_shape[0], image.max_shape[0]
+        self._batch = fixed_batch_of(image.min_shape[0]) if len(set(self._batches)) == 1 else None
         self._outputs = tuple(
             EngineTensor(name=output.name, dtype=np.dtype(output.dtype), shape=output.shape[1:])
             for output in sidecar.outputs
@@ -130,6 +132,11 @@ class TensorRTSession:
         return TopOutput(probabilities=probabilities, columns=columns)
 
     def _fetch(
+        self, names: Sequence[str], images: NDArray[np.generic], slots: SlotBuffers | None
+    ) -> list[NDArray[Any]]:
+        return fetch_in_batches(lambda batch: self._fetch_batch(names, batch, slots), images, self._batch)
+
+    def _fetch_batch(
         self, names: Sequence[str], images: NDArray[np.generic], slots: SlotBuffers | None
     ) -> list[NDArray[Any]]:
         self._check_images(images)

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import click
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 from icis_deploy.cli.inject import inject
 from icis_deploy.cli.main import run
 from icis_deploy.envelope import load_update, save_update
 from icis_deploy.methods import METHODS
-from tests.tiny_models import NUM_SEEN, NUM_UNSEEN, TinyProject
+from tests.tiny_models import GRAPH, NUM_SEEN, NUM_UNSEEN, TinyProject
 
 
 def run_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:
@@ -182,6 +184,18 @@ def test_verify_passes_on_an_untouched_bundle(
     assert result["parity"][0]["num_classes"] == NUM_SEEN + NUM_UNSEEN
 
 
+def test_verify_against_a_model_of_another_type_says_which(
+    bundle: Path, tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.parser.parse_model(GRAPH.replace("float[", "double["))
+    for tensor in onnx.load(tiny_project.model).graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, tmp_path / "double.onnx")
+    assert run(["verify", str(bundle), "--against", str(tmp_path / "double.onnx")]) == 3
+    assert "double.onnx takes float64. Verify against" in capsys.readouterr().err
+
+
 def test_evaluate_prints_five_accuracies_as_fractions(
     bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +259,13 @@ def test_predict_as_text_names_image_probability_and_class(
         ({"head": "updatable"}, 2, ["--capacity"]),
         ({"head": "updatable", "capacity": "2"}, 3, ["adds 6 classes; 2 slots, 0 used"]),
         ({"capacity": "2"}, 2, ["--head updatable"]),
+        ({"head": "updatable", "capacity": "99999999999"}, 2, ["99999999999 slots", "at most", "--capacity"]),
+        ({"model": "newer.onnx"}, 3, ["newer.onnx", "opset 99", "too new", "or older"]),
+        ({"model": "folder.onnx"}, 3, ["folder.onnx is a folder", "expected a .onnx file"]),
+        ({"top": "99"}, 2, ["cannot choose 99 classes", "gives 46 scores", "smaller --top"]),
+        ({"max-batch": "4"}, 2, ["no engine is built", "--target tensorrt"]),
+        ({"head": "updatable", "capacity": "8", "generator": "truncated.onnx"}, 3, ["truncated.onnx"]),
+        ({"head": "updatable", "capacity": "8", "generator": "newer.onnx"}, 3, ["newer.onnx"]),
     ],
 )
 def test_export_refuses_bad_input_in_one_line_and_leaves_nothing(
@@ -265,7 +286,10 @@ def test_export_refuses_bad_input_in_one_line_and_leaves_nothing(
         "update": str(update),
         "preprocess": str(tiny_project.preprocess),
     }
-    given |= {key: value if key in ("head", "capacity") else str(bad / value) for key, value in change.items()}
+    given |= {
+        key: value if key in ("head", "capacity", "top", "max-batch") else str(bad / value)
+        for key, value in change.items()
+    }
     out = tmp_path / "out"
     out.mkdir()
     options = [text for key, value in given.items() if key != "model" for text in (f"--{key}", value)]
@@ -282,6 +306,10 @@ def test_export_refuses_bad_input_in_one_line_and_leaves_nothing(
 def write_bad_files(folder: Path, project: TinyProject, update: Path) -> None:
     (folder / "notes.txt").write_text("not what you think\n")
     (folder / "truncated.onnx").write_bytes(project.model.read_bytes()[:5000])
+    model = onnx.load(project.model)
+    model.opset_import[0].version = 99
+    onnx.save(model, folder / "newer.onnx")
+    (folder / "folder.onnx").mkdir()
     (folder / "short.txt").write_text("\n".join(project.seen_names[:-1]))
     (folder / "twice.txt").write_text("\n".join([*project.seen_names[:-1], "class00"]))
     settings = json.loads(project.preprocess.read_text())
