@@ -277,6 +277,7 @@ def _try_sidecar(damage: Mutation, random: np.random.Generator, _folder: Path) -
     sidecar = EngineSidecar(
         runtime="tensorrt",
         runtime_version="10.3.0",
+        precision="fp32",
         platform="linux-x86_64",
         compute_capabilities=("8.6",),
         hardware_compatibility="none",

@@ -174,8 +174,9 @@ class Store:
         """
         try:
             return self._files.read(path, max_bytes + 1)
-        except OSError as error:
-            raise LoadError(f"Cannot read the class update {path}: {error.strerror or error}.") from error
+        except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+            reason = getattr(error, "strerror", None) or error
+            raise LoadError(f"Cannot read the class update {path}: {reason}.") from error
 
     def trusted_keys(self, journal: Journal) -> tuple[SSlibKey, ...]:
         """Return the public keys trusted now: the journal's, else those in `trust/`.
