@@ -71,9 +71,11 @@ def keygen(path: Path) -> KeyPair:
     """
     from securesystemslib.signer import CryptoSigner
 
+    if not path.name:
+        raise UsageError(f"{str(path)!r} is no name of a file. Say where the private key shall be.")
     public_path = path.with_name(path.name + PUBLIC_SUFFIX)
     for target in (path, public_path):
-        if target.exists():
+        if os.path.lexists(target):  # see `files.check_free`
             raise UsageError(f"{target} already exists, and a key is never overwritten. Choose another place.")
     signer = CryptoSigner.generate_ed25519()
     _write_private(path, signer.private_bytes)
@@ -97,8 +99,9 @@ def _write_private(path: Path, data: bytes) -> None:
         except OSError:
             path.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise StorageError(f"Could not write the private key {path}: {error.strerror or error}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"Could not write the private key {path}: {reason}. Choose another place.") from error
 
 
 def load_public_key(path: Path) -> SSlibKey:

@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -345,7 +346,8 @@ class Device:
             ClassConflictError: If it lacks a class that this device was taught.
             ICISDeployError: As `open` and `apply`; the device keeps the bundle it had.
         """
-        if Path(folder).exists() and Path(folder).samefile(self._opened.folder):
+        # os.path and not pathlib, which raises where the system refuses to look, such as at a name that is too long.
+        if os.path.isdir(folder) and os.path.samefile(folder, self._opened.folder):  # noqa: PTH112, PTH121
             raise UsageError(f"{folder} is open already. Put the new bundle into a folder of its own.")
         new = Device.open(folder, runtime=runtime, num_threads=num_threads)._opened
         with self._changing, self._opened.updater.held() as journal:

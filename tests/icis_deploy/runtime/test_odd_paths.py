@@ -1,0 +1,93 @@
+"""Paths that are none, or lead to no plain file: each gives one error of icis-deploy, or works."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from icis_deploy.cli.main import run
+from icis_deploy.envelope import load_update
+from icis_deploy.errors import CorruptFileError, ICISDeployError, LoadError
+from icis_deploy.runtime import operations
+from icis_deploy.runtime.device import Device
+from icis_deploy.signing import keygen, rotate_keys, sign, verify_update
+from tests.icis_deploy.runtime.bundles import files_in, make_update
+
+ODD = [
+    "a\0b",
+    "x" * 5000,
+    "a\nb",
+    "a\udcffb",
+    "",
+    "/dev/null",
+    "/dev/zero",
+    "/proc/self",
+    "loop",
+    "no/such/folder/file",
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_no_path_crashes_anything_that_a_device_or_a_publisher_does(
+    odd, bundle_folder, keys, signed, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    good = tmp_path / "good.icis"
+    good.write_bytes(signed(make_update("okapi")))
+    device, before = Device.open(bundle_folder, num_threads=1), files_in(bundle_folder)
+    path = Path(odd)
+    for refused in (
+        lambda: device.apply(odd),
+        lambda: device.replace(odd),
+        lambda: Device.open(odd),
+        lambda: operations.classes(path),
+        lambda: load_update(path),
+        lambda: sign(path, keys.private_path),
+        lambda: sign(good, path),
+        lambda: verify_update(good, [path]),
+        lambda: rotate_keys([path], keys.private_path, out=tmp_path / "keys.icis", version=1),
+    ):
+        with pytest.raises(ICISDeployError):
+            refused()
+    assert files_in(bundle_folder) == before
+    for made in (keygen, lambda place: sign(good, keys.private_path, out=place)):
+        try:
+            made(path)
+        except ICISDeployError:
+            pass
+        else:
+            path.unlink()
+
+
+def test_an_update_may_come_through_a_pipe(bundle_folder, signed, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(signed(make_update("okapi"))))
+    writer.start()
+    assert Device.open(bundle_folder).apply(pipe).entry.version == 1
+    writer.join()
+
+
+def test_an_update_that_does_not_end_is_refused_at_the_cap(bundle_folder):
+    with pytest.raises(CorruptFileError, match="The file has more than"):
+        Device.open(bundle_folder).apply("/dev/zero")
+
+
+def test_an_update_that_is_a_link_to_elsewhere_is_read_like_any_file(bundle_folder, signed, tmp_path):
+    (tmp_path / "elsewhere").write_bytes(signed(make_update("okapi")))
+    (tmp_path / "link").symlink_to("elsewhere")
+    assert Device.open(bundle_folder).apply(tmp_path / "link").entry.version == 1
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(LoadError, match=r"Cannot read the class update .*dangling: No such file"):
+        Device.open(bundle_folder).apply(tmp_path / "dangling")
+
+
+def test_a_line_break_in_a_path_makes_no_second_line(bundle_folder, tmp_path, capsys):
+    path = tmp_path / "a\nError: all is well"
+    path.write_bytes(b"no update")
+    assert run(["apply", str(path), "--to", str(bundle_folder)]) == 6
+    assert len(capsys.readouterr().err.splitlines()) == 1
