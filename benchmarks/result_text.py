@@ -32,8 +32,18 @@ def text_of(result: Result) -> str:
     left_out = result.settings.get("left_out")
     if isinstance(left_out, Mapping):
         blocks += [f"{name} was left out: {why}" for name, why in left_out.items()]
-    blocks += [f"{target.name}: no {name}: {why}" for target in result.targets for name, why in target.missing.items()]
+    blocks += list(missing_texts(result.targets))
     return "\n\n".join(blocks)
+
+
+def missing_texts(targets: Sequence[Target]) -> Iterator[str]:
+    """Yield what is missing of targets, those that miss the same for the same reason together."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for target in targets:
+        for missing in target.missing.items():
+            names.setdefault(missing, []).append(target.name)
+    for (name, why), of in names.items():
+        yield f"{', '.join(of)}: no {name}: {why}"
 
 
 def run_text(run: BatchRun) -> str:

@@ -107,7 +107,11 @@ def test_every_way_states_how_long_it_takes_to_add_classes_and_what_it_takes(res
 
 def test_the_result_can_be_written_down_and_read_by_people(result):
     assert parse_result(serialize_result(result)) == result
-    assert "add classes" in text_of(result)
+    lines = text_of(result).splitlines()
+    assert any(line.startswith("batch 1") for line in lines)
+    assert any(line.startswith("add classes") for line in lines)
+    peers = "OpenVINO, PyTorch eager, torch.compile, re-export, ConSE"
+    assert [line for line in lines if "no startup" in line] == [f"{peers}: no startup: measured for bundles alone"]
 
 
 def test_a_way_that_cannot_run_is_left_out_with_its_reason(torch_bundles, tiny_bundles, monkeypatch):
