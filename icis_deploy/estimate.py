@@ -25,8 +25,14 @@ from icis_deploy.trial import Candidate, Trial
 
 Float32 = NDArray[np.float32]
 
-FEW_SEEN = 30
-"""Seen classes below which the published method itself fell to a fraction of its accuracy."""
+FEW_SEEN = 60
+"""Seen classes below which the learning curve is too steep to be taken on: heads of 40 classes came out 10 to 25 points
+away from what was predicted, those of 80 within 4 (`scripts/other_heads.py`)."""
+
+OTHER_LAW_SLOPE = 0.3
+"""`FeatureLaw.slope` below which rows do not follow features as those of a network trained with its head do. Such heads
+have 0.5 to 1; linear discriminants have 0.1 to 0.3, least squares and a label-smoothed head fitted to given features
+less than 0: for these a prediction was off by 10 to 30 points (`scripts/other_heads.py`)."""
 
 SHARES = (0.5, 0.9)
 """Neighbour shares between which the estimate's interval is taken."""
@@ -130,7 +136,10 @@ def estimate_injection(
         class_names=unseen.class_names,
         confidence=class_confidence(candidate, trial, predictor, unseen.values),
         collisions=find_collisions(trial.descriptors, unseen.values, seen_names, unseen.class_names),
-        warnings=_warnings(expected, chance, is_trustworthy, len(seen_names), unseen.num_classes),
+        warnings=(
+            *_warnings(expected, chance, is_trustworthy, len(seen_names), unseen.num_classes),
+            *_law_warnings(trial.pseudo.law.slope),
+        ),
         is_trustworthy=is_trustworthy,
     )
 
@@ -142,6 +151,8 @@ def _pseudo(trial: Trial, **changes: Any) -> PseudoFeatures:
         "seen_accuracy": assumed.seen_accuracy,
         "max_features": len(trial.pseudo.features),
         "seed": trial.seed + 1,
+        "law": trial.pseudo.law,
+        "equally_clear": False,
         **changes,
     }
     return draw_pseudo_features(trial.rows, neutral_features=assumed.neutral_features, **settings)
@@ -150,6 +161,7 @@ def _pseudo(trial: Trial, **changes: Any) -> PseudoFeatures:
 def _other_pseudo_features(trial: Trial) -> Iterator[PseudoFeatures]:
     """Yield pseudo-features at the ends of what may be assumed; fewer will do, they only widen an interval."""
     accuracy, few = trial.assumptions.seen_accuracy, len(trial.pseudo.features) // 2
+    yield _pseudo(trial, equally_clear=True, max_features=few)
     yield _pseudo(trial, neighbour_share=SHARES[0], max_features=few)
     yield _pseudo(trial, neighbour_share=SHARES[1], max_features=few)
     if not trial.assumptions.is_accuracy_known:
@@ -199,12 +211,22 @@ def _warnings(rates: Rates, chance: float, is_trustworthy: bool, num_seen: int, 
         )
     if num_seen < FEW_SEEN:
         messages.append(
-            f"There are {num_seen} seen classes to learn from; with fewer than {FEW_SEEN}, predictions and this "
-            f"estimate are poor."
+            f"There are {num_seen} seen classes to learn from; with fewer than {FEW_SEEN}, this estimate is rough and "
+            f"predicted rows are poor."
         )
-    if num_unseen > num_seen:
+    if 2 * num_unseen > num_seen:
         messages.append(
-            f"{num_unseen} classes are injected into a head of {num_seen}: the estimate stands on games that few "
-            f"classes could play."
+            f"{num_unseen} classes are injected into a head of {num_seen}: no game can hide so large a part of it, and "
+            f"the estimate is rough."
         )
     return tuple(messages)
+
+
+def _law_warnings(slope: float | None) -> tuple[str, ...]:
+    if slope is None or slope >= OTHER_LAW_SLOPE:
+        return ()
+    return (
+        f"The rows of this head do not follow its features as those of a network trained with its head do: where rows "
+        f"differ most, features of neutral pictures do not (slope {slope:.2f}, expected {OTHER_LAW_SLOPE} or more). "
+        f"Such are linear discriminants and least squares. The estimate may be off by 30 points: measure on images.",
+    )

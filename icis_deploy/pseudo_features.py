@@ -1,19 +1,21 @@
 """Features that stand in for images of the seen classes, drawn from the head and from pictures of nothing.
 
-    feature = activation(neutral feature + strength * (direction of its class + blend * direction of a similar class))
+    feature = activation(centre + strength * (direction of its class + blend * direction of a similar class) + rest)
 
-- *Neutral features* are what the backbone makes of `icis_deploy.neutral_images`; they have the length and the spread of
-  real features, which rows alone do not tell. Where there are none, isotropic noise takes their place, and its scale is
-  set so that the head is as sure of itself as it is right: a network trained with cross-entropy is about calibrated.
-- *Direction of a class*: `C (w - mean w)`, C the second moment of the centred weights. Rows are trained to tell classes
-  apart and so play down what similar classes share; features do not. In a two-layer linear network whose layers are
-  balanced, as weight decay makes them, class means are exactly this, lengths and all; in a network trained far beyond
-  that, they are all equally long (neural collapse). Both can be drawn.
+- *The rest* is what neutral features (`icis_deploy.neutral_images`, through the backbone) have around their mean. It is
+  as much less as the class takes of their spread: a picture of a class is no further from the centre than one of
+  nothing, it shows its class in the place of something else. Without neutral features, isotropic noise takes
+  their place, and its scale is set so that the head is as sure of itself as it is right: a network trained with
+  cross-entropy is about calibrated.
+- *Directions and centre*: `icis_deploy.feature_law`. Lengths of class means are as theory has it for balanced linear
+  networks, or all equal (neural collapse). Both can be drawn.
 - *A similar class*: an image shows its class and, to a lesser degree, something similar. `blend` is uniform in
   0..`max_blend`, the similar class one of the `NUM_NEIGHBOURS` nearest in direction. Similarity comes from the rows and
   never from descriptors: descriptors that say nothing must not look useful.
 - `strength` and `max_blend` are set so that the untouched head is right as often as its owner says, and
   `NEIGHBOUR_SHARE` of its errors come from similar classes.
+- *Clarity*: all images show as much of their class, or (`equally_clear=False`) the class takes a share `u^power` of the
+  spread, u uniform. With little rest its variance is then exponential: most images are clear and a few are bad.
 
 Sources: Saxe, McClelland & Ganguli, "A mathematical theory of semantic development in deep neural networks", PNAS 2019
 (singular modes of rows and features); Papyan, Han & Donoho, "Prevalence of neural collapse", PNAS 2020; Guo et al.,
@@ -23,12 +25,13 @@ Sources: Saxe, McClelland & Ganguli, "A mathematical theory of semantic developm
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.descriptor_weights import cosine_similarity
+from icis_deploy.feature_law import FeatureLaw, balanced_centre, class_directions, mixed_law, principal_law
 
 Float32 = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -47,7 +50,8 @@ LARGEST_BLEND = 4.0
 """Of similar classes; an image that shows four times as much of another class is one of that class."""
 
 LARGEST_FACTOR = 64.0
-"""Deviation of logits, up to which the scale of noise is sought where there are no neutral features."""
+"""Deviation of logits, up to which the scale of noise is sought where there are no neutral features; and the largest
+inverse power of clarity."""
 
 PROBE_SIZE = 800
 """Pseudo-features with which `strength` and `max_blend` are set."""
@@ -70,10 +74,14 @@ class PseudoFeatures:
     """`(num_features,)`, indices of rows; every class that was drawn has equally many features."""
 
     strength: float
-    """Length of the class's direction in a feature, in units of features."""
+    """Length of the class's direction in a feature, in units of features; where images are not equally clear, the
+    inverse of clarity's power."""
 
     max_blend: float
     """Largest part of a similar class's direction."""
+
+    law: FeatureLaw
+    """How the features follow from the rows."""
 
     logits: Float32
     """`(num_features, num_seen)`, of the untouched head: dear with many classes, and every game needs them."""
@@ -84,24 +92,56 @@ class PseudoFeatures:
         return float(np.mean(self.logits.argmax(axis=1) == self.classes))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Draws:
     """All that is random, drawn once, so that strength and blend can be tuned on the same draws."""
 
     classes: Integers  # (num_features,)
-    noise: Float32  # (num_features, feature_dim)
-    own: Float32  # (num_features, feature_dim), unit directions
-    similar: Float32  # (num_features, feature_dim), unit directions times uniform numbers
+    centre: Float32  # (feature_dim,)
+    noise: Float32  # (num_features, feature_dim), around the centre
+    own: Float32  # (num_features, feature_dim), directions of length 1, each or on average
+    similar: Float32  # (num_features, feature_dim), such directions times uniform numbers
+    clarity: Float32 | None  # (num_features, 1), uniform numbers; None if all are equally clear
+    moments: tuple[float, float, float]  # means of own^2, own similar and similar^2 over all draws
+    spread: float  # of neutral features: root mean square distance from their mean; 0 if nobody knows
     is_rectified: bool
 
+    @property
+    def strongest(self) -> float:
+        """The strength beyond which nothing changes, or none is sought."""
+        if not self.spread:
+            return 16.0 * float(np.linalg.norm(self.noise, axis=1).mean())
+        return self.spread / float(np.sqrt(self.moments[0])) if self.clarity is None else LARGEST_FACTOR
+
+    def class_part(self, strength: float) -> Float32 | float:
+        """Return the part of the spread that the class takes, `(num_features, 1)` or one number for all."""
+        if self.clarity is not None:
+            return np.asarray(self.clarity ** np.float32(1.0 / max(strength, 1e-3)), dtype=np.float32)
+        return min(self.moments[0] * (strength / self.spread) ** 2, 1.0)
+
     def features(self, strength: float, max_blend: float) -> Float32:
-        """Return `(num_features, feature_dim)`."""
-        mixed = self.noise + strength * (self.own + max_blend * self.similar)
+        """Return `(num_features, feature_dim)`; strength is a length, or the inverse of clarity's power."""
+        own, both, similar = self.moments
+        length = np.sqrt(own + max_blend * (2.0 * both + max_blend * similar))  # root mean square of what is mixed
+        shown = self.own + np.float32(max_blend) * self.similar
+        if self.spread:
+            part = self.class_part(strength)
+            towards = np.sqrt(part) * self.spread / length
+            mixed = self.centre + np.float32(towards) * shown + np.float32(np.sqrt(1.0 - part)) * self.noise
+        else:
+            mixed = np.float32(strength * np.sqrt(own) / length) * shown + self.noise
         return np.asarray(np.maximum(mixed, 0.0) if self.is_rectified else mixed, dtype=np.float32)
 
     def part(self, which: Integers | slice) -> _Draws:
         """Return some of the draws."""
-        return _Draws(self.classes[which], self.noise[which], self.own[which], self.similar[which], self.is_rectified)
+        return replace(
+            self,
+            classes=self.classes[which],
+            noise=self.noise[which],
+            own=self.own[which],
+            similar=self.similar[which],
+            clarity=None if self.clarity is None else self.clarity[which],
+        )
 
 
 def draw_pseudo_features(
@@ -111,8 +151,10 @@ def draw_pseudo_features(
     seen_accuracy: float,
     max_features: int,
     seed: int,
+    law: FeatureLaw | None = None,
     neighbour_share: float = NEIGHBOUR_SHARE,
     equal_lengths: bool = True,
+    equally_clear: bool = True,
 ) -> PseudoFeatures:
     """Draw features of seen classes.
 
@@ -122,16 +164,23 @@ def draw_pseudo_features(
         seen_accuracy: How often the head is right on images of its classes, in 0..1, both excluded.
         max_features: How many to draw at most: as many of each class, up to `MAX_PER_CLASS`, or one of some classes.
         seed: Of all draws.
+        law: How features follow from these rows, if it was already found.
         neighbour_share: Part of the errors that similar classes cause.
         equal_lengths: Whether all classes' directions are equally long, or as long as in a balanced linear network.
+        equally_clear: Whether all images show as much of their class; only told apart where there are neutral features.
     """
     random = np.random.default_rng(seed)
     per_class = max(1, min(MAX_PER_CLASS, max_features // len(rows)))
     drawn = random.permutation(len(rows))[:max_features]
     classes = np.tile(drawn, per_class).astype(np.int64)
-    draws = _draw(class_directions(rows, equal_lengths=equal_lengths), classes, neutral_features, random)
+    if law is None:
+        law = _find_law(rows, classes, neutral_features, seen_accuracy, neighbour_share, seed)
+    directions = class_directions(rows, law, equal_lengths=equal_lengths)
+    draws = _draw(rows, law, directions, classes, neutral_features, random)
     if neutral_features is None:
         draws = _with_calibrated_noise(rows, draws, seen_accuracy, neighbour_share)
+    elif not equally_clear:
+        draws = replace(draws, clarity=random.random((len(classes), 1)).astype(np.float32))
     strength, max_blend = _fit(rows, draws.part(slice(PROBE_SIZE)), seen_accuracy, neighbour_share)
     features = draws.features(strength, max_blend)
     return PseudoFeatures(
@@ -139,38 +188,66 @@ def draw_pseudo_features(
         classes=classes,
         strength=strength,
         max_blend=max_blend,
+        law=law,
         logits=_logits(rows, features),
     )
 
 
-def class_directions(rows: Float32, *, equal_lengths: bool = True) -> Float32:
-    """Return the directions of the class means of features, `(num_seen, feature_dim)`, of length 1 each or on average.
+def _find_law(
+    rows: Float32,
+    classes: Integers,
+    neutral: Float32 | None,
+    seen_accuracy: float,
+    neighbour_share: float,
+    seed: int,
+) -> FeatureLaw:
+    """Return the law of features: what neutral pictures say of it counts by the share of classes in their spread."""
+    law = principal_law(rows, neutral)
+    if law.slope is None:
+        return law
+    random = np.random.default_rng(seed)
+    probe = _draw(rows, law, class_directions(rows, law), classes[:PROBE_SIZE], neutral, random)
+    strength = _fit_strength(rows, probe, seen_accuracy, neighbour_share)
+    return mixed_law(law, float(probe.class_part(strength))) if probe.spread else law
 
-    Computed through whichever of the two second moments, of features or of classes, is smaller.
-    """
-    centred = rows[:, :-1] - rows[:, :-1].mean(axis=0, dtype=np.float64).astype(np.float32)
-    has_few_classes = len(centred) < centred.shape[1]
-    directions = (centred @ centred.T) @ centred if has_few_classes else centred @ (centred.T @ centred)
-    length = np.linalg.norm(directions, axis=1, keepdims=True)
-    if not equal_lengths:
-        length = length.mean()
-    return np.asarray(directions / np.maximum(length, np.finfo(np.float32).tiny), dtype=np.float32)
 
-
-def _draw(directions: Float32, classes: Integers, neutral: Float32 | None, random: np.random.Generator) -> _Draws:
-    neighbours = _neighbours(directions, np.unique(classes))
+def _draw(
+    rows: Float32,
+    law: FeatureLaw,
+    directions: Float32,
+    classes: Integers,
+    neutral: Float32 | None,
+    random: np.random.Generator,
+) -> _Draws:
+    drawn = np.unique(classes)
+    neighbours = _neighbours(directions, drawn)
     choice = random.integers(0, neighbours.shape[1], len(classes))
-    similar = directions[neighbours[np.searchsorted(np.unique(classes), classes), choice]]
-    blend = random.random((len(classes), 1)).astype(np.float32)
+    own, similar = directions[classes], directions[neighbours[np.searchsorted(drawn, classes), choice]]
+    similar = similar * random.random((len(classes), 1)).astype(np.float32)
+    centre, spread = np.zeros(directions.shape[1], dtype=np.float32), 0.0
     if neutral is None:
         noise = random.standard_normal((len(classes), directions.shape[1])).astype(np.float32)
     else:
         # Every neutral feature is used about equally often: fewer accidents than free draws.
         order = np.concatenate([random.permutation(len(neutral)) for _ in range(-(-len(classes) // len(neutral)))])
-        noise = np.asarray(neutral, dtype=np.float32)[order[: len(classes)]]
-    # Features that are never negative end in a ReLU; so must what stands in for them.
-    is_rectified = neutral is not None and bool(np.min(neutral) >= 0.0)
-    return _Draws(classes, noise, directions[classes], similar * blend, is_rectified)
+        mean = neutral.mean(axis=0, dtype=np.float64).astype(np.float32)
+        around = np.asarray(neutral, dtype=np.float32) - mean
+        spread = float(np.sqrt(np.mean((around**2).sum(axis=1))))
+        noise, centre = around[order[: len(classes)]], balanced_centre(rows, law.spectrum, mean, spread)
+    pairs = ((own, own), (own, similar), (similar, similar))
+    own_square, both, similar_square = (float(np.mean(np.einsum("ij,ij->i", *pair))) for pair in pairs)
+    return _Draws(
+        classes=classes,
+        centre=centre,
+        noise=noise,
+        own=own,
+        similar=similar,
+        clarity=None,
+        moments=(own_square, both, similar_square),
+        spread=spread,
+        # Features that are never negative end in a ReLU; so must what stands in for them.
+        is_rectified=neutral is not None and bool(np.min(neutral) >= 0.0),
+    )
 
 
 def _neighbours(directions: Float32, classes: Integers) -> Integers:
@@ -183,26 +260,33 @@ def _neighbours(directions: Float32, classes: Integers) -> Integers:
 
 
 def _fit(rows: Float32, draws: _Draws, seen_accuracy: float, neighbour_share: float) -> tuple[float, float]:
-    """Return strength and largest blend.
-
-    Strength is set without blending, so that neutral pictures cause their share of the errors; then the blend, so that
-    similar classes cause theirs. Where rows differ much in length, no strength makes the short ones win; nearly what
-    can be reached is then enough, or strength would grow without end.
-    """
-
-    def is_right(which: Integers | slice, strength: float, max_blend: float) -> Booleans:
-        part = draws.part(which)
-        return np.asarray(_logits(rows, part.features(strength, max_blend)).argmax(axis=1) == part.classes)
-
-    count = len(draws.classes)
-    strongest = 16.0 * float(np.linalg.norm(draws.noise, axis=1).mean())
-    reachable = float(is_right(slice(None), strongest, 0.0).mean())
-    unblended = min(1.0 - (1.0 - seen_accuracy) * (1.0 - neighbour_share), 0.99 * reachable)
-    strength = _turning_point(lambda which, value: is_right(which, value, 0.0), count, unblended, strongest)
+    """Return strength and largest blend: with both, the head is right as often as its owner says."""
+    strength = _fit_strength(rows, draws, seen_accuracy, neighbour_share)
     max_blend = _turning_point(
-        lambda which, value: ~is_right(which, strength, value), count, 1.0 - seen_accuracy, LARGEST_BLEND
+        lambda which, value: ~_is_right(rows, draws, which, strength, value),
+        len(draws.classes),
+        1.0 - seen_accuracy,
+        LARGEST_BLEND,
     )
     return strength, max_blend
+
+
+def _fit_strength(rows: Float32, draws: _Draws, seen_accuracy: float, neighbour_share: float) -> float:
+    """Return the strength at which, without blending, what is not class causes its share of the errors.
+
+    Where rows differ much in length, no strength makes the short ones win; nearly what can be reached is then enough,
+    or strength would grow without end.
+    """
+    reachable = float(_is_right(rows, draws, slice(None), draws.strongest, 0.0).mean())
+    wanted = min(1.0 - (1.0 - seen_accuracy) * (1.0 - neighbour_share), 0.99 * reachable)
+    return _turning_point(
+        lambda which, value: _is_right(rows, draws, which, value, 0.0), len(draws.classes), wanted, draws.strongest
+    )
+
+
+def _is_right(rows: Float32, draws: _Draws, which: Integers | slice, strength: float, max_blend: float) -> Booleans:
+    part = draws.part(which)
+    return np.asarray(_logits(rows, part.features(strength, max_blend)).argmax(axis=1) == part.classes)
 
 
 def _turning_point(
@@ -245,7 +329,7 @@ def _with_calibrated_noise(rows: Float32, draws: _Draws, seen_accuracy: float, n
     probe = draws.part(slice(PROBE_SIZE))
     logit_deviation = float(np.linalg.norm(rows[:, :-1], axis=1).mean())
     start = 1.0 / max(logit_deviation, np.finfo(np.float32).tiny)  # logits of deviation 1
-    scaled = _Draws(probe.classes, probe.noise * np.float32(start), probe.own, probe.similar, False)
+    scaled = replace(probe, noise=probe.noise * np.float32(start))
     features = scaled.features(*_fit(rows, scaled, seen_accuracy, neighbour_share))
     unbiased = _logits(rows, features) - rows[:, -1]
     lower, factor = 0.0, LARGEST_FACTOR
@@ -253,7 +337,7 @@ def _with_calibrated_noise(rows: Float32, draws: _Draws, seen_accuracy: float, n
         middle = 0.5 * (lower + factor)
         is_enough = _confidence(unbiased * np.float32(middle) + rows[:, -1]) >= seen_accuracy
         lower, factor = (lower, middle) if is_enough else (middle, factor)
-    return _Draws(draws.classes, draws.noise * np.float32(start * factor), draws.own, draws.similar, False)
+    return replace(draws, noise=draws.noise * np.float32(start * factor))
 
 
 def _logits(rows: Float32, features: Float32) -> Float32:

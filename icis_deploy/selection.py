@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from icis_deploy.calibration import FLATNESS, weighted_harmonic_mean
+from icis_deploy.calibration import weighted_harmonic_mean
 from icis_deploy.methods import METHODS, Method, Progress
 from icis_deploy.trial import Candidate, Trial, try_method
+
+METHODS_TIED = 0.9
+"""Methods that score at least this part of the best are as good as cross-validation can tell. Wider than `FLATNESS`:
+points of one method share the errors of pseudo-features, methods do not, and a smooth average gains by them."""
 
 AFFORDABLE_TRAINING = 2.5e11
 """Multiplications of one training, up to which `auto` also considers a trained method: a few seconds on a CPU."""
@@ -41,7 +45,7 @@ class Selection:
             return f"{name} has the best cross-validated balance of U and S, {score:.1%}, of {tried} methods."
         return (
             f"{name} predicts held-out rows best (cosine {cosine:.2f}) of the methods whose cross-validated balance of "
-            f"U and S is within {1 - FLATNESS:.0%} of the best: {score:.1%}; {best.method.name} has "
+            f"U and S is within {1 - METHODS_TIED:.0%} of the best: {score:.1%}; {best.method.name} has "
             f"{_score(best, self.trial.balance):.1%}."
         )
 
@@ -96,11 +100,11 @@ def methods_to_try(trial: Trial, latent_dim: int = 2048) -> tuple[Method, ...]:
 def best_candidate(candidates: Sequence[Candidate], balance: float) -> Candidate:
     """Return the candidate to use.
 
-    Predicted balances within `FLATNESS` of the best are equal as far as cross-validation can tell; among those the one
-    whose held-out rows point most nearly where the true rows do, which no pseudo-feature has a say in, is taken.
+    Predicted balances of at least `METHODS_TIED` of the best are equal as far as cross-validation can tell; among those
+    the one whose held-out rows point most nearly where the true rows do, which no pseudo-feature has a say in, is taken.
     """
     scores = [_score(one, balance) for one in candidates]
-    equals = [one for one, score in zip(candidates, scores, strict=True) if score >= FLATNESS * max(scores)]
+    equals = [one for one, score in zip(candidates, scores, strict=True) if score >= METHODS_TIED * max(scores)]
     return max(equals, key=lambda one: one.cosine)
 
 

@@ -33,6 +33,7 @@ PURE_CORES = {
         "cross_validation",
         "descriptor_weights",
         "estimate",
+        "feature_law",
         "injection",
         "injection_options",
         "learning_curve",

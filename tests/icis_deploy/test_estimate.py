@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from icis_deploy.descriptors import Descriptors
+from icis_deploy.feature_law import class_directions, principal_law
 from icis_deploy.head import Head
 from icis_deploy.injection import Injection, inject
 from icis_deploy.injection_options import InjectionOptions
-from icis_deploy.pseudo_features import class_directions
 
 NUM_SEEN, NUM_UNSEEN, FEATURE_DIM = 120, 30, 48
 
@@ -26,7 +26,7 @@ class World:
         rows = (rows + 0.7 * random.normal(size=rows.shape)).astype(np.float32)
         rows[:, -1] *= 0.1
         rows[:, :-1] *= 7 / np.linalg.norm(rows[:, :-1], axis=1, keepdims=True)
-        self.means = 7 * class_directions(rows)
+        self.means = 7 * class_directions(rows, principal_law(rows, None))
         self.noise = noise
         self.names = tuple(f"class{index:03d}" for index in range(len(rows)))
         self.head = Head(rows=rows[:NUM_SEEN], class_names=self.names[:NUM_SEEN])

@@ -95,8 +95,9 @@ def linear_world(num_seen: int, num_unseen: int, *, noise: float = 0.3, seed: in
 
 def test_auto_is_the_default_and_says_what_it_chose_and_expects():
     head, descriptors = linear_world(80, 20)
-    features = np.random.default_rng(5).normal(size=(64, 32)).astype(np.float32)
-    injection = inject(head, descriptors, neutral_features=features)
+    random = np.random.default_rng(5)
+    features = random.normal(size=(64, 80)) @ head.rows[:, :-1] + random.normal(size=(64, 32))
+    injection = inject(head, descriptors, neutral_features=features.astype(np.float32))
     assert injection.method == injection.selection.chosen.method.name
     assert injection.estimate.is_trustworthy
     provenance = json.loads(json.dumps(injection.provenance))
@@ -107,6 +108,18 @@ def test_auto_is_the_default_and_says_what_it_chose_and_expects():
         interval = provenance["estimate"][name]
         assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1
     injection.require_trust()
+
+
+def test_a_head_whose_rows_do_not_follow_its_features_is_warned_of():
+    """Least squares divide by the spread of features: rows are short where features are long."""
+    head, descriptors = linear_world(80, 20)
+    inverse = np.linalg.pinv(head.rows[:, :-1] - head.rows[:, :-1].mean(axis=0)).T
+    features = np.random.default_rng(5).normal(size=(64, 80)) @ inverse
+    ridge = InjectionOptions(method="ridge")
+    injection = inject(head, descriptors, neutral_features=features.astype(np.float32), options=ridge)
+    assert any("do not follow its features" in message for message in injection.warnings)
+    with pytest.raises(UntrustworthyError, match="measure on images"):
+        injection.require_trust()
 
 
 def test_the_injector_makes_the_rows_one_class_at_a_time():

@@ -1,0 +1,95 @@
+"""What an injection is worth on labelled features, beside what was predicted and the best that its rows could do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.head import Head
+from icis_deploy.injection import Injection
+from icis_deploy.row_spectrum import mean_row
+
+Float32 = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+SCALES = np.geomspace(0.1, 3.0, 30)
+"""Lengths that the best choice is sought among, in units of the injected deviations'."""
+
+NUM_OFFSETS = 200
+
+COLUMNS = f"{'case':24} {'method':9}    T     U     S     H | predicted T   U     S     H (90 %)          H/best warned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """An injection on labelled features; fractions of 1."""
+
+    method: str
+    """The method that predicted the rows."""
+
+    rates: tuple[float, float, float, float]
+    """Measured T, U, S and H."""
+
+    predicted: tuple[float, float, float, float]
+    """Predicted T, U, S and H."""
+
+    interval: tuple[float, float]
+    """Of predicted H, 90 %."""
+
+    best_h: float
+    """H of the best scale and offset, chosen with these features, for the same rows."""
+
+    num_warnings: int
+    """Of the estimate."""
+
+    def line(self, name: str) -> str:
+        """Return a line of the table with `COLUMNS`, accuracies in percent."""
+        rates, predicted = (" ".join(f"{100 * value:5.1f}" for value in four) for four in (self.rates, self.predicted))
+        low, high = (100 * end for end in self.interval)
+        part = self.rates[3] / max(self.best_h, 1e-9)
+        warned = "yes" if self.num_warnings else "no"
+        return f"{name:24} {self.method:9} {rates} |     {predicted} ({low:5.1f} to {high:5.1f}) {part:8.3f} {warned}"
+
+
+def measure_injection(head: Head, injection: Injection, features: Float32, labels: Integers) -> Measured:
+    """Measure an injection that has an estimate.
+
+    Args:
+        head: What was injected into.
+        injection: Calibrated by cross-validation.
+        features: `(num_features, feature_dim)`.
+        labels: `(num_features,)`, places in the head and, after it, among the injected classes.
+    """
+    estimate, num_seen = injection.estimate, head.num_classes
+    assert estimate is not None, "an estimate comes with calibration 'auto'"
+    seen, new = head.logits(features), features @ injection.rows[:, :-1].T + injection.rows[:, -1]
+    is_unseen = labels >= num_seen
+    is_hit, is_right = new.argmax(axis=1) + num_seen == labels, seen.argmax(axis=1) == labels
+    wins = new.max(axis=1) > seen.max(axis=1)
+    T, U = float(is_hit[is_unseen].mean()), float((is_hit & wins)[is_unseen].mean())  # noqa: N806
+    S = float((is_right & ~wins)[~is_unseen].mean())  # noqa: N806
+    # What is left of a row without the mean row and the offset, which stands in its bias, competes at other lengths.
+    mean = mean_row(head.rows)
+    offset = 0.0 if injection.selection is None else injection.selection.chosen.point.offset
+    base = features @ mean[:-1] + mean[-1]
+    deviation = (new - offset - base[:, None]).max(axis=1)
+    best = 0.0
+    for scale in SCALES:
+        needed = seen.max(axis=1) - base - scale * deviation
+        for bias in np.quantile(needed, np.linspace(0.0, 1.0, NUM_OFFSETS)):
+            unseen_rate = float((is_hit & (needed < bias))[is_unseen].mean())
+            best = max(best, _h(unseen_rate, float((is_right & (needed >= bias))[~is_unseen].mean())))
+    return Measured(
+        method=injection.method,
+        rates=(T, U, S, _h(U, S)),
+        predicted=(estimate.T.value, estimate.U.value, estimate.S.value, estimate.H.value),
+        interval=(estimate.H.low, estimate.H.high),
+        best_h=best,
+        num_warnings=len(estimate.warnings),
+    )
+
+
+def _h(unseen: float, seen: float) -> float:
+    return float(2.0 * unseen * seen / max(unseen + seen, 1e-9))

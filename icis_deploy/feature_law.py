@@ -1,0 +1,129 @@
+"""What the rows of a head and neutral pictures say of the features that its images have.
+
+- *Directions.* Class means deviate from their centre as weights do, along an axis `variance ^ exponent` times as much.
+  A head fitted on given features and one trained with its backbone have different exponents: 0 where features and rows
+  agree (neural collapse, nearest class means), -1 where rows divide by the spread of features (least squares), 1 where
+  rows play down what similar classes share. `spread_slope` measures it: neutral pictures' features spread along the
+  axes of the rows nearly as class means do. What is not class is in the measure too, so that it counts by the share of
+  classes in the spread, and `PLAYED_DOWN` for the rest.
+- *Centre.* Neutral pictures are not the average image, and a head can favour a few classes strongly where their mean
+  lies. On its own average image a trained head favours none: the centre is moved there, as far as the rows are sure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.row_spectrum import RowSpectrum, amplify, mean_row, principal_axes
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+PLAYED_DOWN = 1.0
+"""Exponent where nothing is measured of it."""
+
+FLOOR = 0.01
+"""Variance below which an axis counts as one that rows do not use, in units of the mean over all axes."""
+
+FAVOUR = 0.1
+"""By how much a class may be favoured at the centre, as a part of the largest deviation logit that a feature's spread
+can make. Heads of rendered pictures have 0.05 to 0.2 there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FeatureLaw:
+    """How features follow from rows."""
+
+    spectrum: RowSpectrum
+    """Of the weights, biases left out."""
+
+    slope: float | None
+    """Of neutral features' logarithmic variance over that of the weights, by axis; `None` where there are none."""
+
+    exponent: float
+    """By which axes are stretched from weights to class means."""
+
+
+def principal_law(rows: Float32, neutral_features: Float32 | None) -> FeatureLaw:
+    """Return the law if all spread of neutral features were spread of classes.
+
+    Args:
+        rows: `(num_seen, feature_dim + 1)`.
+        neutral_features: `(num_neutral, feature_dim)`, or `None`.
+    """
+    spectrum = principal_axes(rows[:, :-1])
+    if neutral_features is None or len(neutral_features) < 2 or len(spectrum.variance) < 3:
+        return FeatureLaw(spectrum=spectrum, slope=None, exponent=PLAYED_DOWN)
+    slope = spread_slope(spectrum, neutral_features)
+    return FeatureLaw(spectrum=spectrum, slope=slope, exponent=0.5 * (slope - 1.0))
+
+
+def mixed_law(law: FeatureLaw, class_share: float) -> FeatureLaw:
+    """Return the law with its measured exponent weighed by the share of classes in the spread, 0..1."""
+    return FeatureLaw(
+        spectrum=law.spectrum,
+        slope=law.slope,
+        exponent=class_share * law.exponent + (1.0 - class_share) * PLAYED_DOWN,
+    )
+
+
+def spread_slope(spectrum: RowSpectrum, features: Float32) -> float:
+    """Return the slope of features' logarithmic variance over that of the weights, axes weighed by the latter.
+
+    Args:
+        spectrum: Of the weights, at least three axes.
+        features: `(num_features, feature_dim)`, at least two.
+    """
+    around = features - features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    found = np.mean((around @ spectrum.axes.T).astype(np.float64) ** 2, axis=0)  # (num_axes,)
+    size = np.log(spectrum.variance + FLOOR * spectrum.variance.mean())
+    of_features = np.log(found + 1e-9 * found.mean() + np.finfo(np.float64).tiny)
+    weight = spectrum.variance / spectrum.variance.sum()
+    size, of_features = size - weight @ size, of_features - weight @ of_features
+    spread = float(weight @ size**2)
+    # Rows of one length in all directions tell nothing: features then follow them, whatever they do.
+    return float(np.clip(weight @ (size * of_features) / spread, -1.0, 3.0)) if spread > 1e-6 else 1.0
+
+
+def class_directions(rows: Float32, law: FeatureLaw, *, equal_lengths: bool = True) -> Float32:
+    """Return the directions of the class means of features, `(num_seen, feature_dim)`, of length 1 each or on average.
+
+    Args:
+        rows: `(num_seen, feature_dim + 1)`.
+        law: Of these rows.
+        equal_lengths: Whether all are of length 1, or on average.
+    """
+    variance = law.spectrum.variance
+    gain = (variance + FLOOR * variance.mean()) ** law.exponent if len(variance) else variance
+    weights = rows[:, :-1]
+    relative = np.asarray(gain / gain.mean() - 1.0 if len(gain) else gain, dtype=np.float32)
+    directions = amplify(weights - mean_row(weights), law.spectrum.axes, relative)
+    length = np.linalg.norm(directions, axis=1, keepdims=True)
+    if not equal_lengths:
+        length = length.mean()
+    return np.asarray(directions / np.maximum(length, np.finfo(np.float32).tiny), dtype=np.float32)
+
+
+def balanced_centre(rows: Float32, spectrum: RowSpectrum, centre: Float32, spread: float) -> Float32:
+    """Move the mean of neutral features towards where the head favours no class, `(feature_dim,)`.
+
+    The most likely centre, if each of its coordinates is as unsure as a feature's and a class's favour there is about
+    `FAVOUR`: a ridge regression, solved along the principal axes.
+
+    Args:
+        rows: `(num_seen, feature_dim + 1)`.
+        spectrum: Of the weights.
+        centre: `(feature_dim,)`, mean of neutral features.
+        spread: Root mean square distance of neutral features from it.
+    """
+    deviations = rows - mean_row(rows)
+    favoured = deviations[:, :-1] @ centre + deviations[:, -1]  # (num_seen,)
+    allowed = FAVOUR * spread * float(np.linalg.norm(deviations[:, :-1], axis=1).mean())
+    variance_of_centre = spread**2 / len(centre)
+    noise = max(allowed**2 / max(variance_of_centre, np.finfo(np.float32).tiny), np.finfo(np.float32).tiny)
+    pull = spectrum.axes @ (deviations[:, :-1].T @ favoured)  # (num_axes,)
+    step = (pull / (len(rows) * spectrum.variance + noise)) @ spectrum.axes
+    return np.asarray(centre - step, dtype=np.float32)
