@@ -101,7 +101,7 @@ def best_candidate(candidates: Sequence[Candidate], balance: float) -> Candidate
     """Return the candidate to use.
 
     Predicted balances of at least `METHODS_TIED` of the best are equal as far as cross-validation can tell; among those
-    the one whose held-out rows point most nearly where the true rows do, which no pseudo-feature has a say in, is taken.
+    the one whose held-out rows point most nearly where the true rows do, which no pseudo-feature has a say in.
     """
     scores = [_score(one, balance) for one in candidates]
     equals = [one for one, score in zip(candidates, scores, strict=True) if score >= METHODS_TIED * max(scores)]

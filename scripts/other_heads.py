@@ -77,7 +77,7 @@ def softmax(
             value = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         value = value + (0.0 if cosine else 0.5 * decay) * (weight**2).sum()
         value.backward()  # type: ignore[no-untyped-call]
-        return float(value)
+        return float(value.detach())
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
     rows = (cosine * F.normalize(weight, dim=1) if cosine else weight).detach()
