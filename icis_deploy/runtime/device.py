@@ -23,6 +23,7 @@ from icis_deploy.class_names import check_unique
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.images import load_images, load_pixels
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
+from icis_deploy.runtime.generator import KeptGenerator, make_row
 from icis_deploy.runtime.head_state import HeadState, make_head_state
 from icis_deploy.runtime.journal import HistoryEntry
 from icis_deploy.runtime.probe import verify_slots
@@ -47,6 +48,7 @@ class _OpenBundle:
     bundle: Bundle
     session: Session
     updater: Updater
+    generator: KeptGenerator
 
 
 class Device:
@@ -70,6 +72,7 @@ class Device:
             folder=folder,
             bundle=bundle,
             session=session,
+            generator=KeptGenerator(folder, bundle),
             updater=Updater(
                 bundle=bundle,
                 session=session,
@@ -269,12 +272,10 @@ class Device:
             IncompatibleError: If the bundle has no generator or no slots, or no slot is free (CapacityError).
             SelfTestError, StorageError, RuntimeFailureError: As `apply`; the device keeps the state it had.
         """
-        from icis_deploy.runtime.generator import bundle_generator, make_row
-
         check_unique((class_name,))
         with self._changing:
             opened = self._opened
-            generator = bundle_generator(opened.folder, opened.bundle)
+            generator = opened.generator.load()
 
             def row_beside(table: SlotTable | None) -> NDArray[np.float32]:
                 return make_row(generator, class_name, descriptor, bundle=opened.bundle, table=table)

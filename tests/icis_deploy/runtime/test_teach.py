@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,3 +233,25 @@ def test_a_journal_keeps_the_taught_classes_and_is_as_before_without(teachable: 
     assert journal.current.taught == ("okapi",)
     assert serialize_journal(journal) == data
     assert b'{"slots":null,"version":0}' in data
+
+
+def test_a_generator_is_loaded_once_and_again_when_its_file_was_touched(teachable: Path) -> None:
+    device = Device.open(teachable)
+    device.teach("okapi", described("okapi"))
+    kept = device._opened.generator.load()
+    assert device._opened.generator.load() is kept
+    path = teachable / "generator.onnx"
+    good = path.read_bytes()
+    path.write_bytes(good)
+    assert device._opened.generator.load() is not kept
+    damaged = bytearray(good)
+    damaged[-1] ^= 1
+    times = path.stat()
+    path.write_bytes(damaged)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if nobody had written
+    before = files_in(teachable)
+    with pytest.raises(CorruptFileError, match="the manifest states"):
+        device.teach("quagga", described("quagga"))
+    assert files_in(teachable) == before
+    path.write_bytes(good)
+    device.teach("quagga", described("quagga"))
