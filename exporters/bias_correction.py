@@ -35,7 +35,7 @@ def correct_biases(model: ir.Model, batches: Iterator[Float32]) -> int:
     Returns:
         How many layers were corrected.
     """
-    layers = [node for node in model.graph if _has_float_weight(node)]
+    layers = [node for node in model.graph if has_float_weight(node)]
     means = _mean_inputs(model, layers, batches)
     corrected = 0
     for node in layers:
@@ -53,7 +53,8 @@ def rounding_error(weight: Float32, axis: int) -> Float32:
     return np.asarray(weight - np.rint(weight / step) * step, dtype=np.float32)
 
 
-def _has_float_weight(node: ir.Node) -> bool:
+def has_float_weight(node: ir.Node) -> bool:
+    """Say whether a node multiplies what it is given with a float32 weight."""
     if node.op_type not in {"Conv", "Gemm", "MatMul"} or node.domain not in {"", "ai.onnx"}:
         return False
     weight = node.inputs[1]

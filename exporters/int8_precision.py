@@ -7,6 +7,9 @@ Rules:
    (`bias_correction.py`). Other calibration methods moved the features of a MobileNetV2 by less than 0.3 dB; bias
    correction moved them by 5.
 3. Whatever gives the features is not quantized itself: 8 bits of a feature would be all that the head ever sees.
+4. Where values are normalised at run time, as in a transformer, only products with weights take integers, and they give
+   floats.
+   There, a sum of residuals has one range for small tokens and large ones, and normalising blows its rounding up.
 
 Source: ONNX Runtime's "Quantize ONNX models" (onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
 """
@@ -28,7 +31,7 @@ from numpy.typing import NDArray
 
 from exporters.activations import Inputs
 from exporters.backbone import backbone_of, with_backbone
-from exporters.bias_correction import correct_biases
+from exporters.bias_correction import correct_biases, has_float_weight
 from exporters.fp16_precision import require_float32
 from exporters.head_finding import HeadLocation
 from exporters.onnx_files import first_line, infer_shapes, serialize_model
@@ -41,6 +44,7 @@ SHAPING = frozenset(
     {"AveragePool", "Flatten", "Gather", "GlobalAveragePool", "Identity", "MaxPool", "ReduceMean", "Reshape", "Slice"}
     | {"Squeeze", "Transpose"}
 )
+_NORMALISING = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "Softmax"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +106,8 @@ def _quantized(prepared: ir.Model, input_name: str, calibration: Inputs, folder:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     source, target = folder / "corrected.onnx", folder / "int8.onnx"
+    normalises = any(node.op_type in _NORMALISING for node in prepared.graph)
+    others = [str(node.name) for node in prepared.graph if normalises and not has_float_weight(node)]
     onnx.save(ir.to_proto(prepared), source)
     quantize_static(
         str(source),
@@ -112,7 +118,9 @@ def _quantized(prepared: ir.Model, input_name: str, calibration: Inputs, folder:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
-        nodes_to_exclude=_nodes_after_the_last_layer(prepared),
+        nodes_to_exclude=[*_nodes_after_the_last_layer(prepared), *others],
+        # A convolution that gives floats is computed in floats by ONNX Runtime, and keeps its integers.
+        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]} if normalises else {},
     )
     quantized = ir.load(target)
     infer_shapes(quantized)

@@ -115,6 +115,48 @@ def test_the_last_layer_before_the_head_gives_floats() -> None:
     assert kinds == ["Flatten", "GlobalAveragePool"]
 
 
+TRANSFORMER = """
+<ir_version: 10, opset_import: ["": 20]>
+transformer (float[batch, 4, 8] x) => (float[batch, 5] logits) {
+    n = LayerNormalization <axis = -1> (x, gain, shift)
+    [values] v = MatMul (n, w0)
+    t = Transpose <perm = [0, 2, 1]> (n)
+    [scores] s = MatMul (n, t)
+    weights = Softmax <axis = -1> (s)
+    [attention] a = MatMul (weights, v)
+    [residual] r = Add (x, a)
+    m = LayerNormalization <axis = -1> (r, gain, shift)
+    [wide] p = MatMul (m, w1)
+    pooled = ReduceMean <keepdims = 0> (p, axis)
+    [head] logits = Gemm <transB = 1> (pooled, w, b)
+}
+"""
+
+
+def test_a_transformer_keeps_floats_between_its_products_with_weights() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"w0": (8, 8), "w1": (8, 8), "w": (5, 8), "b": (5,)}
+    model = parsed_model(
+        TRANSFORMER,
+        **{name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()},
+        gain=np.ones(8, np.float32),
+        shift=np.zeros(8, np.float32),
+        axis=np.array([1], np.int64),
+    )
+    tokens = rng.normal(size=(32, 1, 4, 8)).astype(np.float32)
+    tokens[:, :, 1:] *= 100  # the first token is small beside the others, as one that stands for the class may be
+    quantized = quantize_model(model, find_head(model), "x", lambda: iter(tokens)).model
+    sources = {
+        str(node.name): [value.producer().op_type if value.producer() else "" for value in node.inputs]
+        for node in quantized.graph
+        if node.name in {"values", "attention", "residual", "wide"}
+    }
+    assert sources["values"] == sources["wide"] == ["DequantizeLinear"] * 2
+    assert "DequantizeLinear" not in sources["attention"] + sources["residual"]
+    expected, found = (run_model(each, x=tokens[:, 0])["logits"] for each in (model, quantized))
+    assert np.abs(found - expected).std() < 0.02 * expected.std()
+
+
 def test_bias_correction_takes_out_the_mean_error_of_rounded_weights() -> None:
     model = deep_model()
     plain = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
