@@ -80,8 +80,8 @@ def test_injected_classes_are_recognised_and_seen_ones_still_are(fused: Path, im
     names = imagenet_mobilenet / "unseen.txt"
     report = icis_deploy.evaluate(fused, images=imagenet_mobilenet / "images.csv", unseen=names)
     assert abs(report.S_original - 0.884) <= 0.005
-    assert report.T >= 0.36
-    assert report.H >= 0.40
+    assert report.T >= 0.39
+    assert report.H >= 0.43
 
 
 def test_an_updatable_head_recognises_what_the_fused_one_does(
