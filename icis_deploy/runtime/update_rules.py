@@ -297,7 +297,7 @@ def after_rollback(journal: Journal, *, known_names: Sequence[str], clock: datet
 def after_replacement(
     journal: Journal, former: Journal, *, known_names: Sequence[str], clock: datetime
 ) -> tuple[HistoryEntry, Journal]:
-    """Return the journal of a bundle that takes another one's place on a device, and its line in the history (rule 12).
+    """Return the journal of a bundle that takes another one's place on a device, and its line in the history (rule 11).
 
     Args:
         journal: What the new bundle brings.
