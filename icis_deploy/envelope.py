@@ -8,6 +8,7 @@ Rules:
 1. The signature covers the payload and its type, byte for byte; nothing else in the file is believed.
 2. `verify_signature` comes before any reader of payloads; the workbench, which makes updates, reads unverified ones.
 3. The key id in a signature only chooses among trusted keys; a signature by another key counts for nothing.
+4. No key stands twice in an object, so that whoever else reads the file, with whatever JSON reader, reads the same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import CorruptFileError, LoadError, SignatureError
 from icis_deploy.files import read_capped, write_file
-from icis_deploy.json_fields import list_from_json
+from icis_deploy.json_fields import list_from_json, object_from_pairs
 from icis_deploy.printable import printable
 from icis_deploy.trusted_keys import TRUSTED_KEYS_TYPE, TrustedKeys, parse_trusted_keys, serialize_trusted_keys
 from icis_deploy.update_format import MAX_PAYLOAD_BYTES, PAYLOAD_TYPE, parse_payload, serialize_payload
@@ -64,10 +65,10 @@ def parse_envelope(data: bytes) -> Envelope:
             f"The file is not a class update: it is no DSSE envelope (more than {MAX_JSON_VALUES} JSON values)."
         )
     try:
-        document = json.loads(fields)
+        document = json.loads(fields, object_pairs_hook=object_from_pairs)
         signatures = list_from_json(document["signatures"])
         envelope = Envelope.from_dict(document | {"payload": "", "signatures": signatures})
-        envelope.payload = _decoded(document["payload"] or payload)
+        envelope.payload = _decoded(payload or document["payload"])
     except Exception as error:  # securesystemslib lets whatever a malformed value causes through
         # It quotes the file, which is a stranger's.
         reason = printable(f"{type(error).__name__}: {error}", max_length=_MAX_REASON)

@@ -64,6 +64,18 @@ def list_from_json(value: object) -> list[Any]:
     return value
 
 
+def object_from_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object whose keys all differ; for `object_pairs_hook`, where another reader could believe another one.
+
+    Raises:
+        ValueError: If a key stands twice.
+    """
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a key stands twice in an object")
+    return fields
+
+
 def json_from_time(value: datetime) -> str:
     """Return a time in UTC as `2026-11-23T09:00:00Z`, the only form that is read back."""
     return value.astimezone(timezone.utc).replace(microsecond=0, tzinfo=None).isoformat() + "Z"

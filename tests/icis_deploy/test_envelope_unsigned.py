@@ -136,6 +136,33 @@ def test_what_is_no_envelope_is_refused(saved, content):
         load_update(saved)
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+@pytest.mark.parametrize("other", ['""', "null", "0", "[]", "{}", '"AAAA"'])
+@pytest.mark.parametrize("key", ["payload", "p\\u0061yload", "payloadType", "signatures"])
+def test_an_envelope_in_which_a_key_stands_twice_is_refused(saved, key, other, first):
+    text = saved.read_text()
+    saved.write_text(f'{{"{key}":{other},{text[1:]}' if first else f'{text[:-1]},"{key}":{other}}}')
+
+    with pytest.raises(CorruptFileError, match=r"no DSSE envelope \(ValueError: a key stands twice in an object\)"):
+        load_update(saved)
+
+
+def test_a_signature_in_which_a_key_stands_twice_is_refused(saved):
+    signature = '{"keyid":"a","sig":"AAAA","keyid":"b"}'
+    saved.write_text(saved.read_text().replace('"signatures":[]', f'"signatures":[{signature}]'))
+
+    with pytest.raises(CorruptFileError, match="a key stands twice"):
+        load_update(saved)
+
+
+@pytest.mark.parametrize("payload", [None, 0, [], {}, False])
+def test_a_payload_that_is_no_text_is_refused(saved, payload):
+    saved.write_text(json.dumps(json.loads(saved.read_bytes()) | {"payload": payload}))
+
+    with pytest.raises(CorruptFileError, match=r"no DSSE envelope \(TypeError: "):
+        load_update(saved)
+
+
 def test_an_envelope_of_something_else_is_refused(saved):
     content = json.loads(saved.read_bytes()) | {"payloadType": "application/vnd.in-toto+json"}
     saved.write_text(json.dumps(content))
