@@ -22,7 +22,7 @@ from typing import Any
 from icis_deploy.bundle import MODEL_NAME, PRECISIONS, Bundle
 from icis_deploy.errors import BundleError, EngineMismatchError
 from icis_deploy.json_fields import integer_from_json, list_from_json, names_from_json, object_from_json, text_from_json
-from icis_deploy.printable import reason_of
+from icis_deploy.printable import MAX_REASON, printable, reason_of
 
 SCHEMA_VERSION = 1
 MAX_SIDECAR_BYTES = 1 << 20
@@ -119,7 +119,7 @@ class EngineSidecar:
             )
         if self.precision not in PRECISIONS:
             raise BundleError(
-                f"The engine's sidecar states the precision {self.precision!r}; expected one of {PRECISIONS}."
+                f"The engine's sidecar states the precision {self.precision[:40]!r}; expected one of {PRECISIONS}."
             )
 
 
@@ -225,7 +225,7 @@ def _raise_for(differing: Mapping[str, str], sidecar: EngineSidecar) -> None:
 
 
 def _shown(value: object) -> str:
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+    return printable(", ".join(value) if isinstance(value, tuple) else str(value), max_length=MAX_REASON)
 
 
 def _numbers(compute_capability: str) -> tuple[int, ...]:

@@ -67,6 +67,7 @@ def test_equal_sidecars_have_equal_bytes():
         (lambda v: v["outputs"][0].update(shape=[-1, 2.5]), "2.5 stands where a whole number is expected"),
         (lambda v: v.update(hardware_compatibility="all"), "states the hardware compatibility 'all'"),
         (lambda v: v.update(precision="int4"), "states the precision 'int4'"),
+        (lambda v: v.update(precision=5000 * "x"), "states the precision 'x{40}';"),
         (lambda v: v.pop("schema_version"), "the field 'schema_version'"),
         (lambda v: v.update(schema_version=2), "has schema version 2; this release reads 1"),
     ],
