@@ -122,20 +122,21 @@ def test_a_fault_of_head_surgery_is_caught_and_named_and_what_was_built_is_kept_
     assert re.search(FAULTS[fault], rejected_reasons(model, classes, tmp_path / "bundle", **settings))
 
 
-def test_a_transposed_head_is_named_in_float16_too(
-    tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named_in_float16_too_where_limits_are_wider(
+    fault: Callable[[ir.Model], None], tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = bundle_writing.fuse_head
 
     def faulty(*arguments: object) -> ir.Model:
         model: ir.Model = real(*arguments).clone()
-        transposed(model)
+        fault(model)
         return model
 
     monkeypatch.setattr(bundle_writing, "fuse_head", faulty)
     form = ModelForm(precision="fp16")
     reasons = rejected_reasons(tiny_project.model, tiny_project.classes, tmp_path / "bundle", form=form)
-    assert "the weight of 42 classes is transposed" in reasons
+    assert re.search(FAULTS[fault], reasons)
 
 
 def test_a_stale_slot_is_named(tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
