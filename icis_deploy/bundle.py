@@ -284,11 +284,15 @@ def load_manifest(folder: Path) -> Bundle:
     # os.path and not pathlib, which raises where the system refuses to look (a name that is too long, a closed folder).
     if not os.path.isdir(folder):  # noqa: PTH112
         raise BundleError(f"There is no bundle at {folder}. `icis-deploy export` makes one.")
-    data = read_capped(folder / MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES, what="manifest", error_type=BundleError)
+    path = folder / MANIFEST_NAME
+    try:
+        data = read_capped(path, max_bytes=MAX_MANIFEST_BYTES, what="manifest", error_type=BundleError)
+    except BundleError as error:
+        raise BundleError(f"{error} Name a folder that `icis-deploy export` wrote.") from error
     try:
         return parse_manifest(data)
     except BundleError as error:
-        raise BundleError(f"{folder / MANIFEST_NAME}: {error}") from error
+        raise BundleError(f"{path}: {error}") from error
 
 
 def check_file(path: Path, entry: FileEntry) -> None:

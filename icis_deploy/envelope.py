@@ -136,7 +136,8 @@ def verify_signature(envelope: Envelope, keys: Sequence[SSlibKey]) -> str:
     if not trusted & set(envelope.signatures):
         raise SignatureError(
             f"The file is signed by {_shown(list(envelope.signatures))}; trusted are {_shown(sorted(trusted))}. Sign "
-            f"it with a trusted key, or put the signer's .pub file into the bundle's trust/ folder."
+            f"it with a trusted key, or trust the signer's: by its .pub file in the bundle's trust/ folder, or, where "
+            f"keys were rotated, by `icis-deploy rotate-keys`."
         )
     try:
         accepted = envelope.verify(list(keys), threshold=1)

@@ -25,7 +25,7 @@ from icis_deploy.envelope import (
     verify_signature,
 )
 from icis_deploy.errors import CorruptFileError, IntegrityError, SignatureError, StorageError, UsageError
-from icis_deploy.files import check_free, read_capped, write_file
+from icis_deploy.files import read_capped, write_file
 from icis_deploy.trusted_keys import MAX_KEY_BYTES, TrustedKeys, pem_from_public_key, public_key_from_pem
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ def keygen(path: Path) -> KeyPair:
         raise UsageError(f"{str(path)!r} is no name of a file. Say where the private key shall be.")
     public_path = path.with_name(path.name + PUBLIC_SUFFIX)
     for target in (path, public_path):
-        if os.path.lexists(target):  # see `files.check_free`
-            raise UsageError(f"{target} already exists, and a key is never overwritten. Choose another place.")
+        _check_absent(target, "a key is never overwritten")
     signer = CryptoSigner.generate_ed25519()
     _write_private(path, signer.private_bytes)
     try:
@@ -85,6 +84,11 @@ def keygen(path: Path) -> KeyPair:
         path.unlink()
         raise
     return KeyPair(private_path=path, public_path=public_path, key_id=signer.public_key.keyid)
+
+
+def _check_absent(path: Path, why: str) -> None:
+    if os.path.lexists(path):  # see `files.check_free`, whose --overwrite no command for keys and signatures has
+        raise UsageError(f"{path} already exists, and {why}. Choose another place.")
 
 
 def _write_private(path: Path, data: bytes) -> None:
@@ -164,7 +168,7 @@ def sign(
     """
     target = path if out is None else out
     if target != path:
-        check_free(target, overwrite=False)
+        _check_absent(target, "signing replaces no other file")
     envelope = load_envelope(path)
     try:
         content = parse_content(envelope)
@@ -231,7 +235,7 @@ def rotate_keys(
         UsageError: If `out` exists.
         StorageError: If it cannot be written.
     """
-    check_free(out, overwrite=False)
+    _check_absent(out, "signing replaces no other file")
     keys = trusted_keys_from_files(public_key_paths).with_terms(version=version, expires=expires)
     envelope = envelope_of(keys)
     signature = envelope.sign(load_private_key(key_path))

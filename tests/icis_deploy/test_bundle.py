@@ -298,7 +298,8 @@ def test_what_is_no_folder_is_no_bundle(folder, name):
 def test_a_folder_without_a_manifest_is_no_bundle(folder):
     (folder / MANIFEST_NAME).unlink()
 
-    with pytest.raises(BundleError, match=r"^Cannot read the manifest \S+manifest\.json: No such file or directory\."):
+    message = r"^Cannot read the manifest \S+manifest\.json: No such file or directory\. Name a folder that `icis-dep"
+    with pytest.raises(BundleError, match=message):
         load_bundle(folder)
 
 

@@ -12,7 +12,7 @@ from securesystemslib.signer import CryptoSigner
 
 from icis_deploy.envelope import load_envelope, load_update, save_update
 from icis_deploy.errors import CorruptFileError, LoadError, SignatureError, StorageError, UsageError
-from icis_deploy.signing import keygen, load_private_key, sign, trusted_keys_from_files, verify_update
+from icis_deploy.signing import keygen, load_private_key, rotate_keys, sign, trusted_keys_from_files, verify_update
 from icis_deploy.trusted_keys import TrustedKeys
 from tests.icis_deploy.runtime.bundles import make_update
 
@@ -96,7 +96,7 @@ def test_the_signed_file_can_go_elsewhere(path, keys, tmp_path):
 
     assert path.read_bytes() == before
     verify_update(tmp_path / "signed.icis", [keys.public_path])
-    with pytest.raises(UsageError, match=r"signed\.icis already exists"):
+    with pytest.raises(UsageError, match=r"signed\.icis already exists, and signing replaces no other file\. Ch"):
         sign(path, keys.private_path, out=tmp_path / "signed.icis")
 
 
@@ -125,6 +125,21 @@ def test_a_key_that_did_not_sign_is_not_enough(path, keys, other_keys):
         verify_update(path, [other_keys.public_path])
     with pytest.raises(SignatureError, match="trusted are none"):
         verify_update(path, [])
+
+
+def test_a_set_of_trusted_keys_replaces_no_file(path, keys):
+    before = path.read_bytes()
+
+    with pytest.raises(UsageError, match=r"new\.icis already exists, and signing replaces no other file\. Choose an"):
+        rotate_keys([keys.public_path], keys.private_path, out=path, version=1)
+    assert path.read_bytes() == before
+
+
+def test_who_signs_with_another_key_hears_how_devices_come_to_trust_it(path, keys, other_keys):
+    sign(path, keys.private_path)
+
+    with pytest.raises(SignatureError, match=r"in the bundle's trust/ folder, or, where keys were rotated, by `icis-"):
+        verify_update(path, [other_keys.public_path])
 
 
 def test_an_unsigned_file_is_refused(path, keys):
