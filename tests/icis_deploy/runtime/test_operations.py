@@ -72,7 +72,7 @@ def test_what_is_refused_leaves_the_bundle_as_it_was(bundle_folder, tmp_path, ke
     before = files_in(bundle_folder)
 
     with pytest.raises(
-        SignatureError, match=r"trusted are none\. .*put the signer's \.pub file into the bundle's trust/"
+        SignatureError, match=r"trusted are none\. .*by its \.pub file in the bundle's trust/ folder"
     ):
         operations.apply(path, bundle_folder)
     with pytest.raises(UsageError, match="nothing to roll back to"):
