@@ -6,7 +6,10 @@ softmax regression (with much and little decay, stopped early, label smoothing, 
 against the rest, nearest class mean, linear discriminant, least squares. No picture has a say in any row or choice.
 Prints a line a head. Takes four minutes on one thread.
 
-Usage: scripts/other_heads.py [--method ridge]
+With `--batch-norm` neutral features are moved so that their mean is what the last batch normalisation's statistics say
+of the training images: what would be gained if calibration read them.
+
+Usage: scripts/other_heads.py [--method ridge] [--batch-norm]
 """
 
 from __future__ import annotations
@@ -131,13 +134,16 @@ HEADS: dict[str, Fit] = {
 
 def train_backbone(
     training: tuple[NDArray[np.uint8], Integers], test: tuple[NDArray[np.uint8], Integers],
-    *, num_seen: int, num_epochs: int,
+    *, num_seen: int, num_epochs: int, batch_norm: bool,
 ) -> Backbone:  # fmt: skip
     """Train the demo's network on the first seen classes and return its features of all pictures."""
     is_used = training[1] < num_seen
     images, labels = training[0][is_used], training[1][is_used]
     network = train_network(images, labels, num_classes=num_seen, seed=0, num_epochs=num_epochs)
     pictures = neutral_images(128, IMAGE_SIZE, IMAGE_SIZE, seed=0).transpose(0, 2, 3, 1)
+    neutral = _features(network, lambda part: torch.from_numpy(PREPROCESSING.normalize(part)), pictures)
+    if batch_norm:
+        neutral = np.maximum(neutral + expected_features(network) - neutral.mean(axis=0), 0.0)
     weight, bias = network.head.weight.detach().numpy(), network.head.bias.detach().numpy()
     return Backbone(
         rows=np.concatenate([weight, bias[:, None]], axis=1),
@@ -145,9 +151,22 @@ def train_backbone(
         training_labels=labels,
         test=_features(network, prepared, test[0]),
         test_labels=test[1],
-        neutral=_features(network, lambda part: torch.from_numpy(PREPROCESSING.normalize(part)), pictures),
+        neutral=neutral,
         num_seen=num_seen,
     )
+
+
+def expected_features(network: DemoNetwork) -> Float32:
+    """Return the mean feature of training images by batch normalisation's statistics, `(feature_dim,)`.
+
+    Before the last ReLU a channel has mean `bias` and deviation `weight`; it is taken to be normal.
+    """
+    normalisation = network.backbone[-1][1]
+    mean, deviation = normalisation.bias.detach().double(), normalisation.weight.detach().double().abs()
+    ratio = mean / deviation
+    density = torch.exp(-0.5 * ratio**2) / (2.0 * torch.pi) ** 0.5
+    expected = mean * torch.special.ndtr(ratio) + deviation * density
+    return np.asarray(expected.numpy(), dtype=np.float32)
 
 
 def _features(network: DemoNetwork, prepare: Callable[..., torch.Tensor], images: NDArray[np.generic]) -> Float32:
@@ -187,13 +206,14 @@ def main() -> None:
     """Print one line a head."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="ridge")
-    method = parser.parse_args().method
+    parser.add_argument("--batch-norm", action="store_true")
+    asked = parser.parse_args()
     torch.set_num_threads(1)
     world = make_world(seed=0, num_seen=300, num_unseen=96)
     training, test = render_classes(world.seen, 40, seed=0), render_classes(world.classes, 30, seed=1)
     networks = {"120": (120, 12), "120 badly trained": (120, 2), "40": (40, 20), "300": (300, 8)}
     backbones = {
-        name: train_backbone(training, test, num_seen=count, num_epochs=epochs)
+        name: train_backbone(training, test, num_seen=count, num_epochs=epochs, batch_norm=asked.batch_norm)
         for name, (count, epochs) in networks.items()
     }
     print(COLUMNS)
@@ -210,7 +230,7 @@ def main() -> None:
         head = Head(rows=rows, class_names=names[:num_seen])
         is_seen = labels < num_seen
         accuracy = float((head.logits(features[is_seen]).argmax(axis=1) == labels[is_seen]).mean())
-        options = InjectionOptions(method=method, seen_accuracy=min(accuracy, 0.99))
+        options = InjectionOptions(method=asked.method, seen_accuracy=min(accuracy, 0.99))
         described = Descriptors(values=values[used], class_names=names)
         injection = inject(head, described, options=options, neutral_features=neutral)
         found.append(measure_injection(head, injection, features, labels))
