@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from exporters.onnx_files import first_line, serialize_model
 from icis_deploy.errors import ModelLoadError, RuntimeFailureError
+from icis_deploy.runtime.onnxruntime_session import session_options
 
 Inputs = Callable[[], Iterator[NDArray[np.float32]]]
 """Gives the batches that a model is run on, `(batch, *input_shape)` float32, from the start at each call."""
@@ -46,8 +47,7 @@ def iterate_activations(
     proto = onnx.load_from_string(serialize_model(model))
     present = {output.name for output in proto.graph.output}
     proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in present)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from exporters.onnx_files import first_line
 from icis_deploy.errors import IncompatibleError, MissingDependencyError, ModelLoadError
+from icis_deploy.runtime.onnxruntime_session import session_options
 
 
 class OriginalOnnx:
@@ -61,10 +62,8 @@ def _session(model: Path | bytes, *, where: str) -> Any:
             "Running an ONNX model needs ONNX Runtime: pip install 'icis-deploy[cpu]' (or 'icis-deploy[gpu]', never "
             "both)."
         ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # what matters comes as an exception
     source = model if isinstance(model, bytes) else str(model)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, session_options(), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own types, which share no base
         raise ModelLoadError(f"ONNX Runtime cannot run {where}: {first_line(error)}.") from error

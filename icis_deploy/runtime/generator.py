@@ -38,6 +38,7 @@ from icis_deploy.generator_facts import (
     GeneratorFacts,
     parse_facts,
 )
+from icis_deploy.runtime.onnxruntime_session import session_options
 from icis_deploy.slots import SlotTable
 
 Float32 = NDArray[np.float32]
@@ -88,12 +89,10 @@ def load_generator(model: Path | bytes, *, where: str = "the generator") -> Gene
         raise MissingDependencyError(
             "Making a row needs ONNX Runtime: pip install 'icis-deploy[cpu]' (or 'icis-deploy[gpu]', never both)."
         ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     source = model if isinstance(model, bytes) else str(model)
     where = where if isinstance(model, bytes) else str(model)
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(source, session_options(), providers=["CPUExecutionProvider"])
     except Exception as error:  # see Generator.run
         raise ModelLoadError(f"ONNX Runtime cannot load {where}: {error}") from error
     metadata = session.get_modelmeta().custom_metadata_map
