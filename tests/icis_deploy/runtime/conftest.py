@@ -32,6 +32,14 @@ def bundle_folder(tmp_path: Path, keys: KeyPair) -> Path:
 
 
 @pytest.fixture
+def new_folder(tmp_path: Path, keys: KeyPair) -> Path:
+    """A bundle of the same head that was exported with version 2 and has more slots."""
+    folder = write_bundle(tmp_path / "new", capacity=9, head_version=2)
+    trust(folder, keys.public_path)
+    return folder
+
+
+@pytest.fixture
 def signed(keys: KeyPair) -> Callable[[ClassUpdate | TrustedKeys], bytes]:
     """Sign with the trusted key."""
     return lambda content: signed_bytes(content, keys.private_path)

@@ -18,15 +18,7 @@ from icis_deploy.errors import (
 )
 from icis_deploy.runtime.device import Device
 from icis_deploy.signing import keygen, trusted_keys_from_files
-from tests.icis_deploy.runtime.bundles import FEATURE_DIM, files_in, images, make_update, seen_head, trust, write_bundle
-
-
-@pytest.fixture
-def new_folder(tmp_path, keys):
-    """A bundle of the same head that was exported with version 2 and has more slots."""
-    folder = write_bundle(tmp_path / "new", capacity=9, head_version=2)
-    trust(folder, keys.public_path)
-    return folder
+from tests.icis_deploy.runtime.bundles import FEATURE_DIM, files_in, images, make_update, seen_head, write_bundle
 
 
 @pytest.fixture

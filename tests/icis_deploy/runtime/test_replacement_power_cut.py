@@ -8,7 +8,7 @@ from icis_deploy.errors import StorageError
 from icis_deploy.runtime import device as device_module
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.store import Store
-from tests.icis_deploy.runtime.bundles import files_in, make_update, trust, write_bundle
+from tests.icis_deploy.runtime.bundles import files_in, make_update
 from tests.icis_deploy.runtime.file_layers import FailingFiles, Killed, VolatileDisk
 from tests.icis_deploy.runtime.test_power_cut import restarted, snapshot, without_times
 
@@ -24,13 +24,6 @@ def former(bundle_folder, signed):
     device.rollback()
     device.disable("owl")
     return device
-
-
-@pytest.fixture
-def new_folder(tmp_path, keys):
-    folder = write_bundle(tmp_path / "new", capacity=9, head_version=2)
-    trust(folder, keys.public_path)
-    return folder
 
 
 @pytest.fixture
