@@ -50,8 +50,10 @@ LARGEST_BLEND = 4.0
 """Of similar classes; an image that shows four times as much of another class is one of that class."""
 
 LARGEST_FACTOR = 64.0
-"""Deviation of logits, up to which the scale of noise is sought where there are no neutral features; and the largest
-inverse power of clarity."""
+"""Deviation of logits, up to which the scale of noise is sought where there are no neutral features."""
+
+LARGEST_INVERSE_POWER = 64.0
+"""Of clarity: then nearly all images show nothing but their class."""
 
 PROBE_SIZE = 800
 """Pseudo-features with which `strength` and `max_blend` are set."""
@@ -111,7 +113,7 @@ class _Draws:
         """The strength beyond which nothing changes, or none is sought."""
         if not self.spread:
             return 16.0 * float(np.linalg.norm(self.noise, axis=1).mean())
-        return self.spread / float(np.sqrt(self.moments[0])) if self.clarity is None else LARGEST_FACTOR
+        return self.spread / float(np.sqrt(self.moments[0])) if self.clarity is None else LARGEST_INVERSE_POWER
 
     def class_part(self, strength: float) -> Float32 | float:
         """Return the part of the spread that the class takes, `(num_features, 1)` or one number for all."""
