@@ -26,13 +26,13 @@ from icis_deploy.trial import Candidate, Trial
 Float32 = NDArray[np.float32]
 
 FEW_SEEN = 60
-"""Seen classes below which the learning curve is too steep to be taken on: heads of 40 classes came out 10 to 25 points
-away from what was predicted, those of 80 within 4 (`scripts/other_heads.py`)."""
+"""Seen classes below which the learning curve is too steep to be taken on (`scripts/other_heads.py`): of heads with 40
+classes H came out up to 24 points away from what was predicted; of those with 80 up to 6, one of another law aside."""
 
 OTHER_LAW_SLOPE = 0.3
 """`FeatureLaw.slope` below which rows do not follow features as those of a network trained with its head do. Such heads
 have 0.5 to 1; linear discriminants have 0.1 to 0.3, least squares and a label-smoothed head fitted to given features
-less than 0: for these a prediction was off by 10 to 30 points (`scripts/other_heads.py`)."""
+less than 0: for these predicted H was off by 8 to 27 points (`scripts/other_heads.py`)."""
 
 SHARES = (0.5, 0.9)
 """Neighbour shares between which the estimate's interval is taken."""
