@@ -29,6 +29,8 @@ NUM_RESAMPLES = 1000
 MAX_BLOCKS = 50  # few and long, so that slow noise stays inside a block
 MAX_CANDIDATES = 2000
 MAX_BINS = 60
+MIN_PAIRED_ROUNDS = 8
+"""Rounds below which resampling them says nothing."""
 
 Float64 = NDArray[np.float64]
 
@@ -157,25 +159,66 @@ def binomial_cumulative(highest: int, num_trials: int, probability: float) -> Fl
 def median_interval(blocks: Sequence[Float64]) -> Interval:
     """Return the median of all values, with a 99 % bootstrap interval that resamples whole blocks.
 
-    Each resample draws as many blocks as there are, with replacement. It needs no more than how many values of each
-    block lie below each candidate, so its cost does not grow with the number of values.
-
     Args:
         blocks: Values measured shortly after each other, in the order of time; at least one value in all.
     """
     merged = merge_neighbours(blocks, MAX_BLOCKS)
-    pooled = np.sort(np.concatenate(merged))
+    medians = _resampled_percentiles(merged, _draws(len(merged)), 50.0)
+    low, high = np.percentile(medians, [50 * (1 - CONFIDENCE), 100 - 50 * (1 - CONFIDENCE)])
+    value = float(np.median(np.concatenate(merged)))
+    return Interval(value=value, low=min(value, float(low)), high=max(value, float(high)))
+
+
+def _draws(num_blocks: int) -> NDArray[np.int64]:
+    """Return how often each resample draws each block, `(NUM_RESAMPLES, num_blocks)`: as many as there are, in all."""
+    random = np.random.default_rng(0)  # the same samples always give the same interval
+    return random.multinomial(num_blocks, np.full(num_blocks, 1 / num_blocks), size=NUM_RESAMPLES)
+
+
+def _resampled_percentiles(blocks: Sequence[Float64], drawn: NDArray[np.int64], percent: float) -> Float64:
+    """Return the percentile of each resample of blocks, `(num_resamples,)`.
+
+    It needs no more than how many values of each block lie below each candidate, so its cost does not grow with the
+    number of values.
+
+    Args:
+        blocks: Values, at least one in all.
+        drawn: `(num_resamples, num_blocks)`: how often each resample draws each block.
+        percent: Above 0 and below 100.
+    """
+    pooled = np.sort(np.concatenate(blocks))
     places = np.unique(np.linspace(0, len(pooled) - 1, num=min(len(pooled), MAX_CANDIDATES)).astype(np.int64))
     candidates = pooled[places]
-    num_below = np.stack([np.searchsorted(np.sort(block), candidates, side="right") for block in merged])
-    lengths = np.array([len(block) for block in merged])
+    num_below = np.stack([np.searchsorted(np.sort(block), candidates, side="right") for block in blocks])
+    lengths = np.array([len(block) for block in blocks])
+    needed = (drawn @ lengths)[:, None] * (percent / 100)
+    return np.asarray(candidates[(drawn.astype(np.float64) @ num_below >= needed).argmax(axis=1)])
 
-    random = np.random.default_rng(0)  # the same samples always give the same interval
-    drawn = random.multinomial(len(merged), np.full(len(merged), 1 / len(merged)), size=NUM_RESAMPLES)
-    enough_below = drawn.astype(np.float64) @ num_below >= (drawn @ lengths)[:, None] / 2
-    medians = candidates[enough_below.argmax(axis=1)]
-    low, high = np.percentile(medians, [50 * (1 - CONFIDENCE), 100 - 50 * (1 - CONFIDENCE)])
-    value = float(np.median(pooled))
+
+def percentile_ratio(rounds: Sequence[Float64], rounds_against: Sequence[Float64], percent: float) -> Interval | None:
+    """Return one percentile over another, with a 99 % bootstrap interval that resamples whole rounds.
+
+    Both come from the same rounds, so that what slows the machine for a while slows both. A round may be too short for
+    a percentile of its own, so each resample puts the values of the rounds that it draws together.
+
+    Args:
+        rounds: Of each round, the values above the line, `(num_queries,)`.
+        rounds_against: Of each round, those below it.
+        percent: Above 0 and below 100.
+
+    Returns:
+        `None` where a percentile does not exist, or there are fewer than `MIN_PAIRED_ROUNDS` rounds.
+
+    Raises:
+        UsageError: If `percent` is not between 0 and 100.
+    """
+    values = [percentile_of(np.concatenate(side), percent).value_ms for side in (rounds, rounds_against)]
+    if values[0] is None or values[1] is None or len(rounds) < MIN_PAIRED_ROUNDS:
+        return None
+    drawn = _draws(len(rounds))
+    ratios = _resampled_percentiles(rounds, drawn, percent) / _resampled_percentiles(rounds_against, drawn, percent)
+    low, high = np.percentile(ratios, [50 * (1 - CONFIDENCE), 100 - 50 * (1 - CONFIDENCE)])
+    value = values[0] / values[1]
     return Interval(value=value, low=min(value, float(low)), high=max(value, float(high)))
 
 

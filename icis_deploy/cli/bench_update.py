@@ -74,7 +74,8 @@ def bench_update(
 
 
 def _measure_class_swap(bundle: Path, *, num_classes: int, seconds: float, threads: int, out: Path | None) -> None:
-    from benchmarks.class_swap import measure_class_swap, text_of
+    from benchmarks.class_swap import measure_class_swap
+    from benchmarks.class_swap_report import text_of
     from benchmarks.results import save_result
     from benchmarks.update_result import result_from_swap
     from icis_deploy.runtime.runtimes import Runtime

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
+from threading import Event
 
 import pytest
 
-from benchmarks.class_swap import measure_class_swap, text_of
+from benchmarks.class_swap import measure_class_swap
+from benchmarks.class_swap_report import text_of
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.runtime.device import Device
 from icis_deploy.slots import empty_slots
@@ -19,7 +22,7 @@ def bundle(tmp_path):
 
 def swap(bundle):
     return measure_class_swap(
-        bundle, seconds=0.3, num_threads=2, updates_per_second=40, num_new_classes=3, num_blocks=2
+        bundle, seconds=0.3, num_threads=2, updates_per_second=40, num_new_classes=3, num_rounds=2
     )
 
 
@@ -35,6 +38,34 @@ def test_every_answer_belongs_to_one_version_and_the_bundle_stays_as_it_was(bund
     assert files_in(bundle.parent) == before
     assert json.loads(json.dumps(report.to_json()))["num_torn"] == 0
     assert "0 torn, 0 wrong labels, 0 dropped" in text_of(report)
+    assert report.p99_ratio is None
+    assert "ratio unknown" in text_of(report)
+
+
+def test_what_updates_add_to_the_tail_is_a_ratio_with_an_interval(bundle, monkeypatch):
+    apply, predict, changing = Device.apply, Device.predict, Event()
+
+    def apply_slowly(device, update):
+        changing.set()
+        time.sleep(0.02)
+        changing.clear()
+        return apply(device, update)
+
+    def wait_for_updates(device, images, *, top):
+        time.sleep(0.02 if changing.is_set() else 0.0)
+        return predict(device, images, top=top)
+
+    monkeypatch.setattr(Device, "apply", apply_slowly)
+    monkeypatch.setattr(Device, "predict", wait_for_updates)
+    report = measure_class_swap(
+        bundle, seconds=1.6, num_threads=2, updates_per_second=40, num_new_classes=3, num_rounds=8
+    )
+
+    assert report.p99_ratio.low > 1
+    assert report.p99_ratio_of_same.low <= report.p99_ratio_of_same.value < report.p99_ratio.value
+    assert report.apply_median_ms > 20
+    assert report.to_json()["p99_ratio"]["value"] == report.p99_ratio.value
+    assert f"x {report.p99_ratio.value:.2f} (" in text_of(report)
 
 
 def test_answers_before_the_first_update_are_those_of_the_slots_that_were_exported(tmp_path):

@@ -10,6 +10,7 @@ from benchmarks.percentiles import (
     num_queries_needed,
     num_slower_tolerated,
     percentile_of,
+    percentile_ratio,
 )
 from icis_deploy.errors import UsageError
 
@@ -124,6 +125,29 @@ def test_the_same_values_give_the_same_interval():
     blocks = list(np.random.default_rng(3).normal(10, 1, size=(70, 4)))
 
     assert median_interval(blocks) == median_interval(blocks)
+
+
+def test_the_ratio_of_percentiles_is_paired_by_rounds():
+    """Rounds are slow or fast for both sides, which moves each percentile more than what is looked for."""
+    random = np.random.default_rng(0)
+    num_held = 0
+    for _ in range(60):
+        speed = random.uniform(1.0, 3.0, 12)
+        rounds, against = (
+            [factor * slowness * random.gamma(9.0, size=200) for slowness in speed] for factor in (1.3, 1.0)
+        )
+        ratio = percentile_ratio(rounds, against, 99.0)
+        num_held += ratio.low <= 1.3 <= ratio.high
+        assert ratio.low > 1.0
+        assert ratio.high - ratio.low < 0.7
+    assert num_held >= 57
+
+
+@pytest.mark.parametrize(("num_rounds", "num_queries"), [(7, 200), (12, 55)])
+def test_too_little_gives_no_ratio_of_percentiles(num_rounds, num_queries):
+    rounds = list(np.ones((num_rounds, num_queries)))
+
+    assert percentile_ratio(rounds, rounds, 99.0) is None
 
 
 def test_a_histogram_counts_every_query():
