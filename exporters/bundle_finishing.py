@@ -22,12 +22,13 @@ from exporters.targets import (
 )
 from icis_deploy._version import __version__
 from icis_deploy.bundle import MANIFEST_NAME, MODEL_NAME, Bundle, serialize_manifest
-from icis_deploy.errors import GateFailedError
+from icis_deploy.errors import GateFailedError, UsageError
 from icis_deploy.files import new_folder, write_file
 from icis_deploy.parity import ParityReport
 from icis_deploy.runtime.journal import Journal, serialize_journal
 from icis_deploy.runtime.store import JOURNAL_NAME, STATE_FOLDER, TRUST_FOLDER
 from icis_deploy.signing import load_public_key
+from icis_deploy.trusted_keys import MAX_TRUSTED_KEYS
 
 REPORT_NAME = "parity.json"
 
@@ -83,9 +84,14 @@ def write_trust(folder: Path, trust: Sequence[Path]) -> None:
 
     Raises:
         SignatureError: If a file is no public key.
+        UsageError: If there are more keys than a device reads.
         StorageError: If the disk refuses.
     """
     keys = {load_public_key(path).keyid: path.read_bytes() for path in trust}
+    if len(keys) > MAX_TRUSTED_KEYS:
+        raise UsageError(
+            f"{len(keys)} keys shall be trusted; a device reads at most {MAX_TRUSTED_KEYS}. Give --trust less often."
+        )
     if keys:
         (folder / TRUST_FOLDER).mkdir()
     for key_id, data in keys.items():

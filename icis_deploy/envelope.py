@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import CorruptFileError, LoadError, SignatureError
-from icis_deploy.files import read_capped, write_file
+from icis_deploy.files import read_plain, write_file
 from icis_deploy.json_fields import list_from_json, object_from_pairs
 from icis_deploy.printable import printable
 from icis_deploy.trusted_keys import TRUSTED_KEYS_TYPE, TrustedKeys, parse_trusted_keys, serialize_trusted_keys
@@ -198,7 +198,7 @@ def load_envelope(path: Path) -> Envelope:
         LoadError: If the file cannot be read.
         CorruptFileError: If it is not an envelope of icis-deploy.
     """
-    data = read_capped(path, max_bytes=MAX_ENVELOPE_BYTES, what="class update", error_type=LoadError)
+    data = read_plain(path, max_bytes=MAX_ENVELOPE_BYTES, what="class update", error_type=LoadError)
     try:
         return parse_envelope(data)
     except CorruptFileError as error:

@@ -1,18 +1,60 @@
-"""Files on disk: written whole or not at all, hashed, read with a cap."""
+"""Files on disk: written whole or not at all, hashed, read with a cap; of a bundle and an update, only plain ones."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
+from typing import IO
 
 from icis_deploy.errors import ICISDeployError, StorageError, UsageError
 
 _CHUNK_BYTES = 1 << 20
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def open_plain(path: Path) -> FileIO:
+    """Open a plain file for reading, or what a symbolic link to one names.
+
+    Whoever can put a name into a folder could else make the reader wait for ever, with a pipe that nobody writes to, or
+    read a device.
+
+    Raises:
+        OSError: If it cannot be opened, or is no plain file.
+        ValueError: If the path holds a null byte.
+    """
+    return FileIO(path, "rb", opener=_plain_descriptor)
+
+
+def _plain_descriptor(path: str, flags: int) -> int:
+    # Without O_NONBLOCK, opening a pipe waits for a writer; reading a plain file is the same with it.
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # what Linux says of a socket
+            raise OSError(errno.EINVAL, _kind_of(os.stat(path).st_mode)) from error  # noqa: PTH116
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, _kind_of(mode))
+    return descriptor
+
+
+def _kind_of(mode: int) -> str:
+    kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "a device")
+    return f"it is {kind} and no plain file"
 
 
 def sha256_of_file(path: Path) -> str:
@@ -22,7 +64,7 @@ def sha256_of_file(path: Path) -> str:
         OSError: If it cannot be read.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -154,15 +196,31 @@ def check_free(target: Path, *, overwrite: bool) -> None:
 
 
 def read_capped(path: Path, *, max_bytes: int, what: str, error_type: type[ICISDeployError]) -> bytes:
-    """Return a file's bytes, or refuse before reading more than `max_bytes` of them.
+    """Return the bytes of what a user names, a pipe too, or refuse before reading more than `max_bytes` of them.
 
     Raises:
-        error_type: If the file cannot be read or is larger.
+        error_type: If it cannot be read or is larger.
     """
+    return _read_capped(path, _open_any, max_bytes=max_bytes, what=what, error_type=error_type)
+
+
+def read_plain(path: Path, *, max_bytes: int, what: str, error_type: type[ICISDeployError]) -> bytes:
+    """Return the bytes of a file that somebody else may have put there; as `read_capped`, but see `open_plain`."""
+    return _read_capped(path, open_plain, max_bytes=max_bytes, what=what, error_type=error_type)
+
+
+def _read_capped(
+    path: Path,
+    opened: Callable[[Path], IO[bytes]],
+    *,
+    max_bytes: int,
+    what: str,
+    error_type: type[ICISDeployError],
+) -> bytes:
     chunks: list[bytes] = []
     left = max_bytes + 1
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             # In chunks: one read of the cap would reserve that much memory, whatever the file holds.
             while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
                 chunks.append(chunk)
@@ -172,6 +230,10 @@ def read_capped(path: Path, *, max_bytes: int, what: str, error_type: type[ICISD
     if not left:
         raise error_type(f"The {what} {path} is larger than {max_bytes} bytes, which no {what} is. Not read further.")
     return b"".join(chunks)
+
+
+def _open_any(path: Path) -> IO[bytes]:
+    return path.open("rb")
 
 
 def _reason(error: OSError | ValueError) -> str:

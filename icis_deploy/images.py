@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.errors import ImageError
-from icis_deploy.files import read_capped
+from icis_deploy.files import open_plain, read_capped
 from icis_deploy.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _read_image(path: Path, prepare: Callable[[Image], NDArray[np.generic]]) -> 
     import PIL.Image
 
     try:
-        with PIL.Image.open(path) as image:
+        with open_plain(path) as raw, io.BufferedReader(raw) as file, PIL.Image.open(file) as image:
             return prepare(image)
     except PIL.UnidentifiedImageError as error:
         raise ImageError(f"{path} is not an image that Pillow can read.") from error

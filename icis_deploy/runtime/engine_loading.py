@@ -17,7 +17,7 @@ from icis_deploy.engine_sidecar import (
     verify_gpu,
 )
 from icis_deploy.errors import BundleError, IncompatibleError, ModelLoadError
-from icis_deploy.files import read_capped
+from icis_deploy.files import read_plain
 from icis_deploy.runtime.cuda_calls import load_cuda
 from icis_deploy.runtime.tensorrt_module import load_tensorrt, new_logger
 from icis_deploy.runtime.tensorrt_session import TensorRTSession
@@ -75,7 +75,7 @@ def load_sidecar(folder: Path, bundle: Bundle, runtime: str) -> EngineSidecar:
     path = folder / sidecar_name(runtime)
     try:
         return parse_sidecar(
-            read_capped(path, max_bytes=MAX_SIDECAR_BYTES, what="engine's sidecar", error_type=BundleError)
+            read_plain(path, max_bytes=MAX_SIDECAR_BYTES, what="engine's sidecar", error_type=BundleError)
         )
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from error

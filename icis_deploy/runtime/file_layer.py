@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from icis_deploy.files import open_plain
+
 _POLL_SECONDS = 0.005
 _READ_BYTES = 1 << 16
 
@@ -21,10 +23,10 @@ class FileLayer(Protocol):
     """What the store needs of a file system."""
 
     def read(self, path: Path, max_bytes: int) -> bytes:
-        """Return a file's bytes, at most `max_bytes` of them.
+        """Return a plain file's bytes, at most `max_bytes` of them.
 
         Raises:
-            OSError: If it cannot be read.
+            OSError: If it cannot be read, or is no plain file.
         """
         ...
 
@@ -111,7 +113,7 @@ class OSFileLayer:
 
     def read(self, path: Path, max_bytes: int) -> bytes:
         """Return a file's bytes; see `FileLayer.read`."""
-        with path.open("rb", buffering=0) as file:
+        with open_plain(path) as file:
             # A read reserves as much memory as it is asked for, and caps are a thousand times what a file usually has.
             pieces, left = [], max_bytes
             while left and (piece := file.read(min(left, max(_READ_BYTES, os.fstat(file.fileno()).st_size + 1)))):

@@ -11,7 +11,8 @@ Rules:
 3. What a change wrote is removed again if it does not commit. After a power cut such files may stay; the next change
    removes what no journal names.
 4. Reading takes no lock and writes nothing, so a bundle on a read-only disk works. Changes take the folder's lock.
-5. What the disk says is never believed without its SHA-256.
+5. What the disk says is never believed without its SHA-256; a slot table that a change needs and an earlier one left
+   is compared byte for byte, and replaced where it is damaged.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from icis_deploy.bundle import SLOTS_NAME, Bundle, FileEntry, check_file
 from icis_deploy.errors import BundleError, CorruptFileError, LoadError, SignatureError, StorageError
-from icis_deploy.files import read_capped
+from icis_deploy.files import read_plain
 from icis_deploy.runtime.file_layer import FileLayer, OSFileLayer
 from icis_deploy.runtime.journal import (
     MAX_JOURNAL_BYTES,
@@ -79,7 +80,7 @@ def exported_slots(folder: Path, bundle: Bundle) -> SlotTable | None:
         return None
     path = folder / SLOTS_NAME
     check_file(path, bundle.files[SLOTS_NAME])
-    data = read_capped(path, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError)
+    data = read_plain(path, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError)
     return parse_slots(data, capacity=bundle.capacity, feature_dim=bundle.feature_dim)
 
 
@@ -182,23 +183,35 @@ class Store:
         """Return the public keys trusted now: the journal's, else those in `trust/`.
 
         Raises:
-            SignatureError: If a key file cannot be read or is no Ed25519 public key.
+            SignatureError: If a key file cannot be read or is no Ed25519 public key, or there are too many.
         """
         if journal.trusted_keys is not None:
             return tuple(public_key_from_pem(text) for text in journal.trusted_keys)
         folder = self._bundle_folder / TRUST_FOLDER
         try:
             names = [name for name in self._files.names(folder) if name.endswith(_PUBLIC_SUFFIX)]
-            texts = {name: self._files.read(folder / name, MAX_KEY_BYTES) for name in names[:MAX_TRUSTED_KEYS]}
         except OSError as error:
             raise SignatureError(f"Cannot read the trusted keys in {folder}: {error.strerror or error}.") from error
-        keys = []
-        for name, text in texts.items():
-            try:
-                keys.append(public_key_from_pem(text.decode("ascii", errors="replace")))
-            except SignatureError as error:
-                raise SignatureError(f"{folder / name}: {error}") from error
-        return tuple(keys)
+        if len(names) > MAX_TRUSTED_KEYS:
+            # Leaving some out would trust whichever come first in the alphabet.
+            raise SignatureError(
+                f"{folder} holds {len(names)} public keys; at most {MAX_TRUSTED_KEYS} are trusted. Remove those that "
+                f"sign nothing any more."
+            )
+        return tuple([self._trusted_key(folder / name) for name in names])
+
+    def _trusted_key(self, path: Path) -> SSlibKey:
+        try:
+            text = self._files.read(path, MAX_KEY_BYTES).decode("ascii", errors="replace")
+        except OSError as error:
+            raise SignatureError(
+                f"Cannot read the trusted key {path}: {error.strerror or error}. Put a key that `icis-deploy keygen` "
+                f"wrote in its place, or remove it."
+            ) from error
+        try:
+            return public_key_from_pem(text)
+        except SignatureError as error:
+            raise SignatureError(f"{path}: {error}") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -247,10 +260,8 @@ class Store:
                 # After a crash between rename and sync, the journal before this one could come back and need them.
                 self._sync(self._files.sync_folder, self._folder)
                 self._remove(stale)
-            if slots is not None and slots.entry not in [state.slots for state in before.states]:
-                written.append(self._slots_path(slots.entry))
-                self._files.create(written[-1], slots.data)
-                self._sync(self._files.sync_file, written[-1])
+            if slots is not None:
+                self._write_slots(before, slots, written)
             yield
             self._commit(before, after, written)
         except BaseException as error:
@@ -264,6 +275,26 @@ class Store:
         with suppress(OSError):  # the change is committed; the next one sweeps again
             # Under the lock the folder held what `before` names and nothing else, so it need not be listed again.
             self._remove(self._stale(after, sorted(self._named(before))))
+
+    def _write_slots(self, before: Journal, slots: SlotsFile, written: list[Path]) -> None:
+        """Write a slot table and name it in `written`, unless one of the states before has the same one."""
+        path = self._slots_path(slots.entry)
+        if slots.entry not in [state.slots for state in before.states]:
+            written.append(path)
+            self._files.create(path, slots.data)
+            self._sync(self._files.sync_file, path)
+        elif not self._holds(path, slots.data):
+            # Renamed over the damaged one, whose state thereby becomes whole again; it is not taken back.
+            mended = path.with_name(f"{path.name}.new")
+            self._files.create(mended, slots.data)
+            self._sync(self._files.sync_file, mended)
+            self._files.replace(mended, path)
+
+    def _holds(self, path: Path, data: bytes) -> bool:
+        try:
+            return self._files.read(path, len(data) + 1) == data
+        except OSError:
+            return False
 
     def _commit(self, before: Journal, after: Journal, written: list[Path]) -> None:
         had_journal = self.stamp() is not None

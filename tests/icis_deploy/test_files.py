@@ -3,6 +3,7 @@ import hashlib
 import os
 import resource
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -15,7 +16,16 @@ import pytest
 
 from icis_deploy import files
 from icis_deploy.errors import LoadError, StorageError, UsageError
-from icis_deploy.files import check_free, new_folder, read_capped, sha256_of_file, sync_folder, write_file
+from icis_deploy.files import (
+    check_free,
+    new_folder,
+    open_plain,
+    read_capped,
+    read_plain,
+    sha256_of_file,
+    sync_folder,
+    write_file,
+)
 
 OLD, NEW = b"old bytes", b"new bytes" * 1000
 NOBODY = 65534
@@ -490,3 +500,27 @@ def test_the_hash_is_that_of_all_bytes(tmp_path, size):
 def test_hashing_a_missing_file_raises(tmp_path):
     with pytest.raises(FileNotFoundError):
         sha256_of_file(tmp_path / "missing")
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, make_socket, lambda path: path.symlink_to("/dev/zero")])
+def test_only_plain_files_are_opened_and_nothing_is_waited_for(make, tmp_path):
+    make(tmp_path / "strange")
+
+    with pytest.raises(OSError, match=r"it is a (pipe|folder|socket|device) and no plain file"):
+        open_plain(tmp_path / "strange")
+    with pytest.raises(OSError, match=r"no plain file"):
+        sha256_of_file(tmp_path / "strange")
+    with pytest.raises(LoadError, match=r"Cannot read the list .*strange: it is a \w+ and no plain file"):
+        read_plain(tmp_path / "strange", max_bytes=9, what="list", error_type=LoadError)
+
+
+def test_a_link_to_a_plain_file_is_one(old_file, tmp_path):
+    (tmp_path / "link").symlink_to(old_file)
+
+    with open_plain(tmp_path / "link") as file:
+        assert file.read() == OLD

@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -245,3 +246,10 @@ def test_pixels_brought_to_the_model_are_the_prepared_image(color, layout, folde
     assert (pixels.dtype, pixels.shape) == (np.uint8, (2, 8, 8, channels))
     prepared = load_images([folder / "0.png", folder / "2.png"], settings)
     np.testing.assert_array_equal(settings.from_pixels(pixels), prepared)
+
+
+def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "image.png")
+
+    with pytest.raises(ImageError, match=r"Cannot read the image .*image\.png: it is a pipe and no plain file"):
+        load_images([tmp_path / "image.png"], PREPROCESSING)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 import pytest
 
 from icis_deploy.cli.main import run
 from icis_deploy.envelope import load_update
-from icis_deploy.errors import CorruptFileError, ICISDeployError, LoadError
+from icis_deploy.errors import BundleError, ICISDeployError, LoadError
 from icis_deploy.runtime import operations
 from icis_deploy.runtime.device import Device
 from icis_deploy.signing import keygen, rotate_keys, sign, verify_update
@@ -63,18 +62,35 @@ def test_no_path_crashes_anything_that_a_device_or_a_publisher_does(
             path.unlink()
 
 
-def test_an_update_may_come_through_a_pipe(bundle_folder, signed, tmp_path):
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_bytes(signed(make_update("okapi"))))
-    writer.start()
-    assert Device.open(bundle_folder).apply(pipe).entry.version == 1
-    writer.join()
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(os.mkfifo, "a pipe"), (os.mkdir, "a folder"), (lambda path: path.symlink_to("/dev/zero"), "a device")],
+)
+def test_an_update_that_is_no_plain_file_is_refused_unread_and_without_waiting(make, kind, bundle_folder, tmp_path):
+    make(tmp_path / "strange")
+
+    with pytest.raises(LoadError, match=f"Cannot read the class update .*strange: it is {kind} and no plain file"):
+        Device.open(bundle_folder).apply(tmp_path / "strange")
 
 
-def test_an_update_that_does_not_end_is_refused_at_the_cap(bundle_folder):
-    with pytest.raises(CorruptFileError, match="The file has more than"):
-        Device.open(bundle_folder).apply("/dev/zero")
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "slots.safetensors", "state/journal.json"])
+def test_a_pipe_in_the_place_of_any_file_of_a_bundle_is_refused_without_waiting(name, bundle_folder, signed):
+    Device.open(bundle_folder).apply(signed(make_update("okapi")))
+    (bundle_folder / name).unlink()
+    os.mkfifo(bundle_folder / name)
+
+    with pytest.raises(BundleError, match=f"{name}.*: it is a pipe and no plain file"):
+        Device.open(bundle_folder)
+
+
+def test_a_pipe_in_the_place_of_a_slot_table_is_refused_without_waiting(bundle_folder, signed):
+    Device.open(bundle_folder).apply(signed(make_update("okapi")))
+    (table,) = (bundle_folder / "state").glob("slots-*")
+    table.unlink()
+    os.mkfifo(table)
+
+    with pytest.raises(BundleError, match=r"The journal names .*slots-\w+.safetensors, .*: it is a pipe and no plain"):
+        Device.open(bundle_folder)
 
 
 def test_an_update_that_is_a_link_to_elsewhere_is_read_like_any_file(bundle_folder, signed, tmp_path):

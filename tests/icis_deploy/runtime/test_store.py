@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 
 import pytest
@@ -12,6 +14,7 @@ from icis_deploy.runtime import store as store_module
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.file_layer import OSFileLayer
 from icis_deploy.runtime.store import Store
+from icis_deploy.trusted_keys import MAX_TRUSTED_KEYS
 from tests.icis_deploy.runtime.bundles import files_in, make_update, seen_head, trust, write_bundle
 from tests.icis_deploy.runtime.file_layers import FailingFiles
 
@@ -154,6 +157,27 @@ def test_a_damaged_slot_table_is_refused_and_rollback_gets_away_from_it(updated)
     assert Device.open(updated).classes() == ("cat", "dog", "owl", "okapi")
 
 
+@pytest.mark.parametrize("damaged", ["a bit", "gone", "a pipe"])
+def test_a_damaged_slot_table_of_an_earlier_state_is_not_used_again(damaged, bundle_folder, signed):
+    device = Device.open(bundle_folder)
+    device.apply(signed(make_update("okapi", version=1, seed=5)))
+    (table,) = slots_files(bundle_folder)
+    device.apply(signed(make_update(version=2, removed=("okapi",))))
+    if damaged == "a bit":
+        damage(table)
+    else:
+        table.unlink()
+        if damaged == "a pipe":
+            os.mkfifo(table)
+
+    device.apply(signed(make_update("okapi", version=3, seed=5)))  # the same table as that of version 1
+
+    assert table in slots_files(bundle_folder)
+    opened = Device.open(bundle_folder)
+    assert (opened.version, opened.classes()) == (3, ("cat", "dog", "owl", "okapi"))
+    assert not list((bundle_folder / "state").glob("*.new"))
+
+
 def test_a_missing_slot_table_is_refused_by_name(updated):
     for path in slots_files(updated):
         path.unlink()
@@ -191,6 +215,44 @@ def test_a_trusted_key_that_is_none_is_named(bundle_folder, signed):
 
     with pytest.raises(SignatureError, match=r"trust/broken\.pub: The text is not a public key in PEM form"):
         Device.open(bundle_folder).apply(signed(make_update("okapi")))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "it is a pipe and no plain file"),
+        (os.mkdir, "it is a folder and no plain file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is a device and no plain file"),
+        (lambda path: path.symlink_to("nowhere"), "No such file or directory"),
+    ],
+)
+def test_what_is_no_plain_file_among_trusted_keys_is_named_and_never_waited_for(make, reason, bundle_folder, signed):
+    make(bundle_folder / "trust" / "strange.pub")
+
+    with pytest.raises(SignatureError, match=rf"the trusted key .*/trust/strange\.pub: {reason}\. .* or remove it"):
+        Device.open(bundle_folder).apply(signed(make_update("okapi")))
+    assert not (bundle_folder / "state").exists()
+
+
+def test_a_trusted_key_may_be_a_link(bundle_folder, keys, signed):
+    (key,) = (bundle_folder / "trust").iterdir()
+    key.unlink()
+    key.symlink_to(keys.public_path)
+
+    assert Device.open(bundle_folder).apply(signed(make_update("okapi"))).entry.signed_by == keys.key_id
+
+
+@pytest.mark.parametrize("num_more", [MAX_TRUSTED_KEYS - 1, MAX_TRUSTED_KEYS])
+def test_more_trusted_keys_than_are_read_are_refused_whatever_their_names(num_more, bundle_folder, keys, signed):
+    for index in range(num_more):
+        shutil.copy(keys.public_path, bundle_folder / "trust" / f"a{index}.pub")
+
+    device = Device.open(bundle_folder)
+    if num_more < MAX_TRUSTED_KEYS:
+        assert device.apply(signed(make_update("okapi"))).entry.version == 1
+        return
+    with pytest.raises(SignatureError, match=r"trust holds 17 public keys; at most 16 are trusted\. Remove"):
+        device.apply(signed(make_update("okapi")))
 
 
 def test_only_pub_files_are_trusted(bundle_folder, keys, tmp_path):
