@@ -27,6 +27,7 @@ from benchmarks.latency import LatencyReport
 from benchmarks.result_values import BatchRun, HeadShare, Phases, ScaleSeries, Scenario, Target, UpdateLatency
 from icis_deploy.errors import ICISDeployError, LoadError
 from icis_deploy.files import read_capped, write_file
+from icis_deploy.printable import shown
 
 SCHEMA_VERSION = 2
 MAX_RESULT_BYTES = 1 << 28
@@ -115,13 +116,13 @@ def parse_result(data: bytes) -> Result:
         schema_version = values.pop("schema_version")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoadError("It is not a benchmark result: no JSON object with a `schema_version`.") from error
+    if type(schema_version) is not int or schema_version not in {1, SCHEMA_VERSION}:  # Python calls `true` equal to 1
+        raise LoadError(
+            f"It has schema version {shown(schema_version)}; this release reads 1 and {SCHEMA_VERSION}. Measure again, "
+            f"or use the release that made it."
+        )
     if schema_version == 1:
         values.setdefault("head_shares", [])
-    elif schema_version != SCHEMA_VERSION:
-        raise LoadError(
-            f"It has schema version {schema_version!r}; this release reads 1 and {SCHEMA_VERSION}. Measure again, or "
-            f"use the release that made it."
-        )
     try:
         return value_from_json(Result, values)
     except (TypeError, ValueError, ICISDeployError) as error:

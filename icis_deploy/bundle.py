@@ -28,9 +28,9 @@ import numpy as np
 from icis_deploy.class_names import check_unique
 from icis_deploy.class_update import MAX_VERSION
 from icis_deploy.errors import BundleError, ClassConflictError, CorruptFileError, ICISDeployError
-from icis_deploy.files import read_capped, sha256_of_file
+from icis_deploy.files import read_plain, sha256_of_file
 from icis_deploy.preprocessing import Preprocessing, preprocessing_from_json
-from icis_deploy.printable import printable, reason_of
+from icis_deploy.printable import reason_of, shown
 
 SCHEMA_VERSION = 2
 _READABLE_VERSIONS = (1, 2)
@@ -223,9 +223,9 @@ def parse_manifest(data: bytes) -> Bundle:
         schema_version = values.pop("schema_version")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError("The manifest is not a JSON object with a `schema_version`.") from error
-    if schema_version not in _READABLE_VERSIONS:
+    if type(schema_version) is not int or schema_version not in _READABLE_VERSIONS:  # Python calls `true` equal to 1
         raise BundleError(
-            f"The manifest has schema version {printable(repr(schema_version), max_length=20)}; this release reads "
+            f"The manifest has schema version {shown(schema_version)}; this release reads "
             f"{_READABLE_VERSIONS}. Update icis-deploy, or export the bundle again."
         )
     if schema_version == 1:
@@ -286,7 +286,7 @@ def load_manifest(folder: Path) -> Bundle:
         raise BundleError(f"There is no bundle at {folder}. `icis-deploy export` makes one.")
     path = folder / MANIFEST_NAME
     try:
-        data = read_capped(path, max_bytes=MAX_MANIFEST_BYTES, what="manifest", error_type=BundleError)
+        data = read_plain(path, max_bytes=MAX_MANIFEST_BYTES, what="manifest", error_type=BundleError)
     except BundleError as error:
         raise BundleError(f"{error} Name a folder that `icis-deploy export` wrote.") from error
     try:

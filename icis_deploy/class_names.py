@@ -7,6 +7,7 @@ from pathlib import Path
 
 from icis_deploy.errors import ClassConflictError, LoadError
 from icis_deploy.files import read_capped
+from icis_deploy.printable import shown
 
 MAX_LIST_BYTES = 1 << 26
 MAX_NAMES_IN_MESSAGE = 5
@@ -21,7 +22,7 @@ def check_unique(class_names: Sequence[str]) -> None:
     seen: set[str] = set()
     for index, name in enumerate(class_names):
         if not isinstance(name, str) or not _is_utf8(name):
-            raise ClassConflictError(f"Class {index} is named {name!r}; a name is a text that UTF-8 can hold.")
+            raise ClassConflictError(f"Class {index} is named {shown(name)}; a name is a text that UTF-8 can hold.")
         if not name:
             raise ClassConflictError(f"Class {index} has an empty name; every class needs one.")
         if len(name.encode()) > MAX_NAME_BYTES:
@@ -31,7 +32,8 @@ def check_unique(class_names: Sequence[str]) -> None:
             )
         if name in seen:
             raise ClassConflictError(
-                f"Class {name!r} is named twice (again at index {index}); names must be unique. Rename or drop one."
+                f"Class {shown(name)} is named twice (again at index {index}); names must be unique. Rename or "
+                f"drop one."
             )
         seen.add(name)
 
@@ -55,9 +57,9 @@ def _is_utf8(text: str) -> bool:
 
 def quoted(class_names: Sequence[str]) -> str:
     """Return the first few names in quotes, and how many more there are, for a message."""
-    shown = ", ".join(repr(name) for name in class_names[:MAX_NAMES_IN_MESSAGE])
+    first = ", ".join([shown(name) for name in class_names[:MAX_NAMES_IN_MESSAGE]])
     more = len(class_names) - MAX_NAMES_IN_MESSAGE
-    return f"{shown} and {more} more" if more > 0 else shown
+    return f"{first} and {more} more" if more > 0 else first
 
 
 def load_class_list(path: Path) -> tuple[str, ...]:

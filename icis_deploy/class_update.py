@@ -21,11 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.arrays import frozen_float32, same_value
-from icis_deploy.class_names import check_unique
+from icis_deploy.class_names import check_unique, quoted
 from icis_deploy.errors import ClassConflictError, IncompatibleError
+from icis_deploy.printable import shown
 
 MAX_VERSION = (1 << 63) - 1
 """A greater number fits neither the file formats nor the shells through which versions go."""
+
+MAX_ROW_VALUE = np.float32(1e30)
+"""Far above any row of a trained head. The products of a greater number with features overflow float32, whose greatest
+is 3.4e38, and an answer would be infinite or no number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +81,11 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
             raise IncompatibleError(
                 f"A row of the class update is {self.rows.shape[1]} wide; expected weight and bias."
             )
+        self._check_range()
         if not _is_sha256(self.base_fingerprint):
             raise IncompatibleError(
-                f"The class update's base fingerprint is {self.base_fingerprint!r}; expected 64 hexadecimal digits."
+                f"The class update's base fingerprint is {shown(self.base_fingerprint)}; expected 64 hexadecimal "
+                f"digits."
             )
         if self.version < 1 or self.probe_seed < 0:
             raise IncompatibleError(
@@ -101,6 +108,17 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
             )
         if not (self.added or self.replaced or self.removed):
             raise ClassConflictError("The class update changes nothing: it adds, replaces and removes no class.")
+
+    def _check_range(self) -> None:
+        # Two passes without a copy: a device asks this of every update.
+        if not self.rows.size or (self.rows.max() <= MAX_ROW_VALUE and self.rows.min() >= -MAX_ROW_VALUE):
+            return
+        first = int(np.argmax(np.abs(self.rows).max(axis=1) > MAX_ROW_VALUE))
+        raise IncompatibleError(
+            f"The row of {quoted(self.class_names[first : first + 1])} in the class update holds "
+            f"{np.abs(self.rows[first]).max():.3g}; with values above {MAX_ROW_VALUE:.0e} logits overflow float32. "
+            f"Inject again: rows lie in the range of the seen ones."
+        )
 
     @property
     def feature_dim(self) -> int:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.errors import CorruptFileError
-from icis_deploy.json_fields import integer_from_json, object_from_json, text_from_json
+from icis_deploy.json_fields import integer_from_json, number_from_json, object_from_json, text_from_json
 from icis_deploy.printable import reason_of
 
 Float32 = NDArray[np.float32]
@@ -163,7 +163,4 @@ def parse_facts(text: str) -> GeneratorFacts:
 
 def _limits(value: object) -> Limits:
     fields: Mapping[str, object] = object_from_json(value)
-    low, high = fields["low"], fields["high"]
-    if not isinstance(low, int | float) or not isinstance(high, int | float):
-        raise TypeError(f"limits are {low!r} and {high!r}")
-    return Limits(low=float(low), high=float(high))
+    return Limits(low=number_from_json(fields["low"]), high=number_from_json(fields["high"]))

@@ -6,6 +6,8 @@ import re
 from datetime import datetime, timezone
 from typing import Any
 
+from icis_deploy.printable import shown
+
 _TIME_FORM = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 
 
@@ -16,7 +18,7 @@ def text_from_json(value: object) -> str:
         TypeError: If it is not one.
     """
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} stands where a text is expected")
+        raise TypeError(f"{shown(value)} stands where a text is expected")
     return value
 
 
@@ -38,8 +40,20 @@ def integer_from_json(value: object) -> int:
         TypeError: If it is not one; `true` is not.
     """
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r} stands where a whole number is expected")
+        raise TypeError(f"{shown(value)} stands where a whole number is expected")
     return value
+
+
+def number_from_json(value: object) -> float:
+    """Return a number, whole or not.
+
+    Raises:
+        TypeError: If it is not one; `true` is not.
+        OverflowError: If no float can hold it.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{shown(value)} stands where a number is expected")
+    return float(value)
 
 
 def object_from_json(value: object) -> dict[str, Any]:
@@ -90,5 +104,5 @@ def time_from_json(value: object) -> datetime:
     """
     text = text_from_json(value)
     if not _TIME_FORM.fullmatch(text):
-        raise ValueError(f"the time {text!r} has not the form 2026-11-23T09:00:00Z")
+        raise ValueError(f"the time {shown(text)} has not the form 2026-11-23T09:00:00Z")
     return datetime.fromisoformat(text[:-1]).replace(tzinfo=timezone.utc)

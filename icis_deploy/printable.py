@@ -9,10 +9,18 @@ from __future__ import annotations
 MAX_REASON = 300
 """Characters of what an error quotes of a file; more says nothing more."""
 
+MAX_SHOWN = 80
+"""Characters of one value that an error quotes."""
+
 
 def reason_of(error: BaseException) -> str:
     """Return what an error says, as a part of one line that is not too long: it may quote a stranger's file."""
     return printable(str(error), max_length=MAX_REASON)
+
+
+def shown(value: object) -> str:
+    """Return one value of a file as Python writes it, as a part of one line that is not too long."""
+    return printable(repr(value), max_length=MAX_SHOWN)
 
 
 def printable(text: str, *, max_length: int | None = None) -> str:

@@ -4,6 +4,7 @@ Rules:
 
 1. A private key is a file that only its owner can read (mode 600) and that is never overwritten.
 2. Version and expiry are the publisher's decision: they are set when signing, and setting them drops older signatures.
+   Terms that no device takes are refused before a key is read: a version out of range, an expiry in the past.
 3. Signing what already has its terms adds a signature, so two keys can sign one file.
 """
 
@@ -12,11 +13,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.class_update import ClassUpdate
+from icis_deploy.class_update import MAX_VERSION, ClassUpdate
 from icis_deploy.envelope import (
     envelope_of,
     load_envelope,
@@ -25,7 +26,8 @@ from icis_deploy.envelope import (
     verify_signature,
 )
 from icis_deploy.errors import CorruptFileError, IntegrityError, SignatureError, StorageError, UsageError
-from icis_deploy.files import read_capped, write_file
+from icis_deploy.files import read_plain, write_file
+from icis_deploy.json_fields import json_from_time
 from icis_deploy.trusted_keys import MAX_KEY_BYTES, TrustedKeys, pem_from_public_key, public_key_from_pem
 
 if TYPE_CHECKING:
@@ -114,7 +116,7 @@ def load_public_key(path: Path) -> SSlibKey:
     Raises:
         SignatureError: If the file cannot be read or is no such key.
     """
-    data = read_capped(path, max_bytes=MAX_KEY_BYTES, what="public key", error_type=SignatureError)
+    data = read_plain(path, max_bytes=MAX_KEY_BYTES, what="public key", error_type=SignatureError)
     try:
         return public_key_from_pem(data.decode("ascii"))
     except (UnicodeDecodeError, SignatureError) as error:
@@ -131,7 +133,7 @@ def load_private_key(path: Path) -> CryptoSigner:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
     from securesystemslib.signer import CryptoSigner
 
-    data = read_capped(path, max_bytes=MAX_KEY_BYTES, what="private key", error_type=SignatureError)
+    data = read_plain(path, max_bytes=MAX_KEY_BYTES, what="private key", error_type=SignatureError)
     try:
         key = load_pem_private_key(data, password=None)
     except Exception as error:  # see `public_key_from_pem`
@@ -163,12 +165,13 @@ def sign(
     Raises:
         LoadError, CorruptFileError: If the file cannot be read or is not one of ours.
         SignatureError: If the key cannot be read.
-        UsageError: If `out` is another file that exists.
+        UsageError: If `out` is another file that exists, or no device would take the file under these terms.
         StorageError: If the result cannot be written; what was there before is still there.
     """
     target = path if out is None else out
     if target != path:
         _check_absent(target, "signing replaces no other file")
+    _check_terms(version, expires)
     envelope = load_envelope(path)
     try:
         content = parse_content(envelope)
@@ -180,9 +183,23 @@ def sign(
             expires=content.expires if expires is None else expires,
         )
         envelope = envelope_of(content)
+    _check_terms(content.version, content.expires)
     signature = envelope.sign(load_private_key(key_path))
     write_file(target, serialize_envelope(envelope))
     return SignedFile(path=target, content=content, signed_by=signature.keyid)
+
+
+def _check_terms(version: int | None, expires: datetime | None) -> None:
+    """Raise `UsageError` if no device would take a file under these terms; `None` is not looked at."""
+    if version is not None and not 1 <= version <= MAX_VERSION:
+        raise UsageError("The version lies outside of 1 to 2^63 - 1. Give another --version.")
+    if expires is None or expires.tzinfo is None:  # a time without a zone is refused by name where it is kept
+        return
+    if expires <= (now := datetime.now(timezone.utc)):
+        raise UsageError(
+            f"The file would expire at {json_from_time(expires)}; by this machine's clock it is {json_from_time(now)}, "
+            f"so no device would take it. Give a later --expires."
+        )
 
 
 def verify_update(path: Path, key_paths: Sequence[Path]) -> SignedFile:
@@ -232,10 +249,11 @@ def rotate_keys(
     Raises:
         SignatureError: If a key cannot be read.
         IncompatibleError: If there is no key, or too many.
-        UsageError: If `out` exists.
+        UsageError: If `out` exists, or no device would take the file under these terms.
         StorageError: If it cannot be written.
     """
     _check_absent(out, "signing replaces no other file")
+    _check_terms(version, expires)
     keys = trusted_keys_from_files(public_key_paths).with_terms(version=version, expires=expires)
     envelope = envelope_of(keys)
     signature = envelope.sign(load_private_key(key_path))

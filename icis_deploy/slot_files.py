@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.bundle import INJECTED_NAME, Bundle
 from icis_deploy.errors import BundleError, CorruptFileError, ICISDeployError
-from icis_deploy.files import read_capped
+from icis_deploy.files import read_plain
 from icis_deploy.json_fields import integer_from_json, list_from_json, names_from_json
 from icis_deploy.printable import reason_of
 from icis_deploy.slots import EMPTY_SLOT_BIAS, SlotTable
@@ -49,7 +49,7 @@ def load_injected(folder: Path, bundle: Bundle) -> SlotTable | None:
     """
     if INJECTED_NAME not in bundle.files:
         return None
-    data = read_capped(folder / INJECTED_NAME, max_bytes=MAX_SLOTS_BYTES, what="injected rows", error_type=BundleError)
+    data = read_plain(folder / INJECTED_NAME, max_bytes=MAX_SLOTS_BYTES, what="injected rows", error_type=BundleError)
     table = parse_slots(data, capacity=len(bundle.class_names) - bundle.num_seen, feature_dim=bundle.feature_dim)
     if table.filled_names != bundle.class_names[bundle.num_seen :]:
         raise CorruptFileError(
@@ -76,8 +76,9 @@ def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
     try:
         (size,) = struct.unpack_from("<Q", data)
         fields = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_METADATA_KEY])
-        if fields["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"its schema version is {fields['schema_version']!r}")
+        version = integer_from_json(fields["schema_version"])
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"its schema version is {version}, this release reads {SCHEMA_VERSION}")
         stated, rows = integer_from_json(fields["capacity"]), load(data)["rows"]
         if (stated, rows.shape[1:]) != (capacity, (feature_dim + 1,)):
             raise ValueError(

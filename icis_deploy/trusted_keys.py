@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING
 
 from icis_deploy.class_update import MAX_VERSION
 from icis_deploy.errors import CorruptFileError, ICISDeployError, IncompatibleError, SignatureError
-from icis_deploy.json_fields import integer_from_json, json_from_time, names_from_json, time_from_json
+from icis_deploy.json_fields import (
+    integer_from_json,
+    json_from_time,
+    names_from_json,
+    object_from_pairs,
+    time_from_json,
+)
+from icis_deploy.printable import reason_of
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
@@ -139,9 +146,10 @@ def parse_trusted_keys(payload: bytes) -> TrustedKeys:
     if len(payload) > MAX_TRUSTED_KEYS_BYTES:
         raise CorruptFileError(f"The trusted keys are {len(payload)} bytes; at most {MAX_TRUSTED_KEYS_BYTES} are read.")
     try:
-        fields = json.loads(payload)
-        if fields["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"its schema version is {fields['schema_version']!r}, this release reads {SCHEMA_VERSION}")
+        fields = json.loads(payload, object_pairs_hook=object_from_pairs)
+        schema_version = integer_from_json(fields["schema_version"])
+        if schema_version != SCHEMA_VERSION:
+            raise ValueError(f"its schema version is {schema_version}, this release reads {SCHEMA_VERSION}")
         if set(fields) != _FIELDS:
             raise ValueError(f"its fields differ from the schema in {sorted(set(fields) ^ _FIELDS)}")
         return TrustedKeys(
@@ -150,4 +158,4 @@ def parse_trusted_keys(payload: bytes) -> TrustedKeys:
             expires=None if fields["expires"] is None else time_from_json(fields["expires"]),
         )
     except (ICISDeployError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptFileError(f"The file of trusted keys is damaged: {error}") from error
+        raise CorruptFileError(f"The file of trusted keys is damaged: {reason_of(error)}.") from error

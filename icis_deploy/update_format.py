@@ -25,8 +25,10 @@ from icis_deploy.json_fields import (
     json_from_time,
     names_from_json,
     object_from_json,
+    object_from_pairs,
     time_from_json,
 )
+from icis_deploy.printable import reason_of, shown
 
 SCHEMA_VERSION = 1
 PAYLOAD_TYPE = "application/vnd.icis-deploy.class-update.v1+safetensors"
@@ -91,9 +93,9 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
     try:
         tensors = load(payload)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise CorruptFileError(f"The class update is not a valid safetensors file: {error}.") from error
+        raise CorruptFileError(f"The class update is not a valid safetensors file: {reason_of(error)}.") from error
     if set(tensors) != {"rows"} or tensors["rows"].dtype != np.float32:
-        found = {name: str(tensor.dtype) for name, tensor in tensors.items()}
+        found = shown({name: str(tensor.dtype) for name, tensor in tensors.items()})
         raise CorruptFileError(f"The class update holds the tensors {found}; expected {{'rows': 'float32'}} alone.")
     if not is_verified and _sha256(tensors["rows"]) != fields["rows_sha256"]:
         raise CorruptFileError("The class update's rows have another SHA-256 than it states; the file is damaged.")
@@ -110,7 +112,7 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
             provenance=object_from_json(fields["provenance"]),
         )
     except (ICISDeployError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CorruptFileError(f"The class update breaks its own rules: {error}") from error
+        raise CorruptFileError(f"The class update breaks its own rules: {reason_of(error)}") from error
 
 
 def _sha256(rows: NDArray[np.float32]) -> str:
@@ -127,18 +129,21 @@ def _read_fields(payload: bytes) -> dict[str, Any]:
             f"The class update's header claims {size} bytes; the file is truncated or not an update."
         )
     try:
-        header = json.loads(payload[8 : 8 + size].decode())
-        fields = json.loads(header["__metadata__"][_METADATA_KEY])
-        schema_version = fields["schema_version"]
+        header = json.loads(payload[8 : 8 + size].decode(), object_pairs_hook=object_from_pairs)
+        fields = object_from_json(
+            json.loads(header["__metadata__"][_METADATA_KEY], object_pairs_hook=object_from_pairs)
+        )
+        schema_version = integer_from_json(fields["schema_version"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptFileError("The file has no class update in its header; it is another kind of file.") from error
+        raise CorruptFileError(
+            f"The file has no class update in its header ({reason_of(error)}); it is another kind of file."
+        ) from error
     if schema_version != SCHEMA_VERSION:
         raise CorruptFileError(
-            f"The class update has schema version {schema_version!r}; this release reads {SCHEMA_VERSION}. "
+            f"The class update has schema version {schema_version}; this release reads {SCHEMA_VERSION}. "
             f"Update icis-deploy."
         )
     if set(fields) != _FIELDS:
-        difference = sorted(set(fields) ^ _FIELDS)
+        difference = shown(sorted(set(fields) ^ _FIELDS))
         raise CorruptFileError(f"The class update's fields differ from schema {SCHEMA_VERSION} in {difference}.")
-    assert isinstance(fields, dict)
     return fields

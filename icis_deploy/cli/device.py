@@ -9,6 +9,7 @@ import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE
 from icis_deploy.cli.output import columns, format_option, print_result
+from icis_deploy.printable import MAX_SHOWN, printable
 
 if TYPE_CHECKING:
     from icis_deploy.runtime.journal import HistoryEntry
@@ -150,7 +151,7 @@ def _history_text(entries: list[HistoryEntry] | tuple[HistoryEntry, ...]) -> str
 
 def _history_row(entry: HistoryEntry) -> tuple[str, ...]:
     if entry.class_name is not None:
-        what = entry.class_name
+        what = printable(entry.class_name, max_length=MAX_SHOWN)
     elif entry.action == "trust":
         what = "trusted keys replaced"
     elif entry.action == "replace":
@@ -162,7 +163,7 @@ def _history_row(entry: HistoryEntry) -> tuple[str, ...]:
     return (
         str(entry.sequence),
         f"{entry.time:%Y-%m-%d %H:%M:%S}",
-        entry.action,
+        printable(entry.action, max_length=MAX_SHOWN),
         f"version {entry.version}",
         what,
         signer,

@@ -65,9 +65,12 @@ def visible_lines(text: str) -> str:
 
 
 def json_result(command: str, status: str, result: Mapping[str, Any]) -> str:
-    """Return one JSON object for stdout."""
+    """Return one JSON object for stdout; what a terminal would obey stands as the escape that JSON has for it."""
     values = {"schema_version": SCHEMA_VERSION, "command": command, "status": status, **result}
-    return json.dumps(values, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+    if text.isprintable():
+        return text
+    return "".join([char if char.isprintable() else json.dumps(char)[1:-1] for char in text])
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:

@@ -34,7 +34,7 @@ from icis_deploy.json_fields import (
     text_from_json,
     time_from_json,
 )
-from icis_deploy.printable import reason_of
+from icis_deploy.printable import reason_of, shown
 
 SCHEMA_VERSION = 1
 MAX_STATES = 8
@@ -196,8 +196,9 @@ def parse_journal(data: bytes) -> Journal:
         if hashlib.sha256(text).hexdigest().encode() != sha256:
             raise ValueError("its SHA-256 is not the one it states")
         fields = json.loads(text)
-        if fields["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"its schema version is {fields['schema_version']!r}, this release reads {SCHEMA_VERSION}")
+        version = integer_from_json(fields["schema_version"])
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"its schema version is {version}, this release reads {SCHEMA_VERSION}")
         return _journal_from_json(fields)
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise CorruptFileError(
@@ -273,7 +274,7 @@ def _history_from_json(fields: dict[str, Any]) -> HistoryEntry:
         raise ValueError(f"a line of its history has the fields {sorted(fields)}")
     for name, value in fields.items():
         if type(value) not in _HISTORY_TYPES[name]:
-            raise TypeError(f"{name} of a line of its history is {value!r}")
+            raise TypeError(f"{name} of a line of its history is {shown(value)}")
     return HistoryEntry(**fields | {"time": time_from_json(fields["time"])})
 
 
@@ -281,5 +282,5 @@ def _sha256(value: object) -> str:
     # It becomes part of a file's name, so it must be nothing but digits.
     text = text_from_json(value)
     if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
-        raise ValueError(f"{text!r} is no SHA-256")
+        raise ValueError(f"{shown(text)} is no SHA-256")
     return text

@@ -16,7 +16,7 @@ from icis_deploy.bundle import Bundle, load_bundle, load_manifest
 from icis_deploy.runtime.device import AppliedUpdate, Device
 from icis_deploy.runtime.journal import HistoryEntry, Journal
 from icis_deploy.runtime.store import Store
-from icis_deploy.runtime.update_rules import after_switch
+from icis_deploy.runtime.update_rules import after_switch, check_disabled
 from icis_deploy.slots import SlotTable
 
 
@@ -116,6 +116,7 @@ def enable(folder: Path, class_name: str) -> bool:
 
     Raises:
         ClassConflictError: If the bundle does not know the class.
+        CorruptFileError: If its journal leaves no class to choose, which no device writes.
         ICISDeployError: As `classes`, and if the disk refuses; the bundle is as it was.
     """
     return _switch(folder, class_name, enabled=True)
@@ -151,4 +152,6 @@ def _switch(folder: Path, class_name: str, *, enabled: bool) -> bool:
 
 def _known_names(bundle: Bundle, store: Store, journal: Journal) -> tuple[str, ...]:
     table: SlotTable | None = store.load_table(bundle, journal.current)
-    return bundle.class_names if table is None else (*bundle.class_names, *table.filled_names)
+    known_names = bundle.class_names if table is None else (*bundle.class_names, *table.filled_names)
+    check_disabled(journal, known_names)
+    return known_names

@@ -29,6 +29,8 @@ from icis_deploy.slots import SlotTable
 TOLERANCE = 1e-3
 _KNOWN_LOGIT_STEPS = (0.0, 80.0, 160.0, 320.0)
 """A float32 probability shows a logit down to 87 below the greatest."""
+_FAR_LOGITS = (0.0, 80.0, 160.0, 320.0, 1e3, 1e4, 1e5)
+"""Where slots lie so far below the baked classes that a logit like theirs would not show."""
 NUM_SEEDS = 4
 _SMALLEST = float(np.finfo(np.float32).tiny)
 _MIN_LOG = float(np.log(_SMALLEST))
@@ -189,12 +191,13 @@ def _logits_from_scores(
 
     A softmax keeps differences of logits only. So the model runs once more, with the first slot at a known logit, from
     `level` upward until it shows; that gives the logit of the most probable baked class, and that class all others.
+    Where none near `level` shows, no slot does, and greater ones tell that the runtime reads them.
 
     Raises:
         SelfTestError: If the known slot never shows: the runtime does not read the slots that it is given.
     """
     logs, num_baked = _log_scores(scores, bundle), len(bundle.class_names)
-    for known_logit in (level + step for step in _KNOWN_LOGIT_STEPS):
+    for known_logit in (*(level + step for step in _KNOWN_LOGIT_STEPS), *_FAR_LOGITS):
         weight, bias = table.weight.copy(), table.bias.copy()
         weight[0], bias[0] = 0.0, known_logit
         run = session.run(images, session.load_slots(weight, bias))

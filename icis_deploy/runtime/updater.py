@@ -104,6 +104,7 @@ class Updater:
                 trusted_keys=self._store.trusted_keys(before),
                 allow_unsigned=allow_unsigned,
             )
+            held = self._table_before(before)
             content, table, slots, seed = verified.content, None, None, 0
             if isinstance(content, TrustedKeys):
                 entry, after = after_trusted_keys(before, verified, content, clock=self._clock())
@@ -113,7 +114,7 @@ class Updater:
                     before,
                     verified,
                     content,
-                    table=self._table_of(before.current),
+                    table=held,
                     bundle=self._bundle,
                     clock=self._clock(),
                 )
@@ -135,7 +136,7 @@ class Updater:
         """
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
-            current, held = before.current, self._table_of(before.current)
+            current, held = before.current, self._table_before(before)
             known = (class_name,) if class_name in current.taught else ()
             row = make_row(None if held is None else held.without(known))
             entry, table = plan_teaching(before, class_name, row, table=held, bundle=self._bundle, clock=self._clock())
@@ -158,7 +159,7 @@ class Updater:
         """Enable or disable a class; return whether that changed anything."""
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
-            known_names = self._known_names(self._table_of(before.current))
+            known_names = self._known_names(self._table_before(before))
             switched = after_switch(before, class_name, enabled=enabled, known_names=known_names, clock=self._clock())
             if switched is None:
                 return False
@@ -182,7 +183,7 @@ class Updater:
         """Commit what a device remembered of another bundle of the same head to this one, and test its slots."""
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
-            table = self._table_of(before.current)
+            table = self._table_before(before)
             entry, after = after_replacement(before, former, known_names=self._known_names(table), clock=self._clock())
             self._change(before, after, table=table)
         return entry
@@ -267,6 +268,13 @@ class Updater:
         if self._journal.current == entry:
             return self.state.table
         return self._store.load_table(self._bundle, entry)
+
+    def _table_before(self, journal: Journal) -> SlotTable | None:
+        """Return the slots that a change starts from, of a journal that a device would open."""
+        table = self._table_of(journal.current)
+        if journal.disabled:
+            check_disabled(journal, self._known_names(table))
+        return table
 
     def _known_names(self, table: SlotTable | None) -> tuple[str, ...]:
         return (*self._bundle.class_names, *(() if table is None else table.filled_names))

@@ -99,6 +99,8 @@ def test_a_result_is_saved_and_loaded(bench_bytes, tmp_path):
         (b"[]", "no JSON object with a `schema_version`"),
         (b"[" * 100_000, "no JSON object with a `schema_version`"),
         (b'{"schema_version": 99}', "It has schema version 99; this release reads 1 and 2. Measure again"),
+        (b'{"schema_version": true}', "It has schema version True;"),
+        (b'{"schema_version": 2.0}', "It has schema version 2.0;"),
         (b'{"schema_version": 1}', r"lacks \['command', 'created'"),
     ],
 )

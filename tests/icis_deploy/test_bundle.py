@@ -157,7 +157,7 @@ def test_what_is_no_json_object_with_a_schema_is_refused(data):
         parse_manifest(data)
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None, [1]])
+@pytest.mark.parametrize("version", [0, 3, "1", None, [1], True, 1.0, 2.0])
 def test_another_schema_is_refused_with_what_to_do(version):
     with pytest.raises(BundleError, match=r"^The manifest has schema version .*; this release reads \(1, 2\)\. Update"):
         parse_manifest(manifest_with(schema_version=version))
@@ -285,7 +285,7 @@ def test_a_folder_in_place_of_a_file_is_refused(folder):
     (folder / MODEL_NAME).unlink()
     (folder / MODEL_NAME).mkdir()
 
-    with pytest.raises(BundleError, match=r"^The manifest names \S+model\.onnx, which cannot be read: Is a directory"):
+    with pytest.raises(BundleError, match=r"^The manifest names \S+model\.onnx, which cannot be read: it is a folder"):
         load_bundle(folder)
 
 

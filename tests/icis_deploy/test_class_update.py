@@ -112,6 +112,11 @@ def test_other_terms_leave_the_change_as_it_is():
             IncompatibleError,
             r"The class update has version 0 and probe seed 0; expected a version of at least 1",
         ),
+        (
+            {"rows": np.array([[1, 2, 3], [-2e30, 0, 0]], np.float32), "added": ("okapi", "zebra")},
+            IncompatibleError,
+            r"The row of 'zebra' in the class update holds 2e\+30; with values above 1e\+30 logits overflow float32\.",
+        ),
         ({"version": 10**5000}, IncompatibleError, r"The class update's version does not fit into 63 bits\."),
         ({"probe_seed": -1}, IncompatibleError, r"The class update has version 1 and probe seed -1"),
         (

@@ -16,7 +16,7 @@ from icis_deploy.signing import keygen, load_private_key, rotate_keys, sign, tru
 from icis_deploy.trusted_keys import TrustedKeys
 from tests.icis_deploy.runtime.bundles import make_update
 
-EXPIRES = datetime(2030, 1, 1, tzinfo=timezone.utc)
+EXPIRES = datetime(2100, 1, 1, tzinfo=timezone.utc)
 
 
 @pytest.fixture
@@ -88,6 +88,36 @@ def test_terms_that_are_not_given_stay(path, keys):
     sign(path, keys.private_path, version=8)
 
     assert (load_update(path).version, load_update(path).expires) == (8, EXPIRES)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"version": 1 << 63}, r"The version lies outside of 1 to 2\^63 - 1\. Give another --version"),
+        ({"version": 0}, "The version lies outside"),
+        (
+            {"version": 7, "expires": datetime(2020, 1, 1, tzinfo=timezone.utc)},
+            r"would expire at 2020-01-01T00:00:00Z; by this machine's clock it is 20.*Z, .*Give a later --expires",
+        ),
+    ],
+)
+def test_terms_that_no_device_takes_are_refused_before_a_key_is_read(terms, message, path, keys, tmp_path):
+    before = path.read_bytes()
+
+    with pytest.raises(UsageError, match=message):
+        sign(path, tmp_path / "no key", **terms)
+    with pytest.raises(UsageError, match=message):
+        rotate_keys([tmp_path / "no key"], tmp_path / "no key", out=tmp_path / "keys.icis", **{"version": 1} | terms)
+    assert path.read_bytes() == before
+    assert not (tmp_path / "keys.icis").exists()
+
+
+def test_a_file_that_expired_already_gets_no_signature(path, keys, tmp_path):
+    save_update(make_update("okapi").with_terms(version=1, expires=datetime(2020, 1, 1, tzinfo=timezone.utc)), path)
+
+    with pytest.raises(UsageError, match="would expire at 2020-01-01"):
+        sign(path, tmp_path / "no key")
+    sign(path, keys.private_path, expires=EXPIRES)
 
 
 def test_the_signed_file_can_go_elsewhere(path, keys, tmp_path):

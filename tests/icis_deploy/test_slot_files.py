@@ -105,6 +105,8 @@ def test_arbitrary_bytes_are_refused(data):
     "change",
     [
         {"schema_version": 2},
+        {"schema_version": True},
+        {"schema_version": 1.0},
         {"class_names": ["okapi"]},
         {"class_names": ["okapi", 1]},
         {"class_names": "ab"},

@@ -85,6 +85,8 @@ def test_what_is_no_ed25519_key_is_refused(pairs):
     ("changes", "message"),
     [
         ({"schema_version": 2}, "its schema version is 2, this release reads 1"),
+        ({"schema_version": True}, "True stands where a whole number is expected"),
+        ({"schema_version": 1.0}, r"1\.0 stands where a whole number is expected"),
         ({"extra": 1}, r"its fields differ from the schema in \['extra'\]"),
         ({"public_keys": []}, "A set of 0 trusted keys"),
         ({"public_keys": ["x"]}, "not a public key in PEM form"),
@@ -98,6 +100,13 @@ def test_a_file_that_breaks_a_rule_is_refused(changes, message, texts):
 
     with pytest.raises(CorruptFileError, match=message):
         parse_trusted_keys(json.dumps(fields).encode())
+
+
+def test_a_set_in_which_a_key_stands_twice_is_refused(texts):
+    data = serialize_trusted_keys(TrustedKeys(public_keys=texts))
+
+    with pytest.raises(CorruptFileError, match="a key stands twice in an object"):
+        parse_trusted_keys(data.replace(b'{"', b'{"version":9,"', 1))
 
 
 @pytest.mark.parametrize("payload", [b"", b"null", b"[]", b"{}", b"[" * 10_000, b"\xff"])

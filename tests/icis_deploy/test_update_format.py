@@ -11,12 +11,12 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save
 
 from icis_deploy import update_format
-from icis_deploy.class_update import ClassUpdate
+from icis_deploy.class_update import MAX_ROW_VALUE, ClassUpdate
 from icis_deploy.errors import CorruptFileError
 from icis_deploy.update_format import parse_payload, serialize_payload
 
 BASE = "0123456789abcdef" * 4
-FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+FINITE = st.floats(width=32, min_value=-float(MAX_ROW_VALUE), max_value=float(MAX_ROW_VALUE))
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | NAMES,
@@ -150,8 +150,36 @@ def test_a_short_file_says_how_short():
 
 
 def test_another_safetensors_file_is_refused():
-    with pytest.raises(CorruptFileError, match=r"^The file has no class update in its header; it is another kind"):
+    with pytest.raises(
+        CorruptFileError, match=r"^The file has no class update in its header \('__metadata__'\); it is"
+    ):
         parse_payload(save({"rows": np.zeros((1, 2), np.float32)}))
+
+
+@pytest.mark.parametrize("version", [True, 1.0, "1", None])
+def test_a_schema_that_is_no_whole_number_is_refused(version, update):
+    with pytest.raises(CorruptFileError, match=rf"\({version!r} stands where a whole number is expected\); it is"):
+        parse_payload(payload_with(update, schema_version=version))
+
+
+def test_a_payload_in_which_a_key_stands_twice_is_refused(update):
+    payload = serialize_payload(update)
+    header = payload[8 : 8 + int.from_bytes(payload[:8], "little")]
+    doubled = header.replace(b'{\\"', b'{\\"version\\":9,\\"', 1)
+    assert doubled != header
+
+    with pytest.raises(CorruptFileError, match="a key stands twice in an object"):
+        parse_payload(len(doubled).to_bytes(8, "little") + doubled + payload[8 + len(header) :])
+
+
+@pytest.mark.parametrize("field", sorted(update_format._FIELDS))
+def test_a_refusal_quotes_a_file_shortly_and_without_what_rewrites_a_terminal(field, update):
+    with pytest.raises(CorruptFileError) as refused:
+        parse_payload(payload_with(update, **{field: "\x1b[2J\u202e\n" * 100_000}))
+
+    message = str(refused.value)
+    assert message.isprintable()
+    assert len(message) < 500
 
 
 def test_a_newer_schema_is_refused_with_what_to_do(update):

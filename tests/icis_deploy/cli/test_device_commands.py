@@ -270,6 +270,22 @@ def test_no_class_name_can_rewrite_a_terminal_or_forge_a_line(
     assert not any(line.startswith("version 9") for line in lines)
 
 
+def test_json_holds_escapes_for_what_a_terminal_would_obey_and_the_same_text(
+    key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    trust(folder, key.with_name("KEY.pub"))
+    update = write_signed(tmp_path / "evil.icis", make_update(EVIL, "Bärtierchen \U000e0041"), key)
+    assert run(["apply", str(update), "--to", str(folder)]) == 0
+    capsys.readouterr()
+    assert run(["classes", str(folder), "--format", "json"]) == 0
+
+    text = capsys.readouterr().out.removesuffix("\n")
+    assert text.isprintable()
+    assert "Bärtierchen" in text
+    assert [each["name"] for each in json.loads(text)["classes"]][3:] == [EVIL, "Bärtierchen \U000e0041"]
+
+
 def test_no_file_name_can_forge_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new\x1b[2J\x9b.icis"
     path.write_bytes(b"{}")

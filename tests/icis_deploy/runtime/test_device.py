@@ -171,6 +171,16 @@ def test_an_update_for_another_head_is_refused(device, bundle_folder, signed):
     )
 
 
+@pytest.mark.parametrize("value", [3.4e38, -3.4e38, 1.1e30])
+def test_an_update_whose_logits_would_overflow_is_at_fault_and_nothing_is_written(value, device, bundle_folder, signed):
+    update = make_update("okapi")
+    rows = update.rows.copy()
+    rows[0, 2] = value
+    object.__setattr__(update, "rows", rows)  # as one is signed that another program made
+    message = r"breaks its own rules: The row of 'okapi' .* with values above 1e\+30 logits overflow float32\. Inject"
+    refused(device, bundle_folder, signed(update), CorruptFileError, message)
+
+
 @pytest.mark.parametrize("version", [1, 3])
 def test_a_version_that_the_device_has_passed_is_refused(version, device, bundle_folder, signed):
     device.apply(signed(make_update("okapi", version=3)))

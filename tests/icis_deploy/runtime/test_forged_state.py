@@ -8,9 +8,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from icis_deploy.envelope import envelope_of, serialize_envelope
 from icis_deploy.errors import BundleError, CorruptFileError
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.operations import classes
+from icis_deploy.runtime.operations import classes, enable
+from icis_deploy.signing import trusted_keys_from_files
 from scripts.state_mutations import KINDS, StateReport, StateTarget, count_case, run_state_mutations, signed_journal
 from tests.icis_deploy.runtime.bundles import files_in, make_update
 
@@ -80,6 +82,29 @@ def test_a_journal_that_no_device_writes_is_refused_and_left_as_it_is(changes, m
     with pytest.raises(CorruptFileError, match=message):
         Device.open(bundle_folder)
     assert files_in(bundle_folder) == before
+
+
+@pytest.mark.parametrize("change", ["apply", "allow_unsigned", "trust", "teach", "switch", "enable", "refresh"])
+def test_no_change_starts_from_a_journal_that_disables_every_class(change, bundle_folder, signed, keys):
+    device = Device.open(bundle_folder)
+    device.apply(signed(make_update("okapi", version=3)))
+    forge(bundle_folder, disabled=["cat", "dog", "owl", "okapi"])
+    before = files_in(bundle_folder)
+    unsigned = serialize_envelope(envelope_of(make_update("zebra", version=4)))
+    changes = {
+        "apply": lambda: device.apply(signed(make_update("zebra", version=4))),
+        "allow_unsigned": lambda: device.apply(unsigned, allow_unsigned=True),
+        "trust": lambda: device.apply(signed(trusted_keys_from_files([keys.public_path]))),
+        "teach": lambda: device._opened.updater.teach("zebra", lambda table: table.rows()[0]),
+        "switch": lambda: device.enable("cat"),
+        "enable": lambda: enable(bundle_folder, "cat"),
+        "refresh": device.refresh,
+    }
+
+    with pytest.raises(CorruptFileError, match="disables every class of it"):
+        changes[change]()
+    assert files_in(bundle_folder) == before
+    assert device.classes() == ("cat", "dog", "owl", "okapi")
 
 
 def test_classes_that_are_all_disabled_can_still_be_listed(bundle_folder, signed):

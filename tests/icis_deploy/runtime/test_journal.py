@@ -79,6 +79,9 @@ def journal_bytes(**changes):
     ("changes", "message"),
     [
         ({"schema_version": 2}, "its schema version is 2, this release reads 1"),
+        ({"schema_version": True}, "True stands where a whole number is expected"),
+        ({"schema_version": 1.0}, r"1\.0 stands where a whole number is expected"),
+        ({"schema_version": "\x1b" * 10**6}, r"'(\\x1b){19}\\x…: |'(\\x1b){10,20}.{0,4}… stands where a whole number"),
         ({"states": []}, "it names no state"),
         ({"states": 3}, "int stands where a list is expected"),
         ({"states": [{"version": True, "slots": None}]}, "True stands where a whole number is expected"),

@@ -42,7 +42,7 @@ def test_slots_that_hold_their_rows_pass_with_room_to_spare(num_classes, model):
     )
 
 
-@pytest.mark.parametrize("scale", [1e-3, 30.0])
+@pytest.mark.parametrize("scale", [1e-3, 30.0, -30.0, 1e6, -1e6, 1e29, -1e29])
 def test_rows_of_any_length_pass(scale, model):
     assert check(model, table_with("a", "b", scale=scale)).max_error <= 1
 
