@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -71,7 +72,8 @@ def run_kill_loop(folder: Path, *, num_kills: int, seed: int) -> KillReport:
     random, num_lost = np.random.default_rng(seed), 0
     next_version = 2
     for _ in range(num_kills):
-        _kill_one(bundle_folder, keys.private_path, next_version, float(random.uniform(0.0, 0.06)))
+        arguments = (bundle_folder, keys.private_path, next_version)
+        kill_one(change_for_ever, arguments, float(random.uniform(0.0, 0.06)))
         try:
             device = Device.open(bundle_folder)
             _check_whole(device)
@@ -86,11 +88,16 @@ def run_kill_loop(folder: Path, *, num_kills: int, seed: int) -> KillReport:
     )
 
 
-def _kill_one(bundle_folder: Path, key_path: Path, next_version: int, delay_seconds: float) -> None:
+def kill_one(target: Callable[..., None], arguments: Sequence[object], delay_seconds: float) -> None:
+    """Start `target` in a process of its own and kill it so long after it said that it is ready.
+
+    Args:
+        target: What to run; its last argument is the event by which it says so.
+        arguments: Those before it.
+        delay_seconds: How long it may go on.
+    """
     ready = PROCESSES.Event()
-    process = PROCESSES.Process(
-        target=change_for_ever, args=(bundle_folder, key_path, next_version, ready), daemon=True
-    )
+    process = PROCESSES.Process(target=target, args=(*arguments, ready), daemon=True)
     process.start()
     if not ready.wait(timeout=60):
         process.kill()

@@ -10,6 +10,7 @@ import pytest
 
 from icis_deploy.runtime.device import Device
 from scripts.kill_loop import run_kill_loop
+from scripts.kill_loop_replace import check_all, run_replace_kill_loop
 from tests.icis_deploy.runtime.bundles import make_update, write_signed
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -29,6 +30,22 @@ def test_two_hundred_kills_lose_nothing(tmp_path):
 
     assert (report.num_kills, report.num_lost) == (200, 0)
     assert report.num_changes_committed > 2 * report.num_kills
+
+
+def test_processes_killed_while_they_go_over_to_another_bundle_leave_whole_bundles(tmp_path):
+    report = run_replace_kill_loop(tmp_path, num_kills=4, seed=0)
+
+    assert (report.num_kills, report.num_lost) == (4, 0)
+    assert report.num_changes_committed > 4 + report.num_kills  # each applies an update before it goes over to anything
+
+
+def test_a_bundle_that_forgot_what_the_device_remembered_would_be_noticed(bundle_folder, signed):
+    device = Device.open(bundle_folder)
+    device.apply(signed(make_update("class 1", version=1)))
+    device.disable("dog")
+
+    with pytest.raises(AssertionError, match="forgot what stands outside"):
+        check_all([bundle_folder])
 
 
 def test_two_processes_that_apply_the_same_update_take_it_once(bundle_folder, keys, tmp_path):
