@@ -301,13 +301,17 @@ class Store:
         self._write_new_journal(after)
         # The slot table's name must be on the disk before the journal that needs it: hence a sync before the rename.
         self._sync(self._files.sync_folder, self._folder)
-        self._files.replace(self._new_journal_path, self._journal_path)
         removable = written.copy()
         written.clear()  # from here on the journal on the disk may need them
         try:
+            self._files.replace(self._new_journal_path, self._journal_path)
             self._sync(self._files.sync_folder, self._folder)
         except BaseException:
-            # Renamed, but perhaps not for good: it is taken back, so that memory and disk say the same.
+            if self._files.stamp(self._new_journal_path) is not None:  # it did not happen
+                written.extend(removable)
+                raise
+            # Renamed, but perhaps not for good: it is taken back, so that memory and disk say the same. A rename can
+            # also have happened where it is reported as failed (a network's answer was lost), or was interrupted.
             if had_journal:
                 self._write_new_journal(before)
                 self._files.replace(self._new_journal_path, self._journal_path)

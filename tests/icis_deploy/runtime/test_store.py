@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -64,6 +65,35 @@ def test_a_disk_that_dies_at_any_call_leaves_the_old_state_or_the_new_one(bundle
             break
 
     assert outcomes == {0, 1}
+
+
+class LateRename(OSFileLayer):
+    """A disk whose first rename happens and then ends with an error."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def replace(self, source, target):
+        super().replace(source, target)
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()], ids=str)
+def test_a_rename_that_happened_and_failed_is_taken_back(error, is_first, bundle_folder, open_with, signed):
+    if not is_first:
+        open_with(OSFileLayer()).apply(signed(make_update("okapi", version=1)))
+    before = files_in(bundle_folder)
+    device = open_with(LateRename(error))
+    expected = (device.version, device.classes())
+
+    with pytest.raises(StorageError if isinstance(error, OSError) else KeyboardInterrupt):
+        device.apply(signed(make_update("zebra", version=2)))
+    assert files_in(bundle_folder) == before
+    opened = Device.open(bundle_folder)
+    assert (opened.version, opened.classes()) == (device.version, device.classes()) == expected
 
 
 def test_what_a_failed_change_could_not_remove_is_swept_away_by_the_next(bundle_folder, open_with, signed):
