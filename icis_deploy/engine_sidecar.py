@@ -6,7 +6,8 @@ Rules:
    (TensorRT developer guide, "Serializing a Plan"). A runtime that is given another one fails with a code, or not at
    all; so every field is compared, and what differs is named, before the engine's bytes are read.
 2. The sidecar also states the model and the head that went in: an engine of another head answers without an error.
-3. It is parsed strictly: a field too many, too few or of another type is refused.
+3. It is parsed strictly: a field too many, too few or of another type is refused. One of an older schema is read: for
+   what it does not state stands what was meant.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from icis_deploy.errors import BundleError, EngineMismatchError
 from icis_deploy.json_fields import integer_from_json, list_from_json, names_from_json, object_from_json, text_from_json
 from icis_deploy.printable import MAX_REASON, printable, reason_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READABLE_VERSIONS = (1, 2)
+_MEANT_BY_VERSION_1: Mapping[str, Any] = {"precision": "fp32"}
 MAX_SIDECAR_BYTES = 1 << 20
 HARDWARE_COMPATIBILITIES = ("none", "ampere_plus", "same_compute_capability")
 
@@ -203,11 +206,13 @@ def parse_sidecar(data: bytes) -> EngineSidecar:
     try:
         values = object_from_json(json.loads(data))
         version = integer_from_json(values.pop("schema_version"))
-        if version != SCHEMA_VERSION:
+        if version not in _READABLE_VERSIONS:
             raise BundleError(
-                f"The engine's sidecar has schema version {version}; this release reads {SCHEMA_VERSION}. Build the "
-                f"engine again with this release."
+                f"The engine's sidecar has schema version {version}; this release reads {_READABLE_VERSIONS}. Build "
+                f"the engine again with this release."
             )
+        if version == 1:
+            values = {**_MEANT_BY_VERSION_1, **values}
         return EngineSidecar(**_checked(values, EngineSidecar, _READERS))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"the field {reason_of(error)}" if isinstance(error, KeyError) else reason_of(error)

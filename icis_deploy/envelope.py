@@ -130,7 +130,8 @@ def verify_signature(envelope: Envelope, keys: Sequence[SSlibKey]) -> str:
     """
     if not envelope.signatures:
         raise SignatureError(
-            "The file is not signed. Sign it with `icis-deploy sign`, or take it unsigned with --allow-unsigned."
+            "The file is not signed. Sign it with `icis-deploy sign`; a device takes it unsigned with `icis-deploy "
+            "apply --allow-unsigned`."
         )
     trusted = {key.keyid for key in keys}
     if not trusted & set(envelope.signatures):

@@ -156,6 +156,8 @@ def _history_row(entry: HistoryEntry) -> tuple[str, ...]:
         what = "trusted keys replaced"
     elif entry.action == "replace":
         what = "bundle replaced"
+    elif entry.action == "rollback":
+        what = "the last change undone"
     else:
         what = f"+{entry.num_added} ~{entry.num_replaced} -{entry.num_removed} classes"
     signed = "UNSIGNED" if entry.signed_by is None else f"signed by {entry.signed_by[:16]}…"

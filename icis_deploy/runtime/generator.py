@@ -38,6 +38,7 @@ from icis_deploy.generator_facts import (
     GeneratorFacts,
     parse_facts,
 )
+from icis_deploy.printable import shown
 from icis_deploy.runtime.onnxruntime_session import session_options
 from icis_deploy.slots import SlotTable
 
@@ -182,9 +183,9 @@ def make_row(
         RuntimeFailureError: If the runtime fails.
     """
     if class_name in (*bundle.class_names, *(() if table is None else table.filled_names)):
+        way = "." if class_name in bundle.class_names else ", or replace it by a class update."
         raise ClassConflictError(
-            f"{class_name!r} was not taught: the head already knows it. Teach it under another name, or replace it "
-            f"by a class update."
+            f"{shown(class_name)} was not taught: the head already knows it. Teach it under another name{way}"
         )
     vector = _checked(descriptor, generator.facts, class_name)
     outputs = generator.run(vector[None])

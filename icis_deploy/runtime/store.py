@@ -18,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -50,6 +51,7 @@ TRUST_FOLDER = "trust"
 JOURNAL_NAME = "journal.json"
 LOCK_TIMEOUT_SECONDS = 30.0
 _PUBLIC_SUFFIX = ".pub"
+_OUR_NAMES = re.compile(r"journal\.json\.new|slots-[0-9a-f]{64}\.safetensors(\.new)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,9 +342,12 @@ class Store:
             self._files.remove(path)
 
     def _stale(self, journal: Journal, names: Iterable[str]) -> list[Path]:
-        """Return which of the names in the folder the journal does not need: leftovers of a power cut, old states."""
+        """Return which of our files in the folder the journal does not need: leftovers of a power cut, old states.
+
+        What else lies there is somebody else's: the folder may be a link, and whoever made it no friend.
+        """
         kept = self._named(journal)
-        return [self._folder / name for name in names if name not in kept]
+        return [self._folder / name for name in names if name not in kept and _OUR_NAMES.fullmatch(name)]
 
     def _named(self, journal: Journal) -> set[str]:
         return {_slots_name(state.slots) for state in journal.states if state.slots is not None} | {JOURNAL_NAME}

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from icis_deploy.bundle import FileEntry, parse_manifest
+from icis_deploy.engine_sidecar import parse_sidecar
 from icis_deploy.envelope import load_envelope, load_update, parse_content
 from icis_deploy.errors import SignatureError
+from icis_deploy.generator_facts import parse_facts
 from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.journal import parse_journal, serialize_journal
 from icis_deploy.signing import verify_update
+from icis_deploy.slot_files import load_injected, serialize_slots
 from icis_deploy.trusted_keys import TrustedKeys
 from icis_deploy.update_format import serialize_payload
+from tests.golden.make_golden_v2 import FACTS, INJECTED, JOURNAL, SIDECAR, golden_bundle
 
 V1 = Path(__file__).resolve().parent / "v1"
+V2 = V1.with_name("v2")
 EXPECTED = json.loads((V1 / "expected.json").read_text())
 NAMES = ("okapi", "Bärtierchen 水熊")
 
@@ -67,3 +75,31 @@ def test_the_bundle_and_the_state_of_version_1(tmp_path):
     device.enable("dog")
     device.rollback()
     assert device.classes() == ("cat", "dog", "owl")
+
+
+def test_a_sidecar_of_version_1_is_read_as_what_it_meant():
+    assert parse_sidecar((V1 / "sidecar.json").read_bytes()) == replace(SIDECAR, precision="fp32")
+
+
+def test_a_sidecar_of_version_2():
+    assert parse_sidecar((V2 / "sidecar.json").read_bytes()) == SIDECAR
+
+
+def test_a_manifest_of_version_2_and_the_injected_rows_that_it_names():
+    bundle = parse_manifest((V2 / "manifest.json").read_bytes())
+
+    sha256 = "3310b9999d2b88ba05aa8a79353ed92596437cb3b80fd62d65b43732ca1b6a25"
+    assert bundle == golden_bundle(FileEntry(sha256=sha256, size_bytes=264))
+    assert load_injected(V2, bundle) == INJECTED
+    assert serialize_slots(INJECTED) == (V2 / "injected.safetensors").read_bytes()
+
+
+def test_a_journal_with_taught_classes():
+    data = (V2 / "journal.json").read_bytes()
+
+    assert parse_journal(data) == JOURNAL
+    assert serialize_journal(JOURNAL) == data
+
+
+def test_the_facts_of_a_generator():
+    assert parse_facts((V2 / "generator-facts.json").read_text()) == FACTS

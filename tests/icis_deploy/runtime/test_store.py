@@ -106,6 +106,23 @@ def test_what_a_failed_change_could_not_remove_is_swept_away_by_the_next(bundle_
     assert len(list((bundle_folder / "state").iterdir())) == 2
 
 
+def test_a_change_removes_nothing_that_is_not_the_devices_own(bundle_folder, signed, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "letter.txt").write_text("mine")
+    (elsewhere / "slots-of-mine.safetensors").write_text("mine too")
+    (elsewhere / "folder").mkdir()
+    (elsewhere / f"slots-{'0' * 64}.safetensors").write_text("left by a power cut")
+    (bundle_folder / "state").symlink_to(elsewhere)
+    device = Device.open(bundle_folder)
+    device.apply(signed(make_update("okapi", version=1)))
+    device.apply(signed(make_update("zebra", version=2)))
+
+    assert {"letter.txt", "slots-of-mine.safetensors", "folder"} < {path.name for path in elsewhere.iterdir()}
+    assert not (elsewhere / f"slots-{'0' * 64}.safetensors").exists()
+    assert Device.open(bundle_folder).version == 2
+
+
 def test_a_bundle_on_a_read_only_disk_answers_and_refuses_changes(bundle_folder, signed, monkeypatch):
     # Tests may run as root, whom no mode stops: so the refusal comes from the file layer, as EROFS would.
     device = Device.open(bundle_folder)

@@ -133,8 +133,10 @@ def test_a_signed_update_applies_after_teaching_and_keeps_other_taught_classes(t
     slot = device.state.table.class_names.index("okapi")
     np.testing.assert_array_equal(device.state.table.weight[slot], row[:-1])
     # The publisher's class is no taught one any more: a second teaching does not touch it, the other one may go.
-    with pytest.raises(ClassConflictError, match="already knows it"):
+    with pytest.raises(ClassConflictError, match=r"already knows it\. Teach it under another name, or replace it by a"):
         device.teach("okapi", described("okapi"))
+    with pytest.raises(ClassConflictError, match=r"already knows it\. Teach it under another name\.$"):
+        device.teach(HEAD.class_names[0], described("okapi"))
     device.teach("quagga", described("zebu"))
     device.apply(signed_bytes(update(version=2, removed=("quagga",)), keys.private_path))
     assert device.classes()[NUM_SEEN:] == ("okapi",)
