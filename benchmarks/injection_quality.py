@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +36,8 @@ class Measured:
     predicted: tuple[float, float, float, float]
     """Predicted T, U, S and H."""
 
-    interval: tuple[float, float]
-    """Of predicted H, 90 %."""
+    intervals: tuple[tuple[float, float], ...]
+    """Of predicted T, U, S and H, 90 %."""
 
     best_h: float
     """H of the best scale and offset, chosen with these features, for the same rows."""
@@ -44,13 +45,23 @@ class Measured:
     num_warnings: int
     """Of the estimate."""
 
+    @property
+    def part_of_best(self) -> float:
+        """H as a part of the best."""
+        return self.rates[3] / max(self.best_h, 1e-9)
+
+    @property
+    def is_within(self) -> tuple[bool, ...]:
+        """Whether each of T, U, S and H lies in its interval."""
+        return tuple(low <= rate <= high for rate, (low, high) in zip(self.rates, self.intervals, strict=True))
+
     def line(self, name: str) -> str:
         """Return a line of the table with `COLUMNS`, accuracies in percent."""
         rates, predicted = (" ".join(f"{100 * value:5.1f}" for value in four) for four in (self.rates, self.predicted))
-        low, high = (100 * end for end in self.interval)
-        part = self.rates[3] / max(self.best_h, 1e-9)
+        low, high = (100 * end for end in self.intervals[3])
         warned = "yes" if self.num_warnings else "no"
-        return f"{name:24} {self.method:9} {rates} |     {predicted} ({low:5.1f} to {high:5.1f}) {part:8.3f} {warned}"
+        expected = f"{predicted} ({low:5.1f} to {high:5.1f})"
+        return f"{name:24} {self.method:9} {rates} |     {expected} {self.part_of_best:8.3f} {warned}"
 
 
 def measure_injection(head: Head, injection: Injection, features: Float32, labels: Integers) -> Measured:
@@ -85,10 +96,27 @@ def measure_injection(head: Head, injection: Injection, features: Float32, label
         method=injection.method,
         rates=(T, U, S, _h(U, S)),
         predicted=(estimate.T.value, estimate.U.value, estimate.S.value, estimate.H.value),
-        interval=(estimate.H.low, estimate.H.high),
+        intervals=tuple((one.low, one.high) for one in (estimate.T, estimate.U, estimate.S, estimate.H)),
         best_h=best,
         num_warnings=len(estimate.warnings),
     )
+
+
+def summary(measured: Sequence[Measured]) -> str:
+    """Return what many measurements say together, in lines: H / best, and how often and how widely intervals hold."""
+    parts = [one.part_of_best for one in measured]
+    lines = [f"H / best: mean {np.mean(parts):.3f}, least {min(parts):.3f}, of {len(parts)}"]
+    for word, is_warned in (("no warning", False), ("a warning", True)):
+        group = [one for one in measured if bool(one.num_warnings) == is_warned]
+        if group:
+            covered = " ".join(f"{share:.0%}" for share in np.mean([one.is_within for one in group], axis=0))
+            width = np.mean([high - low for one in group for low, high in one.intervals[3:]])
+            error = np.mean([abs(one.rates[3] - one.predicted[3]) for one in group])
+            lines.append(
+                f"{len(group)} with {word}: intervals of T, U, S and H hold {covered}; of H {100 * width:.0f} points "
+                f"wide, predicted {100 * error:.1f} off on average"
+            )
+    return "\n".join(lines)
 
 
 def _h(unseen: float, seen: float) -> float:

@@ -1,8 +1,8 @@
 """An honest estimate of an injection before it ships: how right it will be, which classes to doubt, what collides.
 
 Nothing here has seen an image. The numbers come from class-level cross-validation with pseudo-features, taken on to all
-seen classes by the learning curve. Two theories say how long class means of features are; the prediction lies between
-theirs, and the interval says how far it moves with what is assumed.
+seen classes by the learning curve. Two theories say how long class means of features are, and two readings of one
+measurement how much images differ; the prediction lies between them. `icis_deploy.estimate_ranges` makes the intervals.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from icis_deploy.calibration import Rates
 from icis_deploy.class_doubts import Collision, class_confidence, find_collisions
 from icis_deploy.descriptors import Descriptors
+from icis_deploy.estimate_ranges import Range, accuracy_ranges
+from icis_deploy.feature_mixtures import CONCENTRATIONS
 from icis_deploy.learning_curve import learning_curve
 from icis_deploy.pseudo_features import PseudoFeatures, draw_pseudo_features
 from icis_deploy.row_predictors import RowPredictor
@@ -34,33 +36,23 @@ OTHER_LAW_SLOPE = 0.3
 have 0.5 to 1; linear discriminants have 0.1 to 0.3, least squares and a label-smoothed head fitted to given features
 less than 0: for these predicted H was off by 8 to 27 points (`scripts/other_heads.py`)."""
 
+MISSED_ACCURACY = 0.08
+"""How far pseudo-features may miss the head's accuracy. Those of networks trained with their heads miss it by 0.02 at
+most where there are neutral features; those of linear discriminants by 0.17 to 0.4 (`scripts/other_heads.py`)."""
+
+NO_NEUTRAL_FEATURES = (
+    "The backbone was not run on neutral pictures: the scale of features is guessed from the head's confidence. "
+    "Injected classes may win too often or too rarely, and the estimate may be off by 30 points: measure on images."
+)
+
 SHARES = (0.5, 0.9)
 """Neighbour shares between which the estimate's interval is taken."""
 
 UNKNOWN_ACCURACY = 0.1
 """How far the classifier's accuracy may be from the one assumed, where its owner did not say."""
 
-NORMAL_90 = 1.645
 MAX_LISTED = 1000
 """Classes whose confidence is kept in an update: devices store it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Range:
-    """A predicted number and its 90 % interval, fractions of 1."""
-
-    value: float
-    """The prediction."""
-
-    low: float
-    """Lower end."""
-
-    high: float
-    """Upper end."""
-
-    def to_json(self) -> dict[str, float]:
-        """Return JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,21 +117,29 @@ def estimate_injection(
     """
     candidate, trial = selection.chosen, selection.trial
     curve = learning_curve(candidate, trial)
-    likely = [curve.rates(trial, _pseudo(trial, equal_lengths=equal)) for equal in (True, False)]
+    likely = [
+        curve.rates(trial, _pseudo(trial, equal_lengths=equal, concentration=concentration))
+        for equal, concentration in zip((True, False), CONCENTRATIONS, strict=True)
+    ]
     expected = Rates(**{name: float(np.mean([getattr(one, name) for one in likely])) for name in ("T", "U", "S")})
-    variants = [expected, *likely, *(curve.rates(trial, pseudo) for pseudo in _other_pseudo_features(trial))]
+    others = [*likely, *(curve.rates(trial, pseudo) for pseudo in _other_pseudo_features(trial))]
     chance = candidate.outcomes.chance
     is_trustworthy = _beats_chance(candidate)
+    doubts = (*_size_doubts(len(seen_names), unseen.num_classes), *_feature_doubts(trial))
     return Estimate(
-        **_ranges(variants, num_unseen=unseen.num_classes, num_seen=len(seen_names)),
+        **accuracy_ranges(
+            expected,
+            others,
+            num_unseen=unseen.num_classes,
+            num_seen=len(seen_names),
+            num_played=sum(len(part.fold.held_out) for part in candidate.held_out),
+            is_doubtful=bool(doubts),
+        ),
         chance=chance,
         class_names=unseen.class_names,
         confidence=class_confidence(candidate, trial, predictor, unseen.values),
         collisions=find_collisions(trial.descriptors, unseen.values, seen_names, unseen.class_names),
-        warnings=(
-            *_warnings(expected, chance, is_trustworthy, len(seen_names), unseen.num_classes),
-            *_law_warnings(trial.pseudo.law.slope),
-        ),
+        warnings=(*([] if is_trustworthy else [_no_help(expected, chance)]), *doubts),
         is_trustworthy=is_trustworthy,
     )
 
@@ -152,7 +152,7 @@ def _pseudo(trial: Trial, **changes: Any) -> PseudoFeatures:
         "max_features": len(trial.pseudo.features),
         "seed": trial.seed + 1,
         "law": trial.pseudo.law,
-        "equally_clear": False,
+        "concentration": CONCENTRATIONS[0],
         **changes,
     }
     return draw_pseudo_features(trial.rows, neutral_features=assumed.neutral_features, **settings)
@@ -161,29 +161,12 @@ def _pseudo(trial: Trial, **changes: Any) -> PseudoFeatures:
 def _other_pseudo_features(trial: Trial) -> Iterator[PseudoFeatures]:
     """Yield pseudo-features at the ends of what may be assumed; fewer will do, they only widen an interval."""
     accuracy, few = trial.assumptions.seen_accuracy, len(trial.pseudo.features) // 2
-    yield _pseudo(trial, equally_clear=True, max_features=few)
+    yield _pseudo(trial, concentration=None, max_features=few)
     yield _pseudo(trial, neighbour_share=SHARES[0], max_features=few)
     yield _pseudo(trial, neighbour_share=SHARES[1], max_features=few)
     if not trial.assumptions.is_accuracy_known:
         yield _pseudo(trial, seen_accuracy=max(0.05, accuracy - UNKNOWN_ACCURACY), max_features=few)
         yield _pseudo(trial, seen_accuracy=min(0.99, accuracy + UNKNOWN_ACCURACY), max_features=few)
-
-
-def _ranges(variants: Sequence[Rates], *, num_unseen: int, num_seen: int) -> dict[str, Range]:
-    """Return T, U, S and H: the first variant's, between the extremes of all, widened by the draw of classes."""
-    counts = {"T": num_unseen, "U": num_unseen, "S": num_seen, "H": min(num_unseen, num_seen)}
-    ranges = {}
-    for name, count in counts.items():
-        values = [float(getattr(rates, name)) for rates in variants]
-        value = values[0]
-        draw = NORMAL_90 * float(np.sqrt(max(value * (1.0 - value), 0.25 / count) / count))
-        low, high = value - min(values), max(values) - value
-        ranges[name] = Range(
-            value=value,
-            low=max(0.0, value - float(np.hypot(low, draw))),
-            high=min(1.0, value + float(np.hypot(high, draw))),
-        )
-    return ranges
 
 
 def _beats_chance(candidate: Candidate) -> bool:
@@ -202,31 +185,50 @@ def _beats_chance(candidate: Candidate) -> bool:
     return bool(test.pvalue < 1e-3)
 
 
-def _warnings(rates: Rates, chance: float, is_trustworthy: bool, num_seen: int, num_unseen: int) -> tuple[str, ...]:
-    messages = []
-    if not is_trustworthy:
-        messages.append(
-            f"The descriptors say nothing that helps: rows of held-out seen classes are told apart {rates.T:.1%} of "
-            f"the time, and guessing gives {chance:.1%}. Check that descriptors and classes belong together."
-        )
+def _no_help(rates: Rates, chance: float) -> str:
+    return (
+        f"The descriptors say nothing that helps: rows of held-out seen classes are told apart {rates.T:.1%} of "
+        f"the time, and guessing gives {chance:.1%}. Check that descriptors and classes belong together."
+    )
+
+
+def _size_doubts(num_seen: int, num_unseen: int) -> list[str]:
+    """Say where there are too few seen classes to predict from, in words."""
+    doubts = []
     if num_seen < FEW_SEEN:
-        messages.append(
+        doubts.append(
             f"There are {num_seen} seen classes to learn from; with fewer than {FEW_SEEN}, this estimate is rough and "
             f"predicted rows are poor."
         )
     if 2 * num_unseen > num_seen:
-        messages.append(
+        doubts.append(
             f"{num_unseen} classes are injected into a head of {num_seen}: no game can hide so large a part of it, and "
             f"the estimate is rough."
         )
-    return tuple(messages)
+    return doubts
 
 
-def _law_warnings(slope: float | None) -> tuple[str, ...]:
-    if slope is None or slope >= OTHER_LAW_SLOPE:
-        return ()
-    return (
-        f"The rows of this head do not follow its features as those of a network trained with its head do: where rows "
-        f"differ most, features of neutral pictures do not (slope {slope:.2f}, expected {OTHER_LAW_SLOPE} or more). "
-        f"Such are linear discriminants and least squares. The estimate may be off by 30 points: measure on images.",
+def _feature_doubts(trial: Trial) -> list[str]:
+    """Say where pseudo-features cannot be what the head's features are, in words."""
+    doubts, slope = [], trial.pseudo.law.slope
+    if trial.assumptions.neutral_features is None:
+        doubts.append(NO_NEUTRAL_FEATURES)
+    if slope is not None and slope < OTHER_LAW_SLOPE:
+        doubts.append(
+            f"The rows of this head do not follow its features as those of a network trained with its head do: where "
+            f"rows differ most, features of neutral pictures do not (slope {slope:.2f}, expected {OTHER_LAW_SLOPE} or "
+            f"more). Such are linear discriminants and least squares. The estimate may be off by 30 points: measure on "
+            f"images."
+        )
+    found, wanted, is_known = (
+        trial.pseudo.accuracy,
+        trial.assumptions.seen_accuracy,
+        trial.assumptions.is_accuracy_known,
     )
+    if found < wanted - MISSED_ACCURACY - (0.0 if is_known else UNKNOWN_ACCURACY):
+        doubts.append(
+            f"No features that are drawn for this head make it right as often as it is: {found:.1%} of them are "
+            f"recognised, and {wanted:.1%} of images {'are' if is_known else 'are assumed to be'}. "
+            f"Its features are of another kind, and the estimate may be off by 30 points: measure on images."
+        )
+    return doubts

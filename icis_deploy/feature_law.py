@@ -5,14 +5,15 @@
   agree (neural collapse, nearest class means), -1 where rows divide by the spread of features (least squares), 1 where
   rows play down what similar classes share. `spread_slope` measures it: neutral pictures' features spread along the
   axes of the rows nearly as class means do. What is not class is in the measure too, so that it counts by the share of
-  classes in the spread, and `PLAYED_DOWN` for the rest.
+  classes in the spread, and `PLAYED_DOWN` for the rest. A head knows its own class means: the exponent is lowered
+  until it does.
 - *Centre.* Neutral pictures are not the average image, and a head can favour a few classes strongly where their mean
   lies. On its own average image a trained head favours none: the centre is moved there, as far as the rows are sure.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from icis_deploy.row_spectrum import RowSpectrum, amplify, mean_row, principal_a
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 PLAYED_DOWN = 1.0
 """Exponent where nothing is measured of it."""
@@ -31,6 +33,10 @@ FLOOR = 0.01
 FAVOUR = 0.1
 """By how much a class may be favoured at the centre, as a part of the largest deviation logit that a feature's spread
 can make. Heads of rendered pictures have 0.05 to 0.2 there."""
+
+
+LOWERING, LOWEST = 0.25, -0.5
+"""Steps in which an exponent is lowered, and where that ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,6 +94,27 @@ def spread_slope(spectrum: RowSpectrum, features: Float32) -> float:
     return float(np.clip(weight @ (size * of_features) / spread, -1.0, 3.0)) if spread > 1e-6 else 1.0
 
 
+def recognising_law(rows: Float32, law: FeatureLaw, *, classes: Integers, share: float) -> FeatureLaw:
+    """Return the law with its exponent lowered until the head recognises its own class means.
+
+    Directions that are stretched too much along the leading axes make classes look like others that share them: no
+    head that is right on images of its classes has features of that kind.
+
+    Args:
+        rows: `(num_seen, feature_dim + 1)`.
+        law: Of these rows.
+        classes: Those whose means are looked at.
+        share: Part of them that the head shall recognise, biases aside.
+    """
+    weights = rows[:, :-1] - mean_row(rows[:, :-1])
+    while True:
+        means = class_directions(rows, law)[classes]
+        is_known = (means @ weights.T).argmax(axis=1) == classes
+        if is_known.mean() >= share or law.exponent <= LOWEST:
+            return law
+        law = replace(law, exponent=max(law.exponent - LOWERING, LOWEST))
+
+
 def class_directions(rows: Float32, law: FeatureLaw, *, equal_lengths: bool = True) -> Float32:
     """Return the directions of the class means of features, `(num_seen, feature_dim)`, of length 1 each or on average.
 
@@ -107,23 +134,21 @@ def class_directions(rows: Float32, law: FeatureLaw, *, equal_lengths: bool = Tr
     return np.asarray(directions / np.maximum(length, np.finfo(np.float32).tiny), dtype=np.float32)
 
 
-def balanced_centre(rows: Float32, spectrum: RowSpectrum, centre: Float32, spread: float) -> Float32:
+def balanced_centre(rows: Float32, spectrum: RowSpectrum, centre: Float32) -> Float32:
     """Move the mean of neutral features towards where the head favours no class, `(feature_dim,)`.
 
     The most likely centre, if each of its coordinates is as unsure as a feature's and a class's favour there is about
-    `FAVOUR`: a ridge regression, solved along the principal axes.
+    `FAVOUR`: a ridge regression, solved along the principal axes. The spread of features is in both and cancels.
 
     Args:
         rows: `(num_seen, feature_dim + 1)`.
         spectrum: Of the weights.
         centre: `(feature_dim,)`, mean of neutral features.
-        spread: Root mean square distance of neutral features from it.
     """
     deviations = rows - mean_row(rows)
     favoured = deviations[:, :-1] @ centre + deviations[:, -1]  # (num_seen,)
-    allowed = FAVOUR * spread * float(np.linalg.norm(deviations[:, :-1], axis=1).mean())
-    variance_of_centre = spread**2 / len(centre)
-    noise = max(allowed**2 / max(variance_of_centre, np.finfo(np.float32).tiny), np.finfo(np.float32).tiny)
+    allowed = FAVOUR**2 * len(centre) * float(np.linalg.norm(deviations[:, :-1], axis=1).mean()) ** 2
+    noise = max(allowed, np.finfo(np.float32).tiny)
     pull = spectrum.axes @ (deviations[:, :-1].T @ favoured)  # (num_axes,)
     step = (pull / (len(rows) * spectrum.variance + noise)) @ spectrum.axes
     return np.asarray(centre - step, dtype=np.float32)

@@ -38,10 +38,6 @@ TOO_FEW_SEEN = (
     "The head has {num_seen} classes; with fewer than {min_seen} nothing can be cross-validated: the rows get the mean "
     "length of the seen ones, and there is no estimate."
 )
-NO_NEUTRAL_FEATURES = (
-    "The backbone was not run on neutral pictures: the scale of features is guessed from the head's confidence, and "
-    "calibration and estimate are less sure."
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -153,7 +149,7 @@ def inject(
     injector = _train(prepared, selection, options, head, seen, new)
     if selection is not None and options.calibration == AUTO:
         estimate = estimate_injection(selection, injector.predictor, new, seen_names=head.class_names)
-        warnings += [*([] if features is not None else [NO_NEUTRAL_FEATURES]), *estimate.warnings]
+        warnings += estimate.warnings
     return Injection(
         rows=injector.rows(new.values),
         class_names=names,

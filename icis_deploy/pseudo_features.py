@@ -1,6 +1,6 @@
 """Features that stand in for images of the seen classes, drawn from the head and from pictures of nothing.
 
-    feature = activation(centre + strength * (direction of its class + blend * direction of a similar class) + rest)
+    feature = activation(centre + amount * (direction of its class + blend * direction of a similar class) + rest)
 
 - *The rest* is what neutral features (`icis_deploy.neutral_images`, through the backbone) have around their mean. It is
   as much less as the class takes of their spread: a picture of a class is no further from the centre than one of
@@ -12,10 +12,9 @@
 - *A similar class*: an image shows its class and, to a lesser degree, something similar. `blend` is uniform in
   0..`max_blend`, the similar class one of the `NUM_NEIGHBOURS` nearest in direction. Similarity comes from the rows and
   never from descriptors: descriptors that say nothing must not look useful.
-- `strength` and `max_blend` are set so that the untouched head is right as often as its owner says, and
+- *The amount of class* and `max_blend` are set so that the untouched head is right as often as its owner says, and
   `NEIGHBOUR_SHARE` of its errors come from similar classes.
-- *Clarity*: all images show as much of their class, or (`equally_clear=False`) the class takes a share `u^power` of the
-  spread, u uniform. With little rest its variance is then exponential: most images are clear and a few are bad.
+- *Concentration*: all images show as much of their class, or some more than others (`icis_deploy.feature_mixtures`).
 
 Sources: Saxe, McClelland & Ganguli, "A mathematical theory of semantic development in deep neural networks", PNAS 2019
 (singular modes of rows and features); Papyan, Han & Donoho, "Prevalence of neural collapse", PNAS 2020; Guo et al.,
@@ -31,7 +30,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.descriptor_weights import cosine_similarity
-from icis_deploy.feature_law import FeatureLaw, balanced_centre, class_directions, mixed_law, principal_law
+from icis_deploy.feature_law import (
+    FeatureLaw,
+    balanced_centre,
+    class_directions,
+    mixed_law,
+    principal_law,
+    recognising_law,
+)
+from icis_deploy.feature_mixtures import InPictures, Mixture, OnNoise, ShownClasses
 
 Float32 = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -52,11 +59,8 @@ LARGEST_BLEND = 4.0
 LARGEST_FACTOR = 64.0
 """Deviation of logits, up to which the scale of noise is sought where there are no neutral features."""
 
-LARGEST_INVERSE_POWER = 64.0
-"""Of clarity: then nearly all images show nothing but their class."""
-
 PROBE_SIZE = 800
-"""Pseudo-features with which `strength` and `max_blend` are set."""
+"""Pseudo-features with which the amount of class and the largest blend are set."""
 
 PILOT_PART = 8
 """A search first looks at one in so many features, and at all of them only near what that finds."""
@@ -75,9 +79,8 @@ class PseudoFeatures:
     classes: Integers
     """`(num_features,)`, indices of rows; every class that was drawn has equally many features."""
 
-    strength: float
-    """Length of the class's direction in a feature, in units of features; where images are not equally clear, the
-    inverse of clarity's power."""
+    class_share: float
+    """Mean part of the features' spread that is class, 0..1."""
 
     max_blend: float
     """Largest part of a similar class's direction."""
@@ -94,58 +97,6 @@ class PseudoFeatures:
         return float(np.mean(self.logits.argmax(axis=1) == self.classes))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Draws:
-    """All that is random, drawn once, so that strength and blend can be tuned on the same draws."""
-
-    classes: Integers  # (num_features,)
-    centre: Float32  # (feature_dim,)
-    noise: Float32  # (num_features, feature_dim), around the centre
-    own: Float32  # (num_features, feature_dim), directions of length 1, each or on average
-    similar: Float32  # (num_features, feature_dim), such directions times uniform numbers
-    clarity: Float32 | None  # (num_features, 1), uniform numbers; None if all are equally clear
-    moments: tuple[float, float, float]  # means of own^2, own similar and similar^2 over all draws
-    spread: float  # of neutral features: root mean square distance from their mean; 0 if nobody knows
-    is_rectified: bool
-
-    @property
-    def strongest(self) -> float:
-        """The strength beyond which nothing changes, or none is sought."""
-        if not self.spread:
-            return 16.0 * float(np.linalg.norm(self.noise, axis=1).mean())
-        return self.spread / float(np.sqrt(self.moments[0])) if self.clarity is None else LARGEST_INVERSE_POWER
-
-    def class_part(self, strength: float) -> Float32 | float:
-        """Return the part of the spread that the class takes, `(num_features, 1)` or one number for all."""
-        if self.clarity is not None:
-            return np.asarray(self.clarity ** np.float32(1.0 / max(strength, 1e-3)), dtype=np.float32)
-        return min(self.moments[0] * (strength / self.spread) ** 2, 1.0)
-
-    def features(self, strength: float, max_blend: float) -> Float32:
-        """Return `(num_features, feature_dim)`; strength is a length, or the inverse of clarity's power."""
-        own, both, similar = self.moments
-        length = np.sqrt(own + max_blend * (2.0 * both + max_blend * similar))  # root mean square of what is mixed
-        shown = self.own + np.float32(max_blend) * self.similar
-        if self.spread:
-            part = self.class_part(strength)
-            towards = np.sqrt(part) * self.spread / length
-            mixed = self.centre + np.float32(towards) * shown + np.float32(np.sqrt(1.0 - part)) * self.noise
-        else:
-            mixed = np.float32(strength * np.sqrt(own) / length) * shown + self.noise
-        return np.asarray(np.maximum(mixed, 0.0) if self.is_rectified else mixed, dtype=np.float32)
-
-    def part(self, which: Integers | slice) -> _Draws:
-        """Return some of the draws."""
-        return replace(
-            self,
-            classes=self.classes[which],
-            noise=self.noise[which],
-            own=self.own[which],
-            similar=self.similar[which],
-            clarity=None if self.clarity is None else self.clarity[which],
-        )
-
-
 def draw_pseudo_features(
     rows: Float32,
     *,
@@ -156,7 +107,7 @@ def draw_pseudo_features(
     law: FeatureLaw | None = None,
     neighbour_share: float = NEIGHBOUR_SHARE,
     equal_lengths: bool = True,
-    equally_clear: bool = True,
+    concentration: float | None = None,
 ) -> PseudoFeatures:
     """Draw features of seen classes.
 
@@ -169,7 +120,8 @@ def draw_pseudo_features(
         law: How features follow from these rows, if it was already found.
         neighbour_share: Part of the errors that similar classes cause.
         equal_lengths: Whether all classes' directions are equally long, or as long as in a balanced linear network.
-        equally_clear: Whether all images show as much of their class; only told apart where there are neutral features.
+        concentration: How alike images are in how clearly they show their class, where there are neutral features
+            (`feature_mixtures.CONCENTRATIONS`); `None` if they are quite alike.
     """
     random = np.random.default_rng(seed)
     per_class = max(1, min(MAX_PER_CLASS, max_features // len(rows)))
@@ -178,17 +130,17 @@ def draw_pseudo_features(
     if law is None:
         law = _find_law(rows, classes, neutral_features, seen_accuracy, neighbour_share, seed)
     directions = class_directions(rows, law, equal_lengths=equal_lengths)
-    draws = _draw(rows, law, directions, classes, neutral_features, random)
-    if neutral_features is None:
-        draws = _with_calibrated_noise(rows, draws, seen_accuracy, neighbour_share)
-    elif not equally_clear:
-        draws = replace(draws, clarity=random.random((len(classes), 1)).astype(np.float32))
-    strength, max_blend = _fit(rows, draws.part(slice(PROBE_SIZE)), seen_accuracy, neighbour_share)
-    features = draws.features(strength, max_blend)
+    mixture = _mix(rows, law, directions, classes, neutral_features, random)
+    if isinstance(mixture, OnNoise):
+        mixture = _with_calibrated_noise(rows, mixture, seen_accuracy, neighbour_share)
+    else:
+        mixture = replace(mixture, concentration=concentration)
+    amount, max_blend = _fit(rows, mixture.part(slice(PROBE_SIZE)), seen_accuracy, neighbour_share)
+    features = mixture.features(amount, max_blend)
     return PseudoFeatures(
         features=features,
         classes=classes,
-        strength=strength,
+        class_share=mixture.class_share(amount),
         max_blend=max_blend,
         law=law,
         logits=_logits(rows, features),
@@ -204,51 +156,48 @@ def _find_law(
     seed: int,
 ) -> FeatureLaw:
     """Return the law of features: what neutral pictures say of it counts by the share of classes in their spread."""
-    law = principal_law(rows, neutral)
-    if law.slope is None:
-        return law
-    random = np.random.default_rng(seed)
-    probe = _draw(rows, law, class_directions(rows, law), classes[:PROBE_SIZE], neutral, random)
-    strength = _fit_strength(rows, probe, seen_accuracy, neighbour_share)
-    return mixed_law(law, float(probe.class_part(strength))) if probe.spread else law
+    law, share = principal_law(rows, neutral), 1.0 - (1.0 - seen_accuracy) * (1.0 - neighbour_share)
+    if law.slope is not None:
+        random = np.random.default_rng(seed)
+        probe = _mix(rows, law, class_directions(rows, law), classes[:PROBE_SIZE], neutral, random)
+        amount = _fit_amount(rows, probe, seen_accuracy, neighbour_share)
+        law = mixed_law(law, probe.class_share(amount))
+    return recognising_law(rows, law, classes=np.unique(classes[:PROBE_SIZE]), share=share)
 
 
-def _draw(
+def _mix(
     rows: Float32,
     law: FeatureLaw,
     directions: Float32,
     classes: Integers,
     neutral: Float32 | None,
     random: np.random.Generator,
-) -> _Draws:
+) -> OnNoise | InPictures:
+    """Draw all that is random; all images are equally clear."""
     drawn = np.unique(classes)
     neighbours = _neighbours(directions, drawn)
     choice = random.integers(0, neighbours.shape[1], len(classes))
     own, similar = directions[classes], directions[neighbours[np.searchsorted(drawn, classes), choice]]
     similar = similar * random.random((len(classes), 1)).astype(np.float32)
-    centre, spread = np.zeros(directions.shape[1], dtype=np.float32), 0.0
-    if neutral is None:
-        noise = random.standard_normal((len(classes), directions.shape[1])).astype(np.float32)
-    else:
-        # Every neutral feature is used about equally often: fewer accidents than free draws.
-        order = np.concatenate([random.permutation(len(neutral)) for _ in range(-(-len(classes) // len(neutral)))])
-        mean = neutral.mean(axis=0, dtype=np.float64).astype(np.float32)
-        around = np.asarray(neutral, dtype=np.float32) - mean
-        spread = float(np.sqrt(np.mean((around**2).sum(axis=1))))
-        noise, centre = around[order[: len(classes)]], balanced_centre(rows, law.spectrum, mean, spread)
     pairs = ((own, own), (own, similar), (similar, similar))
     own_square, both, similar_square = (float(np.mean(np.einsum("ij,ij->i", *pair))) for pair in pairs)
-    return _Draws(
-        classes=classes,
-        centre=centre,
-        noise=noise,
-        own=own,
-        similar=similar,
-        clarity=None,
-        moments=(own_square, both, similar_square),
+    shown = ShownClasses(classes=classes, own=own, similar=similar, moments=(own_square, both, similar_square))
+    if neutral is None:
+        return OnNoise(shown=shown, noise=random.standard_normal(own.shape).astype(np.float32))
+    # Every neutral feature is used about equally often: fewer accidents than free draws.
+    order = np.concatenate([random.permutation(len(neutral)) for _ in range(-(-len(classes) // len(neutral)))])
+    mean = neutral.mean(axis=0, dtype=np.float64).astype(np.float32)
+    around = np.asarray(neutral, dtype=np.float32) - mean
+    spread = float(np.sqrt(np.mean((around**2).sum(axis=1))))
+    return InPictures(
+        shown=shown,
+        centre=balanced_centre(rows, law.spectrum, mean),
+        rest=around[order[: len(classes)]],
         spread=spread,
+        clarity=random.random((len(classes), 1)),
+        concentration=None,
         # Features that are never negative end in a ReLU; so must what stands in for them.
-        is_rectified=neutral is not None and bool(np.min(neutral) >= 0.0),
+        is_rectified=bool(np.min(neutral) >= 0.0),
     )
 
 
@@ -261,34 +210,37 @@ def _neighbours(directions: Float32, classes: Integers) -> Integers:
     return np.asarray(np.sort(nearest, axis=1), dtype=np.int64)
 
 
-def _fit(rows: Float32, draws: _Draws, seen_accuracy: float, neighbour_share: float) -> tuple[float, float]:
-    """Return strength and largest blend: with both, the head is right as often as its owner says."""
-    strength = _fit_strength(rows, draws, seen_accuracy, neighbour_share)
+def _fit(rows: Float32, mixture: Mixture, seen_accuracy: float, neighbour_share: float) -> tuple[float, float]:
+    """Return amount of class and largest blend: with both, the head is right as often as its owner says."""
+    amount = _fit_amount(rows, mixture, seen_accuracy, neighbour_share)
     max_blend = _turning_point(
-        lambda which, value: ~_is_right(rows, draws, which, strength, value),
-        len(draws.classes),
+        lambda which, value: ~_is_right(rows, mixture, which, amount, value),
+        len(mixture.shown.classes),
         1.0 - seen_accuracy,
         LARGEST_BLEND,
     )
-    return strength, max_blend
+    return amount, max_blend
 
 
-def _fit_strength(rows: Float32, draws: _Draws, seen_accuracy: float, neighbour_share: float) -> float:
-    """Return the strength at which, without blending, what is not class causes its share of the errors.
+def _fit_amount(rows: Float32, mixture: Mixture, seen_accuracy: float, neighbour_share: float) -> float:
+    """Return the amount of class at which, without blending, what is not class causes its share of the errors.
 
-    Where rows differ much in length, no strength makes the short ones win; nearly what can be reached is then enough,
-    or strength would grow without end.
+    Where rows differ much in length, no amount makes the short ones win; nearly what can be reached is then enough,
+    or the amount would grow without end.
     """
-    reachable = float(_is_right(rows, draws, slice(None), draws.strongest, 0.0).mean())
+    reachable = float(_is_right(rows, mixture, slice(None), mixture.most, 0.0).mean())
     wanted = min(1.0 - (1.0 - seen_accuracy) * (1.0 - neighbour_share), 0.99 * reachable)
     return _turning_point(
-        lambda which, value: _is_right(rows, draws, which, value, 0.0), len(draws.classes), wanted, draws.strongest
+        lambda which, value: _is_right(rows, mixture, which, value, 0.0),
+        len(mixture.shown.classes),
+        wanted,
+        mixture.most,
     )
 
 
-def _is_right(rows: Float32, draws: _Draws, which: Integers | slice, strength: float, max_blend: float) -> Booleans:
-    part = draws.part(which)
-    return np.asarray(_logits(rows, part.features(strength, max_blend)).argmax(axis=1) == part.classes)
+def _is_right(rows: Float32, mixture: Mixture, which: Integers | slice, amount: float, max_blend: float) -> Booleans:
+    part = mixture.part(which)
+    return np.asarray(_logits(rows, part.features(amount, max_blend)).argmax(axis=1) == part.shown.classes)
 
 
 def _turning_point(
@@ -323,23 +275,25 @@ def _turning_point(
     return upper
 
 
-def _with_calibrated_noise(rows: Float32, draws: _Draws, seen_accuracy: float, neighbour_share: float) -> _Draws:
-    """Scale isotropic noise so that the head's mean confidence in the features is its accuracy.
+def _with_calibrated_noise(rows: Float32, mixture: OnNoise, seen_accuracy: float, neighbour_share: float) -> OnNoise:
+    """Scale isotropic noise so that the head's median confidence in features without a similar class is its accuracy.
 
     Accuracy hardly depends on the scale of features, a head's biases being small beside its logits; confidence does.
+    Features that are more like another class are recognised wrongly with confidence at any scale, and a few that noise
+    brings between two classes hold a mean back at any: neither may have a say.
     """
-    probe = draws.part(slice(PROBE_SIZE))
+    probe = mixture.part(slice(PROBE_SIZE))
     logit_deviation = float(np.linalg.norm(rows[:, :-1], axis=1).mean())
     start = 1.0 / max(logit_deviation, np.finfo(np.float32).tiny)  # logits of deviation 1
     scaled = replace(probe, noise=probe.noise * np.float32(start))
-    features = scaled.features(*_fit(rows, scaled, seen_accuracy, neighbour_share))
+    features = scaled.features(_fit_amount(rows, scaled, seen_accuracy, neighbour_share), 0.0)
     unbiased = _logits(rows, features) - rows[:, -1]
     lower, factor = 0.0, LARGEST_FACTOR
     for _ in range(14):
         middle = 0.5 * (lower + factor)
         is_enough = _confidence(unbiased * np.float32(middle) + rows[:, -1]) >= seen_accuracy
         lower, factor = (lower, middle) if is_enough else (middle, factor)
-    return replace(draws, noise=draws.noise * np.float32(start * factor))
+    return replace(mixture, noise=mixture.noise * np.float32(start * factor))
 
 
 def _logits(rows: Float32, features: Float32) -> Float32:
@@ -347,5 +301,5 @@ def _logits(rows: Float32, features: Float32) -> Float32:
 
 
 def _confidence(logits: Float32) -> float:
-    """Return the mean of the largest softmax probability."""
-    return float(np.mean(1.0 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)))
+    """Return the median of the largest softmax probability."""
+    return float(np.median(1.0 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)))

@@ -4,12 +4,14 @@
 The demo's rendered pictures and small networks, trained well and badly, and on their features heads of other kinds:
 softmax regression (with much and little decay, stopped early, label smoothing, without biases, on unit features), one
 against the rest, nearest class mean, linear discriminant, least squares. No picture has a say in any row or choice.
-Prints a line a head. Takes four minutes on one thread.
+Prints a line a head. Takes four minutes on one thread. `estimate_ranges.MODEL_ERROR` and
+`feature_mixtures.CONCENTRATIONS` were set on what it prints; another `--seed` gives another world, with other pictures
+and networks.
 
-With `--batch-norm` neutral features are moved so that their mean is what the last batch normalisation's statistics say
-of the training images: what would be gained if calibration read them.
+With `--no-backbone` there are no neutral features. With `--batch-norm` they are moved so that their mean is what the
+last batch normalisation's statistics say of the training images: what would be gained if calibration read them.
 
-Usage: scripts/other_heads.py [--method ridge] [--batch-norm]
+Usage: scripts/other_heads.py [--method ridge] [--seed 0] [--no-backbone] [--batch-norm]
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.injection_quality import COLUMNS, measure_injection
+from benchmarks.injection_quality import COLUMNS, measure_injection, summary
 from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, prepared, train_network
 from icis_deploy.demo.rendering import IMAGE_SIZE, render_classes
 from icis_deploy.demo.world import describe, make_world
@@ -169,6 +171,25 @@ def expected_features(network: DemoNetwork) -> Float32:
     return np.asarray(expected.numpy(), dtype=np.float32)
 
 
+def concentrations(backbone: Backbone) -> tuple[float, float]:
+    """Return how alike test pictures are in their share of class, `c` of `Beta(c mean, c (1 - mean))`.
+
+    By moments; a picture's share is the square of what it has along its class's mean, as a part of all pictures' mean
+    square distance from the centre, and of its own.
+    """
+    means = class_means(backbone.training, backbone.training_labels, backbone.num_seen)
+    is_seen = backbone.test_labels < backbone.num_seen
+    around, labels = backbone.test[is_seen] - means.mean(axis=0), backbone.test_labels[is_seen]
+    towards = means - means.mean(axis=0)
+    towards /= np.linalg.norm(towards, axis=1, keepdims=True)
+    shown = np.maximum(np.einsum("ij,ij->i", around, towards[labels]), 0.0) ** 2
+    distance = (around**2).sum(axis=1)
+    found = []
+    for share in (np.minimum(shown / distance.mean(), 1.0), shown / distance):
+        found.append(float(share.mean() * (1.0 - share.mean()) / share.var() - 1.0))
+    return found[0], found[1]
+
+
 def _features(network: DemoNetwork, prepare: Callable[..., torch.Tensor], images: NDArray[np.generic]) -> Float32:
     with torch.inference_mode():
         parts = [network.backbone(prepare(images[at : at + 256])).mean(dim=(2, 3)) for at in range(0, len(images), 256)]
@@ -206,16 +227,23 @@ def main() -> None:
     """Print one line a head."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="ridge")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-backbone", action="store_true")
     parser.add_argument("--batch-norm", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    world = make_world(seed=0, num_seen=300, num_unseen=96)
-    training, test = render_classes(world.seen, 40, seed=0), render_classes(world.classes, 30, seed=1)
+    world = make_world(seed=asked.seed, num_seen=300, num_unseen=96)
+    training = render_classes(world.seen, 40, seed=2 * asked.seed)
+    test = render_classes(world.classes, 30, seed=2 * asked.seed + 1)
     networks = {"120": (120, 12), "120 badly trained": (120, 2), "40": (40, 20), "300": (300, 8)}
     backbones = {
         name: train_backbone(training, test, num_seen=count, num_epochs=epochs, batch_norm=asked.batch_norm)
         for name, (count, epochs) in networks.items()
     }
+    for name, backbone in backbones.items():
+        print(
+            "{}: concentration {:.1f} of all pictures' spread, {:.1f} of each".format(name, *concentrations(backbone))
+        )
     print(COLUMNS)
     values, found = describe(world.classes).values, []
     for name, backbone, rows, num_seen, is_unit in heads(backbones):
@@ -232,12 +260,10 @@ def main() -> None:
         accuracy = float((head.logits(features[is_seen]).argmax(axis=1) == labels[is_seen]).mean())
         options = InjectionOptions(method=asked.method, seen_accuracy=min(accuracy, 0.99))
         described = Descriptors(values=values[used], class_names=names)
-        injection = inject(head, described, options=options, neutral_features=neutral)
+        injection = inject(head, described, options=options, neutral_features=None if asked.no_backbone else neutral)
         found.append(measure_injection(head, injection, features, labels))
         print(found[-1].line(name), flush=True)
-    parts = [one.rates[3] / max(one.best_h, 1e-9) for one in found]
-    covered = np.mean([one.interval[0] <= one.rates[3] <= one.interval[1] for one in found])
-    print(f"H / best: mean {np.mean(parts):.3f}, least {min(parts):.3f}; intervals of H cover {covered:.0%}")
+    print(summary(found))
 
 
 if __name__ == "__main__":

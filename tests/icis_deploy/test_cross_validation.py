@@ -83,7 +83,7 @@ def pseudo_features(rows: np.ndarray, per_class: int = 4) -> PseudoFeatures:
     features = (rows[classes, :-1] + 1.5 * random.normal(size=(len(classes), rows.shape[1] - 1))).astype(np.float32)
     logits = features @ rows[:, :-1].T + rows[:, -1]
     return PseudoFeatures(
-        features=features, classes=classes, strength=1.0, max_blend=0.0, law=principal_law(rows, None), logits=logits
+        features=features, classes=classes, class_share=0.5, max_blend=0.0, law=principal_law(rows, None), logits=logits
     )
 
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from icis_deploy.feature_law import balanced_centre, class_directions, mixed_law, principal_law
+from icis_deploy.feature_law import (
+    LOWERING,
+    LOWEST,
+    FeatureLaw,
+    balanced_centre,
+    class_directions,
+    mixed_law,
+    principal_law,
+    recognising_law,
+)
 
 NUM_CLASSES, FEATURE_DIM = 60, 16
 
@@ -42,16 +53,31 @@ def test_a_small_share_of_classes_leaves_the_theory_and_a_large_one_what_was_mea
     assert mixed_law(law, 0.0).exponent == 1.0
 
 
+def test_the_exponent_is_lowered_until_the_head_knows_its_own_class_means() -> None:
+    rows, _ = rows_and_features(0.0)
+    law, classes = principal_law(rows, None), np.arange(NUM_CLASSES)
+    weights = rows[:, :-1] - rows[:, :-1].mean(axis=0)
+
+    def known(exponent_law: FeatureLaw) -> float:
+        return float(((class_directions(rows, exponent_law) @ weights.T).argmax(axis=1) == classes).mean())
+
+    assert known(law) < 0.5
+    lowered = recognising_law(rows, law, classes=classes, share=0.9)
+    assert known(lowered) >= 0.9
+    assert known(replace(lowered, exponent=lowered.exponent + LOWERING)) < 0.9
+    assert recognising_law(rows, law, classes=classes, share=0.0) is law
+    assert recognising_law(rows, law, classes=classes, share=1.1).exponent == LOWEST  # cannot be reached
+
+
 def test_the_centre_is_moved_to_where_no_class_is_favoured() -> None:
     rows, features = rows_and_features(0.0)
     random = np.random.default_rng(1)
     truth = random.normal(size=FEATURE_DIM).astype(np.float32)
     rows[:, -1] = -rows[:, :-1] @ truth  # all classes' logits are equal there
-    spread = float(np.linalg.norm(features, axis=1).mean())
     neutral = truth + 0.7 * random.normal(size=FEATURE_DIM).astype(np.float32)
     law = principal_law(rows, features)
 
     def favour(centre: np.ndarray) -> float:
         return float((rows[:, :-1] @ centre + rows[:, -1]).std())
 
-    assert favour(balanced_centre(rows, law.spectrum, neutral, spread)) < 0.3 * favour(neutral)
+    assert favour(balanced_centre(rows, law.spectrum, neutral)) < 0.3 * favour(neutral)

@@ -17,8 +17,9 @@ from icis_deploy.errors import (
     UntrustworthyError,
     UsageError,
 )
+from icis_deploy.estimate import NO_NEUTRAL_FEATURES
 from icis_deploy.head import Head
-from icis_deploy.injection import NO_NEUTRAL_FEATURES, inject, unseen_classes
+from icis_deploy.injection import inject, unseen_classes
 from icis_deploy.injection_options import InjectionOptions
 
 RIDGE = InjectionOptions(method="ridge", calibration="length")

@@ -1,0 +1,85 @@
+"""Intervals around predicted accuracies: how far what is then measured may lie from them.
+
+Four things are added in squares, on the scale `arcsin(sqrt(accuracy))`, where a draw of n classes has the standard
+deviation `1 / (2 sqrt(n))` whatever the accuracy and an interval never leaves 0..1:
+
+- *assumptions*: how far the prediction moves with what is assumed of images;
+- *the classes drawn*: a class is one observation, its images are alike;
+- *the classes played with*: those held out in cross-validation were drawn too;
+- *the model*: pseudo-features are not images. How far predictions were off beyond all that was seen on heads of many
+  kinds with rendered pictures (`MODEL_ERROR`), and it is more where there is reason for doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from icis_deploy.calibration import Rates
+
+NORMAL_90 = 1.645
+
+MODEL_ERROR: Mapping[str, float] = MappingProxyType({"T": 0.10, "U": 0.12, "S": 0.10, "H": 0.07})
+"""Standard deviation of what was measured from what was predicted, in radians, beyond the draw of classes: of heads
+without a warning, 0.10, 0.10, 0.08 and 0.05 in one world of rendered pictures, 0.11, 0.15, 0.12 and 0.09 in another
+(`scripts/other_heads.py`, seeds 0 and 1)."""
+
+DOUBTFUL = 3.0
+"""How many times as large the model's error is where there is reason for doubt: 2.4 to 3.9 in those worlds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """A predicted number and its 90 % interval, fractions of 1."""
+
+    value: float
+    """The prediction."""
+
+    low: float
+    """Lower end."""
+
+    high: float
+    """Upper end."""
+
+    def to_json(self) -> dict[str, float]:
+        """Return JSON values."""
+        return asdict(self)
+
+
+def accuracy_ranges(
+    expected: Rates, others: Sequence[Rates], *, num_unseen: int, num_seen: int, num_played: int, is_doubtful: bool
+) -> dict[str, Range]:
+    """Return the ranges of T, U, S and H.
+
+    Args:
+        expected: The prediction.
+        others: Predictions under other assumptions.
+        num_unseen: Classes that T and U are measured on.
+        num_seen: Classes that S is measured on.
+        num_played: Classes that were held out to predict it.
+        is_doubtful: Whether there is reason to doubt that pseudo-features are like the head's.
+    """
+    counts = {"T": num_unseen, "U": num_unseen, "S": num_seen, "H": min(num_unseen, num_seen)}
+    factor = DOUBTFUL if is_doubtful else 1.0
+    ranges = {}
+    for name, count in counts.items():
+        value, *moved = (_angle(getattr(rates, name)) for rates in (expected, *others))
+        drawn = NORMAL_90**2 * (0.25 / count + 0.25 / num_played + (factor * MODEL_ERROR[name]) ** 2)
+        below, above = (max([0.0, *(sign * (one - value) for one in moved)]) for sign in (-1.0, 1.0))
+        ranges[name] = Range(
+            value=float(getattr(expected, name)),
+            low=_accuracy(value - float(np.hypot(below, np.sqrt(drawn)))),
+            high=_accuracy(value + float(np.hypot(above, np.sqrt(drawn)))),
+        )
+    return ranges
+
+
+def _angle(accuracy: float) -> float:
+    return float(np.arcsin(np.sqrt(accuracy)))
+
+
+def _accuracy(angle: float) -> float:
+    return float(np.sin(np.clip(angle, 0.0, 0.5 * np.pi)) ** 2)

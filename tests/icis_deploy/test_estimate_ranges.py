@@ -1,0 +1,49 @@
+"""Intervals of predicted accuracies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from icis_deploy.calibration import Rates
+from icis_deploy.estimate_ranges import Range, accuracy_ranges
+
+EXPECTED = Rates(T=0.5, U=0.4, S=0.97)
+
+
+def ranges(others: tuple[Rates, ...] = (), **changes) -> dict[str, Range]:
+    asked = {"num_unseen": 200, "num_seen": 800, "num_played": 800, "is_doubtful": False, **changes}
+    return accuracy_ranges(EXPECTED, others, **asked)
+
+
+def width(one: Range) -> float:
+    return one.high - one.low
+
+
+def test_an_interval_holds_the_prediction_and_stays_within_0_and_1() -> None:
+    for name, one in ranges(num_unseen=3, num_played=6, is_doubtful=True).items():
+        assert 0.0 <= one.low < one.value == getattr(EXPECTED, name) < one.high <= 1.0
+
+
+@pytest.mark.parametrize("changes", [{"num_unseen": 20}, {"num_played": 40}, {"is_doubtful": True}])
+def test_fewer_classes_and_doubt_widen_it(changes: dict[str, object]) -> None:
+    for name in ("T", "U", "H"):
+        assert width(ranges(**changes)[name]) > 1.1 * width(ranges()[name])
+
+
+def test_other_assumptions_widen_the_side_on_which_they_lie() -> None:
+    usual, moved = ranges()["U"], ranges((Rates(T=0.5, U=0.2, S=0.97),))["U"]
+    assert moved.low < usual.low - 0.05
+    assert moved.high == usual.high
+
+
+def test_near_perfection_it_reaches_further_down_than_up() -> None:
+    one = ranges()["S"]
+    assert one.value - one.low > one.high - one.value
+
+
+def test_of_many_classes_and_no_error_of_the_model_it_is_what_a_draw_of_classes_gives(monkeypatch) -> None:
+    monkeypatch.setattr("icis_deploy.estimate_ranges.MODEL_ERROR", dict.fromkeys("TUSH", 0.0))
+    one = ranges(num_unseen=1000, num_played=10**9)["T"]
+    drawn = np.random.default_rng(0).binomial(1000, 0.5, size=20000) / 1000
+    assert np.mean((one.low <= drawn) & (drawn <= one.high)) == pytest.approx(0.9, abs=0.01)

@@ -1,0 +1,82 @@
+"""Classes mixed into noise and into neutral pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from icis_deploy.feature_mixtures import InPictures, OnNoise, ShownClasses
+
+NUM_FEATURES, FEATURE_DIM = 4000, 32
+
+
+def unit(seed: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(NUM_FEATURES, FEATURE_DIM))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def shown() -> ShownClasses:
+    return ShownClasses(
+        classes=np.arange(NUM_FEATURES), own=unit(0), similar=unit(1) * np.float32(0.5), moments=(1.0, 0.0, 0.25)
+    )
+
+
+def in_pictures(concentration: float | None = None) -> InPictures:
+    return InPictures(
+        shown=shown(),
+        centre=np.full(FEATURE_DIM, 5.0, dtype=np.float32),
+        rest=3.0 * unit(2),
+        spread=3.0,
+        clarity=np.random.default_rng(3).random((NUM_FEATURES, 1)),
+        concentration=concentration,
+        is_rectified=False,
+    )
+
+
+@pytest.mark.parametrize("concentration", [None, 3.2, 20.0])
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.95])
+def test_classes_take_the_place_of_something_else_and_their_share_on_average(
+    share: float, concentration: float | None
+) -> None:
+    mixture = in_pictures(concentration)
+    around = mixture.features(share, 0.0) - mixture.centre
+    assert (around**2).sum(axis=1).mean() == pytest.approx(9.0, rel=0.05)
+    towards = (around * mixture.shown.own).sum(axis=1)
+    assert (towards**2).mean() / 9.0 == pytest.approx(share + (1.0 - share) / FEATURE_DIM, abs=0.03)
+    assert mixture.class_share(share) == share
+
+
+def test_the_less_the_concentration_the_more_images_differ() -> None:
+    spread = []
+    for concentration in (3.2, 20.0, None):
+        mixture = in_pictures(concentration)
+        spread.append(float(((mixture.features(0.6, 0.0) - mixture.centre) * mixture.shown.own).sum(axis=1).std()))
+    assert spread == sorted(spread, reverse=True)
+
+
+def test_every_feature_shows_more_of_its_class_as_the_share_grows() -> None:
+    """The search for a share relies on it."""
+    mixture = replace(in_pictures(3.2), rest=np.zeros((NUM_FEATURES, FEATURE_DIM), np.float32))
+    towards = [((mixture.features(share, 0.0) - 5.0) * mixture.shown.own).sum(axis=1) for share in (0.2, 0.5, 0.8)]
+    assert (towards[0] <= towards[1] + 1e-5).all()
+    assert (towards[1] <= towards[2] + 1e-5).all()
+
+
+def test_a_blend_does_not_make_features_longer() -> None:
+    mixture = in_pictures()
+    around = mixture.features(1.0, 2.0) - mixture.centre
+    assert (around**2).sum(axis=1).mean() == pytest.approx(9.0, rel=0.05)
+
+
+def test_on_noise_the_amount_is_the_length_of_the_class() -> None:
+    mixture = OnNoise(shown=shown(), noise=2.0 * unit(4))
+    np.testing.assert_allclose(mixture.features(6.0, 0.0) - mixture.noise, 6.0 * mixture.shown.own, atol=1e-5)
+    assert mixture.class_share(6.0) == pytest.approx(36.0 / 40.0)
+
+
+@pytest.mark.parametrize("mixture", [in_pictures(3.2), OnNoise(shown=shown(), noise=unit(4))])
+def test_a_part_of_the_features_is_what_it_is_among_all(mixture: InPictures | OnNoise) -> None:
+    which = np.array([3, 17, 400])
+    np.testing.assert_array_equal(mixture.part(which).features(0.5, 0.3), mixture.features(0.5, 0.3)[which])
