@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from icis_deploy.descriptors import Descriptors
+from icis_deploy.errors import UntrustworthyError
+from icis_deploy.estimate import NO_NEUTRAL_FEATURES
 from icis_deploy.feature_law import class_directions, principal_law
 from icis_deploy.head import Head
 from icis_deploy.injection import Injection, inject
@@ -32,10 +34,10 @@ class World:
         self.head = Head(rows=rows[:NUM_SEEN], class_names=self.names[:NUM_SEEN])
         self.neutral = (noise * random.normal(size=(64, FEATURE_DIM))).astype(np.float32)
 
-    def inject(self, **options) -> Injection:
+    def inject(self, *, has_backbone: bool = True, **options) -> Injection:
         described = Descriptors(values=self.descriptors, class_names=self.names)
         chosen = InjectionOptions(method="ridge", seen_accuracy=self.measure(None)[1], **options)
-        return inject(self.head, described, options=chosen, neutral_features=self.neutral)
+        return inject(self.head, described, options=chosen, neutral_features=self.neutral if has_backbone else None)
 
     def measure(self, injection: Injection | None) -> tuple[float, float]:
         """Return accuracy on unseen and on seen classes, among all classes that the head then has."""
@@ -81,6 +83,26 @@ def test_the_operating_point_is_near_the_best_that_measuring_would_find(injected
         rows[:, -1] += offset
         best = max(best, balance(rows))
     assert balance(injection.rows) > 0.9 * best
+
+
+def test_without_a_backbone_the_estimate_is_doubted(injected):
+    world, _ = injected
+    injection = world.inject(has_backbone=False)
+    assert injection.estimate.warnings == (NO_NEUTRAL_FEATURES,)
+    with pytest.raises(UntrustworthyError, match="not run on neutral pictures"):
+        injection.require_trust()
+
+
+def test_a_head_that_is_better_than_any_features_drawn_for_it_is_warned_of():
+    """Some rows are so short that they never win, and yet the owner says that they do."""
+    world = World()
+    rows = world.head.rows.copy()
+    rows[:30] = 0.05 * rows[:30] + rows.mean(axis=0)
+    world.head = Head(rows=rows, class_names=world.head.class_names)
+    assert not any("No features" in message for message in world.inject().estimate.warnings)
+    world.measure = lambda _injection: (0.0, 0.98)
+    (message,) = (message for message in world.inject().estimate.warnings if "No features" in message)
+    assert "98.0% of images are" in message
 
 
 def test_confidence_is_a_probability_for_each_class_and_on_average_the_games_won(injected):

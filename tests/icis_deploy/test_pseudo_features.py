@@ -102,6 +102,18 @@ def test_without_neutral_features_the_head_is_about_as_sure_as_it_is_right_whate
         np.testing.assert_allclose(tripled, logits, rtol=0.01, atol=0.01 * np.abs(logits).max())
 
 
+def test_without_neutral_features_a_head_that_tells_siblings_apart_gets_features_of_a_size_that_it_is_right_on():
+    """Stretched along what siblings share, their class means would be alike, and no scale would make the head right."""
+    random = np.random.default_rng(0)
+    rows = head_rows(80)
+    rows[:, :-1] = np.repeat(random.normal(size=(16, FEATURE_DIM)), 5, axis=0) + 0.35 * rows[:, :-1]
+    rows[:, -1] = 0
+    pseudo = draw_pseudo_features(rows, neutral_features=None, seen_accuracy=0.95, max_features=2400, seed=0)
+    assert pseudo.law.exponent < 1.0
+    assert pseudo.accuracy == pytest.approx(0.95, abs=0.03)
+    assert np.median(pseudo.logits.max(axis=1) - pseudo.logits.mean(axis=1)) < 40
+
+
 def test_a_head_whose_short_rows_never_win_gets_features_of_the_usual_strength():
     rows = head_rows()
     options = {"neutral_features": neutral(), "seen_accuracy": 0.9, "max_features": 1200, "seed": 0}
