@@ -9,7 +9,6 @@ import numpy as np
 
 from benchmarks.report.canvas import (
     FONT_PT,
-    GRID,
     INK,
     MUTED,
     SERIES,
@@ -19,6 +18,7 @@ from benchmarks.report.canvas import (
     plain_number,
 )
 from benchmarks.report.intervals import Measure, accuracy_interval
+from benchmarks.report.keys import draw_key, key_height_in, number_points
 from benchmarks.report.merging import Entry, Row
 from benchmarks.report.numbers import duration
 from benchmarks.report.pareto import Choice
@@ -60,32 +60,34 @@ def _draw_distribution(axes: Any, place: int, row: Row) -> None:
 
 
 def draw_latency_against_accuracy(name: str, choices: Sequence[Choice], front: Sequence[Choice], measure: str) -> str:
-    """Draw latency against accuracy, the Pareto front as steps, and every name at the right, beside its point."""
+    """Draw latency against accuracy, the Pareto front as steps, and a number at every point, named below."""
+    entries = [each.entry for each in choices]
     with drawing() as canvas_of:
-        canvas = canvas_of(height_in=max(3.4, 0.8 + 0.25 * len(choices)))
+        canvas = canvas_of(height_in=3.2 + key_height_in(entries))
         axes = canvas.axes
         milliseconds_axis(axes, [end for each in choices for end in (each.latency_ms.low, each.latency_ms.high)])
         steps = sorted((each.latency_ms.value, 100 * each.accuracy.value) for each in front)
         axes.plot(*zip(*steps, strict=True), drawstyle="steps-post", color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-        for each in choices:
-            _draw_choice(axes, each, is_on_front=each in front)
+        handles = [_draw_choice(axes, each, is_on_front=each in front) for each in choices]
         lows, highs = [100 * each.accuracy.low for each in choices], [100 * each.accuracy.high for each in choices]
         pad = 0.08 * (max(highs) - min(lows)) or 1
         axes.set_ylim(max(min(lows) - pad, -3), max(highs) + pad)
-        _names_at_right(axes, [(100 * each.accuracy.value, each.latency_ms.value, each.entry) for each in choices])
+        number_points(axes, [(each.latency_ms.value, 100 * each.accuracy.value) for each in choices])
+        draw_key(axes, entries, handles, numbered=True)
         axes.grid(axis="y")
         axes.set_xlabel("p50, milliseconds: faster is to the left")
         axes.set_ylabel(f"{measure}, percent")
         return str(canvas.svg(name))
 
 
-def _draw_choice(axes: Any, each: Choice, *, is_on_front: bool) -> None:
+def _draw_choice(axes: Any, each: Choice, *, is_on_front: bool) -> Any:
     color, latency, accuracy = SERIES[each.entry.color], each.latency_ms, each.accuracy
     x, y = latency.value, 100 * accuracy.value
     axes.plot([latency.low, latency.high], [y, y], color=color, linewidth=1.2, alpha=0.6)
     axes.plot([x, x], [100 * accuracy.low, 100 * accuracy.high], color=color, linewidth=1.2, alpha=0.6)
     face = color if is_on_front else SURFACE
-    axes.plot(x, y, each.entry.marker, color=color, markerfacecolor=face, markersize=8, markeredgewidth=1.8)
+    (marker,) = axes.plot(x, y, each.entry.marker, color=color, markerfacecolor=face, markersize=8, markeredgewidth=1.8)
+    return marker
 
 
 def draw_accuracies(name: str, entries: Sequence[Entry]) -> str:
@@ -127,24 +129,24 @@ def _draw_accuracy(axes: Any, bottom: float, entry: Entry, measure: Measure) -> 
 
 
 def draw_throughput(name: str, entries: Sequence[Entry]) -> str:
-    """Draw images per second against the batch size."""
+    """Draw images per second against the batch size, the names below, from the fastest on."""
+    entries = sorted(entries, key=lambda entry: -list(entry.rows)[-1].images_per_s)
     with drawing() as canvas_of:
-        canvas = canvas_of(height_in=max(3.0, 0.8 + 0.25 * len(entries)))
-        axes, ends, sizes = canvas.axes, [], set()
+        canvas = canvas_of(height_in=2.8 + key_height_in(entries))
+        axes, handles, sizes = canvas.axes, [], set()
         axes.set_xscale("log", base=2)
         for entry in entries:
             batches = [row.batch_size for row in entry.rows]
             speeds = [row.images_per_s for row in entry.rows]
-            axes.plot(batches, speeds, entry.marker, linestyle=LINE_STYLES[entry.marker], color=SERIES[entry.color],
-                      markersize=6, linewidth=1.6)  # fmt: skip
-            ends.append((speeds[-1], batches[-1], entry))
+            style = {"linestyle": LINE_STYLES[entry.marker], "color": SERIES[entry.color], "linewidth": 1.6}
+            handles += axes.plot(batches, speeds, entry.marker, markersize=6, **style)
             sizes |= set(batches)
         axes.set_xticks(sorted(sizes), [str(each) for each in sorted(sizes)])
         axes.minorticks_off()
         axes.yaxis.set_major_formatter(plain_number)
         axes.set_ylim(0, 1.08 * max(row.images_per_s for entry in entries for row in entry.rows))
         axes.grid(axis="y")
-        _names_at_right(axes, ends)
+        draw_key(axes, entries, handles, numbered=False)
         axes.set_xlabel("images in a query")
         axes.set_ylabel("images per second")
         return str(canvas.svg(name))
@@ -222,34 +224,3 @@ def _name(axes: Any, height: float, name: str) -> None:
 def _value(axes: Any, height: float, value: str) -> None:
     ground = {"facecolor": SURFACE, "edgecolor": "none", "pad": 1}
     axes.text(1, height, value, ha="right", va="bottom", color=MUTED, bbox=ground, transform=axes.get_yaxis_transform())
-
-
-def _names_at_right(axes: Any, ends: Sequence[tuple[float, float, Entry]]) -> None:
-    """Write names beside the axes, each as near to its point's height as the others let it, with a line to it.
-
-    Args:
-        axes: Whose vertical limits are set.
-        ends: Height, place and entry of each point.
-    """
-    bottom, top = axes.get_ylim()
-    height_in = axes.figure.get_size_inches()[1] - 0.7
-    step = (top - bottom) * 0.22 / height_in
-    ordered = sorted(ends, key=lambda end: end[0])
-    heights: list[float] = []
-    for height, _, _ in ordered:
-        heights.append(max(height, heights[-1] + step) if heights else height)
-    overflow = max(0.0, heights[-1] - (top - step / 2))
-    for place in reversed(range(len(heights))):
-        highest = top - step / 2 if place == len(heights) - 1 else heights[place + 1] - step
-        heights[place] = min(heights[place], highest) if overflow else heights[place]
-    for height, (value, x, entry) in zip(heights, ordered, strict=True):
-        axes.annotate(
-            entry.label,
-            xy=(x, value),
-            xytext=(1.03, height),
-            textcoords=axes.get_yaxis_transform(),
-            va="center",
-            color=INK,
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 6},
-        )

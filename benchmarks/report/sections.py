@@ -116,7 +116,12 @@ def _latency_against_accuracy(name: str, rows: Sequence[Row]) -> Iterator[Pictur
             name=name,
             title=f"Latency against accuracy, {images(rows[0].batch_size)}",
             svg=draw_latency_against_accuracy(name, choices, front, measure),
-            words=" ".join(say_front(front, measure)),  # type: ignore[arg-type]
+            words=" ".join(
+                [
+                    *say_front(front, measure),
+                    "Filled points are on the Pareto front; points in one place share a label.",
+                ]
+            ),  # type: ignore[arg-type]
         )
 
 

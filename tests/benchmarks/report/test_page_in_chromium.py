@@ -221,3 +221,23 @@ def test_dark_mode_changes_the_ground_and_the_pictures(page):
     assert brightness(light_ground) > 700 > 100 > brightness(dark_ground)
     assert brightness(light_text) < 350 < 450 < brightness(dark_text)
     assert light_line != dark_line
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_no_text_of_a_picture_lies_on_another_one(page, size):
+    found = page(size=size).execute_script(
+        """
+        const overlaps = [];
+        for (const svg of document.querySelectorAll("figure svg")) {
+          const boxes = [...svg.querySelectorAll("text")].map(text => [text.textContent, text.getBoundingClientRect()]);
+          boxes.forEach(([name, box], place) => boxes.slice(place + 1).forEach(([other, next]) => {
+            const across = Math.min(box.right, next.right) - Math.max(box.left, next.left);
+            const up = Math.min(box.bottom, next.bottom) - Math.max(box.top, next.top);
+            if (across > 1 && up > 0.35 * Math.min(box.height, next.height)) overlaps.push([svg.id, name, other]);
+          }));
+        }
+        return [document.querySelectorAll("figure svg text").length, overlaps];
+        """
+    )
+    assert found[0] > 100
+    assert found[1] == []
