@@ -4,6 +4,8 @@ After STREAM (J. McCalpin, "Memory Bandwidth and Machine Balance in Current High
 larger than the caches, several passes, the best one counts. Two kernels, since neither is the faster one everywhere: a
 copy, which reads and writes, and a maximum, which only reads. numpy lets go of the interpreter lock in both, so threads
 run side by side.
+
+A short read that comes right after other work is slower than that by half: see `bandwidth_after`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from icis_deploy.errors import UsageError
 
 ARRAY_BYTES = 256 << 20
 NUM_PASSES = 7
+NUM_READS = 50
 
 Float32 = NDArray[np.float32]
 
@@ -52,6 +55,33 @@ def memory_bandwidth(num_threads: int, *, array_bytes: int = ARRAY_BYTES, num_pa
             2 * total / best_seconds(pool, copy, num_threads, num_passes),
             total / best_seconds(pool, read, num_threads, num_passes),
         )
+
+
+def bandwidth_after(
+    call: Callable[[], object], *, num_bytes: int, num_threads: int, num_reads: int = NUM_READS
+) -> float:
+    """Return at how many bytes per second memory is read right after something else has filled the caches.
+
+    Args:
+        call: What is done before every read.
+        num_bytes: Bytes that are read, each once.
+        num_threads: Threads that read at the same time, each its own part; one of them is the caller's.
+        num_reads: Reads, of which the median counts: it is to be compared with medians.
+    """
+    parts = np.array_split(np.ones(max(num_bytes // 4, num_threads), dtype=np.float32), num_threads)
+
+    def seconds_to_read(part: Float32) -> float:
+        start = time.perf_counter()  # in the thread: waking it up is no part of reading
+        np.maximum.reduce(part)
+        return time.perf_counter() - start
+
+    seconds = []
+    with ThreadPoolExecutor(num_threads) as pool:
+        for _ in range(num_reads):
+            call()
+            others = [pool.submit(seconds_to_read, part) for part in parts[1:]]
+            seconds.append(max(seconds_to_read(parts[0]), *(other.result() for other in others), 1e-9))
+    return float(sum(part.nbytes for part in parts) / np.median(seconds))
 
 
 def best_seconds(pool: ThreadPoolExecutor, kernel: Callable[[int], None], num_threads: int, num_passes: int) -> float:

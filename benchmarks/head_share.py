@@ -3,25 +3,30 @@
 Rules:
 
 1. An answer to one image reads every row of the head once. Rows that the original does not have, empty slots included,
-   therefore cost at least their bytes over the memory bandwidth, unless they stay in a cache: that is their share.
-2. What they do cost is the measured ratio to the original, from interleaved rounds, less 1, of the original's median.
-3. Only like is compared with like: the original model itself, in the same precision, runtime and provider, batch 1.
+   therefore cost their bytes over the rate at which memory gives a head away: that is their share.
+2. That rate is not the memory's bandwidth over long arrays. The rest of the model has filled the caches, and a read of
+   a few megabytes is over before it has become fast. So it is measured as it happens: as many bytes as the largest head
+   has are read, and nothing else done with them, right after an answer of the original. Shorter reads are slower still.
+3. What they do cost is the measured ratio to the original, from interleaved rounds, less 1, of the original's median.
+4. Only like is compared with like: the original model itself, in the same precision, runtime and provider, batch 1.
    With more images the rows are read once for all of them, and arithmetic, not memory, is the roof.
-4. The share is far smaller than the noise of a small machine: a verdict needs the whole interval on one side of it.
+5. The share is far smaller than the noise of a small machine: a verdict needs the whole interval on one side of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks.bandwidth import memory_bandwidth
+from benchmarks.bandwidth import bandwidth_after
 from benchmarks.environment import num_usable_cores
 from benchmarks.percentiles import Interval
 from benchmarks.result_values import BatchRun, HeadShare
-from benchmarks.targets import OpenTarget
+from benchmarks.rounds import calls_over
+from benchmarks.scale import head_bytes
+from benchmarks.targets import OpenTarget, noise
 
-ARRAY_BYTES = 128 << 20
-"""Read to measure the bandwidth; a device of 1 GiB has room for it and its copy."""
+NUM_INPUTS = 4
+"""Different images that the original answers before the reads."""
 
 
 def head_shares(targets: Sequence[OpenTarget], runs: Sequence[BatchRun]) -> tuple[HeadShare, ...]:
@@ -35,9 +40,19 @@ def head_shares(targets: Sequence[OpenTarget], runs: Sequence[BatchRun]) -> tupl
     compared = [target for target in targets[1:] if is_like(target, targets[0])]
     if run is None or not compared:
         return ()
-    num_threads = targets[0].num_threads or num_usable_cores() or 1
-    bandwidth = memory_bandwidth(num_threads, array_bytes=ARRAY_BYTES)
+    original = targets[0]
+    answer = calls_over(original.answer, [noise(original.model_input, 1, seed=seed) for seed in range(NUM_INPUTS)])
+    bandwidth = bandwidth_after(
+        answer,
+        num_bytes=max(head_bytes(target.num_seen, feature_dim_of(target)) + target.added_bytes for target in compared),
+        num_threads=original.num_threads or num_usable_cores() or 1,
+    )
     return tuple(shares_of(compared, run, bandwidth))
+
+
+def feature_dim_of(target: OpenTarget) -> int:
+    """Return how wide the features of a target are."""
+    return int(target.added_rows().shape[1]) - 1
 
 
 def is_like(target: OpenTarget, reference: OpenTarget) -> bool:
@@ -47,7 +62,7 @@ def is_like(target: OpenTarget, reference: OpenTarget) -> bool:
 
 
 def shares_of(targets: Sequence[OpenTarget], run: BatchRun, bandwidth: float) -> Iterator[HeadShare]:
-    """Yield the share of each target at a memory bandwidth in bytes per second."""
+    """Yield the share of each target where rows are read at so many bytes per second."""
     medians_ms = {latency.label: latency.median_ms.value for latency in run.measurement.latencies}
     ratios = {each.label: (each.ratio, medians_ms[each.against]) for each in run.measurement.comparisons}
     for target in targets:

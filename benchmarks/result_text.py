@@ -112,9 +112,8 @@ def head_shares_text(shares: Sequence[HeadShare]) -> str:
                 each.verdict,
             ]
         )
-    note = (
-        f"  beside the original; their share: bytes over {shares[0].bandwidth_bytes_per_s / 1e9:.1f} GB/s from memory"
-    )
+    speed = f"{shares[0].bandwidth_bytes_per_s / 1e9:.1f} GB/s"
+    note = f"  beside the original; their share: bytes over {speed}, at which a head's are read right after an answer"
     return f"{columns(rows, right=range(1, 6))}\n{note}"
 
 

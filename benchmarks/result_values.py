@@ -214,10 +214,10 @@ class HeadShare:
     """Bytes of the rows that the original's head does not have, empty slots included."""
 
     bandwidth_bytes_per_s: float
-    """Memory bandwidth measured on this machine with as many threads."""
+    """At which this machine reads as much as the largest head, right after an answer, with as many threads."""
 
     share_ms: float
-    """`added_bytes` over the bandwidth, milliseconds."""
+    """`added_bytes` over that bandwidth, milliseconds."""
 
     measured_ms: Interval
     """What an answer takes longer than the original's, with its 99 % interval, milliseconds; below 0 if faster."""

@@ -1,9 +1,13 @@
 """What added rows cost beside their bytes: the verdict needs the whole interval, and only like is compared."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from benchmarks import bandwidth, head_share
+from benchmarks.bandwidth import bandwidth_after
 from benchmarks.bench import open_targets
 from benchmarks.head_share import head_shares, is_like, shares_of
 from benchmarks.latency import Plan, measure
@@ -91,3 +95,39 @@ def test_without_the_original_or_batch_1_nothing_is_measured(targets, virtual_ma
     assert head_shares(targets, [run]) == ()
     assert head_shares(targets[1:], [replace(run, batch_size=1)]) == ()
     assert [each.target for each in head_shares(targets, [replace(run, batch_size=1)])] == ["fused", "updatable"]
+
+
+def test_the_share_is_read_right_after_an_answer_and_as_much_as_the_largest_head(targets, virtual_machine, monkeypatch):
+    """The model has just filled the caches; long arrays, or arrays that are still there, would be read faster."""
+    read, answered = [], []
+
+    def watched(call, *, num_bytes, num_threads):
+        call()
+        read.append((num_bytes, num_threads, len(answered)))
+        return BANDWIDTH
+
+    monkeypatch.setattr(head_share, "bandwidth_after", watched)
+    original, fused, updatable = targets
+    watched_original = replace(original, answer=lambda images: answered.append(images.shape[0]))
+    machine = virtual_machine()
+    plan = Plan(num_queries=64, budget_s=1.0)
+    calls = {target.name: machine.call(1.0) for target in targets}
+    run = BatchRun(batch_size=1, measurement=measure(calls, plan=plan, instruments=machine.instruments))
+    shares = head_shares([watched_original, fused, updatable], [run])
+
+    width = 4 * fused.added_rows().shape[1]
+    assert read == [(original.num_seen * width + updatable.added_bytes, 1, 1)]
+    assert answered == [1]
+    assert [each.share_ms for each in shares] == [1e3 * each.added_bytes / BANDWIDTH for each in shares]
+
+
+def test_every_read_follows_other_work_and_all_threads_together_read_everything_once(monkeypatch):
+    done = []
+    reduce = np.maximum.reduce
+    monkeypatch.setattr(
+        bandwidth.np, "maximum", SimpleNamespace(reduce=lambda part: done.append(part.nbytes) or reduce(part))
+    )
+    found = bandwidth_after(lambda: done.append("answer"), num_bytes=4096, num_threads=2, num_reads=3)
+
+    assert done == ["answer", 2048, 2048] * 3
+    assert 1e6 < found < 1e13
