@@ -9,6 +9,8 @@ Rules:
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,7 +45,7 @@ from benchmarks.startup import measure_startup
 from benchmarks.targets import OpenTarget, names_of_bundles, noise, open_bundle, open_original
 from benchmarks.update_result import scenario_from_swap
 from icis_deploy.bundle import load_manifest
-from icis_deploy.errors import ICISDeployError
+from icis_deploy.errors import ICISDeployError, UsageError
 from icis_deploy.images import LabeledImages
 from icis_deploy.json_fields import json_from_time
 from icis_deploy.runtime.runtimes import Runtime
@@ -179,9 +181,11 @@ def run_bench(
 
     Raises:
         RuntimeFailureError: If a target fails.
+        UsageError: If a batch does not fit into memory.
         ImageError, IncompatibleError: If the inputs do not fit the targets.
         MissingDependencyError: If there are scenarios, but LoadGen is not installed.
     """
+    check_batches_fit(targets, batch_sizes)
     if set(scenarios) - {CLASS_SWAP}:
         import_loadgen()  # before minutes are spent on the rest
     environment = read_environment()
@@ -200,6 +204,23 @@ def run_bench(
         head_shares=head_shares(targets, runs),
         scenarios=tuple(run_scenarios(targets, scenarios, preset, logs, progress)),
     )
+
+
+def check_batches_fit(targets: Sequence[OpenTarget], batch_sizes: Sequence[int]) -> None:
+    """Check that the inputs of the largest batch fit into memory, before the system ends the process for it.
+
+    Raises:
+        UsageError: If they do not.
+    """
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for target in targets:
+        image_bytes = math.prod(target.model_input.shape) * np.dtype(target.model_input.dtype).itemsize
+        if NUM_INPUTS * max(batch_sizes) * image_bytes > memory_bytes:
+            raise UsageError(
+                f"{NUM_INPUTS} batches of {max(batch_sizes)} images for {target.name!r} are "
+                f"{NUM_INPUTS * max(batch_sizes) * image_bytes / 1e9:,.0f} GB; this machine has "
+                f"{memory_bytes / 1e9:.0f} GB of memory. Give a smaller --batch."
+            )
 
 
 def run_scenarios(
@@ -328,8 +349,6 @@ def labeled_inputs(path: Path, against: str | None) -> LabeledInputs:
 
 def original_rows(path: Path, against: str | None) -> NDArray[np.float32]:
     """Return the rows of the model that bundles were made from, `(num_seen, feature_dim + 1)`."""
-    from icis_deploy.errors import UsageError
-
     if against is None or Path(against).is_dir():
         raise UsageError(
             f"{path} holds features, which are multiplied with the rows of the head: give the model that the bundles "

@@ -7,19 +7,24 @@ Rules:
 2. Accuracy, size of files and peak memory are worse if they are so by more than what is allowed, as a fraction of the
    earlier figure.
 3. Only like is compared with like: the same machine (unless the user says otherwise), target, runtime, provider,
-   threads and batch size. What the earlier result measured and this one did not is an error, not a pass.
+   threads and batch size. What the earlier result measured and this one did not is an error, not a pass. All of it is
+   known before anything is measured, so that nobody waits for minutes to be refused: `check_comparable`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from benchmarks.environment import Environment
 from benchmarks.latency import LatencyReport
 from benchmarks.result_values import Target
 from benchmarks.results import Result
 from icis_deploy.errors import IncompatibleError
+
+if TYPE_CHECKING:
+    from benchmarks.targets import OpenTarget
 
 ACCURACIES = ("T", "U", "S", "H")
 Kind = Literal["latency", "accuracy", "size", "memory"]
@@ -76,32 +81,76 @@ def find_regressions(
         IncompatibleError: If the results are of different machines, or something was measured in another way or not at
             all.
     """
-    ours, theirs = result.environment, baseline.environment
-    if ours.fingerprint != theirs.fingerprint and not any_machine:
-        raise IncompatibleError(
-            f"The baseline is of another machine: {theirs.name} ({theirs.fingerprint}); this is {ours.name} "
-            f"({ours.fingerprint}). Measure the baseline here, or give --any-machine to compare them all the same."
-        )
-    targets = {target.name: target for target in result.targets}
+    check_comparable(
+        baseline,
+        result.environment,
+        result.targets,
+        [run.batch_size for run in result.runs],
+        {target.name: target.accuracy.source for target in result.targets if target.accuracy is not None},
+        any_machine=any_machine,
+    )
     found: list[Regression] = []
     for before in baseline.targets:
-        after = targets.get(before.name)
-        check_alike(before, after)
-        assert after is not None, "check_alike raises"
+        after = result.target(before.name)
         found += worse_latencies(before.name, result, baseline, max_regression)
         found += worse_accuracies(before, after, max_regression)
         found += worse_sizes(before, after, max_regression)
     return tuple(found)
 
 
-def check_alike(before: Target, after: Target | None) -> None:
-    """Check that a target was measured again, and in the same way.
+def check_comparable(
+    baseline: Result,
+    environment: Environment,
+    targets: Sequence[Target | OpenTarget],
+    batch_sizes: Collection[int],
+    sources: Mapping[str, str],
+    *,
+    any_machine: bool = False,
+) -> None:
+    """Check that all that an earlier result measured is measured again, and in the same way.
+
+    Args:
+        baseline: The earlier result.
+        environment: The machine now.
+        targets: What is measured now.
+        batch_sizes: Images in its queries.
+        sources: What accuracy is measured on, by target; a target without accuracy is not in it.
+        any_machine: Whether results of different machines may be compared.
+
+    Raises:
+        IncompatibleError: If not.
+    """
+    if baseline.command != "bench":
+        raise IncompatibleError(
+            f"The baseline is a result of {baseline.command}, which measures something else. Give one of bench."
+        )
+    if environment.fingerprint != baseline.environment.fingerprint and not any_machine:
+        raise IncompatibleError(
+            f"The baseline is of another machine: {baseline.environment.name} ({baseline.environment.fingerprint}); "
+            f"this is {environment.name} ({environment.fingerprint}). Measure the baseline here, or give --any-machine "
+            f"to compare them all the same."
+        )
+    by_name = {target.name: target for target in targets}
+    for before in baseline.targets:
+        check_alike(before, by_name.get(before.name))
+        if before.accuracy is not None:
+            check_source(before.name, before.accuracy.source, sources.get(before.name))
+    missing = {run.batch_size for run in baseline.runs} - set(batch_sizes)
+    if missing:
+        raise IncompatibleError(
+            f"The baseline has batch size {min(missing)}, which is not measured. Give --batch "
+            f"{','.join(map(str, sorted({*missing, *batch_sizes})))}."
+        )
+
+
+def check_alike(before: Target, after: Target | OpenTarget | None) -> None:
+    """Check that a target is measured again, and runs in the same way.
 
     Raises:
         IncompatibleError: If not.
     """
     if after is None:
-        raise IncompatibleError(f"The baseline has the target {before.name!r}, which was not measured. Measure it too.")
+        raise IncompatibleError(f"The baseline has the target {before.name!r}, which is not measured. Measure it too.")
     for name in ("runtime", "provider", "num_threads", "precision"):
         was, now = getattr(before, name), getattr(after, name)
         if was != now:
@@ -111,16 +160,23 @@ def check_alike(before: Target, after: Target | None) -> None:
             )
 
 
-def worse_latencies(target: str, result: Result, baseline: Result, max_regression: float) -> Iterator[Regression]:
-    """Yield the latencies of a target that are worse.
+def check_source(target: str, was: str, now: str | None) -> None:
+    """Check that accuracy is measured, and on the same inputs.
 
     Raises:
-        IncompatibleError: If a batch size of the baseline was not measured.
+        IncompatibleError: If not.
     """
+    if now != was:
+        found = "not measured" if now is None else f"measured on {now}"
+        raise IncompatibleError(
+            f"{target}: accuracy is {found}; in the baseline it was measured on {was}. Give the same --images."
+        )
+
+
+def worse_latencies(target: str, result: Result, baseline: Result, max_regression: float) -> Iterator[Regression]:
+    """Yield the latencies of a target that are worse."""
     now: dict[int, LatencyReport] = dict(result.latencies(target))
     for batch_size, was in baseline.latencies(target):
-        if batch_size not in now:
-            raise IncompatibleError(f"The baseline has batch size {batch_size}, which was not measured. Give --batch.")
         before, after = was.median_ms, now[batch_size].median_ms
         change = after.value / before.value - 1
         if change > max_regression and after.low > before.high:
@@ -131,19 +187,9 @@ def worse_latencies(target: str, result: Result, baseline: Result, max_regressio
 
 
 def worse_accuracies(before: Target, after: Target, max_regression: float) -> Iterator[Regression]:
-    """Yield the accuracies of a target that are worse.
-
-    Raises:
-        IncompatibleError: If accuracy was not measured now, or on something else.
-    """
-    if before.accuracy is None:
+    """Yield the accuracies of a target that are worse."""
+    if before.accuracy is None or after.accuracy is None:
         return
-    if after.accuracy is None or after.accuracy.source != before.accuracy.source:
-        found = "not measured" if after.accuracy is None else f"measured on {after.accuracy.source}"
-        raise IncompatibleError(
-            f"{before.name}: accuracy was {found}; in the baseline it was measured on {before.accuracy.source}. Give "
-            f"the same --images."
-        )
     for name in ACCURACIES:
         was, now = getattr(before.accuracy, name), getattr(after.accuracy, name)
         if was and now is not None and 1 - now / was > max_regression:

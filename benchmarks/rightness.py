@@ -129,7 +129,7 @@ def accuracies(
     place = {name: index for index, name in enumerate(names)}
     unknown = sorted(set(labels) - set(place))
     if unknown:
-        raise ImageError(f"{source} shows {quoted(unknown)}, which no target knows. Leave these images out.")
+        raise ImageError(f"Among {source}: {quoted(unknown)}, which no target knows. Leave these out.")
     columns = np.array([place[label] for label in labels])
     found = {}
     for target in targets:
@@ -213,5 +213,5 @@ def parity_of(target: OpenTarget, first: OpenTarget, logits: dict[str, Float64],
 
 def source_of(labeled: LabeledImages | LabeledFeatures, path: Path) -> str:
     """Return what accuracy was measured on, in words."""
-    what = "features" if isinstance(labeled, LabeledFeatures) else "images"
-    return f"{len(labeled.labels)} {what} of {path.name}"
+    what = "feature" if isinstance(labeled, LabeledFeatures) else "image"
+    return f"{len(labeled.labels)} {what}{'s' * (len(labeled.labels) != 1)} of {path.name}"

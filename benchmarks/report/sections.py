@@ -112,16 +112,13 @@ def _latency_against_accuracy(name: str, rows: Sequence[Row]) -> Iterator[Pictur
     choices = choices_of(rows, measure)  # type: ignore[arg-type]
     if len(choices) > 1:
         front = pareto_front(choices)
+        words = say_front(front, measure)  # type: ignore[arg-type]
+        words.append("Filled points are on the Pareto front; points in one place share a label.")
         yield Picture(
             name=name,
             title=f"Latency against accuracy, {images(rows[0].batch_size)}",
             svg=draw_latency_against_accuracy(name, choices, front, measure),
-            words=" ".join(
-                [
-                    *say_front(front, measure),
-                    "Filled points are on the Pareto front; points in one place share a label.",
-                ]
-            ),  # type: ignore[arg-type]
+            words=" ".join(words),
         )
 
 

@@ -16,7 +16,7 @@ from icis_deploy.cli.bench_options import (
     out_options,
     show_progress,
 )
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH, THREADS
 from icis_deploy.cli.output import format_option
 from icis_deploy.runtime.runtimes import RUNTIME_NAMES
 
@@ -32,7 +32,7 @@ from icis_deploy.runtime.runtimes import RUNTIME_NAMES
     help="How much is measured: enough queries for p90, p99 or p99.9.",
 )
 @click.option("--batch", default="1", show_default=True, metavar="N,N", help="Images in a query; each is measured.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads inside one operator. Default: the runtime's.")
+@click.option("--threads", type=THREADS, help="Threads inside one operator. Default: the runtime's.")
 @click.option(
     "--runtime", "runtimes", type=click.Choice(RUNTIME_NAMES), multiple=True, help="Default: onnxruntime. Repeatable."
 )
@@ -86,13 +86,20 @@ def bench(
 
     enable_workbench()
     from benchmarks.bench import PRESETS, labeled_inputs, open_targets, run_bench
+    from benchmarks.environment import read_environment
+    from benchmarks.regression import check_comparable
     from benchmarks.results import load_result
 
     earlier = None if baseline is None else load_result(baseline)
     settings = {"preset": preset, "num_threads": threads, "against": None if against is None else Path(against).name}
     inputs = None if images is None else labeled_inputs(images, against)
-    opened = open_targets(bundles, against=against, runtimes=runtimes or ("onnxruntime",), num_threads=threads)
+    opened = open_targets(
+        bundles, against=against, runtimes=tuple(dict.fromkeys(runtimes)) or ("onnxruntime",), num_threads=threads
+    )
     with show_progress() as progress, opened as targets:
+        if earlier is not None:
+            sources = {} if inputs is None else dict.fromkeys((target.name for target in targets), inputs.source)
+            check_comparable(earlier, read_environment(), targets, sizes, sources, any_machine=any_machine)
         run = partial(run_bench, targets, preset=PRESETS[preset], batch_sizes=sizes, settings=settings, inputs=inputs)
         result = run(scenarios=scenarios, logs=logs, progress=progress)
     finish(result, out=out, baseline=earlier, max_regression=max_regression, any_machine=any_machine)

@@ -76,7 +76,7 @@ def fraction(_context: click.Context, parameter: click.Parameter, value: str) ->
         found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         found = -1.0
-    if not 0 <= found < float("inf"):
+    if not 0 <= found < float("inf") or (found > 1 and not text.endswith("%")):  # 5 is rather 5% than 500%
         raise click.BadParameter(f"{value!r} is no fraction; expected something such as 5% or 0.05.", param=parameter)
     return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from icis_deploy.cli.bench_options import check_out, finish, numbers, out_options, show_progress
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, THREADS
 from icis_deploy.cli.output import format_option
 
 
@@ -24,7 +24,7 @@ from icis_deploy.cli.output import format_option
     help="How much is measured: enough queries for p90, p99 or p99.9.",
 )
 @click.option("--batch", default="1", show_default=True, metavar="N,N", help="Images in a query; each is measured.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of every runtime. Default: each one's own.")
+@click.option("--threads", type=THREADS, help="Threads of every runtime. Default: each one's own.")
 @out_options
 @format_option
 def bench_peers(

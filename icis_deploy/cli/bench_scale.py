@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from icis_deploy.cli.bench_options import check_out, finish, numbers, out_options, show_progress
+from icis_deploy.cli.options import THREADS
 from icis_deploy.cli.output import format_option
 
 POSITIVE = click.IntRange(min=1)
@@ -19,7 +20,7 @@ POSITIVE = click.IntRange(min=1)
 @click.option("--features", type=POSITIVE, default=1280, show_default=True, help="Width of a feature.")
 @click.option("--capacity", type=POSITIVE, default=256, show_default=True, help="Slots of the updatable head.")
 @click.option("--batch", type=POSITIVE, default=1, show_default=True, help="Images in a query.")
-@click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Threads of the runtime.")
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Threads of the runtime.")
 @out_options
 @format_option
 def bench_scale(

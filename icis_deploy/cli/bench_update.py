@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from icis_deploy.cli.bench_options import check_out, out_options
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, THREADS
 from icis_deploy.cli.output import format_option, print_result
 
 
@@ -33,7 +33,7 @@ from icis_deploy.cli.output import format_option, print_result
 @click.option(
     "--seconds", type=click.FloatRange(min=1), default=30.0, show_default=True, help="Length of --class-swap."
 )
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of the runtime.")
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Threads of the runtime.")
 @out_options
 @format_option
 def bench_update(

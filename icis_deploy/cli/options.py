@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
 NEW_PATH = click.Path(path_type=Path)
+THREADS = click.IntRange(min=1, max=1024)  # a runtime starts every thread that it is asked for
 
 Command = Callable[..., None]
 

@@ -108,9 +108,9 @@ def test_what_was_not_measured_again_is_refused(baseline):
     accuracy = baseline.target("fused").accuracy
 
     for result, message in (
-        (without_target, "has the target 'updatable', which was not measured"),
-        (without_batch, "has batch size 8, which was not measured"),
-        (with_target(baseline, "fused", accuracy=None), "accuracy was not measured"),
+        (without_target, "has the target 'updatable', which is not measured"),
+        (without_batch, "has batch size 8, which is not measured"),
+        (with_target(baseline, "fused", accuracy=None), "accuracy is not measured"),
         (
             with_target(baseline, "fused", accuracy=replace(accuracy, source="7 images of others.csv")),
             "measured on 7 images of others.csv; in the baseline it was measured on 46 images of images.csv",
@@ -118,3 +118,18 @@ def test_what_was_not_measured_again_is_refused(baseline):
     ):
         with pytest.raises(IncompatibleError, match=message):
             find_regressions(result, baseline, max_regression=0.05)
+
+
+def test_a_result_of_another_command_is_no_baseline(baseline):
+    """It has no target that could be worse, so it would be kept whatever was measured."""
+    scale = load_result(Path(__file__).parent / "results" / "scale.json")
+
+    with pytest.raises(IncompatibleError, match=r"a result of bench-scale, .*Give one of bench\."):
+        find_regressions(baseline, scale, max_regression=0.05, any_machine=True)
+
+
+def test_batch_sizes_that_are_missing_are_named_with_the_option_that_measures_them(baseline):
+    without_batch = replace(baseline, runs=baseline.runs[:1])
+
+    with pytest.raises(IncompatibleError, match=r"batch size 8, which is not measured. Give --batch 1,8\."):
+        find_regressions(without_batch, baseline, max_regression=0.05)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from benchmarks import bench, scale
 from benchmarks.results import load_result, save_result
 from icis_deploy.cli.main import run
 from tests.benchmarks.bundles import export_bundles
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,25 @@ def test_wrong_batch_sizes_are_refused(batch, bundles, capsys):
     assert "such as 1,8,32" in capsys.readouterr().err
 
 
+def test_a_batch_that_no_memory_holds_is_refused_before_anything_is_measured(bundles, capsys):
+    assert run(["bench", str(bundles.fused), "--batch", "1,99999999999999999999"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "this machine has" in line
+    assert line.endswith("Give a smaller --batch.")
+
+
+def test_a_number_of_threads_that_would_only_be_started_is_refused(bundles, capsys):
+    assert run(["bench", str(bundles.fused), "--threads", "999999"]) == 2
+    assert "is not in the range 1<=x<=1024" in capsys.readouterr().err
+
+
+def test_a_runtime_that_is_given_twice_is_measured_once(bundles, tmp_path):
+    out = tmp_path / "result.json"
+    runtimes = ["--runtime", "onnxruntime"] * 2
+    assert run(["bench", str(bundles.fused), *runtimes, "--preset", "quick", "--out", str(out)]) == 0
+    assert [target.name for target in load_result(out).targets] == ["fused"]
+
+
 def test_a_place_that_is_taken_is_refused_before_anything_is_measured(bundles, tmp_path, capsys):
     out = tmp_path / "result.json"
     out.write_text("mine")
@@ -89,10 +111,28 @@ def test_a_baseline_is_kept_or_missed_with_its_exit_code(bundles, tmp_path, caps
     assert "figures are more than 90.0% worse" in printed.err
 
 
-@pytest.mark.parametrize("allowed", ["much", "-5%", "inf"])
+@pytest.mark.parametrize("allowed", ["much", "-5%", "inf", "5"])
 def test_an_allowance_that_is_no_fraction_is_refused(allowed, bundles, tmp_path, capsys):
     assert run(["bench", str(bundles.fused), "--max-regression", allowed]) == 2
     assert "such as 5% or 0.05" in capsys.readouterr().err
+
+
+def test_a_baseline_that_cannot_be_compared_is_refused_before_anything_is_measured(
+    bundles, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("benchmarks.bench.run_bench", lambda *_, **__: pytest.fail("minutes would be spent"))
+    kept = load_result(RESULTS / "bench.json")
+    sections = {**kept.environment.sections, "cpu": {**kept.environment.sections["cpu"], "model": "another"}}
+    baseline = tmp_path / "elsewhere.json"
+    save_result(replace(kept, environment=replace(kept.environment, sections=sections)), baseline)
+    for options, message in (
+        ([], "is of another machine"),
+        (["--any-machine"], "has the target 'original', which is not measured"),
+        (["--any-machine", "--against", str(bundles.project.model)], "original: num_threads is None"),
+    ):
+        assert run(["bench", str(bundles.fused), "--baseline", str(baseline), *options]) == 3
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
 
 
 def test_a_baseline_that_is_none_is_refused_before_anything_is_measured(bundles, capsys):
