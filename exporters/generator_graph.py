@@ -118,7 +118,13 @@ def add_calibration(graph: GraphBuilder, calibration: RowCalibration, rows: ir.V
         deviations = graph.op("Add", deviations, graph.op("MatMul", along, calibration.axes))
     origin = calibration.mean_row.copy()
     origin[-1] += np.float32(calibration.offset)
-    return graph.op("Add", graph.at_length(deviations, calibration.length), origin)
+    if calibration.bias_law is None:
+        return graph.op("Add", graph.at_length(deviations, calibration.length), origin)
+    is_bias = np.zeros(len(origin), dtype=np.float32)
+    is_bias[-1] = 1.0
+    weights = graph.at_length(graph.op("Mul", deviations, 1.0 - is_bias), calibration.length)
+    bias = graph.op("MatMul", weights, np.append(calibration.bias_law, np.float32(0.0))[:, None])
+    return graph.op("Add", graph.op("Add", weights, graph.op("Mul", bias, is_bias)), origin)
 
 
 def add_similarity(graph: GraphBuilder, descriptors: ir.Value, seen_descriptors: NDArray[np.float32]) -> ir.Value:

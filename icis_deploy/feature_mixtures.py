@@ -22,11 +22,11 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-CONCENTRATIONS = (3.2, 20.0)
-"""How alike images are in the share of class, by two readings of one measurement, on rendered pictures that the demo's
-networks had not seen (40, 120 and 300 classes, trained well and badly; `scripts/other_heads.py` prints it). What a
-picture has along its class's mean as a part of all pictures' spread: 2.5 to 3.7; of its own distance from the centre:
-14 to 30. Pseudo-features are all about equally far from the centre, pictures are not: neither is quite right."""
+CONCENTRATIONS = (3.2, 8.0)
+"""How alike images are in the share of class. Measured on rendered pictures that the demo's networks had not seen (40,
+120 and 300 classes, trained well and badly; `scripts/other_heads.py` prints it), and read in two ways. What a picture
+has along its class's mean as a part of all pictures' spread: 2.5 to 3.7; of its own distance from the centre: 14 to 30.
+Pseudo-features are all about equally far from the centre, pictures are not. The first, and the geometric mean of both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,8 @@ class DeviationCalibration:
 
     deviation = row - mean row;  deviation += ((deviation @ axes.T) * axis_gain) @ axes
     calibrated = mean row + length * deviation / |deviation|;  bias += offset
+
+    With a law of the biases the length is that of the weights, and the deviation of the bias follows from theirs.
     """
 
     mean_row: Float32
@@ -57,17 +59,27 @@ class DeviationCalibration:
     """`(num_axes,)`: what is added along each axis, as a part of what a deviation has there."""
 
     length: float
-    """Of every calibrated deviation."""
+    """Of every calibrated deviation; with a law of the biases, of its weights."""
 
     offset: float
     """Added to the bias, in logits."""
 
+    bias_law: Float32 | None = None
+    """`(feature_dim,)`: what weights' deviations are multiplied by to give the bias's (`icis_deploy.bias_law`)."""
+
     def apply(self, rows: Float32) -> Float32:
         """Return calibrated rows; both `(num_classes, feature_dim + 1)` float32."""
-        deviations = amplify(rows - self.mean_row, self.axes, self.axis_gain)
-        calibrated = self.mean_row + at_length(deviations, self.length)
+        calibrated = self.mean_row + self.deviations(rows - self.mean_row)
         calibrated[:, -1] += np.float32(self.offset)
         return np.asarray(calibrated, dtype=np.float32)
+
+    def deviations(self, raw: Float32) -> Float32:
+        """Return calibrated deviations of raw ones; both `(num_classes, feature_dim + 1)` float32."""
+        amplified = amplify(raw, self.axes, self.axis_gain)
+        if self.bias_law is None:
+            return at_length(amplified, self.length)
+        weights = at_length(amplified[:, :-1], self.length)
+        return np.concatenate([weights, (weights @ self.bias_law)[:, None]], axis=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.bias_law import bias_law
 from icis_deploy.calibration import (
     OperatingPoint,
     Rates,
@@ -21,7 +22,6 @@ from icis_deploy.pseudo_features import PseudoFeatures, draw_pseudo_features
 from icis_deploy.row_calibration import DeviationCalibration
 from icis_deploy.row_spectrum import (
     RowSpectrum,
-    amplify,
     at_length,
     mean_deviation_length,
     mean_row,
@@ -72,11 +72,31 @@ class Trial:
     spectrum: RowSpectrum
     """Of the seen rows."""
 
+    bias_law: Float32 | None
+    """How biases follow from weights, if they do (`icis_deploy.bias_law`)."""
+
     balance: float
     """Weight of U in what calibration maximises."""
 
     seed: int
     """Of everything drawn at random."""
+
+    def calibration(self, exponent: float, point: OperatingPoint) -> DeviationCalibration:
+        """Return what brings raw rows to an operating point.
+
+        Args:
+            exponent: For `row_spectrum.restoring_gain`.
+            point: Scale and offset.
+        """
+        of_length = self.rows if self.bias_law is None else self.rows[:, :-1]
+        return DeviationCalibration(
+            mean_row=mean_row(self.rows),
+            axes=self.spectrum.axes,
+            axis_gain=restoring_gain(self.spectrum, exponent),
+            length=point.scale * mean_deviation_length(of_length),
+            offset=point.offset,
+            bias_law=self.bias_law,
+        )
 
     def folds(self, *, max_folds: int | None = None) -> tuple[Fold, ...]:
         """Return the folds to play, the same ones for every method; `max_folds` of them at most."""
@@ -116,13 +136,7 @@ class Candidate:
 
     def calibration(self, trial: Trial) -> DeviationCalibration:
         """Return what brings this method's raw rows to its operating point."""
-        return DeviationCalibration(
-            mean_row=mean_row(trial.rows),
-            axes=trial.spectrum.axes,
-            axis_gain=restoring_gain(trial.spectrum, self.exponent),
-            length=self.point.scale * mean_deviation_length(trial.rows),
-            offset=self.point.offset,
-        )
+        return trial.calibration(self.exponent, self.point)
 
 
 def set_up_trial(
@@ -158,6 +172,7 @@ def set_up_trial(
         assumptions=assumptions,
         pseudo=pseudo,
         spectrum=principal_axes(rows),
+        bias_law=bias_law(rows),
         balance=balance,
         seed=seed,
     )
@@ -188,13 +203,8 @@ def try_method(method: Method, trial: Trial, *, progress: Progress | None = None
 
 
 def at_competing_length(raw: Sequence[HeldOutRows], trial: Trial, exponent: float) -> tuple[HeldOutRows, ...]:
-    """Return held-out predictions with their spread restored, each at the seen rows' mean deviation length."""
-    length = mean_deviation_length(trial.rows)
-    gain = restoring_gain(trial.spectrum, exponent)
-
-    def competing(deviations: Float32) -> Float32:
-        return at_length(amplify(deviations, trial.spectrum.axes, gain), length)
-
+    """Return held-out predictions as calibration brings them to scale 1, where they compete."""
+    competing = trial.calibration(exponent, OperatingPoint(scale=1.0, offset=0.0)).deviations
     return tuple(replace(part, deviations=competing(part.deviations), rivals=competing(part.rivals)) for part in raw)
 
 

@@ -27,6 +27,7 @@ PURE_CORES = {
     for name in (
         "accuracy",
         "accuracy_kept",
+        "bias_law",
         "bundle",
         "calibration",
         "class_doubts",

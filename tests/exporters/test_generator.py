@@ -73,6 +73,14 @@ def test_a_calibration_along_the_principal_axes_and_an_ensemble_are_written_too(
     assert write(tmp_path / "generator.onnx", injector).max_row_error < 1e-4
 
 
+def test_a_law_of_the_biases_is_written_too(tmp_path: Path) -> None:
+    injection = injection_by("ridge", "auto")
+    calibration = injection.injector.calibration
+    law = np.linspace(-3.0, 3.0, len(calibration.mean_row) - 1).astype(np.float32)
+    injector = replace(injection.injector, calibration=replace(calibration, bias_law=law))
+    assert write(tmp_path / "generator.onnx", injector).max_row_error < 1e-4
+
+
 def test_similarity_names_the_seen_class_that_is_most_alike(tmp_path: Path) -> None:
     write(tmp_path / "generator.onnx", injection_by("ridge").injector)
     head, descriptors = world()
