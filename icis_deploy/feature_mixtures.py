@@ -1,6 +1,6 @@
 """How a class and what else is in a picture mix into a pseudo-feature.
 
-    OnNoise     noise + length * class                                             where nothing is known of features
+    OnNoise     centre + length * class + noise                                    where nothing is known of features
     InPictures  centre + spread * (sqrt(share) * class + sqrt(1 - share) * rest)          with neutral pictures
 
 *class* is the class's direction and some of a similar class's. Everything random is drawn once, so that what is then
@@ -89,6 +89,9 @@ class OnNoise:
     shown: ShownClasses
     """What of classes is to be seen."""
 
+    centre: Float32
+    """`(feature_dim,)`: where the head favours no class, as far as its biases tell."""
+
     noise: Float32
     """`(num_features, feature_dim)`, around zero."""
 
@@ -104,7 +107,8 @@ class OnNoise:
 
     def features(self, amount: float, max_blend: float) -> Float32:
         """Return `(num_features, feature_dim)`."""
-        return np.asarray(np.float32(amount) * self.shown.mixed(max_blend) + self.noise, dtype=np.float32)
+        mixed = self.centre + np.float32(amount) * self.shown.mixed(max_blend) + self.noise
+        return np.asarray(mixed, dtype=np.float32)
 
     def part(self, which: Integers | slice) -> OnNoise:
         """Return some of the features."""

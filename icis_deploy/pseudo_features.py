@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.bias_law import bias_law
 from icis_deploy.descriptor_weights import cosine_similarity
 from icis_deploy.feature_law import (
     FeatureLaw,
@@ -183,7 +184,10 @@ def _mix(
     own_square, both, similar_square = (float(np.mean(np.einsum("ij,ij->i", *pair))) for pair in pairs)
     shown = ShownClasses(classes=classes, own=own, similar=similar, moments=(own_square, both, similar_square))
     if neutral is None:
-        return OnNoise(shown=shown, noise=random.standard_normal(own.shape).astype(np.float32))
+        # A head that compares distances favours no class where the linear part of its biases vanishes.
+        law_of_biases = bias_law(rows)
+        centre = np.zeros(own.shape[1], dtype=np.float32) if law_of_biases is None else -law_of_biases
+        return OnNoise(shown=shown, centre=centre, noise=random.standard_normal(own.shape).astype(np.float32))
     # Every neutral feature is used about equally often: fewer accidents than free draws.
     order = np.concatenate([random.permutation(len(neutral)) for _ in range(-(-len(classes) // len(neutral)))])
     mean = neutral.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -287,11 +291,12 @@ def _with_calibrated_noise(rows: Float32, mixture: OnNoise, seen_accuracy: float
     start = 1.0 / max(logit_deviation, np.finfo(np.float32).tiny)  # logits of deviation 1
     scaled = replace(probe, noise=probe.noise * np.float32(start))
     features = scaled.features(_fit_amount(rows, scaled, seen_accuracy, neighbour_share), 0.0)
-    unbiased = _logits(rows, features) - rows[:, -1]
+    at_centre = _logits(rows, mixture.centre[None])
+    away = _logits(rows, features) - at_centre
     lower, factor = 0.0, LARGEST_FACTOR
     for _ in range(14):
         middle = 0.5 * (lower + factor)
-        is_enough = _confidence(unbiased * np.float32(middle) + rows[:, -1]) >= seen_accuracy
+        is_enough = _confidence(away * np.float32(middle) + at_centre) >= seen_accuracy
         lower, factor = (lower, middle) if is_enough else (middle, factor)
     return replace(mixture, noise=mixture.noise * np.float32(start * factor))
 

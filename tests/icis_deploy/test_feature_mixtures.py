@@ -35,6 +35,10 @@ def in_pictures(concentration: float | None = None) -> InPictures:
     )
 
 
+def on_noise() -> OnNoise:
+    return OnNoise(shown=shown(), centre=np.ones(FEATURE_DIM, dtype=np.float32), noise=2.0 * unit(4))
+
+
 @pytest.mark.parametrize("concentration", [None, 3.2, 20.0])
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.95])
 def test_classes_take_the_place_of_something_else_and_their_share_on_average(
@@ -71,12 +75,12 @@ def test_a_blend_does_not_make_features_longer() -> None:
 
 
 def test_on_noise_the_amount_is_the_length_of_the_class() -> None:
-    mixture = OnNoise(shown=shown(), noise=2.0 * unit(4))
-    np.testing.assert_allclose(mixture.features(6.0, 0.0) - mixture.noise, 6.0 * mixture.shown.own, atol=1e-5)
+    mixture = on_noise()
+    np.testing.assert_allclose(mixture.features(6.0, 0.0) - mixture.noise - 1.0, 6.0 * mixture.shown.own, atol=1e-5)
     assert mixture.class_share(6.0) == pytest.approx(36.0 / 40.0)
 
 
-@pytest.mark.parametrize("mixture", [in_pictures(3.2), OnNoise(shown=shown(), noise=unit(4))])
+@pytest.mark.parametrize("mixture", [in_pictures(3.2), on_noise()])
 def test_a_part_of_the_features_is_what_it_is_among_all(mixture: InPictures | OnNoise) -> None:
     which = np.array([3, 17, 400])
     np.testing.assert_array_equal(mixture.part(which).features(0.5, 0.3), mixture.features(0.5, 0.3)[which])
