@@ -3,7 +3,8 @@
 Rules:
 
 1. All targets are open at the same time and measured in turn, one batch size after the other; see `latency.py`.
-2. The first target is what the others are compared with: the one given with `--against`, or the first bundle.
+2. The first target is what the others are compared with: the one given with `--against`, or the first bundle. An
+   updatable bundle is compared with the fused one of its precision too: that is what slots cost.
 3. What cannot be measured here is left out with its reason, and the rest is still measured.
 """
 
@@ -310,7 +311,18 @@ def measure_batch(targets: Sequence[OpenTarget], batch_size: int, preset: Preset
     progress(f"batch {batch_size}: {len(targets)} targets in turn")
     plan = Plan(num_queries=num_queries_needed(preset.percent), budget_s=preset.budget_s * len(targets))
     calls = {target.name: query_of(target, batch_size) for target in targets}
-    return BatchRun(batch_size=batch_size, measurement=measure(calls, plan=plan))
+    return BatchRun(batch_size=batch_size, measurement=measure(calls, further_pairs=slot_pairs(targets), plan=plan))
+
+
+def slot_pairs(targets: Sequence[OpenTarget]) -> list[tuple[str, str]]:
+    """Return each updatable target with the first fused one that differs from it in the kind of head alone."""
+
+    def kind(target: OpenTarget) -> tuple[object, ...]:
+        return target.precision, target.runtime, target.provider, target.class_names
+
+    fused = {kind(target): target.name for target in reversed(targets) if target.head_kind == "fused"}
+    updatable = [target for target in targets if target.head_kind == "updatable"]
+    return [(target.name, fused[kind(target)]) for target in updatable if kind(target) in fused]
 
 
 def measure_all_phases(targets: Sequence[OpenTarget], batch_sizes: Sequence[int]) -> tuple[Phases, ...]:

@@ -64,9 +64,10 @@ def is_like(target: OpenTarget, reference: OpenTarget) -> bool:
 def shares_of(targets: Sequence[OpenTarget], run: BatchRun, bandwidth: float) -> Iterator[HeadShare]:
     """Yield the share of each target where rows are read at so many bytes per second."""
     medians_ms = {latency.label: latency.median_ms.value for latency in run.measurement.latencies}
-    ratios = {each.label: (each.ratio, medians_ms[each.against]) for each in run.measurement.comparisons}
+    original = run.measurement.comparisons[0].against
+    ratios = {each.label: each.ratio for each in run.measurement.comparisons if each.against == original}
     for target in targets:
-        ratio, original_ms = ratios[target.name]
+        ratio, original_ms = ratios[target.name], medians_ms[original]
         value, low, high = ((bound - 1) * original_ms for bound in (ratio.value, ratio.low, ratio.high))
         yield HeadShare(
             target=target.name,

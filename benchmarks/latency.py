@@ -23,6 +23,7 @@ import gc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -65,6 +66,8 @@ LOOK_GROWTH = 1.25
 """Rounds before it is first asked whether the result is precise enough, and the factor from one time to the next."""
 
 Int64 = NDArray[np.int64]
+Pair = tuple[str, str]
+"""A label, and the one that it is compared with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +139,7 @@ class Measurement:
     """One for each label, in the order given."""
 
     comparisons: tuple[Comparison, ...]
-    """Every other label against one of them; empty where only one thing was measured."""
+    """Every other label against one of them, then the further pairs; empty where only one thing was measured."""
 
     num_rounds: int
     """Rounds, in each of which everything was measured."""
@@ -167,6 +170,7 @@ def measure(
     calls: Mapping[str, Call],
     *,
     against: str | None = None,
+    further_pairs: Sequence[Pair] = (),
     plan: Plan = DEFAULT_PLAN,
     instruments: Instruments = REAL_INSTRUMENTS,
 ) -> Measurement:
@@ -175,6 +179,7 @@ def measure(
     Args:
         calls: What to measure, by label.
         against: The label that all others are compared with; by default the first.
+        further_pairs: What else is compared, in the same rounds.
         plan: How much to measure.
         instruments: What measures.
 
@@ -182,18 +187,18 @@ def measure(
         UsageError: If there is nothing to measure, or `against` is not one of the labels.
         RuntimeFailureError: If a call raises; the message names its label.
     """
-    reference = label_to_compare_with(calls, against)
+    pairs = pairs_to_compare(calls, against, further_pairs)
     clock, start_ns, budget_ns = instruments.clock, instruments.clock(), int(plan.budget_s * 1e9)
     with garbage_collector_at_rest():
         share_ns = int(budget_ns * WARM_UP_SHARE / len(calls))
         warm_ups = {label: warm_up(label, call, share_ns, clock) for label, call in calls.items()}
         before = instruments.read_state()
-        rounds, precise = run_rounds(calls, warm_ups, reference, plan, instruments, deadline_ns=start_ns + budget_ns)
+        rounds, precise = run_rounds(calls, warm_ups, pairs, plan, instruments, deadline_ns=start_ns + budget_ns)
         after = instruments.read_state()
     probe = trend([each.start_s for each in rounds], [each.probe_ns for each in rounds])
     return Measurement(
         latencies=tuple(report_latency(label, rounds, warm_ups[label]) for label in calls),
-        comparisons=compare_all(rounds, calls, reference, plan.margin),
+        comparisons=compare_all(rounds, pairs, plan.margin),
         num_rounds=len(rounds),
         duration_s=(clock() - start_ns) / 1e9,
         stopped_by="precise" if precise else "budget",
@@ -205,24 +210,27 @@ def measure(
     )
 
 
-def label_to_compare_with(calls: Mapping[str, Call], against: str | None) -> str:
-    """Return the label that is asked for, or the first.
+def pairs_to_compare(calls: Mapping[str, Call], against: str | None, further: Sequence[Pair]) -> list[Pair]:
+    """Return what is compared with what: all with one label, by default the first, and then the further pairs.
 
     Raises:
-        UsageError: If there is none, or not that one.
+        UsageError: If there is nothing to measure, or nothing is measured under one of the labels.
     """
     if not calls:
         raise UsageError("There is nothing to measure; give at least one callable.")
     reference = next(iter(calls)) if against is None else against
-    if reference not in calls:
-        raise UsageError(f"Nothing is measured under the label {reference!r}; there are {', '.join(map(repr, calls))}.")
-    return reference
+    pairs = [(label, reference) for label in calls if label != reference]
+    pairs += [pair for pair in further if pair not in pairs]
+    for label in (reference, *(label for pair in pairs for label in pair)):
+        if label not in calls:
+            raise UsageError(f"Nothing is measured under the label {label!r}; there are {', '.join(map(repr, calls))}.")
+    return pairs
 
 
 def run_rounds(
     calls: Mapping[str, Call],
     warm_ups: Mapping[str, WarmUp],
-    reference: str,
+    pairs: Sequence[Pair],
     plan: Plan,
     instruments: Instruments,
     *,
@@ -240,7 +248,7 @@ def run_rounds(
         out_of_time = instruments.clock() >= deadline_ns
         if out_of_time or len(rounds) >= next_look:
             next_look = math.ceil(next_look * LOOK_GROWTH)
-            precise = precise_enough(rounds, calls, reference, plan)
+            precise = precise_enough(rounds, calls, pairs, plan)
             if precise or out_of_time:
                 return rounds, precise
             typical_ns = {label: median_typical_ns(rounds, label) for label in calls}
@@ -248,25 +256,21 @@ def run_rounds(
             blocks = blocks_that_reach(smallest, typical_ns, missing, deadline_ns - instruments.clock())
 
 
-def precise_enough(rounds: Sequence[Round], calls: Mapping[str, Call], reference: str, plan: Plan) -> bool:
+def precise_enough(rounds: Sequence[Round], calls: Mapping[str, Call], pairs: Sequence[Pair], plan: Plan) -> bool:
     """Say whether every label has its queries, and either every comparison a verdict or the only median is narrow."""
     if any(len(queries_of(rounds, label)) < plan.num_queries for label in calls):
         return False
-    if len(calls) > 1:
-        verdicts = [comparison.verdict for comparison in compare_all(rounds, calls, reference, plan.margin)]
-        return "inconclusive" not in verdicts
-    return report_median(rounds, reference).relative_half_width <= plan.margin
+    if pairs:
+        return "inconclusive" not in [comparison.verdict for comparison in compare_all(rounds, pairs, plan.margin)]
+    return report_median(rounds, next(iter(calls))).relative_half_width <= plan.margin
 
 
-def compare_all(
-    rounds: Sequence[Round], calls: Mapping[str, Call], reference: str, margin: float
-) -> tuple[Comparison, ...]:
-    """Compare every label but the reference with the reference."""
-    typical_ns = {label: [each.typical_ns(label) for each in rounds] for label in calls}
+def compare_all(rounds: Sequence[Round], pairs: Sequence[Pair], margin: float) -> tuple[Comparison, ...]:
+    """Compare the first label of every pair with the second."""
+    typical_ns = {label: [each.typical_ns(label) for each in rounds] for label in dict.fromkeys(chain(*pairs))}
     return tuple(
         compare(typical_ns[label], typical_ns[reference], label=label, against=reference, margin=margin)
-        for label in calls
-        if label != reference
+        for label, reference in pairs
     )
 
 

@@ -49,11 +49,14 @@ def missing_texts(targets: Sequence[Target]) -> Iterator[str]:
 def run_text(run: BatchRun) -> str:
     """Return the latencies of one batch size, and how they compare."""
     measurement = run.measurement
-    compared = {comparison.label: comparison for comparison in measurement.comparisons}
+    # The first comparison of a target is the one that all have; further ones have a line of their own.
+    compared = {comparison.label: comparison for comparison in reversed(measurement.comparisons)}
+    further = [each for each in measurement.comparisons if each is not compared[each.label]]
     rows = [[f"batch {run.batch_size}", "median", "99 % interval", "p90", "p99", "images/s", "ratio", "verdict"]]
     for latency in measurement.latencies:
         rows.append(latency_row(latency, run.batch_size, compared.get(latency.label)))
-    lines = [columns(rows, right=[1, 2, 3, 4, 5, 6]), *(f"  {note}" for note in notes_of(measurement))]
+    pairs = (f"{each.label} / {each.against}: {ratio_text(each)} {each.verdict}" for each in further)
+    lines = [columns(rows, right=[1, 2, 3, 4, 5, 6]), *(f"  {note}" for note in (*pairs, *notes_of(measurement)))]
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ from icis_deploy.runtime.runtimes import RUNTIME_NAMES
     default="normal",
     show_default=True,
     help="How much is measured: enough queries for p90, p99 or p99.9.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Measure a target and batch size for so long at most, where the preset's time is too short for a verdict.",
 )
 @click.option("--batch", default="1", show_default=True, metavar="N,N", help="Images in a query; each is measured.")
 @click.option("--threads", type=THREADS, help="Threads inside one operator. Default: the runtime's.")
@@ -64,6 +70,7 @@ def bench(
     bundles: tuple[Path, ...],
     against: str | None,
     preset: str,
+    seconds: float | None,
     batch: str,
     threads: int | None,
     runtimes: tuple[str, ...],
@@ -91,7 +98,9 @@ def bench(
     from benchmarks.results import load_result
 
     earlier = None if baseline is None else load_result(baseline)
-    settings = {"preset": preset, "num_threads": threads, "against": None if against is None else Path(against).name}
+    chosen = PRESETS[preset] if seconds is None else replace(PRESETS[preset], budget_s=seconds)
+    against_name = None if against is None else Path(against).name
+    settings = {"preset": preset, "seconds": chosen.budget_s, "num_threads": threads, "against": against_name}
     inputs = None if images is None else labeled_inputs(images, against)
     opened = open_targets(
         bundles, against=against, runtimes=tuple(dict.fromkeys(runtimes)) or ("onnxruntime",), num_threads=threads
@@ -100,6 +109,6 @@ def bench(
         if earlier is not None:
             sources = {} if inputs is None else dict.fromkeys((target.name for target in targets), inputs.source)
             check_comparable(earlier, read_environment(), targets, sizes, sources, any_machine=any_machine)
-        run = partial(run_bench, targets, preset=PRESETS[preset], batch_sizes=sizes, settings=settings, inputs=inputs)
+        run = partial(run_bench, targets, preset=chosen, batch_sizes=sizes, settings=settings, inputs=inputs)
         result = run(scenarios=scenarios, logs=logs, progress=progress)
     finish(result, out=out, baseline=earlier, max_regression=max_regression, any_machine=any_machine)

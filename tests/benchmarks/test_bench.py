@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import icis_deploy
-from benchmarks.bench import PRESETS, LabeledInputs, labeled_inputs, open_targets, run_bench
+from benchmarks.bench import PRESETS, LabeledInputs, labeled_inputs, open_targets, run_bench, slot_pairs
 from benchmarks.labeled_inputs import load_labeled
+from benchmarks.result_text import text_of
 from benchmarks.results import parse_result, serialize_result
 from benchmarks.rightness import logits_on_features, logits_on_images
 from benchmarks.targets import names_of_bundles, noise
@@ -38,7 +39,27 @@ def test_every_target_is_measured_with_every_batch_size_against_the_original(res
         assert [(each.label, each.against) for each in run.measurement.comparisons] == [
             ("fused", "original"),
             ("updatable", "original"),
+            ("updatable", "fused"),
         ]
+
+
+def test_what_slots_cost_is_a_line_of_its_own_beside_the_ratios_to_the_original(result):
+    table = text_of(result).split("batch 1 ")[1].split("\n\n")[0]
+    rows = {line.split()[0]: line for line in table.splitlines()[1:] if not line.startswith(" ")}
+    to_original = result.comparison("updatable", 1)
+    to_fused = result.runs[0].measurement.comparisons[2]
+    assert to_original.against == "original"
+    assert f"{to_original.ratio.value:.3f} (" in rows["updatable"]
+    assert f"updatable / fused: {to_fused.ratio.value:.3f} (" in table
+
+
+def test_slots_are_compared_only_with_a_fused_bundle_that_differs_in_nothing_else(tiny_bundles):
+    with opened(tiny_bundles) as targets:
+        original, fused, updatable = targets
+        assert slot_pairs(targets) == [("updatable", "fused")]
+        assert slot_pairs([original, updatable]) == []
+        for change in ({"precision": "int8"}, {"runtime": "openvino"}, {"class_names": fused.class_names[:-1]}):
+            assert slot_pairs([replace(fused, **change), updatable]) == []
 
 
 def test_a_target_states_what_it_is_and_what_it_costs_to_start(result, tiny_bundles):

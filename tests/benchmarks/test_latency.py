@@ -204,6 +204,26 @@ def test_compares_everything_with_the_first_label_or_the_one_that_is_named(virtu
     assert verdicts("int8") == {("original", "int8"): "slower", ("fused", "int8"): "slower"}
 
 
+def test_compares_further_pairs_in_the_same_rounds_and_goes_on_until_they_have_a_verdict_too(virtual_machine):
+    def measured(*pairs):
+        machine = virtual_machine(jitter=0.05)
+        calls = {"original": machine.call(1.0), "fused": machine.call(2.0), "updatable": machine.call(2.0)}
+        plan = Plan(num_queries=64, budget_s=600.0)
+        return measure(calls, further_pairs=pairs, plan=plan, instruments=machine.instruments)
+
+    alone, both = measured(), measured(("updatable", "fused"), ("updatable", "original"))
+    assert [(each.label, each.against, each.verdict) for each in both.comparisons] == [
+        ("fused", "original", "slower"),
+        ("updatable", "original", "slower"),
+        ("updatable", "fused", "equal"),
+    ]
+    assert {each.num_rounds for each in both.comparisons} == {both.num_rounds}
+    assert both.num_rounds > alone.num_rounds
+
+    with pytest.raises(UsageError, match=r"^Nothing is measured under the label 'baked'; there are 'original'"):
+        measured(("updatable", "baked"))
+
+
 def test_says_what_the_machine_said_of_itself_after_the_warm_up_and_at_the_end(virtual_machine):
     machine = virtual_machine()
     machine.state = MachineState(cpu_mhz=2000.0, missing={"power_w": "no sensor"})
