@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.gate_inputs import GateInputs, gate_inputs
-from exporters.parity_gate import BundleRun, Rewrite, opened_bundle, run_bundle
+from exporters.graph_edits import Rewrite
+from exporters.parity_gate import BundleRun, opened_bundle, run_bundle
 from exporters.scores import compared_values
 from icis_deploy.bundle import Bundle
 from icis_deploy.images import LabeledImages

@@ -10,6 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+Rewrite = Callable[[ir.Model], ir.Model]
+"""Makes of a model the graph that another runtime computes, or that it can be checked by."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphPass:

@@ -21,7 +21,7 @@ rows of the expanded head are read in blocks: so the gate takes what a runtime t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from exporters.expanded_head import AnyHead
 from exporters.gate_inputs import GateInputs, gate_inputs
+from exporters.graph_edits import Rewrite
 from exporters.half_emulation import emulate_halves
 from exporters.head_faults import HeadRun, name_fault
 from exporters.head_finding import HeadLocation
@@ -60,8 +61,6 @@ CHOICE_TOLERANCE = 1e-5
 """Greatest error of a probability that the model gives with its choice."""
 
 Float64 = NDArray[np.float64]
-Rewrite = Callable[[ir.Model], ir.Model]
-"""Makes of a bundle's model the graph that another runtime computes, or that this one can be checked by."""
 
 
 def check_bundle(

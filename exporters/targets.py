@@ -4,10 +4,11 @@ Rules:
 
 1. A target says why this machine cannot build it before anything is built.
 2. It writes into one folder of its own in the bundle, and the manifest states every file that it wrote.
-3. `all` is every target. One that cannot be built here, or not of this model, is no failure then: its outcome says why.
-4. What it built passes the same gate as `model.onnx`, in its own runtime. Where that needs a device that this machine
+3. An option that no target takes is refused before anything is built; of several targets, each takes what concerns it.
+4. `all` is every target. One that cannot be built here, or not of this model, is no failure then: its outcome says why.
+5. What it built passes the same gate as `model.onnx`, in its own runtime. Where that needs a device that this machine
    lacks, the outcome says so, and `icis-deploy verify --runtime` runs the gate where the device is.
-5. Where it rewrites `model.onnx` into what computes otherwise, the gate runs the rewritten graph too, in ONNX Runtime.
+6. Where it rewrites `model.onnx` into what computes otherwise, the gate runs the rewritten graph too, in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from exporters.engine_settings import EngineSettings, require_used, settings_for
+from exporters.graph_edits import Rewrite
 from exporters.openvino_conversion import openvino_from_onnx, why_no_openvino
-from exporters.parity_gate import Rewrite
-from exporters.tensorrt_build import EngineSettings
 from exporters.tensorrt_target import ENGINE_REWRITES, why_no_engine, write_engine
 from exporters.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository
 from icis_deploy.bundle import MODEL_NAME, Bundle, file_entry
@@ -107,8 +108,8 @@ def _engine_target(runtime: str) -> Target:
         name=runtime,
         runtime=runtime,
         file=engine_name(runtime),
-        why_not=lambda options: why_no_engine(runtime, options.engine),
-        build=lambda job: write_engine(runtime, job.folder, job.bundle, job.options.engine),
+        why_not=lambda options: why_no_engine(runtime, settings_for(runtime, options.engine)),
+        build=lambda job: write_engine(runtime, job.folder, job.bundle, settings_for(runtime, job.options.engine)),
         rewrites=ENGINE_REWRITES,
     )
 
@@ -159,7 +160,9 @@ class TargetPlan:
     """Whether every target was asked for: then the outcome of `model.onnx` is told too, and why one is missing."""
 
 
-def plan_targets(names: Sequence[str], options: TargetOptions | None = None) -> TargetPlan:
+def plan_targets(
+    names: Sequence[str], options: TargetOptions | None = None, *, head_kind: str = "updatable"
+) -> TargetPlan:
     """Return the targets of these names, each once, if this machine can build them all; `onnx` is always built.
 
     `all` is every target, whether it can be built here or not.
@@ -167,23 +170,21 @@ def plan_targets(names: Sequence[str], options: TargetOptions | None = None) -> 
     Args:
         names: What `--target` calls them.
         options: How they are built.
+        head_kind: Of the bundle that they are built for.
 
     Raises:
-        UsageError: If there is no such target.
+        UsageError: If there is no such target, or an option that none of them takes.
         MissingDependencyError: If one cannot be built here.
     """
     options = TargetOptions() if options is None else options
     unknown = [name for name in names if name not in {"onnx", ALL_TARGETS, *TARGETS}]
     if unknown:
         raise UsageError(f"There is no target {unknown[0]!r}; choose among onnx, {', '.join(TARGETS)}, {ALL_TARGETS}.")
-    if options.engine != EngineSettings() and not {ALL_TARGETS, "tensorrt", "tensorrt-rtx"} & set(names):
-        raise UsageError(
-            "Options of engines were given, but no engine is built: give --target tensorrt or tensorrt-rtx, or leave "
-            "them out."
-        )
+    asked = tuple(TARGETS) if ALL_TARGETS in names else tuple(dict.fromkeys(name for name in names if name != "onnx"))
+    require_used(options.engine, asked, head_kind=head_kind)
     if ALL_TARGETS in names:
         return TargetPlan(targets=tuple(TARGETS.values()), options=options, is_all=True)
-    targets = tuple(TARGETS[name] for name in dict.fromkeys(names) if name != "onnx")
+    targets = tuple(TARGETS[name] for name in asked)
     for target in targets:
         reason = target.why_not(options)
         if reason is not None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from exporters.engine_settings import EngineSettings
 from icis_deploy.engine_sidecar import EngineInput, EngineOutput
 from icis_deploy.errors import ExportError, UsageError
 from icis_deploy.files import write_file
@@ -28,47 +29,6 @@ from icis_deploy.runtime.tensorrt_module import new_logger
 
 MIN_PORTABLE_CAPABILITY = (8, 0)
 """TensorRT-RTX knows 7.5 as well, and refuses float32 products there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """How engines are built.
-
-    Raises:
-        UsageError: On construction, if the batches are not in order.
-    """
-
-    min_batch: int = 1
-    """The least batch that the engine takes."""
-
-    opt_batch: int = 1
-    """The batch that kernels are chosen for."""
-
-    max_batch: int = 32
-    """The greatest batch that it takes."""
-
-    compute_capabilities: tuple[str, ...] = ()
-    """GPU architectures, such as `8.6`, for TensorRT-RTX; by default all from 8.0 on that it knows. TensorRT itself
-    builds for the GPU of this machine."""
-
-    hardware_compatibility: str = "none"
-    """For TensorRT: `ampere_plus` lets the engine run on every architecture from 8.0 on, somewhat slower."""
-
-    workspace_bytes: int | None = None
-    """Memory that a layer may use while it runs; `None` for all there is."""
-
-    timing_cache: Path | None = None
-    """For TensorRT: a file of kernel timings, read if it is there and written afterwards. A rebuild takes seconds."""
-
-    refit: bool = False
-    """Whether slots are weights that are refitted, and not inputs."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
-            raise UsageError(
-                f"The batches {self.min_batch}, {self.opt_batch}, {self.max_batch} are not in order: expected 1 <= "
-                f"least <= usual <= greatest."
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +73,7 @@ def build_engine(trt: Any, model: Path, settings: EngineSettings, *, refittable:
     inputs = _add_profile(trt, builder, network, config, settings)
     capabilities = _set_hardware(trt, config, settings)
     _mark_refittable(trt, network, config, refittable)
-    cache = _load_timing_cache(trt, config, settings.timing_cache)
+    cache = _load_timing_cache(config, settings.timing_cache)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise ExportError(f"{trt.__name__} {trt.__version__} could not build the engine: {logger.last_error()}.")
@@ -166,6 +126,11 @@ def _add_profile(
                 f"fixed. Export the model with a fixed image size, or let it take pixels: --input uint8."
             )
         ranges = [(batch, *shape[1:]) if shape and shape[0] == -1 else shape for batch in batches]
+        if index == 0 and shape and shape[0] != -1 and set(batches) != {shape[0]} and settings.batches_were_chosen:
+            raise UsageError(
+                f"The model takes batches of {shape[0]} alone, so the engine cannot take {batches[0]} to {batches[2]}. "
+                f"Leave --min-batch, --opt-batch and --max-batch out, or export a model that takes any batch."
+            )
         if -1 in shape:
             profile.set_shape(tensor.name, *ranges)
         least, usual, greatest = ranges
@@ -179,12 +144,6 @@ def _set_hardware(trt: Any, config: Any, settings: EngineSettings) -> tuple[str,
     """Say which GPUs the engine is for; return their architectures, none for the GPU of this machine."""
     known = known_capabilities(trt)
     if not known:
-        if settings.compute_capabilities:
-            raise UsageError(
-                f"{trt.__name__} builds for the GPU of this machine, not for "
-                f"{', '.join(settings.compute_capabilities)}. Leave --compute-capability out, or build for "
-                f"tensorrt-rtx."
-            )
         if settings.hardware_compatibility != "none":
             level = settings.hardware_compatibility.upper()
             config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
@@ -219,9 +178,9 @@ def _mark_refittable(trt: Any, network: Any, config: Any, names: Sequence[str]) 
             raise ExportError(f"TensorRT knows no weight {name!r} that could be refitted: the parser folded it away.")
 
 
-def _load_timing_cache(trt: Any, config: Any, path: Path | None) -> Any:
-    """Give the builder its timings of earlier builds; return `None` for a library that keeps none, as RTX does."""
-    if path is None or known_capabilities(trt):
+def _load_timing_cache(config: Any, path: Path | None) -> Any:
+    """Give the builder its timings of earlier builds."""
+    if path is None:
         return None
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     # A cache of another version or GPU is refused; the build then measures again and writes a new one.

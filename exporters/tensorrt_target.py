@@ -10,9 +10,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from exporters.engine_settings import EngineSettings
 from exporters.onnx_files import load_onnx_file, save_model
 from exporters.symmetric_quantization import with_symmetric_quantization
-from exporters.tensorrt_build import BuiltEngine, EngineSettings, build_engine
+from exporters.tensorrt_build import BuiltEngine, build_engine
 from exporters.tensorrt_graph import SLOT_ROWS, graph_for_tensorrt
 from icis_deploy._version import __version__
 from icis_deploy.bundle import MODEL_NAME, Bundle

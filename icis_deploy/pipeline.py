@@ -138,7 +138,7 @@ def export(
         preprocess: How images are prepared, or a JSON file that says it.
         images: An image list to compare on; by default the calibration images, or seeded inputs where there are none.
         form: What is done to the model besides its head, such as its precision; by default nothing.
-        trust: Public keys whose class updates a device with this bundle takes.
+        trust: Public keys whose class updates a device with this bundle takes (updatable heads).
         generator: A generator, with which devices can be taught classes from descriptors (updatable heads).
         targets: What the bundle holds: `onnx`, which is always there, and others of `exporters.targets.TARGETS`.
         target_options: How they are built.
@@ -148,6 +148,7 @@ def export(
     Raises:
         GateFailedError: If the export disagrees with the model; `<out>.rejected` holds it and its report.
         WrongBaseError: If an update was made for another head.
+        UsageError: If something that was asked for would be left out: it does not go with the head or the targets.
         MissingDependencyError: If a target cannot be built on this machine.
         ICISDeployError: As `inspect`, and if something cannot be read or written.
     """
@@ -156,7 +157,12 @@ def export(
     from exporters.targets import plan_targets
 
     check_free(Path(out), overwrite=overwrite)
-    planned_targets = plan_targets(targets, target_options)
+    if trust and head == "fused":
+        raise UsageError(
+            "A device with a fused head takes no class updates, whoever signed them: give --trust with --head "
+            "updatable, or leave it out."
+        )
+    planned_targets = plan_targets(targets, target_options, head_kind=head)
     preprocessing = load_preprocessing(Path(preprocess)) if isinstance(preprocess, str | Path) else preprocess
     opened = inspect(model, classes=classes)
     bare = plan_head(head_of(opened), _parsed(updates), head_kind=head, capacity=capacity)

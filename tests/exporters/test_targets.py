@@ -14,8 +14,9 @@ import pytest
 from onnx import numpy_helper
 
 import icis_deploy
+from exporters.engine_settings import EngineSettings
 from exporters.openvino_conversion import openvino_from_onnx
-from exporters.targets import TARGETS, BuiltTarget, TargetJob, plan_targets
+from exporters.targets import TARGETS, BuiltTarget, TargetJob, TargetOptions, plan_targets
 from icis_deploy.bundle import load_bundle
 from icis_deploy.class_update import ClassUpdate
 from icis_deploy.cli.export import TARGET_NAMES
@@ -59,6 +60,90 @@ def test_the_command_line_offers_every_target():
 def test_an_unknown_target_is_an_error_before_anything_is_built():
     with pytest.raises(UsageError, match=r"^There is no target 'coreml'; choose among onnx, openvino"):
         plan_targets(["onnx", "coreml"])
+
+
+UNUSED = {
+    "timing_cache": (
+        Path("timings"),
+        "tensorrt",
+        r"--timing-cache is for the target tensorrt alone: TensorRT-RTX times",
+    ),
+    "hardware_compatibility": (
+        "ampere_plus",
+        "tensorrt",
+        r"--hardware-compatibility is for the target tensorrt alone: an engine of TensorRT-RTX runs on what",
+    ),
+    "compute_capabilities": (
+        ("8.6",),
+        "tensorrt-rtx",
+        r"--compute-capability is for the target tensorrt-rtx alone: TensorRT builds for the GPU of this machine",
+    ),
+    "refit": (True, "updatable", r"A fused head has no slots that could be refitted: give --refit with --head updat"),
+    "max_batch": (64, "tensorrt-rtx", r"Options of engines were given, but no engine is built: give --target"),
+    "workspace_bytes": (1 << 20, "tensorrt-rtx", r"Options of engines were given, but no engine is built: give"),
+}
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino", "triton", "tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("setting", UNUSED)
+def test_an_option_that_no_target_takes_is_refused_with_the_reason(setting, target, monkeypatch):
+    monkeypatch.setitem(TARGETS, target, replace(TARGETS.get(target, TARGETS["triton"]), why_not=lambda _: None))
+    value, taker, reason = UNUSED[setting]
+    options = TargetOptions(engine=EngineSettings(**{setting: value}))
+    is_engine = target in ("tensorrt", "tensorrt-rtx")
+    taken = (
+        target == taker if setting in ("timing_cache", "hardware_compatibility", "compute_capabilities") else is_engine
+    )
+    if taken:
+        assert plan_targets([target], options).options == options
+    if setting == "refit" or not taken:
+        expected = reason if is_engine else "Options of engines were given, but no engine is built"
+        with pytest.raises(UsageError, match=f"^{expected}"):
+            plan_targets([target], options, head_kind="fused")
+
+
+@pytest.mark.parametrize("names", [["all"], ["tensorrt", "tensorrt-rtx"]])
+def test_of_several_engines_each_takes_what_concerns_it(names, monkeypatch):
+    given: dict[str, EngineSettings] = {}
+    monkeypatch.setattr("exporters.targets.why_no_engine", lambda runtime, settings: given.update({runtime: settings}))
+    settings = EngineSettings(timing_cache=Path("t"), compute_capabilities=("8.6",), max_batch=8)
+    plan = plan_targets(names, TargetOptions(engine=settings))
+    for target in plan.targets:
+        target.why_not(plan.options)
+    assert given["tensorrt"] == EngineSettings(timing_cache=Path("t"), max_batch=8)
+    assert given["tensorrt-rtx"] == EngineSettings(compute_capabilities=("8.6",), max_batch=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--target", "tensorrt-rtx", "--timing-cache", "t"], "--timing-cache is for the target tensorrt alone"),
+        (
+            ["--target", "tensorrt", "--compute-capability", "8.6"],
+            "--compute-capability is for the target tensorrt-rtx",
+        ),
+        (["--target", "openvino", "--max-batch", "8"], "Options of engines were given, but no engine is built"),
+        (["--target", "tensorrt-rtx", "--refit"], "A fused head has no slots that could be refitted"),
+        (["--trust", "key.pub"], "A device with a fused head takes no class updates"),
+        (["--generator", "classes.txt"], "A device can only be taught classes in slots"),
+        (["--capacity", "4"], "A fused head has no slots"),
+        (["--calibration-images", "images.csv"], "Calibration images are for --precision int8 only"),
+        (["--images", "images.csv"], "Images can only be used where it is known how they are prepared"),
+        (["--input", "uint8"], "A model that takes pixels needs to know how they are prepared"),
+        (["--weights", "model.onnx"], "holds its own weights; --weights goes with"),
+    ],
+)
+def test_an_option_that_would_be_left_out_is_a_usage_error(options, reason, tiny_project, tmp_path, capsys):
+    (tmp_path / "key.pub").touch()
+    known = {path.name: str(path) for path in (tiny_project.images, tiny_project.classes, tiny_project.model)}
+    known["key.pub"] = str(tmp_path / "key.pub")
+    arguments = ["export", str(tiny_project.model), "--classes", str(tiny_project.classes)]
+    out = tmp_path / "bundle"
+    assert run([*arguments, *(known.get(option, option) for option in options), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert len(error.splitlines()) == 1
+    assert not out.exists()
 
 
 def test_a_target_asked_for_twice_is_built_once():

@@ -128,7 +128,7 @@ def fake_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
 
 
 def real_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
-    from exporters.tensorrt_build import EngineSettings
+    from exporters.engine_settings import EngineSettings
     from exporters.tensorrt_target import write_engine
     from icis_deploy.runtime.cuda_calls import load_cuda
 
