@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from exporters.bundle_finishing import BuiltModel, finish_bundle, versions, write_trust
 from exporters.expanded_head import ExpandedHead
+from exporters.graph_edits import Rewrite
 from exporters.head_finding import HeadLocation
 from exporters.head_surgery import add_slots, fuse_head, set_slot_defaults
 from exporters.model_conversion import FormedModel, in_precision, with_device_work
@@ -21,10 +22,7 @@ from exporters.model_loading import LoadedModel
 from exporters.onnx_files import save_model
 from exporters.parity_gate import check_bundle
 from exporters.scores import score_kind
-from exporters.targets import (
-    BuiltTarget,
-    TargetPlan,
-)
+from exporters.targets import BuiltTarget, Gate, TargetPlan
 from icis_deploy.bundle import (
     INJECTED_NAME,
     MANIFEST_NAME,
@@ -43,6 +41,7 @@ from icis_deploy.images import LabeledImages, load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.parity import ParityReport
 from icis_deploy.preprocessing import Preprocessing
+from icis_deploy.runtime.runtimes import Runtime
 from icis_deploy.slot_files import MAX_SLOTS_BYTES, serialize_slots
 from icis_deploy.slots import SlotTable, empty_slots
 
@@ -184,8 +183,9 @@ def write_bundle(
         bundle = _describe(building, plan, taken, form, location, preprocessing)
         seconds = time.perf_counter() - start
         seen = calibration if images is None else images
-        gate = partial(check_bundle, building, loaded=loaded, location=location, expanded=expanded, images=seen)
-        reports = explained(gate(bundle), formed)
+        check = partial(check_bundle, building, loaded=loaded, location=location, expanded=expanded, images=seen)
+        gate = partial(explained, check, formed)
+        reports = gate(bundle)
         bundle = finish_bundle(
             BuiltModel(folder=building, bundle=bundle, seconds=seconds, reports=reports),
             gate,
@@ -205,12 +205,23 @@ def _calibration(form: ModelForm, preprocessing: Preprocessing | None) -> Labele
     return load_image_list(Path(form.calibration_images))
 
 
-def explained(reports: Sequence[ParityReport], formed: FormedModel) -> tuple[ParityReport, ...]:
-    """Return reports of which the first negative one also names the layers that hurt most, where that can be said."""
+def explained(
+    check: Gate,
+    formed: FormedModel,
+    bundle: Bundle,
+    *,
+    runtime: Runtime | None = None,
+    rewrite: Rewrite | None = None,
+) -> tuple[ParityReport, ...]:
+    """Run the gate; the first negative report also names the layers that hurt most, where that can be said.
+
+    It can be where what was compared is the quantized graph in ONNX Runtime, as it is or as a target rewrites it.
+    """
+    reports = check(bundle, runtime=runtime, rewrite=rewrite)
     wrong = next((index for index, report in enumerate(reports) if not report.passed), None)
-    if wrong is None or formed.explain is None:
-        return tuple(reports)
-    report = replace(reports[wrong], failures=(*reports[wrong].failures, formed.explain()))
+    if wrong is None or formed.explain is None or runtime is not None:
+        return reports
+    report = replace(reports[wrong], failures=(*reports[wrong].failures, formed.explain(rewrite)))
     return (*reports[:wrong], report, *reports[wrong + 1 :])
 
 

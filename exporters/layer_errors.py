@@ -6,7 +6,7 @@ layer's own harm is the noise power that its output has more than its input, bot
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,6 +20,8 @@ from exporters.int8_precision import QuantizedModel
 NUM_BATCHES = 4
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _ACTIVATIONS = frozenset({"Clip", "Relu"})
+
+Arrays = list[NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +55,12 @@ def worst_layers(quantized: QuantizedModel, batches: Iterator[NDArray[np.float32
         batches: Prepared images, of which the first few are used.
         limit: At most so many layers.
     """
-    from onnxruntime.quantization.qdq_loss_debug import compute_activation_error, create_activation_matching
-
     images = list(islice(batches, NUM_BATCHES))
     in_float = _activations(quantized.float_backbone, images)
     in_int8 = _activations(quantized.backbone, images)
-    errors = compute_activation_error(
-        {name: match for name, match in create_activation_matching(in_int8, in_float).items() if match.get("float")}
-    )
-    sqnr = {name: float(error["xmodel_err"]) for name, error in errors.items()}
+    sqnr = {
+        name: _sqnr_db(exact, noisy) for name, exact in in_float.items() if (noisy := _as_it_goes_on(name, in_int8))
+    }
     found = [
         LayerError(name=str(node.name), input_sqnr_db=sqnr.get(source, np.inf), output_sqnr_db=sqnr[output])
         for node in quantized.float_backbone.graph
@@ -71,9 +70,20 @@ def worst_layers(quantized: QuantizedModel, batches: Iterator[NDArray[np.float32
     return sorted(found, key=lambda layer: -layer.added_noise)[:limit]
 
 
-def _activations(model: ir.Model, images: list[NDArray[np.float32]]) -> dict[str, list[NDArray[np.float32]]]:
+def _as_it_goes_on(name: str, in_int8: Mapping[str, Arrays]) -> Arrays | None:
+    """Return what a quantized model makes of an activation: rounded, or as it is where its layer gives floats."""
+    return in_int8.get(f"{name}_DequantizeLinear_Output", in_int8.get(name))
+
+
+def _sqnr_db(exact: Arrays, noisy: Arrays) -> float:
+    signal = sum(float(np.square(each, dtype=np.float64).sum()) for each in exact)
+    noise = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(exact, noisy, strict=True))
+    return float(10 * np.log10(max(signal, np.finfo(np.float64).tiny) / noise)) if noise else np.inf
+
+
+def _activations(model: ir.Model, images: Arrays) -> dict[str, Arrays]:
     names = inner_values(model)
-    collected: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+    collected: dict[str, Arrays] = {name: [] for name in names}
     for arrays in iterate_activations(model, names, iter(images)):
         for name, array in arrays.items():
             collected[name].append(array)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from exporters.fp16_precision import halve_model
 from exporters.gate_inputs import gate_inputs
-from exporters.graph_edits import unused_name
+from exporters.graph_edits import Rewrite, unused_name
 from exporters.head_finding import HeadLocation, pattern_at
 from exporters.int8_precision import quantize_model
 from exporters.layer_errors import NUM_BATCHES, worst_layers
@@ -33,8 +33,8 @@ class FormedModel:
     model: ir.Model
     """The graph."""
 
-    explain: Callable[[], str] | None = None
-    """Says which layers hurt most, for when the gate rejects it; takes seconds."""
+    explain: Callable[[Rewrite | None], str] | None = None
+    """Says which layers hurt most, for when the gate rejects it, as it is or as a target rewrites it; takes seconds."""
 
 
 def in_precision(
@@ -69,10 +69,11 @@ def in_precision(
             return FormedModel(model=_with_named_logits(halve_model(loaded.model, images.one_by_one), location))
         quantized = quantize_model(loaded.model, location, loaded.input_name, images.one_by_one)
 
-    def explain() -> str:
+    def explain(rewrite: Rewrite | None) -> str:
         few = None if paths is None else paths[:NUM_BATCHES]
+        judged = quantized if rewrite is None else replace(quantized, backbone=rewrite(quantized.backbone))
         with closing(gate_inputs(model_input, preprocessing, few, fixed_batch=fixed)) as images:
-            layers = worst_layers(quantized, images.one_by_one(), limit=_NUM_NAMED)
+            layers = worst_layers(judged, images.one_by_one(), limit=_NUM_NAMED)
         return f"the layers that add most noise are {', '.join(layer.describe() for layer in layers)}"
 
     return FormedModel(model=quantized.model, explain=explain)

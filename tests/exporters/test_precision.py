@@ -145,7 +145,8 @@ def test_a_transformer_keeps_floats_between_its_products_with_weights() -> None:
     )
     tokens = rng.normal(size=(32, 1, 4, 8)).astype(np.float32)
     tokens[:, :, 1:] *= 100  # the first token is small beside the others, as one that stands for the class may be
-    quantized = quantize_model(model, find_head(model), "x", lambda: iter(tokens)).model
+    transformer = quantize_model(model, find_head(model), "x", lambda: iter(tokens))
+    quantized = transformer.model
     sources = {
         str(node.name): [value.producer().op_type if value.producer() else "" for value in node.inputs]
         for node in quantized.graph
@@ -153,6 +154,9 @@ def test_a_transformer_keeps_floats_between_its_products_with_weights() -> None:
     }
     assert sources["values"] == sources["wide"] == ["DequantizeLinear"] * 2
     assert "DequantizeLinear" not in sources["attention"] + sources["residual"]
+    # What gives floats is looked at too, where a transformer is rejected.
+    named = [layer.name for layer in worst_layers(transformer, iter(tokens), limit=5)]
+    assert {"values", "wide"} <= set(named)
     expected, found = (run_model(each, x=tokens[:, 0])["logits"] for each in (model, quantized))
     assert np.abs(found - expected).std() < 0.02 * expected.std()
 

@@ -14,12 +14,13 @@ import pytest
 from onnx import TensorProto, helper
 
 import icis_deploy
+from exporters.engine_settings import EngineSettings
 from exporters.head_finding import find_head
 from exporters.head_surgery import add_slots
 from exporters.int8_precision import quantize_model
 from exporters.onnx_files import load_onnx_file, save_model
 from exporters.symmetric_quantization import with_symmetric_quantization
-from exporters.tensorrt_build import EngineSettings, build_engine, known_capabilities
+from exporters.tensorrt_build import build_engine, known_capabilities
 from exporters.tensorrt_graph import SLOT_ROWS, with_refittable_slots, with_slots_as_inputs
 from icis_deploy.bundle import MODEL_NAME, load_bundle
 from icis_deploy.engine_sidecar import EngineInput, EngineOutput, model_sha256, parse_sidecar, this_platform
@@ -159,7 +160,8 @@ def test_the_graph_of_an_int8_engine_passes_the_gate_in_its_place(tiny_project, 
     assert built[0].reason.startswith("the gate ran on its graph in ONNX Runtime alone: There is no NVIDIA GPU")
 
     monkeypatch.setattr("exporters.symmetric_quantization._say_relu", lambda *_: None)
-    with pytest.raises(GateFailedError, match=r"not passed by tensorrt-rtx: "):
+    reason = r"not passed by tensorrt-rtx: .*the layers that add most noise are \S+ \(exact in, \d+ dB out\)"
+    with pytest.raises(GateFailedError, match=reason):
         icis_deploy.export(tiny_project.model, out=tmp_path / "wrong", **settings)
     assert not (tmp_path / "wrong").exists()
 
@@ -267,6 +269,18 @@ def test_a_model_with_a_fixed_batch_keeps_it(tmp_path):
     built = build_engine(trt, tmp_path / "m.onnx", EngineSettings(compute_capabilities=("8.6",)))
 
     assert (built.inputs[0].min_shape, built.inputs[0].max_shape) == ((2, 4), (2, 4))
+
+
+def test_a_range_of_batches_is_refused_where_the_model_takes_one_alone(tmp_path):
+    text = '<ir_version: 10, opset_import: ["": 20]> m (float[2, 4] x) => (float[2, 4] y) { y = Relu (x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    with pytest.raises(
+        UsageError, match=r"^The model takes batches of 2 alone, so the engine cannot take 1 to 8\. Leave"
+    ):
+        build_engine(trt, tmp_path / "m.onnx", EngineSettings(max_batch=8))
+
+    same = EngineSettings(min_batch=2, opt_batch=2, max_batch=2, compute_capabilities=("8.6",))
+    assert build_engine(trt, tmp_path / "m.onnx", same).inputs[0].max_shape == (2, 4)
 
 
 def test_an_input_whose_size_is_open_is_an_error(tmp_path):
