@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from icis_deploy.errors import UsageError
 
@@ -60,7 +61,7 @@ class EngineSettings:
             )
 
 
-_DEFAULTS = {field.name: field.default for field in fields(EngineSettings)}
+_DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(EngineSettings)}
 
 _ONLY_FOR: Mapping[str, tuple[str, str, str]] = {
     "timing_cache": (

@@ -20,6 +20,7 @@ rows of the expanded head are read in blocks: so the gate takes what a runtime t
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
@@ -35,12 +36,19 @@ from exporters.expanded_head import AnyHead
 from exporters.gate_inputs import GateInputs, gate_inputs
 from exporters.graph_edits import Rewrite
 from exporters.half_emulation import emulate_halves
-from exporters.head_faults import HeadRun, name_fault
+from exporters.head_faults import HeadRun, cut_off, name_fault
 from exporters.head_finding import HeadLocation
 from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT, backbone, own_backbone
 from exporters.model_loading import LoadedModel
 from exporters.onnx_files import infer_shapes, load_initializers, save_model
-from exporters.scores import comparable, compared_values, probabilities_of, scores_of_logits
+from exporters.scores import (
+    LEAST_LOG,
+    comparable,
+    compared_values,
+    logits_of_scores,
+    probabilities_of,
+    scores_of_logits,
+)
 from icis_deploy.accuracy_kept import compare_accuracy
 from icis_deploy.bundle import MODEL_NAME, Bundle
 from icis_deploy.images import LabeledImages
@@ -55,8 +63,8 @@ from icis_deploy.slots import SlotTable
 EXPANDED_HEAD = "features of the original backbone and the expanded head in float64"
 ORIGINAL_MODEL = "logits of the original model in its own runtime, seen classes only"
 OWN_FEATURES = "features that the bundle's own backbone computes and the expanded head in float64"
-VANISHING = 1e-6
-"""A probability below this is none."""
+VANISHING = {"sigmoid": 1e-6, "probabilities": math.exp(LEAST_LOG)}
+"""By the kind of scores, a probability below which it is none."""
 CHOICE_TOLERANCE = 1e-5
 """Greatest error of a probability that the model gives with its choice."""
 
@@ -137,17 +145,19 @@ def _fault(
     features: NDArray[np.float32], ran: BundleRun, bundle: Bundle, expanded: AnyHead, report: ParityReport
 ) -> str | None:
     """Return what is wrong with the head, if the report that compares it is negative and it can be told."""
-    if report.passed or bundle.score_kind == "sigmoid" or not np.isfinite(features).all():
+    if report.passed or not np.isfinite(features).all():
         return None
-    expected = scores_of_logits(expanded.logits(features), bundle.score_kind)
+    kind, expected = bundle.score_kind, expanded.logits(features)
+    spread = float((cut_off(expected) if kind == "sigmoid" else scores_of_logits(expected, kind)).std())
     run = HeadRun(
         features=features,
         expected=expected,
-        found=compared_values(ran.logits, bundle.score_kind),
+        found=logits_of_scores(ran.logits, kind),
         head=expanded,
         class_names=ran.class_names,
         num_seen=bundle.num_seen,
-        tolerance=report.profile.max_scaled_error * float(expected.std()),
+        tolerance=report.profile.max_scaled_error * spread,
+        score_kind=kind,
     )
     return name_fault(run)
 
@@ -270,8 +280,8 @@ def _empty_slot_failures(device: Device, inputs: NDArray[Any]) -> set[str]:
     is_empty = np.ones(given.shape[1], dtype=bool)
     is_empty[state.columns] = False
     greatest = given[:, is_empty].max(initial=-np.inf)
-    # A sigmoid is cut off near zero, where an empty slot and an improbable class are the same.
-    vanishes = device.bundle.score_kind == "sigmoid" and greatest < VANISHING
+    # Probabilities are cut off near zero, where an empty slot and an improbable class are the same.
+    vanishes = greatest < VANISHING.get(device.bundle.score_kind, -np.inf)
     if is_empty.any() and not vanishes and not (greatest < given[:, ~is_empty].min()):
         return {"an empty slot has a greater logit than a class"}
     return set()

@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from exporters.head_finding import HeadLocation
 from icis_deploy.errors import ModelLoadError
 
+LEAST_LOG = -60.0
+"""Logarithm of a probability below which it is none: a softmax in float32 ends at -87, and what is compared is scaled
+to fewer classes after that."""
+
 _NEUTRAL = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze"})
 _SCORE_KINDS = {
     (): "logits",
@@ -52,14 +56,14 @@ def comparable(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
         return values
     if kind == "probabilities":
         values = np.log(np.maximum(values, np.finfo(np.float32).tiny))
-    return log_softmax(values)
+    return _log_probabilities(values, kind)
 
 
 def scores_of_logits(logits: Float64, kind: str) -> Float64:
     """Return what a model of a kind makes of logits, in the form in which it is compared."""
     if kind == "sigmoid":
         return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))
-    return logits if kind == "logits" else log_softmax(logits)
+    return logits if kind == "logits" else _log_probabilities(logits, kind)
 
 
 def log_softmax(logits: Float64) -> Float64:
@@ -81,4 +85,21 @@ def compared_values(values: NDArray[np.floating[Any]], kind: str) -> Float64:
     logits = np.asarray(values, dtype=np.float64)
     if kind == "sigmoid":
         return np.asarray(np.exp(logits))
-    return logits if kind == "logits" else log_softmax(logits)
+    return logits if kind == "logits" else _log_probabilities(logits, kind)
+
+
+def _log_probabilities(logits: Float64, kind: str) -> Float64:
+    values = log_softmax(logits)
+    return np.maximum(values, LEAST_LOG) if kind == "probabilities" else values
+
+
+def logits_of_scores(values: NDArray[np.floating[Any]], kind: str) -> Float64:
+    """Return the logits behind what a device gives, up to a number shared by an image's classes after a softmax.
+
+    Those of a sigmoid are infinite where it has reached 0 or 1.
+    """
+    logits = np.asarray(values, dtype=np.float64)
+    if kind != "sigmoid":
+        return logits
+    with np.errstate(divide="ignore"):
+        return np.asarray(logits - np.log(-np.expm1(logits)))

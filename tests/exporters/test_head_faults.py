@@ -139,14 +139,71 @@ def test_a_fault_is_named_in_float16_too_where_limits_are_wider(
     assert re.search(FAULTS[fault], reasons)
 
 
-def test_a_stale_slot_is_named(tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def endings(square: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The square model with a Softmax and with a Sigmoid after its head."""
+    folder = tmp_path_factory.mktemp("endings")
+    for op_type in ("Softmax", "Sigmoid"):
+        model = onnx.load(square[0])
+        model.graph.node.append(onnx.helper.make_node(op_type, ["logits"], ["scores"]))
+        model.graph.output[0].name = "scores"
+        onnx.save(model, folder / f"{op_type}.onnx")
+    return {op_type: folder / f"{op_type}.onnx" for op_type in ("Softmax", "Sigmoid")}
+
+
+@pytest.mark.parametrize("op_type", ["Softmax", "Sigmoid"])
+@pytest.mark.parametrize("head_kind", ["fused", "updatable"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named_behind_probabilities_that_vanish_too(
+    fault: Callable[[ir.Model], None],
+    head_kind: str,
+    op_type: str,
+    endings: dict[str, Path],
+    square: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    surgery = "add_slots" if head_kind == "updatable" else "fuse_head"
+    real = getattr(bundle_writing, surgery)
+
+    def faulty(*arguments: object) -> ir.Model:
+        model: ir.Model = real(*arguments).clone()
+        fault(model)
+        return model
+
+    monkeypatch.setattr(bundle_writing, surgery, faulty)
+    settings = {"head": "updatable", "capacity": 4} if head_kind == "updatable" else {}
+    assert re.search(FAULTS[fault], rejected_reasons(endings[op_type], square[1], tmp_path / "bundle", **settings))
+
+
+@pytest.mark.parametrize("op_type", ["Softmax", "Sigmoid"])
+@pytest.mark.parametrize("head_kind", ["fused", "updatable"])
+def test_a_right_head_passes_though_its_probabilities_vanish(
+    head_kind: str, op_type: str, endings: dict[str, Path], square: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The logits of one image lie up to 150 apart, where float32 ends at a probability of exp(-87)."""
+    capacity = 4 if head_kind == "updatable" else None
+    bundle = icis_deploy.export(
+        endings[op_type], classes=square[1], head=head_kind, capacity=capacity, out=tmp_path / "bundle"
+    )
+    assert all(report["max_scaled_error"] < 1e-5 for report in bundle.parity)
+
+
+@pytest.mark.parametrize("op_type", ["", "Sigmoid"])
+def test_a_stale_slot_is_named(
+    op_type: str,
+    tiny_project: TinyProject,
+    endings: dict[str, Path],
+    square: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = bundle_writing.set_slot_defaults
     # As if the model had been written before the last change of a row.
     stale = lambda model, weight, bias: real(model, np.roll(weight, 1, axis=1), bias)  # noqa: E731
     monkeypatch.setattr(bundle_writing, "set_slot_defaults", stale)
-    reasons = rejected_reasons(
-        tiny_project.model, tiny_project.classes, tmp_path / "bundle", head="updatable", capacity=4
-    )
+    model, classes = (endings[op_type], square[1]) if op_type else (tiny_project.model, tiny_project.classes)
+    reasons = rejected_reasons(model, classes, tmp_path / "bundle", head="updatable", capacity=4)
     assert "the slots baked into model.onnx are not those of slots.safetensors" in reasons
 
 
@@ -173,3 +230,9 @@ def test_a_right_head_has_no_fault_and_one_that_leaves_no_trace_is_not_named() -
     assert head_faults.name_fault(run_of(np.random.default_rng(1).normal(size=(30, 5)))) is None
     # What all classes share changes no probability, and is no fault of a row.
     assert head_faults.name_fault(run_of(np.random.default_rng(1).normal(size=(30, 1)) + np.zeros(5))) is None
+    # After a sigmoid it does: then every class is wrong, and nothing says why.
+    shared = np.zeros(5) + np.random.default_rng(1).normal(size=(30, 1))
+    assert head_faults.name_fault(run_of(shared, score_kind="sigmoid")) is None
+    assert head_faults.name_fault(run_of(np.where(np.arange(5) == 2, shared, 0), score_kind="sigmoid")) == (
+        "the rows of 1 classes are wrong: 'c'"
+    )
