@@ -157,11 +157,6 @@ def export(
     from exporters.targets import plan_targets
 
     check_free(Path(out), overwrite=overwrite)
-    if trust and head == "fused":
-        raise UsageError(
-            "A device with a fused head takes no class updates, whoever signed them: give --trust with --head "
-            "updatable, or leave it out."
-        )
     planned_targets = plan_targets(targets, target_options, head_kind=head)
     preprocessing = load_preprocessing(Path(preprocess)) if isinstance(preprocess, str | Path) else preprocess
     opened = inspect(model, classes=classes)
@@ -175,11 +170,20 @@ def export(
         preprocessing=preprocessing,
         images=_image_list(images, preprocessing),
         form=form,
-        trust=[Path(key) for key in trust],
+        trust=_used_keys(trust, head),
         targets=planned_targets,
         on_target=on_target,
         overwrite=overwrite,
     )
+
+
+def _used_keys(trust: Sequence[PathLike], head_kind: str) -> list[Path]:
+    if trust and head_kind == "fused":
+        raise UsageError(
+            "A device with a fused head takes no class updates, whoever signed them: give --trust with --head "
+            "updatable, or leave it out."
+        )
+    return [Path(key) for key in trust]
 
 
 def _with_generator(plan: HeadPlan, generator: PathLike | None) -> HeadPlan:
