@@ -16,6 +16,7 @@ radius that hide each other); noise with amplitude 1/f^a, Field, JOSA A 1987.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from numpy.typing import NDArray
 from icis_deploy.errors import UsageError
 
 Float32 = NDArray[np.float32]
+
+MOST_KEPT_PIXELS = 32 * 32
+"""Of pictures that are kept, 6 MB together: for a small model, drawing them took longer than the rest of an export."""
 
 SMALLEST_LEAF = 0.03
 LARGEST_LEAF = 0.4
@@ -53,10 +57,18 @@ def neutral_images(num_images: int, height: int, width: int, *, seed: int) -> Fl
             f"counts and a seed that is not negative."
         )
     images = np.empty((num_images, 3, height, width), dtype=np.float32)
+    draw = _kept_picture if height * width <= MOST_KEPT_PIXELS else _picture
     for index in range(num_images):
-        draw = KINDS[index % len(KINDS)]
-        images[index] = draw(height, width, np.random.default_rng([seed, index]))
+        images[index] = draw(index, height, width, seed)
     return images
+
+
+def _picture(index: int, height: int, width: int, seed: int) -> Float32:
+    """Return picture `index` of a seed, `(3, height, width)`."""
+    return KINDS[index % len(KINDS)](height, width, np.random.default_rng([seed, index]))
+
+
+_kept_picture = lru_cache(maxsize=512)(_picture)
 
 
 def dead_leaves(height: int, width: int, random: np.random.Generator) -> Float32:

@@ -72,3 +72,12 @@ def test_what_cannot_be_drawn_is_refused(arguments):
 
     with pytest.raises(UsageError, match=r"Cannot draw -?\d+ neutral images"):
         neutral_images(num_images, height, width, seed=seed)
+
+
+@pytest.mark.parametrize("side", [16, 48])
+def test_whoever_changes_a_picture_changes_his_own(side):
+    first = neutral_images(4, side, side, seed=0)
+    kept = first.copy()
+    first[:] = 0
+
+    np.testing.assert_array_equal(neutral_images(4, side, side, seed=0), kept)
