@@ -114,6 +114,33 @@ def test_a_failed_pack_leaves_no_archive(edge_bench, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_python_without_what_it_needs_is_told_which_one_has_it(tmp_path):
+    script = REPOSITORY / "scripts" / "edge-bench"
+    result = subprocess.run(
+        [sys.executable, "-I", "-S", str(script), "read", "x"], capture_output=True, text=True, check=False
+    )
+
+    assert result.returncode == 5
+    (line,) = result.stderr.splitlines()
+    assert line.endswith("Run ./scripts/install dev, then .venv/bin/python scripts/edge-bench.")
+
+
+def test_a_folder_called_build_is_not_taken_for_the_module_that_builds_the_wheel(edge_bench, tmp_path, monkeypatch):
+    """It is left in the repository by other ways to build; `python -m build` looks into the current folder first."""
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "__main__.py").write_text("raise SystemExit('the wrong build')")
+    (tmp_path / "build" / "__init__.py").write_text("")
+    (tmp_path / "wheels").mkdir()
+    monkeypatch.chdir(tmp_path)
+    commands = []
+    monkeypatch.setattr(edge_bench, "run", lambda command, **options: commands.append((command, options["cwd"])))
+    (tmp_path / "wheels" / "built.whl").touch()
+
+    assert edge_bench.copy_wheel(None, tmp_path / "wheels").name == "built.whl"
+    ((command, cwd),) = commands
+    assert subprocess.run([*command[:3], "--version"], cwd=cwd, check=False).returncode == 0
+
+
 # --- read ---------------------------------------------------------------------------------------------------------
 
 
