@@ -10,7 +10,7 @@ import pytest
 
 from icis_deploy.runtime.journal import MAX_STATES
 from tests.icis_deploy.runtime.bundles import FEATURE_DIM, make_update
-from tests.icis_deploy.runtime.file_layers import FailingFiles, Killed, VolatileDisk
+from tests.icis_deploy.runtime.file_layers import FailingFiles, Inode, Killed, VolatileDisk
 
 NUM_SEEDS = 20
 
@@ -34,6 +34,13 @@ def history_of(num_updates, signed):
     return (first + more)[:num_updates]
 
 
+def apply_what_a_damaged_table_of_an_earlier_state_holds(device, signed):
+    disk = device._opened.updater._store._files
+    table = disk.root / "state" / f"slots-{journal_states(disk)[1]['sha256']}.safetensors"
+    disk.seen[table] = disk.synced[table] = Inode(b"damaged", b"damaged")
+    device.apply(signed(make_update(replaced=["okapi"], version=50, seed=1)))
+
+
 CHANGES = {
     "first apply": (0, lambda device, signed: device.apply(signed(make_update("okapi", "zebra", version=50)))),
     "second apply": (1, lambda device, signed: device.apply(signed(make_update("zebra", version=50)))),
@@ -41,6 +48,7 @@ CHANGES = {
         MAX_STATES,
         lambda device, signed: device.apply(signed(make_update("zebra", version=50))),
     ),
+    "an apply that mends a slot table": (2, apply_what_a_damaged_table_of_an_earlier_state_holds),
     "rollback": (3, lambda device, _: device.rollback()),
     "rollback to the exported state": (1, lambda device, _: device.rollback()),
     "disable": (1, lambda device, _: device.disable("okapi")),
