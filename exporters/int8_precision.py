@@ -33,6 +33,7 @@ from exporters.activations import Inputs
 from exporters.backbone import backbone_of, with_backbone
 from exporters.bias_correction import correct_biases, has_float_weight
 from exporters.fp16_precision import require_float32
+from exporters.graph_constants import constant_array, is_constant
 from exporters.head_finding import HeadLocation
 from exporters.onnx_files import first_line, infer_shapes, serialize_model
 from icis_deploy.errors import ExportError, IncompatibleError
@@ -119,12 +120,27 @@ def _quantized(prepared: ir.Model, input_name: str, calibration: Inputs, folder:
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
         nodes_to_exclude=[*_nodes_after_the_last_layer(prepared), *others],
-        # A convolution that gives floats is computed in floats by ONNX Runtime, and keeps its integers.
-        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]} if normalises else {},
+        extra_options={
+            # A convolution that gives floats is computed in floats by ONNX Runtime, and keeps its integers.
+            "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"] if normalises else [],
+            "QDQKeepRemovableActivations": any(_cuts_off_elsewhere(node) for node in prepared.graph),
+        },
     )
     quantized = ir.load(target)
     infer_shapes(quantized)
     return quantized
+
+
+def _cuts_off_elsewhere(node: ir.Node) -> bool:
+    """Say whether a Clip begins elsewhere than at 0, where a range of integers may not.
+
+    The quantizer leaves activation functions to where the range of integers ends: one that always holds 0, and that
+    TensorRT makes symmetric.
+    """
+    if node.op_type != "Clip":
+        return False
+    least = node.inputs[1] if len(node.inputs) > 1 else None
+    return least is None or not is_constant(least) or float(constant_array(least)) != 0
 
 
 def _nodes_after_the_last_layer(backbone: ir.Model) -> list[str]:

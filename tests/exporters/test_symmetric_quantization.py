@@ -129,6 +129,20 @@ def test_it_computes_what_the_float_model_does_nearly_as_well(
     assert errors[1] < 3 * errors[0] < 0.1 * expected.std()
 
 
+@pytest.mark.parametrize("bounds", [(-1, 6), (-3, 1), (0.5, 6)])
+def test_a_clip_that_does_not_begin_at_zero_is_kept(
+    bounds: tuple[float, float], float_model: ir.Model, images: np.ndarray
+) -> None:
+    """Ranges of integers hold 0, and those of TensorRT are symmetric: neither can stand for such a Clip."""
+    model = float_model.clone()
+    for name, bound in zip(("low", "high"), bounds, strict=True):
+        model.graph.initializers[name].const_value = ir.Tensor(np.float32(bound).reshape(()), name=name)
+    integers = quantize_model(model, find_head(model), "x", lambda: iter(images[:, None])).model
+    expected = run_model(model, x=images)["logits"]
+    for each in (integers, with_symmetric_quantization(integers)):
+        assert np.abs(run_model(each, x=images)["logits"] - expected).std() < 0.02 * expected.std()
+
+
 def test_the_given_model_is_not_changed(quantized: ir.Model, symmetric: ir.Model) -> None:
     assert symmetric is not quantized
     assert Counter(value.dtype for value in quantized.graph.initializers.values())[ir.DataType.UINT8] > 0
