@@ -218,7 +218,9 @@ def _chosen(model: ir.Model, head_node: str) -> Candidate:
         raise ModelLoadError(f"--head-node {head_node} cannot be used as a head: {pattern}.")
     tail = trace_tail(pattern.logits, pattern.chain.class_axis, pattern.num_classes)
     if tail.blocks:
-        raise ModelLoadError(f"No class can be added to --head-node {head_node}: {tail.blocks[0]}.")
+        raise ModelLoadError(
+            f"No class can be added to --head-node {head_node}: {tail.blocks[0]}. Export the model without that part."
+        )
     if not any(output in tail.axes for output in model.graph.outputs):
         raise ModelLoadError(f"--head-node {head_node} reaches no output of the graph.")
     return Candidate(pattern=pattern, tail=tail)

@@ -39,22 +39,25 @@ class OriginalOnnx:
     def _session_with(self, output: str | None) -> Any:
         if output not in self._sessions:
             model = self._path if output is None else _with_output(self._path, output)
-            self._sessions[output] = _session(model, where=str(self._path))
+            self._sessions[output] = _session(model, self._path)
         return self._sessions[output]
 
 
 def _with_output(path: Path, output: str) -> bytes:
-    """Return the bytes of a model with one more output, nothing else changed."""
+    """Return the bytes of a model with one more output, nothing else changed; weights beside it stay there.
+
+    With them it may be more than a protobuf holds.
+    """
     import onnx
 
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     if not any(output in node.output for node in model.graph.node):
         raise IncompatibleError(f"{path} has no value {output!r}.")
     model.graph.output.append(onnx.helper.make_empty_tensor_value_info(output))
     return bytes(model.SerializeToString())
 
 
-def _session(model: Path | bytes, *, where: str) -> Any:
+def _session(model: Path | bytes, path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -62,8 +65,10 @@ def _session(model: Path | bytes, *, where: str) -> Any:
             "Running an ONNX model needs ONNX Runtime: pip install 'icis-deploy[cpu]' (or 'icis-deploy[gpu]', never "
             "both)."
         ) from error
+    options = session_options()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     source = model if isinstance(model, bytes) else str(model)
     try:
-        return onnxruntime.InferenceSession(source, session_options(), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own types, which share no base
-        raise ModelLoadError(f"ONNX Runtime cannot run {where}: {first_line(error)}.") from error
+        raise ModelLoadError(f"ONNX Runtime cannot run {path}: {first_line(error)}.") from error

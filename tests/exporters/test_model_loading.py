@@ -16,6 +16,7 @@ import torch
 from exporters.head_finding import find_head
 from exporters.model_loading import load_model, parse_input_shape
 from exporters.onnx_files import save_model
+from exporters.original_onnx import _with_output
 from icis_deploy.errors import IncompatibleError, ModelLoadError, RuntimeFailureError, UsageError
 from tests.exporters.head_graphs import GRAPHS, HEADER, parsed_model, rows
 
@@ -83,6 +84,25 @@ def test_any_value_of_the_original_onnx_file_can_be_asked_for(onnx_path: Path):
     np.testing.assert_allclose(loaded.original_logits(images, "scores"), probabilities, rtol=1e-5)
     with pytest.raises(IncompatibleError, match="has no value 'absent'"):
         loaded.original_logits(images, "absent")
+
+
+def test_a_value_is_asked_for_without_putting_weights_beside_the_model_into_a_protobuf(
+    onnx_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """So a model of more than 2 GB whose only output is a choice can be compared."""
+    images = GRAPHS["softmax"].images(0)
+    expected = load_model(str(onnx_path)).original_logits(images, "logits")
+    folder = tmp_path / "beside"
+    folder.mkdir()
+    options = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
+    onnx.save(onnx.load(onnx_path), folder / "model.onnx", **options)
+
+    extended = _with_output(folder / "model.onnx", "logits")
+    assert {tensor.data_location for tensor in onnx.load_from_string(extended).graph.initializer} == {1}
+    assert onnx.load_from_string(extended).graph.output[-1].name == "logits"
+    for folder_name, path in ((tmp_path, "beside/model.onnx"), (folder, "model.onnx")):
+        monkeypatch.chdir(folder_name)
+        np.testing.assert_array_equal(load_model(path).original_logits(images, "logits"), expected)
 
 
 def test_a_fixed_batch_is_run_in_pieces(tmp_path: Path):
@@ -257,6 +277,7 @@ from exporters.head_finding import find_head
 from exporters.head_surgery import add_slots
 from exporters.model_loading import load_model
 from exporters.onnx_files import save_model
+from exporters.original_onnx import _with_output
 loaded = load_model({str(onnx_path)!r})
 save_model(add_slots(loaded.model, find_head(loaded.model), 3), Path({str(onnx_path.with_name("out.onnx"))!r}))
 print([name for name in ("torch", "onnxscript") if name in sys.modules])
