@@ -19,6 +19,7 @@ Rules:
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -31,8 +32,10 @@ from numpy.typing import NDArray
 
 from benchmarks.bundle_copy import BundleCopy, bundle_copy
 from benchmarks.class_swap_report import ClassSwapReport
+from benchmarks.machine_state import read_others_s
 from benchmarks.percentiles import Float64, percentile_of, percentile_ratio
 from benchmarks.rounds import garbage_collector_at_rest
+from benchmarks.system_files import Unavailable
 from icis_deploy.bundle import load_manifest
 from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import UsageError
@@ -119,18 +122,27 @@ def measure_class_swap(
         raise UsageError("ClassSwap needs a time, a rate, threads and rounds that are greater than 0.")
     with bundle_copy(bundle_folder) as copy:
         run = _prepared(copy, runtime, num_new_classes)
-        random = np.random.default_rng(0)
+        start, others = time.perf_counter(), read_others_s()
+        num_updates, random = max(1, round(seconds / num_rounds * updates_per_second)), np.random.default_rng(0)
         rounds = []
         for _ in range(num_rounds):
-            files = [_next_update(run) for _ in range(max(1, round(seconds / num_rounds * updates_per_second)))]
             blocks = {
                 "without": partial(_wait, seconds=seconds / num_rounds),
                 "without again": partial(_wait, seconds=seconds / num_rounds),
-                "with": partial(_apply_all, run, files=files, updates_per_second=updates_per_second),
+                "with": partial(_apply_all, run, _next_updates(run, num_updates), updates_per_second),
             }
             with garbage_collector_at_rest():
                 rounds.append({name: _ask(run, num_threads, blocks[name]) for name in random.permutation(list(blocks))})
-    return _report(run, rounds, num_threads)
+        others_share = _share_since(others, start)
+    return _report(run, rounds, num_threads=num_threads, others_share=others_share)
+
+
+def _share_since(others_before: float | Unavailable, start: float) -> float | None:
+    """Return which share of the processors' time others had since then."""
+    others, elapsed = read_others_s(), time.perf_counter() - start
+    if isinstance(others, Unavailable) or isinstance(others_before, Unavailable):
+        return None
+    return max(0.0, others - others_before) / (elapsed * (os.cpu_count() or 1))
 
 
 def _prepared(copy: BundleCopy, runtime: Runtime | None, num_new_classes: int) -> _Run:
@@ -161,6 +173,10 @@ def _prepared(copy: BundleCopy, runtime: Runtime | None, num_new_classes: int) -
     )
 
 
+def _next_updates(run: _Run, num_updates: int) -> list[bytes]:
+    return [_next_update(run) for _ in range(num_updates)]
+
+
 def _next_update(run: _Run) -> bytes:
     """Return the next update, signed: for each input one class that wins by a margin of this version's own."""
     version = run.device.bundle.head_version + len(run.updates) + 1
@@ -187,7 +203,7 @@ def _wait(_block: _Block, *, seconds: float) -> None:
     time.sleep(seconds)
 
 
-def _apply_all(run: _Run, block: _Block, *, files: list[bytes], updates_per_second: float) -> None:
+def _apply_all(run: _Run, files: list[bytes], updates_per_second: float, block: _Block) -> None:
     start = time.perf_counter()
     for number, data in enumerate(files, start=1):
         before = time.perf_counter()
@@ -239,7 +255,9 @@ def _expected(run: _Run, version: int, index: int) -> Prediction | None:
     return top_predictions(logits[None].astype(np.float32), TOP, class_names=names, version=version)[0]
 
 
-def _report(run: _Run, rounds: list[dict[str, _Block]], num_threads: int) -> ClassSwapReport:
+def _report(
+    run: _Run, rounds: list[dict[str, _Block]], *, num_threads: int, others_share: float | None
+) -> ClassSwapReport:
     first, second, swapped = ([each[name] for each in rounds] for name in ("without", "without again", "with"))
     latencies, without = [block.latencies_ms for block in swapped], []
     for block, again in zip(first, second, strict=True):
@@ -270,6 +288,7 @@ def _report(run: _Run, rounds: list[dict[str, _Block]], num_threads: int) -> Cla
         p99_ratio_of_same=percentile_ratio(
             [block.latencies_ms for block in second], [block.latencies_ms for block in first], 99.0
         ),
+        others_share=others_share,
     )
 
 

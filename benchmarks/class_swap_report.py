@@ -70,6 +70,12 @@ class ClassSwapReport:
     p99_ratio_of_same: Interval | None
     """The same of each round's second block without updates over its first: 1, but for what the measurement adds."""
 
+    others_share: float | None
+    """Share of the processors' time that other processes had during the run; `None` where the system does not tell.
+
+    Whatever they had, the threads of ClassSwap would have used: they keep every core busy.
+    """
+
     DERIVED: ClassVar = ("is_clean",)
 
     @property
@@ -85,6 +91,7 @@ class ClassSwapReport:
 
 def text_of(report: ClassSwapReport) -> str:
     """Return a report as text for people."""
+    others = "unknown" if report.others_share is None else f"{report.others_share:.1%}"
     return "\n".join(
         [
             f"{report.num_threads} threads, {report.num_updates} updates of {report.num_new_classes} classes in "
@@ -95,6 +102,7 @@ def text_of(report: ClassSwapReport) -> str:
             f"median {report.median_ms:.3f} ms, without updates {report.median_without_ms:.3f} ms",
             f"p99 {report.p99.text}, without updates {report.p99_without.text}: {_ratio_text(report.p99_ratio)}",
             f"p99 without updates, second blocks over first: {_ratio_text(report.p99_ratio_of_same)}",
+            f"other processes' share of the processors: {others}",
             *(f"dropped: {failure}" for failure in report.failures),
         ]
     )

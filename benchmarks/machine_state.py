@@ -177,16 +177,29 @@ def raspberry_reasons(root: Path) -> list[str]:
 
 def read_processor_seconds(root: Path) -> tuple[float | Unavailable, float | Unavailable]:
     """Return the processor seconds given to others by the hypervisor, and all of them, since the start."""
+    seconds = _seconds_by_kind(root)
+    return (seconds, seconds) if isinstance(seconds, Unavailable) else (seconds[7], sum(seconds))
+
+
+def read_others_s(root: Path = SYSTEM_ROOT) -> float | Unavailable:
+    """Return the processor seconds that all but this process have had since the start, other guests included."""
+    seconds = _seconds_by_kind(root)
+    if isinstance(seconds, Unavailable):
+        return seconds
+    user, nice, system, steal = (seconds[index] for index in (0, 1, 2, 7))
+    return user + nice + system + steal - time.process_time()
+
+
+def _seconds_by_kind(root: Path) -> list[float] | Unavailable:
+    """Return the processor seconds since the start: user nice system idle iowait irq softirq steal."""
     text = read_text(root, "proc/stat")
     if isinstance(text, Unavailable):
-        return text, text
+        return text
     words = text.splitlines()[0].split() if text else []
     if len(words) < 9 or words[0] != "cpu":
-        missing = Unavailable("/proc/stat does not tell")
-        return missing, missing
-    ticks = [int(word) for word in words[1:9]]  # user nice system idle iowait irq softirq steal; guests are in user
+        return Unavailable("/proc/stat does not tell")
     per_second = os.sysconf("SC_CLK_TCK")
-    return ticks[7] / per_second, sum(ticks) / per_second
+    return [int(word) / per_second for word in words[1:9]]  # guests, which come next, are in user
 
 
 def read_waited_s(root: Path) -> float | Unavailable:

@@ -64,6 +64,7 @@ def test_what_updates_add_to_the_tail_is_a_ratio_with_an_interval(bundle, monkey
     assert report.p99_ratio.low > 1
     assert report.p99_ratio_of_same.low <= report.p99_ratio_of_same.value < report.p99_ratio.value
     assert report.apply_median_ms > 20
+    assert 0 <= report.others_share < 1
     assert report.to_json()["p99_ratio"]["value"] == report.p99_ratio.value
     assert f"x {report.p99_ratio.value:.2f} (" in text_of(report)
 

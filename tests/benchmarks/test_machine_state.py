@@ -1,10 +1,12 @@
 import json
 import os
+import time
 
 import pytest
 
 from benchmarks.json_values import json_from_value
-from benchmarks.machine_state import read_machine_state
+from benchmarks.machine_state import read_machine_state, read_others_s
+from benchmarks.system_files import Unavailable
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -109,6 +111,16 @@ def test_time_given_to_others_is_read(system):
     )
 
     assert (state.steal_s, state.busy_and_idle_s, state.waited_s) == (5.0, 100.0, 0.25)
+
+
+def test_what_other_processes_had_is_all_but_idle_time_and_this_process(system):
+    root = system({"proc/stat": f"cpu  {10**6 * TICKS} {2 * TICKS} {5 * TICKS} {80 * TICKS} 7 7 7 {3 * TICKS} 7 0\n"})
+
+    before = time.process_time()
+    others = read_others_s(root)
+
+    assert before <= 10**6 + 10 - others <= time.process_time()
+    assert isinstance(read_others_s(system({"proc/stat": "intr 1 2"})), Unavailable)
 
 
 @pytest.mark.parametrize(
