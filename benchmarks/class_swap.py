@@ -38,7 +38,7 @@ from benchmarks.rounds import garbage_collector_at_rest
 from benchmarks.system_files import Unavailable
 from icis_deploy.bundle import load_manifest
 from icis_deploy.class_update import ClassUpdate
-from icis_deploy.errors import UsageError
+from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.runtime.answers import Prediction, top_predictions
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.probe import probe_input
@@ -110,7 +110,8 @@ def measure_class_swap(
 
     Raises:
         UsageError: If the head has too few slots, or what is asked for is no run.
-        ICISDeployError: If a bundle or the runtime fails, or an update is refused.
+        RuntimeFailureError: If no request gets an answer.
+        ICISDeployError: If a bundle fails, or an update is refused.
     """
     bundle = load_manifest(bundle_folder)
     if not 1 <= num_new_classes <= bundle.capacity or bundle.score_kind != "logits":
@@ -265,6 +266,9 @@ def _report(
     answers = [answer for block in swapped for answer in block.answers]
     failures = [failure for block in (*first, *second, *swapped) for failure in block.failures]
     seconds = sum(block.seconds for block in swapped)
+    if not answers or not any(map(len, without)):
+        reason = failures[0] if failures else "a request takes longer than the run; give it more seconds"
+        raise RuntimeFailureError(f"No request was answered in a run of ClassSwap: {reason}")
     num_torn, num_wrong = _count_wrong(run, answers)
     return ClassSwapReport(
         num_threads=num_threads,

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from threading import Event
 
 import pytest
@@ -82,7 +81,7 @@ def test_rows_of_one_version_under_the_names_of_another_are_noticed(bundle, monk
     def torn(device, images, *, top):
         (prediction,) = predict(device, images, top=top)
         names = tuple(name.replace(f"version {prediction.version} ", "version 1 ") for name in prediction.class_names)
-        return [replace(prediction, class_names=names)]
+        return [prediction._replace(class_names=names)]
 
     monkeypatch.setattr(Device, "predict", torn)
     report = swap(bundle)
@@ -97,7 +96,7 @@ def test_rows_of_another_version_under_the_right_names_are_noticed(bundle, monke
 
     def torn(device, images, *, top):
         (prediction,) = predict(device, images, top=top)
-        return [replace(prediction, probabilities=tuple(0.98 * each for each in prediction.probabilities))]
+        return [prediction._replace(probabilities=tuple(0.98 * each for each in prediction.probabilities))]
 
     monkeypatch.setattr(Device, "predict", torn)
 
@@ -118,6 +117,16 @@ def test_a_request_without_an_answer_is_counted_as_dropped(bundle, monkeypatch):
     assert not report.is_clean
     assert report.num_dropped > 0
     assert "dropped: RuntimeFailureError: the runtime is gone" in text_of(report)
+
+
+def test_a_device_that_answers_nothing_is_an_error_that_says_why(bundle, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeFailureError("the runtime is gone")
+
+    monkeypatch.setattr(Device, "predict", fail)
+
+    with pytest.raises(RuntimeFailureError, match=r"^No request was answered .*: RuntimeFailureError: the runtime is"):
+        swap(bundle)
 
 
 @pytest.mark.parametrize("changed", [{"num_new_classes": 5}, {"seconds": 0}, {"num_threads": 0}])
