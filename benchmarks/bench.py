@@ -182,11 +182,13 @@ def run_bench(
 
     Raises:
         RuntimeFailureError: If a target fails.
-        UsageError: If a batch does not fit into memory.
+        UsageError: If a batch does not fit into memory, or classes are to be swapped and there are no slots.
         ImageError, IncompatibleError: If the inputs do not fit the targets.
         MissingDependencyError: If there are scenarios, but LoadGen is not installed.
     """
     check_batches_fit(targets, batch_sizes)
+    if CLASS_SWAP in scenarios and not any(target.capacity for target in targets):
+        raise UsageError("class-swap is for bundles with slots, and none was given. Export one with --head updatable.")
     if set(scenarios) - {CLASS_SWAP}:
         import_loadgen()  # before minutes are spent on the rest
     environment = read_environment()

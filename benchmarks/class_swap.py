@@ -286,6 +286,7 @@ def _report(
         failures=tuple(failures[:MAX_FAILURES]),
         median_ms=float(np.median(np.concatenate(latencies))),
         median_without_ms=float(np.median(np.concatenate(without))),
+        p90=percentile_of(np.concatenate(latencies), 90.0),
         p99=percentile_of(np.concatenate(latencies), 99.0),
         p99_without=percentile_of(np.concatenate(without), 99.0),
         p99_ratio=percentile_ratio(latencies, without, 99.0),

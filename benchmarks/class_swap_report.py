@@ -58,6 +58,9 @@ class ClassSwapReport:
     median_without_ms: float
     """Median latency without."""
 
+    p90: Percentile
+    """90th percentile of the latency with updates."""
+
     p99: Percentile
     """99th percentile of the latency with updates."""
 

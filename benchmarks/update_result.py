@@ -58,7 +58,7 @@ def scenario_from_swap(report: ClassSwapReport, *, target: str) -> Scenario:
         samples_per_query=1,
         duration_s=report.seconds,
         samples_per_s=report.num_answers / report.seconds,
-        latency=LatencySummary(median_ms=report.median_ms, percentiles=(report.p99,)),
+        latency=LatencySummary(median_ms=report.median_ms, percentiles=(report.p90, report.p99)),
         details=report.to_json(),
         logs=None,
     )

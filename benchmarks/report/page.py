@@ -7,7 +7,7 @@ comes from a result is text to the template, which escapes it: results come from
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def html_page(report: Report) -> str:
 
 
 def markdown_text(report: Report) -> str:
-    """Return the report for a README: the table, what the pictures say, the machines.
+    """Return the report for a README: the tables, what the pictures say, the machines.
 
     Raises:
         MissingDependencyError: If matplotlib is not installed.
@@ -119,11 +119,14 @@ def markdown_text(report: Report) -> str:
     lines = [f"### {title_of(report)}", ""]
     if rows:
         titles = [f"{column.title} ({column.unit})" if column.unit else column.title for column in columns]
-        lines += [_markdown_row(titles), _markdown_row(["---:" if column.is_number else "---" for column in columns])]
-        lines += [_markdown_row([_markdown_cell(cell) for cell in row]) for row in rows]
-        lines.append("")
+        texts = [[cell.text for cell in row] for row in rows]
+        lines += _markdown_table(titles, texts, are_numbers=[column.is_number for column in columns])
     for picture in pictures_of(report.devices, report.entries):
         lines += [f"**{escape_markdown(picture.title)}.** {escape_markdown(picture.words)}", ""]
+    for table in extra_tables(report.devices, report.entries):
+        lines += [f"**{table.title}.** {escape_markdown(table.words)}", ""]
+        are_numbers = [place >= table.num_texts for place in range(len(table.titles))]
+        lines += _markdown_table(table.titles, table.rows, are_numbers=are_numbers)
     for device in report.devices:
         facts = "; ".join(f"{name.lower()} {value}" for name, value in facts_of(device) if name != "Not readable")
         lines += [f"**{escape_markdown(device.label)}.** {escape_markdown(facts)}", ""]
@@ -152,8 +155,14 @@ def escape_markdown(text: str) -> str:
     return " ".join(text.split())
 
 
-def _markdown_cell(cell: Cell) -> str:
-    return escape_markdown(cell.text)
+def _markdown_table(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], *, are_numbers: Sequence[bool]
+) -> Iterator[str]:
+    yield _markdown_row(titles)
+    yield _markdown_row(["---:" if is_number else "---" for is_number in are_numbers])
+    for row in rows:
+        yield _markdown_row([escape_markdown(text) for text in row])
+    yield ""
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

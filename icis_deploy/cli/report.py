@@ -27,6 +27,8 @@ def report(results: tuple[Path, ...], out: Path | None, markdown: Path | None, o
 
     if out is None and markdown is None:
         raise click.UsageError("Nothing to write: give --out report.html, --markdown report.md, or both.")
+    if out is not None and markdown is not None and out.resolve() == markdown.resolve():
+        raise click.UsageError(f"--out and --markdown are both {out}; give each a place of its own.")
     for path in (out, markdown):
         if path is not None:
             check_free(path, overwrite=overwrite)

@@ -129,5 +129,6 @@ def test_every_read_follows_other_work_and_all_threads_together_read_everything_
     )
     found = bandwidth_after(lambda: done.append("answer"), num_bytes=4096, num_threads=2, num_reads=3)
 
-    assert done == ["answer", 2048, 2048] * 3
+    assert [each for each in done if each != 4] == ["answer", 2048, 2048] * 3
+    assert done[:2] == ["answer", 4]  # the code is found before the clock starts
     assert 1e6 < found < 1e13

@@ -102,10 +102,14 @@ def test_what_was_not_measured_is_named_with_its_reason(page):
 
 def test_markdown_has_the_table_the_words_and_the_machine(full):
     text = markdown_text(report_of([full]))
-    table = [line for line in text.splitlines() if line.startswith("|")]
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
 
-    assert len(table) == 2 + 3 * 2
-    assert len({line.count("|") for line in table}) == 1
+    assert len(tables[0]) == 2 + 3 * 2
+    for table in tables:
+        assert len({line.count("|") for line in table}) == 1
+    parity = tables[1 + bool(full.scenarios)]
+    assert parity[0].startswith("| Target | Against | Inputs |")
+    assert len(parity) == 2 + sum(len(target.parity) for target in full.targets)
     assert "**Accuracy on unseen and seen classes.** updatable has the highest H, 53.3 %" in text
     assert full.environment.fingerprint in text
 

@@ -159,6 +159,12 @@ def test_classes_can_change_while_an_updatable_bundle_answers(bundles, tmp_path,
     assert code == 0
     assert (scenario.name, scenario.target, scenario.valid) == ("class-swap", "updatable", True)
     assert scenario.num_queries > 0
+    assert [each.percent for each in scenario.latency.percentiles] == [90.0, 99.0]
+
+
+def test_classes_cannot_change_where_there_are_no_slots(bundles, capsys):
+    assert run(["bench", str(bundles.fused), "--scenario", "class-swap"]) == 2
+    assert "class-swap is for bundles with slots, and none was given" in capsys.readouterr().err
 
 
 def test_bench_update_writes_a_result_with_its_machine(bundles, tmp_path, capsys):

@@ -54,6 +54,15 @@ def test_a_page_that_is_there_is_only_replaced_when_asked(tmp_path: Path, capsys
     assert page.read_text() != "mine"
 
 
+def test_two_texts_in_one_place_are_a_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sub").mkdir()
+    same = [str(tmp_path / "report"), str(tmp_path / "sub" / ".." / "report")]
+
+    assert run(["report", RESULT, "--out", same[0], "--markdown", same[1]]) == 2
+    assert "give each a place of its own" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["sub"]
+
+
 def test_nothing_to_write_is_a_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["report", RESULT]) == 2
     assert "give --out report.html, --markdown report.md, or both" in capsys.readouterr().err
