@@ -103,7 +103,7 @@ def _print(out: Path, precision: str, written: WrittenGenerator) -> None:
         ("descriptor", f"{facts.descriptor_dim} numbers"),
         (
             "rows",
-            f"at most {written.max_row_error:.1e} of their length off inject's, on {written.num_compared} classes",
+            f"at most {written.max_row_error:.1e} of their length off inject's, on {written.num_compared} descriptors",
         ),
     ]
     print_result(result, text=columns(rows))
