@@ -25,15 +25,16 @@ from icis_deploy.errors import UsageError
 
 Float32 = NDArray[np.float32]
 
-MOST_KEPT_PIXELS = 32 * 32
-"""Of pictures that are kept, 6 MB together: for a small model, drawing them took longer than the rest of an export."""
-
 SMALLEST_LEAF = 0.03
 LARGEST_LEAF = 0.4
 """Radii of leaves, as parts of the picture's shorter side."""
 
 NUM_LEAVES = 400
 """Leaves of a picture; enough that next to nothing of the ground is left to see."""
+
+MOST_KEPT, MOST_KEPT_PIXELS = 64, 256 * 256
+"""How many pictures are kept, and of which size: 50 MB at most. Every gate of a process compares on the same 64, and
+drawing them takes a second; for a small model that is longer than the rest of its export."""
 
 
 def neutral_images(num_images: int, height: int, width: int, *, seed: int) -> Float32:
@@ -68,7 +69,7 @@ def _picture(index: int, height: int, width: int, seed: int) -> Float32:
     return KINDS[index % len(KINDS)](height, width, np.random.default_rng([seed, index]))
 
 
-_kept_picture = lru_cache(maxsize=512)(_picture)
+_kept_picture = lru_cache(maxsize=MOST_KEPT)(_picture)
 
 
 def dead_leaves(height: int, width: int, random: np.random.Generator) -> Float32:
