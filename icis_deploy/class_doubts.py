@@ -60,7 +60,7 @@ def class_confidence(
         predictor: The method, trained on all seen classes.
         unseen_descriptors: `(num_unseen, descriptor_dim)`.
     """
-    from sklearn.linear_model import LogisticRegression
+    from scipy.special import expit
 
     won = recognised(candidate.outcomes, candidate.point)
     if won.all() or not won.any():
@@ -68,14 +68,41 @@ def class_confidence(
     standing = np.full((len(trial.rows), 4), np.nan)
     for part in candidate.held_out:
         standing[part.fold.held_out] = _standing_in_fold(trial.descriptors, part)
-    model = LogisticRegression(C=1.0).fit(standing[candidate.outcomes.unseen_class], won)
+    weight, intercept = fit_logistic(standing[candidate.outcomes.unseen_class], won)
     asked = _standing(
         trial.descriptors,
         unseen_descriptors,
         group_of=np.zeros(len(unseen_descriptors), dtype=np.int64),
         variance=prediction_variance(predictor, unseen_descriptors),
     )
-    return tuple(float(value) for value in model.predict_proba(asked)[:, 1])
+    return tuple(float(value) for value in expit(asked @ weight + intercept))
+
+
+def fit_logistic(inputs: Float64, is_positive: NDArray[np.bool_]) -> tuple[Float64, float]:
+    """Return weights and intercept of a logistic regression, the weights under a standard normal prior.
+
+    By scipy's optimiser: importing scikit-learn for it would take a third of the time of a whole injection.
+
+    Args:
+        inputs: `(num_examples, num_inputs)`.
+        is_positive: `(num_examples,)`, some true and some not.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    sign = np.where(is_positive, 1.0, -1.0)
+    extended = np.column_stack([inputs, np.ones(len(inputs))])
+    is_weight = np.arange(extended.shape[1]) < inputs.shape[1]
+
+    def loss(parameters: Float64) -> tuple[float, Float64]:
+        """Return the mean negative log posterior and its gradient."""
+        margin, prior = sign * (extended @ parameters), is_weight * parameters
+        slope = -sign * expit(-margin)
+        total = np.logaddexp(0.0, -margin).sum() + 0.5 * prior @ prior
+        return total / len(sign), (slope @ extended + prior) / len(sign)
+
+    found = minimize(loss, np.zeros(extended.shape[1]), jac=True, method="L-BFGS-B", tol=1e-9).x
+    return found[:-1], float(found[-1])
 
 
 def _standing_in_fold(descriptors: Float32, part: HeldOutRows) -> Float64:

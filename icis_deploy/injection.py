@@ -129,13 +129,13 @@ def inject(
         DescriptorError: If a class has no descriptor, or there is no unseen class.
         ClassConflictError: If the head already has an unseen class, or one is asked for twice.
         IncompatibleError: If the neutral features have another width than the head's.
-        MissingDependencyError: If scipy, scikit-learn or torch is needed and not installed.
+        MissingDependencyError: If scipy or torch is needed and not installed.
     """
     options = options or InjectionOptions()
     names = unseen_classes(head, descriptors, unseen)
     seen, new = descriptors.select(head.class_names), descriptors.select(names)
     features = checked_neutral_features(neutral_features, head)
-    _require_solvers()
+    _require_solver()
     warnings = []
     if options.needs_trial and head.num_classes < MIN_SEEN:
         options = options.without_trial()
@@ -200,13 +200,10 @@ def checked_neutral_features(features: Float32 | None, head: Head) -> Float32 | 
     return checked
 
 
-def _require_solvers() -> None:
-    """Raise `MissingDependencyError` unless scipy and scikit-learn are there."""
-    missing = [name for name in ("scipy", "sklearn") if find_spec(name) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"Injection needs {' and '.join(missing)}. Install it: pip install 'icis-deploy[train]'."
-        )
+def _require_solver() -> None:
+    """Raise `MissingDependencyError` unless scipy is there."""
+    if find_spec("scipy") is None:
+        raise MissingDependencyError("Injection needs scipy. Install it: pip install 'icis-deploy[train]'.")
 
 
 def _select(

@@ -188,10 +188,10 @@ def test_neutral_features_of_another_width_are_refused():
         inject(head, descriptors, neutral_features=np.zeros((8, 31), np.float32))
 
 
-def test_missing_solvers_are_named_with_the_command_that_installs_them(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_solver_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch):
     head, descriptors = linear_world(40, 5)
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(MissingDependencyError, match=r"sklearn.*pip install 'icis-deploy\[train\]'"):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(MissingDependencyError, match=r"needs scipy.*pip install 'icis-deploy\[train\]'"):
         inject(head, descriptors)
 
 
