@@ -2,7 +2,8 @@
 
 Two kinds of evidence: a trend in what was timed (the queries, and a fixed computation timed between them, which has
 nothing to do with any model), and what the machine says of itself before and after (clocks, counters of throttling,
-time given to others).
+time given to others). The fixed computation needs no memory: where all models became faster or slower and it did not,
+others had a part of the memory's bandwidth or of the last cache, which nothing else shows in a virtual machine.
 """
 
 from __future__ import annotations
@@ -92,17 +93,20 @@ def trend(times_s: Sequence[float], values: Sequence[float]) -> Trend | None:
     return Trend(change=Interval(value=value, low=low, high=high))
 
 
-def find_disturbances(before: MachineState, after: MachineState, probe: Trend | None) -> Steadiness:
+def find_disturbances(
+    before: MachineState, after: MachineState, probe: Trend | None, drifts: Sequence[Trend | None] = ()
+) -> Steadiness:
     """Return what disturbed a run.
 
     Args:
         before: The machine after the warm-up.
         after: The machine at the end.
         probe: Trend of a fixed computation's time during the run, None where there is none.
+        drifts: Trends of everything that was measured in turn.
     """
     return Steadiness(
         throttling=tuple(signs_of_throttling(before, after, probe)),
-        interference=tuple(signs_of_interference(before, after)),
+        interference=(*signs_of_interference(before, after), *signs_of_shared_memory(probe, drifts)),
     )
 
 
@@ -135,6 +139,20 @@ def signs_of_interference(before: MachineState, after: MachineState) -> list[str
     if waited > INTERFERENCE_SHARE:
         signs.append(f"other processes held the processor for {waited:.1%} of the run")
     return signs
+
+
+def signs_of_shared_memory(probe: Trend | None, drifts: Sequence[Trend | None]) -> list[str]:
+    """Return, in words, that all things measured in turn drifted the same way and a fixed computation did not."""
+    known = [drift for drift in drifts if drift is not None]
+    verdicts = {drift.verdict for drift in known}
+    if len(known) < max(2, len(drifts)) or len(verdicts) > 1 or probe is None or verdicts <= {"steady", probe.verdict}:
+        return []
+    how = "slower" if known[0].verdict == "rising" else "faster"
+    least, most = (end(abs(drift.change.value) for drift in known) for end in (min, max))
+    return [
+        f"everything became {how} during the run, by {least:.0%} to {most:.0%}, a fixed computation did not: others "
+        f"share the memory or its caches"
+    ]
 
 
 def share_between(

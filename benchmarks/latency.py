@@ -196,8 +196,9 @@ def measure(
         rounds, precise = run_rounds(calls, warm_ups, pairs, plan, instruments, deadline_ns=start_ns + budget_ns)
         after = instruments.read_state()
     probe = trend([each.start_s for each in rounds], [each.probe_ns for each in rounds])
+    latencies = tuple(report_latency(label, rounds, warm_ups[label]) for label in calls)
     return Measurement(
-        latencies=tuple(report_latency(label, rounds, warm_ups[label]) for label in calls),
+        latencies=latencies,
         comparisons=compare_all(rounds, pairs, plan.margin),
         num_rounds=len(rounds),
         duration_s=(clock() - start_ns) / 1e9,
@@ -206,7 +207,7 @@ def measure(
         probe=probe,
         before=before,
         after=after,
-        steadiness=find_disturbances(before, after, probe),
+        steadiness=find_disturbances(before, after, probe, [latency.drift for latency in latencies]),
     )
 
 

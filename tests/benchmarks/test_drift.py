@@ -104,3 +104,30 @@ def test_time_taken_by_others_is_interference():
         "the hypervisor gave 10.0% of the processor time to others",
         "other processes held the processor for 5.0% of the run",
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "probe", "sign"),
+    [
+        (
+            (-0.31, -0.22),
+            0.0,
+            "everything became faster during the run, by 22% to 31%, a fixed computation did not",
+        ),
+        ((0.2, 0.1), 0.0, "everything became slower during the run, by 10% to 20%, a fixed computation did not"),
+        ((0.2, 0.1), -0.2, "everything became slower during the run"),
+        ((0.2, 0.1), 0.2, None),  # the machine as a whole, which is throttling
+        ((0.2, -0.1), 0.0, None),
+        ((0.2, 0.0), 0.0, None),
+        ((0.0, 0.0), 0.2, None),
+        ((0.2,), 0.0, None),  # it may be what was measured
+        ((0.2, None), 0.0, None),
+    ],
+)
+def test_what_slows_all_models_and_no_computation_is_the_memory(changes, probe, sign):
+    drifts = [None if change is None else trend(*values_that_change(change)) for change in changes]
+    found = find_disturbances(MachineState(), MachineState(), trend(*values_that_change(probe)), drifts).interference
+
+    assert bool(found) == (sign is not None)
+    if sign is not None:
+        assert found[0].startswith(sign)
