@@ -9,7 +9,7 @@ Rules:
 2. The journal is written beside itself, synced, renamed over itself, and the folder synced. Whoever opens the bundle
    finds the old journal or the new one, and behind either its slot table: there is nothing to recover.
 3. What a change wrote is removed again if it does not commit. After a power cut such files may stay; the next change
-   removes what no journal names.
+   removes those that no journal names, and nothing else that lies there.
 4. Reading takes no lock and writes nothing, so a bundle on a read-only disk works. Changes take the folder's lock.
 5. What the disk says is never believed without its SHA-256; a slot table that a change needs and an earlier one left
    is compared byte for byte, and replaced where it is damaged.
