@@ -10,12 +10,19 @@ import pytest
 
 import icis_deploy
 import icis_deploy.pipeline
+from exporters.engine_settings import EngineSettings
+from exporters.fp16_precision import halve_model
+from exporters.head_finding import find_head
+from exporters.head_surgery import add_slots
+from exporters.onnx_files import save_model
 from exporters.targets import TARGETS, BuiltTarget, TargetJob, TargetOptions
+from exporters.tensorrt_build import build_engine
+from exporters.tensorrt_graph import with_slots_as_inputs
 from icis_deploy.bundle import file_entry, load_bundle
 from icis_deploy.class_names import load_class_list
 from icis_deploy.class_update import ClassUpdate
 from icis_deploy.engine_sidecar import parse_sidecar
-from icis_deploy.images import load_image_list
+from icis_deploy.images import load_image_list, load_images
 from icis_deploy.injection_options import InjectionOptions
 from icis_deploy.injection_pipeline import train_injector
 from icis_deploy.method_comparison import Photos
@@ -165,6 +172,25 @@ def test_one_tensorrt_rtx_engine_and_openvino_files_come_of_the_real_model(
     found, expected = device.logits(images).values, reference.logits(images).values
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize("head", ["fused", "updatable"])
+def test_a_float16_engine_of_the_real_model_has_half_its_size(
+    head: str, opened: icis_deploy.pipeline.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
+) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    photos = load_image_list(imagenet_mobilenet / "images.csv").paths[:2]
+    images = load_images(photos, load_preprocessing(imagenet_mobilenet / "preprocess.json"))
+    halved = halve_model(opened.loaded.model, lambda: iter([images]))
+    if head == "updatable":
+        halved = with_slots_as_inputs(add_slots(halved, find_head(halved), 256))
+    save_model(halved, tmp_path / "half.onnx")
+    settings = EngineSettings(compute_capabilities=("8.0", "8.6", "8.9", "12.0"))
+    built = build_engine(trt, tmp_path / "half.onnx", settings)
+    assert built.compute_capabilities == settings.compute_capabilities
+    assert {each.dtype for each in (*built.inputs, *built.outputs)} == {"float32"}
+    assert built.outputs[0].shape == (-1, 800 if head == "fused" else 1056)
+    assert len(built.data) < 8e6
 
 
 @pytest.mark.parametrize("head", ["fused", "updatable"])

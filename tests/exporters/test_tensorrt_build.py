@@ -11,6 +11,7 @@ import onnx
 import onnx.parser
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 import icis_deploy
@@ -23,9 +24,11 @@ from exporters.symmetric_quantization import with_symmetric_quantization
 from exporters.tensorrt_build import build_engine, known_capabilities
 from exporters.tensorrt_graph import SLOT_ROWS, with_refittable_slots, with_slots_as_inputs
 from icis_deploy.bundle import MODEL_NAME, load_bundle
+from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, export_program
 from icis_deploy.engine_sidecar import EngineInput, EngineOutput, model_sha256, parse_sidecar, this_platform
 from icis_deploy.errors import EngineMismatchError, ExportError, GateFailedError, MissingDependencyError, UsageError
 from icis_deploy.model_form import ModelForm
+from icis_deploy.pipeline import OpenedModel
 from icis_deploy.runtime.cuda_calls import load_cuda
 from icis_deploy.runtime.session import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
@@ -233,6 +236,37 @@ def test_engines_are_built_for_every_architecture_head_and_precision(
     assert [each.name for each in built.inputs[1:]] == ([SLOT_WEIGHT, SLOT_BIAS] if head == "updatable" else [])
     assert {each.dtype for each in (*built.inputs, *built.outputs)} == {"float32"}
     assert built.outputs[0].shape == (-1, NUM_SEEN + (CAPACITY if head == "updatable" else 0))
+
+
+@pytest.fixture(scope="module")
+def demo_model(tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
+    """The network of `icis-deploy demo`, untrained, as it leaves torch."""
+    folder = tmp_path_factory.mktemp("demo")
+    torch.manual_seed(0)
+    export_program(DemoNetwork(num_classes=NUM_SEEN), folder / "model.pt2")
+    (folder / "classes.txt").write_text("\n".join(f"class {index}" for index in range(NUM_SEEN)))
+    return icis_deploy.inspect(folder / "model.pt2", classes=folder / "classes.txt")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("head", ["fused", "updatable"])
+def test_engines_come_of_the_demos_network(head, precision, demo_model, tmp_path):
+    bundle = icis_deploy.export(
+        demo_model,
+        head=head,
+        capacity=CAPACITY if head == "updatable" else None,
+        preprocess=PREPROCESSING,
+        form=ModelForm(precision=precision),
+        targets=["tensorrt-rtx"],
+        out=tmp_path / "bundle",
+    )
+    sidecar = parse_sidecar((tmp_path / "bundle" / "engines" / "tensorrt-rtx.json").read_bytes())
+    assert set(ARCHITECTURES) <= set(sidecar.compute_capabilities)
+    assert (sidecar.precision, sidecar.model_sha256) == (precision, model_sha256(bundle))
+    slots = [SLOT_WEIGHT, SLOT_BIAS] if head == "updatable" else []
+    assert [each.name for each in sidecar.inputs] == [bundle.model_input.name, *slots]
+    assert sidecar.inputs[0].max_shape == (32, *bundle.model_input.shape)
+    assert sidecar.outputs[0].shape == (-1, NUM_SEEN + bundle.capacity)
 
 
 def test_the_convolutions_of_an_int8_engine_compute_in_int8(tiny_project, tmp_path):
