@@ -67,12 +67,12 @@ _ONLY_FOR: Mapping[str, tuple[str, str, str]] = {
     "timing_cache": (
         "--timing-cache",
         "tensorrt",
-        "TensorRT-RTX times no kernels while it builds: it compiles them on the device that loads the engine",
+        "TensorRT-RTX times no kernels, but compiles them on the device that loads the engine",
     ),
     "hardware_compatibility": (
         "--hardware-compatibility",
         "tensorrt",
-        "an engine of TensorRT-RTX runs on what it is built for: say what with --compute-capability",
+        "an engine of TensorRT-RTX runs on what --compute-capability names",
     ),
     "compute_capabilities": (
         "--compute-capability",

@@ -59,6 +59,17 @@ def one_row_wrong(model: ir.Model) -> None:
     rewritten(seen_gemm(model).inputs[1], lambda weight: np.concatenate([weight[:3], 1.01 * weight[3:4], weight[4:]]))
 
 
+def make_surgery_faulty(name: str, fault: Callable[[ir.Model], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = getattr(bundle_writing, name)
+
+    def faulty(*arguments: object) -> ir.Model:
+        model: ir.Model = real(*arguments).clone()
+        fault(model)
+        return model
+
+    monkeypatch.setattr(bundle_writing, name, faulty)
+
+
 FAULTS = {
     transposed: r"the weight of \d+ classes is transposed",
     without_bias: r"the bias of \d+ classes is missing, such as that of 'class00'",
@@ -108,15 +119,7 @@ def test_a_fault_of_head_surgery_is_caught_and_named_and_what_was_built_is_kept_
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    surgery = "add_slots" if head_kind == "updatable" else "fuse_head"
-    real = getattr(bundle_writing, surgery)
-
-    def faulty(*arguments: object) -> ir.Model:
-        model: ir.Model = real(*arguments).clone()
-        fault(model)
-        return model
-
-    monkeypatch.setattr(bundle_writing, surgery, faulty)
+    make_surgery_faulty("add_slots" if head_kind == "updatable" else "fuse_head", fault, monkeypatch)
     model, classes = square if head_kind == "square" else (tiny_project.model, tiny_project.classes)
     settings = {"head": "updatable", "capacity": 4} if head_kind == "updatable" else {}
     assert re.search(FAULTS[fault], rejected_reasons(model, classes, tmp_path / "bundle", **settings))
@@ -126,14 +129,7 @@ def test_a_fault_of_head_surgery_is_caught_and_named_and_what_was_built_is_kept_
 def test_a_fault_is_named_in_float16_too_where_limits_are_wider(
     fault: Callable[[ir.Model], None], tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = bundle_writing.fuse_head
-
-    def faulty(*arguments: object) -> ir.Model:
-        model: ir.Model = real(*arguments).clone()
-        fault(model)
-        return model
-
-    monkeypatch.setattr(bundle_writing, "fuse_head", faulty)
+    make_surgery_faulty("fuse_head", fault, monkeypatch)
     form = ModelForm(precision="fp16")
     reasons = rejected_reasons(tiny_project.model, tiny_project.classes, tmp_path / "bundle", form=form)
     assert re.search(FAULTS[fault], reasons)
@@ -163,15 +159,7 @@ def test_a_fault_is_named_behind_probabilities_that_vanish_too(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    surgery = "add_slots" if head_kind == "updatable" else "fuse_head"
-    real = getattr(bundle_writing, surgery)
-
-    def faulty(*arguments: object) -> ir.Model:
-        model: ir.Model = real(*arguments).clone()
-        fault(model)
-        return model
-
-    monkeypatch.setattr(bundle_writing, surgery, faulty)
+    make_surgery_faulty("add_slots" if head_kind == "updatable" else "fuse_head", fault, monkeypatch)
     settings = {"head": "updatable", "capacity": 4} if head_kind == "updatable" else {}
     assert re.search(FAULTS[fault], rejected_reasons(endings[op_type], square[1], tmp_path / "bundle", **settings))
 

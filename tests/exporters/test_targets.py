@@ -71,7 +71,7 @@ UNUSED = {
     "hardware_compatibility": (
         "ampere_plus",
         "tensorrt",
-        r"--hardware-compatibility is for the target tensorrt alone: an engine of TensorRT-RTX runs on what",
+        r"--hardware-compatibility is for the target tensorrt alone: an engine of TensorRT-RTX runs on what --",
     ),
     "compute_capabilities": (
         ("8.6",),
