@@ -58,8 +58,9 @@ def probe_input(bundle: Bundle, seed: int) -> NDArray[np.generic]:
     """
     shape = (1, *bundle.model_input.shape)
     # Bytes, as images are made of, come three times as fast as random floats, and eight at once twice as fast again.
+    # They are the generator's own words: `Generator.integers` gives the same ones, and takes 60 us more.
     size = math.prod(shape)
-    words = np.random.default_rng(seed).integers(0, 1 << 64, size=-(-size // 8), dtype=np.uint64)
+    words: NDArray[np.uint64] = np.random.PCG64(seed).random_raw(-(-size // 8))
     levels = words.view(np.uint8)[:size].reshape(shape)
     dtype = np.dtype(bundle.model_input.dtype)
     if dtype.kind in "ui":

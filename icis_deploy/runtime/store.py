@@ -97,6 +97,7 @@ class Store:
         self._bundle_folder = folder
         self._folder = folder / STATE_FOLDER
         self._journal_path = self._folder / JOURNAL_NAME
+        self._new_journal_path = self._folder / f"{JOURNAL_NAME}.new"
         self._files: FileLayer = OSFileLayer() if files is None else files
         self._last_journal: tuple[bytes, Journal] | None = None
         self.sync_seconds = 0.0
@@ -359,7 +360,3 @@ class Store:
 
     def _slots_path(self, entry: FileEntry) -> Path:
         return self._folder / _slots_name(entry)
-
-    @property
-    def _new_journal_path(self) -> Path:
-        return self._journal_path.with_name(f"{JOURNAL_NAME}.new")

@@ -150,3 +150,10 @@ def test_the_input_has_the_type_and_the_range_of_images(dtype, low, high, model)
     assert high - (high - low) / 4 < values.max() <= high
     np.testing.assert_array_equal(values, probe_input(bundle, 1))
     assert not np.array_equal(values, probe_input(bundle, 2))
+
+
+def test_the_input_is_the_same_for_a_seed_in_every_release(model):
+    bundle = replace(model[1], model_input=ModelInput(name="image", shape=(3, 5, 7), dtype="uint8"))
+    expected = np.random.default_rng(7).integers(0, 1 << 64, size=14, dtype=np.uint64).view(np.uint8)[:105]
+
+    np.testing.assert_array_equal(probe_input(bundle, 7).reshape(-1), expected)
