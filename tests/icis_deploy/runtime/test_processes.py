@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from icis_deploy.runtime.device import Device
@@ -46,6 +48,31 @@ def test_a_bundle_that_forgot_what_the_device_remembered_would_be_noticed(bundle
 
     with pytest.raises(AssertionError, match="forgot what stands outside"):
         check_all([bundle_folder])
+
+
+# Between opening a file and entering its `with`, an interruption leaves it to Python's collector, which says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_at_any_moment_leaves_disk_and_memory_with_one_whole_state(bundle_folder, signed):
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    device, random, num_interrupted = Device.open(bundle_folder, num_threads=1), np.random.default_rng(0), 0
+    try:
+        for version in range(1, 61):
+            data = signed(make_update(f"class {version}", version=version, removed=device.classes()[3:]))
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 6e-3))
+                try:
+                    device.apply(data)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                num_interrupted += 1
+            device.refresh()  # an interruption may come between the commit and the head that requests get
+            opened = Device.open(bundle_folder, num_threads=1)
+            assert (opened.version, opened.classes()) == (device.version, device.classes())
+            assert opened.classes()[3:] == ((f"class {opened.version}",) if opened.version else ())
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert num_interrupted > 5
 
 
 def test_two_processes_that_apply_the_same_update_take_it_once(bundle_folder, keys, tmp_path):
