@@ -37,8 +37,8 @@ have 0.5 to 1; linear discriminants have 0.1 to 0.3, least squares and a label-s
 less than 0: for these predicted H was off by 8 to 27 points (`scripts/other_heads.py`)."""
 
 MISSED_ACCURACY = 0.08
-"""How far pseudo-features may miss the head's accuracy. Those of networks trained with their heads miss it by 0.02 at
-most where there are neutral features; those of linear discriminants by 0.17 to 0.4 (`scripts/other_heads.py`)."""
+"""How far pseudo-features may miss the head's accuracy. Where they do not miss it by 0.07 at most, they miss it by 0.19
+or more: without neutral features, those of most discriminants (`scripts/other_heads.py --no-backbone`)."""
 
 NO_NEUTRAL_FEATURES = (
     "The backbone was not run on neutral pictures: the scale of features is guessed from the head's confidence. "

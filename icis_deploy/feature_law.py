@@ -108,26 +108,29 @@ def recognising_law(rows: Float32, law: FeatureLaw, *, classes: Integers, share:
     """
     weights = rows[:, :-1] - mean_row(rows[:, :-1])
     while True:
-        means = class_directions(rows, law)[classes]
+        means = class_directions(rows, law, classes=classes)
         is_known = (means @ weights.T).argmax(axis=1) == classes
         if is_known.mean() >= share or law.exponent <= LOWEST:
             return law
         law = replace(law, exponent=max(law.exponent - LOWERING, LOWEST))
 
 
-def class_directions(rows: Float32, law: FeatureLaw, *, equal_lengths: bool = True) -> Float32:
-    """Return the directions of the class means of features, `(num_seen, feature_dim)`, of length 1 each or on average.
+def class_directions(
+    rows: Float32, law: FeatureLaw, *, classes: Integers | slice = slice(None), equal_lengths: bool = True
+) -> Float32:
+    """Return the directions of class means of features, `(num_classes, feature_dim)`, of length 1 each or on average.
 
     Args:
         rows: `(num_seen, feature_dim + 1)`.
         law: Of these rows.
+        classes: Whose; all by default.
         equal_lengths: Whether all are of length 1, or on average.
     """
     variance = law.spectrum.variance
     gain = (variance + FLOOR * variance.mean()) ** law.exponent if len(variance) else variance
     weights = rows[:, :-1]
     relative = np.asarray(gain / gain.mean() - 1.0 if len(gain) else gain, dtype=np.float32)
-    directions = amplify(weights - mean_row(weights), law.spectrum.axes, relative)
+    directions = amplify(weights[classes] - mean_row(weights), law.spectrum.axes, relative)
     length = np.linalg.norm(directions, axis=1, keepdims=True)
     if not equal_lengths:
         length = length.mean()
