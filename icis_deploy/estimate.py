@@ -7,6 +7,7 @@ measurement how much images differ; the prediction lies between them. `icis_depl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from icis_deploy.calibration import Rates
 from icis_deploy.class_doubts import Collision, class_confidence, find_collisions
 from icis_deploy.descriptors import Descriptors
-from icis_deploy.estimate_ranges import Range, accuracy_ranges
+from icis_deploy.estimate_ranges import DOUBTFUL, Range, accuracy_ranges
 from icis_deploy.feature_mixtures import CONCENTRATIONS
 from icis_deploy.learning_curve import learning_curve
 from icis_deploy.pseudo_features import PseudoFeatures, draw_pseudo_features
@@ -125,7 +126,8 @@ def estimate_injection(
     others = [*likely, *(curve.rates(trial, pseudo) for pseudo in _other_pseudo_features(trial))]
     chance = candidate.outcomes.chance
     is_trustworthy = _beats_chance(candidate)
-    doubts = (*_size_doubts(len(seen_names), unseen.num_classes), *_feature_doubts(trial))
+    impossible = _impossible_features(trial)
+    doubts = (*_size_doubts(len(seen_names), unseen.num_classes), *_law_doubts(trial), *impossible)
     return Estimate(
         **accuracy_ranges(
             expected,
@@ -133,7 +135,7 @@ def estimate_injection(
             num_unseen=unseen.num_classes,
             num_seen=len(seen_names),
             num_played=sum(len(part.fold.held_out) for part in candidate.held_out),
-            is_doubtful=bool(doubts),
+            doubt=math.inf if impossible else DOUBTFUL if doubts else 1.0,
         ),
         chance=chance,
         class_names=unseen.class_names,
@@ -209,8 +211,8 @@ def _size_doubts(num_seen: int, num_unseen: int) -> list[str]:
     return doubts
 
 
-def _feature_doubts(trial: Trial) -> list[str]:
-    """Say where pseudo-features cannot be what the head's features are, in words."""
+def _law_doubts(trial: Trial) -> list[str]:
+    """Say where pseudo-features may not follow rows as the head's features do, in words."""
     doubts, slope = [], trial.pseudo.law.slope
     if trial.assumptions.neutral_features is None:
         doubts.append(NO_NEUTRAL_FEATURES)
@@ -221,15 +223,17 @@ def _feature_doubts(trial: Trial) -> list[str]:
             f"more). Such are linear discriminants and least squares. The estimate may be off by 30 points: measure on "
             f"images."
         )
-    found, wanted, is_known = (
-        trial.pseudo.accuracy,
-        trial.assumptions.seen_accuracy,
-        trial.assumptions.is_accuracy_known,
-    )
-    if found < wanted - MISSED_ACCURACY - (0.0 if is_known else UNKNOWN_ACCURACY):
-        doubts.append(
-            f"No features that are drawn for this head make it right as often as it is: {found:.1%} of them are "
-            f"recognised, and {wanted:.1%} of images {'are' if is_known else 'are assumed to be'}. "
-            f"Its features are of another kind, and the estimate may be off by 30 points: measure on images."
-        )
     return doubts
+
+
+def _impossible_features(trial: Trial) -> list[str]:
+    """Say where pseudo-features cannot be what the head's features are, in words."""
+    assumed, found = trial.assumptions, trial.pseudo.accuracy
+    wanted, is_known = assumed.seen_accuracy, assumed.is_accuracy_known
+    if found >= wanted - MISSED_ACCURACY - (0.0 if is_known else UNKNOWN_ACCURACY):
+        return []
+    return [
+        f"No features that are drawn for this head make it right as often as it is: {found:.1%} of them are "
+        f"recognised, and {wanted:.1%} of images {'are' if is_known else 'are assumed to be'}. "
+        f"Its features are of another kind, and the estimate says nothing: measure on images."
+    ]

@@ -50,7 +50,7 @@ class Range:
 
 
 def accuracy_ranges(
-    expected: Rates, others: Sequence[Rates], *, num_unseen: int, num_seen: int, num_played: int, is_doubtful: bool
+    expected: Rates, others: Sequence[Rates], *, num_unseen: int, num_seen: int, num_played: int, doubt: float
 ) -> dict[str, Range]:
     """Return the ranges of T, U, S and H.
 
@@ -60,14 +60,14 @@ def accuracy_ranges(
         num_unseen: Classes that T and U are measured on.
         num_seen: Classes that S is measured on.
         num_played: Classes that were held out to predict it.
-        is_doubtful: Whether there is reason to doubt that pseudo-features are like the head's.
+        doubt: How many times as large as usual the model's error may be: 1, or `DOUBTFUL` where there is reason for
+            doubt; `math.inf` where nothing is known, and an interval holds everything.
     """
     counts = {"T": num_unseen, "U": num_unseen, "S": num_seen, "H": min(num_unseen, num_seen)}
-    factor = DOUBTFUL if is_doubtful else 1.0
     ranges = {}
     for name, count in counts.items():
         value, *moved = (_angle(getattr(rates, name)) for rates in (expected, *others))
-        drawn = NORMAL_90**2 * (0.25 / count + 0.25 / num_played + (factor * MODEL_ERROR[name]) ** 2)
+        drawn = NORMAL_90**2 * (0.25 / count + 0.25 / num_played + (doubt * MODEL_ERROR[name]) ** 2)
         below, above = (max([0.0, *(sign * (one - value) for one in moved)]) for sign in (-1.0, 1.0))
         ranges[name] = Range(
             value=float(getattr(expected, name)),

@@ -101,8 +101,10 @@ def test_a_head_that_is_better_than_any_features_drawn_for_it_is_warned_of():
     world.head = Head(rows=rows, class_names=world.head.class_names)
     assert not any("No features" in message for message in world.inject().estimate.warnings)
     world.measure = lambda _injection: (0.0, 0.98)
-    (message,) = (message for message in world.inject().estimate.warnings if "No features" in message)
+    estimate = world.inject().estimate
+    (message,) = (message for message in estimate.warnings if "No features" in message)
     assert "98.0% of images are" in message
+    assert (estimate.H.low, estimate.H.high) == (0.0, 1.0)
 
 
 def test_confidence_is_a_probability_for_each_class_and_on_average_the_games_won(injected):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from icis_deploy.calibration import Rates
-from icis_deploy.estimate_ranges import Range, accuracy_ranges
+from icis_deploy.estimate_ranges import DOUBTFUL, Range, accuracy_ranges
 
 EXPECTED = Rates(T=0.5, U=0.4, S=0.97)
 
 
 def ranges(others: tuple[Rates, ...] = (), **changes) -> dict[str, Range]:
-    asked = {"num_unseen": 200, "num_seen": 800, "num_played": 800, "is_doubtful": False, **changes}
+    asked = {"num_unseen": 200, "num_seen": 800, "num_played": 800, "doubt": 1.0, **changes}
     return accuracy_ranges(EXPECTED, others, **asked)
 
 
@@ -21,11 +23,11 @@ def width(one: Range) -> float:
 
 
 def test_an_interval_holds_the_prediction_and_stays_within_0_and_1() -> None:
-    for name, one in ranges(num_unseen=3, num_played=6, is_doubtful=True).items():
+    for name, one in ranges(num_unseen=3, num_played=6, doubt=DOUBTFUL).items():
         assert 0.0 <= one.low < one.value == getattr(EXPECTED, name) < one.high <= 1.0
 
 
-@pytest.mark.parametrize("changes", [{"num_unseen": 20}, {"num_played": 40}, {"is_doubtful": True}])
+@pytest.mark.parametrize("changes", [{"num_unseen": 20}, {"num_played": 40}, {"doubt": DOUBTFUL}])
 def test_fewer_classes_and_doubt_widen_it(changes: dict[str, object]) -> None:
     for name in ("T", "U", "H"):
         assert width(ranges(**changes)[name]) > 1.1 * width(ranges()[name])
@@ -35,6 +37,10 @@ def test_other_assumptions_widen_the_side_on_which_they_lie() -> None:
     usual, moved = ranges()["U"], ranges((Rates(T=0.5, U=0.2, S=0.97),))["U"]
     assert moved.low < usual.low - 0.05
     assert moved.high == usual.high
+
+
+def test_where_nothing_is_known_it_holds_everything() -> None:
+    assert all((one.low, one.high) == (0.0, 1.0) for one in ranges(doubt=math.inf).values())
 
 
 def test_near_perfection_it_reaches_further_down_than_up() -> None:
