@@ -30,12 +30,13 @@ Float32 = NDArray[np.float32]
 
 FEW_SEEN = 60
 """Seen classes below which the learning curve is too steep to be taken on (`scripts/other_heads.py`): of heads with 40
-classes H came out up to 24 points away from what was predicted; of those with 80 up to 6, one of another law aside."""
+classes H came out up to 16 points away from what was predicted and of those with 80 up to 15, but it was too high or too
+low by chance; and discriminants of 40 by 31 and 36, of 80 by 23 and 21."""
 
 OTHER_LAW_SLOPE = 0.3
 """`FeatureLaw.slope` below which rows do not follow features as those of a network trained with its head do. Such heads
 have 0.5 to 1; linear discriminants have 0.1 to 0.3, least squares and a label-smoothed head fitted to given features
-less than 0: for these predicted H was off by 8 to 27 points (`scripts/other_heads.py`)."""
+less than 0: for these predicted H was off by up to 36 points (`scripts/other_heads.py`)."""
 
 MISSED_ACCURACY = 0.08
 """How far pseudo-features may miss the head's accuracy. Where they do not miss it by 0.07 at most, they miss it by 0.19
