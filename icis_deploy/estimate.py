@@ -30,8 +30,7 @@ Float32 = NDArray[np.float32]
 
 FEW_SEEN = 60
 """Seen classes below which the learning curve is too steep to be taken on (`scripts/other_heads.py`): of heads with 40
-classes H came out up to 16 points away from what was predicted and of those with 80 up to 15, but it was too high or too
-low by chance; and discriminants of 40 by 31 and 36, of 80 by 23 and 21."""
+classes H came out up to 16 points from what was predicted, of discriminants 36; of those with 80 up to 15 and 23."""
 
 OTHER_LAW_SLOPE = 0.3
 """`FeatureLaw.slope` below which rows do not follow features as those of a network trained with its head do. Such heads
