@@ -102,9 +102,8 @@ def choose_ridge(descriptors: Float32, rows: Float32, *, seed: int) -> RidgeSett
     gram = (deviations @ deviations.T).astype(np.float32)
     scores = {}
     for inverse_width in INVERSE_WIDTHS:
-        kernel = np.exp(-inverse_width * squared)
-        for noise in NOISES:
-            scores[inverse_width, noise] = _left_out_cosine(kernel, noise, gram)
+        cosines = _left_out_cosines(np.exp(-inverse_width * squared), gram)
+        scores.update({(inverse_width, noise): cosine for noise, cosine in zip(NOISES, cosines, strict=True)})
     best = max(scores, key=lambda setting: scores[setting])
     return RidgeSettings(inverse_width=best[0], noise=best[1])
 
@@ -177,27 +176,34 @@ def _kernel(left: Float64, right: Float64, settings: RidgeSettings) -> Float64:
     return np.asarray(np.exp(-settings.inverse_width * _squared_distances(left, right)))
 
 
-def _left_out_cosine(kernel: Float64, noise: float, gram: Float32) -> float:
-    """Return the mean cosine between true deviations and those that leave-one-out predicts.
+def _left_out_cosines(kernel: Float64, gram: Float32) -> list[float]:
+    """Return, for each of `NOISES`, the mean cosine between true deviations and those that leave-one-out predicts.
 
     `true - a_i / p_ii` is what it predicts of class i, with `P = (kernel + noise)^-1` and `a = P true`. Its products
     with itself and the true deviation follow from `P` and the Gram matrix of the deviations: the width of the rows
-    does not matter, and what comes out is a mean of cosines, for which float32 is enough.
+    does not matter. One eigendecomposition of the kernel serves all noises; what comes out is a mean of cosines, for
+    which float32 is enough.
 
     Args:
         kernel: `(num_seen, num_seen)`.
-        noise: Added to its diagonal.
         gram: `(num_seen, num_seen)`, inner products of the true deviations.
     """
-    precision = _noisy_inverse(kernel, noise)
-    leverage, square = precision.diagonal(), gram.diagonal().astype(np.float64)
-    narrow = precision.astype(np.float32)
-    product = narrow @ gram
-    shared = product.diagonal() / leverage  # (num_seen,): true times a_i / p_ii
-    own = np.einsum("ij,ij->i", product, narrow) / leverage**2
-    # A prediction a thousand times shorter than the truth is rounding, and has no direction.
-    length = np.sqrt(np.maximum(square - 2.0 * shared + own, 1e-6 * square) * square)
-    return float(np.mean((square - shared) / np.maximum(length, np.finfo(np.float64).tiny)))
+    values, vectors = np.linalg.eigh(kernel)
+    narrow, squares = vectors.astype(np.float32), vectors**2
+    turned = narrow.T @ gram @ narrow  # the Gram matrix in the kernel's axes
+    square = gram.diagonal().astype(np.float64)
+    cosines = []
+    for noise in NOISES:
+        inverse = 1.0 / (values + noise)  # (num_seen,): P in the kernel's axes
+        leverage = squares @ inverse
+        half = narrow * inverse.astype(np.float32)
+        product = half @ turned
+        shared = np.einsum("ij,ij->i", product, narrow) / leverage  # (num_seen,): true times a_i / p_ii
+        own = np.einsum("ij,ij->i", product, half) / leverage**2
+        # A prediction a thousand times shorter than the truth is rounding, and has no direction.
+        length = np.sqrt(np.maximum(square - 2.0 * shared + own, 1e-6 * square) * square)
+        cosines.append(float(np.mean((square - shared) / np.maximum(length, np.finfo(np.float64).tiny))))
+    return cosines
 
 
 def _noisy_inverse(kernel: Float64, noise: float) -> Float64:
