@@ -31,7 +31,11 @@ from icis_deploy.cli.output import format_option, print_result
     help="Instead: let 4 threads predict for --seconds while classes change 10 times a second.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(min=1), default=30.0, show_default=True, help="Length of --class-swap."
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=30.0,
+    show_default=True,
+    help="How long classes change in --class-swap; it takes three times as long.",
 )
 @click.option("--threads", type=THREADS, default=1, show_default=True, help="Threads of the runtime.")
 @out_options
