@@ -91,11 +91,10 @@ def predictions_of_choice(
     predictions = []
     for all_values, columns in zip(chosen.probabilities.tolist(), chosen.columns.tolist(), strict=True):
         values, known = all_values, columns
-        if max(columns) >= num_classes:
-            known = [column for column in columns if column < num_classes]
-            values = [value for value, column in zip(all_values, columns, strict=True) if column < num_classes]
-        names = tuple([class_names[column] for column in known[:top]])
-        predictions.append(Prediction(names, tuple(values[:top]), version))
+        if len(columns) > top or max(columns) >= num_classes:
+            known = [column for column in columns if column < num_classes][:top]
+            values = [value for value, column in zip(all_values, columns, strict=True) if column < num_classes][:top]
+        predictions.append(Prediction(tuple([class_names[column] for column in known]), tuple(values), version))
     return predictions
 
 
