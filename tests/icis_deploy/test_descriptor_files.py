@@ -245,8 +245,8 @@ def refusal_or_none(path):
 @given(data=st.data())
 def test_a_damaged_file_is_refused_or_read_but_never_crashes(originals, tmp_path_factory, name, data):
     damaged = bytearray(originals[name])
-    # Before byte 136 a .mat file says what follows, and that it is packed: with that bit flipped, scipy would read packed
-    # bytes as unpacked ones, and that has ended the process.
+    # Before byte 136 a .mat file says what follows, and that it is packed: with that bit flipped, scipy would read
+    # packed bytes as unpacked ones, and that has ended the process.
     first = 136 if name.endswith(".mat") else 0
     for _ in range(data.draw(st.integers(0, 3))):
         damaged[data.draw(st.integers(first, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
