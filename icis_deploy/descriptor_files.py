@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from icis_deploy.errors import DescriptorError, MissingDependencyError, UsageErr
 from icis_deploy.files import read_capped, write_file
 
 MAX_FILE_BYTES = 1 << 32
+MAT_HEADER_BYTES = 128
+MAT_COMPRESSED = 15
 
 
 def load_descriptors(path: Path) -> Descriptors:
@@ -102,6 +106,7 @@ def _read_mat(data: bytes) -> Descriptors:
         from scipy.io import loadmat
     except ImportError as error:
         raise MissingDependencyError("Reading a .mat file needs scipy: pip install 'icis-deploy[train]'") from error
+    _check_packed(data)
     try:
         content: dict[str, Any] = loadmat(io.BytesIO(data), variable_names=["att", "allclasses_names"])
     except Exception as error:  # scipy lets through what zlib, struct and its own reader raise: a dozen types
@@ -113,6 +118,30 @@ def _read_mat(data: bytes) -> Descriptors:
     cells = [np.asarray(cell).reshape(-1) for cell in np.asarray(content["allclasses_names"]).reshape(-1)]
     names = np.array([str(cell[0]).strip() if cell.size else "" for cell in cells])
     return _described(names, np.asarray(content["att"]).T)
+
+
+def _check_packed(data: bytes) -> None:
+    """Check the checksums of a `.mat` file's packed elements, which scipy does not: damage there can end the process.
+
+    An element is two integers of 4 bytes, its type and its size, and then its data ("MAT-File Format", level 5).
+    """
+    order = ">" if data[MAT_HEADER_BYTES - 2 : MAT_HEADER_BYTES] == b"MI" else "<"
+    place = MAT_HEADER_BYTES
+    while place + 8 <= len(data):
+        kind, size = struct.unpack_from(order + "II", data, place)
+        place += 8
+        if kind == MAT_COMPRESSED:
+            unpacker = zlib.decompressobj()
+            try:
+                rest = data[place : place + size]
+                while rest and not unpacker.eof:
+                    unpacker.decompress(rest, 1 << 20)
+                    rest = unpacker.unconsumed_tail
+            except zlib.error as error:
+                raise DescriptorError(f"not a readable MATLAB file: {error}.") from error
+            if not unpacker.eof:
+                raise DescriptorError("not a readable MATLAB file: it ends too early.")
+        place += size
 
 
 def _described(names: Any, values: Any) -> Descriptors:

@@ -257,6 +257,15 @@ def test_a_damaged_file_is_refused_or_read_but_never_crashes(originals, tmp_path
     assert refusal_or_none(path) is None or refusal_or_none(path).startswith(f"{path}: ")
 
 
+def test_a_packed_file_with_another_checksum_is_refused_before_scipy_reads_it(originals, tmp_path):
+    damaged = bytearray(originals["packed.mat"])
+    size = int.from_bytes(damaged[132:136], "little")
+    damaged[136 + size - 1] ^= 1  # the last byte of the first element's Adler-32
+
+    with pytest.raises(DescriptorError, match=r"not a readable MATLAB file: .*incorrect data check"):
+        load_descriptors(write(tmp_path / "packed.mat", bytes(damaged)))
+
+
 @pytest.mark.parametrize("name", ["plain.npz", "packed.npz", "packed.mat"])
 def test_a_truncated_file_is_refused(originals, tmp_path, name):
     for length in range(0, len(originals[name]) - 1, 17):
