@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from icis_deploy.class_names import quoted
 from icis_deploy.descriptor_files import load_descriptors
 from icis_deploy.descriptors import Descriptors
-from icis_deploy.errors import LoadError, MissingDependencyError
+from icis_deploy.errors import LoadError
+from icis_deploy.mat_files import read_mat
 
 SPLITS_NAME = "att_splits.mat"
 FEATURES_NAME = "res101.mat"
@@ -136,12 +137,9 @@ def hold_out(labels: Int64, *, share: float, seed: int) -> NDArray[np.bool_]:
 
 def _load_mat(path: Path, names: Sequence[str]) -> dict[str, Any]:
     try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise MissingDependencyError("Reading a .mat file needs scipy: pip install 'icis-deploy[train]'") from error
-    try:
-        content: dict[str, Any] = loadmat(path, variable_names=names)
-    except Exception as error:  # scipy lets through what zlib, struct and its own reader raise: a dozen types
+        with path.open("rb") as file:
+            content = read_mat(file, names)
+    except (LoadError, OSError) as error:
         raise LoadError(f"Cannot read the MATLAB file {path}: {error}.") from error
     missing = [name for name in names if name not in content]
     if missing:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.descriptors import Descriptors
-from icis_deploy.errors import DescriptorError, MissingDependencyError, UsageError
+from icis_deploy.errors import DescriptorError, LoadError, UsageError
 from icis_deploy.files import read_capped, write_file
+from icis_deploy.mat_files import read_mat
 
 MAX_FILE_BYTES = 1 << 32
-MAT_HEADER_BYTES = 128
-MAT_COMPRESSED = 15
 
 
 def load_descriptors(path: Path) -> Descriptors:
@@ -103,13 +100,8 @@ def _read_csv(data: bytes) -> Descriptors:
 
 def _read_mat(data: bytes) -> Descriptors:
     try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise MissingDependencyError("Reading a .mat file needs scipy: pip install 'icis-deploy[train]'") from error
-    _check_packed(data)
-    try:
-        content: dict[str, Any] = loadmat(io.BytesIO(data), variable_names=["att", "allclasses_names"])
-    except Exception as error:  # scipy lets through what zlib, struct and its own reader raise: a dozen types
+        content = read_mat(io.BytesIO(data), ["att", "allclasses_names"])
+    except LoadError as error:
         raise DescriptorError(f"not a readable MATLAB file: {error}.") from error
     if not {"att", "allclasses_names"} <= set(content):
         found = sorted(name for name in content if not name.startswith("__"))
@@ -118,30 +110,6 @@ def _read_mat(data: bytes) -> Descriptors:
     cells = [np.asarray(cell).reshape(-1) for cell in np.asarray(content["allclasses_names"]).reshape(-1)]
     names = np.array([str(cell[0]).strip() if cell.size else "" for cell in cells])
     return _described(names, np.asarray(content["att"]).T)
-
-
-def _check_packed(data: bytes) -> None:
-    """Check the checksums of a `.mat` file's packed elements, which scipy does not: damage there can end the process.
-
-    An element is two integers of 4 bytes, its type and its size, and then its data ("MAT-File Format", level 5).
-    """
-    order = ">" if data[MAT_HEADER_BYTES - 2 : MAT_HEADER_BYTES] == b"MI" else "<"
-    place = MAT_HEADER_BYTES
-    while place + 8 <= len(data):
-        kind, size = struct.unpack_from(order + "II", data, place)
-        place += 8
-        if kind == MAT_COMPRESSED:
-            unpacker = zlib.decompressobj()
-            try:
-                rest = data[place : place + size]
-                while rest and not unpacker.eof:
-                    unpacker.decompress(rest, 1 << 20)
-                    rest = unpacker.unconsumed_tail
-            except zlib.error as error:
-                raise DescriptorError(f"not a readable MATLAB file: {error}.") from error
-            if not unpacker.eof:
-                raise DescriptorError("not a readable MATLAB file: it ends too early.")
-        place += size
 
 
 def _described(names: Any, values: Any) -> Descriptors:
