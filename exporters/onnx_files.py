@@ -11,9 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from exporters.onnx_streaming import leave_external_weights, model_chunks, read_model, weights_in_memory
+from exporters.shape_inference import infer_shapes
 from icis_deploy.errors import ExportError, ModelLoadError, StorageError
 from icis_deploy.files import write_file
 
@@ -122,15 +121,6 @@ def normalized(model: ir.Model, *, where: str) -> ir.Model:
     common.NameFixPass()(model)
     infer_shapes(model)
     return model
-
-
-def infer_shapes(model: ir.Model) -> None:
-    """Fill in the shapes and types that ONNX shape inference can derive; keep those that are known already.
-
-    A model that inference cannot follow (operators of other domains) keeps what it has.
-    """
-    with _quiet_onnx_ir():
-        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
 def check_model(model: ir.Model) -> None:
@@ -247,15 +237,3 @@ def _with_current_opset(model: ir.Model, *, where: str) -> ir.Model:
             f"again with opset {MIN_OPSET} or newer."
         ) from error
     return ir.from_proto(converted)
-
-
-@contextmanager
-def _quiet_onnx_ir() -> Iterator[None]:
-    """Keep onnx-ir's warnings off the user's terminal: what they say of is checked afterwards."""
-    logger = logging.getLogger("onnx_ir")
-    was = logger.disabled, logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.disabled, logger.level = was

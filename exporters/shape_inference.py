@@ -1,0 +1,81 @@
+"""Shapes of values in an ONNX graph, as far as they can be told without running it.
+
+ONNX's own inference leaves open what classifiers are full of: `x.view(len(x), -1)`, a Reshape to a target that is
+computed in the graph. Where that feeds a linear operator, the weight says how wide it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+_TARGETS_UNREAD_OPSET = 13
+"""Up to it, inference does not look at a Reshape's target unless it is a constant."""
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Fill in the shapes and types that can be derived, in place; keep those that are known already.
+
+    A model that inference cannot follow (operators of other domains) keeps what it has.
+    """
+    with _quiet_onnx_ir(), _targets_read(model):
+        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    for node in model.graph:
+        place = _place_of_width(node)
+        if place is not None:
+            _state_width(node, *place)
+
+
+@contextmanager
+def _targets_read(model: ir.Model) -> Iterator[None]:
+    """Let opset 13 be inferred as 14: a Reshape's target is looked at there, and no shape differs otherwise."""
+    imports = model.opset_imports
+    stated = {domain: imports[domain] for domain in ("", "ai.onnx") if imports.get(domain) == _TARGETS_UNREAD_OPSET}
+    imports.update(dict.fromkeys(stated, _TARGETS_UNREAD_OPSET + 1))
+    try:
+        yield
+    finally:
+        imports.update(stated)
+
+
+def _place_of_width(node: ir.Node) -> tuple[int, int] | None:
+    """Return on which axis of what it takes, and of its weight, a linear operator has as many features."""
+    if node.domain not in {"", "ai.onnx"}:
+        return None
+    if node.op_type == "Gemm":
+        return 0 if node.attributes.get_int("transA", 0) else 1, 1 if node.attributes.get_int("transB", 0) else 0
+    if node.op_type == "Conv" and node.attributes.get_int("group", 1) == 1:
+        return 1, 1
+    weight = node.inputs[1] if node.op_type == "MatMul" else None
+    is_matrix = weight is not None and weight.shape is not None and len(weight.shape) == 2
+    return (-1, 0) if is_matrix else None
+
+
+def _state_width(node: ir.Node, axis: int, weight_axis: int) -> None:
+    """Put the width of a linear operator's weight into the shape of what it takes, where that is open."""
+    value, weight = node.inputs[0], node.inputs[1]
+    if value is None or weight is None or weight.shape is None:
+        return
+    if value.shape is None and node.op_type == "Gemm":  # it takes matrices alone
+        value.shape = ir.Shape([None, None])
+    width = weight.shape[weight_axis]
+    if value.shape is not None and isinstance(width, int) and not isinstance(value.shape[axis], int):
+        dims = list(value.shape)
+        dims[axis] = width
+        value.shape = ir.Shape(dims)
+
+
+@contextmanager
+def _quiet_onnx_ir() -> Iterator[None]:
+    """Keep onnx-ir's warnings off the user's terminal: what they say of is checked afterwards."""
+    logger = logging.getLogger("onnx_ir")
+    was = logger.disabled, logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.disabled, logger.level = was
