@@ -194,6 +194,9 @@ def _imported(factory: str) -> Callable[[], object]:
 
 def _load_state(module: Module, state: Mapping[str, Tensor], *, factory: str, weights: Path) -> None:
     own = module.state_dict()
+    tied = _tied_names(own)
+    # safetensors writes tied weights once, under one of their names.
+    state = {name: state[one] for names in tied for one in names if one in state for name in names} | dict(state)
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     faults = [f"{quoted(missing)} missing"] if missing else []
     faults += [f"{quoted(unexpected)} unexpected"] if unexpected else []
@@ -202,8 +205,23 @@ def _load_state(module: Module, state: Mapping[str, Tensor], *, factory: str, we
         for name, tensor in own.items()
         if name in state and tensor.shape != state[name].shape
     ]
+    faults += [
+        f"{quoted(names)} are tied, one weight of the module under several names, but differ in the file"
+        for names in tied
+        if any(name in state and not state[name].equal(state[names[0]]) for name in names)
+    ]
     if faults:
         raise ModelLoadError(
             f"The weights {weights} do not fit {factory}: {'; '.join(faults[:3])}. Check that both are of one model."
         )
-    module.load_state_dict(dict(state))
+    module.load_state_dict(state)
+
+
+def _tied_names(state: Mapping[str, Tensor]) -> list[list[str]]:
+    """Return the names of each weight that a module has under several."""
+    names: dict[tuple[object, ...], list[str]] = {}
+    for name, tensor in state.items():
+        if tensor.numel():
+            place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            names.setdefault(place, []).append(name)
+    return [each for each in names.values() if len(each) > 1]

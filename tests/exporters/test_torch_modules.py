@@ -27,6 +27,11 @@ def needs_size(size):
 def number():
     return 7
 
+def tied():
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4, bias=False))
+    layers[1].weight = layers[0].weight
+    return layers
+
 class Zoo:
     @staticmethod
     def linear():
@@ -133,6 +138,33 @@ def test_missing_unexpected_and_misshapen_weights_are_named(project: Path):
         f"The weights {path} do not fit users_models:linear: 'bias' missing; 'scale' unexpected; 'weight' has shape "
         f"[5, 4] where the module has [3, 4]. Check that both are of one model."
     )
+
+
+@pytest.mark.parametrize("name", ["0.weight", "1.weight"])
+def test_tied_weights_are_found_under_the_one_name_that_safetensors_writes(project: Path, name: str):
+    state = {name: torch.randn(4, 4), "0.bias": torch.randn(4)}
+    save_file(state, project / "weights.safetensors")
+
+    module = build_module("users_models:tied", project / "weights.safetensors")
+
+    assert torch.equal(module[0].weight, state[name])
+    assert module[0].weight is module[1].weight
+
+
+def test_tied_weights_that_differ_in_the_file_are_refused(project: Path):
+    path = save(
+        project / "weights.pth", {"0.weight": torch.ones(4, 4), "1.weight": torch.zeros(4, 4), "0.bias": torch.ones(4)}
+    )
+
+    with pytest.raises(ModelLoadError, match=r"'0\.weight', '1\.weight' are tied, .* but differ in the file\. Check"):
+        build_module("users_models:tied", path)
+
+
+def test_a_missing_weight_that_is_tied_is_named_by_all_of_its_names(project: Path):
+    path = save(project / "weights.pth", {"0.bias": torch.ones(4)})
+
+    with pytest.raises(ModelLoadError, match=r"'0\.weight', '1\.weight' missing\. Check"):
+        build_module("users_models:tied", path)
 
 
 @pytest.mark.parametrize(
