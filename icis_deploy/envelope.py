@@ -8,7 +8,8 @@ Rules:
 1. The signature covers the payload and its type, byte for byte; nothing else in the file is believed.
 2. `verify_signature` comes before any reader of payloads; the workbench, which makes updates, reads unverified ones.
 3. The key id in a signature only chooses among trusted keys; a signature by another key counts for nothing.
-4. No key stands twice in an object, so that whoever else reads the file, with whatever JSON reader, reads the same.
+4. No key stands twice in an object, and the text is UTF-8 without a mark before it, so that whoever else reads the
+   file, with whatever JSON reader, reads the same.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def parse_envelope(data: bytes) -> Envelope:
             f"The file is not a class update: it is no DSSE envelope (more than {MAX_JSON_VALUES} JSON values)."
         )
     try:
-        document = json.loads(fields, object_pairs_hook=object_from_pairs)
+        document = json.loads(fields.decode(), object_pairs_hook=object_from_pairs)
         signatures = list_from_json(document["signatures"])
         envelope = Envelope.from_dict(document | {"payload": "", "signatures": signatures})
         envelope.payload = _decoded(payload or document["payload"])

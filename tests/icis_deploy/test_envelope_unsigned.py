@@ -136,6 +136,14 @@ def test_what_is_no_envelope_is_refused(saved, content):
         load_update(saved)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_an_envelope_in_another_encoding_than_utf_8_is_refused(saved, encoding):
+    saved.write_bytes(saved.read_text("utf-8").encode(encoding))
+
+    with pytest.raises(CorruptFileError, match=r"no DSSE envelope \((UnicodeDecodeError: 'utf-8'|JSONDecodeError: )"):
+        load_update(saved)
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
 @pytest.mark.parametrize("other", ['""', "null", "0", "[]", "{}", '"AAAA"'])
 @pytest.mark.parametrize("key", ["payload", "p\\u0061yload", "payloadType", "signatures"])

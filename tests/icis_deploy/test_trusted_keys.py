@@ -115,6 +115,14 @@ def test_what_is_no_set_of_keys_is_refused(payload):
         parse_trusted_keys(payload)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_set_in_another_encoding_than_utf_8_is_refused(encoding, texts):
+    payload = serialize_trusted_keys(TrustedKeys(public_keys=texts, version=1)).decode()
+
+    with pytest.raises(CorruptFileError, match="The file of trusted keys is damaged"):
+        parse_trusted_keys(payload.encode(encoding))
+
+
 def test_too_many_bytes_are_not_parsed():
     with pytest.raises(CorruptFileError, match=f"at most {MAX_TRUSTED_KEYS_BYTES} are read"):
         parse_trusted_keys(b" " * (MAX_TRUSTED_KEYS_BYTES + 1))
