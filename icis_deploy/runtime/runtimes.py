@@ -32,7 +32,8 @@ class Runtime:
     """Which runtime a model is loaded in, and how.
 
     Raises:
-        UsageError: On construction, if there is no such runtime, or a number is not positive.
+        UsageError: On construction, if there is no such runtime, a number is not positive, or a setting does nothing in
+            this runtime.
     """
 
     name: str = "onnxruntime"
@@ -57,6 +58,16 @@ class Runtime:
         for what, number in (("threads", self.num_threads), ("streams", self.num_streams)):
             if number is not None and number < 1:
                 raise UsageError(f"{number} {what} were asked for; expected at least 1.")
+        for setting, is_given, owners in (
+            ("num_streams", self.num_streams != 1, ENGINE_RUNTIMES),
+            ("cuda_graph", self.cuda_graph, ENGINE_RUNTIMES),
+            ("cache_folder", self.cache_folder is not None, ("onnxruntime-tensorrt",)),
+        ):
+            if is_given and self.name not in owners:
+                raise UsageError(
+                    f"{setting} does nothing in the runtime {self.name!r}: it is for {' and '.join(owners)}. Leave it "
+                    f"out, or choose another runtime."
+                )
 
     @property
     def is_reference(self) -> bool:
@@ -103,7 +114,7 @@ def loaded_files(bundle: Bundle, runtime: Runtime) -> tuple[str, ...]:
     from icis_deploy.engine_sidecar import engine_name
     from icis_deploy.runtime.openvino_session import OPENVINO_NAME
 
-    if _OPENERS[runtime.name] is _open_engine:
+    if runtime.name in ENGINE_RUNTIMES:
         model = engine_name(runtime.name)
     elif runtime.name == "openvino" and OPENVINO_NAME in bundle.files:
         model = OPENVINO_NAME.removesuffix("xml")  # model.bin is beside it
@@ -163,3 +174,6 @@ _OPENERS: dict[str, Callable[[Path, Bundle, Runtime], Session]] = {
 
 RUNTIME_NAMES = tuple(_OPENERS)
 """Every runtime that a bundle can be opened in, the default first."""
+
+ENGINE_RUNTIMES = tuple(name for name, opener in _OPENERS.items() if opener is _open_engine)
+"""Those that run an engine which the bundle holds."""

@@ -27,7 +27,6 @@ from icis_deploy.runtime.execution_providers import (
 )
 from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession, load_session
 from icis_deploy.runtime.probe import verify_slots
-from icis_deploy.runtime.runtimes import Runtime
 from icis_deploy.slots import SlotTable
 from tests.icis_deploy.runtime.bundles import FEATURE_DIM, images, seen_head, write_bundle
 
@@ -81,14 +80,12 @@ def test_the_tensorrt_provider_may_leave_operators_to_cuda_and_slots_are_kept_on
 @pytest.mark.parametrize(
     ("runtime", "provider"), [("onnxruntime-cuda", CUDA_PROVIDER), ("onnxruntime-tensorrt", TENSORRT_PROVIDER)]
 )
-def test_a_provider_that_was_not_compiled_in_is_an_error_that_says_what_to_install(
-    runtime, provider, bundle_folder, tmp_path
-):
+def test_a_provider_that_was_not_compiled_in_is_an_error_that_says_what_to_install(runtime, provider, bundle_folder):
     if provider in onnxruntime.get_available_providers():
         pytest.skip(f"this ONNX Runtime has {provider}")
 
     with pytest.raises(MissingDependencyError, match=rf"has no {provider}, only .*pip install 'icis-deploy\[gpu\]'"):
-        Device.open(bundle_folder, runtime=Runtime(name=runtime, cache_folder=tmp_path))
+        Device.open(bundle_folder, runtime=runtime)
 
 
 # What a session really got.

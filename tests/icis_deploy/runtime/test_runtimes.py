@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,21 @@ def test_a_runtime_without_threads_is_an_error():
 
 
 @pytest.mark.parametrize(
+    ("name", "setting", "owners"),
+    [
+        ("onnxruntime", {"num_streams": 2}, "tensorrt and tensorrt-rtx"),
+        ("openvino", {"cuda_graph": True}, "tensorrt and tensorrt-rtx"),
+        ("onnxruntime-tensorrt", {"cuda_graph": True}, "tensorrt and tensorrt-rtx"),
+        ("onnxruntime-cuda", {"cache_folder": Path("engines")}, "onnxruntime-tensorrt"),
+    ],
+)
+def test_a_setting_that_does_nothing_in_a_runtime_is_refused(name, setting, owners):
+    (what,) = setting
+    with pytest.raises(UsageError, match=f"^{what} does nothing in the runtime '{name}': it is for {owners}. Leave it"):
+        Runtime(name=name, **setting)
+
+
+@pytest.mark.parametrize(
     ("runtime", "expected"),
     [
         ("onnxruntime", {"model.onnx", "model.onnx.data"}),
@@ -81,7 +97,8 @@ def test_a_device_answers_takes_updates_and_rolls_back_in_every_runtime(runtime,
     trust(folder, keys.public_path)
     reference = Device.open(folder, num_threads=1)
     try:
-        device = Device.open(folder, runtime=Runtime(name=runtime, num_threads=1, cache_folder=tmp_path / "cache"))
+        cache = tmp_path / "cache" if runtime == "onnxruntime-tensorrt" else None
+        device = Device.open(folder, runtime=Runtime(name=runtime, num_threads=1, cache_folder=cache))
     except MissingDependencyError as error:
         pytest.skip(str(error))
     # A GPU may multiply in TF32, which has 11 significant bits.
