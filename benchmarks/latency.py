@@ -89,7 +89,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ("num_queries", "budget_s", "margin"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"The plan's {name} is {getattr(self, name)}; expected a positive number.")
 
 

@@ -17,7 +17,6 @@ Source: MLCommons, "MLPerf Inference Rules", sections on scenarios; `mlperf_load
 from __future__ import annotations
 
 import queue
-import shutil
 import tempfile
 import threading
 import time
@@ -241,7 +240,7 @@ def sut_issue(samples: _Samples, load: Load, loadgen: Any) -> Iterator[Callable[
 
 @contextmanager
 def log_folder(logs: Path | None, scenario: str, target: str) -> Iterator[Path]:
-    """Give an empty folder for the logs of a run: one that is kept, or one that is gone afterwards.
+    """Give a folder without logs for those of a run: one that is kept, or one that is gone afterwards.
 
     Raises:
         StorageError: If it cannot be made.
@@ -252,9 +251,9 @@ def log_folder(logs: Path | None, scenario: str, target: str) -> Iterator[Path]:
         return
     folder = logs / f"{scenario}-{target.replace('/', '-').replace(' ', '-')}"
     try:
-        if folder.exists():
-            shutil.rmtree(folder)  # of an invalid run at a higher rate, or of the run before
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("mlperf_log_*"):  # of an invalid run at a higher rate, or of the run before
+            path.unlink()
     except OSError as error:
         raise StorageError(
             f"Could not make {folder} for LoadGen's logs: {error.strerror}. Choose another --logs."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,13 @@ from icis_deploy.cli.bench_options import (
     out_options,
     show_progress,
 )
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH, THREADS
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH, THREADS, refuse_given
 from icis_deploy.cli.output import format_option
+from icis_deploy.errors import UsageError
 from icis_deploy.runtime.runtimes import RUNTIME_NAMES
+
+LOADGEN_SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
+CLASS_SWAP = "class-swap"
 
 
 @click.command(short_help="Measure bundles: latency, memory, accuracy, parity.")
@@ -40,7 +45,13 @@ from icis_deploy.runtime.runtimes import RUNTIME_NAMES
 @click.option("--batch", default="1", show_default=True, metavar="N,N", help="Images in a query; each is measured.")
 @click.option("--threads", type=THREADS, help="Threads inside one operator. Default: the runtime's.")
 @click.option(
-    "--runtime", "runtimes", type=click.Choice(RUNTIME_NAMES), multiple=True, help="Default: onnxruntime. Repeatable."
+    "--runtime",
+    "runtimes",
+    type=click.Choice(RUNTIME_NAMES),
+    multiple=True,
+    default=RUNTIME_NAMES[:1],
+    show_default=True,
+    help="What runs the bundles. Repeatable.",
 )
 @click.option(
     "--images",
@@ -50,7 +61,7 @@ from icis_deploy.runtime.runtimes import RUNTIME_NAMES
 @click.option(
     "--scenario",
     "scenarios",
-    type=click.Choice(["single-stream", "multi-stream", "server", "offline", "class-swap"]),
+    type=click.Choice([*LOADGEN_SCENARIOS, CLASS_SWAP]),
     multiple=True,
     help="A load, beside the rest: MLPerf LoadGen's, or predictions while classes change. Repeatable.",
 )
@@ -88,6 +99,7 @@ def bench(
     Latency with intervals and a verdict, throughput, start, memory and size; accuracy and parity in the same run.
     """
     check_out(out, overwrite=overwrite)
+    _check_options(baseline, scenarios, logs)
     sizes = numbers("--batch", batch)
     from icis_deploy.workbench import enable_workbench
 
@@ -102,9 +114,8 @@ def bench(
     against_name = None if against is None else Path(against).name
     settings = {"preset": preset, "seconds": chosen.budget_s, "num_threads": threads, "against": against_name}
     inputs = None if images is None else labeled_inputs(images, against)
-    opened = open_targets(
-        bundles, against=against, runtimes=tuple(dict.fromkeys(runtimes)) or ("onnxruntime",), num_threads=threads
-    )
+    chosen_runtimes = tuple(dict.fromkeys(runtimes))
+    opened = open_targets(bundles, against=against, runtimes=chosen_runtimes, num_threads=threads)
     with show_progress() as progress, opened as targets:
         if earlier is not None:
             sources = {} if inputs is None else dict.fromkeys((target.name for target in targets), inputs.source)
@@ -112,3 +123,18 @@ def bench(
         run = partial(run_bench, targets, preset=chosen, batch_sizes=sizes, settings=settings, inputs=inputs)
         result = run(scenarios=scenarios, logs=logs, progress=progress)
     finish(result, out=out, baseline=earlier, max_regression=max_regression, any_machine=any_machine)
+
+
+def _check_options(baseline: Path | None, scenarios: Sequence[str], logs: Path | None) -> None:
+    """Refuse what would do nothing, or fail, before minutes are spent on measuring.
+
+    Raises:
+        UsageError: If there is such an option.
+    """
+    if baseline is None:
+        refuse_given("max_regression", "any_machine", reason="nothing is compared. Give --baseline, or leave them out.")
+    if not set(scenarios) - {CLASS_SWAP}:
+        reason = f"no load of LoadGen is run. Give --scenario {LOADGEN_SCENARIOS[0]} or another, or leave it out."
+        refuse_given("logs", reason=reason)
+    elif logs is not None and logs.exists() and not logs.is_dir():
+        raise UsageError(f"{logs} is a file; --logs names the folder in which LoadGen's logs are kept.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from icis_deploy.cli.options import NEW_PATH
+from icis_deploy.cli.options import NEW_PATH, refuse_given
 from icis_deploy.cli.output import print_result
 
 if TYPE_CHECKING:
@@ -29,12 +29,14 @@ def check_out(out: Path | None, *, overwrite: bool) -> None:
     """Refuse a place for the result that is taken or cannot be, before minutes are spent on measuring.
 
     Raises:
-        UsageError: If it is taken, or its folder is not there.
+        UsageError: If it is taken, or its folder is not there, or there is none to overwrite.
     """
     from icis_deploy.errors import UsageError
     from icis_deploy.files import check_free
 
-    if out is not None:
+    if out is None:
+        refuse_given("overwrite", reason="no result is written. Give --out, or leave it out.")
+    else:
         check_free(out, overwrite=overwrite)
         if not out.absolute().parent.is_dir():
             raise UsageError(

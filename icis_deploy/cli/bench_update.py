@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from icis_deploy.cli.bench_options import check_out, out_options
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, THREADS
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, THREADS, refuse_given
 from icis_deploy.cli.output import format_option, print_result
 
 
@@ -58,6 +58,10 @@ def bench_update(
     code is 1 if an answer was torn, dropped or wrongly labelled.
     """
     check_out(out, overwrite=overwrite)
+    if class_swap:
+        refuse_given("model", "num_updates", reason="--class-swap times no other ways. Leave them out.")
+    else:
+        refuse_given("seconds", reason="it is for --class-swap; --updates says how much is measured.")
     from icis_deploy.workbench import enable_workbench
 
     enable_workbench()

@@ -17,6 +17,7 @@ from icis_deploy.cli.options import (
     described_classes_options,
     model_options,
     model_source,
+    refuse_given,
     seed_option,
 )
 from icis_deploy.cli.output import columns, format_option, percent, print_result
@@ -57,7 +58,9 @@ def compare_methods(
     from icis_deploy.files import check_free
     from icis_deploy.method_comparison import compare_methods as compare
 
-    if plot is not None:
+    if plot is None:
+        refuse_given("overwrite", reason="no plot is drawn. Give --plot, or leave it out.")
+    else:
         check_free(plot, overwrite=overwrite)
     compared = compare(
         model_source(model, weights, input_shape, head_node),

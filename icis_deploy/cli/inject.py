@@ -15,6 +15,7 @@ from icis_deploy.cli.options import (
     described_classes_options,
     model_options,
     model_source,
+    refuse_given,
     seed_option,
 )
 from icis_deploy.cli.output import columns, format_option, percent, print_result, training_progress
@@ -82,6 +83,9 @@ def inject(
     from icis_deploy.injection_pipeline import inject as inject_classes
 
     check_free(out, overwrite=overwrite)
+    if "auto" not in (options["method"], options["calibration"]):
+        reason = "it guides what is chosen, and --method and --calibration leave no choice. Let one of them be auto."
+        refuse_given("balance", "seen_accuracy", reason=reason)
     source = model_source(model, weights, input_shape, head_node)
     with training_progress("Training") as progress:
         update = inject_classes(source, classes=classes, progress=progress, **options)

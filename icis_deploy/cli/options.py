@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from icis_deploy.runtime.runtimes import RUNTIME_NAMES
 
@@ -115,3 +116,22 @@ def model_source(spec: str, weights: Path | None, input_shape: str | None, head_
 
         shape = parse_input_shape(input_shape)
     return ModelSource(spec=spec, weights=weights, input_shape=shape, head_node=head_node)
+
+
+def refuse_given(*names: str, reason: str) -> None:
+    """Refuse options of the running command that were given but would do nothing.
+
+    Args:
+        names: Of the command's parameters.
+        reason: Why they would do nothing, and what to do instead.
+
+    Raises:
+        UsageError: If one of them was given.
+    """
+    from icis_deploy.errors import UsageError
+
+    context = click.get_current_context()
+    given = [name for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    options = [each.opts[-1] for each in context.command.params if each.name in given]
+    if options:
+        raise UsageError(f"{' and '.join(options)} would do nothing: {reason}")

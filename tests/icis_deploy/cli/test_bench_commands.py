@@ -74,6 +74,48 @@ def test_a_number_of_threads_that_would_only_be_started_is_refused(bundles, caps
     assert "is not in the range 1<=x<=1024" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option", "what_to_do"),
+    [
+        (["bench", "--logs", "logs"], "--logs", "Give --scenario single-stream or another"),
+        (["bench", "--logs", "logs", "--scenario", "class-swap"], "--logs", "Give --scenario single-stream or another"),
+        (["bench", "--any-machine"], "--any-machine", "Give --baseline"),
+        (["bench", "--any-machine", "--max-regression", "5%"], "--max-regression and --any-machine", "Give --baseline"),
+        (["bench", "--overwrite"], "--overwrite", "Give --out"),
+        (["bench-update", "--overwrite"], "--overwrite", "Give --out"),
+        (["bench-update", "--seconds", "3"], "--seconds", "it is for --class-swap"),
+        (["bench-update", "--class-swap", "--updates", "9"], "--updates", "Leave them out"),
+        (["bench-update", "--class-swap", "--against", __file__], "--against", "Leave them out"),
+    ],
+    ids=lambda value: " ".join(value).replace(__file__, "MODEL") if isinstance(value, list) else "",
+)
+def test_options_that_would_do_nothing_are_refused(
+    arguments, option, what_to_do, bundles, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    command, *options = arguments
+
+    assert run([command, str(bundles.updatable), *options]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"Error: {option} would do nothing: ")
+    assert what_to_do in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_a_folder_of_logs_is_refused_before_anything_is_measured(bundles, tmp_path, capsys):
+    (tmp_path / "logs").write_text("mine")
+    assert run(["bench", str(bundles.fused), "--scenario", "offline", "--logs", str(tmp_path / "logs")]) == 2
+    assert "is a file; --logs names the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf"])
+def test_a_time_that_is_no_number_of_seconds_is_refused(seconds, bundles, capsys):
+    assert run(["bench", str(bundles.fused), "--seconds", seconds]) == 2
+    assert capsys.readouterr().err == f"Error: The plan's budget_s is {seconds}; expected a positive number.\n"
+
+
 def test_a_runtime_that_is_given_twice_is_measured_once(bundles, tmp_path):
     out = tmp_path / "result.json"
     runtimes = ["--runtime", "onnxruntime"] * 2

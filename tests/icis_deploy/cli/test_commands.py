@@ -107,6 +107,17 @@ def test_inject_says_what_was_chosen_what_it_predicts_and_what_to_doubt(
     assert provenance["selection"]["num_neutral_features"] > 0
 
 
+@pytest.mark.parametrize("option", [["--balance", "0.5"], ["--seen-accuracy", "0.9"]], ids=lambda option: option[0])
+def test_inject_refuses_what_guides_a_choice_where_nothing_is_chosen(
+    tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    files = ["--classes", str(tiny_project.classes), "--descriptors", str(tiny_project.descriptors)]
+    arguments = ["inject", str(tiny_project.model), *files, "--out", str(tmp_path / "new.icis"), *option]
+    assert run([*arguments, "--method", "ridge", "--calibration", "none"]) == 2
+    assert capsys.readouterr().err.startswith(f"Error: {option[0]} would do nothing: it guides what is chosen")
+    assert names_in(tmp_path) == set()
+
+
 def test_inject_strict_writes_nothing_when_descriptors_say_nothing(
     tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +153,8 @@ def test_compare_methods_prints_a_table_and_draws_it(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[-5:] == ["T", "U", "S", "H", "seconds"]
     assert [line.split()[0] for line in lines[1:]] == ["auto", "nearest"]
+    assert run([*arguments, "--overwrite"]) == 2
+    assert "--overwrite would do nothing: no plot is drawn. Give --plot" in capsys.readouterr().err
 
 
 def test_inject_writes_only_the_unseen_classes_that_were_asked_for(tiny_project: TinyProject, tmp_path: Path) -> None:
