@@ -49,6 +49,10 @@ def halve_model(model: ir.Model, inputs: Inputs) -> ir.Model:
 
     require_float32(model)
     proto = onnx.load_from_string(serialize_model(model))
+    # The converter takes a weight that has a type there for float16, also where it leaves it float32.
+    values = [value for value in proto.graph.value_info if value.name not in model.graph.initializers]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(values)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(

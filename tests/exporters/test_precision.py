@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -133,18 +134,26 @@ transformer (float[batch, 4, 8] x) => (float[batch, 5] logits) {
 """
 
 
-def test_a_transformer_keeps_floats_between_its_products_with_weights() -> None:
+def transformer_model(text: str = TRANSFORMER) -> ir.Model:
     rng = np.random.default_rng(0)
     shapes = {"w0": (8, 8), "w1": (8, 8), "w": (5, 8), "b": (5,)}
-    model = parsed_model(
-        TRANSFORMER,
+    return parsed_model(
+        text,
         **{name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()},
         gain=np.ones(8, np.float32),
         shift=np.zeros(8, np.float32),
         axis=np.array([1], np.int64),
     )
-    tokens = rng.normal(size=(32, 1, 4, 8)).astype(np.float32)
+
+
+def token_batches() -> np.ndarray:
+    tokens = np.random.default_rng(1).normal(size=(32, 1, 4, 8)).astype(np.float32)
     tokens[:, :, 1:] *= 100  # the first token is small beside the others, as one that stands for the class may be
+    return tokens
+
+
+def test_a_transformer_keeps_floats_between_its_products_with_weights() -> None:
+    model, tokens = transformer_model(), token_batches()
     transformer = quantize_model(model, find_head(model), "x", lambda: iter(tokens))
     quantized = transformer.model
     sources = {
@@ -193,6 +202,20 @@ def test_fp16_keeps_inputs_and_outputs_float32_and_sensitive_operators_too() -> 
         node.op_type: node.outputs[0].dtype for node in halved.graph if node.op_type in {"Conv", "Gemm", "Softmax"}
     }
     assert types == {"Conv": ir.DataType.FLOAT16, "Gemm": ir.DataType.FLOAT16, "Softmax": ir.DataType.FLOAT}
+
+
+def test_weights_that_stay_float32_in_fp16_are_stated_so() -> None:
+    """With a wrong type in it, shape inference leaves the whole graph as it is, and other tools refuse it."""
+    model = transformer_model()
+
+    halved = ir.to_proto(halve_model(model, lambda: iter(token_batches())))
+
+    onnx.checker.check_model(halved, full_check=True)
+    stored = {tensor.name: tensor.data_type for tensor in halved.graph.initializer}
+    assert stored["gain"] == onnx.TensorProto.FLOAT
+    assert stored["w1"] == onnx.TensorProto.FLOAT16
+    stated = {value.name: value.type.tensor_type.elem_type for value in halved.graph.value_info}
+    assert all(stated.get(name, data_type) == data_type for name, data_type in stored.items())
 
 
 def test_nodes_that_would_overflow_in_fp16_stay_float32() -> None:
