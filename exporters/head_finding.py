@@ -32,6 +32,8 @@ from icis_deploy.errors import AmbiguousHeadError, IncompatibleError, ModelLoadE
 from icis_deploy.head import Head
 
 _MAX_NAMED = 5
+_INTEGER_OPERATORS = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QGemm"})
+_DEQUANTIZED = " (dequantized)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,16 @@ class HeadLocation:
 
     reason: str
     """Why this is the head, in words."""
+
+    @property
+    def is_half(self) -> bool:
+        """Whether its rows have the 16 bits of float16 or bfloat16."""
+        return self.precision in {"float16", "bfloat16"}
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its rows are stored as integers."""
+        return self.precision.endswith(_DEQUANTIZED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,8 +258,15 @@ def _nothing_found(model: ir.Model, refusals: list[str]) -> str:
     )
     return (
         f"No head was found: {found}. Expected a Gemm, a MatMul or a 1x1 Conv with a constant weight before the "
-        f"output.{_last_candidate(model)}"
+        f"output.{_last_candidate(model)}{_advice_for_integers(model)}"
     )
+
+
+def _advice_for_integers(model: ir.Model) -> str:
+    """Return a sentence on what to give instead of a model whose operators compute in integers, if it is one."""
+    if not any(node.op_type.startswith("QLinear") or node.op_type in _INTEGER_OPERATORS for node in model.graph):
+        return ""
+    return " It computes in integers: export the float model that it was made from, with --precision int8."
 
 
 def _last_candidate(model: ir.Model) -> str:
@@ -275,7 +294,7 @@ def _location(
         kind=pattern.kind,
         node_name=label(pattern.node),
         weight_name=str(weight.name),
-        precision=f"{dtype} (dequantized)" if pattern.is_quantized else dtype,
+        precision=f"{dtype}{_DEQUANTIZED}" if pattern.is_quantized else dtype,
         num_classes=pattern.num_classes,
         feature_dim=pattern.feature_dim,
         feature_name=str(pattern.features.name),

@@ -94,7 +94,9 @@ def match_head(node: ir.Node) -> HeadPattern | str:
     chain = trace_chain(node, num_classes=num_classes, class_axis=feature_axis)
     if chain.spread:
         shape = ", ".join(str(size) for size in features.shape)
-        return f"it is applied at every position of features of shape [{shape}], which nothing averages"
+        user = next((use.node for use in chain.logits.uses()), None)
+        before = "" if user is None else f" before {label(user)} ({user.op_type})"
+        return f"it is applied at every position of features of shape [{shape}], which nothing averages{before}"
     return HeadPattern(
         kind="cosine" if is_unit_length(features) else _KINDS[node.op_type],
         node=node,

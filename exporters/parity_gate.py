@@ -53,7 +53,7 @@ from exporters.shape_inference import infer_shapes
 from icis_deploy.accuracy_kept import compare_accuracy
 from icis_deploy.bundle import MODEL_NAME, Bundle
 from icis_deploy.images import LabeledImages
-from icis_deploy.parity import GATE_PROFILES, ParityReport, compare_logits
+from icis_deploy.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.head_state import make_head_state
 from icis_deploy.runtime.onnxruntime_session import load_session
@@ -117,7 +117,8 @@ def check_bundle(
             own = _features(own_features if checked is None else checked(own_features), inputs, prepared=False)
     expected = scores_of_logits(expanded.logits(features), bundle.score_kind)
     where = "" if runtime is None or is_reference else f"; the bundle in {runtime.name}"
-    reports = _compare_with_original(expected, original, ran.logits, bundle, where=where)
+    profile = _profile(bundle.precision, location)
+    reports = _compare_with_original(expected, original, ran.logits, bundle, profile=profile, where=where)
     if own is not None and np.isfinite(own).all():
         reports.append(_compare_with_own(expanded.logits(own), ran.logits, bundle))
     if reports[0].profile.min_seen_kept is not None and images is not None:
@@ -219,9 +220,14 @@ def _rewrite_for(bundle: Bundle, runtime: Runtime | None, rewrite: Rewrite | Non
 
 
 def _compare_with_original(
-    expected: Float64, original: NDArray[np.float32], ours: Float64, bundle: Bundle, *, where: str
+    expected: Float64,
+    original: NDArray[np.float32],
+    ours: Float64,
+    bundle: Bundle,
+    *,
+    profile: GateProfile,
+    where: str,
 ) -> list[ParityReport]:
-    profile = GATE_PROFILES[bundle.precision]
     # The device gives logits, or their logarithms; over fewer classes the latter have to be normalised again.
     seen = compared_values(ours[:, : bundle.num_seen], bundle.score_kind)
     original_scores = comparable(original, bundle.score_kind)
@@ -234,6 +240,15 @@ def _compare_with_original(
         ),
         compare_logits(original_scores, seen, profile=profile, compared_with=ORIGINAL_MODEL + where),
     ]
+
+
+def _profile(precision: str, location: HeadLocation) -> GateProfile:
+    """Return the thresholds of a precision; a model that is exported as it is may have a head of fewer bits."""
+    if precision == "fp32" and location.is_quantized:
+        return GATE_PROFILES["int8 head"]
+    if precision == "fp32" and location.is_half:
+        return GATE_PROFILES["fp16 head"]
+    return GATE_PROFILES[precision]
 
 
 def _compare_with_own(expected: Float64, ours: Float64, bundle: Bundle) -> ParityReport:

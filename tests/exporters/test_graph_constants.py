@@ -18,6 +18,7 @@ from exporters.graph_constants import (
     root_initializers,
 )
 from icis_deploy.errors import ModelLoadError
+from tests.exporters.head_graphs import run_model
 
 TEXT = """<ir_version: 10, opset_import: ["": 20, "local": 1]> g (float[b, 2] x, float[2] given) => (float y)
     <float[3, 2] w = {1, 2, 3, 4, 5, 6}, float[2] small = {2, 4}, int64[1] axis = {1}, float[2] given = {7, 8}> {
@@ -110,3 +111,32 @@ def test_a_constant_that_cannot_be_computed_says_so():
         constant_array(model.graph[0].outputs[0])
 
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("opset", [13, 18, 20])
+@pytest.mark.parametrize(
+    ("stored", "scale", "zero_point", "axis"),
+    [
+        ("int8[2, 3] q = {-128, -1, 0, 1, 2, 127}", "float s = {0.5}", "int8 z = {0}", 1),
+        ("int8[2, 3] q = {-128, -1, 0, 1, 2, 127}", "float[1] s = {0.5}", "int8[1] z = {3}", 0),
+        ("uint8[2, 3] q = {0, 1, 128, 129, 254, 255}", "float[3] s = {0.5, 1, 2}", "uint8[3] z = {128, 0, 1}", 1),
+        ("uint8[2, 3] q = {0, 1, 128, 129, 254, 255}", "float[2] s = {0.5, 3}", "uint8[2] z = {128, 0}", -2),
+        ("int32[3] q = {-70000, 5, 70000}", "float[1] s = {0.001}", "", 1),
+        ("int32[3] q = {-70000, 5, 70000}", "float[3] s = {0.001, 1, 2}", "", 0),
+    ],
+    ids=["one scale", "one scale as a vector", "per column", "per row", "bias, one scale", "bias, per row"],
+)
+def test_stored_integers_are_dequantized_as_the_runtime_does(
+    opset: int, stored: str, scale: str, zero_point: str, axis: int
+):
+    given = ", ".join(part for part in (stored, scale, zero_point) if part)
+    model = ir.from_proto(
+        onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": {opset}]> g () => (float y) <{given}> {{
+            y = DequantizeLinear <axis = {axis}> (q, s{", z" if zero_point else ""})
+        }}""")
+    )
+
+    found = constant_array(model.graph.outputs[0])
+
+    np.testing.assert_array_equal(found, run_model(model)["y"])
+    assert found.dtype == np.float32

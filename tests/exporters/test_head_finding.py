@@ -235,10 +235,10 @@ def test_a_model_that_can_take_no_more_classes_says_which_node_forbids_it(body: 
             "which nothing averages",
         ),
         (
-            "m = Conv (x, p) r = Relu (m) y = GlobalAveragePool (r)",
+            "m = Conv (x, p) [bent] r = Relu (m) y = GlobalAveragePool (r)",
             "float[batch, 5, 1, 1] y",
             "float[batch, 4, 3, 3] x",
-            "which nothing averages",
+            "which nothing averages before bent (Relu)",
         ),
         (
             "[value] y = MatMul (x, one)",
@@ -259,6 +259,12 @@ def test_a_model_that_can_take_no_more_classes_says_which_node_forbids_it(body: 
             "output 'y' comes from attention (MatMul)",
         ),
         (
+            "q, s, z = DynamicQuantizeLinear (x) [whole] y = MatMulInteger (q, stored, z)",
+            "int32[batch, 5] y",
+            "float[batch, 4] x",
+            "It computes in integers: export the float model that it was made from, with --precision int8.",
+        ),
+        (
             "[whole] y = MatMul (x, ints)",
             "int32[batch, 5] y",
             "int32[batch, 4] x",
@@ -275,6 +281,7 @@ def test_a_model_without_a_head_says_what_was_found(body: str, outputs: str, inp
         p=np.ones((5, 4, 1, 1), dtype=np.float32),
         one=np.ones((4, 1), dtype=np.float32),
         ints=np.ones((4, 5), dtype=np.int32),
+        stored=np.ones((4, 5), dtype=np.uint8),
     )
 
     with pytest.raises(ModelLoadError) as caught:

@@ -17,13 +17,14 @@ from exporters.fp16_precision import halve_model, overflowing_nodes
 from exporters.head_finding import find_head, read_head
 from exporters.int8_precision import quantize_model
 from exporters.layer_errors import worst_layers
+from exporters.onnx_files import save_model
 from icis_deploy.class_update import ClassUpdate
-from icis_deploy.errors import GateFailedError, IncompatibleError, UsageError
+from icis_deploy.errors import GateFailedError, IncompatibleError, ModelLoadError, UsageError
 from icis_deploy.images import load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.pipeline import OpenedModel, inspect
 from icis_deploy.runtime.device import Device
-from tests.exporters.head_graphs import parsed_model, run_model
+from tests.exporters.head_graphs import GRAPHS, parsed_model, rows, run_model
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
 
 DEEP = """
@@ -296,3 +297,53 @@ def test_a_model_that_is_float16_already_is_refused() -> None:
         halve_model(halved, batches())
     with pytest.raises(IncompatibleError, match="is not float32"):
         quantize_model(halved, find_head(halved), "x", batches())
+
+
+NARROW_HEADS = [
+    "float16",
+    "int8, one scale",
+    "int8, one scale, opset 13",
+    "uint8, scale per row, quantized logits",
+    "uint8, scale per row, quantized logits, opset 13",
+]
+
+
+@pytest.mark.parametrize("capacity", [None, 8])
+@pytest.mark.parametrize("kind", NARROW_HEADS)
+def test_a_head_of_fewer_bits_is_exported_as_it_is(kind: str, capacity: int | None, tmp_path: Path) -> None:
+    text, is_old = GRAPHS[kind.removesuffix(", opset 13")].text, kind.endswith("13")
+    weights = GRAPHS[kind.removesuffix(", opset 13")].weights(*rows(0))
+    model = parsed_model(text.replace('"": 20', '"": 13') if is_old else text, **weights)
+    save_model(model, tmp_path / "model.onnx")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    opened = inspect(tmp_path / "model.onnx", classes=tmp_path / "classes.txt")
+    added = np.random.default_rng(7).normal(size=(2, 5))
+    update = ClassUpdate(base_fingerprint=opened.head.fingerprint, rows=added, added=("okapi", "quagga"))
+
+    bundle = icis_deploy.export(
+        opened,
+        updates=[update],
+        head="fused" if capacity is None else "updatable",
+        capacity=capacity,
+        out=tmp_path / "bundle",
+    )
+
+    profiles = {report["profile"]["name"] for report in bundle.parity}
+    assert profiles == {"fp16 head" if kind == "float16" else "int8 head"}
+    assert Device.open(tmp_path / "bundle").classes()[-2:] == ("okapi", "quagga")
+
+
+def test_quantized_scores_are_refused_with_what_to_give_instead(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["": 13]> g (float[batch, 4] x) => (float[batch, 5] y)
+        <float step = {0.004}, uint8 zero = {0}> {
+        h = Relu (x)
+        [head] logits = Gemm <transB = 1> (h, w, b)
+        scores = Softmax (logits)
+        stored = QuantizeLinear (scores, step, zero)
+        y = DequantizeLinear (stored, step, zero)
+    }"""
+    save_model(parsed_model(text, **GRAPHS["gemm"].weights(*rows(0))), tmp_path / "model.onnx")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    with pytest.raises(ModelLoadError, match=r"Softmax, QuantizeLinear.* Give the float model .* --precision int8\."):
+        icis_deploy.export(tmp_path / "model.onnx", classes=tmp_path / "classes.txt", out=tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
