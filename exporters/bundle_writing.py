@@ -78,6 +78,11 @@ class HeadPlan:
         """The classes baked into the model, seen ones first."""
         return (*self.seen_names, *(self.table.filled_names if self.head_kind == "fused" else ()))
 
+    @property
+    def num_scores(self) -> int:
+        """How many scores the model gives, those of empty slots included."""
+        return len(self.seen_names) + self.table.capacity
+
 
 def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, capacity: int | None) -> HeadPlan:
     """Apply class updates to a head, one after the other.
@@ -174,6 +179,7 @@ def write_bundle(
     with new_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as building:
         start = time.perf_counter()
         form = ModelForm() if form is None else form
+        form = replace(form, top=min(form.top, plan.num_scores))
         taken, calibration = model_input(loaded, preprocessing), _calibration(form, preprocessing)
         formed = in_precision(loaded, location, form, calibration, model_input=taken, preprocessing=preprocessing)
         expanded = _expanded(plan, loaded, location)

@@ -90,10 +90,13 @@ def plan_compaction(former: CompactedFrom, capacity: int) -> CompactionPlan:
     taught = [name for name in table.filled_names if name in former.journal.current.taught]
     published = compacted(table.without(taught))
     baked = load_injected(former.folder, former.bundle)
-    return CompactionPlan(
-        baked=published if baked is None else _joined(baked, published),
-        slots=_in_slots(compacted(table.without(published.filled_names)), capacity),
-    )
+    baked = published if baked is None else _joined(baked, published)
+    if (num_scores := former.bundle.num_seen + baked.capacity + capacity) < former.bundle.top:
+        raise UsageError(
+            f"With {capacity} slots the model would give {num_scores} scores, and it chooses {former.bundle.top} "
+            f"classes itself. Give a larger --capacity, or export the bundle again with a smaller --top."
+        )
+    return CompactionPlan(baked=baked, slots=_in_slots(compacted(table.without(published.filled_names)), capacity))
 
 
 def write_compacted(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from exporters.margin_removal import Feed, NamedRunner, remove_margin, without_margin
 from exporters.onnx_files import first_line, load_onnx_file
 from exporters.original_onnx import OriginalOnnx
+from exporters.top_output import without_top
 from icis_deploy.errors import (
     ICISDeployError,
     IncompatibleError,
@@ -157,7 +158,7 @@ def parse_input_shape(text: str) -> tuple[int, ...]:
 
 
 def _load_onnx(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:
-    model, original = load_onnx_file(Path(spec)), OriginalOnnx(Path(spec))
+    model, original = without_top(load_onnx_file(Path(spec))), OriginalOnnx(Path(spec))
     loaded = _loaded(model, source="onnx", spec=spec, image_shape=input_shape, run=original)
     return replace(loaded, release=original.release)
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph_edits import GraphPass, add_initializer, free_name, run_pass, unused_name
+from exporters.graph_edits import GraphPass, add_initializer, free_name, remove_unused, run_pass, unused_name
 from exporters.onnx_files import check_model
 from icis_deploy.errors import ExportError, UsageError
 from icis_deploy.runtime.session import TOP_CLASS_IDS, TOP_PROBABILITIES
@@ -39,6 +39,25 @@ def add_top(model: ir.Model, score_kind: str, top: int) -> ir.Model:
     return run_pass(top_pass(score_kind, top), model).model
 
 
+def without_top(model: ir.Model) -> ir.Model:
+    """Return a copy without the choice that `add_top` added; the model itself where it makes none.
+
+    So a model that was exported can be exported again: the choice is no part of what follows its head.
+    """
+    if [output.name for output in model.graph.outputs[1:3]] != [TOP_PROBABILITIES, TOP_CLASS_IDS]:
+        return model
+    return run_pass(GraphPass(requires=lambda _model: None, call=_remove, ensures=check_model), model).model
+
+
+def _remove(model: ir.Model) -> bool:
+    graph = model.graph
+    chosen = graph.outputs[1:3]
+    for output in chosen:
+        graph.outputs.remove(output)
+    remove_unused(graph, [node for output in chosen if (node := output.producer()) is not None])
+    return True
+
+
 def top_pass(score_kind: str, top: int) -> GraphPass:
     """Return the pass of `add_top`."""
     return GraphPass(requires=partial(_require_scores, top), call=partial(_add, score_kind, top), ensures=_ensure)
@@ -47,7 +66,7 @@ def top_pass(score_kind: str, top: int) -> GraphPass:
 def _require_scores(top: int, model: ir.Model) -> None:
     scores = model.graph.outputs[0]
     num_outputs = scores.shape[1] if scores.shape is not None else None
-    if not isinstance(num_outputs, int) or not 1 <= top <= num_outputs:
+    if isinstance(num_outputs, int) and not 1 <= top <= num_outputs:
         raise UsageError(f"The model cannot choose {top} classes: it gives {num_outputs} scores. Give a smaller --top.")
 
 

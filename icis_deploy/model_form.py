@@ -13,7 +13,7 @@ _INPUTS = ("float32", "uint8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelForm:
-    """What the exported model computes in, takes and gives; by default nothing is changed.
+    """What the exported model computes in, takes and gives; by default the most probable classes beside all scores.
 
     Raises:
         UsageError: On construction, if its parts do not go together.
@@ -28,8 +28,9 @@ class ModelForm:
     model_input: str = "float32"
     """What it takes: `float32` prepared images, or `uint8` pixels, which it prepares itself after resize and crop."""
 
-    top: int = 0
-    """How many classes per image it chooses itself, with their probabilities; 0 leaves that to the device."""
+    top: int = 5
+    """How many classes per image it chooses itself, with their probabilities: all where it has fewer; 0 leaves the
+    choice to the device. Its scores stay its first output."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -37,7 +38,7 @@ class ModelForm:
         if self.model_input not in _INPUTS:
             raise UsageError(f"A model cannot take {self.model_input!r}; choose among {', '.join(_INPUTS)}.")
         if self.top < 0:
-            raise UsageError(f"A model cannot choose {self.top} classes; give --top a number of at least 1.")
+            raise UsageError(f"A model cannot choose {self.top} classes; give --top a number of at least 0.")
         if self.precision == "int8" and self.calibration_images is None:
             raise UsageError(
                 "int8 must be calibrated on images of the kind that the device will see: give "

@@ -114,7 +114,7 @@ def main() -> int:
     preprocessing = load_preprocessing(given.preprocess)
     with tempfile.TemporaryDirectory() as folder:
         sessions = []
-        for form in (ModelForm(model_input="uint8", top=given.top), ModelForm()):
+        for form in (ModelForm(model_input="uint8", top=given.top), ModelForm(top=0)):
             out = Path(folder) / str(len(sessions))
             icis_deploy.export(given.model, classes=given.classes, preprocess=preprocessing, form=form, out=out)
             sessions.append(Device.open(out, runtime=given.runtime, num_threads=given.threads).session)

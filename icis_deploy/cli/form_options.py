@@ -42,9 +42,10 @@ def form_options(command: Command) -> Command:
             ),
             click.option(
                 "--top",
-                type=click.IntRange(min=1),
-                default=None,
-                help="Let the model give its TOP most probable classes and their probabilities.",
+                type=click.IntRange(min=0),
+                default=5,
+                show_default=True,
+                help="How many most probable classes the model gives beside all scores; 0 leaves the choice out.",
             ),
         )
     ):

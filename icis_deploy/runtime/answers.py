@@ -22,6 +22,7 @@ _LEAST_EXACT = 1e-30
 """Far from the least float32, below which the last bits are lost."""
 _MAX_PICKED = 32
 """More classes than this are found faster by sorting all of them."""
+_new_tuple = tuple.__new__
 
 
 class Logits(NamedTuple):
@@ -77,24 +78,30 @@ def top_predictions(
 
 
 def predictions_of_choice(
-    chosen: TopOutput, class_names: tuple[str, ...], *, version: int, top: int
-) -> list[Prediction]:
+    chosen: TopOutput, score_names: Sequence[str | None], version: int, top: int
+) -> list[Prediction] | None:
     """Return the classes that a model chose itself; fewer than `top` where the head has fewer.
+
+    `None` where empty slots were chosen in the place of classes: in runtimes that give equal scores in an order of
+    their own, they may come before classes whose probabilities are too small to be told from theirs.
 
     Args:
         chosen: From the model.
-        class_names: Of its first outputs, in order; what comes after them are empty slots, which are left out.
+        score_names: `(num_outputs,)`: the class of each of its scores, `None` for an empty slot, which is left out.
         version: Of the head that answered.
         top: How many classes per image, at most as many as the model chose.
     """
-    num_classes = len(class_names)
     predictions = []
-    for all_values, columns in zip(chosen.probabilities.tolist(), chosen.columns.tolist(), strict=True):
-        values, known = all_values, columns
-        if len(columns) > top or max(columns) >= num_classes:
-            known = [column for column in columns if column < num_classes][:top]
-            values = [value for value, column in zip(all_values, columns, strict=True) if column < num_classes][:top]
-        predictions.append(Prediction(tuple([class_names[column] for column in known]), tuple(values), version))
+    class_of = score_names.__getitem__
+    for values, columns in zip(chosen.probabilities.tolist(), chosen.columns.tolist(), strict=True):
+        names, probabilities = tuple(map(class_of, columns)), tuple(values)
+        if len(names) != top or None in names:
+            known = [(name, value) for name, value in zip(names, values, strict=True) if name is not None][:top]
+            if len(known) < min(top, len(score_names) - score_names.count(None)):
+                return None
+            names, probabilities = zip(*known, strict=True)
+        # What a named tuple's own constructor does, without a function in Python.
+        predictions.append(_new_tuple(Prediction, (names, probabilities, version)))
     return predictions
 
 

@@ -199,12 +199,12 @@ class Device:
         batch = images if isinstance(images, np.ndarray) else self.prepare([Path(image) for image in images])
         opened = self._opened
         state = opened.updater.state
-        # A model's own choice is among its first outputs, in order. Where a class is disabled, or a slot between others
-        # is empty, the choice is made here, among the scores of those classes that count.
-        if top <= opened.bundle.top and isinstance(state.columns, slice):
+        # Where more classes are asked for than the model chooses, or one is disabled, the choice is made here.
+        if top <= state.most_chosen:
             chosen = opened.session.top(batch, state.buffers)
-            if chosen is not None:
-                return predictions_of_choice(chosen, state.class_names, version=state.version, top=top)
+            answers = chosen and predictions_of_choice(chosen, state.score_names, state.version, top)
+            if answers is not None:
+                return answers
         return top_predictions(
             _run(opened, batch, state),
             top,

@@ -6,6 +6,7 @@ answers with belong together. The device replaces the whole state by one assignm
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -29,6 +30,12 @@ class HeadState:
 
     columns: NDArray[np.intp] | slice
     """Which of the model's outputs belong to them; a slice where they are consecutive, which needs no copy."""
+
+    score_names: tuple[str | None, ...]
+    """`(num_outputs,)`: the class of each of the model's scores, `None` for an empty slot."""
+
+    most_chosen: int
+    """Up to how many classes the model's own choice gives; 0 where it makes none, or could choose a disabled class."""
 
     table: SlotTable | None
     """What the slots hold; `None` for a fused head."""
@@ -59,7 +66,23 @@ def make_head_state(
     if table is not None and buffers is None:
         buffers = session.load_slots(table.weight, table.bias)
     columns, class_names = enabled_columns(bundle, table, frozenset(disabled))
-    return HeadState(version=version, class_names=class_names, columns=columns, table=table, buffers=buffers)
+    score_names = bundle.class_names if table is None else (*bundle.class_names, *table.class_names)
+    return HeadState(
+        version=version,
+        class_names=class_names,
+        columns=columns,
+        score_names=score_names,
+        most_chosen=_most_chosen(bundle.top, score_names, class_names),
+        table=table,
+        buffers=buffers,
+    )
+
+
+def _most_chosen(top: int, score_names: tuple[str | None, ...], class_names: tuple[str, ...]) -> int:
+    num_empty = score_names.count(None)
+    if len(class_names) + num_empty < len(score_names):  # the model knows nothing of disabled classes
+        return 0
+    return sys.maxsize if top == len(score_names) else top
 
 
 def enabled_columns(

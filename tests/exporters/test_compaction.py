@@ -16,7 +16,7 @@ from exporters.head_surgery import add_slots, fuse_head, set_slot_defaults
 from exporters.slot_baking import bake_rows
 from icis_deploy.bundle import load_bundle
 from icis_deploy.class_update import ClassUpdate
-from icis_deploy.errors import CapacityError, IncompatibleError, MissingDependencyError
+from icis_deploy.errors import CapacityError, IncompatibleError, MissingDependencyError, UsageError
 from icis_deploy.head import Head
 from icis_deploy.images import load_image_list
 from icis_deploy.model_form import ModelForm
@@ -240,3 +240,12 @@ def test_a_model_without_slots_is_refused():
     model = GRAPHS["gemm"].model(*rows(1))
     with pytest.raises(IncompatibleError, match="The model has no slots whose logits are joined to those of its head"):
         bake_rows(model, num_seen=NUM_CLASSES, baked=table_of(2, 1, prefix="n"), slots=empty_slots(1, GRAPH_DIM))
+
+
+def test_a_capacity_is_refused_that_leaves_fewer_scores_than_the_model_chooses(
+    tiny_project: TinyProject, tmp_path: Path
+):
+    exported(tiny_project, tmp_path / "bundle", top=NUM_SEEN + 6)
+    with pytest.raises(UsageError, match=r"give 45 scores, and it chooses 46 classes itself. Give a larger --capacity"):
+        compact(tmp_path / "bundle", out=tmp_path / "new", capacity=5)
+    assert not (tmp_path / "new").exists()

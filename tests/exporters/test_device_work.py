@@ -148,8 +148,10 @@ def test_a_model_that_takes_pixels_answers_as_one_that_takes_prepared_images(
 def test_a_model_that_chooses_gives_the_same_answers_as_the_device(
     head: str, tiny_project: TinyProject, tmp_path: Path
 ) -> None:
-    plain = exported(tiny_project.model, tiny_project, tmp_path / "plain", head=head)
-    device = exported(tiny_project.model, tiny_project, tmp_path / "bundle", head=head, top=5, model_input="uint8")
+    plain = exported(tiny_project.model, tiny_project, tmp_path / "plain", head=head, top=0)
+    device = exported(tiny_project.model, tiny_project, tmp_path / "bundle", head=head, model_input="uint8")
+    assert (plain.bundle.top, device.bundle.top) == (0, 5)
+    assert plain.session.top(np.zeros((1, 3, SIDE, SIDE), np.float32)) is None
     files = load_image_list(tiny_project.images).paths
     for top in (1, 5, 9):
         for answer, expected in zip(device.predict(files, top=top), plain.predict(files, top=top), strict=True):
@@ -165,11 +167,80 @@ def test_the_choice_is_two_small_arrays_for_one_array_of_bytes(tiny_project: Tin
     assert (chosen.probabilities.dtype, chosen.columns.dtype) == (np.float32, np.int64)
 
 
+@pytest.mark.parametrize("top", [0, 5])
+def test_what_reads_the_first_output_sees_no_choice(top: int, tiny_project: TinyProject, tmp_path: Path) -> None:
+    for head in ("fused", "updatable"):
+        exported(tiny_project.model, tiny_project, tmp_path / "bundle", head=head, top=top)
+        outputs = [output.name for output in onnx.load(tmp_path / "bundle" / "model.onnx").graph.output]
+        chosen = ["top_probabilities", "top_class_ids"] if top else []
+        assert outputs == ["logits", *chosen, *(["features"] if head == "updatable" else [])]
+
+
+def test_a_model_with_fewer_classes_than_are_asked_for_chooses_all(tiny_project: TinyProject, tmp_path: Path) -> None:
+    device = exported(tiny_project.model, tiny_project, tmp_path / "bundle", top=99)
+    assert device.bundle.top == len(device.classes()) == NUM_SEEN + 2
+    plain = exported(tiny_project.model, tiny_project, tmp_path / "plain", top=0)
+    images = plain.prepare(load_image_list(tiny_project.images).paths[:3])
+    for top in (2, 42, 60):
+        answers, expected = device.predict(images, top=top), plain.predict(images, top=top)
+        assert [answer.class_names for answer in answers] == [answer.class_names for answer in expected]
+
+
+def test_a_model_that_was_exported_can_be_exported_again(tiny_project: TinyProject, tmp_path: Path) -> None:
+    device = exported(tiny_project.model, tiny_project, tmp_path / "bundle")
+    (tmp_path / "classes.txt").write_text("\n".join(device.classes()) + "\n", encoding="utf-8")
+    icis_deploy.export(
+        tmp_path / "bundle" / "model.onnx",
+        classes=tmp_path / "classes.txt",
+        preprocess=tiny_project.preprocess,
+        form=ModelForm(top=3),
+        out=tmp_path / "again",
+    )
+    again, images = Device.open(tmp_path / "again"), load_image_list(tiny_project.images).paths[:3]
+    assert again.bundle.top == 3
+    answers, expected = again.predict(images, top=3), device.predict(images, top=3)
+    assert [answer.class_names for answer in answers] == [answer.class_names for answer in expected]
+
+
+@pytest.mark.parametrize("index", [0, -1])
+def test_a_class_that_is_disabled_wherever_it_stands_leaves_room_for_the_next(
+    index: int, tiny_project: TinyProject, tmp_path: Path
+) -> None:
+    files = load_image_list(tiny_project.images).paths[:3]
+    devices = [exported(tiny_project.model, tiny_project, tmp_path / str(top), top=top) for top in (0, NUM_SEEN + 2)]
+    for device in devices:
+        device.disable(device.classes()[index])
+    plain, device = devices
+    assert device.predict(files, top=NUM_SEEN + 1) == plain.predict(files, top=NUM_SEEN + 1)
+    device.enable(plain.bundle.class_names[index])
+    assert len(device.predict(files, top=NUM_SEEN + 2)[0].class_names) == NUM_SEEN + 2
+
+
+def test_an_empty_slot_between_others_is_left_out_of_the_models_choice(
+    tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = load_image_list(tiny_project.images).paths[:3]
+    found = []
+    for top in (0, NUM_SEEN + 8):
+        device = exported(tiny_project.model, tiny_project, tmp_path / str(top), head="updatable", top=top)
+        fingerprint, rows = device.bundle.base_fingerprint, np.zeros((0, device.bundle.feature_dim + 1), np.float32)
+        update = ClassUpdate(base_fingerprint=fingerprint, rows=rows, removed=("okapi",), version=2)
+        save_update(update, tmp_path / "removal.icis")
+        device.apply(tmp_path / "removal.icis", allow_unsigned=True)
+        if top:
+            monkeypatch.setattr(type(device.session), "run", None)  # nothing but the choice is asked for
+        found.append(device.predict(files, top=NUM_SEEN + 1))
+    for answer, expected in zip(found[1], found[0], strict=True):
+        assert answer.class_names == expected.class_names
+        assert answer.class_names.count("quagga") == 1
+        np.testing.assert_allclose(answer.probabilities, expected.probabilities, atol=1e-5)
+
+
 def test_a_disabled_class_is_never_chosen_and_the_probabilities_are_over_the_others(
     tiny_project: TinyProject, tmp_path: Path
 ) -> None:
     device = exported(tiny_project.model, tiny_project, tmp_path / "bundle", top=2)
-    plain = exported(tiny_project.model, tiny_project, tmp_path / "plain")
+    plain = exported(tiny_project.model, tiny_project, tmp_path / "plain", top=0)
     files = load_image_list(tiny_project.images).paths[:1]
     (before,) = device.predict(files, top=1)
     for each in (device, plain):
@@ -214,8 +285,8 @@ def test_a_choice_that_is_not_of_the_greatest_scores_is_rejected_and_named(
 
 
 def test_what_cannot_be_done_is_refused(tiny_project: TinyProject, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"cannot choose 99 classes: it gives 42 scores"):
-        exported(tiny_project.model, tiny_project, tmp_path / "bundle", top=99)
+    with pytest.raises(UsageError, match=r"cannot choose -1 classes; give --top a number of at least 0"):
+        ModelForm(top=-1)
     with pytest.raises(UsageError, match=r"takes pixels needs to know how they are prepared: give --preprocess"):
         icis_deploy.export(
             tiny_project.model,

@@ -128,7 +128,7 @@ def test_the_sidecar_states_versions_platform_hashes_shapes_and_ranges(bundle_fo
             SLOT_BIAS: (CAPACITY,),
         }
         assert all(each.min_shape == each.opt_shape == each.max_shape for each in slots)
-        assert sidecar.outputs[1] == EngineOutput(name=FEATURES, dtype="float32", shape=(-1, FEATURE_DIM))
+        assert sidecar.outputs[-1] == EngineOutput(name=FEATURES, dtype="float32", shape=(-1, FEATURE_DIM))
     assert sidecar.outputs[0].shape == (-1, NUM_SEEN + bundle.capacity)
     assert sidecar.refittable == ()
 

@@ -21,6 +21,7 @@ from icis_deploy.cli.main import run
 from icis_deploy.errors import ExportError, GateFailedError
 from icis_deploy.pipeline import OpenedModel, inspect
 from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.session import TOP_CLASS_IDS, TOP_PROBABILITIES
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, SIDE, TinyProject
 
 CAPACITY = 4
@@ -72,7 +73,8 @@ def test_every_configuration_parses_and_fits_its_model(
             assert [tensor.name for tensor in stated] == [value.name for value in found]
             shapes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]] for value in found]
             assert [list(tensor.dims) for tensor in stated] == shapes
-            assert {tensor.data_type for tensor in stated} == {schema.TYPE_FP32}
+            types = [schema.TYPE_INT64 if tensor.name == TOP_CLASS_IDS else schema.TYPE_FP32 for tensor in stated]
+            assert [tensor.data_type for tensor in stated] == types
 
 
 def test_the_ensemble_runs_backbone_then_head(opened: OpenedModel, schema: ModuleType, tmp_path: Path) -> None:
@@ -81,7 +83,8 @@ def test_the_ensemble_runs_backbone_then_head(opened: OpenedModel, schema: Modul
     backbone, head = ensemble.ensemble_scheduling.step
     assert (ensemble.platform, backbone.model_name, head.model_name) == ("ensemble", BACKBONE, HEAD)
     assert [list(tensor.dims) for tensor in ensemble.input] == [[3, SIDE, SIDE]]
-    assert [list(tensor.dims) for tensor in ensemble.output] == [[-1]]
+    stated = [(tensor.name, list(tensor.dims)) for tensor in ensemble.output]
+    assert stated == [("logits", [-1]), (TOP_PROBABILITIES, [5]), (TOP_CLASS_IDS, [5])]
     assert set(backbone.output_map.values()) == set(head.input_map.values())
     assert set(backbone.input_map.values()) == {tensor.name for tensor in ensemble.input}
     assert set(head.output_map.values()) == {tensor.name for tensor in ensemble.output}

@@ -275,7 +275,6 @@ def test_predict_as_text_names_image_probability_and_class(
         ({"head": "updatable", "capacity": "99999999999"}, 2, ["99999999999 slots", "at most", "--capacity"]),
         ({"model": "newer.onnx"}, 3, ["newer.onnx", "opset 99", "too new", "or older"]),
         ({"model": "folder.onnx"}, 3, ["folder.onnx is a folder", "expected a .onnx file"]),
-        ({"top": "99"}, 2, ["cannot choose 99 classes", "gives 46 scores", "smaller --top"]),
         ({"max-batch": "4"}, 2, ["no engine is built", "--target tensorrt"]),
         ({"head": "updatable", "capacity": "8", "generator": "truncated.onnx"}, 3, ["truncated.onnx"]),
         ({"head": "updatable", "capacity": "8", "generator": "newer.onnx"}, 3, ["newer.onnx"]),
