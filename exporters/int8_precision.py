@@ -8,7 +8,7 @@ Rules:
    correction moved them by 5.
 3. Whatever gives the features is not quantized itself: 8 bits of a feature would be all that the head ever sees.
 4. Where values are normalised at run time, as in a transformer, only products with weights take integers, and they give
-   floats.
+   floats. A LayerNormalization may be written out, as exporters below opset 17 do.
    There, a sum of residuals has one range for small tokens and large ones, and normalising blows its rounding up.
 
 Source: ONNX Runtime's "Quantize ONNX models" (onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
@@ -47,6 +47,7 @@ SHAPING = frozenset(
     | {"Squeeze", "Transpose"}
 )
 _NORMALISING = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "Softmax"})
+_GUARDS = frozenset({"Add", "Cast", "Clip", "Max"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +109,7 @@ def _quantized(prepared: ir.Model, input_name: str, calibration: Inputs, folder:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     source, target = folder / "corrected.onnx", folder / "int8.onnx"
-    normalises = any(node.op_type in _NORMALISING for node in prepared.graph)
+    normalises = _normalises(prepared.graph)
     others = [str(node.name) for node in prepared.graph if normalises and not has_float_weight(node)]
     onnx.save(ir.to_proto(prepared), source)
     quantize_static(
@@ -120,7 +121,7 @@ def _quantized(prepared: ir.Model, input_name: str, calibration: Inputs, folder:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
-        nodes_to_exclude=[*_nodes_after_the_last_layer(prepared), *others],
+        nodes_to_exclude=[*_nodes_after_the_last_layer(prepared), *others, *_instance_norms(prepared)],
         extra_options={
             # A convolution that gives floats is computed in floats by ONNX Runtime, and keeps its integers.
             "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"] if normalises else [],
@@ -130,6 +131,40 @@ def _quantized(prepared: ir.Model, input_name: str, calibration: Inputs, folder:
     quantized = ir.load(target)
     infer_shapes(quantized)
     return quantized
+
+
+def _normalises(graph: ir.Graph) -> bool:
+    """Say whether layers are normalised at run time, by an operator or written out: divided by the root of a mean.
+
+    A root before the first product with a weight is the images' own standardisation, which changes nothing here.
+    """
+    computed: set[ir.Value] = set()
+    for node in graph:
+        if has_float_weight(node) or any(source in computed for source in node.inputs):
+            computed.update(node.outputs)
+        if node.op_type in _NORMALISING or (node.outputs[0] in computed and _is_root_of_mean(node)):
+            return True
+    return False
+
+
+def _is_root_of_mean(node: ir.Node) -> bool:
+    if node.op_type != "Sqrt" and not (node.op_type == "Pow" and is_constant(node.inputs[1])):
+        return False
+    source = node
+    while True:
+        given = next((value for value in source.inputs if value is not None and not is_constant(value)), None)
+        producer = None if given is None else given.producer()
+        if producer is None or producer.op_type not in _GUARDS:
+            return producer is not None and producer.op_type == "ReduceMean"
+        source = producer
+
+
+def _instance_norms(backbone: ir.Model) -> list[str]:
+    """Return what a GroupNorm is written out as, all with one scale and one bias that change nothing.
+
+    ONNX Runtime copies a bias that is shared, under a name that another value may have.
+    """
+    return [str(node.name) for node in backbone.graph if node.op_type == "InstanceNormalization"]
 
 
 def _cuts_off_elsewhere(node: ir.Node) -> bool:

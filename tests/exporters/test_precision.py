@@ -153,8 +153,36 @@ def token_batches() -> np.ndarray:
     return tokens
 
 
-def test_a_transformer_keeps_floats_between_its_products_with_weights() -> None:
-    model, tokens = transformer_model(), token_batches()
+WRITTEN_OUT = """
+    mean{0} = ReduceMean <axes = [-1]> ({1})
+    from_mean{0} = Sub ({1}, mean{0})
+    square{0} = Pow (from_mean{0}, two)
+    variance{0} = ReduceMean <axes = [-1]> (square{0})
+    guarded{0} = Add (variance{0}, tiny)
+    deviation{0} = Sqrt (guarded{0})
+    unit{0} = Div (from_mean{0}, deviation{0})
+    scaled{0} = Mul (unit{0}, gain)
+    {0} = Add (scaled{0}, shift)
+"""
+MIXER = f"""
+<ir_version: 8, opset_import: ["": 13]>
+mixer (float[batch, 4, 8] x) => (float[batch, 5] logits) <float two = {{2.0}}, float tiny = {{1e-5}}> {{
+    {WRITTEN_OUT.format("n", "x")}
+    [values] v = MatMul (n, w0)
+    [attention] a = Mul (v, v)
+    [residual] r = Add (x, a)
+    {WRITTEN_OUT.format("m", "r")}
+    [wide] q = MatMul (m, w1)
+    pooled = ReduceMean <axes = [1], keepdims = 0> (q)
+    [head] logits = Gemm <transB = 1> (pooled, w, b)
+}}
+"""
+"""No Softmax, and a LayerNormalization as exporters write it below opset 17."""
+
+
+@pytest.mark.parametrize("text", [TRANSFORMER, MIXER], ids=["transformer", "mixer, normalisation written out"])
+def test_a_transformer_keeps_floats_between_its_products_with_weights(text: str) -> None:
+    model, tokens = transformer_model(text), token_batches()
     transformer = quantize_model(model, find_head(model), "x", lambda: iter(tokens))
     quantized = transformer.model
     sources = {
@@ -169,6 +197,39 @@ def test_a_transformer_keeps_floats_between_its_products_with_weights() -> None:
     assert {"values", "wide"} <= set(named)
     expected, found = (run_model(each, x=tokens[:, 0])["logits"] for each in (model, quantized))
     assert np.abs(found - expected).std() < 0.02 * expected.std()
+
+
+def test_images_that_the_model_standardises_itself_leave_a_network_of_convolutions_in_integers() -> None:
+    standardised = """mean = ReduceMean <axes = [1, 2, 3]> (x)
+    from_mean = Sub (x, mean)
+    square = Mul (from_mean, from_mean)
+    variance = ReduceMean <axes = [1, 2, 3]> (square)
+    deviation = Sqrt (variance)
+    given = Div (from_mean, deviation)
+    """
+    weights = {name: value.const_value.numpy() for name, value in deep_model().graph.initializers.items()}
+    text = DEEP.replace('"": 20', '"": 13').replace("[first]", f"{standardised}[first]").replace("(x, w0", "(given, w0")
+    model = parsed_model(text, **weights)
+
+    quantized = quantize_model(model, find_head(model), "x", batches()).model
+
+    relu = next(node for node in quantized.graph if node.op_type == "Conv" and node.name == "middle").inputs[0]
+    assert relu is not None
+    assert relu.producer().op_type == "DequantizeLinear"
+
+
+def test_norms_that_share_a_bias_do_not_keep_a_network_from_int8() -> None:
+    """ONNX Runtime copies the shared bias `v` as `v0`, which is the name of a value here."""
+    weights = {name: value.const_value.numpy() for name, value in deep_model().graph.initializers.items()}
+    norms = "n = InstanceNormalization (a, g, v) v0 = InstanceNormalization (n, g, v) ra = Relu (v0)"
+    text = DEEP.replace("ra = Relu (a)", norms)
+    model = parsed_model(text, **weights, g=np.ones(8, np.float32), v=np.zeros(8, np.float32))
+
+    quantized = quantize_model(model, find_head(model), "x", batches()).model
+
+    images = next(batches(1)())
+    expected, found = run_model(model, x=images)["logits"], run_model(quantized, x=images)["logits"]
+    assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 
 
 def test_bias_correction_takes_out_the_mean_error_of_rounded_weights() -> None:
