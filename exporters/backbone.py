@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from exporters.graph_edits import remove_unused, unused_name
+from exporters.graph_edits import remove_unused, unused_name, unused_names
 from exporters.head_finding import HeadLocation
 from exporters.onnx_files import check_model
 from exporters.shape_inference import infer_shapes
@@ -61,8 +61,9 @@ def with_backbone(model: ir.Model, location: HeadLocation, input_name: str, back
     for node in nodes:
         new.remove(node)
     new.initializers.clear()
-    for value in (images, *initializers, *(output for node in nodes for output in node.outputs)):
-        value.name = unused_name(graph, str(value.name))
+    moved = [images, *initializers, *(output for node in nodes for output in node.outputs)]
+    for value, name in zip(moved, unused_names(graph, [str(value.name) for value in moved]), strict=True):
+        value.name = name
     for value in initializers:
         graph.register_initializer(value)
     graph.insert_before(graph[0], nodes)

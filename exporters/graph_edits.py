@@ -52,11 +52,20 @@ def opset_of(graph: ir.Graph) -> int:
 
 def unused_name(graph: ir.Graph, wanted: str) -> str:
     """Return `wanted`, or that with a number where a value of the graph or of a subgraph is called so already."""
+    return unused_names(graph, [wanted])[0]
+
+
+def unused_names(graph: ir.Graph, wanted: Iterable[str]) -> list[str]:
+    """Return what `unused_name` does for each of many names, all different, in one look at the graph."""
     taken = {value.name for value in _all_values(graph)}
-    name, count = wanted, 1
-    while name in taken:
-        name, count = f"{wanted}_{count}", count + 1
-    return name
+    names = []
+    for name in wanted:
+        free, count = name, 1
+        while free in taken:
+            free, count = f"{name}_{count}", count + 1
+        taken.add(free)
+        names.append(free)
+    return names
 
 
 def free_name(graph: ir.Graph, name: str) -> None:
