@@ -270,9 +270,19 @@ def load_bundle(folder: Path) -> Bundle:
         CorruptFileError: If a file has another size or hash than the manifest states.
     """
     bundle = load_manifest(folder)
+    check_files(folder, bundle)
+    return bundle
+
+
+def check_files(folder: Path, bundle: Bundle) -> None:
+    """Compare every file that a manifest names with what it states.
+
+    Raises:
+        BundleError: If one cannot be read.
+        CorruptFileError: If one has another size or hash.
+    """
     for name, entry in bundle.files.items():
         check_file(folder / name, entry)
-    return bundle
 
 
 def load_manifest(folder: Path) -> Bundle:

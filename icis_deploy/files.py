@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -17,6 +15,7 @@ from typing import IO
 from icis_deploy.errors import ICISDeployError, StorageError, UsageError
 
 _CHUNK_BYTES = 1 << 20
+_HASHED_BYTES = 1 << 24
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -65,7 +64,8 @@ def sha256_of_file(path: Path) -> str:
     """
     digest = hashlib.sha256()
     with open_plain(path) as file:
-        while chunk := file.read(_CHUNK_BYTES):
+        # Few large pieces: in a thread beside others, each one waits for Python's lock twice.
+        while chunk := file.read(min(_HASHED_BYTES, os.fstat(file.fileno()).st_size + 1)):
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -81,6 +81,8 @@ def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
         StorageError: If that fails; what was at `path` before is still there, unless only the folder could not be
             synced: then the message says that the new bytes are there, but may not survive a power cut.
     """
+    import tempfile  # here, as a device that only answers opens without it
+
     temporary = None
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -135,6 +137,9 @@ def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
             that holds something but no `marker`.
         StorageError: If the disk refuses; what was at `target` before is still there.
     """
+    import shutil
+    import tempfile
+
     check_free(target, overwrite=overwrite)
     if os.path.lexists(target) and not os.path.isdir(target):  # noqa: PTH112 - see check_free
         raise UsageError(f"{target} is a file, where a folder shall be. Choose another place.")
@@ -170,6 +175,9 @@ def _holds_something_else(folder: Path, marker: str) -> bool:
 
 
 def _swap_in(building: Path, target: Path) -> None:
+    import shutil
+    import tempfile
+
     if not target.exists():
         building.replace(target)
         return

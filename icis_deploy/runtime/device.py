@@ -18,16 +18,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from icis_deploy.bundle import Bundle, load_bundle
+from icis_deploy.bundle import Bundle, load_manifest
 from icis_deploy.class_names import check_unique
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
-from icis_deploy.images import load_images, load_pixels
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
-from icis_deploy.runtime.generator import KeptGenerator, make_row
+from icis_deploy.runtime.file_check import FileCheck
 from icis_deploy.runtime.head_state import HeadState, make_head_state
 from icis_deploy.runtime.journal import HistoryEntry
-from icis_deploy.runtime.probe import verify_slots
-from icis_deploy.runtime.runtimes import Runtime, open_session, runtime_from
+from icis_deploy.runtime.kept_generator import KeptGenerator
+from icis_deploy.runtime.runtimes import Runtime, import_library, open_session, runtime_from
 from icis_deploy.runtime.session import Session
 from icis_deploy.runtime.store import Store, exported_slots
 from icis_deploy.runtime.updater import AppliedUpdate, Updater
@@ -108,7 +107,11 @@ class Device:
         """
         folder = Path(folder)
         chosen = runtime_from(runtime, num_threads=num_threads)
-        device = cls.from_parts(folder, load_bundle(folder), runtime=chosen)
+        bundle = load_manifest(folder)
+        check = FileCheck(folder, bundle)
+        import_library(chosen)
+        check.wait()
+        device = cls.from_parts(folder, bundle, runtime=chosen)
         device._opened.updater.take_over(probe=not chosen.is_reference)
         return device
 
@@ -137,6 +140,8 @@ class Device:
         table = exported_slots(folder, bundle)
         state = make_head_state(bundle, session, table=table, version=bundle.head_version)
         if state.table is not None and state.buffers is not None and not runtime.is_reference:
+            from icis_deploy.runtime.probe import verify_slots
+
             # The gate saw these slots in the reference alone; another runtime may not read the ones that it is given.
             verify_slots(session, bundle, state.table, state.buffers, seed=0)
         return cls(folder=folder, bundle=bundle, session=session, state=state)
@@ -226,6 +231,8 @@ class Device:
                 f"The bundle {self._opened.folder} does not state how images are prepared. Export it with "
                 f"--preprocess, or give prepared arrays."
             )
+        from icis_deploy.images import load_images, load_pixels
+
         load = load_pixels if bundle.model_input.takes_pixels else load_images
         return load(paths, bundle.preprocessing)
 
@@ -272,6 +279,8 @@ class Device:
             IncompatibleError: If the bundle has no generator or no slots, or no slot is free (CapacityError).
             SelfTestError, StorageError, RuntimeFailureError: As `apply`; the device keeps the state it had.
         """
+        from icis_deploy.runtime.generator import make_row
+
         check_unique((class_name,))
         with self._changing:
             opened = self._opened

@@ -10,22 +10,24 @@ Rules:
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
+import re
+import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from icis_deploy.bundle import Bundle
-from icis_deploy.engine_sidecar import model_sha256
 from icis_deploy.errors import MissingDependencyError, StorageError
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 
+_INSTALLED = re.compile(r"(onnxruntime(?:[_-]gpu)?)-([^-]+)(?:-[^-]+)?\.(?:dist|egg)-info", re.IGNORECASE)
 _ASK_FOR_NODES = "session.record_ep_graph_assignment_info"
 _FORBID_CPU = "session.disable_cpu_ep_fallback"
 _SHAPE_OPERATORS = frozenset(
@@ -75,6 +77,8 @@ def tensorrt_choice(bundle: Bundle, cache_folder: Path | None) -> ProviderChoice
     Raises:
         StorageError: If the folder cannot be made.
     """
+    from icis_deploy.engine_sidecar import model_sha256
+
     root = _user_cache() if cache_folder is None else cache_folder
     folder = root / f"head-{bundle.base_fingerprint[:16]}-model-{model_sha256(bundle)[:32]}"
     try:
@@ -100,14 +104,14 @@ def check_one_installation() -> None:
     Raises:
         MissingDependencyError: If both are installed, whose files then lie over each other's.
     """
-    versions = {}
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    # By the names of folders, as `importlib.metadata` looks for them: importing that takes longer than all of this.
+    versions: dict[str, str] = {}
+    for folder in sys.path:
+        with suppress(OSError):
+            found_here = filter(None, map(_INSTALLED.fullmatch, os.listdir(folder or os.curdir)))  # noqa: PTH208
+            versions |= {match[1].replace("_", "-"): match[2] for match in found_here}
     if len(versions) > 1:
-        found = " and ".join(f"{name} {version}" for name, version in versions.items())
+        found = " and ".join(f"{name} {version}" for name, version in sorted(versions.items()))
         raise MissingDependencyError(
             f"{found} are both installed; each overwrites files of the other. Keep one: pip uninstall -y onnxruntime "
             f"onnxruntime-gpu, then pip install 'icis-deploy[gpu]' (or 'icis-deploy[cpu]')."

@@ -1,7 +1,6 @@
 """A bundle's generator on the device: rows from descriptors, and what is wrong with a row or its descriptor.
 
-It runs in ONNX Runtime on the CPU, whatever runs the bundle's model. Nothing of it is loaded before the first class is
-taught; from then on it is kept, for hashing and loading the file takes most of the time that teaching does.
+It runs in ONNX Runtime on the CPU, whatever runs the bundle's model.
 """
 
 from __future__ import annotations
@@ -119,38 +118,6 @@ def bundle_generator(folder: Path, bundle: Bundle) -> Generator:
     generator = load_generator(folder / GENERATOR_NAME)
     check_base(generator.facts, bundle.base_fingerprint, bundle.feature_dim)
     return generator
-
-
-class KeptGenerator:
-    """The generator of an open bundle: loaded when it is first asked for, and again when its file was changed.
-
-    Not safe for several threads by itself; a device asks for it while it changes nothing else.
-    """
-
-    def __init__(self, folder: Path, bundle: Bundle) -> None:
-        self._folder, self._bundle = folder, bundle
-        self._path = folder / GENERATOR_NAME
-        self._kept: tuple[tuple[int, ...] | None, Generator] | None = None
-
-    def load(self) -> Generator:
-        """Return the generator; its file is hashed again where the system says that it is not the one it was.
-
-        Raises:
-            ICISDeployError: As `bundle_generator`.
-        """
-        stamp = self._stamp()  # before the hash, so that a change in between is noticed the next time
-        if self._kept is None or stamp is None or self._kept[0] != stamp:
-            self._kept = None
-            self._kept = stamp, bundle_generator(self._folder, self._bundle)
-        return self._kept[1]
-
-    def _stamp(self) -> tuple[int, ...] | None:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        # The time of the last change of the inode as well: a program can set the other one back.
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def check_base(facts: GeneratorFacts, base_fingerprint: str, feature_dim: int) -> None:

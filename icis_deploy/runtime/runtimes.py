@@ -16,7 +16,9 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,6 +105,17 @@ def open_session(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
         ModelLoadError: If it cannot load the model.
     """
     return _OPENERS[runtime.name](folder, bundle, runtime)
+
+
+def import_library(runtime: Runtime) -> None:
+    """Import a runtime's library early, so that something else can be done beside it.
+
+    That it is missing is for `open_session` to say; an engine's is left to it, as other things are checked before.
+    """
+    name = "openvino" if runtime.name == "openvino" else "onnxruntime"
+    if _OPENERS[runtime.name] is not _open_engine:
+        with suppress(ImportError):
+            import_module(name)
 
 
 def loaded_files(bundle: Bundle, runtime: Runtime) -> tuple[str, ...]:

@@ -38,10 +38,9 @@ from icis_deploy.runtime.journal import (
     parse_journal,
     serialize_journal,
 )
-from icis_deploy.runtime.update_rules import check_bundle, check_table
+from icis_deploy.runtime.state_checks import check_bundle, check_table
 from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots, serialize_slots
 from icis_deploy.slots import SlotTable
-from icis_deploy.trusted_keys import MAX_KEY_BYTES, MAX_TRUSTED_KEYS, public_key_from_pem
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
@@ -188,6 +187,8 @@ class Store:
         Raises:
             SignatureError: If a key file cannot be read or is no Ed25519 public key, or there are too many.
         """
+        from icis_deploy.trusted_keys import MAX_TRUSTED_KEYS, public_key_from_pem
+
         if journal.trusted_keys is not None:
             return tuple(public_key_from_pem(text) for text in journal.trusted_keys)
         folder = self._bundle_folder / TRUST_FOLDER
@@ -204,6 +205,8 @@ class Store:
         return tuple([self._trusted_key(folder / name) for name in names])
 
     def _trusted_key(self, path: Path) -> SSlibKey:
+        from icis_deploy.trusted_keys import MAX_KEY_BYTES, public_key_from_pem
+
         try:
             text = self._files.read(path, MAX_KEY_BYTES).decode("ascii", errors="replace")
         except OSError as error:

@@ -8,7 +8,8 @@ Rules:
    were; publishing is one assignment and cannot fail.
 3. What another process committed is taken over by `refresh`, never in the middle of a request.
 
-What may change is decided in `update_rules.py`, how it reaches the disk in `store.py`.
+What may change is decided in `update_rules.py`, how it reaches the disk in `store.py`. Rules, probe and stopwatch are
+imported with the first change: a device that only answers opens without them.
 """
 
 from __future__ import annotations
@@ -19,34 +20,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle import Bundle
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import BundleError, SelfTestError
 from icis_deploy.runtime.head_state import HeadState, make_head_state
 from icis_deploy.runtime.journal import HistoryEntry, Journal, StateEntry, initial_journal
-from icis_deploy.runtime.probe import verify_slots
 from icis_deploy.runtime.session import Session
+from icis_deploy.runtime.state_checks import check_disabled
 from icis_deploy.runtime.store import SlotsFile, Store, slots_file
-from icis_deploy.runtime.teaching_rules import plan_teaching, still_taught
-from icis_deploy.runtime.timings import ApplyTimings, Stopwatch
-from icis_deploy.runtime.update_rules import (
-    after_replacement,
-    after_rollback,
-    after_switch,
-    after_trusted_keys,
-    after_update,
-    check_disabled,
-    max_update_bytes,
-    plan_update,
-    state_before,
-    verify_bytes,
-)
 from icis_deploy.slots import SlotTable
-from icis_deploy.trusted_keys import TrustedKeys
+
+if TYPE_CHECKING:
+    from icis_deploy.class_update import ClassUpdate
+    from icis_deploy.runtime.timings import ApplyTimings, Stopwatch
+    from icis_deploy.trusted_keys import TrustedKeys
 
 _NUM_READ_ATTEMPTS = 5
 
@@ -93,12 +84,17 @@ class Updater:
 
     def apply(self, update: str | Path | bytes, *, allow_unsigned: bool = False) -> AppliedUpdate:
         """Take a class update or a set of trusted keys."""
+        from icis_deploy.runtime import update_rules as rules
+        from icis_deploy.runtime.teaching_rules import still_taught
+        from icis_deploy.runtime.timings import Stopwatch
+        from icis_deploy.trusted_keys import TrustedKeys
+
         watch, start_sync = Stopwatch(), self._store.sync_seconds
-        limit = max_update_bytes(self._bundle)
+        limit = rules.max_update_bytes(self._bundle)
         data = update if isinstance(update, bytes) else self._store.read_update(Path(update), limit)
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
-            verified = verify_bytes(
+            verified = rules.verify_bytes(
                 data,
                 bundle=self._bundle,
                 trusted_keys=self._store.trusted_keys(before),
@@ -107,10 +103,10 @@ class Updater:
             held = self._table_before(before)
             content, table, slots, seed = verified.content, None, None, 0
             if isinstance(content, TrustedKeys):
-                entry, after = after_trusted_keys(before, verified, content, clock=self._clock())
+                entry, after = rules.after_trusted_keys(before, verified, content, clock=self._clock())
                 watch.lap("verify")
             else:
-                entry, table = plan_update(
+                entry, table = rules.plan_update(
                     before,
                     verified,
                     content,
@@ -122,7 +118,7 @@ class Updater:
                 slots, seed = slots_file(table), content.probe_seed
                 taught = still_taught(before, content)
                 state = StateEntry(version=content.version, slots=slots.entry, taught=taught)
-                after = after_update(before, entry, state)
+                after = rules.after_update(before, entry, state)
             inference_seconds = self._change(before, after, table=table, slots=slots, seed=seed, watch=watch)
         timings = watch.timings(sync_seconds=self._store.sync_seconds - start_sync, inference_seconds=inference_seconds)
         return AppliedUpdate(content=content, entry=entry, timings=timings)
@@ -134,6 +130,9 @@ class Updater:
             class_name: The class.
             make_row: Makes its row beside the classes that the slots hold, without the one that is taught anew.
         """
+        from icis_deploy.runtime.teaching_rules import plan_teaching
+        from icis_deploy.runtime.update_rules import after_update
+
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
             current, held = before.current, self._table_before(before)
@@ -148,6 +147,8 @@ class Updater:
 
     def rollback(self) -> HistoryEntry:
         """Go back to the state before."""
+        from icis_deploy.runtime.update_rules import after_rollback, state_before
+
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
             table = self._store.load_table(self._bundle, state_before(before))
@@ -157,6 +158,8 @@ class Updater:
 
     def switch(self, class_name: str, *, enabled: bool) -> bool:
         """Enable or disable a class; return whether that changed anything."""
+        from icis_deploy.runtime.update_rules import after_switch
+
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
             known_names = self._known_names(self._table_before(before))
@@ -181,6 +184,8 @@ class Updater:
 
     def take_place_of(self, former: Journal) -> HistoryEntry:
         """Commit what a device remembered of another bundle of the same head to this one, and test its slots."""
+        from icis_deploy.runtime.update_rules import after_replacement
+
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
             table = self._table_before(before)
@@ -213,6 +218,8 @@ class Updater:
             check_disabled(journal, self._known_names(table))
             state = self._state_with(journal, table)
             if probe and state.table is not None and state.buffers is not None:
+                from icis_deploy.runtime.probe import verify_slots
+
                 verify_slots(self._session, self._bundle, state.table, state.buffers, seed=0)
             self._publish(journal, state, stamp)
             return True
@@ -229,6 +236,9 @@ class Updater:
         watch: Stopwatch | None = None,
     ) -> float:
         """Write, probe where there is a new table, commit and publish; return how many seconds the model ran."""
+        from icis_deploy.runtime.probe import verify_slots
+        from icis_deploy.runtime.timings import Stopwatch
+
         watch = Stopwatch() if watch is None else watch
         inference_seconds = 0.0
         with self._store.change(before, after, slots):

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from icis_deploy.bundle import load_manifest
-from icis_deploy.runtime.head_state import enabled_columns
+from icis_deploy.runtime.head_state import enabled_columns, make_head_state
 from icis_deploy.slots import empty_slots
 from tests.icis_deploy.runtime.bundles import FEATURE_DIM, make_update, write_bundle
 
@@ -49,3 +52,21 @@ def test_disabled_classes_are_left_out_whether_baked_or_in_a_slot(bundle):
     assert columns_of(bundle, table, ["b"]) == ([0, 1, 2, 3], ("cat", "dog", "owl", "a"), True)
     assert columns_of(bundle, None, ["cat"]) == ([1, 2], ("dog", "owl"), False)
     assert columns_of(bundle, None, ["a class of another state"]) == ([0, 1, 2], ("cat", "dog", "owl"), True)
+
+
+def chosen_of(bundle, table=None, disabled=()):
+    state = make_head_state(bundle, None, table=table, version=1, disabled=disabled, buffers=object())
+    return state.score_names, state.most_chosen
+
+
+def test_a_models_choice_counts_unless_it_could_be_a_disabled_class(bundle):
+    choosing, baked = replace(bundle, top=2), ("cat", "dog", "owl")
+    gap = table_with(make_update("a", "b"), make_update(removed=("a",), rows=np.zeros((0, FEATURE_DIM + 1))))
+
+    assert chosen_of(bundle) == (baked, 0)
+    assert chosen_of(choosing) == (baked, 2)
+    assert chosen_of(choosing, gap) == ((*baked, None, "b", None, None), 2)
+    assert chosen_of(choosing, gap, ["a class of another state"]) == ((*baked, None, "b", None, None), 2)
+    for name in (*baked, "b"):
+        assert chosen_of(choosing, gap, [name])[1] == 0
+    assert chosen_of(replace(bundle, top=3))[1] == chosen_of(replace(bundle, top=7), gap)[1] == sys.maxsize

@@ -20,9 +20,22 @@ DEVICE_MODULES = [
 HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "scipy", "sklearn", "matplotlib")
 
 
+FOR_CHANGES = (
+    *(f"icis_deploy.runtime.{name}" for name in ("generator", "probe", "teaching_rules", "timings", "update_rules")),
+    *("cryptography", "email", "importlib.metadata", "securesystemslib", "shutil", "tempfile"),
+    *("icis_deploy.envelope", "icis_deploy.images", "icis_deploy.trusted_keys", "icis_deploy.update_format"),
+)
+"""What only changing a device takes, or reading its images; `email` is what `importlib.metadata` is slow for."""
+
+
 def heavy_imports(code: str) -> set[str]:
     """What a fresh Python has imported of `HEAVY` after running some code."""
-    script = f"import sys\n{code}\nprint(*sorted(set({HEAVY!r}) & {{name.split('.')[0] for name in sys.modules}}))"
+    return {name for name in imports_after(code) if name in HEAVY}
+
+
+def imports_after(code: str) -> set[str]:
+    """What a fresh Python has imported after running some code: modules, and the packages that they are in."""
+    script = f"import sys\n{code}\nprint(*sys.modules, *(name.split('.')[0] for name in sys.modules))"
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY, timeout=120
     )
@@ -52,6 +65,22 @@ device.predict(np.zeros((1, 6), np.float32))
 device.rollback()
 """
     assert heavy_imports(code) == set()
+
+
+def test_a_device_that_only_answers_imports_nothing_that_only_changes_need(bundle_folder, signed):
+    from tests.icis_deploy.runtime.bundles import make_update
+
+    answer = "device.predict(np.zeros((1, 6), np.float32))"
+    opened = f"""
+import numpy as np
+from icis_deploy.runtime.device import Device
+device = Device.open({str(bundle_folder)!r})
+{answer}
+"""
+    assert imports_after(opened) & set(FOR_CHANGES) == set()
+    changed = imports_after(f"{opened}\ndevice.apply({signed(make_update('okapi'))!r})\n{answer}")
+    assert {"icis_deploy.runtime.update_rules", "icis_deploy.runtime.probe", "cryptography"} <= changed
+    assert imports_after(opened) & set(FOR_CHANGES) == set(), "what was committed is read with no more"
 
 
 @pytest.mark.parametrize("name", ["onnx", "scipy"])
