@@ -288,7 +288,7 @@ def _location(
     roots = root_initializers(pattern.weight)
     weight = roots[0] if roots else pattern.weight
     dtype = weight.dtype.numpy().name if weight.dtype is not None else "float32"
-    scored = [output for output in model.graph.outputs if tail.axes.get(output) not in {None, 0}]
+    scored = [output for output in model.graph.outputs if _has_scores(output, tail.axes.get(output))]
     output = min(scored, key=lambda value: len(tail.path_to(value)), default=pattern.logits)
     return HeadLocation(
         kind=pattern.kind,
@@ -304,6 +304,13 @@ def _location(
         certainty=certainty,
         reason=reason,
     )
+
+
+def _has_scores(output: ir.Value, class_axis: int | None) -> bool:
+    """Say whether an output has the images on its first axis, the classes on another one, and nothing else."""
+    if not class_axis or output.shape is None:
+        return False
+    return all(size == 1 for axis, size in enumerate(output.shape) if axis not in {0, class_axis})
 
 
 def _reason(candidate: Candidate) -> str:

@@ -38,7 +38,10 @@ class Tail:
     """Why no class can be added."""
 
     def path_to(self, output: ir.Value) -> tuple[str, ...]:
-        """Return the operators between the logits and an output, in the graph's order."""
+        """Return the operators that the classes pass from the logits to an output, in the graph's order.
+
+        What only computes sizes or one number per image, for one of those operators, is not among them.
+        """
         needed: set[ir.Node] = set()
         waiting = [output]
         while waiting:
@@ -46,7 +49,9 @@ class Tail:
             if node in self.nodes and node not in needed:
                 assert node is not None
                 needed.add(node)
-                waiting.extend(source for source in node.inputs if source in self.axes and source is not None)
+                waiting.extend(
+                    source for source in node.inputs if source is not None and self.axes.get(source) is not None
+                )
         return tuple(node.op_type for node in self.nodes if node in needed)
 
 

@@ -18,7 +18,7 @@ LEAST_LOG = -60.0
 """Logarithm of a probability below which it is none: a softmax in float32 ends at -87, and what is compared is scaled
 to fewer classes after that."""
 
-_NEUTRAL = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze"})
+_NEUTRAL = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _SCORE_KINDS = {
     (): "logits",
     ("Softmax",): "probabilities",
@@ -30,7 +30,7 @@ Float64 = NDArray[np.float64]
 
 
 def score_kind(location: HeadLocation) -> str:
-    """Return `logits`, `probabilities` or `log-probabilities`.
+    """Return `logits`, `probabilities`, `log-probabilities` or `sigmoid`.
 
     Raises:
         ModelLoadError: If something else follows the head, whose outputs cannot be compared.

@@ -19,8 +19,8 @@ NAMES = tuple(f"class {index}" for index in range(5))
 WEIGHT, BIAS = rows(0)
 IMAGES = GRAPHS["gemm"].images(0)
 NEW_ROWS = np.random.default_rng(3).normal(size=(3, 5)).astype(np.float32)
-CONSTANTS = """<int64[1] one = {1}, int64[1] two = {2}, int64[2] one_and_two = {1, 2}, int64[2] last_two = {2, 3},
-    int64[3] wide = {0, 1, 5}, int64[3] copied = {0, 0, 1}, int64[2] matrix = {-1, 5}, int64[1] minus_one = {-1},
+CONSTANTS = """<int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[2] one_and_two = {1, 2},
+    int64[2] last_two = {2, 3}, int64[3] wide = {0, 1, 5}, int64[3] copied = {0, 0, 1}, int64[2] matrix = {-1, 5}, int64[1] minus_one = {-1},
     int64[1] classes = {5}, float half = {0.5}>"""
 
 
@@ -45,6 +45,11 @@ TAILS: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = {
         "y = Unsqueeze (l, one)",
         "float[batch, 1, 5] y",
         lambda logits: logits,
+    ),
+    "an axis of length 1 before the images": (
+        "y = Unsqueeze (l, zero)",
+        "float[1, batch, 5] y",
+        lambda logits: logits[None],
     ),
     "transpose that turns all axes round": (
         "u = Unsqueeze (l, one) y = Transpose (u)",
