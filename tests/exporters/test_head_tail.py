@@ -20,8 +20,8 @@ WEIGHT, BIAS = rows(0)
 IMAGES = GRAPHS["gemm"].images(0)
 NEW_ROWS = np.random.default_rng(3).normal(size=(3, 5)).astype(np.float32)
 CONSTANTS = """<int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[2] one_and_two = {1, 2},
-    int64[2] last_two = {2, 3}, int64[3] wide = {0, 1, 5}, int64[3] copied = {0, 0, 1}, int64[2] matrix = {-1, 5}, int64[1] minus_one = {-1},
-    int64[1] classes = {5}, float half = {0.5}>"""
+    int64[2] last_two = {2, 3}, int64[3] wide = {0, 1, 5}, int64[3] copied = {0, 0, 1}, int64[2] matrix = {-1, 5},
+    int64[1] minus_one = {-1}, int64[1] classes = {5}, float half = {0.5}>"""
 
 
 def with_tail(tail: str, output: str, opset: int = 20) -> ir.Model:
