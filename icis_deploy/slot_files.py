@@ -27,17 +27,22 @@ _METADATA_KEY = "slot_table"
 
 def serialize_slots(table: SlotTable) -> bytes:
     """Return the safetensors bytes of a slot table; equal tables give equal bytes."""
-    from safetensors.numpy import save
-
     fields = {
         "schema_version": SCHEMA_VERSION,
         "capacity": table.capacity,
         "slots": table.filled.tolist(),
         "class_names": table.filled_names,
     }
-    # One entry only: safetensors writes several in a random order, and equal tables must have equal hashes.
-    metadata = {_METADATA_KEY: json.dumps(fields, sort_keys=True)}
-    return bytes(save({"rows": table.rows()}, metadata=metadata))
+    # One entry only: safetensors writes several in a random order, and equal tables must have equal hashes. Its own
+    # writer gives these very bytes, and copies the rows twice more on the way.
+    rows = np.ascontiguousarray(table.rows(), dtype="<f4")
+    header = {
+        "__metadata__": {_METADATA_KEY: json.dumps(fields, sort_keys=True)},
+        "rows": {"dtype": "F32", "shape": rows.shape, "data_offsets": (0, rows.nbytes)},
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([struct.pack("<Q", len(text)), text, rows.data])
 
 
 def load_injected(folder: Path, bundle: Bundle) -> SlotTable | None:

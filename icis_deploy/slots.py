@@ -59,11 +59,31 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
                 f"The slot table has {len(self.weight)} weights, {len(self.bias)} biases and {len(self.class_names)} "
                 f"names; expected one of each per slot."
             )
-        filled = np.array([index for index, name in enumerate(self.class_names) if name is not None], dtype=np.intp)
+        self._find_filled()
+        check_unique(self.filled_names)
+
+    def _find_filled(self) -> None:
+        places = [index for index, name in enumerate(self.class_names) if name is not None]
+        filled = np.array(places, dtype=np.intp)
         filled.flags.writeable = False
         object.__setattr__(self, "filled", filled)
-        object.__setattr__(self, "filled_names", tuple([name for name in self.class_names if name is not None]))
-        check_unique(self.filled_names)
+        object.__setattr__(self, "filled_names", tuple([self.class_names[index] for index in places]))
+
+    @classmethod
+    def _of_checked(
+        cls, weight: NDArray[np.float32], bias: NDArray[np.float32], class_names: list[str | None]
+    ) -> SlotTable:
+        """Return a table of new arrays, which become read-only, whose rows and names were checked where they are from.
+
+        Looking for NaN in all slots again takes as long as changing some of them.
+        """
+        table = object.__new__(cls)
+        weight.flags.writeable = bias.flags.writeable = False
+        object.__setattr__(table, "weight", weight)
+        object.__setattr__(table, "bias", bias)
+        object.__setattr__(table, "class_names", tuple(class_names))
+        table._find_filled()
+        return table
 
     @property
     def capacity(self) -> int:
@@ -75,10 +95,20 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         """Width of a feature."""
         return int(self.weight.shape[1])
 
+    @property
+    def fills_first_slots(self) -> bool:
+        """Whether no empty slot stands before a filled one."""
+        return not self.filled.size or bool(self.filled[-1] == self.filled.size - 1)
+
+    def filled_weight(self) -> NDArray[np.float32]:
+        """Return `(num_filled, feature_dim)` float32, in slot order: a view where the filled slots are the first."""
+        return self.weight[: self.filled.size] if self.fills_first_slots else self.weight[self.filled]
+
     def rows(self) -> NDArray[np.float32]:
         """Return `(num_filled, feature_dim + 1)` float32: the rows of the filled slots, in slot order."""
-        filled = self.filled
-        return np.concatenate([self.weight[filled], self.bias[filled, None]], axis=1)
+        rows = np.empty((self.filled.size, self.feature_dim + 1), dtype=np.float32)
+        rows[:, :-1], rows[:, -1] = self.filled_weight(), self.bias[self.filled]
+        return rows
 
     def without(self, class_names: Collection[str]) -> SlotTable:
         """Return the table with the slots of these classes empty; a class that is in no slot is left out."""
@@ -88,7 +118,7 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         weight, bias = self.weight.copy(), self.bias.copy()
         weight[emptied], bias[emptied] = 0.0, EMPTY_SLOT_BIAS
         names = [None if index in emptied else name for index, name in enumerate(self.class_names)]
-        return SlotTable(weight=weight, bias=bias, class_names=tuple(names))
+        return SlotTable._of_checked(weight, bias, names)
 
     def apply(self, update: ClassUpdate, *, seen_names: frozenset[str]) -> SlotTable:
         """Return the table after an update.
@@ -126,8 +156,7 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         if emptied:
             weight[emptied], bias[emptied] = 0.0, EMPTY_SLOT_BIAS
         weight[targets], bias[targets] = update.rows[:, :-1], update.rows[:, -1]
-        weight.flags.writeable = bias.flags.writeable = False  # so that the new table takes them over without a copy
-        return SlotTable(weight=weight, bias=bias, class_names=tuple(names))
+        return SlotTable._of_checked(weight, bias, names)
 
 
 def empty_slots(capacity: int, feature_dim: int) -> SlotTable:

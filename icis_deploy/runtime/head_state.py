@@ -92,7 +92,7 @@ def enabled_columns(
     num_baked = len(bundle.class_names)
     filled = np.empty(0, dtype=np.intp) if table is None else table.filled
     names = bundle.class_names if table is None else (*bundle.class_names, *table.filled_names)
-    if not disabled and (filled.size == 0 or filled[-1] == filled.size - 1):
+    if not disabled and (table is None or table.fills_first_slots):
         return slice(0, num_baked + filled.size), names
     columns = np.concatenate([np.arange(num_baked, dtype=np.intp), num_baked + filled])
     enabled = [index for index, name in enumerate(names) if name not in disabled]

@@ -46,7 +46,10 @@ def bytes_with(table, tensors=None, **changes):
     data = serialize_slots(table)
     (size,) = struct.unpack_from("<Q", data)
     fields = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["slot_table"]) | changes
-    return save({"rows": table.rows()} if tensors is None else tensors, metadata={"slot_table": json.dumps(fields)})
+    return save(
+        {"rows": table.rows()} if tensors is None else tensors,
+        metadata={"slot_table": json.dumps(fields, sort_keys=True)},
+    )
 
 
 @given(tables())
@@ -55,6 +58,11 @@ def test_parsing_gives_back_what_was_serialized(table):
 
     assert parse_as(table, data) == table
     assert serialize_slots(parse_as(table, data)) == data
+
+
+@given(tables())
+def test_the_bytes_are_those_of_safetensors_own_writer(table):
+    assert serialize_slots(table) == bytes_with(table)
 
 
 def test_the_size_grows_with_the_classes_and_not_with_the_capacity():
