@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import CorruptFileError, LoadError, SignatureError
 from icis_deploy.files import read_plain, write_file
-from icis_deploy.json_fields import list_from_json, object_from_pairs
+from icis_deploy.json_fields import list_from_json, load_strict
 from icis_deploy.printable import printable
 from icis_deploy.trusted_keys import TRUSTED_KEYS_TYPE, TrustedKeys, parse_trusted_keys, serialize_trusted_keys
 from icis_deploy.update_format import MAX_PAYLOAD_BYTES, PAYLOAD_TYPE, parse_payload, serialize_payload
@@ -66,10 +66,10 @@ def parse_envelope(data: bytes) -> Envelope:
             f"The file is not a class update: it is no DSSE envelope (more than {MAX_JSON_VALUES} JSON values)."
         )
     try:
-        document = json.loads(fields.decode(), object_pairs_hook=object_from_pairs)
+        document = load_strict(fields.decode())
         signatures = list_from_json(document["signatures"])
         envelope = Envelope.from_dict(document | {"payload": "", "signatures": signatures})
-        envelope.payload = _decoded(payload or document["payload"])
+        envelope.payload = _decoded(document["payload"]) if payload is None else payload
     except Exception as error:  # securesystemslib lets whatever a malformed value causes through
         # It quotes the file, which is a stranger's.
         reason = printable(f"{type(error).__name__}: {error}", max_length=_MAX_REASON)
@@ -80,22 +80,23 @@ def parse_envelope(data: bytes) -> Envelope:
     return envelope
 
 
-def _without_payload(data: bytes) -> tuple[bytes, bytes]:
-    """Return an envelope with an empty payload, and the payload's text; the whole envelope where that is not plain.
+def _without_payload(data: bytes) -> tuple[bytes, bytes | None]:
+    """Return an envelope with an empty payload, and the payload; of what is not plain, all as it is, and nothing.
 
     The payload is nearly all of a file. Reading it as JSON and as UTF-8 only to find its end takes longer than decoding
     it. `serialize_envelope` writes it first, and base64 has no escapes.
     """
-    if not data.startswith(_PAYLOAD_START):
-        return data, b""
     start = len(_PAYLOAD_START)
-    end = data.find(b'"', start)
-    if end < 0 or data.find(b"\\", start, end) >= 0:
-        return data, b""
-    return data[:start] + data[end:], data[start:end]
+    end = data.find(b'"', start) if data.startswith(_PAYLOAD_START) else -1
+    if end < 0:
+        return data, None
+    try:
+        return data[:start] + data[end:], _decoded(memoryview(data)[start:end])
+    except ValueError:  # it has escapes of JSON, or is no base64: then it is read as any other JSON, which says so
+        return data, None
 
 
-def _decoded(text: str | bytes) -> bytes:
+def _decoded(text: str | memoryview) -> bytes:
     # Half of the time that a device needs to verify an update is base64 in the standard library; pybase64 takes a
     # fortieth of that. It has no wheel for some devices, and the standard library gives them the same bytes.
     try:

@@ -23,8 +23,8 @@ from icis_deploy.errors import CorruptFileError, ICISDeployError, IncompatibleEr
 from icis_deploy.json_fields import (
     integer_from_json,
     json_from_time,
+    load_strict,
     names_from_json,
-    object_from_pairs,
     time_from_json,
 )
 from icis_deploy.printable import reason_of
@@ -146,7 +146,7 @@ def parse_trusted_keys(payload: bytes) -> TrustedKeys:
     if len(payload) > MAX_TRUSTED_KEYS_BYTES:
         raise CorruptFileError(f"The trusted keys are {len(payload)} bytes; at most {MAX_TRUSTED_KEYS_BYTES} are read.")
     try:
-        fields = json.loads(payload.decode(), object_pairs_hook=object_from_pairs)
+        fields = load_strict(payload.decode())
         schema_version = integer_from_json(fields["schema_version"])
         if schema_version != SCHEMA_VERSION:
             raise ValueError(f"its schema version is {schema_version}, this release reads {SCHEMA_VERSION}")

@@ -23,9 +23,10 @@ from icis_deploy.errors import CorruptFileError, ICISDeployError
 from icis_deploy.json_fields import (
     integer_from_json,
     json_from_time,
+    load_strict,
     names_from_json,
     object_from_json,
-    object_from_pairs,
+    text_from_json,
     time_from_json,
 )
 from icis_deploy.printable import reason_of, shown
@@ -84,25 +85,19 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
     Raises:
         CorruptFileError: If the bytes are too many, not safetensors, of another schema, or break a rule of an update.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise CorruptFileError(f"The class update is {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} are read.")
-    fields = _read_fields(payload)
-    try:
-        tensors = load(payload)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CorruptFileError(f"The class update is not a valid safetensors file: {reason_of(error)}.") from error
-    if set(tensors) != {"rows"} or tensors["rows"].dtype != np.float32:
-        found = shown({name: str(tensor.dtype) for name, tensor in tensors.items()})
-        raise CorruptFileError(f"The class update holds the tensors {found}; expected {{'rows': 'float32'}} alone.")
-    if not is_verified and _sha256(tensors["rows"]) != fields["rows_sha256"]:
+    header, start = _read_header(payload)
+    fields = _fields_of(header)
+    rows = _rows_in_place(payload, header, start)
+    if rows is None:
+        rows = _load_rows(payload)
+    if not is_verified and _sha256(rows) != fields["rows_sha256"]:
         raise CorruptFileError("The class update's rows have another SHA-256 than it states; the file is damaged.")
     try:
         return ClassUpdate(
             base_fingerprint=fields["base_fingerprint"],
-            rows=tensors["rows"],
+            rows=rows,
             added=names_from_json(fields["added"]),
             replaced=names_from_json(fields["replaced"]),
             removed=names_from_json(fields["removed"]),
@@ -119,8 +114,46 @@ def _sha256(rows: NDArray[np.float32]) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows, dtype="<f4").data).hexdigest()
 
 
-def _read_fields(payload: bytes) -> dict[str, Any]:
-    """Return the metadata fields; safetensors' numpy reader does not hand them out, so the header is read here."""
+def _rows_in_place(payload: bytes, header: dict[str, Any], start: int) -> NDArray[np.float32] | None:
+    """Return the rows as a view of the payload, where its header is like those that `serialize_payload` writes.
+
+    Of anything else, valid or not, nothing is returned: it is left to safetensors, which copies the rows twice.
+    """
+    entry = header.get("rows")
+    if header.keys() != {"__metadata__", "rows"} or header["__metadata__"].keys() != {_METADATA_KEY}:
+        return None
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"} or entry["dtype"] != "F32":
+        return None
+    shape, offsets, size = entry["shape"], entry["data_offsets"], len(payload) - start
+    if not _are_two_counts(shape) or not _are_two_counts(offsets) or start % 4:
+        return None
+    if offsets != [0, size] or not 4 * shape[0] * shape[1] == size > 0:
+        return None
+    rows: NDArray[np.float32] = np.frombuffer(payload, dtype="<f4", offset=start).reshape(shape)
+    return rows
+
+
+def _are_two_counts(values: object) -> bool:
+    return isinstance(values, list) and len(values) == 2 and all(type(value) is int and value >= 0 for value in values)
+
+
+def _load_rows(payload: bytes) -> NDArray[np.float32]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors = load(payload)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CorruptFileError(f"The class update is not a valid safetensors file: {reason_of(error)}.") from error
+    if set(tensors) != {"rows"} or tensors["rows"].dtype != np.float32:
+        found = shown({name: str(tensor.dtype) for name, tensor in tensors.items()})
+        raise CorruptFileError(f"The class update holds the tensors {found}; expected {{'rows': 'float32'}} alone.")
+    rows: NDArray[np.float32] = tensors["rows"]
+    return rows
+
+
+def _read_header(payload: bytes) -> tuple[dict[str, Any], int]:
+    """Return a safetensors header, and where the tensors start; safetensors' numpy reader hands out no metadata."""
     if len(payload) < 8:
         raise CorruptFileError(f"The class update is only {len(payload)} bytes; it is truncated.")
     (size,) = struct.unpack_from("<Q", payload)
@@ -129,15 +162,24 @@ def _read_fields(payload: bytes) -> dict[str, Any]:
             f"The class update's header claims {size} bytes; the file is truncated or not an update."
         )
     try:
-        header = json.loads(payload[8 : 8 + size].decode(), object_pairs_hook=object_from_pairs)
-        fields = object_from_json(
-            json.loads(header["__metadata__"][_METADATA_KEY], object_pairs_hook=object_from_pairs)
-        )
+        header = object_from_json(load_strict(payload[8 : 8 + size].decode()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _no_update(error) from error
+    return header, 8 + size
+
+
+def _no_update(error: Exception) -> CorruptFileError:
+    return CorruptFileError(
+        f"The file has no class update in its header ({reason_of(error)}); it is another kind of file."
+    )
+
+
+def _fields_of(header: dict[str, Any]) -> dict[str, Any]:
+    try:
+        fields = object_from_json(load_strict(text_from_json(header["__metadata__"][_METADATA_KEY])))
         schema_version = integer_from_json(fields["schema_version"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptFileError(
-            f"The file has no class update in its header ({reason_of(error)}); it is another kind of file."
-        ) from error
+        raise _no_update(error) from error
     if schema_version != SCHEMA_VERSION:
         raise CorruptFileError(
             f"The class update has schema version {schema_version}; this release reads {SCHEMA_VERSION}. "

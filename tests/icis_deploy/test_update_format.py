@@ -267,3 +267,59 @@ def test_rows_that_changed_since_they_were_written_are_refused(update):
     rows[0, 0] += 1
     with pytest.raises(CorruptFileError, match=r"another SHA-256 than it states; the file is damaged"):
         parse_payload(payload_with(update, {"rows": rows}))
+
+
+def header_of(payload):
+    (size,) = struct.unpack_from("<Q", payload)
+    return json.loads(payload[8 : 8 + size])
+
+
+def payload_under(header_text, payload):
+    """The tensors of `payload` under another header."""
+    (size,) = struct.unpack_from("<Q", payload)
+    return struct.pack("<Q", len(header_text)) + header_text + payload[8 + size :]
+
+
+@pytest.mark.parametrize("num_spaces", [0, 1, 2, 8])
+def test_rows_of_another_writer_are_read_wherever_they_start(num_spaces, update):
+    header = json.dumps(header_of(serialize_payload(update)), indent=1).encode()
+    payload = payload_under(header + b" " * num_spaces, serialize_payload(update))
+
+    assert parse_payload(payload) == update
+    assert parse_payload(payload, is_verified=True) == update
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data_offsets": [0.0, 24.0]},
+        {"data_offsets": [False, 24]},
+        {"data_offsets": [4, 24]},
+        {"data_offsets": [0, 20]},
+        {"data_offsets": [0, 28]},
+        {"data_offsets": [0]},
+        {"shape": [True, 6]},
+        {"shape": [-2, -3]},
+        {"shape": [2.0, 3]},
+        {"shape": [2, 2]},
+        {"shape": [6]},
+        {"shape": "23"},
+        {"dtype": "I32"},
+        {"dtype": ["F32"]},
+    ],
+)
+def test_a_header_that_does_not_describe_its_rows_is_refused(change, update):
+    header = header_of(serialize_payload(update))
+    header["rows"] |= change
+    payload = payload_under(json.dumps(header).encode(), serialize_payload(update))
+
+    with pytest.raises(CorruptFileError):
+        parse_payload(payload, is_verified=True)
+
+
+@pytest.mark.parametrize("metadata", [5, ["{}"], {"class_update": "{}"}, None])
+def test_metadata_that_is_no_text_is_refused(metadata, update):
+    header = header_of(serialize_payload(update)) | {"__metadata__": {"class_update": metadata}}
+
+    with pytest.raises(CorruptFileError, match="no class update in its header"):
+        parse_payload(payload_under(json.dumps(header).encode(), serialize_payload(update)))
