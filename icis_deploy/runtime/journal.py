@@ -17,9 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
 from icis_deploy.bundle import Bundle, FileEntry
@@ -53,6 +52,7 @@ _HISTORY_TYPES: Mapping[str, tuple[type, ...]] = {
     "payload_sha256": _OPTIONAL_TEXT,
     "signed_by": _OPTIONAL_TEXT,
 }
+_dumps = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 # The file is one JSON object; the hash is over the exact bytes between these.
 _START, _MIDDLE, _END = b'{"journal":', b',"sha256":"', b'"}\n'
 ACTIONS = ("apply", "rollback", "enable", "disable", "trust", "replace", "teach")
@@ -70,6 +70,9 @@ class StateEntry:
 
     taught: tuple[str, ...] = ()
     """Classes in it that were taught on the device, the oldest first; a signed update of the same name replaces one."""
+
+    _text: str | None = field(default=None, init=False, repr=False, compare=False)
+    """Its JSON, once it was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +108,9 @@ class HistoryEntry:
 
     signed_by: str | None = None
     """Id of the key that signed it; `None` where nothing was signed: an unsigned update, or an operator's command."""
+
+    _text: str | None = field(default=None, init=False, repr=False, compare=False)
+    """Its JSON, once it was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +166,7 @@ def serialize_journal(journal: Journal) -> bytes:
     fields = {
         "schema_version": SCHEMA_VERSION,
         "base_fingerprint": journal.base_fingerprint,
-        "states": [_state_to_json(state) for state in journal.states],
+        "states": [],
         "highest_version": journal.highest_version,
         "last_seen": None if journal.last_seen is None else json_from_time(journal.last_seen),
         "disabled": journal.disabled,
@@ -168,21 +174,21 @@ def serialize_journal(journal: Journal) -> bytes:
         "trusted_keys": journal.trusted_keys,
         "history": [],
     }
-    without_history = _dumps(fields)
-    # All lines of the history but one are those of the journal before. Quotes inside a text are escaped, so this is the
-    # one place that is found.
-    history = ",".join([_history_text(entry) for entry in journal.history])
-    text = without_history.replace('"history":[]', f'"history":[{history}]', 1).encode()
-    return b"%s%s%s%s%s" % (_START, text, _MIDDLE, hashlib.sha256(text).hexdigest().encode(), _END)
+    # All states and lines of the history but one are those of the journal before. Quotes inside a text are escaped, so
+    # each place is found but once.
+    text = _dumps(fields)
+    for name, entries in (("states", journal.states), ("history", journal.history)):
+        text = text.replace(f'"{name}":[]', f'"{name}":[{",".join([_text_of(entry) for entry in entries])}]', 1)
+    data = text.encode()
+    return b"%s%s%s%s%s" % (_START, data, _MIDDLE, hashlib.sha256(data).hexdigest().encode(), _END)
 
 
-def _dumps(fields: Mapping[str, Any]) -> str:
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-@lru_cache(maxsize=2 * MAX_HISTORY)
-def _history_text(entry: HistoryEntry) -> str:
-    return _dumps(history_to_json(entry))
+def _text_of(entry: StateEntry | HistoryEntry) -> str:
+    if entry._text is None:
+        fields = _state_to_json(entry) if isinstance(entry, StateEntry) else history_to_json(entry)
+        object.__setattr__(entry, "_text", _dumps(fields))
+    assert entry._text is not None
+    return entry._text
 
 
 def parse_journal(data: bytes) -> Journal:
