@@ -33,10 +33,11 @@ def open_plain(path: Path) -> FileIO:
         OSError: If it cannot be opened, or is no plain file.
         ValueError: If the path holds a null byte.
     """
-    return FileIO(path, "rb", opener=_plain_descriptor)
+    return FileIO(path, "rb", opener=plain_descriptor)
 
 
-def _plain_descriptor(path: str, flags: int) -> int:
+def plain_descriptor(path: str | Path, flags: int) -> int:
+    """Open a plain file as `open_plain` does, for a caller that closes the descriptor itself; for the same errors."""
     # Without O_NONBLOCK, opening a pipe waits for a writer; reading a plain file is the same with it.
     try:
         descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from icis_deploy.files import open_plain
+from icis_deploy.files import plain_descriptor
 
 _POLL_SECONDS = 0.005
 _READ_BYTES = 1 << 16
+_CLOSE_ON_EXEC = getattr(os, "O_CLOEXEC", 0)
 
 
 class FileLayer(Protocol):
@@ -113,12 +114,16 @@ class OSFileLayer:
 
     def read(self, path: Path, max_bytes: int) -> bytes:
         """Return a file's bytes; see `FileLayer.read`."""
-        with open_plain(path) as file:
+        descriptor = plain_descriptor(path, os.O_RDONLY | _CLOSE_ON_EXEC)
+        try:
             # A read reserves as much memory as it is asked for, and caps are a thousand times what a file usually has.
             pieces, left = [], max_bytes
-            while left and (piece := file.read(min(left, max(_READ_BYTES, os.fstat(file.fileno()).st_size + 1)))):
+            num_asked = max(_READ_BYTES, os.fstat(descriptor).st_size + 1)
+            while left and (piece := os.read(descriptor, min(left, num_asked))):
                 pieces.append(piece)
                 left -= len(piece)
+        finally:
+            os.close(descriptor)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def names(self, folder: Path) -> tuple[str, ...]:
@@ -138,10 +143,13 @@ class OSFileLayer:
 
     def create(self, path: Path, data: bytes) -> None:
         """Write a new file; see `FileLayer.create`."""
-        with path.open("xb", buffering=0) as file:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSE_ON_EXEC, 0o666)
+        try:
             view = memoryview(data)
             while view:
-                view = view[file.write(view) :]
+                view = view[os.write(descriptor, view) :]
+        finally:
+            os.close(descriptor)
 
     def sync_file(self, path: Path) -> None:
         """Sync a file; see `FileLayer.sync_file`."""
@@ -149,11 +157,12 @@ class OSFileLayer:
 
     def replace(self, source: Path, target: Path) -> None:
         """Rename a file over another; see `FileLayer.replace`."""
-        source.replace(target)
+        os.replace(source, target)  # noqa: PTH105 - see `stamp`
 
     def remove(self, path: Path) -> None:
         """Remove a file; see `FileLayer.remove`."""
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108 - see `stamp`
 
     def make_folder(self, path: Path) -> bool:
         """Make a folder; see `FileLayer.make_folder`."""

@@ -259,17 +259,18 @@ class Store:
         written: list[Path] = []
         made_folder = False
         try:
-            made_folder = self._files.make_folder(self._folder)
-            if made_folder:
+            names = self._files.names(self._folder)
+            if not names:  # no folder, or an empty one, whose own name a killed process may not have synced
+                made_folder = self._files.make_folder(self._folder)
                 self._sync(self._files.sync_folder, self._bundle_folder)
-            if stale := self._stale(before, self._files.names(self._folder)):
+            if stale := self._leftovers(before, names):
                 # After a crash between rename and sync, the journal before this one could come back and need them.
                 self._sync(self._files.sync_folder, self._folder)
                 self._remove(stale)
             if slots is not None:
                 self._write_slots(before, slots, written)
             yield
-            self._commit(before, after, written)
+            self._commit(before, after, written, had_journal=JOURNAL_NAME in names)
         except BaseException as error:
             self._take_back(written, remove_folder=made_folder)
             if isinstance(error, OSError):
@@ -280,7 +281,7 @@ class Store:
             raise
         with suppress(OSError):  # the change is committed; the next one sweeps again
             # Under the lock the folder held what `before` names and nothing else, so it need not be listed again.
-            self._remove(self._stale(after, sorted(self._named(before))))
+            self._remove([self._folder / name for name in sorted(self._named(before) - self._named(after))])
 
     def _write_slots(self, before: Journal, slots: SlotsFile, written: list[Path]) -> None:
         """Write a slot table and name it in `written`, unless one of the states before has the same one."""
@@ -302,8 +303,7 @@ class Store:
         except OSError:
             return False
 
-    def _commit(self, before: Journal, after: Journal, written: list[Path]) -> None:
-        had_journal = self.stamp() is not None
+    def _commit(self, before: Journal, after: Journal, written: list[Path], *, had_journal: bool) -> None:
         self._write_new_journal(after)
         # The slot table's name must be on the disk before the journal that needs it: hence a sync before the rename.
         self._sync(self._files.sync_folder, self._folder)
@@ -319,6 +319,7 @@ class Store:
             # Renamed, but perhaps not for good: it is taken back, so that memory and disk say the same. A rename can
             # also have happened where it is reported as failed (a network's answer was lost), or was interrupted.
             if had_journal:
+                self._files.remove(self._new_journal_path)
                 self._write_new_journal(before)
                 self._files.replace(self._new_journal_path, self._journal_path)
             else:
@@ -329,7 +330,6 @@ class Store:
 
     def _write_new_journal(self, journal: Journal) -> None:
         data = serialize_journal(journal)
-        self._files.remove(self._new_journal_path)
         self._files.create(self._new_journal_path, data)
         self._sync(self._files.sync_file, self._new_journal_path)
         self._last_journal = data, journal
@@ -345,8 +345,8 @@ class Store:
         for path in paths:
             self._files.remove(path)
 
-    def _stale(self, journal: Journal, names: Iterable[str]) -> list[Path]:
-        """Return which of our files in the folder the journal does not need: leftovers of a power cut, old states.
+    def _leftovers(self, journal: Journal, names: Iterable[str]) -> list[Path]:
+        """Return which of our files in the folder the journal does not need, as a power cut leaves them.
 
         What else lies there is somebody else's: the folder may be a link, and whoever made it no friend.
         """

@@ -26,6 +26,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from icis_deploy.bundle import Bundle
@@ -154,8 +155,9 @@ def plan_update(
     _check_version(update.version, held=journal.highest_version, what="class update")
     _check_expiry(update.expires, journal=journal, clock=clock, what="class update")
     given_way = tuple(name for name in journal.current.taught if name in update.added)
-    new_table = table.without(given_way).apply(update, seen_names=frozenset(bundle.class_names))
-    _check_enabled((*bundle.class_names, *new_table.filled_names), journal.disabled)
+    new_table = table.without(given_way).apply(update, seen_names=_set_of(bundle.class_names))
+    if journal.disabled:
+        _check_enabled((*bundle.class_names, *new_table.filled_names), journal.disabled)
     entry = HistoryEntry(
         sequence=journal.sequence + 1,
         time=trusted_time(journal, clock),
@@ -168,6 +170,12 @@ def plan_update(
         signed_by=verified.signed_by,
     )
     return entry, new_table
+
+
+@lru_cache(maxsize=2)
+def _set_of(class_names: tuple[str, ...]) -> frozenset[str]:
+    """Return the classes of a bundle as a set, which a device makes once and not with every update."""
+    return frozenset(class_names)
 
 
 def _check_version(version: int, *, held: int, what: str) -> None:
