@@ -155,7 +155,7 @@ def test_the_input_has_the_type_and_the_range_of_images(dtype, low, high, model)
 def test_the_input_is_the_same_for_a_seed_in_every_release(model):
     bundle = replace(model[1], model_input=ModelInput(name="image", shape=(3, 5, 7), dtype="uint8"))
     period = np.random.default_rng(0).integers(0, 1 << 64, size=2048, dtype=np.uint64).view(np.uint8)[:16381]
-    expected = np.roll(period, -7 * 6151)[:105]
+    expected = np.roll(period, -16 * (7 * 401 % 1023))[:105]
 
     np.testing.assert_array_equal(probe_input(bundle, 7).reshape(-1), expected)
 
@@ -168,3 +168,11 @@ def test_the_input_of_a_large_image_repeats_its_noise_without_making_rows_or_cha
     assert len(np.unique(rows, axis=0)) == len(rows)
     assert (values[0] != values[1]).mean() > 0.9
     assert (values != probe_input(bundle, 8)[0]).mean() > 0.9
+
+
+@pytest.mark.parametrize("side", [8, 500])
+def test_an_input_cannot_be_written_to_whether_it_is_kept_or_made_anew(side, model):
+    bundle = replace(model[1], model_input=ModelInput(name="image", shape=(3, side, side), dtype="uint8"))
+
+    with pytest.raises(ValueError, match="read-only"):
+        probe_input(bundle, 7)[:] = 0
