@@ -8,16 +8,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyTimings:
-    """Where the time of applying an update went, in milliseconds; the parts add up to the whole."""
+    """Where the time of applying an update went, in milliseconds; the parts add up to the whole.
+
+    Slots and journal are written while the model runs. What that takes is no part of the whole, unless it takes longer
+    than the probe: then it is the time for which the probe had to be waited beyond its end.
+    """
 
     verify_ms: float
     """Reading the file, waiting for the lock, checking signature and rules, and working out the new slots."""
 
     journal_ms: float
-    """Writing slots and journal and renaming, without the syncs."""
+    """Writing slots and journal, as far as the model did not run meanwhile, and renaming, without the syncs."""
 
     sync_ms: float
-    """Waiting for the disk."""
+    """Waiting for the disk, as far as the model did not run meanwhile."""
 
     probe_ms: float
     """Comparing the slots with their rows, without running the model."""
@@ -40,26 +44,40 @@ class ApplyTimings:
 
 
 class Stopwatch:
-    """Adds up the time between laps by name."""
+    """Adds up the time between laps by name: the parts of `ApplyTimings`."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self._seconds = dict.fromkeys(("verify", "journal", "sync", "probe", "inference", "swap"), 0.0)
         self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
-        """Add the time since the last lap to `name`."""
+    def lap(self, name: str) -> float:
+        """Add the time since the last lap to `name`, and return it."""
         now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
+        elapsed, self._last = now - self._last, now
+        self._seconds[name] += elapsed
+        return elapsed
 
-    def timings(self, *, sync_seconds: float, inference_seconds: float) -> ApplyTimings:
-        """Return the laps `verify`, `journal`, `probe` and `swap`, less what syncs and inferences took of them."""
-        laps = {name: self.seconds.get(name, 0.0) for name in ("verify", "journal", "probe", "swap")}
-        return ApplyTimings(
-            verify_ms=1e3 * laps["verify"],
-            journal_ms=1e3 * (laps["journal"] - sync_seconds),
-            sync_ms=1e3 * sync_seconds,
-            probe_ms=1e3 * (laps["probe"] - inference_seconds),
-            inference_ms=1e3 * inference_seconds,
-            swap_ms=1e3 * laps["swap"],
-        )
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Count some of the time of `source` as that of `target`."""
+        self._seconds[source] -= seconds
+        self._seconds[target] += seconds
+
+    def split_probe(
+        self, *, writing_seconds: float, probe_seconds: float, inference_seconds: float, sync_seconds: float
+    ) -> None:
+        """Share out the laps of `probe`, in which a change was written and probed side by side.
+
+        Args:
+            writing_seconds: How long it took to write, from the start of both.
+            probe_seconds: How long the probe took, from the same start.
+            inference_seconds: How long the model ran in it.
+            sync_seconds: How long the syncs took in writing.
+        """
+        longer = max(0.0, writing_seconds - probe_seconds)
+        synced = min(longer, sync_seconds)
+        for name, seconds in (("inference", inference_seconds), ("sync", synced), ("journal", longer - synced)):
+            self.move("probe", name, seconds)
+
+    def timings(self) -> ApplyTimings:
+        """Return the parts."""
+        return ApplyTimings(**{f"{name}_ms": 1e3 * seconds for name, seconds in self._seconds.items()})

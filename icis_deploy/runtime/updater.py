@@ -4,8 +4,9 @@ Rules:
 
 1. A change holds the bundle's lock from reading the journal to replacing the head state, so that changes of several
    threads and processes come one after the other, each on top of the one before.
-2. A change is: verify, write, probe, commit, publish. Whatever fails before the commit leaves disk and memory as they
-   were; publishing is one assignment and cannot fail.
+2. A change is: verify, write and probe, commit, publish. Writing and the probe go on side by side; the commit waits for
+   both. Whatever fails before the commit leaves disk and memory as they were; publishing is one assignment and cannot
+   fail.
 3. What another process committed is taken over by `refresh`, never in the middle of a request.
 
 What may change is decided in `update_rules.py`, how it reaches the disk in `store.py`. Rules, probe and stopwatch are
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,8 +91,7 @@ class Updater:
         from icis_deploy.runtime.timings import Stopwatch
         from icis_deploy.trusted_keys import TrustedKeys
 
-        watch, start_sync = Stopwatch(), self._store.sync_seconds
-        limit = rules.max_update_bytes(self._bundle)
+        watch, limit = Stopwatch(), rules.max_update_bytes(self._bundle)
         data = update if isinstance(update, bytes) else self._store.read_update(Path(update), limit)
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
@@ -119,9 +120,8 @@ class Updater:
                 taught = still_taught(before, content)
                 state = StateEntry(version=content.version, slots=slots.entry, taught=taught)
                 after = rules.after_update(before, entry, state)
-            inference_seconds = self._change(before, after, table=table, slots=slots, seed=seed, watch=watch)
-        timings = watch.timings(sync_seconds=self._store.sync_seconds - start_sync, inference_seconds=inference_seconds)
-        return AppliedUpdate(content=content, entry=entry, timings=timings)
+            self._change(before, after, table=table, slots=slots, seed=seed, watch=watch)
+        return AppliedUpdate(content=content, entry=entry, timings=watch.timings())
 
     def teach(self, class_name: str, make_row: Callable[[SlotTable | None], NDArray[np.float32]]) -> HistoryEntry:
         """Put a class that the device makes itself into a slot.
@@ -234,29 +234,39 @@ class Updater:
         slots: SlotsFile | None = None,
         seed: int = 0,
         watch: Stopwatch | None = None,
-    ) -> float:
-        """Write, probe where there is a new table, commit and publish; return how many seconds the model ran."""
+    ) -> None:
+        """Write, probe where there is a new table, commit and publish."""
         from icis_deploy.runtime.probe import verify_slots
+        from icis_deploy.runtime.side_call import SideCall
         from icis_deploy.runtime.timings import Stopwatch
 
-        watch = Stopwatch() if watch is None else watch
-        inference_seconds = 0.0
-        with self._store.change(before, after, slots):
-            watch.lap("journal")
-            state = self._state_with(after, self._table_of(after.current) if table is None else table)
-            watch.lap("swap")
-            if table is not None and state.buffers is not None:
+        watch, start_sync = Stopwatch() if watch is None else watch, self._store.sync_seconds
+        state = self._state_with(after, self._table_of(after.current) if table is None else table)
+        watch.lap("swap")
+        if table is None or state.buffers is None:
+            with self._store.change(before, after, slots):
+                synced = 0.0
+        else:
+            # The model runs while the disk works; the commit waits for both.
+            probe = SideCall(partial(verify_slots, self._session, self._bundle, table, state.buffers, seed=seed))
+            with self._store.change(before, after, slots):
+                synced, writing_seconds = self._store.sync_seconds - start_sync, watch.lap("probe")
                 try:
-                    probe = verify_slots(self._session, self._bundle, table, state.buffers, seed=seed)
+                    inference_seconds = probe.result().inference_seconds
                 except SelfTestError as error:
                     raise SelfTestError(f"{error} The change was taken back.") from error
-                inference_seconds = probe.inference_seconds
-            watch.lap("probe")
+                watch.lap("probe")
+                watch.split_probe(
+                    writing_seconds=writing_seconds,
+                    probe_seconds=probe.seconds,
+                    inference_seconds=inference_seconds,
+                    sync_seconds=synced,
+                )
         stamp = self._store.stamp()
         watch.lap("journal")
+        watch.move("journal", "sync", self._store.sync_seconds - start_sync - synced)
         self._publish(after, state, stamp)
         watch.lap("swap")
-        return inference_seconds
 
     def _publish(self, journal: Journal, state: HeadState, stamp: tuple[int, ...] | None) -> None:
         self._journal, self._stamp = journal, stamp

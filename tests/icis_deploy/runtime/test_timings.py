@@ -1,0 +1,40 @@
+"""Where the time of an update goes, where writing and the probe go on side by side."""
+
+from __future__ import annotations
+
+import pytest
+
+from icis_deploy.runtime import timings as module
+from icis_deploy.runtime.timings import Stopwatch
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 0.0
+
+    monkeypatch.setattr(module.time, "perf_counter", lambda: Clock.now)
+    return Clock
+
+
+def test_what_is_written_while_the_model_runs_is_not_waited_for(clock):
+    watch = Stopwatch()
+    clock.now = 10.0
+    watch.lap("probe")
+    watch.split_probe(writing_seconds=4.0, probe_seconds=9.5, inference_seconds=8.0, sync_seconds=3.0)
+
+    timings = watch.timings()
+    assert (timings.inference_ms, timings.probe_ms, timings.sync_ms, timings.journal_ms) == (8e3, 2e3, 0, 0)
+    assert timings.work_ms == 2e3
+
+
+def test_a_disk_that_takes_longer_than_the_probe_is_waited_for(clock):
+    watch = Stopwatch()
+    clock.now = 10.0
+    watch.lap("probe")
+    watch.split_probe(writing_seconds=9.5, probe_seconds=4.0, inference_seconds=3.0, sync_seconds=5.0)
+
+    timings = watch.timings()
+    assert (timings.inference_ms, timings.probe_ms) == (3e3, 1.5e3)
+    assert (timings.sync_ms, timings.journal_ms) == (5e3, 500)
+    assert timings.total_ms == 10e3
