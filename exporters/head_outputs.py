@@ -7,6 +7,8 @@ features  (batch, feature_dim)  float32, if asked for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from exporters.feature_matrix import add_feature_matrix
@@ -20,13 +22,30 @@ FEATURES = "features"
 
 
 def require_room_for_features(location: HeadLocation, model: ir.Model) -> None:
-    """Raise `IncompatibleError` if an output called `features` is anything but what feeds the head, in float32."""
+    """Raise `IncompatibleError` if `features` is an input, or an output that does not feed the head in float32."""
+    require_unused(model.graph.inputs, "input", [FEATURES])
     pattern = pattern_at(model, location)
     for output in model.graph.outputs:
         if output.name == FEATURES and not has_features(pattern):
             raise IncompatibleError(
                 f"The model has an output {FEATURES!r} already, which is not what feeds the head {location.node_name} "
                 f"in float32. Rename it in the model."
+            )
+
+
+def require_unused(values: Sequence[ir.Value], kind: str, names: Sequence[str]) -> None:
+    """Raise `IncompatibleError` if one of a model's inputs or outputs has a name that an export gives to others.
+
+    Args:
+        values: All inputs, or all outputs.
+        kind: Which of the two, in a word.
+        names: What must be free.
+    """
+    for value in values:
+        if value.name in names:
+            raise IncompatibleError(
+                f"The model has an {kind} {value.name!r}; a bundle's model uses that name itself. Rename it in "
+                f"the model."
             )
 
 

@@ -26,7 +26,14 @@ from exporters.expanded_head import AnyHead
 from exporters.feature_matrix import add_feature_matrix, logits_like
 from exporters.graph_edits import GraphPass, add_initializer, add_node, free_name, remove_unused, replace_uses, run_pass
 from exporters.head_finding import HeadLocation, find_head, pattern_at
-from exporters.head_outputs import FEATURES, add_features, ensure_outputs, put_scores_first, require_room_for_features
+from exporters.head_outputs import (
+    FEATURES,
+    add_features,
+    ensure_outputs,
+    put_scores_first,
+    require_room_for_features,
+    require_unused,
+)
 from exporters.head_patterns import HeadPattern
 from exporters.head_rows import add_rows
 from exporters.head_tail import grow_tail, resized, trace_tail
@@ -47,7 +54,7 @@ def add_features_output(model: ir.Model, location: HeadLocation) -> ir.Model:
     Features at several positions, before a 1x1 Conv that is pooled, are averaged.
 
     Raises:
-        IncompatibleError: If another output is called `features`.
+        IncompatibleError: If an input or another output is called `features`.
         ExportError: If the edited graph is not valid.
     """
     return run_pass(features_output_pass(location), model).model
@@ -103,7 +110,7 @@ def add_slots(model: ir.Model, location: HeadLocation, capacity: int) -> ir.Mode
 
     Raises:
         UsageError: If the capacity is not positive, or the model has slots already.
-        IncompatibleError: If another output is called `features`.
+        IncompatibleError: If an input or another output is called `features`, or an output as a slot is.
         ExportError: If the edited graph is not valid.
     """
     return run_pass(slots_pass(location, capacity), model).model
@@ -177,6 +184,7 @@ def slots_pass(location: HeadLocation, capacity: int) -> GraphPass:
             raise UsageError(f"A capacity of {capacity} slots was asked for; expected at least 1.")
         if any(value.name in {SLOT_WEIGHT, SLOT_BIAS} for value in model.graph.inputs):
             raise UsageError("The model has slots already. Give the model that it was made from.")
+        require_unused(model.graph.outputs, "output", [SLOT_WEIGHT, SLOT_BIAS])
         require_room_for_features(location, model)
 
     def call(model: ir.Model) -> bool:

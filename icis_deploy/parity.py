@@ -143,11 +143,15 @@ def compare_logits(
             f"The exported model gave logits of shape {found.shape}; the reference has {expected.shape}."
         )
     if not np.isfinite(expected).all():
-        raise IncompatibleError("The reference's logits hold a NaN or an infinity; nothing can be compared with them.")
+        raise IncompatibleError(
+            f"The reference ({compared_with}) gives a NaN or an infinity, with which nothing can be compared. Check "
+            f"the original model on an image, and how images are prepared."
+        )
     scale = float(expected.std())
     if not scale > 0:
         raise IncompatibleError(
-            f"The reference's logits have a standard deviation of {scale}; there is no scale to use."
+            f"The reference ({compared_with}) gives one number as the logit of every class and image (standard "
+            f"deviation {scale}), so errors have no scale. Check the original model on an image: is it trained?"
         )
     # A NaN would pass every `error > threshold`; as an infinite error it fails them all.
     errors = np.abs(found - expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -530,4 +532,20 @@ def test_an_output_called_features_that_does_not_feed_the_head_is_refused():
     )
 
     with pytest.raises(IncompatibleError, match="has an output 'features' already, which is not what feeds the head"):
+        add_slots(model, find_head(model), CAPACITY)
+
+
+@pytest.mark.parametrize(
+    ("image", "output", "message"),
+    [
+        ("features", "logits", "The model has an input 'features'; a bundle's model uses that name itself. Rename it"),
+        ("x", "slot_weight", "The model has an output 'slot_weight'; a bundle's model uses that name itself."),
+        ("x", "slot_bias", "The model has an output 'slot_bias'; a bundle's model uses that name itself."),
+    ],
+)
+def test_an_input_or_output_with_a_name_of_the_exports_own_is_refused(image: str, output: str, message: str):
+    text = GRAPHS["gemm"].text.replace("4] x)", f"4] {image})").replace("(x)", f"({image})").replace("logits", output)
+    model = parsed_model(text, w=rows(0)[0], b=rows(0)[1])
+
+    with pytest.raises(IncompatibleError, match=re.escape(message)):
         add_slots(model, find_head(model), CAPACITY)
