@@ -52,12 +52,14 @@ from exporters.scores import (
 from exporters.shape_inference import infer_shapes
 from icis_deploy.accuracy_kept import compare_accuracy
 from icis_deploy.bundle import MODEL_NAME, Bundle
+from icis_deploy.errors import IncompatibleError, RuntimeFailureError
 from icis_deploy.images import LabeledImages
 from icis_deploy.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.head_state import make_head_state
 from icis_deploy.runtime.onnxruntime_session import load_session
 from icis_deploy.runtime.runtimes import Runtime
+from icis_deploy.runtime.session import Session
 from icis_deploy.runtime.store import exported_slots
 from icis_deploy.slots import SlotTable
 
@@ -101,6 +103,7 @@ def check_bundle(
     Raises:
         ModelLoadError: If a runtime cannot load the exported model.
         RuntimeFailureError: If a runtime cannot run it.
+        IncompatibleError: If the original model fails on more than one image, although it states that it takes them.
     """
     paths, is_reference = None if images is None else images.paths, runtime is None or runtime.is_reference
     with closing(
@@ -172,10 +175,27 @@ def _features(model: ir.Model, inputs: GateInputs, *, prepared: bool) -> NDArray
         session = load_session(path)
         features = []
         for batch in inputs:
-            output = session.run(batch.prepared if prepared else batch.given, with_features=True).features
+            images = batch.prepared if prepared else batch.given
+            try:
+                output = session.run(images, with_features=True).features
+            except RuntimeFailureError as error:
+                _refuse_stated_batch(session, images, error)
+                raise
             assert output is not None, "a backbone gives nothing else"
             features.append(output[: batch.count])
     return np.concatenate(features)
+
+
+def _refuse_stated_batch(session: Session, images: NDArray[np.generic], error: RuntimeFailureError) -> None:
+    """Raise `IncompatibleError` if a model fails on a batch that it says it takes, and not on one image."""
+    try:
+        session.run(images[:1], with_features=True)
+    except RuntimeFailureError:
+        return
+    raise IncompatibleError(
+        f"The model states that it takes any number of images, and fails on {len(images)}; on one it runs. A size was "
+        f"fixed when it was exported: export it with a batch that is dynamic throughout, or with a fixed batch of 1."
+    ) from error
 
 
 def _original_scores(loaded: LoadedModel, location: HeadLocation, inputs: GateInputs) -> NDArray[np.float32]:

@@ -138,21 +138,7 @@ def compare_logits(
         IncompatibleError: If the shapes differ, are empty, or the reference is not finite or constant.
     """
     expected, found = np.asarray(reference, np.float64), np.asarray(exported, np.float64)
-    if expected.shape != found.shape or expected.ndim != 2 or expected.size == 0:
-        raise IncompatibleError(
-            f"The exported model gave logits of shape {found.shape}; the reference has {expected.shape}."
-        )
-    if not np.isfinite(expected).all():
-        raise IncompatibleError(
-            f"The reference ({compared_with}) gives a NaN or an infinity, with which nothing can be compared. Check "
-            f"the original model on an image, and how images are prepared."
-        )
-    scale = float(expected.std())
-    if not scale > 0:
-        raise IncompatibleError(
-            f"The reference ({compared_with}) gives one number as the logit of every class and image (standard "
-            f"deviation {scale}), so errors have no scale. Check the original model on an image: is it trained?"
-        )
+    scale = _scale(expected, found, compared_with)
     # A NaN would pass every `error > threshold`; as an infinite error it fails them all.
     errors = np.abs(found - expected)
     errors[np.isnan(errors)] = np.inf
@@ -176,6 +162,26 @@ def compare_logits(
         failures=_failures(profile, measured),
         **measured,
     )
+
+
+def _scale(expected: NDArray[np.float64], found: NDArray[np.float64], compared_with: str) -> float:
+    """Return the standard deviation of the reference's logits; raise `IncompatibleError` if there is none."""
+    if expected.shape != found.shape or expected.ndim != 2 or expected.size == 0:
+        raise IncompatibleError(
+            f"The exported model gave logits of shape {found.shape}; the reference has {expected.shape}."
+        )
+    if not np.isfinite(expected).all():
+        raise IncompatibleError(
+            f"The reference ({compared_with}) gives a NaN or an infinity, with which nothing can be compared. Check "
+            f"the original model on an image, and how images are prepared."
+        )
+    scale = float(expected.std())
+    if not scale > 0:
+        raise IncompatibleError(
+            f"The reference ({compared_with}) gives one number as the logit of every class and image (standard "
+            f"deviation {scale}), so errors have no scale. Check the original model on an image: is it trained?"
+        )
+    return scale
 
 
 def _count_disagreements(

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+import icis_deploy
 from exporters import bundle_writing
 from exporters.bundle_writing import HeadPlan, plan_head, write_bundle
 from exporters.expanded_head import ExpandedHead
@@ -219,3 +221,20 @@ def test_the_table_of_a_fused_plan_has_no_gaps(opened: OpenedModel) -> None:
     )
     table: SlotTable = plan_head(opened.head, [first, gone], head_kind="fused", capacity=None).table
     assert table.class_names == ("b",)
+
+
+def test_a_model_that_takes_fewer_images_than_it_states_is_refused_with_what_to_do(
+    tiny_project: TinyProject, tmp_path: Path
+) -> None:
+    """As a trace with a fixed size in it has it, whatever its inputs are said to be."""
+    model = onnx.load(tiny_project.model)
+    flatten = next(node for node in model.graph.node if node.op_type == "Flatten")
+    flatten.op_type = "Reshape"
+    flatten.input.append("target")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, FEATURE_DIM]), "target"))
+    onnx.save(model, tmp_path / "traced.onnx")
+
+    with pytest.raises(IncompatibleError, match=r"fails on 16; on one it runs.* or with a fixed batch of 1"):
+        icis_deploy.export(tmp_path / "traced.onnx", classes=tiny_project.classes, out=tmp_path / "bundle")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["traced.onnx"]
