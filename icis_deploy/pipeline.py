@@ -57,7 +57,7 @@ class ModelSource:
     """A `.safetensors` or `.pth` file, for a factory."""
 
     input_shape: tuple[int, ...] | None = None
-    """Shape of one image, for a factory whose module does not state it."""
+    """Shape of one image, where the model does not state it."""
 
     head_node: str | None = None
     """Name of the head's node, where several could be it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from icis_deploy.cli.options import (
     calibration_options,
     classes_option,
     described_classes_options,
+    model_arguments,
     model_options,
     model_source,
     refuse_given,
@@ -98,12 +100,22 @@ def inject(
         "base_fingerprint": update.base_fingerprint,
         "provenance": provenance,
     }
+    next_command = _next_command(
+        model_arguments(model, weights, input_shape, head_node), classes, out, options["preprocess"]
+    )
     text = (
         f"{out}: {len(update.added)} classes for the head {update.base_fingerprint[:16]}…, by {provenance['method']}, "
         f"seed {provenance['seed']}.\n{summary(provenance)}"
-        f"Next: icis-deploy export {model} --classes {classes} --update {out} --head fused --out bundle"
+        f"Next: {next_command}"
     )
     print_result(result, text=text)
+
+
+def _next_command(model: Sequence[str], classes: Path, update: Path, preprocess: Path | None) -> str:
+    """Return the command that puts an update into a bundle, as a shell takes it."""
+    images = () if preprocess is None else ("--preprocess", str(preprocess))
+    files = ("--classes", str(classes), "--update", str(update), *images)
+    return shlex.join(["icis-deploy", "export", *model, *files, "--head", "fused", "--out", "bundle"])
 
 
 def summary(provenance: Mapping[str, Any]) -> str:

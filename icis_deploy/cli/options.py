@@ -26,9 +26,7 @@ def model_options(function: Command) -> Command:
     """Add the options that say how a MODEL is read; `model_source` turns their values into a `ModelSource`."""
     for option in (
         click.option("--head-node", metavar="NAME", help="The head's node, where several could be it."),
-        click.option(
-            "--input-shape", metavar="C,H,W", help="Shape of one image, for a factory that does not state it."
-        ),
+        click.option("--input-shape", metavar="C,H,W", help="Shape of one image, where the model does not state it."),
         click.option("--weights", type=EXISTING_FILE, help="Weights of a factory: .safetensors or .pth."),
     ):
         function = option(function)
@@ -102,6 +100,12 @@ def runtime_option(function: Command) -> Command:
         show_default=True,
         help="What runs the bundle's model.",
     )(function)
+
+
+def model_arguments(spec: str, weights: Path | None, input_shape: str | None, head_node: str | None) -> tuple[str, ...]:
+    """Return a MODEL and what `model_options` said of it as the arguments of another command."""
+    options = (("--weights", weights), ("--input-shape", input_shape), ("--head-node", head_node))
+    return (spec, *(part for name, value in options if value is not None for part in (name, str(value))))
 
 
 def model_source(spec: str, weights: Path | None, input_shape: str | None, head_node: str | None) -> ModelSource:

@@ -57,8 +57,8 @@ def _report_text(report: Mapping[str, Any]) -> str:
     lines = [
         f"{'PASS' if report['passed'] else 'FAIL'}  against the {report['compared_with']}",
         f"      {report['num_images']} inputs x {report['num_classes']} classes; max scaled error "
-        f"{report['max_scaled_error']:.2g} (limit {profile['max_scaled_error']:.0e}), p99.9 "
-        f"{report['p999_scaled_error']:.2g} (limit {profile['p999_scaled_error']:.0e})",
+        f"{_error_text(report['max_scaled_error'])} (limit {profile['max_scaled_error']:.0e}), p99.9 "
+        f"{_error_text(report['p999_scaled_error'])} (limit {profile['p999_scaled_error']:.0e})",
         f"      top-1 agreement {100 * report['agreement']:.2f} % (99 % sure of at least "
         f"{100 * report['agreement_lower_bound']:.2f} %), {report['num_disagreements']} disagreements, "
         f"{report['num_near_ties']} near-ties",
@@ -67,6 +67,11 @@ def _report_text(report: Mapping[str, Any]) -> str:
         lines.append(f"      {_accuracy_text(report['accuracy'])}")
     lines.extend(f"      not kept: {failure}" for failure in report["failures"])
     return "\n".join(lines)
+
+
+def _error_text(error: float | None) -> str:
+    """Return a scaled error; JSON has none where the exported model gave a NaN or an infinity."""
+    return "infinite" if error is None else f"{error:.2g}"
 
 
 def _accuracy_text(accuracy: Mapping[str, Any]) -> str:

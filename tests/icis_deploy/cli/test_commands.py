@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,11 @@ import pytest
 
 from icis_deploy.cli.inject import inject
 from icis_deploy.cli.main import run
+from icis_deploy.cli.verify import parity_text
 from icis_deploy.envelope import load_update, save_update
 from icis_deploy.methods import METHODS
-from tests.tiny_models import GRAPH, NUM_SEEN, NUM_UNSEEN, TinyProject
+from icis_deploy.parity import GATE_PROFILES, compare_logits
+from tests.tiny_models import FEATURE_DIM, GRAPH, NUM_SEEN, NUM_UNSEEN, TinyProject
 
 
 def run_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:
@@ -105,6 +108,31 @@ def test_inject_says_what_was_chosen_what_it_predicts_and_what_to_doubt(
     assert f"Least likely to be recognised: {doubtful}" in text
     assert provenance["selection"]["seen_accuracy"] == {"value": 0.9, "is_known": True}
     assert provenance["selection"]["num_neutral_features"] > 0
+
+
+def test_the_command_that_inject_names_next_writes_the_bundle(
+    tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where only options find the head, and with a path that a shell would take apart."""
+    monkeypatch.chdir(tmp_path)
+    text = GRAPH.replace("[batch, 40] logits)", "[batch, 40] logits, float[batch, 7] others)").replace(
+        "weight, bias)", "weight, bias) others = Gemm <transB = 1> (flat, other_weight)"
+    )
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.extend(onnx.load(tiny_project.model).graph.initializer)
+    other = np.ones((7, FEATURE_DIM), dtype=np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(other, "other_weight"))
+    onnx.save(model, "two heads.onnx")
+    files = ["--classes", str(tiny_project.classes), "--descriptors", str(tiny_project.descriptors)]
+    options = ["--preprocess", str(tiny_project.preprocess), "--head-node", "logits", "--method", "ridge"]
+    assert run(["inject", "two heads.onnx", *files, *options, "--out", "new.icis"]) == 0
+
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: ")]
+
+    program, *arguments = shlex.split(command.removeprefix("Next: "))
+    assert program == "icis-deploy"
+    assert run(arguments) == 0
+    assert (tmp_path / "bundle" / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize("option", [["--balance", "0.5"], ["--seen-accuracy", "0.9"]], ids=lambda option: option[0])
@@ -434,3 +462,15 @@ def test_every_command_has_help_and_stands_in_the_readme(capsys: pytest.CaptureF
         assert f"icis-deploy {name}" in readme
         for parameter in command.params:
             assert isinstance(parameter, click.Argument) or parameter.help, (name, parameter.name)
+
+
+def test_a_report_on_a_model_that_gives_an_infinity_can_be_read() -> None:
+    exported = np.eye(3)
+    exported[0, 0] = np.inf
+    report = compare_logits(np.eye(3), exported, profile=GATE_PROFILES["fp32"], compared_with="original")
+
+    text = parity_text([report.to_json()])
+
+    assert text.startswith("FAIL  against the original\n")
+    assert "max scaled error infinite (limit 1e-04), p99.9 infinite (limit 5e-05)" in text
+    assert "not kept: max_scaled_error inf is above 0.0001: the exported model gives a NaN or an infinity" in text
