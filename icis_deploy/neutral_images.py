@@ -9,8 +9,7 @@ Rules:
 1. Picture `i` of a seed is the same however many pictures are asked for: a longer list starts with the shorter one.
 2. The kinds take turns, so that any few consecutive pictures hold all of them.
 
-Sources: dead leaves, Lee, Mumford & Huang, "Occlusion Models for Natural Images", IJCV 2001 (discs of power-law
-radius that hide each other); noise with amplitude 1/f^a, Field, JOSA A 1987.
+Sources: `icis_deploy.dead_leaves`; noise with amplitude 1/f^a, Field, JOSA A 1987.
 """
 
 from __future__ import annotations
@@ -21,16 +20,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.dead_leaves import dead_leaves
 from icis_deploy.errors import UsageError
 
 Float32 = NDArray[np.float32]
-
-SMALLEST_LEAF = 0.03
-LARGEST_LEAF = 0.4
-"""Radii of leaves, as parts of the picture's shorter side."""
-
-NUM_LEAVES = 400
-"""Leaves of a picture; enough that next to nothing of the ground is left to see."""
 
 MOST_KEPT, MOST_KEPT_PIXELS = 64, 256 * 256
 """How many pictures are kept, and of which size: 50 MB at most. Every gate of a process compares on the same 64, and
@@ -70,44 +63,6 @@ def _picture(index: int, height: int, width: int, seed: int) -> Float32:
 
 
 _kept_picture = lru_cache(maxsize=MOST_KEPT)(_picture)
-
-
-def dead_leaves(height: int, width: int, random: np.random.Generator) -> Float32:
-    """Return ellipses and boxes that hide each other, each with a colour and a shading of its own.
-
-    Radii are drawn from a density proportional to r^-3, which makes the picture look alike at every scale.
-
-    Returns:
-        `(3, height, width)` float32 in 0..1.
-    """
-    side = min(height, width)
-    image = np.broadcast_to(random.random((3, 1, 1)), (3, height, width)).astype(np.float32)
-    palette = random.random((1 + int(random.integers(3, 12)), 3))
-    uniform = np.sort(random.random(NUM_LEAVES))
-    radii = side * (LARGEST_LEAF**-2 + uniform * (SMALLEST_LEAF**-2 - LARGEST_LEAF**-2)) ** -0.5
-    for radius in random.permutation(radii):
-        _paint_leaf(image, float(radius), palette[random.integers(len(palette))], random)
-    return np.clip(image, 0.0, 1.0)
-
-
-def _paint_leaf(image: Float32, radius: float, colour: NDArray[np.float64], random: np.random.Generator) -> None:
-    """Paint one leaf over `image` `(3, height, width)`, in place and within its bounding box only."""
-    _, height, width = image.shape
-    centre_y, centre_x = random.random() * height, random.random() * width
-    reach = 1.5 * radius
-    top, bottom = max(0, int(centre_y - reach)), min(height, int(centre_y + reach) + 1)
-    left, right = max(0, int(centre_x - reach)), min(width, int(centre_x + reach) + 1)
-    angle, aspect = random.random() * np.pi, 0.4 + 0.6 * random.random()
-    y = ((np.arange(top, bottom) - centre_y) / radius)[:, None]
-    x = ((np.arange(left, right) - centre_x) / radius)[None, :]
-    along = x * np.cos(angle) + y * np.sin(angle)
-    across = (y * np.cos(angle) - x * np.sin(angle)) / aspect
-    is_box = random.random() < 0.3
-    inside = np.maximum(np.abs(along), np.abs(across)) < 0.8 if is_box else along**2 + across**2 < 1.0
-    shading = 0.25 * random.standard_normal() * along + 0.06 * random.standard_normal(along.shape)
-    tint = colour + 0.05 * random.standard_normal(3)
-    box = image[:, top:bottom, left:right]
-    box[:, inside] = (tint[:, None] + shading[inside][None, :]).astype(np.float32)
 
 
 def gradient(height: int, width: int, random: np.random.Generator) -> Float32:

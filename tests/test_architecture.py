@@ -32,6 +32,7 @@ PURE_CORES = {
         "calibration",
         "class_doubts",
         "cross_validation",
+        "dead_leaves",
         "descriptor_weights",
         "estimate",
         "estimate_ranges",
