@@ -87,9 +87,7 @@ class Preprocessing:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Shape of one prepared image, without the batch."""
-        if self.layout == "NCHW":
-            return (self.num_channels, self.crop, self.crop)
-        return (self.crop, self.crop, self.num_channels)
+        return self._shape_of(self.crop, self.crop)
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
@@ -138,10 +136,17 @@ class Preprocessing:
         Returns:
             `(batch, *input_shape)` float32, contiguous.
         """
-        values = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        if self.layout == "NCHW":
-            values = values.transpose(0, 3, 1, 2)
-        return np.ascontiguousarray(values, dtype=np.float32)
+        values = np.empty((len(pixels), *self._shape_of(*pixels.shape[1:3])), dtype=np.float32)
+        channels = np.moveaxis(values, self.layout.index("C"), 0)
+        # One channel after the other: numpy is slow where it goes through an array by threes.
+        for index, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            np.subtract(pixels[..., index], np.float32(mean), out=channels[index])
+            channels[index] /= np.float32(std)
+        return values
+
+    def _shape_of(self, height: int, width: int) -> tuple[int, int, int]:
+        channels = self.num_channels
+        return (channels, height, width) if self.layout == "NCHW" else (height, width, channels)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
