@@ -6,22 +6,26 @@ Features of neutral pictures have the length and the spread that features of pho
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.gate_inputs import is_image_input, seeded_inputs
+from exporters.gate_inputs import is_image_input, seeded_pictures
 from exporters.head_finding import HeadLocation
 from exporters.head_surgery import backbone
 from exporters.model_loading import LoadedModel
 from exporters.onnx_files import serialize_model
 from icis_deploy.errors import ICISDeployError
 from icis_deploy.preprocessing import Preprocessing
-from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession, load_session
 
 NUM_PICTURES = 128
-BATCH_SIZE = 16
+BATCH_SIZE = 4
+"""Pictures that a thread paints, prepares and runs at once: so few that they stay in a core's cache, and that the
+memory which a first run must ask the system for is small."""
 
 Float32 = NDArray[np.float32]
 
@@ -30,6 +34,9 @@ def neutral_features(
     loaded: LoadedModel, location: HeadLocation, *, preprocessing: Preprocessing | None, seed: int
 ) -> Float32 | None:
     """Run the backbone on neutral pictures.
+
+    Every core paints pictures and runs the backbone on them, a batch at a time: of a small model painting takes as long
+    as running.
 
     Args:
         loaded: The model.
@@ -44,9 +51,21 @@ def neutral_features(
     sizes = tuple(size for size in shape if isinstance(size, int))
     if len(sizes) < len(shape) or not is_image_input(sizes, preprocessing):
         return None
-    pictures = seeded_inputs(sizes, preprocessing, num_inputs=NUM_PICTURES, seed=seed)
+    fixed = loaded.input_shape[0]
+    size = fixed if isinstance(fixed, int) else BATCH_SIZE
+    starts, num_cores = range(0, NUM_PICTURES, size), _num_usable_cores()
+
+    def features_from(first: int) -> Float32:
+        count = min(size, NUM_PICTURES - first)
+        batch = seeded_pictures(sizes, preprocessing, num_inputs=count, seed=seed, first=first)
+        return _features(session, batch, fixed)
+
     try:
-        found = backbone_features(loaded, location, np.split(pictures, NUM_PICTURES // BATCH_SIZE))
+        # Where there are fewer batches than cores, as with a large fixed batch, a run has several cores.
+        num_threads = max(1, num_cores // len(starts))
+        session = load_session(serialize_model(backbone(loaded.model, location)), num_threads=num_threads)
+        with ThreadPoolExecutor(num_cores) as pool:
+            found = np.concatenate(list(pool.map(features_from, starts)))
     except ICISDeployError:
         return None
     return found if np.isfinite(found).all() else None
@@ -68,14 +87,20 @@ def backbone_features(loaded: LoadedModel, location: HeadLocation, batches: Iter
         MissingDependencyError: If it is not installed.
     """
     session = load_session(serialize_model(backbone(loaded.model, location)))
-    fixed = loaded.input_shape[0]
+    return np.concatenate([_features(session, batch, loaded.input_shape[0]) for batch in batches])
+
+
+def _features(session: ONNXRuntimeSession, batch: Float32, fixed: int | str | None) -> Float32:
+    size = fixed if isinstance(fixed, int) else len(batch)
     features = []
-    for batch in batches:
-        size = fixed if isinstance(fixed, int) else len(batch)
-        for start in range(0, len(batch), size):
-            # A model with a fixed batch takes no smaller last one: it is filled up, and what that gives is dropped.
-            part = batch[start : start + size]
-            output = session.run(np.resize(part, (size, *part.shape[1:])), with_features=True).features
-            assert output is not None, "a backbone gives nothing else"
-            features.append(output[: len(part)])
+    for start in range(0, len(batch), size):
+        # A model with a fixed batch takes no smaller last one: it is filled up, and what that gives is dropped.
+        part = batch[start : start + size]
+        output = session.run(np.resize(part, (size, *part.shape[1:])), with_features=True).features
+        assert output is not None, "a backbone gives nothing else"
+        features.append(output[: len(part)])
     return np.concatenate(features)
+
+
+def _num_usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ NUM_SEEDED_INPUTS = 64
 BATCH_SIZE = 16
 SEED = 20230810
 _SPOOL_BYTES = 16 << 20
+_MOST_KEPT_PIXELS = 256 * 256
+"""Size of pictures that are kept: 50 MB at most. Every gate of a process compares on the same ones, and painting them
+takes longer than the rest of a small model's export."""
 
 
 class SpooledBatches:
@@ -120,32 +124,51 @@ def _given_batches(
         return
     if model_input.takes_pixels:
         height, width, channels = model_input.shape
-        pictures = neutral_images(NUM_SEEDED_INPUTS, height, width, seed=SEED)[:, :channels]
+        pictures = _gate_pictures(height, width)[:, :channels]
         inputs: NDArray[np.generic] = np.rint(255 * pictures.transpose(0, 2, 3, 1)).astype(np.uint8)
+    elif is_image_input(model_input.shape, preprocessing):
+        channels, height, width = _channels_first(model_input.shape, preprocessing)
+        inputs = _prepared(_gate_pictures(height, width)[:, :channels], preprocessing)
     else:
-        inputs = seeded_inputs(model_input.shape, preprocessing, num_inputs=NUM_SEEDED_INPUTS, seed=SEED)
+        shape = (NUM_SEEDED_INPUTS, *model_input.shape)
+        inputs = np.random.default_rng(SEED).uniform(-1, 1, shape).astype(np.float32)
     for start in range(0, len(inputs), batch_size):
         yield inputs[start : start + batch_size]
 
 
-def seeded_inputs(
-    shape: tuple[int, ...], preprocessing: Preprocessing | None, *, num_inputs: int, seed: int
+def _gate_pictures(height: int, width: int) -> NDArray[np.float32]:
+    return (_kept_pictures if height * width <= _MOST_KEPT_PIXELS else _painted_pictures)(height, width)
+
+
+def _painted_pictures(height: int, width: int) -> NDArray[np.float32]:
+    pictures = neutral_images(NUM_SEEDED_INPUTS, height, width, seed=SEED)
+    pictures.flags.writeable = False  # whoever gets them gets the same ones
+    return pictures
+
+
+_kept_pictures = lru_cache(maxsize=1)(_painted_pictures)
+
+
+def seeded_pictures(
+    shape: tuple[int, ...], preprocessing: Preprocessing | None, *, num_inputs: int, seed: int, first: int = 0
 ) -> NDArray[np.float32]:
-    """Return inputs as a model might get them: procedural pictures for an image model, noise for any other.
+    """Return neutral pictures as a model takes them.
 
     Args:
-        shape: Shape of one input, without the batch.
+        shape: Shape of one input, without the batch; `is_image_input` must hold.
         preprocessing: Applied to the pictures; without it they are scaled to -1..1.
         num_inputs: How many.
-        seed: The same seed gives the same inputs.
+        seed: The same seed gives the same pictures.
+        first: Which picture of the seed to begin with.
 
     Returns:
         `(num_inputs, *shape)` float32.
     """
-    if not is_image_input(shape, preprocessing):
-        return np.random.default_rng(seed).uniform(-1, 1, (num_inputs, *shape)).astype(np.float32)
-    channels, *size = _channels_first(shape, preprocessing)
-    pictures = neutral_images(num_inputs, size[0], size[1], seed=seed)[:, :channels]
+    channels, height, width = _channels_first(shape, preprocessing)
+    return _prepared(neutral_images(num_inputs, height, width, seed=seed, first=first)[:, :channels], preprocessing)
+
+
+def _prepared(pictures: NDArray[np.float32], preprocessing: Preprocessing | None) -> NDArray[np.float32]:
     if preprocessing is None:
         return np.asarray(2 * pictures - 1, dtype=np.float32)
     return preprocessing.normalize(pictures.transpose(0, 2, 3, 1))
@@ -156,7 +179,7 @@ def is_image_input(shape: tuple[int, ...], preprocessing: Preprocessing | None) 
     if len(shape) != 3:
         return False
     channels, *size = _channels_first(shape, preprocessing)
-    return channels in {1, 3} and min(size) >= 8
+    return channels in ({1, 3} if preprocessing is None else {preprocessing.num_channels}) and min(size) >= 8
 
 
 def _channels_first(shape: tuple[int, ...], preprocessing: Preprocessing | None) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ needed and none is imitated.
 
 Rules:
 
-1. Picture `i` of a seed is the same however many pictures are asked for: a longer list starts with the shorter one.
+1. Picture `i` of a seed is the same however many pictures are asked for, and in whatever parts.
 2. The kinds take turns, so that any few consecutive pictures hold all of them.
 
 Sources: `icis_deploy.dead_leaves`; noise with amplitude 1/f^a, Field, JOSA A 1987.
@@ -15,7 +15,6 @@ Sources: `icis_deploy.dead_leaves`; noise with amplitude 1/f^a, Field, JOSA A 19
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +24,8 @@ from icis_deploy.errors import UsageError
 
 Float32 = NDArray[np.float32]
 
-MOST_KEPT, MOST_KEPT_PIXELS = 64, 256 * 256
-"""How many pictures are kept, and of which size: 50 MB at most. Every gate of a process compares on the same 64, and
-drawing them takes a second; for a small model that is longer than the rest of its export."""
 
-
-def neutral_images(num_images: int, height: int, width: int, *, seed: int) -> Float32:
+def neutral_images(num_images: int, height: int, width: int, *, seed: int, first: int = 0) -> Float32:
     """Return procedural pictures, the same ones for the same seed.
 
     Args:
@@ -38,31 +33,28 @@ def neutral_images(num_images: int, height: int, width: int, *, seed: int) -> Fl
         height: In pixels.
         width: In pixels.
         seed: Not negative.
+        first: Which picture of the seed to begin with, not negative.
 
     Returns:
         `(num_images, 3, height, width)` float32 in 0..1.
 
     Raises:
-        UsageError: If a count is not positive, or the seed is negative.
+        UsageError: If a count is not positive, or `seed` or `first` is negative.
     """
-    if min(num_images, height, width) < 1 or seed < 0:
+    if min(num_images, height, width) < 1 or min(seed, first) < 0:
         raise UsageError(
-            f"Cannot draw {num_images} neutral images of {height}x{width} pixels from seed {seed}; expected positive "
-            f"counts and a seed that is not negative."
+            f"Cannot draw {num_images} neutral images of {height}x{width} pixels from seed {seed}, beginning with "
+            f"number {first}; expected positive counts, and a seed and a number that are not negative."
         )
     images = np.empty((num_images, 3, height, width), dtype=np.float32)
-    draw = _kept_picture if height * width <= MOST_KEPT_PIXELS else _picture
-    for index in range(num_images):
-        images[index] = draw(index, height, width, seed)
+    for index, image in enumerate(images, start=first):
+        image[:] = _picture(index, height, width, seed)
     return images
 
 
 def _picture(index: int, height: int, width: int, seed: int) -> Float32:
     """Return picture `index` of a seed, `(3, height, width)`."""
     return KINDS[index % len(KINDS)](height, width, np.random.default_rng([seed, index]))
-
-
-_kept_picture = lru_cache(maxsize=MOST_KEPT)(_picture)
 
 
 def gradient(height: int, width: int, random: np.random.Generator) -> Float32:
@@ -95,11 +87,14 @@ def noise(height: int, width: int, random: np.random.Generator) -> Float32:
 
 
 def _fit_to_range(image: NDArray[np.float64], random: np.random.Generator) -> Float32:
-    """Return `image` `(3, height, width)` with a drawn brightness and contrast, cut off at 0 and 1."""
+    """Return `(3, height, width)` with a drawn brightness and contrast, cut off at 0 and 1; `image` is overwritten."""
     deviation = max(float(image.std()), np.finfo(np.float32).tiny)
     contrast, brightness = 0.08 + 0.22 * random.random(), 0.3 + 0.4 * random.random()
-    fitted = np.clip(brightness + contrast * (image - image.mean()) / deviation, 0.0, 1.0)
-    return np.asarray(fitted, dtype=np.float32)
+    image -= image.mean()
+    image *= contrast
+    image /= deviation
+    image += brightness
+    return np.clip(image, 0.0, 1.0, out=image).astype(np.float32)
 
 
 KINDS: tuple[Callable[[int, int, np.random.Generator], Float32], ...] = (dead_leaves, gradient, dead_leaves, noise)

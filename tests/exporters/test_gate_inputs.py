@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from exporters.gate_inputs import NUM_SEEDED_INPUTS, SEED, gate_inputs, seeded_pictures
+from icis_deploy.bundle import ModelInput
+from icis_deploy.neutral_images import neutral_images
+from icis_deploy.preprocessing import Preprocessing
+
+PREPROCESSING = Preprocessing(resize=None, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+
+
+def given(model_input: ModelInput, preprocessing: Preprocessing | None) -> np.ndarray:
+    inputs = gate_inputs(model_input, preprocessing, None, fixed_batch="batch")
+    try:
+        return np.concatenate([batch.given[: batch.count] for batch in inputs])
+    finally:
+        inputs.close()
+
+
+def model_input(shape: tuple[int, ...], dtype: str = "float32") -> ModelInput:
+    return ModelInput(name="image", shape=shape, dtype=dtype)
+
+
+@pytest.fixture(scope="module", params=[16, 260], ids=["kept", "too large to keep"])
+def pictures(request: pytest.FixtureRequest) -> np.ndarray:
+    return neutral_images(NUM_SEEDED_INPUTS, request.param, 8, seed=SEED)
+
+
+def test_a_model_of_pictures_gets_the_same_ones_each_time_as_it_takes_them(pictures):
+    _, channels, height, width = pictures.shape
+    scaled = 2 * pictures - 1
+    normalised = (pictures - np.array(PREPROCESSING.mean)[:, None, None]) / np.array(PREPROCESSING.std)[:, None, None]
+    for _ in range(2):
+        np.testing.assert_array_equal(given(model_input((channels, height, width)), None), scaled)
+        np.testing.assert_allclose(given(model_input((channels, height, width)), PREPROCESSING), normalised, atol=1e-5)
+        pixels = given(model_input((height, width, channels), "uint8"), PREPROCESSING)
+        np.testing.assert_allclose(pixels.transpose(0, 3, 1, 2), 255 * pictures, atol=0.5001)
+
+
+def test_a_model_of_other_things_gets_noise():
+    inputs = given(model_input((7,)), None)
+
+    assert inputs.shape == (NUM_SEEDED_INPUTS, 7)
+    assert 0.5 < inputs.std() < 0.65
+
+
+def test_seeded_pictures_begin_where_they_are_asked_to():
+    whole = seeded_pictures((3, 16, 16), PREPROCESSING, num_inputs=6, seed=2)
+
+    np.testing.assert_array_equal(seeded_pictures((3, 16, 16), PREPROCESSING, num_inputs=2, seed=2, first=4), whole[4:])
