@@ -19,6 +19,7 @@ from icis_deploy.bundle import load_bundle
 from icis_deploy.class_update import ClassUpdate
 from icis_deploy.cli.main import run
 from icis_deploy.errors import ExportError, GateFailedError
+from icis_deploy.model_form import ModelForm
 from icis_deploy.pipeline import OpenedModel, inspect
 from icis_deploy.runtime.onnxruntime_session import load_session
 from icis_deploy.runtime.session import TOP_CLASS_IDS, TOP_PROBABILITIES
@@ -49,9 +50,11 @@ def update_of(opened: OpenedModel, *names: str, version: int = 1) -> ClassUpdate
     return ClassUpdate(base_fingerprint=opened.head.fingerprint, rows=rows, added=names, version=version)
 
 
-def export(opened: OpenedModel, out: Path, *updates: ClassUpdate, head: str = "updatable") -> Path:
-    capacity = CAPACITY if head == "updatable" else None
-    icis_deploy.export(opened, updates=updates, head=head, capacity=capacity, out=out, targets=["triton"])
+def export(
+    opened: OpenedModel, out: Path, *updates: ClassUpdate, head: str = "updatable", precision: str = "fp32"
+) -> Path:
+    capacity, form = CAPACITY if head == "updatable" else None, ModelForm(precision=precision)
+    icis_deploy.export(opened, updates=updates, head=head, capacity=capacity, form=form, out=out, targets=["triton"])
     return out
 
 
@@ -111,6 +114,17 @@ def test_the_parts_answer_like_the_whole(head: str, opened: OpenedModel, tmp_pat
     assert features.shape == (5, FEATURE_DIM)
     scores = load_session(bundle / "triton" / HEAD / "1" / "model.onnx").run(features).logits
     np.testing.assert_allclose(scores, load_session(bundle / "model.onnx").run(images).logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["fused", "updatable"])
+def test_the_parts_of_a_float16_model_hand_over_float16_features(
+    head: str, opened: OpenedModel, schema: ModuleType, tmp_path: Path
+) -> None:
+    bundle = export(opened, tmp_path / "bundle", update_of(opened, "okapi"), head=head, precision="fp16")
+
+    assert parsed(schema, bundle, BACKBONE).output[0].data_type == schema.TYPE_FP16
+    report = load_bundle(bundle).parity[-1]
+    assert (report["compared_with"], report["profile"]["name"]) == (triton_repository.COMPARED_WITH, "fp16")
 
 
 def test_a_class_change_is_a_new_version_of_the_small_head_alone(opened: OpenedModel, tmp_path: Path) -> None:
