@@ -55,16 +55,19 @@ def neutral_features(
     size = fixed if isinstance(fixed, int) else BATCH_SIZE
     starts, num_cores = range(0, NUM_PICTURES, size), _num_usable_cores()
 
+    def open_session() -> ONNXRuntimeSession:
+        # Where there are fewer batches than cores, as with a large fixed batch, a run has several cores.
+        num_threads = max(1, num_cores // len(starts))
+        return load_session(serialize_model(backbone(loaded.model, location)), num_threads=num_threads)
+
     def features_from(first: int) -> Float32:
         count = min(size, NUM_PICTURES - first)
         batch = seeded_pictures(sizes, preprocessing, num_inputs=count, seed=seed, first=first)
-        return _features(session, batch, fixed)
+        return _features(session.result(), batch, fixed)
 
     try:
-        # Where there are fewer batches than cores, as with a large fixed batch, a run has several cores.
-        num_threads = max(1, num_cores // len(starts))
-        session = load_session(serialize_model(backbone(loaded.model, location)), num_threads=num_threads)
         with ThreadPoolExecutor(num_cores) as pool:
+            session = pool.submit(open_session)  # the other cores begin to paint
             found = np.concatenate(list(pool.map(features_from, starts)))
     except ICISDeployError:
         return None

@@ -69,3 +69,13 @@ def test_a_model_that_takes_no_such_pictures_has_no_neutral_features(changes, ti
     other = replace(preprocessing, **changes)
 
     assert neutral_features(model.loaded, model.location, preprocessing=other, seed=0) is None
+
+
+def test_a_model_that_cannot_be_run_has_no_neutral_features(tiny_project, preprocessing, tmp_path):
+    model = onnx.load(tiny_project.model)
+    model.opset_import.append(onnx.helper.make_opsetid("nobody.has", 1))
+    model.graph.node[1].CopyFrom(onnx.helper.make_node("Relu", ["maps"], ["positive"], domain="nobody.has"))
+    onnx.save(model, tmp_path / "model.onnx")
+    unknown = inspect(tmp_path / "model.onnx", classes=tiny_project.classes)
+
+    assert neutral_features(unknown.loaded, unknown.location, preprocessing=preprocessing, seed=0) is None
