@@ -245,7 +245,7 @@ class Store:
     def change(self, before: Journal, after: Journal, slots: SlotsFile | None = None) -> Iterator[None]:
         """Write a change, let the caller test it in the block, and commit it when the block ends without an error.
 
-        The caller holds the lock.
+        The caller holds the lock. All that is left to do after the block is to rename the journal.
 
         Args:
             before: The journal as it is on the disk.
@@ -269,8 +269,11 @@ class Store:
                 self._remove(stale)
             if slots is not None:
                 self._write_slots(before, slots, written)
+            self._write_new_journal(after)
+            # The slot table's name must be on the disk before the journal that needs it: hence a sync before that is.
+            self._sync(self._files.sync_folder, self._folder)
             yield
-            self._commit(before, after, written, had_journal=JOURNAL_NAME in names)
+            self._commit(before, written, had_journal=JOURNAL_NAME in names)
         except BaseException as error:
             self._take_back(written, remove_folder=made_folder)
             if isinstance(error, OSError):
@@ -303,10 +306,7 @@ class Store:
         except OSError:
             return False
 
-    def _commit(self, before: Journal, after: Journal, written: list[Path], *, had_journal: bool) -> None:
-        self._write_new_journal(after)
-        # The slot table's name must be on the disk before the journal that needs it: hence a sync before the rename.
-        self._sync(self._files.sync_folder, self._folder)
+    def _commit(self, before: Journal, written: list[Path], *, had_journal: bool) -> None:
         removable = written.copy()
         written.clear()  # from here on the journal on the disk may need them
         try:

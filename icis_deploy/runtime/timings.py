@@ -62,21 +62,26 @@ class Stopwatch:
         self._seconds[source] -= seconds
         self._seconds[target] += seconds
 
-    def split_probe(
-        self, *, writing_seconds: float, probe_seconds: float, inference_seconds: float, sync_seconds: float
+    def share(
+        self,
+        *,
+        writing_seconds: float,
+        sync_seconds: float,
+        probe_seconds: float = 0.0,
+        inference_seconds: float = 0.0,
     ) -> None:
-        """Share out the laps of `probe`, in which a change was written and probed side by side.
+        """Share out the laps `journal` and `probe` of a change that was written and probed side by side.
 
         Args:
-            writing_seconds: How long it took to write, from the start of both.
-            probe_seconds: How long the probe took, from the same start.
+            writing_seconds: The lap `journal`: how long it took to write, from the start of both.
+            sync_seconds: How long the disk took in it.
+            probe_seconds: How long the probe took, from the same start; the lap `probe` is what it took longer.
             inference_seconds: How long the model ran in it.
-            sync_seconds: How long the syncs took in writing.
         """
-        longer = max(0.0, writing_seconds - probe_seconds)
-        synced = min(longer, sync_seconds)
-        for name, seconds in (("inference", inference_seconds), ("sync", synced), ("journal", longer - synced)):
-            self.move("probe", name, seconds)
+        beside = min(writing_seconds, probe_seconds)
+        self.move("journal", "probe", beside)
+        self.move("journal", "sync", min(writing_seconds - beside, sync_seconds))
+        self.move("probe", "inference", inference_seconds)
 
     def timings(self) -> ApplyTimings:
         """Return the parts."""

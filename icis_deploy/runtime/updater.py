@@ -38,6 +38,8 @@ from icis_deploy.slots import SlotTable
 
 if TYPE_CHECKING:
     from icis_deploy.class_update import ClassUpdate
+    from icis_deploy.runtime.probe import SlotProbe
+    from icis_deploy.runtime.side_call import SideCall
     from icis_deploy.runtime.timings import ApplyTimings, Stopwatch
     from icis_deploy.trusted_keys import TrustedKeys
 
@@ -56,6 +58,15 @@ class AppliedUpdate:
 
     timings: ApplyTimings
     """Where the time went."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A state that requests can have, once it is committed."""
+
+    state: HeadState
+    probe: SideCall[SlotProbe] | None = None
+    """The probe that it has to pass before; `None` where its slots passed theirs."""
 
 
 class Updater:
@@ -102,10 +113,11 @@ class Updater:
                 allow_unsigned=allow_unsigned,
             )
             held = self._table_before(before)
-            content, table, slots, seed = verified.content, None, None, 0
+            content, slots = verified.content, None
             if isinstance(content, TrustedKeys):
                 entry, after = rules.after_trusted_keys(before, verified, content, clock=self._clock())
                 watch.lap("verify")
+                prepared = self._unprobed(after, held)
             else:
                 entry, table = rules.plan_update(
                     before,
@@ -116,11 +128,14 @@ class Updater:
                     clock=self._clock(),
                 )
                 watch.lap("verify")
-                slots, seed = slots_file(table), content.probe_seed
+                prepared = self._prepared(
+                    table, version=content.version, disabled=before.disabled, seed=content.probe_seed, watch=watch
+                )
+                slots = slots_file(table)
                 taught = still_taught(before, content)
                 state = StateEntry(version=content.version, slots=slots.entry, taught=taught)
                 after = rules.after_update(before, entry, state)
-            self._change(before, after, table=table, slots=slots, seed=seed, watch=watch)
+            self._change(before, after, prepared, slots=slots, watch=watch)
         return AppliedUpdate(content=content, entry=entry, timings=watch.timings())
 
     def teach(self, class_name: str, make_row: Callable[[SlotTable | None], NDArray[np.float32]]) -> HistoryEntry:
@@ -139,10 +154,11 @@ class Updater:
             known = (class_name,) if class_name in current.taught else ()
             row = make_row(None if held is None else held.without(known))
             entry, table = plan_teaching(before, class_name, row, table=held, bundle=self._bundle, clock=self._clock())
+            prepared = self._prepared(table, version=current.version, disabled=before.disabled)
             slots = slots_file(table)
             taught = (*(name for name in current.taught if name != class_name), class_name)
             state = StateEntry(version=current.version, slots=slots.entry, taught=taught)
-            self._change(before, after_update(before, entry, state), table=table, slots=slots)
+            self._change(before, after_update(before, entry, state), prepared, slots=slots)
         return entry
 
     def rollback(self) -> HistoryEntry:
@@ -153,7 +169,7 @@ class Updater:
             before = self._store.load_journal(self._bundle)
             table = self._store.load_table(self._bundle, state_before(before))
             entry, after = after_rollback(before, known_names=self._known_names(table), clock=self._clock())
-            self._change(before, after, table=table)
+            self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
         return entry
 
     def switch(self, class_name: str, *, enabled: bool) -> bool:
@@ -162,11 +178,12 @@ class Updater:
 
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
-            known_names = self._known_names(self._table_before(before))
+            table = self._table_before(before)
+            known_names = self._known_names(table)
             switched = after_switch(before, class_name, enabled=enabled, known_names=known_names, clock=self._clock())
             if switched is None:
                 return False
-            self._change(before, switched[1])
+            self._change(before, switched[1], self._unprobed(switched[1], table))
         return True
 
     def refresh(self) -> bool:
@@ -190,7 +207,7 @@ class Updater:
             before = self._store.load_journal(self._bundle)
             table = self._table_before(before)
             entry, after = after_replacement(before, former, known_names=self._known_names(table), clock=self._clock())
-            self._change(before, after, table=table)
+            self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
         return entry
 
     def take_over(self, *, probe: bool = False) -> None:
@@ -216,7 +233,7 @@ class Updater:
                     raise
                 continue
             check_disabled(journal, self._known_names(table))
-            state = self._state_with(journal, table)
+            state = self._state_with(table, version=journal.current.version, disabled=journal.disabled)
             if probe and state.table is not None and state.buffers is not None:
                 from icis_deploy.runtime.probe import verify_slots
 
@@ -225,61 +242,77 @@ class Updater:
             return True
         return False
 
+    def _prepared(
+        self,
+        table: SlotTable | None,
+        *,
+        version: int,
+        disabled: tuple[str, ...],
+        seed: int = 0,
+        watch: Stopwatch | None = None,
+    ) -> _Prepared:
+        """Load a state that is new, and start to probe it: the model runs while the change is written."""
+        from icis_deploy.runtime.probe import verify_slots
+        from icis_deploy.runtime.side_call import SideCall
+
+        state = self._state_with(table, version=version, disabled=disabled)
+        if watch is not None:
+            watch.lap("swap")
+        if state.table is None or state.buffers is None:
+            return _Prepared(state=state)
+        call = partial(verify_slots, self._session, self._bundle, state.table, state.buffers, seed=seed)
+        return _Prepared(state=state, probe=SideCall(call))
+
+    def _unprobed(self, journal: Journal, table: SlotTable | None) -> _Prepared:
+        """Load a state whose slots are those of the state before, which passed their probe."""
+        return _Prepared(
+            state=self._state_with(table, version=journal.current.version, disabled=journal.disabled), probe=None
+        )
+
     def _change(
         self,
         before: Journal,
         after: Journal,
+        prepared: _Prepared,
         *,
-        table: SlotTable | None = None,
         slots: SlotsFile | None = None,
-        seed: int = 0,
         watch: Stopwatch | None = None,
     ) -> None:
-        """Write, probe where there is a new table, commit and publish."""
-        from icis_deploy.runtime.probe import verify_slots
-        from icis_deploy.runtime.side_call import SideCall
+        """Write, wait for the probe, commit and publish."""
         from icis_deploy.runtime.timings import Stopwatch
 
         watch, start_sync = Stopwatch() if watch is None else watch, self._store.sync_seconds
-        state = self._state_with(after, self._table_of(after.current) if table is None else table)
-        watch.lap("swap")
-        if table is None or state.buffers is None:
-            with self._store.change(before, after, slots):
-                synced = 0.0
-        else:
-            # The model runs while the disk works; the commit waits for both.
-            probe = SideCall(partial(verify_slots, self._session, self._bundle, table, state.buffers, seed=seed))
-            with self._store.change(before, after, slots):
-                synced, writing_seconds = self._store.sync_seconds - start_sync, watch.lap("probe")
+        with self._store.change(before, after, slots):
+            written = {
+                "writing_seconds": watch.lap("journal"),
+                "sync_seconds": self._store.sync_seconds - start_sync,
+            }
+            if prepared.probe is not None:
                 try:
-                    inference_seconds = probe.result().inference_seconds
+                    inference_seconds = prepared.probe.result().inference_seconds
                 except SelfTestError as error:
                     raise SelfTestError(f"{error} The change was taken back.") from error
                 watch.lap("probe")
-                watch.split_probe(
-                    writing_seconds=writing_seconds,
-                    probe_seconds=probe.seconds,
-                    inference_seconds=inference_seconds,
-                    sync_seconds=synced,
-                )
+                written |= {"probe_seconds": prepared.probe.seconds, "inference_seconds": inference_seconds}
+            watch.share(**written)
         stamp = self._store.stamp()
         watch.lap("journal")
-        watch.move("journal", "sync", self._store.sync_seconds - start_sync - synced)
-        self._publish(after, state, stamp)
+        watch.move("journal", "sync", self._store.sync_seconds - start_sync - written["sync_seconds"])
+        self._publish(after, prepared.state, stamp)
         watch.lap("swap")
 
     def _publish(self, journal: Journal, state: HeadState, stamp: tuple[int, ...] | None) -> None:
         self._journal, self._stamp = journal, stamp
         self.state = state
 
-    def _state_with(self, journal: Journal, table: SlotTable | None) -> HeadState:
+    def _state_with(self, table: SlotTable | None, *, version: int, disabled: tuple[str, ...]) -> HeadState:
         loaded = self.state
         return make_head_state(
             self._bundle,
             self._session,
             table=table,
-            version=journal.current.version,
-            disabled=journal.disabled,
+            version=version,
+            disabled=disabled,
             buffers=loaded.buffers if table is loaded.table else None,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
@@ -434,6 +435,34 @@ def test_slots_that_do_not_hold_their_rows_are_noticed_and_taken_back(score_kind
     }.get(score_kind, "A slot with a known logit does not show in what the model gives")
     refused(device, folder, signed(make_update("okapi", "zebra")), SelfTestError, message)
     assert not (folder / "state").exists()
+
+
+class PatientSession:
+    """A session whose runs wait until a change is all but committed, and note what the disk holds then."""
+
+    def __init__(self, session, state_folder):
+        self._session, self._folder = session, state_folder
+        self.load_slots = session.load_slots
+        self.names = None
+
+    def run(self, images, slots=None, *, with_features=False):
+        for _ in range(300):
+            if (self._folder / "journal.json.new").exists():
+                break
+            time.sleep(0.01)
+        self.names = sorted(path.name for path in self._folder.iterdir())
+        return self._session.run(images, slots, with_features=with_features)
+
+
+def test_a_change_is_written_while_the_model_runs_and_committed_after_it(bundle_folder, device, signed):
+    patient = PatientSession(device.session, bundle_folder / "state")
+    other = Device(folder=bundle_folder, bundle=device.bundle, session=patient, state=device.state)
+    applied = other.apply(signed(make_update("okapi", version=1)))
+
+    journal, slots = patient.names
+    assert (journal, slots[:6]) == ("journal.json.new", "slots-")
+    assert files_in(bundle_folder / "state").keys() == {"journal.json", slots}
+    assert applied.timings.inference_ms < applied.timings.total_ms
 
 
 def test_a_runtime_that_fails_in_the_self_test_leaves_everything_as_it_was(device, bundle_folder, signed):

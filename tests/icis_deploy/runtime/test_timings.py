@@ -19,9 +19,11 @@ def clock(monkeypatch):
 
 def test_what_is_written_while_the_model_runs_is_not_waited_for(clock):
     watch = Stopwatch()
+    clock.now = 4.0
+    watch.lap("journal")
     clock.now = 10.0
     watch.lap("probe")
-    watch.split_probe(writing_seconds=4.0, probe_seconds=9.5, inference_seconds=8.0, sync_seconds=3.0)
+    watch.share(writing_seconds=4.0, sync_seconds=3.0, probe_seconds=9.5, inference_seconds=8.0)
 
     timings = watch.timings()
     assert (timings.inference_ms, timings.probe_ms, timings.sync_ms, timings.journal_ms) == (8e3, 2e3, 0, 0)
@@ -30,11 +32,23 @@ def test_what_is_written_while_the_model_runs_is_not_waited_for(clock):
 
 def test_a_disk_that_takes_longer_than_the_probe_is_waited_for(clock):
     watch = Stopwatch()
+    clock.now = 9.5
+    watch.lap("journal")
     clock.now = 10.0
     watch.lap("probe")
-    watch.split_probe(writing_seconds=9.5, probe_seconds=4.0, inference_seconds=3.0, sync_seconds=5.0)
+    watch.share(writing_seconds=9.5, sync_seconds=5.0, probe_seconds=4.0, inference_seconds=3.0)
 
     timings = watch.timings()
     assert (timings.inference_ms, timings.probe_ms) == (3e3, 1.5e3)
     assert (timings.sync_ms, timings.journal_ms) == (5e3, 500)
     assert timings.total_ms == 10e3
+
+
+def test_without_a_probe_all_of_the_disk_is_waited_for(clock):
+    watch = Stopwatch()
+    clock.now = 3.0
+    watch.lap("journal")
+    watch.share(writing_seconds=3.0, sync_seconds=2.0)
+
+    timings = watch.timings()
+    assert (timings.sync_ms, timings.journal_ms, timings.total_ms) == (2e3, 1e3, 3e3)
