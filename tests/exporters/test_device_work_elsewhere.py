@@ -199,6 +199,12 @@ def test_what_is_no_choice_of_the_greatest_scores_is_noticed(columns: list[list[
     assert not parity_gate._is_choice(np.array(columns), order, scores)
 
 
+@pytest.mark.parametrize(("gap", "is_choice"), [(0.0, True), (1e-7, True), (1e-3, False)])
+def test_scores_of_two_runs_are_equal_as_far_as_float32_tells_them(gap: float, is_choice: bool) -> None:
+    scores, order = np.array([[0.5, 1.0, 1.0 + gap, 0.7]], np.float32), np.array([[2, 1]])
+    assert parity_gate._is_choice(order[:, ::-1], order, scores) == is_choice
+
+
 @pytest.mark.parametrize("head", ["fused", "updatable"])
 def test_a_model_that_gave_a_class_id_alone_gives_float32_scores_in_float16(
     head: str, tiny_project: TinyProject, tmp_path: Path
