@@ -14,8 +14,8 @@ section 3.1.4). Only a model named by its hub name is ever downloaded, and no co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,9 @@ INSTALL = "pip install 'icis-deploy[text]'"
 SENTENCE_TEMPLATES = ("{}",)
 IMAGE_TEXT_TEMPLATES = ("a photo of a {}.",)
 """What CLIP was evaluated with; a bare noun is rare among the captions that it was trained on."""
+
+_UNUSED_WEIGHTS = ("pooler.", "vision_model.", "visual_projection.", "logit_")
+"""Prefixes of weights that no text goes through. Files often lack BERT's `pooler`; its last states are averaged."""
 
 Float32 = NDArray[np.float32]
 
@@ -111,7 +114,7 @@ def load_text_encoder(model: str) -> TextEncoder:
             f"weights), or a name on the Hugging Face hub such as openai/clip-vit-base-patch32."
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with _loading(model):
+    with _loading(model), _silent_bars() if is_folder else nullcontext():
         if has_file(model, "modules.json", local_files_only=is_folder):
             return _load_sentence_transformer(model, device, is_folder)
         return _load_transformer(model, device, is_folder)
@@ -121,14 +124,50 @@ def load_text_encoder(model: str) -> TextEncoder:
 def _loading(model: str) -> Iterator[None]:
     try:
         yield
-    except MissingDependencyError:
+    except (MissingDependencyError, DescriptorError):
         raise
     except Exception as error:  # transformers, tokenizers, safetensors and the hub raise two dozen types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DescriptorError(
-            f"Cannot load a text model from {model}: {reason[0]} Expected a folder with config.json, tokenizer and "
-            f"weights, or a name on the Hugging Face hub that this machine can reach."
+            f"Cannot load a text model from {model}: {reason[0].rstrip('.')}. Expected a folder with config.json, "
+            f"tokenizer and weights, or a name on the Hugging Face hub that this machine can reach."
         ) from error
+
+
+@contextmanager
+def _silent_bars() -> Iterator[None]:
+    """Keep progress bars off stderr while a local model is read, which takes a moment; downloads keep theirs."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _silent_report() -> Iterator[None]:
+    """Keep transformers' table of missing and unexpected weights off stderr; `_check_complete` judges it."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _check_complete(missing_keys: Collection[str], model: str) -> None:
+    """Raise `DescriptorError` if weights that a text goes through are missing; transformers draws them at random."""
+    if missing_keys:
+        raise DescriptorError(
+            f"The files of {model} lack {len(missing_keys)} of the network's weights, which would be random: "
+            f"{quoted(sorted(missing_keys))}. Fetch it again, or correct `architectures` in its config.json."
+        )
 
 
 def _load_sentence_transformer(model: str, device: str, is_folder: bool) -> TextEncoder:
@@ -144,7 +183,9 @@ def _load_sentence_transformer(model: str, device: str, is_folder: bool) -> Text
 
     return TextEncoder(
         encode=encode,
-        num_tokens=lambda texts: [len(ids) for ids in loaded.tokenizer(list(texts), truncation=False)["input_ids"]],
+        num_tokens=lambda texts: [
+            len(ids) for ids in loaded.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        ],
         max_tokens=loaded.max_seq_length or loaded.tokenizer.model_max_length,
         templates=SENTENCE_TEMPLATES,
     )
@@ -159,8 +200,13 @@ def _load_transformer(model: str, device: str, is_folder: bool) -> TextEncoder:
     # AutoModel would leave out the projection of a text tower that was saved alone.
     name = next(iter(config.architectures or ()), "")
     kind = getattr(transformers, name) if name.endswith("TextModelWithProjection") else transformers.AutoModel
-    network = kind.from_pretrained(model, local_files_only=is_folder).to(device).eval()
-    if getattr(config, "is_encoder_decoder", False):
+    with _silent_report():
+        network, loading = kind.from_pretrained(model, local_files_only=is_folder, output_loading_info=True)
+    is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
+    unused = (*_UNUSED_WEIGHTS, "decoder.") if is_encoder_decoder else _UNUSED_WEIGHTS
+    _check_complete([name for name in loading["missing_keys"] if not name.startswith(unused)], model)
+    network = network.to(device).eval()
+    if is_encoder_decoder:
         network = network.get_encoder()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -183,7 +229,9 @@ def _load_transformer(model: str, device: str, is_folder: bool) -> TextEncoder:
 
     return TextEncoder(
         encode=encode,
-        num_tokens=lambda texts: [len(ids) for ids in tokenizer(list(texts), truncation=False)["input_ids"]],
+        num_tokens=lambda texts: [
+            len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        ],
         max_tokens=max_tokens,
         templates=IMAGE_TEXT_TEMPLATES if _is_image_text(network) else SENTENCE_TEMPLATES,
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from icis_deploy.errors import DescriptorError, MissingDependencyError, UsageError
 from icis_deploy.text_encoder import describe_with_model, load_text_encoder
@@ -149,6 +152,19 @@ def test_a_prompt_that_would_be_cut_off_is_refused(bert):
         describe_with_model({"n1": ["zebra"], "n2": ["okapi " * 11]}, str(bert))
 
 
+def test_a_model_in_a_folder_is_read_and_refuses_without_a_word_of_its_libraries(bert, tmp_path):
+    """Run apart: bars are drawn by what is on stderr when a process first imports tqdm."""
+    (tmp_path / "classes.txt").write_text("zebra\n" + "okapi " * 11)
+    command = ["describe", str(tmp_path / "classes.txt"), "--model", str(bert), "--out", str(tmp_path / "made.npz")]
+    finished = subprocess.run(
+        [sys.executable, "-m", "icis_deploy.cli.main", *command], capture_output=True, text=True, check=False
+    )
+
+    assert finished.returncode == 3
+    (line,) = finished.stderr.splitlines()
+    assert "reads 12 tokens, and these prompts have more" in line
+
+
 @pytest.mark.parametrize("template", ["a photo", "{} and {}"])
 def test_a_template_needs_one_place_for_the_text(bert, template):
     with pytest.raises(UsageError, match=r"needs one \{\}"):
@@ -166,6 +182,20 @@ def test_a_path_that_is_no_folder_is_never_looked_up_on_the_hub(tmp_path):
 def test_a_folder_without_a_model_says_what_is_expected(tmp_path):
     with pytest.raises(DescriptorError, match=r"Cannot load a text model from .* Expected a folder with config\.json"):
         load_text_encoder(str(tmp_path))
+
+
+def test_a_model_without_some_of_its_weights_is_refused_instead_of_filled_up_at_random(bert, tmp_path):
+    shutil.copytree(bert, tmp_path / "partial")
+    weights = load_file(bert / "model.safetensors")
+    dropped = sorted(name for name in weights if "encoder.layer.1." in name)
+    save_file(
+        {name: value for name, value in weights.items() if name not in dropped},
+        tmp_path / "partial" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+    with pytest.raises(DescriptorError, match=rf"lack {len(dropped)} of the network's weights, which would be random"):
+        load_text_encoder(str(tmp_path / "partial"))
 
 
 def test_a_model_that_cannot_be_loaded_without_its_own_code_is_refused(bert, tmp_path):
