@@ -211,19 +211,27 @@ def text_of(reports: Sequence[DataSetReport]) -> str:
 
 
 def _lines_of(report: DataSetReport) -> Iterator[str]:
+    seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
+    epochs = " to ".join(str(number) for number in sorted({min(report.icis_epochs), max(report.icis_epochs)}))
     yield (
-        f"{report.name}: {report.num_seen} seen and {report.num_unseen} unseen classes, {len(report.seeds)} seeds; "
-        f"S of the heads alone {statistics.fmean(report.head_accuracies):.1f} %; the published recipe stopped after "
-        f"{min(report.icis_epochs)} to {max(report.icis_epochs)} epochs"
+        f"{report.name}: {report.num_seen} seen and {report.num_unseen} unseen classes, {seeds}; S of the heads alone "
+        f"{statistics.fmean(report.head_accuracies):.1f} %; the published recipe stopped after {epochs} epochs"
     )
-    yield f"{'':28}" + "".join(f"{name:>14}" for name in FIGURES)
+    yield _line("", [f"{name:>7}" for name in FIGURES])
     if report.name in PAPER:
-        yield f"{'in the paper':28}" + "".join(f"{PAPER[report.name][name]:>7.1f}{'':7}" for name in FIGURES)
+        yield _line("in the paper", [f"{PAPER[report.name][name]:>7.1f}" for name in FIGURES])
     for row in report.rows:
-        cells = (f"{row.figures[name].mean:>7.1f} ± {row.figures[name].deviation:<4.1f}" for name in FIGURES)
-        yield f"{row.name:28}" + "".join(cells)
+        yield _line(row.name, [_spread_text(row.figures[name], len(report.seeds)) for name in FIGURES])
     if report.name in PAPER:
         ours = report.rows[0].figures
-        yield f"{'published recipe - paper':28}" + "".join(
-            f"{ours[name].mean - PAPER[report.name][name]:>+7.1f}{'':7}" for name in FIGURES
-        )
+        differences = [ours[name].mean - PAPER[report.name][name] for name in FIGURES]
+        yield _line("published recipe - paper", [f"{difference:>+7.1f}" for difference in differences])
+
+
+def _line(title: str, cells: Sequence[str]) -> str:
+    return (f"{title:28}" + "".join(f"{cell:14}" for cell in cells)).rstrip()
+
+
+def _spread_text(spread: Spread, num_runs: int) -> str:
+    # One run has no deviation; a 0.0 would say that it was repeated.
+    return f"{spread.mean:>7.1f}" if num_runs == 1 else f"{spread.mean:>7.1f} ± {spread.deviation:.1f}"

@@ -21,6 +21,7 @@ from benchmarks.environment import read_environment  # noqa: E402
 from benchmarks.json_values import json_from_value  # noqa: E402
 from benchmarks.reproduction import FIGURES, PAPER, DataSetReport, reproduce, text_of  # noqa: E402
 from benchmarks.xlsa17 import FEATURES_NAME  # noqa: E402
+from icis_deploy.cli.bench_options import check_out  # noqa: E402
 from icis_deploy.errors import ICISDeployError, UsageError  # noqa: E402
 from icis_deploy.files import write_file  # noqa: E402
 
@@ -31,7 +32,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run and return the exit code."""
     options = _parser().parse_args(arguments)
     try:
+        if options.json is not None:  # training takes hours
+            check_out(options.json, overwrite=options.overwrite)
         reports = _reproduce_all(options)
+        print(text_of(reports))
         if options.json is not None:
             content = {
                 "schema_version": SCHEMA_VERSION,
@@ -43,7 +47,6 @@ def main(arguments: Sequence[str]) -> int:
     except ICISDeployError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
-    print(text_of(reports))
     missed = (
         [] if options.tolerance is None else [line for each in reports for line in _misses(each, options.tolerance)]
     )
@@ -69,11 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         "--tolerance", type=float, help="exit with 1 if a figure is further from the paper's, in points"
     )
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file at --json if there is one")
     return parser
 
 
 def _reproduce_all(options: argparse.Namespace) -> list[DataSetReport]:
-    names = options.dataset or list(PAPER)
+    names = list(dict.fromkeys(options.dataset or PAPER))
     missing = [name for name in names if not (options.data / name).is_dir()]
     if missing:
         raise UsageError(
@@ -81,6 +85,12 @@ def _reproduce_all(options: argparse.Namespace) -> list[DataSetReport]:
         )
     if min(options.seeds, options.head_epochs, 1 if options.max_epochs is None else options.max_epochs) < 1:
         raise UsageError("--seeds, --head-epochs and --max-epochs count from 1.")
+    unknown = [name for name in names if name not in PAPER]
+    if options.tolerance is not None and (unknown or not options.tolerance >= 0):
+        raise UsageError(
+            f"--tolerance is {options.tolerance:g} points, for {', '.join(names)}; expected 0 or more, and data sets "
+            f"that the paper has: {', '.join(PAPER)}."
+        )
     return [
         reproduce(
             options.data / name,

@@ -107,7 +107,8 @@ def test_the_script_writes_all_figures_and_says_which_are_far_from_the_papers(sc
     assert script.main(arguments) == 1
 
     captured = capsys.readouterr()
-    assert "CUB: 24 seen and 6 unseen classes, 1 seeds" in captured.out
+    assert "CUB: 24 seen and 6 unseen classes, 1 seed;" in captured.out
+    assert "±" not in captured.out
     assert "the paper has 60.6, over 2 apart" in captured.out
     assert captured.err.startswith("CUB, seed 0, published recipe: T ")
     content = json.loads(out.read_text())
@@ -122,6 +123,13 @@ def test_the_script_writes_all_figures_and_says_which_are_far_from_the_papers(sc
     [
         ([], 2, "There is no folder CUB, AWA2, SUN in"),
         (["--dataset", ".", "--seeds", "0"], 2, "--seeds, --head-epochs and --max-epochs count from 1."),
+        (
+            ["--dataset", ".", "--tolerance", "3"],
+            2,
+            "--tolerance is 3 points, for .; expected 0 or more, and data sets",
+        ),
+        (["--json", "nowhere/results.json"], 2, "for the result. Create it, or choose another."),
+        (["--json", __file__], 2, "already exists. Choose another place"),
         (["--dataset", "SUN"], 2, r"docs/reproduction.md says where the data is"),
     ],
 )
