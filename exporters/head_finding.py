@@ -17,7 +17,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from exporters.class_axis import label, may_follow_logits
-from exporters.graph_constants import is_constant, root_initializers
+from exporters.graph_constants import STANDARD_DOMAINS, is_constant, root_initializers
 from exporters.head_patterns import (
     HeadPattern,
     Kind,
@@ -258,15 +258,21 @@ def _nothing_found(model: ir.Model, refusals: list[str]) -> str:
     )
     return (
         f"No head was found: {found}. Expected a Gemm, a MatMul or a 1x1 Conv with a constant weight before the "
-        f"output.{_last_candidate(model)}{_advice_for_integers(model)}"
+        f"output.{_last_candidate(model)}{_advice(model)}"
     )
 
 
-def _advice_for_integers(model: ir.Model) -> str:
-    """Return a sentence on what to give instead of a model whose operators compute in integers, if it is one."""
-    if not any(node.op_type.startswith("QLinear") or node.op_type in _INTEGER_OPERATORS for node in model.graph):
+def _advice(model: ir.Model) -> str:
+    """Return a sentence on what to give instead of a model whose operators hide its head, if it is one."""
+    if any(node.op_type.startswith("QLinear") or node.op_type in _INTEGER_OPERATORS for node in model.graph):
+        return " It computes in integers: export the float model that it was made from, with --precision int8."
+    foreign = next((node for node in model.graph if node.domain not in STANDARD_DOMAINS), None)
+    if foreign is None:
         return ""
-    return " It computes in integers: export the float model that it was made from, with --precision int8."
+    return (
+        f" It has operators that are not ONNX's own, such as {foreign.op_type} of {foreign.domain}: if a runtime has "
+        f"optimized it, give the model from before that."
+    )
 
 
 def _last_candidate(model: ir.Model) -> str:

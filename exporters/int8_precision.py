@@ -74,7 +74,8 @@ def quantize_model(model: ir.Model, location: HeadLocation, input_name: str, cal
         calibration: Gives prepared images of the kind that the device will see.
 
     Raises:
-        IncompatibleError: If the model holds quantized or half precision layers already, or has no backbone.
+        IncompatibleError: If the model holds quantized or half precision layers already, has no backbone, or none that
+            can be quantized.
         ExportError: If ONNX Runtime cannot quantize it.
     """
     require_float32(model)
@@ -88,6 +89,12 @@ def quantize_model(model: ir.Model, location: HeadLocation, input_name: str, cal
             raise
         except Exception as error:  # onnxruntime.quantization raises whatever it meets
             raise ExportError(f"ONNX Runtime cannot quantize this backbone: {first_line(error)}.") from error
+    if not any(node.op_type == "DequantizeLinear" for node in quantized.graph):
+        kinds = ", ".join(sorted({node.op_type for node in prepared.graph}))
+        raise IncompatibleError(
+            f"No layer of this backbone takes integers; its operators are {kinds}. Give the model as it was exported, "
+            f"before a runtime optimized it, or export it with --precision fp32."
+        )
     graft = with_backbone(model, location, input_name, quantized.clone())
     return QuantizedModel(model=graft, float_backbone=prepared, backbone=quantized)
 

@@ -22,12 +22,16 @@ def infer_shapes(model: ir.Model) -> None:
 
     A model that inference cannot follow (operators of other domains) keeps what it has.
     """
+    inference = common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
     with _quiet_onnx_ir(), _targets_read(model):
-        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-    for node in model.graph:
-        place = _place_of_width(node)
-        if place is not None:
-            _state_width(node, *place)
+        inference(model)
+        matrices = [node for node in model.graph if node.op_type == "Gemm" and _of_unknown_shape(node.inputs[0])]
+        for node in model.graph:
+            place = _place_of_width(node)
+            if place is not None:
+                _state_width(node, *place)
+        if matrices:  # what follows them can be told now
+            inference(model)
 
 
 @contextmanager
@@ -60,13 +64,17 @@ def _state_width(node: ir.Node, axis: int, weight_axis: int) -> None:
     value, weight = node.inputs[0], node.inputs[1]
     if value is None or weight is None or weight.shape is None:
         return
-    if value.shape is None and node.op_type == "Gemm":  # it takes matrices alone
-        value.shape = ir.Shape([None, None])
+    if _of_unknown_shape(value) and node.op_type == "Gemm":  # it takes matrices alone, all of one type
+        value.shape, value.type = ir.Shape([None, None]), value.type or weight.type
     width = weight.shape[weight_axis]
     if value.shape is not None and isinstance(width, int) and not isinstance(value.shape[axis], int):
         dims = list(value.shape)
         dims[axis] = width
         value.shape = ir.Shape(dims)
+
+
+def _of_unknown_shape(value: ir.Value | None) -> bool:
+    return value is not None and value.shape is None
 
 
 @contextmanager

@@ -291,6 +291,21 @@ def test_a_model_without_a_head_says_what_was_found(body: str, outputs: str, inp
     assert why in str(caught.value)
 
 
+def test_a_model_with_operators_of_a_runtimes_optimizer_says_what_to_give_instead():
+    model = parsed_model(
+        """<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>
+        g (float[batch, 4, 1, 1] x) => (float[batch, 5, 1, 1] y) {
+            m = com.microsoft.FusedConv (x, v)
+            y = Conv (m, w)
+        }""",
+        v=np.ones((4, 4, 1, 1), dtype=np.float32),
+        w=np.ones((5, 4, 1, 1), dtype=np.float32),
+    )
+
+    with pytest.raises(ModelLoadError, match=r"shape of its features is unknown.* such as FusedConv of com\.microsoft"):
+        find_head(model)
+
+
 def test_a_head_that_is_averaged_with_another_cannot_grow():
     """As in distilled vision transformers, which average a class token's and a distillation token's head."""
     model = graph(

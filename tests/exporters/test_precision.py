@@ -408,3 +408,13 @@ def test_quantized_scores_are_refused_with_what_to_give_instead(tmp_path: Path) 
     with pytest.raises(ModelLoadError, match=r"Softmax, QuantizeLinear.* Give the float model .* --precision int8\."):
         icis_deploy.export(tmp_path / "model.onnx", classes=tmp_path / "classes.txt", out=tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_backbone_in_which_nothing_takes_integers_is_refused() -> None:
+    """As one that ONNX Runtime has optimized, whose quantizer does not know what it makes of convolutions."""
+    weights = {name: value.const_value.numpy() for name, value in deep_model().graph.initializers.items()}
+    text = DEEP.replace('"": 20', '"": 20, "com.microsoft": 1').replace("= Conv", "= com.microsoft.FusedConv")
+    model = parsed_model(text, **weights)
+
+    with pytest.raises(IncompatibleError, match=r"No layer .* takes integers; its operators are .*FusedConv"):
+        quantize_model(model, find_head(model), "x", batches())

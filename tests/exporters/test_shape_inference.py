@@ -49,14 +49,15 @@ def test_a_matrix_of_unknown_shape_has_its_weights_width():
     model = parsed_model(
         """<ir_version: 8, opset_import: ["": 20, "elsewhere": 1]> g (float[batch, 4] x) => (float y) {
             h = elsewhere.Something (x)
-            y = Gemm <transB = 1> (h, w)
+            l = Gemm <transB = 1> (h, w)
+            m = Softmax (l)
+            y = Identity (m)
         }""",
         w=np.ones((5, 7), dtype=np.float32),
     )
 
-    shape = value_named(model, "h").shape
-    assert shape is not None
-    assert list(shape)[1] == 7
+    shapes = [value_named(model, name).shape for name in ("h", "l", "m")]
+    assert [None if shape is None else list(shape)[1] for shape in shapes] == [7, 5, 5]
 
 
 def test_widths_that_are_known_and_products_of_two_values_stay_as_they_are():
