@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.pseudo_features import PseudoFeatures
-from icis_deploy.row_predictors import Fit, prediction_variance
+from icis_deploy.row_predictors import Predict
 from icis_deploy.row_spectrum import mean_row
 
 Float32 = NDArray[np.float32]
@@ -127,12 +127,12 @@ def with_less_training(folds: tuple[Fold, ...], *, seed: int) -> tuple[Fold, ...
 
 
 def hold_out(
-    fit: Fit, descriptors: Float32, rows: Float32, unseen_descriptors: Float32, folds: tuple[Fold, ...]
+    predict: Predict, descriptors: Float32, rows: Float32, unseen_descriptors: Float32, folds: tuple[Fold, ...]
 ) -> tuple[HeldOutRows, ...]:
     """Predict the held-out rows of every fold, and those of its rivals, from its training classes.
 
     Args:
-        fit: Trains a method.
+        predict: A method.
         descriptors: `(num_seen, descriptor_dim)`.
         rows: `(num_seen, feature_dim + 1)`.
         unseen_descriptors: `(num_unseen, descriptor_dim)`; as many of them as a group lacks become its rivals.
@@ -145,13 +145,14 @@ def hold_out(
     for fold in folds:
         training, asked = rows[fold.training], descriptors[fold.held_out]
         rivals = unseen_descriptors[: max(0, len(unseen_descriptors) - min(len(group) for group in fold.groups))]
-        predictor = fit(descriptors[fold.training], training, np.concatenate([asked, rivals]))
+        predicted = predict(descriptors[fold.training], training, np.concatenate([asked, rivals]))
+        deviations = predicted.rows - mean_row(training)
         held_out.append(
             HeldOutRows(
                 fold=fold,
-                deviations=predictor.rows(asked) - mean_row(training),
-                rivals=predictor.rows(rivals) - mean_row(training) if len(rivals) else rows[:0],
-                variance=prediction_variance(predictor, asked),
+                deviations=deviations[: len(asked)],
+                rivals=deviations[len(asked) :],
+                variance=predicted.variance[: len(asked)],
             )
         )
     return tuple(held_out)

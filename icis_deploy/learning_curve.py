@@ -57,7 +57,7 @@ def learning_curve(candidate: Candidate, trial: Trial) -> LearningCurve:
     """
     folds = tuple(part.fold for part in candidate.held_out)
     fewer = with_less_training(folds, seed=trial.seed)
-    raw = hold_out(candidate.prepared.fit, trial.descriptors, trial.rows, trial.unseen_descriptors, fewer)
+    raw = hold_out(candidate.prepared.predict, trial.descriptors, trial.rows, trial.unseen_descriptors, fewer)
     sizes = [sum(len(fold.training) for fold in group) / len(group) for group in (fewer, folds)]
     step = math.log(len(trial.rows) / sizes[1]) / max(math.log(sizes[1] / sizes[0]), 1e-9)
     return LearningCurve(

@@ -26,8 +26,17 @@ from icis_deploy.descriptor_weights import (
     nearest_weights,
 )
 from icis_deploy.errors import MissingDependencyError, UsageError
-from icis_deploy.ridge import choose_ridge, fit_ridge
-from icis_deploy.row_predictors import AveragePredictor, Fit, RowPredictor, Weigh, WeightedPredictor
+from icis_deploy.ridge import choose_ridge, fit_ridge, predict_ridge
+from icis_deploy.row_predictors import (
+    AveragePredictor,
+    Fit,
+    Predict,
+    Prediction,
+    RowPredictor,
+    Weigh,
+    WeightedPredictor,
+    predict_by,
+)
 from icis_deploy.row_spectrum import mean_row
 
 Float32 = NDArray[np.float32]
@@ -43,6 +52,9 @@ class Prepared:
 
     fit: Fit
     """Trains a predictor."""
+
+    predict: Predict
+    """The same for a few classes alone, whose predictor nobody needs; `fit` and a question, or a shorter way."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The choices, JSON values."""
@@ -86,7 +98,12 @@ def _weighted(weigh: Weigh) -> Prepare:
         mean = mean_row(seen_rows)
         return WeightedPredictor(weigh=weigh, descriptors=seen_descriptors, mean_row=mean, deviations=seen_rows - mean)
 
-    return lambda _descriptors, _rows, _seed, _progress: Prepared(fit=fit)
+    return lambda _descriptors, _rows, _seed, _progress: _asked(fit)
+
+
+def _asked(fit: Fit, **settings: Any) -> Prepared:
+    """Return a method that has no shorter way to predictions than a predictor."""
+    return Prepared(fit=fit, predict=predict_by(fit), settings=settings)
 
 
 def _prepare_ridge(descriptors: Float32, rows: Float32, seed: int, _progress: Progress | None) -> Prepared:
@@ -95,7 +112,11 @@ def _prepare_ridge(descriptors: Float32, rows: Float32, seed: int, _progress: Pr
     def fit(seen_descriptors: Float32, seen_rows: Float32, _unseen_descriptors: Float32) -> RowPredictor:
         return fit_ridge(seen_descriptors, seen_rows, settings=settings, seed=seed)
 
-    return Prepared(fit=fit, settings={"inverse_width": settings.inverse_width, "noise": settings.noise})
+    def predict(seen_descriptors: Float32, seen_rows: Float32, descriptors: Float32) -> Prediction:
+        return predict_ridge(seen_descriptors, seen_rows, descriptors, settings=settings, seed=seed)
+
+    chosen = {"inverse_width": settings.inverse_width, "noise": settings.noise}
+    return Prepared(fit=fit, predict=predict, settings=chosen)
 
 
 def _prepare_icis(
@@ -114,7 +135,7 @@ def _prepare_icis(
         trained = fit_icis(seen_descriptors, seen_rows - origin, unseen_descriptors, seed=seed, progress=progress)
         return latent_predictor(trained.model, origin=origin)
 
-    return Prepared(fit=fit)
+    return _asked(fit)
 
 
 def _prepare_ensemble(descriptors: Float32, rows: Float32, seed: int, progress: Progress | None) -> Prepared:
@@ -126,7 +147,7 @@ def _prepare_ensemble(descriptors: Float32, rows: Float32, seed: int, progress: 
             mean_row=mean_row(seen_rows),
         )
 
-    return Prepared(fit=fit, settings={"members": list(ENSEMBLE_MEMBERS), **members[0].settings})
+    return _asked(fit, members=list(ENSEMBLE_MEMBERS), **members[0].settings)
 
 
 _ALL = (

@@ -45,6 +45,31 @@ Fit = Callable[[Float32, Float32, Float32], RowPredictor]
 """Train: from seen descriptors, seen rows and the descriptors of the classes to come to a predictor."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prediction:
+    """What was predicted of a few classes."""
+
+    rows: Float32
+    """`(num_classes, feature_dim + 1)`, raw."""
+
+    variance: NDArray[np.float64]
+    """`(num_classes,)`: of each prediction, 0..1; zeros where the predictor does not know."""
+
+
+Predict = Callable[[Float32, Float32, Float32], Prediction]
+"""Train and predict: from seen descriptors, seen rows and the descriptors of classes to what is predicted of them."""
+
+
+def predict_by(fit: Fit) -> Predict:
+    """Return what trains a predictor and asks it."""
+
+    def predict(seen_descriptors: Float32, seen_rows: Float32, descriptors: Float32) -> Prediction:
+        predictor = fit(seen_descriptors, seen_rows, descriptors)
+        return Prediction(rows=predictor.rows(descriptors), variance=prediction_variance(predictor, descriptors))
+
+    return predict
+
+
 def prediction_variance(predictor: RowPredictor, descriptors: Float32) -> NDArray[np.float64]:
     """Return the variance of each prediction, `(num_classes,)`; zeros where the predictor does not know."""
     return predictor.variance(descriptors) if isinstance(predictor, Uncertain) else np.zeros(len(descriptors))

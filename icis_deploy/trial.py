@@ -183,7 +183,7 @@ def try_method(method: Method, trial: Trial, *, progress: Progress | None = None
     started = time.perf_counter()
     prepared = method.prepare(trial.descriptors, trial.rows, trial.seed, progress)
     folds = trial.folds(max_folds=1 if method.is_trained else None)
-    raw = hold_out(prepared.fit, trial.descriptors, trial.rows, trial.unseen_descriptors, folds)
+    raw = hold_out(prepared.predict, trial.descriptors, trial.rows, trial.unseen_descriptors, folds)
     length = mean_deviation_length(trial.rows)
     exponent = restoring_exponent(np.concatenate([at_length(part.deviations, length) for part in raw]), trial.spectrum)
     held_out = at_competing_length(raw, trial, exponent)

@@ -21,6 +21,7 @@ from icis_deploy.cross_validation import (
 )
 from icis_deploy.feature_law import principal_law
 from icis_deploy.pseudo_features import PseudoFeatures
+from icis_deploy.row_predictors import predict_by
 from icis_deploy.row_spectrum import mean_row
 
 
@@ -70,7 +71,7 @@ def test_a_fold_is_predicted_without_its_own_rows_and_descriptors():
         asked.append((seen_descriptors, seen_rows, unseen_descriptors))
         return Recorder()
 
-    hold_out(fit, descriptors, rows, descriptors[:7], folds)
+    hold_out(predict_by(fit), descriptors, rows, descriptors[:7], folds)
     for fold, (seen_descriptors, seen_rows, unseen_descriptors) in zip(folds, asked, strict=True):
         np.testing.assert_array_equal(seen_descriptors, descriptors[fold.training])
         np.testing.assert_array_equal(seen_rows, rows[fold.training])
@@ -133,7 +134,7 @@ def test_rivals_fill_up_groups_that_are_smaller_than_the_classes_to_inject():
         def rows(self, descriptors):
             return np.tile(descriptors, (1, 3))[:, :9].astype(np.float32)
 
-    held_out = hold_out(lambda *_: Copier(), descriptors, rows, unseen, folds)
+    held_out = hold_out(predict_by(lambda *_: Copier()), descriptors, rows, unseen, folds)
     for part in held_out:
         assert {len(group) + len(part.rivals) for group in part.fold.groups} == {25}
         np.testing.assert_allclose(
