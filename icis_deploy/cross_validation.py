@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.class_strength import head_logits
 from icis_deploy.pseudo_features import PseudoFeatures
 from icis_deploy.row_predictors import Predict
 from icis_deploy.row_spectrum import mean_row
@@ -171,7 +172,13 @@ def play(held_out: tuple[HeldOutRows, ...], rows: Float32, pseudo: PseudoFeature
     mean = mean_row(rows)
     base = pseudo.features @ mean[:-1] + mean[-1]  # (num_features,)
     first = pseudo.logits.argmax(axis=1)  # (num_features,)
-    games = [_play_fold(fold, base, first, pseudo, random) for fold in held_out]
+    injected = [rows for part in held_out for rows in (part.deviations, part.rivals)]
+    logits = head_logits(np.concatenate(injected), pseudo.features)  # one product for all folds is fastest
+    parts = np.split(logits, np.cumsum([len(rows) for rows in injected])[:-1], axis=1)
+    games = [
+        _play_fold(one.fold, deviations, rivals, base, first, pseudo, random)
+        for one, deviations, rivals in zip(held_out, parts[::2], parts[1::2], strict=True)
+    ]
     columns = [np.concatenate(column) for column in zip(*games, strict=True)]
     sizes = [len(group) + len(part.rivals) for part in held_out for group in part.fold.groups]
     return Outcomes(
@@ -186,10 +193,26 @@ def play(held_out: tuple[HeldOutRows, ...], rows: Float32, pseudo: PseudoFeature
 
 
 def _play_fold(
-    prediction: HeldOutRows, base: Float32, first: Integers, pseudo: PseudoFeatures, random: np.random.Generator
+    fold: Fold,
+    deviations: Float32,
+    rivals: Float32,
+    base: Float32,
+    first: Integers,
+    pseudo: PseudoFeatures,
+    random: np.random.Generator,
 ) -> tuple[NDArray[np.generic], ...]:
-    """Return the columns of `Outcomes` for one fold, from each feature's logit of the mean row and its first class."""
-    fold, logits = prediction.fold, pseudo.logits
+    """Return the columns of `Outcomes` for one fold.
+
+    Args:
+        fold: The game.
+        deviations: `(num_features, num_held_out)`, deviation logits.
+        rivals: `(num_features, num_rivals)`, likewise.
+        base: `(num_features,)`, logits of the mean row.
+        first: `(num_features,)`, of all seen classes the one with the largest logit.
+        pseudo: The features.
+        random: To draw groups with.
+    """
+    logits = pseudo.logits
     is_held_out = np.zeros(logits.shape[1], dtype=bool)
     is_held_out[fold.held_out] = True
     seen, unseen = np.flatnonzero(~is_held_out[pseudo.classes]), np.flatnonzero(is_held_out[pseudo.classes])
@@ -199,14 +222,11 @@ def _play_fold(
     top_seen = top_seen - base
     own = logits[np.arange(len(logits)), pseudo.classes] - base
     seen_margin = np.where(own[seen] >= top_seen[seen], own[seen], -np.inf)
-    deviations = pseudo.features @ prediction.deviations[:, :-1].T + prediction.deviations[:, -1]
-    rivals = pseudo.features @ prediction.rivals[:, :-1].T + prediction.rivals[:, -1]
     rival = rivals.max(axis=1, initial=-np.inf)  # (num_features,)
     groups = [np.searchsorted(fold.held_out, group) for group in fold.groups]
     met = random.permutation(len(groups))[:MAX_GROUPS]
-    seen_deviation = np.concatenate(
-        [np.maximum(deviations[np.ix_(seen, groups[g])].max(axis=1), rival[seen]) for g in met]
-    )
+    met_by_seen = [deviations[:, groups[g]] if len(groups) > 1 else deviations for g in met]
+    seen_deviation = np.concatenate([np.maximum(logits.max(axis=1), rival)[seen] for logits in met_by_seen])
     group_of = np.empty(len(fold.held_out), dtype=np.int64)
     for number, group in enumerate(groups):
         group_of[group] = number

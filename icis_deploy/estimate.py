@@ -21,10 +21,10 @@ from icis_deploy.descriptors import Descriptors
 from icis_deploy.estimate_ranges import DOUBTFUL, Range, accuracy_ranges
 from icis_deploy.feature_mixtures import CONCENTRATIONS
 from icis_deploy.learning_curve import learning_curve
-from icis_deploy.pseudo_features import PseudoFeatures, draw_pseudo_features
+from icis_deploy.pseudo_features import Draws, PseudoFeatures
 from icis_deploy.row_predictors import RowPredictor
 from icis_deploy.selection import Selection
-from icis_deploy.trial import Candidate, Trial
+from icis_deploy.trial import NUM_PSEUDO_FEATURES, Candidate, Trial
 
 Float32 = NDArray[np.float32]
 
@@ -48,6 +48,9 @@ NO_NEUTRAL_FEATURES = (
 
 SHARES = (0.5, 0.9)
 """Neighbour shares between which the estimate's interval is taken."""
+
+NUM_LIKELY = 2
+"""Kinds of pseudo-features that the prediction is the mean of."""
 
 UNKNOWN_ACCURACY = 0.1
 """How far the classifier's accuracy may be from the one assumed, where its owner did not say."""
@@ -118,12 +121,9 @@ def estimate_injection(
     """
     candidate, trial = selection.chosen, selection.trial
     curve = learning_curve(candidate, trial)
-    likely = [
-        curve.rates(trial, _pseudo(trial, equal_lengths=equal, concentration=concentration))
-        for equal, concentration in zip((True, False), CONCENTRATIONS, strict=True)
-    ]
+    others = [curve.rates(trial, pseudo) for pseudo in _pseudo_features(trial)]
+    likely = others[:NUM_LIKELY]
     expected = Rates(**{name: float(np.mean([getattr(one, name) for one in likely])) for name in ("T", "U", "S")})
-    others = [*likely, *(curve.rates(trial, pseudo) for pseudo in _other_pseudo_features(trial))]
     chance = candidate.outcomes.chance
     is_trustworthy = _beats_chance(candidate)
     impossible = _impossible_features(trial)
@@ -146,29 +146,22 @@ def estimate_injection(
     )
 
 
-def _pseudo(trial: Trial, **changes: Any) -> PseudoFeatures:
-    """Draw pseudo-features once more, with other assumptions than the trial's."""
-    assumed = trial.assumptions
-    settings = {
-        "seen_accuracy": assumed.seen_accuracy,
-        "max_features": len(trial.pseudo.features),
-        "seed": trial.seed + 1,
-        "law": trial.pseudo.law,
-        "concentration": CONCENTRATIONS[0],
-        **changes,
-    }
-    return draw_pseudo_features(trial.rows, neutral_features=assumed.neutral_features, **settings)
+def _pseudo_features(trial: Trial) -> Iterator[PseudoFeatures]:
+    """Yield pseudo-features drawn once more: two likely kinds, then some at the ends of what may be assumed.
 
-
-def _other_pseudo_features(trial: Trial) -> Iterator[PseudoFeatures]:
-    """Yield pseudo-features at the ends of what may be assumed; fewer will do, they only widen an interval."""
-    accuracy, few = trial.assumptions.seen_accuracy, len(trial.pseudo.features) // 2
-    yield _pseudo(trial, concentration=None, max_features=few)
-    yield _pseudo(trial, neighbour_share=SHARES[0], max_features=few)
-    yield _pseudo(trial, neighbour_share=SHARES[1], max_features=few)
-    if not trial.assumptions.is_accuracy_known:
-        yield _pseudo(trial, seen_accuracy=max(0.05, accuracy - UNKNOWN_ACCURACY), max_features=few)
-        yield _pseudo(trial, seen_accuracy=min(0.99, accuracy + UNKNOWN_ACCURACY), max_features=few)
+    Of the latter a half will do, they only widen an interval.
+    """
+    assumed, accuracy = trial.assumptions, trial.assumptions.seen_accuracy
+    drawn = Draws(trial.source, max_features=NUM_PSEUDO_FEATURES, seed=trial.seed + 1)
+    few = {"concentration": CONCENTRATIONS[0], "part": 0.5}
+    yield drawn.features(seen_accuracy=accuracy, concentration=CONCENTRATIONS[0])
+    yield drawn.with_lengths().features(seen_accuracy=accuracy, concentration=CONCENTRATIONS[1])
+    yield drawn.features(seen_accuracy=accuracy, concentration=None, part=0.5)
+    for share in SHARES:
+        yield drawn.features(seen_accuracy=accuracy, neighbour_share=share, **few)
+    if not assumed.is_accuracy_known:
+        yield drawn.features(seen_accuracy=max(0.05, accuracy - UNKNOWN_ACCURACY), **few)
+        yield drawn.features(seen_accuracy=min(0.99, accuracy + UNKNOWN_ACCURACY), **few)
 
 
 def _beats_chance(candidate: Candidate) -> bool:
@@ -213,7 +206,7 @@ def _size_doubts(num_seen: int, num_unseen: int) -> list[str]:
 
 def _law_doubts(trial: Trial) -> list[str]:
     """Say where pseudo-features may not follow rows as the head's features do, in words."""
-    doubts, slope = [], trial.pseudo.law.slope
+    doubts, slope = [], trial.source.law.slope
     if trial.assumptions.neutral_features is None:
         doubts.append(NO_NEUTRAL_FEATURES)
     if slope is not None and slope < OTHER_LAW_SLOPE:

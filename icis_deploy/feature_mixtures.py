@@ -18,6 +18,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.turning_points import quantile
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -29,12 +31,19 @@ has along its class's mean as a part of all pictures' spread: 2.3 to 3.7; of its
 Pseudo-features are all about equally far from the centre, pictures not: the first, and the geometric mean of both."""
 
 
+AMOUNT_STEP = 2.0**-14
+"""How finely an amount of class is sought where images differ."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownClasses:
     """What of classes is to be seen in each feature."""
 
     classes: Integers
     """`(num_features,)`, indices of rows."""
+
+    similar_classes: Integers
+    """`(num_features,)`, likewise."""
 
     own: Float32
     """`(num_features, feature_dim)`, directions of length 1, each or on average."""
@@ -45,19 +54,38 @@ class ShownClasses:
     moments: tuple[float, float, float]
     """Means of own^2, own similar and similar^2 over all features, of which these may be a part."""
 
-    def mixed(self, max_blend: float) -> Float32:
-        """Return own and similar directions, `(num_features, feature_dim)`, of root mean square length 1."""
+    def at_length(self, length: Float32 | Float64 | float, max_blend: Float64 | float) -> Float32:
+        """Return own and similar directions, `(num_features, feature_dim)`.
+
+        Args:
+            length: Root mean square length, of all features or of each.
+            max_blend: Largest part of similar directions, in all features or in each.
+        """
         own, both, similar = self.moments
-        length = np.sqrt(own + max_blend * (2.0 * both + max_blend * similar))
-        return np.asarray((self.own + np.float32(max_blend) * self.similar) / np.float32(length), dtype=np.float32)
+        blend = np.asarray(max_blend, dtype=np.float64)
+        factor = np.asarray(length, dtype=np.float64) / np.sqrt(own + blend * (2.0 * both + blend * similar))
+        mixed = self.own * _column(factor)
+        if blend.any():
+            mixed += self.similar * _column(blend * factor)
+        return mixed
 
     def part(self, which: Integers | slice) -> ShownClasses:
         """Return some of the features."""
-        return replace(self, classes=self.classes[which], own=self.own[which], similar=self.similar[which])
+        return replace(
+            self,
+            classes=self.classes[which],
+            similar_classes=self.similar_classes[which],
+            own=self.own[which],
+            similar=self.similar[which],
+        )
 
 
 class Mixture(Protocol):
-    """Features but for two numbers: how much class there is in them, and how much of similar classes at most."""
+    """Features but for two numbers: how much class there is in them, and how much of similar classes at most.
+
+    The *strength* of the class is what its direction is multiplied by in a feature; the *amount* is one number for all
+    features, from which their strengths follow.
+    """
 
     @property
     def shown(self) -> ShownClasses:
@@ -65,16 +93,34 @@ class Mixture(Protocol):
         ...
 
     @property
-    def most(self) -> float:
-        """The largest amount of class that is sought."""
+    def usual_strength(self) -> float:
+        """A strength that is about what many features need."""
+        ...
+
+    @property
+    def largest_strength(self) -> float:
+        """The largest that is sought."""
         ...
 
     def class_share(self, amount: float) -> float:
         """Return the mean part of the features' spread that is class, 0..1."""
         ...
 
-    def features(self, amount: float, max_blend: float) -> Float32:
-        """Return `(num_features, feature_dim)`."""
+    def strengths(self, amount: float) -> Float64:
+        """Return the strength of the class in each feature, `(num_features,)`."""
+        ...
+
+    def amount_at(self, needed: Float64, share: float) -> float:
+        """Return the amount at which a share of the features has the strength that it needs, `(num_features,)`."""
+        ...
+
+    def features(self, strengths: Float64, max_blend: Float64 | float) -> Float32:
+        """Return `(num_features, feature_dim)`.
+
+        Args:
+            strengths: `(num_features,)`.
+            max_blend: Of all features, or `(num_features,)`.
+        """
         ...
 
     def part(self, which: Integers | slice) -> Mixture:
@@ -84,7 +130,7 @@ class Mixture(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnNoise:
-    """Classes on top of noise; the amount of class is its length, in units of features."""
+    """Classes on top of noise; the amount of class is its strength, a length in units of features."""
 
     shown: ShownClasses
     """What of classes is to be seen."""
@@ -96,19 +142,34 @@ class OnNoise:
     """`(num_features, feature_dim)`, around zero."""
 
     @property
-    def most(self) -> float:
+    def usual_strength(self) -> float:
+        """The length of the noise."""
+        return float(np.linalg.norm(self.noise, axis=1).mean())
+
+    @property
+    def largest_strength(self) -> float:
         """A length beyond which noise does not matter."""
-        return 16.0 * float(np.linalg.norm(self.noise, axis=1).mean())
+        return 16.0 * self.usual_strength
 
     def class_share(self, amount: float) -> float:
         """Return the part of the features' spread that is class, 0..1."""
         of_noise = float(np.mean((self.noise**2).sum(axis=1)))
         return amount**2 / max(amount**2 + of_noise, float(np.finfo(np.float32).tiny))
 
-    def features(self, amount: float, max_blend: float) -> Float32:
-        """Return `(num_features, feature_dim)`."""
-        mixed = self.centre + np.float32(amount) * self.shown.mixed(max_blend) + self.noise
-        return np.asarray(mixed, dtype=np.float32)
+    def strengths(self, amount: float) -> Float64:
+        """Return the strength of the class in each feature, `(num_features,)`: the amount."""
+        return np.full(len(self.noise), amount)
+
+    def amount_at(self, needed: Float64, share: float) -> float:
+        """Return the amount at which a share of the features has the strength that it needs, `(num_features,)`."""
+        return min(quantile(needed, share), self.largest_strength)
+
+    def features(self, strengths: Float64, max_blend: Float64 | float) -> Float32:
+        """Return `(num_features, feature_dim)`, for `(num_features,)` strengths."""
+        mixed = self.shown.at_length(strengths, max_blend)
+        mixed += self.centre
+        mixed += self.noise
+        return mixed
 
     def part(self, which: Integers | slice) -> OnNoise:
         """Return some of the features."""
@@ -117,7 +178,10 @@ class OnNoise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InPictures:
-    """Classes in the place of something in a neutral picture; the amount of class is its mean share of the spread."""
+    """Classes in the place of something in a neutral picture; the amount of class is its mean share of the spread.
+
+    The strength is the square root of a feature's share.
+    """
 
     shown: ShownClasses
     """What of classes is to be seen."""
@@ -132,7 +196,7 @@ class InPictures:
     """Root mean square distance of neutral features from their mean."""
 
     clarity: Float64
-    """`(num_features, 1)`, uniform numbers: the greater, the more of a picture is class."""
+    """`(num_features,)`, uniform numbers: the greater, the more of a picture is class."""
 
     concentration: float | None
     """How alike images are in the share of class; `None` if they are quite alike."""
@@ -141,7 +205,12 @@ class InPictures:
     """Whether features are never negative."""
 
     @property
-    def most(self) -> float:
+    def usual_strength(self) -> float:
+        """A sixth of the spread is class: rather little, for estimates are better on the way up."""
+        return 0.4
+
+    @property
+    def largest_strength(self) -> float:
         """All is class."""
         return 1.0
 
@@ -149,22 +218,42 @@ class InPictures:
         """Return the mean part of the features' spread that is class, 0..1: the amount."""
         return amount
 
-    def features(self, amount: float, max_blend: float) -> Float32:
-        """Return `(num_features, feature_dim)`."""
-        share = self._shares(amount)
-        of_class = np.sqrt(share) * np.float32(self.spread)
-        mixed = self.centre + of_class * self.shown.mixed(max_blend) + np.sqrt(1.0 - share) * self.rest
-        return np.asarray(np.maximum(mixed, 0.0) if self.is_rectified else mixed, dtype=np.float32)
+    def strengths(self, amount: float) -> Float64:
+        """Return the strength of the class in each feature, `(num_features,)`."""
+        if self.concentration is None or not 0.0 < amount < 1.0:
+            return np.full(len(self.rest), np.sqrt(amount))
+        from scipy.special import betaincinv
+
+        found = betaincinv(self.concentration * amount, self.concentration * (1.0 - amount), self.clarity)
+        return np.asarray(np.sqrt(np.clip(found, 0.0, 1.0)))
+
+    def amount_at(self, needed: Float64, share: float) -> float:
+        """Return the amount at which a share of the features has the strength that it needs, `(num_features,)`."""
+        shares = np.minimum(needed, 1.0) ** 2
+        if self.concentration is None:
+            return quantile(shares, share)
+        from scipy.special import betainc
+
+        lower, upper = 0.0, 1.0
+        while upper - lower > AMOUNT_STEP:
+            middle = 0.5 * (lower + upper)
+            rank = betainc(self.concentration * middle, self.concentration * (1.0 - middle), shares)
+            is_enough = np.mean((rank <= self.clarity) & (needed <= 1.0)) >= share
+            lower, upper = (lower, middle) if is_enough else (middle, upper)
+        return upper
+
+    def features(self, strengths: Float64, max_blend: Float64 | float) -> Float32:
+        """Return `(num_features, feature_dim)`, for `(num_features,)` strengths."""
+        mixed = self.shown.at_length(self.spread * strengths, max_blend)
+        mixed += self.rest * _column(np.sqrt(1.0 - strengths**2))
+        mixed += self.centre
+        return np.maximum(mixed, 0.0, out=mixed) if self.is_rectified else mixed
 
     def part(self, which: Integers | slice) -> InPictures:
         """Return some of the features."""
         return replace(self, shown=self.shown.part(which), rest=self.rest[which], clarity=self.clarity[which])
 
-    def _shares(self, mean: float) -> Float32:
-        """Return the part of the spread that is class in each feature, `(num_features, 1)`, or `(1, 1)` for all."""
-        if self.concentration is None or not 0.0 < mean < 1.0:
-            return np.full((1, 1), mean, dtype=np.float32)
-        from scipy.special import betaincinv
 
-        found = betaincinv(self.concentration * mean, self.concentration * (1.0 - mean), self.clarity)
-        return np.asarray(np.clip(found, 0.0, 1.0), dtype=np.float32)
+def _column(values: Float64) -> Float32:
+    """Return numbers as float32 that each multiply a row; a single one multiplies all."""
+    return np.asarray(values, dtype=np.float32)[..., None]

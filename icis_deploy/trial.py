@@ -17,8 +17,9 @@ from icis_deploy.calibration import (
     predicted_rates,
 )
 from icis_deploy.cross_validation import Fold, HeldOutRows, Outcomes, hold_out, plan_folds, play
+from icis_deploy.feature_source import FeatureSource
 from icis_deploy.methods import Method, Prepared, Progress
-from icis_deploy.pseudo_features import PseudoFeatures, draw_pseudo_features
+from icis_deploy.pseudo_features import Draws, PseudoFeatures, find_feature_source
 from icis_deploy.row_calibration import DeviationCalibration
 from icis_deploy.row_spectrum import (
     RowSpectrum,
@@ -65,6 +66,9 @@ class Trial:
 
     assumptions: Assumptions
     """What the pseudo-features were drawn with."""
+
+    source: FeatureSource
+    """What they were drawn from."""
 
     pseudo: PseudoFeatures
     """Features of seen classes that stand in for images."""
@@ -158,19 +162,21 @@ def set_up_trial(
         balance: Weight of U in what calibration maximises.
         seed: Of everything drawn at random.
     """
-    pseudo = draw_pseudo_features(
+    source = find_feature_source(
         rows,
         neutral_features=assumptions.neutral_features,
         seen_accuracy=assumptions.seen_accuracy,
         max_features=NUM_PSEUDO_FEATURES,
         seed=seed,
     )
+    draws = Draws(source, max_features=NUM_PSEUDO_FEATURES, seed=seed)
     return Trial(
         descriptors=descriptors,
         rows=rows,
         unseen_descriptors=unseen_descriptors,
         assumptions=assumptions,
-        pseudo=pseudo,
+        source=source,
+        pseudo=draws.features(seen_accuracy=assumptions.seen_accuracy),
         spectrum=principal_axes(rows),
         bias_law=bias_law(rows),
         balance=balance,

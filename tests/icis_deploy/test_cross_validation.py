@@ -19,7 +19,6 @@ from icis_deploy.cross_validation import (
     play,
     with_less_training,
 )
-from icis_deploy.feature_law import principal_law
 from icis_deploy.pseudo_features import PseudoFeatures
 from icis_deploy.row_predictors import predict_by
 from icis_deploy.row_spectrum import mean_row
@@ -83,9 +82,7 @@ def pseudo_features(rows: np.ndarray, per_class: int = 4) -> PseudoFeatures:
     classes = np.tile(np.arange(len(rows)), per_class)
     features = (rows[classes, :-1] + 1.5 * random.normal(size=(len(classes), rows.shape[1] - 1))).astype(np.float32)
     logits = features @ rows[:, :-1].T + rows[:, -1]
-    return PseudoFeatures(
-        features=features, classes=classes, class_share=0.5, max_blend=0.0, law=principal_law(rows, None), logits=logits
-    )
+    return PseudoFeatures(features=features, classes=classes, class_share=0.5, max_blend=0.0, logits=logits)
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (0.5, 2.0), (1.4, -3.0)])

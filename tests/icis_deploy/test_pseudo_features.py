@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from icis_deploy.feature_law import class_directions, principal_law
-from icis_deploy.pseudo_features import _turning_point, draw_pseudo_features
+from icis_deploy.feature_source import FeatureSource
+from icis_deploy.pseudo_features import Draws, PseudoFeatures, find_feature_source
 
 FEATURE_DIM = 40
 
@@ -18,6 +19,27 @@ def head_rows(num_classes: int = 60, seed: int = 0) -> np.ndarray:
 
 def neutral(seed: int = 0) -> np.ndarray:
     return np.maximum(np.random.default_rng(seed).normal(size=(64, FEATURE_DIM)), 0).astype(np.float32) * 3
+
+
+def source_of(
+    rows: np.ndarray, *, neutral_features: np.ndarray | None, seen_accuracy: float, max_features: int, seed: int = 0
+) -> FeatureSource:
+    return find_feature_source(
+        rows,
+        neutral_features=neutral_features,
+        seen_accuracy=seen_accuracy,
+        max_features=max_features,
+        seed=seed,
+    )
+
+
+def draw_pseudo_features(
+    rows: np.ndarray, *, neutral_features: np.ndarray | None, seen_accuracy: float, max_features: int, seed: int = 0
+) -> PseudoFeatures:
+    source = source_of(
+        rows, neutral_features=neutral_features, seen_accuracy=seen_accuracy, max_features=max_features, seed=seed
+    )
+    return Draws(source, max_features=max_features, seed=seed).features(seen_accuracy=seen_accuracy)
 
 
 def accuracy(rows: np.ndarray, features: np.ndarray, classes: np.ndarray) -> float:
@@ -108,8 +130,9 @@ def test_without_neutral_features_a_head_that_tells_siblings_apart_gets_features
     rows = head_rows(80)
     rows[:, :-1] = np.repeat(random.normal(size=(16, FEATURE_DIM)), 5, axis=0) + 0.35 * rows[:, :-1]
     rows[:, -1] = 0
-    pseudo = draw_pseudo_features(rows, neutral_features=None, seen_accuracy=0.95, max_features=2400, seed=0)
-    assert pseudo.law.exponent < 1.0
+    source = source_of(rows, neutral_features=None, seen_accuracy=0.95, max_features=2400)
+    assert source.law.exponent < 1.0
+    pseudo = Draws(source, max_features=2400, seed=0).features(seen_accuracy=0.95)
     assert pseudo.accuracy == pytest.approx(0.95, abs=0.03)
     assert np.median(pseudo.logits.max(axis=1) - pseudo.logits.mean(axis=1)) < 40
 
@@ -124,21 +147,46 @@ def test_a_head_whose_short_rows_never_win_gets_features_of_the_usual_strength()
     assert uneven.class_share < 0.9
 
 
-@pytest.mark.parametrize("count", [40, 1000])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
-def test_the_search_finds_where_a_share_of_the_features_has_turned_and_looks_at_few_of_them(count: int, share: float):
-    turns = np.random.default_rng(0).gamma(3.0, 0.2, size=count)
-    looked_at = []
+@pytest.mark.parametrize("concentration", [None, 3.2])
+@pytest.mark.parametrize("equal_lengths", [True, False])
+def test_one_draw_gives_right_features_under_every_assumption(concentration: float | None, equal_lengths: bool):
+    rows = head_rows()
+    source = source_of(rows, neutral_features=neutral(), seen_accuracy=0.8, max_features=3000)
+    draws = Draws(source, max_features=3000, seed=1)
+    draws = draws if equal_lengths else draws.with_lengths()
+    for seen_accuracy in (0.8, 0.95, 0.6, 0.8):
+        for neighbour_share in (0.5, 0.9):
+            pseudo = draws.features(
+                seen_accuracy=seen_accuracy, neighbour_share=neighbour_share, concentration=concentration
+            )
+            assert pseudo.accuracy == pytest.approx(seen_accuracy, abs=0.04)
+            np.testing.assert_allclose(
+                pseudo.logits, pseudo.features @ rows[:, :-1].T + rows[:, -1], rtol=1e-4, atol=1e-3
+            )
 
-    def has_turned(which: np.ndarray, value: float) -> np.ndarray:
-        looked_at.append(len(which))
-        return turns[which] <= value
 
-    found = _turning_point(has_turned, count, share, 16.0)
-    exact = np.sort(turns)[int(np.ceil(share * count)) - 1]
-    assert exact <= found <= exact + 16.0 / 2**13
-    assert sum(looked_at) < (5 if count >= 400 else 8) * count
+def test_what_was_drawn_before_changes_a_draw_no_more_than_the_search_is_fine():
+    source = source_of(head_rows(), neutral_features=neutral(), seen_accuracy=0.8, max_features=3000)
+    used, fresh = (Draws(source, max_features=3000, seed=1) for _ in range(2))
+    used.features(seen_accuracy=0.6, concentration=3.2)
+    one, other = (draws.features(seen_accuracy=0.9) for draws in (used, fresh))
+    assert one.class_share == pytest.approx(other.class_share, rel=0.01)
+    assert one.max_blend == pytest.approx(other.max_blend, rel=0.02)
 
 
-def test_the_search_ends_at_the_largest_value_where_too_few_features_turn():
-    assert _turning_point(lambda which, value: which < 3 * value, 1000, 0.5, 16.0) == 16.0
+def test_a_part_of_the_features_has_equally_many_of_each_class():
+    source = source_of(head_rows(), neutral_features=neutral(), seen_accuracy=0.8, max_features=500)
+    draws = Draws(source, max_features=500, seed=0)
+    assert np.unique(np.bincount(draws.features(seen_accuracy=0.8, part=0.55).classes)).tolist() == [4]
+    few = Draws(source, max_features=40, seed=0).features(seen_accuracy=0.8, part=0.5)
+    assert len(np.unique(few.classes)) == len(few.classes) == 20
+
+
+def test_similar_classes_are_the_nearest_in_direction_and_not_the_class_itself():
+    source = source_of(head_rows(), neutral_features=neutral(), seen_accuracy=0.8, max_features=500)
+    asked = np.array([3, 7, 50])
+    found = source.neighbours(asked)
+    cosines = source.directions[asked] @ source.directions.T
+    for place, one in enumerate(asked):
+        assert set(found[place]) == set(np.argsort(-cosines[place])[1:6])
+        assert one not in found[place]

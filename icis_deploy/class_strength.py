@@ -1,0 +1,95 @@
+"""How much class there is in pseudo-features, and of similar classes: the head is right as often as its owner says.
+
+What is not class causes a part of the head's errors, and sets the amount of class; similar classes cause the others,
+and set the largest blend.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.feature_mixtures import Mixture
+from icis_deploy.turning_points import TurningPoints, quantile
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+LARGEST_BLEND = 4.0
+"""Of similar classes; an image that shows four times as much of another class is one of that class."""
+
+STEP_BACK = 0.05
+"""Part of a strength or a blend that is taken away to see how much a margin depends on it."""
+
+
+def recognised_share(seen_accuracy: float, neighbour_share: float) -> float:
+    """Return how often the head is right where an image shows nothing of a similar class."""
+    return 1.0 - (1.0 - seen_accuracy) * (1.0 - neighbour_share)
+
+
+def needed_strengths(rows: Float32, mixture: Mixture) -> TurningPoints:
+    """Return the strength that the class needs in each feature to win, without blending."""
+
+    def look(which: Integers, strengths: Float64) -> tuple[Float64, Float64]:
+        part = _part(mixture, which)
+        less = (1.0 - STEP_BACK) * strengths
+        margin, before = _margins(rows, part, part.features(strengths, 0.0), part.features(less, 0.0))
+        return margin, (margin - before) / (STEP_BACK * strengths)
+
+    return TurningPoints(look, len(mixture.shown.classes), start=mixture.usual_strength)
+
+
+def amount_of_class(needed: TurningPoints, mixture: Mixture, recognised: float) -> float:
+    """Return the amount of class at which, without blending, what is not class causes its share of the errors.
+
+    Where rows differ much in length, no amount makes the short ones win; nearly what can be reached is then enough,
+    or the amount would grow without end.
+    """
+    amount = needed.find(recognised, mixture.strengths, mixture.amount_at)
+    # Only now, where few are left whose side there is in doubt.
+    reachable = needed.share_at(np.full(len(mixture.shown.classes), mixture.largest_strength))
+    if recognised <= 0.99 * reachable:
+        return amount
+    return needed.find(0.99 * reachable, mixture.strengths, mixture.amount_at)
+
+
+def largest_blend(rows: Float32, mixture: Mixture, amount: float, seen_accuracy: float, *, likely: float) -> float:
+    """Return the largest blend at which the head is right as often as its owner says."""
+    strengths = mixture.strengths(amount)
+
+    def look(which: Integers, blends: Float64) -> tuple[Float64, Float64]:
+        part = _part(mixture, which)
+        here, back = (part.features(strengths[which], factor * blends) for factor in (1.0, 1.0 - STEP_BACK))
+        margin, before = _margins(rows, part, here, back)
+        return -margin, (before - margin) / (STEP_BACK * blends)
+
+    points = TurningPoints(look, len(strengths), start=likely)
+    return points.find(
+        1.0 - seen_accuracy,
+        lambda blend: np.full(len(strengths), blend),
+        lambda estimate, share: min(quantile(estimate, share), LARGEST_BLEND),
+    )
+
+
+def _part(mixture: Mixture, which: Integers) -> Mixture:
+    return mixture if len(which) == len(mixture.shown.classes) else mixture.part(which)
+
+
+def _margins(rows: Float32, mixture: Mixture, features: Float32, others: Float32) -> tuple[Float64, Float64]:
+    """Return by how much own classes win against their strongest rival, and in other features against the same one."""
+    classes, places = mixture.shown.classes, np.arange(len(features))
+    logits = head_logits(rows, features)
+    own = logits[places, classes]
+    logits[places, classes] = -np.inf
+    rival = logits.argmax(axis=1)
+    apart = rows[classes] - rows[rival]
+    margins = own - logits[places, rival], np.einsum("ij,ij->i", others, apart[:, :-1]) + apart[:, -1]
+    return margins[0].astype(np.float64), margins[1].astype(np.float64)
+
+
+def head_logits(rows: Float32, features: Float32) -> Float32:
+    """Return `(num_features, num_rows)`, of `(num_rows, feature_dim + 1)` rows and `(num_features, feature_dim)`."""
+    logits: Float32 = features @ rows[:, :-1].T
+    logits += rows[:, -1]
+    return logits

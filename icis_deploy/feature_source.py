@@ -1,0 +1,104 @@
+"""What the pseudo-features of a head are drawn from: directions of classes, a centre, and what else is in a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.bias_law import bias_law
+from icis_deploy.feature_law import FeatureLaw, balanced_centre, class_directions
+
+Float32 = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+NUM_NEIGHBOURS = 5
+"""Classes that an image of a class may be blended with; what a top-5 accuracy forgives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FeatureSource:
+    """What a head's pseudo-features are drawn from."""
+
+    rows: Float32
+    """`(num_seen, feature_dim + 1)`."""
+
+    law: FeatureLaw
+    """How features follow from rows."""
+
+    directions: Float32
+    """`(num_seen, feature_dim)`, of class means, each of length 1."""
+
+    lengths: Float32
+    """`(num_seen,)`, of class means in a balanced linear network, 1 on average."""
+
+    centre: Float32
+    """`(feature_dim,)`: where the head favours no class."""
+
+    around: Float32 | None
+    """`(num_neutral, feature_dim)`: neutral features less their mean; `None` where there are none."""
+
+    is_rectified: bool
+    """Whether features are never negative."""
+
+    nearest: dict[bytes, Integers] = field(default_factory=dict, repr=False)
+    """Answers of `neighbours`, by what was asked."""
+
+    def by_law(self, law: FeatureLaw) -> FeatureSource:
+        """Return the same source under another law of the same rows."""
+        directions, lengths = _directions(self.rows, law)
+        return replace(self, law=law, directions=directions, lengths=lengths, nearest={})
+
+    def neighbours(self, classes: Integers) -> Integers:
+        """Return the most similar classes of each class, `(num_classes, NUM_NEIGHBOURS or fewer)`.
+
+        Args:
+            classes: `(num_classes,)`, sorted.
+        """
+        found = self.nearest.get(classes.tobytes())
+        if found is None:
+            count = min(NUM_NEIGHBOURS, len(self.directions) - 1)
+            distance = -(self.directions[classes] @ self.directions.T)
+            distance[np.arange(len(classes)), classes] = np.inf
+            found = np.sort(np.argpartition(distance, count - 1, axis=1)[:, :count], axis=1).astype(np.int64)
+            self.nearest[classes.tobytes()] = found
+        return found
+
+
+def source_by_law(rows: Float32, law: FeatureLaw, neutral_features: Float32 | None) -> FeatureSource:
+    """Return what features are drawn from if they follow a law.
+
+    Args:
+        rows: `(num_seen, feature_dim + 1)`, at least three classes.
+        law: Of these rows.
+        neutral_features: `(num_neutral, feature_dim)`, or `None`.
+    """
+    around, centre, is_rectified = None, np.zeros(rows.shape[1] - 1, dtype=np.float32), False
+    if neutral_features is not None:
+        mean = neutral_features.mean(axis=0, dtype=np.float64).astype(np.float32)
+        around = np.asarray(neutral_features, dtype=np.float32) - mean
+        centre = balanced_centre(rows, law.spectrum, mean)
+        # Features that are never negative end in a ReLU; so must what stands in for them.
+        is_rectified = bool(np.min(neutral_features) >= 0.0)
+    elif (law_of_biases := bias_law(rows)) is not None:
+        # A head that compares distances favours no class where the linear part of its biases vanishes.
+        centre = -law_of_biases
+    directions, lengths = _directions(rows, law)
+    return FeatureSource(
+        rows=rows,
+        law=law,
+        directions=directions,
+        lengths=lengths,
+        centre=centre,
+        around=around,
+        is_rectified=is_rectified,
+    )
+
+
+def _directions(rows: Float32, law: FeatureLaw) -> tuple[Float32, Float32]:
+    """Return directions of length 1 and the lengths that they had, `(num_seen, feature_dim)` and `(num_seen,)`."""
+    directions = class_directions(rows, law, equal_lengths=False)
+    lengths = np.linalg.norm(directions, axis=1)
+    directions /= np.maximum(lengths, np.finfo(np.float32).tiny)[:, None]
+    return directions, lengths
