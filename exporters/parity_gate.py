@@ -331,11 +331,12 @@ def _choice_failures(device: Device, inputs: NDArray[Any], scores: NDArray[np.fl
     chosen = device.session.top(inputs, device.state.buffers)
     if chosen is None:
         return {f"the model makes no choice of {device.bundle.top} classes, as its manifest states"}
+    probabilities, columns = chosen
     order = np.argsort(-scores, axis=1, kind="stable")[:, : device.bundle.top]
     wanted = np.take_along_axis(probabilities_of(scores, device.bundle.score_kind), order, axis=1)
-    if not _is_choice(chosen.columns, order, scores):
+    if not _is_choice(columns, order, scores):
         return {"the classes that the model chooses are not those with the greatest scores"}
-    if not np.abs(chosen.probabilities - wanted).max() <= CHOICE_TOLERANCE:
+    if not np.abs(probabilities - wanted).max() <= CHOICE_TOLERANCE:
         return {"the probabilities that the model gives are not those of its scores"}
     return set()
 

@@ -41,7 +41,7 @@ def ways(chooser: Session, plain: Session, preprocessing: Preprocessing, top: in
     def in_model(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         chosen = chooser.top(pixels)
         assert chosen is not None
-        return chosen.probabilities, chosen.columns
+        return chosen
 
     def in_python(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         probabilities = softmax(plain.run(preprocessing.from_pixels(pixels)).logits)

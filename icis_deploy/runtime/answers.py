@@ -95,9 +95,10 @@ def predictions_of_choice(
     """
     # Loops and tuples alone: a map, a strict zip or a named tuple's own constructor takes 6 to 10 us more, see above.
     predictions: list[Prediction] = []
-    probabilities = chosen.probabilities.tolist()
-    for columns in chosen.columns.tolist():
-        values, names = probabilities[len(predictions)], []
+    all_probabilities, all_columns = chosen
+    all_values = all_probabilities.tolist()
+    for columns in all_columns.tolist():
+        values, names = all_values[len(predictions)], []
         for column in columns:
             name = score_names[column]
             if name is None:

@@ -80,7 +80,7 @@ class OpenVINOSession:
         if not {TOP_PROBABILITIES, TOP_CLASS_IDS} <= self._outputs.keys():
             return None
         probabilities, columns = self._fetch([TOP_PROBABILITIES, TOP_CLASS_IDS], images, slots)
-        return TopOutput(probabilities=probabilities, columns=columns)
+        return probabilities, columns
 
     def _fetch(self, names: list[str], images: NDArray[np.generic], slots: SlotBuffers | None) -> list[NDArray[Any]]:
         return fetch_in_batches(lambda batch: self._fetch_batch(names, batch, slots), images, self._batch)

@@ -129,7 +129,7 @@ class TensorRTSession:
         if not {TOP_PROBABILITIES, TOP_CLASS_IDS} <= {output.name for output in self._outputs}:
             return None
         probabilities, columns = self._fetch([TOP_PROBABILITIES, TOP_CLASS_IDS], images, slots)
-        return TopOutput(probabilities=probabilities, columns=columns)
+        return probabilities, columns
 
     def _fetch(
         self, names: Sequence[str], images: NDArray[np.generic], slots: SlotBuffers | None

@@ -163,8 +163,8 @@ def test_the_choice_is_two_small_arrays_for_one_array_of_bytes(tiny_project: Tin
     device = exported(tiny_project.model, tiny_project, tmp_path / "bundle", top=3, model_input="uint8")
     chosen = device.session.top(np.zeros((2, SIDE, SIDE, 3), np.uint8))
     assert chosen is not None
-    assert (chosen.probabilities.shape, chosen.columns.shape) == ((2, 3), (2, 3))
-    assert (chosen.probabilities.dtype, chosen.columns.dtype) == (np.float32, np.int64)
+    assert [array.shape for array in chosen] == [(2, 3), (2, 3)]
+    assert [array.dtype for array in chosen] == [np.float32, np.int64]
 
 
 @pytest.mark.parametrize("top", [0, 5])

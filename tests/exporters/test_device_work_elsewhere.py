@@ -135,11 +135,11 @@ def test_an_engine_takes_bytes_and_gives_the_choice_beside_the_scores(exported: 
 def test_openvino_takes_bytes_and_chooses_as_onnx_runtime_does(exported: Exported) -> None:
     device = Device.open(exported.folder, runtime="openvino", num_threads=1)
     images = device.prepare(exported.files)
-    chosen = device.session.top(images, device.state.buffers)
+    probabilities, columns = device.session.top(images, device.state.buffers)
 
     assert (images.dtype, images.shape[1:]) == (np.uint8, (SIDE, SIDE, 3))
-    assert (chosen.probabilities.dtype, chosen.columns.dtype) == (np.float32, np.int64)
-    assert chosen.columns.shape == (len(images), TOP)
+    assert (probabilities.dtype, columns.dtype) == (np.float32, np.int64)
+    assert columns.shape == (len(images), TOP)
     exported.agrees(device)
 
 
@@ -232,7 +232,7 @@ def test_a_wrong_choice_in_another_runtime_is_rejected(
 
     def off_by_one(*arguments: Any) -> TopOutput | None:
         found = real(*arguments)
-        return found and TopOutput(probabilities=found.probabilities, columns=found.columns + 1)
+        return found and (found[0], found[1] + 1)
 
     monkeypatch.setattr(OpenVINOSession, "top", off_by_one)
     with pytest.raises(GateFailedError, match="not passed by openvino: the classes that the model chooses are not"):
