@@ -207,7 +207,7 @@ def _mix(
         classes=classes, similar_classes=similar_classes, own=own, similar=similar, moments=_moments(own, similar)
     )
     if source.around is None:
-        noise = random.standard_normal(own.shape, dtype=np.float32)
+        noise = random.standard_normal(own.shape).astype(np.float32)
         return OnNoise(shown=shown, centre=source.centre, noise=noise)
     # Every neutral feature is used about equally often: fewer accidents than free draws.
     num_neutral = len(source.around)
