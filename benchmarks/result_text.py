@@ -87,7 +87,7 @@ def ratio_text(comparison: Comparison) -> str:
 def notes_of(measurement: Measurement) -> Iterator[str]:
     """Yield what a reader must know before believing the figures."""
     yield (
-        f"{measurement.num_rounds} rounds in {measurement.duration_s:.0f} s, "
+        f"{measurement.num_rounds} round{'s' * (measurement.num_rounds != 1)} in {measurement.duration_s:.0f} s, "
         f"{'as precise as asked' if measurement.stopped_by == 'precise' else 'until the time was used up'}"
     )
     yield from measurement.steadiness.throttling

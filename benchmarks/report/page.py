@@ -52,16 +52,26 @@ class Report:
 
     @property
     def headlines(self) -> list[str]:
-        """What a hurried reader needs, a paragraph for each device."""
+        """What a hurried reader needs, a paragraph for each device: of its `bench` with most targets.
+
+        Targets of different runs were not measured in turn, so that none of them is the fastest of all.
+        """
         said = []
         for device in self.devices:
-            own = [entry for entry in self.entries if entry.device is device and entry.result is device.results[-1]]
+            runs = [[entry for entry in self.entries if entry.result is result] for result in device.results]
+            runs = [[entry for entry in run if entry.rows] for run in reversed(runs)]
+            own = max(runs, key=lambda run: (bool(run) and run[0].result.command == "bench", len(run)))
             rows = smallest_batches(own)
             measured = [entry for entry in own if entry.target.accuracy is not None]
             sentences = say_distributions(rows)[:2] if rows else []
             sentences += say_accuracies(measured)[:1] if measured else []
-            if sentences:
-                said.append((f"{device.label}: " if len(self.devices) > 1 else "") + " ".join(sentences))
+            if not sentences:
+                continue
+            names = [device.label] if len(self.devices) > 1 else []
+            if sum(map(bool, runs)) > 1:
+                result = own[0].result
+                names.append(f"{result.command} of {result.created[:16].replace('T', ' ')} UTC")
+            said.append(": ".join([", ".join(names)] * bool(names) + [" ".join(sentences)]))
         return said
 
 

@@ -205,7 +205,9 @@ def say_update(update: UpdateLatency) -> list[str]:
         ]
         if others:
             said.append(f"Beside it: {enumeration(others)}.")
-    parts = {name.removesuffix("_ms"): timing for name, timing in update.parts.items() if name != "work_ms"}
+    parts = {
+        name.removesuffix("_ms").replace("_", " "): timing for name, timing in update.parts.items() if name != "work_ms"
+    }
     if parts:
         longest = sorted(parts.items(), key=lambda part: -part[1].median_ms)[:3]
         said.append(

@@ -40,7 +40,9 @@ def report(results: tuple[Path, ...], out: Path | None, markdown: Path | None, o
     written = {str(path): path.stat().st_size for path in texts}
     lines = [f"{path}: {size / 1e3:,.0f} kB" for path, size in written.items()]
     devices = [device.label for device in merged.devices]
-    lines.append(f"{len(results)} results of {len(devices)} devices, {len(merged.rows)} rows.")
+    counts = ((len(results), "result"), (len(devices), "device"), (len(merged.rows), "row"))
+    counted = [f"{number} {what}{'s' * (number != 1)}" for number, what in counts]
+    lines.append(f"{counted[0]} of {counted[1]}, {counted[2]}.")
     print_result(
         {"files": written, "devices": devices, "num_results": len(results), "num_rows": len(merged.rows)},
         text="\n".join(lines),

@@ -26,6 +26,25 @@ def test_there_is_a_row_for_each_target_batch_and_device(page):
     assert len(re.findall(r"<tr role=\"row\" data-batch=", page)) == 2 * 3 * 2
 
 
+def test_the_headline_is_of_the_last_bench_with_most_targets_and_names_it(full):
+    later = replace(full, created="2030-01-02T03:04:05Z")
+    fewer = replace(
+        later,
+        created="2031-01-02T03:04:05Z",
+        targets=full.targets[:1],
+        runs=tuple(
+            replace(run, measurement=replace(run.measurement, latencies=run.measurement.latencies[:1], comparisons=()))
+            for run in full.runs
+        ),
+    )
+    (alone,) = report_of([full]).headlines
+    peers = replace(full, created="2032-01-02T03:04:05Z", command="bench-peers")
+    (of_four,) = report_of([full, later, fewer, peers]).headlines
+
+    assert alone.startswith("The fastest is ")
+    assert of_four.startswith("bench of 2030-01-02 03:04 UTC: The fastest is ")
+
+
 def test_every_picture_is_drawn_for_each_device_and_said_in_words(page):
     titles = re.findall(r"<figure.*?<h3[^>]*>(.*?)</h3>", page, flags=re.DOTALL)
     words = re.findall(r"<figcaption[^>]*>(.*?)</figcaption>", page, flags=re.DOTALL)
