@@ -23,6 +23,10 @@ from icis_deploy.runtime.device import Device
 
 MACHINES = ("x86", "arm64")
 NUM_INPUTS = 2
+STEPS = (("okapi", "bongo"), ("gnu",))
+"""Classes that each update adds."""
+
+NUM_ADDED = sum(len(names) for names in STEPS)
 TOLERANCE = 1e-5
 """Of a logit, as a fraction of the greatest one."""
 
@@ -44,8 +48,14 @@ def prepare(folder: Path, bundle: Path | None) -> None:
         (folder / machine / "trust").mkdir(exist_ok=True)
         shutil.copy(keys.public_path, folder / machine / "trust")
     described = load_manifest(folder / MACHINES[0])
+    if described.capacity < NUM_ADDED:
+        sys.exit(
+            f"Error: {bundle} has {described.capacity} slots; expected a bundle of --head updatable with {NUM_ADDED}."
+        )
     random, scale = np.random.default_rng(0), described.feature_dim**-0.5
-    for version, names in ((1, ("okapi", "bongo")), (2, ("gnu",))):
+    # A bundle that was exported with a class update takes greater versions alone.
+    for step, names in enumerate(STEPS, start=1):
+        version = described.head_version + step
         update = ClassUpdate(
             base_fingerprint=described.base_fingerprint,
             rows=random.normal(scale=scale, size=(len(names), described.feature_dim + 1)).astype(np.float32),
@@ -55,16 +65,16 @@ def prepare(folder: Path, bundle: Path | None) -> None:
         envelope = envelope_of(update)
         envelope.sign(load_private_key(keys.private_path))
         for machine in MACHINES:
-            (folder / machine / f"update{version}.icis").write_bytes(serialize_envelope(envelope))
+            (folder / machine / f"update{step}.icis").write_bytes(serialize_envelope(envelope))
 
 
 def run(folder: Path) -> dict[str, object]:
     """Live through open, apply twice, rollback and open again, and return the answers of each step."""
     device = Device.open(folder, num_threads=1)
     steps = {"exported": _answers(device)}
-    for version in (1, 2):
-        device.apply(folder / f"update{version}.icis")
-        steps[f"version {version}"] = _answers(device)
+    for step in range(1, len(STEPS) + 1):
+        device.apply(folder / f"update{step}.icis")
+        steps[f"update {step}"] = _answers(device)
     device.rollback()
     steps["rolled back"] = _answers(device)
     steps["opened again"] = _answers(Device.open(folder, num_threads=1))
