@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.activations import iterate_activations
-from exporters.graph_constants import constant_array
+from exporters.graph_constants import STANDARD_DOMAINS, constant_array
 from exporters.graph_edits import add_initializer
 
 _STEPS_PER_SIDE = 127
@@ -55,7 +55,7 @@ def rounding_error(weight: Float32, axis: int) -> Float32:
 
 def has_float_weight(node: ir.Node) -> bool:
     """Say whether a node multiplies what it is given with a float32 weight."""
-    if node.op_type not in {"Conv", "Gemm", "MatMul"} or node.domain not in {"", "ai.onnx"}:
+    if node.op_type not in {"Conv", "Gemm", "MatMul"} or node.domain not in STANDARD_DOMAINS:
         return False
     weight = node.inputs[1]
     return weight is not None and weight.is_initializer() and weight.dtype == ir.DataType.FLOAT

@@ -6,13 +6,13 @@ A head's weight is an initializer, or a few nodes over one: transposed, cast, de
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.graph_edits import opset_of
 from exporters.onnx_files import first_line
 from icis_deploy.errors import ModelLoadError
 
@@ -127,13 +127,13 @@ def _evaluated(value: ir.Value, nodes: list[ir.Node]) -> NDArray[Any]:
     try:
         graph_proto = ir.serde.serialize_graph(view)  # type: ignore[arg-type]  # the protocol asks for settable fields
         model = onnx.helper.make_model(graph_proto, opset_imports=opsets)
-        (array,) = ReferenceEvaluator(model, new_ops=_operators_missing(graph.opset_imports)).run(None, {})
+        (array,) = ReferenceEvaluator(model, new_ops=_operators_missing(opset_of(graph))).run(None, {})
     except Exception as error:  # the evaluator raises whatever numpy does, and its own types
         raise ModelLoadError(f"The constant {value.name!r} cannot be evaluated: {first_line(error)}.") from error
     return np.asarray(array)
 
 
-def _operators_missing(opset_imports: Mapping[str, int]) -> list[type]:
+def _operators_missing(opset: int) -> list[type]:
     """Return what onnx's evaluator lacks: it has DequantizeLinear in opset 19 and newer alone."""
     import onnx
     from onnx.reference.op_run import OpRun
@@ -151,5 +151,4 @@ def _operators_missing(opset_imports: Mapping[str, int]) -> list[type]:
             zero = np.float32(0) if zero_point is None else zero_point.astype(np.float32).reshape(along)
             return (((x.astype(np.float32) - zero) * scale.reshape(along)).astype(scale.dtype),)
 
-    opset = opset_imports.get("", opset_imports.get("ai.onnx", 1))
     return [DequantizeLinear] if opset < _EVALUATED_DEQUANTIZATION_OPSET else []

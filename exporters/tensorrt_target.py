@@ -27,7 +27,7 @@ from icis_deploy.engine_sidecar import (
     sidecar_name,
     this_platform,
 )
-from icis_deploy.errors import BundleError, MissingDependencyError, StorageError
+from icis_deploy.errors import BundleError, ExportError, MissingDependencyError, StorageError
 from icis_deploy.files import read_capped, write_file
 from icis_deploy.runtime.cuda_calls import load_cuda
 from icis_deploy.runtime.tensorrt_module import load_tensorrt
@@ -99,8 +99,18 @@ def _build(trt: Any, model: Path, settings: EngineSettings, *, precision: str) -
     graph = load_onnx_file(model)
     rewrite = ENGINE_REWRITES.get(precision)
     prepared = graph_for_tensorrt(graph if rewrite is None else rewrite(graph), refit=settings.refit)
-    if prepared is graph:
-        return build_engine(trt, model, settings)
+    try:
+        return build_engine(trt, model, settings) if prepared is graph else _build_of(trt, prepared, settings)
+    except ExportError as error:
+        if rewrite is not None or not any(node.op_type == "DequantizeLinear" for node in graph.graph):
+            raise
+        raise ExportError(
+            f"{error} The model was quantized before it was exported, and TensorRT takes zero points of 0 and float "
+            f"biases alone. Export the float model that it was made from, with --precision int8."
+        ) from error
+
+
+def _build_of(trt: Any, prepared: ir.Model, settings: EngineSettings) -> BuiltEngine:
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / MODEL_NAME

@@ -31,6 +31,7 @@ from icis_deploy.model_form import ModelForm
 from icis_deploy.pipeline import OpenedModel
 from icis_deploy.runtime.cuda_calls import load_cuda
 from icis_deploy.runtime.session import FEATURES, SLOT_BIAS, SLOT_WEIGHT
+from tests.exporters.head_graphs import GRAPHS, parsed_model, rows
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
@@ -338,6 +339,27 @@ def test_an_operator_that_the_parser_refuses_is_named_with_its_node_and_the_reas
         ExportError, match=r"^TensorRT's parser refused the node 'odd_one' \(Frobnicate\): .*\. 1 errors"
     ):
         build_engine(trt, tmp_path / "m.onnx", EngineSettings())
+
+
+@pytest.mark.parametrize("head", ["fused", "updatable"])
+def test_a_model_that_was_quantized_for_cpus_says_what_to_give_instead(head, tmp_path):
+    kind = GRAPHS["int8, one scale"]
+    save_model(parsed_model(kind.text, **kind.weights(*rows(0))), tmp_path / "model.onnx")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+
+    with pytest.raises(
+        ExportError, match=r"^TensorRT's parser refused .* Export the float model .* --precision int8\."
+    ):
+        icis_deploy.export(
+            tmp_path / "model.onnx",
+            classes=tmp_path / "classes.txt",
+            head=head,
+            capacity=4 if head == "updatable" else None,
+            out=tmp_path / "bundle",
+            targets=["tensorrt-rtx"],
+        )
+
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_build_that_fails_says_why_in_the_librarys_own_words(tiny_project):
