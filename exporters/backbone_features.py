@@ -23,9 +23,9 @@ from icis_deploy.preprocessing import Preprocessing
 from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession, load_session
 
 NUM_PICTURES = 128
-BATCH_SIZE = 4
-"""Pictures that a thread paints, prepares and runs at once: so few that they stay in a core's cache, and that the
-memory which a first run must ask the system for is small."""
+BATCH_SIZE = 2
+"""Pictures that a thread paints, prepares and runs at once. With 16, a third of what the first runs took was memory that
+the system had to clear for them; with few, the cores also end together."""
 
 Float32 = NDArray[np.float32]
 
