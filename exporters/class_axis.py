@@ -195,7 +195,9 @@ def _follow_reshape(node: ir.Node, source: Carrier) -> Followed:
     mixes = Followed(block=f"{label(node)} (Reshape) mixes classes with another axis")
     if target is None or source.axis == 0:
         return mixes
-    places = [axis for axis, dim in enumerate(target) if axis > 0 and dim == source.num_classes]
+    # The first axis may hold the classes only where a fixed batch of one image has no axis of its own afterwards.
+    first = 0 if source.dims[0] == 1 else 1
+    places = [axis for axis, dim in enumerate(target) if axis >= first and dim == source.num_classes]
     alone = all(dim == 1 for axis, dim in enumerate(source.dims) if axis not in {0, source.axis})
     if not alone or len(places) != 1 or any(dim != 1 for axis, dim in enumerate(target) if axis not in {0, *places}):
         return mixes

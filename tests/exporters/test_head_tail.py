@@ -137,6 +137,28 @@ def test_what_follows_computes_the_same_over_more_classes(tail: str, output: str
 
 
 @pytest.mark.parametrize(
+    "tail",
+    ["y = Reshape (l, classes)", "s = Softmax (l) m = Reshape (s, wide) y = Squeeze (m)"],
+    ids=["reshape", "squeeze"],
+)
+def test_the_scores_of_a_fixed_single_image_may_be_a_vector(tail: str):
+    text = f"""<ir_version: 8, opset_import: ["": 17]> g (float[1, 4] x) => (float[5] y) {CONSTANTS} {{
+        [head] l = Gemm <transB = 1> (x, w, b)
+        {tail}
+    }}"""
+    model = parsed_model(text, w=WEIGHT, b=BIAS)
+    location = find_head(model)
+    head = read_head(model, location, NAMES).expand(NEW_ROWS, ["a", "b", "c"])
+
+    outputs = run_model(fuse_head(model, location, head), x=IMAGES[:1])
+
+    assert location.output_name == "l"
+    logits = head.logits(IMAGES[:1]).astype(np.float32)
+    np.testing.assert_allclose(outputs["l"], logits, atol=1e-5)
+    np.testing.assert_allclose(outputs["y"], (softmax(logits) if "Softmax" in tail else logits)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("tail", "output", "why"),
     [
         ("y = Reshape (l, minus_one)", "float[n] y", "(Reshape) mixes classes with another axis"),
