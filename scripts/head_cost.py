@@ -3,9 +3,11 @@
 
     .venv/bin/python scripts/head_cost.py model.onnx fused updatable --threads 2
 
-Prints two tables:
+Prints three tables:
 
     in the model    the time of each node of the head (ONNX Runtime's profiler), in the original and in each bundle
+    added rows      how much longer a bundle's head takes than the original's, beside the added rows' share of bytes,
+                    with a verdict: a file is not equally fast each time it is opened, so all are opened ten times
     forms           heads of several forms and sizes, and a plain read of as many bytes: right after the backbone has
                     run, which leaves the caches as a model does, and alone, when the head stays in a cache
 
@@ -20,7 +22,8 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,10 +37,15 @@ from onnx import helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.bandwidth import bandwidth_after
+from benchmarks.comparison import pseudomedian
+from benchmarks.scale import head_bytes
+from icis_deploy.bundle import load_manifest
 from icis_deploy.runtime.onnxruntime_session import session_options
 
 HEAD_OPERATORS = {"Gemm", "MatMul", "Concat"}
+ORIGINAL = "original"
 NUM_ROUNDS, NUM_QUERIES = 30, 8
+NUM_OPENINGS, NUM_TURNS = 10, 60
 
 Call = Callable[[], object]
 
@@ -58,16 +66,37 @@ def query(opened: Any) -> Call:
     return partial(opened.run, [opened.get_outputs()[0].name], feed)
 
 
-def node_times(models: Mapping[str, str], num_threads: int) -> dict[str, dict[str, float]]:
-    """Return the median time of each node of the head in microseconds, by model; the models take turns."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What was found while all models were open, each in a session of its own."""
+
+    nodes_us: dict[str, dict[str, float]]
+    """Median time of each node of the head, by model."""
+
+    bytes_per_s: float
+    """At what rate as many bytes as the largest head has are read right after an answer of the original."""
+
+    def added_us(self, name: str) -> float:
+        """Return how much longer the head of a bundle takes than the original's."""
+        return sum(self.nodes_us[name].values()) - sum(self.nodes_us[ORIGINAL].values())
+
+
+def time_nodes(models: Mapping[str, str], num_threads: int, num_bytes: int, seed: int) -> Opening:
+    """Open all models in random order, let them take turns, and close them."""
+    random = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
-        opened = {name: session(path, num_threads, profile=Path(folder) / name) for name, path in models.items()}
+        opened = {
+            name: session(models[name], num_threads, profile=Path(folder) / name)
+            for name in random.permutation(list(models)).tolist()
+        }
         calls = {name: query(each) for name, each in opened.items()}
-        for _ in range(10 * NUM_ROUNDS):
-            for call in calls.values():
+        for _ in range(NUM_TURNS):
+            for name in random.permutation(list(calls)):
                 for _ in range(3):
-                    call()
-        return {name: times_in(each.end_profiling()) for name, each in opened.items()}
+                    calls[name]()
+        rate = bandwidth_after(calls[ORIGINAL], num_bytes=num_bytes, num_threads=num_threads)
+        nodes = {name: times_in(each.end_profiling()) for name, each in opened.items()}
+    return Opening(nodes_us={name: nodes[name] for name in models}, bytes_per_s=rate)
 
 
 def times_in(profile: str) -> dict[str, float]:
@@ -157,18 +186,48 @@ def print_forms(model: Path, num_threads: int) -> None:
         print(f"{f'a plain read of {count} rows':32}{text:>22}")
 
 
+def print_nodes(openings: Sequence[Opening]) -> None:
+    """Print the median over all openings of each node of the head."""
+    print(f"{'in the model':32}{'head':>10}   nodes")
+    for name, nodes in openings[0].nodes_us.items():
+        medians = {node: float(np.median([each.nodes_us[name][node] for each in openings])) for node in nodes}
+        parts = ", ".join(f"{node} {time_us:.0f}" for node, time_us in medians.items())
+        print(f"{name:32}{sum(medians.values()):7.0f} us   {parts}")
+
+
+def print_added(openings: Sequence[Opening], added_bytes: Mapping[str, int]) -> None:
+    """Print what added rows take beside their share, paired within each opening, and whether they keep to it."""
+    print(f"\n{'added rows':32}{'share':>10}{'measured':>11}   {'above the share (99 % interval)':33}verdict")
+    for name, num_bytes in added_bytes.items():
+        shares_us = np.array([1e6 * num_bytes / each.bytes_per_s for each in openings])
+        added_us = np.array([each.added_us(name) for each in openings])
+        above = pseudomedian(added_us - shares_us)
+        verdict = "at most its share" if above.high <= 0 else "more than its share" if above.low > 0 else "cannot tell"
+        print(
+            f"{name:32}{np.median(shares_us):7.1f} us{np.median(added_us):+8.1f} us   "
+            f"{f'{above.value:+.1f} us ({above.low:+.1f} to {above.high:+.1f})':33}{verdict}"
+        )
+
+
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("model", type=Path, help="the original, .onnx")
     parser.add_argument("bundles", nargs="*", type=Path, help="bundles made of it, in its precision")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--openings", type=int, default=NUM_OPENINGS, help="8 or more give an interval")
     arguments = parser.parse_args()
-    models = {"original": str(arguments.model), **{each.name: str(each / "model.onnx") for each in arguments.bundles}}
-    print(f"{'in the model':32}{'head':>10}   nodes")
-    for name, nodes in node_times(models, arguments.threads).items():
-        parts = ", ".join(f"{node} {time_us:.0f}" for node, time_us in nodes.items())
-        print(f"{name:32}{sum(nodes.values()):7.0f} us   {parts}")
+    models = {ORIGINAL: str(arguments.model), **{each.name: str(each / "model.onnx") for each in arguments.bundles}}
+    bundles = [load_manifest(each) for each in arguments.bundles]
+    added_bytes = {
+        path.name: head_bytes(len(each.class_names) + each.capacity - each.num_seen, each.feature_dim)
+        for path, each in zip(arguments.bundles, bundles, strict=True)
+    }
+    _, num_rows, feature_dim = backbone(arguments.model)
+    largest = head_bytes(num_rows, feature_dim) + max(added_bytes.values(), default=0)
+    openings = [time_nodes(models, arguments.threads, largest, seed) for seed in range(arguments.openings)]
+    print_nodes(openings)
+    print_added(openings, added_bytes)
     print_forms(arguments.model, arguments.threads)
 
 
