@@ -24,8 +24,8 @@ from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession, load_ses
 
 NUM_PICTURES = 128
 BATCH_SIZE = 2
-"""Pictures that a thread paints, prepares and runs at once. With 16, a third of what the first runs took was memory that
-the system had to clear for them; with few, the cores also end together."""
+"""Pictures that a thread paints, prepares and runs at once. With 16, a third of what the first runs took was memory
+that the system had to clear for them; with few, the cores also end together."""
 
 Float32 = NDArray[np.float32]
 
