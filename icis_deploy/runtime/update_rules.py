@@ -61,11 +61,15 @@ class VerifiedContent:
     content: ClassUpdate | TrustedKeys
     """The class update or the trusted keys."""
 
-    payload_sha256: str
-    """Of the signed payload, lower-case hexadecimal."""
+    payload: bytes
+    """What was signed."""
 
     signed_by: str | None
     """Id of the trusted key that signed it; `None` if nobody did and the operator allowed it."""
+
+    def payload_sha256(self) -> str:
+        """Return the SHA-256 of the payload, for the history, lower-case hexadecimal."""
+        return hashlib.sha256(self.payload).hexdigest()
 
 
 def max_update_bytes(bundle: Bundle) -> int:
@@ -107,9 +111,7 @@ def verify_bytes(
         raise SignatureError(
             "Trusted keys must be signed by a key that is trusted now; --allow-unsigned is for updates."
         )
-    return VerifiedContent(
-        content=content, payload_sha256=hashlib.sha256(envelope.payload).hexdigest(), signed_by=signed_by
-    )
+    return VerifiedContent(content=content, payload=envelope.payload, signed_by=signed_by)
 
 
 def trusted_time(journal: Journal, clock: datetime) -> datetime:
@@ -119,19 +121,12 @@ def trusted_time(journal: Journal, clock: datetime) -> datetime:
 
 
 def plan_update(
-    journal: Journal,
-    verified: VerifiedContent,
-    update: ClassUpdate,
-    *,
-    table: SlotTable | None,
-    bundle: Bundle,
-    clock: datetime,
-) -> tuple[HistoryEntry, SlotTable]:
-    """Return what a class update makes of the slots, and its line in the history (rules 4 to 7).
+    journal: Journal, update: ClassUpdate, *, table: SlotTable | None, bundle: Bundle, clock: datetime
+) -> SlotTable:
+    """Return what a class update makes of the slots (rules 4 to 7).
 
     Args:
         journal: What the device remembers.
-        verified: Where the update is from.
         update: The update.
         table: What the slots hold now; `None` for a fused head.
         bundle: The device's.
@@ -158,7 +153,14 @@ def plan_update(
     new_table = table.without(given_way).apply(update, seen_names=_set_of(bundle.class_names))
     if journal.disabled:
         _check_enabled((*bundle.class_names, *new_table.filled_names), journal.disabled)
-    entry = HistoryEntry(
+    return new_table
+
+
+def entry_of_update(
+    journal: Journal, verified: VerifiedContent, update: ClassUpdate, *, clock: datetime
+) -> HistoryEntry:
+    """Return the line that a class update gets in the history."""
+    return HistoryEntry(
         sequence=journal.sequence + 1,
         time=trusted_time(journal, clock),
         action="apply",
@@ -166,10 +168,9 @@ def plan_update(
         num_added=len(update.added),
         num_replaced=len(update.replaced),
         num_removed=len(update.removed),
-        payload_sha256=verified.payload_sha256,
+        payload_sha256=verified.payload_sha256(),
         signed_by=verified.signed_by,
     )
-    return entry, new_table
 
 
 @lru_cache(maxsize=2)
@@ -228,7 +229,7 @@ def after_trusted_keys(
         time=trusted_time(journal, clock),
         action="trust",
         version=journal.current.version,
-        payload_sha256=verified.payload_sha256,
+        payload_sha256=verified.payload_sha256(),
         signed_by=verified.signed_by,
     )
     changed = replace(journal, trust_version=keys.version, trusted_keys=keys.public_keys)

@@ -119,20 +119,14 @@ class Updater:
                 watch.lap("verify")
                 prepared = self._unprobed(after, held)
             else:
-                entry, table = rules.plan_update(
-                    before,
-                    verified,
-                    content,
-                    table=held,
-                    bundle=self._bundle,
-                    clock=self._clock(),
-                )
+                clock = self._clock()
+                table = rules.plan_update(before, content, table=held, bundle=self._bundle, clock=clock)
                 watch.lap("verify")
                 prepared = self._prepared(
                     table, version=content.version, disabled=before.disabled, seed=content.probe_seed, watch=watch
                 )
-                slots = slots_file(table)
-                taught = still_taught(before, content)
+                entry = rules.entry_of_update(before, verified, content, clock=clock)
+                slots, taught = slots_file(table), still_taught(before, content)
                 state = StateEntry(version=content.version, slots=slots.entry, taught=taught)
                 after = rules.after_update(before, entry, state)
             self._change(before, after, prepared, slots=slots, watch=watch)
