@@ -6,9 +6,10 @@ from threading import Event
 
 import pytest
 
-from benchmarks.class_swap import measure_class_swap
+from benchmarks.class_swap import _has_right_label, measure_class_swap
 from benchmarks.class_swap_report import text_of
 from icis_deploy.errors import RuntimeFailureError, UsageError
+from icis_deploy.runtime.answers import Prediction
 from icis_deploy.runtime.device import Device
 from icis_deploy.slots import empty_slots
 from tests.icis_deploy.runtime.bundles import FEATURE_DIM, files_in, make_update, seen_head, write_bundle
@@ -133,3 +134,11 @@ def test_a_device_that_answers_nothing_is_an_error_that_says_why(bundle, monkeyp
 def test_what_is_no_run_is_refused(bundle, changed):
     with pytest.raises(UsageError, match=r"^ClassSwap needs "):
         measure_class_swap(bundle, **{"num_new_classes": 2} | changed)
+
+
+def test_classes_that_are_as_probable_may_stand_in_either_order():
+    right = Prediction(("okapi", "zebra", "cat"), (0.4001, 0.3999, 0.2), 1)
+
+    assert _has_right_label(Prediction(("zebra", "okapi", "cat"), (0.4, 0.4, 0.2), 1), right)
+    assert not _has_right_label(Prediction(("cat", "okapi", "zebra"), (0.4, 0.4, 0.2), 1), right)
+    assert not _has_right_label(Prediction(("quagga", "okapi", "zebra"), (0.4, 0.4, 0.2), 1), right)
