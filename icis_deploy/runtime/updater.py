@@ -246,14 +246,14 @@ class Updater:
         watch: Stopwatch | None = None,
     ) -> _Prepared:
         """Load a state that is new, and start to probe it: the model runs while the change is written."""
-        from icis_deploy.runtime.probe import verify_slots
-        from icis_deploy.runtime.side_call import SideCall
-
         state = self._state_with(table, version=version, disabled=disabled)
         if watch is not None:
             watch.lap("swap")
         if state.table is None or state.buffers is None:
             return _Prepared(state=state)
+        from icis_deploy.runtime.probe import verify_slots
+        from icis_deploy.runtime.side_call import SideCall
+
         call = partial(verify_slots, self._session, self._bundle, state.table, state.buffers, seed=seed)
         return _Prepared(state=state, probe=SideCall(call))
 
