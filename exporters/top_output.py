@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.graph_edits import GraphPass, add_initializer, free_name, remove_unused, run_pass, unused_name
+from exporters.head_outputs import require_unused
 from exporters.onnx_files import check_model
 from icis_deploy.errors import ExportError, UsageError
 from icis_deploy.runtime.session import TOP_CLASS_IDS, TOP_PROBABILITIES
@@ -33,6 +34,7 @@ def add_top(model: ir.Model, score_kind: str, top: int) -> ir.Model:
         top: How many classes.
 
     Raises:
+        IncompatibleError: If another output has a name that the choice needs.
         UsageError: If there are not so many scores.
         ExportError: If the edited graph is not valid.
     """
@@ -64,6 +66,7 @@ def top_pass(score_kind: str, top: int) -> GraphPass:
 
 
 def _require_scores(top: int, model: ir.Model) -> None:
+    require_unused(model.graph.outputs, "output", [TOP_PROBABILITIES, TOP_CLASS_IDS])
     scores = model.graph.outputs[0]
     num_outputs = scores.shape[1] if scores.shape is not None else None
     if isinstance(num_outputs, int) and not 1 <= top <= num_outputs:

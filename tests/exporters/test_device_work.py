@@ -12,7 +12,7 @@ import icis_deploy
 from exporters import model_conversion
 from icis_deploy.class_update import ClassUpdate
 from icis_deploy.envelope import save_update
-from icis_deploy.errors import GateFailedError, UsageError
+from icis_deploy.errors import GateFailedError, IncompatibleError, UsageError
 from icis_deploy.images import load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.preprocessing import Preprocessing
@@ -298,3 +298,19 @@ def test_what_cannot_be_done_is_refused(tiny_project: TinyProject, tmp_path: Pat
         ModelForm(model_input="int4")
     assert not (tmp_path / "bundle").exists()
     assert NUM_SEEN == 40
+
+
+def test_an_output_named_as_the_choice_is_refused_unless_none_is_asked_for(
+    tiny_project: TinyProject, tmp_path: Path
+) -> None:
+    model = onnx.load(tiny_project.model)
+    model.graph.node.add(op_type="Sigmoid", input=["logits"], output=["top_probabilities"], name="own")
+    model.graph.output.add().CopyFrom(
+        onnx.helper.make_tensor_value_info("top_probabilities", onnx.TensorProto.FLOAT, ["batch", NUM_SEEN])
+    )
+    onnx.save(model, tmp_path / "own.onnx")
+    with pytest.raises(IncompatibleError, match="has an output 'top_probabilities'; a bundle's model uses that name"):
+        exported(tmp_path / "own.onnx", tiny_project, tmp_path / "bundle", updates=0)
+    assert not (tmp_path / "bundle").exists()
+    device = exported(tmp_path / "own.onnx", tiny_project, tmp_path / "bundle", updates=0, top=0)
+    assert len(device.classes()) == NUM_SEEN
