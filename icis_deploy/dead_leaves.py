@@ -1,7 +1,7 @@
 """Dead leaves: a picture of ellipses and boxes that hide each other.
 
 Leaves are drawn from back to front, but only what is seen of them is painted: first which leaf every pixel shows, then
-its colour. A pixel is covered some four times over, and by the boxes around leaves fifteen times.
+its colour. A pixel is covered some four times over.
 
 Source: Lee, Mumford & Huang, "Occlusion Models for Natural Images", IJCV 2001 (discs of power-law radius that hide each
 other).
@@ -48,17 +48,12 @@ class _Leaves:
     tint: Float64
     """`(3, NUM_LEAVES)`."""
 
-    top: Integers
-    bottom: Integers
-    left: Integers
-    right: Integers
-    """The rectangle that a leaf lies in, the last row and column excluded."""
-
-    grain: Float64
-    """Noise of all rectangles, one after the other."""
-
-    first_grain: Integers
-    """Where a leaf's part of `grain` begins."""
+    @property
+    def height(self) -> Float64:
+        """How far a leaf reaches up and down from its centre."""
+        ellipse = np.hypot(self.sin, self.aspect * self.cos)
+        box = BOX_HALF * (np.abs(self.sin) + self.aspect * np.abs(self.cos))
+        return self.radius * np.where(self.is_box, box, ellipse)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,13 +66,10 @@ class _Spans:
     """The column that it begins in."""
 
     count: Integers
-    """How many pixels it has; 0 for rows of the rectangle that the leaf does not reach."""
+    """How many pixels it has; 0 where a leaf passes between two pixels, or beside the picture."""
 
     y_sin: Float64
     """Height over the leaf's centre in radii, times the sine of its angle."""
-
-    grain: Integers
-    """Where in `_Leaves.grain` the noise of column 0 would be."""
 
 
 def dead_leaves(height: int, width: int, random: np.random.Generator) -> Float32:
@@ -90,100 +82,54 @@ def dead_leaves(height: int, width: int, random: np.random.Generator) -> Float32
     """
     ground = random.random((3, 1)).astype(np.float32)
     leaves = _draw_leaves(height, width, random)
-    spans = _spans(leaves, width)
+    # Only the foremost leaf of a pixel shows, so one number for each pixel is the grain of all leaves.
+    grain = random.standard_normal(height * width, dtype=np.float32)
+    spans = _spans(leaves, height, width)
     shown = _foremost(spans, height, width)
     covered = np.flatnonzero(shown >= 0)
     image = np.empty((3, height * width), dtype=np.float32)
     image[:] = ground
-    image[:, covered] = _colours(leaves, spans, shown[covered], covered % width)
+    image[:, covered] = _colours(leaves, spans, shown[covered], covered % width, GRAIN * grain[covered])
     return np.clip(image, 0.0, 1.0, out=image).reshape(3, height, width)
 
 
 def _draw_leaves(height: int, width: int, random: np.random.Generator) -> _Leaves:
-    side = min(height, width)
     palette = random.random((1 + int(random.integers(3, 12)), 3))
-    uniform = np.sort(random.random(NUM_LEAVES))
-    radius = random.permutation(side * (LARGEST_LEAF**-2 + uniform * (SMALLEST_LEAF**-2 - LARGEST_LEAF**-2)) ** -0.5)
-    drawn = _draw_one_by_one(1.5 * radius, height, width, len(palette), random)
-    centre_y, centre_x, turn, shape, kind = np.array(drawn.uniforms).T
-    top, bottom, left, right = np.array(drawn.bounds, dtype=np.intp).T
-    first, end = np.array(drawn.normal_bounds, dtype=np.intp).T
-    normal, angle = drawn.normal, turn * np.pi
+    colour = random.integers(len(palette), size=NUM_LEAVES)
+    uniform, centre_y, centre_x, turn, shape, kind = random.random((6, NUM_LEAVES))
+    angle = turn * np.pi
     return _Leaves(
-        radius=radius,
+        radius=min(height, width) * (LARGEST_LEAF**-2 + uniform * (SMALLEST_LEAF**-2 - LARGEST_LEAF**-2)) ** -0.5,
         centre_y=centre_y * height,
         centre_x=centre_x * width,
         cos=np.cos(angle),
         sin=np.sin(angle),
         aspect=0.4 + 0.6 * shape,
         is_box=kind < PART_OF_BOXES,
-        slope=SLOPE * normal[first],
-        tint=(palette[drawn.colour] + TINT * normal[end[:, None] + np.array([-3, -2, -1])]).T,
-        top=top,
-        bottom=bottom,
-        left=left,
-        right=right,
-        grain=normal,
-        first_grain=first + 1,
+        slope=SLOPE * random.standard_normal(NUM_LEAVES),
+        tint=palette[colour].T + TINT * random.standard_normal((3, NUM_LEAVES)),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Drawn:
-    """What is random in each leaf, in lists of `NUM_LEAVES`."""
-
-    colour: list[int]
-    uniforms: list[list[float]]
-    """Centre y and x, angle, aspect, kind; in 0..1."""
-
-    bounds: list[tuple[int, int, int, int]]
-    """First row of the rectangle and the one after its last; columns likewise."""
-
-    normal: Float64
-    """Of all leaves one after the other: slope, grain of the rectangle, tint (3)."""
-
-    normal_bounds: list[tuple[int, int]]
-    """Where in `normal` a leaf's part begins, and ends."""
-
-
-def _draw_one_by_one(reach: Float64, height: int, width: int, num_colours: int, random: np.random.Generator) -> _Drawn:
-    """Draw one leaf after the other: how much is drawn for one depends on where it lies."""
-    most = np.minimum(2 * reach + 2, height) * np.minimum(2 * reach + 2, width) + 4
-    drawn = _Drawn(colour=[], uniforms=[], bounds=[], normal=np.empty(int(most.sum())), normal_bounds=[])
-    start = 0
-    for far in reach.tolist():
-        drawn.colour.append(int(random.integers(num_colours)))
-        uniforms = random.random(5).tolist()
-        centre_y, centre_x = uniforms[0] * height, uniforms[1] * width
-        top, bottom = max(0, int(centre_y - far)), min(height, int(centre_y + far) + 1)
-        left, right = max(0, int(centre_x - far)), min(width, int(centre_x + far) + 1)
-        end = start + (bottom - top) * (right - left) + 4
-        random.standard_normal(out=drawn.normal[start:end])
-        drawn.uniforms.append(uniforms)
-        drawn.bounds.append((top, bottom, left, right))
-        drawn.normal_bounds.append((start, end))
-        start = end
-    return drawn
-
-
-def _spans(leaves: _Leaves, width: int) -> _Spans:
+def _spans(leaves: _Leaves, height: int, width: int) -> _Spans:
     """Cut all leaves into rows of pixels."""
-    num_rows = leaves.bottom - leaves.top
+    reach = leaves.height
+    top = np.clip(np.ceil(leaves.centre_y - reach), 0, height).astype(np.intp)
+    bottom = np.clip(np.floor(leaves.centre_y + reach) + 1, top, height).astype(np.intp)
+    num_rows = bottom - top
     leaf = np.repeat(np.arange(NUM_LEAVES), num_rows)
-    row = np.arange(len(leaf)) + np.repeat(leaves.top - (np.cumsum(num_rows) - num_rows), num_rows)
+    row = np.arange(len(leaf)) + np.repeat(top - (np.cumsum(num_rows) - num_rows), num_rows)
     radius, centre_x = leaves.radius[leaf], leaves.centre_x[leaf]
     y = (row - leaves.centre_y[leaf]) / radius
     left, right = _crossings(leaves, leaf, y)
     first = np.maximum(np.floor(centre_x + radius * left).astype(np.intp) + 1, 0)
     last = np.minimum(np.ceil(centre_x + radius * right).astype(np.intp) - 1, width - 1)
-    widths = (leaves.right - leaves.left)[leaf]
     return _Spans(
         leaf=leaf,
         row=row,
         first=first,
         count=np.maximum(last - first + 1, 0),
         y_sin=y * leaves.sin[leaf],
-        grain=leaves.first_grain[leaf] + (row - leaves.top[leaf]) * widths - leaves.left[leaf],
     )
 
 
@@ -218,7 +164,7 @@ def _foremost(spans: _Spans, height: int, width: int) -> Integers:
     return shown
 
 
-def _colours(leaves: _Leaves, spans: _Spans, shown: Integers, column: Integers) -> Float32:
+def _colours(leaves: _Leaves, spans: _Spans, shown: Integers, column: Integers, grain: Float32) -> Float32:
     """Return colours, `(3, num_pixels)`, not cut off.
 
     Args:
@@ -226,6 +172,7 @@ def _colours(leaves: _Leaves, spans: _Spans, shown: Integers, column: Integers) 
         spans: Of all leaves.
         shown: `(num_pixels,)`, the span that a pixel shows.
         column: `(num_pixels,)`, where in its row it is.
+        grain: `(num_pixels,)`, the brightness that a pixel has of its own.
     """
     leaf = spans.leaf[shown]
     along = column - leaves.centre_x[leaf]
@@ -233,8 +180,6 @@ def _colours(leaves: _Leaves, spans: _Spans, shown: Integers, column: Integers) 
     along *= leaves.cos[leaf]
     along += spans.y_sin[shown]
     along *= leaves.slope[leaf]
-    grain = leaves.grain[spans.grain[shown] + column]
-    grain *= GRAIN
     along += grain
     colours = np.empty((3, len(shown)), dtype=np.float32)
     for channel, tint in zip(colours, leaves.tint, strict=True):

@@ -63,12 +63,14 @@ def gradient(height: int, width: int, random: np.random.Generator) -> Float32:
     Returns:
         `(3, height, width)` float32 in 0..1.
     """
-    y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
-    image = np.zeros((3, height, width))
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
+    image = np.zeros((3, height, width), dtype=np.float32)
     for _ in range(int(random.integers(1, 4))):
         angle, waves = random.random() * 2 * np.pi, 0.3 * 10 ** random.random()
-        phase = waves * np.pi * (x * np.cos(angle) + y * np.sin(angle)) + random.random() * 2 * np.pi
-        image += random.standard_normal((3, 1, 1)) * np.sin(phase)
+        along_x, along_y = (float(waves * np.pi * part) for part in (np.cos(angle), np.sin(angle)))
+        phase = along_x * x + (along_y * y + random.random() * 2 * np.pi)
+        image += random.standard_normal((3, 1, 1), dtype=np.float32) * np.sin(phase)
     return _fit_to_range(image, random)
 
 
@@ -80,13 +82,14 @@ def noise(height: int, width: int, random: np.random.Generator) -> Float32:
     """
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = np.inf
-    amplitude = frequency ** -(0.5 + 1.5 * random.random())
-    spectrum = np.fft.rfft2(random.standard_normal((3, height, width))) * amplitude
-    mixing = random.standard_normal((3, 3))  # colours of neighbouring pixels go together, as they do in photos
+    amplitude = (frequency ** -(0.5 + 1.5 * random.random())).astype(np.float32)
+    spectrum = np.fft.rfft2(random.standard_normal((3, height, width), dtype=np.float32)) * amplitude
+    # Colours of neighbouring pixels go together, as they do in photos.
+    mixing = random.standard_normal((3, 3), dtype=np.float32)
     return _fit_to_range(np.tensordot(mixing, np.fft.irfft2(spectrum, s=(height, width)), axes=1), random)
 
 
-def _fit_to_range(image: NDArray[np.float64], random: np.random.Generator) -> Float32:
+def _fit_to_range(image: NDArray[np.floating], random: np.random.Generator) -> Float32:
     """Return `(3, height, width)` with a drawn brightness and contrast, cut off at 0 and 1; `image` is overwritten."""
     deviation = max(float(image.std()), np.finfo(np.float32).tiny)
     contrast, brightness = 0.08 + 0.22 * random.random(), 0.3 + 0.4 * random.random()

@@ -8,22 +8,22 @@ def painted_one_by_one(height: int, width: int, random: np.random.Generator) -> 
     """The same picture in the plain way: every leaf, and every pixel of it, over those before."""
     image = np.broadcast_to(random.random((3, 1, 1)), (3, height, width)).astype(np.float32)
     palette = random.random((1 + int(random.integers(3, 12)), 3))
-    uniform = np.sort(random.random(NUM_LEAVES))
-    radii = min(height, width) * (LARGEST_LEAF**-2 + uniform * (SMALLEST_LEAF**-2 - LARGEST_LEAF**-2)) ** -0.5
-    for radius in random.permutation(radii):
-        colour = palette[random.integers(len(palette))]
-        centre_y, centre_x, turn, shape, kind = random.random(5) * [height, width, np.pi, 0.6, 1]
-        top, bottom = max(0, int(centre_y - 1.5 * radius)), min(height, int(centre_y + 1.5 * radius) + 1)
-        left, right = max(0, int(centre_x - 1.5 * radius)), min(width, int(centre_x + 1.5 * radius) + 1)
-        y = ((np.arange(top, bottom) - centre_y) / radius)[:, None]
-        x = ((np.arange(left, right) - centre_x) / radius)[None, :]
+    colours = palette[random.integers(len(palette), size=NUM_LEAVES)]
+    radii, *others = random.random((6, NUM_LEAVES))
+    radii = min(height, width) * (LARGEST_LEAF**-2 + radii * (SMALLEST_LEAF**-2 - LARGEST_LEAF**-2)) ** -0.5
+    centre_y, centre_x, turns, shapes, kinds = others
+    slopes, tints = 0.25 * random.standard_normal(NUM_LEAVES), 0.05 * random.standard_normal((3, NUM_LEAVES)).T
+    grain = 0.06 * random.standard_normal((height, width), dtype=np.float32)
+    for leaf in range(NUM_LEAVES):
+        y = ((np.arange(height) - centre_y[leaf] * height) / radii[leaf])[:, None]
+        x = ((np.arange(width) - centre_x[leaf] * width) / radii[leaf])[None, :]
+        turn = np.pi * turns[leaf]
         along = x * np.cos(turn) + y * np.sin(turn)
-        across = (y * np.cos(turn) - x * np.sin(turn)) / (0.4 + shape)
-        is_box = kind < 0.3
+        across = (y * np.cos(turn) - x * np.sin(turn)) / (0.4 + 0.6 * shapes[leaf])
+        is_box = kinds[leaf] < 0.3
         inside = np.maximum(abs(along), abs(across)) < 0.8 if is_box else along**2 + across**2 < 1
-        shading = 0.25 * random.standard_normal() * along + 0.06 * random.standard_normal(along.shape)
-        tint = colour + 0.05 * random.standard_normal(3)
-        image[:, top:bottom, left:right][:, inside] = tint[:, None] + shading[inside]
+        shading = slopes[leaf] * along + grain
+        image[:, inside] = (colours[leaf] + tints[leaf])[:, None] + shading[inside]
     return np.clip(image, 0, 1)
 
 
