@@ -9,7 +9,8 @@ Rules:
    has are read, and nothing else done with them, right after an answer of the original. Shorter reads are slower still.
 3. What they do cost is the measured ratio to the original, from interleaved rounds, less 1, of the original's median.
 4. Only like is compared with like: the original model itself, in the same precision, runtime and provider, batch 1.
-   With more images the rows are read once for all of them, and arithmetic, not memory, is the roof.
+   With more images the rows are read once for all of them, and arithmetic, not memory, is the roof. Where a bundle's
+   model chooses classes, that counts against it as well; `scripts/head_cost.py` looks at the head's nodes alone.
 5. The share is far smaller than the noise of a small machine: a verdict needs the whole interval on one side of it.
 """
 
@@ -56,7 +57,7 @@ def feature_dim_of(target: OpenTarget) -> int:
 
 
 def is_like(target: OpenTarget, reference: OpenTarget) -> bool:
-    """Return whether a target differs from the original model in its rows alone."""
+    """Return whether a target differs from the original model in its rows, and a choice of classes, alone."""
     same = all(getattr(target, name) == getattr(reference, name) for name in ("precision", "runtime", "provider"))
     return same and reference.head_kind == "original" and target.added_bytes > 0
 

@@ -116,8 +116,11 @@ def head_shares_text(shares: Sequence[HeadShare]) -> str:
             ]
         )
     speed = f"{shares[0].bandwidth_bytes_per_s / 1e9:.1f} GB/s"
-    note = f"  beside the original; their share: bytes over {speed}, at which a head's are read right after an answer"
-    return f"{columns(rows, right=range(1, 6))}\n{note}"
+    notes = (
+        f"  beside the original; their share: bytes over {speed}, at which a head's are read right after an answer",
+        "  measured with all that a bundle does more than the original, such as choosing classes (export --top)",
+    )
+    return "\n".join((columns(rows, right=range(1, 6)), *notes))
 
 
 def phases_text(phases: Sequence[Phases]) -> str:
