@@ -107,6 +107,17 @@ def unit(array: Array) -> Array:
 
 HEADER = '<ir_version: 10, opset_import: ["": 20]>'
 
+ON_A_COMPUTED_VIEW = """ g (float[batch, 4, 3, 3] x) => (float[batch, 5] logits)
+            <int64[1] first = {0}, int64[1] rest = {-1}> {
+            h = Relu (x)
+            pooled = GlobalAveragePool (h)
+            sizes = Shape (pooled)
+            batch_size = Gather (sizes, first)
+            target = Concat <axis = 0> (batch_size, rest)
+            features_of_all = Reshape (pooled, target)
+            [head] logits = Gemm <transB = 1> (features_of_all, w, b)
+        }"""
+
 GRAPHS: dict[str, HeadGraph] = {
     "gemm": HeadGraph(
         text=f"""{HEADER} g (float[batch, 4] x) => (float[batch, 5] logits) {{
@@ -141,36 +152,15 @@ GRAPHS: dict[str, HeadGraph] = {
         kind="gemm",
         has_bias=False,
     ),
-    "gemm on a view whose shape is computed": HeadGraph(
-        text=f"""{HEADER} g (float[batch, 4, 3, 3] x) => (float[batch, 5] logits)
-            <int64[1] first = {{0}}, int64[1] rest = {{-1}}> {{
-            h = Relu (x)
-            pooled = GlobalAveragePool (h)
-            sizes = Shape (pooled)
-            batch_size = Gather (sizes, first)
-            target = Concat <axis = 0> (batch_size, rest)
-            features_of_all = Reshape (pooled, target)
-            [head] logits = Gemm <transB = 1> (features_of_all, w, b)
-        }}""",
-        weights=lambda w, b: {"w": w, "b": b},
-        kind="gemm",
-        image_shape=(FEATURE_DIM, 3, 3),
-    ),
-    "gemm on a view whose shape is computed, opset 13": HeadGraph(
-        text=f"""{HEADER.replace("20", "13")} g (float[batch, 4, 3, 3] x) => (float[batch, 5] logits)
-            <int64[1] first = {{0}}, int64[1] rest = {{-1}}> {{
-            h = Relu (x)
-            pooled = GlobalAveragePool (h)
-            sizes = Shape (pooled)
-            batch_size = Gather (sizes, first)
-            target = Concat <axis = 0> (batch_size, rest)
-            features_of_all = Reshape (pooled, target)
-            [head] logits = Gemm <transB = 1> (features_of_all, w, b)
-        }}""",
-        weights=lambda w, b: {"w": w, "b": b},
-        kind="gemm",
-        image_shape=(FEATURE_DIM, 3, 3),
-    ),
+    **{
+        f"gemm on a view whose shape is computed, opset {opset}": HeadGraph(
+            text=HEADER.replace("20", str(opset)) + ON_A_COMPUTED_VIEW,
+            weights=lambda w, b: {"w": w, "b": b},
+            kind="gemm",
+            image_shape=(FEATURE_DIM, 3, 3),
+        )
+        for opset in (20, 13)
+    },
     "matmul and add": HeadGraph(
         text=f"""{HEADER} g (float[batch, 4] x) => (float[batch, 5] logits) {{
             h = Relu (x)
