@@ -13,22 +13,23 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike, NDArray
 
-from icis_deploy.bundle import Bundle, load_manifest
+from icis_deploy.bundle import Bundle, check_files, load_manifest
 from icis_deploy.class_names import check_unique
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
-from icis_deploy.runtime.file_check import FileCheck
 from icis_deploy.runtime.head_state import HeadState, make_head_state
 from icis_deploy.runtime.journal import HistoryEntry
 from icis_deploy.runtime.kept_generator import KeptGenerator
 from icis_deploy.runtime.runtimes import Runtime, import_library, open_session, runtime_from
 from icis_deploy.runtime.session import Session
+from icis_deploy.runtime.side_call import SideCall
 from icis_deploy.runtime.store import Store, exported_slots
 from icis_deploy.runtime.updater import AppliedUpdate, Updater
 from icis_deploy.slots import SlotTable
@@ -109,9 +110,11 @@ class Device:
         folder = Path(folder)
         chosen = runtime_from(runtime, num_threads=num_threads)
         bundle = load_manifest(folder)
-        check = FileCheck(folder, bundle)
+        # Reading and hashing leave Python's lock to the import, which takes longer. Nothing of the bundle but its
+        # manifest is used before the comparison has ended, so what cannot be trusted is not loaded.
+        check = SideCall(partial(check_files, folder, bundle))
         import_library(chosen)
-        check.wait()
+        check.result()
         device = cls.from_parts(folder, bundle, runtime=chosen)
         device._opened.updater.take_over(probe=not chosen.is_reference)
         return device

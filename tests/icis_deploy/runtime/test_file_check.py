@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 
-from icis_deploy.bundle import load_manifest
+from icis_deploy.bundle import check_files, load_manifest
 from icis_deploy.errors import BundleError, CorruptFileError
 from icis_deploy.runtime import device
-from icis_deploy.runtime.file_check import FileCheck
+from icis_deploy.runtime.side_call import SideCall
 
 
 def no_more_threads(_self):
@@ -39,7 +40,7 @@ def test_nothing_is_loaded_of_a_bundle_with_a_damaged_file(name, damage, error, 
 
 
 def test_whole_files_pass_with_and_without_a_thread(bundle_folder, monkeypatch):
-    bundle = load_manifest(bundle_folder)
-    FileCheck(bundle_folder, bundle).wait()
+    check = partial(check_files, bundle_folder, load_manifest(bundle_folder))
+    SideCall(check).result()
     monkeypatch.setattr(threading.Thread, "start", no_more_threads)
-    FileCheck(bundle_folder, bundle).wait()
+    SideCall(check).result()
