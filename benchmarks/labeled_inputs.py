@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.files import read_capped
 from icis_deploy.errors import ImageError, LoadError
-from icis_deploy.files import read_capped
 from icis_deploy.images import LabeledImages, load_image_list
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})

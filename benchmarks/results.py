@@ -25,9 +25,9 @@ from benchmarks.environment import Environment
 from benchmarks.json_values import json_from_value, value_from_json
 from benchmarks.latency import LatencyReport
 from benchmarks.result_values import BatchRun, HeadShare, Phases, ScaleSeries, Scenario, Target, UpdateLatency
+from icis_deploy.common.files import read_capped, write_file
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ICISDeployError, LoadError
-from icis_deploy.files import read_capped, write_file
-from icis_deploy.printable import shown
 
 SCHEMA_VERSION = 2
 MAX_RESULT_BYTES = 1 << 28

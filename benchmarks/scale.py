@@ -29,8 +29,8 @@ from benchmarks.percentiles import num_queries_needed
 from benchmarks.result_values import ScalePoint, ScaleSeries
 from benchmarks.results import Result
 from benchmarks.startup import measure_startup
+from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import MissingDependencyError, UsageError
-from icis_deploy.json_fields import json_from_time
 from icis_deploy.runtime.onnxruntime_session import load_session
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from benchmarks.environment import read_environment
 from benchmarks.result_values import LatencySummary, Scenario, Timing, UpdateLatency
 from benchmarks.results import Result
 from benchmarks.update import Distribution, UpdateReport
-from icis_deploy.json_fields import json_from_time
+from icis_deploy.common.json_fields import json_from_time
 
 
 def result_from_update(report: UpdateReport, *, num_threads: int) -> Result:

@@ -33,8 +33,8 @@ from icis_deploy.bundle import (
     file_entry,
 )
 from icis_deploy.class_update import ClassUpdate
+from icis_deploy.common.files import check_free, new_folder, write_file
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
-from icis_deploy.files import check_free, new_folder, write_file
 from icis_deploy.generator_facts import GENERATOR_NAME
 from icis_deploy.head import Head
 from icis_deploy.images import LabeledImages, load_image_list

@@ -31,8 +31,8 @@ from exporters.slot_baking import bake_rows
 from exporters.targets import TargetOptions, TargetPlan, plan_targets, targets_of
 from exporters.tensorrt_target import settings_of
 from icis_deploy.bundle import INJECTED_NAME, MANIFEST_NAME, MODEL_NAME, SLOTS_NAME, Bundle, file_entry
+from icis_deploy.common.files import check_free, new_folder, write_file
 from icis_deploy.errors import CapacityError, IncompatibleError, UsageError
-from icis_deploy.files import check_free, new_folder, write_file
 from icis_deploy.generator_facts import GENERATOR_NAME
 from icis_deploy.images import LabeledImages
 from icis_deploy.runtime.journal import Journal

@@ -17,8 +17,8 @@ from exporters.bundle_writing import HeadPlan
 from exporters.generator_graph import OPSET, GraphBuilder, add_calibration, add_predictor, add_similarity
 from exporters.onnx_files import check_model, serialize_model
 from icis_deploy._version import __version__
+from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.errors import GateFailedError, ModelLoadError, UsageError
-from icis_deploy.files import read_capped, write_file
 from icis_deploy.generator_facts import (
     DESCRIPTOR,
     MAX_GENERATOR_BYTES,

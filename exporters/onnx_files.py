@@ -22,8 +22,8 @@ from onnx_ir.passes import common
 
 from exporters.onnx_streaming import leave_external_weights, model_chunks, read_model, weights_in_memory
 from exporters.shape_inference import infer_shapes
+from icis_deploy.common.files import write_file
 from icis_deploy.errors import ExportError, ModelLoadError, StorageError
-from icis_deploy.files import write_file
 
 MIN_OPSET = 13
 """From 13 on, Squeeze, Unsqueeze and ReduceSum take axes as inputs, Softmax means one axis and Q/DQ are per channel."""

@@ -29,8 +29,8 @@ from exporters.model_split import split_model
 from exporters.onnx_files import load_onnx_file, save_model
 from exporters.scores import comparable
 from icis_deploy.bundle import MODEL_NAME, SLOTS_NAME, Bundle
+from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.errors import BundleError, ExportError
-from icis_deploy.files import read_capped, write_file
 from icis_deploy.parity import GATE_PROFILES, ParityReport, compare_logits
 from icis_deploy.runtime.onnxruntime_session import load_session
 from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots

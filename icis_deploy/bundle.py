@@ -27,10 +27,10 @@ import numpy as np
 
 from icis_deploy.class_names import check_unique
 from icis_deploy.class_update import MAX_VERSION
+from icis_deploy.common.files import read_plain, sha256_of_file
+from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import BundleError, ClassConflictError, CorruptFileError, ICISDeployError
-from icis_deploy.files import read_plain, sha256_of_file
 from icis_deploy.preprocessing import Preprocessing, preprocessing_from_json
-from icis_deploy.printable import reason_of, shown
 
 SCHEMA_VERSION = 2
 _READABLE_VERSIONS = (1, 2)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from icis_deploy.common.files import read_capped
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ClassConflictError, LoadError
-from icis_deploy.files import read_capped
-from icis_deploy.printable import shown
 
 MAX_LIST_BYTES = 1 << 26
 MAX_NAMES_IN_MESSAGE = 5

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from icis_deploy.class_names import MAX_LIST_BYTES, quoted
+from icis_deploy.common.files import read_capped
 from icis_deploy.errors import DescriptorError
-from icis_deploy.files import read_capped
 
 ClassTexts = Mapping[str, Sequence[str]]
 """One or more texts for each class name."""

@@ -6,8 +6,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from icis_deploy.common.files import write_file
 from icis_deploy.errors import MissingDependencyError
-from icis_deploy.files import write_file
 from icis_deploy.method_comparison import ComparedMethod
 
 PANELS = {

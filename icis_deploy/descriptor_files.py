@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.errors import DescriptorError, LoadError, UsageError
-from icis_deploy.files import read_capped, write_file
 from icis_deploy.mat_files import read_mat
 
 MAX_FILE_BYTES = 1 << 32

@@ -21,9 +21,15 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from icis_deploy.bundle import MODEL_NAME, PRECISIONS, Bundle
+from icis_deploy.common.json_fields import (
+    integer_from_json,
+    list_from_json,
+    names_from_json,
+    object_from_json,
+    text_from_json,
+)
+from icis_deploy.common.terminal_text import MAX_REASON, printable, reason_of
 from icis_deploy.errors import BundleError, EngineMismatchError
-from icis_deploy.json_fields import integer_from_json, list_from_json, names_from_json, object_from_json, text_from_json
-from icis_deploy.printable import MAX_REASON, printable, reason_of
 
 SCHEMA_VERSION = 2
 _READABLE_VERSIONS = (1, 2)

@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.json_fields import integer_from_json, number_from_json, object_from_json, text_from_json
+from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import CorruptFileError
-from icis_deploy.json_fields import integer_from_json, number_from_json, object_from_json, text_from_json
-from icis_deploy.printable import reason_of
 
 Float32 = NDArray[np.float32]
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from icis_deploy.arrays import frozen_float32
 from icis_deploy.class_names import check_unique
+from icis_deploy.common.arrays import frozen_float32
 from icis_deploy.errors import IncompatibleError
 
 Float32 = NDArray[np.float32]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.files import open_plain, read_capped
 from icis_deploy.errors import ImageError
-from icis_deploy.files import open_plain, read_capped
 from icis_deploy.preprocessing import Preprocessing
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.files import read_capped
+from icis_deploy.common.terminal_text import printable, reason_of
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError
-from icis_deploy.files import read_capped
-from icis_deploy.printable import printable, reason_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

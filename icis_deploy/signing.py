@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icis_deploy.class_update import MAX_VERSION, ClassUpdate
+from icis_deploy.common.files import read_plain, write_file
+from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.envelope import (
     envelope_of,
     load_envelope,
@@ -26,8 +28,6 @@ from icis_deploy.envelope import (
     verify_signature,
 )
 from icis_deploy.errors import CorruptFileError, IntegrityError, SignatureError, StorageError, UsageError
-from icis_deploy.files import read_plain, write_file
-from icis_deploy.json_fields import json_from_time
 from icis_deploy.trusted_keys import MAX_KEY_BYTES, TrustedKeys, pem_from_public_key, public_key_from_pem
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.arrays import frozen_float32, same_value
 from icis_deploy.class_names import check_unique, quoted
 from icis_deploy.class_update import ClassUpdate
+from icis_deploy.common.arrays import frozen_float32, same_value
 from icis_deploy.errors import CapacityError, ClassConflictError, IncompatibleError
 
 EMPTY_SLOT_BIAS = -6e4

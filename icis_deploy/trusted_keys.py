@@ -19,15 +19,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from icis_deploy.class_update import MAX_VERSION
-from icis_deploy.errors import CorruptFileError, ICISDeployError, IncompatibleError, SignatureError
-from icis_deploy.json_fields import (
+from icis_deploy.common.json_fields import (
     integer_from_json,
     json_from_time,
     load_strict,
     names_from_json,
     time_from_json,
 )
-from icis_deploy.printable import reason_of
+from icis_deploy.common.terminal_text import reason_of
+from icis_deploy.errors import CorruptFileError, ICISDeployError, IncompatibleError, SignatureError
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey

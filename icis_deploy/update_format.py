@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.class_update import ClassUpdate
-from icis_deploy.errors import CorruptFileError, ICISDeployError
-from icis_deploy.json_fields import (
+from icis_deploy.common.json_fields import (
     integer_from_json,
     json_from_time,
     load_strict,
@@ -29,7 +28,8 @@ from icis_deploy.json_fields import (
     text_from_json,
     time_from_json,
 )
-from icis_deploy.printable import reason_of, shown
+from icis_deploy.common.terminal_text import reason_of, shown
+from icis_deploy.errors import CorruptFileError, ICISDeployError
 
 SCHEMA_VERSION = 1
 PAYLOAD_TYPE = "application/vnd.icis-deploy.class-update.v1+safetensors"

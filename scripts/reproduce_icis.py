@@ -22,8 +22,8 @@ from benchmarks.json_values import json_from_value  # noqa: E402
 from benchmarks.reproduction import FIGURES, PAPER, DataSetReport, reproduce, text_of  # noqa: E402
 from benchmarks.xlsa17 import FEATURES_NAME  # noqa: E402
 from icis_deploy.cli.bench_options import check_out  # noqa: E402
+from icis_deploy.common.files import write_file  # noqa: E402
 from icis_deploy.errors import ICISDeployError, UsageError  # noqa: E402
-from icis_deploy.files import write_file  # noqa: E402
 
 SCHEMA_VERSION = 1
 

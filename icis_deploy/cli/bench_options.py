@@ -31,8 +31,8 @@ def check_out(out: Path | None, *, overwrite: bool) -> None:
     Raises:
         UsageError: If it is taken, or its folder is not there, or there is none to overwrite.
     """
+    from icis_deploy.common.files import check_free
     from icis_deploy.errors import UsageError
-    from icis_deploy.files import check_free
 
     if out is None:
         refuse_given("overwrite", reason="no result is written. Give --out, or leave it out.")

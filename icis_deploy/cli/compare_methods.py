@@ -55,7 +55,7 @@ def compare_methods(
     Predictions come from classes that MODEL knows, without an image. With --images they stand beside what was measured:
     images are used after all rows are final.
     """
-    from icis_deploy.files import check_free
+    from icis_deploy.common.files import check_free
     from icis_deploy.method_comparison import compare_methods as compare
 
     if plot is None:

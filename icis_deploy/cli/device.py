@@ -9,7 +9,7 @@ import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE
 from icis_deploy.cli.output import columns, format_option, print_result
-from icis_deploy.printable import MAX_SHOWN, printable
+from icis_deploy.common.terminal_text import MAX_SHOWN, printable
 
 if TYPE_CHECKING:
     from icis_deploy.runtime.journal import HistoryEntry

@@ -30,8 +30,8 @@ from icis_deploy.cli.predict import predict
 from icis_deploy.cli.report import report
 from icis_deploy.cli.signing import diff, keygen, rotate_keys, sign, verify_update
 from icis_deploy.cli.verify import verify
+from icis_deploy.common.terminal_text import printable
 from icis_deploy.errors import ICISDeployError
-from icis_deploy.printable import printable
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from icis_deploy.printable import printable
+from icis_deploy.common.terminal_text import printable
 
 SCHEMA_VERSION = 1
 

@@ -18,7 +18,7 @@ from icis_deploy.cli.output import format_option, print_result
 @format_option
 def report(results: tuple[Path, ...], out: Path | None, markdown: Path | None, overwrite: bool) -> None:
     """Merge the benchmark RESULTs of one or several devices into a page, a Markdown text, or both."""
-    from icis_deploy.files import check_free, write_file
+    from icis_deploy.common.files import check_free, write_file
     from icis_deploy.workbench import enable_workbench
 
     enable_workbench()

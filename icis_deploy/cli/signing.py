@@ -10,7 +10,7 @@ import click
 
 from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
 from icis_deploy.cli.output import columns, format_option, print_result
-from icis_deploy.printable import printable
+from icis_deploy.common.terminal_text import printable
 
 if TYPE_CHECKING:
     from icis_deploy.signing import SignedFile

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from icis_deploy.common.files import write_file
 from icis_deploy.demo.rendering import IMAGE_SIZE
-from icis_deploy.files import write_file
 from icis_deploy.preprocessing import Preprocessing
 
 UInt8 = NDArray[np.uint8]

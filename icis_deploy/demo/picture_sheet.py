@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from icis_deploy.common.files import write_file
 from icis_deploy.demo.world import ATTRIBUTES
-from icis_deploy.files import write_file
 
 Color = tuple[int, int, int]
 

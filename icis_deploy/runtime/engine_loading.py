@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from icis_deploy.bundle import Bundle
+from icis_deploy.common.files import read_plain
 from icis_deploy.engine_sidecar import (
     MAX_SIDECAR_BYTES,
     EngineSidecar,
@@ -17,7 +18,6 @@ from icis_deploy.engine_sidecar import (
     verify_gpu,
 )
 from icis_deploy.errors import BundleError, IncompatibleError, ModelLoadError
-from icis_deploy.files import read_plain
 from icis_deploy.runtime.cuda_calls import load_cuda
 from icis_deploy.runtime.tensorrt_module import load_tensorrt, new_logger
 from icis_deploy.runtime.tensorrt_session import TensorRTSession

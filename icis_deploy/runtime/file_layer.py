@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from icis_deploy.files import plain_descriptor
+from icis_deploy.common.files import plain_descriptor
 
 _POLL_SECONDS = 0.005
 _READ_BYTES = 1 << 16

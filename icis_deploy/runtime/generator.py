@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from icis_deploy.bundle import Bundle, check_file
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
     ClassConflictError,
     CorruptFileError,
@@ -37,7 +38,6 @@ from icis_deploy.generator_facts import (
     GeneratorFacts,
     parse_facts,
 )
-from icis_deploy.printable import shown
 from icis_deploy.runtime.onnxruntime_session import session_options
 from icis_deploy.slots import SlotTable
 

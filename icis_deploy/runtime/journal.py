@@ -23,8 +23,7 @@ from typing import Any
 
 from icis_deploy.bundle import Bundle, FileEntry
 from icis_deploy.class_update import MAX_VERSION
-from icis_deploy.errors import CorruptFileError
-from icis_deploy.json_fields import (
+from icis_deploy.common.json_fields import (
     integer_from_json,
     json_from_time,
     list_from_json,
@@ -33,7 +32,8 @@ from icis_deploy.json_fields import (
     text_from_json,
     time_from_json,
 )
-from icis_deploy.printable import reason_of, shown
+from icis_deploy.common.terminal_text import reason_of, shown
+from icis_deploy.errors import CorruptFileError
 
 SCHEMA_VERSION = 1
 MAX_STATES = 8

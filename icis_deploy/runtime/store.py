@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icis_deploy.bundle import SLOTS_NAME, Bundle, FileEntry, check_file
+from icis_deploy.common.files import read_plain
 from icis_deploy.errors import BundleError, CorruptFileError, LoadError, SignatureError, StorageError
-from icis_deploy.files import read_plain
 from icis_deploy.runtime.file_layer import FileLayer, OSFileLayer
 from icis_deploy.runtime.journal import (
     MAX_JOURNAL_BYTES,

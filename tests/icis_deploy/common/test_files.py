@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from icis_deploy import files
-from icis_deploy.errors import LoadError, StorageError, UsageError
-from icis_deploy.files import (
+from icis_deploy.common import files
+from icis_deploy.common.files import (
     check_free,
     new_folder,
     open_plain,
@@ -26,6 +25,7 @@ from icis_deploy.files import (
     sync_folder,
     write_file,
 )
+from icis_deploy.errors import LoadError, StorageError, UsageError
 
 OLD, NEW = b"old bytes", b"new bytes" * 1000
 NOBODY = 65534
@@ -150,7 +150,7 @@ def test_when_a_file_may_not_grow_the_old_one_stays_and_nothing_is_left(old_file
     code = """
         from pathlib import Path
         from icis_deploy.errors import StorageError
-        from icis_deploy.files import write_file
+        from icis_deploy.common.files import write_file
         try:
             write_file(Path("state"), b"x" * 100_000)
         except StorageError as error:
@@ -365,7 +365,7 @@ def test_when_a_file_in_it_may_not_grow_no_folder_is_left(tmp_path):
     code = """
         from pathlib import Path
         from icis_deploy.errors import StorageError
-        from icis_deploy.files import new_folder, write_file
+        from icis_deploy.common.files import new_folder, write_file
         try:
             with new_folder(Path("bundle"), overwrite=False, marker="model.onnx") as building:
                 write_file(building / "small", b"x")
@@ -465,7 +465,7 @@ def test_reading_takes_memory_for_what_is_there_and_not_for_the_cap(tmp_path):
     code = """
         from pathlib import Path
         from icis_deploy.errors import LoadError
-        from icis_deploy.files import read_capped
+        from icis_deploy.common.files import read_capped
         import resource
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))

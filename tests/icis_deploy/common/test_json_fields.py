@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icis_deploy.json_fields import (
+from icis_deploy.common.json_fields import (
     integer_from_json,
     json_from_time,
     list_from_json,

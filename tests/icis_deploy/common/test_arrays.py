@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from icis_deploy.arrays import frozen_float32, owns_its_frozen_memory, same_value
+from icis_deploy.common.arrays import frozen_float32, owns_its_frozen_memory, same_value
 from icis_deploy.errors import IncompatibleError
 
 FINITE = hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2, min_side=0), elements=st.floats(-1e30, 1e30))
