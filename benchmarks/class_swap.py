@@ -37,13 +37,13 @@ from benchmarks.percentiles import Float64, percentile_of, percentile_ratio
 from benchmarks.rounds import garbage_collector_at_rest
 from benchmarks.system_files import Unavailable
 from icis_deploy.bundle import load_manifest
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import RuntimeFailureError, UsageError
+from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Prediction, top_predictions
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.probe import probe_input
 from icis_deploy.runtime.runtimes import Runtime
-from icis_deploy.slots import SlotTable
 
 NUM_INPUTS = 8
 TOP = 3

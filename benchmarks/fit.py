@@ -32,10 +32,10 @@ from numpy.typing import NDArray
 from benchmarks.comparison import compare
 from benchmarks.percentiles import Interval
 from benchmarks.rounds import garbage_collector_at_rest
-from icis_deploy.class_names import load_class_list
 from icis_deploy.descriptor_files import load_descriptors
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.errors import UsageError
+from icis_deploy.head.class_names import load_class_list
 from icis_deploy.injection import unseen_classes
 from icis_deploy.injection_options import InjectionOptions
 from icis_deploy.injection_pipeline import train_injector

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.head import Head
+from icis_deploy.head.head import Head
 from icis_deploy.injection import Injection
 from icis_deploy.row_spectrum import mean_row
 

@@ -20,9 +20,9 @@ from benchmarks.labeled_inputs import LabeledFeatures
 from benchmarks.result_values import Accuracy, ClassAccuracy, Confusion, Parity
 from benchmarks.targets import ORIGINAL, Images, OpenTarget, noise, prepare
 from icis_deploy.accuracy import AccuracyReport, accuracy_report
-from icis_deploy.class_names import quoted
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
-from icis_deploy.head import Head
+from icis_deploy.head.class_names import quoted
+from icis_deploy.head.head import Head
 from icis_deploy.images import LabeledImages
 
 BATCH_SIZE = 16

@@ -29,9 +29,9 @@ from benchmarks.json_values import json_from_value
 from benchmarks.percentiles import Percentile, percentile_of
 from benchmarks.rounds import garbage_collector_at_rest
 from icis_deploy.bundle import MODEL_NAME, load_manifest
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import RuntimeFailureError, UsageError
-from icis_deploy.head import Head
+from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.head.head import Head
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.onnxruntime_session import load_session, session_options
 from icis_deploy.runtime.probe import probe_input

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.class_names import quoted
 from icis_deploy.descriptor_files import load_descriptors
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.errors import LoadError
+from icis_deploy.head.class_names import quoted
 from icis_deploy.mat_files import read_mat
 
 SPLITS_NAME = "att_splits.mat"

@@ -32,18 +32,18 @@ from icis_deploy.bundle import (
     ModelInput,
     file_entry,
 )
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.common.files import check_free, new_folder, write_file
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.generator_facts import GENERATOR_NAME
-from icis_deploy.head import Head
+from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.head.head import Head
+from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images import LabeledImages, load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.parity import ParityReport
 from icis_deploy.preprocessing import Preprocessing
 from icis_deploy.runtime.runtimes import Runtime
 from icis_deploy.slot_files import MAX_SLOTS_BYTES, serialize_slots
-from icis_deploy.slots import SlotTable, empty_slots
 
 Float32 = NDArray[np.float32]
 

@@ -17,7 +17,7 @@ from exporters.head_chain import chain_affine
 from exporters.head_finding import HeadLocation, pattern_at
 from exporters.head_patterns import pattern_row_blocks
 from exporters.streamed_tensors import StreamedTensor
-from icis_deploy.head import Head, logits_of_blocks
+from icis_deploy.head.head import Head, logits_of_blocks
 
 Float32 = NDArray[np.float32]
 

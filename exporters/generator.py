@@ -31,7 +31,7 @@ from icis_deploy.generator_facts import (
     measure_limits,
     serialize_facts,
 )
-from icis_deploy.head import Head
+from icis_deploy.head.head import Head
 from icis_deploy.row_calibration import Injector
 from icis_deploy.runtime.generator import Generator, check_base, load_generator
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from exporters.expanded_head import AnyHead
 from exporters.scores import LEAST_LOG, scores_of_logits
-from icis_deploy.class_names import quoted
+from icis_deploy.head.class_names import quoted
 
 SATURATED = 6.0
 """A logit beyond which a sigmoid's probability in float32 tells no more about it; 0.0025 is left of it."""

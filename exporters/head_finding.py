@@ -29,7 +29,7 @@ from exporters.head_patterns import (
 )
 from exporters.head_tail import Tail, trace_tail
 from icis_deploy.errors import AmbiguousHeadError, IncompatibleError, ModelLoadError, UsageError
-from icis_deploy.head import Head
+from icis_deploy.head.head import Head
 
 _MAX_NAMED = 5
 _INTEGER_OPERATORS = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QGemm"})

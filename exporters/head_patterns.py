@@ -17,7 +17,7 @@ from exporters.class_axis import integers, label
 from exporters.cosine_features import is_unit_length
 from exporters.graph_constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
 from exporters.head_chain import FLOAT_TYPES, HeadChain, chain_affine, trace_chain
-from icis_deploy.head import rows_per_block
+from icis_deploy.head.head import rows_per_block
 
 Kind = Literal["gemm", "matmul", "conv", "cosine"]
 _KINDS: dict[str, Kind] = {"Gemm": "gemm", "MatMul": "matmul", "Conv": "conv"}

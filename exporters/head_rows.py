@@ -16,7 +16,7 @@ from exporters.graph_constants import constant_array, constant_nodes, constant_s
 from exporters.graph_edits import add_initializer, add_node, add_tensor, unused_name
 from exporters.head_chain import chain_affine
 from exporters.head_patterns import HeadPattern
-from icis_deploy.head import Head
+from icis_deploy.head.head import Head
 
 HEAD_WEIGHT = "head_weight"
 HEAD_BIAS = "head_bias"

@@ -41,7 +41,7 @@ from exporters.onnx_files import check_model
 from exporters.shape_inference import infer_shapes
 from icis_deploy.common.arrays import frozen_float32
 from icis_deploy.errors import ExportError, IncompatibleError, UsageError
-from icis_deploy.slots import EMPTY_SLOT_BIAS
+from icis_deploy.head.slots import EMPTY_SLOT_BIAS
 
 SLOT_WEIGHT = "slot_weight"
 SLOT_BIAS = "slot_bias"

@@ -53,6 +53,7 @@ from exporters.shape_inference import infer_shapes
 from icis_deploy.accuracy_kept import compare_accuracy
 from icis_deploy.bundle import MODEL_NAME, Bundle
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.images import LabeledImages
 from icis_deploy.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.runtime.device import Device
@@ -61,7 +62,6 @@ from icis_deploy.runtime.onnxruntime_session import load_session
 from icis_deploy.runtime.runtimes import Runtime
 from icis_deploy.runtime.session import Session
 from icis_deploy.runtime.store import exported_slots
-from icis_deploy.slots import SlotTable
 
 EXPANDED_HEAD = "features of the original backbone and the expanded head in float64"
 ORIGINAL_MODEL = "logits of the original model in its own runtime, seen classes only"

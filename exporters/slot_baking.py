@@ -28,7 +28,7 @@ from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT
 from exporters.head_tail import grow_tail, resized, trace_tail
 from exporters.onnx_files import check_model
 from icis_deploy.errors import ExportError, IncompatibleError
-from icis_deploy.slots import SlotTable
+from icis_deploy.head.slots import SlotTable
 
 BAKED_WEIGHT = "baked_weight"
 BAKED_BIAS = "baked_bias"

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.onnx_files import first_line
-from icis_deploy.class_names import quoted
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, UsageError
+from icis_deploy.head.class_names import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor

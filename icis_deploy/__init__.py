@@ -20,13 +20,13 @@ from icis_deploy._version import __version__
 
 if TYPE_CHECKING:
     from icis_deploy.bundle import Bundle, load_bundle
-    from icis_deploy.class_update import ClassUpdate
     from icis_deploy.describing import describe
     from icis_deploy.descriptor_files import load_descriptors, save_descriptors
     from icis_deploy.descriptors import Descriptors
     from icis_deploy.envelope import load_update, save_update
     from icis_deploy.errors import ICISDeployError
-    from icis_deploy.head import Head
+    from icis_deploy.head.class_update import ClassUpdate
+    from icis_deploy.head.head import Head
     from icis_deploy.injection_pipeline import inject, train_injector
     from icis_deploy.model_form import ModelForm
     from icis_deploy.pipeline import evaluate, export, inspect, verify
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Bundle": "bundle",
-    "ClassUpdate": "class_update",
+    "ClassUpdate": "head.class_update",
     "Descriptors": "descriptors",
     "Device": "runtime.device",
-    "Head": "head",
+    "Head": "head.head",
     "ICISDeployError": "errors",
     "ModelForm": "model_form",
     "describe": "describing",

@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from icis_deploy.class_names import check_unique
-from icis_deploy.class_update import MAX_VERSION
 from icis_deploy.common.files import read_plain, sha256_of_file
 from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import BundleError, ClassConflictError, CorruptFileError, ICISDeployError
+from icis_deploy.head.class_names import check_unique
+from icis_deploy.head.class_update import MAX_VERSION
 from icis_deploy.preprocessing import Preprocessing, preprocessing_from_json
 
 SCHEMA_VERSION = 2

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from icis_deploy.class_names import MAX_LIST_BYTES, quoted
 from icis_deploy.common.files import read_capped
 from icis_deploy.errors import DescriptorError
+from icis_deploy.head.class_names import MAX_LIST_BYTES, quoted
 
 ClassTexts = Mapping[str, Sequence[str]]
 """One or more texts for each class name."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from icis_deploy.class_names import check_unique, load_class_list
 from icis_deploy.class_texts import ClassTexts, load_class_texts, texts_of
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.errors import UsageError
+from icis_deploy.head.class_names import check_unique, load_class_list
 
 PathLike = str | Path
 

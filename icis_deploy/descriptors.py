@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from icis_deploy.class_names import check_unique, quoted
 from icis_deploy.common.arrays import frozen_float32, same_value
 from icis_deploy.errors import ClassConflictError, DescriptorError
+from icis_deploy.head.class_names import check_unique, quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.common.files import read_plain, write_file
 from icis_deploy.common.json_fields import list_from_json, load_strict
 from icis_deploy.common.terminal_text import printable
 from icis_deploy.errors import CorruptFileError, LoadError, SignatureError
+from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.trusted_keys import TRUSTED_KEYS_TYPE, TrustedKeys, parse_trusted_keys, serialize_trusted_keys
 from icis_deploy.update_format import MAX_PAYLOAD_BYTES, PAYLOAD_TYPE, parse_payload, serialize_payload
 

@@ -25,7 +25,7 @@ from icis_deploy.errors import (
     UntrustworthyError,
 )
 from icis_deploy.estimate import Estimate, estimate_injection
-from icis_deploy.head import Head
+from icis_deploy.head.head import Head
 from icis_deploy.injection_options import AUTO, InjectionOptions
 from icis_deploy.methods import Prepared, Progress, method_named
 from icis_deploy.row_calibration import Injector, LengthFactor, RowCalibration, matching_length

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.class_names import load_class_list
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.descriptor_files import load_descriptors
 from icis_deploy.descriptors import Descriptors
+from icis_deploy.head.class_names import load_class_list
+from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.injection import Injection
 from icis_deploy.injection import inject as predict_rows
 from icis_deploy.injection_options import InjectionOptions

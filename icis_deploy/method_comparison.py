@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.accuracy import AccuracyReport, accuracy_report
-from icis_deploy.class_names import load_class_list, quoted
 from icis_deploy.descriptor_files import load_descriptors
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.errors import ImageError, UntrustworthyError, UsageError
 from icis_deploy.estimate import Estimate
-from icis_deploy.head import Head
+from icis_deploy.head.class_names import load_class_list, quoted
+from icis_deploy.head.head import Head
 from icis_deploy.images import iterate_batches, load_image_list
 from icis_deploy.injection import Injection, inject
 from icis_deploy.injection_options import AUTO, InjectionOptions

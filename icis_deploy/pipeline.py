@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from icis_deploy.accuracy import AccuracyReport, accuracy_report
 from icis_deploy.bundle import Bundle, load_bundle
-from icis_deploy.class_names import load_class_list, quoted
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.common.files import check_free
 from icis_deploy.envelope import load_update
 from icis_deploy.errors import ImageError, UsageError, WrongBaseError
-from icis_deploy.head import Head
+from icis_deploy.head.class_names import load_class_list, quoted
+from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.head.head import Head
 from icis_deploy.images import LabeledImages, load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.parity import ParityReport

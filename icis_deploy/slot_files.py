@@ -18,7 +18,7 @@ from icis_deploy.common.files import read_plain
 from icis_deploy.common.json_fields import integer_from_json, list_from_json, names_from_json
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import BundleError, CorruptFileError, ICISDeployError
-from icis_deploy.slots import EMPTY_SLOT_BIAS, SlotTable
+from icis_deploy.head.slots import EMPTY_SLOT_BIAS, SlotTable
 
 MAX_SLOTS_BYTES = 1 << 31
 SCHEMA_VERSION = 1

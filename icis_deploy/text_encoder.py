@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.class_names import quoted
 from icis_deploy.class_texts import ClassTexts
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.errors import DescriptorError, MissingDependencyError, UsageError
+from icis_deploy.head.class_names import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor

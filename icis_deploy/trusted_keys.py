@@ -18,7 +18,6 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from icis_deploy.class_update import MAX_VERSION
 from icis_deploy.common.json_fields import (
     integer_from_json,
     json_from_time,
@@ -28,6 +27,7 @@ from icis_deploy.common.json_fields import (
 )
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import CorruptFileError, ICISDeployError, IncompatibleError, SignatureError
+from icis_deploy.head.class_update import MAX_VERSION
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey

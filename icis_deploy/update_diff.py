@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from icis_deploy.bundle import Bundle, load_manifest
 from icis_deploy.envelope import load_update
 from icis_deploy.errors import IncompatibleError, WrongBaseError
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.store import Store
-from icis_deploy.slots import SlotTable
 
 _CHUNK = 256
 

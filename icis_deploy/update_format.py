@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.common.json_fields import (
     integer_from_json,
     json_from_time,
@@ -30,6 +29,7 @@ from icis_deploy.common.json_fields import (
 )
 from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import CorruptFileError, ICISDeployError
+from icis_deploy.head.class_update import ClassUpdate
 
 SCHEMA_VERSION = 1
 PAYLOAD_TYPE = "application/vnd.icis-deploy.class-update.v1+safetensors"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from icis_deploy.class_update import ClassUpdate
+from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.runtime.device import Device
 
 MACHINES = ("x86", "arm64")

@@ -23,8 +23,8 @@ import PIL.Image
 from onnx import numpy_helper  # noqa: TID253
 
 import icis_deploy
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import GateFailedError, ICISDeployError
+from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.model_form import ModelForm
 from icis_deploy.neutral_images import neutral_images
 from icis_deploy.preprocessing import Preprocessing, load_preprocessing

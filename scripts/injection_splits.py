@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.injection_quality import COLUMNS, measure_injection, summary
-from icis_deploy.class_names import load_class_list
 from icis_deploy.descriptor_files import load_descriptors
 from icis_deploy.descriptors import Descriptors
-from icis_deploy.head import Head
+from icis_deploy.head.class_names import load_class_list
+from icis_deploy.head.head import Head
 from icis_deploy.injection import inject
 from icis_deploy.injection_options import InjectionOptions
 from icis_deploy.injection_pipeline import run_neutral_pictures

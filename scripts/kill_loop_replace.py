@@ -25,10 +25,10 @@ sys.path.insert(0, str(REPOSITORY))
 
 from icis_deploy.bundle import load_manifest  # noqa: E402 - a script finds its own checkout first
 from icis_deploy.errors import ICISDeployError  # noqa: E402
+from icis_deploy.head.slots import empty_slots  # noqa: E402
 from icis_deploy.runtime.device import Device  # noqa: E402
 from icis_deploy.runtime.store import Store  # noqa: E402
 from icis_deploy.signing import KeyPair, keygen, trusted_keys_from_files  # noqa: E402
-from icis_deploy.slots import empty_slots  # noqa: E402
 from scripts.kill_loop import PRELOADED, PROCESSES, KillReport, kill_one  # noqa: E402
 from tests.icis_deploy.runtime.bundles import (  # noqa: E402
     FEATURE_DIM,

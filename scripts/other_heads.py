@@ -34,7 +34,7 @@ from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, prepared, train
 from icis_deploy.demo.rendering import IMAGE_SIZE, render_classes
 from icis_deploy.demo.world import describe, make_world
 from icis_deploy.descriptors import Descriptors
-from icis_deploy.head import Head
+from icis_deploy.head.head import Head
 from icis_deploy.injection import inject
 from icis_deploy.injection_options import InjectionOptions
 from icis_deploy.neutral_images import neutral_images

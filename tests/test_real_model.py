@@ -19,9 +19,9 @@ from exporters.targets import TARGETS, BuiltTarget, TargetJob, TargetOptions
 from exporters.tensorrt_build import build_engine
 from exporters.tensorrt_graph import with_slots_as_inputs
 from icis_deploy.bundle import file_entry, load_bundle
-from icis_deploy.class_names import load_class_list
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.engine_sidecar import parse_sidecar
+from icis_deploy.head.class_names import load_class_list
+from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images import load_image_list, load_images
 from icis_deploy.injection_options import InjectionOptions
 from icis_deploy.injection_pipeline import train_injector

@@ -21,8 +21,9 @@ from numpy import ndarray
 from numpy.typing import ArrayLike, NDArray
 
 from icis_deploy.bundle import Bundle, check_files, load_manifest
-from icis_deploy.class_names import check_unique
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
+from icis_deploy.head.class_names import check_unique
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
 from icis_deploy.runtime.head_state import HeadState, make_head_state
 from icis_deploy.runtime.journal import HistoryEntry
@@ -32,7 +33,6 @@ from icis_deploy.runtime.session import Session
 from icis_deploy.runtime.side_call import SideCall
 from icis_deploy.runtime.store import Store, exported_slots
 from icis_deploy.runtime.updater import AppliedUpdate, Updater
-from icis_deploy.slots import SlotTable
 
 __all__ = ["AppliedUpdate", "Device", "Logits", "Prediction"]
 

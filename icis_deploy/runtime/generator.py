@@ -38,8 +38,8 @@ from icis_deploy.generator_facts import (
     GeneratorFacts,
     parse_facts,
 )
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.onnxruntime_session import session_options
-from icis_deploy.slots import SlotTable
 
 Float32 = NDArray[np.float32]
 

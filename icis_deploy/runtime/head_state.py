@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle import Bundle
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.session import Session, SlotBuffers
-from icis_deploy.slots import SlotTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

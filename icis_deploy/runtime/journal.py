@@ -22,7 +22,6 @@ from datetime import datetime
 from typing import Any
 
 from icis_deploy.bundle import Bundle, FileEntry
-from icis_deploy.class_update import MAX_VERSION
 from icis_deploy.common.json_fields import (
     integer_from_json,
     json_from_time,
@@ -34,6 +33,7 @@ from icis_deploy.common.json_fields import (
 )
 from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import CorruptFileError
+from icis_deploy.head.class_update import MAX_VERSION
 
 SCHEMA_VERSION = 1
 MAX_STATES = 8

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from icis_deploy.bundle import Bundle
-from icis_deploy.class_names import quoted
 from icis_deploy.errors import CorruptFileError, IncompatibleError
+from icis_deploy.head.class_names import quoted
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.journal import Journal, StateEntry
-from icis_deploy.slots import SlotTable
 
 
 def check_bundle(journal: Journal, bundle: Bundle) -> None:

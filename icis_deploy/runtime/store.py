@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from icis_deploy.bundle import SLOTS_NAME, Bundle, FileEntry, check_file
 from icis_deploy.common.files import read_plain
 from icis_deploy.errors import BundleError, CorruptFileError, LoadError, SignatureError, StorageError
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.file_layer import FileLayer, OSFileLayer
 from icis_deploy.runtime.journal import (
     MAX_JOURNAL_BYTES,
@@ -40,7 +41,6 @@ from icis_deploy.runtime.journal import (
 )
 from icis_deploy.runtime.state_checks import check_bundle, check_table
 from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots, serialize_slots
-from icis_deploy.slots import SlotTable
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle import Bundle
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import IncompatibleError
+from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.journal import HistoryEntry, Journal
 from icis_deploy.runtime.update_rules import trusted_time
-from icis_deploy.slots import SlotTable
 
 
 def still_taught(journal: Journal, update: ClassUpdate) -> tuple[str, ...]:

@@ -29,15 +29,15 @@ from numpy.typing import NDArray
 
 from icis_deploy.bundle import Bundle
 from icis_deploy.errors import BundleError, SelfTestError
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.head_state import HeadState, make_head_state
 from icis_deploy.runtime.journal import HistoryEntry, Journal, StateEntry, initial_journal
 from icis_deploy.runtime.session import Session
 from icis_deploy.runtime.state_checks import check_disabled
 from icis_deploy.runtime.store import SlotsFile, Store, slots_file
-from icis_deploy.slots import SlotTable
 
 if TYPE_CHECKING:
-    from icis_deploy.class_update import ClassUpdate
+    from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.runtime.probe import SlotProbe
     from icis_deploy.runtime.side_call import SideCall
     from icis_deploy.runtime.timings import ApplyTimings, Stopwatch

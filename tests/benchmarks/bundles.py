@@ -7,7 +7,7 @@ import numpy as np
 
 import icis_deploy
 import icis_deploy.pipeline
-from icis_deploy.class_update import ClassUpdate
+from icis_deploy.head.class_update import ClassUpdate
 from tests.tiny_models import FEATURE_DIM, TinyProject
 
 

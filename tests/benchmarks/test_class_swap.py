@@ -9,9 +9,9 @@ import pytest
 from benchmarks.class_swap import _has_right_label, measure_class_swap
 from benchmarks.class_swap_report import text_of
 from icis_deploy.errors import RuntimeFailureError, UsageError
+from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.answers import Prediction
 from icis_deploy.runtime.device import Device
-from icis_deploy.slots import empty_slots
 from tests.icis_deploy.runtime.bundles import FEATURE_DIM, files_in, make_update, seen_head, write_bundle
 
 

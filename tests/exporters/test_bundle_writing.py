@@ -16,7 +16,6 @@ from exporters import bundle_writing
 from exporters.bundle_writing import HeadPlan, plan_head, write_bundle
 from exporters.expanded_head import ExpandedHead
 from icis_deploy.bundle import load_bundle
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import (
     CapacityError,
     ClassConflictError,
@@ -25,11 +24,12 @@ from icis_deploy.errors import (
     UsageError,
     WrongBaseError,
 )
-from icis_deploy.head import Head
+from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.head.head import Head
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.pipeline import OpenedModel, inspect
 from icis_deploy.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.runtime.device import Device
-from icis_deploy.slots import SlotTable
 from tests.tiny_models import FEATURE_DIM, TinyProject
 
 

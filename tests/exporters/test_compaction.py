@@ -15,15 +15,15 @@ from exporters.head_finding import find_head
 from exporters.head_surgery import add_slots, fuse_head, set_slot_defaults
 from exporters.slot_baking import bake_rows
 from icis_deploy.bundle import load_bundle
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import CapacityError, IncompatibleError, MissingDependencyError, UsageError
-from icis_deploy.head import Head
+from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.head.head import Head
+from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images import load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.pipeline import compact
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.store import Store
-from icis_deploy.slots import SlotTable, empty_slots
 from tests.exporters.head_graphs import FEATURE_DIM as GRAPH_DIM
 from tests.exporters.head_graphs import GRAPHS, NUM_CLASSES, HeadGraph, rows, run_model
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject

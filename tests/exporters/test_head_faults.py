@@ -14,9 +14,9 @@ import pytest
 
 import icis_deploy
 from exporters import bundle_writing, head_faults
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import GateFailedError
-from icis_deploy.head import Head
+from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.head.head import Head
 from icis_deploy.model_form import ModelForm
 from tests.tiny_models import FEATURE_DIM, TinyProject
 

@@ -21,8 +21,8 @@ from exporters.head_surgery import (
     set_slot_defaults,
 )
 from icis_deploy.errors import IncompatibleError, ModelLoadError, UsageError
-from icis_deploy.head import Head
-from icis_deploy.slots import EMPTY_SLOT_BIAS
+from icis_deploy.head.head import Head
+from icis_deploy.head.slots import EMPTY_SLOT_BIAS
 from tests.exporters.head_graphs import (
     FEATURE_DIM,
     GRAPHS,

@@ -18,7 +18,6 @@ from exporters.engine_settings import EngineSettings
 from exporters.openvino_conversion import openvino_from_onnx
 from exporters.targets import TARGETS, BuiltTarget, TargetJob, TargetOptions, plan_targets
 from icis_deploy.bundle import load_bundle
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.cli.export import TARGET_NAMES
 from icis_deploy.cli.main import run
 from icis_deploy.errors import (
@@ -28,6 +27,7 @@ from icis_deploy.errors import (
     MissingDependencyError,
     UsageError,
 )
+from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.pipeline import OpenedModel, inspect
 from icis_deploy.runtime.openvino_session import OPENVINO_NAME, OpenVINOSession
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject

@@ -11,7 +11,7 @@ from icis_deploy.descriptors import Descriptors
 from icis_deploy.errors import UntrustworthyError
 from icis_deploy.estimate import NO_NEUTRAL_FEATURES
 from icis_deploy.feature_law import class_directions, principal_law
-from icis_deploy.head import Head
+from icis_deploy.head.head import Head
 from icis_deploy.injection import Injection, inject
 from icis_deploy.injection_options import InjectionOptions
 

@@ -18,7 +18,7 @@ from icis_deploy.errors import (
     UsageError,
 )
 from icis_deploy.estimate import NO_NEUTRAL_FEATURES
-from icis_deploy.head import Head
+from icis_deploy.head.head import Head
 from icis_deploy.injection import inject, unseen_classes
 from icis_deploy.injection_options import InjectionOptions
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 
 from icis_deploy.errors import IncompatibleError
-from icis_deploy.head import Head
+from icis_deploy.head.head import Head
 from icis_deploy.parity import GATE_PROFILES, GateProfile, agreement_lower_bound, compare_logits
 
 FP32 = GATE_PROFILES["fp32"]

@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save
 
 from icis_deploy import update_format
-from icis_deploy.class_update import MAX_ROW_VALUE, ClassUpdate
 from icis_deploy.errors import CorruptFileError
+from icis_deploy.head.class_update import MAX_ROW_VALUE, ClassUpdate
 from icis_deploy.update_format import parse_payload, serialize_payload
 
 BASE = "0123456789abcdef" * 4

@@ -13,6 +13,7 @@ import pytest
 
 from icis_deploy.bundle import load_bundle
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, StorageError
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.execution_providers import (
     CPU_PROVIDER,
@@ -27,7 +28,6 @@ from icis_deploy.runtime.execution_providers import (
 )
 from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession, load_session
 from icis_deploy.runtime.probe import verify_slots
-from icis_deploy.slots import SlotTable
 from tests.icis_deploy.runtime.bundles import FEATURE_DIM, images, seen_head, write_bundle
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icis_deploy.bundle import FileEntry
-from icis_deploy.class_update import MAX_VERSION
 from icis_deploy.errors import CorruptFileError
+from icis_deploy.head.class_update import MAX_VERSION
 from icis_deploy.runtime.journal import ACTIONS, HistoryEntry, Journal, StateEntry, parse_journal, serialize_journal
 
 TIMES = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(timezone.utc)).map(

@@ -22,7 +22,7 @@ from icis_deploy.errors import (
     OutlierError,
     WrongBaseError,
 )
-from icis_deploy.head import Head
+from icis_deploy.head.head import Head
 from icis_deploy.injection import inject
 from icis_deploy.injection_options import InjectionOptions
 from icis_deploy.row_calibration import Injector

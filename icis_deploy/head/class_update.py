@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.class_names import check_unique, quoted
 from icis_deploy.common.arrays import frozen_float32, same_value
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ClassConflictError, IncompatibleError
+from icis_deploy.head.class_names import check_unique, quoted
 
 MAX_VERSION = (1 << 63) - 1
 """A greater number fits neither the file formats nor the shells through which versions go."""

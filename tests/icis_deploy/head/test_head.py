@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from icis_deploy.errors import ClassConflictError, IncompatibleError
-from icis_deploy.head import Head, fingerprint
+from icis_deploy.head.head import Head, fingerprint
 
 ROWS = hnp.arrays(
     np.float32,

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.class_names import check_unique, quoted
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.common.arrays import frozen_float32, same_value
 from icis_deploy.errors import CapacityError, ClassConflictError, IncompatibleError
+from icis_deploy.head.class_names import check_unique, quoted
+from icis_deploy.head.class_update import ClassUpdate
 
 EMPTY_SLOT_BIAS = -6e4
 """Some heads have only negative logits, where a zero row would win. Float16 can hold it: its least is -65504."""

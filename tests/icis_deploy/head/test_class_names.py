@@ -1,7 +1,7 @@
 import pytest
 
-from icis_deploy.class_names import check_unique, load_class_list, quoted
 from icis_deploy.errors import ClassConflictError, LoadError
+from icis_deploy.head.class_names import check_unique, load_class_list, quoted
 
 
 def class_list(tmp_path, data):

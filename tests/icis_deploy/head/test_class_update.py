@@ -3,8 +3,8 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pytest
 
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import ClassConflictError, IncompatibleError
+from icis_deploy.head.class_update import ClassUpdate
 
 BASE = "0123456789abcdef" * 4
 

@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icis_deploy.class_update import ClassUpdate
 from icis_deploy.errors import CapacityError, ClassConflictError, IncompatibleError
-from icis_deploy.head import Head
-from icis_deploy.slots import EMPTY_SLOT_BIAS, SlotTable, empty_slots
+from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.head.head import Head
+from icis_deploy.head.slots import EMPTY_SLOT_BIAS, SlotTable, empty_slots
 
 BASE = "0123456789abcdef" * 4
 FEATURE_DIM = 3
