@@ -27,8 +27,8 @@ from icis_deploy.errors import GateFailedError, UsageError
 from icis_deploy.parity import ParityReport
 from icis_deploy.runtime.journal import Journal, serialize_journal
 from icis_deploy.runtime.store import JOURNAL_NAME, STATE_FOLDER, TRUST_FOLDER
-from icis_deploy.signing import load_public_key
-from icis_deploy.trusted_keys import MAX_TRUSTED_KEYS
+from icis_deploy.updates.signing import load_public_key
+from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS
 
 REPORT_NAME = "parity.json"
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from icis_deploy.describing import describe
     from icis_deploy.descriptor_files import load_descriptors, save_descriptors
     from icis_deploy.descriptors import Descriptors
-    from icis_deploy.envelope import load_update, save_update
     from icis_deploy.errors import ICISDeployError
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.head.head import Head
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from icis_deploy.model_form import ModelForm
     from icis_deploy.pipeline import evaluate, export, inspect, verify
     from icis_deploy.runtime.device import Device
+    from icis_deploy.updates.envelope import load_update, save_update
 
 _HOMES = {
     "Bundle": "bundle",
@@ -47,9 +47,9 @@ _HOMES = {
     "inspect": "pipeline",
     "load_bundle": "bundle",
     "load_descriptors": "descriptor_files",
-    "load_update": "envelope",
+    "load_update": "updates.envelope",
     "save_descriptors": "descriptor_files",
-    "save_update": "envelope",
+    "save_update": "updates.envelope",
     "train_injector": "injection_pipeline",
     "verify": "pipeline",
 }

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from icis_deploy.accuracy import AccuracyReport, accuracy_report
 from icis_deploy.bundle import Bundle, load_bundle
 from icis_deploy.common.files import check_free
-from icis_deploy.envelope import load_update
 from icis_deploy.errors import ImageError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import load_class_list, quoted
 from icis_deploy.head.class_update import ClassUpdate
@@ -32,6 +31,7 @@ from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.runtimes import Runtime, runtime_from
 from icis_deploy.runtime.store import Store, exported_slots
 from icis_deploy.slot_files import load_injected
+from icis_deploy.updates.envelope import load_update
 from icis_deploy.workbench import enable_workbench
 
 if TYPE_CHECKING:

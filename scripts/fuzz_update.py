@@ -20,14 +20,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 with atheris.instrument_imports(include=["icis_deploy", "securesystemslib"]):
-    from icis_deploy.envelope import parse_envelope, serialize_envelope
     from icis_deploy.errors import ICISDeployError
     from icis_deploy.runtime.update_rules import verify_bytes
-    from icis_deploy.update_format import PAYLOAD_TYPE, serialize_payload
+    from icis_deploy.updates.envelope import parse_envelope, serialize_envelope
+    from icis_deploy.updates.payload import PAYLOAD_TYPE, serialize_payload
 
 from securesystemslib.dsse import Envelope  # noqa: E402
 
-from icis_deploy.signing import load_private_key  # noqa: E402 - after the instrumented ones
+from icis_deploy.updates.signing import load_private_key  # noqa: E402 - after the instrumented ones
 from scripts.mutations import Target  # noqa: E402
 from tests.icis_deploy.runtime.bundles import make_update  # noqa: E402
 

@@ -39,8 +39,8 @@ from icis_deploy.head.slots import SlotTable  # noqa: E402
 from icis_deploy.preprocessing import Preprocessing, load_preprocessing  # noqa: E402
 from icis_deploy.runtime.device import Device  # noqa: E402
 from icis_deploy.runtime.operations import classes  # noqa: E402
-from icis_deploy.signing import keygen, trusted_keys_from_files  # noqa: E402
 from icis_deploy.slot_files import parse_slots, serialize_slots  # noqa: E402
+from icis_deploy.updates.signing import keygen, trusted_keys_from_files  # noqa: E402
 from scripts.mutations import MAX_BYTES, change_one, cut, flip_bits, nest, random_bytes, splice  # noqa: E402
 from tests.icis_deploy.runtime.bundles import FEATURE_DIM, images, make_update, signed_bytes, trust, write_bundle  # noqa: E402
 

@@ -344,7 +344,12 @@ def test_importing_icis_deploy_loads_not_even_numpy():
 
 @pytest.mark.parametrize(
     "module",
-    ["icis_deploy.runtime.device", "icis_deploy.cli.main", "icis_deploy.descriptor_files", "icis_deploy.envelope"],
+    [
+        "icis_deploy.runtime.device",
+        "icis_deploy.cli.main",
+        "icis_deploy.descriptor_files",
+        "icis_deploy.updates.envelope",
+    ],
 )
 def test_importing_a_module_loads_nothing_heavy(module):
     assert loaded_by(f"import {module}") & HEAVY == set()

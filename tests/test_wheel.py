@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from icis_deploy.signing import keygen
+from icis_deploy.updates.signing import keygen
 from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, trust, write_bundle
 from tests.tiny_models import write_tiny_project
 

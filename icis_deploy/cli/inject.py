@@ -81,8 +81,8 @@ def inject(
     them is estimated by playing the same game with classes that MODEL knows.
     """
     from icis_deploy.common.files import check_free
-    from icis_deploy.envelope import save_update
     from icis_deploy.injection_pipeline import inject as inject_classes
+    from icis_deploy.updates.envelope import save_update
 
     check_free(out, overwrite=overwrite)
     if "auto" not in (options["method"], options["calibration"]):

@@ -13,8 +13,8 @@ from icis_deploy.cli.output import columns, format_option, print_result
 from icis_deploy.common.terminal_text import printable
 
 if TYPE_CHECKING:
-    from icis_deploy.signing import SignedFile
     from icis_deploy.update_diff import UpdateDiff
+    from icis_deploy.updates.signing import SignedFile
 
 EXISTING_PATH = click.Path(exists=True, path_type=Path)
 UTC_TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
@@ -30,7 +30,7 @@ def keygen(out: Path) -> None:
     Devices trust the public keys in their bundle's trust/ folder: give OUT.pub to `export --trust`. Keep OUT where the
     updates are signed, and nowhere else.
     """
-    from icis_deploy.signing import keygen as make_keys
+    from icis_deploy.updates.signing import keygen as make_keys
 
     keys = make_keys(out)
     result = {"private_key": str(keys.private_path), "public_key": str(keys.public_path), "key_id": keys.key_id}
@@ -51,7 +51,7 @@ def keygen(out: Path) -> None:
 @format_option
 def sign(update: Path, key: Path, version: int | None, expires: datetime | None, out: Path | None) -> None:
     """Sign UPDATE, and set its version and expiry."""
-    from icis_deploy.signing import sign as sign_file
+    from icis_deploy.updates.signing import sign as sign_file
 
     in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
     _print_signed(sign_file(update, key, out=out, version=version, expires=in_utc))
@@ -74,7 +74,7 @@ def rotate_keys(trust: tuple[Path, ...], key: Path, version: int, expires: datet
     It is signed by a key that they trust now and applied like a class update: `apply OUT --to BUNDLE`. No rollback
     brings the old keys back. Keep a second key offline, and among the trusted ones, to replace one that was stolen.
     """
-    from icis_deploy.signing import rotate_keys as write_rotation
+    from icis_deploy.updates.signing import rotate_keys as write_rotation
 
     in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
     _print_signed(write_rotation(trust, key, out=out, version=version, expires=in_utc))
@@ -91,7 +91,7 @@ def verify_update(update: Path, trust: tuple[Path, ...]) -> None:
 
     The exit code is 6 if it is not.
     """
-    from icis_deploy.signing import verify_update as verify_file
+    from icis_deploy.updates.signing import verify_update as verify_file
 
     _print_signed(verify_file(update, trust))
 

@@ -22,11 +22,11 @@ from icis_deploy.demo.network import PREPROCESSING, export_program, train_networ
 from icis_deploy.demo.picture_sheet import SheetCard, save_picture_sheet
 from icis_deploy.demo.rendering import render_classes
 from icis_deploy.demo.world import World, make_world
-from icis_deploy.envelope import save_update
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.injection_pipeline import inject
 from icis_deploy.pipeline import OpenedModel, evaluate, export, inspect
 from icis_deploy.runtime.device import Device
+from icis_deploy.updates.envelope import save_update
 
 TRAINING_IMAGES_PER_CLASS = 60
 TEST_IMAGES_PER_CLASS = 10

@@ -187,7 +187,7 @@ class Store:
         Raises:
             SignatureError: If a key file cannot be read or is no Ed25519 public key, or there are too many.
         """
-        from icis_deploy.trusted_keys import MAX_TRUSTED_KEYS, public_key_from_pem
+        from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS, public_key_from_pem
 
         if journal.trusted_keys is not None:
             return tuple(public_key_from_pem(text) for text in journal.trusted_keys)
@@ -205,7 +205,7 @@ class Store:
         return tuple([self._trusted_key(folder / name) for name in names])
 
     def _trusted_key(self, path: Path) -> SSlibKey:
-        from icis_deploy.trusted_keys import MAX_KEY_BYTES, public_key_from_pem
+        from icis_deploy.updates.trusted_keys import MAX_KEY_BYTES, public_key_from_pem
 
         try:
             text = self._files.read(path, MAX_KEY_BYTES).decode("ascii", errors="replace")

@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING
 
 from icis_deploy.bundle import Bundle
 from icis_deploy.common.json_fields import json_from_time
-from icis_deploy.envelope import MAX_SIGNATURE_BYTES, parse_content, parse_envelope, verify_signature
 from icis_deploy.errors import (
     ClassConflictError,
     CorruptFileError,
@@ -46,7 +45,8 @@ from icis_deploy.head.class_names import MAX_NAME_BYTES, quoted
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.journal import MAX_HISTORY, MAX_STATES, HistoryEntry, Journal, StateEntry
-from icis_deploy.trusted_keys import MAX_TRUSTED_KEYS_BYTES, TrustedKeys
+from icis_deploy.updates.envelope import MAX_SIGNATURE_BYTES, parse_content, parse_envelope, verify_signature
+from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS_BYTES, TrustedKeys
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from icis_deploy.runtime.probe import SlotProbe
     from icis_deploy.runtime.side_call import SideCall
     from icis_deploy.runtime.timings import ApplyTimings, Stopwatch
-    from icis_deploy.trusted_keys import TrustedKeys
+    from icis_deploy.updates.trusted_keys import TrustedKeys
 
 _NUM_READ_ATTEMPTS = 5
 
@@ -100,7 +100,7 @@ class Updater:
         from icis_deploy.runtime import update_rules as rules
         from icis_deploy.runtime.teaching_rules import still_taught
         from icis_deploy.runtime.timings import Stopwatch
-        from icis_deploy.trusted_keys import TrustedKeys
+        from icis_deploy.updates.trusted_keys import TrustedKeys
 
         watch, limit = Stopwatch(), rules.max_update_bytes(self._bundle)
         data = update if isinstance(update, bytes) else self._store.read_update(Path(update), limit)

@@ -54,7 +54,7 @@ def exported(project: TinyProject, out: Path, *, targets: list[str] | None = Non
 
 
 def update_for(device: Device, *names: str, version: int, **fields: object) -> bytes:
-    from icis_deploy.envelope import envelope_of, serialize_envelope
+    from icis_deploy.updates.envelope import envelope_of, serialize_envelope
 
     values = np.random.default_rng(version).normal(size=(len(names), FEATURE_DIM + 1)) * 8
     content = ClassUpdate(

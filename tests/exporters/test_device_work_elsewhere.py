@@ -23,7 +23,6 @@ from exporters.tensorrt_graph import graph_for_tensorrt
 from exporters.tensorrt_target import ENGINE_REWRITES
 from icis_deploy.bundle import MODEL_NAME, Bundle
 from icis_deploy.engine_sidecar import EngineInput, EngineOutput, parse_sidecar
-from icis_deploy.envelope import save_update
 from icis_deploy.errors import GateFailedError, IncompatibleError
 from icis_deploy.images import load_image_list
 from icis_deploy.model_form import ModelForm
@@ -32,6 +31,7 @@ from icis_deploy.runtime.cuda_calls import CudaCalls
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.runtimes import Runtime
 from icis_deploy.runtime.session import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
+from icis_deploy.updates.envelope import save_update
 from tests.exporters.test_device_work import update_for, with_tail
 from tests.icis_deploy.runtime.fake_gpu import FakeCuda, FakeTensorRT
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, SIDE, TinyProject

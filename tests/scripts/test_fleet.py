@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from icis_deploy.runtime.operations import classes, history
-from icis_deploy.signing import keygen
+from icis_deploy.updates.signing import keygen
 from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, trust, write_bundle
 
 FLEET = Path(__file__).resolve().parents[2] / "scripts" / "fleet"

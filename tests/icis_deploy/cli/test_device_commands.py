@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from icis_deploy.cli.main import run
-from icis_deploy.envelope import load_update, save_update
 from icis_deploy.runtime.device import Device
+from icis_deploy.updates.envelope import load_update, save_update
 from tests.icis_deploy.cli.test_commands import export_arguments, names_in, run_json
 from tests.icis_deploy.runtime.bundles import make_update, trust, write_bundle, write_signed
 from tests.tiny_models import NUM_SEEN, NUM_UNSEEN, TinyProject

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from icis_deploy.bundle import MANIFEST_NAME, MODEL_NAME, SLOTS_NAME, Bundle, ModelInput, file_entry, serialize_manifest
-from icis_deploy.envelope import envelope_of, save_update, serialize_envelope
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable, empty_slots
-from icis_deploy.signing import load_private_key, sign
 from icis_deploy.slot_files import serialize_slots
-from icis_deploy.trusted_keys import TrustedKeys
+from icis_deploy.updates.envelope import envelope_of, save_update, serialize_envelope
+from icis_deploy.updates.signing import load_private_key, sign
+from icis_deploy.updates.trusted_keys import TrustedKeys
 
 INPUT_DIM, FEATURE_DIM, SEEN_NAMES = 6, 4, ("cat", "dog", "owl")
 

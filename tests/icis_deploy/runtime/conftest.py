@@ -12,8 +12,8 @@ from icis_deploy.runtime.file_layer import FileLayer
 from icis_deploy.runtime.head_state import make_head_state
 from icis_deploy.runtime.onnxruntime_session import load_session
 from icis_deploy.runtime.store import Store, exported_slots
-from icis_deploy.signing import KeyPair, keygen
-from icis_deploy.trusted_keys import TrustedKeys
+from icis_deploy.updates.signing import KeyPair, keygen
+from icis_deploy.updates.trusted_keys import TrustedKeys
 from tests.icis_deploy.runtime.bundles import signed_bytes, trust, write_bundle
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from icis_deploy.bundle import load_bundle, load_manifest
-from icis_deploy.envelope import envelope_of, save_update, serialize_envelope
 from icis_deploy.errors import (
     CapacityError,
     ClassConflictError,
@@ -27,7 +26,8 @@ from icis_deploy.errors import (
 )
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.journal import MAX_HISTORY, MAX_STATES
-from icis_deploy.signing import keygen, load_private_key, trusted_keys_from_files
+from icis_deploy.updates.envelope import envelope_of, save_update, serialize_envelope
+from icis_deploy.updates.signing import keygen, load_private_key, trusted_keys_from_files
 from tests.icis_deploy.runtime.bundles import (
     TAILS,
     Clock,

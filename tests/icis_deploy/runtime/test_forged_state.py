@@ -8,11 +8,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from icis_deploy.envelope import envelope_of, serialize_envelope
 from icis_deploy.errors import BundleError, CorruptFileError
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.operations import classes, enable
-from icis_deploy.signing import trusted_keys_from_files
+from icis_deploy.updates.envelope import envelope_of, serialize_envelope
+from icis_deploy.updates.signing import trusted_keys_from_files
 from scripts.state_mutations import KINDS, StateReport, StateTarget, count_case, run_state_mutations, signed_journal
 from tests.icis_deploy.runtime.bundles import files_in, make_update
 

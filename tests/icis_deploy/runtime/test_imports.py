@@ -14,7 +14,7 @@ RUNTIME = Path(icis_deploy.runtime.__file__).parent
 REPOSITORY = RUNTIME.parent.parent
 DEVICE_MODULES = [
     *(f"icis_deploy.runtime.{path.stem}" for path in sorted(RUNTIME.glob("*.py")) if path.stem != "__init__"),
-    "icis_deploy.signing",
+    "icis_deploy.updates.signing",
     "icis_deploy.update_diff",
 ]
 HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "scipy", "sklearn", "matplotlib")
@@ -23,7 +23,12 @@ HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "scipy", "sklearn", "matplotl
 FOR_CHANGES = (
     *(f"icis_deploy.runtime.{name}" for name in ("generator", "probe", "teaching_rules", "timings", "update_rules")),
     *("cryptography", "email", "importlib.metadata", "securesystemslib", "shutil", "tempfile"),
-    *("icis_deploy.envelope", "icis_deploy.images", "icis_deploy.trusted_keys", "icis_deploy.update_format"),
+    *(
+        "icis_deploy.updates.envelope",
+        "icis_deploy.images",
+        "icis_deploy.updates.trusted_keys",
+        "icis_deploy.updates.payload",
+    ),
 )
 """What only changing a device takes, or reading its images; `email` is what `importlib.metadata` is slow for."""
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from icis_deploy.cli.main import run
-from icis_deploy.envelope import load_update
 from icis_deploy.errors import BundleError, ICISDeployError, LoadError
 from icis_deploy.runtime import operations
 from icis_deploy.runtime.device import Device
-from icis_deploy.signing import keygen, rotate_keys, sign, verify_update
+from icis_deploy.updates.envelope import load_update
+from icis_deploy.updates.signing import keygen, rotate_keys, sign, verify_update
 from tests.icis_deploy.runtime.bundles import files_in, make_update
 
 ODD = [

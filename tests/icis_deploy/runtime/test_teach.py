@@ -28,7 +28,7 @@ from icis_deploy.injection_options import InjectionOptions
 from icis_deploy.row_calibration import Injector
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.journal import parse_journal, serialize_journal
-from icis_deploy.signing import KeyPair
+from icis_deploy.updates.signing import KeyPair
 from tests.icis_deploy.runtime.bundles import (
     FEATURE_DIM,
     files_in,

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icis_deploy.bundle import load_manifest
-from icis_deploy.envelope import envelope_of, load_envelope, serialize_envelope
 from icis_deploy.errors import CorruptFileError, ICISDeployError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.runtime.journal import initial_journal
 from icis_deploy.runtime.update_rules import max_update_bytes, trusted_time
-from icis_deploy.update_format import serialize_payload
+from icis_deploy.updates.envelope import envelope_of, load_envelope, serialize_envelope
+from icis_deploy.updates.payload import serialize_payload
 from scripts.mutations import MUTATIONS, MutationReport, Target, run_mutations
 from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, write_bundle
 

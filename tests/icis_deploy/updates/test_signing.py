@@ -10,10 +10,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 
-from icis_deploy.envelope import load_envelope, load_update, save_update
 from icis_deploy.errors import CorruptFileError, LoadError, SignatureError, StorageError, UsageError
-from icis_deploy.signing import keygen, load_private_key, rotate_keys, sign, trusted_keys_from_files, verify_update
-from icis_deploy.trusted_keys import TrustedKeys
+from icis_deploy.updates.envelope import load_envelope, load_update, save_update
+from icis_deploy.updates.signing import (
+    keygen,
+    load_private_key,
+    rotate_keys,
+    sign,
+    trusted_keys_from_files,
+    verify_update,
+)
+from icis_deploy.updates.trusted_keys import TrustedKeys
 from tests.icis_deploy.runtime.bundles import make_update
 
 EXPIRES = datetime(2100, 1, 1, tzinfo=timezone.utc)
@@ -68,7 +75,7 @@ def test_a_key_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     def refuse(path, data):
         raise StorageError("no room for the public half")
 
-    monkeypatch.setattr("icis_deploy.signing.write_file", refuse)
+    monkeypatch.setattr("icis_deploy.updates.signing.write_file", refuse)
     with pytest.raises(StorageError, match="no room"):
         keygen(tmp_path / "key")
     assert list(tmp_path.iterdir()) == []

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save
 
-from icis_deploy import update_format
 from icis_deploy.errors import CorruptFileError
 from icis_deploy.head.class_update import MAX_ROW_VALUE, ClassUpdate
-from icis_deploy.update_format import parse_payload, serialize_payload
+from icis_deploy.updates import payload as update_format
+from icis_deploy.updates.payload import parse_payload, serialize_payload
 
 BASE = "0123456789abcdef" * 4
 FINITE = st.floats(width=32, min_value=-float(MAX_ROW_VALUE), max_value=float(MAX_ROW_VALUE))

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING
 
 from icis_deploy.common.files import read_plain, write_file
 from icis_deploy.common.json_fields import json_from_time
-from icis_deploy.envelope import (
+from icis_deploy.errors import CorruptFileError, IntegrityError, SignatureError, StorageError, UsageError
+from icis_deploy.head.class_update import MAX_VERSION, ClassUpdate
+from icis_deploy.updates.envelope import (
     envelope_of,
     load_envelope,
     parse_content,
     serialize_envelope,
     verify_signature,
 )
-from icis_deploy.errors import CorruptFileError, IntegrityError, SignatureError, StorageError, UsageError
-from icis_deploy.head.class_update import MAX_VERSION, ClassUpdate
-from icis_deploy.trusted_keys import MAX_KEY_BYTES, TrustedKeys, pem_from_public_key, public_key_from_pem
+from icis_deploy.updates.trusted_keys import MAX_KEY_BYTES, TrustedKeys, pem_from_public_key, public_key_from_pem
 
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner, SSlibKey

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icis_deploy import envelope
-from icis_deploy.envelope import load_update, parse_envelope, save_update, serialize_envelope
 from icis_deploy.errors import CorruptFileError, LoadError, StorageError
 from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.update_format import PAYLOAD_TYPE, serialize_payload
+from icis_deploy.updates import envelope
+from icis_deploy.updates.envelope import load_update, parse_envelope, save_update, serialize_envelope
+from icis_deploy.updates.payload import PAYLOAD_TYPE, serialize_payload
 
 UPDATE = ClassUpdate(
     base_fingerprint="0123456789abcdef" * 4,

@@ -25,8 +25,8 @@ from icis_deploy.common.json_fields import list_from_json, load_strict
 from icis_deploy.common.terminal_text import printable
 from icis_deploy.errors import CorruptFileError, LoadError, SignatureError
 from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.trusted_keys import TRUSTED_KEYS_TYPE, TrustedKeys, parse_trusted_keys, serialize_trusted_keys
-from icis_deploy.update_format import MAX_PAYLOAD_BYTES, PAYLOAD_TYPE, parse_payload, serialize_payload
+from icis_deploy.updates.payload import MAX_PAYLOAD_BYTES, PAYLOAD_TYPE, parse_payload, serialize_payload
+from icis_deploy.updates.trusted_keys import TRUSTED_KEYS_TYPE, TrustedKeys, parse_trusted_keys, serialize_trusted_keys
 
 if TYPE_CHECKING:
     from securesystemslib.dsse import Envelope

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icis_deploy.errors import CorruptFileError, IncompatibleError, SignatureError
-from icis_deploy.signing import keygen
-from icis_deploy.trusted_keys import (
+from icis_deploy.updates.signing import keygen
+from icis_deploy.updates.trusted_keys import (
     MAX_TRUSTED_KEYS,
     MAX_TRUSTED_KEYS_BYTES,
     TrustedKeys,
