@@ -48,7 +48,7 @@ from benchmarks.update_result import scenario_from_swap
 from icis_deploy.bundle import load_manifest
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import ICISDeployError, UsageError
-from icis_deploy.images import LabeledImages
+from icis_deploy.images.loading import LabeledImages
 from icis_deploy.runtime.runtimes import Runtime
 
 NUM_INPUTS = 4

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.common.files import read_capped
 from icis_deploy.errors import ImageError, LoadError
-from icis_deploy.images import LabeledImages, load_image_list
+from icis_deploy.images.loading import LabeledImages, load_image_list
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAX_FEATURE_BYTES = 1 << 34

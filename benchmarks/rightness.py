@@ -23,7 +23,7 @@ from icis_deploy.accuracy import AccuracyReport, accuracy_report
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
-from icis_deploy.images import LabeledImages
+from icis_deploy.images.loading import LabeledImages
 
 BATCH_SIZE = 16
 NUM_SEEDED_INPUTS = 64

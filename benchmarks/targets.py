@@ -18,8 +18,8 @@ from benchmarks.result_values import HeadKind, Phases
 from benchmarks.scale import head_bytes
 from icis_deploy.bundle import INJECTED_NAME, Bundle, ModelInput
 from icis_deploy.errors import BundleError, IncompatibleError, UsageError
-from icis_deploy.images import load_images, load_pixels
-from icis_deploy.preprocessing import Preprocessing
+from icis_deploy.images.loading import load_images, load_pixels
+from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession, load_session
 from icis_deploy.runtime.runtimes import Runtime, loaded_files

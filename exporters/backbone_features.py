@@ -19,7 +19,7 @@ from exporters.head_surgery import backbone
 from exporters.model_loading import LoadedModel
 from exporters.onnx_files import serialize_model
 from icis_deploy.errors import ICISDeployError
-from icis_deploy.preprocessing import Preprocessing
+from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession, load_session
 
 NUM_PICTURES = 128

@@ -38,10 +38,10 @@ from icis_deploy.generator_facts import GENERATOR_NAME
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable, empty_slots
-from icis_deploy.images import LabeledImages, load_image_list
+from icis_deploy.images.loading import LabeledImages, load_image_list
+from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.model_form import ModelForm
 from icis_deploy.parity import ParityReport
-from icis_deploy.preprocessing import Preprocessing
 from icis_deploy.runtime.runtimes import Runtime
 from icis_deploy.slot_files import MAX_SLOTS_BYTES, serialize_slots
 

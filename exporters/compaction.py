@@ -35,7 +35,7 @@ from icis_deploy.common.files import check_free, new_folder, write_file
 from icis_deploy.errors import CapacityError, IncompatibleError, UsageError
 from icis_deploy.generator_facts import GENERATOR_NAME
 from icis_deploy.head.slots import SlotTable, empty_slots
-from icis_deploy.images import LabeledImages
+from icis_deploy.images.loading import LabeledImages
 from icis_deploy.runtime.journal import Journal
 from icis_deploy.runtime.store import TRUST_FOLDER
 from icis_deploy.slot_files import load_injected, serialize_slots

@@ -20,7 +20,7 @@ from exporters.parity_gate import BundleRun, opened_bundle, run_bundle
 from exporters.scores import compared_values
 from icis_deploy.bundle import Bundle
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.images import LabeledImages
+from icis_deploy.images.loading import LabeledImages
 from icis_deploy.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.head_state import make_head_state

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle import ModelInput
-from icis_deploy.images import load_images, load_pixels
-from icis_deploy.neutral_images import neutral_images
-from icis_deploy.preprocessing import Preprocessing
+from icis_deploy.images.loading import load_images, load_pixels
+from icis_deploy.images.neutral import neutral_images
+from icis_deploy.images.preprocessing import Preprocessing
 
 NUM_SEEDED_INPUTS = 64
 BATCH_SIZE = 16

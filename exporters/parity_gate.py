@@ -54,7 +54,7 @@ from icis_deploy.accuracy_kept import compare_accuracy
 from icis_deploy.bundle import MODEL_NAME, Bundle
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.images import LabeledImages
+from icis_deploy.images.loading import LabeledImages
 from icis_deploy.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.head_state import make_head_state

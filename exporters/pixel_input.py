@@ -17,7 +17,7 @@ from exporters.graph_edits import GraphPass, add_initializer, run_pass, unused_n
 from exporters.onnx_files import check_model
 from icis_deploy.bundle import ModelInput
 from icis_deploy.errors import ExportError, IncompatibleError
-from icis_deploy.preprocessing import Preprocessing
+from icis_deploy.images.preprocessing import Preprocessing
 
 
 def pixel_input(model_input: ModelInput, preprocessing: Preprocessing) -> ModelInput:

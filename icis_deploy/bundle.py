@@ -30,7 +30,7 @@ from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import BundleError, ClassConflictError, CorruptFileError, ICISDeployError
 from icis_deploy.head.class_names import check_unique
 from icis_deploy.head.class_update import MAX_VERSION
-from icis_deploy.preprocessing import Preprocessing, preprocessing_from_json
+from icis_deploy.images.preprocessing import Preprocessing, preprocessing_from_json
 
 SCHEMA_VERSION = 2
 _READABLE_VERSIONS = (1, 2)

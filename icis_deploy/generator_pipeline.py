@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from icis_deploy.common.files import check_free
 from icis_deploy.descriptor_files import load_descriptors
 from icis_deploy.descriptors import Descriptors
+from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.injection_options import InjectionOptions
 from icis_deploy.injection_pipeline import train_injector
 from icis_deploy.pipeline import Model, PathLike, head_of, inspect
-from icis_deploy.preprocessing import Preprocessing
 from icis_deploy.workbench import enable_workbench
 
 if TYPE_CHECKING:

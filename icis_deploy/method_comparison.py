@@ -21,13 +21,13 @@ from icis_deploy.errors import ImageError, UntrustworthyError, UsageError
 from icis_deploy.estimate import Estimate
 from icis_deploy.head.class_names import load_class_list, quoted
 from icis_deploy.head.head import Head
-from icis_deploy.images import iterate_batches, load_image_list
+from icis_deploy.images.loading import iterate_batches, load_image_list
+from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.injection import Injection, inject
 from icis_deploy.injection_options import AUTO, InjectionOptions
 from icis_deploy.injection_pipeline import run_neutral_pictures
 from icis_deploy.methods import METHODS
 from icis_deploy.pipeline import BATCH_SIZE, Model, OpenedModel, PathLike, head_of, inspect
-from icis_deploy.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.workbench import enable_workbench
 
 Float32 = NDArray[np.float32]

@@ -23,10 +23,10 @@ from icis_deploy.errors import ImageError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import load_class_list, quoted
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
-from icis_deploy.images import LabeledImages, load_image_list
+from icis_deploy.images.loading import LabeledImages, load_image_list
+from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.model_form import ModelForm
 from icis_deploy.parity import ParityReport
-from icis_deploy.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.runtimes import Runtime, runtime_from
 from icis_deploy.runtime.store import Store, exported_slots

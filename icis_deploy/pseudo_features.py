@@ -2,7 +2,7 @@
 
     feature = activation(centre + amount * (direction of its class + blend * direction of a similar class) + rest)
 
-- *The rest* is what neutral features (`icis_deploy.neutral_images`, through the backbone) have around their mean. It is
+- *The rest* is what neutral features (`icis_deploy.images.neutral`, through the backbone) have around their mean. It is
   as much less as the class takes of their spread: a picture of a class is no further from the centre than one of
   nothing, it shows its class in the place of something else. Without neutral features, isotropic noise takes
   their place, and its scale is set so that the head is as sure of itself as it is right: a network trained with

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-    from icis_deploy.preprocessing import Preprocessing
+    from icis_deploy.images.preprocessing import Preprocessing
     from icis_deploy.runtime.session import Session
 
     Way = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -107,8 +107,8 @@ def main() -> int:
     given = parser.parse_args()
 
     import icis_deploy
+    from icis_deploy.images.preprocessing import load_preprocessing
     from icis_deploy.model_form import ModelForm
-    from icis_deploy.preprocessing import load_preprocessing
     from icis_deploy.runtime.device import Device
 
     preprocessing = load_preprocessing(given.preprocess)
@@ -132,7 +132,7 @@ def print_comparison(found: dict[str, Way], preprocessing: Preprocessing, batch:
     import numpy as np
 
     from benchmarks.latency import Plan, measure
-    from icis_deploy.neutral_images import neutral_images
+    from icis_deploy.images.neutral import neutral_images
 
     height, width, channels = preprocessing.pixel_shape
     pictures = neutral_images(batch, height, width, seed=0)[:, :channels]

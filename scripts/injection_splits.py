@@ -28,12 +28,12 @@ from icis_deploy.descriptor_files import load_descriptors
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.head import Head
+from icis_deploy.images.preprocessing import load_preprocessing
 from icis_deploy.injection import inject
 from icis_deploy.injection_options import InjectionOptions
 from icis_deploy.injection_pipeline import run_neutral_pictures
 from icis_deploy.method_comparison import Photos
 from icis_deploy.pipeline import head_of, inspect
-from icis_deploy.preprocessing import load_preprocessing
 
 SIZES_OF_NOISE = (0.5, 1.0)
 """Length of what is added to unit descriptors; their own differences from the mean one have about length 1."""

@@ -35,9 +35,9 @@ from icis_deploy.demo.rendering import IMAGE_SIZE, render_classes
 from icis_deploy.demo.world import describe, make_world
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.head.head import Head
+from icis_deploy.images.neutral import neutral_images
 from icis_deploy.injection import inject
 from icis_deploy.injection_options import InjectionOptions
-from icis_deploy.neutral_images import neutral_images
 
 Float32 = NDArray[np.float32]
 Integers = NDArray[np.int64]

@@ -36,7 +36,7 @@ from icis_deploy.engine_sidecar import EngineInput, EngineOutput, EngineSidecar,
 from icis_deploy.errors import ICISDeployError  # noqa: E402
 from icis_deploy.generator_facts import GeneratorFacts, Limits, parse_facts, serialize_facts  # noqa: E402
 from icis_deploy.head.slots import SlotTable  # noqa: E402
-from icis_deploy.preprocessing import Preprocessing, load_preprocessing  # noqa: E402
+from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing  # noqa: E402
 from icis_deploy.runtime.device import Device  # noqa: E402
 from icis_deploy.runtime.operations import classes  # noqa: E402
 from icis_deploy.slot_files import parse_slots, serialize_slots  # noqa: E402

@@ -357,7 +357,7 @@ def test_importing_a_module_loads_nothing_heavy(module):
 
 def test_the_check_of_loaded_modules_sees_one_that_is_loaded():
     assert "rich" in loaded_by("import icis_deploy, rich.console")
-    assert "PIL" in loaded_by("from icis_deploy.images import load_images; import PIL.Image")
+    assert "PIL" in loaded_by("from icis_deploy.images.loading import load_images; import PIL.Image")
 
 
 # --- the public surface -------------------------------------------------------------------------------------------

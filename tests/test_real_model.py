@@ -22,12 +22,12 @@ from icis_deploy.bundle import file_entry, load_bundle
 from icis_deploy.engine_sidecar import parse_sidecar
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.images import load_image_list, load_images
+from icis_deploy.images.loading import load_image_list, load_images
+from icis_deploy.images.preprocessing import load_preprocessing
 from icis_deploy.injection_options import InjectionOptions
 from icis_deploy.injection_pipeline import train_injector
 from icis_deploy.method_comparison import Photos
 from icis_deploy.model_form import ModelForm
-from icis_deploy.preprocessing import load_preprocessing
 from icis_deploy.runtime.onnxruntime_session import load_session
 from icis_deploy.runtime.runtimes import Runtime
 

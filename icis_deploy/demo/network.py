@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from icis_deploy.common.files import write_file
 from icis_deploy.demo.rendering import IMAGE_SIZE
-from icis_deploy.preprocessing import Preprocessing
+from icis_deploy.images.preprocessing import Preprocessing
 
 UInt8 = NDArray[np.uint8]
 

@@ -239,7 +239,7 @@ class Device:
                 f"The bundle {self._opened.folder} does not state how images are prepared. Export it with "
                 f"--preprocess, or give prepared arrays."
             )
-        from icis_deploy.images import load_images, load_pixels
+        from icis_deploy.images.loading import load_images, load_pixels
 
         load = load_pixels if bundle.model_input.takes_pixels else load_images
         return load(paths, bundle.preprocessing)

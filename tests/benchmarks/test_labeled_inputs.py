@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from benchmarks.labeled_inputs import LabeledFeatures, load_labeled
 from icis_deploy.errors import ImageError
-from icis_deploy.images import LabeledImages
+from icis_deploy.images.loading import LabeledImages
 
 FEATURES = np.arange(6, dtype=np.float32).reshape(3, 2)
 LABELS = ("okapi", "zebra", "okapi")

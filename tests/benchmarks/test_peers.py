@@ -16,7 +16,7 @@ from benchmarks.results import parse_result, serialize_result
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.errors import IncompatibleError, MissingDependencyError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.images import load_image_list
+from icis_deploy.images.loading import load_image_list
 
 pytestmark = pytest.mark.slow  # torch compiles a model
 

@@ -27,8 +27,8 @@ from icis_deploy.errors import (
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable
+from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.pipeline import OpenedModel, inspect
-from icis_deploy.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.runtime.device import Device
 from tests.tiny_models import FEATURE_DIM, TinyProject
 

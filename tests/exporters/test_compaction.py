@@ -19,7 +19,7 @@ from icis_deploy.errors import CapacityError, IncompatibleError, MissingDependen
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable, empty_slots
-from icis_deploy.images import load_image_list
+from icis_deploy.images.loading import load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.pipeline import compact
 from icis_deploy.runtime.device import Device

@@ -24,7 +24,7 @@ from exporters.tensorrt_target import ENGINE_REWRITES
 from icis_deploy.bundle import MODEL_NAME, Bundle
 from icis_deploy.engine_sidecar import EngineInput, EngineOutput, parse_sidecar
 from icis_deploy.errors import GateFailedError, IncompatibleError
-from icis_deploy.images import load_image_list
+from icis_deploy.images.loading import load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.runtime import engine_loading
 from icis_deploy.runtime.cuda_calls import CudaCalls

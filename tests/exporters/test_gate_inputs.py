@@ -3,8 +3,8 @@ import pytest
 
 from exporters.gate_inputs import NUM_SEEDED_INPUTS, SEED, gate_inputs, seeded_pictures
 from icis_deploy.bundle import ModelInput
-from icis_deploy.neutral_images import neutral_images
-from icis_deploy.preprocessing import Preprocessing
+from icis_deploy.images.neutral import neutral_images
+from icis_deploy.images.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(resize=None, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 

@@ -20,7 +20,7 @@ from exporters.layer_errors import worst_layers
 from exporters.onnx_files import save_model
 from icis_deploy.errors import GateFailedError, IncompatibleError, ModelLoadError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.images import load_image_list
+from icis_deploy.images.loading import load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.pipeline import OpenedModel, inspect
 from icis_deploy.runtime.device import Device

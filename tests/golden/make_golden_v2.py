@@ -24,7 +24,7 @@ from icis_deploy.bundle import Bundle, FileEntry, ModelInput, file_entry, serial
 from icis_deploy.engine_sidecar import EngineInput, EngineOutput, EngineSidecar, serialize_sidecar  # noqa: E402
 from icis_deploy.generator_facts import GeneratorFacts, Limits, serialize_facts  # noqa: E402
 from icis_deploy.head.slots import SlotTable  # noqa: E402
-from icis_deploy.preprocessing import Preprocessing  # noqa: E402
+from icis_deploy.images.preprocessing import Preprocessing  # noqa: E402
 from icis_deploy.runtime.journal import HistoryEntry, Journal, StateEntry, serialize_journal  # noqa: E402
 from icis_deploy.slot_files import serialize_slots  # noqa: E402
 

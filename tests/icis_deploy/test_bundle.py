@@ -20,7 +20,7 @@ from icis_deploy.bundle import (
     serialize_manifest,
 )
 from icis_deploy.errors import BundleError, CorruptFileError
-from icis_deploy.preprocessing import Preprocessing
+from icis_deploy.images.preprocessing import Preprocessing
 
 BASE = "0123456789abcdef" * 4
 ENTRY = FileEntry(sha256=BASE, size_bytes=5)

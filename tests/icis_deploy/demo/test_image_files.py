@@ -9,7 +9,7 @@ from icis_deploy.demo.network import PREPROCESSING
 from icis_deploy.demo.rendering import render_classes
 from icis_deploy.demo.world import make_world
 from icis_deploy.errors import StorageError
-from icis_deploy.images import load_image_list, load_images
+from icis_deploy.images.loading import load_image_list, load_images
 
 
 def test_the_list_and_the_pictures_are_read_back_as_they_were_drawn(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import icis_deploy
-from icis_deploy.images import load_image_list
+from icis_deploy.images.loading import load_image_list
 from icis_deploy.model_form import ModelForm
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.fixed_batch import fetch_in_batches, fixed_batch_of

@@ -25,7 +25,7 @@ FOR_CHANGES = (
     *("cryptography", "email", "importlib.metadata", "securesystemslib", "shutil", "tempfile"),
     *(
         "icis_deploy.updates.envelope",
-        "icis_deploy.images",
+        "icis_deploy.images.loading",
         "icis_deploy.updates.trusted_keys",
         "icis_deploy.updates.payload",
     ),

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from icis_deploy import images
 from icis_deploy.errors import ImageError
-from icis_deploy.images import iterate_batches, load_image_list, load_images, load_pixels
-from icis_deploy.preprocessing import Preprocessing
+from icis_deploy.images.loading import iterate_batches, load_image_list, load_images, load_pixels
+from icis_deploy.images.loading import loading as images
+from icis_deploy.images.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(resize=8, crop=8, mean=(0, 0, 0), std=(1, 1, 1))
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8)

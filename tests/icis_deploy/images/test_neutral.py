@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from icis_deploy.errors import UsageError
-from icis_deploy.neutral_images import KINDS, gradient, neutral_images, noise
+from icis_deploy.images.neutral import KINDS, gradient, neutral_images, noise
 
 
 def test_pictures_have_the_shape_the_type_and_the_range_that_a_model_takes():

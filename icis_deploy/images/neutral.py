@@ -9,7 +9,7 @@ Rules:
 1. Picture `i` of a seed is the same however many pictures are asked for, and in whatever parts.
 2. The kinds take turns, so that any few consecutive pictures hold all of them.
 
-Sources: `icis_deploy.dead_leaves`; noise with amplitude 1/f^a, Field, JOSA A 1987.
+Sources: `icis_deploy.images.dead_leaves`; noise with amplitude 1/f^a, Field, JOSA A 1987.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.dead_leaves import dead_leaves
 from icis_deploy.errors import UsageError
+from icis_deploy.images.dead_leaves import dead_leaves
 
 Float32 = NDArray[np.float32]
 

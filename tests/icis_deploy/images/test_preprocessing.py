@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError
-from icis_deploy.preprocessing import Preprocessing, load_preprocessing, preprocessing_from_json
+from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing, preprocessing_from_json
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 

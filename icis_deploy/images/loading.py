@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.common.files import open_plain, read_capped
 from icis_deploy.errors import ImageError
-from icis_deploy.preprocessing import Preprocessing
+from icis_deploy.images.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from PIL.Image import Image

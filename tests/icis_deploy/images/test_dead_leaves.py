@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from icis_deploy.dead_leaves import LARGEST_LEAF, NUM_LEAVES, SMALLEST_LEAF, dead_leaves
+from icis_deploy.images.dead_leaves import LARGEST_LEAF, NUM_LEAVES, SMALLEST_LEAF, dead_leaves
 
 
 def painted_one_by_one(height: int, width: int, random: np.random.Generator) -> np.ndarray:
