@@ -45,7 +45,7 @@ from benchmarks.rounds import Call, calls_over
 from benchmarks.startup import measure_startup
 from benchmarks.targets import OpenTarget, names_of_bundles, noise, open_bundle, open_original
 from benchmarks.update_result import scenario_from_swap
-from icis_deploy.bundle import load_manifest
+from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import ICISDeployError, UsageError
 from icis_deploy.images.loading import LabeledImages

@@ -36,7 +36,7 @@ from benchmarks.machine_state import read_others_s
 from benchmarks.percentiles import Float64, percentile_of, percentile_ratio
 from benchmarks.rounds import garbage_collector_at_rest
 from benchmarks.system_files import Unavailable
-from icis_deploy.bundle import load_manifest
+from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable

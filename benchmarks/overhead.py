@@ -23,7 +23,7 @@ from benchmarks.comparison import pseudomedian
 from benchmarks.percentiles import Interval
 from benchmarks.rounds import garbage_collector_at_rest
 from benchmarks.startup import Start, start_once
-from icis_deploy.bundle import MODEL_NAME
+from icis_deploy.bundle.manifest import MODEL_NAME
 from icis_deploy.errors import UsageError
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession

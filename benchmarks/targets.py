@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from benchmarks.phases import GPU_PROVIDERS, measure_phases
 from benchmarks.result_values import HeadKind, Phases
 from benchmarks.scale import head_bytes
-from icis_deploy.bundle import INJECTED_NAME, Bundle, ModelInput
+from icis_deploy.bundle.manifest import INJECTED_NAME, Bundle, ModelInput
+from icis_deploy.bundle.slot_files import load_injected
 from icis_deploy.errors import BundleError, IncompatibleError, UsageError
 from icis_deploy.images.loading import load_images, load_pixels
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession, load_session
 from icis_deploy.runtime.runtimes import Runtime, loaded_files
-from icis_deploy.slot_files import load_injected
 
 ORIGINAL = "original"
 

@@ -21,7 +21,7 @@ from exporters.targets import (
     model_outcome,
 )
 from icis_deploy._version import __version__
-from icis_deploy.bundle import MANIFEST_NAME, MODEL_NAME, Bundle, serialize_manifest
+from icis_deploy.bundle.manifest import MANIFEST_NAME, MODEL_NAME, Bundle, serialize_manifest
 from icis_deploy.common.files import new_folder, write_file
 from icis_deploy.errors import GateFailedError, UsageError
 from icis_deploy.parity import ParityReport

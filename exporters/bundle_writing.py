@@ -23,7 +23,8 @@ from exporters.onnx_files import save_model
 from exporters.parity_gate import check_bundle
 from exporters.scores import score_kind
 from exporters.targets import BuiltTarget, Gate, TargetPlan
-from icis_deploy.bundle import (
+from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
+from icis_deploy.bundle.manifest import (
     INJECTED_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
@@ -32,18 +33,17 @@ from icis_deploy.bundle import (
     ModelInput,
     file_entry,
 )
+from icis_deploy.bundle.model_form import ModelForm
+from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, serialize_slots
 from icis_deploy.common.files import check_free, new_folder, write_file
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
-from icis_deploy.generator_facts import GENERATOR_NAME
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images.loading import LabeledImages, load_image_list
 from icis_deploy.images.preprocessing import Preprocessing
-from icis_deploy.model_form import ModelForm
 from icis_deploy.parity import ParityReport
 from icis_deploy.runtime.runtimes import Runtime
-from icis_deploy.slot_files import MAX_SLOTS_BYTES, serialize_slots
 
 Float32 = NDArray[np.float32]
 

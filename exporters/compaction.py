@@ -30,15 +30,15 @@ from exporters.onnx_files import load_onnx_file, save_model
 from exporters.slot_baking import bake_rows
 from exporters.targets import TargetOptions, TargetPlan, plan_targets, targets_of
 from exporters.tensorrt_target import settings_of
-from icis_deploy.bundle import INJECTED_NAME, MANIFEST_NAME, MODEL_NAME, SLOTS_NAME, Bundle, file_entry
+from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
+from icis_deploy.bundle.manifest import INJECTED_NAME, MANIFEST_NAME, MODEL_NAME, SLOTS_NAME, Bundle, file_entry
+from icis_deploy.bundle.slot_files import load_injected, serialize_slots
 from icis_deploy.common.files import check_free, new_folder, write_file
 from icis_deploy.errors import CapacityError, IncompatibleError, UsageError
-from icis_deploy.generator_facts import GENERATOR_NAME
 from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images.loading import LabeledImages
 from icis_deploy.runtime.journal import Journal
 from icis_deploy.runtime.store import TRUST_FOLDER
-from icis_deploy.slot_files import load_injected, serialize_slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

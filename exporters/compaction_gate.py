@@ -18,7 +18,7 @@ from exporters.gate_inputs import GateInputs, gate_inputs
 from exporters.graph_edits import Rewrite
 from exporters.parity_gate import BundleRun, opened_bundle, run_bundle
 from exporters.scores import compared_values
-from icis_deploy.bundle import Bundle
+from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.loading import LabeledImages
 from icis_deploy.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits

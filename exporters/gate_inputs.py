@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.bundle import ModelInput
+from icis_deploy.bundle.manifest import ModelInput
 from icis_deploy.images.loading import load_images, load_pixels
 from icis_deploy.images.neutral import neutral_images
 from icis_deploy.images.preprocessing import Preprocessing

@@ -17,9 +17,7 @@ from exporters.bundle_writing import HeadPlan
 from exporters.generator_graph import OPSET, GraphBuilder, add_calibration, add_predictor, add_similarity
 from exporters.onnx_files import check_model, serialize_model
 from icis_deploy._version import __version__
-from icis_deploy.common.files import read_capped, write_file
-from icis_deploy.errors import GateFailedError, ModelLoadError, UsageError
-from icis_deploy.generator_facts import (
+from icis_deploy.bundle.generator_metadata import (
     DESCRIPTOR,
     MAX_GENERATOR_BYTES,
     MEAN_ROW,
@@ -31,6 +29,8 @@ from icis_deploy.generator_facts import (
     measure_limits,
     serialize_facts,
 )
+from icis_deploy.common.files import read_capped, write_file
+from icis_deploy.errors import GateFailedError, ModelLoadError, UsageError
 from icis_deploy.head.head import Head
 from icis_deploy.row_calibration import Injector
 from icis_deploy.runtime.generator import Generator, check_base, load_generator
@@ -126,7 +126,7 @@ def with_generator(plan: HeadPlan, path: str | Path | None) -> HeadPlan:
 def generator_model(
     injector: Injector, head: Head, seen_descriptors: Float32, *, facts: GeneratorFacts, precision: str
 ) -> ir.Model:
-    """Return a generator's graph; see `icis_deploy.generator_facts` for its inputs and outputs."""
+    """Return a generator's graph; see `icis_deploy.bundle.generator_metadata` for its inputs and outputs."""
     graph = GraphBuilder(are_matrices_half=precision == "fp16")
     descriptor = ir.Value(
         name=DESCRIPTOR, shape=ir.Shape(["batch", facts.descriptor_dim]), type=ir.TensorType(ir.DataType.FLOAT)

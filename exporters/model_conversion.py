@@ -17,11 +17,11 @@ from exporters.layer_errors import NUM_BATCHES, worst_layers
 from exporters.model_loading import LoadedModel
 from exporters.pixel_input import add_pixel_input, pixel_input
 from exporters.top_output import add_top
-from icis_deploy.bundle import ModelInput
+from icis_deploy.bundle.manifest import ModelInput
+from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import UsageError
 from icis_deploy.images.loading import LabeledImages
 from icis_deploy.images.preprocessing import Preprocessing
-from icis_deploy.model_form import ModelForm
 
 _NUM_NAMED = 5
 

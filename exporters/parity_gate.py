@@ -51,7 +51,7 @@ from exporters.scores import (
 )
 from exporters.shape_inference import infer_shapes
 from icis_deploy.accuracy_kept import compare_accuracy
-from icis_deploy.bundle import MODEL_NAME, Bundle
+from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.loading import LabeledImages

@@ -24,8 +24,8 @@ from exporters.graph_edits import Rewrite
 from exporters.openvino_conversion import openvino_from_onnx, why_no_openvino
 from exporters.tensorrt_target import ENGINE_REWRITES, why_no_engine, write_engine
 from exporters.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository
-from icis_deploy.bundle import MODEL_NAME, Bundle, file_entry
-from icis_deploy.engine_sidecar import engine_name
+from icis_deploy.bundle.engine_sidecar import engine_name
+from icis_deploy.bundle.manifest import MODEL_NAME, Bundle, file_entry
 from icis_deploy.errors import ICISDeployError, MissingDependencyError, StorageError, UsageError
 from icis_deploy.parity import ParityReport
 from icis_deploy.runtime.openvino_session import OPENVINO_NAME

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from exporters.engine_settings import EngineSettings
+from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput
 from icis_deploy.common.files import write_file
-from icis_deploy.engine_sidecar import EngineInput, EngineOutput
 from icis_deploy.errors import ExportError, UsageError
 from icis_deploy.runtime.tensorrt_module import new_logger
 

@@ -16,9 +16,7 @@ from exporters.symmetric_quantization import with_symmetric_quantization
 from exporters.tensorrt_build import BuiltEngine, build_engine
 from exporters.tensorrt_graph import SLOT_ROWS, graph_for_tensorrt
 from icis_deploy._version import __version__
-from icis_deploy.bundle import MODEL_NAME, Bundle
-from icis_deploy.common.files import read_capped, write_file
-from icis_deploy.engine_sidecar import (
+from icis_deploy.bundle.engine_sidecar import (
     MAX_SIDECAR_BYTES,
     EngineSidecar,
     engine_name,
@@ -28,6 +26,8 @@ from icis_deploy.engine_sidecar import (
     sidecar_name,
     this_platform,
 )
+from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
+from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.errors import BundleError, ExportError, MissingDependencyError, StorageError
 from icis_deploy.runtime.cuda_calls import load_cuda
 from icis_deploy.runtime.tensorrt_module import load_tensorrt

@@ -28,12 +28,12 @@ from exporters.gate_inputs import gate_inputs
 from exporters.model_split import split_model
 from exporters.onnx_files import load_onnx_file, save_model
 from exporters.scores import comparable
-from icis_deploy.bundle import MODEL_NAME, SLOTS_NAME, Bundle
+from icis_deploy.bundle.manifest import MODEL_NAME, SLOTS_NAME, Bundle
+from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, parse_slots
 from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.errors import BundleError, ExportError
 from icis_deploy.parity import GATE_PROFILES, ParityReport, compare_logits
 from icis_deploy.runtime.onnxruntime_session import load_session
-from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots
 
 TRITON_FOLDER = "triton"
 ENSEMBLE, BACKBONE, HEAD = "classifier", "classifier_backbone", "classifier_head"

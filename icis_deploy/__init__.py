@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from icis_deploy._version import __version__
 
 if TYPE_CHECKING:
-    from icis_deploy.bundle import Bundle, load_bundle
+    from icis_deploy.bundle.manifest import Bundle, load_bundle
+    from icis_deploy.bundle.model_form import ModelForm
     from icis_deploy.describing import describe
     from icis_deploy.descriptor_files import load_descriptors, save_descriptors
     from icis_deploy.descriptors import Descriptors
@@ -27,25 +28,24 @@ if TYPE_CHECKING:
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.head.head import Head
     from icis_deploy.injection_pipeline import inject, train_injector
-    from icis_deploy.model_form import ModelForm
     from icis_deploy.pipeline import evaluate, export, inspect, verify
     from icis_deploy.runtime.device import Device
     from icis_deploy.updates.envelope import load_update, save_update
 
 _HOMES = {
-    "Bundle": "bundle",
+    "Bundle": "bundle.manifest",
     "ClassUpdate": "head.class_update",
     "Descriptors": "descriptors",
     "Device": "runtime.device",
     "Head": "head.head",
     "ICISDeployError": "errors",
-    "ModelForm": "model_form",
+    "ModelForm": "bundle.model_form",
     "describe": "describing",
     "evaluate": "pipeline",
     "export": "pipeline",
     "inject": "injection_pipeline",
     "inspect": "pipeline",
-    "load_bundle": "bundle",
+    "load_bundle": "bundle.manifest",
     "load_descriptors": "descriptor_files",
     "load_update": "updates.envelope",
     "save_descriptors": "descriptor_files",

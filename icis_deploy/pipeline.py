@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.accuracy import AccuracyReport, accuracy_report
-from icis_deploy.bundle import Bundle, load_bundle
+from icis_deploy.bundle.manifest import Bundle, load_bundle
+from icis_deploy.bundle.model_form import ModelForm
+from icis_deploy.bundle.slot_files import load_injected
 from icis_deploy.common.files import check_free
 from icis_deploy.errors import ImageError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import load_class_list, quoted
@@ -25,12 +27,10 @@ from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.images.loading import LabeledImages, load_image_list
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
-from icis_deploy.model_form import ModelForm
 from icis_deploy.parity import ParityReport
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.runtimes import Runtime, runtime_from
 from icis_deploy.runtime.store import Store, exported_slots
-from icis_deploy.slot_files import load_injected
 from icis_deploy.updates.envelope import load_update
 from icis_deploy.workbench import enable_workbench
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.bundle import Bundle, load_manifest
+from icis_deploy.bundle.manifest import Bundle, load_manifest
 from icis_deploy.errors import IncompatibleError, WrongBaseError
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.store import Store

@@ -33,7 +33,7 @@ TOLERANCE = 1e-5
 
 def prepare(folder: Path, bundle: Path | None) -> None:
     """Write a bundle for each machine, and two updates signed by a key that both trust."""
-    from icis_deploy.bundle import load_manifest
+    from icis_deploy.bundle.manifest import load_manifest
     from icis_deploy.updates.envelope import envelope_of, serialize_envelope
     from icis_deploy.updates.signing import keygen, load_private_key
 

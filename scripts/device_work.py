@@ -107,8 +107,8 @@ def main() -> int:
     given = parser.parse_args()
 
     import icis_deploy
+    from icis_deploy.bundle.model_form import ModelForm
     from icis_deploy.images.preprocessing import load_preprocessing
-    from icis_deploy.model_form import ModelForm
     from icis_deploy.runtime.device import Device
 
     preprocessing = load_preprocessing(given.preprocess)

@@ -23,11 +23,11 @@ import PIL.Image
 from onnx import numpy_helper  # noqa: TID253
 
 import icis_deploy
+from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError, ICISDeployError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.neutral import neutral_images
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
-from icis_deploy.model_form import ModelForm
 
 NUM_CLASSES, WIDTH, SIDE, NUM_PICTURES = 40, 64, 64, 48
 PRECISIONS = ("fp32", "fp16", "int8")

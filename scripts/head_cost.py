@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.bandwidth import bandwidth_after
 from benchmarks.comparison import pseudomedian
 from benchmarks.scale import head_bytes
-from icis_deploy.bundle import load_manifest
+from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.runtime.onnxruntime_session import session_options
 
 HEAD_OPERATORS = {"Gemm", "MatMul", "Concat"}

@@ -23,7 +23,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from icis_deploy.bundle import load_manifest  # noqa: E402 - a script finds its own checkout first
+from icis_deploy.bundle.manifest import load_manifest  # noqa: E402 - a script finds its own checkout first
 from icis_deploy.errors import ICISDeployError  # noqa: E402
 from icis_deploy.head.slots import empty_slots  # noqa: E402
 from icis_deploy.runtime.device import Device  # noqa: E402

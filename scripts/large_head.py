@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from icis_deploy.bundle import Bundle
+    from icis_deploy.bundle.manifest import Bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 32

@@ -26,7 +26,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from icis_deploy.bundle import load_manifest  # noqa: E402 - a script finds its own checkout first
+from icis_deploy.bundle.manifest import load_manifest  # noqa: E402 - a script finds its own checkout first
 from icis_deploy.errors import ICISDeployError  # noqa: E402
 from icis_deploy.head.class_update import ClassUpdate  # noqa: E402
 from icis_deploy.runtime.update_rules import verify_bytes  # noqa: E402

@@ -31,15 +31,15 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from icis_deploy.bundle import MANIFEST_NAME, SLOTS_NAME, file_entry  # noqa: E402 - a script finds its own checkout
-from icis_deploy.engine_sidecar import EngineInput, EngineOutput, EngineSidecar, parse_sidecar, serialize_sidecar  # noqa: E402
+from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, EngineSidecar, parse_sidecar, serialize_sidecar  # noqa: E402
+from icis_deploy.bundle.generator_metadata import GeneratorFacts, Limits, parse_facts, serialize_facts  # noqa: E402
+from icis_deploy.bundle.manifest import MANIFEST_NAME, SLOTS_NAME, file_entry  # noqa: E402 - a script finds its own checkout
+from icis_deploy.bundle.slot_files import parse_slots, serialize_slots  # noqa: E402
 from icis_deploy.errors import ICISDeployError  # noqa: E402
-from icis_deploy.generator_facts import GeneratorFacts, Limits, parse_facts, serialize_facts  # noqa: E402
 from icis_deploy.head.slots import SlotTable  # noqa: E402
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing  # noqa: E402
 from icis_deploy.runtime.device import Device  # noqa: E402
 from icis_deploy.runtime.operations import classes  # noqa: E402
-from icis_deploy.slot_files import parse_slots, serialize_slots  # noqa: E402
 from icis_deploy.updates.signing import keygen, trusted_keys_from_files  # noqa: E402
 from scripts.mutations import MAX_BYTES, change_one, cut, flip_bits, nest, random_bytes, splice  # noqa: E402
 from tests.icis_deploy.runtime.bundles import FEATURE_DIM, images, make_update, signed_bytes, trust, write_bundle  # noqa: E402

@@ -18,8 +18,9 @@ from exporters.onnx_files import save_model
 from exporters.targets import TARGETS, BuiltTarget, TargetJob, TargetOptions
 from exporters.tensorrt_build import build_engine
 from exporters.tensorrt_graph import with_slots_as_inputs
-from icis_deploy.bundle import file_entry, load_bundle
-from icis_deploy.engine_sidecar import parse_sidecar
+from icis_deploy.bundle.engine_sidecar import parse_sidecar
+from icis_deploy.bundle.manifest import file_entry, load_bundle
+from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list, load_images
@@ -27,7 +28,6 @@ from icis_deploy.images.preprocessing import load_preprocessing
 from icis_deploy.injection_options import InjectionOptions
 from icis_deploy.injection_pipeline import train_injector
 from icis_deploy.method_comparison import Photos
-from icis_deploy.model_form import ModelForm
 from icis_deploy.runtime.onnxruntime_session import load_session
 from icis_deploy.runtime.runtimes import Runtime
 

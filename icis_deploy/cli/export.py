@@ -16,7 +16,7 @@ from icis_deploy.cli.verify import parity_text
 
 if TYPE_CHECKING:
     from exporters.targets import BuiltTarget
-    from icis_deploy.bundle import Bundle
+    from icis_deploy.bundle.manifest import Bundle
 
 TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
 

@@ -10,7 +10,7 @@ import click
 from icis_deploy.cli.options import EXISTING_FILE
 
 if TYPE_CHECKING:
-    from icis_deploy.model_form import ModelForm
+    from icis_deploy.bundle.model_form import ModelForm
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _NAMES = ("precision", "calibration_images", "model_input", "top")
@@ -59,7 +59,7 @@ def split_form(options: Mapping[str, Any]) -> tuple[ModelForm, dict[str, Any]]:
     Raises:
         UsageError: If the options do not go together.
     """
-    from icis_deploy.model_form import ModelForm
+    from icis_deploy.bundle.model_form import ModelForm
 
     form = ModelForm(**{name: options[name] for name in _NAMES if options[name] is not None})
     return form, {name: value for name, value in options.items() if name not in _NAMES}

@@ -20,7 +20,7 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike, NDArray
 
-from icis_deploy.bundle import Bundle, check_files, load_manifest
+from icis_deploy.bundle.manifest import Bundle, check_files, load_manifest
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import check_unique
 from icis_deploy.head.slots import SlotTable

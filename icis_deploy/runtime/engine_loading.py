@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from icis_deploy.bundle import Bundle
-from icis_deploy.common.files import read_plain
-from icis_deploy.engine_sidecar import (
+from icis_deploy.bundle.engine_sidecar import (
     MAX_SIDECAR_BYTES,
     EngineSidecar,
     engine_name,
@@ -17,6 +15,8 @@ from icis_deploy.engine_sidecar import (
     verify_engine,
     verify_gpu,
 )
+from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.common.files import read_plain
 from icis_deploy.errors import BundleError, IncompatibleError, ModelLoadError
 from icis_deploy.runtime.cuda_calls import load_cuda
 from icis_deploy.runtime.tensorrt_module import load_tensorrt, new_logger

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from icis_deploy.bundle import Bundle
+from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.errors import MissingDependencyError, StorageError
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -77,7 +77,7 @@ def tensorrt_choice(bundle: Bundle, cache_folder: Path | None) -> ProviderChoice
     Raises:
         StorageError: If the folder cannot be made.
     """
-    from icis_deploy.engine_sidecar import model_sha256
+    from icis_deploy.bundle.engine_sidecar import model_sha256
 
     root = _user_cache() if cache_folder is None else cache_folder
     folder = root / f"head-{bundle.base_fingerprint[:16]}-model-{model_sha256(bundle)[:32]}"

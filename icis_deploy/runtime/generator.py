@@ -13,7 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from icis_deploy.bundle import Bundle, check_file
+from icis_deploy.bundle.generator_metadata import (
+    COLLIDING_COSINE,
+    DESCRIPTOR,
+    GENERATOR_NAME,
+    MEAN_ROW,
+    METADATA_KEY,
+    NEAREST,
+    ROWS,
+    SIMILARITY,
+    GeneratorFacts,
+    parse_facts,
+)
+from icis_deploy.bundle.manifest import Bundle, check_file
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
     ClassConflictError,
@@ -25,18 +37,6 @@ from icis_deploy.errors import (
     OutlierError,
     RuntimeFailureError,
     WrongBaseError,
-)
-from icis_deploy.generator_facts import (
-    COLLIDING_COSINE,
-    DESCRIPTOR,
-    GENERATOR_NAME,
-    MEAN_ROW,
-    METADATA_KEY,
-    NEAREST,
-    ROWS,
-    SIMILARITY,
-    GeneratorFacts,
-    parse_facts,
 )
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.onnxruntime_session import session_options
@@ -55,7 +55,7 @@ class Generator:
     """What it says of itself."""
 
     def run(self, descriptors: Float32) -> Mapping[str, NDArray[Any]]:
-        """Return its outputs by name; see `icis_deploy.generator_facts`.
+        """Return its outputs by name; see `icis_deploy.bundle.generator_metadata`.
 
         Args:
             descriptors: `(batch, descriptor_dim)` float32.

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from icis_deploy.bundle import Bundle, FileEntry
+from icis_deploy.bundle.manifest import Bundle, FileEntry
 from icis_deploy.common.json_fields import (
     integer_from_json,
     json_from_time,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.bundle import Bundle
+from icis_deploy.bundle.manifest import Bundle
 
 if TYPE_CHECKING:
     from icis_deploy.runtime.generator import Generator
@@ -31,7 +31,7 @@ class KeptGenerator:
         Raises:
             ICISDeployError: As `bundle_generator`.
         """
-        from icis_deploy.generator_facts import GENERATOR_NAME
+        from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
         from icis_deploy.runtime.generator import bundle_generator
 
         stamp = _stamp(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from numpy.typing import ArrayLike
 
-from icis_deploy.bundle import Bundle, load_bundle, load_manifest
+from icis_deploy.bundle.manifest import Bundle, load_bundle, load_manifest
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.device import AppliedUpdate, Device
 from icis_deploy.runtime.journal import HistoryEntry, Journal

@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.bundle import Bundle
+from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.errors import SelfTestError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from icis_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from icis_deploy.bundle import Bundle
+    from icis_deploy.bundle.manifest import Bundle
     from icis_deploy.runtime.session import Session
 
 
@@ -123,8 +123,8 @@ def loaded_files(bundle: Bundle, runtime: Runtime) -> tuple[str, ...]:
 
     A bundle may hold more: rows that were baked, a generator, models for other runtimes.
     """
-    from icis_deploy.bundle import MODEL_NAME, SLOTS_NAME
-    from icis_deploy.engine_sidecar import engine_name
+    from icis_deploy.bundle.engine_sidecar import engine_name
+    from icis_deploy.bundle.manifest import MODEL_NAME, SLOTS_NAME
     from icis_deploy.runtime.openvino_session import OPENVINO_NAME
 
     if runtime.name in ENGINE_RUNTIMES:
@@ -137,14 +137,14 @@ def loaded_files(bundle: Bundle, runtime: Runtime) -> tuple[str, ...]:
 
 
 def _open_onnxruntime(folder: Path, _bundle: Bundle, runtime: Runtime) -> Session:
-    from icis_deploy.bundle import MODEL_NAME
+    from icis_deploy.bundle.manifest import MODEL_NAME
     from icis_deploy.runtime.onnxruntime_session import load_session
 
     return load_session(folder / MODEL_NAME, num_threads=runtime.num_threads)
 
 
 def _open_onnxruntime_cuda(folder: Path, _bundle: Bundle, runtime: Runtime) -> Session:
-    from icis_deploy.bundle import MODEL_NAME
+    from icis_deploy.bundle.manifest import MODEL_NAME
     from icis_deploy.runtime.execution_providers import cuda_choice
     from icis_deploy.runtime.onnxruntime_session import load_session
 
@@ -152,7 +152,7 @@ def _open_onnxruntime_cuda(folder: Path, _bundle: Bundle, runtime: Runtime) -> S
 
 
 def _open_onnxruntime_tensorrt(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
-    from icis_deploy.bundle import MODEL_NAME
+    from icis_deploy.bundle.manifest import MODEL_NAME
     from icis_deploy.runtime.execution_providers import tensorrt_choice
     from icis_deploy.runtime.onnxruntime_session import load_session
 
@@ -161,7 +161,7 @@ def _open_onnxruntime_tensorrt(folder: Path, bundle: Bundle, runtime: Runtime) -
 
 
 def _open_openvino(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
-    from icis_deploy.bundle import MODEL_NAME
+    from icis_deploy.bundle.manifest import MODEL_NAME
     from icis_deploy.runtime.openvino_session import OPENVINO_NAME, load_openvino_session
 
     model = folder / (OPENVINO_NAME if OPENVINO_NAME in bundle.files else MODEL_NAME)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from icis_deploy.bundle import Bundle
+from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.errors import CorruptFileError, IncompatibleError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable

@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.bundle import SLOTS_NAME, Bundle, FileEntry, check_file
+from icis_deploy.bundle.manifest import SLOTS_NAME, Bundle, FileEntry, check_file
+from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, parse_slots, serialize_slots
 from icis_deploy.common.files import read_plain
 from icis_deploy.errors import BundleError, CorruptFileError, LoadError, SignatureError, StorageError
 from icis_deploy.head.slots import SlotTable
@@ -40,7 +41,6 @@ from icis_deploy.runtime.journal import (
     serialize_journal,
 )
 from icis_deploy.runtime.state_checks import check_bundle, check_table
-from icis_deploy.slot_files import MAX_SLOTS_BYTES, parse_slots, serialize_slots
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.engine_sidecar import EngineSidecar
+from icis_deploy.bundle.engine_sidecar import EngineSidecar
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.runtime.cuda_calls import CudaCalls, DeviceMemory
 from icis_deploy.runtime.fixed_batch import fetch_in_batches, fixed_batch_of

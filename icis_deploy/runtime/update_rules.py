@@ -29,7 +29,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from icis_deploy.bundle import Bundle
+from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import (
     ClassConflictError,

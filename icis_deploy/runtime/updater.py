@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.bundle import Bundle
+from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.errors import BundleError, SelfTestError
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.head_state import HeadState, make_head_state

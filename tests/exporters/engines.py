@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from icis_deploy.bundle import MANIFEST_NAME, file_entry, load_bundle, serialize_manifest
+from icis_deploy.bundle.manifest import MANIFEST_NAME, file_entry, load_bundle, serialize_manifest
 
 SIDECAR = "engines/tensorrt-rtx.json"
 

@@ -15,7 +15,7 @@ import icis_deploy
 from exporters import bundle_writing
 from exporters.bundle_writing import HeadPlan, plan_head, write_bundle
 from exporters.expanded_head import ExpandedHead
-from icis_deploy.bundle import load_bundle
+from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import (
     CapacityError,
     ClassConflictError,

@@ -14,13 +14,13 @@ from exporters.compaction_gate import check_compacted
 from exporters.head_finding import find_head
 from exporters.head_surgery import add_slots, fuse_head, set_slot_defaults
 from exporters.slot_baking import bake_rows
-from icis_deploy.bundle import load_bundle
+from icis_deploy.bundle.manifest import load_bundle
+from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import CapacityError, IncompatibleError, MissingDependencyError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images.loading import load_image_list
-from icis_deploy.model_form import ModelForm
 from icis_deploy.pipeline import compact
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.store import Store
@@ -144,7 +144,7 @@ def test_a_target_that_this_machine_cannot_build_is_named_before_anything_is_wri
 
     if KNOWN["tensorrt"].why_not(TargetOptions()) is None:
         pytest.skip("TensorRT builds engines here")
-    from icis_deploy.bundle import MANIFEST_NAME, file_entry, serialize_manifest
+    from icis_deploy.bundle.manifest import MANIFEST_NAME, file_entry, serialize_manifest
 
     exported(tiny_project, tmp_path / "bundle")
     engine = tmp_path / "bundle/engines/tensorrt.engine"

@@ -10,11 +10,11 @@ import pytest
 
 import icis_deploy
 from exporters import model_conversion
+from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError, IncompatibleError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list
 from icis_deploy.images.preprocessing import Preprocessing
-from icis_deploy.model_form import ModelForm
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.envelope import save_update
 from tests.tiny_models import FEATURE_DIM, GRAPH, NUM_SEEN, SIDE, TinyProject

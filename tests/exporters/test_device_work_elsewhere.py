@@ -21,11 +21,11 @@ from exporters import parity_gate
 from exporters.onnx_files import load_onnx_file, save_model
 from exporters.tensorrt_graph import graph_for_tensorrt
 from exporters.tensorrt_target import ENGINE_REWRITES
-from icis_deploy.bundle import MODEL_NAME, Bundle
-from icis_deploy.engine_sidecar import EngineInput, EngineOutput, parse_sidecar
+from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, parse_sidecar
+from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
+from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError, IncompatibleError
 from icis_deploy.images.loading import load_image_list
-from icis_deploy.model_form import ModelForm
 from icis_deploy.runtime import engine_loading
 from icis_deploy.runtime.cuda_calls import CudaCalls
 from icis_deploy.runtime.device import Device

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from exporters.generator import write_generator
+from icis_deploy.bundle.generator_metadata import MEAN_ROW, NEAREST, ROWS, SIMILARITY, parse_facts, serialize_facts
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.errors import CorruptFileError, GateFailedError, IncompatibleError, ModelLoadError
-from icis_deploy.generator_facts import MEAN_ROW, NEAREST, ROWS, SIMILARITY, parse_facts, serialize_facts
 from icis_deploy.head.head import Head
 from icis_deploy.icis import ICISConfig
 from icis_deploy.injection import Injection, inject

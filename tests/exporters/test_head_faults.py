@@ -14,10 +14,10 @@ import pytest
 
 import icis_deploy
 from exporters import bundle_writing, head_faults
+from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
-from icis_deploy.model_form import ModelForm
 from tests.tiny_models import FEATURE_DIM, TinyProject
 
 FEW = FEATURE_DIM - 2  # with two new classes, the fused head's weight is square

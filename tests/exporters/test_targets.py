@@ -17,7 +17,7 @@ import icis_deploy
 from exporters.engine_settings import EngineSettings
 from exporters.openvino_conversion import openvino_from_onnx
 from exporters.targets import TARGETS, BuiltTarget, TargetJob, TargetOptions, plan_targets
-from icis_deploy.bundle import load_bundle
+from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.cli.export import TARGET_NAMES
 from icis_deploy.cli.main import run
 from icis_deploy.errors import (

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from icis_deploy.bundle import FileEntry, parse_manifest
-from icis_deploy.engine_sidecar import parse_sidecar
+from icis_deploy.bundle.engine_sidecar import parse_sidecar
+from icis_deploy.bundle.generator_metadata import parse_facts
+from icis_deploy.bundle.manifest import FileEntry, parse_manifest
+from icis_deploy.bundle.slot_files import load_injected, serialize_slots
 from icis_deploy.errors import SignatureError
-from icis_deploy.generator_facts import parse_facts
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.journal import parse_journal, serialize_journal
-from icis_deploy.slot_files import load_injected, serialize_slots
 from icis_deploy.updates.envelope import load_envelope, load_update, parse_content
 from icis_deploy.updates.payload import serialize_payload
 from icis_deploy.updates.signing import verify_update

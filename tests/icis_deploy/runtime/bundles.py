@@ -12,11 +12,19 @@ import onnx.parser
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from icis_deploy.bundle import MANIFEST_NAME, MODEL_NAME, SLOTS_NAME, Bundle, ModelInput, file_entry, serialize_manifest
+from icis_deploy.bundle.manifest import (
+    MANIFEST_NAME,
+    MODEL_NAME,
+    SLOTS_NAME,
+    Bundle,
+    ModelInput,
+    file_entry,
+    serialize_manifest,
+)
+from icis_deploy.bundle.slot_files import serialize_slots
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable, empty_slots
-from icis_deploy.slot_files import serialize_slots
 from icis_deploy.updates.envelope import envelope_of, save_update, serialize_envelope
 from icis_deploy.updates.signing import load_private_key, sign
 from icis_deploy.updates.trusted_keys import TrustedKeys

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from icis_deploy.bundle import load_bundle
+from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.file_layer import FileLayer

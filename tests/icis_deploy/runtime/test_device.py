@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pytest
 
-from icis_deploy.bundle import load_bundle, load_manifest
+from icis_deploy.bundle.manifest import load_bundle, load_manifest
 from icis_deploy.errors import (
     CapacityError,
     ClassConflictError,

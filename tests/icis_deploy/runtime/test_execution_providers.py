@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from icis_deploy.bundle import load_bundle
+from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, StorageError
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.device import Device

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from icis_deploy.bundle import check_files, load_manifest
+from icis_deploy.bundle.manifest import check_files, load_manifest
 from icis_deploy.errors import BundleError, CorruptFileError
 from icis_deploy.runtime import device
 from icis_deploy.runtime.side_call import SideCall

@@ -117,7 +117,7 @@ def test_classes_that_are_all_disabled_can_still_be_listed(bundle_folder, signed
 def test_slots_that_hold_a_baked_class_are_refused(bundle_folder, signed, tmp_path):
     import hashlib
 
-    from icis_deploy.slot_files import serialize_slots
+    from icis_deploy.bundle.slot_files import serialize_slots
     from tests.icis_deploy.runtime.test_probe import table_with
 
     device = Device.open(bundle_folder)

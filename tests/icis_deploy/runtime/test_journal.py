@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icis_deploy.bundle import FileEntry
+from icis_deploy.bundle.manifest import FileEntry
 from icis_deploy.errors import CorruptFileError
 from icis_deploy.head.class_update import MAX_VERSION
 from icis_deploy.runtime.journal import ACTIONS, HistoryEntry, Journal, StateEntry, parse_journal, serialize_journal

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icis_deploy.bundle import ModelInput, load_bundle
+from icis_deploy.bundle.manifest import ModelInput, load_bundle
 from icis_deploy.errors import SelfTestError
 from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.onnxruntime_session import load_session

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from icis_deploy.bundle import load_bundle
+from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, UsageError
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.runtimes import RUNTIME_NAMES, Runtime, loaded_files, runtime_from

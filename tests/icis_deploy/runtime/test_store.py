@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from icis_deploy.bundle import load_bundle
+from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import BundleError, CorruptFileError, IncompatibleError, SignatureError, StorageError
 from icis_deploy.runtime import store as store_module
 from icis_deploy.runtime.device import Device

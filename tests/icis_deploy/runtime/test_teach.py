@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from exporters.generator import write_generator
-from icis_deploy.bundle import MANIFEST_NAME, file_entry, load_bundle, serialize_manifest
+from icis_deploy.bundle.manifest import MANIFEST_NAME, file_entry, load_bundle, serialize_manifest
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.errors import (
     CapacityError,

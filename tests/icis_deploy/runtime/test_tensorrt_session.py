@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from icis_deploy.bundle import MANIFEST_NAME, Bundle, file_entry, load_manifest, serialize_manifest
-from icis_deploy.engine_sidecar import (
+from icis_deploy.bundle.engine_sidecar import (
     EngineInput,
     EngineOutput,
     EngineSidecar,
@@ -29,6 +28,7 @@ from icis_deploy.engine_sidecar import (
     sidecar_name,
     this_platform,
 )
+from icis_deploy.bundle.manifest import MANIFEST_NAME, Bundle, file_entry, load_manifest, serialize_manifest
 from icis_deploy.errors import (
     BundleError,
     EngineMismatchError,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icis_deploy.bundle import load_manifest
+from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.errors import CorruptFileError, ICISDeployError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.runtime.journal import initial_journal

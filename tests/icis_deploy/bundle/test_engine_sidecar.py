@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from icis_deploy.bundle import Bundle, FileEntry, ModelInput
-from icis_deploy.engine_sidecar import (
+from icis_deploy.bundle.engine_sidecar import (
     EngineInput,
     EngineOutput,
     EngineSidecar,
@@ -21,6 +20,7 @@ from icis_deploy.engine_sidecar import (
     verify_engine,
     verify_gpu,
 )
+from icis_deploy.bundle.manifest import Bundle, FileEntry, ModelInput
 from icis_deploy.errors import BundleError, EngineMismatchError
 
 HASHES = {"model_sha256": "a" * 64, "engine_sha256": "b" * 64, "head_fingerprint": "c" * 64}

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from icis_deploy.bundle import MODEL_NAME, PRECISIONS, Bundle
+from icis_deploy.bundle.manifest import MODEL_NAME, PRECISIONS, Bundle
 from icis_deploy.common.json_fields import (
     integer_from_json,
     list_from_json,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.bundle import INJECTED_NAME, Bundle
+from icis_deploy.bundle.manifest import INJECTED_NAME, Bundle
 from icis_deploy.common.files import read_plain
 from icis_deploy.common.json_fields import integer_from_json, list_from_json, names_from_json
 from icis_deploy.common.terminal_text import reason_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from icis_deploy.bundle import PRECISIONS
+from icis_deploy.bundle.manifest import PRECISIONS
 from icis_deploy.errors import UsageError
 
 _INPUTS = ("float32", "uint8")

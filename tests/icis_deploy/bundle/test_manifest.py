@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icis_deploy.bundle import (
+from icis_deploy.bundle.manifest import (
     INJECTED_NAME,
     MANIFEST_NAME,
     MODEL_NAME,

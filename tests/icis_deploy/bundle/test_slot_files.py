@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from icis_deploy.bundle.slot_files import parse_slots, serialize_slots
 from icis_deploy.errors import CorruptFileError
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS, SlotTable, empty_slots
-from icis_deploy.slot_files import parse_slots, serialize_slots
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 
