@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.xlsa17 import Images, hold_out
-from icis_deploy.accuracy import macro, mean_by_class
+from icis_deploy.metrics.accuracy import macro, mean_by_class
 
 LEARNING_RATE = 1e-4
 BATCH_SIZE = 16

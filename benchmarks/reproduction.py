@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from benchmarks.base_head import MAX_EPOCHS, BaseHead, linear_logits, train_base_head
 from benchmarks.xlsa17 import FEATURES_NAME, ZeroShotData, load_zero_shot_data
-from icis_deploy.accuracy import AccuracyReport, accuracy_report
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.head.head import Head
 from icis_deploy.icis import ICISConfig, fit_icis, predict_rows
 from icis_deploy.injection import inject
 from icis_deploy.injection_options import InjectionOptions
+from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
 
 FIGURES = ("T", "H", "U", "S")
 PUBLISHED = "published recipe"

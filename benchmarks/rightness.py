@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from benchmarks.labeled_inputs import LabeledFeatures
 from benchmarks.result_values import Accuracy, ClassAccuracy, Confusion, Parity
 from benchmarks.targets import ORIGINAL, Images, OpenTarget, noise, prepare
-from icis_deploy.accuracy import AccuracyReport, accuracy_report
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
 from icis_deploy.images.loading import LabeledImages
+from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
 
 BATCH_SIZE = 16
 NUM_SEEDED_INPUTS = 64

@@ -24,7 +24,7 @@ from icis_deploy._version import __version__
 from icis_deploy.bundle.manifest import MANIFEST_NAME, MODEL_NAME, Bundle, serialize_manifest
 from icis_deploy.common.files import new_folder, write_file
 from icis_deploy.errors import GateFailedError, UsageError
-from icis_deploy.parity import ParityReport
+from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.journal import Journal, serialize_journal
 from icis_deploy.runtime.store import JOURNAL_NAME, STATE_FOLDER, TRUST_FOLDER
 from icis_deploy.updates.signing import load_public_key

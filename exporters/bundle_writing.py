@@ -42,7 +42,7 @@ from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images.loading import LabeledImages, load_image_list
 from icis_deploy.images.preprocessing import Preprocessing
-from icis_deploy.parity import ParityReport
+from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.runtimes import Runtime
 
 Float32 = NDArray[np.float32]

@@ -21,7 +21,7 @@ from exporters.scores import compared_values
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.loading import LabeledImages
-from icis_deploy.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
+from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.head_state import make_head_state
 from icis_deploy.runtime.runtimes import Runtime

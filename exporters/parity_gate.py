@@ -50,12 +50,12 @@ from exporters.scores import (
     scores_of_logits,
 )
 from exporters.shape_inference import infer_shapes
-from icis_deploy.accuracy_kept import compare_accuracy
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.loading import LabeledImages
-from icis_deploy.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
+from icis_deploy.metrics.accuracy_loss import compare_accuracy
+from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.head_state import make_head_state
 from icis_deploy.runtime.onnxruntime_session import load_session

@@ -27,7 +27,7 @@ from exporters.triton_repository import ENSEMBLE_NAME, compare_parts, write_trit
 from icis_deploy.bundle.engine_sidecar import engine_name
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle, file_entry
 from icis_deploy.errors import ICISDeployError, MissingDependencyError, StorageError, UsageError
-from icis_deploy.parity import ParityReport
+from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.openvino_session import OPENVINO_NAME
 from icis_deploy.runtime.runtimes import Runtime
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.accuracy import AccuracyReport, accuracy_report
 from icis_deploy.descriptor_files import load_descriptors
 from icis_deploy.descriptors import Descriptors
 from icis_deploy.errors import ImageError, UntrustworthyError, UsageError
@@ -27,6 +26,7 @@ from icis_deploy.injection import Injection, inject
 from icis_deploy.injection_options import AUTO, InjectionOptions
 from icis_deploy.injection_pipeline import run_neutral_pictures
 from icis_deploy.methods import METHODS
+from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
 from icis_deploy.pipeline import BATCH_SIZE, Model, OpenedModel, PathLike, head_of, inspect
 from icis_deploy.workbench import enable_workbench
 

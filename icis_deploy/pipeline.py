@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.accuracy import AccuracyReport, accuracy_report
 from icis_deploy.bundle.manifest import Bundle, load_bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.bundle.slot_files import load_injected
@@ -27,7 +26,8 @@ from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.images.loading import LabeledImages, load_image_list
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
-from icis_deploy.parity import ParityReport
+from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
+from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.runtimes import Runtime, runtime_from
 from icis_deploy.runtime.store import Store, exported_slots

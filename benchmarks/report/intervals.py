@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks.percentiles import CONFIDENCE, NUM_RESAMPLES, Interval
 from benchmarks.result_values import Accuracy
-from icis_deploy.accuracy import harmonic_mean
+from icis_deploy.metrics.accuracy import harmonic_mean
 
 Measure = Literal["U", "S", "H"]
 MIN_CLASSES = 8

@@ -11,7 +11,7 @@ from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, runtime_option
 from icis_deploy.cli.output import columns, format_option, percent, print_result
 
 if TYPE_CHECKING:
-    from icis_deploy.accuracy import AccuracyReport
+    from icis_deploy.metrics.accuracy import AccuracyReport
 
 MEANINGS = {
     "T": "images of unseen classes, choosing among the unseen classes",

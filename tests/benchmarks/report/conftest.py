@@ -18,7 +18,7 @@ from benchmarks.result_values import (
     UpdateLatency,
 )
 from benchmarks.results import load_result
-from icis_deploy.accuracy import harmonic_mean
+from icis_deploy.metrics.accuracy import harmonic_mean
 
 RESULT_PATH = Path(__file__).resolve().parents[1] / "results" / "bench.json"
 

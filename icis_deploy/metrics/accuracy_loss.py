@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.accuracy import accuracy_report
+from icis_deploy.metrics.accuracy import accuracy_report
 
 Float64 = NDArray[np.float64]
 

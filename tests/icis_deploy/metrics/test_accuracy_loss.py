@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from icis_deploy.accuracy_kept import AccuracyKept, compare_accuracy
+from icis_deploy.metrics.accuracy_loss import AccuracyKept, compare_accuracy
 
 NAMES = ("ant", "bee", "cat", "dog")
 """Two seen classes, two injected ones."""

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.accuracy_kept import AccuracyKept
 from icis_deploy.errors import IncompatibleError
+from icis_deploy.metrics.accuracy_loss import AccuracyKept
 
 CONFIDENCE = 0.99
 

@@ -9,7 +9,7 @@ from scipy.stats import beta
 
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.head import Head
-from icis_deploy.parity import GATE_PROFILES, GateProfile, agreement_lower_bound, compare_logits
+from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, agreement_lower_bound, compare_logits
 
 FP32 = GATE_PROFILES["fp32"]
 LOOSE = GateProfile(name="loose", max_scaled_error=1.0, p999_scaled_error=1.0, min_agreement=1.0)

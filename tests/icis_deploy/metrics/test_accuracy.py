@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icis_deploy.accuracy import MAX_CROSSINGS, AccuracyReport, Crossing, accuracy_report
 from icis_deploy.errors import IncompatibleError
+from icis_deploy.metrics.accuracy import MAX_CROSSINGS, AccuracyReport, Crossing, accuracy_report
 
 
 def logits_that_predict(predictions, num_classes, runner_up=None):

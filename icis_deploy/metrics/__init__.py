@@ -1,0 +1,2 @@
+"""What logits are worth: accuracy on seen and unseen classes, what another model of the same classes lost, and parity of an
+export with its reference. Pure functions of arrays."""
