@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from benchmarks.comparison import compare
 from benchmarks.percentiles import Interval
 from benchmarks.rounds import garbage_collector_at_rest
-from icis_deploy.descriptor_files import load_descriptors
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing

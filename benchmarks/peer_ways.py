@@ -13,7 +13,7 @@ from benchmarks.conse import conse_from
 from benchmarks.targets import Images, OpenTarget, float_input, noise, open_bundle
 from benchmarks.torch_peers import add_rows, compiled, load_module, runner, save_as_onnx
 from icis_deploy.bundle.manifest import Bundle
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import ICISDeployError, UsageError
 from icis_deploy.runtime.onnxruntime_session import load_session
 from icis_deploy.runtime.runtimes import Runtime

@@ -48,7 +48,7 @@ from benchmarks.update import CLASS_UPDATE, REEXPORT, measure_update
 from benchmarks.update_result import timing_from
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.common.json_fields import json_from_time
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError, UsageError
 from icis_deploy.runtime.runtimes import Runtime
 

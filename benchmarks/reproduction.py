@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.base_head import MAX_EPOCHS, BaseHead, linear_logits, train_base_head
 from benchmarks.xlsa17 import FEATURES_NAME, ZeroShotData, load_zero_shot_data
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.head.head import Head
 from icis_deploy.icis import ICISConfig, fit_icis, predict_rows
 from icis_deploy.injection import inject

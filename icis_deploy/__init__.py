@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from icis_deploy.bundle.manifest import Bundle, load_bundle
     from icis_deploy.bundle.model_form import ModelForm
     from icis_deploy.describing import describe
-    from icis_deploy.descriptor_files import load_descriptors, save_descriptors
-    from icis_deploy.descriptors import Descriptors
+    from icis_deploy.descriptors.descriptors import Descriptors
+    from icis_deploy.descriptors.files import load_descriptors, save_descriptors
     from icis_deploy.errors import ICISDeployError
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.head.head import Head
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Bundle": "bundle.manifest",
     "ClassUpdate": "head.class_update",
-    "Descriptors": "descriptors",
+    "Descriptors": "descriptors.descriptors",
     "Device": "runtime.device",
     "Head": "head.head",
     "ICISDeployError": "errors",
@@ -46,9 +46,9 @@ _HOMES = {
     "inject": "injection_pipeline",
     "inspect": "pipeline",
     "load_bundle": "bundle.manifest",
-    "load_descriptors": "descriptor_files",
+    "load_descriptors": "descriptors.files",
     "load_update": "updates.envelope",
-    "save_descriptors": "descriptor_files",
+    "save_descriptors": "descriptors.files",
     "save_update": "updates.envelope",
     "train_injector": "injection_pipeline",
     "verify": "pipeline",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from icis_deploy.class_texts import ClassTexts, load_class_texts, texts_of
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.class_texts import ClassTexts, load_class_texts, texts_of
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_names import check_unique, load_class_list
 
@@ -45,10 +45,10 @@ def describe(
     known = load_class_texts(Path(texts)) if isinstance(texts, str | Path) else texts
     found = texts_of(names, known)
     if vectors is not None:
-        from icis_deploy.word_vectors import describe_with_vectors
+        from icis_deploy.descriptors.word_vectors import describe_with_vectors
 
         return describe_with_vectors(found, Path(vectors))
-    from icis_deploy.text_encoder import describe_with_model
+    from icis_deploy.descriptors.text_encoder import describe_with_model
 
     return describe_with_model(found, str(model), templates=templates)
 

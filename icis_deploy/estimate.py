@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.calibration import Rates
 from icis_deploy.class_doubts import Collision, class_confidence, find_collisions
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.estimate_ranges import DOUBTFUL, Range, accuracy_ranges
 from icis_deploy.feature_mixtures import CONCENTRATIONS
 from icis_deploy.learning_curve import learning_curve

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icis_deploy.common.files import check_free
-from icis_deploy.descriptor_files import load_descriptors
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.injection_options import InjectionOptions
 from icis_deploy.injection_pipeline import train_injector

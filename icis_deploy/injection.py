@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.common.arrays import frozen_float32
 from icis_deploy.cross_validation import MIN_SEEN
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import (
     ClassConflictError,
     DescriptorError,

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.descriptor_files import load_descriptors
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.descriptor_files import load_descriptors
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import ImageError, UntrustworthyError, UsageError
 from icis_deploy.estimate import Estimate
 from icis_deploy.head.class_names import load_class_list, quoted

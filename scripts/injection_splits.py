@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.injection_quality import COLUMNS, measure_injection, summary
-from icis_deploy.descriptor_files import load_descriptors
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.head import Head
 from icis_deploy.images.preprocessing import load_preprocessing

@@ -33,7 +33,7 @@ from benchmarks.injection_quality import COLUMNS, measure_injection, summary
 from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, prepared, train_network
 from icis_deploy.demo.rendering import IMAGE_SIZE, render_classes
 from icis_deploy.demo.world import describe, make_world
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.head.head import Head
 from icis_deploy.images.neutral import neutral_images
 from icis_deploy.injection import inject

@@ -347,7 +347,7 @@ def test_importing_icis_deploy_loads_not_even_numpy():
     [
         "icis_deploy.runtime.device",
         "icis_deploy.cli.main",
-        "icis_deploy.descriptor_files",
+        "icis_deploy.descriptors.files",
         "icis_deploy.updates.envelope",
     ],
 )

@@ -50,7 +50,7 @@ def bench_peers(
     enable_workbench()
     from benchmarks.bench import PRESETS, labeled_inputs
     from benchmarks.peers import measure_peers
-    from icis_deploy.descriptor_files import load_descriptors
+    from icis_deploy.descriptors.files import load_descriptors
 
     with show_progress() as progress:
         result = measure_peers(

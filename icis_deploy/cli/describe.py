@@ -37,7 +37,7 @@ def describe(
     from icis_deploy.common.files import check_free
     from icis_deploy.describing import describe as describe_classes
     from icis_deploy.describing import twins
-    from icis_deploy.descriptor_files import check_descriptor_name, save_descriptors
+    from icis_deploy.descriptors.files import check_descriptor_name, save_descriptors
     from icis_deploy.head.class_names import load_class_list
 
     check_free(out, overwrite=overwrite)

@@ -46,7 +46,7 @@ def teach(bundle: Path, name: str, descriptors: Path) -> None:
     The bundle's generator makes the row (`icis-deploy export --generator`). A class that is unlike all seen ones is
     refused with exit code 1, one that could not be told from another with 3; the bundle stays as it was.
     """
-    from icis_deploy.descriptor_files import load_descriptors
+    from icis_deploy.descriptors.files import load_descriptors
     from icis_deploy.runtime.operations import teach as teach_class
 
     entry = teach_class(bundle, name, load_descriptors(descriptors).select((name,)).values[0])

@@ -16,7 +16,7 @@ from itertools import product
 
 import numpy as np
 
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import UsageError
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.injection_quality import COLUMNS, measure_injection
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.head.head import Head
 from icis_deploy.injection import inject
 from icis_deploy.injection_options import InjectionOptions

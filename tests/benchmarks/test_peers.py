@@ -13,7 +13,7 @@ from benchmarks.conse import conse_from
 from benchmarks.peers import NUM_ADDED, measure_peers
 from benchmarks.result_text import text_of
 from benchmarks.results import parse_result, serialize_result
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import IncompatibleError, MissingDependencyError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list

@@ -10,7 +10,7 @@ import pytest
 
 from exporters.generator import write_generator
 from icis_deploy.bundle.generator_metadata import MEAN_ROW, NEAREST, ROWS, SIMILARITY, parse_facts, serialize_facts
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import CorruptFileError, GateFailedError, IncompatibleError, ModelLoadError
 from icis_deploy.head.head import Head
 from icis_deploy.icis import ICISConfig

@@ -6,7 +6,7 @@ import pytest
 import icis_deploy
 from icis_deploy.cli.main import run
 from icis_deploy.describing import describe, twins
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import ClassConflictError, UsageError
 
 

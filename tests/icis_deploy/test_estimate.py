@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import UntrustworthyError
 from icis_deploy.estimate import NO_NEUTRAL_FEATURES
 from icis_deploy.feature_law import class_directions, principal_law

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import (
     ClassConflictError,
     DescriptorError,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.common.files import read_capped, write_file
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import DescriptorError, LoadError, UsageError
 from icis_deploy.mat_files import read_mat
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
 
-from icis_deploy import descriptor_files
-from icis_deploy.descriptor_files import load_descriptors, save_descriptors
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import files as descriptor_files
+from icis_deploy.descriptors.files import load_descriptors, save_descriptors
 from icis_deploy.errors import DescriptorError, MissingDependencyError, UsageError
 
 NAMES = ("ant", "honey bee", "Bärin")

@@ -1,6 +1,6 @@
 import pytest
 
-from icis_deploy.class_texts import load_class_texts, text_from_name, texts_of
+from icis_deploy.descriptors.class_texts import load_class_texts, text_from_name, texts_of
 from icis_deploy.errors import DescriptorError
 
 

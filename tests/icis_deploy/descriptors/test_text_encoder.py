@@ -13,8 +13,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from icis_deploy.descriptors.text_encoder import describe_with_model, load_text_encoder
 from icis_deploy.errors import DescriptorError, MissingDependencyError, UsageError
-from icis_deploy.text_encoder import describe_with_model, load_text_encoder
 
 WORDS = ["a", "an", "photo", "of", "the", "okapi", "zebra", "great", "white", "shark", ".", "striped", "animal"]
 DIM = 16
@@ -142,7 +142,7 @@ def test_a_bare_text_tower_gives_its_pooled_output(clip, tmp_path):
 def test_many_texts_are_read_in_batches(bert, monkeypatch):
     texts = {f"n{index}": [" ".join(WORDS[index : index + 3])] for index in range(7)}
     whole = describe_with_model(texts, str(bert))
-    monkeypatch.setattr("icis_deploy.text_encoder.BATCH_SIZE", 2)
+    monkeypatch.setattr("icis_deploy.descriptors.text_encoder.BATCH_SIZE", 2)
 
     np.testing.assert_allclose(describe_with_model(texts, str(bert)).values, whole.values, rtol=1e-4, atol=1e-6)
 

@@ -4,9 +4,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from icis_deploy import word_vectors
+from icis_deploy.descriptors.descriptors import word_vectors
+from icis_deploy.descriptors.word_vectors import closest_words, describe_with_vectors, read_vectors, term_of
 from icis_deploy.errors import DescriptorError
-from icis_deploy.word_vectors import closest_words, describe_with_vectors, read_vectors, term_of
 
 VECTORS = {
     "the": [0.1, 0.1, 0.1],

@@ -28,8 +28,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.class_texts import ClassTexts
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.class_texts import ClassTexts
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import DescriptorError
 
 MAX_LINE_BYTES = 1 << 20

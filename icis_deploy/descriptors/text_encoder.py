@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.class_texts import ClassTexts
-from icis_deploy.descriptors import Descriptors
+from icis_deploy.descriptors.class_texts import ClassTexts
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import DescriptorError, MissingDependencyError, UsageError
 from icis_deploy.head.class_names import quoted
 
