@@ -37,8 +37,8 @@ from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
-from icis_deploy.injection import unseen_classes
-from icis_deploy.injection_options import InjectionOptions
+from icis_deploy.injection.inject import unseen_classes
+from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection_pipeline import train_injector
 from icis_deploy.method_comparison import Photos
 from icis_deploy.pipeline import Model, OpenedModel, PathLike, head_of, inspect

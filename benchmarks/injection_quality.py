@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.head.head import Head
-from icis_deploy.injection import Injection
+from icis_deploy.injection.inject import Injection
 from icis_deploy.row_spectrum import mean_row
 
 Float32 = NDArray[np.float32]

@@ -2,7 +2,7 @@
 
 For each data set and seed: a softmax head is trained on the features of seen classes (`benchmarks.base_head`), the
 published recipe predicts the rows of unseen classes from their attributes, and T, U, S and H are measured on the test
-images, which nothing has looked at before. Beside it, on the same heads, run the methods of `icis_deploy.injection`.
+images, which nothing has looked at before. Beside it, on the same heads, run the methods of `icis_deploy.injection.inject`.
 
 docs/reproduction.md says where the data is, what differs from the authors' protocol, and what is wrong in theirs.
 """
@@ -22,8 +22,8 @@ from benchmarks.xlsa17 import FEATURES_NAME, ZeroShotData, load_zero_shot_data
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.head.head import Head
 from icis_deploy.icis import ICISConfig, fit_icis, predict_rows
-from icis_deploy.injection import inject
-from icis_deploy.injection_options import InjectionOptions
+from icis_deploy.injection.inject import inject
+from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
 
 FIGURES = ("T", "H", "U", "S")
@@ -111,7 +111,7 @@ def reproduce(
     Args:
         folder: Holds `att_splits.mat` and the features.
         seeds: One head and one run of every method for each.
-        methods: Of `icis_deploy.injection`, run beside the published recipe with their calibration.
+        methods: Of `icis_deploy.injection.inject`, run beside the published recipe with their calibration.
         features_name: File of features.
         head_epochs: Epochs of the head to choose from.
         max_epochs: Ends the published recipe early, to try things out; by default it ends by its own rule.

@@ -1,7 +1,7 @@
 """Features that the user's backbone makes of pictures: of neutral ones, and of an image list.
 
 Features of neutral pictures have the length and the spread that features of photos have, which rows alone cannot tell;
-`icis_deploy.injection` calibrates with them.
+`icis_deploy.injection.inject` calibrates with them.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
-from icis_deploy.injection import Injection
-from icis_deploy.injection import inject as predict_rows
-from icis_deploy.injection_options import InjectionOptions
+from icis_deploy.injection.inject import Injection
+from icis_deploy.injection.inject import inject as predict_rows
+from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.pipeline import Model, OpenedModel, PathLike, head_of, inspect
 from icis_deploy.workbench import enable_workbench
 

@@ -22,8 +22,8 @@ from icis_deploy.head.class_names import load_class_list, quoted
 from icis_deploy.head.head import Head
 from icis_deploy.images.loading import iterate_batches, load_image_list
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
-from icis_deploy.injection import Injection, inject
-from icis_deploy.injection_options import AUTO, InjectionOptions
+from icis_deploy.injection.inject import Injection, inject
+from icis_deploy.injection.options import AUTO, InjectionOptions
 from icis_deploy.injection_pipeline import run_neutral_pictures
 from icis_deploy.methods import METHODS
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report

@@ -28,8 +28,8 @@ def measure(num_seen: int, num_unseen: int, feature_dim: int, method: str) -> di
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from icis_deploy.descriptors.descriptors import Descriptors
     from icis_deploy.head.head import Head
-    from icis_deploy.injection import inject
-    from icis_deploy.injection_options import InjectionOptions
+    from icis_deploy.injection.inject import inject
+    from icis_deploy.injection.options import InjectionOptions
 
     random = np.random.default_rng(0)
     names = tuple(f"class{index}" for index in range(num_seen + num_unseen))

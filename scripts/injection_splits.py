@@ -29,8 +29,8 @@ from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.head import Head
 from icis_deploy.images.preprocessing import load_preprocessing
-from icis_deploy.injection import inject
-from icis_deploy.injection_options import InjectionOptions
+from icis_deploy.injection.inject import inject
+from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection_pipeline import run_neutral_pictures
 from icis_deploy.method_comparison import Photos
 from icis_deploy.pipeline import head_of, inspect

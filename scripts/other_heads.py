@@ -36,8 +36,8 @@ from icis_deploy.demo.world import describe, make_world
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.head.head import Head
 from icis_deploy.images.neutral import neutral_images
-from icis_deploy.injection import inject
-from icis_deploy.injection_options import InjectionOptions
+from icis_deploy.injection.inject import inject
+from icis_deploy.injection.options import InjectionOptions
 
 Float32 = NDArray[np.float32]
 Integers = NDArray[np.int64]

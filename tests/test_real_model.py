@@ -25,7 +25,7 @@ from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list, load_images
 from icis_deploy.images.preprocessing import load_preprocessing
-from icis_deploy.injection_options import InjectionOptions
+from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection_pipeline import train_injector
 from icis_deploy.method_comparison import Photos
 from icis_deploy.runtime.onnxruntime_session import load_session

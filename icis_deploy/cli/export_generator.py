@@ -67,7 +67,7 @@ def export_generator(
     `icis-deploy teach` then makes a class of a descriptor on the device.
     """
     from icis_deploy.generator_pipeline import export_generator as write
-    from icis_deploy.injection_options import InjectionOptions
+    from icis_deploy.injection.options import InjectionOptions
 
     options = InjectionOptions(method=method, balance=balance, seen_accuracy=seen_accuracy, seed=seed)
     with training_progress("Training") as progress:

@@ -8,8 +8,8 @@ import pytest
 from benchmarks.injection_quality import COLUMNS, measure_injection
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.head.head import Head
-from icis_deploy.injection import inject
-from icis_deploy.injection_options import InjectionOptions
+from icis_deploy.injection.inject import inject
+from icis_deploy.injection.options import InjectionOptions
 
 
 def test_rates_are_those_of_the_expanded_head_and_best_is_no_less():

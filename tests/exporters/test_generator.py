@@ -14,8 +14,8 @@ from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import CorruptFileError, GateFailedError, IncompatibleError, ModelLoadError
 from icis_deploy.head.head import Head
 from icis_deploy.icis import ICISConfig
-from icis_deploy.injection import Injection, inject
-from icis_deploy.injection_options import InjectionOptions
+from icis_deploy.injection.inject import Injection, inject
+from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.methods import METHODS
 from icis_deploy.row_calibration import Injector, LengthFactor
 from icis_deploy.row_predictors import LatentPredictor

@@ -19,8 +19,8 @@ from icis_deploy.errors import (
 )
 from icis_deploy.estimate import NO_NEUTRAL_FEATURES
 from icis_deploy.head.head import Head
-from icis_deploy.injection import inject, unseen_classes
-from icis_deploy.injection_options import InjectionOptions
+from icis_deploy.injection.inject import inject, unseen_classes
+from icis_deploy.injection.options import InjectionOptions
 
 RIDGE = InjectionOptions(method="ridge", calibration="length")
 
