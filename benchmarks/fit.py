@@ -44,7 +44,7 @@ from icis_deploy.method_comparison import Photos
 from icis_deploy.pipeline import Model, OpenedModel, PathLike, head_of, inspect
 
 if TYPE_CHECKING:
-    from icis_deploy.icis import Fit, ICISConfig
+    from icis_deploy.injection.predictors.icis import Fit, ICISConfig
 
 PUBLISHED, FAST = "published recipe", "fast recipe"
 NUM_TIMED_EPOCHS = 2
@@ -189,7 +189,7 @@ def measure_fit(
     """
     import torch
 
-    from icis_deploy.icis import ICISConfig
+    from icis_deploy.injection.predictors.icis import ICISConfig
 
     if num_rounds < 1 or (published_epochs is not None and published_epochs < 1):
         raise UsageError("Rounds and epochs count from 1.")
@@ -226,7 +226,7 @@ def _train(
     problem: Problem, config: ICISConfig, seed: int, progress: Callable[[int, float], None] | None = None
 ) -> tuple[Fit, float]:
     """Train ICIS, and return it with the seconds that it took."""
-    from icis_deploy.icis import fit_icis
+    from icis_deploy.injection.predictors.icis import fit_icis
 
     head = head_of(problem.opened)
     seen = problem.descriptors.select(head.class_names).values
@@ -245,13 +245,13 @@ def _epoch_s(problem: Problem, published: ICISConfig, seed: int) -> float:
 
 
 def _rows_of(problem: Problem, fit: Fit) -> Float32:
-    from icis_deploy.icis import predict_rows
+    from icis_deploy.injection.predictors.icis import predict_rows
 
     return predict_rows(fit.model, problem.descriptors.select(problem.unseen).values)
 
 
 def _fast_way(problem: Problem, seed: int) -> _Found:
-    from icis_deploy.icis import ICISConfig
+    from icis_deploy.injection.predictors.icis import ICISConfig
 
     def call() -> float:
         fit, seconds = _train(problem, ICISConfig(), seed)

@@ -21,9 +21,9 @@ from benchmarks.base_head import MAX_EPOCHS, BaseHead, linear_logits, train_base
 from benchmarks.xlsa17 import FEATURES_NAME, ZeroShotData, load_zero_shot_data
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.head.head import Head
-from icis_deploy.icis import ICISConfig, fit_icis, predict_rows
 from icis_deploy.injection.inject import inject
 from icis_deploy.injection.options import InjectionOptions
+from icis_deploy.injection.predictors.icis import ICISConfig, fit_icis, predict_rows
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
 
 FIGURES = ("T", "H", "U", "S")

@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from icis_deploy.descriptor_weights import (
+from icis_deploy.errors import IncompatibleError
+from icis_deploy.injection.predictors.mixtures import (
     AVERAGE_NEIGHBOURS,
     AVERAGE_SHARPNESS,
     average_weights,
@@ -20,8 +21,7 @@ from icis_deploy.descriptor_weights import (
     equal_weights,
     nearest_weights,
 )
-from icis_deploy.errors import IncompatibleError
-from icis_deploy.ridge import KernelPredictor
+from icis_deploy.injection.predictors.ridge import KernelPredictor
 from icis_deploy.row_calibration import DeviationCalibration, LengthFactor, RowCalibration
 from icis_deploy.row_predictors import AveragePredictor, LatentPredictor, RowPredictor, WeightedPredictor
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.calibration import recognised
 from icis_deploy.cross_validation import HeldOutRows
-from icis_deploy.descriptor_weights import centred_similarity, cosine_similarity
+from icis_deploy.injection.predictors.mixtures import centred_similarity, cosine_similarity
 from icis_deploy.row_predictors import RowPredictor, prediction_variance
 from icis_deploy.trial import Candidate, Trial
 

@@ -24,8 +24,8 @@ from icis_deploy.images.loading import iterate_batches, load_image_list
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.injection.inject import Injection, inject
 from icis_deploy.injection.options import AUTO, InjectionOptions
+from icis_deploy.injection.predictors.registry import METHODS
 from icis_deploy.injection_pipeline import run_neutral_pictures
-from icis_deploy.methods import METHODS
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
 from icis_deploy.pipeline import BATCH_SIZE, Model, OpenedModel, PathLike, head_of, inspect
 from icis_deploy.workbench import enable_workbench

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from icis_deploy.calibration import weighted_harmonic_mean
-from icis_deploy.methods import METHODS, Method, Progress
+from icis_deploy.injection.predictors.registry import METHODS, Method, Progress
 from icis_deploy.trial import Candidate, Trial, try_method
 
 METHODS_TIED = 0.5

@@ -18,7 +18,7 @@ from icis_deploy.calibration import (
 )
 from icis_deploy.cross_validation import Fold, HeldOutRows, Outcomes, hold_out, plan_folds, play
 from icis_deploy.feature_source import FeatureSource
-from icis_deploy.methods import Method, Prepared, Progress
+from icis_deploy.injection.predictors.registry import Method, Prepared, Progress
 from icis_deploy.pseudo_features import Draws, PseudoFeatures, find_feature_source
 from icis_deploy.row_calibration import DeviationCalibration
 from icis_deploy.row_spectrum import (

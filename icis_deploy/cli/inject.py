@@ -34,7 +34,7 @@ METHOD_NAMES = (
     "wavg",
     "ensemble",
 )
-"""Those of `icis_deploy.methods`, which is not imported for --help; a test compares them."""
+"""Those of `icis_deploy.injection.predictors.registry`, which is not imported for --help; a test compares them."""
 
 NUM_SHOWN = 5
 """Doubtful classes and collisions that the summary names; the update holds more."""

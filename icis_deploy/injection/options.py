@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.calibration import check_balance
 from icis_deploy.errors import UsageError
-from icis_deploy.methods import method_named
+from icis_deploy.injection.predictors.registry import method_named
 from icis_deploy.trial import Assumptions
 
 Float32 = NDArray[np.float32]

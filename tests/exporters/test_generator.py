@@ -13,10 +13,10 @@ from icis_deploy.bundle.generator_metadata import MEAN_ROW, NEAREST, ROWS, SIMIL
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import CorruptFileError, GateFailedError, IncompatibleError, ModelLoadError
 from icis_deploy.head.head import Head
-from icis_deploy.icis import ICISConfig
 from icis_deploy.injection.inject import Injection, inject
 from icis_deploy.injection.options import InjectionOptions
-from icis_deploy.methods import METHODS
+from icis_deploy.injection.predictors.icis import ICISConfig
+from icis_deploy.injection.predictors.registry import METHODS
 from icis_deploy.row_calibration import Injector, LengthFactor
 from icis_deploy.row_predictors import LatentPredictor
 from icis_deploy.runtime.generator import load_generator

@@ -18,7 +18,7 @@ import pytest
 from icis_deploy.cli.inject import inject
 from icis_deploy.cli.main import run
 from icis_deploy.cli.verify import parity_text
-from icis_deploy.methods import METHODS
+from icis_deploy.injection.predictors.registry import METHODS
 from icis_deploy.metrics.parity import GATE_PROFILES, compare_logits
 from icis_deploy.updates.envelope import load_update, save_update
 from tests.tiny_models import FEATURE_DIM, GRAPH, NUM_SEEN, NUM_UNSEEN, TinyProject

@@ -9,7 +9,7 @@ import pytest
 
 from icis_deploy.cli.export_generator import export_generator
 from icis_deploy.cli.main import run
-from icis_deploy.methods import METHODS
+from icis_deploy.injection.predictors.registry import METHODS
 from tests.icis_deploy.cli.test_commands import run_json
 from tests.icis_deploy.runtime.bundles import files_in
 from tests.tiny_models import NUM_SEEN, TinyProject

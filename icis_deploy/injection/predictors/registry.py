@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.descriptor_weights import (
+from icis_deploy.errors import MissingDependencyError, UsageError
+from icis_deploy.injection.predictors.mixtures import (
     average_weights,
     costa_weights,
     equal_weights,
     mixture_weights,
     nearest_weights,
 )
-from icis_deploy.errors import MissingDependencyError, UsageError
-from icis_deploy.ridge import choose_ridge, fit_ridge, predict_ridge
+from icis_deploy.injection.predictors.ridge import choose_ridge, fit_ridge, predict_ridge
 from icis_deploy.row_predictors import (
     AveragePredictor,
     Fit,
@@ -123,7 +123,7 @@ def _prepare_icis(
     _descriptors: Float32, _rows: Float32, seed: int, progress: Progress | None, *, is_centred: bool
 ) -> Prepared:
     try:
-        from icis_deploy.icis import fit_icis, latent_predictor
+        from icis_deploy.injection.predictors.icis import fit_icis, latent_predictor
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "ICIS is trained with torch, which is not installed. Install it: pip install 'icis-deploy[train]'. The "

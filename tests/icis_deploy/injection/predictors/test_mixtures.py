@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from icis_deploy.descriptor_weights import (
+from icis_deploy.injection.predictors.mixtures import (
     AVERAGE_NEIGHBOURS,
     AVERAGE_SHARPNESS,
     MIXTURE_RIDGE,

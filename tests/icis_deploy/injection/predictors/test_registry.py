@@ -11,9 +11,9 @@ import pytest
 from icis_deploy.calibration import FLATNESS
 from icis_deploy.class_doubts import MAX_COLLISIONS, find_collisions
 from icis_deploy.errors import MissingDependencyError, UsageError
-from icis_deploy.icis import ICISConfig, fit_icis, latent_predictor, predict_rows
+from icis_deploy.injection.predictors.icis import ICISConfig, fit_icis, latent_predictor, predict_rows
+from icis_deploy.injection.predictors.registry import METHODS, method_named
 from icis_deploy.learning_curve import learning_curve
-from icis_deploy.methods import METHODS, method_named
 from icis_deploy.row_spectrum import mean_row
 from icis_deploy.selection import select
 from icis_deploy.trial import Assumptions, Trial, set_up_trial, try_method
@@ -71,7 +71,7 @@ def test_icis_without_torch_names_the_command_and_the_methods_that_do_without(mo
     original = builtins.__import__
 
     def without_torch(name, *args, **kwargs):
-        if name == "icis_deploy.icis":
+        if name == "icis_deploy.injection.predictors.icis":
             raise ModuleNotFoundError("No module named 'torch'")
         return original(name, *args, **kwargs)
 

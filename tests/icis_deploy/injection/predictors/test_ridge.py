@@ -8,8 +8,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
 from sklearn.kernel_ridge import KernelRidge
 
-from icis_deploy import ridge
-from icis_deploy.ridge import RidgeSettings, choose_ridge, fit_ridge
+from icis_deploy.injection.predictors import ridge
+from icis_deploy.injection.predictors.ridge import RidgeSettings, choose_ridge, fit_ridge
 
 SETTINGS = RidgeSettings(inverse_width=1.0, noise=0.3)
 

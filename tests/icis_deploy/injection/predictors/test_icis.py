@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from icis_deploy.errors import IncompatibleError, UsageError
-from icis_deploy.icis import ICIS, ICISConfig, StoppingRule, fit_icis, predict_rows, should_stop, step_factor
+from icis_deploy.injection.predictors.icis import (
+    ICIS,
+    ICISConfig,
+    StoppingRule,
+    fit_icis,
+    predict_rows,
+    should_stop,
+    step_factor,
+)
 
 SMALL = ICISConfig(latent_dim=128, batch_size=32, max_epochs=60, learning_rate=2e-3)
 
