@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.head.head import Head
 from icis_deploy.injection.inject import Injection
-from icis_deploy.row_spectrum import mean_row
+from icis_deploy.injection.rows.spectrum import mean_row
 
 Float32 = NDArray[np.float32]
 Integers = NDArray[np.int64]

@@ -22,8 +22,8 @@ from icis_deploy.injection.predictors.mixtures import (
     nearest_weights,
 )
 from icis_deploy.injection.predictors.ridge import KernelPredictor
-from icis_deploy.row_calibration import DeviationCalibration, LengthFactor, RowCalibration
-from icis_deploy.row_predictors import AveragePredictor, LatentPredictor, RowPredictor, WeightedPredictor
+from icis_deploy.injection.rows.calibration import DeviationCalibration, LengthFactor, RowCalibration
+from icis_deploy.injection.rows.predictors import AveragePredictor, LatentPredictor, RowPredictor, WeightedPredictor
 
 OPSET = 17
 TINY = float(np.finfo(np.float32).tiny)

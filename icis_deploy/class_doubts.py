@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from icis_deploy.calibration import recognised
 from icis_deploy.cross_validation import HeldOutRows
 from icis_deploy.injection.predictors.mixtures import centred_similarity, cosine_similarity
-from icis_deploy.row_predictors import RowPredictor, prediction_variance
+from icis_deploy.injection.rows.predictors import RowPredictor, prediction_variance
 from icis_deploy.trial import Candidate, Trial
 
 Float32 = NDArray[np.float32]

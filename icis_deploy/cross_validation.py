@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.class_strength import head_logits
+from icis_deploy.injection.rows.predictors import Predict
+from icis_deploy.injection.rows.spectrum import mean_row
 from icis_deploy.pseudo_features import PseudoFeatures
-from icis_deploy.row_predictors import Predict
-from icis_deploy.row_spectrum import mean_row
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

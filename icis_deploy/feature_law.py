@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.row_spectrum import RowSpectrum, amplify, mean_row, principal_axes
+from icis_deploy.injection.rows.spectrum import RowSpectrum, amplify, mean_row, principal_axes
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

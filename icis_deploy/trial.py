@@ -19,9 +19,8 @@ from icis_deploy.calibration import (
 from icis_deploy.cross_validation import Fold, HeldOutRows, Outcomes, hold_out, plan_folds, play
 from icis_deploy.feature_source import FeatureSource
 from icis_deploy.injection.predictors.registry import Method, Prepared, Progress
-from icis_deploy.pseudo_features import Draws, PseudoFeatures, find_feature_source
-from icis_deploy.row_calibration import DeviationCalibration
-from icis_deploy.row_spectrum import (
+from icis_deploy.injection.rows.calibration import DeviationCalibration
+from icis_deploy.injection.rows.spectrum import (
     RowSpectrum,
     at_length,
     mean_deviation_length,
@@ -30,6 +29,7 @@ from icis_deploy.row_spectrum import (
     restoring_exponent,
     restoring_gain,
 )
+from icis_deploy.pseudo_features import Draws, PseudoFeatures, find_feature_source
 
 Float32 = NDArray[np.float32]
 

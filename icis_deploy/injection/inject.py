@@ -28,7 +28,7 @@ from icis_deploy.estimate import Estimate, estimate_injection
 from icis_deploy.head.head import Head
 from icis_deploy.injection.options import AUTO, InjectionOptions
 from icis_deploy.injection.predictors.registry import Prepared, Progress, method_named
-from icis_deploy.row_calibration import Injector, LengthFactor, RowCalibration, matching_length
+from icis_deploy.injection.rows.calibration import Injector, LengthFactor, RowCalibration, matching_length
 from icis_deploy.selection import Selection, methods_to_try, select
 from icis_deploy.trial import set_up_trial
 

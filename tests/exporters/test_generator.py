@@ -17,8 +17,8 @@ from icis_deploy.injection.inject import Injection, inject
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection.predictors.icis import ICISConfig
 from icis_deploy.injection.predictors.registry import METHODS
-from icis_deploy.row_calibration import Injector, LengthFactor
-from icis_deploy.row_predictors import LatentPredictor
+from icis_deploy.injection.rows.calibration import Injector, LengthFactor
+from icis_deploy.injection.rows.predictors import LatentPredictor
 from icis_deploy.runtime.generator import load_generator
 
 NUM_SEEN, NUM_UNSEEN, DESCRIPTOR_DIM, FEATURE_DIM = 60, 6, 12, 16

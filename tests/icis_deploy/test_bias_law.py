@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from icis_deploy.bias_law import bias_law
-from icis_deploy.row_calibration import DeviationCalibration
-from icis_deploy.row_spectrum import mean_row, principal_axes
+from icis_deploy.injection.rows.calibration import DeviationCalibration
+from icis_deploy.injection.rows.spectrum import mean_row, principal_axes
 
 NUM_CLASSES, FEATURE_DIM = 60, 12
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from icis_deploy.errors import IncompatibleError, UsageError
-from icis_deploy.row_predictors import LatentPredictor
+from icis_deploy.injection.rows.predictors import LatentPredictor
 
 Progress = Callable[[int, float], None]
 """Called after each epoch with its number, from 1, and its mean loss."""

@@ -27,7 +27,7 @@ from icis_deploy.injection.predictors.mixtures import (
     nearest_weights,
 )
 from icis_deploy.injection.predictors.ridge import choose_ridge, fit_ridge, predict_ridge
-from icis_deploy.row_predictors import (
+from icis_deploy.injection.rows.predictors import (
     AveragePredictor,
     Fit,
     Predict,
@@ -37,7 +37,7 @@ from icis_deploy.row_predictors import (
     WeightedPredictor,
     predict_by,
 )
-from icis_deploy.row_spectrum import mean_row
+from icis_deploy.injection.rows.spectrum import mean_row
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[int, float], None]

@@ -24,8 +24,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.row_predictors import Prediction
-from icis_deploy.row_spectrum import mean_row
+from icis_deploy.injection.rows.predictors import Prediction
+from icis_deploy.injection.rows.spectrum import mean_row
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

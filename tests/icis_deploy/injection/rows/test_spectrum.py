@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icis_deploy.row_spectrum import (
+from icis_deploy.injection.rows.spectrum import (
     amplify,
     at_length,
     mean_deviation_length,

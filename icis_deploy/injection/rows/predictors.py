@@ -1,6 +1,6 @@
 """Trained predictors of rows: plain arrays, and how a descriptor becomes a raw row with them.
 
-Lengths of raw rows mean nothing: `icis_deploy.row_calibration` sets them. A predictor holds arrays only, so that it can
+Lengths of raw rows mean nothing: `icis_deploy.injection.rows.calibration` sets them. A predictor holds arrays only, so that it can
 be kept, compared and exported; none needs the library that trained it.
 """
 
@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.row_spectrum import at_length
+from icis_deploy.injection.rows.spectrum import at_length
 
 Float32 = NDArray[np.float32]
 

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.row_predictors import RowPredictor
-from icis_deploy.row_spectrum import amplify, at_length
+from icis_deploy.injection.rows.predictors import RowPredictor
+from icis_deploy.injection.rows.spectrum import amplify, at_length
 
 Float32 = NDArray[np.float32]
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from icis_deploy.row_calibration import DeviationCalibration, Injector, LengthFactor, matching_length
-from icis_deploy.row_predictors import AveragePredictor, LatentPredictor, WeightedPredictor, prediction_variance
-from icis_deploy.row_spectrum import principal_axes
+from icis_deploy.injection.rows.calibration import DeviationCalibration, Injector, LengthFactor, matching_length
+from icis_deploy.injection.rows.predictors import (
+    AveragePredictor,
+    LatentPredictor,
+    WeightedPredictor,
+    prediction_variance,
+)
+from icis_deploy.injection.rows.spectrum import principal_axes
 
 RANDOM = np.random.default_rng(0)
 ROWS = RANDOM.normal(size=(20, 9)).astype(np.float32)

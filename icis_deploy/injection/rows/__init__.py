@@ -1,0 +1,2 @@
+"""Rows as vectors: their spectrum, the function that predicts them from descriptors, and the calibration that brings them
+to compete with the seen ones."""
