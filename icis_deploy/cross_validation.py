@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.class_strength import head_logits
+from icis_deploy.injection.pseudo_features.accuracy_matching import head_logits
+from icis_deploy.injection.pseudo_features.draws import PseudoFeatures
 from icis_deploy.injection.rows.predictors import Predict
 from icis_deploy.injection.rows.spectrum import mean_row
-from icis_deploy.pseudo_features import PseudoFeatures
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

@@ -19,10 +19,10 @@ from icis_deploy.calibration import Rates
 from icis_deploy.class_doubts import Collision, class_confidence, find_collisions
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.estimate_ranges import DOUBTFUL, Range, accuracy_ranges
-from icis_deploy.feature_mixtures import CONCENTRATIONS
+from icis_deploy.injection.pseudo_features.draws import Draws, PseudoFeatures
+from icis_deploy.injection.pseudo_features.mixtures import CONCENTRATIONS
 from icis_deploy.injection.rows.predictors import RowPredictor
 from icis_deploy.learning_curve import learning_curve
-from icis_deploy.pseudo_features import Draws, PseudoFeatures
 from icis_deploy.selection import Selection
 from icis_deploy.trial import NUM_PSEUDO_FEATURES, Candidate, Trial
 

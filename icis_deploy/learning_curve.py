@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from icis_deploy.calibration import Rates, predicted_rates
 from icis_deploy.cross_validation import HeldOutRows, hold_out, play, with_less_training
-from icis_deploy.pseudo_features import PseudoFeatures
+from icis_deploy.injection.pseudo_features.draws import PseudoFeatures
 from icis_deploy.trial import Candidate, Trial, at_competing_length
 
 

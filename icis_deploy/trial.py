@@ -17,8 +17,9 @@ from icis_deploy.calibration import (
     predicted_rates,
 )
 from icis_deploy.cross_validation import Fold, HeldOutRows, Outcomes, hold_out, plan_folds, play
-from icis_deploy.feature_source import FeatureSource
 from icis_deploy.injection.predictors.registry import Method, Prepared, Progress
+from icis_deploy.injection.pseudo_features.draws import Draws, PseudoFeatures, find_feature_source
+from icis_deploy.injection.pseudo_features.source import FeatureSource
 from icis_deploy.injection.rows.calibration import DeviationCalibration
 from icis_deploy.injection.rows.spectrum import (
     RowSpectrum,
@@ -29,7 +30,6 @@ from icis_deploy.injection.rows.spectrum import (
     restoring_exponent,
     restoring_gain,
 )
-from icis_deploy.pseudo_features import Draws, PseudoFeatures, find_feature_source
 
 Float32 = NDArray[np.float32]
 

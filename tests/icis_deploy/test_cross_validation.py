@@ -19,9 +19,9 @@ from icis_deploy.cross_validation import (
     play,
     with_less_training,
 )
+from icis_deploy.injection.pseudo_features.draws import PseudoFeatures
 from icis_deploy.injection.rows.predictors import predict_by
 from icis_deploy.injection.rows.spectrum import mean_row
-from icis_deploy.pseudo_features import PseudoFeatures
 
 
 @given(num_seen=st.integers(MIN_SEEN, 400), num_unseen=st.integers(1, 500), seed=st.integers(0, 5))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from icis_deploy.feature_law import class_directions, principal_law
-from icis_deploy.feature_source import FeatureSource
-from icis_deploy.pseudo_features import Draws, PseudoFeatures, find_feature_source
+from icis_deploy.injection.pseudo_features.class_means import class_directions, principal_law
+from icis_deploy.injection.pseudo_features.draws import Draws, PseudoFeatures, find_feature_source
+from icis_deploy.injection.pseudo_features.source import FeatureSource
 
 FEATURE_DIM = 40
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from icis_deploy.feature_mixtures import InPictures, OnNoise, ShownClasses
+from icis_deploy.injection.pseudo_features.mixtures import InPictures, OnNoise, ShownClasses
 
 NUM_FEATURES, FEATURE_DIM = 4000, 32
 

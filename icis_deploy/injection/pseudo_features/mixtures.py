@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.turning_points import quantile
+from icis_deploy.injection.pseudo_features.threshold_search import quantile
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from icis_deploy.turning_points import TurningPoints, quantile
+from icis_deploy.injection.pseudo_features.threshold_search import TurningPoints, quantile
 
 LARGEST = 16.0
 

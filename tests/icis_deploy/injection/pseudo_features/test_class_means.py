@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from icis_deploy.feature_law import (
+from icis_deploy.injection.pseudo_features.class_means import (
     LOWERING,
     LOWEST,
     FeatureLaw,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.feature_mixtures import Mixture
-from icis_deploy.turning_points import TurningPoints, quantile
+from icis_deploy.injection.pseudo_features.mixtures import Mixture
+from icis_deploy.injection.pseudo_features.threshold_search import TurningPoints, quantile
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
