@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.calibration import recognised
-from icis_deploy.cross_validation import HeldOutRows
 from icis_deploy.injection.predictors.mixtures import centred_similarity, cosine_similarity
 from icis_deploy.injection.rows.predictors import RowPredictor, prediction_variance
-from icis_deploy.trial import Candidate, Trial
+from icis_deploy.injection.validation.cross_validation import HeldOutRows
+from icis_deploy.injection.validation.evaluation import Candidate, Trial
+from icis_deploy.injection.validation.operating_point import recognised
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.calibration import Rates
 from icis_deploy.class_doubts import Collision, class_confidence, find_collisions
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.estimate_ranges import DOUBTFUL, Range, accuracy_ranges
 from icis_deploy.injection.pseudo_features.draws import Draws, PseudoFeatures
 from icis_deploy.injection.pseudo_features.mixtures import CONCENTRATIONS
 from icis_deploy.injection.rows.predictors import RowPredictor
+from icis_deploy.injection.validation.evaluation import NUM_PSEUDO_FEATURES, Candidate, Trial
+from icis_deploy.injection.validation.operating_point import Rates
+from icis_deploy.injection.validation.selection import Selection
 from icis_deploy.learning_curve import learning_curve
-from icis_deploy.selection import Selection
-from icis_deploy.trial import NUM_PSEUDO_FEATURES, Candidate, Trial
 
 Float32 = NDArray[np.float32]
 

@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from icis_deploy.calibration import Rates
+from icis_deploy.injection.validation.operating_point import Rates
 
 NORMAL_90 = 1.645
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from icis_deploy.calibration import Rates, predicted_rates
-from icis_deploy.cross_validation import HeldOutRows, hold_out, play, with_less_training
 from icis_deploy.injection.pseudo_features.draws import PseudoFeatures
-from icis_deploy.trial import Candidate, Trial, at_competing_length
+from icis_deploy.injection.validation.cross_validation import HeldOutRows, hold_out, play, with_less_training
+from icis_deploy.injection.validation.evaluation import Candidate, Trial, at_competing_length
+from icis_deploy.injection.validation.operating_point import Rates, predicted_rates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

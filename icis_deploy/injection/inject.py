@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.common.arrays import frozen_float32
-from icis_deploy.cross_validation import MIN_SEEN
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import (
     ClassConflictError,
@@ -29,8 +28,9 @@ from icis_deploy.head.head import Head
 from icis_deploy.injection.options import AUTO, InjectionOptions
 from icis_deploy.injection.predictors.registry import Prepared, Progress, method_named
 from icis_deploy.injection.rows.calibration import Injector, LengthFactor, RowCalibration, matching_length
-from icis_deploy.selection import Selection, methods_to_try, select
-from icis_deploy.trial import set_up_trial
+from icis_deploy.injection.validation.cross_validation import MIN_SEEN
+from icis_deploy.injection.validation.evaluation import set_up_trial
+from icis_deploy.injection.validation.selection import Selection, methods_to_try, select
 
 Float32 = NDArray[np.float32]
 

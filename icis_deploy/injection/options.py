@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.calibration import check_balance
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.predictors.registry import method_named
-from icis_deploy.trial import Assumptions
+from icis_deploy.injection.validation.evaluation import Assumptions
+from icis_deploy.injection.validation.operating_point import check_balance
 
 Float32 = NDArray[np.float32]
 

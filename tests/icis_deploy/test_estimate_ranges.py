@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from icis_deploy.calibration import Rates
 from icis_deploy.estimate_ranges import DOUBTFUL, Range, accuracy_ranges
+from icis_deploy.injection.validation.operating_point import Rates
 
 EXPECTED = Rates(T=0.5, U=0.4, S=0.97)
 

@@ -2,7 +2,7 @@
 
 Source: Christensen, Mancini, Koepke, Winther & Akata, "Image-free Classifier Injection for Zero-Shot Classification",
 ICCV 2023, arXiv 2308.10599. A row is predicted by `decode_row(encode_descriptor(descriptor))`. All loss terms are
-cosines, so nothing in here sets the length of a predicted row: `icis_deploy.calibration` does.
+cosines, so nothing in here sets the length of a predicted row: `icis_deploy.injection.validation.operating_point` does.
 
 Two settings of the same model, loss and optimiser:
 

@@ -5,7 +5,7 @@ Rules:
 1. Descriptors are centred on the mean seen descriptor and brought to unit length, so that squared distances are about 2
    whatever the descriptors are, and one grid of bandwidths serves all.
 2. Bandwidth and noise are chosen by leave-one-out on the seen rows, in closed form, by the cosine between predicted and
-   true deviation: lengths are the business of `icis_deploy.calibration`.
+   true deviation: lengths are the business of `icis_deploy.injection.validation.operating_point`.
 3. Predictions that only cross-validation needs are solved for alone (`predict_ridge`), without the inverse that a
    predictor keeps.
 4. Up to `EXACT_LIMIT` seen classes the system is solved exactly, in cubic time. Above, the kernel is approximated from

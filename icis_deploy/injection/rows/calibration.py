@@ -1,7 +1,7 @@
 """From raw predicted rows to rows that compete with the seen ones. All of it becomes part of the rows.
 
 A loss of cosines sets no row's length and a regression makes rows too short: left alone, injected classes always lose
-against seen ones, or always win. `icis_deploy.calibration` chooses the numbers; here they are applied, one class at a
+against seen ones, or always win. `icis_deploy.injection.validation.operating_point` chooses the numbers; here they are applied, one class at a
 time: what a class's row becomes depends on no other class.
 """
 

@@ -10,13 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bias_law import bias_law
-from icis_deploy.calibration import (
-    OperatingPoint,
-    Rates,
-    choose_operating_point,
-    predicted_rates,
-)
-from icis_deploy.cross_validation import Fold, HeldOutRows, Outcomes, hold_out, plan_folds, play
 from icis_deploy.injection.predictors.registry import Method, Prepared, Progress
 from icis_deploy.injection.pseudo_features.draws import Draws, PseudoFeatures, find_feature_source
 from icis_deploy.injection.pseudo_features.source import FeatureSource
@@ -29,6 +22,13 @@ from icis_deploy.injection.rows.spectrum import (
     principal_axes,
     restoring_exponent,
     restoring_gain,
+)
+from icis_deploy.injection.validation.cross_validation import Fold, HeldOutRows, Outcomes, hold_out, plan_folds, play
+from icis_deploy.injection.validation.operating_point import (
+    OperatingPoint,
+    Rates,
+    choose_operating_point,
+    predicted_rates,
 )
 
 Float32 = NDArray[np.float32]

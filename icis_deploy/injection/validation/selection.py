@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from icis_deploy.calibration import weighted_harmonic_mean
 from icis_deploy.injection.predictors.registry import METHODS, Method, Progress
-from icis_deploy.trial import Candidate, Trial, try_method
+from icis_deploy.injection.validation.evaluation import Candidate, Trial, try_method
+from icis_deploy.injection.validation.operating_point import weighted_harmonic_mean
 
 METHODS_TIED = 0.5
 """Methods that score less than this part of the best are out. Of the others the held-out rows decide: on heads of other

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icis_deploy.calibration import OperatingPoint, predicted_rates
-from icis_deploy.cross_validation import (
+from icis_deploy.injection.pseudo_features.draws import PseudoFeatures
+from icis_deploy.injection.rows.predictors import predict_by
+from icis_deploy.injection.rows.spectrum import mean_row
+from icis_deploy.injection.validation.cross_validation import (
     ENOUGH_HELD_OUT,
     MIN_SEEN,
     HeldOutRows,
@@ -19,9 +21,7 @@ from icis_deploy.cross_validation import (
     play,
     with_less_training,
 )
-from icis_deploy.injection.pseudo_features.draws import PseudoFeatures
-from icis_deploy.injection.rows.predictors import predict_by
-from icis_deploy.injection.rows.spectrum import mean_row
+from icis_deploy.injection.validation.operating_point import OperatingPoint, predicted_rates
 
 
 @given(num_seen=st.integers(MIN_SEEN, 400), num_unseen=st.integers(1, 500), seed=st.integers(0, 5))

@@ -3,7 +3,7 @@
     row = mean seen row + scale * deviation, at the seen rows' mean length;   bias += offset
 
 A scale below 1 is the shrinkage that an uncertain direction deserves; the offset says how far an injected class is
-favoured. Both are chosen where class-level cross-validation (`icis_deploy.cross_validation`) predicts the best balance
+favoured. Both are chosen where class-level cross-validation (`icis_deploy.injection.validation.cross_validation`) predicts the best balance
 of U and S.
 """
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.cross_validation import Outcomes
 from icis_deploy.errors import UsageError
+from icis_deploy.injection.validation.cross_validation import Outcomes
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

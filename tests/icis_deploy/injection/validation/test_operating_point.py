@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icis_deploy.calibration import (
+from icis_deploy.errors import UsageError
+from icis_deploy.injection.validation.cross_validation import Outcomes
+from icis_deploy.injection.validation.operating_point import (
     OperatingPoint,
     Rates,
     choose_operating_point,
@@ -15,8 +17,6 @@ from icis_deploy.calibration import (
     recognised,
     weighted_harmonic_mean,
 )
-from icis_deploy.cross_validation import Outcomes
-from icis_deploy.errors import UsageError
 
 
 def outcomes(seen_margin, unseen_margin, *, seen_deviation=0.0, unseen_deviation=0.0, is_hit=True) -> Outcomes:
