@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import ImageError, UntrustworthyError, UsageError
-from icis_deploy.estimate import Estimate
 from icis_deploy.head.class_names import load_class_list, quoted
 from icis_deploy.head.head import Head
 from icis_deploy.images.loading import iterate_batches, load_image_list
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
+from icis_deploy.injection.estimate.estimate import Estimate
 from icis_deploy.injection.inject import Injection, inject
 from icis_deploy.injection.options import AUTO, InjectionOptions
 from icis_deploy.injection.predictors.registry import METHODS

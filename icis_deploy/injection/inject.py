@@ -23,8 +23,8 @@ from icis_deploy.errors import (
     MissingDependencyError,
     UntrustworthyError,
 )
-from icis_deploy.estimate import Estimate, estimate_injection
 from icis_deploy.head.head import Head
+from icis_deploy.injection.estimate.estimate import Estimate, estimate_injection
 from icis_deploy.injection.options import AUTO, InjectionOptions
 from icis_deploy.injection.predictors.registry import Prepared, Progress, method_named
 from icis_deploy.injection.rows.calibration import Injector, LengthFactor, RowCalibration, matching_length

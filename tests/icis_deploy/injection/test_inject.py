@@ -17,8 +17,8 @@ from icis_deploy.errors import (
     UntrustworthyError,
     UsageError,
 )
-from icis_deploy.estimate import NO_NEUTRAL_FEATURES
 from icis_deploy.head.head import Head
+from icis_deploy.injection.estimate.estimate import NO_NEUTRAL_FEATURES
 from icis_deploy.injection.inject import inject, unseen_classes
 from icis_deploy.injection.options import InjectionOptions
 

@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from icis_deploy.class_doubts import MAX_COLLISIONS, find_collisions
 from icis_deploy.errors import MissingDependencyError, UsageError
+from icis_deploy.injection.estimate.class_warnings import MAX_COLLISIONS, find_collisions
 from icis_deploy.injection.predictors.icis import ICISConfig, fit_icis, latent_predictor, predict_rows
 from icis_deploy.injection.predictors.registry import METHODS, method_named
 from icis_deploy.injection.rows.spectrum import mean_row

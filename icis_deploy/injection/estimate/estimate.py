@@ -2,7 +2,7 @@
 
 Nothing here has seen an image. The numbers come from class-level cross-validation with pseudo-features, taken on to all
 seen classes by the learning curve. Two theories say how long class means of features are, and two readings of one
-measurement how much images differ; the prediction lies between them. `icis_deploy.estimate_ranges` makes the intervals.
+measurement how much images differ; the prediction lies between them. `icis_deploy.injection.estimate.intervals` makes the intervals.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.class_doubts import Collision, class_confidence, find_collisions
 from icis_deploy.descriptors.descriptors import Descriptors
-from icis_deploy.estimate_ranges import DOUBTFUL, Range, accuracy_ranges
+from icis_deploy.injection.estimate.class_warnings import Collision, class_confidence, find_collisions
+from icis_deploy.injection.estimate.intervals import DOUBTFUL, Range, accuracy_ranges
 from icis_deploy.injection.pseudo_features.draws import Draws, PseudoFeatures
 from icis_deploy.injection.pseudo_features.mixtures import CONCENTRATIONS
 from icis_deploy.injection.rows.predictors import RowPredictor

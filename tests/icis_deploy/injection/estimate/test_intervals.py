@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from icis_deploy.estimate_ranges import DOUBTFUL, Range, accuracy_ranges
+from icis_deploy.injection.estimate.intervals import DOUBTFUL, Range, accuracy_ranges
 from icis_deploy.injection.validation.operating_point import Rates
 
 EXPECTED = Rates(T=0.5, U=0.4, S=0.97)
@@ -49,7 +49,7 @@ def test_near_perfection_it_reaches_further_down_than_up() -> None:
 
 
 def test_of_many_classes_and_no_error_of_the_model_it_is_what_a_draw_of_classes_gives(monkeypatch) -> None:
-    monkeypatch.setattr("icis_deploy.estimate_ranges.MODEL_ERROR", dict.fromkeys("TUSH", 0.0))
+    monkeypatch.setattr("icis_deploy.injection.estimate.intervals.MODEL_ERROR", dict.fromkeys("TUSH", 0.0))
     one = ranges(num_unseen=1000, num_played=10**9)["T"]
     drawn = np.random.default_rng(0).binomial(1000, 0.5, size=20000) / 1000
     assert np.mean((one.low <= drawn) & (drawn <= one.high)) == pytest.approx(0.9, abs=0.01)

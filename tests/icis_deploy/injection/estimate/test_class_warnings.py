@@ -1,10 +1,10 @@
-"""Tests of `icis_deploy.class_doubts`; collisions are tested with the methods."""
+"""Tests of `icis_deploy.injection.estimate.class_warnings`; collisions are tested with the methods."""
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from icis_deploy.class_doubts import fit_logistic
+from icis_deploy.injection.estimate.class_warnings import fit_logistic
 
 
 @pytest.mark.parametrize("num_examples", [12, 400])

@@ -9,8 +9,8 @@ import pytest
 
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import UntrustworthyError
-from icis_deploy.estimate import NO_NEUTRAL_FEATURES
 from icis_deploy.head.head import Head
+from icis_deploy.injection.estimate.estimate import NO_NEUTRAL_FEATURES
 from icis_deploy.injection.inject import Injection, inject
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection.pseudo_features.class_means import class_directions, principal_law
