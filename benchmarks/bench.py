@@ -49,7 +49,7 @@ from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import ICISDeployError, UsageError
 from icis_deploy.images.loading import LabeledImages
-from icis_deploy.runtime.runtimes import Runtime
+from icis_deploy.runtime.sessions.choice import Runtime
 
 NUM_INPUTS = 4
 """Different batches that the queries take turns with."""

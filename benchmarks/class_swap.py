@@ -43,7 +43,7 @@ from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Prediction, top_predictions
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.probe import probe_input
-from icis_deploy.runtime.runtimes import Runtime
+from icis_deploy.runtime.sessions.choice import Runtime
 
 NUM_INPUTS = 8
 TOP = 3

@@ -26,9 +26,9 @@ from benchmarks.startup import Start, start_once
 from icis_deploy.bundle.manifest import MODEL_NAME
 from icis_deploy.errors import UsageError
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession
 from icis_deploy.runtime.probe import probe_input
-from icis_deploy.runtime.session import SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession
+from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT
 
 BARE, LOGITS, PREDICT = "session.run", "Device.logits", "Device.predict"
 NUM_WARM_UP = 20

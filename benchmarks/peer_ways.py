@@ -15,8 +15,8 @@ from benchmarks.torch_peers import add_rows, compiled, load_module, runner, save
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import ICISDeployError, UsageError
-from icis_deploy.runtime.onnxruntime_session import load_session
-from icis_deploy.runtime.runtimes import Runtime
+from icis_deploy.runtime.sessions.choice import Runtime
+from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 
 Float32 = NDArray[np.float32]
 Add = Callable[["NewClasses"], Callable[[], Float32]]

@@ -50,7 +50,7 @@ from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError, UsageError
-from icis_deploy.runtime.runtimes import Runtime
+from icis_deploy.runtime.sessions.choice import Runtime
 
 NUM_ADDED = 50
 NUM_UPDATES = 31

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from benchmarks.percentiles import median_interval
 from benchmarks.result_values import Phases
 from icis_deploy.errors import RuntimeFailureError
-from icis_deploy.runtime.session import SLOT_BIAS, SLOT_WEIGHT, SlotBuffers
+from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT, SlotBuffers
 
 GPU_PROVIDERS = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"})
 NUM_WARM = 10

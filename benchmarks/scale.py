@@ -31,7 +31,7 @@ from benchmarks.results import Result
 from benchmarks.startup import measure_startup
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import MissingDependencyError, UsageError
-from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 
 if TYPE_CHECKING:
     import onnx_ir as ir

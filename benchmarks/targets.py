@@ -22,8 +22,8 @@ from icis_deploy.errors import BundleError, IncompatibleError, UsageError
 from icis_deploy.images.loading import load_images, load_pixels
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession, load_session
-from icis_deploy.runtime.runtimes import Runtime, loaded_files
+from icis_deploy.runtime.sessions.choice import Runtime, loaded_files
+from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession, load_session
 
 ORIGINAL = "original"
 

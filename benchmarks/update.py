@@ -33,9 +33,9 @@ from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.onnxruntime_session import load_session, session_options
 from icis_deploy.runtime.probe import probe_input
-from icis_deploy.runtime.session import SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.runtime.sessions.onnxruntime_session import load_session, session_options
+from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT
 
 CLASS_UPDATE = "class update"
 NEW_SESSION = "new session"

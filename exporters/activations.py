@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from exporters.onnx_files import first_line, serialize_model
 from icis_deploy.errors import ModelLoadError, RuntimeFailureError
-from icis_deploy.runtime.onnxruntime_session import session_options
+from icis_deploy.runtime.sessions.onnxruntime_session import session_options
 
 Inputs = Callable[[], Iterator[NDArray[np.float32]]]
 """Gives the batches that a model is run on, `(batch, *input_shape)` float32, from the start at each call."""

@@ -20,7 +20,7 @@ from exporters.model_loading import LoadedModel
 from exporters.onnx_files import serialize_model
 from icis_deploy.errors import ICISDeployError
 from icis_deploy.images.preprocessing import Preprocessing
-from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession, load_session
+from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession, load_session
 
 NUM_PICTURES = 128
 BATCH_SIZE = 2

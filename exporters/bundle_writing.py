@@ -43,7 +43,7 @@ from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images.loading import LabeledImages, load_image_list
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.metrics.parity import ParityReport
-from icis_deploy.runtime.runtimes import Runtime
+from icis_deploy.runtime.sessions.choice import Runtime
 
 Float32 = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from exporters.onnx_files import first_line
 from icis_deploy.errors import IncompatibleError, MissingDependencyError, ModelLoadError
-from icis_deploy.runtime.onnxruntime_session import session_options
+from icis_deploy.runtime.sessions.onnxruntime_session import session_options
 
 
 class OriginalOnnx:

@@ -58,9 +58,9 @@ from icis_deploy.metrics.accuracy_loss import compare_accuracy
 from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.head_state import make_head_state
-from icis_deploy.runtime.onnxruntime_session import load_session
-from icis_deploy.runtime.runtimes import Runtime
-from icis_deploy.runtime.session import Session
+from icis_deploy.runtime.sessions.choice import Runtime
+from icis_deploy.runtime.sessions.onnxruntime_session import load_session
+from icis_deploy.runtime.sessions.protocol import Session
 from icis_deploy.runtime.store import exported_slots
 
 EXPANDED_HEAD = "features of the original backbone and the expanded head in float64"

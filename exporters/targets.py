@@ -28,8 +28,8 @@ from icis_deploy.bundle.engine_sidecar import engine_name
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle, file_entry
 from icis_deploy.errors import ICISDeployError, MissingDependencyError, StorageError, UsageError
 from icis_deploy.metrics.parity import ParityReport
-from icis_deploy.runtime.openvino_session import OPENVINO_NAME
-from icis_deploy.runtime.runtimes import Runtime
+from icis_deploy.runtime.sessions.choice import Runtime
+from icis_deploy.runtime.sessions.openvino_session import OPENVINO_NAME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Target:
     """What `--target` calls it."""
 
     runtime: str | None
-    """The runtime (`icis_deploy.runtime.runtimes`) that the gate runs it in; `None` where there is none of ours."""
+    """The runtime (`icis_deploy.runtime.sessions.choice`) that the gate runs it in; `None` where there is none of ours."""
 
     file: str
     """A path in the bundle, by which one that holds this target is known."""

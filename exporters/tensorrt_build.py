@@ -25,7 +25,7 @@ from exporters.engine_settings import EngineSettings
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput
 from icis_deploy.common.files import write_file
 from icis_deploy.errors import ExportError, UsageError
-from icis_deploy.runtime.tensorrt_module import new_logger
+from icis_deploy.runtime.sessions.tensorrt_library import new_logger
 
 MIN_PORTABLE_CAPABILITY = (8, 0)
 """TensorRT-RTX knows 7.5 as well, and refuses float32 products there."""

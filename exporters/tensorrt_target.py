@@ -29,8 +29,8 @@ from icis_deploy.bundle.engine_sidecar import (
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
 from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.errors import BundleError, ExportError, MissingDependencyError, StorageError
-from icis_deploy.runtime.cuda_calls import load_cuda
-from icis_deploy.runtime.tensorrt_module import load_tensorrt
+from icis_deploy.runtime.sessions.cuda_calls import load_cuda
+from icis_deploy.runtime.sessions.tensorrt_library import load_tensorrt
 
 ENGINE_REWRITES: Mapping[str, Callable[[ir.Model], ir.Model]] = {"int8": with_symmetric_quantization}
 """By a model's precision, what TensorRT needs done to its graph that changes what it computes."""

@@ -22,7 +22,7 @@ from exporters.graph_edits import GraphPass, add_initializer, free_name, remove_
 from exporters.head_outputs import require_unused
 from exporters.onnx_files import check_model
 from icis_deploy.errors import ExportError, UsageError
-from icis_deploy.runtime.session import TOP_CLASS_IDS, TOP_PROBABILITIES
+from icis_deploy.runtime.sessions.protocol import TOP_CLASS_IDS, TOP_PROBABILITIES
 
 
 def add_top(model: ir.Model, score_kind: str, top: int) -> ir.Model:

@@ -33,7 +33,7 @@ from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, parse_slots
 from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.errors import BundleError, ExportError
 from icis_deploy.metrics.parity import GATE_PROFILES, ParityReport, compare_logits
-from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 
 TRITON_FOLDER = "triton"
 ENSEMBLE, BACKBONE, HEAD = "classifier", "classifier_backbone", "classifier_head"

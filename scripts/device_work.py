@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from icis_deploy.images.preprocessing import Preprocessing
-    from icis_deploy.runtime.session import Session
+    from icis_deploy.runtime.sessions.protocol import Session
 
     Way = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 

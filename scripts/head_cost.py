@@ -40,7 +40,7 @@ from benchmarks.bandwidth import bandwidth_after
 from benchmarks.comparison import pseudomedian
 from benchmarks.scale import head_bytes
 from icis_deploy.bundle.manifest import load_manifest
-from icis_deploy.runtime.onnxruntime_session import session_options
+from icis_deploy.runtime.sessions.onnxruntime_session import session_options
 
 HEAD_OPERATORS = {"Gemm", "MatMul", "Concat"}
 ORIGINAL = "original"

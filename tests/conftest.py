@@ -33,7 +33,7 @@ def imagenet_mobilenet() -> Path:
 def no_gpu() -> None:
     """Nothing, on a machine without a GPU; a test of what is said there is skipped on any other."""
     from icis_deploy.errors import MissingDependencyError
-    from icis_deploy.runtime.cuda_calls import load_cuda
+    from icis_deploy.runtime.sessions.cuda_calls import load_cuda
 
     try:
         load_cuda()

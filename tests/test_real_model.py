@@ -28,8 +28,8 @@ from icis_deploy.images.preprocessing import load_preprocessing
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection_pipeline import train_injector
 from icis_deploy.method_comparison import Photos
-from icis_deploy.runtime.onnxruntime_session import load_session
-from icis_deploy.runtime.runtimes import Runtime
+from icis_deploy.runtime.sessions.choice import Runtime
+from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 
 pytestmark = pytest.mark.slow
 

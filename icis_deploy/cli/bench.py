@@ -21,7 +21,7 @@ from icis_deploy.cli.bench_options import (
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH, THREADS, refuse_given
 from icis_deploy.cli.output import format_option
 from icis_deploy.errors import UsageError
-from icis_deploy.runtime.runtimes import RUNTIME_NAMES
+from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 
 LOADGEN_SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
 CLASS_SWAP = "class-swap"

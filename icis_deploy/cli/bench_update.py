@@ -86,7 +86,7 @@ def _measure_class_swap(bundle: Path, *, num_classes: int, seconds: float, threa
     from benchmarks.class_swap_report import text_of
     from benchmarks.results import save_result
     from benchmarks.update_result import result_from_swap
-    from icis_deploy.runtime.runtimes import Runtime
+    from icis_deploy.runtime.sessions.choice import Runtime
 
     report = measure_class_swap(
         bundle, seconds=seconds, num_new_classes=num_classes, runtime=Runtime(num_threads=threads)

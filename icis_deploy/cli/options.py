@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from icis_deploy.runtime.runtimes import RUNTIME_NAMES
+from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 
 if TYPE_CHECKING:
     from icis_deploy.pipeline import ModelSource

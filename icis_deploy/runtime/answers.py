@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.runtime.session import TopOutput
+from icis_deploy.runtime.sessions.protocol import TopOutput
 
 _SAFE_EXPONENT = 60.0
 """Up to here no sum of exponentials overflows in float32, and from its negative on none vanishes."""

@@ -28,8 +28,8 @@ from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choic
 from icis_deploy.runtime.head_state import HeadState, make_head_state
 from icis_deploy.runtime.journal import HistoryEntry
 from icis_deploy.runtime.kept_generator import KeptGenerator
-from icis_deploy.runtime.runtimes import Runtime, import_library, open_session, runtime_from
-from icis_deploy.runtime.session import Session
+from icis_deploy.runtime.sessions.choice import Runtime, import_library, open_session, runtime_from
+from icis_deploy.runtime.sessions.protocol import Session
 from icis_deploy.runtime.side_call import SideCall
 from icis_deploy.runtime.store import Store, exported_slots
 from icis_deploy.runtime.updater import AppliedUpdate, Updater

@@ -39,7 +39,7 @@ from icis_deploy.errors import (
     WrongBaseError,
 )
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.onnxruntime_session import session_options
+from icis_deploy.runtime.sessions.onnxruntime_session import session_options
 
 Float32 = NDArray[np.float32]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.session import Session, SlotBuffers
+from icis_deploy.runtime.sessions.protocol import Session, SlotBuffers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.errors import SelfTestError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.session import Session, SessionOutput, SlotBuffers, TopOutput
+from icis_deploy.runtime.sessions.protocol import Session, SessionOutput, SlotBuffers, TopOutput
 
 TOLERANCE = 1e-3
 _KNOWN_LOGIT_STEPS = (0.0, 80.0, 160.0, 320.0)

@@ -32,7 +32,7 @@ from icis_deploy.errors import BundleError, SelfTestError
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.head_state import HeadState, make_head_state
 from icis_deploy.runtime.journal import HistoryEntry, Journal, StateEntry, initial_journal
-from icis_deploy.runtime.session import Session
+from icis_deploy.runtime.sessions.protocol import Session
 from icis_deploy.runtime.state_checks import check_disabled
 from icis_deploy.runtime.store import SlotsFile, Store, slots_file
 

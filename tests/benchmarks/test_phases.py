@@ -7,7 +7,7 @@ import pytest
 from benchmarks.bench import measure_all_phases, open_targets
 from benchmarks.phases import NUM_WARM, measure_phases
 from icis_deploy.errors import RuntimeFailureError
-from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 
 
 def ticks(*steps_ns):

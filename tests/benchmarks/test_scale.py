@@ -11,7 +11,7 @@ from benchmarks.result_text import text_of
 from benchmarks.results import parse_result, serialize_result
 from benchmarks.scale import HeadSettings, head_model, measure_scale, random_rows, saved_heads
 from icis_deploy.errors import UsageError
-from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,11 @@ from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError, IncompatibleError
 from icis_deploy.images.loading import load_image_list
-from icis_deploy.runtime import engine_loading
-from icis_deploy.runtime.cuda_calls import CudaCalls
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.runtimes import Runtime
-from icis_deploy.runtime.session import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
+from icis_deploy.runtime.sessions import tensorrt_engine as engine_loading
+from icis_deploy.runtime.sessions.choice import Runtime
+from icis_deploy.runtime.sessions.cuda_calls import CudaCalls
+from icis_deploy.runtime.sessions.protocol import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
 from icis_deploy.updates.envelope import save_update
 from tests.exporters.test_device_work import update_for, with_tail
 from tests.icis_deploy.runtime.fake_gpu import FakeCuda, FakeTensorRT
@@ -226,7 +226,7 @@ def test_a_model_that_gave_a_class_id_alone_gives_float32_scores_in_float16(
 def test_a_wrong_choice_in_another_runtime_is_rejected(
     tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from icis_deploy.runtime.openvino_session import OpenVINOSession, TopOutput
+    from icis_deploy.runtime.sessions.openvino_session import OpenVINOSession, TopOutput
 
     real = OpenVINOSession.top
 

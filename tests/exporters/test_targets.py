@@ -29,7 +29,7 @@ from icis_deploy.errors import (
 )
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.pipeline import OpenedModel, inspect
-from icis_deploy.runtime.openvino_session import OPENVINO_NAME, OpenVINOSession
+from icis_deploy.runtime.sessions.openvino_session import OPENVINO_NAME, OpenVINOSession
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
 
 

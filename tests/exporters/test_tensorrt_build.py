@@ -29,8 +29,8 @@ from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, export_program
 from icis_deploy.errors import EngineMismatchError, ExportError, GateFailedError, MissingDependencyError, UsageError
 from icis_deploy.pipeline import OpenedModel
-from icis_deploy.runtime.cuda_calls import load_cuda
-from icis_deploy.runtime.session import FEATURES, SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.runtime.sessions.cuda_calls import load_cuda
+from icis_deploy.runtime.sessions.protocol import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 from tests.exporters.head_graphs import GRAPHS, parsed_model, rows
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
 

@@ -10,7 +10,7 @@ from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.file_layer import FileLayer
 from icis_deploy.runtime.head_state import make_head_state
-from icis_deploy.runtime.onnxruntime_session import load_session
+from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 from icis_deploy.runtime.store import Store, exported_slots
 from icis_deploy.updates.signing import KeyPair, keygen
 from icis_deploy.updates.trusted_keys import TrustedKeys

@@ -18,9 +18,9 @@ from icis_deploy.bundle.engine_sidecar import (
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.common.files import read_plain
 from icis_deploy.errors import BundleError, IncompatibleError, ModelLoadError
-from icis_deploy.runtime.cuda_calls import load_cuda
-from icis_deploy.runtime.tensorrt_module import load_tensorrt, new_logger
-from icis_deploy.runtime.tensorrt_session import TensorRTSession
+from icis_deploy.runtime.sessions.cuda_calls import load_cuda
+from icis_deploy.runtime.sessions.tensorrt_library import load_tensorrt, new_logger
+from icis_deploy.runtime.sessions.tensorrt_session import TensorRTSession
 
 
 def load_engine_session(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.errors import RuntimeFailureError
-from icis_deploy.runtime.cuda_calls import CudaCalls, DeviceMemory
+from icis_deploy.runtime.sessions.cuda_calls import CudaCalls, DeviceMemory
 
 MAX_GRAPH_BATCHES = 4
 """Batch sizes that get a graph, the first ones that come; each holds a context's memory. Others run without."""

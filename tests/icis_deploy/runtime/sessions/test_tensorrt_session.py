@@ -38,12 +38,12 @@ from icis_deploy.errors import (
     RuntimeFailureError,
     SelfTestError,
 )
-from icis_deploy.runtime import engine_loading
-from icis_deploy.runtime.cuda_calls import CudaCalls
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.runtimes import Runtime
-from icis_deploy.runtime.session import FEATURES, SLOT_BIAS, SLOT_WEIGHT
-from icis_deploy.runtime.tensorrt_lane import MAX_GRAPH_BATCHES
+from icis_deploy.runtime.sessions import tensorrt_engine as engine_loading
+from icis_deploy.runtime.sessions.choice import Runtime
+from icis_deploy.runtime.sessions.cuda_calls import CudaCalls
+from icis_deploy.runtime.sessions.protocol import FEATURES, SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.runtime.sessions.tensorrt_context import MAX_GRAPH_BATCHES
 from tests.icis_deploy.runtime.bundles import (
     FEATURE_DIM,
     INPUT_DIM,
@@ -130,7 +130,7 @@ def fake_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
 def real_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
     from exporters.engine_settings import EngineSettings
     from exporters.tensorrt_target import write_engine
-    from icis_deploy.runtime.cuda_calls import load_cuda
+    from icis_deploy.runtime.sessions.cuda_calls import load_cuda
 
     capability = load_cuda().compute_capability()
     settings = EngineSettings(compute_capabilities=(capability,), max_batch=MAX_BATCH, refit=refit)
@@ -152,8 +152,8 @@ def stand(request) -> Stand:
     """The fake, and a real GPU where there is one."""
     if request.param == "fake":
         return request.getfixturevalue("fake")
-    from icis_deploy.runtime.cuda_calls import load_cuda
-    from icis_deploy.runtime.tensorrt_module import load_tensorrt
+    from icis_deploy.runtime.sessions.cuda_calls import load_cuda
+    from icis_deploy.runtime.sessions.tensorrt_library import load_tensorrt
 
     try:
         load_tensorrt(RUNTIME)

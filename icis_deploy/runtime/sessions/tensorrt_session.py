@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from icis_deploy.bundle.engine_sidecar import EngineSidecar
 from icis_deploy.errors import RuntimeFailureError
-from icis_deploy.runtime.cuda_calls import CudaCalls, DeviceMemory
-from icis_deploy.runtime.fixed_batch import fetch_in_batches, fixed_batch_of
-from icis_deploy.runtime.resource_pool import ResourcePool
-from icis_deploy.runtime.session import (
+from icis_deploy.runtime.sessions.cuda_calls import CudaCalls, DeviceMemory
+from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
+from icis_deploy.runtime.sessions.pools import ResourcePool
+from icis_deploy.runtime.sessions.protocol import (
     FEATURES,
     SLOT_BIAS,
     SLOT_WEIGHT,
@@ -36,9 +36,9 @@ from icis_deploy.runtime.session import (
     TopOutput,
     no_slots_error,
 )
+from icis_deploy.runtime.sessions.tensorrt_context import EngineTensor, Lane
+from icis_deploy.runtime.sessions.tensorrt_library import new_logger
 from icis_deploy.runtime.slot_places import SlotLease, SlotPlaces
-from icis_deploy.runtime.tensorrt_lane import EngineTensor, Lane
-from icis_deploy.runtime.tensorrt_module import new_logger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import pytest
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, UsageError
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.runtimes import RUNTIME_NAMES, Runtime, loaded_files, runtime_from
+from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES, Runtime, loaded_files, runtime_from
 from tests.icis_deploy.runtime.bundles import (
     FEATURE_DIM,
     TAILS,
@@ -153,7 +153,7 @@ def test_a_runtime_that_is_not_installed_is_an_error_that_names_the_extra(bundle
 
 
 def test_offering_the_names_of_runtimes_loads_no_library():
-    code = "import sys, icis_deploy.runtime.runtimes; print({'numpy', 'onnxruntime', 'openvino'} & sys.modules.keys())"
+    code = "import sys, icis_deploy.runtime.sessions.choice; print({'numpy', 'onnxruntime', 'openvino'} & sys.modules.keys())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert result.stdout == "set()\n"

@@ -26,7 +26,7 @@ from icis_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from icis_deploy.bundle.manifest import Bundle
-    from icis_deploy.runtime.session import Session
+    from icis_deploy.runtime.sessions.protocol import Session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ def loaded_files(bundle: Bundle, runtime: Runtime) -> tuple[str, ...]:
     """
     from icis_deploy.bundle.engine_sidecar import engine_name
     from icis_deploy.bundle.manifest import MODEL_NAME, SLOTS_NAME
-    from icis_deploy.runtime.openvino_session import OPENVINO_NAME
+    from icis_deploy.runtime.sessions.openvino_session import OPENVINO_NAME
 
     if runtime.name in ENGINE_RUNTIMES:
         model = engine_name(runtime.name)
@@ -138,23 +138,23 @@ def loaded_files(bundle: Bundle, runtime: Runtime) -> tuple[str, ...]:
 
 def _open_onnxruntime(folder: Path, _bundle: Bundle, runtime: Runtime) -> Session:
     from icis_deploy.bundle.manifest import MODEL_NAME
-    from icis_deploy.runtime.onnxruntime_session import load_session
+    from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 
     return load_session(folder / MODEL_NAME, num_threads=runtime.num_threads)
 
 
 def _open_onnxruntime_cuda(folder: Path, _bundle: Bundle, runtime: Runtime) -> Session:
     from icis_deploy.bundle.manifest import MODEL_NAME
-    from icis_deploy.runtime.execution_providers import cuda_choice
-    from icis_deploy.runtime.onnxruntime_session import load_session
+    from icis_deploy.runtime.sessions.onnxruntime_providers import cuda_choice
+    from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 
     return load_session(folder / MODEL_NAME, num_threads=runtime.num_threads, provider=cuda_choice())
 
 
 def _open_onnxruntime_tensorrt(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     from icis_deploy.bundle.manifest import MODEL_NAME
-    from icis_deploy.runtime.execution_providers import tensorrt_choice
-    from icis_deploy.runtime.onnxruntime_session import load_session
+    from icis_deploy.runtime.sessions.onnxruntime_providers import tensorrt_choice
+    from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 
     provider = tensorrt_choice(bundle, runtime.cache_folder)
     return load_session(folder / MODEL_NAME, num_threads=runtime.num_threads, provider=provider)
@@ -162,14 +162,14 @@ def _open_onnxruntime_tensorrt(folder: Path, bundle: Bundle, runtime: Runtime) -
 
 def _open_openvino(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     from icis_deploy.bundle.manifest import MODEL_NAME
-    from icis_deploy.runtime.openvino_session import OPENVINO_NAME, load_openvino_session
+    from icis_deploy.runtime.sessions.openvino_session import OPENVINO_NAME, load_openvino_session
 
     model = folder / (OPENVINO_NAME if OPENVINO_NAME in bundle.files else MODEL_NAME)
     return load_openvino_session(model, num_threads=runtime.num_threads)
 
 
 def _open_engine(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
-    from icis_deploy.runtime.engine_loading import load_engine_session
+    from icis_deploy.runtime.sessions.tensorrt_engine import load_engine_session
 
     return load_engine_session(
         folder, bundle, runtime.name, num_streams=runtime.num_streams, cuda_graph=runtime.cuda_graph

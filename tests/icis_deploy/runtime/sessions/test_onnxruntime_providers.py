@@ -15,7 +15,8 @@ from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, StorageError
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.execution_providers import (
+from icis_deploy.runtime.probe import verify_slots
+from icis_deploy.runtime.sessions.onnxruntime_providers import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
     TENSORRT_PROVIDER,
@@ -26,8 +27,7 @@ from icis_deploy.runtime.execution_providers import (
     forbid_silent_fallback,
     tensorrt_choice,
 )
-from icis_deploy.runtime.onnxruntime_session import ONNXRuntimeSession, load_session
-from icis_deploy.runtime.probe import verify_slots
+from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession, load_session
 from tests.icis_deploy.runtime.bundles import FEATURE_DIM, images, seen_head, write_bundle
 
 

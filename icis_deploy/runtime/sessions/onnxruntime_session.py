@@ -13,7 +13,8 @@ from icis_deploy.errors import (
     ModelLoadError,
     RuntimeFailureError,
 )
-from icis_deploy.runtime.execution_providers import (
+from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
+from icis_deploy.runtime.sessions.onnxruntime_providers import (
     CPU_PROVIDER,
     ProviderChoice,
     check_available,
@@ -21,8 +22,7 @@ from icis_deploy.runtime.execution_providers import (
     check_session,
     forbid_silent_fallback,
 )
-from icis_deploy.runtime.fixed_batch import fetch_in_batches, fixed_batch_of
-from icis_deploy.runtime.session import (
+from icis_deploy.runtime.sessions.protocol import (
     FEATURES,
     SLOT_BIAS,
     SLOT_WEIGHT,

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, RuntimeFailureError
-from icis_deploy.runtime.fixed_batch import fetch_in_batches, fixed_batch_of
-from icis_deploy.runtime.resource_pool import ResourcePool
-from icis_deploy.runtime.session import (
+from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
+from icis_deploy.runtime.sessions.pools import ResourcePool
+from icis_deploy.runtime.sessions.protocol import (
     FEATURES,
     SLOT_BIAS,
     SLOT_WEIGHT,
