@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.runtime.store import STATE_FOLDER, TRUST_FOLDER
+from icis_deploy.runtime.state.store import STATE_FOLDER, TRUST_FOLDER
 from icis_deploy.updates.envelope import envelope_of, serialize_envelope
 from icis_deploy.updates.signing import keygen, load_private_key
 

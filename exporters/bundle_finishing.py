@@ -25,8 +25,8 @@ from icis_deploy.bundle.manifest import MANIFEST_NAME, MODEL_NAME, Bundle, seria
 from icis_deploy.common.files import new_folder, write_file
 from icis_deploy.errors import GateFailedError, UsageError
 from icis_deploy.metrics.parity import ParityReport
-from icis_deploy.runtime.journal import Journal, serialize_journal
-from icis_deploy.runtime.store import JOURNAL_NAME, STATE_FOLDER, TRUST_FOLDER
+from icis_deploy.runtime.state.journal import Journal, serialize_journal
+from icis_deploy.runtime.state.store import JOURNAL_NAME, STATE_FOLDER, TRUST_FOLDER
 from icis_deploy.updates.signing import load_public_key
 from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS
 

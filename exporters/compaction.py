@@ -37,8 +37,8 @@ from icis_deploy.common.files import check_free, new_folder, write_file
 from icis_deploy.errors import CapacityError, IncompatibleError, UsageError
 from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images.loading import LabeledImages
-from icis_deploy.runtime.journal import Journal
-from icis_deploy.runtime.store import TRUST_FOLDER
+from icis_deploy.runtime.state.journal import Journal
+from icis_deploy.runtime.state.store import TRUST_FOLDER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,8 +23,8 @@ from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.loading import LabeledImages
 from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.head_state import make_head_state
 from icis_deploy.runtime.sessions.choice import Runtime
+from icis_deploy.runtime.state.head_state import make_head_state
 
 COMPARED_WITH = "logits of the bundle before it was compacted"
 

@@ -57,11 +57,11 @@ from icis_deploy.images.loading import LabeledImages
 from icis_deploy.metrics.accuracy_loss import compare_accuracy
 from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.head_state import make_head_state
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 from icis_deploy.runtime.sessions.protocol import Session
-from icis_deploy.runtime.store import exported_slots
+from icis_deploy.runtime.state.head_state import make_head_state
+from icis_deploy.runtime.state.store import exported_slots
 
 EXPANDED_HEAD = "features of the original backbone and the expanded head in float64"
 ORIGINAL_MODEL = "logits of the original model in its own runtime, seen classes only"

@@ -30,7 +30,7 @@ from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
 from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.choice import Runtime, runtime_from
-from icis_deploy.runtime.store import Store, exported_slots
+from icis_deploy.runtime.state.store import Store, exported_slots
 from icis_deploy.updates.envelope import load_update
 from icis_deploy.workbench import enable_workbench
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from icis_deploy.bundle.manifest import Bundle, load_manifest
 from icis_deploy.errors import IncompatibleError, WrongBaseError
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.store import Store
+from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates.envelope import load_update
 
 _CHUNK = 256

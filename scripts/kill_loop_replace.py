@@ -27,7 +27,7 @@ from icis_deploy.bundle.manifest import load_manifest  # noqa: E402 - a script f
 from icis_deploy.errors import ICISDeployError  # noqa: E402
 from icis_deploy.head.slots import empty_slots  # noqa: E402
 from icis_deploy.runtime.device import Device  # noqa: E402
-from icis_deploy.runtime.store import Store  # noqa: E402
+from icis_deploy.runtime.state.store import Store  # noqa: E402
 from icis_deploy.updates.signing import KeyPair, keygen, trusted_keys_from_files  # noqa: E402
 from scripts.kill_loop import PRELOADED, PROCESSES, KillReport, kill_one  # noqa: E402
 from tests.icis_deploy.runtime.bundles import (  # noqa: E402

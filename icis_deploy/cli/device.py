@@ -12,7 +12,7 @@ from icis_deploy.cli.output import columns, format_option, print_result
 from icis_deploy.common.terminal_text import MAX_SHOWN, printable
 
 if TYPE_CHECKING:
-    from icis_deploy.runtime.journal import HistoryEntry
+    from icis_deploy.runtime.state.journal import HistoryEntry
 
 
 @click.command(short_help="Apply a class update to a bundle.")

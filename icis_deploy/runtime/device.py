@@ -25,13 +25,13 @@ from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import check_unique
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
-from icis_deploy.runtime.head_state import HeadState, make_head_state
-from icis_deploy.runtime.journal import HistoryEntry
 from icis_deploy.runtime.kept_generator import KeptGenerator
 from icis_deploy.runtime.sessions.choice import Runtime, import_library, open_session, runtime_from
 from icis_deploy.runtime.sessions.protocol import Session
 from icis_deploy.runtime.side_call import SideCall
-from icis_deploy.runtime.store import Store, exported_slots
+from icis_deploy.runtime.state.head_state import HeadState, make_head_state
+from icis_deploy.runtime.state.journal import HistoryEntry
+from icis_deploy.runtime.state.store import Store, exported_slots
 from icis_deploy.runtime.updater import AppliedUpdate, Updater
 
 __all__ = ["AppliedUpdate", "Device", "Logits", "Prediction"]

@@ -11,7 +11,7 @@ from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.errors import CorruptFileError, IncompatibleError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.journal import Journal, StateEntry
+from icis_deploy.runtime.state.journal import Journal, StateEntry
 
 
 def check_bundle(journal: Journal, bundle: Bundle) -> None:

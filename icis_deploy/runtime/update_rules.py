@@ -44,7 +44,7 @@ from icis_deploy.errors import (
 from icis_deploy.head.class_names import MAX_NAME_BYTES, quoted
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.journal import MAX_HISTORY, MAX_STATES, HistoryEntry, Journal, StateEntry
+from icis_deploy.runtime.state.journal import MAX_HISTORY, MAX_STATES, HistoryEntry, Journal, StateEntry
 from icis_deploy.updates.envelope import MAX_SIGNATURE_BYTES, parse_content, parse_envelope, verify_signature
 from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS_BYTES, TrustedKeys
 

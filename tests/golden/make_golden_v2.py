@@ -26,7 +26,7 @@ from icis_deploy.bundle.manifest import Bundle, FileEntry, ModelInput, file_entr
 from icis_deploy.bundle.slot_files import serialize_slots  # noqa: E402
 from icis_deploy.head.slots import SlotTable  # noqa: E402
 from icis_deploy.images.preprocessing import Preprocessing  # noqa: E402
-from icis_deploy.runtime.journal import HistoryEntry, Journal, StateEntry, serialize_journal  # noqa: E402
+from icis_deploy.runtime.state.journal import HistoryEntry, Journal, StateEntry, serialize_journal  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent / "v2"
 NAMES = ("okapi", "Bärtierchen 水熊")

@@ -17,7 +17,7 @@ from icis_deploy.bundle.manifest import FileEntry, parse_manifest
 from icis_deploy.bundle.slot_files import load_injected, serialize_slots
 from icis_deploy.errors import SignatureError
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.journal import parse_journal, serialize_journal
+from icis_deploy.runtime.state.journal import parse_journal, serialize_journal
 from icis_deploy.updates.envelope import load_envelope, load_update, parse_content
 from icis_deploy.updates.payload import serialize_payload
 from icis_deploy.updates.signing import verify_update

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from icis_deploy.runtime.file_layer import OSFileLayer
+from icis_deploy.runtime.state.filesystem import OSFileLayer
 
 WRITING_CALLS = ("create", "sync_file", "replace", "remove", "make_folder", "remove_folder", "sync_folder")
 

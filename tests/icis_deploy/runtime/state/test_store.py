@@ -11,10 +11,10 @@ import pytest
 
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import BundleError, CorruptFileError, IncompatibleError, SignatureError, StorageError
-from icis_deploy.runtime import store as store_module
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.file_layer import OSFileLayer
-from icis_deploy.runtime.store import Store
+from icis_deploy.runtime.state import store as store_module
+from icis_deploy.runtime.state.filesystem import OSFileLayer
+from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS
 from tests.icis_deploy.runtime.bundles import files_in, make_update, seen_head, trust, write_bundle
 from tests.icis_deploy.runtime.file_layers import FailingFiles

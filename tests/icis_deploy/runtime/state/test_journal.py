@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from icis_deploy.bundle.manifest import FileEntry
 from icis_deploy.errors import CorruptFileError
 from icis_deploy.head.class_update import MAX_VERSION
-from icis_deploy.runtime.journal import ACTIONS, HistoryEntry, Journal, StateEntry, parse_journal, serialize_journal
+from icis_deploy.runtime.state.journal import (
+    ACTIONS,
+    HistoryEntry,
+    Journal,
+    StateEntry,
+    parse_journal,
+    serialize_journal,
+)
 
 TIMES = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(timezone.utc)).map(
     lambda time: time.replace(microsecond=0)

@@ -31,8 +31,8 @@ from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, parse_slots, serializ
 from icis_deploy.common.files import read_plain
 from icis_deploy.errors import BundleError, CorruptFileError, LoadError, SignatureError, StorageError
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.file_layer import FileLayer, OSFileLayer
-from icis_deploy.runtime.journal import (
+from icis_deploy.runtime.state.filesystem import FileLayer, OSFileLayer
+from icis_deploy.runtime.state.journal import (
     MAX_JOURNAL_BYTES,
     Journal,
     StateEntry,
