@@ -41,8 +41,8 @@ from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Prediction, top_predictions
+from icis_deploy.runtime.changes.self_test import probe_input
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.probe import probe_input
 from icis_deploy.runtime.sessions.choice import Runtime
 
 NUM_INPUTS = 8

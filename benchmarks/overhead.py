@@ -25,8 +25,8 @@ from benchmarks.rounds import garbage_collector_at_rest
 from benchmarks.startup import Start, start_once
 from icis_deploy.bundle.manifest import MODEL_NAME
 from icis_deploy.errors import UsageError
+from icis_deploy.runtime.changes.self_test import probe_input
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.probe import probe_input
 from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession
 from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT
 

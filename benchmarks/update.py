@@ -32,8 +32,8 @@ from icis_deploy.bundle.manifest import MODEL_NAME, load_manifest
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
+from icis_deploy.runtime.changes.self_test import probe_input
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.probe import probe_input
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session, session_options
 from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 with atheris.instrument_imports(include=["icis_deploy", "securesystemslib"]):
     from icis_deploy.errors import ICISDeployError
-    from icis_deploy.runtime.update_rules import verify_bytes
+    from icis_deploy.runtime.changes.rules import verify_bytes
     from icis_deploy.updates.envelope import parse_envelope, serialize_envelope
     from icis_deploy.updates.payload import PAYLOAD_TYPE, serialize_payload
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(REPOSITORY))
 from icis_deploy.bundle.manifest import load_manifest  # noqa: E402 - a script finds its own checkout first
 from icis_deploy.errors import ICISDeployError  # noqa: E402
 from icis_deploy.head.class_update import ClassUpdate  # noqa: E402
-from icis_deploy.runtime.update_rules import verify_bytes  # noqa: E402
+from icis_deploy.runtime.changes.rules import verify_bytes  # noqa: E402
 from icis_deploy.updates.signing import keygen, load_public_key, trusted_keys_from_files  # noqa: E402
 from icis_deploy.updates.trusted_keys import TrustedKeys  # noqa: E402
 from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, write_bundle  # noqa: E402

@@ -25,14 +25,14 @@ from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import check_unique
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
+from icis_deploy.runtime.changes.background_call import SideCall
+from icis_deploy.runtime.changes.updater import AppliedUpdate, Updater
 from icis_deploy.runtime.kept_generator import KeptGenerator
 from icis_deploy.runtime.sessions.choice import Runtime, import_library, open_session, runtime_from
 from icis_deploy.runtime.sessions.protocol import Session
-from icis_deploy.runtime.side_call import SideCall
 from icis_deploy.runtime.state.head_state import HeadState, make_head_state
 from icis_deploy.runtime.state.journal import HistoryEntry
 from icis_deploy.runtime.state.store import Store, exported_slots
-from icis_deploy.runtime.updater import AppliedUpdate, Updater
 
 __all__ = ["AppliedUpdate", "Device", "Logits", "Prediction"]
 
@@ -144,7 +144,7 @@ class Device:
         table = exported_slots(folder, bundle)
         state = make_head_state(bundle, session, table=table, version=bundle.head_version)
         if state.table is not None and state.buffers is not None and not runtime.is_reference:
-            from icis_deploy.runtime.probe import verify_slots
+            from icis_deploy.runtime.changes.self_test import verify_slots
 
             # The gate saw these slots in the reference alone; another runtime may not read the ones that it is given.
             verify_slots(session, bundle, state.table, state.buffers, seed=0)

@@ -10,7 +10,7 @@ import pytest
 from icis_deploy.bundle.manifest import check_files, load_manifest
 from icis_deploy.errors import BundleError, CorruptFileError
 from icis_deploy.runtime import device
-from icis_deploy.runtime.side_call import SideCall
+from icis_deploy.runtime.changes.background_call import SideCall
 
 
 def no_more_threads(_self):

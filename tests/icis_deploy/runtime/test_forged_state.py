@@ -118,7 +118,7 @@ def test_slots_that_hold_a_baked_class_are_refused(bundle_folder, signed, tmp_pa
     import hashlib
 
     from icis_deploy.bundle.slot_files import serialize_slots
-    from tests.icis_deploy.runtime.test_probe import table_with
+    from tests.icis_deploy.runtime.changes.test_self_test import table_with
 
     device = Device.open(bundle_folder)
     device.apply(signed(make_update("okapi", version=3)))

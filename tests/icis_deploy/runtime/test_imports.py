@@ -84,7 +84,7 @@ device = Device.open({str(bundle_folder)!r})
 """
     assert imports_after(opened) & set(FOR_CHANGES) == set()
     changed = imports_after(f"{opened}\ndevice.apply({signed(make_update('okapi'))!r})\n{answer}")
-    assert {"icis_deploy.runtime.update_rules", "icis_deploy.runtime.probe", "cryptography"} <= changed
+    assert {"icis_deploy.runtime.changes.rules", "icis_deploy.runtime.changes.self_test", "cryptography"} <= changed
     assert imports_after(opened) & set(FOR_CHANGES) == set(), "what was committed is read with no more"
 
 

@@ -14,8 +14,8 @@ import pytest
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, StorageError
 from icis_deploy.head.slots import SlotTable
+from icis_deploy.runtime.changes.self_test import verify_slots
 from icis_deploy.runtime.device import Device
-from icis_deploy.runtime.probe import verify_slots
 from icis_deploy.runtime.sessions.onnxruntime_providers import (
     CPU_PROVIDER,
     CUDA_PROVIDER,

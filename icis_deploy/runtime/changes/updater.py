@@ -38,9 +38,9 @@ from icis_deploy.runtime.state_checks import check_disabled
 
 if TYPE_CHECKING:
     from icis_deploy.head.class_update import ClassUpdate
-    from icis_deploy.runtime.probe import SlotProbe
-    from icis_deploy.runtime.side_call import SideCall
-    from icis_deploy.runtime.timings import ApplyTimings, Stopwatch
+    from icis_deploy.runtime.changes.background_call import SideCall
+    from icis_deploy.runtime.changes.self_test import SlotProbe
+    from icis_deploy.runtime.changes.timings import ApplyTimings, Stopwatch
     from icis_deploy.updates.trusted_keys import TrustedKeys
 
 _NUM_READ_ATTEMPTS = 5
@@ -97,9 +97,9 @@ class Updater:
 
     def apply(self, update: str | Path | bytes, *, allow_unsigned: bool = False) -> AppliedUpdate:
         """Take a class update or a set of trusted keys."""
-        from icis_deploy.runtime import update_rules as rules
-        from icis_deploy.runtime.teaching_rules import still_taught
-        from icis_deploy.runtime.timings import Stopwatch
+        from icis_deploy.runtime.changes import rules
+        from icis_deploy.runtime.changes.teaching_rules import still_taught
+        from icis_deploy.runtime.changes.timings import Stopwatch
         from icis_deploy.updates.trusted_keys import TrustedKeys
 
         watch, limit = Stopwatch(), rules.max_update_bytes(self._bundle)
@@ -139,8 +139,8 @@ class Updater:
             class_name: The class.
             make_row: Makes its row beside the classes that the slots hold, without the one that is taught anew.
         """
-        from icis_deploy.runtime.teaching_rules import plan_teaching
-        from icis_deploy.runtime.update_rules import after_update
+        from icis_deploy.runtime.changes.rules import after_update
+        from icis_deploy.runtime.changes.teaching_rules import plan_teaching
 
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
@@ -157,7 +157,7 @@ class Updater:
 
     def rollback(self) -> HistoryEntry:
         """Go back to the state before."""
-        from icis_deploy.runtime.update_rules import after_rollback, state_before
+        from icis_deploy.runtime.changes.rules import after_rollback, state_before
 
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
@@ -168,7 +168,7 @@ class Updater:
 
     def switch(self, class_name: str, *, enabled: bool) -> bool:
         """Enable or disable a class; return whether that changed anything."""
-        from icis_deploy.runtime.update_rules import after_switch
+        from icis_deploy.runtime.changes.rules import after_switch
 
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
@@ -195,7 +195,7 @@ class Updater:
 
     def take_place_of(self, former: Journal) -> HistoryEntry:
         """Commit what a device remembered of another bundle of the same head to this one, and test its slots."""
-        from icis_deploy.runtime.update_rules import after_replacement
+        from icis_deploy.runtime.changes.rules import after_replacement
 
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
@@ -229,7 +229,7 @@ class Updater:
             check_disabled(journal, self._known_names(table))
             state = self._state_with(table, version=journal.current.version, disabled=journal.disabled)
             if probe and state.table is not None and state.buffers is not None:
-                from icis_deploy.runtime.probe import verify_slots
+                from icis_deploy.runtime.changes.self_test import verify_slots
 
                 verify_slots(self._session, self._bundle, state.table, state.buffers, seed=0)
             self._publish(journal, state, stamp)
@@ -251,8 +251,8 @@ class Updater:
             watch.lap("swap")
         if state.table is None or state.buffers is None:
             return _Prepared(state=state)
-        from icis_deploy.runtime.probe import verify_slots
-        from icis_deploy.runtime.side_call import SideCall
+        from icis_deploy.runtime.changes.background_call import SideCall
+        from icis_deploy.runtime.changes.self_test import verify_slots
 
         call = partial(verify_slots, self._session, self._bundle, state.table, state.buffers, seed=seed)
         return _Prepared(state=state, probe=SideCall(call))
@@ -273,7 +273,7 @@ class Updater:
         watch: Stopwatch | None = None,
     ) -> None:
         """Write, wait for the probe, commit and publish."""
-        from icis_deploy.runtime.timings import Stopwatch
+        from icis_deploy.runtime.changes.timings import Stopwatch
 
         watch, start_sync = Stopwatch() if watch is None else watch, self._store.sync_seconds
         with self._store.change(before, after, slots):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from icis_deploy.runtime import timings as module
-from icis_deploy.runtime.timings import Stopwatch
+from icis_deploy.runtime.changes import timings as module
+from icis_deploy.runtime.changes.timings import Stopwatch
 
 
 @pytest.fixture

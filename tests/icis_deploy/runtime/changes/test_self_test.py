@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from icis_deploy.bundle.manifest import ModelInput, load_bundle
 from icis_deploy.errors import SelfTestError
 from icis_deploy.head.slots import empty_slots
-from icis_deploy.runtime.probe import TOLERANCE, probe_input, verify_slots
+from icis_deploy.runtime.changes.self_test import TOLERANCE, probe_input, verify_slots
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 from icis_deploy.runtime.sessions.protocol import SessionOutput
 from tests.icis_deploy.runtime.bundles import FEATURE_DIM, TAILS, make_update, write_bundle

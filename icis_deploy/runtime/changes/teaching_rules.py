@@ -20,8 +20,8 @@ from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
+from icis_deploy.runtime.changes.rules import trusted_time
 from icis_deploy.runtime.state.journal import HistoryEntry, Journal
-from icis_deploy.runtime.update_rules import trusted_time
 
 
 def still_taught(journal: Journal, update: ClassUpdate) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from icis_deploy.errors import SelfTestError
-from icis_deploy.runtime.side_call import SideCall
+from icis_deploy.runtime.changes.background_call import SideCall
 
 
 def test_it_runs_while_its_caller_goes_on():

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.errors import CorruptFileError, ICISDeployError
 from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.runtime.changes.rules import max_update_bytes, trusted_time
 from icis_deploy.runtime.state.journal import initial_journal
-from icis_deploy.runtime.update_rules import max_update_bytes, trusted_time
 from icis_deploy.updates.envelope import envelope_of, load_envelope, serialize_envelope
 from icis_deploy.updates.payload import serialize_payload
 from scripts.mutations import MUTATIONS, MutationReport, Target, run_mutations
