@@ -33,7 +33,7 @@ from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.errors import GateFailedError, ModelLoadError, UsageError
 from icis_deploy.head.head import Head
 from icis_deploy.injection.rows.calibration import Injector
-from icis_deploy.runtime.generator import Generator, check_base, load_generator
+from icis_deploy.runtime.teaching.generator import Generator, check_base, load_generator
 
 Float32 = NDArray[np.float32]
 

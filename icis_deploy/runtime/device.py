@@ -27,12 +27,12 @@ from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
 from icis_deploy.runtime.changes.background_call import SideCall
 from icis_deploy.runtime.changes.updater import AppliedUpdate, Updater
-from icis_deploy.runtime.kept_generator import KeptGenerator
 from icis_deploy.runtime.sessions.choice import Runtime, import_library, open_session, runtime_from
 from icis_deploy.runtime.sessions.protocol import Session
 from icis_deploy.runtime.state.head_state import HeadState, make_head_state
 from icis_deploy.runtime.state.journal import HistoryEntry
 from icis_deploy.runtime.state.store import Store, exported_slots
+from icis_deploy.runtime.teaching.cached_generator import KeptGenerator
 
 __all__ = ["AppliedUpdate", "Device", "Logits", "Prediction"]
 
@@ -287,7 +287,7 @@ class Device:
             IncompatibleError: If the bundle has no generator or no slots, or no slot is free (CapacityError).
             SelfTestError, StorageError, RuntimeFailureError: As `apply`; the device keeps the state it had.
         """
-        from icis_deploy.runtime.generator import make_row
+        from icis_deploy.runtime.teaching.generator import make_row
 
         check_unique((class_name,))
         with self._changing:

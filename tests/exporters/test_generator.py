@@ -19,7 +19,7 @@ from icis_deploy.injection.predictors.icis import ICISConfig
 from icis_deploy.injection.predictors.registry import METHODS
 from icis_deploy.injection.rows.calibration import Injector, LengthFactor
 from icis_deploy.injection.rows.predictors import LatentPredictor
-from icis_deploy.runtime.generator import load_generator
+from icis_deploy.runtime.teaching.generator import load_generator
 
 NUM_SEEN, NUM_UNSEEN, DESCRIPTOR_DIM, FEATURE_DIM = 60, 6, 12, 16
 CLOSED_FORMS = [name for name in METHODS if name not in {"mixture", "ensemble"}]

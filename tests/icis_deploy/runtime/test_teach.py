@@ -182,7 +182,7 @@ def test_what_is_unlike_the_seen_classes_is_refused_and_no_byte_changes(
 
 
 def test_a_row_outside_the_seen_lengths_or_angles_is_refused(teachable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = importlib.import_module("icis_deploy.runtime.generator")
+    runtime = importlib.import_module("icis_deploy.runtime.teaching.generator")
     run, changes = runtime.Generator.run, [lambda rows, _mean: rows * 10, lambda _rows, mean: -mean[None]]
     for change, words in zip(changes, ("length of its row", "cosine of its row with the mean row"), strict=True):
         monkeypatch.setattr(

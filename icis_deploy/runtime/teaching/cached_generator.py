@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from icis_deploy.bundle.manifest import Bundle
 
 if TYPE_CHECKING:
-    from icis_deploy.runtime.generator import Generator
+    from icis_deploy.runtime.teaching.generator import Generator
 
 
 class KeptGenerator:
@@ -32,7 +32,7 @@ class KeptGenerator:
             ICISDeployError: As `bundle_generator`.
         """
         from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
-        from icis_deploy.runtime.generator import bundle_generator
+        from icis_deploy.runtime.teaching.generator import bundle_generator
 
         stamp = _stamp(
             self._folder / GENERATOR_NAME
