@@ -32,6 +32,9 @@ from numpy.typing import NDArray
 from benchmarks.comparison import compare
 from benchmarks.percentiles import Interval
 from benchmarks.rounds import garbage_collector_at_rest
+from icis_deploy.api.compare import Photos
+from icis_deploy.api.export import Model, OpenedModel, PathLike, head_of, inspect
+from icis_deploy.api.inject import train_injector
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import UsageError
@@ -39,9 +42,6 @@ from icis_deploy.head.class_names import load_class_list
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.injection.inject import unseen_classes
 from icis_deploy.injection.options import InjectionOptions
-from icis_deploy.injection_pipeline import train_injector
-from icis_deploy.method_comparison import Photos
-from icis_deploy.pipeline import Model, OpenedModel, PathLike, head_of, inspect
 
 if TYPE_CHECKING:
     from icis_deploy.injection.predictors.icis import Fit, ICISConfig

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 from icis_deploy._version import __version__
 
 if TYPE_CHECKING:
+    from icis_deploy.api.describe import describe
+    from icis_deploy.api.export import evaluate, export, inspect, verify
+    from icis_deploy.api.inject import inject, train_injector
     from icis_deploy.bundle.manifest import Bundle, load_bundle
     from icis_deploy.bundle.model_form import ModelForm
-    from icis_deploy.describing import describe
     from icis_deploy.descriptors.descriptors import Descriptors
     from icis_deploy.descriptors.files import load_descriptors, save_descriptors
     from icis_deploy.errors import ICISDeployError
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.head.head import Head
-    from icis_deploy.injection_pipeline import inject, train_injector
-    from icis_deploy.pipeline import evaluate, export, inspect, verify
     from icis_deploy.runtime.device import Device
     from icis_deploy.updates.envelope import load_update, save_update
 
@@ -40,18 +40,18 @@ _HOMES = {
     "Head": "head.head",
     "ICISDeployError": "errors",
     "ModelForm": "bundle.model_form",
-    "describe": "describing",
-    "evaluate": "pipeline",
-    "export": "pipeline",
-    "inject": "injection_pipeline",
-    "inspect": "pipeline",
+    "describe": "api.describe",
+    "evaluate": "api.export",
+    "export": "api.export",
+    "inject": "api.inject",
+    "inspect": "api.export",
     "load_bundle": "bundle.manifest",
     "load_descriptors": "descriptors.files",
     "load_update": "updates.envelope",
     "save_descriptors": "descriptors.files",
     "save_update": "updates.envelope",
-    "train_injector": "injection_pipeline",
-    "verify": "pipeline",
+    "train_injector": "api.inject",
+    "verify": "api.export",
 }
 
 __all__ = [

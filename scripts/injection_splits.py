@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.injection_quality import COLUMNS, measure_injection, summary
+from icis_deploy.api.compare import Photos
+from icis_deploy.api.export import head_of, inspect
+from icis_deploy.api.inject import run_neutral_pictures
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.head.class_names import load_class_list
@@ -31,9 +34,6 @@ from icis_deploy.head.head import Head
 from icis_deploy.images.preprocessing import load_preprocessing
 from icis_deploy.injection.inject import inject
 from icis_deploy.injection.options import InjectionOptions
-from icis_deploy.injection_pipeline import run_neutral_pictures
-from icis_deploy.method_comparison import Photos
-from icis_deploy.pipeline import head_of, inspect
 
 SIZES_OF_NOISE = (0.5, 1.0)
 """Length of what is added to unit descriptors; their own differences from the mean one have about length 1."""

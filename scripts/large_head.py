@@ -41,8 +41,8 @@ def write_model(folder: Path, rows: int, width: int, *, external: bool, added: i
     import onnx.parser
     import onnx_ir as ir
 
+    from icis_deploy.api.export import inspect
     from icis_deploy.head.class_update import ClassUpdate
-    from icis_deploy.pipeline import inspect
     from icis_deploy.updates.envelope import save_update
 
     folder.mkdir()

@@ -31,7 +31,7 @@ def compact(
     It gives the logits that BUNDLE gives or is not written (exit code 1). A workbench's command; a running device takes
     the new bundle over with Device.replace, without a pause.
     """
-    from icis_deploy.pipeline import compact as compact_bundle
+    from icis_deploy.api.export import compact as compact_bundle
     from icis_deploy.runtime.operations import classes
 
     made = compact_bundle(bundle, out=out, capacity=capacity, images=images, overwrite=overwrite)

@@ -23,7 +23,7 @@ from icis_deploy.cli.options import (
 from icis_deploy.cli.output import columns, format_option, percent, print_result
 
 if TYPE_CHECKING:
-    from icis_deploy.method_comparison import ComparedMethod
+    from icis_deploy.api.compare import ComparedMethod
 
 
 @click.command("compare-methods", short_help="Compare all methods of inject, with or without images.")
@@ -55,8 +55,8 @@ def compare_methods(
     Predictions come from classes that MODEL knows, without an image. With --images they stand beside what was measured:
     images are used after all rows are final.
     """
+    from icis_deploy.api.compare import compare_methods as compare
     from icis_deploy.common.files import check_free
-    from icis_deploy.method_comparison import compare_methods as compare
 
     if plot is None:
         refuse_given("overwrite", reason="no plot is drawn. Give --plot, or leave it out.")
@@ -69,7 +69,7 @@ def compare_methods(
         **options,
     )
     if plot is not None:
-        from icis_deploy.comparison_plot import save_comparison_plot
+        from icis_deploy.api.compare_plot import save_comparison_plot
 
         save_comparison_plot(plot, compared)
     print_result({"methods": [one.to_json() for one in compared]}, text=comparison_text(compared))

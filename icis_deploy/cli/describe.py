@@ -34,9 +34,9 @@ def describe(
     texts of a class and several --template are averaged. A model in a folder is read as it is; only a hub name is
     downloaded.
     """
+    from icis_deploy.api.describe import describe as describe_classes
+    from icis_deploy.api.describe import twins
     from icis_deploy.common.files import check_free
-    from icis_deploy.describing import describe as describe_classes
-    from icis_deploy.describing import twins
     from icis_deploy.descriptors.files import check_descriptor_name, save_descriptors
     from icis_deploy.head.class_names import load_class_list
 

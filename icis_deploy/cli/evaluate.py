@@ -35,7 +35,7 @@ def evaluate(bundle: Path, images: Path, unseen: Path | None, runtime: str) -> N
 
     Every number is a macro average: the mean of the classes' own top-1 accuracies.
     """
-    from icis_deploy.pipeline import evaluate as evaluate_bundle
+    from icis_deploy.api.export import evaluate as evaluate_bundle
 
     report = evaluate_bundle(bundle, images=images, unseen=unseen, runtime=runtime)
     print_result({"bundle": str(bundle), "runtime": runtime, **accuracy_result(report)}, text=accuracy_text(report))

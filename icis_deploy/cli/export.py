@@ -83,7 +83,7 @@ def export(
     A bundle holds model.onnx and a manifest. If the gate fails there is none: what was built lies in OUT.rejected with
     the report, and the exit code is 1.
     """
-    from icis_deploy.pipeline import export as export_bundle
+    from icis_deploy.api.export import export as export_bundle
 
     source = model_source(model, *(grouped.pop(name) for name in ("weights", "input_shape", "head_node")))
     form, engine = split_form(grouped)

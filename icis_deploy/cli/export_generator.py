@@ -66,7 +66,7 @@ def export_generator(
     It is kept only if it makes the same rows. `icis-deploy export --generator` puts it into a bundle, and
     `icis-deploy teach` then makes a class of a descriptor on the device.
     """
-    from icis_deploy.generator_pipeline import export_generator as write
+    from icis_deploy.api.generator import export_generator as write
     from icis_deploy.injection.options import InjectionOptions
 
     options = InjectionOptions(method=method, balance=balance, seen_accuracy=seen_accuracy, seed=seed)

@@ -80,8 +80,8 @@ def inject(
     No image is used: the rows come from the descriptors and the rows of the classes that MODEL knows. What to expect of
     them is estimated by playing the same game with classes that MODEL knows.
     """
+    from icis_deploy.api.inject import inject as inject_classes
     from icis_deploy.common.files import check_free
-    from icis_deploy.injection_pipeline import inject as inject_classes
     from icis_deploy.updates.envelope import save_update
 
     check_free(out, overwrite=overwrite)

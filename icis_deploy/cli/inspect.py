@@ -11,7 +11,7 @@ from icis_deploy.cli.options import classes_option, model_options, model_source
 from icis_deploy.cli.output import columns, format_option, print_result
 
 if TYPE_CHECKING:
-    from icis_deploy.pipeline import OpenedModel
+    from icis_deploy.api.export import OpenedModel
 
 
 @click.command(short_help="Show the head that was found in a model.")
@@ -26,7 +26,7 @@ def inspect(
 
     MODEL is a .onnx file, a .pt2 torch.export program, or package.module:factory with --weights.
     """
-    from icis_deploy.pipeline import inspect as inspect_model
+    from icis_deploy.api.export import inspect as inspect_model
 
     opened = inspect_model(model_source(model, weights, input_shape, head_node), classes=classes)
     print_result({"model": model, **_result(opened)}, text=_text(opened))

@@ -13,7 +13,7 @@ from icis_deploy.cli.output import columns, format_option, print_result
 from icis_deploy.common.terminal_text import printable
 
 if TYPE_CHECKING:
-    from icis_deploy.update_diff import UpdateDiff
+    from icis_deploy.api.diff import UpdateDiff
     from icis_deploy.updates.signing import SignedFile
 
 EXISTING_PATH = click.Path(exists=True, path_type=Path)
@@ -124,7 +124,7 @@ def diff(old: Path, new: Path) -> None:
 
     Both are class updates or bundles; a bundle and an update show what the update would do to the bundle.
     """
-    from icis_deploy.update_diff import diff as compare
+    from icis_deploy.api.diff import diff as compare
 
     found = compare(old, new)
     result = {

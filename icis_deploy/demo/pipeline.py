@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from icis_deploy.api.export import OpenedModel, evaluate, export, inspect
+from icis_deploy.api.inject import inject
 from icis_deploy.common.files import new_folder, write_file
 from icis_deploy.demo.image_files import save_images
 from icis_deploy.demo.network import PREPROCESSING, export_program, train_network
@@ -22,9 +24,7 @@ from icis_deploy.demo.picture_sheet import SheetCard, save_picture_sheet
 from icis_deploy.demo.rendering import render_classes
 from icis_deploy.demo.world import World, make_world
 from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.injection_pipeline import inject
 from icis_deploy.metrics.accuracy import AccuracyReport
-from icis_deploy.pipeline import OpenedModel, evaluate, export, inspect
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.envelope import save_update
 

@@ -9,11 +9,11 @@ import pytest
 
 from benchmarks import fit
 from benchmarks.fit import FAST, PUBLISHED, load_problem, measure_fit, text_of
+from icis_deploy.api.inject import train_injector
 from icis_deploy.cli.main import run
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection.predictors.icis import ICISConfig
-from icis_deploy.injection_pipeline import train_injector
 from tests.tiny_models import NUM_SEEN, NUM_UNSEEN, TinyProject
 
 

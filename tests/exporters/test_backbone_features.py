@@ -8,8 +8,8 @@ import pytest
 from exporters import backbone_features
 from exporters.backbone_features import NUM_PICTURES, neutral_features
 from exporters.gate_inputs import seeded_pictures
+from icis_deploy.api.export import OpenedModel, inspect
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
-from icis_deploy.pipeline import OpenedModel, inspect
 from tests.tiny_models import FEATURE_DIM, SIDE, TinyProject
 
 

@@ -15,6 +15,7 @@ import icis_deploy
 from exporters import bundle_writing
 from exporters.bundle_writing import HeadPlan, plan_head, write_bundle
 from exporters.expanded_head import ExpandedHead
+from icis_deploy.api.export import OpenedModel, inspect
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import (
     CapacityError,
@@ -28,7 +29,6 @@ from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
-from icis_deploy.pipeline import OpenedModel, inspect
 from icis_deploy.runtime.device import Device
 from tests.tiny_models import FEATURE_DIM, TinyProject
 

@@ -14,6 +14,7 @@ from exporters.compaction_gate import check_compacted
 from exporters.head_finding import find_head
 from exporters.head_surgery import add_slots, fuse_head, set_slot_defaults
 from exporters.slot_baking import bake_rows
+from icis_deploy.api.export import compact
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import CapacityError, IncompatibleError, MissingDependencyError, UsageError
@@ -21,7 +22,6 @@ from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images.loading import load_image_list
-from icis_deploy.pipeline import compact
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state.store import Store
 from tests.exporters.head_graphs import FEATURE_DIM as GRAPH_DIM

@@ -14,10 +14,10 @@ from exporters import onnx_files, streamed_tensors
 from exporters.bundle_writing import plan_head, write_bundle
 from exporters.onnx_files import load_onnx_file, save_model
 from exporters.streamed_tensors import StreamedTensor
+from icis_deploy.api.export import inspect, verify
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import CorruptFileError, ModelLoadError
 from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.pipeline import inspect, verify
 from icis_deploy.runtime.device import Device
 from scripts import large_head
 

@@ -18,11 +18,11 @@ from exporters.head_finding import find_head, read_head
 from exporters.int8_precision import quantize_model
 from exporters.layer_errors import worst_layers
 from exporters.onnx_files import save_model
+from icis_deploy.api.export import OpenedModel, inspect
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError, IncompatibleError, ModelLoadError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list
-from icis_deploy.pipeline import OpenedModel, inspect
 from icis_deploy.runtime.device import Device
 from tests.exporters.head_graphs import GRAPHS, parsed_model, rows, run_model
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject

@@ -17,6 +17,7 @@ import icis_deploy
 from exporters.engine_settings import EngineSettings
 from exporters.openvino_conversion import openvino_from_onnx
 from exporters.targets import TARGETS, BuiltTarget, TargetJob, TargetOptions, plan_targets
+from icis_deploy.api.export import OpenedModel, inspect
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.cli.export import TARGET_NAMES
 from icis_deploy.cli.main import run
@@ -28,7 +29,6 @@ from icis_deploy.errors import (
     UsageError,
 )
 from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.pipeline import OpenedModel, inspect
 from icis_deploy.runtime.sessions.openvino_session import OPENVINO_NAME, OpenVINOSession
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
 

@@ -23,12 +23,12 @@ from exporters.onnx_files import load_onnx_file, save_model
 from exporters.symmetric_quantization import with_symmetric_quantization
 from exporters.tensorrt_build import build_engine, known_capabilities
 from exporters.tensorrt_graph import SLOT_ROWS, with_refittable_slots, with_slots_as_inputs
+from icis_deploy.api.export import OpenedModel
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, model_sha256, parse_sidecar, this_platform
 from icis_deploy.bundle.manifest import MODEL_NAME, load_bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, export_program
 from icis_deploy.errors import EngineMismatchError, ExportError, GateFailedError, MissingDependencyError, UsageError
-from icis_deploy.pipeline import OpenedModel
 from icis_deploy.runtime.sessions.cuda_calls import load_cuda
 from icis_deploy.runtime.sessions.protocol import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 from tests.exporters.head_graphs import GRAPHS, parsed_model, rows

@@ -15,7 +15,7 @@ REPOSITORY = RUNTIME.parent.parent
 DEVICE_MODULES = [
     *(f"icis_deploy.runtime.{path.stem}" for path in sorted(RUNTIME.glob("*.py")) if path.stem != "__init__"),
     "icis_deploy.updates.signing",
-    "icis_deploy.update_diff",
+    "icis_deploy.api.diff",
 ]
 HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "scipy", "sklearn", "matplotlib")
 

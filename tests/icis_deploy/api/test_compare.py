@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import icis_deploy
-from icis_deploy.comparison_plot import save_comparison_plot
+from icis_deploy.api.compare import ComparedMethod, compare_methods
+from icis_deploy.api.compare_plot import save_comparison_plot
 from icis_deploy.errors import ImageError, UsageError
-from icis_deploy.method_comparison import ComparedMethod, compare_methods
 from tests.tiny_models import TinyProject
 
 

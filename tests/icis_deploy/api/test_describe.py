@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import icis_deploy
+from icis_deploy.api.describe import describe, twins
 from icis_deploy.cli.main import run
-from icis_deploy.describing import describe, twins
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import ClassConflictError, UsageError
 

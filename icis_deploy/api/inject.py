@@ -1,4 +1,4 @@
-"""Inject as a Python function on files: the second step of `icis_deploy.pipeline`, which opens the model."""
+"""Inject as a Python function on files: the second step of `icis_deploy.api.export`, which opens the model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.api.export import Model, OpenedModel, PathLike, head_of, inspect
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.head.class_names import load_class_list
@@ -16,7 +17,6 @@ from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.injection.inject import Injection
 from icis_deploy.injection.inject import inject as predict_rows
 from icis_deploy.injection.options import InjectionOptions
-from icis_deploy.pipeline import Model, OpenedModel, PathLike, head_of, inspect
 from icis_deploy.workbench import enable_workbench
 
 

@@ -6,9 +6,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from icis_deploy.api.compare import ComparedMethod
 from icis_deploy.common.files import write_file
 from icis_deploy.errors import MissingDependencyError
-from icis_deploy.method_comparison import ComparedMethod
 
 PANELS = {
     "T": "unseen images,\namong unseen classes",

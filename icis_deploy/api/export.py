@@ -1,6 +1,6 @@
 """The main job as Python functions: inspect, export, verify, evaluate. The command line is thin on top of them.
 
-Inject, the step after inspect, is in `icis_deploy.injection_pipeline`.
+Inject, the step after inspect, is in `icis_deploy.api.inject`.
 
 This module is an edge: it reads files and reaches the workbench (`exporters`), which needs torch only for torch models.
 Paths may be given as strings. Every function raises the errors of `icis_deploy.errors` and leaves nothing half-written.

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.api.export import BATCH_SIZE, Model, OpenedModel, PathLike, head_of, inspect
+from icis_deploy.api.inject import run_neutral_pictures
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import ImageError, UntrustworthyError, UsageError
@@ -25,9 +27,7 @@ from icis_deploy.injection.estimate.estimate import Estimate
 from icis_deploy.injection.inject import Injection, inject
 from icis_deploy.injection.options import AUTO, InjectionOptions
 from icis_deploy.injection.predictors.registry import METHODS
-from icis_deploy.injection_pipeline import run_neutral_pictures
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
-from icis_deploy.pipeline import BATCH_SIZE, Model, OpenedModel, PathLike, head_of, inspect
 from icis_deploy.workbench import enable_workbench
 
 Float32 = NDArray[np.float32]

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from icis_deploy.api.export import Model, PathLike, head_of, inspect
+from icis_deploy.api.inject import train_injector
 from icis_deploy.common.files import check_free
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.injection.options import InjectionOptions
-from icis_deploy.injection_pipeline import train_injector
-from icis_deploy.pipeline import Model, PathLike, head_of, inspect
 from icis_deploy.workbench import enable_workbench
 
 if TYPE_CHECKING:

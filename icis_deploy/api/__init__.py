@@ -1,0 +1,2 @@
+"""What the public functions are: each reads files, calls the pure core and the workbench, and writes whole results or
+nothing. Users import them from `icis_deploy`."""
