@@ -150,7 +150,7 @@ def onnx_file(spec: str, folder: Path) -> Path:
     if Path(spec).suffix == ".onnx":
         return Path(spec)
     from exporters.model_loading import load_model
-    from exporters.onnx_files import save_model
+    from exporters.onnx_io.files import save_model
 
     path = folder / "original.onnx"
     save_model(load_model(spec).model, path)

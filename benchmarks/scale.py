@@ -176,7 +176,7 @@ def saved_heads(num_classes: int, feature_dim: int, capacity: int) -> Iterator[d
     try:
         from exporters.head_finding import find_head
         from exporters.head_surgery import add_slots
-        from exporters.onnx_files import save_model
+        from exporters.onnx_io.files import save_model
     except ImportError as error:
         raise MissingDependencyError(
             f"Heads are made with onnx, and {error.name} is not installed: pip install 'icis-deploy[export]'."

@@ -121,7 +121,7 @@ def save_as_onnx(module: Module, image_shape: tuple[int, ...], path: Path) -> No
     Raises:
         ExportError: If torch cannot convert it.
     """
-    from exporters.onnx_files import save_model
+    from exporters.onnx_io.files import save_model
     from exporters.torch_export import export_module, onnx_from_program
 
     save_model(onnx_from_program(export_module(module, image_shape)), path)

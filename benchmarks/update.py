@@ -280,7 +280,7 @@ def _exporter(original: Path, seen_names: tuple[str, ...]) -> Callable[[Path, Cl
     from exporters.head_finding import find_head, read_head
     from exporters.head_surgery import fuse_head
     from exporters.model_loading import load_model
-    from exporters.onnx_files import save_model
+    from exporters.onnx_io.files import save_model
 
     def export(path: Path, update: ClassUpdate) -> None:
         model = load_model(str(original)).model

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.onnx_files import first_line, serialize_model
+from exporters.onnx_io.files import first_line, serialize_model
 from icis_deploy.errors import ModelLoadError, RuntimeFailureError
 from icis_deploy.runtime.sessions.onnxruntime_session import session_options
 

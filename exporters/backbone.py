@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from exporters.graph_edits import remove_unused, unused_name, unused_names
 from exporters.head_finding import HeadLocation
-from exporters.onnx_files import check_model
-from exporters.shape_inference import infer_shapes
+from exporters.onnx_io.files import check_model
+from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.errors import ExportError, IncompatibleError
 
 

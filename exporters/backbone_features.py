@@ -17,7 +17,7 @@ from exporters.gate_inputs import is_image_input, seeded_pictures
 from exporters.head_finding import HeadLocation
 from exporters.head_surgery import backbone
 from exporters.model_loading import LoadedModel
-from exporters.onnx_files import serialize_model
+from exporters.onnx_io.files import serialize_model
 from icis_deploy.errors import ICISDeployError
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession, load_session

@@ -19,7 +19,7 @@ from exporters.head_finding import HeadLocation
 from exporters.head_surgery import add_slots, fuse_head, set_slot_defaults
 from exporters.model_conversion import FormedModel, in_precision, with_device_work
 from exporters.model_loading import LoadedModel
-from exporters.onnx_files import save_model
+from exporters.onnx_io.files import save_model
 from exporters.parity_gate import check_bundle
 from exporters.scores import score_kind
 from exporters.targets import BuiltTarget, Gate, TargetPlan

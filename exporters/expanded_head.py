@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from exporters.head_chain import chain_affine
 from exporters.head_finding import HeadLocation, pattern_at
 from exporters.head_patterns import pattern_row_blocks
-from exporters.streamed_tensors import StreamedTensor
+from exporters.onnx_io.lazy_tensors import StreamedTensor
 from icis_deploy.head.head import Head, logits_of_blocks
 
 Float32 = NDArray[np.float32]

@@ -18,8 +18,8 @@ from onnx_ir.passes import common
 
 from exporters.activations import Inputs, inner_values, iterate_activations
 from exporters.graph_constants import constant_array
-from exporters.onnx_files import check_model, first_line, serialize_model
-from exporters.shape_inference import infer_shapes
+from exporters.onnx_io.files import check_model, first_line, serialize_model
+from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.errors import ExportError, IncompatibleError
 
 SENSITIVE = (

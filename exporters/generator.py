@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from exporters.bundle_writing import HeadPlan
 from exporters.generator_graph import OPSET, GraphBuilder, add_calibration, add_predictor, add_similarity
-from exporters.onnx_files import check_model, serialize_model
+from exporters.onnx_io.files import check_model, serialize_model
 from icis_deploy._version import __version__
 from icis_deploy.bundle.generator_metadata import (
     DESCRIPTOR,

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.graph_edits import opset_of
-from exporters.onnx_files import first_line
+from exporters.onnx_io.files import first_line
 from icis_deploy.errors import ModelLoadError
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})

@@ -15,7 +15,7 @@ from exporters.feature_matrix import add_feature_matrix
 from exporters.graph_edits import add_node, free_name, unused_name
 from exporters.head_finding import HeadLocation, pattern_at
 from exporters.head_patterns import HeadPattern
-from exporters.onnx_files import check_model
+from exporters.onnx_io.files import check_model
 from icis_deploy.errors import ExportError, IncompatibleError
 
 FEATURES = "features"

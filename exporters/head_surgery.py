@@ -37,8 +37,8 @@ from exporters.head_outputs import (
 from exporters.head_patterns import HeadPattern
 from exporters.head_rows import add_rows
 from exporters.head_tail import grow_tail, resized, trace_tail
-from exporters.onnx_files import check_model
-from exporters.shape_inference import infer_shapes
+from exporters.onnx_io.files import check_model
+from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.common.arrays import frozen_float32
 from icis_deploy.errors import ExportError, IncompatibleError, UsageError
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from exporters.class_axis import label as name_of
 from exporters.graph_constants import constant_array, constant_size, is_constant
 from exporters.graph_edits import GraphPass, add_initializer, add_node, remove_unused, run_pass
-from exporters.onnx_files import check_model
+from exporters.onnx_io.files import check_model
 from icis_deploy.errors import IncompatibleError, ModelLoadError
 
 _MOVES_LABELS = frozenset({"Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from exporters.onnx_files import first_line
+from exporters.onnx_io.files import first_line
 from icis_deploy.errors import ExportError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.onnx_files import first_line
+from exporters.onnx_io.files import first_line
 from icis_deploy.errors import IncompatibleError, MissingDependencyError, ModelLoadError
 from icis_deploy.runtime.sessions.onnxruntime_session import session_options
 

@@ -40,7 +40,8 @@ from exporters.head_faults import HeadRun, cut_off, name_fault
 from exporters.head_finding import HeadLocation
 from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT, backbone, own_backbone
 from exporters.model_loading import LoadedModel
-from exporters.onnx_files import load_initializers, save_model
+from exporters.onnx_io.files import load_initializers, save_model
+from exporters.onnx_io.shape_inference import infer_shapes
 from exporters.scores import (
     LEAST_LOG,
     comparable,
@@ -49,7 +50,6 @@ from exporters.scores import (
     probabilities_of,
     scores_of_logits,
 )
-from exporters.shape_inference import infer_shapes
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError
 from icis_deploy.head.slots import SlotTable

@@ -25,8 +25,8 @@ from onnx_ir.passes import common
 from exporters.graph_constants import constant_array, is_constant
 from exporters.graph_edits import GraphPass, add_initializer, add_node, remove_unused, run_pass, unused_name
 from exporters.int8_precision import SHAPING
-from exporters.onnx_files import check_model
-from exporters.shape_inference import infer_shapes
+from exporters.onnx_io.files import check_model
+from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.errors import IncompatibleError
 
 _MAX_STEPS = 127

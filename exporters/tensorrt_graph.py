@@ -13,7 +13,7 @@ import onnx_ir as ir
 from exporters.graph_edits import GraphPass, add_initializer, add_node, remove_unused, replace_uses, run_pass
 from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT
 from exporters.head_tail import resized
-from exporters.onnx_files import check_model
+from exporters.onnx_io.files import check_model
 from icis_deploy.errors import UsageError
 
 SLOT_ROWS = "slot_rows"

@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from exporters.engine_settings import EngineSettings
-from exporters.onnx_files import load_onnx_file, save_model
+from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.symmetric_quantization import with_symmetric_quantization
 from exporters.tensorrt_build import BuiltEngine, build_engine
 from exporters.tensorrt_graph import SLOT_ROWS, graph_for_tensorrt

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from exporters.graph_edits import GraphPass, add_initializer, free_name, remove_unused, run_pass, unused_name
 from exporters.head_outputs import require_unused
-from exporters.onnx_files import check_model
+from exporters.onnx_io.files import check_model
 from icis_deploy.errors import ExportError, UsageError
 from icis_deploy.runtime.sessions.protocol import TOP_CLASS_IDS, TOP_PROBABILITIES
 

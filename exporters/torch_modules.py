@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.onnx_files import first_line
+from exporters.onnx_io.files import first_line
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, UsageError
 from icis_deploy.head.class_names import quoted
 

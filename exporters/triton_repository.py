@@ -26,7 +26,7 @@ import onnx_ir as ir
 
 from exporters.gate_inputs import gate_inputs
 from exporters.model_split import split_model
-from exporters.onnx_files import load_onnx_file, save_model
+from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.scores import comparable
 from icis_deploy.bundle.manifest import MODEL_NAME, SLOTS_NAME, Bundle
 from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, parse_slots

@@ -14,7 +14,7 @@ from exporters.engine_settings import EngineSettings
 from exporters.fp16_precision import halve_model
 from exporters.head_finding import find_head
 from exporters.head_surgery import add_slots
-from exporters.onnx_files import save_model
+from exporters.onnx_io.files import save_model
 from exporters.targets import TARGETS, BuiltTarget, TargetJob, TargetOptions
 from exporters.tensorrt_build import build_engine
 from exporters.tensorrt_graph import with_slots_as_inputs

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from exporters.onnx_files import normalized, serialize_model
+from exporters.onnx_io.files import normalized, serialize_model
 
 NUM_CLASSES = 5
 FEATURE_DIM = 4

@@ -18,7 +18,7 @@ import pytest
 
 import icis_deploy
 from exporters import parity_gate
-from exporters.onnx_files import load_onnx_file, save_model
+from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.tensorrt_graph import graph_for_tensorrt
 from exporters.tensorrt_target import ENGINE_REWRITES
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, parse_sidecar

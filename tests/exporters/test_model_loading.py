@@ -15,7 +15,7 @@ import torch
 
 from exporters.head_finding import find_head
 from exporters.model_loading import load_model, parse_input_shape
-from exporters.onnx_files import save_model
+from exporters.onnx_io.files import save_model
 from exporters.original_onnx import _with_output
 from icis_deploy.errors import IncompatibleError, ModelLoadError, RuntimeFailureError, UsageError
 from tests.exporters.head_graphs import GRAPHS, HEADER, parsed_model, rows
@@ -276,7 +276,7 @@ from pathlib import Path
 from exporters.head_finding import find_head
 from exporters.head_surgery import add_slots
 from exporters.model_loading import load_model
-from exporters.onnx_files import save_model
+from exporters.onnx_io.files import save_model
 from exporters.original_onnx import _with_output
 loaded = load_model({str(onnx_path)!r})
 save_model(add_slots(loaded.model, find_head(loaded.model), 3), Path({str(onnx_path.with_name("out.onnx"))!r}))

@@ -17,7 +17,7 @@ from exporters.fp16_precision import halve_model, overflowing_nodes
 from exporters.head_finding import find_head, read_head
 from exporters.int8_precision import quantize_model
 from exporters.layer_errors import worst_layers
-from exporters.onnx_files import save_model
+from exporters.onnx_io.files import save_model
 from icis_deploy.api.export import OpenedModel, inspect
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError, IncompatibleError, ModelLoadError, UsageError

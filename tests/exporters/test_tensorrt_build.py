@@ -19,7 +19,7 @@ from exporters.engine_settings import EngineSettings
 from exporters.head_finding import find_head
 from exporters.head_surgery import add_slots
 from exporters.int8_precision import quantize_model
-from exporters.onnx_files import load_onnx_file, save_model
+from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.symmetric_quantization import with_symmetric_quantization
 from exporters.tensorrt_build import build_engine, known_capabilities
 from exporters.tensorrt_graph import SLOT_ROWS, with_refittable_slots, with_slots_as_inputs

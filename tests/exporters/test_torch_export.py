@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from exporters.head_finding import find_head, read_head
 from exporters.head_surgery import add_slots, fuse_head
-from exporters.onnx_files import serialize_model
+from exporters.onnx_io.files import serialize_model
 from exporters.torch_export import export_module, load_program, onnx_from_program
 from icis_deploy.errors import ExportError, ModelLoadError
 from tests.exporters.head_graphs import run_model

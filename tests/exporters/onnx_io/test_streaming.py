@@ -10,10 +10,11 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from exporters import onnx_files, streamed_tensors
 from exporters.bundle_writing import plan_head, write_bundle
-from exporters.onnx_files import load_onnx_file, save_model
-from exporters.streamed_tensors import StreamedTensor
+from exporters.onnx_io import files as onnx_files
+from exporters.onnx_io import lazy_tensors as streamed_tensors
+from exporters.onnx_io.files import load_onnx_file, save_model
+from exporters.onnx_io.lazy_tensors import StreamedTensor
 from icis_deploy.api.export import inspect, verify
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import CorruptFileError, ModelLoadError

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from exporters.onnx_wire import Buffer, with_weights, without_weights
-from exporters.streamed_tensors import OpenFile, chunks_of, tensor_in_file
+from exporters.onnx_io.lazy_tensors import OpenFile, chunks_of, tensor_in_file
+from exporters.onnx_io.wire_format import Buffer, with_weights, without_weights
 
 MIN_STREAMED_BYTES = 1 << 20
 """Smaller weights are read at once."""

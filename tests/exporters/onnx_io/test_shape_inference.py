@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporters.shape_inference import infer_shapes
+from exporters.onnx_io.shape_inference import infer_shapes
 from tests.exporters.head_graphs import parsed_model
 
 VIEW = """sizes = Shape (x) batch_size = Gather (sizes, first) target = Concat <axis = 0> (batch_size, rest)

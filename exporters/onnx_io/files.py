@@ -20,8 +20,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from exporters.onnx_streaming import leave_external_weights, model_chunks, read_model, weights_in_memory
-from exporters.shape_inference import infer_shapes
+from exporters.onnx_io.shape_inference import infer_shapes
+from exporters.onnx_io.streaming import leave_external_weights, model_chunks, read_model, weights_in_memory
 from icis_deploy.common.files import write_file
 from icis_deploy.errors import ExportError, ModelLoadError, StorageError
 
