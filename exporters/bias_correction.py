@@ -17,8 +17,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.activations import iterate_activations
-from exporters.graph_constants import STANDARD_DOMAINS, constant_array
-from exporters.graph_edits import add_initializer
+from exporters.graph.constants import STANDARD_DOMAINS, constant_array
+from exporters.graph.edits import add_initializer
 
 _STEPS_PER_SIDE = 127
 

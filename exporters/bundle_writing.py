@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from exporters.bundle_finishing import BuiltModel, finish_bundle, versions, write_trust
 from exporters.expanded_head import ExpandedHead
-from exporters.graph_edits import Rewrite
+from exporters.graph.edits import Rewrite
 from exporters.head_finding import HeadLocation
 from exporters.head_surgery import add_slots, fuse_head, set_slot_defaults
 from exporters.model_conversion import FormedModel, in_precision, with_device_work

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.gate_inputs import GateInputs, gate_inputs
-from exporters.graph_edits import Rewrite
+from exporters.graph.edits import Rewrite
 from exporters.parity_gate import BundleRun, opened_bundle, run_bundle
 from exporters.scores import compared_values
 from icis_deploy.bundle.manifest import Bundle

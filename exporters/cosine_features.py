@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from exporters.graph_constants import constant_array, constant_size, is_constant
+from exporters.graph.constants import constant_array, constant_size, is_constant
 
 _SHAPE_ONLY = frozenset({"Cast", "DequantizeLinear", "Dropout", "Flatten", "Identity", "QuantizeLinear"})
 _SHAPE_ONLY_WITH_TARGET = frozenset({"Expand", "Reshape", "Squeeze", "Unsqueeze"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph_edits import add_initializer, add_node, opset_of
+from exporters.graph.edits import add_initializer, add_node, opset_of
 from exporters.head_patterns import HeadPattern
 from exporters.head_tail import resized
 

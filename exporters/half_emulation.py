@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph_edits import add_initializer
+from exporters.graph.edits import add_initializer
 
 _SPLIT = np.float32(2**13 + 1)
 _OVERFLOWS_AT = np.float32(65520)

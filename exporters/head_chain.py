@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.class_axis import integers, reduced_axes
-from exporters.graph_constants import constant_array, constant_shape, constant_size, is_constant
+from exporters.graph.class_axis import integers, reduced_axes
+from exporters.graph.constants import constant_array, constant_shape, constant_size, is_constant
 
 FLOAT_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 _AFFINE = frozenset({"Add", "Div", "Mul", "Sub"})

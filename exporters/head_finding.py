@@ -16,8 +16,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from exporters.class_axis import label, may_follow_logits
-from exporters.graph_constants import STANDARD_DOMAINS, is_constant, root_initializers
+from exporters.graph.class_axis import label, may_follow_logits
+from exporters.graph.constants import STANDARD_DOMAINS, is_constant, root_initializers
 from exporters.head_patterns import (
     HeadPattern,
     Kind,

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.class_axis import integers, label
 from exporters.cosine_features import is_unit_length
-from exporters.graph_constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
+from exporters.graph.class_axis import integers, label
+from exporters.graph.constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
 from exporters.head_chain import FLOAT_TYPES, HeadChain, chain_affine, trace_chain
 from icis_deploy.head.head import rows_per_block
 

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.expanded_head import AnyHead
-from exporters.graph_constants import constant_array, constant_nodes, constant_size
-from exporters.graph_edits import add_initializer, add_node, add_tensor, unused_name
+from exporters.graph.constants import constant_array, constant_nodes, constant_size
+from exporters.graph.edits import add_initializer, add_node, add_tensor, unused_name
 from exporters.head_chain import chain_affine
 from exporters.head_patterns import HeadPattern
 from icis_deploy.head.head import Head

@@ -24,7 +24,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from exporters.expanded_head import AnyHead
 from exporters.feature_matrix import add_feature_matrix, logits_like
-from exporters.graph_edits import GraphPass, add_initializer, add_node, free_name, remove_unused, replace_uses, run_pass
+from exporters.graph.edits import GraphPass, add_initializer, add_node, free_name, remove_unused, replace_uses, run_pass
 from exporters.head_finding import HeadLocation, find_head, pattern_at
 from exporters.head_outputs import (
     FEATURES,

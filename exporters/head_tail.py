@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from exporters.class_axis import Carrier, Followed, follow, label
-from exporters.graph_constants import constant_array, is_constant
-from exporters.graph_edits import add_initializer
+from exporters.graph.class_axis import Carrier, Followed, follow, label
+from exporters.graph.constants import constant_array, is_constant
+from exporters.graph.edits import add_initializer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

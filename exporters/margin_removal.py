@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.class_axis import label as name_of
-from exporters.graph_constants import constant_array, constant_size, is_constant
-from exporters.graph_edits import GraphPass, add_initializer, add_node, remove_unused, run_pass
+from exporters.graph.class_axis import label as name_of
+from exporters.graph.constants import constant_array, constant_size, is_constant
+from exporters.graph.edits import GraphPass, add_initializer, add_node, remove_unused, run_pass
 from exporters.onnx_io.files import check_model
 from icis_deploy.errors import IncompatibleError, ModelLoadError
 

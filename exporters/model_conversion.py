@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from exporters.fp16_precision import halve_model
 from exporters.gate_inputs import gate_inputs
-from exporters.graph_edits import Rewrite, unused_name
+from exporters.graph.edits import Rewrite, unused_name
 from exporters.head_finding import HeadLocation, pattern_at
 from exporters.int8_precision import quantize_model
 from exporters.layer_errors import NUM_BATCHES, worst_layers

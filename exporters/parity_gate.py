@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from exporters.expanded_head import AnyHead
 from exporters.gate_inputs import GateInputs, gate_inputs
-from exporters.graph_edits import Rewrite
+from exporters.graph.edits import Rewrite
 from exporters.half_emulation import emulate_halves
 from exporters.head_faults import HeadRun, cut_off, name_fault
 from exporters.head_finding import HeadLocation

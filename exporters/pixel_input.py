@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph_edits import GraphPass, add_initializer, run_pass, unused_name
+from exporters.graph.edits import GraphPass, add_initializer, run_pass, unused_name
 from exporters.onnx_io.files import check_model
 from icis_deploy.bundle.manifest import ModelInput
 from icis_deploy.errors import ExportError, IncompatibleError

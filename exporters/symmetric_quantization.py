@@ -22,8 +22,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporters.graph_constants import constant_array, is_constant
-from exporters.graph_edits import GraphPass, add_initializer, add_node, remove_unused, run_pass, unused_name
+from exporters.graph.constants import constant_array, is_constant
+from exporters.graph.edits import GraphPass, add_initializer, add_node, remove_unused, run_pass, unused_name
 from exporters.int8_precision import SHAPING
 from exporters.onnx_io.files import check_model
 from exporters.onnx_io.shape_inference import infer_shapes

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from exporters.engine_settings import EngineSettings, require_used, settings_for
-from exporters.graph_edits import Rewrite
+from exporters.graph.edits import Rewrite
 from exporters.openvino_conversion import openvino_from_onnx, why_no_openvino
 from exporters.tensorrt_target import ENGINE_REWRITES, why_no_engine, write_engine
 from exporters.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph_edits import GraphPass, add_initializer, free_name, remove_unused, run_pass, unused_name
+from exporters.graph.edits import GraphPass, add_initializer, free_name, remove_unused, run_pass, unused_name
 from exporters.head_outputs import require_unused
 from exporters.onnx_io.files import check_model
 from icis_deploy.errors import ExportError, UsageError

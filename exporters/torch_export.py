@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from exporters.graph_edits import unused_name
+from exporters.graph.edits import unused_name
 from exporters.onnx_io.files import check_model, first_line, normalized
 from exporters.torch_modules import import_torch, quiet_torch
 from icis_deploy.errors import ExportError, ModelLoadError

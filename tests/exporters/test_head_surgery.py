@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporters.graph_edits import run_pass
+from exporters.graph.edits import run_pass
 from exporters.head_finding import HeadLocation, find_head, read_head
 from exporters.head_surgery import (
     add_features_output,

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from exporters.class_axis import integers, reduced_axes
+from exporters.graph.class_axis import integers, reduced_axes
 from exporters.head_finding import find_head, read_head
 from exporters.head_surgery import add_slots, fuse_head
 from icis_deploy.errors import ModelLoadError

@@ -9,7 +9,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from exporters.graph_constants import (
+from exporters.graph.constants import (
     constant_array,
     constant_nodes,
     constant_shape,

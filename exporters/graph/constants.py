@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.graph_edits import opset_of
+from exporters.graph.edits import opset_of
 from exporters.onnx_io.files import first_line
 from icis_deploy.errors import ModelLoadError
 

@@ -6,7 +6,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from exporters.graph_edits import free_name, unused_name, unused_names
+from exporters.graph.edits import free_name, unused_name, unused_names
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]> g (bool c, float[b] x) => (float[b] y) <float w = {1}> {
     a = Mul (x, w)

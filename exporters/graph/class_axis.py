@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from exporters.graph_constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
+from exporters.graph.constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
 
 _SURE_ELEMENTWISE = frozenset(
     {"Add", "Cast", "DequantizeLinear", "Div", "Dropout", "Identity", "Mul", "QuantizeLinear", "Sigmoid", "Sub"}

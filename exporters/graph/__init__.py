@@ -1,0 +1,2 @@
+"""What any rewrite of an ONNX graph needs: edits as checked passes, values of constants, and the axis of classes traced
+from operator to operator."""
