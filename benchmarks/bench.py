@@ -368,7 +368,7 @@ def original_rows(path: Path, against: str | None) -> NDArray[np.float32]:
             f"{path} holds features, which are multiplied with the rows of the head: give the model that the bundles "
             f"were made from with --against."
         )
-    from exporters.head_finding import find_head, read_head
+    from exporters.head.finding import find_head, read_head
     from exporters.model_loading import load_model
 
     model = load_model(against).model

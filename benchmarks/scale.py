@@ -174,8 +174,8 @@ def saved_heads(num_classes: int, feature_dim: int, capacity: int) -> Iterator[d
         MissingDependencyError: If onnx is not installed.
     """
     try:
-        from exporters.head_finding import find_head
-        from exporters.head_surgery import add_slots
+        from exporters.head.finding import find_head
+        from exporters.head.surgery import add_slots
         from exporters.onnx_io.files import save_model
     except ImportError as error:
         raise MissingDependencyError(

@@ -277,8 +277,8 @@ def _export_and_reload(run: _Run, update: ClassUpdate) -> Float32:
 
 def _exporter(original: Path, seen_names: tuple[str, ...]) -> Callable[[Path, ClassUpdate], None]:
     """Return what exports the original again, with the rows of an update fused into its head."""
-    from exporters.head_finding import find_head, read_head
-    from exporters.head_surgery import fuse_head
+    from exporters.head.finding import find_head, read_head
+    from exporters.head.surgery import fuse_head
     from exporters.model_loading import load_model
     from exporters.onnx_io.files import save_model
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from exporters.graph.edits import remove_unused, unused_name, unused_names
-from exporters.head_finding import HeadLocation
+from exporters.head.finding import HeadLocation
 from exporters.onnx_io.files import check_model
 from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.errors import ExportError, IncompatibleError

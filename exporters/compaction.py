@@ -26,8 +26,8 @@ import numpy as np
 from exporters.bundle_finishing import BuiltModel, finish_bundle, versions, write_journal, write_trust
 from exporters.bundle_writing import compacted
 from exporters.compaction_gate import check_compacted
+from exporters.head.slot_baking import bake_rows
 from exporters.onnx_io.files import load_onnx_file, save_model
-from exporters.slot_baking import bake_rows
 from exporters.targets import TargetOptions, TargetPlan, plan_targets, targets_of
 from exporters.tensorrt_target import settings_of
 from icis_deploy.bundle.generator_metadata import GENERATOR_NAME

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from exporters.gate_inputs import GateInputs, gate_inputs
 from exporters.graph.edits import Rewrite
+from exporters.head.score_kinds import compared_values
 from exporters.parity_gate import BundleRun, opened_bundle, run_bundle
-from exporters.scores import compared_values
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.loading import LabeledImages

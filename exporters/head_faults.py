@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.expanded_head import AnyHead
-from exporters.scores import LEAST_LOG, scores_of_logits
+from exporters.head.expanded_head import AnyHead
+from exporters.head.score_kinds import LEAST_LOG, scores_of_logits
 from icis_deploy.head.class_names import quoted
 
 SATURATED = 6.0

@@ -34,7 +34,7 @@ from exporters.backbone import backbone_of, with_backbone
 from exporters.bias_correction import correct_biases, has_float_weight
 from exporters.fp16_precision import require_float32
 from exporters.graph.constants import constant_array, is_constant
-from exporters.head_finding import HeadLocation
+from exporters.head.finding import HeadLocation
 from exporters.onnx_io.files import first_line, serialize_model
 from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.errors import ExportError, IncompatibleError

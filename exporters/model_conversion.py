@@ -11,12 +11,12 @@ import onnx_ir as ir
 from exporters.fp16_precision import halve_model
 from exporters.gate_inputs import gate_inputs
 from exporters.graph.edits import Rewrite, unused_name
-from exporters.head_finding import HeadLocation, pattern_at
+from exporters.head.finding import HeadLocation, pattern_at
+from exporters.head.topk_output import add_top
 from exporters.int8_precision import quantize_model
 from exporters.layer_errors import NUM_BATCHES, worst_layers
 from exporters.model_loading import LoadedModel
 from exporters.pixel_input import add_pixel_input, pixel_input
-from exporters.top_output import add_top
 from icis_deploy.bundle.manifest import ModelInput
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import UsageError

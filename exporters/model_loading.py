@@ -15,10 +15,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.head.topk_output import without_top
 from exporters.margin_removal import Feed, NamedRunner, remove_margin, without_margin
 from exporters.onnx_io.files import first_line, load_onnx_file
 from exporters.original_onnx import OriginalOnnx
-from exporters.top_output import without_top
 from icis_deploy.errors import (
     ICISDeployError,
     IncompatibleError,

@@ -32,17 +32,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.expanded_head import AnyHead
 from exporters.gate_inputs import GateInputs, gate_inputs
 from exporters.graph.edits import Rewrite
 from exporters.half_emulation import emulate_halves
-from exporters.head_faults import HeadRun, cut_off, name_fault
-from exporters.head_finding import HeadLocation
-from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT, backbone, own_backbone
-from exporters.model_loading import LoadedModel
-from exporters.onnx_io.files import load_initializers, save_model
-from exporters.onnx_io.shape_inference import infer_shapes
-from exporters.scores import (
+from exporters.head.expanded_head import AnyHead
+from exporters.head.finding import HeadLocation
+from exporters.head.score_kinds import (
     LEAST_LOG,
     comparable,
     compared_values,
@@ -50,6 +45,11 @@ from exporters.scores import (
     probabilities_of,
     scores_of_logits,
 )
+from exporters.head.surgery import SLOT_BIAS, SLOT_WEIGHT, backbone, own_backbone
+from exporters.head_faults import HeadRun, cut_off, name_fault
+from exporters.model_loading import LoadedModel
+from exporters.onnx_io.files import load_initializers, save_model
+from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError
 from icis_deploy.head.slots import SlotTable

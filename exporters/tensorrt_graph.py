@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.graph.edits import GraphPass, add_initializer, add_node, remove_unused, replace_uses, run_pass
-from exporters.head_surgery import SLOT_BIAS, SLOT_WEIGHT
-from exporters.head_tail import resized
+from exporters.head.surgery import SLOT_BIAS, SLOT_WEIGHT
+from exporters.head.tail import resized
 from exporters.onnx_io.files import check_model
 from icis_deploy.errors import UsageError
 

@@ -12,8 +12,8 @@ import icis_deploy
 import icis_deploy.api.export
 from exporters.engine_settings import EngineSettings
 from exporters.fp16_precision import halve_model
-from exporters.head_finding import find_head
-from exporters.head_surgery import add_slots
+from exporters.head.finding import find_head
+from exporters.head.surgery import add_slots
 from exporters.onnx_io.files import save_model
 from exporters.targets import TARGETS, BuiltTarget, TargetJob, TargetOptions
 from exporters.tensorrt_build import build_engine

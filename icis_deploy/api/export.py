@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from exporters.bundle_writing import HeadPlan
-    from exporters.head_finding import HeadLocation
+    from exporters.head.finding import HeadLocation
     from exporters.model_loading import LoadedModel
     from exporters.targets import BuiltTarget, TargetOptions
 
@@ -94,7 +94,7 @@ def inspect(model: Model, *, classes: PathLike | None = None) -> OpenedModel:
         IncompatibleError: If the class list has another length than the head.
     """
     enable_workbench()
-    from exporters.head_finding import find_head, read_head
+    from exporters.head.finding import find_head, read_head
     from exporters.model_loading import load_model
 
     names = None if classes is None else load_class_list(Path(classes))
@@ -213,7 +213,7 @@ def verify(
         CorruptFileError: If a file in it was changed.
     """
     enable_workbench()
-    from exporters.expanded_head import ExpandedHead
+    from exporters.head.expanded_head import ExpandedHead
     from exporters.parity_gate import check_bundle
 
     folder, chosen = Path(bundle), runtime_from(runtime)
@@ -276,7 +276,7 @@ def compact(
 
 def _original_of(folder: Path, described: Bundle, against: Model) -> OpenedModel:
     """Open the model that a bundle was made from, or raise `WrongBaseError`."""
-    from exporters.head_finding import read_head
+    from exporters.head.finding import read_head
 
     opened = inspect(against)
     loaded, location = opened.loaded, opened.location

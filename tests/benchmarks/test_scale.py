@@ -79,6 +79,6 @@ def test_the_bandwidth_is_one_that_memory_can_have():
 
 
 def test_the_head_is_found_where_it_is():
-    from exporters.head_finding import find_head
+    from exporters.head.finding import find_head
 
     assert find_head(head_model(7, 5)).num_classes == 7

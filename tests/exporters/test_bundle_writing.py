@@ -14,7 +14,7 @@ import pytest
 import icis_deploy
 from exporters import bundle_writing
 from exporters.bundle_writing import HeadPlan, plan_head, write_bundle
-from exporters.expanded_head import ExpandedHead
+from exporters.head.expanded_head import ExpandedHead
 from icis_deploy.api.export import OpenedModel, inspect
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import (

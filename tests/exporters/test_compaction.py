@@ -11,9 +11,9 @@ import pytest
 
 import icis_deploy
 from exporters.compaction_gate import check_compacted
-from exporters.head_finding import find_head
-from exporters.head_surgery import add_slots, fuse_head, set_slot_defaults
-from exporters.slot_baking import bake_rows
+from exporters.head.finding import find_head
+from exporters.head.slot_baking import bake_rows
+from exporters.head.surgery import add_slots, fuse_head, set_slot_defaults
 from icis_deploy.api.export import compact
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.bundle.model_form import ModelForm

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from exporters.head_finding import find_head, read_head
-from exporters.head_surgery import add_slots, fuse_head
+from exporters.head.finding import find_head, read_head
+from exporters.head.surgery import add_slots, fuse_head
 from exporters.margin_removal import remove_margin
 from exporters.model_loading import load_model
 from icis_deploy.errors import IncompatibleError, ModelLoadError

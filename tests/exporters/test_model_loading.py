@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from exporters.head_finding import find_head
+from exporters.head.finding import find_head
 from exporters.model_loading import load_model, parse_input_shape
 from exporters.onnx_io.files import save_model
 from exporters.original_onnx import _with_output
@@ -273,8 +273,8 @@ def test_an_onnx_model_is_loaded_edited_and_saved_without_torch(onnx_path: Path)
     program = f"""
 import sys
 from pathlib import Path
-from exporters.head_finding import find_head
-from exporters.head_surgery import add_slots
+from exporters.head.finding import find_head
+from exporters.head.surgery import add_slots
 from exporters.model_loading import load_model
 from exporters.onnx_io.files import save_model
 from exporters.original_onnx import _with_output
@@ -289,7 +289,7 @@ print([name for name in ("torch", "onnxscript") if name in sys.modules])
 
 
 def test_the_real_onnx_file_keeps_its_seen_logits_to_the_last_bit(imagenet_mobilenet: Path, tmp_path: Path):
-    from exporters.head_surgery import add_slots
+    from exporters.head.surgery import add_slots
 
     loaded = load_model(str(imagenet_mobilenet / "model.onnx"))
     location = find_head(loaded.model)

@@ -14,7 +14,7 @@ import icis_deploy
 from exporters import fp16_precision, int8_precision
 from exporters.bias_correction import correct_biases, rounding_error
 from exporters.fp16_precision import halve_model, overflowing_nodes
-from exporters.head_finding import find_head, read_head
+from exporters.head.finding import find_head, read_head
 from exporters.int8_precision import quantize_model
 from exporters.layer_errors import worst_layers
 from exporters.onnx_io.files import save_model

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporters.head_finding import find_head
+from exporters.head.finding import find_head
 from exporters.int8_precision import quantize_model
 from exporters.symmetric_quantization import with_symmetric_quantization
 from icis_deploy.errors import IncompatibleError

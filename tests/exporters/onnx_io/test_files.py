@@ -10,8 +10,8 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from exporters.head_finding import find_head, read_head
-from exporters.head_surgery import add_slots, fuse_head
+from exporters.head.finding import find_head, read_head
+from exporters.head.surgery import add_slots, fuse_head
 from exporters.onnx_io import files as onnx_files
 from exporters.onnx_io.files import load_onnx_file, save_model, serialize_model, weights_bytes
 from icis_deploy.errors import ExportError, ModelLoadError, StorageError

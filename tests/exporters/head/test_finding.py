@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporters.head_finding import find_head, read_head
-from exporters.head_surgery import add_slots, fuse_head
+from exporters.head.finding import find_head, read_head
+from exporters.head.surgery import add_slots, fuse_head
 from icis_deploy.errors import AmbiguousHeadError, ModelLoadError, UsageError
 from tests.exporters.head_graphs import GRAPHS, HEADER, parsed_model, rows, run_model
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from exporters.feature_matrix import add_feature_matrix
 from exporters.graph.edits import add_node, free_name, unused_name
-from exporters.head_finding import HeadLocation, pattern_at
-from exporters.head_patterns import HeadPattern
+from exporters.head.feature_matrix import add_feature_matrix
+from exporters.head.finding import HeadLocation, pattern_at
+from exporters.head.patterns import HeadPattern
 from exporters.onnx_io.files import check_model
 from icis_deploy.errors import ExportError, IncompatibleError
 

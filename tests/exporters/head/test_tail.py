@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 
 from exporters.graph.class_axis import integers, reduced_axes
-from exporters.head_finding import find_head, read_head
-from exporters.head_surgery import add_slots, fuse_head
+from exporters.head.finding import find_head, read_head
+from exporters.head.surgery import add_slots, fuse_head
 from icis_deploy.errors import ModelLoadError
 from tests.exporters.head_graphs import GRAPHS, parsed_model, rows, run_model, softmax
 

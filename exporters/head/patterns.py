@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from exporters.cosine_features import is_unit_length
 from exporters.graph.class_axis import integers, label
 from exporters.graph.constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
-from exporters.head_chain import FLOAT_TYPES, HeadChain, chain_affine, trace_chain
+from exporters.head.affine_chain import FLOAT_TYPES, HeadChain, chain_affine, trace_chain
 from icis_deploy.head.head import rows_per_block
 
 Kind = Literal["gemm", "matmul", "conv", "cosine"]

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporters.graph.edits import run_pass
-from exporters.head_finding import HeadLocation, find_head, read_head
-from exporters.head_surgery import (
+from exporters.head.finding import HeadLocation, find_head, read_head
+from exporters.head.surgery import (
     add_features_output,
     add_slots,
     features_output_pass,

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.graph.edits import GraphPass, add_initializer, free_name, remove_unused, run_pass, unused_name
-from exporters.head_outputs import require_unused
+from exporters.head.outputs import require_unused
 from exporters.onnx_io.files import check_model
 from icis_deploy.errors import ExportError, UsageError
 from icis_deploy.runtime.sessions.protocol import TOP_CLASS_IDS, TOP_PROBABILITIES

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from exporters.head_finding import find_head
-from exporters.scores import score_kind
+from exporters.head.finding import find_head
+from exporters.head.score_kinds import score_kind
 from icis_deploy.errors import ModelLoadError
-from tests.exporters.test_head_tail import TAILS, with_tail
+from tests.exporters.head.test_tail import TAILS, with_tail
 
 MATRIX = "float[batch, 5] y"
 TAIL_KINDS: dict[str, tuple[str, str, str]] = {

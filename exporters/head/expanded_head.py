@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.head_chain import chain_affine
-from exporters.head_finding import HeadLocation, pattern_at
-from exporters.head_patterns import pattern_row_blocks
+from exporters.head.affine_chain import chain_affine
+from exporters.head.finding import HeadLocation, pattern_at
+from exporters.head.patterns import pattern_row_blocks
 from exporters.onnx_io.lazy_tensors import StreamedTensor
 from icis_deploy.head.head import Head, logits_of_blocks
 

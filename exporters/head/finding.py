@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from exporters.graph.class_axis import label, may_follow_logits
 from exporters.graph.constants import STANDARD_DOMAINS, is_constant, root_initializers
-from exporters.head_patterns import (
+from exporters.head.patterns import (
     HeadPattern,
     Kind,
     describe_linear,
@@ -27,7 +27,7 @@ from exporters.head_patterns import (
     match_head,
     pattern_rows,
 )
-from exporters.head_tail import Tail, trace_tail
+from exporters.head.tail import Tail, trace_tail
 from icis_deploy.errors import AmbiguousHeadError, IncompatibleError, ModelLoadError, UsageError
 from icis_deploy.head.head import Head
 

@@ -22,11 +22,11 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from exporters.expanded_head import AnyHead
-from exporters.feature_matrix import add_feature_matrix, logits_like
 from exporters.graph.edits import GraphPass, add_initializer, add_node, free_name, remove_unused, replace_uses, run_pass
-from exporters.head_finding import HeadLocation, find_head, pattern_at
-from exporters.head_outputs import (
+from exporters.head.expanded_head import AnyHead
+from exporters.head.feature_matrix import add_feature_matrix, logits_like
+from exporters.head.finding import HeadLocation, find_head, pattern_at
+from exporters.head.outputs import (
     FEATURES,
     add_features,
     ensure_outputs,
@@ -34,9 +34,9 @@ from exporters.head_outputs import (
     require_room_for_features,
     require_unused,
 )
-from exporters.head_patterns import HeadPattern
-from exporters.head_rows import add_rows
-from exporters.head_tail import grow_tail, resized, trace_tail
+from exporters.head.patterns import HeadPattern
+from exporters.head.rows import add_rows
+from exporters.head.tail import grow_tail, resized, trace_tail
 from exporters.onnx_io.files import check_model
 from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.common.arrays import frozen_float32

@@ -11,11 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.expanded_head import AnyHead
 from exporters.graph.constants import constant_array, constant_nodes, constant_size
 from exporters.graph.edits import add_initializer, add_node, add_tensor, unused_name
-from exporters.head_chain import chain_affine
-from exporters.head_patterns import HeadPattern
+from exporters.head.affine_chain import chain_affine
+from exporters.head.expanded_head import AnyHead
+from exporters.head.patterns import HeadPattern
 from icis_deploy.head.head import Head
 
 HEAD_WEIGHT = "head_weight"

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.graph.edits import add_initializer, add_node, opset_of
-from exporters.head_patterns import HeadPattern
-from exporters.head_tail import resized
+from exporters.head.patterns import HeadPattern
+from exporters.head.tail import resized
 
 _AXES_AS_INPUT_OPSET = 18
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.head_finding import HeadLocation
+from exporters.head.finding import HeadLocation
 from icis_deploy.errors import ModelLoadError
 
 LEAST_LOG = -60.0

@@ -1,0 +1,2 @@
+"""The head in an ONNX graph: found by structure, read as rows, expanded by new rows or by slots, with everything that
+follows it kept."""
