@@ -149,7 +149,7 @@ def onnx_file(spec: str, folder: Path) -> Path:
     """
     if Path(spec).suffix == ".onnx":
         return Path(spec)
-    from exporters.model_loading import load_model
+    from exporters.loading.models import load_model
     from exporters.onnx_io.files import save_model
 
     path = folder / "original.onnx"
@@ -369,7 +369,7 @@ def original_rows(path: Path, against: str | None) -> NDArray[np.float32]:
             f"were made from with --against."
         )
     from exporters.head.finding import find_head, read_head
-    from exporters.model_loading import load_model
+    from exporters.loading.models import load_model
 
     model = load_model(against).model
     location = find_head(model)

@@ -31,8 +31,8 @@ def load_module(path: Path) -> Module:
         UsageError: If it is another kind of file.
         ICISDeployError: If it cannot be loaded.
     """
-    from exporters.torch_export import load_program
-    from exporters.torch_modules import quiet_torch
+    from exporters.loading.torch_export import load_program
+    from exporters.loading.torch_modules import quiet_torch
 
     if path.suffix != ".pt2":
         raise UsageError(f"{path.name} is no torch model: give the .pt2 program to measure PyTorch beside it.")
@@ -51,7 +51,7 @@ def add_rows(module: Module, seen_rows: Float32, rows: Float32) -> None:
     Raises:
         ModelLoadError: If no parameter holds the seen rows.
     """
-    from exporters.torch_modules import import_torch
+    from exporters.loading.torch_modules import import_torch
 
     torch = import_torch()
     weight, bias = seen_rows[:, :-1], seen_rows[:, -1]
@@ -85,7 +85,7 @@ def runner(module: Module, num_threads: int | None) -> Callable[[Images], Float3
         module: In evaluation mode.
         num_threads: Threads of torch, for the whole process; None leaves them.
     """
-    from exporters.torch_modules import import_torch
+    from exporters.loading.torch_modules import import_torch
 
     torch = import_torch()
     if num_threads is not None:
@@ -105,7 +105,7 @@ def compiled(module: Module) -> Module:
     Raises:
         MissingDependencyError: If there is no C++ compiler, which torch.compile needs on a CPU.
     """
-    from exporters.torch_modules import import_torch
+    from exporters.loading.torch_modules import import_torch
 
     if not any(shutil.which(name) for name in COMPILERS):
         raise MissingDependencyError("torch.compile needs a C++ compiler, such as g++, and none is installed.")
@@ -121,7 +121,7 @@ def save_as_onnx(module: Module, image_shape: tuple[int, ...], path: Path) -> No
     Raises:
         ExportError: If torch cannot convert it.
     """
+    from exporters.loading.torch_export import export_module, onnx_from_program
     from exporters.onnx_io.files import save_model
-    from exporters.torch_export import export_module, onnx_from_program
 
     save_model(onnx_from_program(export_module(module, image_shape)), path)

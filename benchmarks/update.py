@@ -279,7 +279,7 @@ def _exporter(original: Path, seen_names: tuple[str, ...]) -> Callable[[Path, Cl
     """Return what exports the original again, with the rows of an update fused into its head."""
     from exporters.head.finding import find_head, read_head
     from exporters.head.surgery import fuse_head
-    from exporters.model_loading import load_model
+    from exporters.loading.models import load_model
     from exporters.onnx_io.files import save_model
 
     def export(path: Path, update: ClassUpdate) -> None:

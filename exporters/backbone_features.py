@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from exporters.gate_inputs import is_image_input, seeded_pictures
 from exporters.head.finding import HeadLocation
 from exporters.head.surgery import backbone
-from exporters.model_loading import LoadedModel
+from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import serialize_model
 from icis_deploy.errors import ICISDeployError
 from icis_deploy.images.preprocessing import Preprocessing

@@ -15,7 +15,7 @@ from exporters.head.finding import HeadLocation, pattern_at
 from exporters.head.topk_output import add_top
 from exporters.int8_precision import quantize_model
 from exporters.layer_errors import NUM_BATCHES, worst_layers
-from exporters.model_loading import LoadedModel
+from exporters.loading.models import LoadedModel
 from exporters.pixel_input import add_pixel_input, pixel_input
 from icis_deploy.bundle.manifest import ModelInput
 from icis_deploy.bundle.model_form import ModelForm

@@ -47,7 +47,7 @@ from exporters.head.score_kinds import (
 )
 from exporters.head.surgery import SLOT_BIAS, SLOT_WEIGHT, backbone, own_backbone
 from exporters.head_faults import HeadRun, cut_off, name_fault
-from exporters.model_loading import LoadedModel
+from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import load_initializers, save_model
 from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle

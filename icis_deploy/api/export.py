@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from exporters.bundle_writing import HeadPlan
     from exporters.head.finding import HeadLocation
-    from exporters.model_loading import LoadedModel
+    from exporters.loading.models import LoadedModel
     from exporters.targets import BuiltTarget, TargetOptions
 
 PathLike = str | Path
@@ -95,7 +95,7 @@ def inspect(model: Model, *, classes: PathLike | None = None) -> OpenedModel:
     """
     enable_workbench()
     from exporters.head.finding import find_head, read_head
-    from exporters.model_loading import load_model
+    from exporters.loading.models import load_model
 
     names = None if classes is None else load_class_list(Path(classes))
     if isinstance(model, OpenedModel):

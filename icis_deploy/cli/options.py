@@ -116,7 +116,7 @@ def model_source(spec: str, weights: Path | None, input_shape: str | None, head_
     shape = None
     if input_shape is not None:
         enable_workbench()
-        from exporters.model_loading import parse_input_shape
+        from exporters.loading.models import parse_input_shape
 
         shape = parse_input_shape(input_shape)
     return ModelSource(spec=spec, weights=weights, input_shape=shape, head_node=head_node)

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from exporters.head.finding import find_head
-from exporters.model_loading import load_model, parse_input_shape
+from exporters.loading.models import load_model, parse_input_shape
+from exporters.loading.original import _with_output
 from exporters.onnx_io.files import save_model
-from exporters.original_onnx import _with_output
 from icis_deploy.errors import IncompatibleError, ModelLoadError, RuntimeFailureError, UsageError
 from tests.exporters.head_graphs import GRAPHS, HEADER, parsed_model, rows
 
@@ -275,9 +275,9 @@ import sys
 from pathlib import Path
 from exporters.head.finding import find_head
 from exporters.head.surgery import add_slots
-from exporters.model_loading import load_model
+from exporters.loading.models import load_model
 from exporters.onnx_io.files import save_model
-from exporters.original_onnx import _with_output
+from exporters.loading.original import _with_output
 loaded = load_model({str(onnx_path)!r})
 save_model(add_slots(loaded.model, find_head(loaded.model), 3), Path({str(onnx_path.with_name("out.onnx"))!r}))
 print([name for name in ("torch", "onnxscript") if name in sys.modules])

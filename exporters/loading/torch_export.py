@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from exporters.graph.edits import unused_name
+from exporters.loading.torch_modules import import_torch, quiet_torch
 from exporters.onnx_io.files import check_model, first_line, normalized
-from exporters.torch_modules import import_torch, quiet_torch
 from icis_deploy.errors import ExportError, ModelLoadError
 
 if TYPE_CHECKING:

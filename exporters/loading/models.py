@@ -16,9 +16,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.head.topk_output import without_top
-from exporters.margin_removal import Feed, NamedRunner, remove_margin, without_margin
+from exporters.loading.margin_removal import Feed, NamedRunner, remove_margin, without_margin
+from exporters.loading.original import OriginalOnnx
 from exporters.onnx_io.files import first_line, load_onnx_file
-from exporters.original_onnx import OriginalOnnx
 from icis_deploy.errors import (
     ICISDeployError,
     IncompatibleError,
@@ -28,7 +28,7 @@ from icis_deploy.errors import (
 )
 
 if TYPE_CHECKING:
-    from exporters.torch_modules import Runner
+    from exporters.loading.torch_modules import Runner
 
 Source = Literal["onnx", "pt2", "factory"]
 Original = Callable[[NDArray[np.generic], str], NDArray[np.generic]]
@@ -164,8 +164,8 @@ def _load_onnx(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:
 
 
 def _load_program(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:
-    from exporters.torch_export import load_program, onnx_from_program
-    from exporters.torch_modules import module_runner
+    from exporters.loading.torch_export import load_program, onnx_from_program
+    from exporters.loading.torch_modules import module_runner
 
     program = load_program(Path(spec))
     model = onnx_from_program(program)
@@ -174,8 +174,8 @@ def _load_program(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel
 
 
 def _load_factory(spec: str, weights: Path | None, input_shape: tuple[int, ...] | None) -> LoadedModel:
-    from exporters.torch_export import export_module, onnx_from_program
-    from exporters.torch_modules import build_module, module_runner, stated_image_shape
+    from exporters.loading.torch_export import export_module, onnx_from_program
+    from exporters.loading.torch_modules import build_module, module_runner, stated_image_shape
 
     if weights is None:
         raise UsageError(f"{spec} needs trained weights: give --weights FILE (.safetensors or .pth).")

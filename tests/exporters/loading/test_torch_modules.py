@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from exporters.torch_modules import build_module, module_runner, read_state, stated_image_shape
+from exporters.loading.torch_modules import build_module, module_runner, read_state, stated_image_shape
 from icis_deploy.errors import ModelLoadError, UsageError
 
 MODELS = """

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from exporters.head.finding import find_head, read_head
 from exporters.head.surgery import add_slots, fuse_head
-from exporters.margin_removal import remove_margin
-from exporters.model_loading import load_model
+from exporters.loading.margin_removal import remove_margin
+from exporters.loading.models import load_model
 from icis_deploy.errors import IncompatibleError, ModelLoadError
 from tests.exporters.head_graphs import parsed_model, rows, run_model, unit
 

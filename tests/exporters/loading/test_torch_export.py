@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from exporters.head.finding import find_head, read_head
 from exporters.head.surgery import add_slots, fuse_head
+from exporters.loading.torch_export import export_module, load_program, onnx_from_program
 from exporters.onnx_io.files import serialize_model
-from exporters.torch_export import export_module, load_program, onnx_from_program
 from icis_deploy.errors import ExportError, ModelLoadError
 from tests.exporters.head_graphs import run_model
 
