@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.activations import iterate_activations
+from exporters.backbone.activations import iterate_activations
 from exporters.graph.constants import STANDARD_DOMAINS, constant_array
 from exporters.graph.edits import add_initializer
 

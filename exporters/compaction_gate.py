@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.gate_inputs import GateInputs, gate_inputs
+from exporters.backbone.inputs import GateInputs, gate_inputs
 from exporters.graph.edits import Rewrite
 from exporters.head.score_kinds import compared_values
 from exporters.parity_gate import BundleRun, opened_bundle, run_bundle

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporters.activations import Inputs, inner_values, iterate_activations
+from exporters.backbone.activations import Inputs, inner_values, iterate_activations
 from exporters.graph.constants import constant_array
 from exporters.onnx_io.files import check_model, first_line, serialize_model
 from exporters.onnx_io.shape_inference import infer_shapes

@@ -29,8 +29,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.activations import Inputs
-from exporters.backbone import backbone_of, with_backbone
+from exporters.backbone.activations import Inputs
+from exporters.backbone.splitting import backbone_of, with_backbone
 from exporters.bias_correction import correct_biases, has_float_weight
 from exporters.fp16_precision import require_float32
 from exporters.graph.constants import constant_array, is_constant

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.activations import inner_values, iterate_activations
+from exporters.backbone.activations import inner_values, iterate_activations
 from exporters.int8_precision import QuantizedModel
 
 NUM_BATCHES = 4

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from exporters.backbone.inputs import gate_inputs
 from exporters.fp16_precision import halve_model
-from exporters.gate_inputs import gate_inputs
 from exporters.graph.edits import Rewrite, unused_name
 from exporters.head.finding import HeadLocation, pattern_at
 from exporters.head.topk_output import add_top

@@ -32,7 +32,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.gate_inputs import GateInputs, gate_inputs
+from exporters.backbone.inputs import GateInputs, gate_inputs
 from exporters.graph.edits import Rewrite
 from exporters.half_emulation import emulate_halves
 from exporters.head.expanded_head import AnyHead

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporters.gate_inputs import gate_inputs
+from exporters.backbone.inputs import gate_inputs
 from exporters.head.score_kinds import comparable
 from exporters.model_split import split_model
 from exporters.onnx_io.files import load_onnx_file, save_model

@@ -144,7 +144,7 @@ class Photos:
         if preprocessing is None:
             raise UsageError("Images can only be measured on with --preprocess, which says how they are prepared.")
         enable_workbench()
-        from exporters.backbone_features import backbone_features
+        from exporters.backbone.features import backbone_features
 
         listed = load_image_list(Path(images))
         batches = iterate_batches(listed.paths, preprocessing, batch_size=BATCH_SIZE)

@@ -118,7 +118,7 @@ def run_neutral_pictures(
 ) -> NDArray[np.float32] | None:
     """Return features of neutral pictures, `(num_neutral, feature_dim)`; `None` where the model takes or runs none."""
     enable_workbench()
-    from exporters.backbone_features import neutral_features
+    from exporters.backbone.features import neutral_features
 
     preprocessing = load_preprocessing(Path(preprocess)) if isinstance(preprocess, str | Path) else preprocess
     return neutral_features(model.loaded, model.location, preprocessing=preprocessing, seed=seed)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.gate_inputs import is_image_input, seeded_pictures
+from exporters.backbone.inputs import is_image_input, seeded_pictures
 from exporters.head.finding import HeadLocation
 from exporters.head.surgery import backbone
 from exporters.loading.models import LoadedModel

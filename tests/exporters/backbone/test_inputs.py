@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from exporters.gate_inputs import NUM_SEEDED_INPUTS, SEED, gate_inputs, seeded_pictures
+from exporters.backbone.inputs import NUM_SEEDED_INPUTS, SEED, gate_inputs, seeded_pictures
 from icis_deploy.bundle.manifest import ModelInput
 from icis_deploy.images.neutral import neutral_images
 from icis_deploy.images.preprocessing import Preprocessing

@@ -1,0 +1,1 @@
+"""The part of a model below its head: cut off, run on images, neutral pictures or seeded inputs, and its activations read."""
