@@ -22,9 +22,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from exporters.conversion.int8 import SHAPING
 from exporters.graph.constants import constant_array, is_constant
 from exporters.graph.edits import GraphPass, add_initializer, add_node, remove_unused, run_pass, unused_name
-from exporters.int8_precision import SHAPING
 from exporters.onnx_io.files import check_model
 from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.errors import IncompatibleError

@@ -10,8 +10,8 @@ import pytest
 
 import icis_deploy
 import icis_deploy.api.export
+from exporters.conversion.fp16 import halve_model
 from exporters.engine_settings import EngineSettings
-from exporters.fp16_precision import halve_model
 from exporters.head.finding import find_head
 from exporters.head.surgery import add_slots
 from exporters.onnx_io.files import save_model

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import icis_deploy
-from exporters import model_conversion
+from exporters.conversion import convert as model_conversion
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError, IncompatibleError, UsageError
 from icis_deploy.head.class_update import ClassUpdate

@@ -11,12 +11,13 @@ import onnx_ir as ir
 import pytest
 
 import icis_deploy
-from exporters import fp16_precision, int8_precision
-from exporters.bias_correction import correct_biases, rounding_error
-from exporters.fp16_precision import halve_model, overflowing_nodes
+from exporters.conversion import fp16 as fp16_precision
+from exporters.conversion import int8 as int8_precision
+from exporters.conversion.bias_correction import correct_biases, rounding_error
+from exporters.conversion.fp16 import halve_model, overflowing_nodes
+from exporters.conversion.int8 import quantize_model
+from exporters.conversion.layer_errors import worst_layers
 from exporters.head.finding import find_head, read_head
-from exporters.int8_precision import quantize_model
-from exporters.layer_errors import worst_layers
 from exporters.onnx_io.files import save_model
 from icis_deploy.api.export import OpenedModel, inspect
 from icis_deploy.bundle.model_form import ModelForm

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from exporters.conversion.int8 import quantize_model
 from exporters.head.finding import find_head
-from exporters.int8_precision import quantize_model
 from exporters.symmetric_quantization import with_symmetric_quantization
 from icis_deploy.errors import IncompatibleError
 from tests.exporters.head_graphs import parsed_model, run_model

@@ -15,10 +15,10 @@ import torch
 from onnx import TensorProto, helper
 
 import icis_deploy
+from exporters.conversion.int8 import quantize_model
 from exporters.engine_settings import EngineSettings
 from exporters.head.finding import find_head
 from exporters.head.surgery import add_slots
-from exporters.int8_precision import quantize_model
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.symmetric_quantization import with_symmetric_quantization
 from exporters.tensorrt_build import build_engine, known_capabilities

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from exporters.backbone.inputs import gate_inputs
-from exporters.fp16_precision import halve_model
+from exporters.conversion.fp16 import halve_model
+from exporters.conversion.int8 import quantize_model
+from exporters.conversion.layer_errors import NUM_BATCHES, worst_layers
+from exporters.conversion.pixel_input import add_pixel_input, pixel_input
 from exporters.graph.edits import Rewrite, unused_name
 from exporters.head.finding import HeadLocation, pattern_at
 from exporters.head.topk_output import add_top
-from exporters.int8_precision import quantize_model
-from exporters.layer_errors import NUM_BATCHES, worst_layers
 from exporters.loading.models import LoadedModel
-from exporters.pixel_input import add_pixel_input, pixel_input
 from icis_deploy.bundle.manifest import ModelInput
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import UsageError

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from exporters.backbone.activations import Inputs
 from exporters.backbone.splitting import backbone_of, with_backbone
-from exporters.bias_correction import correct_biases, has_float_weight
-from exporters.fp16_precision import require_float32
+from exporters.conversion.bias_correction import correct_biases, has_float_weight
+from exporters.conversion.fp16 import require_float32
 from exporters.graph.constants import constant_array, is_constant
 from exporters.head.finding import HeadLocation
 from exporters.onnx_io.files import first_line, serialize_model

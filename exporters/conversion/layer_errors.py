@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.backbone.activations import inner_values, iterate_activations
-from exporters.int8_precision import QuantizedModel
+from exporters.conversion.int8 import QuantizedModel
 
 NUM_BATCHES = 4
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})

@@ -1,0 +1,1 @@
+"""The same model in another form: float16, int8 with corrected biases, pixels as input."""
