@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from exporters.bundle_finishing import BuiltModel, finish_bundle, versions, write_trust
 from exporters.conversion.convert import FormedModel, in_precision, with_device_work
+from exporters.gate.gate import check_bundle
 from exporters.graph.edits import Rewrite
 from exporters.head.expanded_head import ExpandedHead
 from exporters.head.finding import HeadLocation
@@ -21,7 +22,6 @@ from exporters.head.score_kinds import score_kind
 from exporters.head.surgery import add_slots, fuse_head, set_slot_defaults
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import save_model
-from exporters.parity_gate import check_bundle
 from exporters.targets import BuiltTarget, Gate, TargetPlan
 from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
 from icis_deploy.bundle.manifest import (

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.backbone.inputs import GateInputs, gate_inputs
+from exporters.gate.gate import BundleRun, opened_bundle, run_bundle
 from exporters.graph.edits import Rewrite
 from exporters.head.score_kinds import compared_values
-from exporters.parity_gate import BundleRun, opened_bundle, run_bundle
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.loading import LabeledImages

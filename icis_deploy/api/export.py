@@ -213,8 +213,8 @@ def verify(
         CorruptFileError: If a file in it was changed.
     """
     enable_workbench()
+    from exporters.gate.gate import check_bundle
     from exporters.head.expanded_head import ExpandedHead
-    from exporters.parity_gate import check_bundle
 
     folder, chosen = Path(bundle), runtime_from(runtime)
     described = load_bundle(folder)

@@ -17,7 +17,7 @@ import onnx
 import pytest
 
 import icis_deploy
-from exporters import parity_gate
+from exporters.gate import gate as parity_gate
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.tensorrt_graph import graph_for_tensorrt
 from exporters.tensorrt_target import ENGINE_REWRITES

@@ -33,8 +33,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.backbone.inputs import GateInputs, gate_inputs
+from exporters.gate.float16_emulation import emulate_halves
+from exporters.gate.head_faults import HeadRun, cut_off, name_fault
 from exporters.graph.edits import Rewrite
-from exporters.half_emulation import emulate_halves
 from exporters.head.expanded_head import AnyHead
 from exporters.head.finding import HeadLocation
 from exporters.head.score_kinds import (
@@ -46,7 +47,6 @@ from exporters.head.score_kinds import (
     scores_of_logits,
 )
 from exporters.head.surgery import SLOT_BIAS, SLOT_WEIGHT, backbone, own_backbone
-from exporters.head_faults import HeadRun, cut_off, name_fault
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import load_initializers, save_model
 from exporters.onnx_io.shape_inference import infer_shapes

@@ -1,0 +1,2 @@
+"""The gate: an export runs beside its original, and is written only if every logit agrees within the limits of its
+precision."""
