@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from exporters.targets import (
+from exporters.targets.registry import (
     BuiltTarget,
     Gate,
     TargetJob,

@@ -22,7 +22,7 @@ from exporters.head.score_kinds import score_kind
 from exporters.head.surgery import add_slots, fuse_head, set_slot_defaults
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import save_model
-from exporters.targets import BuiltTarget, Gate, TargetPlan
+from exporters.targets.registry import BuiltTarget, Gate, TargetPlan
 from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
 from icis_deploy.bundle.manifest import (
     INJECTED_NAME,

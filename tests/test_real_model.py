@@ -15,7 +15,7 @@ from exporters.engine_settings import EngineSettings
 from exporters.head.finding import find_head
 from exporters.head.surgery import add_slots
 from exporters.onnx_io.files import save_model
-from exporters.targets import TARGETS, BuiltTarget, TargetJob, TargetOptions
+from exporters.targets.registry import TARGETS, BuiltTarget, TargetJob, TargetOptions
 from exporters.tensorrt_build import build_engine
 from exporters.tensorrt_graph import with_slots_as_inputs
 from icis_deploy.api.compare import Photos

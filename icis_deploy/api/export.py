@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from exporters.bundle_writing import HeadPlan
     from exporters.head.finding import HeadLocation
     from exporters.loading.models import LoadedModel
-    from exporters.targets import BuiltTarget, TargetOptions
+    from exporters.targets.registry import BuiltTarget, TargetOptions
 
 PathLike = str | Path
 BATCH_SIZE = 32
@@ -140,7 +140,7 @@ def export(
         form: What is done to the model besides its head, such as its precision; by default nothing.
         trust: Public keys whose class updates a device with this bundle takes (updatable heads).
         generator: A generator, with which devices can be taught classes from descriptors (updatable heads).
-        targets: What the bundle holds: `onnx`, which is always there, and others of `exporters.targets.TARGETS`.
+        targets: What the bundle holds: `onnx`, which is always there, and others of `exporters.targets.registry.TARGETS`.
         target_options: How they are built.
         on_target: Told what became of each target, as soon as it is known.
         overwrite: Whether a bundle at `out` may be replaced.
@@ -154,7 +154,7 @@ def export(
     """
     enable_workbench()
     from exporters.bundle_writing import plan_head, write_bundle
-    from exporters.targets import plan_targets
+    from exporters.targets.registry import plan_targets
 
     check_free(Path(out), overwrite=overwrite)
     planned_targets = plan_targets(targets, target_options, head_kind=head)

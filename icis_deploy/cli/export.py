@@ -15,7 +15,7 @@ from icis_deploy.cli.output import columns, format_option, print_result
 from icis_deploy.cli.verify import parity_text
 
 if TYPE_CHECKING:
-    from exporters.targets import BuiltTarget
+    from exporters.targets.registry import BuiltTarget
     from icis_deploy.bundle.manifest import Bundle
 
 TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
@@ -88,7 +88,7 @@ def export(
     source = model_source(model, *(grouped.pop(name) for name in ("weights", "input_shape", "head_node")))
     form, engine = split_form(grouped)
     settings = engine_settings(**engine)
-    from exporters.targets import TargetOptions
+    from exporters.targets.registry import TargetOptions
 
     built: list[BuiltTarget] = []
     bundle = export_bundle(

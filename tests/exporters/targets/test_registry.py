@@ -15,8 +15,8 @@ from onnx import numpy_helper
 
 import icis_deploy
 from exporters.engine_settings import EngineSettings
-from exporters.openvino_conversion import openvino_from_onnx
-from exporters.targets import TARGETS, BuiltTarget, TargetJob, TargetOptions, plan_targets
+from exporters.targets.openvino_target import openvino_from_onnx
+from exporters.targets.registry import TARGETS, BuiltTarget, TargetJob, TargetOptions, plan_targets
 from icis_deploy.api.export import OpenedModel, inspect
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.cli.export import TARGET_NAMES
@@ -105,7 +105,9 @@ def test_an_option_that_no_target_takes_is_refused_with_the_reason(setting, targ
 @pytest.mark.parametrize("names", [["all"], ["tensorrt", "tensorrt-rtx"]])
 def test_of_several_engines_each_takes_what_concerns_it(names, monkeypatch):
     given: dict[str, EngineSettings] = {}
-    monkeypatch.setattr("exporters.targets.why_no_engine", lambda runtime, settings: given.update({runtime: settings}))
+    monkeypatch.setattr(
+        "exporters.targets.registry.why_no_engine", lambda runtime, settings: given.update({runtime: settings})
+    )
     settings = EngineSettings(timing_cache=Path("t"), compute_capabilities=("8.6",), max_batch=8)
     plan = plan_targets(names, TargetOptions(engine=settings))
     for target in plan.targets:
@@ -153,7 +155,7 @@ def test_a_target_asked_for_twice_is_built_once():
 
 def test_a_target_that_cannot_be_built_here_says_what_to_install(opened, update, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr("exporters.openvino_conversion.find_spec", lambda _name: None)
+    monkeypatch.setattr("exporters.targets.openvino_target.find_spec", lambda _name: None)
 
     with pytest.raises(
         MissingDependencyError, match=r"'openvino' cannot be built on this machine: .*deploy\[openvino\]"
@@ -191,7 +193,7 @@ def test_a_target_that_fails_its_gate_leaves_no_bundle_and_is_named(opened, upda
         onnx.save(changed, tmp_path / "swapped.onnx")
         return openvino_from_onnx(tmp_path / "swapped.onnx", folder, name)
 
-    monkeypatch.setattr("exporters.targets.openvino_from_onnx", convert_with_two_rows_swapped)
+    monkeypatch.setattr("exporters.targets.registry.openvino_from_onnx", convert_with_two_rows_swapped)
     with pytest.raises(
         GateFailedError, match=r"^The parity gate was not passed by openvino: .*; what was built lies in"
     ):
@@ -205,7 +207,7 @@ def test_a_conversion_that_fails_leaves_no_bundle(opened, update, tmp_path, monk
         (tmp_path / "no.onnx").write_bytes(b"not a model")
         return openvino_from_onnx(tmp_path / "no.onnx", folder, name)
 
-    monkeypatch.setattr("exporters.targets.openvino_from_onnx", convert_something_else)
+    monkeypatch.setattr("exporters.targets.registry.openvino_from_onnx", convert_something_else)
     with pytest.raises(ExportError, match=r"^OpenVINO could not convert no\.onnx: "):
         export(opened, update, tmp_path / "bundle", head="fused", targets=["openvino"])
     assert [path.name for path in tmp_path.iterdir()] == ["no.onnx"]

@@ -26,8 +26,8 @@ import onnx_ir as ir
 
 from exporters.backbone.inputs import gate_inputs
 from exporters.head.score_kinds import comparable
-from exporters.model_split import split_model
 from exporters.onnx_io.files import load_onnx_file, save_model
+from exporters.targets.triton_split import split_model
 from icis_deploy.bundle.manifest import MODEL_NAME, SLOTS_NAME, Bundle
 from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, parse_slots
 from icis_deploy.common.files import read_capped, write_file
