@@ -29,7 +29,7 @@ from exporters.compaction_gate import check_compacted
 from exporters.head.slot_baking import bake_rows
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.registry import TargetOptions, TargetPlan, plan_targets, targets_of
-from exporters.tensorrt_target import settings_of
+from exporters.targets.tensorrt.target import settings_of
 from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
 from icis_deploy.bundle.manifest import INJECTED_NAME, MANIFEST_NAME, MODEL_NAME, SLOTS_NAME, Bundle, file_entry
 from icis_deploy.bundle.slot_files import load_injected, serialize_slots

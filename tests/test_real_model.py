@@ -11,13 +11,13 @@ import pytest
 import icis_deploy
 import icis_deploy.api.export
 from exporters.conversion.fp16 import halve_model
-from exporters.engine_settings import EngineSettings
 from exporters.head.finding import find_head
 from exporters.head.surgery import add_slots
 from exporters.onnx_io.files import save_model
 from exporters.targets.registry import TARGETS, BuiltTarget, TargetJob, TargetOptions
-from exporters.tensorrt_build import build_engine
-from exporters.tensorrt_graph import with_slots_as_inputs
+from exporters.targets.tensorrt.build import build_engine
+from exporters.targets.tensorrt.engine_settings import EngineSettings
+from exporters.targets.tensorrt.graph import with_slots_as_inputs
 from icis_deploy.api.compare import Photos
 from icis_deploy.api.inject import train_injector
 from icis_deploy.bundle.engine_sidecar import parse_sidecar

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from exporters.engine_settings import EngineSettings, require_used, settings_for
 from exporters.graph.edits import Rewrite
 from exporters.targets.openvino_target import openvino_from_onnx, why_no_openvino
+from exporters.targets.tensorrt.engine_settings import EngineSettings, require_used, settings_for
+from exporters.targets.tensorrt.target import ENGINE_REWRITES, why_no_engine, write_engine
 from exporters.targets.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository
-from exporters.tensorrt_target import ENGINE_REWRITES, why_no_engine, write_engine
 from icis_deploy.bundle.engine_sidecar import engine_name
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle, file_entry
 from icis_deploy.errors import ICISDeployError, MissingDependencyError, StorageError, UsageError

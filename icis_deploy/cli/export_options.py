@@ -11,7 +11,7 @@ import click
 from icis_deploy.cli.options import NEW_PATH
 
 if TYPE_CHECKING:
-    from exporters.engine_settings import EngineSettings
+    from exporters.targets.tensorrt.engine_settings import EngineSettings
 
 Command = Callable[..., None]
 
@@ -60,7 +60,7 @@ def engine_settings(
     from icis_deploy.workbench import enable_workbench
 
     enable_workbench()
-    from exporters.engine_settings import EngineSettings
+    from exporters.targets.tensorrt.engine_settings import EngineSettings
 
     return EngineSettings(
         refit=refit,

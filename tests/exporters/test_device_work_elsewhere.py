@@ -19,8 +19,8 @@ import pytest
 import icis_deploy
 from exporters.gate import gate as parity_gate
 from exporters.onnx_io.files import load_onnx_file, save_model
-from exporters.tensorrt_graph import graph_for_tensorrt
-from exporters.tensorrt_target import ENGINE_REWRITES
+from exporters.targets.tensorrt.graph import graph_for_tensorrt
+from exporters.targets.tensorrt.target import ENGINE_REWRITES
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, parse_sidecar
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
 from icis_deploy.bundle.model_form import ModelForm

@@ -10,11 +10,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from exporters.engine_settings import EngineSettings
 from exporters.onnx_io.files import load_onnx_file, save_model
-from exporters.symmetric_quantization import with_symmetric_quantization
-from exporters.tensorrt_build import BuiltEngine, build_engine
-from exporters.tensorrt_graph import SLOT_ROWS, graph_for_tensorrt
+from exporters.targets.tensorrt.build import BuiltEngine, build_engine
+from exporters.targets.tensorrt.engine_settings import EngineSettings
+from exporters.targets.tensorrt.graph import SLOT_ROWS, graph_for_tensorrt
+from exporters.targets.tensorrt.symmetric_quantization import with_symmetric_quantization
 from icis_deploy._version import __version__
 from icis_deploy.bundle.engine_sidecar import (
     MAX_SIDECAR_BYTES,

@@ -16,13 +16,13 @@ from onnx import TensorProto, helper
 
 import icis_deploy
 from exporters.conversion.int8 import quantize_model
-from exporters.engine_settings import EngineSettings
 from exporters.head.finding import find_head
 from exporters.head.surgery import add_slots
 from exporters.onnx_io.files import load_onnx_file, save_model
-from exporters.symmetric_quantization import with_symmetric_quantization
-from exporters.tensorrt_build import build_engine, known_capabilities
-from exporters.tensorrt_graph import SLOT_ROWS, with_refittable_slots, with_slots_as_inputs
+from exporters.targets.tensorrt.build import build_engine, known_capabilities
+from exporters.targets.tensorrt.engine_settings import EngineSettings
+from exporters.targets.tensorrt.graph import SLOT_ROWS, with_refittable_slots, with_slots_as_inputs
+from exporters.targets.tensorrt.symmetric_quantization import with_symmetric_quantization
 from icis_deploy.api.export import OpenedModel
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, model_sha256, parse_sidecar, this_platform
 from icis_deploy.bundle.manifest import MODEL_NAME, load_bundle
@@ -163,7 +163,7 @@ def test_the_graph_of_an_int8_engine_passes_the_gate_in_its_place(tiny_project, 
     assert built[0].reports[0].accuracy is not None
     assert built[0].reason.startswith("the gate ran on its graph in ONNX Runtime alone: There is no NVIDIA GPU")
 
-    monkeypatch.setattr("exporters.symmetric_quantization._say_relu", lambda *_: None)
+    monkeypatch.setattr("exporters.targets.tensorrt.symmetric_quantization._say_relu", lambda *_: None)
     reason = r"not passed by tensorrt-rtx: .*the layers that add most noise are \S+ \(exact in, \d+ dB out\)"
     with pytest.raises(GateFailedError, match=reason):
         icis_deploy.export(tiny_project.model, out=tmp_path / "wrong", **settings)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from exporters.engine_settings import EngineSettings
+from exporters.targets.tensorrt.engine_settings import EngineSettings
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput
 from icis_deploy.common.files import write_file
 from icis_deploy.errors import ExportError, UsageError

@@ -10,7 +10,7 @@ import pytest
 
 from exporters.conversion.int8 import quantize_model
 from exporters.head.finding import find_head
-from exporters.symmetric_quantization import with_symmetric_quantization
+from exporters.targets.tensorrt.symmetric_quantization import with_symmetric_quantization
 from icis_deploy.errors import IncompatibleError
 from tests.exporters.head_graphs import parsed_model, run_model
 

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: the graph that their parser takes, symmetric quantization, build settings and the engine."""
