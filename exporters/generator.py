@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.bundle_writing import HeadPlan
+from exporters.bundles.writing import HeadPlan
 from exporters.generator_graph import OPSET, GraphBuilder, add_calibration, add_predictor, add_similarity
 from exporters.onnx_io.files import check_model, serialize_model
 from icis_deploy._version import __version__

@@ -37,7 +37,7 @@ from icis_deploy.workbench import enable_workbench
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from exporters.bundle_writing import HeadPlan
+    from exporters.bundles.writing import HeadPlan
     from exporters.head.finding import HeadLocation
     from exporters.loading.models import LoadedModel
     from exporters.targets.registry import BuiltTarget, TargetOptions
@@ -153,7 +153,7 @@ def export(
         ICISDeployError: As `inspect`, and if something cannot be read or written.
     """
     enable_workbench()
-    from exporters.bundle_writing import plan_head, write_bundle
+    from exporters.bundles.writing import plan_head, write_bundle
     from exporters.targets.registry import plan_targets
 
     check_free(Path(out), overwrite=overwrite)
@@ -242,7 +242,7 @@ def compact(
 ) -> Bundle:
     """Write a bundle whose model has baked what is in another one's slots, with free slots after it.
 
-    It takes the other one's place: `Device.replace` hands over without a pause. See `exporters/compaction.py`.
+    It takes the other one's place: `Device.replace` hands over without a pause. See `exporters/bundles/compaction.py`.
 
     Args:
         bundle: The bundle's folder; it is not changed.
@@ -258,7 +258,7 @@ def compact(
         ICISDeployError: If something cannot be read or written.
     """
     enable_workbench()
-    from exporters.compaction import CompactedFrom, write_compacted
+    from exporters.bundles.compaction import CompactedFrom, write_compacted
 
     folder = Path(bundle)
     check_free(Path(out), overwrite=overwrite)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 import icis_deploy
-from exporters import bundle_writing
+from exporters.bundles import writing as bundle_writing
 from exporters.gate import head_faults
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError

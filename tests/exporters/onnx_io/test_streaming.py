@@ -10,7 +10,7 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from exporters.bundle_writing import plan_head, write_bundle
+from exporters.bundles.writing import plan_head, write_bundle
 from exporters.onnx_io import files as onnx_files
 from exporters.onnx_io import lazy_tensors as streamed_tensors
 from exporters.onnx_io.files import load_onnx_file, save_model

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.bundle_finishing import BuiltModel, finish_bundle, versions, write_trust
+from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_trust
 from exporters.conversion.convert import FormedModel, in_precision, with_device_work
 from exporters.gate.gate import check_bundle
 from exporters.graph.edits import Rewrite

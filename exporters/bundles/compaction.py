@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from exporters.bundle_finishing import BuiltModel, finish_bundle, versions, write_journal, write_trust
-from exporters.bundle_writing import compacted
+from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_journal, write_trust
+from exporters.bundles.writing import compacted
 from exporters.compaction_gate import check_compacted
 from exporters.head.slot_baking import bake_rows
 from exporters.onnx_io.files import load_onnx_file, save_model

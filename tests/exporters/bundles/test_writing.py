@@ -12,8 +12,8 @@ import onnx
 import pytest
 
 import icis_deploy
-from exporters import bundle_writing
-from exporters.bundle_writing import HeadPlan, plan_head, write_bundle
+from exporters.bundles import writing as bundle_writing
+from exporters.bundles.writing import HeadPlan, plan_head, write_bundle
 from exporters.head.expanded_head import ExpandedHead
 from icis_deploy.api.export import OpenedModel, inspect
 from icis_deploy.bundle.manifest import load_bundle
