@@ -187,7 +187,7 @@ def _used_keys(trust: Sequence[PathLike], head_kind: str) -> list[Path]:
 
 
 def _with_generator(plan: HeadPlan, generator: PathLike | None) -> HeadPlan:
-    from exporters.generator import with_generator
+    from exporters.generator.writing import with_generator
 
     return with_generator(plan, generator)
 

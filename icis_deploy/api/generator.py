@@ -16,7 +16,7 @@ from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.workbench import enable_workbench
 
 if TYPE_CHECKING:
-    from exporters.generator import WrittenGenerator
+    from exporters.generator.writing import WrittenGenerator
 
 
 def export_generator(
@@ -52,7 +52,7 @@ def export_generator(
         ICISDeployError: As `inject`.
     """
     enable_workbench()
-    from exporters.generator import write_generator
+    from exporters.generator.writing import write_generator
 
     check_free(Path(out), overwrite=overwrite)
     described = descriptors if isinstance(descriptors, Descriptors) else load_descriptors(Path(descriptors))

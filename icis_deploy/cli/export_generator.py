@@ -20,7 +20,7 @@ from icis_deploy.cli.options import (
 from icis_deploy.cli.output import columns, format_option, print_result, training_progress
 
 if TYPE_CHECKING:
-    from exporters.generator import WrittenGenerator
+    from exporters.generator.writing import WrittenGenerator
 
 
 @click.command("export-generator", short_help="Write what makes rows, for devices that are taught classes.")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporters.generator import write_generator
+from exporters.generator.writing import write_generator
 from icis_deploy.bundle.manifest import MANIFEST_NAME, file_entry, load_bundle, serialize_manifest
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import (

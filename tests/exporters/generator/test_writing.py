@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporters.generator import write_generator
+from exporters.generator.writing import write_generator
 from icis_deploy.bundle.generator_metadata import MEAN_ROW, NEAREST, ROWS, SIMILARITY, parse_facts, serialize_facts
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import CorruptFileError, GateFailedError, IncompatibleError, ModelLoadError

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.bundles.writing import HeadPlan
-from exporters.generator_graph import OPSET, GraphBuilder, add_calibration, add_predictor, add_similarity
+from exporters.generator.graph import OPSET, GraphBuilder, add_calibration, add_predictor, add_similarity
 from exporters.onnx_io.files import check_model, serialize_model
 from icis_deploy._version import __version__
 from icis_deploy.bundle.generator_metadata import (

@@ -1,0 +1,1 @@
+"""The trained injector as an ONNX model, with which a device makes rows of descriptors."""
