@@ -27,9 +27,7 @@ from benchmarks.class_swap import measure_class_swap
 from benchmarks.environment import read_environment
 from benchmarks.head_share import head_shares
 from benchmarks.labeled_inputs import LabeledFeatures
-from benchmarks.latency import Plan, measure
 from benchmarks.loadgen import ScenarioName, import_loadgen, run_scenario
-from benchmarks.percentiles import num_queries_needed
 from benchmarks.result_values import Accuracy, BatchRun, Parity, Phases, Scenario, Target
 from benchmarks.results import Result
 from benchmarks.rightness import (
@@ -41,9 +39,11 @@ from benchmarks.rightness import (
     parities,
     source_of,
 )
-from benchmarks.rounds import Call, calls_over
-from benchmarks.startup import measure_startup
 from benchmarks.targets import OpenTarget, names_of_bundles, noise, open_bundle, open_original
+from benchmarks.timing.latency import Plan, measure
+from benchmarks.timing.percentiles import num_queries_needed
+from benchmarks.timing.rounds import Call, calls_over
+from benchmarks.timing.startup import measure_startup
 from benchmarks.update_result import scenario_from_swap
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.common.json_fields import json_from_time

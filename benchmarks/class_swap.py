@@ -33,9 +33,9 @@ from numpy.typing import NDArray
 from benchmarks.bundle_copy import BundleCopy, bundle_copy
 from benchmarks.class_swap_report import ClassSwapReport
 from benchmarks.machine_state import read_others_s
-from benchmarks.percentiles import Float64, percentile_of, percentile_ratio
-from benchmarks.rounds import garbage_collector_at_rest
 from benchmarks.system_files import Unavailable
+from benchmarks.timing.percentiles import Float64, percentile_of, percentile_ratio
+from benchmarks.timing.rounds import garbage_collector_at_rest
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate

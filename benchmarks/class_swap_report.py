@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from benchmarks.json_values import json_from_value
-from benchmarks.percentiles import Interval, Percentile
+from benchmarks.timing.percentiles import Interval, Percentile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ Measured in one process, on one head and one set of descriptors:
 Rules:
 
 1. Every round measures all ways once, in random order; a ratio is taken within a round, and over rounds it is the
-   Hodges-Lehmann estimate of `benchmarks.comparison`.
+   Hodges-Lehmann estimate of `benchmarks.timing.comparison`.
 2. All epochs of the published recipe are alike. Each round times a few, after one that warms up, and multiplies by the
    number of epochs to its stop: that of a run to the end, made first, or one that the caller knows from such a run.
 3. Accuracies are measured on images where there are some, after all rows are final; else they are those that
@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.comparison import compare
-from benchmarks.percentiles import Interval
-from benchmarks.rounds import garbage_collector_at_rest
+from benchmarks.timing.comparison import compare
+from benchmarks.timing.percentiles import Interval
+from benchmarks.timing.rounds import garbage_collector_at_rest
 from icis_deploy.api.compare import Photos
 from icis_deploy.api.export import Model, OpenedModel, PathLike, head_of, inspect
 from icis_deploy.api.inject import train_injector

@@ -20,11 +20,11 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.bandwidth import bandwidth_after
 from benchmarks.environment import num_usable_cores
-from benchmarks.percentiles import Interval
 from benchmarks.result_values import BatchRun, HeadShare
-from benchmarks.rounds import calls_over
 from benchmarks.scale import head_bytes
 from benchmarks.targets import OpenTarget, noise
+from benchmarks.timing.percentiles import Interval
+from benchmarks.timing.rounds import calls_over
 
 NUM_INPUTS = 4
 """Different images that the original answers before the reads."""

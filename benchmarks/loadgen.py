@@ -30,10 +30,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.loadgen_logs import read_details, scenario_from_details
-from benchmarks.percentiles import num_queries_needed
 from benchmarks.result_values import Scenario
-from benchmarks.rounds import warm_up
 from benchmarks.targets import OpenTarget, noise
+from benchmarks.timing.percentiles import num_queries_needed
+from benchmarks.timing.rounds import warm_up
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, StorageError
 
 ScenarioName = Literal["single-stream", "multi-stream", "server", "offline"]

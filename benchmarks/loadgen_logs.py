@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.percentiles import Percentile, num_queries_needed
 from benchmarks.result_values import LatencySummary, Scenario
+from benchmarks.timing.percentiles import Percentile, num_queries_needed
 from icis_deploy.errors import RuntimeFailureError
 
 DETAIL_NAME = "mlperf_log_detail.txt"

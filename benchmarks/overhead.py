@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.comparison import pseudomedian
-from benchmarks.percentiles import Interval
-from benchmarks.rounds import garbage_collector_at_rest
-from benchmarks.startup import Start, start_once
+from benchmarks.timing.comparison import pseudomedian
+from benchmarks.timing.percentiles import Interval
+from benchmarks.timing.rounds import garbage_collector_at_rest
+from benchmarks.timing.startup import Start, start_once
 from icis_deploy.bundle.manifest import MODEL_NAME
 from icis_deploy.errors import UsageError
 from icis_deploy.runtime.changes.self_test import probe_input

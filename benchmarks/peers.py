@@ -39,11 +39,11 @@ from benchmarks.bench import (
 )
 from benchmarks.environment import read_environment
 from benchmarks.peer_ways import Peer, Workshop, make_peers
-from benchmarks.percentiles import percentile_of
 from benchmarks.result_values import AddClasses, Target, Timing
 from benchmarks.results import Result
 from benchmarks.rightness import check_same_base
 from benchmarks.targets import OpenTarget, names_of_bundles, open_bundle
+from benchmarks.timing.percentiles import percentile_of
 from benchmarks.update import CLASS_UPDATE, REEXPORT, measure_update
 from benchmarks.update_result import timing_from
 from icis_deploy.bundle.manifest import load_manifest

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from benchmarks.environment import Environment
-from benchmarks.latency import LatencyReport
 from benchmarks.result_values import Target
 from benchmarks.results import Result
+from benchmarks.timing.latency import LatencyReport
 from icis_deploy.errors import IncompatibleError
 
 if TYPE_CHECKING:

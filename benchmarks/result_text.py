@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmarks.comparison import MIN_ROUNDS, Comparison
-from benchmarks.latency import LatencyReport, Measurement
 from benchmarks.result_values import BatchRun, HeadShare, Phases, ScaleSeries, Scenario, Target
 from benchmarks.results import Result, images_per_s
+from benchmarks.timing.comparison import MIN_ROUNDS, Comparison
+from benchmarks.timing.latency import LatencyReport, Measurement
 from icis_deploy.cli.output import columns, percent
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from benchmarks.latency import Measurement
-from benchmarks.percentiles import Interval, Percentile
-from benchmarks.startup import StartupReport
+from benchmarks.timing.latency import Measurement
+from benchmarks.timing.percentiles import Interval, Percentile
+from benchmarks.timing.startup import StartupReport
 
 HeadKind = Literal["original", "fused", "updatable", "other"]
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.comparison import Comparison
 from benchmarks.environment import Environment
 from benchmarks.json_values import json_from_value, value_from_json
-from benchmarks.latency import LatencyReport
 from benchmarks.result_values import BatchRun, HeadShare, Phases, ScaleSeries, Scenario, Target, UpdateLatency
+from benchmarks.timing.comparison import Comparison
+from benchmarks.timing.latency import LatencyReport
 from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ICISDeployError, LoadError

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from benchmarks.bandwidth import memory_bandwidth
 from benchmarks.environment import read_environment
-from benchmarks.latency import Plan, measure
-from benchmarks.percentiles import num_queries_needed
 from benchmarks.result_values import ScalePoint, ScaleSeries
 from benchmarks.results import Result
-from benchmarks.startup import measure_startup
+from benchmarks.timing.latency import Plan, measure
+from benchmarks.timing.percentiles import num_queries_needed
+from benchmarks.timing.startup import measure_startup
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import MissingDependencyError, UsageError
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from benchmarks.bundle_copy import BundleCopy, bundle_copy
 from benchmarks.json_values import json_from_value
-from benchmarks.percentiles import Percentile, percentile_of
-from benchmarks.rounds import garbage_collector_at_rest
+from benchmarks.timing.percentiles import Percentile, percentile_of
+from benchmarks.timing.rounds import garbage_collector_at_rest
 from icis_deploy.bundle.manifest import MODEL_NAME, load_manifest
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate

@@ -131,7 +131,7 @@ def print_comparison(found: dict[str, Way], preprocessing: Preprocessing, batch:
     """Measure every way on the same pixels and print a row for each."""
     import numpy as np
 
-    from benchmarks.latency import Plan, measure
+    from benchmarks.timing.latency import Plan, measure
     from icis_deploy.images.neutral import neutral_images
 
     height, width, channels = preprocessing.pixel_shape

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.percentiles import CONFIDENCE, NUM_RESAMPLES, Interval
 from benchmarks.result_values import Accuracy
+from benchmarks.timing.percentiles import CONFIDENCE, NUM_RESAMPLES, Interval
 from icis_deploy.metrics.accuracy import harmonic_mean
 
 Measure = Literal["U", "S", "H"]

@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.comparison import Comparison
 from benchmarks.environment import Environment
-from benchmarks.latency import LatencyReport
 from benchmarks.result_values import Target
 from benchmarks.results import Result, images_per_s
+from benchmarks.timing.comparison import Comparison
+from benchmarks.timing.latency import LatencyReport
 from icis_deploy.errors import UsageError
 
 NUM_COLORS = 8

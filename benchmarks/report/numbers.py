@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from benchmarks.percentiles import Interval, Percentile
+from benchmarks.timing.percentiles import Interval, Percentile
 
 UNKNOWN = "–"
 """Stands where something was not measured."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.percentiles import Interval
 from benchmarks.report.intervals import Measure, accuracy_interval
 from benchmarks.report.merging import Entry, Row
+from benchmarks.timing.percentiles import Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from benchmarks.comparison import MIN_ROUNDS, Comparison
-from benchmarks.percentiles import Interval
 from benchmarks.report.intervals import Measure, accuracy_difference
 from benchmarks.report.merging import Entry, Row
 from benchmarks.report.numbers import (
@@ -22,6 +20,8 @@ from benchmarks.report.numbers import (
 )
 from benchmarks.report.pareto import Choice
 from benchmarks.result_values import Accuracy, ScalePoint, ScaleSeries, Timing, UpdateLatency
+from benchmarks.timing.comparison import MIN_ROUNDS, Comparison
+from benchmarks.timing.percentiles import Interval
 
 CLASS_UPDATE = "class update"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.comparison import MIN_ROUNDS
 from benchmarks.report.intervals import accuracy_interval
 from benchmarks.report.merging import Row
 from benchmarks.report.numbers import UNKNOWN, milliseconds, percent, percentile, significant
+from benchmarks.timing.comparison import MIN_ROUNDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.machine_state import MachineState
-from benchmarks.rounds import Instruments
+from benchmarks.timing.rounds import Instruments
 from tests.benchmarks.bundles import export_bundles
 
 

@@ -10,10 +10,10 @@ from benchmarks import bandwidth, head_share
 from benchmarks.bandwidth import bandwidth_after
 from benchmarks.bench import open_targets
 from benchmarks.head_share import head_shares, is_like, shares_of
-from benchmarks.latency import Plan, measure
-from benchmarks.percentiles import Interval
 from benchmarks.result_text import head_shares_text
 from benchmarks.result_values import BatchRun, HeadShare
+from benchmarks.timing.latency import Plan, measure
+from benchmarks.timing.percentiles import Interval
 
 BANDWIDTH = 10e9
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.percentiles import Interval
 from benchmarks.regression import find_regressions
 from benchmarks.results import load_result
+from benchmarks.timing.percentiles import Interval
 from icis_deploy.errors import IncompatibleError
 
 

@@ -29,7 +29,7 @@ def test_the_names_mean_ours_also_beside_packages_of_the_same_name(tmp_path):
         from icis_deploy.workbench import enable_workbench
         enable_workbench()
         enable_workbench()
-        import benchmarks, benchmarks.percentiles, exporters, exporters.loading.models
+        import benchmarks, benchmarks.timing.percentiles, exporters, exporters.loading.models
         print(benchmarks.__file__, exporters.__file__, exporters.loading.models.__file__, sep="\\n")
         """,
     )

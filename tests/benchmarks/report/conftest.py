@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.percentiles import Interval, Percentile
 from benchmarks.report.page import html_page, report_of
 from benchmarks.result_values import (
     Accuracy,
@@ -18,6 +17,7 @@ from benchmarks.result_values import (
     UpdateLatency,
 )
 from benchmarks.results import load_result
+from benchmarks.timing.percentiles import Interval, Percentile
 from icis_deploy.metrics.accuracy import harmonic_mean
 
 RESULT_PATH = Path(__file__).resolve().parents[1] / "results" / "bench.json"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.percentiles import Percentile
 from benchmarks.report.numbers import duration, enumeration, percent, percentile, points, significant, size, times
+from benchmarks.timing.percentiles import Percentile
 
 
 @pytest.mark.parametrize(

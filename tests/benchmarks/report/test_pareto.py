@@ -4,9 +4,9 @@ from itertools import combinations
 
 import pytest
 
-from benchmarks.percentiles import Interval
 from benchmarks.report.merging import merge
 from benchmarks.report.pareto import Choice, choices_of, pareto_front
+from benchmarks.timing.percentiles import Interval
 
 
 def choice(latency_ms, accuracy):

@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.comparison import Comparison
-from benchmarks.percentiles import Interval
 from benchmarks.report.merging import merge
 from benchmarks.report.pareto import Choice
 from benchmarks.report.sections import smallest_batches
@@ -20,6 +18,8 @@ from benchmarks.report.sentences import (
     say_update,
     say_verdict,
 )
+from benchmarks.timing.comparison import Comparison
+from benchmarks.timing.percentiles import Interval
 from tests.benchmarks.report.conftest import accuracy, timing
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.json_values import json_from_value, value_from_json
-from benchmarks.latency import Measurement, Plan, measure
 from benchmarks.machine_state import MachineState
+from benchmarks.timing.latency import Measurement, Plan, measure
 from icis_deploy.errors import RuntimeFailureError, UsageError
 
 NUM_RUNS = 40  # scripts/check-harness makes 100, in real time

@@ -1,6 +1,6 @@
 """The measuring loop: call, read the clock, go on; and nothing else that could cost time.
 
-`benchmarks.latency` decides what to measure and what it means; here it is done.
+`benchmarks.timing.latency` decides what to measure and what it means; here it is done.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.comparison import Comparison, compare, num_averages_outside, pseudomedian
 from benchmarks.json_values import json_from_value, value_from_json
-from benchmarks.percentiles import Interval
+from benchmarks.timing.comparison import Comparison, compare, num_averages_outside, pseudomedian
+from benchmarks.timing.percentiles import Interval
 from icis_deploy.errors import UsageError
 
 

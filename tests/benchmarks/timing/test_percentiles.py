@@ -4,7 +4,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from benchmarks.percentiles import (
+from benchmarks.timing.percentiles import (
     histogram_of,
     median_interval,
     num_queries_needed,

@@ -2,7 +2,7 @@ import gc
 
 import pytest
 
-from benchmarks.rounds import (
+from benchmarks.timing.rounds import (
     Blocks,
     blocks_that_reach,
     calls_over,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine_state import MachineState
-from benchmarks.percentiles import CONFIDENCE, Interval
+from benchmarks.timing.percentiles import CONFIDENCE, Interval
 
 DRIFT_MARGIN = 0.03
 """A trend of less than this over a whole run is no drift."""

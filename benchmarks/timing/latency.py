@@ -29,10 +29,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.comparison import Comparison, compare
-from benchmarks.drift import Steadiness, Trend, find_disturbances, trend
 from benchmarks.machine_state import MachineState
-from benchmarks.percentiles import (
+from benchmarks.timing.comparison import Comparison, compare
+from benchmarks.timing.drift import Steadiness, Trend, find_disturbances, trend
+from benchmarks.timing.percentiles import (
     Histogram,
     Interval,
     Percentile,
@@ -41,7 +41,7 @@ from benchmarks.percentiles import (
     num_queries_needed,
     percentile_of,
 )
-from benchmarks.rounds import (
+from benchmarks.timing.rounds import (
     REAL_INSTRUMENTS,
     Call,
     Instruments,

@@ -38,7 +38,7 @@ MAX_STDERR = 2000
 CHILD = (
     "import json, sys; request = json.load(sys.stdin); sys.path[:] = request['path']; "
     "from icis_deploy.workbench import enable_workbench; enable_workbench(); "
-    "from benchmarks.startup import start_here; start_here(request)"
+    "from benchmarks.timing.startup import start_here; start_here(request)"
 )
 
 

@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import startup
 from benchmarks.json_values import json_from_value
-from benchmarks.startup import StartupReport, measure_startup, peak_memory_bytes
 from benchmarks.system_files import Unavailable
+from benchmarks.timing import startup
+from benchmarks.timing.startup import StartupReport, measure_startup, peak_memory_bytes
 from icis_deploy.errors import LoadError, RuntimeFailureError, UsageError
 
 FACTORIES = """
@@ -182,6 +182,6 @@ def test_a_system_without_the_figure_says_so(tmp_path):
 
 
 def test_importing_the_module_loads_no_numpy():
-    code = "import sys, benchmarks.startup; sys.exit('numpy' in sys.modules)"
+    code = "import sys, benchmarks.timing.startup; sys.exit('numpy' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

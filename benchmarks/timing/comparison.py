@@ -23,7 +23,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.percentiles import CONFIDENCE, Interval
+from benchmarks.timing.percentiles import CONFIDENCE, Interval
 from icis_deploy.errors import UsageError
 
 MIN_ROUNDS = 8

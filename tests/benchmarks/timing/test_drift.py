@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.drift import Steadiness, find_disturbances, trend
 from benchmarks.json_values import json_from_value
 from benchmarks.machine_state import MachineState
+from benchmarks.timing.drift import Steadiness, find_disturbances, trend
 
 
 def values_that_change(change, *, seed=0, num_points=120, noise=0.01):

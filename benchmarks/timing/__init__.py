@@ -1,0 +1,2 @@
+"""Time, measured so that it can be trusted: warm-up, interleaved rounds, percentiles with enough samples, comparison with an
+interval, drift."""
