@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.class_swap import measure_class_swap
-from benchmarks.environment import read_environment
 from benchmarks.head_share import head_shares
 from benchmarks.labeled_inputs import LabeledFeatures
 from benchmarks.loadgen import ScenarioName, import_loadgen, run_scenario
+from benchmarks.machine.environment import read_environment
 from benchmarks.result_values import Accuracy, BatchRun, Parity, Phases, Scenario, Target
 from benchmarks.results import Result
 from benchmarks.rightness import (

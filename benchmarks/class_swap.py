@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 
 from benchmarks.bundle_copy import BundleCopy, bundle_copy
 from benchmarks.class_swap_report import ClassSwapReport
-from benchmarks.machine_state import read_others_s
-from benchmarks.system_files import Unavailable
+from benchmarks.machine.monitor import read_others_s
+from benchmarks.machine.system_files import Unavailable
 from benchmarks.timing.percentiles import Float64, percentile_of, percentile_ratio
 from benchmarks.timing.rounds import garbage_collector_at_rest
 from icis_deploy.bundle.manifest import load_manifest

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks.bandwidth import bandwidth_after
-from benchmarks.environment import num_usable_cores
+from benchmarks.machine.bandwidth import bandwidth_after
+from benchmarks.machine.environment import num_usable_cores
 from benchmarks.result_values import BatchRun, HeadShare
 from benchmarks.scale import head_bytes
 from benchmarks.targets import OpenTarget, noise

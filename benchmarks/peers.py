@@ -37,7 +37,7 @@ from benchmarks.bench import (
     start_target,
     with_rightness,
 )
-from benchmarks.environment import read_environment
+from benchmarks.machine.environment import read_environment
 from benchmarks.peer_ways import Peer, Workshop, make_peers
 from benchmarks.result_values import AddClasses, Target, Timing
 from benchmarks.results import Result

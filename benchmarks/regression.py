@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from benchmarks.environment import Environment
+from benchmarks.machine.environment import Environment
 from benchmarks.result_values import Target
 from benchmarks.results import Result
 from benchmarks.timing.latency import LatencyReport

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.environment import Environment
 from benchmarks.json_values import json_from_value, value_from_json
+from benchmarks.machine.environment import Environment
 from benchmarks.result_values import BatchRun, HeadShare, Phases, ScaleSeries, Scenario, Target, UpdateLatency
 from benchmarks.timing.comparison import Comparison
 from benchmarks.timing.latency import LatencyReport

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bandwidth import memory_bandwidth
-from benchmarks.environment import read_environment
+from benchmarks.machine.bandwidth import memory_bandwidth
+from benchmarks.machine.environment import read_environment
 from benchmarks.result_values import ScalePoint, ScaleSeries
 from benchmarks.results import Result
 from benchmarks.timing.latency import Plan, measure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 from benchmarks.class_swap_report import ClassSwapReport
-from benchmarks.environment import read_environment
+from benchmarks.machine.environment import read_environment
 from benchmarks.result_values import LatencySummary, Scenario, Timing, UpdateLatency
 from benchmarks.results import Result
 from benchmarks.update import Distribution, UpdateReport

@@ -36,7 +36,7 @@ from onnx import helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.bandwidth import bandwidth_after
+from benchmarks.machine.bandwidth import bandwidth_after
 from benchmarks.scale import head_bytes
 from benchmarks.timing.comparison import pseudomedian
 from icis_deploy.bundle.manifest import load_manifest

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.environment import Environment
+from benchmarks.machine.environment import Environment
 from benchmarks.result_values import Target
 from benchmarks.results import Result, images_per_s
 from benchmarks.timing.comparison import Comparison

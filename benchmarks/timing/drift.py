@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine_state import MachineState
+from benchmarks.machine.monitor import MachineState
 from benchmarks.timing.percentiles import CONFIDENCE, Interval
 
 DRIFT_MARGIN = 0.03

@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine_state import MachineState
+from benchmarks.machine.monitor import MachineState
 from benchmarks.timing.comparison import Comparison, compare
 from benchmarks.timing.drift import Steadiness, Trend, find_disturbances, trend
 from benchmarks.timing.percentiles import (

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine_state import MachineState, read_machine_state
+from benchmarks.machine.monitor import MachineState, read_machine_state
 from icis_deploy.errors import ICISDeployError, RuntimeFailureError, UsageError
 
 WARM_UP_WINDOW_NS = 100_000_000

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks.system_files import SYSTEM_ROOT, Unavailable, read_fields
+from benchmarks.machine.system_files import SYSTEM_ROOT, Unavailable, read_fields
 from icis_deploy.errors import LoadError, RuntimeFailureError, UsageError
 
 NUM_RUNS = 5
@@ -237,7 +237,7 @@ def peak_memory_bytes(root: Path = SYSTEM_ROOT) -> int | Unavailable:
 
 def device_memory_bytes() -> int | Unavailable:
     """Return the GPU memory this process holds now."""
-    from benchmarks.gpu import read_gpu_memory
+    from benchmarks.machine.gpu import read_gpu_memory
 
     return read_gpu_memory(os.getpid())
 

@@ -105,7 +105,7 @@ def bench(
 
     enable_workbench()
     from benchmarks.bench import PRESETS, labeled_inputs, open_targets, run_bench
-    from benchmarks.environment import read_environment
+    from benchmarks.machine.environment import read_environment
     from benchmarks.regression import check_comparable
     from benchmarks.results import load_result
 

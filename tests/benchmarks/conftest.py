@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.machine_state import MachineState
+from benchmarks.machine.monitor import MachineState
 from benchmarks.timing.rounds import Instruments
 from tests.benchmarks.bundles import export_bundles
 

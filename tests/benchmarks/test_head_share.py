@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import bandwidth, head_share
-from benchmarks.bandwidth import bandwidth_after
+from benchmarks import head_share
 from benchmarks.bench import open_targets
 from benchmarks.head_share import head_shares, is_like, shares_of
+from benchmarks.machine import bandwidth
+from benchmarks.machine.bandwidth import bandwidth_after
 from benchmarks.result_text import head_shares_text
 from benchmarks.result_values import BatchRun, HeadShare
 from benchmarks.timing.latency import Plan, measure

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import scale
-from benchmarks.bandwidth import memory_bandwidth
+from benchmarks.machine.bandwidth import memory_bandwidth
 from benchmarks.result_text import text_of
 from benchmarks.results import parse_result, serialize_result
 from benchmarks.scale import HeadSettings, head_model, measure_scale, random_rows, saved_heads

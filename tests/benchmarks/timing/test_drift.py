@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.json_values import json_from_value
-from benchmarks.machine_state import MachineState
+from benchmarks.machine.monitor import MachineState
 from benchmarks.timing.drift import Steadiness, find_disturbances, trend
 
 

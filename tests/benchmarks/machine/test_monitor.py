@@ -5,8 +5,8 @@ import time
 import pytest
 
 from benchmarks.json_values import json_from_value
-from benchmarks.machine_state import read_machine_state, read_others_s
-from benchmarks.system_files import Unavailable
+from benchmarks.machine.monitor import read_machine_state, read_others_s
+from benchmarks.machine.system_files import Unavailable
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.gpu import GpuState, read_gpu_state
-from benchmarks.system_files import SYSTEM_ROOT, Unavailable, matching, read_number, read_numbers, read_text
+from benchmarks.machine.gpu import GpuState, read_gpu_state
+from benchmarks.machine.system_files import SYSTEM_ROOT, Unavailable, matching, read_number, read_numbers, read_text
 
 RASPBERRY_THROTTLED = "sys/devices/platform/soc/soc:firmware/get_throttled"
 RASPBERRY_REASONS = {

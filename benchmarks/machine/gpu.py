@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.system_files import Unavailable
+from benchmarks.machine.system_files import Unavailable
 
 INSTALL = "pip install 'icis-deploy[bench]' installs nvidia-ml-py"
 

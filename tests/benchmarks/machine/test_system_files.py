@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.system_files import Unavailable, matching, read_fields, read_number, read_numbers, read_text
+from benchmarks.machine.system_files import Unavailable, matching, read_fields, read_number, read_numbers, read_text
 
 
 def write(root, name, content):

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.gpu import GpuState, read_gpu_memory, read_gpu_state, read_gpus
-from benchmarks.machine_state import read_machine_state
-from benchmarks.system_files import Unavailable
+from benchmarks.machine.gpu import GpuState, read_gpu_memory, read_gpu_state, read_gpus
+from benchmarks.machine.monitor import read_machine_state
+from benchmarks.machine.system_files import Unavailable
 
 
 class NVMLError(Exception):

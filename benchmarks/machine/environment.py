@@ -17,8 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.gpu import read_gpus
-from benchmarks.system_files import (
+from benchmarks.machine.gpu import read_gpus
+from benchmarks.machine.system_files import (
     SYSTEM_ROOT,
     Unavailable,
     matching,
