@@ -28,8 +28,8 @@ from benchmarks.head_share import head_shares
 from benchmarks.labeled_inputs import LabeledFeatures
 from benchmarks.loadgen import ScenarioName, import_loadgen, run_scenario
 from benchmarks.machine.environment import read_environment
-from benchmarks.result_values import Accuracy, BatchRun, Parity, Phases, Scenario, Target
-from benchmarks.results import Result
+from benchmarks.results.result import Result
+from benchmarks.results.values import Accuracy, BatchRun, Parity, Phases, Scenario, Target
 from benchmarks.rightness import (
     accuracies,
     check_same_base,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.json_values import json_from_value
+from benchmarks.results.json_values import json_from_value
 from benchmarks.timing.percentiles import Interval, Percentile
 
 

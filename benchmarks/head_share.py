@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.machine.bandwidth import bandwidth_after
 from benchmarks.machine.environment import num_usable_cores
-from benchmarks.result_values import BatchRun, HeadShare
+from benchmarks.results.values import BatchRun, HeadShare
 from benchmarks.scale import head_bytes
 from benchmarks.targets import OpenTarget, noise
 from benchmarks.timing.percentiles import Interval

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.loadgen_logs import read_details, scenario_from_details
-from benchmarks.result_values import Scenario
+from benchmarks.results.values import Scenario
 from benchmarks.targets import OpenTarget, noise
 from benchmarks.timing.percentiles import num_queries_needed
 from benchmarks.timing.rounds import warm_up

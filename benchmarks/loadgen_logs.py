@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.result_values import LatencySummary, Scenario
+from benchmarks.results.values import LatencySummary, Scenario
 from benchmarks.timing.percentiles import Percentile, num_queries_needed
 from icis_deploy.errors import RuntimeFailureError
 

@@ -39,8 +39,8 @@ from benchmarks.bench import (
 )
 from benchmarks.machine.environment import read_environment
 from benchmarks.peer_ways import Peer, Workshop, make_peers
-from benchmarks.result_values import AddClasses, Target, Timing
-from benchmarks.results import Result
+from benchmarks.results.result import Result
+from benchmarks.results.values import AddClasses, Target, Timing
 from benchmarks.rightness import check_same_base
 from benchmarks.targets import OpenTarget, names_of_bundles, open_bundle
 from benchmarks.timing.percentiles import percentile_of

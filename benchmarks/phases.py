@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.result_values import Phases
+from benchmarks.results.values import Phases
 from benchmarks.timing.percentiles import median_interval
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT, SlotBuffers

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from benchmarks.machine.environment import Environment
-from benchmarks.result_values import Target
-from benchmarks.results import Result
+from benchmarks.results.result import Result
+from benchmarks.results.values import Target
 from benchmarks.timing.latency import LatencyReport
 from icis_deploy.errors import IncompatibleError
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.labeled_inputs import LabeledFeatures
-from benchmarks.result_values import Accuracy, ClassAccuracy, Confusion, Parity
+from benchmarks.results.values import Accuracy, ClassAccuracy, Confusion, Parity
 from benchmarks.targets import ORIGINAL, Images, OpenTarget, noise, prepare
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted

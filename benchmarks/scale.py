@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from benchmarks.machine.bandwidth import memory_bandwidth
 from benchmarks.machine.environment import read_environment
-from benchmarks.result_values import ScalePoint, ScaleSeries
-from benchmarks.results import Result
+from benchmarks.results.result import Result
+from benchmarks.results.values import ScalePoint, ScaleSeries
 from benchmarks.timing.latency import Plan, measure
 from benchmarks.timing.percentiles import num_queries_needed
 from benchmarks.timing.startup import measure_startup

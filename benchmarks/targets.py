@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.phases import GPU_PROVIDERS, measure_phases
-from benchmarks.result_values import HeadKind, Phases
+from benchmarks.results.values import HeadKind, Phases
 from benchmarks.scale import head_bytes
 from icis_deploy.bundle.manifest import INJECTED_NAME, Bundle, ModelInput
 from icis_deploy.bundle.slot_files import load_injected

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.bundle_copy import BundleCopy, bundle_copy
-from benchmarks.json_values import json_from_value
+from benchmarks.results.json_values import json_from_value
 from benchmarks.timing.percentiles import Percentile, percentile_of
 from benchmarks.timing.rounds import garbage_collector_at_rest
 from icis_deploy.bundle.manifest import MODEL_NAME, load_manifest

@@ -6,8 +6,8 @@ from datetime import datetime, timezone
 
 from benchmarks.class_swap_report import ClassSwapReport
 from benchmarks.machine.environment import read_environment
-from benchmarks.result_values import LatencySummary, Scenario, Timing, UpdateLatency
-from benchmarks.results import Result
+from benchmarks.results.result import Result
+from benchmarks.results.values import LatencySummary, Scenario, Timing, UpdateLatency
 from benchmarks.update import Distribution, UpdateReport
 from icis_deploy.common.json_fields import json_from_time
 

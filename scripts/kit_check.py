@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.result_values import Accuracy
-from benchmarks.results import Result, load_result
+from benchmarks.results.result import Result, load_result
+from benchmarks.results.values import Accuracy
 from icis_deploy.cli.output import percent
 
 MAX_SCALED_ERROR = 1e-4

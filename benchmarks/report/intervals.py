@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.result_values import Accuracy
+from benchmarks.results.values import Accuracy
 from benchmarks.timing.percentiles import CONFIDENCE, NUM_RESAMPLES, Interval
 from icis_deploy.metrics.accuracy import harmonic_mean
 

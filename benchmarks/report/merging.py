@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.machine.environment import Environment
-from benchmarks.result_values import Target
-from benchmarks.results import Result, images_per_s
+from benchmarks.results.result import Result, images_per_s
+from benchmarks.results.values import Target
 from benchmarks.timing.comparison import Comparison
 from benchmarks.timing.latency import LatencyReport
 from icis_deploy.errors import UsageError

@@ -22,7 +22,7 @@ from benchmarks.report.keys import draw_key, key_height_in, number_points
 from benchmarks.report.merging import Entry, Row
 from benchmarks.report.numbers import duration
 from benchmarks.report.pareto import Choice
-from benchmarks.result_values import ScaleSeries, Timing
+from benchmarks.results.values import ScaleSeries, Timing
 
 MEASURES: tuple[Measure, ...] = ("U", "S", "H")
 LINE_STYLES = {"o": "-", "s": (0, (5, 2)), "^": (0, (2, 1.5)), "D": (0, (6, 2, 1, 2))}

@@ -27,7 +27,7 @@ from benchmarks.report.sentences import (
     say_throughput,
     say_update,
 )
-from benchmarks.results import Result
+from benchmarks.results.result import Result
 
 UPDATABLE_COLOR, OTHER_COLOR = 2, 0
 

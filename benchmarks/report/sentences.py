@@ -19,7 +19,7 @@ from benchmarks.report.numbers import (
     times,
 )
 from benchmarks.report.pareto import Choice
-from benchmarks.result_values import Accuracy, ScalePoint, ScaleSeries, Timing, UpdateLatency
+from benchmarks.results.values import Accuracy, ScalePoint, ScaleSeries, Timing, UpdateLatency
 from benchmarks.timing.comparison import MIN_ROUNDS, Comparison
 from benchmarks.timing.percentiles import Interval
 

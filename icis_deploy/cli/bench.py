@@ -107,7 +107,7 @@ def bench(
     from benchmarks.bench import PRESETS, labeled_inputs, open_targets, run_bench
     from benchmarks.machine.environment import read_environment
     from benchmarks.regression import check_comparable
-    from benchmarks.results import load_result
+    from benchmarks.results.result import load_result
 
     earlier = None if baseline is None else load_result(baseline)
     chosen = PRESETS[preset] if seconds is None else replace(PRESETS[preset], budget_s=seconds)

@@ -63,7 +63,7 @@ def bench_fit(
 
     enable_workbench()
     from benchmarks.fit import load_problem, measure_fit, text_of
-    from benchmarks.json_values import json_from_value
+    from benchmarks.results.json_values import json_from_value
 
     problem = load_problem(
         model_source(model, weights, input_shape, head_node),

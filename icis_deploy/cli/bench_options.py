@@ -14,7 +14,7 @@ from icis_deploy.cli.options import NEW_PATH, refuse_given
 from icis_deploy.cli.output import print_result
 
 if TYPE_CHECKING:
-    from benchmarks.results import Result
+    from benchmarks.results.result import Result
 
 Command = Callable[..., None]
 
@@ -97,10 +97,10 @@ def finish(
         StorageError: If the file cannot be written.
         IncompatibleError: If the two cannot be compared; the result is written all the same.
     """
-    from benchmarks.json_values import json_from_value
     from benchmarks.regression import find_regressions
-    from benchmarks.result_text import text_of
-    from benchmarks.results import save_result
+    from benchmarks.results.json_values import json_from_value
+    from benchmarks.results.result import save_result
+    from benchmarks.results.text import text_of
     from icis_deploy.errors import RegressionError
 
     values, text = {"result": json_from_value(result)}, text_of(result)

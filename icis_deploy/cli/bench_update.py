@@ -74,7 +74,7 @@ def bench_update(
         bundle, original=model, num_new_classes=num_classes, num_updates=num_updates, num_threads=threads
     )
     if out is not None:
-        from benchmarks.results import save_result
+        from benchmarks.results.result import save_result
         from benchmarks.update_result import result_from_update
 
         save_result(result_from_update(report, num_threads=threads), out)
@@ -84,7 +84,7 @@ def bench_update(
 def _measure_class_swap(bundle: Path, *, num_classes: int, seconds: float, threads: int, out: Path | None) -> None:
     from benchmarks.class_swap import measure_class_swap
     from benchmarks.class_swap_report import text_of
-    from benchmarks.results import save_result
+    from benchmarks.results.result import save_result
     from benchmarks.update_result import result_from_swap
     from icis_deploy.runtime.sessions.choice import Runtime
 

@@ -23,7 +23,7 @@ def report(results: tuple[Path, ...], out: Path | None, markdown: Path | None, o
 
     enable_workbench()
     from benchmarks.report.page import html_page, markdown_text, report_of
-    from benchmarks.results import load_result
+    from benchmarks.results.result import load_result
 
     if out is None and markdown is None:
         raise click.UsageError("Nothing to write: give --out report.html, --markdown report.md, or both.")

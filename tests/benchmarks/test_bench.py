@@ -9,8 +9,8 @@ import pytest
 import icis_deploy
 from benchmarks.bench import PRESETS, LabeledInputs, labeled_inputs, open_targets, run_bench, slot_pairs
 from benchmarks.labeled_inputs import load_labeled
-from benchmarks.result_text import text_of
-from benchmarks.results import parse_result, serialize_result
+from benchmarks.results.result import parse_result, serialize_result
+from benchmarks.results.text import text_of
 from benchmarks.rightness import logits_on_features, logits_on_images
 from benchmarks.targets import names_of_bundles, noise
 from icis_deploy.errors import ImageError, IncompatibleError, ModelLoadError, UsageError

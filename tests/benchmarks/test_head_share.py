@@ -11,8 +11,8 @@ from benchmarks.bench import open_targets
 from benchmarks.head_share import head_shares, is_like, shares_of
 from benchmarks.machine import bandwidth
 from benchmarks.machine.bandwidth import bandwidth_after
-from benchmarks.result_text import head_shares_text
-from benchmarks.result_values import BatchRun, HeadShare
+from benchmarks.results.text import head_shares_text
+from benchmarks.results.values import BatchRun, HeadShare
 from benchmarks.timing.latency import Plan, measure
 from benchmarks.timing.percentiles import Interval
 

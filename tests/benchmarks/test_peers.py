@@ -11,8 +11,8 @@ from benchmarks import peer_ways, torch_peers
 from benchmarks.bench import PRESETS, LabeledInputs
 from benchmarks.conse import conse_from
 from benchmarks.peers import NUM_ADDED, measure_peers
-from benchmarks.result_text import text_of
-from benchmarks.results import parse_result, serialize_result
+from benchmarks.results.result import parse_result, serialize_result
+from benchmarks.results.text import text_of
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import IncompatibleError, MissingDependencyError, UsageError
 from icis_deploy.head.class_update import ClassUpdate

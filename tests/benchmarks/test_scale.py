@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import scale
 from benchmarks.machine.bandwidth import memory_bandwidth
-from benchmarks.result_text import text_of
-from benchmarks.results import parse_result, serialize_result
+from benchmarks.results.result import parse_result, serialize_result
+from benchmarks.results.text import text_of
 from benchmarks.scale import HeadSettings, head_model, measure_scale, random_rows, saved_heads
 from icis_deploy.errors import UsageError
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session

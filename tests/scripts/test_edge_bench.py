@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results import load_result
+from benchmarks.results.result import load_result
 from icis_deploy.errors import IncompatibleError, LoadError, UsageError
 from tests.benchmarks.bundles import export_bundles
 

@@ -4,8 +4,8 @@ from importlib import metadata
 
 import pytest
 
-from benchmarks.json_values import json_from_value
 from benchmarks.machine.environment import read_environment
+from benchmarks.results.json_values import json_from_value
 
 X86_VIRTUAL = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) Processor\nflags\t\t: fpu sse hypervisor\n"
 X86_METAL = "processor\t: 0\nmodel name\t: AMD Ryzen 7\nflags\t\t: fpu sse\n"

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from benchmarks.json_values import json_from_value
 from benchmarks.machine.monitor import read_machine_state, read_others_s
 from benchmarks.machine.system_files import Unavailable
+from benchmarks.results.json_values import json_from_value
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

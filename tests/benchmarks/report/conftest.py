@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.report.page import html_page, report_of
-from benchmarks.result_values import (
+from benchmarks.results.result import load_result
+from benchmarks.results.values import (
     Accuracy,
     AddClasses,
     ClassAccuracy,
@@ -16,7 +17,6 @@ from benchmarks.result_values import (
     Timing,
     UpdateLatency,
 )
-from benchmarks.results import load_result
 from benchmarks.timing.percentiles import Interval, Percentile
 from icis_deploy.metrics.accuracy import harmonic_mean
 

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.json_values import json_from_value, value_from_json
+from benchmarks.results.json_values import json_from_value, value_from_json
 from benchmarks.timing.comparison import Comparison, compare, num_averages_outside, pseudomedian
 from benchmarks.timing.percentiles import Interval
 from icis_deploy.errors import UsageError

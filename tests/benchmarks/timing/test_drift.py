@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.json_values import json_from_value
 from benchmarks.machine.monitor import MachineState
+from benchmarks.results.json_values import json_from_value
 from benchmarks.timing.drift import Steadiness, find_disturbances, trend
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.json_values import json_from_value, value_from_json
 from benchmarks.machine.monitor import MachineState
+from benchmarks.results.json_values import json_from_value, value_from_json
 from benchmarks.timing.latency import Measurement, Plan, measure
 from icis_deploy.errors import RuntimeFailureError, UsageError
 

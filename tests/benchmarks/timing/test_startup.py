@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.json_values import json_from_value
 from benchmarks.machine.system_files import Unavailable
+from benchmarks.results.json_values import json_from_value
 from benchmarks.timing import startup
 from benchmarks.timing.startup import StartupReport, measure_startup, peak_memory_bytes
 from icis_deploy.errors import LoadError, RuntimeFailureError, UsageError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench, scale
-from benchmarks.results import load_result, save_result
+from benchmarks.results.result import load_result, save_result
 from icis_deploy.cli.main import run
 from tests.benchmarks.bundles import export_bundles
 

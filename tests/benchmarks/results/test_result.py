@@ -7,8 +7,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from benchmarks.result_schema import field_docstrings, result_schema
-from benchmarks.results import Result, images_per_s, load_result, parse_result, save_result, serialize_result
+from benchmarks.results.result import Result, images_per_s, load_result, parse_result, save_result, serialize_result
+from benchmarks.results.schema import field_docstrings, result_schema
 from icis_deploy.errors import LoadError
 
 REAL_RESULTS = sorted((Path(__file__).parent / "results").glob("*.json"))

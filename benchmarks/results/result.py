@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.json_values import json_from_value, value_from_json
 from benchmarks.machine.environment import Environment
-from benchmarks.result_values import BatchRun, HeadShare, Phases, ScaleSeries, Scenario, Target, UpdateLatency
+from benchmarks.results.json_values import json_from_value, value_from_json
+from benchmarks.results.values import BatchRun, HeadShare, Phases, ScaleSeries, Scenario, Target, UpdateLatency
 from benchmarks.timing.comparison import Comparison
 from benchmarks.timing.latency import LatencyReport
 from icis_deploy.common.files import read_capped, write_file

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import pytest
 
-from benchmarks.json_values import json_from_value, value_from_json
+from benchmarks.results.json_values import json_from_value, value_from_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

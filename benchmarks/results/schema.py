@@ -14,8 +14,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, Union
 
-from benchmarks.json_values import derived_names, field_types
-from benchmarks.results import SCHEMA_VERSION, Result
+from benchmarks.results.json_values import derived_names, field_types
+from benchmarks.results.result import SCHEMA_VERSION, Result
 
 PLAIN: dict[Any, dict[str, Any]] = {
     str: {"type": "string"},

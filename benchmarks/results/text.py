@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmarks.result_values import BatchRun, HeadShare, Phases, ScaleSeries, Scenario, Target
-from benchmarks.results import Result, images_per_s
+from benchmarks.results.result import Result, images_per_s
+from benchmarks.results.values import BatchRun, HeadShare, Phases, ScaleSeries, Scenario, Target
 from benchmarks.timing.comparison import MIN_ROUNDS, Comparison
 from benchmarks.timing.latency import LatencyReport, Measurement
 from icis_deploy.cli.output import columns, percent
