@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bench import (
+from benchmarks.bench.bench import (
     LabeledInputs,
     Preset,
     Progress,
@@ -37,12 +37,12 @@ from benchmarks.bench import (
     start_target,
     with_rightness,
 )
+from benchmarks.bench.correctness import check_same_base
+from benchmarks.bench.opened import OpenTarget, names_of_bundles, open_bundle
 from benchmarks.machine.environment import read_environment
 from benchmarks.peer_ways import Peer, Workshop, make_peers
 from benchmarks.results.result import Result
 from benchmarks.results.values import AddClasses, Target, Timing
-from benchmarks.rightness import check_same_base
-from benchmarks.targets import OpenTarget, names_of_bundles, open_bundle
 from benchmarks.timing.percentiles import percentile_of
 from benchmarks.update import CLASS_UPDATE, REEXPORT, measure_update
 from benchmarks.update_result import timing_from

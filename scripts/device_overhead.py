@@ -22,7 +22,7 @@ def main() -> None:
     from icis_deploy.workbench import enable_workbench
 
     enable_workbench()
-    from benchmarks.overhead import measure_overhead, text_of
+    from benchmarks.bench.overhead import measure_overhead, text_of
 
     report = measure_overhead(
         arguments.bundle,

@@ -36,8 +36,8 @@ from onnx import helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.bench.scale import head_bytes
 from benchmarks.machine.bandwidth import bandwidth_after
-from benchmarks.scale import head_bytes
 from benchmarks.timing.comparison import pseudomedian
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.runtime.sessions.onnxruntime_session import session_options

@@ -104,9 +104,9 @@ def bench(
     from icis_deploy.workbench import enable_workbench
 
     enable_workbench()
-    from benchmarks.bench import PRESETS, labeled_inputs, open_targets, run_bench
+    from benchmarks.bench.bench import PRESETS, labeled_inputs, open_targets, run_bench
+    from benchmarks.bench.regression import check_comparable
     from benchmarks.machine.environment import read_environment
-    from benchmarks.regression import check_comparable
     from benchmarks.results.result import load_result
 
     earlier = None if baseline is None else load_result(baseline)

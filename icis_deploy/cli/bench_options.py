@@ -97,7 +97,7 @@ def finish(
         StorageError: If the file cannot be written.
         IncompatibleError: If the two cannot be compared; the result is written all the same.
     """
-    from benchmarks.regression import find_regressions
+    from benchmarks.bench.regression import find_regressions
     from benchmarks.results.json_values import json_from_value
     from benchmarks.results.result import save_result
     from benchmarks.results.text import text_of

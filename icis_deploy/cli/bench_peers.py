@@ -48,7 +48,7 @@ def bench_peers(
     from icis_deploy.workbench import enable_workbench
 
     enable_workbench()
-    from benchmarks.bench import PRESETS, labeled_inputs
+    from benchmarks.bench.bench import PRESETS, labeled_inputs
     from benchmarks.peers import measure_peers
     from icis_deploy.descriptors.files import load_descriptors
 

@@ -35,7 +35,7 @@ def bench_scale(
     from icis_deploy.workbench import enable_workbench
 
     enable_workbench()
-    from benchmarks.scale import HeadSettings, measure_scale
+    from benchmarks.bench.scale import HeadSettings, measure_scale
 
     with show_progress() as progress:
         settings = HeadSettings(feature_dim=features, capacity=capacity, batch_size=batch, num_threads=threads)

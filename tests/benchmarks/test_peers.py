@@ -8,7 +8,7 @@ import torch
 
 import icis_deploy
 from benchmarks import peer_ways, torch_peers
-from benchmarks.bench import PRESETS, LabeledInputs
+from benchmarks.bench.bench import PRESETS, LabeledInputs
 from benchmarks.conse import conse_from
 from benchmarks.peers import NUM_ADDED, measure_peers
 from benchmarks.results.result import parse_result, serialize_result

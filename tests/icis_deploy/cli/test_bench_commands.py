@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench, scale
+from benchmarks.bench.bench import bench, scale
 from benchmarks.results.result import load_result, save_result
 from icis_deploy.cli.main import run
 from tests.benchmarks.bundles import export_bundles
@@ -162,7 +162,7 @@ def test_an_allowance_that_is_no_fraction_is_refused(allowed, bundles, tmp_path,
 def test_a_baseline_that_cannot_be_compared_is_refused_before_anything_is_measured(
     bundles, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("benchmarks.bench.run_bench", lambda *_, **__: pytest.fail("minutes would be spent"))
+    monkeypatch.setattr("benchmarks.bench.bench.run_bench", lambda *_, **__: pytest.fail("minutes would be spent"))
     kept = load_result(RESULTS / "bench.json")
     sections = {**kept.environment.sections, "cpu": {**kept.environment.sections["cpu"], "model": "another"}}
     baseline = tmp_path / "elsewhere.json"

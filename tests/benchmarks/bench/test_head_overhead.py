@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import head_share
-from benchmarks.bench import open_targets
-from benchmarks.head_share import head_shares, is_like, shares_of
+from benchmarks.bench.bench import head_overhead as head_share
+from benchmarks.bench.bench import open_targets
+from benchmarks.bench.head_overhead import head_shares, is_like, shares_of
 from benchmarks.machine import bandwidth
 from benchmarks.machine.bandwidth import bandwidth_after
 from benchmarks.results.text import head_shares_text

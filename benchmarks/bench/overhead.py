@@ -136,7 +136,7 @@ def _requests(device: Device, num_rounds: int, seed: int) -> dict[str, list[floa
 
 
 def _start(factory: str, **arguments: object) -> Start:
-    return start_once(factory, f"benchmarks.opened_models:{factory}", arguments)[0]
+    return start_once(factory, f"benchmarks.bench.opened_models:{factory}", arguments)[0]
 
 
 def _added(values: list[float], bare: list[float], scale: float) -> Interval:

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.labeled_inputs import LabeledFeatures
+from benchmarks.bench.labeled_inputs import LabeledFeatures
+from benchmarks.bench.opened import ORIGINAL, Images, OpenTarget, noise, prepare
 from benchmarks.results.values import Accuracy, ClassAccuracy, Confusion, Parity
-from benchmarks.targets import ORIGINAL, Images, OpenTarget, noise, prepare
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head

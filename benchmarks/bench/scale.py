@@ -130,7 +130,7 @@ def measure_point(path: Path, kind: Kind, num_classes: int, settings: HeadSettin
         "batch_size": settings.batch_size,
         "num_threads": settings.num_threads,
     }
-    startup = measure_startup(kind, "benchmarks.scale:start_head", arguments, files=[path], num_runs=1)
+    startup = measure_startup(kind, "benchmarks.bench.scale:start_head", arguments, files=[path], num_runs=1)
     memory = startup.medians["memory_peak_bytes"]
     plan = Plan(num_queries=num_queries_needed(90.0), budget_s=settings.budget_s)
     measurement = measure({kind: start_head(**arguments)}, plan=plan)  # type: ignore[arg-type]

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from benchmarks.bench.opened import OpenTarget, noise
+from benchmarks.bench.scale import head_bytes
 from benchmarks.machine.bandwidth import bandwidth_after
 from benchmarks.machine.environment import num_usable_cores
 from benchmarks.results.values import BatchRun, HeadShare
-from benchmarks.scale import head_bytes
-from benchmarks.targets import OpenTarget, noise
 from benchmarks.timing.percentiles import Interval
 from benchmarks.timing.rounds import calls_over
 

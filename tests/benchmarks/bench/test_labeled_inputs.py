@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks.labeled_inputs import LabeledFeatures, load_labeled
+from benchmarks.bench.labeled_inputs import LabeledFeatures, load_labeled
 from icis_deploy.errors import ImageError
 from icis_deploy.images.loading import LabeledImages
 

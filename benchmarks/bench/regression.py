@@ -24,7 +24,7 @@ from benchmarks.timing.latency import LatencyReport
 from icis_deploy.errors import IncompatibleError
 
 if TYPE_CHECKING:
-    from benchmarks.targets import OpenTarget
+    from benchmarks.bench.opened import OpenTarget
 
 ACCURACIES = ("T", "U", "S", "H")
 Kind = Literal["latency", "accuracy", "size", "memory"]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.overhead import BARE, LOGITS, PREDICT, measure_overhead, text_of
+from benchmarks.bench.overhead import BARE, LOGITS, PREDICT, measure_overhead, text_of
 from icis_deploy.errors import UsageError
 from tests.icis_deploy.runtime.bundles import files_in, write_bundle
 

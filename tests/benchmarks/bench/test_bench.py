@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import icis_deploy
-from benchmarks.bench import PRESETS, LabeledInputs, labeled_inputs, open_targets, run_bench, slot_pairs
-from benchmarks.labeled_inputs import load_labeled
+from benchmarks.bench.bench import PRESETS, LabeledInputs, labeled_inputs, open_targets, run_bench, slot_pairs
+from benchmarks.bench.correctness import logits_on_features, logits_on_images
+from benchmarks.bench.labeled_inputs import load_labeled
+from benchmarks.bench.opened import names_of_bundles, noise
 from benchmarks.results.result import parse_result, serialize_result
 from benchmarks.results.text import text_of
-from benchmarks.rightness import logits_on_features, logits_on_images
-from benchmarks.targets import names_of_bundles, noise
 from icis_deploy.errors import ImageError, IncompatibleError, ModelLoadError, UsageError
 from tests.tiny_models import write_tiny_project
 

@@ -29,9 +29,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.loadgen_logs import read_details, scenario_from_details
+from benchmarks.bench.loadgen_logs import read_details, scenario_from_details
+from benchmarks.bench.opened import OpenTarget, noise
 from benchmarks.results.values import Scenario
-from benchmarks.targets import OpenTarget, noise
 from benchmarks.timing.percentiles import num_queries_needed
 from benchmarks.timing.rounds import warm_up
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, StorageError

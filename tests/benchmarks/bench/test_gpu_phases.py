@@ -4,8 +4,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from benchmarks.bench import measure_all_phases, open_targets
-from benchmarks.phases import NUM_WARM, measure_phases
+from benchmarks.bench.bench import measure_all_phases, open_targets
+from benchmarks.bench.gpu_phases import NUM_WARM, measure_phases
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 

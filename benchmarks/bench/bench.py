@@ -23,14 +23,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.class_swap import measure_class_swap
-from benchmarks.head_share import head_shares
-from benchmarks.labeled_inputs import LabeledFeatures
-from benchmarks.loadgen import ScenarioName, import_loadgen, run_scenario
-from benchmarks.machine.environment import read_environment
-from benchmarks.results.result import Result
-from benchmarks.results.values import Accuracy, BatchRun, Parity, Phases, Scenario, Target
-from benchmarks.rightness import (
+from benchmarks.bench.correctness import (
     accuracies,
     check_same_base,
     logits_on_features,
@@ -39,7 +32,14 @@ from benchmarks.rightness import (
     parities,
     source_of,
 )
-from benchmarks.targets import OpenTarget, names_of_bundles, noise, open_bundle, open_original
+from benchmarks.bench.head_overhead import head_shares
+from benchmarks.bench.labeled_inputs import LabeledFeatures
+from benchmarks.bench.loadgen import ScenarioName, import_loadgen, run_scenario
+from benchmarks.bench.opened import OpenTarget, names_of_bundles, noise, open_bundle, open_original
+from benchmarks.class_swap import measure_class_swap
+from benchmarks.machine.environment import read_environment
+from benchmarks.results.result import Result
+from benchmarks.results.values import Accuracy, BatchRun, Parity, Phases, Scenario, Target
 from benchmarks.timing.latency import Plan, measure
 from benchmarks.timing.percentiles import num_queries_needed
 from benchmarks.timing.rounds import Call, calls_over
@@ -354,7 +354,7 @@ def labeled_inputs(path: Path, against: str | None) -> LabeledInputs:
         UsageError: If there are features, but no model to take the seen rows from.
         ICISDeployError: If something cannot be read.
     """
-    from benchmarks.labeled_inputs import load_labeled
+    from benchmarks.bench.labeled_inputs import load_labeled
 
     labeled = load_labeled(path)
     rows = original_rows(path, against) if isinstance(labeled, LabeledFeatures) else None

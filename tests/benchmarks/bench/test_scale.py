@@ -5,11 +5,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from benchmarks import scale
+from benchmarks.bench.bench import scale
+from benchmarks.bench.scale import HeadSettings, head_model, measure_scale, random_rows, saved_heads
 from benchmarks.machine.bandwidth import memory_bandwidth
 from benchmarks.results.result import parse_result, serialize_result
 from benchmarks.results.text import text_of
-from benchmarks.scale import HeadSettings, head_model, measure_scale, random_rows, saved_heads
 from icis_deploy.errors import UsageError
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 

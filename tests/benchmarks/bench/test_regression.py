@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.regression import find_regressions
+from benchmarks.bench.regression import find_regressions
 from benchmarks.results.result import load_result
 from benchmarks.timing.percentiles import Interval
 from icis_deploy.errors import IncompatibleError

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.phases import GPU_PROVIDERS, measure_phases
+from benchmarks.bench.gpu_phases import GPU_PROVIDERS, measure_phases
+from benchmarks.bench.scale import head_bytes
 from benchmarks.results.values import HeadKind, Phases
-from benchmarks.scale import head_bytes
 from icis_deploy.bundle.manifest import INJECTED_NAME, Bundle, ModelInput
 from icis_deploy.bundle.slot_files import load_injected
 from icis_deploy.errors import BundleError, IncompatibleError, UsageError
@@ -137,7 +137,7 @@ def open_bundle(folder: Path, *, name: str, runtime: Runtime) -> OpenTarget:
         score_kind=bundle.score_kind,
         preprocessing=bundle.preprocessing,
         model_input=bundle.model_input,
-        factory="benchmarks.targets:start_bundle",
+        factory="benchmarks.bench.opened:start_bundle",
         arguments={"folder": str(folder.resolve()), "runtime": runtime.name, "num_threads": runtime.num_threads},
     )
 
@@ -182,7 +182,7 @@ def open_original(path: Path, *, like: Bundle, num_threads: int | None) -> OpenT
         score_kind=like.score_kind,
         preprocessing=like.preprocessing,
         model_input=model_input,
-        factory="benchmarks.targets:start_original",
+        factory="benchmarks.bench.opened:start_original",
         arguments={"path": str(path.resolve()), "model_input": asdict(model_input), "num_threads": num_threads},
     )
 

@@ -1,0 +1,1 @@
+"""`bench` and `bench-scale`: bundles and their original, opened, checked for correctness and measured in turn."""
