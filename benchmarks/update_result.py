@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-from benchmarks.class_swap_report import ClassSwapReport
 from benchmarks.machine.environment import read_environment
 from benchmarks.results.result import Result
 from benchmarks.results.values import LatencySummary, Scenario, Timing, UpdateLatency
-from benchmarks.update import Distribution, UpdateReport
+from benchmarks.updates.reports import ClassSwapReport
+from benchmarks.updates.update_latency import Distribution, UpdateReport
 from icis_deploy.common.json_fields import json_from_time
 
 

@@ -36,7 +36,6 @@ from benchmarks.bench.head_overhead import head_shares
 from benchmarks.bench.labeled_inputs import LabeledFeatures
 from benchmarks.bench.loadgen import ScenarioName, import_loadgen, run_scenario
 from benchmarks.bench.opened import OpenTarget, names_of_bundles, noise, open_bundle, open_original
-from benchmarks.class_swap import measure_class_swap
 from benchmarks.machine.environment import read_environment
 from benchmarks.results.result import Result
 from benchmarks.results.values import Accuracy, BatchRun, Parity, Phases, Scenario, Target
@@ -45,6 +44,7 @@ from benchmarks.timing.percentiles import num_queries_needed
 from benchmarks.timing.rounds import Call, calls_over
 from benchmarks.timing.startup import measure_startup
 from benchmarks.update_result import scenario_from_swap
+from benchmarks.updates.class_swap import measure_class_swap
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import ICISDeployError, UsageError

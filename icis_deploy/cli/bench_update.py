@@ -68,7 +68,7 @@ def bench_update(
     if class_swap:
         _measure_class_swap(bundle, num_classes=num_classes, seconds=seconds, threads=threads, out=out)
         return
-    from benchmarks.update import measure_update, text_of
+    from benchmarks.updates.update_latency import measure_update, text_of
 
     report = measure_update(
         bundle, original=model, num_new_classes=num_classes, num_updates=num_updates, num_threads=threads
@@ -82,10 +82,10 @@ def bench_update(
 
 
 def _measure_class_swap(bundle: Path, *, num_classes: int, seconds: float, threads: int, out: Path | None) -> None:
-    from benchmarks.class_swap import measure_class_swap
-    from benchmarks.class_swap_report import text_of
     from benchmarks.results.result import save_result
     from benchmarks.update_result import result_from_swap
+    from benchmarks.updates.class_swap import measure_class_swap
+    from benchmarks.updates.reports import text_of
     from icis_deploy.runtime.sessions.choice import Runtime
 
     report = measure_class_swap(

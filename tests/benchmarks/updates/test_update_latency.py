@@ -5,7 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.update import ADAPTER, CLASS_UPDATE, NEW_SESSION, PARTS, REEXPORT, _check, measure_update, text_of
+from benchmarks.updates.update_latency import (
+    ADAPTER,
+    CLASS_UPDATE,
+    NEW_SESSION,
+    PARTS,
+    REEXPORT,
+    _check,
+    measure_update,
+    text_of,
+)
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from tests.icis_deploy.runtime.bundles import files_in, write_bundle
 

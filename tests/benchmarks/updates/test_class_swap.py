@@ -6,8 +6,8 @@ from threading import Event
 
 import pytest
 
-from benchmarks.class_swap import _has_right_label, measure_class_swap
-from benchmarks.class_swap_report import text_of
+from benchmarks.updates.class_swap import _has_right_label, measure_class_swap
+from benchmarks.updates.reports import text_of
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.answers import Prediction

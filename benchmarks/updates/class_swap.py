@@ -30,12 +30,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bundle_copy import BundleCopy, bundle_copy
-from benchmarks.class_swap_report import ClassSwapReport
 from benchmarks.machine.monitor import read_others_s
 from benchmarks.machine.system_files import Unavailable
 from benchmarks.timing.percentiles import Float64, percentile_of, percentile_ratio
 from benchmarks.timing.rounds import garbage_collector_at_rest
+from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy
+from benchmarks.updates.reports import ClassSwapReport
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate

@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bundle_copy import BundleCopy, bundle_copy
 from benchmarks.results.json_values import json_from_value
 from benchmarks.timing.percentiles import Percentile, percentile_of
 from benchmarks.timing.rounds import garbage_collector_at_rest
+from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy
 from icis_deploy.bundle.manifest import MODEL_NAME, load_manifest
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
