@@ -49,7 +49,7 @@ def bench_peers(
 
     enable_workbench()
     from benchmarks.bench.bench import PRESETS, labeled_inputs
-    from benchmarks.peers import measure_peers
+    from benchmarks.peers.peers import measure_peers
     from icis_deploy.descriptors.files import load_descriptors
 
     with show_progress() as progress:

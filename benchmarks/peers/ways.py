@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.bench.opened import Images, OpenTarget, float_input, noise, open_bundle
 from benchmarks.conse import conse_from
-from benchmarks.torch_peers import add_rows, compiled, load_module, runner, save_as_onnx
+from benchmarks.peers.torch_programs import add_rows, compiled, load_module, runner, save_as_onnx
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import ICISDeployError, UsageError

@@ -40,7 +40,7 @@ from benchmarks.bench.bench import (
 from benchmarks.bench.correctness import check_same_base
 from benchmarks.bench.opened import OpenTarget, names_of_bundles, open_bundle
 from benchmarks.machine.environment import read_environment
-from benchmarks.peer_ways import Peer, Workshop, make_peers
+from benchmarks.peers.ways import Peer, Workshop, make_peers
 from benchmarks.results.result import Result
 from benchmarks.results.values import AddClasses, Target, Timing
 from benchmarks.timing.percentiles import percentile_of

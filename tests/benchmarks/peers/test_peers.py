@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import icis_deploy
-from benchmarks import peer_ways, torch_peers
 from benchmarks.bench.bench import PRESETS, LabeledInputs
 from benchmarks.conse import conse_from
-from benchmarks.peers import NUM_ADDED, measure_peers
+from benchmarks.peers.peers import NUM_ADDED, measure_peers
+from benchmarks.peers.peers import torch_programs as torch_peers
+from benchmarks.peers.peers import ways as peer_ways
 from benchmarks.results.result import parse_result, serialize_result
 from benchmarks.results.text import text_of
 from icis_deploy.descriptors.descriptors import Descriptors

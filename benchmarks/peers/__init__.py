@@ -1,0 +1,1 @@
+"""The other ways to have the same classes: other runtimes, exporting again, torch programs, ConSE."""
