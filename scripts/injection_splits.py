@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.injection_quality import COLUMNS, measure_injection, summary
+from benchmarks.zero_shot.injection_quality import COLUMNS, measure_injection, summary
 from icis_deploy.api.compare import Photos
 from icis_deploy.api.export import head_of, inspect
 from icis_deploy.api.inject import run_neutral_pictures

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.injection_quality import COLUMNS, measure_injection, summary
+from benchmarks.zero_shot.injection_quality import COLUMNS, measure_injection, summary
 from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, prepared, train_network
 from icis_deploy.demo.rendering import IMAGE_SIZE, render_classes
 from icis_deploy.demo.world import describe, make_world

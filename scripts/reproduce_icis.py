@@ -16,11 +16,11 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.base_head import MAX_EPOCHS  # noqa: E402 - a script finds its own checkout first
 from benchmarks.machine.environment import read_environment  # noqa: E402
-from benchmarks.reproduction import FIGURES, PAPER, DataSetReport, reproduce, text_of  # noqa: E402
 from benchmarks.results.json_values import json_from_value  # noqa: E402
-from benchmarks.xlsa17 import FEATURES_NAME  # noqa: E402
+from benchmarks.zero_shot.base_head import MAX_EPOCHS  # noqa: E402 - a script finds its own checkout first
+from benchmarks.zero_shot.reproduction import FIGURES, PAPER, DataSetReport, reproduce, text_of  # noqa: E402
+from benchmarks.zero_shot.xlsa17 import FEATURES_NAME  # noqa: E402
 from icis_deploy.cli.bench_options import check_out  # noqa: E402
 from icis_deploy.common.files import write_file  # noqa: E402
 from icis_deploy.errors import ICISDeployError, UsageError  # noqa: E402

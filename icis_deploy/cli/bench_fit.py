@@ -62,8 +62,8 @@ def bench_fit(
     from icis_deploy.workbench import enable_workbench
 
     enable_workbench()
-    from benchmarks.fit import load_problem, measure_fit, text_of
     from benchmarks.results.json_values import json_from_value
+    from benchmarks.zero_shot.fit import load_problem, measure_fit, text_of
 
     problem = load_problem(
         model_source(model, weights, input_shape, head_node),

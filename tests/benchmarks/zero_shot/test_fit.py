@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import fit
-from benchmarks.fit import FAST, PUBLISHED, load_problem, measure_fit, text_of
+from benchmarks.zero_shot import fit
+from benchmarks.zero_shot.fit import FAST, PUBLISHED, load_problem, measure_fit, text_of
 from icis_deploy.api.inject import train_injector
 from icis_deploy.cli.main import run
 from icis_deploy.errors import UsageError

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.xlsa17 import Images, hold_out
+from benchmarks.zero_shot.xlsa17 import Images, hold_out
 from icis_deploy.metrics.accuracy import macro, mean_by_class
 
 LEARNING_RATE = 1e-4

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import reproduction
-from benchmarks.reproduction import PAPER, PUBLISHED, published_rows, reproduce, score_rows, text_of
-from benchmarks.xlsa17 import load_zero_shot_data
+from benchmarks.zero_shot import reproduction
+from benchmarks.zero_shot.reproduction import PAPER, PUBLISHED, published_rows, reproduce, score_rows, text_of
+from benchmarks.zero_shot.xlsa17 import load_zero_shot_data
 from icis_deploy.errors import UsageError
 from tests.benchmarks.xlsa17_files import FEATURE_DIM, NUM_SEEN, NUM_UNSEEN, write_data_set
 from tests.conftest import REPOSITORY

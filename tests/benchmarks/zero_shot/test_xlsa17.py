@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-from benchmarks.xlsa17 import hold_out, load_zero_shot_data
+from benchmarks.zero_shot.xlsa17 import hold_out, load_zero_shot_data
 from icis_deploy.errors import LoadError
 from tests.benchmarks.xlsa17_files import FEATURE_DIM, NUM_IMAGES, NUM_SEEN, NUM_UNSEEN, write_data_set
 

@@ -1,6 +1,6 @@
 """Reproduce the published results of ICIS on CUB, AWA2 and SUN, and print our figures beside the published ones.
 
-For each data set and seed: a softmax head is trained on the features of seen classes (`benchmarks.base_head`), the
+For each data set and seed: a softmax head is trained on the features of seen classes (`benchmarks.zero_shot.base_head`), the
 published recipe predicts the rows of unseen classes from their attributes, and T, U, S and H are measured on the test
 images, which nothing has looked at before. Beside it, on the same heads, run the methods of `icis_deploy.injection.inject`.
 
@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.base_head import MAX_EPOCHS, BaseHead, linear_logits, train_base_head
-from benchmarks.xlsa17 import FEATURES_NAME, ZeroShotData, load_zero_shot_data
+from benchmarks.zero_shot.base_head import MAX_EPOCHS, BaseHead, linear_logits, train_base_head
+from benchmarks.zero_shot.xlsa17 import FEATURES_NAME, ZeroShotData, load_zero_shot_data
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.head.head import Head
 from icis_deploy.injection.inject import inject

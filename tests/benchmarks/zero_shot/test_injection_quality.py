@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.injection_quality import COLUMNS, measure_injection
+from benchmarks.zero_shot.injection_quality import COLUMNS, measure_injection
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.head.head import Head
 from icis_deploy.injection.inject import inject

@@ -1,7 +1,7 @@
 import numpy as np
 
-from benchmarks.base_head import linear_logits, train_base_head
-from benchmarks.xlsa17 import Images
+from benchmarks.zero_shot.base_head import linear_logits, train_base_head
+from benchmarks.zero_shot.xlsa17 import Images
 
 
 def separable_images(*, num_classes=5, num_images=20, feature_dim=16, noise=0.3, seed=0):
