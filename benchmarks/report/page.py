@@ -17,7 +17,7 @@ from benchmarks.report.merging import Device, Entry, Row, merge
 from benchmarks.report.numbers import enumeration
 from benchmarks.report.sections import pictures_of, smallest_batches
 from benchmarks.report.sentences import say_accuracies, say_distributions
-from benchmarks.report.table import Cell, Column, columns_of
+from benchmarks.report.tables import Cell, Column, columns_of
 from benchmarks.results.result import Result
 from icis_deploy._version import __version__
 from icis_deploy.errors import MissingDependencyError

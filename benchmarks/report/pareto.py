@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.report.intervals import Measure, accuracy_interval
+from benchmarks.report.accuracy_intervals import Measure, accuracy_interval
 from benchmarks.report.merging import Entry, Row
 from benchmarks.timing.percentiles import Interval
 

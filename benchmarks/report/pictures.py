@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.report.accuracy_intervals import Measure, accuracy_interval
 from benchmarks.report.canvas import (
     FONT_PT,
     INK,
@@ -17,8 +18,7 @@ from benchmarks.report.canvas import (
     milliseconds_axis,
     plain_number,
 )
-from benchmarks.report.intervals import Measure, accuracy_interval
-from benchmarks.report.keys import draw_key, key_height_in, number_points
+from benchmarks.report.legend import draw_key, key_height_in, number_points
 from benchmarks.report.merging import Entry, Row
 from benchmarks.report.numbers import duration
 from benchmarks.report.pareto import Choice

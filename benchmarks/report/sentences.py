@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from benchmarks.report.intervals import Measure, accuracy_difference
+from benchmarks.report.accuracy_intervals import Measure, accuracy_difference
 from benchmarks.report.merging import Entry, Row
 from benchmarks.report.numbers import (
     as_long,

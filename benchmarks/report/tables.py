@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.report.intervals import accuracy_interval
+from benchmarks.report.accuracy_intervals import accuracy_interval
 from benchmarks.report.merging import Row
 from benchmarks.report.numbers import UNKNOWN, milliseconds, percent, percentile, significant
 from benchmarks.timing.comparison import MIN_ROUNDS

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.report.intervals import accuracy_difference, accuracy_interval
+from benchmarks.report.accuracy_intervals import accuracy_difference, accuracy_interval
 from tests.benchmarks.report.conftest import accuracy
 
 
