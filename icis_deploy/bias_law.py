@@ -9,7 +9,7 @@ length,
 
 so that the law is linear in the deviation, and its constant part of the offset that calibration chooses.
 
-Of 27 heads (`scripts/other_heads.py`) `|w|^2` explains 100 % of the biases of nearest means and 66 to 90 % of those of
+Of 27 heads (`scripts/experiments/other_heads.py`) `|w|^2` explains 100 % of the biases of nearest means and 66 to 90 % of those of
 discriminants; of others at most 27 %, but 52 % where training stopped early and all biases are nearly zero. All seven
 that obey got better: T by 7 to 40 points, H by 8 to 16.
 """

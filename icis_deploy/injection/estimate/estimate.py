@@ -29,17 +29,17 @@ from icis_deploy.learning_curve import learning_curve
 Float32 = NDArray[np.float32]
 
 FEW_SEEN = 60
-"""Seen classes below which the learning curve is too steep to be taken on (`scripts/other_heads.py`): of heads with 40
+"""Seen classes below which the learning curve is too steep to be taken on (`scripts/experiments/other_heads.py`): of heads with 40
 classes H came out up to 16 points from what was predicted, of discriminants 36; of those with 80 up to 15 and 23."""
 
 OTHER_LAW_SLOPE = 0.3
 """`FeatureLaw.slope` below which rows do not follow features as those of a network trained with its head do. Such heads
 have 0.5 to 1; linear discriminants have 0.1 to 0.3, least squares and a label-smoothed head fitted to given features
-less than 0: for these predicted H was off by up to 36 points (`scripts/other_heads.py`)."""
+less than 0: for these predicted H was off by up to 36 points (`scripts/experiments/other_heads.py`)."""
 
 MISSED_ACCURACY = 0.08
 """How far pseudo-features may miss the head's accuracy. Where they do not miss it by 0.07 at most, they miss it by 0.19
-or more: without neutral features, those of most discriminants (`scripts/other_heads.py --no-backbone`)."""
+or more: without neutral features, those of most discriminants (`scripts/experiments/other_heads.py --no-backbone`)."""
 
 NO_NEUTRAL_FEATURES = (
     "The backbone was not run on neutral pictures: the scale of features is guessed from the head's confidence. "

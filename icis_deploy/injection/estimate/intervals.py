@@ -25,7 +25,7 @@ NORMAL_90 = 1.645
 MODEL_ERROR: Mapping[str, float] = MappingProxyType({"T": 0.13, "U": 0.14, "S": 0.10, "H": 0.07})
 """Standard deviation of what was measured from what was predicted, in radians, beyond the draw of classes: of heads
 without a warning 0.13, 0.14, 0.09 and 0.05 in one world of rendered pictures, 0.15, 0.16, 0.10 and 0.09 in another
-(`scripts/other_heads.py`, seeds 0 and 1)."""
+(`scripts/experiments/other_heads.py`, seeds 0 and 1)."""
 
 DOUBTFUL = 3.0
 """How many times as large the model's error is where there is reason for doubt: 2.2 to 3.9 in those worlds."""

@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY
 
 @pytest.fixture(scope="module")
 def script():
-    """`scripts/reproduce_icis.py` as a module."""
+    """`scripts/experiments/reproduce_icis.py` as a module."""
     spec = importlib.util.spec_from_file_location("reproduce_icis", REPOSITORY / "scripts" / "reproduce_icis.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

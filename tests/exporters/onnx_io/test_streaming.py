@@ -20,7 +20,7 @@ from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import CorruptFileError, ModelLoadError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.runtime.device import Device
-from scripts import large_head
+from scripts.experiments import large_head
 
 ROWS, WIDTH = 700, 512  # 1.4 MB: large enough to be streamed
 GRAPH = """
@@ -135,7 +135,7 @@ def test_a_bundle_too_large_for_protobuf_names_its_data_file_and_opens(
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc: Linux only")
 def test_an_export_holds_the_head_little_more_than_the_twice_that_the_runtime_takes(tmp_path: Path) -> None:
-    # scripts/large_head.py finds 2.0 to 2.2; an export that copies the rows once more would find 3.
+    # scripts/experiments/large_head.py finds 2.0 to 2.2; an export that copies the rows once more would find 3.
     found = large_head.measure(tmp_path, 15_000, 1000, kind="fused", added=8)
     assert found["head_mb"] == 60
     assert found["ratio"] < 2.6

@@ -1,6 +1,6 @@
 """Compare a model that takes pixels and chooses classes with the same work in Python around the plain model.
 
-    scripts/device_work.py MODEL --classes FILE --preprocess FILE [--top K] [--batch 1,8,32] [--threads N]
+    scripts/experiments/device_work.py MODEL --classes FILE --preprocess FILE [--top K] [--batch 1,8,32] [--threads N]
 
 Exports MODEL twice, fused: as it is, and with `--input uint8 --top K`. From the same resized and cropped pixels to the
 K most probable classes, three ways are measured in turn, round by round:

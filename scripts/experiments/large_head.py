@@ -1,6 +1,6 @@
 """Measure the peak memory of exporting a large head; Linux only.
 
-    scripts/large_head.py ROWS WIDTH [--external] [--head fused|updatable] [--added N] [--folder FOLDER]
+    scripts/experiments/large_head.py ROWS WIDTH [--external] [--head fused|updatable] [--added N] [--folder FOLDER]
 
 Writes a classifier of one convolution with a head of ROWS x WIDTH, exports it with N more classes in a process of its
 own, and prints that process's peak as a multiple of the head's bytes. What the libraries themselves take is not the

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What do rows cost inside a model, by ONNX Runtime's own clock, and would another form of the head be faster?
 
-    .venv/bin/python scripts/head_cost.py model.onnx fused updatable --threads 2
+    .venv/bin/python scripts/experiments/head_cost.py model.onnx fused updatable --threads 2
 
 Prints three tables:
 

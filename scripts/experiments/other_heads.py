@@ -11,7 +11,7 @@ and networks.
 With `--no-backbone` there are no neutral features. With `--batch-norm` they are moved so that their mean is what the
 last batch normalisation's statistics say of the training images: what would be gained if calibration read them.
 
-Usage: scripts/other_heads.py [--method ridge] [--seed 0] [--no-backbone] [--batch-norm]
+Usage: scripts/experiments/other_heads.py [--method ridge] [--seed 0] [--no-backbone] [--batch-norm]
 """
 
 from __future__ import annotations
