@@ -13,7 +13,14 @@ from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.operations import classes, enable
 from icis_deploy.updates.envelope import envelope_of, serialize_envelope
 from icis_deploy.updates.signing import trusted_keys_from_files
-from scripts.state_mutations import KINDS, StateReport, StateTarget, count_case, run_state_mutations, signed_journal
+from scripts.robustness.state_mutations import (
+    KINDS,
+    StateReport,
+    StateTarget,
+    count_case,
+    run_state_mutations,
+    signed_journal,
+)
 from tests.icis_deploy.runtime.bundles import files_in, make_update
 
 

@@ -1,6 +1,6 @@
 """Kill a process that applies updates and rolls back, again and again, and check what each kill left.
 
-    python scripts/kill_loop.py --kills 200
+    python scripts/robustness/kill_loop.py --kills 200
 
 Each round starts a real process that changes a real bundle as fast as it can, kills it after a random time with
 SIGKILL, and opens the bundle: it must hold one whole state, and know which. The exit code is 1 if any was lost.
@@ -32,7 +32,7 @@ from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, trust, 
 # A child of a server that has imported all of this starts at once. It is a process of its own all the same: SIGKILL
 # ends it between two of its instructions, and nothing of it is left.
 PROCESSES = multiprocessing.get_context("forkserver")
-PRELOADED = ["icis_deploy.runtime.device", "onnxruntime", "securesystemslib.signer", "scripts.kill_loop"]
+PRELOADED = ["icis_deploy.runtime.device", "onnxruntime", "securesystemslib.signer", "scripts.robustness.kill_loop"]
 
 
 def change_for_ever(bundle_folder: Path, key_path: Path, first_version: int, ready: Event) -> None:

@@ -1,6 +1,6 @@
 """Damage and forge every file that a device reads at its start, and count what it makes of them.
 
-    python scripts/state_mutations.py --files 4000
+    python scripts/robustness/state_mutations.py --files 4000
 
 A *damaged* file still has the hash stated of it elsewhere, or none; a *forged* one is damaged first and then given the
 hashes that make it pass, as somebody with access to the disk could. A bundle that opens in spite of it is put to work:
@@ -41,7 +41,7 @@ from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing  
 from icis_deploy.runtime.device import Device  # noqa: E402
 from icis_deploy.runtime.operations import classes  # noqa: E402
 from icis_deploy.updates.signing import keygen, trusted_keys_from_files  # noqa: E402
-from scripts.mutations import MAX_BYTES, change_one, cut, flip_bits, nest, random_bytes, splice  # noqa: E402
+from scripts.robustness.mutations import MAX_BYTES, change_one, cut, flip_bits, nest, random_bytes, splice  # noqa: E402
 from tests.icis_deploy.runtime.bundles import FEATURE_DIM, images, make_update, signed_bytes, trust, write_bundle  # noqa: E402
 
 _START, _MIDDLE, _END = b'{"journal":', b',"sha256":"', b'"}\n'

@@ -1,6 +1,6 @@
 """Kill a process that goes over from one bundle to the next, again and again, and check what each kill left.
 
-    python scripts/kill_loop_replace.py --kills 200
+    python scripts/robustness/kill_loop_replace.py --kills 200
 
 Each round starts a real process that calls `Device.replace` as fast as it can, kills it after a random time with
 SIGKILL, and opens the bundles. Each must hold one whole state: as it was exported, or as the device went over to it,
@@ -29,7 +29,7 @@ from icis_deploy.head.slots import empty_slots  # noqa: E402
 from icis_deploy.runtime.device import Device  # noqa: E402
 from icis_deploy.runtime.state.store import Store  # noqa: E402
 from icis_deploy.updates.signing import KeyPair, keygen, trusted_keys_from_files  # noqa: E402
-from scripts.kill_loop import PRELOADED, PROCESSES, KillReport, kill_one  # noqa: E402
+from scripts.robustness.kill_loop import PRELOADED, PROCESSES, KillReport, kill_one  # noqa: E402
 from tests.icis_deploy.runtime.bundles import (  # noqa: E402
     FEATURE_DIM,
     make_update,
@@ -61,7 +61,7 @@ def run_replace_kill_loop(folder: Path, *, num_kills: int, seed: int) -> KillRep
     device = Device.open(current)
     device.apply(signed_bytes(trusted_keys_from_files([new.public_path]), old.private_path))
     device.disable("dog")
-    PROCESSES.set_forkserver_preload([*PRELOADED, "scripts.kill_loop_replace"])
+    PROCESSES.set_forkserver_preload([*PRELOADED, "scripts.robustness.kill_loop_replace"])
     random, num_lost = np.random.default_rng(seed), 0
     for _ in range(num_kills):
         version = Device.open(current).version + 1

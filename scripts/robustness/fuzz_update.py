@@ -1,7 +1,7 @@
 """Fuzz what a device reads of an update with atheris, which follows the branches that a file takes.
 
     pip install atheris
-    python scripts/fuzz_update.py [libFuzzer options, such as -max_total_time=300]
+    python scripts/robustness/fuzz_update.py [libFuzzer options, such as -max_total_time=300]
 
 Every input goes where an update goes: size, signature, payload. Half of them are signed here first, with the trusted
 key, because a mutation of a signed file dies at the signature; so the readers behind it are reached as well. It stops
@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=["icis_deploy", "securesystemslib"]):
 from securesystemslib.dsse import Envelope  # noqa: E402
 
 from icis_deploy.updates.signing import load_private_key  # noqa: E402 - after the instrumented ones
-from scripts.mutations import Target  # noqa: E402
+from scripts.robustness.mutations import Target  # noqa: E402
 from tests.icis_deploy.runtime.bundles import make_update  # noqa: E402
 
 

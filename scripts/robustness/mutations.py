@@ -1,6 +1,6 @@
 """Damage class update files in every way, and count what a device makes of them.
 
-    python scripts/mutations.py --files 20000
+    python scripts/robustness/mutations.py --files 20000
 
 A file counts as accepted wrongly if it is taken although its payload is not the one that was signed, as crashing if it
 raises anything but an error of icis-deploy, and as greedy if reading it takes more than 100 MB. The exit code is 1 if
