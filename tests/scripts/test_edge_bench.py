@@ -26,7 +26,7 @@ needs_sha256sum = pytest.mark.skipif(shutil.which("sha256sum") is None, reason="
 
 @pytest.fixture(scope="module")
 def edge_bench():
-    """The script `scripts/edge-bench` as a module."""
+    """The script `scripts/edge/edge-bench` as a module."""
     loader = SourceFileLoader("edge_bench", str(REPOSITORY / "scripts" / "edge-bench"))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader("edge_bench", loader))
     sys.modules["edge_bench"] = module  # dataclasses look their module up
@@ -122,7 +122,7 @@ def test_a_python_without_what_it_needs_is_told_which_one_has_it(tmp_path):
 
     assert result.returncode == 5
     (line,) = result.stderr.splitlines()
-    assert line.endswith("Run ./scripts/install dev, then .venv/bin/python scripts/edge-bench.")
+    assert line.endswith("Run ./scripts/install dev, then .venv/bin/python scripts/edge/edge-bench.")
 
 
 def test_a_folder_called_build_is_not_taken_for_the_module_that_builds_the_wheel(edge_bench, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
-"""What scripts/test-arm64 --kit needs: something to pack, and a comparison of two results of the same kit.
+"""What scripts/edge/test-arm64 --kit needs: something to pack, and a comparison of two results of the same kit.
 
-python scripts/kit_check.py prepare FOLDER               a tiny classifier, a bundle of it, and images
-python scripts/kit_check.py compare x86.json arm64.json   the same accuracy, class by class
+python scripts/edge/kit_check.py prepare FOLDER               a tiny classifier, a bundle of it, and images
+python scripts/edge/kit_check.py compare x86.json arm64.json   the same accuracy, class by class
 """
 
 from __future__ import annotations
