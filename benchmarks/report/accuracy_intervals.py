@@ -1,4 +1,4 @@
-"""How sure an accuracy is: bootstrap intervals over classes.
+"""How sure an accuracy is, by bootstrap intervals over classes, and which targets no other one beats.
 
 A macro average stands on its classes, so classes are resampled, not images.
 Two targets are compared on the same resamples: what is hard for both then cancels, as it does in interleaved rounds.
@@ -6,11 +6,14 @@ Two targets are compared on the same resamples: what is hard for both then cance
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.report.merging import Entry, Row
 from benchmarks.results.values import Accuracy
 from benchmarks.timing.percentiles import CONFIDENCE, NUM_RESAMPLES, Interval
 from icis_deploy.metrics.accuracy import harmonic_mean
@@ -67,3 +70,39 @@ def _resampled_means(accuracy: Accuracy, *, is_seen: bool) -> Float64 | None:
 def _ends(samples: Float64) -> tuple[float, float]:
     low, high = np.percentile(samples, [50 * (1 - CONFIDENCE), 100 - 50 * (1 - CONFIDENCE)])
     return float(low), float(high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A target as a point: how fast, how right."""
+
+    entry: Entry
+    """The target."""
+
+    latency_ms: Interval
+    """Median latency."""
+
+    accuracy: Interval
+    """Its accuracy, a fraction of 1; without width where nothing is known of it."""
+
+
+def choices_of(rows: Sequence[Row], measure: Measure) -> list[Choice]:
+    """Return the rows that have this accuracy, fastest first."""
+    found = []
+    for row in rows:
+        accuracy = row.entry.target.accuracy
+        value = None if accuracy is None else getattr(accuracy, measure)
+        if accuracy is not None and value is not None:
+            interval = accuracy_interval(accuracy, measure) or Interval(value=value, low=value, high=value)
+            found.append(Choice(entry=row.entry, latency_ms=row.latency.median_ms, accuracy=interval))
+    return sorted(found, key=lambda each: each.latency_ms.value)
+
+
+def pareto_front(choices: Sequence[Choice]) -> list[Choice]:
+    """Return the choices that no other one equals in both and beats in one, fastest first."""
+
+    def beats(one: Choice, other: Choice) -> bool:
+        ours, theirs = ((-each.latency_ms.value, each.accuracy.value) for each in (one, other))
+        return ours != theirs and ours[0] >= theirs[0] and ours[1] >= theirs[1]
+
+    return [each for each in choices if not any(beats(other, each) for other in choices)]

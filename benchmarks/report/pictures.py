@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report.accuracy_intervals import Measure, accuracy_interval
+from benchmarks.report.accuracy_intervals import Choice, Measure, accuracy_interval
 from benchmarks.report.canvas import (
     FONT_PT,
     INK,
@@ -21,7 +21,6 @@ from benchmarks.report.canvas import (
 from benchmarks.report.legend import draw_key, key_height_in, number_points
 from benchmarks.report.merging import Entry, Row
 from benchmarks.report.numbers import duration
-from benchmarks.report.pareto import Choice
 from benchmarks.results.values import ScaleSeries, Timing
 
 MEASURES: tuple[Measure, ...] = ("U", "S", "H")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from benchmarks.report.accuracy_intervals import choices_of, pareto_front
 from benchmarks.report.merging import Device, Entry, Row
-from benchmarks.report.pareto import choices_of, pareto_front
 from benchmarks.report.pictures import (
     draw_accuracies,
     draw_distributions,

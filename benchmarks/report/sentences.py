@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from benchmarks.report.accuracy_intervals import Measure, accuracy_difference
+from benchmarks.report.accuracy_intervals import Choice, Measure, accuracy_difference
 from benchmarks.report.merging import Entry, Row
 from benchmarks.report.numbers import (
     as_long,
@@ -18,7 +18,6 @@ from benchmarks.report.numbers import (
     size,
     times,
 )
-from benchmarks.report.pareto import Choice
 from benchmarks.results.values import Accuracy, ScalePoint, ScaleSeries, Timing, UpdateLatency
 from benchmarks.timing.comparison import MIN_ROUNDS, Comparison
 from benchmarks.timing.percentiles import Interval

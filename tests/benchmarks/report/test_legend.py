@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.report.accuracy_intervals import choices_of, pareto_front
 from benchmarks.report.legend import NEAR_PT, groups_of_near, key_height_in, num_columns
 from benchmarks.report.merging import merge
-from benchmarks.report.pareto import choices_of, pareto_front
 from benchmarks.report.pictures import draw_latency_against_accuracy
 
 PIXELS = 100 / 72

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.report.accuracy_intervals import Choice
 from benchmarks.report.merging import merge
-from benchmarks.report.pareto import Choice
 from benchmarks.report.sections import smallest_batches
 from benchmarks.report.sentences import (
     say_accuracies,
