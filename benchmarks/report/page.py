@@ -11,13 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.report.extra_tables import extra_tables
-from benchmarks.report.machines import facts_of
 from benchmarks.report.merging import Device, Entry, Row, merge
 from benchmarks.report.numbers import enumeration
 from benchmarks.report.sections import pictures_of, smallest_batches
 from benchmarks.report.sentences import say_accuracies, say_distributions
-from benchmarks.report.tables import Cell, Column, columns_of
+from benchmarks.report.tables import Cell, Column, columns_of, extra_tables, facts_of
 from benchmarks.results.result import Result
 from icis_deploy._version import __version__
 from icis_deploy.errors import MissingDependencyError

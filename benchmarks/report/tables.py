@@ -1,13 +1,14 @@
-"""The table of a report: cells with what they show, and what they are sorted by."""
+"""The tables of a report: the sortable one, smaller ones, and the facts of each machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.report.accuracy_intervals import accuracy_interval
-from benchmarks.report.merging import Row
-from benchmarks.report.numbers import UNKNOWN, milliseconds, percent, percentile, significant
+from benchmarks.report.merging import Device, Entry, Row
+from benchmarks.report.numbers import UNKNOWN, enumeration, milliseconds, percent, percentile, significant
 from benchmarks.timing.comparison import MIN_ROUNDS
 
 
@@ -157,3 +158,124 @@ COLUMNS = (
     ),
 )  # fmt: skip
 """In the order in which they stand."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimpleTable:
+    """A table of texts."""
+
+    title: str
+    """What it shows."""
+
+    words: str
+    """How to read it, in a sentence."""
+
+    titles: tuple[str, ...]
+    """`(num_columns,)`."""
+
+    num_texts: int
+    """So many columns from the left are texts; the others are numbers and stand at the right."""
+
+    rows: tuple[tuple[str, ...], ...]
+    """`(num_rows, num_columns)`."""
+
+
+def extra_tables(devices: Sequence[Device], entries: Sequence[Entry]) -> list[SimpleTable]:
+    """Return the tables for which there is anything to show."""
+    tables = (
+        SimpleTable(
+            title="Under load",
+            words="Scenarios of MLPerf LoadGen, and class updates between requests. An invalid run says nothing: it "
+            "broke a rule.",
+            titles=("Scenario", "Target", "Device", "Valid", "Queries", "Images/s", "p50 ms", "p90 ms", "p99 ms"),
+            num_texts=4,
+            rows=tuple(_scenario_rows(devices)),
+        ),
+        SimpleTable(
+            title="Parity",
+            words="How near logits are to another target's on the same inputs, in standard deviations of the latter.",
+            titles=("Target", "Against", "Inputs", "Classes", "Same top-1 %", "Greatest error", "p99.9 error"),
+            num_texts=2,
+            rows=tuple(_parity_rows(entries)),
+        ),
+        SimpleTable(
+            title="Where the time goes",
+            words="Medians, on devices with memory of their own.",
+            titles=("Target", "Device", "Batch", "To the device ms", "Compute ms", "Back ms"),
+            num_texts=2,
+            rows=tuple(_phase_rows(devices)),
+        ),
+    )
+    return [table for table in tables if table.rows]
+
+
+def _scenario_rows(devices: Sequence[Device]) -> Iterator[tuple[str, ...]]:
+    for device in devices:
+        for each in (scenario for result in device.results for scenario in result.scenarios):
+            latency = each.latency
+            median = UNKNOWN if latency is None else milliseconds(latency.median_ms)
+            found = {} if latency is None else {p.percent: percentile(p) for p in latency.percentiles}
+            tails = (found.get(percent, UNKNOWN) for percent in (90.0, 99.0))
+            valid = "yes" if each.valid else f"no: {'; '.join(each.reasons)}"
+            figures = (f"{each.num_queries:,}", significant(each.samples_per_s), median, *tails)
+            yield (each.name, each.target, device.label, valid, *figures)
+
+
+def _parity_rows(entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
+    for entry in entries:
+        for each in entry.target.parity:
+            counts = (f"{each.num_images:,}", f"{each.num_classes:,}", f"{100 * each.agreement:.2f}")
+            yield (
+                entry.label,
+                each.against,
+                *counts,
+                *(f"{error:.1e}" if error else "0" for error in (each.max_scaled_error, each.p999_scaled_error)),
+            )
+
+
+def _phase_rows(devices: Sequence[Device]) -> Iterator[tuple[str, ...]]:
+    for device in devices:
+        for each in (phases for result in device.results for phases in result.phases):
+            times = (each.host_to_device_ms, each.compute_ms, each.device_to_host_ms)
+            yield (each.target, device.label, str(each.batch_size), *(milliseconds(time.value) for time in times))
+
+
+def facts_of(device: Device) -> list[tuple[str, str]]:
+    """Return names and values; what could not be read is left out, and counted in the last one."""
+    environment = device.environment
+    facts = [*_facts_of_sections(environment.sections), ("Measured", _runs(device))]
+    facts = [("Fingerprint", environment.fingerprint), *facts]
+    if environment.missing:
+        facts.append(("Not readable", ", ".join(sorted(name.replace("_", " ") for name in environment.missing))))
+    return facts
+
+
+def _facts_of_sections(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    cpu, board, system = sections["cpu"], sections["board"], sections["system"]
+    yield "Processor", f"{board['model'] or ''} {cpu['model'] or ''} ({cpu['architecture']})".strip()
+    quota = f", limited to {cpu['quota_cores']:g}" if cpu.get("quota_cores") else ""
+    yield "Cores", f"{cpu['num_usable_cores']} of {cpu['num_cores']}{quota}"
+    clocks = [f"{cpu[name]}" for name in ("governor",) if cpu.get(name)]
+    clocks += [f"up to {cpu[name]:,.0f} MHz" for name in ("max_mhz",) if cpu.get(name)]
+    if clocks:
+        yield "Clock", ", ".join(clocks)
+    total = sections["memory"]["total_bytes"]
+    if isinstance(total, int):
+        yield "Memory", f"{total / 2**30:.1f} GiB"
+    for gpu in sections["gpu"]["gpus"] or ():
+        yield "GPU", ", ".join(str(value) for key, value in gpu.items() if key in ("name", "driver") and value)
+    inside = [str(board[kind]) for kind in ("virtualization", "container") if board[kind] not in (None, "none")]
+    if inside:
+        yield "Runs in", f"{enumeration(inside)}: others may share it"
+    yield "System", ", ".join(str(value) for value in system.values() if isinstance(value, str))
+    versions = {name: version for name, version in sections["versions"].items() if version}
+    yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())
+    threads = {name: value for name, value in sections["threads"].items() if value}
+    if threads:
+        yield "Threads", ", ".join(f"{name}={value}" for name, value in threads.items())
+
+
+def _runs(device: Device) -> str:
+    return "; ".join(
+        f"{result.command} {result.created.replace('T', ' ').removesuffix('Z')} UTC" for result in device.results
+    )
