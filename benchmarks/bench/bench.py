@@ -43,8 +43,8 @@ from benchmarks.timing.latency import Plan, measure
 from benchmarks.timing.percentiles import num_queries_needed
 from benchmarks.timing.rounds import Call, calls_over
 from benchmarks.timing.startup import measure_startup
-from benchmarks.update_result import scenario_from_swap
 from benchmarks.updates.class_swap import measure_class_swap
+from benchmarks.updates.reports import scenario_from_swap
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import ICISDeployError, UsageError

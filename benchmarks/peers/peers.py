@@ -44,7 +44,7 @@ from benchmarks.peers.ways import Peer, Workshop, make_peers
 from benchmarks.results.result import Result
 from benchmarks.results.values import AddClasses, Target, Timing
 from benchmarks.timing.percentiles import percentile_of
-from benchmarks.update_result import timing_from
+from benchmarks.updates.reports import timing_from
 from benchmarks.updates.update_latency import CLASS_UPDATE, REEXPORT, measure_update
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.common.json_fields import json_from_time

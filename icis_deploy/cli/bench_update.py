@@ -75,7 +75,7 @@ def bench_update(
     )
     if out is not None:
         from benchmarks.results.result import save_result
-        from benchmarks.update_result import result_from_update
+        from benchmarks.updates.reports import result_from_update
 
         save_result(result_from_update(report, num_threads=threads), out)
     print_result({"bundle": str(bundle), **report.to_json()}, text=text_of(report))
@@ -83,9 +83,8 @@ def bench_update(
 
 def _measure_class_swap(bundle: Path, *, num_classes: int, seconds: float, threads: int, out: Path | None) -> None:
     from benchmarks.results.result import save_result
-    from benchmarks.update_result import result_from_swap
     from benchmarks.updates.class_swap import measure_class_swap
-    from benchmarks.updates.reports import text_of
+    from benchmarks.updates.reports import result_from_swap, text_of
     from icis_deploy.runtime.sessions.choice import Runtime
 
     report = measure_class_swap(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import icis_deploy
-from exporters.compaction_gate import check_compacted
+from exporters.bundles.compaction import check_compacted
 from exporters.head.finding import find_head
 from exporters.head.slot_baking import bake_rows
 from exporters.head.surgery import add_slots, fuse_head, set_slot_defaults

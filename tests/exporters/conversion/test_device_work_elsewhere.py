@@ -32,7 +32,7 @@ from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls
 from icis_deploy.runtime.sessions.protocol import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
 from icis_deploy.updates.envelope import save_update
-from tests.exporters.test_device_work import update_for, with_tail
+from tests.exporters.conversion.test_device_work import update_for, with_tail
 from tests.icis_deploy.runtime.fake_gpu import FakeCuda, FakeTensorRT
 from tests.tiny_models import FEATURE_DIM, NUM_SEEN, SIDE, TinyProject
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from exporters.cosine_features import is_unit_length
+from exporters.head.patterns import is_unit_length
 
 GRAPH = """<ir_version: 10, opset_import: ["": 20]> g (float[b, 4] x, float[b, 4] z) => (float[b, 4] y)
 <int64[1] axis = {1}, float tiny = {0.000000000001}, float two = {2}, float half = {0.5}, float three = {3},
