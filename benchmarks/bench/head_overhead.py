@@ -10,7 +10,8 @@ Rules:
 3. What they do cost is the measured ratio to the original, from interleaved rounds, less 1, of the original's median.
 4. Only like is compared with like: the original model itself, in the same precision, runtime and provider, batch 1.
    With more images the rows are read once for all of them, and arithmetic, not memory, is the roof. Where a bundle's
-   model chooses classes, that counts against it as well; `scripts/experiments/head_cost.py` looks at the head's nodes alone.
+   model chooses classes, that counts against it as well; `scripts/experiments/head_cost.py` looks at the head's nodes
+   alone.
 5. The share is far smaller than the noise of a small machine: a verdict needs the whole interval on one side of it.
 """
 

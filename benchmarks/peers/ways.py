@@ -251,7 +251,8 @@ class ConSE:
     class whose descriptor is most similar to it (cosine) wins. Chosen among all classes, seen ones compete in the same
     way.
 
-    Source: M. Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR 2014, with T = 10.
+    Source: M. Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR 2014, with
+    T = 10.
     """
 
     seen: Float32

@@ -1,2 +1,4 @@
-"""Time, measured so that it can be trusted: warm-up, interleaved rounds, percentiles with enough samples, comparison with an
-interval, drift."""
+"""Time, measured so that it can be trusted.
+
+Warm-up, interleaved rounds, percentiles with enough samples, comparison with an interval, drift.
+"""

@@ -1,1 +1,4 @@
-"""Zero-shot benchmarks of the literature: their data, the published recipe, and how good and fast injection is on them."""
+"""Zero-shot benchmarks of the literature.
+
+Their data, the published recipe, and how good and fast injection is on them.
+"""

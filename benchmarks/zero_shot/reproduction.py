@@ -1,8 +1,9 @@
 """Reproduce the published results of ICIS on CUB, AWA2 and SUN, and print our figures beside the published ones.
 
-For each data set and seed: a softmax head is trained on the features of seen classes (`benchmarks.zero_shot.base_head`), the
-published recipe predicts the rows of unseen classes from their attributes, and T, U, S and H are measured on the test
-images, which nothing has looked at before. Beside it, on the same heads, run the methods of `icis_deploy.injection.inject`.
+For each data set and seed: a softmax head is trained on the features of seen classes
+(`benchmarks.zero_shot.base_head`), the published recipe predicts the rows of unseen classes from their attributes, and
+T, U, S and H are measured on the test images, which nothing has looked at before. Beside it, on the same heads, run the
+methods of `icis_deploy.injection.inject`.
 
 docs/reproduction.md says where the data is, what differs from the authors' protocol, and what is wrong in theirs.
 """

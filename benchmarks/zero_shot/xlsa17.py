@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.descriptors.descriptors import Descriptors
-from icis_deploy.descriptors.files import load_descriptors
+from icis_deploy.descriptors.files import load_descriptors, read_mat
 from icis_deploy.errors import LoadError
 from icis_deploy.head.class_names import quoted
-from icis_deploy.mat_files import read_mat
 
 SPLITS_NAME = "att_splits.mat"
 FEATURES_NAME = "res101.mat"

@@ -1,2 +1,4 @@
-"""What any rewrite of an ONNX graph needs: edits as checked passes, values of constants, and the axis of classes traced
-from operator to operator."""
+"""What any rewrite of an ONNX graph needs.
+
+Edits as checked passes, values of constants, and the axis of classes traced from operator to operator.
+"""

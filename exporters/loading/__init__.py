@@ -1,2 +1,5 @@
-"""Users' models: an ONNX file, an exported torch program or a factory becomes an ONNX graph, with the original beside it
-to compare with."""
+"""Users' models.
+
+An ONNX file, an exported torch program or a factory becomes an ONNX graph, with the original beside it to compare
+with.
+"""

@@ -1,1 +1,4 @@
-"""ONNX files in and out: weights stay places in a file until they are needed, so that a model larger than memory can pass."""
+"""ONNX files in and out.
+
+Weights stay places in a file until they are needed, so that a model larger than memory can pass.
+"""

@@ -1,1 +1,4 @@
-"""What a bundle can hold besides its ONNX model: the registry of targets, and how each is built from the checked model."""
+"""What a bundle can hold besides its ONNX model.
+
+The registry of targets, and how each is built from the checked model.
+"""

@@ -62,7 +62,7 @@ class Target:
     """What `--target` calls it."""
 
     runtime: str | None
-    """The runtime (`icis_deploy.runtime.sessions.choice`) that the gate runs it in; `None` where there is none of ours."""
+    """The runtime that the gate runs it in (`icis_deploy.runtime.sessions.choice`); `None` where none of ours can."""
 
     file: str
     """A path in the bundle, by which one that holds this target is known."""

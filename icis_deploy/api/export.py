@@ -140,7 +140,8 @@ def export(
         form: What is done to the model besides its head, such as its precision; by default nothing.
         trust: Public keys whose class updates a device with this bundle takes (updatable heads).
         generator: A generator, with which devices can be taught classes from descriptors (updatable heads).
-        targets: What the bundle holds: `onnx`, which is always there, and others of `exporters.targets.registry.TARGETS`.
+        targets: What the bundle holds: `onnx`, which is always there, and others of
+            `exporters.targets.registry.TARGETS`.
         target_options: How they are built.
         on_target: Told what became of each target, as soon as it is known.
         overwrite: Whether a bundle at `out` may be replaced.

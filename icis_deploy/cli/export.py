@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from icis_deploy.cli.export_options import engine_options, engine_settings
-from icis_deploy.cli.form_options import form_options, split_form
+from icis_deploy.cli.export_options import engine_options, engine_settings, form_options, split_form
 from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH, classes_option, model_options, model_source
 from icis_deploy.cli.output import columns, format_option, print_result
 from icis_deploy.cli.verify import parity_text

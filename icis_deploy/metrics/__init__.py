@@ -1,2 +1,5 @@
-"""What logits are worth: accuracy on seen and unseen classes, what another model of the same classes lost, and parity of an
-export with its reference. Pure functions of arrays."""
+"""What logits are worth.
+
+Accuracy on seen and unseen classes, what another model of the same classes lost, and parity of an export with its
+reference. Pure functions of arrays.
+"""

@@ -16,9 +16,8 @@ from icis_deploy.bundle.manifest import Bundle, load_bundle, load_manifest
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.changes.rules import after_switch
 from icis_deploy.runtime.device import AppliedUpdate, Device
-from icis_deploy.runtime.state.journal import HistoryEntry, Journal
+from icis_deploy.runtime.state.journal import HistoryEntry, Journal, check_disabled
 from icis_deploy.runtime.state.store import Store
-from icis_deploy.runtime.state_checks import check_disabled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """What a device does in its life, with its answers written down, so that two machines can be compared.
 
-    python scripts/edge/device_check.py prepare FOLDER [--bundle BUNDLE]   one bundle for each machine, and signed updates
+    python scripts/edge/device_check.py prepare FOLDER [--bundle BUNDLE] one bundle a machine, and signed updates
     python scripts/edge/device_check.py run FOLDER/x86 --out x86.json      open, predict, apply, roll back, open again
-    python scripts/edge/device_check.py compare x86.json arm64.json        logits within 1e-5, same predictions and history
+    python scripts/edge/device_check.py compare x86.json arm64.json   logits within 1e-5, same predictions and history
 
 `run` needs no more than a device has: no torch, no onnx.
 """

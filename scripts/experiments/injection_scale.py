@@ -4,7 +4,8 @@
 The head is synthetic: rows follow from descriptors by a random linear map and noise. Each size runs in a process of its
 own, so that its peak memory is its own. Prints one line a size.
 
-Usage: scripts/experiments/injection_scale.py [--seen 1000,5000,21000] [--unseen 1000] [--feature-dim 2048] [--method auto]
+Usage: scripts/experiments/injection_scale.py [--seen 1000,5000,21000] [--unseen 1000] [--feature-dim 2048]
+           [--method auto]
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ fewer seen classes, 20 unseen ones, descriptors with noise and those that say no
 backbone, an accuracy that nobody told. Rows are made before an image is looked at. *Best* is the H of the
 best scale and offset chosen with the same images for the same rows: the bar is 93 % of it.
 
-Usage: scripts/experiments/injection_splits.py FOLDER [--method auto] [--seen-accuracy 0.884] [--hold-outs 5] [--only WORDS]
+Usage: scripts/experiments/injection_splits.py FOLDER [--method auto] [--seen-accuracy 0.884] [--hold-outs 5]
+           [--only WORDS]
 FOLDER holds model.onnx, classes.txt, unseen.txt, descriptors.npz, preprocess.json and images.csv.
 """
 

@@ -1,1 +1,4 @@
-"""TensorRT and TensorRT-RTX: the graph that their parser takes, symmetric quantization, build settings and the engine."""
+"""TensorRT and TensorRT-RTX.
+
+The graph that their parser takes, symmetric quantization, build settings and the engine.
+"""

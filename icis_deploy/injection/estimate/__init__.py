@@ -1,1 +1,4 @@
-"""What an injection promises before it ships: predicted T, U, S and H with intervals, the classes to doubt, and warnings."""
+"""What an injection promises before it ships.
+
+Predicted T, U, S and H with intervals, the classes to doubt, and warnings.
+"""

@@ -2,7 +2,8 @@
 
 Nothing here has seen an image. The numbers come from class-level cross-validation with pseudo-features, taken on to all
 seen classes by the learning curve. Two theories say how long class means of features are, and two readings of one
-measurement how much images differ; the prediction lies between them. `icis_deploy.injection.estimate.intervals` makes the intervals.
+measurement how much images differ; the prediction lies between them. `icis_deploy.injection.estimate.intervals` makes
+the intervals.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from icis_deploy.injection.estimate.intervals import DOUBTFUL, Range, accuracy_r
 from icis_deploy.injection.pseudo_features.draws import Draws, PseudoFeatures
 from icis_deploy.injection.pseudo_features.mixtures import CONCENTRATIONS
 from icis_deploy.injection.rows.predictors import RowPredictor
-from icis_deploy.injection.validation.evaluation import NUM_PSEUDO_FEATURES, Candidate, Trial
-from icis_deploy.injection.validation.operating_point import Rates
+from icis_deploy.injection.validation.cross_validation import HeldOutRows, hold_out, play, with_less_training
+from icis_deploy.injection.validation.evaluation import NUM_PSEUDO_FEATURES, Candidate, Trial, at_competing_length
+from icis_deploy.injection.validation.operating_point import Rates, predicted_rates
 from icis_deploy.injection.validation.selection import Selection
-from icis_deploy.learning_curve import learning_curve
 
 Float32 = NDArray[np.float32]
 
 FEW_SEEN = 60
-"""Seen classes below which the learning curve is too steep to be taken on (`scripts/experiments/other_heads.py`): of heads with 40
-classes H came out up to 16 points from what was predicted, of discriminants 36; of those with 80 up to 15 and 23."""
+"""Seen classes below which the learning curve is too steep to be taken on (`scripts/experiments/other_heads.py`): of
+heads with 40 classes H came out up to 16 points from what was predicted, of discriminants 36; of those with 80 up to 15
+and 23."""
 
 OTHER_LAW_SLOPE = 0.3
 """`FeatureLaw.slope` below which rows do not follow features as those of a network trained with its head do. Such heads
@@ -230,3 +232,56 @@ def _impossible_features(trial: Trial) -> list[str]:
         f"recognised, and {wanted:.1%} of images {'are' if is_known else 'are assumed to be'}. "
         f"Its features are of another kind, and the estimate says nothing: measure on images."
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LearningCurve:
+    """Held-out rows of a candidate, predicted from fewer classes than in its trial."""
+
+    candidate: Candidate
+    """With the predictions of its trial."""
+
+    thinned: tuple[HeldOutRows, ...]
+    """The same folds with less training."""
+
+    step: float
+    """From the trial to all seen classes, in units of the step from less training to the trial; 0..1."""
+
+    def rates(self, trial: Trial, pseudo: PseudoFeatures) -> Rates:
+        """Return the accuracies to expect when all seen classes are learnt from.
+
+        Args:
+            trial: The candidate's trial.
+            pseudo: Features to play with, the trial's or others.
+        """
+        point = self.candidate.point
+        now, less = (
+            predicted_rates(play(rows, trial.rows, pseudo, seed=trial.seed), point)
+            for rows in (self.candidate.held_out, self.thinned)
+        )
+        return Rates(T=self._go_on(less.T, now.T), U=self._go_on(less.U, now.U), S=self._go_on(less.S, now.S))
+
+    def _go_on(self, less: float, now: float) -> float:
+        return min(max(now + self.step * (now - less), 0.0), 1.0)
+
+
+def learning_curve(candidate: Candidate, trial: Trial) -> LearningCurve:
+    """Predict a candidate's held-out rows once more, from fewer classes.
+
+    Rows are predicted better the more classes they are learnt from, so that cross-validation, which hides a part of the
+    seen classes, is too pessimistic of an injection that learns from all of them. How fast rows get better is seen by
+    hiding more: the same held-out classes are predicted from fewer training classes. Accuracies are then taken to go on
+    linearly in the logarithm of the number of training classes, over a step that is never longer than the one observed.
+
+    Args:
+        candidate: A method after its trial.
+        trial: That trial.
+    """
+    folds = tuple(part.fold for part in candidate.held_out)
+    fewer = with_less_training(folds, seed=trial.seed)
+    raw = hold_out(candidate.prepared.predict, trial.descriptors, trial.rows, trial.unseen_descriptors, fewer)
+    sizes = [sum(len(fold.training) for fold in group) / len(group) for group in (fewer, folds)]
+    step = math.log(len(trial.rows) / sizes[1]) / max(math.log(sizes[1] / sizes[0]), 1e-9)
+    return LearningCurve(
+        candidate=candidate, thinned=at_competing_length(raw, trial, candidate.exponent), step=min(step, 1.0)
+    )

@@ -7,14 +7,16 @@
   nothing, it shows its class in the place of something else. Without neutral features, isotropic noise takes
   their place, and its scale is set so that the head is as sure of itself as it is right: a network trained with
   cross-entropy is about calibrated.
-- *Directions and centre*: `icis_deploy.injection.pseudo_features.class_means`. Lengths of class means are as theory has it for balanced linear
+- *Directions and centre*: `icis_deploy.injection.pseudo_features.class_means`. Lengths of class means are as theory has
+  it for balanced linear
   networks, or all equal (neural collapse). Both can be drawn.
 - *A similar class*: an image shows its class and, to a lesser degree, something similar. `blend` is uniform in
   0..`max_blend`, the similar class one of the `NUM_NEIGHBOURS` nearest in direction. Similarity comes from the rows and
   never from descriptors: descriptors that say nothing must not look useful.
 - *The amount of class* and `max_blend` are set so that the untouched head is right as often as its owner says, and
   `NEIGHBOUR_SHARE` of its errors come from similar classes.
-- *Concentration*: all images show as much of their class, or some more than others (`icis_deploy.injection.pseudo_features.mixtures`).
+- *Concentration*: all images show as much of their class, or some more than others
+  (`icis_deploy.injection.pseudo_features.mixtures`).
 
 What does not depend on a draw is found once (`FeatureSource`); what is random is drawn once and then shown as often as
 it is needed under one assumption or another (`Draws`), so that their results differ by the assumption alone.

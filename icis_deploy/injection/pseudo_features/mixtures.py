@@ -26,9 +26,10 @@ Integers = NDArray[np.int64]
 
 CONCENTRATIONS = (3.2, 8.0)
 """How alike images are in the share of class. Measured on rendered pictures that the demo's networks had not seen (40,
-120 and 300 classes, trained well and badly; `scripts/experiments/other_heads.py` prints it), and read in two ways. What a picture
-has along its class's mean as a part of all pictures' spread: 2.3 to 3.7; of its own distance from the centre: 14 to 31.
-Pseudo-features are all about equally far from the centre, pictures not: the first, and the geometric mean of both."""
+120 and 300 classes, trained well and badly; `scripts/experiments/other_heads.py` prints it), and read in two ways. What
+a picture has along its class's mean as a part of all pictures' spread: 2.3 to 3.7; of its own distance from the centre:
+14 to 31. Pseudo-features are all about equally far from the centre, pictures not: the first, and the geometric mean of
+both."""
 
 
 AMOUNT_STEP = 2.0**-14

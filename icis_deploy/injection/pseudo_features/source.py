@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.bias_law import bias_law
 from icis_deploy.injection.pseudo_features.class_means import FeatureLaw, balanced_centre, class_directions
+from icis_deploy.injection.rows.spectrum import bias_law
 
 Float32 = NDArray[np.float32]
 Integers = NDArray[np.int64]

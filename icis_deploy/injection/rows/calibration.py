@@ -1,8 +1,8 @@
 """From raw predicted rows to rows that compete with the seen ones. All of it becomes part of the rows.
 
 A loss of cosines sets no row's length and a regression makes rows too short: left alone, injected classes always lose
-against seen ones, or always win. `icis_deploy.injection.validation.operating_point` chooses the numbers; here they are applied, one class at a
-time: what a class's row becomes depends on no other class.
+against seen ones, or always win. `icis_deploy.injection.validation.operating_point` chooses the numbers; here they are
+applied, one class at a time: what a class's row becomes depends on no other class.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class DeviationCalibration:
     """Added to the bias, in logits."""
 
     bias_law: Float32 | None = None
-    """`(feature_dim,)`: what weights' deviations are multiplied by to give the bias's (`icis_deploy.bias_law`)."""
+    """`(feature_dim,)`: what weights' deviations are multiplied by to give the bias's
+    (`icis_deploy.injection.rows.spectrum`)."""
 
     def apply(self, rows: Float32) -> Float32:
         """Return calibrated rows; both `(num_classes, feature_dim + 1)` float32."""

@@ -1,7 +1,7 @@
 """Trained predictors of rows: plain arrays, and how a descriptor becomes a raw row with them.
 
-Lengths of raw rows mean nothing: `icis_deploy.injection.rows.calibration` sets them. A predictor holds arrays only, so that it can
-be kept, compared and exported; none needs the library that trained it.
+Lengths of raw rows mean nothing: `icis_deploy.injection.rows.calibration` sets them. A predictor holds arrays only, so
+that it can be kept, compared and exported; none needs the library that trained it.
 """
 
 from __future__ import annotations

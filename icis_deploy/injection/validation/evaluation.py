@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.bias_law import bias_law
 from icis_deploy.injection.predictors.registry import Method, Prepared, Progress
 from icis_deploy.injection.pseudo_features.draws import Draws, PseudoFeatures, find_feature_source
 from icis_deploy.injection.pseudo_features.source import FeatureSource
@@ -17,6 +16,7 @@ from icis_deploy.injection.rows.calibration import DeviationCalibration
 from icis_deploy.injection.rows.spectrum import (
     RowSpectrum,
     at_length,
+    bias_law,
     mean_deviation_length,
     mean_row,
     principal_axes,
@@ -77,7 +77,7 @@ class Trial:
     """Of the seen rows."""
 
     bias_law: Float32 | None
-    """How biases follow from weights, if they do (`icis_deploy.bias_law`)."""
+    """How biases follow from weights, if they do (`icis_deploy.injection.rows.spectrum`)."""
 
     balance: float
     """Weight of U in what calibration maximises."""

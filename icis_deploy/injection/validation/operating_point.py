@@ -3,8 +3,8 @@
     row = mean seen row + scale * deviation, at the seen rows' mean length;   bias += offset
 
 A scale below 1 is the shrinkage that an uncertain direction deserves; the offset says how far an injected class is
-favoured. Both are chosen where class-level cross-validation (`icis_deploy.injection.validation.cross_validation`) predicts the best balance
-of U and S.
+favoured. Both are chosen where class-level cross-validation (`icis_deploy.injection.validation.cross_validation`)
+predicts the best balance of U and S.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from icis_deploy.injection.validation.operating_point import weighted_harmonic_m
 
 METHODS_TIED = 0.5
 """Methods that score less than this part of the best are out. Of the others the held-out rows decide: on heads of other
-kinds (`scripts/experiments/other_heads.py`) the balance that pseudo-features predict is off by up to a factor of two, while rows
-are compared with true ones. There this choice gave as much H as, or more than, the best predicted balance would have,
-but for one head."""
+kinds (`scripts/experiments/other_heads.py`) the balance that pseudo-features predict is off by up to a factor of two,
+while rows are compared with true ones. There this choice gave as much H as, or more than, the best predicted balance
+would have, but for one head."""
 
 AFFORDABLE_TRAINING = 2.5e11
 """Multiplications of one training, up to which `auto` also considers a trained method: a few seconds on a CPU."""

@@ -32,9 +32,8 @@ from icis_deploy.errors import BundleError, SelfTestError
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.sessions.protocol import Session
 from icis_deploy.runtime.state.head_state import HeadState, make_head_state
-from icis_deploy.runtime.state.journal import HistoryEntry, Journal, StateEntry, initial_journal
+from icis_deploy.runtime.state.journal import HistoryEntry, Journal, StateEntry, check_disabled, initial_journal
 from icis_deploy.runtime.state.store import SlotsFile, Store, slots_file
-from icis_deploy.runtime.state_checks import check_disabled
 
 if TYPE_CHECKING:
     from icis_deploy.head.class_update import ClassUpdate

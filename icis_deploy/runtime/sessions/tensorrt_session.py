@@ -24,7 +24,7 @@ from icis_deploy.bundle.engine_sidecar import EngineSidecar
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls, DeviceMemory
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
-from icis_deploy.runtime.sessions.pools import ResourcePool
+from icis_deploy.runtime.sessions.pools import ResourcePool, SlotLease, SlotPlaces
 from icis_deploy.runtime.sessions.protocol import (
     FEATURES,
     SLOT_BIAS,
@@ -38,7 +38,6 @@ from icis_deploy.runtime.sessions.protocol import (
 )
 from icis_deploy.runtime.sessions.tensorrt_context import EngineTensor, Lane
 from icis_deploy.runtime.sessions.tensorrt_library import new_logger
-from icis_deploy.runtime.slot_places import SlotLease, SlotPlaces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,11 +36,12 @@ from icis_deploy.runtime.state.journal import (
     MAX_JOURNAL_BYTES,
     Journal,
     StateEntry,
+    check_bundle,
+    check_table,
     initial_journal,
     parse_journal,
     serialize_journal,
 )
-from icis_deploy.runtime.state_checks import check_bundle, check_table
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey

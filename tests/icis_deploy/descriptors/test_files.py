@@ -1,3 +1,6 @@
+from __future__ import annotations
+
+import io
 import sys
 
 import numpy as np
@@ -8,8 +11,8 @@ from scipy.io import savemat
 
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.descriptors import files as descriptor_files
-from icis_deploy.descriptors.files import load_descriptors, save_descriptors
-from icis_deploy.errors import DescriptorError, MissingDependencyError, UsageError
+from icis_deploy.descriptors.files import CHUNK_BYTES, load_descriptors, read_mat, save_descriptors
+from icis_deploy.errors import DescriptorError, LoadError, MissingDependencyError, UsageError
 
 NAMES = ("ant", "honey bee", "Bärin")
 VALUES = np.array([[1.0, 0.5], [-2.0, 0.25], [3.0, 1e-3]], dtype=np.float32)
@@ -271,3 +274,34 @@ def test_a_truncated_file_is_refused(originals, tmp_path, name):
     for length in range(0, len(originals[name]) - 1, 17):
         with pytest.raises(DescriptorError):
             load_descriptors(write(tmp_path / name, originals[name][:length]))
+
+
+MAT_VALUES = np.random.default_rng(0).normal(size=(4, CHUNK_BYTES // 8))
+"""Packed, it is longer than several chunks."""
+
+
+def mat_bytes(*, is_packed: bool) -> bytearray:
+    buffer = io.BytesIO()
+    savemat(buffer, {"first": np.ones((2, 3)), "values": MAT_VALUES}, do_compression=is_packed)
+    return bytearray(buffer.getvalue())
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_the_arrays_asked_for_are_read(is_packed):
+    content = read_mat(io.BytesIO(mat_bytes(is_packed=is_packed)), ["values"])
+
+    np.testing.assert_array_equal(content["values"], MAT_VALUES)
+    assert "first" not in content
+
+
+def test_a_packed_array_with_another_checksum_is_refused_though_nobody_asked_for_it():
+    data = mat_bytes(is_packed=True)
+    data[136 + int.from_bytes(data[132:136], "little") - 1] ^= 1  # the last byte of the first array's Adler-32
+
+    with pytest.raises(LoadError, match="incorrect data check"):
+        read_mat(io.BytesIO(data), ["values"])
+
+
+def test_a_packed_array_that_ends_too_early_is_refused():
+    with pytest.raises(LoadError, match=r"^it ends too early$"):
+        read_mat(io.BytesIO(mat_bytes(is_packed=True)[:-CHUNK_BYTES]), ["values"])

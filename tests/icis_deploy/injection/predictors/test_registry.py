@@ -10,13 +10,13 @@ import pytest
 
 from icis_deploy.errors import MissingDependencyError, UsageError
 from icis_deploy.injection.estimate.class_warnings import MAX_COLLISIONS, find_collisions
+from icis_deploy.injection.estimate.estimate import learning_curve
 from icis_deploy.injection.predictors.icis import ICISConfig, fit_icis, latent_predictor, predict_rows
 from icis_deploy.injection.predictors.registry import METHODS, method_named
 from icis_deploy.injection.rows.spectrum import mean_row
 from icis_deploy.injection.validation.evaluation import Assumptions, Trial, set_up_trial, try_method
 from icis_deploy.injection.validation.operating_point import FLATNESS
 from icis_deploy.injection.validation.selection import select
-from icis_deploy.learning_curve import learning_curve
 
 FEATURE_DIM = 24
 CHEAP = [method for method in METHODS.values() if not method.is_trained]

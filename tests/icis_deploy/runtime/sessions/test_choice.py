@@ -153,7 +153,8 @@ def test_a_runtime_that_is_not_installed_is_an_error_that_names_the_extra(bundle
 
 
 def test_offering_the_names_of_runtimes_loads_no_library():
-    code = "import sys, icis_deploy.runtime.sessions.choice; print({'numpy', 'onnxruntime', 'openvino'} & sys.modules.keys())"
+    module = "icis_deploy.runtime.sessions.choice"
+    code = f"import sys, {module}; print({{'numpy', 'onnxruntime', 'openvino'}} & sys.modules.keys())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert result.stdout == "set()\n"
