@@ -20,8 +20,11 @@ from icis_deploy._version import __version__
 
 if TYPE_CHECKING:
     from icis_deploy.api.describe import describe
-    from icis_deploy.api.export import evaluate, export, inspect, verify
+    from icis_deploy.api.evaluate import evaluate
+    from icis_deploy.api.export import export
     from icis_deploy.api.inject import inject, train_injector
+    from icis_deploy.api.models import inspect
+    from icis_deploy.api.verify import verify
     from icis_deploy.bundle.manifest import Bundle, load_bundle
     from icis_deploy.bundle.model_form import ModelForm
     from icis_deploy.descriptors.descriptors import Descriptors
@@ -41,17 +44,17 @@ _HOMES = {
     "ICISDeployError": "errors",
     "ModelForm": "bundle.model_form",
     "describe": "api.describe",
-    "evaluate": "api.export",
+    "evaluate": "api.evaluate",
     "export": "api.export",
     "inject": "api.inject",
-    "inspect": "api.export",
+    "inspect": "api.models",
     "load_bundle": "bundle.manifest",
     "load_descriptors": "descriptors.files",
     "load_update": "updates.envelope",
     "save_descriptors": "descriptors.files",
     "save_update": "updates.envelope",
     "train_injector": "api.inject",
-    "verify": "api.export",
+    "verify": "api.verify",
 }
 
 __all__ = [

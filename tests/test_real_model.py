@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import icis_deploy
-import icis_deploy.api.export
+import icis_deploy.api.models
 from exporters.conversion.fp16 import halve_model
 from exporters.head.finding import find_head
 from exporters.head.surgery import add_slots
@@ -35,12 +35,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def opened(imagenet_mobilenet: Path) -> icis_deploy.api.export.OpenedModel:
+def opened(imagenet_mobilenet: Path) -> icis_deploy.api.models.OpenedModel:
     return icis_deploy.inspect(imagenet_mobilenet / "model.onnx", classes=imagenet_mobilenet / "classes.txt")
 
 
 @pytest.fixture(scope="module")
-def update(opened: icis_deploy.api.export.OpenedModel, imagenet_mobilenet: Path) -> ClassUpdate:
+def update(opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path) -> ClassUpdate:
     names = imagenet_mobilenet / "unseen.txt"
     descriptors = imagenet_mobilenet / "descriptors.npz"
     preprocess = imagenet_mobilenet / "preprocess.json"
@@ -48,7 +48,7 @@ def update(opened: icis_deploy.api.export.OpenedModel, imagenet_mobilenet: Path)
 
 
 def export_with_slots(
-    opened: icis_deploy.api.export.OpenedModel, updates: list[ClassUpdate], imagenet_mobilenet: Path, out: Path
+    opened: icis_deploy.api.models.OpenedModel, updates: list[ClassUpdate], imagenet_mobilenet: Path, out: Path
 ) -> Path:
     preprocess = imagenet_mobilenet / "preprocess.json"
     icis_deploy.export(opened, updates=updates, head="updatable", capacity=256, preprocess=preprocess, out=out)
@@ -57,7 +57,7 @@ def export_with_slots(
 
 @pytest.fixture(scope="module")
 def fused(
-    opened: icis_deploy.api.export.OpenedModel,
+    opened: icis_deploy.api.models.OpenedModel,
     update: ClassUpdate,
     imagenet_mobilenet: Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -70,7 +70,7 @@ def fused(
 
 @pytest.fixture(scope="module")
 def updatable(
-    opened: icis_deploy.api.export.OpenedModel,
+    opened: icis_deploy.api.models.OpenedModel,
     update: ClassUpdate,
     imagenet_mobilenet: Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -103,7 +103,7 @@ def test_an_updatable_head_recognises_what_the_fused_one_does(
 
 
 def test_raw_rows_of_icis_are_as_good_as_those_of_the_published_recipe(
-    opened: icis_deploy.api.export.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
+    opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
 ) -> None:
     """The published recipe, run to its own stop after 259 epochs, scored T 33.0 % and U 0.0 % (docs/methods.md)."""
     unseen = set(load_class_list(imagenet_mobilenet / "unseen.txt"))
@@ -132,14 +132,14 @@ def test_a_bundle_is_as_near_to_its_original_as_floats_allow(bundle: Path, image
 
 
 def test_a_torch_program_and_its_onnx_file_have_the_same_head(
-    opened: icis_deploy.api.export.OpenedModel, imagenet_mobilenet: Path
+    opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path
 ) -> None:
     program = icis_deploy.inspect(imagenet_mobilenet / "model.pt2", classes=imagenet_mobilenet / "classes.txt")
     assert program.head == opened.head
 
 
 def test_seen_logits_of_an_updatable_head_keep_their_bits(
-    opened: icis_deploy.api.export.OpenedModel, updatable: Path, imagenet_mobilenet: Path, tmp_path: Path
+    opened: icis_deploy.api.models.OpenedModel, updatable: Path, imagenet_mobilenet: Path, tmp_path: Path
 ) -> None:
     empty = export_with_slots(opened, [], imagenet_mobilenet, tmp_path / "empty")
     devices = [icis_deploy.Device.open(folder) for folder in (updatable, empty)]
@@ -176,7 +176,7 @@ def test_one_tensorrt_rtx_engine_and_openvino_files_come_of_the_real_model(
 
 @pytest.mark.parametrize("head", ["fused", "updatable"])
 def test_a_float16_engine_of_the_real_model_has_half_its_size(
-    head: str, opened: icis_deploy.api.export.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
+    head: str, opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
 ) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     photos = load_image_list(imagenet_mobilenet / "images.csv").paths[:2]
@@ -195,7 +195,7 @@ def test_a_float16_engine_of_the_real_model_has_half_its_size(
 
 @pytest.mark.parametrize("head", ["fused", "updatable"])
 def test_an_int8_engine_of_the_real_model_is_built_of_a_graph_that_passes_the_gate(
-    head: str, opened: icis_deploy.api.export.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
+    head: str, opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     # Without their classes: of 25 photos, a single one that is taken for another class would be more than 1 %.

@@ -8,7 +8,7 @@ from benchmarks.results.result import Result, images_per_s
 from benchmarks.results.values import BatchRun, HeadShare, Phases, ScaleSeries, Scenario, Target
 from benchmarks.timing.comparison import MIN_ROUNDS, Comparison
 from benchmarks.timing.latency import LatencyReport, Measurement
-from icis_deploy.cli.output import columns, percent
+from icis_deploy.common.terminal_text import columns, percent
 
 
 def text_of(result: Result) -> str:

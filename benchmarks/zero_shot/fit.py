@@ -33,8 +33,8 @@ from benchmarks.timing.comparison import compare
 from benchmarks.timing.percentiles import Interval
 from benchmarks.timing.rounds import garbage_collector_at_rest
 from icis_deploy.api.compare import Photos
-from icis_deploy.api.export import Model, OpenedModel, PathLike, head_of, inspect
 from icis_deploy.api.inject import train_injector
+from icis_deploy.api.models import Model, OpenedModel, PathLike, head_of, inspect
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import UsageError

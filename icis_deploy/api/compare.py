@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.api.export import BATCH_SIZE, Model, OpenedModel, PathLike, head_of, inspect
+from icis_deploy.api.evaluate import BATCH_SIZE
 from icis_deploy.api.inject import run_neutral_pictures
+from icis_deploy.api.models import Model, OpenedModel, PathLike, head_of, inspect
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import ImageError, UntrustworthyError, UsageError

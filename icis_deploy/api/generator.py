@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.api.export import Model, PathLike, head_of, inspect
 from icis_deploy.api.inject import train_injector
+from icis_deploy.api.models import Model, PathLike, head_of, inspect
 from icis_deploy.common.files import check_free
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors

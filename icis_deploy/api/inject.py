@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.api.export import Model, OpenedModel, PathLike, head_of, inspect
+from icis_deploy.api.models import Model, OpenedModel, PathLike, head_of, inspect
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.head.class_names import load_class_list

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH
-from icis_deploy.cli.output import columns, format_option, print_result
+from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.common.terminal_text import columns
 
 
 @click.command(short_help="Bake a bundle's slots into its model, for free ones.")
@@ -31,7 +32,7 @@ def compact(
     It gives the logits that BUNDLE gives or is not written (exit code 1). A workbench's command; a running device takes
     the new bundle over with Device.replace, without a pause.
     """
-    from icis_deploy.api.export import compact as compact_bundle
+    from icis_deploy.api.compact import compact as compact_bundle
     from icis_deploy.runtime.operations import classes
 
     made = compact_bundle(bundle, out=out, capacity=capacity, images=images, overwrite=overwrite)

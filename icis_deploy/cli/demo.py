@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from icis_deploy.cli.options import NEW_PATH
-from icis_deploy.cli.output import columns, format_option, percent, print_result
+from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.common.terminal_text import columns, percent
 
 if TYPE_CHECKING:
     from icis_deploy.demo.pipeline import DemoResult

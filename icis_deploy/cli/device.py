@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE
-from icis_deploy.cli.output import columns, format_option, print_result
-from icis_deploy.common.terminal_text import MAX_SHOWN, printable
+from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.common.terminal_text import MAX_SHOWN, columns, printable
 
 if TYPE_CHECKING:
     from icis_deploy.runtime.state.journal import HistoryEntry

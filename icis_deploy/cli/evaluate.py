@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, runtime_option
-from icis_deploy.cli.output import columns, format_option, percent, print_result
+from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.common.terminal_text import columns, percent
 
 if TYPE_CHECKING:
     from icis_deploy.metrics.accuracy import AccuracyReport
@@ -35,7 +36,7 @@ def evaluate(bundle: Path, images: Path, unseen: Path | None, runtime: str) -> N
 
     Every number is a macro average: the mean of the classes' own top-1 accuracies.
     """
-    from icis_deploy.api.export import evaluate as evaluate_bundle
+    from icis_deploy.api.evaluate import evaluate as evaluate_bundle
 
     report = evaluate_bundle(bundle, images=images, unseen=unseen, runtime=runtime)
     print_result({"bundle": str(bundle), "runtime": runtime, **accuracy_result(report)}, text=accuracy_text(report))

@@ -10,8 +10,9 @@ import click
 
 from icis_deploy.cli.export_options import engine_options, engine_settings, form_options, split_form
 from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH, classes_option, model_options, model_source
-from icis_deploy.cli.output import columns, format_option, print_result
+from icis_deploy.cli.output import format_option, print_result
 from icis_deploy.cli.verify import parity_text
+from icis_deploy.common.terminal_text import columns
 
 if TYPE_CHECKING:
     from exporters.targets.registry import BuiltTarget

@@ -17,7 +17,8 @@ from icis_deploy.cli.options import (
     model_source,
     seed_option,
 )
-from icis_deploy.cli.output import columns, format_option, print_result, training_progress
+from icis_deploy.cli.output import format_option, print_result, training_progress
+from icis_deploy.common.terminal_text import columns
 
 if TYPE_CHECKING:
     from exporters.generator.writing import WrittenGenerator

@@ -20,7 +20,8 @@ from icis_deploy.cli.options import (
     refuse_given,
     seed_option,
 )
-from icis_deploy.cli.output import columns, format_option, percent, print_result, training_progress
+from icis_deploy.cli.output import format_option, print_result, training_progress
+from icis_deploy.common.terminal_text import columns, percent
 
 METHOD_NAMES = (
     "auto",

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from icis_deploy.cli.options import classes_option, model_options, model_source
-from icis_deploy.cli.output import columns, format_option, print_result
+from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.common.terminal_text import columns
 
 if TYPE_CHECKING:
-    from icis_deploy.api.export import OpenedModel
+    from icis_deploy.api.models import OpenedModel
 
 
 @click.command(short_help="Show the head that was found in a model.")
@@ -26,7 +27,7 @@ def inspect(
 
     MODEL is a .onnx file, a .pt2 torch.export program, or package.module:factory with --weights.
     """
-    from icis_deploy.api.export import inspect as inspect_model
+    from icis_deploy.api.models import inspect as inspect_model
 
     opened = inspect_model(model_source(model, weights, input_shape, head_node), classes=classes)
     print_result({"model": model, **_result(opened)}, text=_text(opened))

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 
 if TYPE_CHECKING:
-    from icis_deploy.api.export import ModelSource
+    from icis_deploy.api.models import ModelSource
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -110,7 +110,7 @@ def model_arguments(spec: str, weights: Path | None, input_shape: str | None, he
 
 def model_source(spec: str, weights: Path | None, input_shape: str | None, head_node: str | None) -> ModelSource:
     """Return what the options of `model_options` say of a model."""
-    from icis_deploy.api.export import ModelSource
+    from icis_deploy.api.models import ModelSource
     from icis_deploy.workbench import enable_workbench
 
     shape = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,30 +71,6 @@ def json_result(command: str, status: str, result: Mapping[str, Any]) -> str:
     if text.isprintable():
         return text
     return "".join([char if char.isprintable() else json.dumps(char)[1:-1] for char in text])
-
-
-def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
-    """Return rows as aligned columns, two spaces apart; a cell never breaks its line.
-
-    Args:
-        rows: Equally long rows of cells.
-        right: Indices of the columns that are aligned to the right, such as numbers.
-    """
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def percent(fraction: float | None) -> str:
-    """Return a fraction of 1 as a percentage with one decimal, or a dash where it is unknown."""
-    return "-" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, runtime_option
-from icis_deploy.cli.output import columns, format_option, percent, print_result
+from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.common.terminal_text import columns, percent
 
 
 @click.command(short_help="Classify images with a bundle.")

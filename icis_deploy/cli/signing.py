@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
-from icis_deploy.cli.output import columns, format_option, print_result
-from icis_deploy.common.terminal_text import printable
+from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.common.terminal_text import columns, printable
 
 if TYPE_CHECKING:
     from icis_deploy.api.diff import UpdateDiff

@@ -33,7 +33,7 @@ def verify(
 
     Runs both on the same inputs and compares logits and predictions. The exit code is 1 if they disagree.
     """
-    from icis_deploy.api.export import verify as verify_bundle
+    from icis_deploy.api.verify import verify as verify_bundle
 
     source = model_source(model, weights, input_shape, head_node)
     found = verify_bundle(bundle, against=source, images=images, runtime=runtime)

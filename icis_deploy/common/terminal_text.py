@@ -6,6 +6,8 @@ turns the direction of what follows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 MAX_REASON = 300
 """Characters of what an error quotes of a file; more says nothing more."""
 
@@ -34,3 +36,27 @@ def printable(text: str, *, max_length: int | None = None) -> str:
     if kept.isprintable():
         return kept
     return "".join([char if char.isprintable() else char.encode("unicode_escape").decode() for char in kept])
+
+
+def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
+    """Return rows as aligned columns, two spaces apart; a cell never breaks its line.
+
+    Args:
+        rows: Equally long rows of cells.
+        right: Indices of the columns that are aligned to the right, such as numbers.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def percent(fraction: float | None) -> str:
+    """Return a fraction of 1 as a percentage with one decimal, or a dash where it is unknown."""
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from icis_deploy.api.export import OpenedModel, evaluate, export, inspect
+from icis_deploy.api.evaluate import evaluate
+from icis_deploy.api.export import export
 from icis_deploy.api.inject import inject
+from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.common.files import new_folder, write_file
 from icis_deploy.demo.image_files import save_images
 from icis_deploy.demo.network import PREPROCESSING, export_program, train_network

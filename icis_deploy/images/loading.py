@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.common.files import open_plain, read_capped
-from icis_deploy.errors import ImageError
+from icis_deploy.errors import ImageError, UsageError
 from icis_deploy.images.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -61,6 +61,23 @@ def load_image_list(path: Path) -> LabeledImages:
         paths.append(file)
         labels.append(row["class"])
     return LabeledImages(paths=tuple(paths), labels=tuple(labels))
+
+
+def load_prepared_list(path: str | Path | None, preprocessing: Preprocessing | None) -> LabeledImages | None:
+    """Read an image list to run models on; `None` stays `None`.
+
+    Raises:
+        UsageError: If it is not known how its images are prepared.
+        ImageError: As `load_image_list`.
+    """
+    if path is None:
+        return None
+    if preprocessing is None:
+        raise UsageError(
+            "Images can only be used where it is known how they are prepared: export with --preprocess, or leave "
+            "--images out."
+        )
+    return load_image_list(Path(path))
 
 
 def load_images(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.results.result import Result, load_result
 from benchmarks.results.values import Accuracy
-from icis_deploy.cli.output import percent
+from icis_deploy.common.terminal_text import percent
 
 MAX_SCALED_ERROR = 1e-4
 """Of a logit beside the original's on the same machine, in standard deviations."""

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.zero_shot.injection_quality import COLUMNS, measure_injection, summary
 from icis_deploy.api.compare import Photos
-from icis_deploy.api.export import head_of, inspect
 from icis_deploy.api.inject import run_neutral_pictures
+from icis_deploy.api.models import head_of, inspect
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.head.class_names import load_class_list

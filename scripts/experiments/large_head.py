@@ -41,7 +41,7 @@ def write_model(folder: Path, rows: int, width: int, *, external: bool, added: i
     import onnx.parser
     import onnx_ir as ir
 
-    from icis_deploy.api.export import inspect
+    from icis_deploy.api.models import inspect
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.updates.envelope import save_update
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import icis_deploy
-import icis_deploy.api.export
+import icis_deploy.api.models
 from icis_deploy.head.class_update import ClassUpdate
 from tests.tiny_models import FEATURE_DIM, TinyProject
 
@@ -21,7 +21,7 @@ class TinyBundles:
 
 def export_bundles(project: TinyProject, folder: Path) -> TinyBundles:
     """Give the unseen classes random rows and export both heads."""
-    opened = icis_deploy.api.export.inspect(project.model, classes=project.classes)
+    opened = icis_deploy.api.models.inspect(project.model, classes=project.classes)
     rows = np.random.default_rng(0).normal(size=(len(project.unseen_names), FEATURE_DIM + 1)).astype(np.float32)
     update = ClassUpdate(base_fingerprint=opened.head.fingerprint, rows=rows, added=project.unseen_names, probe_seed=0)
     for head, capacity in (("fused", None), ("updatable", 16)):

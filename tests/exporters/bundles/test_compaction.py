@@ -14,7 +14,7 @@ from exporters.bundles.compaction import check_compacted
 from exporters.head.finding import find_head
 from exporters.head.slot_baking import bake_rows
 from exporters.head.surgery import add_slots, fuse_head, set_slot_defaults
-from icis_deploy.api.export import compact
+from icis_deploy.api.compact import compact
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import CapacityError, IncompatibleError, MissingDependencyError, UsageError

@@ -15,7 +15,7 @@ import icis_deploy
 from exporters.bundles import writing as bundle_writing
 from exporters.bundles.writing import HeadPlan, plan_head, write_bundle
 from exporters.head.expanded_head import ExpandedHead
-from icis_deploy.api.export import OpenedModel, inspect
+from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import (
     CapacityError,

@@ -19,7 +19,7 @@ from exporters.conversion.int8 import quantize_model
 from exporters.conversion.layer_errors import worst_layers
 from exporters.head.finding import find_head, read_head
 from exporters.onnx_io.files import save_model
-from icis_deploy.api.export import OpenedModel, inspect
+from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError, IncompatibleError, ModelLoadError, UsageError
 from icis_deploy.head.class_update import ClassUpdate

@@ -15,7 +15,8 @@ from exporters.onnx_io import files as onnx_files
 from exporters.onnx_io import lazy_tensors as streamed_tensors
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.onnx_io.lazy_tensors import StreamedTensor
-from icis_deploy.api.export import inspect, verify
+from icis_deploy.api.models import inspect
+from icis_deploy.api.verify import verify
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import CorruptFileError, ModelLoadError
 from icis_deploy.head.class_update import ClassUpdate

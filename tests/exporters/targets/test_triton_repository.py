@@ -15,7 +15,7 @@ from google.protobuf import text_format
 import icis_deploy
 from exporters.targets.registry import triton_repository
 from exporters.targets.triton_repository import BACKBONE, ENSEMBLE, HEAD, MAX_BATCH_SIZE, write_triton_repository
-from icis_deploy.api.export import OpenedModel, inspect
+from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.cli.main import run

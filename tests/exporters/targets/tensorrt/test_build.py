@@ -23,7 +23,7 @@ from exporters.targets.tensorrt.build import build_engine, known_capabilities
 from exporters.targets.tensorrt.engine_settings import EngineSettings
 from exporters.targets.tensorrt.graph import SLOT_ROWS, with_refittable_slots, with_slots_as_inputs
 from exporters.targets.tensorrt.symmetric_quantization import with_symmetric_quantization
-from icis_deploy.api.export import OpenedModel
+from icis_deploy.api.models import OpenedModel
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, model_sha256, parse_sidecar, this_platform
 from icis_deploy.bundle.manifest import MODEL_NAME, load_bundle
 from icis_deploy.bundle.model_form import ModelForm

@@ -1,0 +1,58 @@
+"""Compact a bundle: write one whose model has baked what is in the slots of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from icis_deploy.api.models import PathLike
+from icis_deploy.bundle.manifest import Bundle, load_bundle
+from icis_deploy.common.files import check_free
+from icis_deploy.images.loading import load_prepared_list
+from icis_deploy.runtime.state.store import Store
+from icis_deploy.workbench import enable_workbench
+
+if TYPE_CHECKING:
+    pass
+
+
+def compact(
+    bundle: PathLike,
+    *,
+    out: PathLike,
+    capacity: int | None = None,
+    images: PathLike | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle whose model has baked what is in another one's slots, with free slots after it.
+
+    It takes the other one's place: `Device.replace` hands over without a pause. See `exporters/bundles/compaction.py`.
+
+    Args:
+        bundle: The bundle's folder; it is not changed.
+        out: The new bundle's folder.
+        capacity: Number of slots; `None` for as many as it has.
+        images: An image list to compare both on; seeded inputs by default.
+        overwrite: Whether a bundle at `out` may be replaced.
+
+    Raises:
+        GateFailedError: If the new bundle gives other logits than the old one.
+        IncompatibleError: If the head is fused.
+        MissingDependencyError: If the bundle holds a target that cannot be built on this machine.
+        ICISDeployError: If something cannot be read or written.
+    """
+    enable_workbench()
+    from exporters.bundles.compaction import CompactedFrom, write_compacted
+
+    folder = Path(bundle)
+    check_free(Path(out), overwrite=overwrite)
+    described, store = load_bundle(folder), Store(folder)
+    journal = store.load_journal(described)
+    table = store.load_table(described, journal.current)
+    return write_compacted(
+        Path(out),
+        CompactedFrom(folder=folder, bundle=described, journal=journal, table=table),
+        capacity=described.capacity if capacity is None else capacity,
+        images=load_prepared_list(images, described.preprocessing),
+        overwrite=overwrite,
+    )
