@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.bench.bench import head_overhead as head_share
+from benchmarks.bench import head_overhead as head_share
 from benchmarks.bench.bench import open_targets
 from benchmarks.bench.head_overhead import head_shares, is_like, shares_of
 from benchmarks.machine import bandwidth

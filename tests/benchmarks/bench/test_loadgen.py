@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.bench.bench import loadgen, open_targets
+from benchmarks.bench import loadgen
+from benchmarks.bench.bench import open_targets
 from benchmarks.bench.loadgen import SCENARIOS, run_scenario
 from benchmarks.bench.loadgen_logs import read_details, scenario_from_details
 from icis_deploy.errors import RuntimeFailureError, StorageError

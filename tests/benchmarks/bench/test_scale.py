@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from benchmarks.bench.bench import scale
+from benchmarks.bench import scale
 from benchmarks.bench.scale import HeadSettings, head_model, measure_scale, random_rows, saved_heads
 from benchmarks.machine.bandwidth import memory_bandwidth
 from benchmarks.results.result import parse_result, serialize_result

@@ -8,9 +8,9 @@ import torch
 
 import icis_deploy
 from benchmarks.bench.bench import PRESETS, LabeledInputs
+from benchmarks.peers import torch_programs as torch_peers
+from benchmarks.peers import ways as peer_ways
 from benchmarks.peers.peers import NUM_ADDED, measure_peers
-from benchmarks.peers.peers import torch_programs as torch_peers
-from benchmarks.peers.peers import ways as peer_ways
 from benchmarks.peers.ways import conse_from
 from benchmarks.results.result import parse_result, serialize_result
 from benchmarks.results.text import text_of

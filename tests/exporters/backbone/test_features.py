@@ -5,9 +5,9 @@ import numpy as np
 import onnx
 import pytest
 
+from exporters.backbone import features as backbone_features
 from exporters.backbone.features import NUM_PICTURES, neutral_features
 from exporters.backbone.inputs import seeded_pictures
-from exporters.backbone.splitting import features as backbone_features
 from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
 from tests.tiny_models import FEATURE_DIM, SIDE, TinyProject

@@ -13,7 +13,7 @@ import pytest
 from google.protobuf import text_format
 
 import icis_deploy
-from exporters.targets.registry import triton_repository
+from exporters.targets import triton_repository
 from exporters.targets.triton_repository import BACKBONE, ENSEMBLE, HEAD, MAX_BATCH_SIZE, write_triton_repository
 from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.bundle.manifest import load_bundle

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench.bench import bench, scale
+from benchmarks.bench import bench, scale
 from benchmarks.results.result import load_result, save_result
 from icis_deploy.cli.main import run
 from tests.benchmarks.bundles import export_bundles

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
 
+from icis_deploy.descriptors import files as descriptor_files
 from icis_deploy.descriptors.descriptors import Descriptors
-from icis_deploy.descriptors.descriptors import files as descriptor_files
 from icis_deploy.descriptors.files import CHUNK_BYTES, load_descriptors, read_mat, save_descriptors
 from icis_deploy.errors import DescriptorError, LoadError, MissingDependencyError, UsageError
 

@@ -4,7 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from icis_deploy.descriptors.descriptors import word_vectors
+from icis_deploy.descriptors import word_vectors
 from icis_deploy.descriptors.word_vectors import closest_words, describe_with_vectors, read_vectors, term_of
 from icis_deploy.errors import DescriptorError
 

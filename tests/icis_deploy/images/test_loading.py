@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from icis_deploy.errors import ImageError
+from icis_deploy.images import loading as images
 from icis_deploy.images.loading import iterate_batches, load_image_list, load_images, load_pixels
-from icis_deploy.images.loading import loading as images
 from icis_deploy.images.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(resize=8, crop=8, mean=(0, 0, 0), std=(1, 1, 1))
