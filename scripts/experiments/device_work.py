@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Way = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 IN_MODEL, IN_PYTHON, TUNED = "in the model", "in Python", "in Python, tuned"
 
 

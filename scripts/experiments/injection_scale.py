@@ -26,7 +26,7 @@ NUM_FEATURES = 128
 
 def measure(num_seen: int, num_unseen: int, feature_dim: int, method: str) -> dict[str, object]:
     """Inject into a synthetic head in this process and return what it took."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from icis_deploy.descriptors.descriptors import Descriptors
     from icis_deploy.head.head import Head
     from icis_deploy.injection.inject import inject

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from icis_deploy.bundle.manifest import Bundle
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SIDE = 32
 GRAPH = """
 <ir_version: 10, opset_import: ["": 20]>

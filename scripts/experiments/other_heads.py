@@ -27,7 +27,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from icis_deploy.common.arrays import Float32, Int64
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.zero_shot.injection_quality import COLUMNS, measure_injection, summary
 from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, prepared, train_network
@@ -39,9 +41,7 @@ from icis_deploy.images.neutral import neutral_images
 from icis_deploy.injection.inject import inject
 from icis_deploy.injection.options import InjectionOptions
 
-Float32 = NDArray[np.float32]
-Integers = NDArray[np.int64]
-Fit = Callable[[Float32, Integers, int], Float32]
+Fit = Callable[[Float32, Int64, int], Float32]
 NUM_UNSEEN = 24
 
 
@@ -51,15 +51,15 @@ class Backbone:
 
     rows: Float32
     training: Float32
-    training_labels: Integers
+    training_labels: Int64
     test: Float32
-    test_labels: Integers
+    test_labels: Int64
     neutral: Float32
     num_seen: int
 
 
 def softmax(
-    features: Float32, labels: Integers, num_seen: int, *, decay: float = 1e-3, smoothing: float = 0.0,
+    features: Float32, labels: Int64, num_seen: int, *, decay: float = 1e-3, smoothing: float = 0.0,
     bias: bool = True, steps: int = 200, cosine: float = 0.0, one_to_rest: bool = False,
 ) -> Float32:  # fmt: skip
     """Return the rows of a regression on given features; with `cosine`, that is the scale of unit rows."""
@@ -89,18 +89,18 @@ def softmax(
     return np.concatenate([rows.numpy(), offsets.detach().numpy()[:, None]], axis=1).astype(np.float32)
 
 
-def class_means(features: Float32, labels: Integers, num_seen: int) -> NDArray[np.float64]:
+def class_means(features: Float32, labels: Int64, num_seen: int) -> NDArray[np.float64]:
     """Return `(num_seen, feature_dim)`."""
     return np.stack([features[labels == index].mean(axis=0, dtype=np.float64) for index in range(num_seen)])
 
 
-def nearest_mean(features: Float32, labels: Integers, num_seen: int) -> Float32:
+def nearest_mean(features: Float32, labels: Int64, num_seen: int) -> Float32:
     """Return rows `[mean | -|mean|^2 / 2]`."""
     means = class_means(features, labels, num_seen)
     return np.concatenate([means, -0.5 * (means**2).sum(axis=1, keepdims=True)], axis=1).astype(np.float32)
 
 
-def discriminant(features: Float32, labels: Integers, num_seen: int) -> Float32:
+def discriminant(features: Float32, labels: Int64, num_seen: int) -> Float32:
     """Return the rows of a linear discriminant analysis with a little shrinkage."""
     means = class_means(features, labels, num_seen)
     rest = features - means[labels]
@@ -110,7 +110,7 @@ def discriminant(features: Float32, labels: Integers, num_seen: int) -> Float32:
     return np.concatenate([weight, -0.5 * (weight * means).sum(axis=1, keepdims=True)], axis=1).astype(np.float32)
 
 
-def least_squares(features: Float32, labels: Integers, num_seen: int) -> Float32:
+def least_squares(features: Float32, labels: Int64, num_seen: int) -> Float32:
     """Return the rows of a ridge regression to one-hot targets."""
     inputs = np.concatenate([features, np.ones((len(features), 1))], axis=1).astype(np.float64)
     moment = inputs.T @ inputs / len(inputs)
@@ -135,7 +135,7 @@ HEADS: dict[str, Fit] = {
 
 
 def train_backbone(
-    training: tuple[NDArray[np.uint8], Integers], test: tuple[NDArray[np.uint8], Integers],
+    training: tuple[NDArray[np.uint8], Int64], test: tuple[NDArray[np.uint8], Int64],
     *, num_seen: int, num_epochs: int, batch_norm: bool,
 ) -> Backbone:  # fmt: skip
     """Train the demo's network on the first seen classes and return its features of all pictures."""

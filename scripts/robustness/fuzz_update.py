@@ -16,7 +16,7 @@ from pathlib import Path
 
 import atheris
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 with atheris.instrument_imports(include=["icis_deploy", "securesystemslib"]):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from icis_deploy.errors import ICISDeployError  # noqa: E402 - a script finds its own checkout first

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from icis_deploy.bundle.manifest import load_manifest  # noqa: E402 - a script finds its own checkout first

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, EngineSidecar, parse_sidecar, serialize_sidecar  # noqa: E402

@@ -13,7 +13,7 @@ from icis_deploy.errors import IncompatibleError
 
 @pytest.fixture(scope="module")
 def baseline():
-    return load_result(Path(__file__).parent / "results" / "bench.json")
+    return load_result(Path(__file__).parents[1] / "results" / "bench.json")
 
 
 def with_target(result, name, **changes):
@@ -122,7 +122,7 @@ def test_what_was_not_measured_again_is_refused(baseline):
 
 def test_a_result_of_another_command_is_no_baseline(baseline):
     """It has no target that could be worse, so it would be kept whatever was measured."""
-    scale = load_result(Path(__file__).parent / "results" / "scale.json")
+    scale = load_result(Path(__file__).parents[1] / "results" / "scale.json")
 
     with pytest.raises(IncompatibleError, match=r"a result of bench-scale, .*Give one of bench\."):
         find_regressions(baseline, scale, max_regression=0.05, any_machine=True)

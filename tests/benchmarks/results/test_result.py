@@ -11,14 +11,14 @@ from benchmarks.results.result import Result, images_per_s, load_result, parse_r
 from benchmarks.results.schema import field_docstrings, result_schema
 from icis_deploy.errors import LoadError
 
-REAL_RESULTS = sorted((Path(__file__).parent / "results").glob("*.json"))
-SCHEMA_PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "result.schema.json"
+REAL_RESULTS = sorted(Path(__file__).parent.glob("*.json"))
+SCHEMA_PATH = Path(__file__).resolve().parents[3] / "benchmarks" / "result.schema.json"
 
 
 @pytest.fixture
 def bench_bytes():
     """A result of `icis-deploy bench` on a tiny model, as this project's own code wrote it."""
-    return (Path(__file__).parent / "results" / "bench.json").read_bytes()
+    return (Path(__file__).parent / "bench.json").read_bytes()
 
 
 def changed(data, **changes):

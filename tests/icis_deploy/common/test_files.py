@@ -103,7 +103,7 @@ def run_with_file_size_limit(code, folder, limit_bytes):
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(Path(files.__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
         capture_output=True,
         text=True,
