@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.bench.labeled_inputs import LabeledFeatures
 from benchmarks.bench.opened import ORIGINAL, Images, OpenTarget, noise, prepare
 from benchmarks.results.values import Accuracy, ClassAccuracy, Confusion, Parity
+from icis_deploy.common.arrays import Float64
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
@@ -27,8 +28,6 @@ from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
 
 BATCH_SIZE = 16
 NUM_SEEDED_INPUTS = 64
-
-Float64 = NDArray[np.float64]
 
 
 def check_same_base(targets: Sequence[OpenTarget]) -> None:

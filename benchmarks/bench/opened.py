@@ -18,6 +18,7 @@ from benchmarks.bench.scale import head_bytes
 from benchmarks.results.values import HeadKind, Phases
 from icis_deploy.bundle.manifest import INJECTED_NAME, Bundle, ModelInput
 from icis_deploy.bundle.slot_files import load_injected
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import BundleError, IncompatibleError, UsageError
 from icis_deploy.images.loading import load_images, load_pixels
 from icis_deploy.images.preprocessing import Preprocessing
@@ -28,7 +29,6 @@ from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession,
 ORIGINAL = "original"
 
 Images = NDArray[np.generic]
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,15 +15,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import UsageError
 
 ARRAY_BYTES = 256 << 20
 NUM_PASSES = 7
 NUM_READS = 50
-
-Float32 = NDArray[np.float32]
 
 
 def memory_bandwidth(num_threads: int, *, array_bytes: int = ARRAY_BYTES, num_passes: int = NUM_PASSES) -> float:

@@ -23,7 +23,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.bench.bench import (
     LabeledInputs,
@@ -55,8 +54,6 @@ from icis_deploy.runtime.sessions.choice import Runtime
 NUM_ADDED = 50
 NUM_UPDATES = 31
 """Class updates that are timed; every tenth time the model is also exported again."""
-
-Float32 = NDArray[np.float32]
 
 
 def measure_peers(

@@ -11,18 +11,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.report.merging import Entry, Row
 from benchmarks.results.values import Accuracy
 from benchmarks.timing.percentiles import CONFIDENCE, NUM_RESAMPLES, Interval
+from icis_deploy.common.arrays import Float64
 from icis_deploy.metrics.accuracy import harmonic_mean
 
 Measure = Literal["U", "S", "H"]
 MIN_CLASSES = 8
 """Below this, an interval over classes says nothing."""
-
-Float64 = NDArray[np.float64]
 
 
 def accuracy_interval(accuracy: Accuracy, measure: Measure) -> Interval | None:

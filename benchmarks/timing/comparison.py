@@ -21,9 +21,9 @@ from functools import lru_cache
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.timing.percentiles import CONFIDENCE, Interval
+from icis_deploy.common.arrays import Float64
 from icis_deploy.errors import UsageError
 
 MIN_ROUNDS = 8
@@ -32,7 +32,6 @@ MIN_ROUNDS = 8
 MAX_PAIRS = 300
 """More rounds than this are put together before they are compared: the number of averages grows with the square."""
 
-Float64 = NDArray[np.float64]
 Verdict = Literal["faster", "equal", "slower", "inconclusive"]
 
 

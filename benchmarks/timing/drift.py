@@ -14,7 +14,6 @@ from statistics import NormalDist
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.machine.monitor import MachineState
 from benchmarks.timing.percentiles import CONFIDENCE, Interval
@@ -29,8 +28,6 @@ CLOCK_LOSS = 0.05
 
 INTERFERENCE_SHARE = 0.01
 """Others are reported where they took more than this share of the processor time."""
-
-Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

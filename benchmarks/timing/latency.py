@@ -27,7 +27,6 @@ from itertools import chain
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.machine.monitor import MachineState
 from benchmarks.timing.comparison import Comparison, compare
@@ -54,6 +53,7 @@ from benchmarks.timing.rounds import (
     time_queries,
     warm_up,
 )
+from icis_deploy.common.arrays import Int64
 from icis_deploy.errors import UsageError
 
 REPORTED_PERCENTS = (90.0, 95.0, 99.0, 99.9)
@@ -65,7 +65,6 @@ FIRST_LOOK = 10
 LOOK_GROWTH = 1.25
 """Rounds before it is first asked whether the result is precise enough, and the factor from one time to the next."""
 
-Int64 = NDArray[np.int64]
 Pair = tuple[str, str]
 """A label, and the one that it is compared with."""
 

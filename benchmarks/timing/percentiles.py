@@ -20,6 +20,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float64
 from icis_deploy.errors import UsageError
 
 CONFIDENCE = 0.99
@@ -31,8 +32,6 @@ MAX_CANDIDATES = 2000
 MAX_BINS = 60
 MIN_PAIRED_ROUNDS = 8
 """Rounds below which resampling them says nothing."""
-
-Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

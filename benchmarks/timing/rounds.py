@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.machine.monitor import MachineState, read_machine_state
+from icis_deploy.common.arrays import Int64
 from icis_deploy.errors import ICISDeployError, RuntimeFailureError, UsageError
 
 WARM_UP_WINDOW_NS = 100_000_000
@@ -35,7 +35,6 @@ MIN_PLANNED_ROUNDS = 10
 PROBE_STEPS = 2000
 
 Call = Callable[[], object]
-Int64 = NDArray[np.int64]
 Input = TypeVar("Input")
 
 

@@ -32,11 +32,12 @@ from numpy.typing import NDArray
 
 from benchmarks.machine.monitor import read_others_s
 from benchmarks.machine.system_files import Unavailable
-from benchmarks.timing.percentiles import Float64, percentile_of, percentile_ratio
+from benchmarks.timing.percentiles import percentile_of, percentile_ratio
 from benchmarks.timing.rounds import garbage_collector_at_rest
 from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy
 from benchmarks.updates.reports import ClassSwapReport
 from icis_deploy.bundle.manifest import load_manifest
+from icis_deploy.common.arrays import Float64
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable

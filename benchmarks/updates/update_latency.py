@@ -29,6 +29,7 @@ from benchmarks.timing.percentiles import Percentile, percentile_of
 from benchmarks.timing.rounds import garbage_collector_at_rest
 from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy
 from icis_deploy.bundle.manifest import MODEL_NAME, load_manifest
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
@@ -44,8 +45,6 @@ REEXPORT = "export, reload"
 PARTS = ("verify_ms", "journal_ms", "sync_ms", "swap_ms", "probe_ms", "inference_ms", "first_answer_ms")
 SLOW_ROUNDS = 10
 """Slow ways are measured in every tenth round: their medians are far enough from the rest."""
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

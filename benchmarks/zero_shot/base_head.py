@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.zero_shot.xlsa17 import Images, hold_out
+from icis_deploy.common.arrays import Float32
 from icis_deploy.metrics.accuracy import macro, mean_by_class
 
 LEARNING_RATE = 1e-4
@@ -20,8 +20,6 @@ BATCH_SIZE = 16
 MAX_EPOCHS = 100
 INIT_DEVIATION = 0.02
 HELD_OUT_SHARE = 0.1
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.timing.comparison import compare
 from benchmarks.timing.percentiles import Interval
@@ -35,6 +34,7 @@ from benchmarks.timing.rounds import garbage_collector_at_rest
 from icis_deploy.api.compare import Photos
 from icis_deploy.api.inject import train_injector
 from icis_deploy.api.models import Model, OpenedModel, PathLike, head_of, inspect
+from icis_deploy.common.arrays import Float32
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import UsageError
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 PUBLISHED, FAST = "published recipe", "fast recipe"
 NUM_TIMED_EPOCHS = 2
 FIGURES = ("T", "U", "S", "H")
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

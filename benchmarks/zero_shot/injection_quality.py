@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32, Int64
 from icis_deploy.head.head import Head
 from icis_deploy.injection.inject import Injection
 from icis_deploy.injection.rows.spectrum import mean_row
-
-Float32 = NDArray[np.float32]
-Integers = NDArray[np.int64]
 
 SCALES = np.geomspace(0.1, 3.0, 30)
 """Lengths that the best choice is sought among, in units of the injected deviations'."""
@@ -64,7 +61,7 @@ class Measured:
         return f"{name:24} {self.method:9} {rates} |     {expected} {self.part_of_best:8.3f} {warned}"
 
 
-def measure_injection(head: Head, injection: Injection, features: Float32, labels: Integers) -> Measured:
+def measure_injection(head: Head, injection: Injection, features: Float32, labels: Int64) -> Measured:
     """Measure an injection that has an estimate.
 
     Args:

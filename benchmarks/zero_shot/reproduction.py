@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.zero_shot.base_head import MAX_EPOCHS, BaseHead, linear_logits, train_base_head
 from benchmarks.zero_shot.xlsa17 import FEATURES_NAME, ZeroShotData, load_zero_shot_data
+from icis_deploy.common.arrays import Float32
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.head.head import Head
 from icis_deploy.injection.inject import inject
@@ -41,7 +41,6 @@ PAPER: Mapping[str, Mapping[str, float]] = {
 PAPER_BATCH_SIZE: Mapping[str, int] = {"AWA2": 20}
 """Where the authors' scripts leave their batches of 16."""
 
-Float32 = NDArray[np.float32]
 Report = Callable[[str], None]
 """Is told what was done, line by line."""
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32, Int64
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors, read_mat
 from icis_deploy.errors import LoadError
@@ -24,9 +25,6 @@ from icis_deploy.head.class_names import quoted
 
 SPLITS_NAME = "att_splits.mat"
 FEATURES_NAME = "res101.mat"
-
-Float32 = NDArray[np.float32]
-Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numpy.typing import NDArray
 
 from exporters.backbone.inputs import is_image_input, seeded_pictures
 from exporters.head.finding import HeadLocation
 from exporters.head.surgery import backbone
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import serialize_model
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import ICISDeployError
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession, load_session
@@ -26,8 +26,6 @@ NUM_PICTURES = 128
 BATCH_SIZE = 2
 """Pictures that a thread paints, prepares and runs at once. With 16, a third of what the first runs took was memory
 that the system had to clear for them; with few, the cores also end together."""
-
-Float32 = NDArray[np.float32]
 
 
 def neutral_features(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_trust
 from exporters.conversion.convert import FormedModel, in_precision, with_device_work
@@ -44,8 +43,6 @@ from icis_deploy.images.loading import LabeledImages, load_image_list
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.sessions.choice import Runtime
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

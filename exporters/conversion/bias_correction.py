@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from exporters.backbone.activations import iterate_activations
 from exporters.graph.constants import STANDARD_DOMAINS, constant_array
 from exporters.graph.edits import add_initializer
+from icis_deploy.common.arrays import Float32
 
 _STEPS_PER_SIDE = 127
-
-Float32 = NDArray[np.float32]
 
 
 def correct_biases(model: ir.Model, batches: Iterator[Float32]) -> int:

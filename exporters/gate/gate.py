@@ -51,6 +51,7 @@ from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import load_initializers, save_model
 from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
+from icis_deploy.common.arrays import Float64
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.loading import LabeledImages
@@ -70,8 +71,6 @@ VANISHING = {"sigmoid": 1e-6, "probabilities": math.exp(LEAST_LOG)}
 """By the kind of scores, a probability below which it is none."""
 CHOICE_TOLERANCE = 1e-5
 """Greatest error of a probability that the model gives with its choice."""
-
-Float64 = NDArray[np.float64]
 
 
 def check_bundle(

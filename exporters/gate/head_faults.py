@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from exporters.head.expanded_head import AnyHead
 from exporters.head.score_kinds import LEAST_LOG, scores_of_logits
+from icis_deploy.common.arrays import Float64
 from icis_deploy.head.class_names import quoted
 
 SATURATED = 6.0
@@ -37,8 +38,6 @@ _MARGIN = 20.0
 
 _MAX_LOOKED_AT = 64
 """Classes that are looked for among all others."""
-
-Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from exporters.bundles.writing import HeadPlan
 from exporters.generator.graph import OPSET, GraphBuilder, add_calibration, add_predictor, add_similarity
@@ -29,13 +28,12 @@ from icis_deploy.bundle.generator_metadata import (
     measure_limits,
     serialize_facts,
 )
+from icis_deploy.common.arrays import Float32
 from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.errors import GateFailedError, ModelLoadError, UsageError
 from icis_deploy.head.head import Head
 from icis_deploy.injection.rows.calibration import Injector
 from icis_deploy.runtime.teaching.generator import Generator, check_base, load_generator
-
-Float32 = NDArray[np.float32]
 
 MAX_ROW_ERROR = {"fp32": 1e-4, "fp16": 1e-2}
 """Greatest distance of a generator's row from the injector's, in units of the latter's length, by precision."""

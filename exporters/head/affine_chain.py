@@ -15,17 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from exporters.graph.class_axis import integers, reduced_axes
 from exporters.graph.constants import constant_array, constant_shape, constant_size, is_constant
+from icis_deploy.common.arrays import Float64
 
 FLOAT_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 _AFFINE = frozenset({"Add", "Div", "Mul", "Sub"})
 _POOLS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 _PASSED_THROUGH = frozenset({"Dropout", "Identity", "QuantizeLinear"})
-
-Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,9 +17,8 @@ from exporters.head.affine_chain import chain_affine
 from exporters.head.finding import HeadLocation, pattern_at
 from exporters.head.patterns import pattern_row_blocks
 from exporters.onnx_io.lazy_tensors import StreamedTensor
+from icis_deploy.common.arrays import Float32
 from icis_deploy.head.head import Head, logits_of_blocks
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from exporters.graph.constants import constant_array, constant_nodes, constant_size
 from exporters.graph.edits import add_initializer, add_node, add_tensor, unused_name
 from exporters.head.affine_chain import chain_affine
 from exporters.head.expanded_head import AnyHead
 from exporters.head.patterns import HeadPattern
+from icis_deploy.common.arrays import Float64
 from icis_deploy.head.head import Head
 
 HEAD_WEIGHT = "head_weight"
@@ -24,8 +24,6 @@ _INTEGERS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 _STEPS_PER_SIDE = 127
 _ROUNDING = 1e-3
 """Share of a quantization step: a value that lies nearer to a whole number of steps was one."""
-
-Float64 = NDArray[np.float64]
 
 
 def add_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead, features: ir.Value) -> tuple[ir.Value, ir.Value]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.head.finding import HeadLocation
+from icis_deploy.common.arrays import Float64
 from icis_deploy.errors import ModelLoadError
 
 LEAST_LOG = -60.0
@@ -25,8 +26,6 @@ _SCORE_KINDS = {
     ("LogSoftmax",): "log-probabilities",
     ("Sigmoid",): "sigmoid",
 }
-
-Float64 = NDArray[np.float64]
 
 
 def score_kind(location: HeadLocation) -> str:

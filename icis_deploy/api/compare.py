@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from icis_deploy.api.evaluate import BATCH_SIZE
 from icis_deploy.api.inject import run_neutral_pictures
 from icis_deploy.api.models import Model, OpenedModel, PathLike, head_of, inspect
+from icis_deploy.common.arrays import Float32
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import ImageError, UntrustworthyError, UsageError
@@ -30,8 +30,6 @@ from icis_deploy.injection.options import AUTO, InjectionOptions
 from icis_deploy.injection.predictors.registry import METHODS
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
 from icis_deploy.workbench import enable_workbench
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

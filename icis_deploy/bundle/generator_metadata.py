@@ -21,11 +21,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32
 from icis_deploy.common.json_fields import integer_from_json, number_from_json, object_from_json, text_from_json
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import CorruptFileError
-
-Float32 = NDArray[np.float32]
 
 GENERATOR_NAME = "generator.onnx"
 MAX_GENERATOR_BYTES = 1 << 31

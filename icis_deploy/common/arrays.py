@@ -1,4 +1,4 @@
-"""Copy arrays into values: the right dtype and number of dimensions, finite, contiguous, read-only."""
+"""Types of arrays, and copies of arrays as values: the right dtype and dimensions, finite, contiguous, read-only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from icis_deploy.errors import IncompatibleError
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+UInt8 = NDArray[np.uint8]
+Bool = NDArray[np.bool_]
 
 _BLOCK = 1 << 22
 

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from icis_deploy.common.arrays import UInt8
 from icis_deploy.common.files import write_file
 from icis_deploy.demo.rendering import IMAGE_SIZE
 from icis_deploy.images.preprocessing import Preprocessing
-
-UInt8 = NDArray[np.uint8]
 
 PREPROCESSING = Preprocessing(
     resize=IMAGE_SIZE, crop=IMAGE_SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), color="RGB", layout="NCHW"

@@ -13,11 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from icis_deploy.common.arrays import Float32, UInt8
 from icis_deploy.demo.shapes import SHAPES, rotation
 from icis_deploy.demo.world import DemoClass
-
-Float32 = NDArray[np.float32]
-UInt8 = NDArray[np.uint8]
 
 IMAGE_SIZE = 64
 """Width and height of an image in pixels."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float64 = NDArray[np.float64]
+from icis_deploy.common.arrays import Float64
 
 
 def rotation(angle: float) -> Float64:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32
 from icis_deploy.descriptors.class_texts import ClassTexts
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import DescriptorError, MissingDependencyError, UsageError
@@ -39,8 +40,6 @@ IMAGE_TEXT_TEMPLATES = ("a photo of a {}.",)
 
 _UNUSED_WEIGHTS = ("pooler.", "vision_model.", "visual_projection.", "logit_")
 """Prefixes of weights that no text goes through. Files often lack BERT's `pooler`; its last states are averaged."""
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from icis_deploy.common.arrays import frozen_float32
+from icis_deploy.common.arrays import Float32, frozen_float32
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.class_names import check_unique
-
-Float32 = NDArray[np.float32]
 
 BLOCK_BYTES = 8 << 20
 """Rows that are treated at once."""

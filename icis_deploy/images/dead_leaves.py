@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
+from icis_deploy.common.arrays import Float32, Float64
+
 Integers = NDArray[np.intp]
 
 SMALLEST_LEAF = 0.03

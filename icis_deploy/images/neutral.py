@@ -19,10 +19,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import UsageError
 from icis_deploy.images.dead_leaves import dead_leaves
-
-Float32 = NDArray[np.float32]
 
 
 def neutral_images(num_images: int, height: int, width: int, *, seed: int, first: int = 0) -> Float32:

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from icis_deploy.common.arrays import frozen_float32
+from icis_deploy.common.arrays import Float32, frozen_float32
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import (
     ClassConflictError,
@@ -31,8 +28,6 @@ from icis_deploy.injection.rows.calibration import Injector, LengthFactor, RowCa
 from icis_deploy.injection.validation.cross_validation import MIN_SEEN
 from icis_deploy.injection.validation.evaluation import set_up_trial
 from icis_deploy.injection.validation.selection import Selection, methods_to_try, select
-
-Float32 = NDArray[np.float32]
 
 TOO_FEW_SEEN = (
     "The head has {num_seen} classes; with fewer than {min_seen} nothing can be cross-validated: the rows get the mean "

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.predictors.registry import method_named
 from icis_deploy.injection.validation.evaluation import Assumptions
 from icis_deploy.injection.validation.operating_point import check_balance
-
-Float32 = NDArray[np.float32]
 
 AUTO = "auto"
 CALIBRATIONS = (AUTO, "length", "none")

@@ -20,13 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from icis_deploy.common.arrays import Bool, Int64
 from icis_deploy.errors import IncompatibleError
 
 MAX_CROSSINGS = 20
 """As many pairs of confused classes as a report lists."""
 
-Bool = NDArray[np.bool_]
-Int64 = NDArray[np.int64]
 Logits = NDArray[np.floating]
 
 

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32, Float64, Int64
 from icis_deploy.injection.predictors.mixtures import centred_similarity, cosine_similarity
 from icis_deploy.injection.rows.predictors import RowPredictor, prediction_variance
 from icis_deploy.injection.validation.cross_validation import HeldOutRows
 from icis_deploy.injection.validation.evaluation import Candidate, Trial
 from icis_deploy.injection.validation.operating_point import recognised
-
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 COLLIDING_COSINE = 0.9
 """Cosine of descriptors from which two classes are named as a collision."""
@@ -127,9 +124,7 @@ def _standing_in_fold(descriptors: Float32, part: HeldOutRows) -> Float64:
     return _standing(descriptors[fold.training], descriptors[fold.held_out], group_of=group_of, variance=part.variance)
 
 
-def _standing(
-    seen_descriptors: Float32, unseen_descriptors: Float32, *, group_of: Integers, variance: Float64
-) -> Float64:
+def _standing(seen_descriptors: Float32, unseen_descriptors: Float32, *, group_of: Int64, variance: Float64) -> Float64:
     """Return where classes stand, `(num_unseen, 4)`: nearest seen, mean of five seen, nearest competitor, variance."""
     similarity = centred_similarity(unseen_descriptors, seen_descriptors)
     nearest = -np.sort(-similarity, axis=1)[:, :5]

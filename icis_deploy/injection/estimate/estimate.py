@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.injection.estimate.class_warnings import Collision, class_confidence, find_collisions
@@ -26,8 +25,6 @@ from icis_deploy.injection.validation.cross_validation import HeldOutRows, hold_
 from icis_deploy.injection.validation.evaluation import NUM_PSEUDO_FEATURES, Candidate, Trial, at_competing_length
 from icis_deploy.injection.validation.operating_point import Rates, predicted_rates
 from icis_deploy.injection.validation.selection import Selection
-
-Float32 = NDArray[np.float32]
 
 FEW_SEEN = 60
 """Seen classes below which the learning curve is too steep to be taken on (`scripts/experiments/other_heads.py`): of

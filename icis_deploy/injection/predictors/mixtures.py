@@ -7,10 +7,8 @@ returns weights `(num_unseen, num_seen)` float32, none of them negative.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
+from icis_deploy.common.arrays import Float32, Float64
 
 MIXTURE_CANDIDATES = 40
 """Nearest seen classes among which a mixture may choose."""

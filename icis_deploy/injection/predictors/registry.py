@@ -16,8 +16,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import MissingDependencyError, UsageError
 from icis_deploy.injection.predictors.mixtures import (
     average_weights,
@@ -39,7 +39,6 @@ from icis_deploy.injection.rows.predictors import (
 )
 from icis_deploy.injection.rows.spectrum import mean_row
 
-Float32 = NDArray[np.float32]
 Progress = Callable[[int, float], None]
 """Called after each epoch of a training with its number, from 1, and its mean loss."""
 

@@ -22,13 +22,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32, Float64
 from icis_deploy.injection.rows.predictors import Prediction
 from icis_deploy.injection.rows.spectrum import mean_row
 
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 Floats = TypeVar("Floats", Float32, Float64)
 
 INVERSE_WIDTHS = (0.5, 1.0, 2.0, 4.0)

@@ -7,14 +7,10 @@ and set the largest blend.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32, Float64, Int64
 from icis_deploy.injection.pseudo_features.mixtures import Mixture
 from icis_deploy.injection.pseudo_features.threshold_search import TurningPoints, quantile
-
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 LARGEST_BLEND = 4.0
 """Of similar classes; an image that shows four times as much of another class is one of that class."""
@@ -31,7 +27,7 @@ def recognised_share(seen_accuracy: float, neighbour_share: float) -> float:
 def needed_strengths(rows: Float32, mixture: Mixture) -> TurningPoints:
     """Return the strength that the class needs in each feature to win, without blending."""
 
-    def look(which: Integers, strengths: Float64) -> tuple[Float64, Float64]:
+    def look(which: Int64, strengths: Float64) -> tuple[Float64, Float64]:
         part = _part(mixture, which)
         less = (1.0 - STEP_BACK) * strengths
         margin, before = _margins(rows, part, part.features(strengths, 0.0), part.features(less, 0.0))
@@ -58,7 +54,7 @@ def largest_blend(rows: Float32, mixture: Mixture, amount: float, seen_accuracy:
     """Return the largest blend at which the head is right as often as its owner says."""
     strengths = mixture.strengths(amount)
 
-    def look(which: Integers, blends: Float64) -> tuple[Float64, Float64]:
+    def look(which: Int64, blends: Float64) -> tuple[Float64, Float64]:
         part = _part(mixture, which)
         here, back = (part.features(strengths[which], factor * blends) for factor in (1.0, 1.0 - STEP_BACK))
         margin, before = _margins(rows, part, here, back)
@@ -72,7 +68,7 @@ def largest_blend(rows: Float32, mixture: Mixture, amount: float, seen_accuracy:
     )
 
 
-def _part(mixture: Mixture, which: Integers) -> Mixture:
+def _part(mixture: Mixture, which: Int64) -> Mixture:
     return mixture if len(which) == len(mixture.shown.classes) else mixture.part(which)
 
 

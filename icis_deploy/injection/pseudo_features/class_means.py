@@ -16,13 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32, Int64
 from icis_deploy.injection.rows.spectrum import RowSpectrum, amplify, mean_row, principal_axes
-
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 PLAYED_DOWN = 1.0
 """Exponent where nothing is measured of it."""
@@ -94,7 +90,7 @@ def spread_slope(spectrum: RowSpectrum, features: Float32) -> float:
     return float(np.clip(weight @ (size * of_features) / spread, -1.0, 3.0)) if spread > 1e-6 else 1.0
 
 
-def recognising_law(rows: Float32, law: FeatureLaw, *, classes: Integers, share: float) -> FeatureLaw:
+def recognising_law(rows: Float32, law: FeatureLaw, *, classes: Int64, share: float) -> FeatureLaw:
     """Return the law with its exponent lowered until the head recognises its own class means.
 
     Directions that are stretched too much along the leading axes make classes look like others that share them: no
@@ -116,7 +112,7 @@ def recognising_law(rows: Float32, law: FeatureLaw, *, classes: Integers, share:
 
 
 def class_directions(
-    rows: Float32, law: FeatureLaw, *, classes: Integers | slice = slice(None), equal_lengths: bool = True
+    rows: Float32, law: FeatureLaw, *, classes: Int64 | slice = slice(None), equal_lengths: bool = True
 ) -> Float32:
     """Return the directions of class means of features, `(num_classes, feature_dim)`, of length 1 each or on average.
 

@@ -32,8 +32,8 @@ from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32, Int64
 from icis_deploy.injection.pseudo_features.accuracy_matching import (
     amount_of_class,
     head_logits,
@@ -45,10 +45,6 @@ from icis_deploy.injection.pseudo_features.class_means import mixed_law, princip
 from icis_deploy.injection.pseudo_features.mixtures import InPictures, OnNoise, ShownClasses
 from icis_deploy.injection.pseudo_features.source import FeatureSource, source_by_law
 from icis_deploy.injection.pseudo_features.threshold_search import TurningPoints
-
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 NEIGHBOUR_SHARE = 0.7
 """Part of the head's errors that similar classes cause. Of published ImageNet classifiers' wrong answers, about 0.7
@@ -73,7 +69,7 @@ class PseudoFeatures:
     features: Float32
     """`(num_features, feature_dim)`."""
 
-    classes: Integers
+    classes: Int64
     """`(num_features,)`, indices of rows; every class that was drawn has equally many features."""
 
     class_share: float
@@ -187,14 +183,14 @@ class Draws:
         )
 
 
-def _classes(num_seen: int, max_features: int, random: np.random.Generator) -> Integers:
+def _classes(num_seen: int, max_features: int, random: np.random.Generator) -> Int64:
     """Return the class of each feature: as many of each, or one of some."""
     per_class = max(1, min(MAX_PER_CLASS, max_features // num_seen))
     return np.tile(random.permutation(num_seen)[:max_features], per_class).astype(np.int64)
 
 
 def _mix(
-    source: FeatureSource, classes: Integers, random: np.random.Generator, *, neighbours: Integers | None
+    source: FeatureSource, classes: Int64, random: np.random.Generator, *, neighbours: Int64 | None
 ) -> OnNoise | InPictures:
     """Draw all that is random; all images are equally clear.
 

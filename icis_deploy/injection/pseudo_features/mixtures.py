@@ -16,13 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32, Float64, Int64
 from icis_deploy.injection.pseudo_features.threshold_search import quantile
-
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 CONCENTRATIONS = (3.2, 8.0)
 """How alike images are in the share of class. Measured on rendered pictures that the demo's networks had not seen (40,
@@ -40,10 +36,10 @@ AMOUNT_STEP = 2.0**-14
 class ShownClasses:
     """What of classes is to be seen in each feature."""
 
-    classes: Integers
+    classes: Int64
     """`(num_features,)`, indices of rows."""
 
-    similar_classes: Integers
+    similar_classes: Int64
     """`(num_features,)`, likewise."""
 
     own: Float32
@@ -70,7 +66,7 @@ class ShownClasses:
             mixed += self.similar * _column(blend * factor)
         return mixed
 
-    def part(self, which: Integers | slice) -> ShownClasses:
+    def part(self, which: Int64 | slice) -> ShownClasses:
         """Return some of the features."""
         return replace(
             self,
@@ -124,7 +120,7 @@ class Mixture(Protocol):
         """
         ...
 
-    def part(self, which: Integers | slice) -> Mixture:
+    def part(self, which: Int64 | slice) -> Mixture:
         """Return some of the features."""
         ...
 
@@ -172,7 +168,7 @@ class OnNoise:
         mixed += self.noise
         return mixed
 
-    def part(self, which: Integers | slice) -> OnNoise:
+    def part(self, which: Int64 | slice) -> OnNoise:
         """Return some of the features."""
         return replace(self, shown=self.shown.part(which), noise=self.noise[which])
 
@@ -250,7 +246,7 @@ class InPictures:
         mixed += self.centre
         return np.maximum(mixed, 0.0, out=mixed) if self.is_rectified else mixed
 
-    def part(self, which: Integers | slice) -> InPictures:
+    def part(self, which: Int64 | slice) -> InPictures:
         """Return some of the features."""
         return replace(self, shown=self.shown.part(which), rest=self.rest[which], clarity=self.clarity[which])
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32, Int64
 from icis_deploy.injection.pseudo_features.class_means import FeatureLaw, balanced_centre, class_directions
 from icis_deploy.injection.rows.spectrum import bias_law
-
-Float32 = NDArray[np.float32]
-Integers = NDArray[np.int64]
 
 NUM_NEIGHBOURS = 5
 """Classes that an image of a class may be blended with; what a top-5 accuracy forgives."""
@@ -42,7 +39,7 @@ class FeatureSource:
     is_rectified: bool
     """Whether features are never negative."""
 
-    nearest: dict[bytes, Integers] = field(default_factory=dict, repr=False)
+    nearest: dict[bytes, Int64] = field(default_factory=dict, repr=False)
     """Answers of `neighbours`, by what was asked."""
 
     def by_law(self, law: FeatureLaw) -> FeatureSource:
@@ -50,7 +47,7 @@ class FeatureSource:
         directions, lengths = _directions(self.rows, law)
         return replace(self, law=law, directions=directions, lengths=lengths, nearest={})
 
-    def neighbours(self, classes: Integers) -> Integers:
+    def neighbours(self, classes: Int64) -> Int64:
         """Return the most similar classes of each class, `(num_classes, NUM_NEIGHBOURS or fewer)`.
 
         Args:

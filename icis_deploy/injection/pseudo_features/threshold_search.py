@@ -11,11 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float64 = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Booleans = NDArray[np.bool_]
+from icis_deploy.common.arrays import Float64, Int64
 
 SHORTEST_UP, SHORTEST_DOWN, LONGEST = 0.5, 0.1, 3.0
 """How far the way to where a feature turns may well be, from where it was last looked at, in units of its estimate: on
@@ -31,7 +28,7 @@ MAX_LOOKS = 8
 NEGLIGIBLE = 1e-4
 """Part of a value by which it may still move."""
 
-Look = Callable[[Integers, Float64], tuple[Float64, Float64]]
+Look = Callable[[Int64, Float64], tuple[Float64, Float64]]
 """From features, by index, and a place for each to their margins there, positive where they have turned, and the slopes
 of these margins."""
 
@@ -92,7 +89,7 @@ class TurningPoints:
             self._look_at(which, places[which])
         return len(which) > 0
 
-    def _look_at(self, which: Integers, places: Float64) -> None:
+    def _look_at(self, which: Int64, places: Float64) -> None:
         margin, slope = self._look(which, places)
         has_turned = margin > 0.0
         self._above[which] = np.where(has_turned, np.minimum(places, self._above[which]), self._above[which])

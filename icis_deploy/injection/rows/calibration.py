@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32
 from icis_deploy.injection.rows.predictors import RowPredictor
 from icis_deploy.injection.rows.spectrum import amplify, at_length
-
-Float32 = NDArray[np.float32]
 
 
 class RowCalibration(Protocol):

@@ -13,9 +13,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32
 from icis_deploy.injection.rows.spectrum import at_length
-
-Float32 = NDArray[np.float32]
 
 BATCH_SIZE = 4096
 """Classes whose rows are predicted at once where a prediction has a wide intermediate; bounds its memory."""

@@ -11,10 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
+from icis_deploy.common.arrays import Float32, Float64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

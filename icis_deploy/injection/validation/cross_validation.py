@@ -20,14 +20,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32, Float64, Int64
 from icis_deploy.injection.pseudo_features.accuracy_matching import head_logits
 from icis_deploy.injection.pseudo_features.draws import PseudoFeatures
 from icis_deploy.injection.rows.predictors import Predict
 from icis_deploy.injection.rows.spectrum import mean_row
 
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-Integers = NDArray[np.int64]
 MIN_SEEN = 6
 """Seen classes below which cross-validation says nothing."""
 
@@ -42,13 +40,13 @@ MAX_GROUPS = 24
 class Fold:
     """One game: which classes play the unseen ones."""
 
-    held_out: Integers
+    held_out: Int64
     """`(num_held_out,)`, sorted indices of seen classes."""
 
-    training: Integers
+    training: Int64
     """`(num_training,)`, sorted indices of the classes that their rows are predicted from; none of them is held out."""
 
-    groups: tuple[Integers, ...]
+    groups: tuple[Int64, ...]
     """The held-out classes in groups that compete with each other."""
 
 
@@ -88,7 +86,7 @@ class Outcomes:
     is_hit: NDArray[np.bool_]
     """`(num_unseen_games,)`: whether its own class is the first among the injected rows."""
 
-    unseen_class: Integers
+    unseen_class: Int64
     """`(num_unseen_games,)`: the held-out class of the feature."""
 
     chance: float
@@ -197,7 +195,7 @@ def _play_fold(
     deviations: Float32,
     rivals: Float32,
     base: Float32,
-    first: Integers,
+    first: Int64,
     pseudo: PseudoFeatures,
     random: np.random.Generator,
 ) -> tuple[NDArray[np.generic], ...]:

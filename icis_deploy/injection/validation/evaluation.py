@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32
 from icis_deploy.injection.predictors.registry import Method, Prepared, Progress
 from icis_deploy.injection.pseudo_features.draws import Draws, PseudoFeatures, find_feature_source
 from icis_deploy.injection.pseudo_features.source import FeatureSource
@@ -30,8 +30,6 @@ from icis_deploy.injection.validation.operating_point import (
     choose_operating_point,
     predicted_rates,
 )
-
-Float32 = NDArray[np.float32]
 
 NUM_PSEUDO_FEATURES = 2400
 """Pseudo-features that the games are played with."""

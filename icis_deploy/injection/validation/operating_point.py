@@ -14,11 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32, Float64
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.validation.cross_validation import Outcomes
-
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 
 SCALES = tuple(float(scale) for scale in np.geomspace(0.25, 1.6, 14))
 NUM_OFFSETS = 256

@@ -26,6 +26,7 @@ from icis_deploy.bundle.generator_metadata import (
     parse_facts,
 )
 from icis_deploy.bundle.manifest import Bundle, check_file
+from icis_deploy.common.arrays import Float32
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
     ClassConflictError,
@@ -40,8 +41,6 @@ from icis_deploy.errors import (
 )
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.sessions.onnxruntime_session import session_options
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
