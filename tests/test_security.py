@@ -5,7 +5,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 TEXT = (TESTS.parent / "SECURITY.md").read_text()
-NAMED = re.findall(r"`(test_\w+\.py|scripts/\w+\.py)(?:::(test_\w+)…?)?`", TEXT)
+NAMED = re.findall(r"`(test_\w+\.py|scripts/[\w/]+\.py)(?:::(test_\w+)…?)?`", TEXT)
 
 
 def missing(named):

@@ -37,7 +37,7 @@ def test_the_names_mean_ours_also_beside_packages_of_the_same_name(tmp_path):
     assert printed.splitlines() == [
         str(REPOSITORY / "benchmarks" / "__init__.py"),
         str(REPOSITORY / "exporters" / "__init__.py"),
-        str(REPOSITORY / "exporters" / "model_loading.py"),
+        str(REPOSITORY / "exporters" / "loading" / "models.py"),
     ]
 
 

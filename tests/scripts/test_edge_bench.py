@@ -27,7 +27,7 @@ needs_sha256sum = pytest.mark.skipif(shutil.which("sha256sum") is None, reason="
 @pytest.fixture(scope="module")
 def edge_bench():
     """The script `scripts/edge/edge-bench` as a module."""
-    loader = SourceFileLoader("edge_bench", str(REPOSITORY / "scripts" / "edge-bench"))
+    loader = SourceFileLoader("edge_bench", str(REPOSITORY / "scripts" / "edge" / "edge-bench"))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader("edge_bench", loader))
     sys.modules["edge_bench"] = module  # dataclasses look their module up
     loader.exec_module(module)
@@ -115,7 +115,7 @@ def test_a_failed_pack_leaves_no_archive(edge_bench, tmp_path, capsys):
 
 
 def test_a_python_without_what_it_needs_is_told_which_one_has_it(tmp_path):
-    script = REPOSITORY / "scripts" / "edge-bench"
+    script = REPOSITORY / "scripts" / "edge" / "edge-bench"
     result = subprocess.run(
         [sys.executable, "-I", "-S", str(script), "read", "x"], capture_output=True, text=True, check=False
     )

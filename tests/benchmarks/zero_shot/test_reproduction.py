@@ -20,7 +20,9 @@ from tests.conftest import REPOSITORY
 @pytest.fixture(scope="module")
 def script():
     """`scripts/experiments/reproduce_icis.py` as a module."""
-    spec = importlib.util.spec_from_file_location("reproduce_icis", REPOSITORY / "scripts" / "reproduce_icis.py")
+    spec = importlib.util.spec_from_file_location(
+        "reproduce_icis", REPOSITORY / "scripts" / "experiments" / "reproduce_icis.py"
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -13,7 +13,11 @@ import icis_deploy.runtime
 RUNTIME = Path(icis_deploy.runtime.__file__).parent
 REPOSITORY = RUNTIME.parent.parent
 DEVICE_MODULES = [
-    *(f"icis_deploy.runtime.{path.stem}" for path in sorted(RUNTIME.glob("*.py")) if path.stem != "__init__"),
+    *(
+        ".".join(("icis_deploy.runtime", *path.relative_to(RUNTIME).with_suffix("").parts))
+        for path in sorted(RUNTIME.rglob("*.py"))
+        if path.stem != "__init__"
+    ),
     "icis_deploy.updates.signing",
     "icis_deploy.api.diff",
 ]
@@ -21,7 +25,8 @@ HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "scipy", "sklearn", "matplotl
 
 
 FOR_CHANGES = (
-    *(f"icis_deploy.runtime.{name}" for name in ("generator", "probe", "teaching_rules", "timings", "update_rules")),
+    *(f"icis_deploy.runtime.changes.{name}" for name in ("rules", "self_test", "teaching_rules", "timings")),
+    "icis_deploy.runtime.teaching.generator",
     *("cryptography", "email", "importlib.metadata", "securesystemslib", "shutil", "tempfile"),
     *(
         "icis_deploy.updates.envelope",
