@@ -23,15 +23,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.backbone.inputs import GateInputs, gate_inputs
 from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_journal, write_trust
 from exporters.bundles.writing import compacted
 from exporters.gate.gate import BundleRun, opened_bundle, run_bundle
-from exporters.graph.edits import Rewrite
+from exporters.graph.edits import apply_passes
 from exporters.head.score_kinds import compared_values
-from exporters.head.slot_baking import bake_rows
+from exporters.head.slot_baking import BakeRowsPass
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.registry import TargetOptions, TargetPlan, plan_targets, targets_of
 from exporters.targets.tensorrt.target import settings_of
@@ -131,9 +132,8 @@ def write_compacted(
     with new_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as building:
         start = time.perf_counter()
         model = load_onnx_file(former.folder / MODEL_NAME)
-        save_model(
-            bake_rows(model, num_seen=bundle.num_seen, baked=plan.baked, slots=plan.slots), building / MODEL_NAME
-        )
+        baking = BakeRowsPass(num_seen=bundle.num_seen, baked=plan.baked, slots=plan.slots)
+        save_model(apply_passes(model, baking), building / MODEL_NAME)
         _write_tables(building, former, plan)
         described = _describe(building, former, plan)
         seconds = time.perf_counter() - start
@@ -218,7 +218,7 @@ def check_compacted(
     fixed_batch: int | None = None,
     images: LabeledImages | None = None,
     runtime: Runtime | None = None,
-    rewrite: Rewrite | None = None,
+    rewrite: ir.passes.PassBase | None = None,
 ) -> tuple[ParityReport, ...]:
     """Run a compacted bundle and the one before it on the same inputs, and compare.
 

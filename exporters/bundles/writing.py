@@ -14,11 +14,11 @@ import onnx_ir as ir
 from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_trust
 from exporters.conversion.convert import FormedModel, in_precision, with_device_work
 from exporters.gate.gate import check_bundle
-from exporters.graph.edits import Rewrite
+from exporters.graph.edits import apply_passes
 from exporters.head.expanded_head import ExpandedHead
 from exporters.head.finding import HeadLocation
 from exporters.head.score_kinds import score_kind
-from exporters.head.surgery import add_slots, fuse_head, set_slot_defaults
+from exporters.head.surgery import AddSlotsPass, FuseHeadPass, SetSlotDefaultsPass
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import save_model
 from exporters.targets.registry import BuiltTarget, Gate, TargetPlan
@@ -214,7 +214,7 @@ def explained(
     bundle: Bundle,
     *,
     runtime: Runtime | None = None,
-    rewrite: Rewrite | None = None,
+    rewrite: ir.passes.PassBase | None = None,
 ) -> tuple[ParityReport, ...]:
     """Run the gate; the first negative report also names the layers that hurt most, where that can be said.
 
@@ -234,8 +234,10 @@ def _expanded(plan: HeadPlan, loaded: LoadedModel, location: HeadLocation) -> Ex
 
 def _with_head(plan: HeadPlan, base: ir.Model, location: HeadLocation, expanded: ExpandedHead) -> ir.Model:
     if plan.head_kind == "fused":
-        return fuse_head(base, location, expanded)
-    return set_slot_defaults(add_slots(base, location, plan.table.capacity), plan.table.weight, plan.table.bias)
+        return apply_passes(base, FuseHeadPass(location, expanded))
+    return apply_passes(
+        base, AddSlotsPass(location, plan.table.capacity), SetSlotDefaultsPass(plan.table.weight, plan.table.bias)
+    )
 
 
 def _write_files(folder: Path, plan: HeadPlan, model: ir.Model) -> None:

@@ -12,10 +12,10 @@ from exporters.backbone.inputs import gate_inputs
 from exporters.conversion.fp16 import halve_model
 from exporters.conversion.int8 import quantize_model
 from exporters.conversion.layer_errors import NUM_BATCHES, worst_layers
-from exporters.conversion.pixel_input import add_pixel_input, pixel_input
-from exporters.graph.edits import Rewrite, unused_name
+from exporters.conversion.pixel_input import AddPixelInputPass, pixel_input
+from exporters.graph.edits import apply_passes, unused_name
 from exporters.head.finding import HeadLocation, pattern_at
-from exporters.head.topk_output import add_top
+from exporters.head.topk_output import AddTopKPass
 from exporters.loading.models import LoadedModel
 from icis_deploy.bundle.manifest import ModelInput
 from icis_deploy.bundle.model_form import ModelForm
@@ -33,7 +33,7 @@ class FormedModel:
     model: ir.Model
     """The graph."""
 
-    explain: Callable[[Rewrite | None], str] | None = None
+    explain: Callable[[ir.passes.PassBase | None], str] | None = None
     """Says which layers hurt most, for when the gate rejects it, as it is or as a target rewrites it; takes seconds."""
 
 
@@ -69,9 +69,11 @@ def in_precision(
             return FormedModel(model=_with_named_logits(halve_model(loaded.model, images.one_by_one), location))
         quantized = quantize_model(loaded.model, location, loaded.input_name, images.one_by_one)
 
-    def explain(rewrite: Rewrite | None) -> str:
+    def explain(rewrite: ir.passes.PassBase | None) -> str:
         few = None if paths is None else paths[:NUM_BATCHES]
-        judged = quantized if rewrite is None else replace(quantized, backbone=rewrite(quantized.backbone))
+        judged = (
+            quantized if rewrite is None else replace(quantized, backbone=apply_passes(quantized.backbone, rewrite))
+        )
         with closing(gate_inputs(model_input, preprocessing, few, fixed_batch=fixed)) as images:
             layers = worst_layers(judged, images.one_by_one(), limit=_NUM_NAMED)
         return f"the layers that add most noise are {', '.join(layer.describe() for layer in layers)}"
@@ -111,9 +113,12 @@ def with_device_work(
         IncompatibleError: If it takes no images.
         ExportError: If the edited graph is not valid.
     """
+    passes: list[ir.passes.PassBase] = []
     if form.model_input == "uint8":
         if preprocessing is None:
             raise UsageError("A model that takes pixels needs to know how they are prepared: give --preprocess.")
-        model = add_pixel_input(model, model_input.name, preprocessing)
+        passes.append(AddPixelInputPass(model_input.name, preprocessing))
         model_input = pixel_input(model_input, preprocessing)
-    return (add_top(model, kind, form.top) if form.top else model), model_input
+    if form.top:
+        passes.append(AddTopKPass(kind, form.top))
+    return (apply_passes(model, *passes) if passes else model), model_input

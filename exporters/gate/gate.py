@@ -33,9 +33,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.backbone.inputs import GateInputs, gate_inputs
-from exporters.gate.float16_emulation import emulate_halves
+from exporters.gate.float16_emulation import EmulateFloat16Pass
 from exporters.gate.head_faults import HeadRun, cut_off, name_fault
-from exporters.graph.edits import Rewrite
+from exporters.graph.edits import apply_passes
 from exporters.head.expanded_head import AnyHead
 from exporters.head.finding import HeadLocation
 from exporters.head.score_kinds import (
@@ -82,7 +82,7 @@ def check_bundle(
     expanded: AnyHead,
     images: LabeledImages | None = None,
     runtime: Runtime | None = None,
-    rewrite: Rewrite | None = None,
+    rewrite: ir.passes.PassBase | None = None,
 ) -> tuple[ParityReport, ...]:
     """Run a bundle and what it was made from on the same inputs, and compare.
 
@@ -116,7 +116,9 @@ def check_bundle(
         if bundle.precision != "fp32" and is_reference:
             checked = _rewrite_for(bundle, runtime, rewrite)
             own_features = own_backbone(folder / MODEL_NAME)
-            own = _features(own_features if checked is None else checked(own_features), inputs, prepared=False)
+            own = _features(
+                own_features if checked is None else apply_passes(own_features, checked), inputs, prepared=False
+            )
     expected = scores_of_logits(expanded.logits(features), bundle.score_kind)
     where = "" if runtime is None or is_reference else f"; the bundle in {runtime.name}"
     profile = _profile(bundle.precision, location)
@@ -203,7 +205,7 @@ def _original_scores(loaded: LoadedModel, location: HeadLocation, inputs: GateIn
 
 
 def run_bundle(
-    folder: Path, bundle: Bundle, inputs: GateInputs, runtime: Runtime | None, rewrite: Rewrite | None
+    folder: Path, bundle: Bundle, inputs: GateInputs, runtime: Runtime | None, rewrite: ir.passes.PassBase | None
 ) -> BundleRun:
     """Run a bundle's files on inputs, and look at its slots and its choice."""
     device = opened_bundle(folder, bundle, runtime, rewrite)
@@ -220,8 +222,8 @@ def run_bundle(
     )
 
 
-def opened_bundle(folder: Path, bundle: Bundle, runtime: Runtime | None, rewrite: Rewrite | None) -> Device:
-    """Open a bundle; a float16 one on the CPU with the rounding that a CPU leaves out (`half_emulation.py`)."""
+def opened_bundle(folder: Path, bundle: Bundle, runtime: Runtime | None, rewrite: ir.passes.PassBase | None) -> Device:
+    """Open a bundle; a float16 one on the CPU with the rounding that a CPU leaves out (`float16_emulation.py`)."""
     rewrite = _rewrite_for(bundle, runtime, rewrite)
     if rewrite is None:
         return Device.from_parts(folder, bundle, runtime=runtime)
@@ -229,15 +231,17 @@ def opened_bundle(folder: Path, bundle: Bundle, runtime: Runtime | None, rewrite
     infer_shapes(model)
     with tempfile.TemporaryDirectory() as checked:
         path = Path(checked) / MODEL_NAME
-        save_model(rewrite(model), path)
+        save_model(apply_passes(model, rewrite), path)
         session = load_session(path)
     state = make_head_state(bundle, session, table=exported_slots(folder, bundle), version=bundle.head_version)
     return Device(folder=folder, bundle=bundle, session=session, state=state)
 
 
-def _rewrite_for(bundle: Bundle, runtime: Runtime | None, rewrite: Rewrite | None) -> Rewrite | None:
+def _rewrite_for(
+    bundle: Bundle, runtime: Runtime | None, rewrite: ir.passes.PassBase | None
+) -> ir.passes.PassBase | None:
     is_reference = runtime is None or runtime.is_reference
-    return emulate_halves if rewrite is None and bundle.precision == "fp16" and is_reference else rewrite
+    return EmulateFloat16Pass() if rewrite is None and bundle.precision == "fp16" and is_reference else rewrite
 
 
 def _compare_with_original(

@@ -9,21 +9,20 @@ Rules:
 1. Everything before the features, and the head that was there, stays as it is: backbone, precision, calibration, bits.
 2. Baked rows are float32 and are multiplied as the slots are, so that a class keeps its logits when it moves there.
 3. A model that was compacted before gets one block of baked rows again, not a second one.
-4. Before: the model has slots as `add_slots` makes them. After: the ONNX checker passes, and the first output has as
+4. Before: the model has slots as `AddSlotsPass` makes them. After: the ONNX checker passes, and the first output has as
    many scores as there are classes and slots.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.graph.edits import GraphPass, add_initializer, add_node, free_name, remove_unused, run_pass
+from exporters.graph.edits import add_initializer, add_node, free_name, remove_unused
 from exporters.head.surgery import SLOT_BIAS, SLOT_WEIGHT
 from exporters.head.tail import grow_tail, resized, trace_tail
 from exporters.onnx_io.files import check_model
@@ -51,46 +50,59 @@ class _SlotNodes:
     """The class axis of what it joins."""
 
 
-def bake_rows(model: ir.Model, *, num_seen: int, baked: SlotTable, slots: SlotTable) -> ir.Model:
-    """Return a copy in which rows are baked after the classes that the head has, and the slots hold other rows.
-
-    Args:
-        model: With slots.
-        num_seen: How many classes the original head had.
-        baked: Every row that is baked beside those, in order. The first ones may be in the head already, where rows
-            were fused into it before it got its slots.
-        slots: What the slots hold afterwards.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BakeRowsPass(ir.passes.InPlacePass):
+    """Bake rows after the classes that the head has, and let the slots hold other rows.
 
     Raises:
-        IncompatibleError: If the model has no slots, or none as `add_slots` makes them.
+        IncompatibleError: If the model has no slots, or none as `AddSlotsPass` makes them.
         ExportError: If the edited graph is not valid.
     """
-    return run_pass(baking_pass(num_seen, baked, slots), model).model
 
+    num_seen: int
+    """Number of classes of the original head."""
 
-def baking_pass(num_seen: int, baked: SlotTable, slots: SlotTable) -> GraphPass:
-    """Return the pass of `bake_rows`."""
-    num_outputs = num_seen + baked.capacity + slots.capacity
+    baked: SlotTable = field(repr=False)
+    """Every row that is baked after those, in order. The first ones may be in the head already, where rows were fused
+    into it before it got its slots."""
 
-    def requires(model: ir.Model) -> None:
+    slots: SlotTable = field(repr=False)
+    """What the slots hold afterwards."""
+
+    @property
+    def num_scores(self) -> int:
+        """Number of scores that the model gives afterwards."""
+        return self.num_seen + self.baked.capacity + self.slots.capacity
+
+    def requires(self, model: ir.Model) -> None:
+        """Raise if there are no slots."""
         _slot_nodes(model)
 
-    def call(model: ir.Model) -> bool:
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Bake the rows in place."""
         graph, nodes = model.graph, _slot_nodes(model)
         joined = nodes.concat.outputs[0]
         tail = trace_tail(joined, nodes.axis, _size(joined, nodes.axis))
         _remove_baked(graph)
-        _set_slots(graph, nodes, slots)
+        _set_slots(graph, nodes, self.slots)
         first = nodes.concat.inputs[0]
         assert first is not None
-        rows = baked.rows()[_size(first, nodes.axis) - num_seen :]
+        rows = self.baked.rows()[_size(first, nodes.axis) - self.num_seen :]
         if len(rows):
             _set_inputs(nodes.concat, [first, _baked_logits(graph, nodes, rows), nodes.concat.inputs[-1]])
-        _resize(joined, nodes.axis, num_outputs)
-        grow_tail(tail, num_outputs)
-        return True
+        _resize(joined, nodes.axis, self.num_scores)
+        grow_tail(tail, self.num_scores)
+        return ir.passes.PassResult(model, modified=True)
 
-    return GraphPass(requires=requires, call=call, ensures=partial(_ensure_scores, num_outputs=num_outputs))
+    def ensures(self, model: ir.Model) -> None:
+        """Raise if the graph is not valid, or has not one score per class and slot."""
+        check_model(model)
+        scores = model.graph.outputs[0]
+        if scores.shape is None or list(scores.shape)[1:] != [self.num_scores]:
+            raise ExportError(
+                f"The first output of the edited graph is {scores.name!r} {scores.shape}; expected "
+                f"{self.num_scores} scores."
+            )
 
 
 def _slot_nodes(model: ir.Model) -> _SlotNodes:
@@ -181,12 +193,3 @@ def _size(value: ir.Value, axis: int) -> int:
     if not isinstance(size, int):
         raise ExportError(f"The model does not state how many classes {value.name!r} holds. Export it again.")
     return size
-
-
-def _ensure_scores(model: ir.Model, *, num_outputs: int) -> None:
-    check_model(model)
-    scores = model.graph.outputs[0]
-    if scores.shape is None or list(scores.shape)[1:] != [num_outputs]:
-        raise ExportError(
-            f"The first output of the edited graph is {scores.name!r} {scores.shape}; expected {num_outputs} scores."
-        )

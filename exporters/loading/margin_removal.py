@@ -11,7 +11,7 @@ Sources: Deng et al. 2019 (ArcFace), Wang et al. 2018 (CosFace); ONNX OneHot, Eq
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from exporters.graph.class_axis import label as name_of
 from exporters.graph.constants import constant_array, constant_size, is_constant
-from exporters.graph.edits import GraphPass, add_initializer, add_node, remove_unused, run_pass
+from exporters.graph.edits import add_initializer, add_node, remove_unused
 from exporters.onnx_io.files import check_model
 from icis_deploy.errors import IncompatibleError, ModelLoadError
 
@@ -32,38 +32,44 @@ Feed = Mapping[str, NDArray[np.generic]]
 NamedRunner = Callable[[Feed, str], NDArray[np.generic]]
 
 
-def remove_margin(model: ir.Model, labels: str, images: str) -> ir.Model:
-    """Return a copy without the input `labels` and without what it does.
-
-    Args:
-        model: With two inputs.
-        labels: Name of the input that takes the labels.
-        images: Name of the other one.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveMarginPass(ir.passes.InPlacePass):
+    """Remove the input for labels, and what it does.
 
     Raises:
         ModelLoadError: If the labels are used for anything but a mask over the classes.
+        ExportError: If the edited graph is not valid.
     """
-    return run_pass(margin_removal_pass(labels, images), model).model
 
+    labels: str
+    """Name of the input that takes the labels."""
 
-def margin_removal_pass(labels: str, images: str) -> GraphPass:
-    """Return the pass of `remove_margin`."""
+    images: str
+    """Name of the input that takes the images."""
 
-    def call(model: ir.Model) -> bool:
+    def requires(self, model: ir.Model) -> None:
+        """Raise if one of the inputs is not there."""
+        for name in (self.labels, self.images):
+            _input(model.graph, name)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Remove the input in place."""
         graph = model.graph
-        label_input, image_input = (_input(graph, name) for name in (labels, images))
-        _ask_images_for_the_batch(graph, label_input, image_input)
-        makers = _mask_makers(label_input)
+        labels, images = _input(graph, self.labels), _input(graph, self.images)
+        _ask_images_for_the_batch(graph, labels, images)
+        makers = _mask_makers(labels)
         for maker in makers:
             _replace(maker, _switched_off(graph, maker))
         trivial = _simplify(graph, {value for maker in makers for value in maker.outputs})
         remove_unused(graph, [*trivial, *makers])
-        if label_input.uses():
-            raise _refusal(labels, next(iter(label_input.uses())).node)
-        graph.inputs.remove(label_input)
-        return True
+        if labels.uses():
+            raise _refusal(self.labels, next(iter(labels.uses())).node)
+        graph.inputs.remove(labels)
+        return ir.passes.PassResult(model, modified=True)
 
-    return GraphPass(requires=partial(_require_inputs, labels, images), call=call, ensures=check_model)
+    def ensures(self, model: ir.Model) -> None:
+        """Raise if the graph is not valid."""
+        check_model(model)
 
 
 def without_margin(run: NamedRunner, labels: str, images: str, dtype: np.dtype[np.generic]) -> NamedRunner:
@@ -93,11 +99,6 @@ def without_margin(run: NamedRunner, labels: str, images: str, dtype: np.dtype[n
         return logits
 
     return run_without
-
-
-def _require_inputs(labels: str, images: str, model: ir.Model) -> None:
-    for name in (labels, images):
-        _input(model.graph, name)
 
 
 def _input(graph: ir.Graph, name: str) -> ir.Value:

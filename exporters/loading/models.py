@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.head.topk_output import without_top
-from exporters.loading.margin_removal import Feed, NamedRunner, remove_margin, without_margin
+from exporters.graph.edits import apply_passes
+from exporters.head.topk_output import RemoveTopKPass
+from exporters.loading.margin_removal import Feed, NamedRunner, RemoveMarginPass, without_margin
 from exporters.loading.original import OriginalOnnx
 from exporters.onnx_io.files import first_line, load_onnx_file
 from icis_deploy.errors import (
@@ -158,7 +159,7 @@ def parse_input_shape(text: str) -> tuple[int, ...]:
 
 
 def _load_onnx(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:
-    model, original = without_top(load_onnx_file(Path(spec))), OriginalOnnx(Path(spec))
+    model, original = apply_passes(load_onnx_file(Path(spec)), RemoveTopKPass()), OriginalOnnx(Path(spec))
     loaded = _loaded(model, source="onnx", spec=spec, image_shape=input_shape, run=original)
     return replace(loaded, release=original.release)
 
@@ -195,7 +196,7 @@ def _loaded(
     if labels is not None:
         assert labels.dtype is not None
         run = without_margin(run, str(labels.name), str(images.name), np.dtype(labels.dtype.numpy()))
-        model = remove_margin(model, str(labels.name), str(images.name))
+        model = apply_passes(model, RemoveMarginPass(labels=str(labels.name), images=str(images.name)))
     if images.shape is None or len(images.shape) < 2 or images.dtype is None:
         raise ModelLoadError(f"{spec} does not state the shape of its input {images.name!r}. Export it with shapes.")
     stated = tuple(

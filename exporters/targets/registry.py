@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from exporters.graph.edits import Rewrite
+import onnx_ir as ir
+
 from exporters.targets.openvino_target import openvino_from_onnx, why_no_openvino
 from exporters.targets.tensorrt.engine_settings import EngineSettings, require_used, settings_for
 from exporters.targets.tensorrt.target import ENGINE_REWRITES, why_no_engine, write_engine
@@ -73,7 +74,7 @@ class Target:
     build: Callable[[TargetJob], Sequence[str]]
     """Writes it, and returns its files' paths relative to the bundle."""
 
-    rewrites: Mapping[str, Rewrite] = field(default_factory=dict)
+    rewrites: Mapping[str, ir.passes.PassBase] = field(default_factory=dict)
     """By the model's precision, what it makes of the graph where that computes otherwise."""
 
     compare: Callable[[TargetJob], ParityReport] | None = None
@@ -233,7 +234,7 @@ class Gate(Protocol):
     """The parity gate with everything but the bundle and its runtime filled in."""
 
     def __call__(
-        self, bundle: Bundle, *, runtime: Runtime | None = None, rewrite: Rewrite | None = None
+        self, bundle: Bundle, *, runtime: Runtime | None = None, rewrite: ir.passes.PassBase | None = None
     ) -> tuple[ParityReport, ...]:
         """Run the bundle's files in a runtime and compare; see `parity_gate.check_bundle`."""
         ...

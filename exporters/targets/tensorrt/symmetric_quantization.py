@@ -18,62 +18,61 @@ Source: TensorRT developer guide, "Working with Quantized Types", "Q/DQ Layer-Pl
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from exporters.conversion.int8 import SHAPING
 from exporters.graph.constants import constant_array, is_constant
-from exporters.graph.edits import GraphPass, add_initializer, add_node, remove_unused, run_pass, unused_name
+from exporters.graph.edits import add_initializer, add_node, remove_unused, unused_name
 from exporters.onnx_io.files import check_model
 from exporters.onnx_io.shape_inference import infer_shapes
-from icis_deploy.errors import IncompatibleError
+from icis_deploy.errors import ExportError, IncompatibleError
 
 _MAX_STEPS = 127
 _NEVER_NEGATIVE = frozenset({"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax", "Sqrt"})
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
-def with_symmetric_quantization(model: ir.Model) -> ir.Model:
-    """Return a copy of an int8 model whose Q/DQ nodes TensorRT takes.
-
-    Args:
-        model: With activations in uint8 and weights in int8, as `quantize_model` gives it.
+@dataclass(frozen=True, slots=True)
+class SymmetricQuantizationPass(ir.passes.InPlacePass):
+    """Give an int8 model Q/DQ nodes that TensorRT takes; its activations are uint8, as `quantize_model` gives them.
 
     Raises:
-        IncompatibleError: If it holds no quantized layer.
+        IncompatibleError: If the model holds no quantized layer.
         ExportError: If the edited graph is not valid.
     """
-    return run_pass(GraphPass(requires=_require_quantized, call=_call, ensures=_ensure), model).model
 
+    def requires(self, model: ir.Model) -> None:
+        """Raise if nothing is quantized."""
+        if not any(node.op_type == "QuantizeLinear" for node in model.graph):
+            raise IncompatibleError("The model holds no quantized activation; export it with --precision int8.")
 
-def _require_quantized(model: ir.Model) -> None:
-    if not any(node.op_type == "QuantizeLinear" for node in model.graph):
-        raise IncompatibleError("The model holds no quantized activation; export it with --precision int8.")
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Change the Q/DQ nodes in place."""
+        graph = model.graph
+        infer_shapes(model)
+        steps: dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]] = {}
+        for node in list(graph):
+            if node.op_type == "DequantizeLinear" and is_constant(node.inputs[0]):
+                _keep_or_dequantize(graph, node)
+            elif node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+                _make_symmetric(graph, node, steps)
+        for node in list(graph):
+            if node.op_type == "Add":
+                _add_before_rounding(graph, node)
+        common.RemoveUnusedNodesPass()(model)
+        infer_shapes(model)
+        return ir.passes.PassResult(model, modified=True)
 
-
-def _call(model: ir.Model) -> bool:
-    graph = model.graph
-    infer_shapes(model)
-    steps: dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]] = {}
-    for node in list(graph):
-        if node.op_type == "DequantizeLinear" and is_constant(node.inputs[0]):
-            _keep_or_dequantize(graph, node)
-        elif node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
-            _make_symmetric(graph, node, steps)
-    for node in list(graph):
-        if node.op_type == "Add":
-            _add_before_rounding(graph, node)
-    common.RemoveUnusedNodesPass()(model)
-    infer_shapes(model)
-    return True
-
-
-def _ensure(model: ir.Model) -> None:
-    check_model(model)
-    for node in model.graph:
-        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
-            assert not constant_array(_given(node, 2)).any(), f"{node.name} has a zero point"
+    def ensures(self, model: ir.Model) -> None:
+        """Raise if the graph is not valid, or a zero point is left."""
+        check_model(model)
+        for node in model.graph:
+            if node.op_type in {"QuantizeLinear", "DequantizeLinear"} and constant_array(_given(node, 2)).any():
+                raise ExportError(f"The node {node.name} still has a zero point, which TensorRT does not take.")
 
 
 def _keep_or_dequantize(graph: ir.Graph, node: ir.Node) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from exporters.graph.edits import apply_passes
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.tensorrt.build import BuiltEngine, build_engine
 from exporters.targets.tensorrt.engine_settings import EngineSettings
 from exporters.targets.tensorrt.graph import SLOT_ROWS, graph_for_tensorrt
-from exporters.targets.tensorrt.symmetric_quantization import with_symmetric_quantization
+from exporters.targets.tensorrt.symmetric_quantization import SymmetricQuantizationPass
 from icis_deploy._version import __version__
 from icis_deploy.bundle.engine_sidecar import (
     MAX_SIDECAR_BYTES,
@@ -32,7 +33,7 @@ from icis_deploy.errors import BundleError, ExportError, MissingDependencyError,
 from icis_deploy.runtime.sessions.cuda_calls import load_cuda
 from icis_deploy.runtime.sessions.tensorrt_library import load_tensorrt
 
-ENGINE_REWRITES: Mapping[str, Callable[[ir.Model], ir.Model]] = {"int8": with_symmetric_quantization}
+ENGINE_REWRITES: Mapping[str, ir.passes.PassBase] = {"int8": SymmetricQuantizationPass()}
 """By a model's precision, what TensorRT needs done to its graph that changes what it computes."""
 
 
@@ -98,7 +99,8 @@ def write_engine(runtime: str, folder: Path, bundle: Bundle, settings: EngineSet
 def _build(trt: Any, model: Path, settings: EngineSettings, *, precision: str) -> BuiltEngine:
     graph = load_onnx_file(model)
     rewrite = ENGINE_REWRITES.get(precision)
-    prepared = graph_for_tensorrt(graph if rewrite is None else rewrite(graph), refit=settings.refit)
+    rewritten = graph if rewrite is None else apply_passes(graph, rewrite)
+    prepared = graph_for_tensorrt(rewritten, refit=settings.refit)
     try:
         return build_engine(trt, model, settings) if prepared is graph else _build_of(trt, prepared, settings)
     except ExportError as error:

@@ -18,6 +18,7 @@ import pytest
 
 import icis_deploy
 from exporters.gate import gate as parity_gate
+from exporters.graph.edits import apply_passes
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.tensorrt.graph import graph_for_tensorrt
 from exporters.targets.tensorrt.target import ENGINE_REWRITES
@@ -98,8 +99,9 @@ def exported(request: Any, tiny_project: TinyProject, tmp_path_factory: pytest.T
 
 @pytest.fixture
 def fake_gpu(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
-    rewrite = ENGINE_REWRITES.get(exported.bundle.precision, lambda model: model)
-    graph = graph_for_tensorrt(rewrite(load_onnx_file(exported.folder / MODEL_NAME)))
+    model = load_onnx_file(exported.folder / MODEL_NAME)
+    rewrite = ENGINE_REWRITES.get(exported.bundle.precision)
+    graph = graph_for_tensorrt(model if rewrite is None else apply_passes(model, rewrite))
     save_model(graph, tmp_path / "given.onnx")
     cuda = FakeCuda()
     fake = FakeTensorRT(cuda, graph=tmp_path / "given.onnx")

@@ -10,8 +10,9 @@ import onnx_ir as ir
 import pytest
 
 from exporters.graph.class_axis import integers, reduced_axes
+from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head, read_head
-from exporters.head.surgery import add_slots, fuse_head
+from exporters.head.surgery import AddSlotsPass, FuseHeadPass
 from icis_deploy.errors import ModelLoadError
 from tests.exporters.head_graphs import GRAPHS, parsed_model, rows, run_model, softmax
 
@@ -122,8 +123,8 @@ def test_what_follows_computes_the_same_over_more_classes(tail: str, output: str
     location = find_head(model, "head")
     head = read_head(model, location, NAMES).expand(NEW_ROWS, ["a", "b", "c"])
 
-    fused = fuse_head(model, location, head)
-    updatable = add_slots(model, location, 3)
+    fused = apply_passes(model, FuseHeadPass(location, head))
+    updatable = apply_passes(model, AddSlotsPass(location, 3))
 
     expected = after(head.logits(IMAGES).astype(np.float32))
     slots = {"slot_weight": NEW_ROWS[:, :-1], "slot_bias": NEW_ROWS[:, -1]}
@@ -150,7 +151,7 @@ def test_the_scores_of_a_fixed_single_image_may_be_a_vector(tail: str):
     location = find_head(model)
     head = read_head(model, location, NAMES).expand(NEW_ROWS, ["a", "b", "c"])
 
-    outputs = run_model(fuse_head(model, location, head), x=IMAGES[:1])
+    outputs = run_model(apply_passes(model, FuseHeadPass(location, head)), x=IMAGES[:1])
 
     assert location.output_name == "l"
     logits = head.logits(IMAGES[:1]).astype(np.float32)
