@@ -32,6 +32,13 @@
 A message says what failed, what was found, what was expected, where, and what to do next.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from icis_deploy.metrics.parity import ParityReport
+
 
 class ICISDeployError(Exception):
     """Base of every error that icis-deploy raises on purpose."""
@@ -46,7 +53,15 @@ class VerdictError(ICISDeployError):
 
 
 class GateFailedError(VerdictError):
-    """An export disagrees with its reference; no bundle was left."""
+    """An export disagrees with its reference; where it was being written, no bundle was left.
+
+    Attributes:
+        reports: What each comparison found, the negative ones included; empty where no models were compared.
+    """
+
+    def __init__(self, what: str, *, reports: tuple[ParityReport, ...] = (), **details: Any) -> None:
+        super().__init__(what, **details)
+        self.reports = reports
 
 
 class RegressionError(VerdictError):

@@ -4,7 +4,7 @@ Rules:
 
 1. The bundle's own model is what is compacted: backbone, precision, calibration, what it takes and what it chooses stay
    as they are, bit for bit, and neither the original model nor calibration images are needed. Rows keep their bits too.
-2. The result must give the logits that the bundle gave, of every class, or it is not written (`check_compacted`).
+2. The result must give the logits that the bundle gave, of every class, or it is not written (`compare_compacted`).
 3. Targets that the bundle holds are built anew, as their sidecars say they were built.
 4. The base fingerprint stays the original head's, so that updates made for it are taken afterwards as before.
 5. What stands outside the rollback stack stays: the highest version, the last time seen, trusted keys, disabled classes
@@ -140,7 +140,7 @@ def write_compacted(
         assert former.table is not None, "the plan was made"
         batch = None if (shape := model.graph.inputs[0].shape) is None else shape[0]
         gate = partial(
-            check_compacted,
+            compare_compacted,
             building,
             former_folder=former.folder,
             former=bundle,
@@ -208,7 +208,7 @@ def _joined(first: SlotTable, second: SlotTable) -> SlotTable:
 COMPARED_WITH = "logits of the bundle before it was compacted"
 
 
-def check_compacted(
+def compare_compacted(
     folder: Path,
     bundle: Bundle,
     *,

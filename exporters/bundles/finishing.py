@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -149,17 +150,18 @@ def _passed(bundle: Bundle, what: str, reports: Sequence[ParityReport], building
     bundle = replace(bundle, parity=(*bundle.parity, *(report.to_json() for report in reports)))
     failures = [failure for report in reports for failure in report.failures]
     if not all(report.passed for report in reports):
-        _reject(building, out, bundle.parity, f"{what}: {'; '.join(failures)}")
+        _reject(building, out, bundle, f"{what}: {'; '.join(failures)}", reports)
     return bundle
 
 
-def _reject(building: Path, out: Path, parity: Sequence[Mapping[str, object]], failures: str) -> None:
+def _reject(building: Path, out: Path, bundle: Bundle, failures: str, reports: Sequence[ParityReport]) -> NoReturn:
     rejected = out.with_name(out.name + ".rejected")
-    text = json.dumps(list(parity), indent=1, allow_nan=False, default=str)
+    text = json.dumps(list(bundle.parity), indent=1, allow_nan=False, default=str)
     with new_folder(rejected, overwrite=True, marker=REPORT_NAME) as folder:
         shutil.copytree(building, folder, dirs_exist_ok=True)
         write_file(folder / REPORT_NAME, text.encode())
     raise GateFailedError(
         f"The parity gate was not passed by {failures}. No bundle was written to {out}; what was built lies in "
-        f"{rejected}, with the report in {REPORT_NAME}."
+        f"{rejected}, with the report in {REPORT_NAME}.",
+        reports=tuple(reports),
     )

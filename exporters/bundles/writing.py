@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_trust
 from exporters.conversion.convert import FormedModel, in_precision, with_device_work
-from exporters.gate.gate import check_bundle
+from exporters.gate.gate import compare_bundle
 from exporters.graph.edits import apply_passes
 from exporters.head.expanded_head import ExpandedHead
 from exporters.head.finding import HeadLocation
@@ -186,8 +186,8 @@ def write_bundle(
         bundle = _describe(building, plan, taken, form, location, preprocessing)
         seconds = time.perf_counter() - start
         seen = calibration if images is None else images
-        check = partial(check_bundle, building, loaded=loaded, location=location, expanded=expanded, images=seen)
-        gate = partial(explained, check, formed)
+        compare = partial(compare_bundle, building, loaded=loaded, location=location, expanded=expanded, images=seen)
+        gate = partial(explained, compare, formed)
         reports = gate(bundle)
         bundle = finish_bundle(
             BuiltModel(folder=building, bundle=bundle, seconds=seconds, reports=reports),
@@ -209,7 +209,7 @@ def _calibration(form: ModelForm, preprocessing: Preprocessing | None) -> Labele
 
 
 def explained(
-    check: Gate,
+    compare: Gate,
     formed: FormedModel,
     bundle: Bundle,
     *,
@@ -220,7 +220,7 @@ def explained(
 
     It can be where what was compared is the quantized graph in ONNX Runtime, as it is or as a target rewrites it.
     """
-    reports = check(bundle, runtime=runtime, rewrite=rewrite)
+    reports = compare(bundle, runtime=runtime, rewrite=rewrite)
     wrong = next((index for index, report in enumerate(reports) if not report.passed), None)
     if wrong is None or formed.explain is None or runtime is not None:
         return reports

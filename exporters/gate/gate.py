@@ -73,7 +73,7 @@ CHOICE_TOLERANCE = 1e-5
 """Greatest error of a probability that the model gives with its choice."""
 
 
-def check_bundle(
+def compare_bundle(
     folder: Path,
     bundle: Bundle,
     *,

@@ -236,7 +236,7 @@ class Gate(Protocol):
     def __call__(
         self, bundle: Bundle, *, runtime: Runtime | None = None, rewrite: ir.passes.PassBase | None = None
     ) -> tuple[ParityReport, ...]:
-        """Run the bundle's files in a runtime and compare; see `parity_gate.check_bundle`."""
+        """Run the bundle's files in a runtime and compare; see `exporters.gate.gate.compare_bundle`."""
         ...
 
 

@@ -1,9 +1,8 @@
-"""Verify a bundle: run it beside the model that it was made from, and compare."""
+"""Verify a bundle: run it and the model that it was made from on the same inputs, and compare."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,21 +10,18 @@ from numpy.typing import NDArray
 from icis_deploy.api.models import Model, OpenedModel, PathLike, inspect
 from icis_deploy.bundle.manifest import Bundle, load_bundle
 from icis_deploy.bundle.slot_files import load_injected
-from icis_deploy.errors import WrongBaseError
+from icis_deploy.errors import GateFailedError, WrongBaseError
 from icis_deploy.images.loading import load_prepared_list
 from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.sessions.choice import Runtime, runtime_from
 from icis_deploy.runtime.state.store import exported_slots
 from icis_deploy.workbench import enable_workbench
 
-if TYPE_CHECKING:
-    pass
-
 
 def verify(
     bundle: PathLike, *, against: Model, images: PathLike | None = None, runtime: Runtime | str = "onnxruntime"
 ) -> tuple[ParityReport, ...]:
-    """Run a bundle beside the model that it was made from, and compare.
+    """Run a bundle and the model that it was made from on the same inputs, and compare.
 
     Args:
         bundle: The bundle's folder.
@@ -33,13 +29,17 @@ def verify(
         images: An image list to compare on; seeded inputs by default.
         runtime: Where the bundle is run, as in `Device.open`.
 
+    Returns:
+        A report for each comparison, all of them passed.
+
     Raises:
+        GateFailedError: If the bundle disagrees with the model; its `reports` say in what.
         WrongBaseError: If the bundle was made from a model with another head.
         BundleError: If the bundle is incomplete.
         CorruptFileError: If a file in it was changed.
     """
     enable_workbench()
-    from exporters.gate.gate import check_bundle
+    from exporters.gate.gate import compare_bundle
     from exporters.head.expanded_head import ExpandedHead
 
     folder, chosen = Path(bundle), runtime_from(runtime)
@@ -47,7 +47,7 @@ def verify(
     compared = load_prepared_list(images, described.preprocessing)
     opened = _original_of(folder, described, against)
     loaded, location = opened.loaded, opened.location
-    return check_bundle(
+    reports = compare_bundle(
         folder,
         described,
         loaded=loaded,
@@ -56,6 +56,13 @@ def verify(
         images=compared,
         runtime=chosen,
     )
+    failures = [failure for report in reports for failure in report.failures]
+    if not all(report.passed for report in reports):
+        raise GateFailedError(
+            f"The bundle {folder} disagrees with {loaded.spec}: {'; '.join(failures)}. Export it again.",
+            reports=reports,
+        )
+    return reports
 
 
 def _original_of(folder: Path, described: Bundle, against: Model) -> OpenedModel:
