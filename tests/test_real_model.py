@@ -10,7 +10,7 @@ import pytest
 
 import icis_deploy
 import icis_deploy.api.models
-from exporters.conversion.fp16 import halve_model
+from exporters.conversion.fp16 import convert_to_float16
 from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head
 from exporters.head.surgery import AddSlotsPass
@@ -182,7 +182,7 @@ def test_a_float16_engine_of_the_real_model_has_half_its_size(
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     photos = load_image_list(imagenet_mobilenet / "images.csv").paths[:2]
     images = load_images(photos, load_preprocessing(imagenet_mobilenet / "preprocess.json"))
-    halved = halve_model(opened.loaded.model, lambda: iter([images]))
+    halved = convert_to_float16(opened.loaded.model, lambda: iter([images]))
     if head == "updatable":
         halved = apply_passes(halved, AddSlotsPass(find_head(halved), 256), SlotsAsInputsPass())
     save_model(halved, tmp_path / "half.onnx")

@@ -48,7 +48,7 @@ class SpooledBatches:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GateBatch:
+class InputBatch:
     """The same images for the original model and for the bundle."""
 
     prepared: NDArray[np.float32]
@@ -62,7 +62,7 @@ class GateBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GateInputs:
+class InputBatches:
     """The gate's images, batch by batch, as often as they are gone through."""
 
     given: SpooledBatches
@@ -74,13 +74,13 @@ class GateInputs:
     fixed_batch: int | None
     """The only batch that the model takes, if it takes no other."""
 
-    def __iter__(self) -> Iterator[GateBatch]:
+    def __iter__(self) -> Iterator[InputBatch]:
         """Yield the batches in order."""
         for given in self.given:
             full = given if self.fixed_batch is None else np.resize(given, (self.fixed_batch, *given.shape[1:]))
             is_pixels = given.dtype == np.uint8 and self.preprocessing is not None
             prepared = self.preprocessing.from_pixels(full) if is_pixels and self.preprocessing else full
-            yield GateBatch(prepared=prepared, given=full, count=len(given))
+            yield InputBatch(prepared=prepared, given=full, count=len(given))
 
     def one_by_one(self) -> Iterator[NDArray[np.float32]]:
         """Yield the same images prepared, each alone; in whole batches where the model takes no other."""
@@ -94,13 +94,13 @@ class GateInputs:
         self.given.close()
 
 
-def gate_inputs(
+def input_batches(
     model_input: ModelInput,
     preprocessing: Preprocessing | None,
     images: Sequence[Path] | None,
     *,
     fixed_batch: int | str | None,
-) -> GateInputs:
+) -> InputBatches:
     """Return what both sides of a comparison are run on.
 
     Args:
@@ -111,7 +111,7 @@ def gate_inputs(
     """
     fixed = fixed_batch if isinstance(fixed_batch, int) else None
     batches = _given_batches(model_input, preprocessing, images, batch_size=fixed or BATCH_SIZE)
-    return GateInputs(given=SpooledBatches(batches), preprocessing=preprocessing, fixed_batch=fixed)
+    return InputBatches(given=SpooledBatches(batches), preprocessing=preprocessing, fixed_batch=fixed)
 
 
 def _given_batches(
@@ -124,11 +124,11 @@ def _given_batches(
         return
     if model_input.takes_pixels:
         height, width, channels = model_input.shape
-        pictures = _gate_pictures(height, width)[:, :channels]
+        pictures = _comparison_images(height, width)[:, :channels]
         inputs: NDArray[np.generic] = np.rint(255 * pictures.transpose(0, 2, 3, 1)).astype(np.uint8)
     elif is_image_input(model_input.shape, preprocessing):
         channels, height, width = _channels_first(model_input.shape, preprocessing)
-        inputs = _prepared(_gate_pictures(height, width)[:, :channels], preprocessing)
+        inputs = _prepared(_comparison_images(height, width)[:, :channels], preprocessing)
     else:
         shape = (NUM_SEEDED_INPUTS, *model_input.shape)
         inputs = np.random.default_rng(SEED).uniform(-1, 1, shape).astype(np.float32)
@@ -136,7 +136,7 @@ def _given_batches(
         yield inputs[start : start + batch_size]
 
 
-def _gate_pictures(height: int, width: int) -> NDArray[np.float32]:
+def _comparison_images(height: int, width: int) -> NDArray[np.float32]:
     return (_kept_pictures if height * width <= _MOST_KEPT_PIXELS else _painted_pictures)(height, width)
 
 

@@ -26,12 +26,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.backbone.inputs import GateInputs, gate_inputs
+from exporters.backbone.inputs import InputBatches, input_batches
 from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_journal, write_trust
 from exporters.bundles.writing import compacted
 from exporters.gate.gate import BundleRun, opened_bundle, run_bundle
 from exporters.graph.edits import apply_passes
-from exporters.head.score_kinds import compared_values
+from exporters.head.score_kinds import comparable_from_device
 from exporters.head.slot_baking import BakeRowsPass
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.registry import TargetOptions, TargetPlan, plan_targets, targets_of
@@ -242,15 +242,15 @@ def compare_compacted(
         RuntimeFailureError: If a runtime cannot run one of them.
     """
     paths = None if images is None else images.paths
-    inputs = gate_inputs(former.model_input, former.preprocessing, paths, fixed_batch=fixed_batch)
+    inputs = input_batches(former.model_input, former.preprocessing, paths, fixed_batch=fixed_batch)
     with closing(inputs):
         opened = opened_bundle(former_folder, former, runtime, rewrite)
         names, expected = _former_logits(former_folder, opened, table, inputs)
         ran = run_bundle(folder, bundle, inputs, runtime, rewrite)
     where = "" if runtime is None or runtime.is_reference else f"; both in {runtime.name}"
     report = compare_logits(
-        compared_values(expected, former.score_kind),
-        compared_values(_in_order(ran, names), former.score_kind),
+        comparable_from_device(expected, former.score_kind),
+        comparable_from_device(_in_order(ran, names), former.score_kind),
         profile=_profile(former.precision, runtime),
         compared_with=COMPARED_WITH + where,
     )
@@ -258,7 +258,7 @@ def compare_compacted(
 
 
 def _former_logits(
-    folder: Path, opened: Device, table: SlotTable, inputs: GateInputs
+    folder: Path, opened: Device, table: SlotTable, inputs: InputBatches
 ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Return the classes and their logits, disabled ones included."""
     bundle, session = opened.bundle, opened.session

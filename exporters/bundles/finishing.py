@@ -57,7 +57,7 @@ def finish_bundle(
     *,
     out: Path,
     targets: TargetPlan,
-    tell: Callable[[BuiltTarget], None] | None = None,
+    on_target: Callable[[BuiltTarget], None] | None = None,
 ) -> Bundle:
     """Build a model's targets beside it, write the manifest, and return what that says.
 
@@ -66,7 +66,7 @@ def finish_bundle(
         gate: Compares a target.
         out: Where the bundle shall be; what does not pass lies in `<out>.rejected`.
         targets: What it holds beside `model.onnx`.
-        tell: Told what became of each target, as soon as it is known.
+        on_target: Told what became of each target, as soon as it is known.
 
     Raises:
         GateFailedError: If the gate is not passed.
@@ -75,7 +75,7 @@ def finish_bundle(
     """
     first = model_outcome(built.bundle, built.seconds, built.reports)
     bundle = _passed(built.bundle, MODEL_NAME, built.reports, built.folder, out)
-    bundle = _add_targets(built.folder, bundle, targets, gate, out=out, model=first, tell=tell)
+    bundle = _add_targets(built.folder, bundle, targets, gate, out=out, model=first, on_target=on_target)
     write_file(built.folder / MANIFEST_NAME, serialize_manifest(bundle))
     return bundle
 
@@ -131,17 +131,17 @@ def _add_targets(
     *,
     out: Path,
     model: BuiltTarget,
-    tell: Callable[[BuiltTarget], None] | None,
+    on_target: Callable[[BuiltTarget], None] | None,
 ) -> Bundle:
     """Build the targets one after the other, tell what became of each, and return the bundle with them."""
     add = add_target_if_possible if plan.is_all else add_target
-    if tell is not None and plan.is_all:
-        tell(model)
+    if on_target is not None and plan.is_all:
+        on_target(model)
     for target in plan.targets:
         bundle, built = add(target, TargetJob(folder=building, bundle=bundle, options=plan.options), gate)
         bundle = _passed(bundle, built.name, built.reports, building, out)
-        if tell is not None:
-            tell(built)
+        if on_target is not None:
+            on_target(built)
     return bundle
 
 

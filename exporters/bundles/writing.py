@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_trust
-from exporters.conversion.convert import FormedModel, in_precision, with_device_work
+from exporters.conversion.convert import ConvertedModel, convert_precision, with_pixels_and_topk
 from exporters.gate.gate import compare_bundle
 from exporters.graph.edits import apply_passes
 from exporters.head.expanded_head import ExpandedHead
@@ -178,23 +178,23 @@ def write_bundle(
         form = ModelForm() if form is None else form
         form = replace(form, top=min(form.top, plan.num_scores))
         taken, calibration = model_input(loaded, preprocessing), _calibration(form, preprocessing)
-        formed = in_precision(loaded, location, form, calibration, model_input=taken, preprocessing=preprocessing)
+        formed = convert_precision(loaded, location, form, calibration, model_input=taken, preprocessing=preprocessing)
         expanded = _expanded(plan, loaded, location)
         model = _with_head(plan, formed.model, location, expanded)
-        model, taken = with_device_work(model, taken, form, kind=score_kind(location), preprocessing=preprocessing)
+        model, taken = with_pixels_and_topk(model, taken, form, kind=score_kind(location), preprocessing=preprocessing)
         _write_files(building, plan, model)
         bundle = _describe(building, plan, taken, form, location, preprocessing)
         seconds = time.perf_counter() - start
         seen = calibration if images is None else images
         compare = partial(compare_bundle, building, loaded=loaded, location=location, expanded=expanded, images=seen)
-        gate = partial(explained, compare, formed)
+        gate = partial(explain_rejection, compare, formed)
         reports = gate(bundle)
         bundle = finish_bundle(
             BuiltModel(folder=building, bundle=bundle, seconds=seconds, reports=reports),
             gate,
             out=out,
             targets=TargetPlan() if targets is None else targets,
-            tell=on_target,
+            on_target=on_target,
         )
         write_trust(building, trust)
     return bundle
@@ -208,9 +208,9 @@ def _calibration(form: ModelForm, preprocessing: Preprocessing | None) -> Labele
     return load_image_list(Path(form.calibration_images))
 
 
-def explained(
+def explain_rejection(
     compare: Gate,
-    formed: FormedModel,
+    formed: ConvertedModel,
     bundle: Bundle,
     *,
     runtime: Runtime | None = None,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from exporters.backbone.inputs import gate_inputs
-from exporters.conversion.fp16 import halve_model
+from exporters.backbone.inputs import input_batches
+from exporters.conversion.fp16 import convert_to_float16
 from exporters.conversion.int8 import quantize_model
 from exporters.conversion.layer_errors import NUM_BATCHES, worst_layers
 from exporters.conversion.pixel_input import AddPixelInputPass, pixel_input
@@ -27,7 +27,7 @@ _NUM_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FormedModel:
+class ConvertedModel:
     """A classifier in another precision; its head is where it was."""
 
     model: ir.Model
@@ -37,7 +37,7 @@ class FormedModel:
     """Says which layers hurt most, for when the gate rejects it, as it is or as a target rewrites it; takes seconds."""
 
 
-def in_precision(
+def convert_precision(
     loaded: LoadedModel,
     location: HeadLocation,
     form: ModelForm,
@@ -45,7 +45,7 @@ def in_precision(
     *,
     model_input: ModelInput,
     preprocessing: Preprocessing | None,
-) -> FormedModel:
+) -> ConvertedModel:
     """Return a classifier in the precision that its form asks for.
 
     Args:
@@ -61,12 +61,14 @@ def in_precision(
         ExportError: If it cannot be converted.
     """
     if form.precision == "fp32":
-        return FormedModel(model=loaded.model)
+        return ConvertedModel(model=loaded.model)
     paths = None if calibration is None else calibration.paths
     fixed = loaded.input_shape[0]
-    with closing(gate_inputs(model_input, preprocessing, paths, fixed_batch=fixed)) as images:
+    with closing(input_batches(model_input, preprocessing, paths, fixed_batch=fixed)) as images:
         if form.precision == "fp16":
-            return FormedModel(model=_with_named_logits(halve_model(loaded.model, images.one_by_one), location))
+            return ConvertedModel(
+                model=_with_named_logits(convert_to_float16(loaded.model, images.one_by_one), location)
+            )
         quantized = quantize_model(loaded.model, location, loaded.input_name, images.one_by_one)
 
     def explain(rewrite: ir.passes.PassBase | None) -> str:
@@ -74,11 +76,11 @@ def in_precision(
         judged = (
             quantized if rewrite is None else replace(quantized, backbone=apply_passes(quantized.backbone, rewrite))
         )
-        with closing(gate_inputs(model_input, preprocessing, few, fixed_batch=fixed)) as images:
+        with closing(input_batches(model_input, preprocessing, few, fixed_batch=fixed)) as images:
             layers = worst_layers(judged, images.one_by_one(), limit=_NUM_NAMED)
         return f"the layers that add most noise are {', '.join(layer.describe() for layer in layers)}"
 
-    return FormedModel(model=quantized.model, explain=explain)
+    return ConvertedModel(model=quantized.model, explain=explain)
 
 
 def _with_named_logits(model: ir.Model, location: HeadLocation) -> ir.Model:
@@ -91,7 +93,7 @@ def _with_named_logits(model: ir.Model, location: HeadLocation) -> ir.Model:
     return model
 
 
-def with_device_work(
+def with_pixels_and_topk(
     model: ir.Model,
     model_input: ModelInput,
     form: ModelForm,

@@ -33,7 +33,7 @@ SAFE_MAGNITUDE = 65504 / 2
 """A value may double on inputs that were not among those looked at before it overflows."""
 
 
-def halve_model(model: ir.Model, inputs: Inputs) -> ir.Model:
+def convert_to_float16(model: ir.Model, inputs: Inputs) -> ir.Model:
     """Return a float16 copy of a float32 classifier; its inputs and outputs stay float32.
 
     Args:

@@ -32,19 +32,19 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.backbone.inputs import GateInputs, gate_inputs
+from exporters.backbone.inputs import InputBatches, input_batches
 from exporters.gate.float16_emulation import EmulateFloat16Pass
-from exporters.gate.head_faults import HeadRun, cut_off, name_fault
+from exporters.gate.head_faults import HeadRun, clipped, name_fault
 from exporters.graph.edits import apply_passes
 from exporters.head.expanded_head import AnyHead
 from exporters.head.finding import HeadLocation
 from exporters.head.score_kinds import (
     LEAST_LOG,
-    comparable,
-    compared_values,
-    logits_of_scores,
-    probabilities_of,
-    scores_of_logits,
+    comparable_from_device,
+    comparable_from_logits,
+    comparable_from_scores,
+    logits_from_device,
+    probabilities_from_scores,
 )
 from exporters.head.surgery import SLOT_BIAS, SLOT_WEIGHT, backbone, own_backbone
 from exporters.loading.models import LoadedModel
@@ -69,7 +69,7 @@ ORIGINAL_MODEL = "logits of the original model in its own runtime, seen classes 
 OWN_FEATURES = "features that the bundle's own backbone computes and the expanded head in float64"
 VANISHING = {"sigmoid": 1e-6, "probabilities": math.exp(LEAST_LOG)}
 """By the kind of scores, a probability below which it is none."""
-CHOICE_TOLERANCE = 1e-5
+TOPK_TOLERANCE = 1e-5
 """Greatest error of a probability that the model gives with its choice."""
 
 
@@ -106,7 +106,7 @@ def compare_bundle(
     """
     paths, is_reference = None if images is None else images.paths, runtime is None or runtime.is_reference
     with closing(
-        gate_inputs(bundle.model_input, bundle.preprocessing, paths, fixed_batch=loaded.input_shape[0])
+        input_batches(bundle.model_input, bundle.preprocessing, paths, fixed_batch=loaded.input_shape[0])
     ) as inputs:
         features = _features(backbone(loaded.model, location), inputs, prepared=True)
         original = _original_scores(loaded, location, inputs)
@@ -119,7 +119,7 @@ def compare_bundle(
             own = _features(
                 own_features if checked is None else apply_passes(own_features, checked), inputs, prepared=False
             )
-    expected = scores_of_logits(expanded.logits(features), bundle.score_kind)
+    expected = comparable_from_logits(expanded.logits(features), bundle.score_kind)
     where = "" if runtime is None or is_reference else f"; the bundle in {runtime.name}"
     profile = _profile(bundle.precision, location)
     reports = _compare_with_original(expected, original, ran.logits, bundle, profile=profile, where=where)
@@ -154,11 +154,11 @@ def _fault(
     if report.passed or not np.isfinite(features).all():
         return None
     kind, expected = bundle.score_kind, expanded.logits(features)
-    spread = float((cut_off(expected) if kind == "sigmoid" else scores_of_logits(expected, kind)).std())
+    spread = float((clipped(expected) if kind == "sigmoid" else comparable_from_logits(expected, kind)).std())
     run = HeadRun(
         features=features,
         expected=expected,
-        found=logits_of_scores(ran.logits, kind),
+        found=logits_from_device(ran.logits, kind),
         head=expanded,
         class_names=ran.class_names,
         num_seen=bundle.num_seen,
@@ -168,7 +168,7 @@ def _fault(
     return name_fault(run)
 
 
-def _features(model: ir.Model, inputs: GateInputs, *, prepared: bool) -> NDArray[np.float32]:
+def _features(model: ir.Model, inputs: InputBatches, *, prepared: bool) -> NDArray[np.float32]:
     """Return what a backbone gives, `(num_inputs, feature_dim)`: of prepared images, or of what the bundle takes."""
     with tempfile.TemporaryDirectory() as folder:  # a file, and not bytes: a backbone may be larger than a protobuf
         path = Path(folder) / "backbone.onnx"
@@ -199,13 +199,13 @@ def _refuse_stated_batch(session: Session, images: NDArray[np.generic], error: R
     ) from error
 
 
-def _original_scores(loaded: LoadedModel, location: HeadLocation, inputs: GateInputs) -> NDArray[np.float32]:
+def _original_scores(loaded: LoadedModel, location: HeadLocation, inputs: InputBatches) -> NDArray[np.float32]:
     scores = [loaded.original_logits(batch.prepared, location.output_name)[: batch.count] for batch in inputs]
     return np.concatenate(scores)
 
 
 def run_bundle(
-    folder: Path, bundle: Bundle, inputs: GateInputs, runtime: Runtime | None, rewrite: ir.passes.PassBase | None
+    folder: Path, bundle: Bundle, inputs: InputBatches, runtime: Runtime | None, rewrite: ir.passes.PassBase | None
 ) -> BundleRun:
     """Run a bundle's files on inputs, and look at its slots and its choice."""
     device = opened_bundle(folder, bundle, runtime, rewrite)
@@ -214,7 +214,7 @@ def run_bundle(
         exported.append(device.logits(batch.given).values[: batch.count].copy())
         if device.state.table is not None or bundle.top:
             scores = device.session.run(batch.given, device.state.buffers).logits
-            failures |= _empty_slot_failures(device, scores) | _choice_failures(device, batch.given, scores)
+            failures |= _empty_slot_failures(device, scores) | _topk_failures(device, batch.given, scores)
     return BundleRun(
         logits=np.concatenate(exported).astype(np.float64),
         class_names=device.classes(),
@@ -254,12 +254,12 @@ def _compare_with_original(
     where: str,
 ) -> list[ParityReport]:
     # The device gives logits, or their logarithms; over fewer classes the latter have to be normalised again.
-    seen = compared_values(ours[:, : bundle.num_seen], bundle.score_kind)
-    original_scores = comparable(original, bundle.score_kind)
+    seen = comparable_from_device(ours[:, : bundle.num_seen], bundle.score_kind)
+    original_scores = comparable_from_scores(original, bundle.score_kind)
     return [
         compare_logits(
             expected,
-            compared_values(ours, bundle.score_kind),
+            comparable_from_device(ours, bundle.score_kind),
             profile=profile,
             compared_with=EXPANDED_HEAD + where,
         ),
@@ -271,7 +271,7 @@ def _profile(precision: str, location: HeadLocation) -> GateProfile:
     """Return the thresholds of a precision; a model that is exported as it is may have a head of fewer bits."""
     if precision == "fp32" and location.is_quantized:
         return GATE_PROFILES["int8 head"]
-    if precision == "fp32" and location.is_half:
+    if precision == "fp32" and location.is_16_bit:
         return GATE_PROFILES["fp16 head"]
     return GATE_PROFILES[precision]
 
@@ -279,8 +279,10 @@ def _profile(precision: str, location: HeadLocation) -> GateProfile:
 def _compare_with_own(expected: Float64, ours: Float64, bundle: Bundle) -> ParityReport:
     # What a precision costs is in the backbone; the head must be as exact as its own numbers allow.
     profile = GATE_PROFILES["fp16 head" if bundle.precision == "fp16" else "fp32"]
-    scores = scores_of_logits(expected, bundle.score_kind)
-    return compare_logits(scores, compared_values(ours, bundle.score_kind), profile=profile, compared_with=OWN_FEATURES)
+    scores = comparable_from_logits(expected, bundle.score_kind)
+    return compare_logits(
+        scores, comparable_from_device(ours, bundle.score_kind), profile=profile, compared_with=OWN_FEATURES
+    )
 
 
 def _with_accuracy(
@@ -327,7 +329,7 @@ def _empty_slot_failures(device: Device, given: NDArray[np.float32]) -> set[str]
     return set()
 
 
-def _choice_failures(device: Device, inputs: NDArray[Any], scores: NDArray[np.float32]) -> set[str]:
+def _topk_failures(device: Device, inputs: NDArray[Any], scores: NDArray[np.float32]) -> set[str]:
     """Return whether a model that chooses classes itself gives others than those with the greatest scores."""
     if not device.bundle.top:
         return set()
@@ -336,15 +338,15 @@ def _choice_failures(device: Device, inputs: NDArray[Any], scores: NDArray[np.fl
         return {f"the model makes no choice of {device.bundle.top} classes, as its manifest states"}
     probabilities, columns = chosen
     order = np.argsort(-scores, axis=1, kind="stable")[:, : device.bundle.top]
-    wanted = np.take_along_axis(probabilities_of(scores, device.bundle.score_kind), order, axis=1)
-    if not _is_choice(columns, order, scores):
+    wanted = np.take_along_axis(probabilities_from_scores(scores, device.bundle.score_kind), order, axis=1)
+    if not _is_topk(columns, order, scores):
         return {"the classes that the model chooses are not those with the greatest scores"}
-    if not np.abs(probabilities - wanted).max() <= CHOICE_TOLERANCE:
+    if not np.abs(probabilities - wanted).max() <= TOPK_TOLERANCE:
         return {"the probabilities that the model gives are not those of its scores"}
     return set()
 
 
-def _is_choice(columns: NDArray[np.int64], order: NDArray[np.int64], scores: NDArray[np.float32]) -> bool:
+def _is_topk(columns: NDArray[np.int64], order: NDArray[np.int64], scores: NDArray[np.float32]) -> bool:
     """Say whether these columns have the greatest scores; equal ones, such as empty slots', come in any order.
 
     ONNX promises the least column first, and ONNX Runtime keeps that; others, as on a GPU, do not. Nor need two runs

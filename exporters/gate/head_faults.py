@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.head.expanded_head import AnyHead
-from exporters.head.score_kinds import LEAST_LOG, scores_of_logits
+from exporters.head.score_kinds import LEAST_LOG, comparable_from_logits
 from icis_deploy.common.arrays import Float64
 from icis_deploy.head.class_names import quoted
 
@@ -71,13 +71,15 @@ class HeadRun:
     def known(self, logits: Float64) -> Float64:
         """Return what the model's scores tell of logits, so that two classes can be compared."""
         if self.score_kind == "sigmoid":
-            return cut_off(logits)
-        return scores_of_logits(logits, self.score_kind) if self.score_kind == "probabilities" else _centred(logits)
+            return clipped(logits)
+        return (
+            comparable_from_logits(logits, self.score_kind) if self.score_kind == "probabilities" else _centred(logits)
+        )
 
     def errors(self, logits: Float64) -> Float64:
         """Return how far the scores are from those of these logits, `(num_images, num_classes)`."""
         if self.score_kind == "sigmoid":
-            return cut_off(self.found) - cut_off(logits)
+            return clipped(self.found) - clipped(logits)
         if self.score_kind != "probabilities":
             return _centred(self.found - logits)
         found, expected = self.known(self.found), self.known(logits)
@@ -90,7 +92,7 @@ class HeadRun:
         return bool(np.abs(self.errors(logits)).max() <= self.tolerance)
 
 
-def cut_off(logits: Float64) -> Float64:
+def clipped(logits: Float64) -> Float64:
     """Return logits as far as a sigmoid's probabilities tell them."""
     return np.clip(logits, -SATURATED, SATURATED)
 
@@ -102,7 +104,7 @@ def _centred(values: Float64) -> Float64:
 
 def name_fault(run: HeadRun) -> str | None:
     """Return what is wrong with a head, or `None` where nothing is, or it cannot be told."""
-    found = cut_off(run.found) if run.score_kind == "sigmoid" else run.found
+    found = clipped(run.found) if run.score_kind == "sigmoid" else run.found
     if not len(found) or not np.isfinite(found).all():
         return None
     wrong = np.flatnonzero(np.abs(run.errors(run.expected)).max(axis=0) > run.tolerance)

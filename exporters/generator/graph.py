@@ -33,7 +33,7 @@ TINY = float(np.finfo(np.float32).tiny)
 class GraphBuilder:
     """Nodes and constants as they are added."""
 
-    are_matrices_half: bool
+    stores_float16_matrices: bool
     """Whether matrices are stored as float16."""
 
     nodes: list[ir.Node] = field(default_factory=list)
@@ -54,8 +54,8 @@ class GraphBuilder:
         """Add a constant; real numbers become float32."""
         values = np.asarray(array)
         if values.dtype.kind == "f":
-            is_half = self.are_matrices_half and values.ndim == 2
-            values = values.astype(np.float16 if is_half else np.float32)
+            is_16_bit = self.stores_float16_matrices and values.ndim == 2
+            values = values.astype(np.float16 if is_16_bit else np.float32)
         name = f"constant_{len(self.constants)}"
         tensor = ir.Tensor(np.ascontiguousarray(values), name=name)
         value = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)

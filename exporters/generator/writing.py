@@ -125,7 +125,7 @@ def generator_model(
     injector: Injector, head: Head, seen_descriptors: Float32, *, facts: GeneratorFacts, precision: str
 ) -> ir.Model:
     """Return a generator's graph; see `icis_deploy.bundle.generator_metadata` for its inputs and outputs."""
-    graph = GraphBuilder(are_matrices_half=precision == "fp16")
+    graph = GraphBuilder(stores_float16_matrices=precision == "fp16")
     descriptor = ir.Value(
         name=DESCRIPTOR, shape=ir.Shape(["batch", facts.descriptor_dim]), type=ir.TensorType(ir.DataType.FLOAT)
     )

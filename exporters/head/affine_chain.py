@@ -27,7 +27,7 @@ _PASSED_THROUGH = frozenset({"Dropout", "Identity", "QuantizeLinear"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeadChain:
+class AffineChain:
     """The nodes after a linear operator that belong to the head."""
 
     nodes: tuple[ir.Node, ...]
@@ -43,7 +43,7 @@ class HeadChain:
     """Whether there are still logits at several positions per image."""
 
 
-def trace_chain(linear: ir.Node, *, num_classes: int, class_axis: int) -> HeadChain:
+def trace_affine_chain(linear: ir.Node, *, num_classes: int, class_axis: int) -> AffineChain:
     """Follow a linear operator's output for as long as it is an affine function of the features.
 
     Args:
@@ -52,7 +52,7 @@ def trace_chain(linear: ir.Node, *, num_classes: int, class_axis: int) -> HeadCh
         class_axis: Axis of the classes in its output.
     """
     value, axis = linear.outputs[0], class_axis
-    chain = HeadChain(nodes=(), logits=value, class_axis=axis, spread=_is_spread(value, axis))
+    chain = AffineChain(nodes=(), logits=value, class_axis=axis, spread=_is_spread(value, axis))
     nodes: list[ir.Node] = []
     while (node := _only_user(value)) is not None:
         following = _axis_after(node, value, axis, num_classes)
@@ -62,11 +62,11 @@ def trace_chain(linear: ir.Node, *, num_classes: int, class_axis: int) -> HeadCh
         value, axis = node.outputs[0], following
         # What only passes logits through stays outside, unless something that belongs to the head comes after it.
         if node.op_type not in _PASSED_THROUGH | {"Reshape"}:
-            chain = HeadChain(nodes=tuple(nodes), logits=value, class_axis=axis, spread=_is_spread(value, axis))
+            chain = AffineChain(nodes=tuple(nodes), logits=value, class_axis=axis, spread=_is_spread(value, axis))
     return chain
 
 
-def chain_affine(linear: ir.Node, chain: HeadChain) -> tuple[Float64, Float64]:
+def scale_and_offset(linear: ir.Node, chain: AffineChain) -> tuple[Float64, Float64]:
     """Return what is done to `features @ weight`: multiplied by a scale, then an offset added.
 
     Returns:

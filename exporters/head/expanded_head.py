@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.head.affine_chain import chain_affine
+from exporters.head.affine_chain import scale_and_offset
 from exporters.head.finding import HeadLocation, pattern_at
 from exporters.head.patterns import pattern_row_blocks
-from exporters.onnx_io.lazy_tensors import StreamedTensor
+from exporters.onnx_io.lazy_tensors import LazyTensor
 from icis_deploy.common.arrays import Float32
 from icis_deploy.head.head import Head, logits_of_blocks
 
@@ -48,7 +48,7 @@ class ExpandedHead:
     def bias(self) -> Float32:
         """`(num_classes,)` float32."""
         pattern = pattern_at(self.model, self.location)
-        offset = chain_affine(pattern.node, pattern.chain)[1]
+        offset = scale_and_offset(pattern.node, pattern.chain)[1]
         own = np.broadcast_to(offset.reshape(-1), (pattern.num_classes,)).astype(np.float32)
         return np.concatenate([own, self.injected[:, -1]])
 
@@ -67,14 +67,14 @@ class ExpandedHead:
         """Return logits in float64, `(batch, num_classes)`, for features `(batch, feature_dim)`; as `Head.logits`."""
         return logits_of_blocks(features, self.blocks())
 
-    def weight_tensor(self, dtype: ir.DataType, name: str) -> StreamedTensor:
+    def weight_tensor(self, dtype: ir.DataType, name: str) -> LazyTensor:
         """Return the weight as a tensor that is read from the original model when it is written."""
 
         def pieces() -> Iterator[NDArray[np.generic]]:
             for block in self.blocks():
                 yield np.ascontiguousarray(block[:, :-1], dtype=dtype.numpy())
 
-        return StreamedTensor(pieces, dtype=dtype, shape=(self.num_classes, self.feature_dim), name=name)
+        return LazyTensor(pieces, dtype=dtype, shape=(self.num_classes, self.feature_dim), name=name)
 
 
 AnyHead = Head | ExpandedHead

@@ -78,7 +78,7 @@ class HeadLocation:
     """Why this is the head, in words."""
 
     @property
-    def is_half(self) -> bool:
+    def is_16_bit(self) -> bool:
         """Whether its rows have the 16 bits of float16 or bfloat16."""
         return self.precision in {"float16", "bfloat16"}
 

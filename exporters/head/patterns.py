@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from exporters.graph.class_axis import integers, label
 from exporters.graph.constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
-from exporters.head.affine_chain import FLOAT_TYPES, HeadChain, chain_affine, trace_chain
+from exporters.head.affine_chain import FLOAT_TYPES, AffineChain, scale_and_offset, trace_affine_chain
 from icis_deploy.head.head import rows_per_block
 
 Kind = Literal["gemm", "matmul", "conv", "cosine"]
@@ -38,7 +38,7 @@ class HeadPattern:
     weight: ir.Value
     """Its weight, a constant."""
 
-    chain: HeadChain
+    chain: AffineChain
     """What belongs to the head after it."""
 
     positions: tuple[int, ...]
@@ -90,7 +90,7 @@ def match_head(node: ir.Node) -> HeadPattern | str:
     num_classes, feature_dim = head_size(node)
     rank = len(features.shape)
     feature_axis = 1 if node.op_type == "Conv" else rank - 1
-    chain = trace_chain(node, num_classes=num_classes, class_axis=feature_axis)
+    chain = trace_affine_chain(node, num_classes=num_classes, class_axis=feature_axis)
     if chain.spread:
         shape = ", ".join(str(size) for size in features.shape)
         user = next((use.node for use in chain.logits.uses()), None)
@@ -129,7 +129,7 @@ def pattern_row_blocks(pattern: HeadPattern) -> Iterator[NDArray[np.float32]]:
     Yields:
         `(block, feature_dim + 1)` float32.
     """
-    scale, offset = chain_affine(pattern.node, pattern.chain)
+    scale, offset = scale_and_offset(pattern.node, pattern.chain)
     columns = np.broadcast_to(scale.reshape(-1, 1), (pattern.num_classes, 1))
     biases = np.broadcast_to(offset.reshape(-1), (pattern.num_classes,))
     # A weight that lies in a file is asked for with each block, so that what was read of it is let go of again.

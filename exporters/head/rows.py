@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from exporters.graph.constants import constant_array, constant_nodes, constant_size
 from exporters.graph.edits import add_initializer, add_node, add_tensor, unused_name
-from exporters.head.affine_chain import chain_affine
+from exporters.head.affine_chain import scale_and_offset
 from exporters.head.expanded_head import AnyHead
 from exporters.head.patterns import HeadPattern
 from icis_deploy.common.arrays import Float64
@@ -66,7 +66,9 @@ def _row_scales(pattern: HeadPattern, head: AnyHead, stored: ir.Node) -> Float64
     largest = np.abs(head.weight).max(axis=1).astype(np.float64)
     own = np.where(largest > 0, largest, _STEPS_PER_SIDE) / _STEPS_PER_SIDE
     assert stored.inputs[1] is not None
-    kept = np.abs(chain_affine(pattern.node, pattern.chain)[0]) * constant_array(stored.inputs[1]).astype(np.float64)
+    kept = np.abs(scale_and_offset(pattern.node, pattern.chain)[0]) * constant_array(stored.inputs[1]).astype(
+        np.float64
+    )
     if kept.size not in {1, pattern.num_classes}:  # a step per feature, or per block of features
         return own
     num_own = min(pattern.num_classes, head.num_classes)

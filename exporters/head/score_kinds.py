@@ -47,7 +47,7 @@ def score_kind(location: HeadLocation) -> str:
     return kind
 
 
-def comparable(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
+def comparable_from_scores(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
     """Return scores of one kind in the form in which they are compared, `(batch, num_classes)` float64.
 
     Logits stay as they are; the others are brought to logarithms of probabilities over the classes that are there, so
@@ -61,7 +61,7 @@ def comparable(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
     return _log_probabilities(values, kind)
 
 
-def scores_of_logits(logits: Float64, kind: str) -> Float64:
+def comparable_from_logits(logits: Float64, kind: str) -> Float64:
     """Return what a model of a kind makes of logits, in the form in which it is compared."""
     if kind == "sigmoid":
         return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))
@@ -74,7 +74,7 @@ def log_softmax(logits: Float64) -> Float64:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def probabilities_of(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
+def probabilities_from_scores(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
     """Return the probabilities that scores of one kind stand for, `(batch, num_classes)` float64."""
     values = np.asarray(scores, dtype=np.float64)
     if kind == "logits":
@@ -82,7 +82,7 @@ def probabilities_of(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
     return np.exp(values) if kind == "log-probabilities" else values
 
 
-def compared_values(values: NDArray[np.floating[Any]], kind: str) -> Float64:
+def comparable_from_device(values: NDArray[np.floating[Any]], kind: str) -> Float64:
     """Return what a device gives in the form in which it is compared: it gives logits, or logarithms of the others."""
     logits = np.asarray(values, dtype=np.float64)
     if kind == "sigmoid":
@@ -95,7 +95,7 @@ def _log_probabilities(logits: Float64, kind: str) -> Float64:
     return np.maximum(values, LEAST_LOG) if kind == "probabilities" else values
 
 
-def logits_of_scores(values: NDArray[np.floating[Any]], kind: str) -> Float64:
+def logits_from_device(values: NDArray[np.floating[Any]], kind: str) -> Float64:
     """Return the logits behind what a device gives, up to a number shared by an image's classes after a softmax.
 
     Those of a sigmoid are infinite where it has reached 0 or 1.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from exporters.onnx_io.shape_inference import infer_shapes
-from exporters.onnx_io.streaming import leave_external_weights, model_chunks, read_model, weights_in_memory
+from exporters.onnx_io.streaming import make_external_weights_lazy, model_chunks, read_model, weights_in_memory
 from icis_deploy.common.files import write_file
 from icis_deploy.errors import ExportError, ModelLoadError, StorageError
 
@@ -208,7 +208,7 @@ def _check_external_weights(model: ir.Model, path: Path) -> None:
                 ) from error
             if tensor.nbytes < _MIN_EXTERNAL_BYTES:
                 value.const_value = ir.Tensor(np.array(array), dtype=tensor.dtype, name=tensor.name)
-    leave_external_weights(model)
+    make_external_weights_lazy(model)
 
 
 def _with_current_opset(model: ir.Model, *, where: str) -> ir.Model:

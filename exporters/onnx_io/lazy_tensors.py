@@ -24,7 +24,7 @@ PIECE_BYTES = 16 << 20
 Pieces = Callable[[], Iterator[NDArray[Any]]]
 
 
-class StreamedTensor:
+class LazyTensor:
     """A tensor that is the concatenation of pieces along its first axis, each made when it is its turn.
 
     It is what onnx-ir asks of a tensor (`onnx_ir.TensorProtocol`), and keeps nothing.
@@ -127,9 +127,7 @@ class OpenFile:
         return np.frombuffer(mapped, dtype=dtype.newbyteorder("<"), count=count, offset=offset - start)
 
 
-def tensor_in_file(
-    file: OpenFile, offset: int, *, dtype: ir.DataType, shape: tuple[int, ...], name: str
-) -> StreamedTensor:
+def tensor_in_file(file: OpenFile, offset: int, *, dtype: ir.DataType, shape: tuple[int, ...], name: str) -> LazyTensor:
     """Return a tensor that stays where it is in a file.
 
     Args:
@@ -147,14 +145,14 @@ def tensor_in_file(
         for start in range(0, count, step):
             yield file.view(offset + start * element.itemsize, element, min(step, count - start))
 
-    return StreamedTensor(
+    return LazyTensor(
         pieces, dtype=dtype, shape=shape, name=name, whole=lambda: file.view(offset, element, count).reshape(shape)
     )
 
 
 def chunks_of(tensor: ir.TensorProtocol) -> Iterator[bytes]:
     """Yield the bytes of any tensor, in pieces where it can be."""
-    if isinstance(tensor, StreamedTensor):
+    if isinstance(tensor, LazyTensor):
         yield from tensor.chunks()
     else:
         yield tensor.tobytes()

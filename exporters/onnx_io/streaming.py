@@ -14,7 +14,7 @@ import onnx_ir as ir
 from exporters.onnx_io.lazy_tensors import OpenFile, chunks_of, tensor_in_file
 from exporters.onnx_io.wire_format import Buffer, with_weights, without_weights
 
-MIN_STREAMED_BYTES = 1 << 20
+MIN_LAZY_BYTES = 1 << 20
 """Smaller weights are read at once."""
 
 
@@ -30,7 +30,7 @@ def read_model(path: Path) -> ir.Model:
         if not os.fstat(file.fileno()).st_size:
             raise ValueError("the file is empty")
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        stripped, runs = without_weights(data, min_bytes=MIN_STREAMED_BYTES)
+        stripped, runs = without_weights(data, min_bytes=MIN_LAZY_BYTES)
     model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(stripped))
     ir.external_data.set_base_dir(model.graph, path.parent)
     source = OpenFile(path)
@@ -43,7 +43,7 @@ def read_model(path: Path) -> ir.Model:
     return model
 
 
-def leave_external_weights(model: ir.Model) -> None:
+def make_external_weights_lazy(model: ir.Model) -> None:
     """Let the large external weights of a model stay in their files, each mapped only while something reads it.
 
     Args:
@@ -53,7 +53,7 @@ def leave_external_weights(model: ir.Model) -> None:
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and _is_streamed(tensor):
+            if isinstance(tensor, ir.ExternalTensor) and _can_stay_in_file(tensor):
                 path = os.fspath(tensor.path)
                 files[path] = files.get(path) or OpenFile(Path(path))
                 value.const_value = _tensor_at(files[path], tensor.offset or 0, tensor)
@@ -68,7 +68,7 @@ def model_chunks(model: ir.Model) -> Iterator[Buffer]:
     large = {
         str(value.name): value.const_value
         for value in model.graph.initializers.values()
-        if value.const_value is not None and _is_streamed(value.const_value)
+        if value.const_value is not None and _can_stay_in_file(value.const_value)
     }
     with weights_in_memory(model), _placeholders(model, large):
         data = ir.to_proto(model).SerializeToString()
@@ -111,6 +111,6 @@ def _tensor_at(file: OpenFile, offset: int, tensor: ir.TensorProtocol) -> ir.Ten
     return tensor_in_file(file, offset, dtype=tensor.dtype, shape=shape, name=str(tensor.name))
 
 
-def _is_streamed(tensor: ir.TensorProtocol) -> bool:
+def _can_stay_in_file(tensor: ir.TensorProtocol) -> bool:
     """Say whether a weight is large, and its elements start at whole bytes."""
-    return tensor.nbytes >= MIN_STREAMED_BYTES and tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth % 8 == 0
+    return tensor.nbytes >= MIN_LAZY_BYTES and tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth % 8 == 0

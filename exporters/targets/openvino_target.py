@@ -10,7 +10,7 @@ from exporters.onnx_io.files import first_line
 from icis_deploy.errors import ExportError
 
 
-def why_no_openvino() -> str | None:
+def openvino_obstacle() -> str | None:
     """Return why OpenVINO files cannot be written here, and what to install; `None` where they can."""
     if find_spec("openvino") is None:
         return "OpenVINO is not installed: pip install 'icis-deploy[openvino]'."

@@ -21,9 +21,9 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from exporters.targets.openvino_target import openvino_from_onnx, why_no_openvino
+from exporters.targets.openvino_target import openvino_from_onnx, openvino_obstacle
 from exporters.targets.tensorrt.engine_settings import EngineSettings, require_used, settings_for
-from exporters.targets.tensorrt.target import ENGINE_REWRITES, why_no_engine, write_engine
+from exporters.targets.tensorrt.target import ENGINE_REWRITES, engine_obstacle, write_engine
 from exporters.targets.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository
 from icis_deploy.bundle.engine_sidecar import engine_name
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle, file_entry
@@ -68,7 +68,7 @@ class Target:
     file: str
     """A path in the bundle, by which one that holds this target is known."""
 
-    why_not: Callable[[TargetOptions], str | None]
+    obstacle: Callable[[TargetOptions], str | None]
     """Says why this machine cannot build it, and what to install; `None` where it can."""
 
     build: Callable[[TargetJob], Sequence[str]]
@@ -109,7 +109,7 @@ def _engine_target(runtime: str) -> Target:
         name=runtime,
         runtime=runtime,
         file=engine_name(runtime),
-        why_not=lambda options: why_no_engine(runtime, settings_for(runtime, options.engine)),
+        obstacle=lambda options: engine_obstacle(runtime, settings_for(runtime, options.engine)),
         build=lambda job: write_engine(runtime, job.folder, job.bundle, settings_for(runtime, job.options.engine)),
         rewrites=ENGINE_REWRITES,
     )
@@ -126,7 +126,7 @@ TARGETS: dict[str, Target] = {
             name="openvino",
             runtime="openvino",
             file=OPENVINO_NAME,
-            why_not=lambda _options: why_no_openvino(),
+            obstacle=lambda _options: openvino_obstacle(),
             build=_build_openvino,
         ),
         _engine_target("tensorrt"),
@@ -135,7 +135,7 @@ TARGETS: dict[str, Target] = {
             name="triton",
             runtime=None,
             file=ENSEMBLE_NAME,
-            why_not=lambda _options: None,
+            obstacle=lambda _options: None,
             build=lambda job: write_triton_repository(job.folder, job.bundle),
             compare=lambda job: compare_parts(job.folder, job.bundle),
         ),
@@ -187,7 +187,7 @@ def plan_targets(
         return TargetPlan(targets=tuple(TARGETS.values()), options=options, is_all=True)
     targets = tuple(TARGETS[name] for name in asked)
     for target in targets:
-        reason = target.why_not(options)
+        reason = target.obstacle(options)
         if reason is not None:
             raise MissingDependencyError(f"The target {target.name!r} cannot be built on this machine: {reason}")
     return TargetPlan(targets=targets, options=options)
@@ -212,7 +212,7 @@ def model_outcome(bundle: Bundle, build_seconds: float, reports: Sequence[Parity
 
 def add_target_if_possible(target: Target, job: TargetJob, gate: Gate) -> tuple[Bundle, BuiltTarget]:
     """Do what `add_target` does; where it cannot be done, return the bundle as it was and the reason."""
-    reason = target.why_not(job.options)
+    reason = target.obstacle(job.options)
     if reason is not None:
         return job.bundle, BuiltTarget(name=target.name, reason=reason)
     before = _files_below(job.folder)

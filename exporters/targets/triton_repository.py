@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporters.backbone.inputs import gate_inputs
-from exporters.head.score_kinds import comparable
+from exporters.backbone.inputs import input_batches
+from exporters.head.score_kinds import comparable_from_scores
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.triton_split import split_model
 from icis_deploy.bundle.manifest import MODEL_NAME, SLOTS_NAME, Bundle
@@ -99,7 +99,7 @@ def compare_parts(folder: Path, bundle: Bundle) -> ParityReport:
     graph = load_onnx_file(root / BACKBONE / "1" / MODEL_NAME).graph
     shape = graph.inputs[0].shape
     fixed = None if shape is None else shape[0]
-    inputs = gate_inputs(
+    inputs = input_batches(
         bundle.model_input, bundle.preprocessing, None, fixed_batch=fixed if isinstance(fixed, int) else None
     )
     with closing(inputs):
@@ -110,8 +110,8 @@ def compare_parts(folder: Path, bundle: Bundle) -> ParityReport:
     # Between two models features are float16; within one, ONNX Runtime leaves that rounding out on a CPU.
     precision = "fp16" if graph.outputs[0].dtype == ir.DataType.FLOAT16 else "fp32"
     return compare_logits(
-        comparable(np.concatenate(expected), kind),
-        comparable(np.concatenate(found), kind),
+        comparable_from_scores(np.concatenate(expected), kind),
+        comparable_from_scores(np.concatenate(found), kind),
         profile=GATE_PROFILES[precision],
         compared_with=COMPARED_WITH,
     )

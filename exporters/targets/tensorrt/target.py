@@ -37,7 +37,7 @@ ENGINE_REWRITES: Mapping[str, ir.passes.PassBase] = {"int8": SymmetricQuantizati
 """By a model's precision, what TensorRT needs done to its graph that changes what it computes."""
 
 
-def why_no_engine(runtime: str, settings: EngineSettings) -> str | None:
+def engine_obstacle(runtime: str, settings: EngineSettings) -> str | None:
     """Return why engines of a runtime cannot be built here, and what to do; `None` where they can.
 
     Args:

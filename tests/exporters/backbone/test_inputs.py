@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from exporters.backbone.inputs import NUM_SEEDED_INPUTS, SEED, gate_inputs, seeded_pictures
+from exporters.backbone.inputs import NUM_SEEDED_INPUTS, SEED, input_batches, seeded_pictures
 from icis_deploy.bundle.manifest import ModelInput
 from icis_deploy.images.neutral import neutral_images
 from icis_deploy.images.preprocessing import Preprocessing
@@ -10,7 +10,7 @@ PREPROCESSING = Preprocessing(resize=None, crop=16, mean=(0.4, 0.5, 0.6), std=(0
 
 
 def given(model_input: ModelInput, preprocessing: Preprocessing | None) -> np.ndarray:
-    inputs = gate_inputs(model_input, preprocessing, None, fixed_batch="batch")
+    inputs = input_batches(model_input, preprocessing, None, fixed_batch="batch")
     try:
         return np.concatenate([batch.given[: batch.count] for batch in inputs])
     finally:

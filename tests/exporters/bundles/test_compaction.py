@@ -143,7 +143,7 @@ def test_a_target_that_this_machine_cannot_build_is_named_before_anything_is_wri
     from exporters.targets.registry import TARGETS as KNOWN
     from exporters.targets.registry import TargetOptions
 
-    if KNOWN["tensorrt"].why_not(TargetOptions()) is None:
+    if KNOWN["tensorrt"].obstacle(TargetOptions()) is None:
         pytest.skip("TensorRT builds engines here")
     from icis_deploy.bundle.manifest import MANIFEST_NAME, file_entry, serialize_manifest
 

@@ -197,14 +197,14 @@ def test_equal_scores_may_be_chosen_in_any_order(tiny_project: TinyProject, tmp_
 )
 def test_what_is_no_choice_of_the_greatest_scores_is_noticed(columns: list[list[int]]) -> None:
     scores, order = np.array([[0.5, 1.0, 2.0, 0.7]], np.float32), np.array([[2, 1]])
-    assert parity_gate._is_choice(order, order, scores)
-    assert not parity_gate._is_choice(np.array(columns), order, scores)
+    assert parity_gate._is_topk(order, order, scores)
+    assert not parity_gate._is_topk(np.array(columns), order, scores)
 
 
 @pytest.mark.parametrize(("gap", "is_choice"), [(0.0, True), (1e-7, True), (1e-3, False)])
 def test_scores_of_two_runs_are_equal_as_far_as_float32_tells_them(gap: float, is_choice: bool) -> None:
     scores, order = np.array([[0.5, 1.0, 1.0 + gap, 0.7]], np.float32), np.array([[2, 1]])
-    assert parity_gate._is_choice(order[:, ::-1], order, scores) == is_choice
+    assert parity_gate._is_topk(order[:, ::-1], order, scores) == is_choice
 
 
 @pytest.mark.parametrize("head", ["fused", "updatable"])
