@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporters.backbone.inputs import is_image_input, seeded_pictures
 from exporters.head.finding import HeadLocation
@@ -18,9 +19,10 @@ from exporters.head.surgery import backbone
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import serialize_model
 from icis_deploy.common.arrays import Float32
-from icis_deploy.errors import ICISDeployError
+from icis_deploy.errors import ICISDeployError, RuntimeFailureError
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession, load_session
+from icis_deploy.runtime.sessions.protocol import Session
 
 NUM_PICTURES = 128
 BATCH_SIZE = 2
@@ -91,15 +93,32 @@ def backbone_features(loaded: LoadedModel, location: HeadLocation, batches: Iter
     return np.concatenate([_features(session, batch, loaded.input_shape[0]) for batch in batches])
 
 
+def features_of(session: Session, inputs: NDArray[np.generic]) -> Float32:
+    """Run a backbone on one batch.
+
+    Args:
+        session: Of a model that gives its features, as `exporters.head.surgery.backbone` makes it.
+        inputs: `(batch, *input_shape)`.
+
+    Returns:
+        `(batch, feature_dim)` float32.
+
+    Raises:
+        RuntimeFailureError: If the runtime fails, or the model gives no features.
+    """
+    features = session.run(inputs, with_features=True).features
+    if features is None:
+        raise RuntimeFailureError("The model gives no features; expected a backbone.")
+    return features
+
+
 def _features(session: ONNXRuntimeSession, batch: Float32, fixed: int | str | None) -> Float32:
     size = fixed if isinstance(fixed, int) else len(batch)
     features = []
     for start in range(0, len(batch), size):
         # A model with a fixed batch takes no smaller last one: it is filled up, and what that gives is dropped.
         part = batch[start : start + size]
-        output = session.run(np.resize(part, (size, *part.shape[1:])), with_features=True).features
-        assert output is not None, "a backbone gives nothing else"
-        features.append(output[: len(part)])
+        features.append(features_of(session, np.resize(part, (size, *part.shape[1:])))[: len(part)])
     return np.concatenate(features)
 
 

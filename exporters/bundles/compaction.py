@@ -63,23 +63,32 @@ class CompactionPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompactedFrom:
-    """A bundle at one moment."""
+class FormerBundle:
+    """The bundle that is compacted, as it was when it was read: updates that a device applies later are not in it."""
 
     folder: Path
-    """Where it is."""
 
     bundle: Bundle
-    """What its manifest says."""
+    """Its manifest."""
 
     journal: Journal
-    """What it remembers."""
+    """Head version, taught and disabled classes, and what stands outside the rollback stack."""
 
     table: SlotTable | None
     """What its slots hold; `None` for a fused head."""
 
+    def slot_table(self) -> SlotTable:
+        """Return what its slots hold.
 
-def plan_compaction(former: CompactedFrom, capacity: int) -> CompactionPlan:
+        Raises:
+            IncompatibleError: If the head is fused.
+        """
+        if self.table is None:
+            raise IncompatibleError(f"The bundle {self.folder} has a fused head: there are no slots to bake.")
+        return self.table
+
+
+def plan_compaction(former: FormerBundle, capacity: int) -> CompactionPlan:
     """Return which rows of a bundle are baked, and what its slots hold afterwards.
 
     Args:
@@ -92,9 +101,7 @@ def plan_compaction(former: CompactedFrom, capacity: int) -> CompactionPlan:
         CapacityError: If the slots do not hold the taught classes.
         BundleError, CorruptFileError: If its baked rows cannot be read.
     """
-    table = former.table
-    if table is None:
-        raise IncompatibleError(f"The bundle {former.folder} has a fused head: there are no slots to bake.")
+    table = former.slot_table()
     if capacity < 1:
         raise UsageError(f"An updatable head needs a capacity of at least 1 slot, not {capacity}.")
     taught = [name for name in table.filled_names if name in former.journal.current.taught]
@@ -110,7 +117,7 @@ def plan_compaction(former: CompactedFrom, capacity: int) -> CompactionPlan:
 
 
 def write_compacted(
-    out: Path, former: CompactedFrom, *, capacity: int, images: LabeledImages | None, overwrite: bool
+    out: Path, former: FormerBundle, *, capacity: int, images: LabeledImages | None, overwrite: bool
 ) -> Bundle:
     """Write a bundle that takes another one's place, with free slots, if it gives the same logits.
 
@@ -137,14 +144,13 @@ def write_compacted(
         _write_tables(building, former, plan)
         described = _describe(building, former, plan)
         seconds = time.perf_counter() - start
-        assert former.table is not None, "the plan was made"
         batch = None if (shape := model.graph.inputs[0].shape) is None else shape[0]
         gate = partial(
             compare_compacted,
             building,
             former_folder=former.folder,
             former=bundle,
-            table=former.table,
+            table=former.slot_table(),
             fixed_batch=batch if isinstance(batch, int) else None,
             images=images,
         )
@@ -160,14 +166,14 @@ def journal_after_compaction(journal: Journal) -> Journal:
     return replace(journal, states=(replace(journal.current, slots=None),))
 
 
-def _targets(former: CompactedFrom) -> TargetPlan:
+def _targets(former: FormerBundle) -> TargetPlan:
     """Return the targets that a bundle holds, to be built as they were (rule 3)."""
     names = targets_of(former.bundle)
     options = TargetOptions(engine=settings_of(former.folder, former.bundle))
     return plan_targets(names, options)
 
 
-def _write_tables(folder: Path, former: CompactedFrom, plan: CompactionPlan) -> None:
+def _write_tables(folder: Path, former: FormerBundle, plan: CompactionPlan) -> None:
     write_file(folder / SLOTS_NAME, serialize_slots(plan.slots))
     if plan.baked.capacity:
         write_file(folder / INJECTED_NAME, serialize_slots(plan.baked))
@@ -175,7 +181,7 @@ def _write_tables(folder: Path, former: CompactedFrom, plan: CompactionPlan) -> 
         shutil.copyfile(former.folder / GENERATOR_NAME, folder / GENERATOR_NAME)
 
 
-def _describe(folder: Path, former: CompactedFrom, plan: CompactionPlan) -> Bundle:
+def _describe(folder: Path, former: FormerBundle, plan: CompactionPlan) -> Bundle:
     return replace(
         former.bundle,
         class_names=(*former.bundle.seen_names, *plan.baked.filled_names),
@@ -269,8 +275,8 @@ def _former_logits(
 
 
 def _in_order(ran: BundleRun, names: tuple[str, ...]) -> NDArray[np.float64]:
-    place = {name: index for index, name in enumerate(ran.class_names)}
-    return ran.logits[:, [place[name] for name in names]]
+    columns = {name: index for index, name in enumerate(ran.class_names)}
+    return ran.logits[:, [columns[name] for name in names]]
 
 
 def _profile(precision: str, runtime: Runtime | None) -> GateProfile:

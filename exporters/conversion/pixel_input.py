@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.graph.edits import add_initializer, unused_name
+from exporters.graph.reading import graph_input, shape_of
 from exporters.onnx_io.files import check_model
 from icis_deploy.bundle.manifest import ModelInput
 from icis_deploy.errors import ExportError, IncompatibleError
@@ -42,7 +43,7 @@ class AddPixelInputPass(ir.passes.InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         """Raise if the input does not take prepared images."""
-        value = _input_named(model, self.input_name)
+        value = graph_input(model.graph, self.input_name)
         expected = self.preprocessing.input_shape
         stated = () if value.shape is None else tuple(value.shape)[1:]
         fits = len(stated) == 3 and all(
@@ -56,12 +57,11 @@ class AddPixelInputPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Add the preparation in place."""
-        graph, old = model.graph, _input_named(model, self.input_name)
-        assert old.shape is not None
+        graph, old = model.graph, graph_input(model.graph, self.input_name)
         old.name = unused_name(graph, f"{self.input_name}_prepared")
         pixels = ir.Value(
             name=self.input_name,
-            shape=ir.Shape([old.shape[0], *self.preprocessing.pixel_shape]),
+            shape=ir.Shape([shape_of(old)[0], *self.preprocessing.pixel_shape]),
             type=ir.TensorType(ir.DataType.UINT8),
         )
         graph.inputs[list(graph.inputs).index(old)] = pixels
@@ -78,13 +78,9 @@ class AddPixelInputPass(ir.passes.InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         """Raise if the graph is not valid, or takes no pixels."""
         check_model(model)
-        value = _input_named(model, self.input_name)
+        value = graph_input(model.graph, self.input_name)
         if value.dtype != ir.DataType.UINT8 or tuple(value.shape or ())[1:] != self.preprocessing.pixel_shape:
             raise ExportError(f"The edited graph takes {value.dtype} {value.shape}; expected pixels.")
-
-
-def _input_named(model: ir.Model, name: str) -> ir.Value:
-    return next(value for value in model.graph.inputs if value.name == name)
 
 
 def _nodes(graph: ir.Graph, pixels: ir.Value, preprocessing: Preprocessing) -> list[ir.Node]:

@@ -32,6 +32,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.backbone.features import features_of
 from exporters.backbone.inputs import InputBatches, input_batches
 from exporters.gate.float16_emulation import EmulateFloat16Pass
 from exporters.gate.head_faults import HeadRun, clipped, name_fault
@@ -125,8 +126,10 @@ def compare_bundle(
     reports = _compare_with_original(expected, original, ran.logits, bundle, profile=profile, where=where)
     if own is not None and np.isfinite(own).all():
         reports.append(_compare_with_own(expanded.logits(own), ran.logits, bundle))
-    if reports[0].profile.min_seen_kept is not None and images is not None:
-        reports[0] = _with_accuracy(reports[0], expected, ran, bundle=bundle, labels=images.labels)
+    if (min_kept := profile.min_seen_kept) is not None and images is not None:
+        reports[0] = _with_accuracy(
+            reports[0], expected, ran, bundle=bundle, labels=images.labels, min_seen_kept=min_kept
+        )
     fault = _fault(features if own is None else own, ran, bundle, expanded, reports[0] if own is None else reports[-1])
     named = [] if fault is None else [fault]
     first = replace(reports[0], failures=(*reports[0].failures, *sorted(ran.failures), *named))
@@ -178,12 +181,10 @@ def _features(model: ir.Model, inputs: InputBatches, *, prepared: bool) -> NDArr
         for batch in inputs:
             images = batch.prepared if prepared else batch.given
             try:
-                output = session.run(images, with_features=True).features
+                features.append(features_of(session, images)[: batch.count])
             except RuntimeFailureError as error:
                 _refuse_stated_batch(session, images, error)
                 raise
-            assert output is not None, "a backbone gives nothing else"
-            features.append(output[: batch.count])
     return np.concatenate(features)
 
 
@@ -286,11 +287,15 @@ def _compare_with_own(expected: Float64, ours: Float64, bundle: Bundle) -> Parit
 
 
 def _with_accuracy(
-    report: ParityReport, before: Float64, ran: BundleRun, *, bundle: Bundle, labels: Sequence[str]
+    report: ParityReport,
+    before: Float64,
+    ran: BundleRun,
+    *,
+    bundle: Bundle,
+    labels: Sequence[str],
+    min_seen_kept: float,
 ) -> ParityReport:
     """Return a report that also says how much accuracy is left, and fails if that is too little."""
-    profile = report.profile
-    assert profile.min_seen_kept is not None
     kept = compare_accuracy(
         before,
         ran.logits,
@@ -298,8 +303,8 @@ def _with_accuracy(
         class_names=ran.class_names,
         num_seen=bundle.num_seen,
         agreement=report.agreement,
-        min_seen_kept=profile.min_seen_kept,
-        max_h_loss=profile.max_h_loss,
+        min_seen_kept=min_seen_kept,
+        max_h_loss=report.profile.max_h_loss,
     )
     return replace(report, accuracy=kept, failures=(*report.failures, *kept.failures))
 

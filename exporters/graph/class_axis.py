@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from exporters.graph.constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
+from exporters.graph.reading import integers, label, shape_of
 
 _SURE_ELEMENTWISE = frozenset(
     {"Add", "Cast", "DequantizeLinear", "Div", "Dropout", "Identity", "Mul", "QuantizeLinear", "Sigmoid", "Sub"}
@@ -46,8 +47,7 @@ class Carrier:
     @property
     def dims(self) -> tuple[int | ir.SymbolicDim, ...]:
         """The value's shape, which is known of every carrier."""
-        assert self.value.shape is not None
-        return tuple(self.value.shape)
+        return tuple(shape_of(self.value))
 
     @property
     def from_right(self) -> int:
@@ -111,17 +111,6 @@ def reduced_axes(node: ir.Node, rank: int) -> tuple[int, ...] | None:
             return None
         axes = [int(axis) for axis in constant_array(given).reshape(-1)]
     return tuple(sorted(axis % rank for axis in axes))
-
-
-def integers(node: ir.Node, name: str) -> tuple[int, ...]:
-    """Return an attribute that lists integers; empty where the node does not have it."""
-    attribute = node.attributes.get(name)
-    return () if attribute is None else tuple(attribute.as_ints())
-
-
-def label(node: ir.Node) -> str:
-    """Return what to call a node in a message and on the command line: its name, or its first output's."""
-    return str(node.name or node.outputs[0].name)
 
 
 def _follow_elementwise(node: ir.Node, carriers: list[Carrier]) -> Followed:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph.class_axis import integers, reduced_axes
+from exporters.graph.class_axis import reduced_axes
 from exporters.graph.constants import constant_array, constant_shape, constant_size, is_constant
+from exporters.graph.reading import input_of, integers, only_user
 from icis_deploy.common.arrays import Float64
 
 FLOAT_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
@@ -54,7 +55,7 @@ def trace_affine_chain(linear: ir.Node, *, num_classes: int, class_axis: int) ->
     value, axis = linear.outputs[0], class_axis
     chain = AffineChain(nodes=(), logits=value, class_axis=axis, spread=_is_spread(value, axis))
     nodes: list[ir.Node] = []
-    while (node := _only_user(value)) is not None:
+    while (node := only_user(value)) is not None:
         following = _axis_after(node, value, axis, num_classes)
         if following is None:
             break
@@ -90,9 +91,7 @@ def scale_and_offset(linear: ir.Node, chain: AffineChain) -> tuple[Float64, Floa
 
 
 def _apply(node: ir.Node, *, operand_first: bool, scale: Float64, offset: Float64) -> tuple[Float64, Float64]:
-    operand = node.inputs[0] if operand_first else node.inputs[1]
-    assert operand is not None
-    array = _flat(operand)
+    array = _flat(input_of(node, 0 if operand_first else 1))
     if node.op_type == "Add":
         return scale, offset + array
     if node.op_type == "Mul":
@@ -104,11 +103,6 @@ def _apply(node: ir.Node, *, operand_first: bool, scale: Float64, offset: Float6
 
 def _flat(constant: ir.Value) -> Float64:
     return constant_array(constant).astype(np.float64).reshape(-1)
-
-
-def _only_user(value: ir.Value) -> ir.Node | None:
-    uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
 def _is_spread(value: ir.Value, class_axis: int) -> bool:
@@ -153,7 +147,7 @@ def _fits(operand: ir.Value, value: ir.Value, axis: int, num_classes: int) -> bo
         return False
     if constant_size(operand) == 1:
         return True
-    along = [size for place, size in enumerate(shape, start=rank - len(shape)) if place != axis]
+    along = [size for index, size in enumerate(shape, start=rank - len(shape)) if index != axis]
     return constant_size(operand) == num_classes and all(size == 1 for size in along)
 
 

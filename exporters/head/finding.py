@@ -16,8 +16,9 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from exporters.graph.class_axis import label, may_follow_logits
+from exporters.graph.class_axis import may_follow_logits
 from exporters.graph.constants import STANDARD_DOMAINS, is_constant, root_initializers
+from exporters.graph.reading import label
 from exporters.head.patterns import (
     HeadPattern,
     Kind,

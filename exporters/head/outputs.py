@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from exporters.graph.edits import add_node, free_name, unused_name
+from exporters.graph.reading import shape_of
 from exporters.head.feature_matrix import add_feature_matrix
 from exporters.head.finding import HeadLocation, pattern_at
 from exporters.head.patterns import HeadPattern
@@ -62,7 +63,6 @@ def add_features(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
         graph.outputs[:] = [*(output for output in graph.outputs if output is not pattern.features), pattern.features]
         return pattern.features
     features = add_feature_matrix(graph, pattern)
-    assert features.shape is not None
     free_name(graph, FEATURES)
     if features.dtype == ir.DataType.FLOAT and features.producer() is not None and not features.is_graph_output():
         features.name = FEATURES
@@ -75,7 +75,7 @@ def add_features(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
         [features],
         name=FEATURES,
         dtype=ir.DataType.FLOAT,
-        shape=features.shape,
+        shape=shape_of(features),
         attributes={"to": ir.DataType.FLOAT},
     )
     graph.outputs.append(output)
@@ -119,29 +119,28 @@ def _in_float32(graph: ir.Graph, logits: ir.Value) -> ir.Value:
     """Return logits in float32 under their own name."""
     if logits.dtype == ir.DataType.FLOAT:
         return logits
-    assert logits.shape is not None
     name = str(logits.name)
     logits.name = unused_name(graph, f"{name}_narrow")
     to = int(ir.DataType.FLOAT)
     return add_node(
-        graph, "Cast", [logits], name=name, dtype=ir.DataType.FLOAT, shape=logits.shape, attributes={"to": to}
+        graph, "Cast", [logits], name=name, dtype=ir.DataType.FLOAT, shape=shape_of(logits), attributes={"to": to}
     )
 
 
 def _flattened(graph: ir.Graph, scores: ir.Value) -> ir.Value:
     """Return scores as `(batch, n)` under their own name; the axes that go have length 1."""
-    assert scores.shape is not None
-    if len(scores.shape) == 2:
+    batch, *rest = shape_of(scores)
+    if len(rest) == 1:
         return scores
     name = str(scores.name)
-    (num_classes,) = [dim for dim in list(scores.shape)[1:] if dim != 1] or [1]
+    (num_classes,) = [dim for dim in rest if dim != 1] or [1]
     flat = add_node(
         graph,
         "Flatten",
         [scores],
         name=name,
         dtype=scores.dtype,
-        shape=ir.Shape([scores.shape[0], num_classes]),
+        shape=ir.Shape([batch, num_classes]),
         attributes={"axis": 1},
     )
     scores.name, flat.name = flat.name, name

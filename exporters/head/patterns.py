@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.graph.class_axis import integers, label
 from exporters.graph.constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
+from exporters.graph.reading import input_of, integers, label, shape_of
 from exporters.head.affine_chain import FLOAT_TYPES, AffineChain, scale_and_offset, trace_affine_chain
 from icis_deploy.head.head import rows_per_block
 
@@ -58,8 +58,8 @@ class HeadPattern:
     @property
     def averages(self) -> bool:
         """Whether features stand at several positions, and are to be averaged."""
-        assert self.features.shape is not None
-        return any(self.features.shape[axis] != 1 for axis in self.positions)
+        shape = shape_of(self.features)
+        return any(shape[axis] != 1 for axis in self.positions)
 
     @property
     def is_quantized(self) -> bool:
@@ -83,16 +83,14 @@ def match_head(node: ir.Node) -> HeadPattern | str:
     refusal = _refusal(node)
     if refusal is not None:
         return refusal
-    features, weight = node.inputs[0], node.inputs[1]
-    assert features is not None
-    assert weight is not None
-    assert features.shape is not None
+    features, weight = input_of(node, 0), input_of(node, 1)
+    sizes = shape_of(features)
     num_classes, feature_dim = head_size(node)
-    rank = len(features.shape)
+    rank = len(sizes)
     feature_axis = 1 if node.op_type == "Conv" else rank - 1
     chain = trace_affine_chain(node, num_classes=num_classes, class_axis=feature_axis)
     if chain.spread:
-        shape = ", ".join(str(size) for size in features.shape)
+        shape = ", ".join(str(size) for size in sizes)
         user = next((use.node for use in chain.logits.uses()), None)
         before = "" if user is None else f" before {label(user)} ({user.op_type})"
         return f"it is applied at every position of features of shape [{shape}], which nothing averages{before}"
@@ -149,15 +147,13 @@ def pattern_row_blocks(pattern: HeadPattern) -> Iterator[NDArray[np.float32]]:
 
 def head_size(node: ir.Node) -> tuple[int, int]:
     """Return a linear operator's `(num_classes, feature_dim)`."""
-    assert node.inputs[1] is not None
-    shape = constant_shape(node.inputs[1])
+    shape = constant_shape(input_of(node, 1))
     return (shape[0], shape[1]) if _has_rows_first(node) else (shape[1], shape[0])
 
 
 def oriented_weight(node: ir.Node) -> NDArray[Any]:
     """Return a linear operator's weight as `(num_classes, feature_dim)`, a view of it where it can be one."""
-    assert node.inputs[1] is not None
-    array = constant_array(node.inputs[1])
+    array = constant_array(input_of(node, 1))
     return array.reshape(array.shape[:2]) if _has_rows_first(node) else array.T
 
 
@@ -174,9 +170,7 @@ def _has_rows_first(node: ir.Node) -> bool:
 def _refusal(node: ir.Node) -> str | None:
     if not has_rows(node):
         return "its weight is not a constant" if not is_constant(node.inputs[1]) else "it does not depend on the input"
-    features, weight = node.inputs[0], node.inputs[1]
-    assert features is not None
-    assert weight is not None
+    features, weight = input_of(node, 0), input_of(node, 1)
     if features.shape is None:
         return "the shape of its features is unknown"
     if weight.dtype not in FLOAT_TYPES:
@@ -194,18 +188,14 @@ def _gemm_refusal(node: ir.Node) -> str | None:
 
 
 def _matmul_refusal(node: ir.Node) -> str | None:
-    features, weight = node.inputs[0], node.inputs[1]
-    assert features is not None
-    assert features.shape is not None
-    assert weight is not None
-    if len(constant_shape(weight)) != 2:
-        return f"its weight has shape {list(constant_shape(weight))}; expected 2 dimensions"
-    return "its features have no batch axis" if len(features.shape) < 2 else None
+    shape = constant_shape(input_of(node, 1))
+    if len(shape) != 2:
+        return f"its weight has shape {list(shape)}; expected 2 dimensions"
+    return "its features have no batch axis" if len(shape_of(input_of(node, 0))) < 2 else None
 
 
 def _conv_refusal(node: ir.Node) -> str | None:
-    assert node.inputs[1] is not None
-    kernel = constant_shape(node.inputs[1])[2:]
+    kernel = constant_shape(input_of(node, 1))[2:]
     if any(size != 1 for size in kernel):
         return f"its kernel is {'x'.join(str(size) for size in kernel)}; expected 1x1"
     if node.attributes.get_int("group", 1) != 1:
@@ -239,9 +229,7 @@ def is_unit_length(features: ir.Value) -> bool:
         return bool(node.attributes.get_int("p", 2) == 2)
     if node.op_type not in {"Div", "Mul"}:
         return False
-    first, second = node.inputs[0], node.inputs[1]
-    assert first is not None
-    assert second is not None
+    first, second = input_of(node, 0), input_of(node, 1)
     return _is_length_of(second, first) or (node.op_type == "Mul" and _is_length_of(first, second))
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from exporters.graph.constants import constant_array, constant_nodes, constant_size
 from exporters.graph.edits import add_initializer, add_node, add_tensor, unused_name
+from exporters.graph.reading import input_of, shape_of
 from exporters.head.affine_chain import scale_and_offset
 from exporters.head.expanded_head import AnyHead
 from exporters.head.patterns import HeadPattern
@@ -65,8 +66,7 @@ def _row_scales(pattern: HeadPattern, head: AnyHead, stored: ir.Node) -> Float64
     """Return one step per row: the head's own where the row is a whole number of those, else one that spans the row."""
     largest = np.abs(head.weight).max(axis=1).astype(np.float64)
     own = np.where(largest > 0, largest, _STEPS_PER_SIDE) / _STEPS_PER_SIDE
-    assert stored.inputs[1] is not None
-    kept = np.abs(scale_and_offset(pattern.node, pattern.chain)[0]) * constant_array(stored.inputs[1]).astype(
+    kept = np.abs(scale_and_offset(pattern.node, pattern.chain)[0]) * constant_array(input_of(stored, 1)).astype(
         np.float64
     )
     if kept.size not in {1, pattern.num_classes}:  # a step per feature, or per block of features
@@ -122,8 +122,6 @@ def _feature_scale(features: ir.Value) -> float | None:
 def _dequantized(
     graph: ir.Graph, inputs: list[ir.Value], *, name: str, features: ir.Value, before: ir.Node
 ) -> ir.Value:
-    shape = inputs[0].shape
-    assert shape is not None
     return add_node(
         graph,
         "DequantizeLinear",
@@ -131,6 +129,6 @@ def _dequantized(
         before=before,
         name=name,
         dtype=features.dtype,
-        shape=shape,
+        shape=shape_of(inputs[0]),
         attributes={"axis": 0},
     )

@@ -23,6 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.graph.edits import add_initializer, add_node, free_name, remove_unused
+from exporters.graph.reading import input_of, only_user, shape_of
 from exporters.head.surgery import SLOT_BIAS, SLOT_WEIGHT
 from exporters.head.tail import grow_tail, resized, trace_tail
 from exporters.onnx_io.files import check_model
@@ -85,8 +86,7 @@ class BakeRowsPass(ir.passes.InPlacePass):
         tail = trace_tail(joined, nodes.axis, _size(joined, nodes.axis))
         _remove_baked(graph)
         _set_slots(graph, nodes, self.slots)
-        first = nodes.concat.inputs[0]
-        assert first is not None
+        first = input_of(nodes.concat, 0)
         rows = self.baked.rows()[_size(first, nodes.axis) - self.num_seen :]
         if len(rows):
             _set_inputs(nodes.concat, [first, _baked_logits(graph, nodes, rows), nodes.concat.inputs[-1]])
@@ -107,11 +107,11 @@ class BakeRowsPass(ir.passes.InPlacePass):
 
 def _slot_nodes(model: ir.Model) -> _SlotNodes:
     weight = model.graph.initializers.get(SLOT_WEIGHT)
-    gemm = node = None if weight is None or not weight.is_graph_input() else _only_user(weight)
+    gemm = node = None if weight is None or not weight.is_graph_input() else only_user(weight)
     path = []
     while node is not None and node.op_type != "Concat":
         path.append(node)
-        node = _only_user(node.outputs[0])
+        node = only_user(node.outputs[0])
     if gemm is None or node is None:
         raise IncompatibleError(
             "The model has no slots whose logits are joined to those of its head, so there is nothing to bake. Export "
@@ -120,19 +120,13 @@ def _slot_nodes(model: ir.Model) -> _SlotNodes:
     return _SlotNodes(gemm=gemm, path=tuple(path[1:]), concat=node, axis=node.attributes["axis"].as_int())
 
 
-def _only_user(value: ir.Value) -> ir.Node | None:
-    """Return the one node that takes a value; `None` where there are more, or none."""
-    users = [node for node, _index in value.uses()]
-    return users[0] if len(users) == 1 else None
-
-
 def _remove_baked(graph: ir.Graph) -> None:
     """Take the block of rows out that a compaction before has baked."""
     weight = graph.initializers.get(BAKED_WEIGHT)
-    last = None if weight is None else _only_user(weight)
-    after = None if last is None else _only_user(last.outputs[0])
+    last = None if weight is None else only_user(weight)
+    after = None if last is None else only_user(last.outputs[0])
     while after is not None and after.op_type != "Concat":
-        last, after = after, _only_user(after.outputs[0])
+        last, after = after, only_user(after.outputs[0])
     if last is None or after is None:
         return
     _set_inputs(after, [value for value in after.inputs if value is not last.outputs[0]])
@@ -147,21 +141,18 @@ def _set_slots(graph: ir.Graph, nodes: _SlotNodes, slots: SlotTable) -> None:
     _resize(nodes.gemm.outputs[0], 1, slots.capacity)
     for node in nodes.path:
         output = node.outputs[0]
-        assert output.shape is not None
-        _resize(output, 1 if len(output.shape) == 2 else nodes.axis, slots.capacity)
+        _resize(output, 1 if len(shape_of(output)) == 2 else nodes.axis, slots.capacity)
 
 
 def _baked_logits(graph: ir.Graph, nodes: _SlotNodes, rows: NDArray[np.float32]) -> ir.Value:
     """Add a copy of the slots' nodes with constant rows; return its logits."""
-    features = nodes.gemm.inputs[0]
-    assert features is not None
     for name in (BAKED_WEIGHT, BAKED_BIAS):
         free_name(graph, name)
     weight, bias = add_initializer(graph, BAKED_WEIGHT, rows[:, :-1]), add_initializer(graph, BAKED_BIAS, rows[:, -1])
-    logits = features
+    logits = input_of(nodes.gemm, 0)
     for node in (nodes.gemm, *nodes.path):
         old = node.outputs[0]
-        assert old.shape is not None
+        shape = shape_of(old)
         others = [weight, bias] if node is nodes.gemm else [value for value in node.inputs[1:] if value is not None]
         logits = add_node(
             graph,
@@ -169,7 +160,7 @@ def _baked_logits(graph: ir.Graph, nodes: _SlotNodes, rows: NDArray[np.float32])
             [logits, *others],
             name=str(old.name).replace("slot", "baked"),
             dtype=old.dtype,
-            shape=resized(old.shape, 1 if len(old.shape) == 2 else nodes.axis, len(rows)),
+            shape=resized(shape, 1 if len(shape) == 2 else nodes.axis, len(rows)),
             before=nodes.concat,
             attributes=dict(node.attributes),
         )
@@ -184,8 +175,7 @@ def _set_inputs(node: ir.Node, values: Sequence[ir.Value | None]) -> None:
 
 
 def _resize(value: ir.Value, axis: int, size: int) -> None:
-    assert value.shape is not None
-    value.shape = resized(value.shape, axis, size)
+    value.shape = resized(shape_of(value), axis, size)
 
 
 def _size(value: ir.Value, axis: int) -> int:

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from exporters.graph.edits import add_initializer, add_node, apply_passes, free_name, remove_unused, replace_uses
+from exporters.graph.reading import shape_of
 from exporters.head.expanded_head import AnyHead
 from exporters.head.feature_matrix import add_feature_matrix, logits_like
 from exporters.head.finding import HeadLocation, find_head, pattern_at
@@ -253,7 +254,6 @@ def own_backbone(path: Path) -> ir.Model:
 def _gemm_of_all_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead) -> ir.Value:
     """Add one Gemm with all rows; return its logits in the shape and type that the head's own have."""
     features = add_feature_matrix(graph, pattern)
-    assert features.shape is not None
     logits = add_node(
         graph,
         "Gemm",
@@ -261,7 +261,7 @@ def _gemm_of_all_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead) -> i
         before=pattern.node,
         name=FUSED_LOGITS,
         dtype=features.dtype,
-        shape=resized(features.shape, 1, head.num_classes),
+        shape=resized(shape_of(features), 1, head.num_classes),
         attributes={"transB": 1},
     )
     return logits_like(graph, pattern, logits)
@@ -269,7 +269,6 @@ def _gemm_of_all_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead) -> i
 
 def _slot_logits(graph: ir.Graph, pattern: HeadPattern, features: ir.Value, capacity: int) -> ir.Value:
     """Add the slots and their Gemm, in float32 whatever the head's own precision: a class update's rows are float32."""
-    assert features.shape is not None
     weight = _slot_input(graph, SLOT_WEIGHT, np.zeros((capacity, pattern.feature_dim), dtype=np.float32))
     bias = _slot_input(graph, SLOT_BIAS, np.full(capacity, EMPTY_SLOT_BIAS, dtype=np.float32))
     logits = add_node(
@@ -278,7 +277,7 @@ def _slot_logits(graph: ir.Graph, pattern: HeadPattern, features: ir.Value, capa
         [features, weight, bias],
         name="slot_logits",
         dtype=ir.DataType.FLOAT,
-        shape=resized(features.shape, 1, capacity),
+        shape=resized(shape_of(features), 1, capacity),
         attributes={"transB": 1},
     )
     return logits_like(graph, pattern, logits)
@@ -293,13 +292,12 @@ def _slot_input(graph: ir.Graph, name: str, default: NDArray[np.float32]) -> ir.
 
 def _join(graph: ir.Graph, pattern: HeadPattern, slots: ir.Value, num_classes: int) -> ir.Value:
     seen, axis = pattern.logits, pattern.chain.class_axis
-    assert seen.shape is not None
     return add_node(
         graph,
         "Concat",
         [seen, slots],
         name="all_logits",
         dtype=seen.dtype,
-        shape=resized(seen.shape, axis, num_classes),
+        shape=resized(shape_of(seen), axis, num_classes),
         attributes={"axis": axis},
     )

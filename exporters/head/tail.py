@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph.class_axis import Carrier, Followed, follow, label
+from exporters.graph.class_axis import Carrier, Followed, follow
 from exporters.graph.constants import constant_array, is_constant
 from exporters.graph.edits import add_initializer
+from exporters.graph.reading import input_of, label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +47,7 @@ class Tail:
         waiting = [output]
         while waiting:
             node = waiting.pop().producer()
-            if node in self.nodes and node not in needed:
-                assert node is not None
+            if node is not None and node in self.nodes and node not in needed:
                 needed.add(node)
                 waiting.extend(
                     source for source in node.inputs if source is not None and self.axes.get(source) is not None
@@ -80,9 +80,8 @@ def grow_tail(tail: Tail, num_classes: int) -> None:
         if axis is not None and value.shape is not None and value is not tail.logits:
             value.shape = resized(value.shape, axis, num_classes)
     for node in tail.nodes:
-        if node.op_type == "Reshape":
-            axis = tail.axes[node.outputs[0]]
-            assert axis is not None, "a reshape that loses the classes blocks"
+        axis = tail.axes[node.outputs[0]]
+        if node.op_type == "Reshape" and axis is not None:  # one that loses the classes blocks
             _grow_reshape(node, axis, tail.num_classes, num_classes)
 
 
@@ -100,12 +99,12 @@ def _follow(node: ir.Node, sources: list[ir.Value], tail: Tail) -> Followed:
         if (axis := tail.axes[source]) is not None
     ]
     followed = follow(node, carriers)
-    if followed.block is None and _turns_round(node, carriers, tail):
-        return Followed(block=f"{label(node)} ({node.op_type}) turns the logits' order round: the lowest would win")
+    if followed.block is None and _reverses_order(node, carriers, tail):
+        return Followed(block=f"{label(node)} ({node.op_type}) reverses the logits' order: the lowest would win")
     return followed
 
 
-def _turns_round(node: ir.Node, carriers: list[Carrier], tail: Tail) -> bool:
+def _reverses_order(node: ir.Node, carriers: list[Carrier], tail: Tail) -> bool:
     """Say whether every logit passes this node, and the greatest comes out as the smallest."""
     on_the_only_path = all(len(value.uses()) <= 1 for value in tail.axes)
     if not on_the_only_path or len(carriers) != 1:
@@ -125,27 +124,24 @@ def _grow_reshape(node: ir.Node, axis: int, old: int, new: int) -> None:
     The target is a constant, or several numbers joined by a Concat, of which those that are computed from the logits'
     own shape grow by themselves.
     """
-    target = node.inputs[1]
-    assert target is not None
+    target = input_of(node, 1)
     if is_constant(target):
         _grow_constant(node, 1, [axis], old, new)
         return
     joined = target.producer()
     if joined is not None and joined.op_type == "Concat":
         for index, part in enumerate(joined.inputs):
-            if is_constant(part):
-                assert part is not None
+            if part is not None and is_constant(part):
                 _grow_constant(joined, index, range(constant_array(part).size), old, new)
 
 
-def _grow_constant(node: ir.Node, index: int, places: list[int] | range, old: int, new: int) -> None:
-    source = node.inputs[index]
-    assert source is not None
+def _grow_constant(node: ir.Node, input_index: int, indices: list[int] | range, old: int, new: int) -> None:
+    source = input_of(node, input_index)
     array = np.array(constant_array(source))
-    named = [place for place in places if array.reshape(-1)[place] == old]
+    named = [index for index in indices if array.reshape(-1)[index] == old]
     if not named:
         return
     array.reshape(-1)[named] = new
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    node.replace_input_with(index, add_initializer(graph, f"{source.name}_grown", array))
+    node.replace_input_with(input_index, add_initializer(graph, f"{source.name}_grown", array))

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.graph.edits import add_initializer, free_name, remove_unused, unused_name
+from exporters.graph.reading import shape_of
 from exporters.head.outputs import require_unused
 from exporters.onnx_io.files import check_model
 from icis_deploy.errors import ExportError, UsageError
@@ -93,7 +94,6 @@ class RemoveTopKPass(ir.passes.InPlacePass):
 
 def _add_topk(graph: ir.Graph, score_kind: str, k: int) -> None:
     scores = graph.outputs[0]
-    assert scores.shape is not None
     for name in (TOP_PROBABILITIES, TOP_CLASS_IDS):
         free_name(graph, name)
     nodes: list[ir.Node] = []
@@ -115,7 +115,7 @@ def _add_topk(graph: ir.Graph, score_kind: str, k: int) -> None:
         for output in node.outputs:
             output.name = output.name or unused_name(graph, f"top_step_{index}")
         node.name = f"node_top_{index}"
-    shape = ir.Shape([scores.shape[0], k])
+    shape = ir.Shape([shape_of(scores)[0], k])
     for value, name, dtype in (
         (probabilities, TOP_PROBABILITIES, ir.DataType.FLOAT),
         (ids, TOP_CLASS_IDS, ir.DataType.INT64),

@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.graph.class_axis import label as name_of
 from exporters.graph.constants import constant_array, constant_size, is_constant
 from exporters.graph.edits import add_initializer, add_node, remove_unused
+from exporters.graph.reading import graph_input, input_of, label
 from exporters.onnx_io.files import check_model
 from icis_deploy.errors import IncompatibleError, ModelLoadError
 
@@ -50,18 +50,18 @@ class RemoveMarginPass(ir.passes.InPlacePass):
     def requires(self, model: ir.Model) -> None:
         """Raise if one of the inputs is not there."""
         for name in (self.labels, self.images):
-            _input(model.graph, name)
+            graph_input(model.graph, name)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Remove the input in place."""
         graph = model.graph
-        labels, images = _input(graph, self.labels), _input(graph, self.images)
+        labels, images = graph_input(graph, self.labels), graph_input(graph, self.images)
         _ask_images_for_the_batch(graph, labels, images)
-        makers = _mask_makers(labels)
-        for maker in makers:
-            _replace(maker, _switched_off(graph, maker))
-        trivial = _simplify(graph, {value for maker in makers for value in maker.outputs})
-        remove_unused(graph, [*trivial, *makers])
+        masks = _masks(labels)
+        for node, off in masks.items():
+            _replace(node, add_initializer(graph, _SWITCH, np.asarray(off)))
+        trivial = _simplify(graph, {value for node in masks for value in node.outputs})
+        remove_unused(graph, [*trivial, *masks])
         if labels.uses():
             raise _refusal(self.labels, next(iter(labels.uses())).node)
         graph.inputs.remove(labels)
@@ -101,16 +101,9 @@ def without_margin(run: NamedRunner, labels: str, images: str, dtype: np.dtype[n
     return run_without
 
 
-def _input(graph: ir.Graph, name: str) -> ir.Value:
-    found = next((value for value in graph.inputs if value.name == name), None)
-    if found is None:
-        raise ModelLoadError(f"The graph has no input {name!r}.")
-    return found
-
-
 def _refusal(labels: str, node: ir.Node) -> ModelLoadError:
     return ModelLoadError(
-        f"The input {labels!r} feeds {name_of(node)} ({node.op_type}), which is no mask over the classes, so the "
+        f"The input {labels!r} feeds {label(node)} ({node.op_type}), which is no mask over the classes, so the "
         f"margin cannot be taken out. Export the model in evaluation mode, without labels."
     )
 
@@ -139,27 +132,37 @@ def _ask_images_for_the_batch(graph: ir.Graph, labels: ir.Value, images: ir.Valu
         remove_unused(graph, [node])
 
 
-def _mask_makers(labels: ir.Value) -> list[ir.Node]:
-    """Return the nodes that turn labels into one value per class."""
-    makers: dict[ir.Node, None] = {}
+def _masks(labels: ir.Value) -> dict[ir.Node, NDArray[np.generic]]:
+    """Return the nodes that turn labels into one value per class, each with what it gives a class that is no label."""
+    masks: dict[ir.Node, NDArray[np.generic]] = {}
     waiting = [labels]
     while waiting:
         for node, index in waiting.pop().uses():
-            if _makes_mask(node, index):
-                makers.setdefault(node)
+            off = _off_value(node, index)
+            if off is not None:
+                masks.setdefault(node, off)
             elif node.op_type in _MOVES_LABELS:
                 waiting.extend(node.outputs)
             elif node.op_type != "Shape":  # the shape of the labels can only be that of what a mask is filled with
                 raise _refusal(str(labels.name), node)
-    return list(makers)
+    return masks
 
 
-def _makes_mask(node: ir.Node, index: int) -> bool:
-    if node.op_type == "Equal":
-        return is_constant(node.inputs[1 - index])
-    if node.op_type == "OneHot":
-        return index == 0 and is_constant(node.inputs[2])
-    return node.op_type in {"ScatterElements", "ScatterND"} and index == 1 and _fill(node.inputs[0]) is not None
+def _off_value(node: ir.Node, index: int) -> NDArray[np.generic] | None:
+    """Return what a mask is for every class that is not the label, as `()`; `None` if the node makes no mask.
+
+    Args:
+        node: Takes labels.
+        index: As which of its inputs.
+    """
+    if node.op_type == "Equal" and is_constant(node.inputs[1 - index]):
+        return np.zeros((), dtype=np.bool_)
+    if node.op_type == "OneHot" and index == 0 and is_constant(node.inputs[2]):
+        off: NDArray[np.generic] = constant_array(input_of(node, 2)).reshape(-1)[0].reshape(())
+        return off
+    if node.op_type in {"ScatterElements", "ScatterND"} and index == 1:
+        return _fill(node.inputs[0])
+    return None
 
 
 def _fill(value: ir.Value | None) -> NDArray[np.generic] | None:
@@ -174,19 +177,6 @@ def _fill(value: ir.Value | None) -> NDArray[np.generic] | None:
         return None
     array = constant_array(value).reshape(-1)
     return array[0].reshape(()) if array.size and (array == array[0]).all() else None
-
-
-def _switched_off(graph: ir.Graph, maker: ir.Node) -> ir.Value:
-    """Add what a mask is for every class that is not the label."""
-    if maker.op_type == "Equal":
-        off: NDArray[np.generic] | None = np.zeros((), dtype=np.bool_)
-    elif maker.op_type == "OneHot":
-        assert maker.inputs[2] is not None
-        off = constant_array(maker.inputs[2]).reshape(-1)[0].reshape(())
-    else:
-        off = _fill(maker.inputs[0])
-    assert off is not None
-    return add_initializer(graph, _SWITCH, np.asarray(off))
 
 
 def _simplify(graph: ir.Graph, changed: set[ir.Value]) -> list[ir.Node]:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from exporters.loading.torch_modules import Runner
 
 Source = Literal["onnx", "pt2", "factory"]
-Original = Callable[[NDArray[np.generic], str], NDArray[np.generic]]
 _LABEL_TYPES = frozenset({ir.DataType.INT32, ir.DataType.INT64})
+Original = Callable[[NDArray[np.generic], str], NDArray[np.generic]]
 
 
 def _keep() -> None:
@@ -109,6 +109,16 @@ class LoadedModel:
             raise RuntimeFailureError(
                 f"The original model {self.spec} failed on images of shape {filled.shape}: {first_line(error)}."
             ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LabelInput:
+    """The input of a model with a training margin that takes one label per image, `(batch,)`."""
+
+    name: str
+
+    dtype: np.dtype[np.generic]
+    """int32 or int64."""
 
 
 def load_model(spec: str, weights: Path | None = None, input_shape: tuple[int, ...] | None = None) -> LoadedModel:
@@ -194,9 +204,8 @@ def _loaded(
 ) -> LoadedModel:
     images, labels = _inputs_of(model, spec=spec)
     if labels is not None:
-        assert labels.dtype is not None
-        run = without_margin(run, str(labels.name), str(images.name), np.dtype(labels.dtype.numpy()))
-        model = apply_passes(model, RemoveMarginPass(labels=str(labels.name), images=str(images.name)))
+        run = without_margin(run, labels.name, str(images.name), labels.dtype)
+        model = apply_passes(model, RemoveMarginPass(labels=labels.name, images=str(images.name)))
     if images.shape is None or len(images.shape) < 2 or images.dtype is None:
         raise ModelLoadError(f"{spec} does not state the shape of its input {images.name!r}. Export it with shapes.")
     stated = tuple(
@@ -214,19 +223,26 @@ def _loaded(
     )
 
 
-def _inputs_of(model: ir.Model, *, spec: str) -> tuple[ir.Value, ir.Value | None]:
+def _inputs_of(model: ir.Model, *, spec: str) -> tuple[ir.Value, _LabelInput | None]:
     """Return the input for images, and the one for labels if a margin has been left in."""
     inputs = [value for value in model.graph.inputs if not value.is_initializer()]
     if len(inputs) == 1:
         return inputs[0], None
-    labels = [value for value in inputs if value.dtype in _LABEL_TYPES and value.shape is not None]
-    if len(inputs) == 2 and len(labels) == 1 and len(labels[0].shape or ()) == 1:
-        return next(value for value in inputs if value is not labels[0]), labels[0]
+    integers = [value for value in inputs if value.dtype in _LABEL_TYPES and value.shape is not None]
+    if len(inputs) == 2 and len(integers) == 1 and (labels := _label_input(integers[0])) is not None:
+        return next(value for value in inputs if value is not integers[0]), labels
     names = ", ".join(str(value.name) for value in inputs) or "none"
     raise ModelLoadError(
         f"{spec} has {len(inputs)} inputs ({names}); expected one, for the images. Export the model in evaluation "
         f"mode, without labels or masks."
     )
+
+
+def _label_input(value: ir.Value) -> _LabelInput | None:
+    """Return an input as one for labels; `None` if it does not take one number per image."""
+    if value.dtype is None or value.shape is None or len(value.shape) != 1:
+        return None
+    return _LabelInput(name=str(value.name), dtype=np.dtype(value.dtype.numpy()))
 
 
 def _with_image_shape(

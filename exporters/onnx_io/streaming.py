@@ -36,10 +36,12 @@ def read_model(path: Path) -> ir.Model:
     source = OpenFile(path)
     for name, run in runs.items():
         value = model.graph.initializers[name]
-        assert value.const_value is not None
-        value.const_value = _tensor_at(source, run.offset, value.const_value)
-        if value.const_value.nbytes != run.length:
-            raise ValueError(f"the weight {name!r} has {run.length} bytes; its shape needs {value.const_value.nbytes}")
+        if value.const_value is None:
+            raise ValueError(f"the weight {name!r} has no type and shape")
+        tensor = _tensor_at(source, run.offset, value.const_value)
+        if tensor.nbytes != run.length:
+            raise ValueError(f"the weight {name!r} has {run.length} bytes; its shape needs {tensor.nbytes}")
+        value.const_value = tensor
     return model
 
 

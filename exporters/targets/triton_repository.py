@@ -25,6 +25,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.backbone.inputs import input_batches
+from exporters.graph.reading import shape_of
 from exporters.head.score_kinds import comparable_from_scores
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.triton_split import split_model
@@ -186,8 +187,7 @@ def ensemble_config(backbone: ir.Model, head: ir.Model) -> str:
 
 
 def _max_batch_size(images: ir.Value) -> int:
-    assert images.shape is not None
-    return 0 if isinstance(images.shape[0], int) else MAX_BATCH_SIZE
+    return 0 if isinstance(shape_of(images)[0], int) else MAX_BATCH_SIZE
 
 
 def _tensor(value: ir.Value, max_batch_size: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from exporters.graph.reading import value_named
 from exporters.head.outputs import FEATURES
 from exporters.head.patterns import HeadPattern, has_rows, is_linear, match_head
 from exporters.head.slot_baking import BAKED_WEIGHT
@@ -69,7 +70,7 @@ def _is_beside_the_head(node: ir.Node) -> bool:
 
 def _backbone(model: ir.Model, features_name: str) -> ir.Model:
     copy = model.clone()
-    features = _value_named(copy.graph, features_name)
+    features = value_named(copy.graph, features_name)
     copy.graph.outputs[:] = [features]
     _drop_unused(copy)
     return copy
@@ -78,7 +79,7 @@ def _backbone(model: ir.Model, features_name: str) -> ir.Model:
 def _head(model: ir.Model, features_name: str) -> ir.Model:
     copy = model.clone()
     graph = copy.graph
-    features = _value_named(graph, features_name)
+    features = value_named(graph, features_name)
     given = ir.Value(name=features_name, shape=features.shape, type=features.type)
     # Whatever the user's model gave besides, if it is the backbone's, stays with the backbone.
     graph.outputs[:] = [output for output in graph.outputs if output.name != FEATURES and _depends(output, features)]
@@ -116,8 +117,3 @@ def _depends(value: ir.Value, source: ir.Value) -> bool:
                 known.add(each)
                 waiting.append(each)
     return False
-
-
-def _value_named(graph: ir.Graph, name: str) -> ir.Value:
-    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    return next(value for value in values if value.name == name)

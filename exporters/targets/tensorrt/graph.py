@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from exporters.graph.constants import constant_array
 from exporters.graph.edits import add_initializer, add_node, apply_passes, remove_unused, replace_uses
+from exporters.graph.reading import input_of, shape_of
 from exporters.head.surgery import SLOT_BIAS, SLOT_WEIGHT
 from exporters.head.tail import resized
 from exporters.onnx_io.files import check_model
@@ -88,10 +89,8 @@ class RefittableSlotsPass(ir.passes.InPlacePass):
         graph = model.graph
         weight, bias = graph.initializers[SLOT_WEIGHT], graph.initializers[SLOT_BIAS]
         ((gemm, _index),) = weight.uses()
-        features = gemm.inputs[0]
-        assert features is not None
         rows = np.concatenate([constant_array(weight), constant_array(bias)[:, None]], axis=1)
-        logits = _rows_product(graph, features, np.ascontiguousarray(rows.T))
+        logits = _rows_product(graph, input_of(gemm, 0), np.ascontiguousarray(rows.T))
         replace_uses(graph, gemm.outputs[0], logits)
         remove_unused(graph, [gemm])
         return ir.passes.PassResult(model, modified=True)
@@ -142,8 +141,7 @@ class CastPixelsFirstPass(ir.passes.InPlacePass):
 
 def _rows_product(graph: ir.Graph, features: ir.Value, rows: np.ndarray) -> ir.Value:
     """Add `[features | 1] @ rows`; return the logits."""
-    assert features.shape is not None
-    feature_dim, capacity = rows.shape[0] - 1, rows.shape[1]
+    shape, feature_dim, capacity = shape_of(features), rows.shape[0] - 1, rows.shape[1]
     pads = add_initializer(graph, "slot_pads", np.array([0, 0, 0, 1], dtype=np.int64))
     one = add_initializer(graph, "slot_one", np.array(1, dtype=np.float32))
     padded = add_node(
@@ -152,7 +150,7 @@ def _rows_product(graph: ir.Graph, features: ir.Value, rows: np.ndarray) -> ir.V
         [features, pads, one],
         name="features_and_one",
         dtype=ir.DataType.FLOAT,
-        shape=resized(features.shape, 1, feature_dim + 1),
+        shape=resized(shape, 1, feature_dim + 1),
     )
     return add_node(
         graph,
@@ -160,7 +158,7 @@ def _rows_product(graph: ir.Graph, features: ir.Value, rows: np.ndarray) -> ir.V
         [padded, add_initializer(graph, SLOT_ROWS, rows)],
         name="slot_products",
         dtype=ir.DataType.FLOAT,
-        shape=resized(features.shape, 1, capacity),
+        shape=resized(shape, 1, capacity),
     )
 
 

@@ -27,6 +27,7 @@ from onnx_ir.passes import common
 from exporters.conversion.int8 import SHAPING
 from exporters.graph.constants import constant_array, is_constant
 from exporters.graph.edits import add_initializer, add_node, remove_unused, unused_name
+from exporters.graph.reading import input_of, only_user, shape_of
 from exporters.onnx_io.files import check_model
 from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.errors import ExportError, IncompatibleError
@@ -71,14 +72,14 @@ class SymmetricQuantizationPass(ir.passes.InPlacePass):
         """Raise if the graph is not valid, or a zero point is left."""
         check_model(model)
         for node in model.graph:
-            if node.op_type in {"QuantizeLinear", "DequantizeLinear"} and constant_array(_given(node, 2)).any():
+            if node.op_type in {"QuantizeLinear", "DequantizeLinear"} and constant_array(input_of(node, 2)).any():
                 raise ExportError(f"The node {node.name} still has a zero point, which TensorRT does not take.")
 
 
 def _keep_or_dequantize(graph: ir.Graph, node: ir.Node) -> None:
     """Leave an int8 weight with zero points of 0 as it is; make floats of any other constant."""
-    is_int8 = _given(node, 0).dtype == ir.DataType.INT8
-    if is_int8 and len(node.inputs) > 2 and not constant_array(_given(node, 2)).any():
+    is_int8 = input_of(node, 0).dtype == ir.DataType.INT8
+    if is_int8 and len(node.inputs) > 2 and not constant_array(input_of(node, 2)).any():
         return
     output = node.outputs[0]
     array = np.asarray(constant_array(output), dtype=np.float32)
@@ -90,7 +91,7 @@ def _make_symmetric(
     graph: ir.Graph, node: ir.Node, steps: dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]]
 ) -> None:
     """Give an activation's Q or DQ node the step of rule 1; of a pair, both get the same constants."""
-    old = scale, zero_point = _given(node, 1), _given(node, 2)
+    old = scale, zero_point = input_of(node, 1), input_of(node, 2)
     zero, types = int(constant_array(zero_point)), np.iinfo(constant_array(zero_point).dtype)
     if old not in steps:
         reach = float(constant_array(scale)) * max(zero - types.min, types.max - zero)
@@ -109,13 +110,12 @@ def _make_symmetric(
 
 def _say_relu(graph: ir.Graph, quantize: ir.Node) -> None:
     """Put a Relu before a Q node, unless what it takes cannot be negative anyhow."""
-    given = _given(quantize, 0)
+    given = input_of(quantize, 0)
     producer = given.producer()
     if producer is None or producer.op_type in _NEVER_NEGATIVE | SHAPING:
         return
-    assert given.shape is not None, "shapes were inferred"
     name = unused_name(graph, f"{given.name}_positive")
-    positive = add_node(graph, "Relu", [given], name=name, dtype=given.dtype, shape=given.shape, before=quantize)
+    positive = add_node(graph, "Relu", [given], name=name, dtype=given.dtype, shape=shape_of(given), before=quantize)
     quantize.replace_input_with(0, positive)
 
 
@@ -125,25 +125,15 @@ def _add_before_rounding(graph: ir.Graph, add: ir.Node) -> None:
     candidates = []
     for index, term in enumerate(add.inputs):
         dequantize = None if term is None else term.producer()
-        if dequantize is None or dequantize.op_type != "DequantizeLinear" or not _feeds_one(dequantize):
+        if dequantize is None or dequantize.op_type != "DequantizeLinear" or only_user(dequantize.outputs[0]) is None:
             continue
-        quantize = _given(dequantize, 0).producer()
-        if quantize is None or not _feeds_one(quantize):
+        quantize = input_of(dequantize, 0).producer()
+        if quantize is None or only_user(quantize.outputs[0]) is None:
             continue
-        product = _given(quantize, 0).producer()
-        if product is not None and product.op_type in _PRODUCTS and _feeds_one(product):
+        product = input_of(quantize, 0).producer()
+        if product is not None and product.op_type in _PRODUCTS and only_user(product.outputs[0]) is not None:
             candidates.append((order[product], index, product, dequantize))
     if candidates:
         _, index, product, dequantize = max(candidates, key=lambda candidate: candidate[0])
         add.replace_input_with(index, product.outputs[0])
         remove_unused(graph, [dequantize])
-
-
-def _feeds_one(node: ir.Node) -> bool:
-    return len(node.outputs[0].uses()) == 1 and not node.outputs[0].is_graph_output()
-
-
-def _given(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None, f"{node.name} has no input {index}"
-    return value

@@ -172,10 +172,10 @@ def test_a_margin_on_every_class_can_be_kept_when_the_head_is_chosen():
             "l = MatMul (x, m) c = ArgMax <axis = 1> (l) [ids] y = Gather (table, c)",
             "ids (Gather) looks classes up in a table",
         ),
-        ("l = MatMul (x, m) [around] y = Neg (l)", "around (Neg) turns the logits' order round: the lowest would win"),
+        ("l = MatMul (x, m) [around] y = Neg (l)", "around (Neg) reverses the logits' order: the lowest would win"),
         (
             "l = MatMul (x, m) r = Identity (l) s = Sigmoid (r) [around] y = Mul (s, minus)",
-            "around (Mul) turns the logits' order",
+            "around (Mul) reverses the logits' order",
         ),
         ("l = MatMul (x, m) [batch_wise] y = Softmax <axis = 0> (l)", "batch_wise (Softmax) is not over the classes"),
         ("l = MatMul (x, m) [mixed] y = Reshape (l, flat)", "mixed (Reshape) mixes classes with another axis"),

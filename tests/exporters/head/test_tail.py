@@ -9,8 +9,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from exporters.graph.class_axis import integers, reduced_axes
+from exporters.graph.class_axis import reduced_axes
 from exporters.graph.edits import apply_passes
+from exporters.graph.reading import integers
 from exporters.head.finding import find_head, read_head
 from exporters.head.surgery import AddSlotsPass, FuseHeadPass
 from icis_deploy.errors import ModelLoadError
@@ -177,8 +178,8 @@ def test_the_scores_of_a_fixed_single_image_may_be_a_vector(tail: str):
             "(TopK) does not choose the greatest logits",
         ),
         ("i = ArgMax <axis = 0> (l) y = Cast <to = 1> (i)", "float[1, 5] y", "(ArgMax) does not choose the greatest"),
-        ("s = Sigmoid (l) y = Sub (half, s)", "float[b, 5] y", "(Sub) turns the logits' order round"),
-        ("f = Mul (half, l) z = Neg (f) y = Exp (z)", "float[b, 5] y", "z (Neg) turns the logits' order round"),
+        ("s = Sigmoid (l) y = Sub (half, s)", "float[b, 5] y", "(Sub) reverses the logits' order"),
+        ("f = Mul (half, l) z = Neg (f) y = Exp (z)", "float[b, 5] y", "z (Neg) reverses the logits' order"),
         (
             "n = Shape (l) u = Unsqueeze (l, n) y = Identity (u)",
             "float y",
