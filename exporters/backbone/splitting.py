@@ -1,4 +1,4 @@
-"""The backbone alone, from the images to the features, and another one in its place.
+"""Extract the backbone, from the images to the features, and put another one in its position.
 
 Rules:
 
@@ -20,7 +20,7 @@ from icis_deploy.errors import ExportError, IncompatibleError
 
 
 def backbone_of(model: ir.Model, location: HeadLocation, input_name: str) -> ir.Model:
-    """Return what computes the head's features, as a model of its own that shares the weights.
+    """Return the nodes that compute the head's features, as a model of its own that shares the weights.
 
     Args:
         model: The classifier.

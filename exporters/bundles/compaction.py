@@ -2,15 +2,15 @@
 
 Rules:
 
-1. The bundle's own model is what is compacted: backbone, precision, calibration, what it takes and what it chooses stay
-   as they are, bit for bit, and neither the original model nor calibration images are needed. Rows keep their bits too.
+1. The bundle's own model is what is compacted: backbone, precision, calibration, its input and its top-k outputs stay,
+   bit for bit, and neither the original model nor calibration images are needed. Rows keep their bits too.
 2. The result must give the logits that the bundle gave, of every class, or it is not written (`compare_compacted`).
 3. Targets that the bundle holds are built anew, as their sidecars say they were built.
-4. The base fingerprint stays the original head's, so that updates made for it are taken afterwards as before.
+4. The base fingerprint stays the original head's, so that updates made for it are accepted as before.
 5. What stands outside the rollback stack stays: the highest version, the last time seen, trusted keys, disabled classes
-   and the history. The stack itself begins anew: there is no state before that a rollback could go to.
+   and the history. The stack itself starts empty: there is no earlier state that a rollback could restore.
 6. A class that was baked can be disabled, and no longer be replaced or removed by an update. Taught classes stay in
-   slots: a signed update of the same name must still be able to take their place.
+   slots: a signed update of the same name must still be able to replace them.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ from icis_deploy.runtime.state.store import TRUST_FOLDER
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactionPlan:
-    """What becomes of the rows of a bundle."""
+    """Where the rows of a bundle go."""
 
     baked: SlotTable
-    """Every row that is baked beside the original's, those of an earlier compaction first; no slot of it is empty."""
+    """Every row that is baked after the original's, those of an earlier compaction first; no slot of it is empty."""
 
     slots: SlotTable
     """What the slots hold afterwards: taught classes, and empty ones after them."""
@@ -119,17 +119,17 @@ def plan_compaction(former: FormerBundle, capacity: int) -> CompactionPlan:
 def write_compacted(
     out: Path, former: FormerBundle, *, capacity: int, images: LabeledImages | None, overwrite: bool
 ) -> Bundle:
-    """Write a bundle that takes another one's place, with free slots, if it gives the same logits.
+    """Write a bundle that replaces another one, with free slots, if it gives the same logits.
 
     Args:
         out: The new bundle's folder.
         former: The bundle; it is not changed.
-        capacity: Number of its slots, those that taught classes stay in included.
+        capacity: Number of its slots, including those of taught classes.
         images: Image files to compare on; `None` for seeded inputs.
         overwrite: Whether a bundle at `out` may be replaced.
 
     Raises:
-        GateFailedError: If it does not. What was built lies in `<out>.rejected` with its report.
+        GateFailedError: If it does not. What was built is kept in `<out>.rejected` with its report.
         MissingDependencyError: If the bundle holds a target that cannot be built on this machine.
         ICISDeployError: As `plan_compaction`, and if a file cannot be read or written; `out` is as it was.
     """
@@ -154,7 +154,7 @@ def write_compacted(
             fixed_batch=batch if isinstance(batch, int) else None,
             images=images,
         )
-        built = BuiltModel(folder=building, bundle=described, seconds=seconds, reports=gate(described))
+        built = BuiltModel(folder=building, bundle=described, build_seconds=seconds, reports=gate(described))
         described = finish_bundle(built, gate, out=out, targets=targets)
         write_trust(building, sorted((former.folder / TRUST_FOLDER).glob("*.pub")))
         write_journal(building, journal_after_compaction(former.journal))
@@ -162,7 +162,7 @@ def write_compacted(
 
 
 def journal_after_compaction(journal: Journal) -> Journal:
-    """Return what a compacted bundle remembers (rule 5)."""
+    """Return the journal of a compacted bundle (rule 5)."""
     return replace(journal, states=(replace(journal.current, slots=None),))
 
 
@@ -229,19 +229,19 @@ def compare_compacted(
     """Run a compacted bundle and the one before it on the same inputs, and compare.
 
     Both have the same backbone, in the same precision, so that one comparison sees everything that compacting does: the
-    logits of all classes, in whatever slot or row they are, must be those that they were. What slots hold, and what the
-    model chooses itself, is looked at as in an export. In a runtime other than the reference, both are run in it.
+    logits of all classes, in whatever slot or row they are, must stay the same. Slots and top-k classes are checked as
+    in an export. In a runtime other than the reference, both are run in it.
 
     Args:
         folder: The compacted bundle's files.
-        bundle: What its manifest will say.
+        bundle: Its manifest.
         former_folder: The bundle that was compacted.
-        former: What its manifest says.
-        table: What its slots hold now.
+        former: Its manifest.
+        table: What its slots hold.
         fixed_batch: The only batch that the model takes, if it takes no other.
         images: Image files to compare on; `None` for seeded inputs.
         runtime: Where both are run; `None` for the default.
-        rewrite: What both models are rewritten by first, in the default runtime.
+        rewrite: A pass that both models are rewritten by first, in the default runtime.
 
     Raises:
         ModelLoadError: If a runtime cannot load one of them.

@@ -36,19 +36,19 @@ REPORT_NAME = "parity.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltModel:
-    """A bundle's model and what belongs to it, written and compared."""
+    """A bundle's model, written and compared, that has no targets, manifest and keys yet."""
 
     folder: Path
-    """Where the files are."""
+    """The temporary folder that holds its files."""
 
     bundle: Bundle
-    """What the manifest will say of them."""
+    """The manifest as it will be written, without targets and reports."""
 
-    seconds: float
-    """How long building took."""
+    build_seconds: float
+    """Duration of conversion, head surgery and writing, without the gate."""
 
     reports: tuple[ParityReport, ...]
-    """What the gate found; one may be negative."""
+    """The gate's reports; one may be negative."""
 
 
 def finish_bundle(
@@ -59,13 +59,13 @@ def finish_bundle(
     targets: TargetPlan,
     on_target: Callable[[BuiltTarget], None] | None = None,
 ) -> Bundle:
-    """Build a model's targets beside it, write the manifest, and return what that says.
+    """Build a model's targets, write the manifest, and return what it states.
 
     Args:
         built: The model.
-        gate: Compares a target.
-        out: Where the bundle shall be; what does not pass lies in `<out>.rejected`.
-        targets: What it holds beside `model.onnx`.
+        gate: Compares a target with the original.
+        out: The bundle's final folder; what does not pass is kept in `<out>.rejected`.
+        targets: What it holds besides `model.onnx`.
         on_target: Told what became of each target, as soon as it is known.
 
     Raises:
@@ -73,7 +73,7 @@ def finish_bundle(
         StorageError: If a file cannot be written.
         ExportError: If a target cannot be built.
     """
-    first = model_outcome(built.bundle, built.seconds, built.reports)
+    first = model_outcome(built.bundle, built.build_seconds, built.reports)
     bundle = _passed(built.bundle, MODEL_NAME, built.reports, built.folder, out)
     bundle = _add_targets(built.folder, bundle, targets, gate, out=out, model=first, on_target=on_target)
     write_file(built.folder / MANIFEST_NAME, serialize_manifest(bundle))
@@ -100,7 +100,7 @@ def write_trust(folder: Path, trust: Sequence[Path]) -> None:
 
 
 def write_journal(folder: Path, journal: Journal) -> None:
-    """Write what a bundle remembers of a life before.
+    """Write the journal that a bundle keeps from the one that it replaces.
 
     Raises:
         StorageError: If the disk refuses.
@@ -110,7 +110,7 @@ def write_journal(folder: Path, journal: Journal) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what makes bundles on this machine."""
+    """Return the versions of the libraries that make bundles on this machine."""
     import onnx
     import onnxruntime
 
@@ -133,7 +133,7 @@ def _add_targets(
     model: BuiltTarget,
     on_target: Callable[[BuiltTarget], None] | None,
 ) -> Bundle:
-    """Build the targets one after the other, tell what became of each, and return the bundle with them."""
+    """Build the targets one after the other, report each outcome, and return the bundle with them."""
     add = add_target_if_possible if plan.is_all else add_target
     if on_target is not None and plan.is_all:
         on_target(model)

@@ -47,10 +47,10 @@ from icis_deploy.runtime.sessions.choice import Runtime
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadPlan:
-    """Which head a bundle gets: the seen rows, and what is in the slots or baked beside them."""
+    """Which head a bundle gets: the seen rows, and those that are in slots or baked after them."""
 
     seen_names: tuple[str, ...]
-    """`(num_seen,)`: the classes of the original head."""
+    """`(num_seen,)`: the classes of the original head, in its order."""
 
     base_fingerprint: str
     """Fingerprint of the original head. Its rows are not kept: they are read from the model."""
@@ -62,13 +62,13 @@ class HeadPlan:
     """`fused` or `updatable`."""
 
     updates: tuple[Mapping[str, object], ...]
-    """What the rows were made of, in order, as the manifest states it."""
+    """A JSON object for each class update that was applied, in order, as the manifest states it."""
 
     version: int
-    """Version of the head; 0 for the bare original one."""
+    """Version of the head: the greatest of its updates; 0 for the original head."""
 
     generator: bytes | None = None
-    """The generator with which a device makes rows itself, if it gets one."""
+    """The generator's ONNX file, with which a device makes rows itself; `None` if it gets none."""
 
     @property
     def baked_names(self) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ class HeadPlan:
 
     @property
     def num_scores(self) -> int:
-        """How many scores the model gives, those of empty slots included."""
+        """Number of scores that the model gives, those of empty slots included."""
         return len(self.seen_names) + self.table.capacity
 
 
@@ -92,7 +92,7 @@ def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, cap
 
     Raises:
         WrongBaseError: If an update was made for another head.
-        UsageError: If the capacity does not go with the kind of head.
+        UsageError: If the capacity does not fit the kind of head.
         CapacityError, ClassConflictError, IncompatibleError: As `SlotTable.apply`.
     """
     for update in updates:
@@ -162,7 +162,7 @@ def write_bundle(
         images: Image files for the gate; `None` for the calibration images, or seeded inputs where there are none.
         form: What is done to the model besides its head; by default nothing.
         trust: Public keys for the bundle's `trust/` folder; not in the manifest, since devices may rotate them.
-        targets: What the bundle holds beside `model.onnx`.
+        targets: What the bundle holds besides `model.onnx`.
         on_target: Told what became of each target, as soon as it is known.
         overwrite: Whether a bundle at `out` may be replaced.
 
@@ -190,7 +190,7 @@ def write_bundle(
         gate = partial(explain_rejection, compare, formed)
         reports = gate(bundle)
         bundle = finish_bundle(
-            BuiltModel(folder=building, bundle=bundle, seconds=seconds, reports=reports),
+            BuiltModel(folder=building, bundle=bundle, build_seconds=seconds, reports=reports),
             gate,
             out=out,
             targets=TargetPlan() if targets is None else targets,
@@ -216,9 +216,9 @@ def explain_rejection(
     runtime: Runtime | None = None,
     rewrite: ir.passes.PassBase | None = None,
 ) -> tuple[ParityReport, ...]:
-    """Run the gate; the first negative report also names the layers that hurt most, where that can be said.
+    """Run the gate; the first negative report also names the layers that lose most accuracy, where that is measurable.
 
-    It can be where what was compared is the quantized graph in ONNX Runtime, as it is or as a target rewrites it.
+    It is where the quantized graph was compared in ONNX Runtime, itself or as a target rewrites it.
     """
     reports = compare(bundle, runtime=runtime, rewrite=rewrite)
     wrong = next((index for index, report in enumerate(reports) if not report.passed), None)

@@ -1,7 +1,7 @@
-"""Take the mean error of rounded weights out of a layer's bias, before its weights are rounded.
+"""Correct a layer's bias for the mean error of rounded weights, before its weights are rounded.
 
 A rounded weight is wrong by a constant, and a layer's input is not zero on average (after a ReLU it never is): so its
-output is off by a constant too, which can be taken back: `bias += (weight - rounded weight) @ mean input`. In a
+output is off by a constant too, which can be subtracted: `bias += (weight - rounded weight) @ mean input`. In a
 depthwise convolution, with nine weights to a channel, this is most of the error. It costs nothing at run time.
 
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2
@@ -44,7 +44,7 @@ def correct_biases(model: ir.Model, batches: Iterator[Float32]) -> int:
 
 
 def rounding_error(weight: Float32, axis: int) -> Float32:
-    """Return a weight less what is left of it after symmetric int8 with one scale per index of `axis`."""
+    """Return a weight minus its rounded value, in symmetric int8 with one scale per index of `axis`."""
     others = tuple(other for other in range(weight.ndim) if other != axis)
     step = np.abs(weight).max(axis=others, keepdims=True) / _STEPS_PER_SIDE
     step = np.where(step > 0, step, 1)
@@ -52,7 +52,7 @@ def rounding_error(weight: Float32, axis: int) -> Float32:
 
 
 def has_float_weight(node: ir.Node) -> bool:
-    """Say whether a node multiplies what it is given with a float32 weight."""
+    """Say whether a node multiplies its input with a float32 weight."""
     if node.op_type not in {"Conv", "Gemm", "MatMul"} or node.domain not in STANDARD_DOMAINS:
         return False
     weight = node.inputs[1]

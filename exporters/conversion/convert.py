@@ -1,4 +1,4 @@
-"""Bring a classifier into the form that it is exported in: what its backbone computes in."""
+"""Convert a classifier to the form that it is exported in: its precision, its input, its top-k outputs."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ class ConvertedModel:
     """A classifier in another precision; its head is where it was."""
 
     model: ir.Model
-    """The graph."""
+    """The converted graph; weights that did not change are shared with the original."""
 
     explain: Callable[[ir.passes.PassBase | None], str] | None = None
-    """Says which layers hurt most, for when the gate rejects it, as it is or as a target rewrites it; takes seconds."""
+    """Returns which layers lose most accuracy, of the model itself or of it after a rewrite; `None` where none were
+    quantized. Takes seconds, so it is called only where the gate rejects the model."""
 
 
 def convert_precision(
@@ -51,9 +52,9 @@ def convert_precision(
     Args:
         loaded: The classifier; it is not changed.
         location: Its head.
-        form: What to do.
-        calibration: The images of its calibration, for int8.
-        model_input: What it takes, with the sizes of its images.
+        form: States the precision.
+        calibration: Images that activations are calibrated on, for int8.
+        model_input: Its input, with the sizes of its images.
         preprocessing: How images are prepared.
 
     Raises:
@@ -84,7 +85,7 @@ def convert_precision(
 
 
 def _with_named_logits(model: ir.Model, location: HeadLocation) -> ir.Model:
-    """Give a converted head's logits their old name back, where they are no output and a cast comes after them."""
+    """Give a converted head's logits their old name back, where a cast comes after them and they are no output."""
     logits = pattern_at(model, location).logits
     if location.output_name == location.logits_name and not logits.is_graph_output():
         before = next((v for node in model.graph for v in node.outputs if v.name == location.logits_name), None)
@@ -101,17 +102,17 @@ def with_pixels_and_topk(
     kind: str,
     preprocessing: Preprocessing | None,
 ) -> tuple[ir.Model, ModelInput]:
-    """Return a classifier that does what its form asks for before and after its own nodes, and what it takes then.
+    """Return a classifier that takes pixels and chooses its top-k classes as its form asks, and its new input.
 
     Args:
         model: The classifier with its final head.
-        model_input: What it takes.
-        form: What to do.
-        kind: What its scores are.
+        model_input: Its present input.
+        form: Whether it takes pixels, and how many classes it chooses.
+        kind: Its score kind; see `Bundle.score_kind`.
         preprocessing: How images are prepared.
 
     Raises:
-        UsageError: If nothing states how pixels are prepared, or it should choose more classes than it has.
+        UsageError: If it shall take pixels and no preprocessing is given, or choose more classes than it has.
         IncompatibleError: If it takes no images.
         ExportError: If the edited graph is not valid.
     """

@@ -2,7 +2,7 @@
 
     uint8 (batch, height, width, channels) -> [colour order] -> [layout] -> float32 -> x scale + offset -> the model
 
-A quarter of the bytes goes in, and what Python does in five passes over an image is done in the runtime. Resizing and
+A quarter of the bytes goes in, and the runtime does what Python needs five passes over an image for. Resizing and
 cropping stay outside: runtimes differ in how they interpolate.
 """
 
@@ -39,7 +39,7 @@ class AddPixelInputPass(ir.passes.InPlacePass):
     """The model's input for images, which takes prepared float32 ones."""
 
     preprocessing: Preprocessing
-    """How they are prepared."""
+    """Size, scale, mean, deviation, layout and colour order of those."""
 
     def requires(self, model: ir.Model) -> None:
         """Raise if the input does not take prepared images."""

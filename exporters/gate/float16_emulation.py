@@ -2,7 +2,7 @@
 
 ONNX Runtime has few float16 kernels for CPUs. It runs the rest in float32 and, between two of them, drops the casts to
 float16: nothing is rounded, and an overflow to infinity becomes a large number. A gate that trusts that run would pass
-a model that fails on a GPU. Here the rounding is arithmetic, which no optimizer takes out.
+a model that fails on a GPU. Here the rounding is arithmetic, which no optimizer removes.
 
 Source of the rounding: Veltkamp's splitting, x (2^s + 1) - (x (2^s + 1) - x), which leaves 24 - s significant bits
 (Dekker, Numerische Mathematik 18, 1971). Values below 6e-5, for which float16 has fewer bits, are not rounded further.

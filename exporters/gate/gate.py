@@ -1,4 +1,4 @@
-"""The parity gate: run a finished bundle beside what it was made from, and compare.
+"""The parity gate: run a finished bundle and what it was made from on the same inputs, and compare.
 
 Comparisons, each of which catches what the others cannot:
 
@@ -6,16 +6,16 @@ Comparisons, each of which catches what the others cannot:
    transposed, dropped, reordered or stale row, in whatever way the head was rewritten.
 2. *The original model in its own runtime.* Its logits against the bundle's logits of the seen classes: a conversion
    that changed the backbone, which the first comparison would follow into the error.
-3. *The expanded head on the bundle's own features*, where its backbone computes in another precision: what that costs
-   would cover an error in the head, which stays as exact as its own numbers.
+3. *The expanded head on the bundle's own features*, where its backbone computes in another precision: the error of
+   that would hide an error in the head, which is as exact as its own precision.
 4. *Slots.* The defaults baked into the model must be the slots that the bundle states, and no empty slot may win.
 
 The bundle is run in the runtime that is asked for, its references in ONNX Runtime on the CPU and in the original's own.
 
-What is wrong with a head is named where its errors tell (`head_faults.py`).
+What is wrong with a head is named where its errors show it (`head_faults.py`).
 
-Everything is run first, then compared. Models run one after the other, each gone before the next is loaded, and the
-rows of the expanded head are read in blocks: so the gate takes what a runtime takes to load the head once.
+Everything is run first, then compared. Models run one after the other, each released before the next is loaded, and
+the rows of the expanded head are read in blocks: so the gate needs the memory of loading the head once in a runtime.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ EXPANDED_HEAD = "features of the original backbone and the expanded head in floa
 ORIGINAL_MODEL = "logits of the original model in its own runtime, seen classes only"
 OWN_FEATURES = "features that the bundle's own backbone computes and the expanded head in float64"
 VANISHING = {"sigmoid": 1e-6, "probabilities": math.exp(LEAST_LOG)}
-"""By the kind of scores, a probability below which it is none."""
+"""By score kind, the probability below which it counts as 0."""
 TOPK_TOLERANCE = 1e-5
-"""Greatest error of a probability that the model gives with its choice."""
+"""Greatest error of a probability that a model gives with its top-k classes."""
 
 
 def compare_bundle(
@@ -95,7 +95,7 @@ def compare_bundle(
         expanded: The original head's rows and the injected ones, in the order of the bundle's classes.
         images: Image files to compare on; `None` for seeded inputs.
         runtime: Where the bundle is run; `None` for the default.
-        rewrite: What its model is rewritten by first, in the default runtime.
+        rewrite: A pass that its model is rewritten by first, in the default runtime.
 
     Returns:
         A report for each comparison.
@@ -141,19 +141,19 @@ class BundleRun:
     """What a device with the bundle gives."""
 
     logits: Float64
-    """`(num_images, num_classes)`."""
+    """`(num_images, num_classes)` float64, as a device gives them."""
 
     class_names: tuple[str, ...]
-    """`(num_classes,)`."""
+    """`(num_classes,)`, in the order of the logits."""
 
     failures: frozenset[str]
-    """What is wrong with its slots, or with the choice that it makes itself."""
+    """What is wrong with its slots, or with the top-k classes that it chooses itself, as clauses."""
 
 
 def _fault(
     features: NDArray[np.float32], ran: BundleRun, bundle: Bundle, expanded: AnyHead, report: ParityReport
 ) -> str | None:
-    """Return what is wrong with the head, if the report that compares it is negative and it can be told."""
+    """Return what is wrong with the head, if the report that compares it is negative and its errors show it."""
     if report.passed or not np.isfinite(features).all():
         return None
     kind, expected = bundle.score_kind, expanded.logits(features)
@@ -172,7 +172,7 @@ def _fault(
 
 
 def _features(model: ir.Model, inputs: InputBatches, *, prepared: bool) -> NDArray[np.float32]:
-    """Return what a backbone gives, `(num_inputs, feature_dim)`: of prepared images, or of what the bundle takes."""
+    """Return features `(num_inputs, feature_dim)`: of prepared images, or of the bundle's own inputs."""
     with tempfile.TemporaryDirectory() as folder:  # a file, and not bytes: a backbone may be larger than a protobuf
         path = Path(folder) / "backbone.onnx"
         save_model(model, path)
@@ -189,7 +189,7 @@ def _features(model: ir.Model, inputs: InputBatches, *, prepared: bool) -> NDArr
 
 
 def _refuse_stated_batch(session: Session, images: NDArray[np.generic], error: RuntimeFailureError) -> None:
-    """Raise `IncompatibleError` if a model fails on a batch that it says it takes, and not on one image."""
+    """Raise `IncompatibleError` if a model fails on a batch that it states to take, and not on one image."""
     try:
         session.run(images[:1], with_features=True)
     except RuntimeFailureError:
@@ -208,7 +208,7 @@ def _original_scores(loaded: LoadedModel, location: HeadLocation, inputs: InputB
 def run_bundle(
     folder: Path, bundle: Bundle, inputs: InputBatches, runtime: Runtime | None, rewrite: ir.passes.PassBase | None
 ) -> BundleRun:
-    """Run a bundle's files on inputs, and look at its slots and its choice."""
+    """Run a bundle's files on inputs, and check its slots and its top-k classes."""
     device = opened_bundle(folder, bundle, runtime, rewrite)
     exported, failures = [], _baked_slot_failures(folder / MODEL_NAME, device.state.table)
     for batch in inputs:
@@ -224,7 +224,7 @@ def run_bundle(
 
 
 def opened_bundle(folder: Path, bundle: Bundle, runtime: Runtime | None, rewrite: ir.passes.PassBase | None) -> Device:
-    """Open a bundle; a float16 one on the CPU with the rounding that a CPU leaves out (`float16_emulation.py`)."""
+    """Open a bundle; a float16 one with the rounding that ONNX Runtime omits on a CPU (`float16_emulation.py`)."""
     rewrite = _rewrite_for(bundle, runtime, rewrite)
     if rewrite is None:
         return Device.from_parts(folder, bundle, runtime=runtime)
@@ -254,7 +254,7 @@ def _compare_with_original(
     profile: GateProfile,
     where: str,
 ) -> list[ParityReport]:
-    # The device gives logits, or their logarithms; over fewer classes the latter have to be normalised again.
+    # A device gives logits, or logarithms of scores, which have to be normalised again over fewer classes.
     seen = comparable_from_device(ours[:, : bundle.num_seen], bundle.score_kind)
     original_scores = comparable_from_scores(original, bundle.score_kind)
     return [
@@ -269,7 +269,7 @@ def _compare_with_original(
 
 
 def _profile(precision: str, location: HeadLocation) -> GateProfile:
-    """Return the thresholds of a precision; a model that is exported as it is may have a head of fewer bits."""
+    """Return the thresholds of a precision; a model exported without conversion may have a head of fewer bits."""
     if precision == "fp32" and location.is_quantized:
         return GATE_PROFILES["int8 head"]
     if precision == "fp32" and location.is_16_bit:
@@ -278,7 +278,7 @@ def _profile(precision: str, location: HeadLocation) -> GateProfile:
 
 
 def _compare_with_own(expected: Float64, ours: Float64, bundle: Bundle) -> ParityReport:
-    # What a precision costs is in the backbone; the head must be as exact as its own numbers allow.
+    # The error of a precision is in the backbone; the head must be as exact as its own precision allows.
     profile = GATE_PROFILES["fp16 head" if bundle.precision == "fp16" else "fp32"]
     scores = comparable_from_logits(expected, bundle.score_kind)
     return compare_logits(
@@ -310,7 +310,7 @@ def _with_accuracy(
 
 
 def _baked_slot_failures(model: Path, table: SlotTable | None) -> set[str]:
-    """Return whether a model's slots hold something else than the table where no slots are fed."""
+    """Return a failure if the defaults of a model's slots are not those of the table."""
     if table is None:
         return set()
     baked = load_initializers(model, (SLOT_WEIGHT, SLOT_BIAS))
@@ -320,14 +320,14 @@ def _baked_slot_failures(model: Path, table: SlotTable | None) -> set[str]:
 
 
 def _empty_slot_failures(device: Device, given: NDArray[np.float32]) -> set[str]:
-    """Return whether an empty slot comes near a class in these scores; a fused head has none."""
+    """Return a failure if an empty slot comes near a class in these scores; a fused head has none."""
     state = device.state
     if state.table is None:
         return set()
     is_empty = np.ones(given.shape[1], dtype=bool)
     is_empty[state.columns] = False
     greatest = given[:, is_empty].max(initial=-np.inf)
-    # Probabilities are cut off near zero, where an empty slot and an improbable class are the same.
+    # Probabilities underflow near zero, where an empty slot and an improbable class are the same.
     vanishes = greatest < VANISHING.get(device.bundle.score_kind, -np.inf)
     if is_empty.any() and not vanishes and not (greatest < given[:, ~is_empty].min()):
         return {"an empty slot has a greater logit than a class"}
@@ -335,7 +335,7 @@ def _empty_slot_failures(device: Device, given: NDArray[np.float32]) -> set[str]
 
 
 def _topk_failures(device: Device, inputs: NDArray[Any], scores: NDArray[np.float32]) -> set[str]:
-    """Return whether a model that chooses classes itself gives others than those with the greatest scores."""
+    """Return a failure if a model that chooses its top-k classes gives others than those with the greatest scores."""
     if not device.bundle.top:
         return set()
     chosen = device.session.top(inputs, device.state.buffers)
@@ -352,10 +352,10 @@ def _topk_failures(device: Device, inputs: NDArray[Any], scores: NDArray[np.floa
 
 
 def _is_topk(columns: NDArray[np.int64], order: NDArray[np.int64], scores: NDArray[np.float32]) -> bool:
-    """Say whether these columns have the greatest scores; equal ones, such as empty slots', come in any order.
+    """Say whether these columns have the greatest scores; those of equal scores, as of empty slots, come in any order.
 
     ONNX promises the least column first, and ONNX Runtime keeps that; others, as on a GPU, do not. Nor need two runs
-    agree in the last bits there, so scores are equal as far as float32 tells them.
+    agree in the last bits there, so scores are compared to the precision of float32.
     """
     are_columns = bool(((columns >= 0) & (columns < scores.shape[1])).all())
     are_distinct = bool((np.diff(np.sort(columns, axis=1), axis=1) > 0).all())

@@ -31,16 +31,16 @@ TINY = float(np.finfo(np.float32).tiny)
 
 @dataclass(slots=True, kw_only=True)
 class GraphBuilder:
-    """Nodes and constants as they are added."""
+    """Collects the nodes and constants of a graph as they are added."""
 
     stores_float16_matrices: bool
-    """Whether matrices are stored as float16."""
+    """Whether constants of 2 dimensions are stored as float16 instead of float32."""
 
     nodes: list[ir.Node] = field(default_factory=list)
     """In the order of computation."""
 
     constants: list[ir.Value] = field(default_factory=list)
-    """The initializers."""
+    """The initializers, named."""
 
     def op(self, op_type: str, *inputs: ir.Value | NDArray[Any] | float, **attributes: Any) -> ir.Value:
         """Add a node and return its output; arrays and numbers become constants."""
@@ -79,7 +79,7 @@ class GraphBuilder:
 
 
 def add_predictor(graph: GraphBuilder, predictor: RowPredictor, descriptors: ir.Value) -> ir.Value:
-    """Add what makes raw rows of descriptors, and return them.
+    """Add the nodes that compute raw rows from descriptors, and return those rows.
 
     Raises:
         IncompatibleError: If the method has no closed form.
@@ -103,10 +103,10 @@ def add_predictor(graph: GraphBuilder, predictor: RowPredictor, descriptors: ir.
 
 
 def add_calibration(graph: GraphBuilder, calibration: RowCalibration, rows: ir.Value) -> ir.Value:
-    """Add what makes calibrated rows of raw ones, and return them.
+    """Add the nodes that calibrate raw rows, and return the calibrated ones.
 
     Raises:
-        IncompatibleError: If it is of a kind that is not known here.
+        IncompatibleError: If its type cannot be written as a graph.
     """
     if isinstance(calibration, LengthFactor):
         return graph.op("Mul", rows, calibration.factor)
@@ -128,7 +128,7 @@ def add_calibration(graph: GraphBuilder, calibration: RowCalibration, rows: ir.V
 
 
 def add_similarity(graph: GraphBuilder, descriptors: ir.Value, seen_descriptors: NDArray[np.float32]) -> ir.Value:
-    """Add the cosines between descriptors and seen ones, both less the mean seen one, `(batch, num_seen)`."""
+    """Add the cosines between descriptors and seen ones, both minus the mean seen one, `(batch, num_seen)`."""
     mean = seen_descriptors.mean(axis=0, dtype=np.float64).astype(np.float32)
     return _cosines(graph, graph.op("Sub", descriptors, mean), seen_descriptors - mean)
 

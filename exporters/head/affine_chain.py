@@ -1,10 +1,10 @@
-"""What belongs to a head after its linear operator, such as scales, offsets and pooling, and what it does to the rows.
+"""The scales, offsets and pooling after a linear operator that belong to its head, and what they do to its rows.
 
 Rules:
 
 1. Every operator that keeps the logits an affine function of the features belongs to the head: a bias that is added
    after a MatMul, a scale per class, a temperature, a cosine head's scale and constant margin, the mean over positions.
-2. The rows are what is left when all of that is folded into them: `logits = features @ weight.T + bias`.
+2. All of it is folded into the rows, so that `logits = features @ weight.T + bias` holds.
 3. A cast belongs to it too: a float16 head's logits are joined to others where they are float32 again.
 4. A value that something else uses as well ends the head.
 """
@@ -32,15 +32,15 @@ class AffineChain:
     """The nodes after a linear operator that belong to the head."""
 
     nodes: tuple[ir.Node, ...]
-    """In order; each takes what the one before gives, and nothing else uses that."""
+    """In order; each takes the output of the one before, which nothing else uses."""
 
     logits: ir.Value
-    """Where the logits leave the head."""
+    """The value where the logits leave the head."""
 
     class_axis: int
-    """Axis of the classes in `logits`."""
+    """Index of the class axis of `logits`."""
 
-    spread: bool
+    has_positions: bool
     """Whether there are still logits at several positions per image."""
 
 
@@ -53,7 +53,7 @@ def trace_affine_chain(linear: ir.Node, *, num_classes: int, class_axis: int) ->
         class_axis: Axis of the classes in its output.
     """
     value, axis = linear.outputs[0], class_axis
-    chain = AffineChain(nodes=(), logits=value, class_axis=axis, spread=_is_spread(value, axis))
+    chain = AffineChain(nodes=(), logits=value, class_axis=axis, has_positions=_has_positions(value, axis))
     nodes: list[ir.Node] = []
     while (node := only_user(value)) is not None:
         following = _axis_after(node, value, axis, num_classes)
@@ -63,7 +63,9 @@ def trace_affine_chain(linear: ir.Node, *, num_classes: int, class_axis: int) ->
         value, axis = node.outputs[0], following
         # What only passes logits through stays outside, unless something that belongs to the head comes after it.
         if node.op_type not in _PASSED_THROUGH | {"Reshape"}:
-            chain = AffineChain(nodes=tuple(nodes), logits=value, class_axis=axis, spread=_is_spread(value, axis))
+            chain = AffineChain(
+                nodes=tuple(nodes), logits=value, class_axis=axis, has_positions=_has_positions(value, axis)
+            )
     return chain
 
 
@@ -105,7 +107,7 @@ def _flat(constant: ir.Value) -> Float64:
     return constant_array(constant).astype(np.float64).reshape(-1)
 
 
-def _is_spread(value: ir.Value, class_axis: int) -> bool:
+def _has_positions(value: ir.Value, class_axis: int) -> bool:
     if value.shape is None:
         return True
     return any(dim != 1 for axis, dim in enumerate(value.shape) if axis not in {0, class_axis})

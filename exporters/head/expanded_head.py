@@ -1,4 +1,4 @@
-"""All rows of an expanded head without holding them: the original's, where they lie in its graph, and the injected.
+"""All rows of an expanded head without holding them: the original's, read from its graph, and the injected ones.
 
 A `Head` has its rows in memory, which injection needs. Writing and checking an export reads them once each, in order,
 so it reads them from the model, a block at a time.
@@ -23,20 +23,20 @@ from icis_deploy.head.head import Head, logits_of_blocks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpandedHead:
-    """A model's own rows and those injected after them; it can stand wherever all rows of a `Head` are only read."""
+    """A model's own rows and those injected after them; it replaces a `Head` wherever rows are only read."""
 
     model: ir.Model = field(repr=False)
-    """The original model."""
+    """The original model's graph, which holds its rows."""
 
     location: HeadLocation
-    """Its head."""
+    """Where its head is in that graph."""
 
     injected: Float32 = field(repr=False)
-    """`(num_injected, feature_dim + 1)` float32."""
+    """`(num_injected, feature_dim + 1)` float32: `[weight | bias]` of each new class, in the order of the scores."""
 
     @property
     def num_classes(self) -> int:
-        """Number of rows."""
+        """Number of rows, the injected ones included."""
         return self.location.num_classes + len(self.injected)
 
     @property
@@ -54,7 +54,7 @@ class ExpandedHead:
 
     @property
     def weight(self) -> Float32:
-        """`(num_classes, feature_dim)` float32, all in memory: for what cannot do with blocks."""
+        """`(num_classes, feature_dim)` float32, all in memory, for what cannot work on blocks."""
         return np.concatenate([block[:, :-1] for block in self.blocks()])
 
     def blocks(self) -> Iterator[Float32]:
@@ -78,4 +78,4 @@ class ExpandedHead:
 
 
 AnyHead = Head | ExpandedHead
-"""What has all rows of a head to read."""
+"""All rows of a head, held or read in blocks."""

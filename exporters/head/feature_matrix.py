@@ -14,7 +14,7 @@ _AXES_AS_INPUT_OPSET = 18
 
 
 def add_feature_matrix(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
-    """Return a head's features as `(batch, feature_dim)`, adding the nodes that this takes before the head.
+    """Return a head's features as `(batch, feature_dim)`, adding the nodes for that before the head.
 
     The mean over positions comes before the rows here, where a convolution would come first: the two commute, and this
     order multiplies once per image and not once per position.
@@ -48,7 +48,7 @@ def add_feature_matrix(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
 
 
 def logits_like(graph: ir.Graph, pattern: HeadPattern, logits: ir.Value) -> ir.Value:
-    """Give `(batch, n)` logits the type and the rank of the head's own, adding the nodes that this takes."""
+    """Give `(batch, n)` logits the type and the rank of the head's own, adding the nodes for that."""
     own = pattern.logits
     if own.dtype is not None and logits.dtype != own.dtype:
         logits = add_node(

@@ -54,7 +54,7 @@ class HeadLocation:
     """Type of the weight in the graph, such as `float32`; `int8 (dequantized)` for integers with a scale."""
 
     num_classes: int
-    """Number of rows."""
+    """Number of rows, one per class."""
 
     feature_dim: int
     """Width of a row without its bias."""
@@ -73,14 +73,14 @@ class HeadLocation:
     """Operators between the logits and that output, in order."""
 
     certainty: Literal["certain", "chosen"]
-    """Whether structure alone decided, or `--head-node` did."""
+    """Whether the graph's structure decided, or the user chose."""
 
     reason: str
-    """Why this is the head, in words."""
+    """Why this operator is the head, as a clause for messages."""
 
     @property
     def is_16_bit(self) -> bool:
-        """Whether its rows have the 16 bits of float16 or bfloat16."""
+        """Whether its rows are stored as float16 or bfloat16."""
         return self.precision in {"float16", "bfloat16"}
 
     @property
@@ -94,14 +94,14 @@ class Candidate:
     """A linear operator that could be the head, with what follows it."""
 
     pattern: HeadPattern
-    """The operator and what belongs to it."""
+    """The operator, and the nodes after it whose effect is folded into its rows."""
 
     tail: Tail
-    """What follows."""
+    """The nodes between its logits and the outputs."""
 
     def describe(self) -> str:
-        """Return the candidate in words, with the first thing that speaks against it."""
-        against = [*self.tail.blocks, *(f"followed by {doubt}" for doubt in self.tail.doubts)]
+        """Return the candidate in words, with the first reason against it."""
+        against = [*self.tail.obstacles, *(f"followed by {warning}" for warning in self.tail.warnings)]
         return ": ".join([describe_linear(self.pattern.node), *against[:1]])
 
 
@@ -110,7 +110,7 @@ def find_head(model: ir.Model, head_node: str | None = None) -> HeadLocation:
 
     Args:
         model: With inferred shapes.
-        head_node: Name of the linear operator that is the head, or of its output; for when structure cannot decide.
+        head_node: Name of the linear operator that is the head, or of its output; where structure alone cannot decide.
 
     Raises:
         AmbiguousHeadError: If several operators, or one that is not certain, could be the head.
@@ -122,8 +122,8 @@ def find_head(model: ir.Model, head_node: str | None = None) -> HeadLocation:
             model, _chosen(model, head_node), certainty="chosen", reason=f"chosen by --head-node {head_node}"
         )
     candidates, refusals = _candidates(model)
-    usable = [each for each in candidates if not each.tail.blocks]
-    certain = [each for each in usable if not each.tail.doubts]
+    usable = [each for each in candidates if not each.tail.obstacles]
+    certain = [each for each in usable if not each.tail.warnings]
     if len(certain) == 1:
         return _location(model, certain[0], certainty="certain", reason=_reason(certain[0]))
     if not candidates:
@@ -179,15 +179,15 @@ def pattern_at(model: ir.Model, location: HeadLocation) -> HeadPattern:
 
 
 def _candidates(model: ir.Model) -> tuple[list[Candidate], list[str]]:
-    """Return the last linear operators before the outputs, and why others that were met there are none."""
-    met: dict[ir.Node, None] = {}
+    """Return the last linear operators before the outputs, and why others that were found there cannot be the head."""
+    reached: dict[ir.Node, None] = {}
     refusals: list[str] = []
     for output in model.graph.outputs:
         nodes, dead_ends = _linear_before(output)
-        met.update(dict.fromkeys(nodes))
+        reached.update(dict.fromkeys(nodes))
         refusals += dead_ends
     found: list[Candidate] = []
-    for node in met:
+    for node in reached:
         pattern = match_head(node)
         if isinstance(pattern, str):
             refusals.insert(0, f"{label(node)} ({node.op_type}) is none, as {pattern}")
@@ -230,9 +230,10 @@ def _chosen(model: ir.Model, head_node: str) -> Candidate:
     if isinstance(pattern, str):
         raise ModelLoadError(f"--head-node {head_node} cannot be used as a head: {pattern}.")
     tail = trace_tail(pattern.logits, pattern.chain.class_axis, pattern.num_classes)
-    if tail.blocks:
+    if tail.obstacles:
         raise ModelLoadError(
-            f"No class can be added to --head-node {head_node}: {tail.blocks[0]}. Export the model without that part."
+            f"No class can be added to --head-node {head_node}: {tail.obstacles[0]}. Export the model without that "
+            f"part."
         )
     if not any(output in tail.axes for output in model.graph.outputs):
         raise ModelLoadError(f"--head-node {head_node} reaches no output of the graph.")
@@ -283,7 +284,7 @@ def _last_candidate(model: ir.Model) -> str:
         if isinstance(pattern, HeadPattern) and pattern.num_classes > 1:
             tail = trace_tail(pattern.logits, pattern.chain.class_axis, pattern.num_classes)
             candidate = Candidate(pattern=pattern, tail=tail)
-            hint = "" if tail.blocks else f" If it is the head, say so with --head-node {label(node)}."
+            hint = "" if tail.obstacles else f" If it is the head, say so with --head-node {label(node)}."
             return f" The last linear operator is {candidate.describe()}.{hint}"
     return ""
 

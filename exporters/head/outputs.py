@@ -1,7 +1,7 @@
 """The outputs of an edited classifier: scores first, features last.
 
 scores    (batch, num_classes)  under the name that the original has for them
-...                             whatever else the original gives, as it was
+...                             the original's other outputs, unchanged
 features  (batch, feature_dim)  float32, if asked for
 """
 
@@ -35,12 +35,12 @@ def require_room_for_features(location: HeadLocation, model: ir.Model) -> None:
 
 
 def require_unused(values: Sequence[ir.Value], kind: str, names: Sequence[str]) -> None:
-    """Raise `IncompatibleError` if one of a model's inputs or outputs has a name that an export gives to others.
+    """Raise `IncompatibleError` if an input or output of a model has a name that an export needs.
 
     Args:
         values: All inputs, or all outputs.
-        kind: Which of the two, in a word.
-        names: What must be free.
+        kind: `input` or `output`.
+        names: Those that must be free.
     """
     for value in values:
         if value.name in names:
@@ -85,7 +85,7 @@ def add_features(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
 def put_scores_first(graph: ir.Graph, location: HeadLocation, logits: ir.Value) -> None:
     """Make the output with the scores the first one, and `(batch, n)`; `logits` if there is no such output.
 
-    What was no output is one in float32, whatever the model's precision: a device reads it.
+    Logits that were no output become one in float32, whatever the model's precision: a device reads them.
     """
     outputs = list(graph.outputs)
     scores = next((output for output in outputs if output.name == location.output_name), None)

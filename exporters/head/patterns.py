@@ -27,32 +27,32 @@ class HeadPattern:
     """A linear operator that can be read as a head, with everything that belongs to it."""
 
     kind: Kind
-    """How the head computes."""
+    """Type of the linear operator, or `cosine` where its features have unit length."""
 
     node: ir.Node
     """The linear operator."""
 
     features: ir.Value
-    """What feeds it."""
+    """Its input: `(batch, feature_dim)`, or with the axes in `positions`."""
 
     weight: ir.Value
-    """Its weight, a constant."""
+    """Its weight, a constant of 2 dimensions, or of 4 with a kernel of 1x1."""
 
     chain: AffineChain
-    """What belongs to the head after it."""
+    """The nodes after it that keep its output affine in the features."""
 
     positions: tuple[int, ...]
     """Axes of `features` besides batch and feature; the rows apply to the mean over them."""
 
     num_classes: int
-    """Number of rows."""
+    """Number of rows, one per class."""
 
     feature_dim: int
     """Width of a row without its bias."""
 
     @property
     def logits(self) -> ir.Value:
-        """Where the logits leave the head."""
+        """The value where the logits leave the head."""
         return self.chain.logits
 
     @property
@@ -69,7 +69,7 @@ class HeadPattern:
 
 
 def is_linear(node: ir.Node) -> bool:
-    """Say whether a node is of a type that can be a head, whatever it does."""
+    """Say whether a node is of a type that can be a head."""
     return node.op_type in _KINDS and node.domain in STANDARD_DOMAINS
 
 
@@ -79,7 +79,7 @@ def has_rows(node: ir.Node) -> bool:
 
 
 def match_head(node: ir.Node) -> HeadPattern | str:
-    """Read a linear operator as a head, or say why it is none."""
+    """Read a linear operator as a head, or return why it is none, as a clause."""
     refusal = _refusal(node)
     if refusal is not None:
         return refusal
@@ -89,7 +89,7 @@ def match_head(node: ir.Node) -> HeadPattern | str:
     rank = len(sizes)
     feature_axis = 1 if node.op_type == "Conv" else rank - 1
     chain = trace_affine_chain(node, num_classes=num_classes, class_axis=feature_axis)
-    if chain.spread:
+    if chain.has_positions:
         shape = ", ".join(str(size) for size in sizes)
         user = next((use.node for use in chain.logits.uses()), None)
         before = "" if user is None else f" before {label(user)} ({user.op_type})"
@@ -107,7 +107,7 @@ def match_head(node: ir.Node) -> HeadPattern | str:
 
 
 def pattern_rows(pattern: HeadPattern) -> NDArray[np.float32]:
-    """Return a head's rows, with all that belongs to it folded in.
+    """Return a head's rows, with the scales and offsets after it folded in.
 
     Returns:
         `(num_classes, feature_dim + 1)` float32, read-only. Where there is nothing to fold, the initializers' own bits.
@@ -130,7 +130,7 @@ def pattern_row_blocks(pattern: HeadPattern) -> Iterator[NDArray[np.float32]]:
     scale, offset = scale_and_offset(pattern.node, pattern.chain)
     columns = np.broadcast_to(scale.reshape(-1, 1), (pattern.num_classes, 1))
     biases = np.broadcast_to(offset.reshape(-1), (pattern.num_classes,))
-    # A weight that lies in a file is asked for with each block, so that what was read of it is let go of again.
+    # A weight in a file is mapped anew for each block, so that the pages that were read are released again.
     computed = None if pattern.weight.is_initializer() else oriented_weight(pattern.node)
     size = rows_per_block(pattern.feature_dim + 1)
     for start in range(0, pattern.num_classes, size):
@@ -217,7 +217,7 @@ def is_unit_length(features: ir.Value) -> bool:
     """Say whether a value is another one divided by its own Euclidean length.
 
     Sources: ONNX LpNormalization with p = 2; Div by, or Mul with the reciprocal of, a ReduceL2 or the root of a sum of
-    squares, guarded against zero by Clip, Max or Add, as `torch.nn.functional.normalize` and its kin are exported.
+    squares, guarded against zero by Clip, Max or Add, as `torch.nn.functional.normalize` is exported.
     """
     node = features.producer()
     while node is not None and node.op_type in _SHAPE_ONLY | _SHAPE_ONLY_WITH_TARGET:

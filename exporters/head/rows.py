@@ -1,7 +1,7 @@
 """Put rows into a graph as the weight and bias of a Gemm, in the form that the head's own rows have.
 
 A quantized head stays quantized: its own rows keep their integers and their scales, bit for bit, and each new row gets
-a scale of its own. What cannot be kept so is stored as floats: a weight of another integer type than int8 and uint8,
+a scale of its own. Stored as floats are: a weight of another integer type than int8 and uint8,
 and a bias that does not fit into int32 at the scale that it must have.
 """
 
@@ -24,7 +24,7 @@ HEAD_BIAS = "head_bias"
 _INTEGERS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 _STEPS_PER_SIDE = 127
 _ROUNDING = 1e-3
-"""Share of a quantization step: a value that lies nearer to a whole number of steps was one."""
+"""Fraction of a quantization step: a value that is this close to a whole number of steps was stored as that."""
 
 
 def add_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead, features: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -34,7 +34,7 @@ def add_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead, features: ir.
         graph: Where to add them.
         pattern: The head that they replace.
         head: The rows.
-        features: What they will be multiplied with; their precision is the rows' precision.
+        features: What multiplies them; its precision becomes theirs.
 
     Returns:
         Weight `(num_classes, feature_dim)` and bias `(num_classes,)` for a Gemm with transB = 1.

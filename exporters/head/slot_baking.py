@@ -36,19 +36,19 @@ BAKED_BIAS = "baked_bias"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SlotNodes:
-    """The slots' part of a graph."""
+    """The nodes that multiply the slots and join their logits to those before."""
 
     gemm: ir.Node
-    """Features times the slots' rows."""
+    """Multiplies the features with the slots' rows."""
 
     path: tuple[ir.Node, ...]
-    """What brings its logits to the type and the rank of the head's own, in order."""
+    """The nodes that bring its logits to the type and the rank of the head's own, in order."""
 
     concat: ir.Node
-    """What joins them to the logits before them."""
+    """Joins them to the logits of the head and of baked rows."""
 
     axis: int
-    """The class axis of what it joins."""
+    """Index of the class axis of its inputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class BakeRowsPass(ir.passes.InPlacePass):
     into it before it got its slots."""
 
     slots: SlotTable = field(repr=False)
-    """What the slots hold afterwards."""
+    """What the slots hold afterwards; their number may differ from that in the model."""
 
     @property
     def num_scores(self) -> int:
@@ -121,7 +121,7 @@ def _slot_nodes(model: ir.Model) -> _SlotNodes:
 
 
 def _remove_baked(graph: ir.Graph) -> None:
-    """Take the block of rows out that a compaction before has baked."""
+    """Remove the block of rows that an earlier compaction baked."""
     weight = graph.initializers.get(BAKED_WEIGHT)
     last = None if weight is None else only_user(weight)
     after = None if last is None else only_user(last.outputs[0])

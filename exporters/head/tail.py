@@ -18,30 +18,30 @@ from exporters.graph.reading import input_of, label
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tail:
-    """Everything downstream of the logits, as one look at the graph found it."""
+    """Everything downstream of the logits, as one pass over the graph found it."""
 
     logits: ir.Value
-    """Where it begins."""
+    """The value, `(batch, num_classes)` or with further axes of length 1, where the logits leave the head."""
 
     num_classes: int
-    """Length of the class axis."""
+    """Length of the class axis, before it grows."""
 
     axes: dict[ir.Value, int | None] = field(default_factory=dict)
-    """Class axis of the logits and of each value after them; `None` where there is none any more, as after ArgMax."""
+    """Index of the class axis of the logits and of each value after them; `None` where it has gone, as after ArgMax."""
 
     nodes: list[ir.Node] = field(default_factory=list)
     """The nodes after the logits, in the graph's order."""
 
-    doubts: list[str] = field(default_factory=list)
-    """Operators that a classifier's logits are usually not followed by."""
+    warnings: list[str] = field(default_factory=list)
+    """Operators, with their names, that a classifier's logits are usually not followed by."""
 
-    blocks: list[str] = field(default_factory=list)
-    """Why no class can be added."""
+    obstacles: list[str] = field(default_factory=list)
+    """Why no class can be added, in words, in the graph's order."""
 
     def path_to(self, output: ir.Value) -> tuple[str, ...]:
         """Return the operators that the classes pass from the logits to an output, in the graph's order.
 
-        What only computes sizes or one number per image, for one of those operators, is not among them.
+        An operator that only computes sizes, or one number per image, for one of those is left out.
         """
         needed: set[ir.Node] = set()
         waiting = [output]
@@ -67,10 +67,10 @@ def trace_tail(logits: ir.Value, class_axis: int, num_classes: int) -> Tail:
         followed = _follow(node, sources, tail)
         tail.nodes.append(node)
         tail.axes.update(dict.fromkeys(node.outputs, followed.axis))
-        if followed.doubt is not None:
-            tail.doubts.append(followed.doubt)
-        if followed.block is not None:
-            tail.blocks.append(followed.block)
+        if followed.warning is not None:
+            tail.warnings.append(followed.warning)
+        if followed.obstacle is not None:
+            tail.obstacles.append(followed.obstacle)
     return tail
 
 
@@ -81,7 +81,7 @@ def grow_tail(tail: Tail, num_classes: int) -> None:
             value.shape = resized(value.shape, axis, num_classes)
     for node in tail.nodes:
         axis = tail.axes[node.outputs[0]]
-        if node.op_type == "Reshape" and axis is not None:  # one that loses the classes blocks
+        if node.op_type == "Reshape" and axis is not None:  # a Reshape that loses them is an obstacle
             _grow_reshape(node, axis, tail.num_classes, num_classes)
 
 
@@ -99,13 +99,13 @@ def _follow(node: ir.Node, sources: list[ir.Value], tail: Tail) -> Followed:
         if (axis := tail.axes[source]) is not None
     ]
     followed = follow(node, carriers)
-    if followed.block is None and _reverses_order(node, carriers, tail):
-        return Followed(block=f"{label(node)} ({node.op_type}) reverses the logits' order: the lowest would win")
+    if followed.obstacle is None and _reverses_order(node, carriers, tail):
+        return Followed(obstacle=f"{label(node)} ({node.op_type}) reverses the logits' order: the lowest would win")
     return followed
 
 
 def _reverses_order(node: ir.Node, carriers: list[Carrier], tail: Tail) -> bool:
-    """Say whether every logit passes this node, and the greatest comes out as the smallest."""
+    """Say whether every logit passes through this node, and the greatest comes out as the smallest."""
     on_the_only_path = all(len(value.uses()) <= 1 for value in tail.axes)
     if not on_the_only_path or len(carriers) != 1:
         return False

@@ -1,13 +1,13 @@
-"""Let a model choose: the most probable classes and their probabilities as two small outputs.
+"""Let a model choose its top-k classes: their ids and their probabilities as two small outputs.
 
     scores             (batch, num_scores)  as before, first
-    top_probabilities  (batch, k)          float32, the greatest first
-    top_class_ids      (batch, k)          int64: which score each is of
-    ...                                      what else the model gives
+    top_probabilities  (batch, k)           float32, the greatest first
+    top_class_ids      (batch, k)           int64: which score each is of
+    ...                                     the model's other outputs
 
-A runtime computes the scores anyway, and hands over what it is asked for: so they stay an output, which a device needs
-for its self-test, and where classes are disabled. Classes are ranked by their scores and not by rounded probabilities,
-equal ones in the order of the head, as `Device.predict` ranks them.
+A runtime computes the scores anyway, and returns only the outputs that it is asked for. So they stay an output, which a
+device needs for its self-test, and where classes are disabled. Classes are ranked by their scores and not by rounded
+probabilities, equal ones in the order of the head, as `Device.predict` ranks them.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _attributes(values: dict[str, int]) -> list[ir.Attr]:
 def _probabilities(
     graph: ir.Graph, append: Callable[..., ir.Value], scores: ir.Value, best: ir.Value, score_kind: str
 ) -> ir.Value:
-    """Add what makes probabilities of the best scores, over all of them."""
+    """Add the nodes that turn the best scores into probabilities over all classes; return those."""
     if score_kind == "log-probabilities":
         return append("Exp", [best])
     if score_kind != "logits":

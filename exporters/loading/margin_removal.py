@@ -1,9 +1,9 @@
-"""Take a training margin that reads labels out of an ONNX graph.
+"""Remove a training margin that reads labels from an ONNX graph.
 
-ArcFace, CosFace and their kin hold back the logit of the image's own class while they train: the exported graph then
-has labels as a second input, and no device has labels. The margin is taken out by saying that no class is the label:
-each mask that is made from the labels becomes the constant that it is for all other classes, and what that makes
-trivial (times one, plus zero, a choice that is always the same) is taken out as well.
+ArcFace, CosFace and similar losses lower the logit of the image's own class in training: the exported graph then
+has labels as a second input, and no device has labels. The margin is removed by assuming that no class is the label:
+each mask that is made from the labels becomes the constant that it is for all other classes, and operations that become
+trivial (times one, plus zero, a choice that is always the same) are removed as well.
 
 Sources: Deng et al. 2019 (ArcFace), Wang et al. 2018 (CosFace); ONNX OneHot, Equal, ScatterElements, ScatterND.
 """
@@ -34,7 +34,7 @@ NamedRunner = Callable[[Feed, str], NDArray[np.generic]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveMarginPass(ir.passes.InPlacePass):
-    """Remove the input for labels, and what it does.
+    """Remove the input for labels, and its effect on the logits.
 
     Raises:
         ModelLoadError: If the labels are used for anything but a mask over the classes.
@@ -56,7 +56,7 @@ class RemoveMarginPass(ir.passes.InPlacePass):
         """Remove the input in place."""
         graph = model.graph
         labels, images = graph_input(graph, self.labels), graph_input(graph, self.images)
-        _ask_images_for_the_batch(graph, labels, images)
+        _read_batch_size_from_images(graph, labels, images)
         masks = _masks(labels)
         for node, off in masks.items():
             _replace(node, add_initializer(graph, _SWITCH, np.asarray(off)))
@@ -81,7 +81,7 @@ def without_margin(run: NamedRunner, labels: str, images: str, dtype: np.dtype[n
         run: Runs the original model.
         labels: Name of the input that takes the labels.
         images: Name of the other one.
-        dtype: What the labels must be.
+        dtype: Type of the labels.
     """
 
     def run_without(feed: Feed, output: str) -> NDArray[np.generic]:
@@ -108,8 +108,8 @@ def _refusal(labels: str, node: ir.Node) -> ModelLoadError:
     )
 
 
-def _ask_images_for_the_batch(graph: ir.Graph, labels: ir.Value, images: ir.Value) -> None:
-    """Let the images say how many they are where the labels did: exporters take either, as both have one batch."""
+def _read_batch_size_from_images(graph: ir.Graph, labels: ir.Value, images: ir.Value) -> None:
+    """Read the batch size from the images where it is read from the labels: exporters use either."""
     shapes = [node for node, _ in labels.uses() if node.op_type == "Shape" and not node.attributes.get_int("start", 0)]
     if not shapes or labels.shape is None or len(labels.shape) != 1:
         return
@@ -143,7 +143,7 @@ def _masks(labels: ir.Value) -> dict[ir.Node, NDArray[np.generic]]:
                 masks.setdefault(node, off)
             elif node.op_type in _MOVES_LABELS:
                 waiting.extend(node.outputs)
-            elif node.op_type != "Shape":  # the shape of the labels can only be that of what a mask is filled with
+            elif node.op_type != "Shape":  # the shape of the labels is only used for that of a mask
                 raise _refusal(str(labels.name), node)
     return masks
 
@@ -166,7 +166,7 @@ def _off_value(node: ir.Node, index: int) -> NDArray[np.generic] | None:
 
 
 def _fill(value: ir.Value | None) -> NDArray[np.generic] | None:
-    """Return the one number that a value is full of, whatever its shape; `None` if there is no such number."""
+    """Return the number that all elements of a value are, as `()`; `None` if they differ or are not constant."""
     node = None if value is None else value.producer()
     if node is not None and node.op_type == "Expand" and is_constant(node.inputs[0]):
         return _fill(node.inputs[0])
@@ -180,7 +180,7 @@ def _fill(value: ir.Value | None) -> NDArray[np.generic] | None:
 
 
 def _simplify(graph: ir.Graph, changed: set[ir.Value]) -> list[ir.Node]:
-    """Take out what has become trivial after values became constant; return the nodes that are left over."""
+    """Bypass nodes that became trivial after values became constant; return those."""
     trivial = []
     for node in list(graph):
         sources = [source for source in node.inputs if source is not None]
@@ -213,7 +213,7 @@ def _simplified(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
 
 
 def _cosine_of_angle(angle: ir.Value) -> ir.Value | None:
-    """Return the cosine whose angle a value is; a Clip that only keeps the angle defined goes with it."""
+    """Return the cosine whose angle a value is, without the Clip that only keeps the angle defined."""
     acos = angle.producer()
     cosine = acos.inputs[0] if acos is not None and acos.op_type == "Acos" else None
     clip = None if cosine is None else cosine.producer()
@@ -221,7 +221,7 @@ def _cosine_of_angle(angle: ir.Value) -> ir.Value | None:
 
 
 def _without_neutral(op_type: str, inputs: list[ir.Value], numbers: list[float | None]) -> ir.Value | None:
-    """Return what is left of a sum or product with a term that changes nothing, or with a factor of zero."""
+    """Return the value of a sum or product with a neutral term, or with a factor of zero; `None` if it has neither."""
     (left, right), (left_number, right_number) = inputs, numbers
     commutes = op_type in {"Add", "Mul"}
     if right_number == _NEUTRAL[op_type]:

@@ -1,7 +1,7 @@
-"""Load the user's model, whatever it comes as: an ONNX file, a torch.export program, or a factory with weights.
+"""Load the user's model: an ONNX file, a torch.export program, or a factory with weights.
 
-All head work happens on the ONNX graph, so a torch model is exported here, once. What the user had is kept beside it
-and can still be run in its own runtime: an export is compared with that, never with another export.
+All head work happens on the ONNX graph, so a torch model is exported here, once. The user's own model is
+kept and can still be run in its own runtime: an export is compared with that, never with another export.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _LABEL_TYPES = frozenset({ir.DataType.INT32, ir.DataType.INT64})
 Original = Callable[[NDArray[np.generic], str], NDArray[np.generic]]
 
 
-def _keep() -> None:
-    """Let go of nothing: a torch model is the user's."""
+def _release_nothing() -> None:
+    """Do nothing: a torch model belongs to the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +48,10 @@ class LoadedModel:
     """The ONNX graph; not to be edited: head surgery returns edited copies."""
 
     source: Source
-    """What it was loaded from."""
+    """The kind of file or object that it was loaded from."""
 
     spec: str
-    """What the user gave."""
+    """The path or import path that it was loaded from, as given."""
 
     input_name: str
     """Name of the graph input that takes the images."""
@@ -60,13 +60,13 @@ class LoadedModel:
     """Shape of that input, batch first; a name, such as `"batch"`, stands for any size."""
 
     input_dtype: np.dtype[np.generic]
-    """What the model itself takes; `original_logits` converts to it."""
+    """Type of that input; `original_logits` converts to it."""
 
     original: Original = field(repr=False)
-    """Runs the original model: images of `input_dtype` and the name of an output in, that output out."""
+    """Runs the original model on images of `input_dtype`, and returns the output of the given name."""
 
-    release: Callable[[], None] = field(repr=False, default=_keep)
-    """Lets go of what the original holds between runs; the next run takes it up again."""
+    release: Callable[[], None] = field(repr=False, default=_release_nothing)
+    """Releases the sessions and weights that the original holds between runs; the next run loads them again."""
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ class LoadedModel:
         return tuple(str(value.name) for value in self.model.graph.outputs)
 
     def original_logits(self, images: NDArray[np.floating[Any]], output: str | None = None) -> NDArray[np.float32]:
-        """Run the original model in its original runtime: the file as it is in ONNX Runtime, or torch.
+        """Run the original model in its own runtime: the user's file in ONNX Runtime, or torch.
 
         Args:
             images: `(batch, ...)` as the input has it. A model with a fixed batch is run in pieces of that size.
@@ -96,7 +96,7 @@ class LoadedModel:
         size = fixed if isinstance(fixed, int) else len(converted)
         pieces = [self._run(converted[start : start + size], size, name) for start in range(0, len(converted), size)]
         scores = np.concatenate(pieces).astype(np.float32)
-        return scores.reshape(len(scores), -1)  # what a 1x1 convolution gives has axes of length 1 beside the classes
+        return scores.reshape(len(scores), -1)  # a 1x1 convolution gives axes of length 1 besides the classes
 
     def _run(self, images: NDArray[np.generic], size: int, output: str) -> NDArray[np.generic]:
         missing = size - len(images)
@@ -130,7 +130,7 @@ def load_model(spec: str, weights: Path | None = None, input_shape: tuple[int, .
         input_shape: Shape of one image, such as `(3, 224, 224)`, where the model does not state it.
 
     Raises:
-        UsageError: If the arguments do not go together.
+        UsageError: If the arguments contradict each other.
         ModelLoadError: If the model cannot be loaded, or has not exactly one input.
         ExportError: If torch cannot convert it.
         MissingDependencyError: If torch is needed and not installed.
@@ -248,7 +248,7 @@ def _label_input(value: ir.Value) -> _LabelInput | None:
 def _with_image_shape(
     stated: tuple[int | str, ...], image_shape: tuple[int, ...] | None, *, spec: str
 ) -> tuple[int | str, ...]:
-    """Put the sizes that the user gave where the model leaves them open."""
+    """Replace the sizes that the model leaves open by those that the user gave."""
     if image_shape is None:
         return stated
     given = (stated[0], *image_shape)
@@ -261,7 +261,7 @@ def _with_image_shape(
 
 
 def _named(run: Runner, model: ir.Model) -> NamedRunner:
-    """Return a runner that knows a torch model's inputs and outputs by the names that they have in its ONNX export."""
+    """Return a runner that takes and gives a torch model's values by their names in its ONNX export."""
     inputs = [str(value.name) for value in model.graph.inputs]
     outputs = [str(value.name) for value in model.graph.outputs]
 

@@ -1,4 +1,4 @@
-"""Read and write ONNX models without their large weights in memory; see `onnx_wire.py` for the bytes."""
+"""Read and write ONNX models without their large weights in memory; see `wire_format.py` for the bytes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from exporters.onnx_io.lazy_tensors import OpenFile, chunks_of, tensor_in_file
 from exporters.onnx_io.wire_format import Buffer, with_weights, without_weights
 
 MIN_LAZY_BYTES = 1 << 20
-"""Smaller weights are read at once."""
+"""Size from which a weight stays in its file; smaller ones are read at once."""
 
 
 def read_model(path: Path) -> ir.Model:
     """Read a model; its large weights stay in the file.
 
     Raises:
-        ValueError, Exception: Ours, protobuf's and onnx-ir's own types, according to where the file is broken.
+        ValueError, Exception: Ours, protobuf's and onnx-ir's own types, depending on where the file is broken.
     """
     import onnx
 
@@ -46,7 +46,7 @@ def read_model(path: Path) -> ir.Model:
 
 
 def make_external_weights_lazy(model: ir.Model) -> None:
-    """Let the large external weights of a model stay in their files, each mapped only while something reads it.
+    """Let the large external weights of a model stay in their files, each mapped only while it is read.
 
     Args:
         model: Whose external files are known to be readable and inside the model's folder.
@@ -94,7 +94,7 @@ def weights_in_memory(model: ir.Model) -> Iterator[None]:
 
 @contextmanager
 def _placeholders(model: ir.Model, large: dict[str, ir.TensorProtocol]) -> Iterator[None]:
-    """Serialize large weights of the main graph as references that `with_weights` puts the bytes in place of."""
+    """Serialize large weights of the main graph as references, which `with_weights` replaces by the bytes."""
     initializers = model.graph.initializers
     try:
         for name, tensor in large.items():

@@ -7,7 +7,7 @@
 Rules:
 
 1. A class change is a new version of the head alone: its version folder is the head version of the bundle, so that the
-   head of a later export goes beside the one before it, and Triton serves the latest.
+   head of a later export goes next to the earlier one, and Triton serves the latest.
 2. The number of classes is no part of the ensemble's configuration (`dims: [ -1 ]`), so that it need not change.
 3. A model that takes any batch is batched dynamically, up to `MAX_BATCH_SIZE`; one with a fixed batch is not.
 
@@ -61,7 +61,7 @@ def write_triton_repository(folder: Path, bundle: Bundle) -> tuple[str, ...]:
 
     Args:
         folder: The bundle's files.
-        bundle: What its manifest says, or will say.
+        bundle: Its manifest, written or not.
 
     Returns:
         The files that were written, relative to `folder`.
@@ -82,7 +82,7 @@ def write_triton_repository(folder: Path, bundle: Bundle) -> tuple[str, ...]:
         written.append(_write(root / name / CONFIG_NAME, model_config(name, part, labels=labels)))
     written.append(_write(root / HEAD / LABELS_NAME, "\n".join(score_labels(folder, bundle)) + "\n"))
     (root / ENSEMBLE / "1").mkdir(parents=True)
-    # Triton wants a version folder of an ensemble too, and a folder without a file gets lost on its way.
+    # Triton requires a version folder of an ensemble too, and an empty folder is lost when files are copied.
     written.append(_write(root / ENSEMBLE / "1" / PLACEHOLDER_NAME, "An ensemble has no file of its own.\n"))
     written.append(_write(root / ENSEMBLE / CONFIG_NAME, ensemble_config(parts.backbone, parts.head)))
     return tuple(path.relative_to(folder).as_posix() for path in written)
@@ -108,7 +108,7 @@ def compare_parts(folder: Path, bundle: Bundle) -> ParityReport:
             expected.append(whole.run(batch.given).logits)
             found.append(head.run(backbone.run(batch.given).logits).logits)
     kind = bundle.score_kind
-    # Between two models features are float16; within one, ONNX Runtime leaves that rounding out on a CPU.
+    # Between two models features are float16; within one, ONNX Runtime omits that rounding on a CPU.
     precision = "fp16" if graph.outputs[0].dtype == ir.DataType.FLOAT16 else "fp32"
     return compare_logits(
         comparable_from_scores(np.concatenate(expected), kind),

@@ -1,6 +1,7 @@
-"""How engines of TensorRT are built, and which of their options concerns which library.
+"""How engines of TensorRT are built, and which library takes which option.
 
-What a library cannot take is refused with the reason, and not left out: who asks for a timing cache counts on it.
+An option that a library does not take is refused with the reason, and not ignored: who asks for a timing cache relies
+on it.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ class EngineSettings:
     """
 
     min_batch: int = 1
-    """The least batch that the engine takes."""
+    """Smallest batch that the engine takes, in images."""
 
     opt_batch: int = 1
-    """The batch that kernels are chosen for."""
+    """Batch that kernels are chosen for, in images."""
 
     max_batch: int = 32
-    """The greatest batch that it takes."""
+    """Largest batch that the engine takes, in images."""
 
     compute_capabilities: tuple[str, ...] = ()
     """GPU architectures, such as `8.6`, for TensorRT-RTX; by default all from 8.0 on that it knows. TensorRT itself
@@ -40,17 +41,17 @@ class EngineSettings:
     """For TensorRT: `ampere_plus` lets the engine run on every architecture from 8.0 on, somewhat slower."""
 
     workspace_bytes: int | None = None
-    """Memory that a layer may use while it runs; `None` for all there is."""
+    """Memory that a layer may use while it runs; `None` for all of the GPU's."""
 
     timing_cache: Path | None = None
     """For TensorRT: a file of kernel timings, read if it is there and written afterwards. A rebuild takes seconds."""
 
     refit: bool = False
-    """Whether slots are weights that are refitted, and not inputs."""
+    """Whether slots are weights that are refitted, instead of inputs."""
 
     @property
     def batches_were_chosen(self) -> bool:
-        """Whether the batches are others than where nobody says anything."""
+        """Whether the batches are others than the default."""
         return any(getattr(self, name) != _DEFAULTS[name] for name in ("min_batch", "opt_batch", "max_batch"))
 
     def __post_init__(self) -> None:
@@ -84,7 +85,7 @@ _ONLY_FOR: Mapping[str, tuple[str, str, str]] = {
 
 
 def settings_for(target: str, settings: EngineSettings) -> EngineSettings:
-    """Return the settings with the default for each that does not concern a target."""
+    """Return the settings with the default for each that a target does not take."""
     return replace(settings, **{name: _DEFAULTS[name] for name, (_, only, _) in _ONLY_FOR.items() if only != target})
 
 
@@ -92,12 +93,12 @@ def require_used(settings: EngineSettings, targets: Sequence[str], *, head_kind:
     """Refuse settings that none of the targets takes.
 
     Args:
-        settings: What the user said.
-        targets: What is built.
-        head_kind: For which head.
+        settings: The user's settings.
+        targets: Names of the targets that are built.
+        head_kind: `fused` or `updatable`.
 
     Raises:
-        UsageError: If a setting would be left out everywhere.
+        UsageError: If no target that is built takes a setting.
     """
     if settings == EngineSettings():
         return

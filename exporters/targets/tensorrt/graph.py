@@ -2,7 +2,7 @@
 
 TensorRT's parser lets an initializer win over an input of the same name, so slots with defaults would become constants.
 Bytes may only be an engine's input, and nothing but a cast may take them (TensorRT developer guide, "Types"): what
-`pixel_input.py` does to bytes, because there are fewer of them, is done to floats here.
+`pixel_input.py` does to bytes, which are fewer, is done to floats here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SLOT_ROWS = "slot_rows"
 
 
 def graph_for_tensorrt(model: ir.Model, *, refit: bool = False) -> ir.Model:
-    """Return what TensorRT is given of a bundle's model; the model itself where it can stay as it is.
+    """Return the graph of a bundle's model that TensorRT is given; the model itself where it needs no change.
 
     Args:
         model: A bundle's `model.onnx`.

@@ -1,15 +1,15 @@
-"""An int8 model as TensorRT takes it: zero points of 0, float biases, and additions that fuse with what they add.
+"""An int8 model as TensorRT takes it: zero points of 0, float biases, and additions that fuse with a product.
 
 A bundle's `model.onnx` is quantized for CPUs: activations are uint8 with a zero point, so that the values after a ReLU
-get all 256 steps, and activation functions are left to where the range is cut off. TensorRT's parser takes int8 with a
+get all 256 steps, and the range of integers stands for activation functions. TensorRT's parser takes int8 with a
 zero point of 0 alone, and no integer biases. The ranges and the weights stay, so nothing is calibrated again.
 
 Rules:
 
 1. An activation's step becomes the greatest magnitude of its range over 127.
-2. Where the range began at 0, a Relu says so: the cut-off of a uint8 at its zero point was all that stood for it. The
-   upper end of a Clip is still where the range ends.
-3. A constant that is not symmetric int8 (biases, addends) becomes the float that it stood for.
+2. Where the range began at 0, a Relu is added, which the range of uint8 stood for. The upper bound of a Clip is still
+   the end of the range.
+3. A constant that is not symmetric int8 (biases, addends) becomes the floats that it represents.
 4. One term of a sum stays unrounded, where it is a product that nothing else takes: TensorRT adds the other one, in 8
    bits, where it computes the product.
 
@@ -77,7 +77,7 @@ class SymmetricQuantizationPass(ir.passes.InPlacePass):
 
 
 def _keep_or_dequantize(graph: ir.Graph, node: ir.Node) -> None:
-    """Leave an int8 weight with zero points of 0 as it is; make floats of any other constant."""
+    """Keep an int8 weight with zero points of 0; replace any other constant by floats."""
     is_int8 = input_of(node, 0).dtype == ir.DataType.INT8
     if is_int8 and len(node.inputs) > 2 and not constant_array(input_of(node, 2)).any():
         return
@@ -102,14 +102,14 @@ def _make_symmetric(
         )
     if node.op_type == "QuantizeLinear":
         if zero == types.min and types.min == 0:
-            _say_relu(graph, node)
+            _add_relu(graph, node)
         node.outputs[0].type = ir.TensorType(ir.DataType.INT8)
     for index, constant in enumerate(steps[old], start=1):
         node.replace_input_with(index, constant)
 
 
-def _say_relu(graph: ir.Graph, quantize: ir.Node) -> None:
-    """Put a Relu before a Q node, unless what it takes cannot be negative anyhow."""
+def _add_relu(graph: ir.Graph, quantize: ir.Node) -> None:
+    """Put a Relu before a Q node, unless its input cannot be negative."""
     given = input_of(quantize, 0)
     producer = given.producer()
     if producer is None or producer.op_type in _NEVER_NEGATIVE | SHAPING:
@@ -120,7 +120,7 @@ def _say_relu(graph: ir.Graph, quantize: ir.Node) -> None:
 
 
 def _add_before_rounding(graph: ir.Graph, add: ir.Node) -> None:
-    """Take the rounding off one term, the one that is computed last."""
+    """Remove the rounding of one term, the one that is computed last."""
     order = {node: index for index, node in enumerate(graph)}
     candidates = []
     for index, term in enumerate(add.inputs):

@@ -1,4 +1,4 @@
-"""The targets `tensorrt` and `tensorrt-rtx`: an engine in the bundle, with its sidecar beside it."""
+"""The targets `tensorrt` and `tensorrt-rtx`: an engine in the bundle, with its sidecar."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from icis_deploy.runtime.sessions.cuda_calls import load_cuda
 from icis_deploy.runtime.sessions.tensorrt_library import load_tensorrt
 
 ENGINE_REWRITES: Mapping[str, ir.passes.PassBase] = {"int8": SymmetricQuantizationPass()}
-"""By a model's precision, what TensorRT needs done to its graph that changes what it computes."""
+"""By a model's precision, the pass that TensorRT needs and that changes what the graph computes."""
 
 
 def engine_obstacle(runtime: str, settings: EngineSettings) -> str | None:
@@ -46,7 +46,7 @@ def engine_obstacle(runtime: str, settings: EngineSettings) -> str | None:
     """
     try:
         load_tensorrt(runtime)
-        # TensorRT measures kernels on the GPU; TensorRT-RTX leaves that to the device, but not the test of a refit.
+        # TensorRT measures kernels on the GPU; TensorRT-RTX leaves that to the device, but a refit is tested here.
         if runtime == "tensorrt" or settings.refit:
             load_cuda()
     except MissingDependencyError as error:
@@ -60,7 +60,7 @@ def write_engine(runtime: str, folder: Path, bundle: Bundle, settings: EngineSet
     Args:
         runtime: `tensorrt` or `tensorrt-rtx`.
         folder: The bundle's files.
-        bundle: What its manifest will say of them.
+        bundle: Its manifest, written or not.
         settings: How to build.
 
     Returns:
@@ -69,7 +69,7 @@ def write_engine(runtime: str, folder: Path, bundle: Bundle, settings: EngineSet
     Raises:
         MissingDependencyError: If the library is not there, or needs a GPU.
         ExportError: If TensorRT refuses the model.
-        UsageError: If the settings do not go with the library or the model.
+        UsageError: If the settings do not fit the library or the model.
         StorageError: If the disk refuses.
     """
     trt = load_tensorrt(runtime)

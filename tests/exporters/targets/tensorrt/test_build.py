@@ -164,7 +164,7 @@ def test_the_graph_of_an_int8_engine_passes_the_gate_in_its_place(tiny_project, 
     assert built[0].reports[0].accuracy is not None
     assert built[0].reason.startswith("the gate ran on its graph in ONNX Runtime alone: There is no NVIDIA GPU")
 
-    monkeypatch.setattr("exporters.targets.tensorrt.symmetric_quantization._say_relu", lambda *_: None)
+    monkeypatch.setattr("exporters.targets.tensorrt.symmetric_quantization._add_relu", lambda *_: None)
     reason = r"not passed by tensorrt-rtx: .*the layers that add most noise are \S+ \(exact in, \d+ dB out\)"
     with pytest.raises(GateFailedError, match=reason):
         icis_deploy.export(tiny_project.model, out=tmp_path / "wrong", **settings)
