@@ -51,8 +51,7 @@ def neutral_features(
     sizes = tuple(size for size in shape if isinstance(size, int))
     if len(sizes) < len(shape) or not is_image_input(sizes, preprocessing):
         return None
-    fixed = loaded.input_shape[0]
-    size = fixed if isinstance(fixed, int) else BATCH_SIZE
+    size = loaded.fixed_batch or BATCH_SIZE
     starts, num_cores = range(0, NUM_NEUTRAL_IMAGES, size), _num_usable_cores()
 
     def open_session() -> ONNXRuntimeSession:
@@ -63,7 +62,7 @@ def neutral_features(
     def features_from(first: int) -> Float32:
         count = min(size, NUM_NEUTRAL_IMAGES - first)
         batch = seeded_images(sizes, preprocessing, num_inputs=count, seed=seed, first=first)
-        return _features(session.result(), batch, fixed)
+        return _features(session.result(), batch, loaded.fixed_batch)
 
     try:
         with ThreadPoolExecutor(num_cores) as pool:
@@ -90,7 +89,7 @@ def backbone_features(loaded: LoadedModel, location: HeadLocation, batches: Iter
         MissingDependencyError: If it is not installed.
     """
     session = load_session(serialize_model(backbone(loaded.model, location)))
-    return np.concatenate([_features(session, batch, loaded.input_shape[0]) for batch in batches])
+    return np.concatenate([_features(session, batch, loaded.fixed_batch) for batch in batches])
 
 
 def features_of(session: Session, inputs: NDArray[np.generic]) -> Float32:
@@ -112,8 +111,8 @@ def features_of(session: Session, inputs: NDArray[np.generic]) -> Float32:
     return features
 
 
-def _features(session: ONNXRuntimeSession, batch: Float32, fixed: int | str | None) -> Float32:
-    size = fixed if isinstance(fixed, int) else len(batch)
+def _features(session: ONNXRuntimeSession, batch: Float32, fixed_batch: int | None) -> Float32:
+    size = fixed_batch or len(batch)
     features = []
     for start in range(0, len(batch), size):
         # A model with a fixed batch takes no smaller last one: it is padded, and the padding's features are dropped.

@@ -100,7 +100,7 @@ def input_batches(
     preprocessing: Preprocessing | None,
     images: Sequence[Path] | None,
     *,
-    fixed_batch: int | str | None,
+    fixed_batch: int | None,
 ) -> InputBatches:
     """Return the inputs of a comparison.
 
@@ -108,11 +108,10 @@ def input_batches(
         model_input: The bundle's input.
         preprocessing: How images are prepared; also scales the seeded inputs to the range of real ones.
         images: Image files to use; `None` for seeded inputs.
-        fixed_batch: The first number of the model's input shape; a name stands for any batch.
+        fixed_batch: Batch size of a model that takes no other; `None` for one that takes any.
     """
-    fixed = fixed_batch if isinstance(fixed_batch, int) else None
-    batches = _given_batches(model_input, preprocessing, images, batch_size=fixed or BATCH_SIZE)
-    return InputBatches(given=SpooledBatches(batches), preprocessing=preprocessing, fixed_batch=fixed)
+    batches = _given_batches(model_input, preprocessing, images, batch_size=fixed_batch or BATCH_SIZE)
+    return InputBatches(given=SpooledBatches(batches), preprocessing=preprocessing, fixed_batch=fixed_batch)
 
 
 def _given_batches(

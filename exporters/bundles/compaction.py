@@ -31,6 +31,7 @@ from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, wri
 from exporters.bundles.writing import compacted
 from exporters.gate.gate import BundleRun, opened_bundle, run_bundle
 from exporters.graph.edits import apply_passes
+from exporters.graph.reading import fixed_batch
 from exporters.head.score_kinds import comparable_from_device
 from exporters.head.slot_baking import BakeRowsPass
 from exporters.onnx_io.files import load_onnx_file, save_model
@@ -144,14 +145,13 @@ def write_compacted(
         _write_tables(building, former, plan)
         described = _describe(building, former, plan)
         seconds = time.perf_counter() - start
-        batch = None if (shape := model.graph.inputs[0].shape) is None else shape[0]
         gate = partial(
             compare_compacted,
             building,
             former_folder=former.folder,
             former=bundle,
             table=former.slot_table(),
-            fixed_batch=batch if isinstance(batch, int) else None,
+            fixed_batch=fixed_batch(model.graph.inputs[0]),
             images=images,
         )
         built = BuiltModel(folder=building, bundle=described, build_seconds=seconds, reports=gate(described))
@@ -238,7 +238,7 @@ def compare_compacted(
         former_folder: The bundle that was compacted.
         former: Its manifest.
         table: What its slots hold.
-        fixed_batch: The only batch that the model takes, if it takes no other.
+        fixed_batch: Batch size of a model that takes no other; `None` for one that takes any.
         images: Image files to compare on; `None` for seeded inputs.
         runtime: Where both are run; `None` for the default.
         rewrite: A pass that both models are rewritten by first, in the default runtime.

@@ -47,7 +47,7 @@ from exporters.head.score_kinds import (
     logits_from_device,
     probabilities_from_scores,
 )
-from exporters.head.surgery import SLOT_BIAS, SLOT_WEIGHT, backbone, own_backbone
+from exporters.head.surgery import backbone, own_backbone
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import load_initializers, save_model
 from exporters.onnx_io.shape_inference import infer_shapes
@@ -61,7 +61,7 @@ from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport,
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
-from icis_deploy.runtime.sessions.protocol import Session
+from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT, Session
 from icis_deploy.runtime.state.head_state import make_head_state
 from icis_deploy.runtime.state.store import exported_slots
 
@@ -107,7 +107,7 @@ def compare_bundle(
     """
     paths, is_reference = None if images is None else images.paths, runtime is None or runtime.is_reference
     with closing(
-        input_batches(bundle.model_input, bundle.preprocessing, paths, fixed_batch=loaded.input_shape[0])
+        input_batches(bundle.model_input, bundle.preprocessing, paths, fixed_batch=loaded.fixed_batch)
     ) as inputs:
         features = _features(backbone(loaded.model, location), inputs, prepared=True)
         original = _original_scores(loaded, location, inputs)

@@ -37,6 +37,12 @@ def shape_of(value: ir.Value) -> ir.Shape:
     return value.shape
 
 
+def fixed_batch(value: ir.Value) -> int | None:
+    """Return the size of a value's first axis where the graph fixes it; `None` for one that takes any batch."""
+    size = value.shape[0] if value.shape is not None and len(value.shape) else None
+    return size if isinstance(size, int) else None
+
+
 def only_user(value: ir.Value) -> ir.Node | None:
     """Return the one node that takes a value; `None` where others do too, or the graph gives it."""
     uses = list(value.uses())

@@ -28,7 +28,6 @@ from exporters.head.expanded_head import AnyHead
 from exporters.head.feature_matrix import add_feature_matrix, logits_like
 from exporters.head.finding import HeadLocation, find_head, pattern_at
 from exporters.head.outputs import (
-    FEATURES,
     add_features,
     ensure_outputs,
     put_scores_first,
@@ -43,9 +42,8 @@ from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.common.arrays import frozen_float32
 from icis_deploy.errors import ExportError, IncompatibleError, UsageError
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS
+from icis_deploy.runtime.sessions.protocol import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 
-SLOT_WEIGHT = "slot_weight"
-SLOT_BIAS = "slot_bias"
 FUSED_LOGITS = "head_logits"
 
 

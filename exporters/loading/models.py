@@ -69,6 +69,12 @@ class LoadedModel:
     """Releases the sessions and weights that the original holds between runs; the next run loads them again."""
 
     @property
+    def fixed_batch(self) -> int | None:
+        """Batch size of a model that takes no other; `None` for one that takes any."""
+        size = self.input_shape[0]
+        return size if isinstance(size, int) else None
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the graph's outputs, in order."""
         return tuple(str(value.name) for value in self.model.graph.outputs)
@@ -92,8 +98,7 @@ class LoadedModel:
         _check_images(images, self.input_shape)
         name = self.output_names[0] if output is None else output
         converted = np.ascontiguousarray(images, dtype=self.input_dtype)
-        fixed = self.input_shape[0]
-        size = fixed if isinstance(fixed, int) else len(converted)
+        size = self.fixed_batch or len(converted)
         pieces = [self._run(converted[start : start + size], size, name) for start in range(0, len(converted), size)]
         scores = np.concatenate(pieces).astype(np.float32)
         return scores.reshape(len(scores), -1)  # a 1x1 convolution gives axes of length 1 besides the classes

@@ -25,7 +25,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.backbone.inputs import input_batches
-from exporters.graph.reading import shape_of
+from exporters.graph.reading import fixed_batch
 from exporters.head.score_kinds import comparable_from_scores
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.triton_split import split_model
@@ -98,11 +98,7 @@ def compare_parts(folder: Path, bundle: Bundle) -> ParityReport:
     )
     expected, found = [], []
     graph = load_onnx_file(root / BACKBONE / "1" / MODEL_NAME).graph
-    shape = graph.inputs[0].shape
-    fixed = None if shape is None else shape[0]
-    inputs = input_batches(
-        bundle.model_input, bundle.preprocessing, None, fixed_batch=fixed if isinstance(fixed, int) else None
-    )
+    inputs = input_batches(bundle.model_input, bundle.preprocessing, None, fixed_batch=fixed_batch(graph.inputs[0]))
     with closing(inputs):
         for batch in inputs:
             expected.append(whole.run(batch.given).logits)
@@ -187,7 +183,7 @@ def ensemble_config(backbone: ir.Model, head: ir.Model) -> str:
 
 
 def _max_batch_size(images: ir.Value) -> int:
-    return 0 if isinstance(shape_of(images)[0], int) else MAX_BATCH_SIZE
+    return MAX_BATCH_SIZE if fixed_batch(images) is None else 0
 
 
 def _tensor(value: ir.Value, max_batch_size: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ PREPROCESSING = Preprocessing(resize=None, crop=16, mean=(0.4, 0.5, 0.6), std=(0
 
 
 def given(model_input: ModelInput, preprocessing: Preprocessing | None) -> np.ndarray:
-    inputs = input_batches(model_input, preprocessing, None, fixed_batch="batch")
+    inputs = input_batches(model_input, preprocessing, None, fixed_batch=None)
     try:
         return np.concatenate([batch.given[: batch.count] for batch in inputs])
     finally:
