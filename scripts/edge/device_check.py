@@ -40,7 +40,7 @@ def prepare(folder: Path, bundle: Path | None) -> None:
     keys = keygen(folder / "KEY")
     for machine in MACHINES:
         if bundle is None:
-            from tests.icis_deploy.runtime.bundles import write_bundle
+            from testing.bundles import write_bundle
 
             write_bundle(folder / machine)
         else:

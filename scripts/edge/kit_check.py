@@ -20,8 +20,8 @@ MAX_SCALED_ERROR = 1e-4
 
 def prepare(folder: Path) -> None:
     """Write a tiny project and its bundles, of which `updatable` has the unseen classes in its slots."""
-    from tests.benchmarks.bundles import export_bundles
-    from tests.tiny_models import write_tiny_project
+    from testing.exported_bundles import export_bundles
+    from testing.tiny_project import write_tiny_project
 
     export_bundles(write_tiny_project(folder), folder)
 

@@ -29,7 +29,7 @@ from securesystemslib.dsse import Envelope  # noqa: E402
 
 from icis_deploy.updates.signing import load_private_key  # noqa: E402 - after the instrumented ones
 from scripts.robustness.mutations import Target  # noqa: E402
-from tests.icis_deploy.runtime.bundles import make_update  # noqa: E402
+from testing.bundles import make_update  # noqa: E402
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(REPOSITORY))
 from icis_deploy.errors import ICISDeployError  # noqa: E402 - a script finds its own checkout first
 from icis_deploy.runtime.device import Device  # noqa: E402
 from icis_deploy.updates.signing import keygen  # noqa: E402
-from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, trust, write_bundle  # noqa: E402
+from testing.bundles import make_update, signed_bytes, trust, write_bundle  # noqa: E402
 
 # A child of a server that has imported all of this starts at once. It is a process of its own all the same: SIGKILL
 # ends it between two of its instructions, and nothing of it is left.

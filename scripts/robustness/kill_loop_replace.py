@@ -30,7 +30,7 @@ from icis_deploy.runtime.device import Device  # noqa: E402
 from icis_deploy.runtime.state.store import Store  # noqa: E402
 from icis_deploy.updates.signing import KeyPair, keygen, trusted_keys_from_files  # noqa: E402
 from scripts.robustness.kill_loop import PRELOADED, PROCESSES, KillReport, kill_one  # noqa: E402
-from tests.icis_deploy.runtime.bundles import (  # noqa: E402
+from testing.bundles import (  # noqa: E402
     FEATURE_DIM,
     make_update,
     signed_bytes,

@@ -32,7 +32,7 @@ from icis_deploy.head.class_update import ClassUpdate  # noqa: E402
 from icis_deploy.runtime.changes.rules import verify_bytes  # noqa: E402
 from icis_deploy.updates.signing import keygen, load_public_key, trusted_keys_from_files  # noqa: E402
 from icis_deploy.updates.trusted_keys import TrustedKeys  # noqa: E402
-from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, write_bundle  # noqa: E402
+from testing.bundles import make_update, signed_bytes, write_bundle  # noqa: E402
 
 MAX_BYTES = 100_000_000
 _STRANGE_VALUES: tuple[Any, ...] = (

@@ -42,7 +42,7 @@ from icis_deploy.runtime.device import Device  # noqa: E402
 from icis_deploy.runtime.operations import classes  # noqa: E402
 from icis_deploy.updates.signing import keygen, trusted_keys_from_files  # noqa: E402
 from scripts.robustness.mutations import MAX_BYTES, change_one, cut, flip_bits, nest, random_bytes, splice  # noqa: E402
-from tests.icis_deploy.runtime.bundles import FEATURE_DIM, images, make_update, signed_bytes, trust, write_bundle  # noqa: E402
+from testing.bundles import FEATURE_DIM, images, make_update, signed_bytes, trust, write_bundle  # noqa: E402
 
 _START, _MIDDLE, _END = b'{"journal":', b',"sha256":"', b'"}\n'
 _DAMAGES = (flip_bits, cut, splice, random_bytes, nest)

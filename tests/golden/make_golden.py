@@ -20,7 +20,7 @@ sys.path.insert(0, str(REPOSITORY))
 from icis_deploy.head.class_update import ClassUpdate  # noqa: E402 - a script finds its own checkout first
 from icis_deploy.runtime.device import Device  # noqa: E402
 from icis_deploy.updates.signing import keygen, trusted_keys_from_files  # noqa: E402
-from tests.icis_deploy.runtime.bundles import (  # noqa: E402
+from testing.bundles import (  # noqa: E402
     Clock,
     images,
     make_update,

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.results.result import load_result
 from icis_deploy.errors import IncompatibleError, LoadError, UsageError
-from tests.benchmarks.bundles import export_bundles
+from testing.exported_bundles import export_bundles
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULT = REPOSITORY / "tests" / "benchmarks" / "results" / "bench.json"

@@ -12,7 +12,7 @@ from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.answers import Prediction
 from icis_deploy.runtime.device import Device
-from tests.icis_deploy.runtime.bundles import FEATURE_DIM, files_in, make_update, seen_head, write_bundle
+from testing.bundles import FEATURE_DIM, files_in, make_update, seen_head, write_bundle
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from benchmarks.updates.update_latency import (
     text_of,
 )
 from icis_deploy.errors import RuntimeFailureError, UsageError
-from tests.icis_deploy.runtime.bundles import files_in, write_bundle
+from testing.bundles import files_in, write_bundle
 
 
 @pytest.fixture
