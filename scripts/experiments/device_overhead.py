@@ -1,6 +1,6 @@
 """Measure what a device costs beside a bare session of ONNX Runtime: each request, opening, peak memory.
 
-    scripts/experiments/device_overhead.py BUNDLE [--rounds 500] [--starts 15] [--threads 1]
+    python scripts/experiments/device_overhead.py BUNDLE [--rounds 500] [--starts 15] [--threads 1]
 
 Nothing is written to BUNDLE. Memory is measured on Linux only.
 """

@@ -1,6 +1,7 @@
 """Compare a model that takes pixels and chooses classes with the same work in Python around the plain model.
 
-    scripts/experiments/device_work.py MODEL --classes FILE --preprocess FILE [--top K] [--batch 1,8,32] [--threads N]
+    python scripts/experiments/device_work.py MODEL --classes FILE --preprocess FILE
+        [--top K] [--batch 1,8,32] [--threads N]
 
 Exports MODEL twice, fused: as it is, and with `--input uint8 --top K`. From the same resized and cropped pixels to the
 K most probable classes, three ways are measured in turn, round by round:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from icis_deploy.runtime.sessions.protocol import Session
 
     Way = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-ROOT = Path(__file__).resolve().parents[2]
 IN_MODEL, IN_PYTHON, TUNED = "in the model", "in Python", "in Python, tuned"
 
 
@@ -150,5 +149,4 @@ def print_comparison(found: dict[str, Way], preprocessing: Preprocessing, batch:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     sys.exit(main())

@@ -1,6 +1,6 @@
 """Export classifiers of every kind in both heads and all precisions, and print what the gate says, as a Markdown table.
 
-    .venv/bin/python scripts/experiments/exporter_table.py [--data ../shared/data/imagenet-mobilenet-v2]
+    python scripts/experiments/exporter_table.py [--data ../shared/data/imagenet-mobilenet-v2]
 
 Twelve kinds of head on a small convolutional backbone, and real architectures from their configuration (ResNet-18,
 ResNet-50, a vision transformer: random weights) or from a file (MobileNetV2 with trained weights). A cell is the

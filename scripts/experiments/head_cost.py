@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """What do rows cost inside a model, by ONNX Runtime's own clock, and would another form of the head be faster?
 
-    .venv/bin/python scripts/experiments/head_cost.py model.onnx fused updatable --threads 2
+    python scripts/experiments/head_cost.py model.onnx fused updatable --threads 2
 
 Prints three tables:
 
@@ -33,8 +32,6 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.bench.scale import head_bytes
 from benchmarks.machine.bandwidth import bandwidth_after

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Measure on labelled images how far injection holds: T, U, S, H, what was predicted, and what the best choice gives.
 
 Splits: the unseen classes given, and hold-outs, which take a fifth of the seen classes out of the head. Harder cases:
@@ -6,7 +5,7 @@ fewer seen classes, 20 unseen ones, descriptors with noise and those that say no
 backbone, an accuracy that nobody told. Rows are made before an image is looked at. *Best* is the H of the
 best scale and offset chosen with the same images for the same rows: the bar is 93 % of it.
 
-Usage: scripts/experiments/injection_splits.py FOLDER [--method auto] [--seen-accuracy 0.884] [--hold-outs 5]
+Usage: python scripts/experiments/injection_splits.py FOLDER [--method auto] [--seen-accuracy 0.884] [--hold-outs 5]
            [--only WORDS]
 FOLDER holds model.onnx, classes.txt, unseen.txt, descriptors.npz, preprocess.json and images.csv.
 """
@@ -14,15 +13,12 @@ FOLDER holds model.onnx, classes.txt, unseen.txt, descriptors.npz, preprocess.js
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.zero_shot.injection_quality import COLUMNS, measure_injection, summary
 from icis_deploy.api.compare import Photos

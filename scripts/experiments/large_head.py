@@ -1,6 +1,7 @@
 """Measure the peak memory of exporting a large head; Linux only.
 
-    scripts/experiments/large_head.py ROWS WIDTH [--external] [--head fused|updatable] [--added N] [--folder FOLDER]
+    python scripts/experiments/large_head.py ROWS WIDTH [--external] [--head fused|updatable]
+        [--added N] [--folder FOLDER]
 
 Writes a classifier of one convolution with a head of ROWS x WIDTH, exports it with N more classes in a process of its
 own, and prints that process's peak as a multiple of the head's bytes. What the libraries themselves take is not the
@@ -125,7 +126,6 @@ def measure(folder: Path, rows: int, width: int, *, kind: str, added: int, exter
 
 def main() -> None:
     """Measure one head."""
-    sys.path.insert(0, str(ROOT))
     if sys.argv[1:2] == ["--child"]:
         export_and_measure(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
         return

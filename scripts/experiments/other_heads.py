@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Inject into heads of many kinds, where there are many labelled pictures: do choices and predictions hold there too?
 
 The demo's rendered pictures and small networks, trained well and badly, and on their features heads of other kinds:
@@ -11,27 +10,22 @@ and networks.
 With `--no-backbone` there are no neutral features. With `--batch-norm` they are moved so that their mean is what the
 last batch normalisation's statistics say of the training images: what would be gained if calibration read them.
 
-Usage: scripts/experiments/other_heads.py [--method ridge] [--seed 0] [--no-backbone] [--batch-norm]
+Usage: python scripts/experiments/other_heads.py [--method ridge] [--seed 0] [--no-backbone] [--batch-norm]
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from icis_deploy.common.arrays import Float32, Int64
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from benchmarks.zero_shot.injection_quality import COLUMNS, measure_injection, summary
+from icis_deploy.common.arrays import Float32, Int64
 from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, prepared, train_network
 from icis_deploy.demo.rendering import IMAGE_SIZE, render_classes
 from icis_deploy.demo.world import describe, make_world

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Check the benchmark harness on this machine, in real time, against latencies that are known.
 
 Prints one line per claim, with what was found, and exits with 1 if a claim does not hold:
@@ -28,7 +27,6 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
@@ -156,9 +154,7 @@ def check_bare_loop(bundle: Path) -> bool:
     images = noise(device.bundle.model_input, 1)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        str(bundle / "model.onnx"), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(bundle / "model.onnx"), options, providers=["CPUExecutionProvider"])
     wanted, feed = [session.get_outputs()[0].name], {session.get_inputs()[0].name: images}
     calls: dict[str, Call] = {"bare": lambda: session.run(wanted, feed), "bundle": lambda: device.logits(images)}
     comparison = measure(calls, plan=Plan(num_queries=662, budget_s=60.0)).comparisons[0]

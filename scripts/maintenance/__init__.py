@@ -1,0 +1,1 @@
+"""What keeps generated files of the source tree up to date."""
