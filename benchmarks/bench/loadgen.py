@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.bench.loadgen_logs import read_details, scenario_from_details
 from benchmarks.bench.opened import OpenTarget, noise
 from benchmarks.results.values import Scenario
 from benchmarks.timing.percentiles import num_queries_needed
 from benchmarks.timing.rounds import warm_up
+from icis_deploy.common.arrays import Images
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, StorageError
 
 ScenarioName = Literal["single-stream", "multi-stream", "server", "offline"]
@@ -49,7 +49,6 @@ SERVER_LOADS = (0.9, 0.7, 0.5, 0.3)
 SERVER_LATENCY_S = 0.015
 """Bound on p99 in the server scenario: MLPerf's for image classification, or 10 times the target's own median."""
 
-Images = NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

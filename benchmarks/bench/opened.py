@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.bench.gpu_phases import GPU_PROVIDERS, measure_phases
 from benchmarks.bench.scale import head_bytes
 from benchmarks.results.values import HeadKind, Phases
 from icis_deploy.bundle.manifest import INJECTED_NAME, Bundle, ModelInput
 from icis_deploy.bundle.slot_files import load_injected
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import BundleError, IncompatibleError, UsageError
 from icis_deploy.images.loading import load_images, load_pixels
 from icis_deploy.images.preprocessing import Preprocessing
@@ -28,7 +27,6 @@ from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession,
 
 ORIGINAL = "original"
 
-Images = NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, UsageError
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-Images = NDArray[np.generic]
 COMPILERS = ("c++", "g++", "clang++")
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bench.opened import Images, OpenTarget, float_input, noise, open_bundle
+from benchmarks.bench.opened import OpenTarget, float_input, noise, open_bundle
 from benchmarks.peers.torch_programs import add_rows, compiled, load_module, runner, save_as_onnx
 from icis_deploy.bundle.manifest import Bundle
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import ICISDeployError, UsageError
 from icis_deploy.runtime.sessions.choice import Runtime

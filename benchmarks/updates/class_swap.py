@@ -28,7 +28,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.machine.monitor import read_others_s
 from benchmarks.machine.system_files import Unavailable
@@ -37,7 +36,7 @@ from benchmarks.timing.rounds import garbage_collector_at_rest
 from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy
 from benchmarks.updates.reports import ClassSwapReport
 from icis_deploy.bundle.manifest import load_manifest
-from icis_deploy.common.arrays import Float64
+from icis_deploy.common.arrays import Float64, Images
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
@@ -80,7 +79,7 @@ class _Block:
 class _Run:
     device: Device
     copy: BundleCopy
-    inputs: list[NDArray[np.generic]]
+    inputs: list[Images]
     features: Float64
     seen_logits: Float64
     num_new_classes: int
@@ -151,7 +150,7 @@ def _prepared(copy: BundleCopy, runtime: Runtime | None, num_new_classes: int) -
     device = Device.open(copy.folder, runtime=Runtime(num_threads=1) if runtime is None else runtime)
     assert device.state.table is not None, "a head with a capacity has slots"
     num_baked = len(device.bundle.class_names)
-    inputs: list[NDArray[np.generic]] = []
+    inputs: list[Images] = []
     features, seen_logits = [], []
     for seed in range(MAX_SEEDS):
         images = probe_input(device.bundle, seed)

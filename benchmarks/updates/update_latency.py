@@ -22,14 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.results.json_values import json_from_value
 from benchmarks.timing.percentiles import Percentile, percentile_of
 from benchmarks.timing.rounds import garbage_collector_at_rest
 from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy
 from icis_deploy.bundle.manifest import MODEL_NAME, load_manifest
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
@@ -110,7 +109,7 @@ class _Run:
 
     device: Device
     copy: BundleCopy
-    images: NDArray[np.generic]
+    images: Images
     num_threads: int
     folder: Path
     reexport: Callable[[Path, ClassUpdate], None] | None
