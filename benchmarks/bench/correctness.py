@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.bench.labeled_inputs import LabeledFeatures
-from benchmarks.bench.opened import ORIGINAL, Images, OpenTarget, noise, prepare
+from benchmarks.bench.opened import ORIGINAL, OpenTarget, noise, prepare
 from benchmarks.results.values import Accuracy, ClassAccuracy, Confusion, Parity
-from icis_deploy.common.arrays import Float64
+from icis_deploy.common.arrays import Float64, Images
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head

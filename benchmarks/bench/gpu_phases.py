@@ -24,7 +24,6 @@ NUM_QUERIES = 200
 BLOCK = 10
 
 
-
 def measure_phases(
     inference_session: Any,
     images: Images,

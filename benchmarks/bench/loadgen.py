@@ -50,7 +50,6 @@ SERVER_LATENCY_S = 0.015
 """Bound on p99 in the server scenario: MLPerf's for image classification, or 10 times the target's own median."""
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What LoadGen is told."""

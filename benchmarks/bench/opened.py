@@ -28,7 +28,6 @@ from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession,
 ORIGINAL = "original"
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenTarget:
     """A model that is loaded."""

@@ -22,8 +22,6 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.bench.bench import (
     LabeledInputs,
     Preset,
@@ -41,10 +39,8 @@ from benchmarks.bench.opened import OpenTarget, names_of_bundles, open_bundle
 from benchmarks.machine.environment import read_environment
 from benchmarks.peers.ways import Peer, Workshop, make_peers
 from benchmarks.results.result import Result
-from benchmarks.results.values import AddClasses, Target, Timing
-from benchmarks.timing.percentiles import percentile_of
-from benchmarks.updates.reports import timing_from
-from benchmarks.updates.update_latency import CLASS_UPDATE, REEXPORT, measure_update
+from benchmarks.results.values import CLASS_UPDATE, AddClasses, Target, Timing, timing_from_latencies
+from benchmarks.updates.update_latency import REEXPORT, measure_update
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.descriptors.descriptors import Descriptors
@@ -161,10 +157,11 @@ def with_update_times(
                 num_updates=NUM_UPDATES,
                 num_threads=target.num_threads or 1,
             )
-            fusing = timing_from(report.ways[REEXPORT]) if fusing is None else fusing
-            timing = timing_from(report.ways[CLASS_UPDATE])
+            fusing = report.ways[REEXPORT] if fusing is None else fusing
             how = "a signed class update: verified, tested, committed to the disk, in the running process"
-            found[place] = replace(found[place], add_classes=AddClasses(num_classes=number, timing=timing, how=how))
+            found[place] = replace(
+                found[place], add_classes=AddClasses(num_classes=number, timing=report.ways[CLASS_UPDATE], how=how)
+            )
     for place, target in enumerate(opened):
         if not target.capacity and target.precision == "fp32" and fusing is not None:
             how = "the rows fused into the original .onnx again, and a new session"
@@ -179,10 +176,7 @@ def with_time_to_add(peer: Peer, workshop: Workshop, progress: Progress) -> Targ
     if peer.add is None:
         return described
     progress(f"{peer.target.name}: add {NUM_ADDED} classes")
-    latencies_ms = np.array([time_to_add(peer, workshop, seed=seed) for seed in range(peer.num_times)])
-    timing = Timing(
-        num_queries=len(latencies_ms), median_ms=float(np.median(latencies_ms)), p99=percentile_of(latencies_ms, 99.0)
-    )
+    timing = timing_from_latencies([time_to_add(peer, workshop, seed=seed) for seed in range(peer.num_times)])
     return replace(described, add_classes=AddClasses(num_classes=NUM_ADDED, timing=timing, how=peer.how))
 
 

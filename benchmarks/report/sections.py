@@ -16,7 +16,6 @@ from benchmarks.report.pictures import (
     draw_times,
 )
 from benchmarks.report.sentences import (
-    CLASS_UPDATE,
     images,
     say_accuracies,
     say_added_classes,
@@ -28,6 +27,7 @@ from benchmarks.report.sentences import (
     say_update,
 )
 from benchmarks.results.result import Result
+from benchmarks.results.values import CLASS_UPDATE
 
 UPDATABLE_COLOR, OTHER_COLOR = 2, 0
 

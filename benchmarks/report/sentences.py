@@ -18,11 +18,9 @@ from benchmarks.report.numbers import (
     size,
     times,
 )
-from benchmarks.results.values import Accuracy, ScalePoint, ScaleSeries, Timing, UpdateLatency
+from benchmarks.results.values import CLASS_UPDATE, Accuracy, ScalePoint, ScaleSeries, Timing, UpdateLatency
 from benchmarks.timing.comparison import MIN_ROUNDS, Comparison
 from benchmarks.timing.percentiles import Interval
-
-CLASS_UPDATE = "class update"
 
 
 def say_distributions(rows: Sequence[Row]) -> list[str]:

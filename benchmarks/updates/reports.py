@@ -9,9 +9,8 @@ from typing import ClassVar
 from benchmarks.machine.environment import read_environment
 from benchmarks.results.json_values import json_from_value
 from benchmarks.results.result import Result
-from benchmarks.results.values import LatencySummary, Scenario, Timing, UpdateLatency
+from benchmarks.results.values import LatencySummary, Scenario, UpdateLatency
 from benchmarks.timing.percentiles import Interval, Percentile
-from benchmarks.updates.update_latency import Distribution, UpdateReport
 from icis_deploy.common.json_fields import json_from_time
 
 
@@ -121,27 +120,15 @@ def _ratio_text(ratio: Interval | None) -> str:
     return "ratio unknown" if ratio is None else f"x {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
-def result_from_update(report: UpdateReport, *, num_threads: int) -> Result:
-    """Return a report with the machine that it was made on: this one."""
+def result_from_update(update: UpdateLatency, *, num_threads: int) -> Result:
+    """Return the latency of updates with the machine that it was measured on: this one."""
     return Result(
         command="bench-update",
         created=json_from_time(datetime.now(timezone.utc)),
         settings={"num_threads": num_threads},
         environment=read_environment(),
-        update=UpdateLatency(
-            num_new_classes=report.num_new_classes,
-            capacity=report.capacity,
-            feature_dim=report.feature_dim,
-            update_bytes=report.update_bytes,
-            ways={name: timing_from(each) for name, each in report.ways.items()},
-            parts={name: timing_from(each) for name, each in report.parts.items()},
-        ),
+        update=update,
     )
-
-
-def timing_from(distribution: Distribution) -> Timing:
-    """Return latencies of one way, or of one part of it."""
-    return Timing(num_queries=distribution.num_queries, median_ms=distribution.median_ms, p99=distribution.p99)
 
 
 def result_from_swap(report: ClassSwapReport, *, target: str, num_threads: int) -> Result:

@@ -17,14 +17,13 @@ Rules:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.results.json_values import json_from_value
-from benchmarks.timing.percentiles import Percentile, percentile_of
+from benchmarks.results.values import CLASS_UPDATE, UpdateLatency, timing_from_latencies
 from benchmarks.timing.rounds import garbage_collector_at_rest
 from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy
 from icis_deploy.bundle.manifest import MODEL_NAME, load_manifest
@@ -37,70 +36,12 @@ from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session, session_options
 from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT
 
-CLASS_UPDATE = "class update"
 NEW_SESSION = "new session"
 ADAPTER = "LoRA adapter"
 REEXPORT = "export, reload"
 PARTS = ("verify_ms", "journal_ms", "sync_ms", "swap_ms", "probe_ms", "inference_ms", "first_answer_ms")
 SLOW_ROUNDS = 10
 """Slow ways are measured in every tenth round: their medians are far enough from the rest."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distribution:
-    """Latencies of one way, or of one part of it."""
-
-    num_queries: int
-    """How many were measured."""
-
-    median_ms: float
-    """Their median."""
-
-    p99: Percentile
-    """Their 99th percentile, or how many queries it would take."""
-
-    def to_json(self) -> dict[str, object]:
-        """Return this distribution as values that `json.dumps` takes."""
-        return {"num_queries": self.num_queries, "median_ms": self.median_ms, "p99": json_from_value(self.p99)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateReport:
-    """What one run found."""
-
-    num_new_classes: int
-    """Classes in each update; the classes of the update before are removed."""
-
-    capacity: int
-    """Slots of the head."""
-
-    feature_dim: int
-    """Width of a feature."""
-
-    update_bytes: int
-    """Size of an update's file."""
-
-    ways: Mapping[str, Distribution]
-    """From the file, or the rows, to the first answer, by way."""
-
-    parts: Mapping[str, Distribution]
-    """The class update's, by part: those of `ApplyTimings`, the whole without disk and model, and the first answer."""
-
-    def times_faster(self, other: str) -> float:
-        """Return how many times as long another way takes, by the medians."""
-        return self.ways[other].median_ms / self.ways[CLASS_UPDATE].median_ms
-
-    def to_json(self) -> dict[str, object]:
-        """Return this report as values that `json.dumps` takes."""
-        return {
-            "num_new_classes": self.num_new_classes,
-            "capacity": self.capacity,
-            "feature_dim": self.feature_dim,
-            "update_bytes": self.update_bytes,
-            "ways": {name: each.to_json() for name, each in self.ways.items()},
-            "parts": {name: each.to_json() for name, each in self.parts.items()},
-            "times_faster": {name: self.times_faster(name) for name in self.ways if name != CLASS_UPDATE},
-        }
 
 
 @dataclass(slots=True, kw_only=True)
@@ -129,7 +70,7 @@ def measure_update(
     num_updates: int = 700,
     num_threads: int = 1,
     seed: int = 0,
-) -> UpdateReport:
+) -> UpdateLatency:
     """Measure class updates on a copy of a bundle, beside the other ways.
 
     Args:
@@ -165,13 +106,13 @@ def measure_update(
             update = _make_update(device, random, index=index, num_classes=num_new_classes, removed=removed)
             removed = update.added
             _measure_round(run, update, is_slow=index % SLOW_ROUNDS == 0)
-    return UpdateReport(
+    return UpdateLatency(
         num_new_classes=num_new_classes,
         capacity=bundle.capacity,
         feature_dim=bundle.feature_dim,
         update_bytes=run.update_bytes,
-        ways={way: _distribution(values) for way, values in run.latencies_ms.items()},
-        parts={part: _distribution(values) for part, values in run.parts_ms.items()},
+        ways={way: timing_from_latencies(values) for way, values in run.latencies_ms.items()},
+        parts={part: timing_from_latencies(values) for part, values in run.parts_ms.items()},
     )
 
 
@@ -301,12 +242,7 @@ def _check(way: str, found: Float32, expected: Float32) -> None:
         )
 
 
-def _distribution(latencies_ms: list[float]) -> Distribution:
-    values = np.array(latencies_ms)
-    return Distribution(num_queries=len(values), median_ms=float(np.median(values)), p99=percentile_of(values, 99.0))
-
-
-def text_of(report: UpdateReport) -> str:
+def text_of(report: UpdateLatency) -> str:
     """Return a report as a table for people."""
     lines = [
         f"{report.num_new_classes} new classes of {report.capacity} slots, {report.feature_dim} features, "

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from benchmarks.results.values import CLASS_UPDATE
 from benchmarks.updates.update_latency import (
     ADAPTER,
-    CLASS_UPDATE,
     NEW_SESSION,
     PARTS,
     REEXPORT,
