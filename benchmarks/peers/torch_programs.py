@@ -33,7 +33,7 @@ def load_module(path: Path) -> Module:
     from exporters.loading.torch_modules import quiet_torch
 
     if path.suffix != ".pt2":
-        raise UsageError(f"{path.name} is no torch model: give the .pt2 program to measure PyTorch beside it.")
+        raise UsageError(f"{path.name} is no torch model: give the .pt2 program to measure PyTorch too.")
     with quiet_torch():
         return load_program(path).module()
 

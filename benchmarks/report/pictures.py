@@ -21,7 +21,7 @@ from benchmarks.report.canvas import (
 from benchmarks.report.legend import draw_key, key_height_in, number_points
 from benchmarks.report.merging import Entry, Row
 from benchmarks.report.numbers import duration
-from benchmarks.results.values import ScaleSeries, Timing
+from benchmarks.results.values import Accuracy, ScaleSeries, Timing
 
 MEASURES: tuple[Measure, ...] = ("U", "S", "H")
 LINE_STYLES = {"o": "-", "s": (0, (5, 2)), "^": (0, (2, 1.5)), "D": (0, (6, 2, 1, 2))}
@@ -92,34 +92,35 @@ def _draw_choice(axes: Any, each: Choice, *, is_on_front: bool) -> Any:
 def draw_accuracies(name: str, entries: Sequence[Entry]) -> str:
     """Draw U, S and H of each target as bars, those that were measured, with their intervals."""
     bars = [
-        (entry, [each for each in MEASURES if getattr(entry.target.accuracy, each) is not None]) for entry in entries
+        (entry, accuracy, [each for each in MEASURES if getattr(accuracy, each) is not None])
+        for entry in entries
+        if (accuracy := entry.target.accuracy) is not None
     ]
-    num_lines = sum(1.35 + len(measures) for _, measures in bars)
+    num_lines = sum(1.35 + len(measures) for _, _, measures in bars)
     with drawing() as canvas_of:
         canvas = canvas_of(height_in=0.5 + 0.235 * num_lines)
         axes, height = canvas.axes, num_lines
-        for entry, measures in bars:
+        for entry, accuracy, measures in bars:
             height -= 1
             _name(axes, height + 0.06, entry.label)
             for measure in measures:
                 height -= 1
-                _draw_accuracy(axes, height, entry, measure)
+                _draw_accuracy(axes, height, accuracy, measure, color=SERIES[entry.color])
             height -= 0.35
         _rows_only(axes, num_lines)
-        axes.set_xlim(0, 112)  # so that the figures have room beside the longest bars
+        axes.set_xlim(0, 112)  # so that the figures have room after the longest bars
         axes.set_xticks(range(0, 101, 20))
         axes.grid(axis="x")
         axes.set_xlabel("percent")
         return str(canvas.svg(name))
 
 
-def _draw_accuracy(axes: Any, bottom: float, entry: Entry, measure: Measure) -> None:
-    assert entry.target.accuracy is not None
-    value, middle = 100 * getattr(entry.target.accuracy, measure), bottom + 0.45
-    interval = accuracy_interval(entry.target.accuracy, measure)
+def _draw_accuracy(axes: Any, bottom: float, accuracy: Accuracy, measure: Measure, *, color: str) -> None:
+    value, middle = 100 * getattr(accuracy, measure), bottom + 0.45
+    interval = accuracy_interval(accuracy, measure)
     end = value if interval is None else 100 * interval.high
     alpha = 1 if measure == "H" else 0.45
-    axes.barh(bottom + 0.05, value, 0.8, align="edge", color=SERIES[entry.color], alpha=alpha, linewidth=0)
+    axes.barh(bottom + 0.05, value, 0.8, align="edge", color=color, alpha=alpha, linewidth=0)
     if interval is not None:
         axes.plot([100 * interval.low, end], [middle] * 2, color=INK, linewidth=1.2)
     at_left = {"ha": "right", "va": "center_baseline", "color": MUTED, "transform": axes.get_yaxis_transform()}
@@ -152,7 +153,7 @@ def draw_throughput(name: str, entries: Sequence[Entry]) -> str:
 
 
 def draw_scale(name: str, series: Sequence[ScaleSeries]) -> str:
-    """Draw the latency of heads against their number of classes, beside the roofline of the memory."""
+    """Draw the latency of heads against their number of classes, with the roofline of the memory."""
     with drawing() as canvas_of:
         canvas = canvas_of(height_in=3.4)
         axes = canvas.axes

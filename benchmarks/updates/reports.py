@@ -19,7 +19,7 @@ class ClassSwapReport:
     """What one run found."""
 
     num_threads: int
-    """Threads that asked."""
+    """Threads that predicted."""
 
     num_new_classes: int
     """Classes that each update added; those of the update before were removed."""
@@ -28,16 +28,16 @@ class ClassSwapReport:
     """Rounds, each with two blocks without updates and one with them."""
 
     seconds: float
-    """How long updates were applied."""
+    """How long updates were applied, seconds."""
 
     num_updates: int
     """Updates applied."""
 
     updates_per_second: float
-    """What was achieved, not what was asked for."""
+    """The rate that was achieved, not the one that was asked for."""
 
     apply_median_ms: float
-    """Median time of applying an update beside the threads that ask."""
+    """Median time of applying an update while the other threads predict, milliseconds."""
 
     num_answers: int
     """Requests answered while updates were applied."""
@@ -46,7 +46,7 @@ class ClassSwapReport:
     """Different versions among these answers."""
 
     num_torn: int
-    """Answers that fit no version."""
+    """Answers that are those of no version."""
 
     num_wrong_labels: int
     """Answers whose first class is not the one of their version."""
@@ -55,13 +55,13 @@ class ClassSwapReport:
     """Requests that ended without an answer."""
 
     failures: tuple[str, ...]
-    """What the first of them said instead."""
+    """The errors of the first of them, as text."""
 
     median_ms: float
-    """Median latency with updates."""
+    """Median latency with updates, milliseconds."""
 
     median_without_ms: float
-    """Median latency without."""
+    """Median latency without updates, milliseconds."""
 
     p90: Percentile
     """90th percentile of the latency with updates."""
@@ -81,7 +81,7 @@ class ClassSwapReport:
     others_share: float | None
     """Share of the processors' time that other processes had during the run; `None` where the system does not tell.
 
-    Whatever they had, the threads of ClassSwap would have used: they keep every core busy.
+    The threads of ClassSwap keep every core busy, so they would have used all of it.
     """
 
     DERIVED: ClassVar = ("is_clean",)

@@ -1,4 +1,4 @@
-"""How long a class update takes, from the file to the first answer with it, beside the other ways to change a head.
+"""How long a class update takes, from the file to the first answer, compared with other ways to change a head.
 
 Measured in one run, in turn, on one model and with one set of rows:
 
@@ -10,7 +10,7 @@ Measured in one run, in turn, on one model and with one set of rows:
 Rules:
 
 1. Every way ends with the first answer, and the answer is checked: all of them give the same logits.
-2. Each round measures every way once that is due in it; slow ways are due in fewer rounds.
+2. Each round measures a class update once; the other, slow ways are measured in every tenth round.
 3. A percentile is stated only from the number of queries that `percentiles.py` asks for.
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.results.values import CLASS_UPDATE, UpdateLatency, timing_from_latencies
 from benchmarks.timing.rounds import garbage_collector_at_rest
-from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy
+from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy, slot_table
 from icis_deploy.bundle.manifest import MODEL_NAME, load_manifest
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import RuntimeFailureError, UsageError
@@ -44,16 +44,20 @@ SLOW_ROUNDS = 10
 """Slow ways are measured in every tenth round: their medians are far enough from the rest."""
 
 
+Reexport = Callable[[Path, ClassUpdate], None]
+"""Writes the original model with the rows of an update fused into its head to a path."""
+
+
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """What the ways need, and what they measured so far."""
+    """What measuring the ways needs, and the latencies so far."""
 
     device: Device
     copy: BundleCopy
     images: Images
     num_threads: int
     folder: Path
-    reexport: Callable[[Path, ClassUpdate], None] | None
+    reexport: Reexport | None
     latencies_ms: dict[str, list[float]] = field(default_factory=dict)
     parts_ms: dict[str, list[float]] = field(default_factory=dict)
     update_bytes: int = 0
@@ -71,7 +75,7 @@ def measure_update(
     num_threads: int = 1,
     seed: int = 0,
 ) -> UpdateLatency:
-    """Measure class updates on a copy of a bundle, beside the other ways.
+    """Measure class updates on a copy of a bundle, and the other ways to change its head.
 
     Args:
         bundle_folder: An exported bundle with an updatable head; it is copied, not changed.
@@ -132,8 +136,7 @@ def _make_update(
 
 def _measure_round(run: _Run, update: ClassUpdate, *, is_slow: bool) -> None:
     _apply_update(run, update)
-    table = run.device.state.table
-    assert table is not None
+    table = slot_table(run.device)
     expected = run.device.session.run(run.images, run.device.state.buffers).logits
     if is_slow:
         found = {
@@ -142,7 +145,7 @@ def _measure_round(run: _Run, update: ClassUpdate, *, is_slow: bool) -> None:
         }
         if run.reexport is not None:
             answers = run.device.logits(run.images)
-            _check(REEXPORT, _export_and_reload(run, update), answers.values)
+            _check(REEXPORT, _export_and_reload(run, run.reexport, update), answers.values)
         for way, logits in found.items():
             _check(way, logits, expected)
 
@@ -204,17 +207,16 @@ def _activate_adapter(run: _Run, weight: Float32, bias: Float32) -> Float32:
     return np.asarray(logits)
 
 
-def _export_and_reload(run: _Run, update: ClassUpdate) -> Float32:
-    assert run.reexport is not None
+def _export_and_reload(run: _Run, reexport: Reexport, update: ClassUpdate) -> Float32:
     path = run.folder / "exported.onnx"
     start = time.perf_counter()
-    run.reexport(path, update)
+    reexport(path, update)
     logits = load_session(path, num_threads=run.num_threads).run(run.images).logits
     run.add(REEXPORT, 1e3 * (time.perf_counter() - start))
     return logits
 
 
-def _exporter(original: Path, seen_names: tuple[str, ...]) -> Callable[[Path, ClassUpdate], None]:
+def _exporter(original: Path, seen_names: tuple[str, ...]) -> Reexport:
     """Return what exports the original again, with the rows of an update fused into its head."""
     from exporters.head.finding import find_head, read_head
     from exporters.head.surgery import fuse_head
@@ -238,7 +240,7 @@ def _check(way: str, found: Float32, expected: Float32) -> None:
     if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-3, atol=1e-3):
         raise RuntimeFailureError(
             f"The way {way!r} gave other logits than the class update: shape {found.shape}, expected {expected.shape}. "
-            f"Its time means nothing."
+            f"Its latency cannot be compared."
         )
 
 
