@@ -2,7 +2,7 @@
 
     single-stream   one image, the next when it is answered: p90 counts
     multi-stream    eight images at once, the next eight when they are answered: p99 counts
-    server          images at random times (Poisson), as fast as the target bears with p99 below a bound
+    server          images at random times (Poisson), at the highest rate with p99 below a bound
     offline         all images at once: throughput counts
 
 Rules:
@@ -69,7 +69,7 @@ class Load:
 
 @dataclass(slots=True)
 class _Samples:
-    """Prepared images, one batch of one each, and the answering of them."""
+    """Prepared images, in batches of one, and the target that answers them."""
 
     images: list[Images]
     answer: Callable[[Images], object]

@@ -1,7 +1,7 @@
-"""The key below a picture: what its markers stand for, over its whole width, and numbers that lead from points to it.
+"""The legend below a picture: what its markers stand for, over its whole width, and numbers that refer points to it.
 
-Names beside the points would take half of the width on a phone, and lie on each other where points do, which they often
-do: heads of one model differ by a hundredth of its latency. A number is short, and points in one place share a label.
+Names next to the points would take half of the width on a phone, and overlap where points do, as they often do: heads
+of one model differ by a hundredth of its latency. A number is short, and points in one place share a label.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from benchmarks.report.canvas import FONT_PT, INK, SURFACE
 from benchmarks.report.merging import Entry
 
 LINE_IN = 0.235
-"""Height of a line of the key, inches."""
+"""Height of a line of the legend, inches."""
 
 MAX_NAME_IN_COLUMN = 21
-"""Letters of a name for which two columns have room."""
+"""Length of a name, in characters, for which two columns have room."""
 
 NEAR_PT = (30.0, 13.0)
-"""Points that are closer than this, across and up, share one label: it would lie on the next point."""
+"""Points closer than this, `(horizontal, vertical)` in pixels, share a label, which would cover the next point."""
 
 
 def key_height_in(entries: Sequence[Entry]) -> float:
-    """Return how much higher a picture has to be for its key, inches."""
+    """Return how much higher a picture has to be for its legend, inches."""
     return 0.1 + LINE_IN * -(-len(entries) // num_columns(entries))
 
 
 def num_columns(entries: Sequence[Entry]) -> int:
-    """Return in how many columns names stand: two where the longest is short enough."""
+    """Return the number of columns of names: two where the longest is short enough."""
     return 2 if max(len(entry.label) for entry in entries) <= MAX_NAME_IN_COLUMN else 1
 
 
@@ -60,7 +60,7 @@ def draw_key(axes: Any, entries: Sequence[Entry], handles: Sequence[Any], *, num
 
 
 def number_points(axes: Any, points: Sequence[tuple[float, float]]) -> None:
-    """Write numbers from 1 on beside points, one label for those that lie in one place.
+    """Write numbers from 1 on next to points, one label for those that lie in one place.
 
     Args:
         axes: Whose limits are set.

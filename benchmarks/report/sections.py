@@ -1,4 +1,4 @@
-"""What stands on the page, in order: every picture with its words, and the machines."""
+"""The content of the page, in order: every picture with its words, and the machines."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _distributions(name: str, rows: Sequence[Row]) -> Picture:
 
 
 def drawn_limit_ms(rows: Sequence[Row]) -> float:
-    """Return up to where distributions are drawn: all that is typical, not the one query that met a standstill."""
+    """Return up to where distributions are drawn: all that is typical, not a single query that was held up."""
     known = [
         each.value_ms for row in rows for each in row.latency.percentiles if each.percent <= 99.0 and each.value_ms
     ]

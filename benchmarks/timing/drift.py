@@ -1,7 +1,7 @@
 """Did the machine stay the same while it was measured?
 
 Two kinds of evidence: a trend in what was timed (the queries, and a fixed computation timed between them, which has
-nothing to do with any model), and what the machine says of itself before and after (clocks, counters of throttling,
+nothing to do with any model), and what the machine reports of itself before and after (clocks, counters of throttling,
 time given to others). The fixed computation needs no memory: where all models became faster or slower and it did not,
 others had a part of the memory's bandwidth or of the last cache, which nothing else shows in a virtual machine.
 """
