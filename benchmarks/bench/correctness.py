@@ -126,15 +126,15 @@ def accuracies(
     """
     num_seen = targets[0].num_seen
     names = list(dict.fromkeys(name for target in targets for name in target.class_names))
-    place = {name: index for index, name in enumerate(names)}
-    unknown = sorted(set(labels) - set(place))
+    column_of = {name: index for index, name in enumerate(names)}
+    unknown = sorted(set(labels) - set(column_of))
     if unknown:
         raise ImageError(f"Among {source}: {quoted(unknown)}, which no target knows. Leave these out.")
-    columns = np.array([place[label] for label in labels])
+    columns = np.array([column_of[label] for label in labels])
     found = {}
     for target in targets:
         padded = np.full((len(columns), len(names)), -np.inf)
-        padded[:, [place[name] for name in target.class_names]] = logits[target.name]
+        padded[:, [column_of[name] for name in target.class_names]] = logits[target.name]
         original = logits[ORIGINAL] if ORIGINAL in logits else padded[:, :num_seen]
         report = accuracy_report(padded, columns, seen=num_seen, original_logits=original)
         found[target.name] = accuracy_from_report(report, names, columns, source)
@@ -193,8 +193,8 @@ def parities(targets: Sequence[OpenTarget], logits: dict[str, Float64], *, sourc
 
 def parity_of(target: OpenTarget, first: OpenTarget, logits: dict[str, Float64], source: str) -> Parity:
     """Return how close a target's logits are to another's."""
-    place = {name: index for index, name in enumerate(first.class_names)}
-    shared = [(index, place[name]) for index, name in enumerate(target.class_names) if name in place]
+    column_of = {name: index for index, name in enumerate(first.class_names)}
+    shared = [(index, column_of[name]) for index, name in enumerate(target.class_names) if name in column_of]
     ours = logits[target.name][:, [index for index, _ in shared]]
     theirs = logits[first.name][:, [index for _, index in shared]]
     if target.score_kind != "logits":  # logarithms of probabilities: over fewer classes, normalised again

@@ -51,11 +51,11 @@ class Picture:
 
 def pictures_of(devices: Sequence[Device], entries: Sequence[Entry]) -> Iterator[Picture]:
     """Yield every picture that the results allow, device by device."""
-    for place, device in enumerate(devices):
+    for index, device in enumerate(devices):
         where = f", {device.label}" if len(devices) > 1 else ""
         for number, result in enumerate(device.results):
             own = [entry for entry in entries if entry.device is device and entry.result is result]
-            for each in _pictures_of_result(f"d{place}r{number}", result, own):
+            for each in _pictures_of_result(f"d{index}r{number}", result, own):
                 yield replace(each, title=each.title + where)
 
 

@@ -133,7 +133,9 @@ def measure_class_swap(
                 "with": partial(_apply_all, run, _next_updates(run, num_updates), updates_per_second),
             }
             with garbage_collector_at_rest():
-                rounds.append({name: _ask(run, num_threads, blocks[name]) for name in random.permutation(list(blocks))})
+                rounds.append(
+                    {name: _predict_during(run, num_threads, blocks[name]) for name in random.permutation(list(blocks))}
+                )
         others_share = _share_since(others, start)
     return _report(run, rounds, num_threads=num_threads, others_share=others_share)
 
@@ -213,15 +215,15 @@ def _apply_all(run: _Run, files: list[bytes], updates_per_second: float, block: 
         time.sleep(max(0.0, start + number / updates_per_second - now))
 
 
-def _ask(run: _Run, num_threads: int, meanwhile: Callable[[_Block], None]) -> _Block:
-    """Let threads predict until `meanwhile` returns."""
+def _predict_during(run: _Run, num_threads: int, work: Callable[[_Block], None]) -> _Block:
+    """Let threads predict until `work` returns."""
     block = _Block()
     threads = [threading.Thread(target=_predict, args=(run, block, first)) for first in range(num_threads)]
     for thread in threads:
         thread.start()
     start = time.perf_counter()
     try:
-        meanwhile(block)
+        work(block)
         block.seconds = time.perf_counter() - start
     finally:
         block.done.set()
@@ -321,7 +323,7 @@ def _is_of_version(found: Prediction, expected: Prediction) -> bool:
     differences = np.abs(np.subtract(found.probabilities, expected.probabilities))
     if (differences > PROBABILITY_TOLERANCE).any():
         return False
-    # Classes whose probabilities are as close as the tolerance may have changed places.
+    # Classes whose probabilities are as close as the tolerance may be in the other order.
     return all(
         name in expected.class_names or probability - expected.probabilities[-1] <= PROBABILITY_TOLERANCE
         for name, probability in zip(found.class_names, found.probabilities, strict=True)
