@@ -124,7 +124,7 @@ def pack(arguments: argparse.Namespace) -> str:
     """Make the archive and return what to do with it.
 
     Raises:
-        ICISDeployError: If something is missing or cannot be had; no archive is left.
+        ICISDeployError: If something is missing or cannot be downloaded; no archive is left.
     """
     check_free(arguments.out, overwrite=arguments.overwrite)
     target = parse_target(arguments.platform, arguments.python)
@@ -149,16 +149,16 @@ def pack(arguments: argparse.Namespace) -> str:
 
 
 def copy_bundles(folders: Sequence[Path], kit: Path) -> list[str]:
-    """Copy the bundles and return their places in the kit."""
-    places = []
+    """Copy the bundles and return their paths in the kit."""
+    paths = []
     for folder in folders:
         load_manifest(folder)
-        place = f"bundles/{folder.resolve().name}"
-        if place in places:
+        path = f"bundles/{folder.resolve().name}"
+        if path in paths:
             raise UsageError(f"Two bundles are called {folder.resolve().name!r}; rename one of the folders.")
-        shutil.copytree(folder, kit / place)
-        places.append(place)
-    return places
+        shutil.copytree(folder, kit / path)
+        paths.append(path)
+    return paths
 
 
 def copy_original(model: Path | None, kit: Path) -> list[str]:
@@ -181,9 +181,9 @@ def copy_images(images: Path | None, kit: Path) -> list[str]:
         writer = csv.writer(file)
         writer.writerow(["file", "class"])
         for index, (path, label) in enumerate(zip(found.paths, found.labels, strict=True)):
-            place = f"images/{index:06d}{path.suffix.lower()}"
-            shutil.copyfile(path, kit / place)
-            writer.writerow([place, label])
+            name = f"images/{index:06d}{path.suffix.lower()}"
+            shutil.copyfile(path, kit / name)
+            writer.writerow([name, label])
     return ["--images", "images.csv"]
 
 
@@ -192,7 +192,7 @@ def copy_wheel(wheel: Path | None, folder: Path) -> Path:
     if wheel is not None:
         return Path(shutil.copy(wheel, folder))
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, REPOSITORY]
-    # From another folder: in the repository, an earlier build's folder `build/` would be taken for the module.
+    # From another folder: in the repository, the folder `build/` of an earlier build would be imported as the module.
     run(
         command,
         cwd=folder,
@@ -221,7 +221,7 @@ def download_wheels(wheel: Path, folder: Path, target: Target, constraints: Path
         )
         asked_for, wanted = wanted, missing_requirements(folder, target)
         if wanted == asked_for:
-            raise MissingDependencyError(f"{', '.join(sorted(wanted))} could not be had for {target.platforms[0]}.")
+            raise MissingDependencyError(f"{', '.join(sorted(wanted))} were not found for {target.platforms[0]}.")
 
 
 def missing_requirements(folder: Path, target: Target) -> set[str]:
@@ -293,7 +293,7 @@ def bundle_size(folder: Path) -> int:
 
 
 def write_archive(kit: Path, out: Path) -> None:
-    """Write the archive beside its place and move it there when it is whole."""
+    """Write the archive to a temporary file in its folder and rename that when it is complete."""
     temporary = out.with_name(f".{out.name}.building")
     try:
         # Wheels and images are compressed already: more effort would save nothing.

@@ -15,7 +15,7 @@ from benchmarks.results.values import Accuracy
 from icis_deploy.common.terminal_text import percent
 
 MAX_SCALED_ERROR = 1e-4
-"""Of a logit beside the original's on the same machine, in standard deviations."""
+"""Of a logit, compared with the original's on the same machine, in standard deviations."""
 
 
 def prepare(folder: Path) -> None:

@@ -18,17 +18,17 @@ import time
 
 import numpy as np
 
+from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.head.head import Head
+from icis_deploy.injection.inject import inject
+from icis_deploy.injection.options import InjectionOptions
+
 DESCRIPTOR_DIM = 300
 NUM_FEATURES = 128
 
 
 def measure(num_seen: int, num_unseen: int, feature_dim: int, method: str) -> dict[str, object]:
     """Inject into a synthetic head in this process and return what it took."""
-    from icis_deploy.descriptors.descriptors import Descriptors
-    from icis_deploy.head.head import Head
-    from icis_deploy.injection.inject import inject
-    from icis_deploy.injection.options import InjectionOptions
-
     random = np.random.default_rng(0)
     names = tuple(f"class{index}" for index in range(num_seen + num_unseen))
     values = random.standard_normal((len(names), DESCRIPTOR_DIM), dtype=np.float32)

@@ -42,7 +42,7 @@ def write_model(folder: Path, rows: int, width: int, *, external: bool, added: i
     import onnx.parser
     import onnx_ir as ir
 
-    from icis_deploy.api.models import inspect
+    from icis_deploy.api.models import head_of, inspect
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.updates.envelope import save_update
 
@@ -51,7 +51,7 @@ def write_model(folder: Path, rows: int, width: int, *, external: bool, added: i
     proto = onnx.parser.parse_model(GRAPH.format(rows=rows, side=SIDE))
     shapes = {"filters": (width, 3, 8, 8), "weight": (rows, width), "bias": (rows,)}
     for name, shape in shapes.items():
-        # Only a place to put the weight in: protobuf could not hold it.
+        # A placeholder without data, which protobuf could not hold; the weight is set below.
         proto.graph.initializer.add(name=name, dims=shape, data_type=onnx.TensorProto.FLOAT, data_location=1)
     model = ir.from_proto(proto)
     for name, shape in shapes.items():
@@ -60,8 +60,7 @@ def write_model(folder: Path, rows: int, width: int, *, external: bool, added: i
     ir.save(model, folder / "model.onnx", external_data="model.onnx.data" if external else None)
     (folder / "classes.txt").write_text("\n".join(f"class {index}" for index in range(rows)))
     del model
-    head = inspect(folder / "model.onnx", classes=folder / "classes.txt").head
-    assert head is not None
+    head = head_of(inspect(folder / "model.onnx", classes=folder / "classes.txt"))
     update = ClassUpdate(
         base_fingerprint=head.fingerprint,
         rows=rng.standard_normal((added, width + 1), dtype=np.float32),
@@ -132,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=int)
     parser.add_argument("width", type=int)
-    parser.add_argument("--external", action="store_true", help="keep the original's weights beside it")
+    parser.add_argument("--external", action="store_true", help="keep the original's weights in a file of their own")
     parser.add_argument("--head", choices=["fused", "updatable"], default="fused")
     parser.add_argument("--added", type=int, default=64)
     parser.add_argument("--folder", type=Path, help="where to write; twice the head's size is needed")
