@@ -136,7 +136,7 @@ ROOMS = {
         later="exporters.{head,loading,onnx_io}",
     ),
     "benchmarks.peers": Room(
-        ("icis_deploy.{bundle,common,descriptors,runtime.sessions} benchmarks.{bench,machine,results,timing,updates}"),
+        ("icis_deploy.{bundle,common,descriptors,runtime.sessions} benchmarks.{bench,machine,results,updates}"),
         later="exporters.{loading,onnx_io}",
     ),
     "benchmarks.zero_shot": Room(
