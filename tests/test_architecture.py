@@ -6,16 +6,16 @@ does a permission that nobody uses.
 """
 
 import ast
-import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
+
+from scripts.maintenance import check_sizes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("icis_deploy", "exporters", "benchmarks")
@@ -459,17 +459,7 @@ def test_the_check_of_scripts_notices_a_changed_path(source):
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def check_sizes():
-    """The script `scripts/check-sizes` as a module."""
-    loader = SourceFileLoader("check_sizes", str(REPOSITORY / "scripts" / "check-sizes"))
-    spec = importlib.util.spec_from_loader("check_sizes", loader)
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-def test_the_list_of_sizes_names_long_modules_alone(check_sizes, tmp_path):
+def test_the_list_of_sizes_names_long_modules_alone(tmp_path):
     (tmp_path / "long.py").write_text("x = 1\n" * 601)
     (tmp_path / "short.py").write_text("x = 1\n" * 600)
 
@@ -478,7 +468,7 @@ def test_the_list_of_sizes_names_long_modules_alone(check_sizes, tmp_path):
 
 def test_the_list_of_sizes_is_no_verdict(tmp_path):
     (tmp_path / "long.py").write_text("x = 1\n" * 601)
-    script = REPOSITORY / "scripts" / "check-sizes"
+    script = REPOSITORY / "scripts" / "maintenance" / "check_sizes.py"
     result = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=False)
 
     assert (result.returncode, result.stdout) == (0, f"{tmp_path / 'long.py'}: 601 lines\n")

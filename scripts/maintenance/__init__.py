@@ -1,1 +1,1 @@
-"""What keeps generated files of the source tree up to date."""
+"""What looks at the source tree itself: sizes of modules, and files generated from the code."""

@@ -1,7 +1,8 @@
-#!/usr/bin/env python3
-"""Print the modules that have more than 600 lines. It is a list to think about, no verdict: a module is as long as its subject.
+"""Print the modules that have more than 600 lines.
 
-Usage: scripts/check-sizes [FOLDER]...
+It is a list to think about, no verdict: a module is as long as its subject.
+
+Usage: python scripts/maintenance/check_sizes.py [FOLDER]...
 """
 
 from __future__ import annotations
