@@ -456,6 +456,16 @@ def test_the_check_of_scripts_notices_a_changed_path(source):
     assert not changes_to_path("import sys\nsys.exit(0)\n")
 
 
+OUTSIDE_OF_THE_WHEEL = {"testing", "tests", "scripts"}
+
+
+def test_packages_of_the_wheel_import_nothing_that_it_does_not_contain():
+    assert found(SOURCES, OUTSIDE_OF_THE_WHEEL) == []
+    assert found({"m": "def f():\n    import testing.bundles\n"}, OUTSIDE_OF_THE_WHEEL) == [
+        "m:2 imports testing.bundles"
+    ]
+
+
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
