@@ -4,6 +4,8 @@ A macro average is a mean over classes, so classes are resampled, not images.
 Two targets are compared on the same resamples: what is hard for both then cancels, as it does in interleaved rounds.
 """
 
+# Why: docs/decisions/0030.
+
 from __future__ import annotations
 
 from collections.abc import Sequence

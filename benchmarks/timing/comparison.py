@@ -13,6 +13,8 @@ Rules:
 Source of 2: M. Hollander, D. Wolfe, "Nonparametric Statistical Methods", sections 3.1-3.3.
 """
 
+# Why: docs/decisions/0017.
+
 from __future__ import annotations
 
 from collections.abc import Sequence

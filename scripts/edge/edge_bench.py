@@ -202,6 +202,7 @@ def copy_wheel(wheel: Path | None, folder: Path) -> Path:
 
 
 def download_wheels(wheel: Path, folder: Path, target: Target, constraints: Path) -> None:
+    # Why: docs/decisions/0031.
     """Download what the wheel needs on the target, and pip itself.
 
     pip judges environment markers by the machine that it runs on, so what only the target needs is asked for until

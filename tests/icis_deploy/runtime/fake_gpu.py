@@ -5,6 +5,8 @@ was launched with; a captured graph repeats what it captured. Freed memory is fi
 with work pending is a failed assertion. So a session that relies on what a GPU does not promise gives wrong answers.
 """
 
+# Why: docs/decisions/0034.
+
 from __future__ import annotations
 
 import ctypes
