@@ -331,7 +331,7 @@ def test_every_folder_says_what_it_holds():
     assert silent  # those on a device's path, where an import shall cost nothing
     for folder in silent:
         assert SOURCES[f"{folder}.__init__"] == "", folder
-        assert f"`{folder.removeprefix('icis_deploy.')}/" in architecture.replace(".", "/"), folder
+        assert f"`{folder.removeprefix('icis_deploy.').replace('.', '/')}/`" in architecture, folder
 
 
 PLANTED = {
