@@ -14,15 +14,15 @@ from exporters.conversion.fp16 import halve_model
 from exporters.head.finding import find_head
 from exporters.head.surgery import add_slots
 from exporters.onnx_io.files import save_model
-from exporters.targets.registry import TARGETS, BuiltTarget, TargetJob, TargetOptions
+from exporters.targets.registry import TARGETS, BuiltTarget, TargetJob
 from exporters.targets.tensorrt.build import build_engine
-from exporters.targets.tensorrt.engine_settings import EngineSettings
 from exporters.targets.tensorrt.graph import with_slots_as_inputs
 from icis_deploy.api.compare import Photos
 from icis_deploy.api.inject import train_injector
 from icis_deploy.bundle.engine_sidecar import parse_sidecar
 from icis_deploy.bundle.manifest import file_entry, load_bundle
 from icis_deploy.bundle.model_form import ModelForm
+from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list, load_images

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from exporters.bundles.writing import HeadPlan
-    from exporters.targets.registry import BuiltTarget, TargetOptions
+    from exporters.targets.registry import BuiltTarget
+    from icis_deploy.bundle.target_options import TargetOptions
 
 
 def export(

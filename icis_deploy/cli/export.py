@@ -88,7 +88,7 @@ def export(
     source = model_source(model, *(grouped.pop(name) for name in ("weights", "input_shape", "head_node")))
     form, engine = split_form(grouped)
     settings = engine_settings(**engine)
-    from exporters.targets.registry import TargetOptions
+    from icis_deploy.bundle.target_options import TargetOptions
 
     built: list[BuiltTarget] = []
     bundle = export_bundle(

@@ -11,8 +11,8 @@ import click
 from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
 
 if TYPE_CHECKING:
-    from exporters.targets.tensorrt.engine_settings import EngineSettings
     from icis_deploy.bundle.model_form import ModelForm
+    from icis_deploy.bundle.target_options import EngineSettings
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -63,7 +63,7 @@ def engine_settings(
     from icis_deploy.workbench import enable_workbench
 
     enable_workbench()
-    from exporters.targets.tensorrt.engine_settings import EngineSettings
+    from icis_deploy.bundle.target_options import EngineSettings
 
     return EngineSettings(
         refit=refit,

@@ -116,9 +116,8 @@ def test_what_a_bundle_holds_for_other_runtimes_is_built_again(tiny_project: Tin
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 def test_an_engine_is_built_again_as_its_sidecar_says(tiny_project: TinyProject, tmp_path: Path):
-    from exporters.targets.registry import TargetOptions
-    from exporters.targets.tensorrt.engine_settings import EngineSettings
     from exporters.targets.tensorrt.target import settings_of
+    from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
 
     settings = EngineSettings(min_batch=1, opt_batch=2, max_batch=4, compute_capabilities=("8.6",))
     icis_deploy.export(
@@ -140,7 +139,7 @@ def test_a_target_that_this_machine_cannot_build_is_named_before_anything_is_wri
     tiny_project: TinyProject, tmp_path: Path
 ):
     from exporters.targets.registry import TARGETS as KNOWN
-    from exporters.targets.registry import TargetOptions
+    from icis_deploy.bundle.target_options import TargetOptions
 
     if KNOWN["tensorrt"].why_not(TargetOptions()) is None:
         pytest.skip("TensorRT builds engines here")

@@ -20,13 +20,13 @@ from exporters.head.finding import find_head
 from exporters.head.surgery import add_slots
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.tensorrt.build import build_engine, known_capabilities
-from exporters.targets.tensorrt.engine_settings import EngineSettings
 from exporters.targets.tensorrt.graph import SLOT_ROWS, with_refittable_slots, with_slots_as_inputs
 from exporters.targets.tensorrt.symmetric_quantization import with_symmetric_quantization
 from icis_deploy.api.models import OpenedModel
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, model_sha256, parse_sidecar, this_platform
 from icis_deploy.bundle.manifest import MODEL_NAME, load_bundle
 from icis_deploy.bundle.model_form import ModelForm
+from icis_deploy.bundle.target_options import EngineSettings
 from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, export_program
 from icis_deploy.errors import EngineMismatchError, ExportError, GateFailedError, MissingDependencyError, UsageError
 from icis_deploy.runtime.sessions.cuda_calls import load_cuda
