@@ -60,9 +60,6 @@ def engine_settings(
     Raises:
         UsageError: If the batches are not in order.
     """
-    from icis_deploy.workbench import enable_workbench
-
-    enable_workbench()
     from icis_deploy.bundle.target_options import EngineSettings
 
     return EngineSettings(

@@ -29,9 +29,7 @@ def export_bundles(project: TinyProject, folder: Path) -> TinyBundles:
             project.model,
             classes=project.classes,
             updates=[update],
-            head=head,
-            capacity=capacity,
-            preprocess=project.preprocess,
+            options=icis_deploy.ExportOptions(head=head, capacity=capacity, preprocess=project.preprocess),
             out=folder / head,
         )
     return TinyBundles(project=project, update=update, fused=folder / "fused", updatable=folder / "updatable")

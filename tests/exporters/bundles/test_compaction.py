@@ -43,11 +43,13 @@ def exported(project: TinyProject, out: Path, *, targets: list[str] | None = Non
     icis_deploy.export(
         project.model,
         classes=project.classes,
-        head="updatable",
-        capacity=6,
-        preprocess=project.preprocess,
-        form=ModelForm(calibration_images=calibration, **form),
-        targets=targets or ["onnx"],
+        options=icis_deploy.ExportOptions(
+            head="updatable",
+            capacity=6,
+            preprocess=project.preprocess,
+            form=ModelForm(calibration_images=calibration, **form),
+            targets=targets or ["onnx"],
+        ),
         out=out,
     )
     return Device.open(out, num_threads=1)
@@ -123,10 +125,9 @@ def test_an_engine_is_built_again_as_its_sidecar_says(tiny_project: TinyProject,
     icis_deploy.export(
         tiny_project.model,
         classes=tiny_project.classes,
-        head="updatable",
-        capacity=6,
-        targets=["tensorrt-rtx"],
-        target_options=TargetOptions(engine=settings),
+        options=icis_deploy.ExportOptions(
+            head="updatable", capacity=6, targets=["tensorrt-rtx"], target_options=TargetOptions(engine=settings)
+        ),
         out=tmp_path / "bundle",
     )
     device = Device.open(tmp_path / "bundle")

@@ -48,7 +48,11 @@ def export(opened: OpenedModel, update: ClassUpdate, out: Path, *, head: str, **
     built: list[BuiltTarget] = []
     capacity = 8 if head == "updatable" else None
     icis_deploy.export(
-        opened, updates=[update], head=head, capacity=capacity, out=out, on_target=built.append, **settings
+        opened,
+        updates=[update],
+        options=icis_deploy.ExportOptions(head=head, capacity=capacity, **settings),
+        out=out,
+        on_target=built.append,
     )
     return built
 
