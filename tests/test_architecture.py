@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import icis_deploy
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORKBENCH_LIBRARIES = {"torch", "onnx", "onnx_ir", "onnxscript", "scipy", "sklearn", "transformers"}
 
@@ -358,32 +356,3 @@ def test_importing_a_module_loads_nothing_heavy(module):
 def test_the_check_of_loaded_modules_sees_one_that_is_loaded():
     assert "rich" in loaded_by("import icis_deploy, rich.console")
     assert "PIL" in loaded_by("from icis_deploy.images.loading import load_images; import PIL.Image")
-
-
-# --- the public surface -------------------------------------------------------------------------------------------
-
-
-def test_the_public_names_are_those_of_the_lazy_table_in_order():
-    assert icis_deploy.__all__ == sorted({*icis_deploy._HOMES, "__version__"})
-
-
-@pytest.mark.parametrize("name", icis_deploy.__all__)
-def test_every_public_name_can_be_used(name):
-    value = getattr(icis_deploy, name)
-
-    assert name in dir(icis_deploy)
-    if name != "__version__":
-        assert value.__name__ == name
-        assert value.__module__ == f"icis_deploy.{icis_deploy._HOMES[name]}"
-        assert value.__doc__
-
-
-def test_type_checkers_are_told_of_the_same_names():
-    imported = {each.name for each in imports_of(LIBRARY["icis_deploy"]) if each.only_for_types}
-
-    assert imported - LIBRARY.keys() == {f"icis_deploy.{home}.{name}" for name, home in icis_deploy._HOMES.items()}
-
-
-def test_any_other_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match=r"^module 'icis_deploy' has no attribute 'teach'$"):
-        icis_deploy.teach  # noqa: B018

@@ -41,7 +41,14 @@ MAX_ROW_ERROR = {"fp32": 1e-4, "fp16": 1e-2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenGenerator:
-    """A generator that passed its comparison."""
+    """A generator that passed its comparison.
+
+    Example:
+        written = icis_deploy.export_generator(
+            "model.onnx", classes="classes.txt", descriptors="descriptors.npz", out="generator.onnx"
+        )
+        print(written.size_bytes, written.max_row_error)
+    """
 
     facts: GeneratorFacts
     """What it says of itself."""

@@ -75,7 +75,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltTarget:
-    """What became of one target."""
+    """What became of one target.
+
+    Example:
+        built = []
+        options = icis_deploy.ExportOptions(targets=("all",))
+        icis_deploy.export("model.onnx", classes="classes.txt", out="bundle", options=options, on_target=built.append)
+        print([(target.name, target.reason) for target in built])
+    """
 
     name: str
     """What `--target` calls it."""

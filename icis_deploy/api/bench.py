@@ -73,7 +73,7 @@ class BenchOptions:
                 f"The batch sizes are {self.batch_sizes}; expected at least one, each of 1 or more images."
             )
         for what, number in (("seconds", self.max_seconds), ("threads", self.num_threads)):
-            if number is not None and not number > 0:
+            if number is not None and not 0 < number < float("inf"):
                 raise UsageError(f"{number} {what} were asked for; expected a positive number.")
 
 
@@ -120,17 +120,16 @@ def bench(
     preset = preset if options.max_seconds is None else replace(preset, budget_s=options.max_seconds)
     inputs = None if images is None else labeled_inputs(Path(images), model)
     folders = [Path(bundle) for bundle in bundles]
-    report = progress or _ignore
+    sizes = options.batch_sizes
     opened = open_targets(folders, against=model, runtimes=options.runtimes, num_threads=options.num_threads)
     with opened as targets:
         if baseline is not None:
             sources = {} if inputs is None else dict.fromkeys((target.name for target in targets), inputs.source)
-            sizes = options.batch_sizes
             check_comparable(baseline, read_environment(), targets, sizes, sources, any_machine=any_machine)
         return run_bench(
             targets,
             preset=preset,
-            batch_sizes=options.batch_sizes,
+            batch_sizes=sizes,
             settings={
                 "preset": options.preset,
                 "seconds": preset.budget_s,
@@ -140,9 +139,5 @@ def bench(
             inputs=inputs,
             scenarios=options.scenarios,
             logs=None if options.logs is None else Path(options.logs),
-            progress=report,
+            progress=progress or (lambda _what: None),
         )
-
-
-def _ignore(_what: str) -> None:
-    """Show no progress."""
