@@ -15,6 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ from icis_deploy.workbench import enable_workbench
 
 enable_workbench()
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 OURS = {"icis_deploy", "exporters", "benchmarks"}
 MAX_PARAMETERS = 8
 MODULES = ("errors", "results")
@@ -151,6 +153,22 @@ def test_the_examples_of_the_modules_use_the_public_names_as_they_are(module: Mo
     blocks = [block for block in module.__doc__.split("\n\n") if block.startswith("    ")]
 
     assert list(faults_of_example(textwrap.dedent("\n".join(blocks)))) == []
+
+
+def snippets() -> Iterator[tuple[str, str]]:
+    """Yield the Python code in documents that uses the library, and which document it is of."""
+    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))):
+        for code in re.findall(r"^```python\n(.*?)^```", path.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+            if "icis_deploy" in code:
+                yield path.name, code
+
+
+def test_documents_use_the_public_names_as_they_are():
+    found = [(name, fault) for name, code in snippets() for fault in faults_of_example(code)]
+
+    assert {"README.md", "descriptors.md"} <= {name for name, _ in snippets()}
+    assert found == []
+    assert [name for name, code in snippets() if "from icis_deploy" in code] == []
 
 
 @pytest.mark.parametrize(
