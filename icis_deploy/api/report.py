@@ -57,7 +57,7 @@ def report(
         icis_deploy.report(["laptop.json", "edge.json"], out="report.html", markdown="report.md")
 
     Raises:
-        UsageError: If there are no results, one is given twice, or there is nothing to write, or no place for it.
+        UsageError: If there are no results, one is given twice, or nothing shall be written.
         LoadError: If a file is no benchmark result.
         MissingDependencyError: If matplotlib or Jinja is not installed.
         StorageError: If a file cannot be written.

@@ -49,7 +49,7 @@ class EngineSettings:
         if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
             raise UsageError(
                 f"The batches {self.min_batch}, {self.opt_batch}, {self.max_batch} are not in order: expected 1 <= "
-                f"least <= usual <= greatest."
+                f"min_batch <= opt_batch <= max_batch."
             )
 
     @property

@@ -39,9 +39,9 @@ def engine_options(function: Command) -> Command:
             metavar="X.Y",
             help="tensorrt-rtx: a GPU architecture to build for; may be given several times. Default: all from 8.0 on.",
         ),
-        click.option("--max-batch", type=click.IntRange(min=1), help="Engines: the greatest batch. Default: 32."),
+        click.option("--max-batch", type=click.IntRange(min=1), help="Engines: the largest batch. Default: 32."),
         click.option("--opt-batch", type=click.IntRange(min=1), help="Engines: the usual batch. Default: 1."),
-        click.option("--min-batch", type=click.IntRange(min=1), help="Engines: the least batch. Default: 1."),
+        click.option("--min-batch", type=click.IntRange(min=1), help="Engines: the smallest batch. Default: 1."),
     ):
         function = option(function)
     return function
@@ -100,7 +100,7 @@ def form_options(command: Command) -> Command:
                 type=click.IntRange(min=0),
                 default=5,
                 show_default=True,
-                help="How many most probable classes the model gives beside all scores; 0 leaves the choice out.",
+                help="How many most probable classes the model gives besides all scores; 0 leaves the choice out.",
             ),
         )
     ):
