@@ -251,4 +251,5 @@ __all__ = [
     "verify_update",
 ]
 
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+if not TYPE_CHECKING:  # or type checkers would take every name for one of the module's
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -117,4 +117,5 @@ __all__ = [
     "save_result",
 ]
 
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+if not TYPE_CHECKING:  # or type checkers would take every name for one of the module's
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)
