@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from icis_deploy.cli.options import (
 )
 from icis_deploy.cli.output import format_option, print_result, training_progress
 from icis_deploy.common.terminal_text import columns, percent
+
+if TYPE_CHECKING:
+    from icis_deploy.head.class_update import ClassUpdate
 
 METHOD_NAMES = (
     "auto",
@@ -105,6 +108,12 @@ def inject(
             source, classes=classes, options=options, preprocess=preprocess, progress=progress, **given
         )
     save_update(update, out)
+    _print(
+        out, update, _next_command(model_arguments(model, weights, input_shape, head_node), classes, out, preprocess)
+    )
+
+
+def _print(out: Path, update: ClassUpdate, next_command: str) -> None:
     provenance = dict(update.provenance)
     result = {
         "update": str(out),
@@ -113,7 +122,6 @@ def inject(
         "base_fingerprint": update.base_fingerprint,
         "provenance": provenance,
     }
-    next_command = _next_command(model_arguments(model, weights, input_shape, head_node), classes, out, preprocess)
     text = (
         f"{out}: {len(update.added)} classes for the head {update.base_fingerprint[:16]}…, by {provenance['method']}, "
         f"seed {provenance['seed']}.\n{summary(provenance)}"
