@@ -34,7 +34,14 @@ A message says what failed, what was found, what was expected, where, and what t
 
 
 class ICISDeployError(Exception):
-    """Base of every error that icis-deploy raises on purpose."""
+    """Base of every error that icis-deploy raises on purpose.
+
+    Example:
+        try:
+            device = icis_deploy.Device.open("bundle")
+        except icis_deploy.ICISDeployError as error:
+            print(error)
+    """
 
     exit_code = 4
 

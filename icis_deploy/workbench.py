@@ -1,6 +1,6 @@
 """Make `exporters` and `benchmarks` importable, wherever icis-deploy was installed from.
 
-In a checkout both are folders beside `icis_deploy`. A wheel carries them in `icis_deploy/_workbench/`, because
+In a checkout both are folders next to `icis_deploy`. A wheel carries them in `icis_deploy/_workbench/`, because
 `benchmarks` at the top of site-packages would collide with other projects. Either way the names must mean ours, also in
 a working directory that has a `benchmarks/` of its own, so a finder for exactly these two names goes first.
 """

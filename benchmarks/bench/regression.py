@@ -77,6 +77,11 @@ def find_regressions(
         max_regression: How much worse is allowed, as a fraction: 0.05 for 5 %.
         any_machine: Whether results of different machines may be compared.
 
+    Example:
+        before, now = (icis_deploy.results.load_result(path) for path in ("before.json", "now.json"))
+        for regression in icis_deploy.results.find_regressions(now, before, max_regression=0.05):
+            print(regression.text)
+
     Raises:
         IncompatibleError: If the results are of different machines, or something was measured in another way or not at
             all.

@@ -35,11 +35,12 @@ from exporters.graph.edits import Rewrite
 from exporters.head.score_kinds import compared_values
 from exporters.head.slot_baking import bake_rows
 from exporters.onnx_io.files import load_onnx_file, save_model
-from exporters.targets.registry import TargetOptions, TargetPlan, plan_targets, targets_of
+from exporters.targets.registry import TargetPlan, plan_targets, targets_of
 from exporters.targets.tensorrt.target import settings_of
 from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
 from icis_deploy.bundle.manifest import INJECTED_NAME, MANIFEST_NAME, MODEL_NAME, SLOTS_NAME, Bundle, file_entry
 from icis_deploy.bundle.slot_files import load_injected, serialize_slots
+from icis_deploy.bundle.target_options import TargetOptions
 from icis_deploy.common.files import check_free, new_folder, write_file
 from icis_deploy.errors import CapacityError, IncompatibleError, UsageError
 from icis_deploy.head.slots import SlotTable, empty_slots

@@ -38,7 +38,12 @@ _DEQUANTIZED = " (dequantized)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadLocation:
-    """Where the head is in a graph, by names, so that it holds for every copy of the graph."""
+    """Where the head is in a graph, by names, so that it holds for every copy of the graph.
+
+    Example:
+        location = icis_deploy.inspect("model.onnx").location
+        print(location.kind, location.node_name, location.reason)
+    """
 
     kind: Kind
     """`gemm`, `matmul`, `conv` (1x1), or `cosine` (features of unit length)."""

@@ -43,7 +43,12 @@ def _keep() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A user's model as an ONNX graph, and the original to compare it with."""
+    """A user's model as an ONNX graph, and the original to compare it with.
+
+    Example:
+        loaded = icis_deploy.inspect("model.onnx").loaded
+        print(loaded.input_name, loaded.input_shape, loaded.input_dtype)
+    """
 
     model: ir.Model = field(repr=False)
     """The ONNX graph; not to be edited: head surgery returns edited copies."""

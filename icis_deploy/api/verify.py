@@ -1,14 +1,14 @@
-"""Verify a bundle: run it beside the model that it was made from, and compare."""
+"""Verify a bundle: compare it with the model that it was made from."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.api.models import Model, OpenedModel, PathLike, inspect
+from icis_deploy.api.inputs import PathLike
+from icis_deploy.api.models import Model, OpenedModel, inspect
 from icis_deploy.bundle.manifest import Bundle, load_bundle
 from icis_deploy.bundle.slot_files import load_injected
 from icis_deploy.errors import WrongBaseError
@@ -18,20 +18,24 @@ from icis_deploy.runtime.sessions.choice import Runtime, runtime_from
 from icis_deploy.runtime.state.store import exported_slots
 from icis_deploy.workbench import enable_workbench
 
-if TYPE_CHECKING:
-    pass
-
 
 def verify(
     bundle: PathLike, *, against: Model, images: PathLike | None = None, runtime: Runtime | str = "onnxruntime"
 ) -> tuple[ParityReport, ...]:
-    """Run a bundle beside the model that it was made from, and compare.
+    """Run a bundle and the model that it was made from on the same inputs, and compare.
 
     Args:
         bundle: The bundle's folder.
         against: The original model, as in `inspect`.
         images: An image list to compare on; seeded inputs by default.
         runtime: Where the bundle is run, as in `Device.open`.
+
+    Returns:
+        A report for each comparison; one that failed is a report too, not an error.
+
+    Example:
+        reports = icis_deploy.verify("bundle", against="model.onnx", images="images.csv")
+        print(all(report.passed for report in reports))
 
     Raises:
         WrongBaseError: If the bundle was made from a model with another head.
@@ -84,6 +88,6 @@ def _original_of(folder: Path, described: Bundle, against: Model) -> OpenedModel
 
 
 def _injected_rows(folder: Path, bundle: Bundle) -> NDArray[np.float32]:
-    """Return the rows beside the original's, `(num_injected, feature_dim + 1)` float32; baked ones come first."""
+    """Return the rows added to the original's, `(num_injected, feature_dim + 1)` float32; baked ones come first."""
     tables = [table for table in (load_injected(folder, bundle), exported_slots(folder, bundle)) if table is not None]
     return np.concatenate([np.empty((0, bundle.feature_dim + 1), np.float32), *(table.rows() for table in tables)])

@@ -49,7 +49,12 @@ COLLIDING_COSINE = 0.98
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The least and the greatest value that is accepted."""
+    """The least and the greatest value that is accepted.
+
+    Example:
+        >>> 0.4 in icis_deploy.Limits(low=0.1, high=0.5)
+        True
+    """
 
     low: float
     """The least."""
@@ -63,7 +68,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorFacts:
-    """What a generator says of itself."""
+    """What a generator says of itself.
+
+    Example:
+        written = icis_deploy.export_generator(
+            "model.onnx", classes="classes.txt", descriptors="descriptors.npz", out="generator.onnx"
+        )
+        print(written.facts.method, written.facts.descriptor_dim)
+    """
 
     base_fingerprint: str
     """Fingerprint of the seen head that its rows are for."""

@@ -52,7 +52,12 @@ SCORE_KINDS = ("logits", "probabilities", "log-probabilities", "sigmoid")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInput:
-    """The one input that images go into."""
+    """The one input that images go into.
+
+    Example:
+        model_input = icis_deploy.load_bundle("bundle").model_input
+        print(model_input.shape, model_input.dtype)
+    """
 
     name: str
     """Name of the graph input."""
@@ -72,7 +77,12 @@ class ModelInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
-    """What the manifest states of a file."""
+    """What the manifest states of a file.
+
+    Example:
+        entry = icis_deploy.load_bundle("bundle").files["model.onnx"]
+        print(entry.size_bytes, entry.sha256)
+    """
 
     sha256: str
     """Lower-case hexadecimal."""
@@ -84,6 +94,10 @@ class FileEntry:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
     """What a manifest says.
+
+    Example:
+        bundle = icis_deploy.load_bundle("bundle")
+        print(bundle.head_kind, bundle.num_seen, bundle.class_names[bundle.num_seen :])
 
     Raises:
         BundleError: On construction, if a field contradicts another.
@@ -263,13 +277,18 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def load_bundle(folder: Path) -> Bundle:
+def load_bundle(folder: str | Path) -> Bundle:
     """Read a bundle's manifest and check every file that it names.
+
+    Example:
+        bundle = icis_deploy.load_bundle("bundle")
+        print(bundle.precision, bundle.capacity)
 
     Raises:
         BundleError: If there is no manifest, it is not one, or a file is missing.
         CorruptFileError: If a file has another size or hash than the manifest states.
     """
+    folder = Path(folder)
     bundle = load_manifest(folder)
     check_files(folder, bundle)
     return bundle

@@ -15,6 +15,10 @@ _INPUTS = ("float32", "uint8")
 class ModelForm:
     """What the exported model computes in, takes and gives; by default the most probable classes beside all scores.
 
+    Example:
+        >>> icis_deploy.ModelForm(precision="fp16", model_input="uint8").top
+        5
+
     Raises:
         UsageError: On construction, if its parts do not go together.
     """

@@ -56,7 +56,7 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
     "targets",
     type=click.Choice(TARGET_NAMES),
     multiple=True,
-    help="What the bundle holds beside model.onnx; may be given several times. all: what this machine can build.",
+    help="What the bundle holds besides model.onnx; may be given several times. all: what this machine can build.",
 )
 @engine_options
 @click.option("--out", type=NEW_PATH, required=True, help="The bundle's folder.")
@@ -83,19 +83,13 @@ def export(
     A bundle holds model.onnx and a manifest. If the gate fails there is none: what was built lies in OUT.rejected with
     the report, and the exit code is 1.
     """
+    from icis_deploy.api.export import ExportOptions
     from icis_deploy.api.export import export as export_bundle
+    from icis_deploy.bundle.target_options import TargetOptions
 
     source = model_source(model, *(grouped.pop(name) for name in ("weights", "input_shape", "head_node")))
     form, engine = split_form(grouped)
-    settings = engine_settings(**engine)
-    from exporters.targets.registry import TargetOptions
-
-    built: list[BuiltTarget] = []
-    bundle = export_bundle(
-        source,
-        classes=classes,
-        out=out,
-        updates=updates,
+    options = ExportOptions(
         head=head,
         capacity=capacity,
         preprocess=preprocess,
@@ -104,7 +98,15 @@ def export(
         trust=trust,
         generator=generator,
         targets=targets,
-        target_options=TargetOptions(engine=settings),
+        target_options=TargetOptions(engine=engine_settings(**engine)),
+    )
+    built: list[BuiltTarget] = []
+    bundle = export_bundle(
+        source,
+        classes=classes,
+        out=out,
+        updates=updates,
+        options=options,
         on_target=built.append,
         overwrite=overwrite,
     )

@@ -75,7 +75,7 @@ def json_result(command: str, status: str, result: Mapping[str, Any]) -> str:
 
 @contextmanager
 def training_progress(description: str) -> Iterator[Callable[[int, float], None] | None]:
-    """Give a callback that shows epoch and loss on stderr, or `None` where nobody watches a terminal."""
+    """Give a callback that shows epoch and loss on stderr, or `None` unless stderr is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

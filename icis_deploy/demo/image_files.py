@@ -19,9 +19,9 @@ def save_images(
     """Write one PNG per image, named after its class, and the list of all.
 
     Args:
-        folder: Made where it does not exist. Pictures go to its folder `images`; those of other lists stay.
+        folder: Made where it does not exist. Images go to its folder `images`; those of other lists stay.
         images: `(num_images, height, width, 3)` uint8, RGB.
-        labels: `(num_images,)`, places in `class_names`.
+        labels: `(num_images,)`, indices into `class_names`.
         class_names: `(num_classes,)`.
         list_name: File name of the list, such as `images.csv`; columns `file` (relative to `folder`) and `class`.
 

@@ -3,7 +3,7 @@
 Rules:
 
 1. A class is one value for each attribute; its name and its descriptor follow from these values alone.
-2. Nothing but the attributes tells two classes apart. Place, turn, light and background belong to a single image.
+2. Nothing but the attributes tells two classes apart. Position, rotation, light and background vary by image.
 3. Every attribute value of an unseen class occurs in many seen classes; the combination occurs in none.
 4. The same seed gives the same classes in the same order.
 """
@@ -93,10 +93,10 @@ class World:
             raise UsageError("A class of the demo stands twice; each must be either seen or unseen, once.")
         known = {value for item in self.seen for value in item.values}
         for item in self.unseen:
-            strangers = [value for value in item.values if value not in known]
-            if strangers:
+            unknown = [value for value in item.values if value not in known]
+            if unknown:
                 raise UsageError(
-                    f"The unseen class {item.name!r} is {' and '.join(strangers)}, and no seen class is: nothing could "
+                    f"The unseen class {item.name!r} is {' and '.join(unknown)}, and no seen class is: nothing could "
                     f"be learned about it. Use more seen classes."
                 )
 
@@ -162,8 +162,7 @@ def draw_balanced(pool: Sequence[DemoClass], num_classes: int, rng: np.random.Ge
     drawn: list[DemoClass] = []
     for _ in range(num_classes):
         cost = codes[left] @ (counts * num_options)  # one value of two may come three times as often as one of six
-        place = int(np.argmin(cost))
-        index = left.pop(place)
+        index = left.pop(int(np.argmin(cost)))
         counts += codes[index]
         drawn.append(pool[index])
     return tuple(drawn)

@@ -17,6 +17,11 @@ from icis_deploy.head.class_names import check_unique, quoted
 class Descriptors:  # noqa: PLW1641 - compared, never a key
     """Descriptors of named classes, in one space.
 
+    Example:
+        >>> both = icis_deploy.Descriptors(values=[[1, 0, 1], [0, 1, 1]], class_names=("okapi", "zebra"))
+        >>> both.select(["zebra"]).values
+        array([[0., 1., 1.]], dtype=float32)
+
     Raises:
         DescriptorError: On construction, naming the first classes whose descriptor is NaN, infinite or zero, or if the
             values are not a matrix of real numbers with one row per name, or if a name stands twice.

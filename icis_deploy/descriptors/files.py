@@ -19,7 +19,7 @@ from icis_deploy.errors import DescriptorError, LoadError, MissingDependencyErro
 MAX_FILE_BYTES = 1 << 32
 
 
-def load_descriptors(path: Path) -> Descriptors:
+def load_descriptors(path: str | Path) -> Descriptors:
     """Read descriptors; the ending of the file name says how.
 
     `.npz`: arrays `names` `(num_classes,)` and `values` `(num_classes, descriptor_dim)`, without pickled objects.
@@ -27,12 +27,17 @@ def load_descriptors(path: Path) -> Descriptors:
     `.mat`: `allclasses_names` and `att` `(descriptor_dim, num_classes)`, as in the proposed splits of Xian et al.
     (xlsa17, "Zero-shot learning: a comprehensive evaluation of the good, the bad and the ugly", TPAMI 2018).
 
+    Example:
+        descriptors = icis_deploy.load_descriptors("descriptors.npz")
+        print(descriptors.num_classes, descriptors.descriptor_dim)
+
     Raises:
         DescriptorError: If the file is missing, larger than `MAX_FILE_BYTES` or cannot be read as that, or a descriptor
             is NaN, infinite, zero or given twice.
         MissingDependencyError: If a `.mat` file is given and scipy is not installed.
     """
     readers: dict[str, Callable[[bytes], Descriptors]] = {".npz": _read_npz, ".csv": _read_csv, ".mat": _read_mat}
+    path = Path(path)
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DescriptorError(
@@ -51,13 +56,18 @@ def check_descriptor_name(path: Path) -> None:
         raise UsageError(f"Descriptors are written as .npz; {path} ends in {path.suffix or 'nothing'!r}.")
 
 
-def save_descriptors(descriptors: Descriptors, path: Path) -> None:
+def save_descriptors(descriptors: Descriptors, path: str | Path) -> None:
     """Write descriptors as an `.npz` file that `load_descriptors` reads; equal descriptors give equal bytes.
+
+    Example:
+        descriptors = icis_deploy.Descriptors(values=[[1, 0], [0, 1]], class_names=("okapi", "zebra"))
+        icis_deploy.save_descriptors(descriptors, "descriptors.npz")
 
     Raises:
         UsageError: If the file name does not end in `.npz`.
         StorageError: If it cannot be written; what was there before still is.
     """
+    path = Path(path)
     check_descriptor_name(path)
     buffer = io.BytesIO()
     np.savez(buffer, names=np.array(descriptors.class_names), values=descriptors.values)

@@ -37,6 +37,13 @@ is 3.4e38, and an answer would be infinite or no number."""
 class ClassUpdate:  # noqa: PLW1641 - compared, never a key
     """A change of classes, made for one head.
 
+    Example:
+        >>> head = icis_deploy.Head(rows=[[1.0, 0.0, 0.5]], class_names=("zebra",))
+        >>> rows = [[0.0, 1.0, 0.5]]
+        >>> update = icis_deploy.ClassUpdate(base_fingerprint=head.fingerprint, rows=rows, added=("okapi",))
+        >>> update.version, update.feature_dim
+        (1, 2)
+
     Raises:
         IncompatibleError: On construction, if the rows do not match the names, or a field is out of its range.
         ClassConflictError: On construction, if a class stands twice.

@@ -29,6 +29,13 @@ BLOCK_BYTES = 8 << 20
 class Head:
     """All rows of a classifier's last linear layer, with the name of each.
 
+    Example:
+        >>> head = icis_deploy.Head(rows=[[1.0, 0.0, 0.5], [0.0, 2.0, 0.0]], class_names=("zebra", "horse"))
+        >>> head.num_classes, head.feature_dim
+        (2, 2)
+        >>> head.logits([[1.0, 1.0]])
+        array([[1.5, 2. ]])
+
     Raises:
         IncompatibleError: On construction, if the rows are not a finite matrix with a weight and one row per name.
         ClassConflictError: On construction, if two rows have the same name, or one has none.

@@ -31,6 +31,13 @@ EMPTY_SLOT_BIAS = -6e4
 class SlotTable:  # noqa: PLW1641 - compared, never a key
     """The contents of all slots of one head at one moment.
 
+    Example:
+        >>> table = icis_deploy.SlotTable(
+        ...     weight=[[0.0, 1.0], [0.0, 0.0]], bias=[0.5, -6e4], class_names=("okapi", None)
+        ... )
+        >>> table.capacity, table.filled_names
+        (2, ('okapi',))
+
     Raises:
         IncompatibleError: On construction, if shapes disagree.
         ClassConflictError: On construction, if a name stands twice.

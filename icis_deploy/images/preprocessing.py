@@ -30,6 +30,10 @@ _COLORS = ("RGB", "BGR", "L")
 class Preprocessing:
     """How a picture becomes a model's input.
 
+    Example:
+        >>> icis_deploy.Preprocessing(resize=256, crop=224, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).input_shape
+        (3, 224, 224)
+
     Raises:
         IncompatibleError: On construction, if a setting is out of its range.
     """
@@ -175,14 +179,18 @@ def preprocessing_from_json(values: Mapping[str, Any], *, where: str) -> Preproc
         raise IncompatibleError(f"{where}: a preprocessing setting has the wrong type: {reason_of(error)}.") from error
 
 
-def load_preprocessing(path: Path) -> Preprocessing:
+def load_preprocessing(path: str | Path) -> Preprocessing:
     """Read settings from a JSON file.
+
+    Example:
+        preprocessing = icis_deploy.load_preprocessing("preprocess.json")
+        print(preprocessing.input_shape)
 
     Raises:
         LoadError: If it cannot be read or is not a JSON object.
         IncompatibleError: If a setting is wrong.
     """
-    data = read_capped(path, max_bytes=MAX_JSON_BYTES, what="preprocessing file", error_type=LoadError)
+    data = read_capped(Path(path), max_bytes=MAX_JSON_BYTES, what="preprocessing file", error_type=LoadError)
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -22,12 +22,12 @@ from icis_deploy.errors import (
 )
 from icis_deploy.head.head import Head
 from icis_deploy.injection.estimate.estimate import Estimate, estimate_injection
-from icis_deploy.injection.options import AUTO, InjectionOptions
+from icis_deploy.injection.options import AUTO, DEFAULT_SEEN_ACCURACY, InjectionOptions
 from icis_deploy.injection.predictors.registry import Prepared, Progress, method_named
 from icis_deploy.injection.rows.calibration import Injector, LengthFactor, RowCalibration, matching_length
 from icis_deploy.injection.validation.cross_validation import MIN_SEEN
-from icis_deploy.injection.validation.evaluation import set_up_trial
-from icis_deploy.injection.validation.selection import Selection, methods_to_try, select
+from icis_deploy.injection.validation.evaluation import Assumptions, set_up_trial
+from icis_deploy.injection.validation.selection import MethodChoice, Selection, methods_to_try, select
 
 TOO_FEW_SEEN = (
     "The head has {num_seen} classes; with fewer than {min_seen} nothing can be cross-validated: the rows get the mean "
@@ -38,6 +38,10 @@ TOO_FEW_SEEN = (
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Injection:
     """Predicted rows of unseen classes, what made them, and what to expect of them.
+
+    Example:
+        injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        further = injection.injector.rows(icis_deploy.load_descriptors("more.npz").values)
 
     Raises:
         IncompatibleError: On construction, if there is not one finite row for each name.
@@ -61,8 +65,8 @@ class Injection:
     options: InjectionOptions
     """What was asked for, as far as it could be done."""
 
-    selection: Selection | None
-    """The methods that were tried; `None` where nothing was cross-validated."""
+    selection: MethodChoice | None
+    """The methods that were tried, and the one that was chosen; `None` where nothing was cross-validated."""
 
     estimate: Estimate | None
     """What cross-validation predicts of the calibrated rows; `None` unless it calibrated them."""
@@ -152,7 +156,7 @@ def inject(
         method=options.method if selection is None else selection.chosen.method.name,
         settings=prepared.settings,
         options=options,
-        selection=selection,
+        selection=None if selection is None else selection.choice,
         estimate=estimate,
         warnings=tuple(warnings),
     )
@@ -201,6 +205,14 @@ def _require_solver() -> None:
         raise MissingDependencyError("Injection needs scipy. Install it: pip install 'icis-deploy[train]'.")
 
 
+def _assumptions(options: InjectionOptions, neutral_features: Float32 | None) -> Assumptions:
+    return Assumptions(
+        neutral_features=neutral_features,
+        seen_accuracy=DEFAULT_SEEN_ACCURACY if options.seen_accuracy is None else options.seen_accuracy,
+        is_accuracy_known=options.seen_accuracy is not None,
+    )
+
+
 def _select(
     options: InjectionOptions,
     head: Head,
@@ -213,7 +225,7 @@ def _select(
         seen.values,
         head.rows,
         new.values,
-        assumptions=options.assumptions(features),
+        assumptions=_assumptions(options, features),
         balance=options.balance,
         seed=options.seed,
     )

@@ -31,7 +31,13 @@ Logits = NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crossing:
-    """Images of one class taken for a class from the other side of the seen / unseen line."""
+    """Images of one class taken for a class from the other side of the seen / unseen line.
+
+    Example:
+        report = icis_deploy.evaluate("bundle", images="images.csv")
+        for crossing in report.crossings:
+            print(crossing.label, crossing.prediction, crossing.num_images)
+    """
 
     label: int
     """Index of the class the images are of."""
@@ -46,6 +52,10 @@ class Crossing:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyReport:
     """Accuracy on seen and unseen classes, and where the two are confused.
+
+    Example:
+        report = icis_deploy.evaluate("bundle", images="images.csv")
+        print(report.T, report.U, report.S, report.H)
 
     Raises:
         IncompatibleError: On construction, if an accuracy is not a fraction of 1.

@@ -23,7 +23,12 @@ CONFIDENCE = 0.99
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateProfile:
-    """The thresholds that an export of one precision must keep."""
+    """The thresholds that an export of one precision must keep.
+
+    Example:
+        for report in icis_deploy.verify("bundle", against="model.onnx"):
+            print(report.max_scaled_error, report.profile.max_scaled_error)
+    """
 
     name: str
     """The precision that they are for."""
@@ -64,7 +69,12 @@ GATE_PROFILES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityReport:
-    """The comparison of an exported model with its reference, and the verdict."""
+    """The comparison of an exported model with its reference, and the verdict.
+
+    Example:
+        for report in icis_deploy.verify("bundle", against="model.onnx"):
+            print(report.compared_with, report.passed, report.failures)
+    """
 
     compared_with: str
     """What the reference was, in words."""

@@ -58,6 +58,11 @@ class Device:
     """A bundle that is open and answers; safe to use from several threads.
 
     Every answer carries the version of the head that gave it, and comes from exactly one.
+
+    Example:
+        device = icis_deploy.Device.open("bundle")
+        (prediction,) = device.predict(["okapi.jpg"])
+        device.apply("new.icis")
     """
 
     def __init__(
@@ -208,10 +213,7 @@ class Device:
         if top < 1:
             raise UsageError(f"top is {top}; at least one class must be asked for.")
         # A look at the type is enough for most, and takes 4 us less than `isinstance` while caches are cold.
-        if type(images) is ndarray or isinstance(images, ndarray):
-            batch = images
-        else:
-            batch = self.prepare([Path(image) for image in images])
+        batch = images if type(images) is ndarray or isinstance(images, ndarray) else self.prepare(images)
         opened = self._opened
         state = opened.updater.state
         # Where more classes are asked for than the model chooses, or one is disabled, the choice is made here.
@@ -228,7 +230,7 @@ class Device:
             independent=opened.bundle.score_kind == "sigmoid",
         )
 
-    def prepare(self, paths: Sequence[Path]) -> NDArray[np.generic]:
+    def prepare(self, paths: Sequence[str | Path]) -> NDArray[np.generic]:
         """Return image files as one batch of the model's input, `(batch, *input_shape)`.
 
         Raises:
@@ -244,7 +246,7 @@ class Device:
         from icis_deploy.images.loading import load_images, load_pixels
 
         load = load_pixels if bundle.model_input.takes_pixels else load_images
-        return load(paths, bundle.preprocessing)
+        return load([Path(path) for path in paths], bundle.preprocessing)
 
     def history(self) -> tuple[HistoryEntry, ...]:
         """Return the last changes committed to the bundle, by this process or another, the oldest first.

@@ -188,13 +188,17 @@ def parse_content(envelope: Envelope, *, is_verified: bool = False) -> ClassUpda
     return parse_payload(envelope.payload, is_verified=is_verified)
 
 
-def save_update(update: ClassUpdate | TrustedKeys, path: Path) -> None:
+def save_update(update: ClassUpdate | TrustedKeys, path: str | Path) -> None:
     """Write an unsigned file.
+
+    Example:
+        update = icis_deploy.inject("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        icis_deploy.save_update(update, "new.icis")
 
     Raises:
         StorageError: If it cannot be written; what was at `path` before is still there.
     """
-    write_file(path, serialize_envelope(envelope_of(update)))
+    write_file(Path(path), serialize_envelope(envelope_of(update)))
 
 
 def load_envelope(path: Path) -> Envelope:
@@ -211,14 +215,18 @@ def load_envelope(path: Path) -> Envelope:
         raise CorruptFileError(f"{path}: {error}") from error
 
 
-def load_update(path: Path) -> ClassUpdate:
+def load_update(path: str | Path) -> ClassUpdate:
     """Read a class update file *without* checking who signed it: for the workbench, which makes them.
+
+    Example:
+        update = icis_deploy.load_update("new.icis")
+        print(update.version, update.added)
 
     Raises:
         LoadError: If the file cannot be read.
         CorruptFileError: If it is not a class update.
     """
-    envelope = load_envelope(path)
+    envelope = load_envelope(Path(path))
     try:
         content = parse_content(envelope)
     except CorruptFileError as error:

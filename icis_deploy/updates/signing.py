@@ -38,7 +38,12 @@ PUBLIC_SUFFIX = ".pub"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPair:
-    """Where a key pair is."""
+    """Where a key pair is.
+
+    Example:
+        keys = icis_deploy.keygen("publisher.key")
+        icis_deploy.sign("new.icis", key=keys.private_path, version=1)
+    """
 
     private_path: Path
     """The private key: PKCS #8 PEM, not encrypted, mode 600."""
@@ -52,7 +57,12 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedFile:
-    """A file whose signature was made or checked."""
+    """A file whose signature was made or checked.
+
+    Example:
+        signed = icis_deploy.verify_update("new.icis", trust=["publisher.key.pub"])
+        print(signed.content.added, signed.signed_by)
+    """
 
     path: Path
     """Where it is."""

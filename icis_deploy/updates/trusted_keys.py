@@ -44,6 +44,11 @@ _FIELDS = frozenset({"schema_version", "public_keys", "version", "expires"})
 class TrustedKeys:
     """A set of public keys that takes the place of the one a device trusts.
 
+    Example:
+        signed = icis_deploy.verify_update("keys.icis", trust=["publisher.key.pub"])
+        if isinstance(signed.content, icis_deploy.TrustedKeys):
+            print(len(signed.content.public_keys))
+
     Raises:
         IncompatibleError: On construction, if there is no key or too many, or a field is out of its range.
         SignatureError: On construction, if a text is not an Ed25519 public key.

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from exporters.targets.tensorrt.engine_settings import EngineSettings
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput
+from icis_deploy.bundle.target_options import EngineSettings
 from icis_deploy.common.files import write_file
 from icis_deploy.errors import ExportError, UsageError
 from icis_deploy.runtime.sessions.tensorrt_library import new_logger

@@ -1,4 +1,4 @@
-"""How engines of TensorRT are built, and which of their options concerns which library.
+"""Which of the settings of an engine concerns which of TensorRT's libraries.
 
 What a library cannot take is refused with the reason, and not left out: who asks for a timing cache counts on it.
 """
@@ -6,59 +6,13 @@ What a library cannot take is refused with the reason, and not left out: who ask
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any
 
+from icis_deploy.bundle.target_options import EngineSettings
 from icis_deploy.errors import UsageError
 
 ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """How engines are built.
-
-    Raises:
-        UsageError: On construction, if the batches are not in order.
-    """
-
-    min_batch: int = 1
-    """The least batch that the engine takes."""
-
-    opt_batch: int = 1
-    """The batch that kernels are chosen for."""
-
-    max_batch: int = 32
-    """The greatest batch that it takes."""
-
-    compute_capabilities: tuple[str, ...] = ()
-    """GPU architectures, such as `8.6`, for TensorRT-RTX; by default all from 8.0 on that it knows. TensorRT itself
-    builds for the GPU of this machine."""
-
-    hardware_compatibility: str = "none"
-    """For TensorRT: `ampere_plus` lets the engine run on every architecture from 8.0 on, somewhat slower."""
-
-    workspace_bytes: int | None = None
-    """Memory that a layer may use while it runs; `None` for all there is."""
-
-    timing_cache: Path | None = None
-    """For TensorRT: a file of kernel timings, read if it is there and written afterwards. A rebuild takes seconds."""
-
-    refit: bool = False
-    """Whether slots are weights that are refitted, and not inputs."""
-
-    @property
-    def batches_were_chosen(self) -> bool:
-        """Whether the batches are others than where nobody says anything."""
-        return any(getattr(self, name) != _DEFAULTS[name] for name in ("min_batch", "opt_batch", "max_batch"))
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
-            raise UsageError(
-                f"The batches {self.min_batch}, {self.opt_batch}, {self.max_batch} are not in order: expected 1 <= "
-                f"least <= usual <= greatest."
-            )
 
 
 _DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(EngineSettings)}

@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.tensorrt.build import BuiltEngine, build_engine
-from exporters.targets.tensorrt.engine_settings import EngineSettings
 from exporters.targets.tensorrt.graph import SLOT_ROWS, graph_for_tensorrt
 from exporters.targets.tensorrt.symmetric_quantization import with_symmetric_quantization
 from icis_deploy._version import __version__
@@ -27,6 +26,7 @@ from icis_deploy.bundle.engine_sidecar import (
     this_platform,
 )
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
+from icis_deploy.bundle.target_options import EngineSettings
 from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.errors import BundleError, ExportError, MissingDependencyError, StorageError
 from icis_deploy.runtime.sessions.cuda_calls import load_cuda

@@ -37,7 +37,12 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Macro-averaged accuracies, fractions of 1."""
+    """Macro-averaged accuracies, fractions of 1.
+
+    Example:
+        >>> icis_deploy.Rates(T=0.8, U=0.5, S=0.5).H
+        0.5
+    """
 
     T: float
     """On unseen classes, choosing among unseen classes only."""

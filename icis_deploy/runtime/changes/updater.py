@@ -49,7 +49,12 @@ _NUM_READ_ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedUpdate:
-    """A file that was applied."""
+    """A file that was applied.
+
+    Example:
+        applied = icis_deploy.Device.open("bundle").apply("new.icis")
+        print(applied.entry.version, applied.timings.total_ms)
+    """
 
     content: ClassUpdate | TrustedKeys
     """What was in it."""

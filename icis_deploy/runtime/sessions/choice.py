@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 class Runtime:
     """Which runtime a model is loaded in, and how.
 
+    Example:
+        >>> icis_deploy.Runtime(name="openvino", num_threads=2).is_reference
+        False
+
     Raises:
         UsageError: On construction, if there is no such runtime, a number is not positive, or a setting does nothing in
             this runtime.

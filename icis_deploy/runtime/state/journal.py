@@ -81,7 +81,12 @@ class StateEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryEntry:
-    """One committed change, for people to read."""
+    """One committed change, for people to read.
+
+    Example:
+        for entry in icis_deploy.Device.open("bundle").history():
+            print(entry.sequence, entry.time, entry.action, entry.signed_by)
+    """
 
     sequence: int
     """Number of the change, from 1."""

@@ -15,10 +15,10 @@ from onnx import numpy_helper
 
 import icis_deploy
 from exporters.targets.openvino_target import openvino_from_onnx
-from exporters.targets.registry import TARGETS, BuiltTarget, TargetJob, TargetOptions, plan_targets
-from exporters.targets.tensorrt.engine_settings import EngineSettings
+from exporters.targets.registry import TARGETS, BuiltTarget, TargetJob, plan_targets
 from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.bundle.manifest import load_bundle
+from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
 from icis_deploy.cli.export import TARGET_NAMES
 from icis_deploy.cli.main import run
 from icis_deploy.errors import (
@@ -48,7 +48,11 @@ def export(opened: OpenedModel, update: ClassUpdate, out: Path, *, head: str, **
     built: list[BuiltTarget] = []
     capacity = 8 if head == "updatable" else None
     icis_deploy.export(
-        opened, updates=[update], head=head, capacity=capacity, out=out, on_target=built.append, **settings
+        opened,
+        updates=[update],
+        options=icis_deploy.ExportOptions(head=head, capacity=capacity, **settings),
+        out=out,
+        on_target=built.append,
     )
     return built
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import icis_deploy
-from icis_deploy.api.describe import describe, twins
+from icis_deploy.api.describe import describe, indistinguishable_classes
 from icis_deploy.cli.main import run
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import ClassConflictError, UsageError
@@ -53,7 +53,7 @@ def test_a_class_named_twice_is_refused(vectors):
 def test_classes_with_the_same_descriptor_are_found():
     values = np.array([[1, 0], [0, 1], [1, 0], [2, 0]], dtype=np.float32)
 
-    assert twins(Descriptors(values=values, class_names=("a", "b", "c", "d"))) == [("a", "c")]
+    assert indistinguishable_classes(Descriptors(values=values, class_names=("a", "b", "c", "d"))) == [("a", "c")]
 
 
 def test_the_command_joins_class_lists_and_warns_of_equal_descriptors(tmp_path, vectors, capsys):

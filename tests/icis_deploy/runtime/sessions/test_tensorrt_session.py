@@ -128,8 +128,8 @@ def fake_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
 
 
 def real_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
-    from exporters.targets.tensorrt.engine_settings import EngineSettings
     from exporters.targets.tensorrt.target import write_engine
+    from icis_deploy.bundle.target_options import EngineSettings
     from icis_deploy.runtime.sessions.cuda_calls import load_cuda
 
     capability = load_cuda().compute_capability()
