@@ -52,7 +52,7 @@ class ICISDeployError(Exception):
     Args:
         what: What failed, as one or more sentences that also say what was found and what was expected.
         found: What was found, as a value for programs: a number, a text, or a tuple of them; `None` if not stated.
-        expected: What was expected instead: a value of the same kind, or a tuple of the allowed ones.
+        expected: What was expected instead: a value of the same kind, a limit, a tuple of the allowed values, or words.
         where: The file, folder, model or other thing in which it was found.
         hint: What to do next, as one or more sentences.
 

@@ -42,7 +42,7 @@ def load_descriptors(path: Path) -> Descriptors:
     try:
         return reader(data)
     except DescriptorError as error:
-        raise DescriptorError(f"{path}: {error}") from error
+        raise DescriptorError.at(path, error) from error
 
 
 def check_descriptor_name(path: Path) -> None:

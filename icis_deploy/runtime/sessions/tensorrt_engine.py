@@ -78,7 +78,7 @@ def load_sidecar(folder: Path, bundle: Bundle, runtime: str) -> EngineSidecar:
             read_plain(path, max_bytes=MAX_SIDECAR_BYTES, what="engine's sidecar", error_type=BundleError)
         )
     except BundleError as error:
-        raise BundleError(f"{path}: {error}") from error
+        raise BundleError.at(path, error) from error
 
 
 def _engine_loader(trt: Any, path: Path) -> Any:

@@ -218,7 +218,7 @@ class Store:
         try:
             return public_key_from_pem(text)
         except SignatureError as error:
-            raise SignatureError(f"{path}: {error}") from error
+            raise SignatureError.at(path, error) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
