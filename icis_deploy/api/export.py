@@ -98,8 +98,10 @@ def export(
 def _used_keys(trust: Sequence[PathLike], head_kind: str) -> list[Path]:
     if trust and head_kind == "fused":
         raise UsageError(
-            "A device with a fused head takes no class updates, whoever signed them: give --trust with --head "
-            "updatable, or leave it out."
+            "A device with a fused head takes no class updates, whoever signed them.",
+            found=head_kind,
+            expected="updatable",
+            hint="Give `trust` with `head='updatable'`, or leave it out.",
         )
     return [Path(key) for key in trust]
 

@@ -35,17 +35,15 @@ class ModelForm:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UsageError(
-                f"There is no precision {self.precision!r}; expected one of {', '.join(PRECISIONS)}.",
+                f"There is no precision {self.precision!r}; choose among {', '.join(PRECISIONS)}.",
                 found=self.precision,
                 expected=PRECISIONS,
-                hint="Choose one of them as `precision`.",
             )
         if self.model_input not in _INPUTS:
             raise UsageError(
-                f"A model cannot take {self.model_input!r}; expected one of {', '.join(_INPUTS)}.",
+                f"A model cannot take {self.model_input!r}; choose among {', '.join(_INPUTS)}.",
                 found=self.model_input,
                 expected=_INPUTS,
-                hint="Choose one of them as `model_input`.",
             )
         if self.top < 0:
             raise UsageError(

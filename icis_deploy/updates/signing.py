@@ -133,7 +133,15 @@ def load_public_key(path: Path) -> SSlibKey:
     data = read_plain(path, max_bytes=MAX_KEY_BYTES, what="public key", error_type=SignatureError)
     try:
         return public_key_from_pem(data.decode("ascii"))
-    except (UnicodeDecodeError, SignatureError) as error:
+    except UnicodeDecodeError as error:
+        raise SignatureError(
+            f"{path}: {error}.",
+            found=str(error),
+            expected="a public key in PEM form",
+            where=path,
+            hint="`keygen()` makes one.",
+        ) from error
+    except SignatureError as error:
         raise SignatureError.at(path, error) from error
 
 
