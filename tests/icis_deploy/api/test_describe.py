@@ -38,7 +38,7 @@ def test_the_facade_describes_and_saves_what_inject_reads(tmp_path, vectors):
 def test_exactly_one_source_is_needed(sources):
     with pytest.raises(
         UsageError,
-        match="either a file of word vectors or a text model, and .* given. Give either `vectors` or `model`",
+        match=r"either a file of word vectors or a text model, and .* given. Give either `vectors` or `model`",
     ):
         describe(["zebra"], **sources)
 
