@@ -98,7 +98,11 @@ def write_generator(
     if not error <= MAX_ROW_ERROR[precision]:
         raise GateFailedError(
             f"The generator's rows are up to {error:.2g} of their length off the injector's; {precision} may be "
-            f"{MAX_ROW_ERROR[precision]:.0e}. Nothing was written to {path}; write it as fp32, or with another method."
+            f"{MAX_ROW_ERROR[precision]:.0e}. Nothing was written to {path}.",
+            found=float(error),
+            expected=MAX_ROW_ERROR[precision],
+            where=path,
+            hint="Write it as `precision='fp32'`, or with another `method`.",
         )
     write_file(path, data)
     return WrittenGenerator(facts=facts, size_bytes=len(data), max_row_error=error, num_compared=len(compared))
@@ -115,7 +119,12 @@ def with_generator(plan: HeadPlan, path: str | Path | None) -> HeadPlan:
     if path is None:
         return plan
     if plan.head_kind != "updatable":
-        raise UsageError("A device can only be taught classes in slots: give --generator with --head updatable.")
+        raise UsageError(
+            "A device can only be taught classes in slots.",
+            found="fused",
+            expected="updatable",
+            hint="Give `generator` with `head='updatable'`.",
+        )
     data = read_capped(Path(path), max_bytes=MAX_GENERATOR_BYTES, what="generator", error_type=ModelLoadError)
     check_base(load_generator(data, where=str(path)).facts, plan.base_fingerprint, plan.table.feature_dim)
     return replace(plan, generator=data)
