@@ -40,6 +40,12 @@ def command_line_hint(hint: str, commands: Mapping[str, click.Command], *, comma
     return _BACKTICKED.sub(lambda found: _translated(found[1], commands, command) or found[0], hint)
 
 
+def all_commands() -> Mapping[str, click.Command]:
+    """Return the commands by name, from inside one of them."""
+    root = click.get_current_context().find_root().command
+    return root.commands if isinstance(root, click.Group) else {}
+
+
 def option_of(parameter: str, commands: Mapping[str, click.Command], *, command: str = "") -> click.Option | None:
     """Return the option that sets a parameter of the library; `None` where no command has one.
 

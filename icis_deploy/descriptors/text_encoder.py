@@ -182,7 +182,7 @@ def _check_complete(missing_keys: Collection[str], model: str) -> None:
             found=tuple(sorted(missing_keys)),
             expected=(),
             where=model,
-            hint="Fetch it again, or correct `architectures` in its config.json.",
+            hint="Fetch it again, or correct 'architectures' in its config.json.",
         )
 
 
