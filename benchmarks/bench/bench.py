@@ -228,7 +228,7 @@ def check_batches_fit(targets: Sequence[OpenTarget], batch_sizes: Sequence[int])
                 f"{memory_bytes / 1e9:.0f} GB of memory.",
                 found=NUM_INPUTS * max(batch_sizes) * image_bytes,
                 expected=memory_bytes,
-                hint="Give smaller `batch_sizes`.",
+                hint="Give a smaller one in `batch_sizes`.",
             )
 
 

@@ -86,7 +86,11 @@ def with_backbone(model: ir.Model, location: HeadLocation, input_name: str, back
     try:
         check_model(copy)
     except ExportError as error:
-        raise ExportError(f"The converted backbone does not fit the head {location.node_name}: {error}") from error
+        raise ExportError(
+            f"The converted backbone does not fit the head {location.node_name}: {error.what}",
+            where=location.node_name,
+            hint=error.hint,
+        ) from error
     return copy
 
 

@@ -265,9 +265,11 @@ def parse_manifest(data: bytes) -> Bundle:
             **values,
         )
     except ICISDeployError as error:
-        reason = reason_of(error)
         raise BundleError(
-            f"The manifest contradicts itself: {reason}", found=error.found, expected=error.expected
+            f"The manifest contradicts itself: {reason_of(error)}",
+            found=error.found,
+            expected=error.expected,
+            hint=error.hint,
         ) from error
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         raise BundleError(

@@ -93,7 +93,11 @@ class World:
 
     def __post_init__(self) -> None:
         if len(set(self.classes)) != len(self.classes):
-            raise UsageError("A class of the demo stands twice; each must be either seen or unseen, once.")
+            raise UsageError(
+                "A class of the demo stands twice; each must be either seen or unseen, once.",
+                found=tuple(item.name for item in self.classes),
+                expected="each class once",
+            )
         known = {value for item in self.seen for value in item.values}
         for item in self.unseen:
             strangers = [value for value in item.values if value not in known]

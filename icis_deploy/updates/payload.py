@@ -114,7 +114,14 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
             probe_seed=integer_from_json(fields["probe_seed"]),
             provenance=object_from_json(fields["provenance"]),
         )
-    except (ICISDeployError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except ICISDeployError as error:
+        raise CorruptFileError(
+            f"The class update breaks its own rules: {reason_of(error)}",
+            found=error.found,
+            expected=error.expected,
+            hint=error.hint,
+        ) from error
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"The class update breaks its own rules: {reason_of(error)}") from error
 
 

@@ -131,7 +131,7 @@ class Store:
         try:
             journal = parse_journal(data)
         except CorruptFileError as error:
-            raise CorruptFileError(f"{self._journal_path}: {error}") from error
+            raise CorruptFileError.at(self._journal_path, error) from error
         check_bundle(journal, bundle)
         self._last_journal = data, journal
         return journal
