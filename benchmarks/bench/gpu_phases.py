@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.results.values import Phases
 from benchmarks.timing.percentiles import median_interval
+from icis_deploy.common.arrays import Images
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT, SlotBuffers
 
@@ -22,8 +22,6 @@ GPU_PROVIDERS = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"}
 NUM_WARM = 10
 NUM_QUERIES = 200
 BLOCK = 10
-
-Images = NDArray[np.generic]
 
 
 def measure_phases(

@@ -38,6 +38,7 @@ _MEANT_BY_VERSION_1: Mapping[str, Any] = {"precision": "fp32", "top": 0}
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
 SLOTS_NAME = "slots.safetensors"
+# Why: docs/decisions/0006.
 INJECTED_NAME = "injected.safetensors"
 MAX_MANIFEST_BYTES = 1 << 27
 MAX_INPUT_VALUES = 1 << 26

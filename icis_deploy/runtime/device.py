@@ -6,6 +6,8 @@ Rules:
 2. Everything that changes the state is the updater's; see `updater.py`.
 """
 
+# Why: docs/decisions/0024 (hand-over), docs/decisions/0035 (self-test at opening), docs/decisions/0057 (late imports).
+
 from __future__ import annotations
 
 import os

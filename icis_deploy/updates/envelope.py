@@ -12,6 +12,8 @@ Rules:
    file, with whatever JSON reader, reads the same.
 """
 
+# Why: docs/decisions/0003.
+
 from __future__ import annotations
 
 import base64
@@ -36,6 +38,7 @@ MAX_SIGNATURE_BYTES = 1 << 16
 MAX_ENVELOPE_BYTES = MAX_PAYLOAD_BYTES // 3 * 4 + MAX_SIGNATURE_BYTES
 """Base64 makes four bytes of three."""
 
+# Why: docs/decisions/0023.
 MAX_JSON_VALUES = 4096
 """An envelope has a handful. A file that is nothing but brackets would take twenty times its size in memory."""
 

@@ -13,6 +13,8 @@ What may change is decided in `update_rules.py`, how it reaches the disk in `sto
 imported with the first change: a device that only answers opens without them.
 """
 
+# Why: docs/decisions/0022 (the order), docs/decisions/0057 (late imports).
+
 from __future__ import annotations
 
 import threading

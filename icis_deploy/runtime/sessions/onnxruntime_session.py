@@ -189,6 +189,7 @@ def session_options(num_threads: int | None = None) -> Any:
     options.log_severity_level = 3  # what matters comes as an exception; warnings of the graph optimizer help no user
     # Threads of a pool wait for the next operator by spinning, and by default go on after a run: they keep a core from
     # whatever comes next, such as another session. Within a run they may; after it they sleep.
+    # Why: docs/decisions/0047.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if num_threads is not None:
         options.intra_op_num_threads = num_threads

@@ -4,6 +4,8 @@ A session is a model loaded in a runtime. It holds no head state: slots are load
 request therefore ends with the slots it started with, whatever is loaded in the meantime, and no lock is needed.
 """
 
+# Why: docs/decisions/0002.
+
 from __future__ import annotations
 
 from dataclasses import dataclass

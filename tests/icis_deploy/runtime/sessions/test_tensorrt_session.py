@@ -44,7 +44,7 @@ from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls
 from icis_deploy.runtime.sessions.protocol import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.runtime.sessions.tensorrt_context import MAX_GRAPH_BATCHES
-from tests.icis_deploy.runtime.bundles import (
+from testing.bundles import (
     FEATURE_DIM,
     INPUT_DIM,
     features_of,
