@@ -121,18 +121,27 @@ def parse_result(data: bytes) -> Result:
         values = json.loads(data)
         schema_version = values.pop("schema_version")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise LoadError("It is not a benchmark result: no JSON object with a `schema_version`.") from error
+        raise LoadError(
+            "It is not a benchmark result: no JSON object with a `schema_version`.",
+            expected="a JSON object with a schema_version",
+        ) from error
     if type(schema_version) is not int or schema_version not in {1, SCHEMA_VERSION}:  # Python calls `true` equal to 1
         raise LoadError(
-            f"It has schema version {shown(schema_version)}; this release reads 1 and {SCHEMA_VERSION}. Measure again, "
-            f"or use the release that made it."
+            f"It has schema version {shown(schema_version)}; this release reads 1 and {SCHEMA_VERSION}.",
+            found=shown(schema_version),
+            expected=(1, SCHEMA_VERSION),
+            hint="Measure again, or use the release that made it.",
         )
     if schema_version == 1:
         values.setdefault("head_shares", [])
     try:
         return value_from_json(Result, values)
     except (TypeError, ValueError, ICISDeployError) as error:
-        raise LoadError(f"It is not a benchmark result: {error}.") from error
+        raise LoadError(
+            f"It is not a benchmark result: {error}.",
+            found=str(error),
+            expected="a benchmark result",
+        ) from error
 
 
 def load_result(path: str | Path) -> Result:
@@ -149,7 +158,13 @@ def load_result(path: str | Path) -> Result:
     try:
         return parse_result(data)
     except LoadError as error:
-        raise LoadError(f"Cannot use {path}. {error}") from error
+        raise LoadError(
+            f"Cannot use {path}. {error.what}",
+            found=error.found,
+            expected=error.expected,
+            where=path,
+            hint=error.hint,
+        ) from error
 
 
 def save_result(result: Result, path: str | Path) -> None:

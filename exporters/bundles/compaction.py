@@ -96,9 +96,18 @@ def plan_compaction(former: CompactedFrom, capacity: int) -> CompactionPlan:
     """
     table = former.table
     if table is None:
-        raise IncompatibleError(f"The bundle {former.folder} has a fused head: there are no slots to bake.")
+        raise IncompatibleError(
+            f"The bundle {former.folder} has a fused head: there are no slots to bake.",
+            found="fused",
+            expected="updatable",
+            where=former.folder,
+        )
     if capacity < 1:
-        raise UsageError(f"An updatable head needs a capacity of at least 1 slot, not {capacity}.")
+        raise UsageError(
+            f"An updatable head needs a capacity of at least 1 slot, not {capacity}.",
+            found=capacity,
+            expected="at least 1",
+        )
     taught = [name for name in table.filled_names if name in former.journal.current.taught]
     published = compacted(table.without(taught))
     baked = load_injected(former.folder, former.bundle)
@@ -106,7 +115,10 @@ def plan_compaction(former: CompactedFrom, capacity: int) -> CompactionPlan:
     if (num_scores := former.bundle.num_seen + baked.capacity + capacity) < former.bundle.top:
         raise UsageError(
             f"With {capacity} slots the model would give {num_scores} scores, and it chooses {former.bundle.top} "
-            f"classes itself. Give a larger --capacity, or export the bundle again with a smaller --top."
+            f"classes itself.",
+            found=num_scores,
+            expected=f"at least {former.bundle.top}",
+            hint="Give a larger `capacity`, or export the bundle again with a smaller `top`.",
         )
     return CompactionPlan(baked=baked, slots=_in_slots(compacted(table.without(published.filled_names)), capacity))
 
@@ -195,7 +207,10 @@ def _in_slots(filled: SlotTable, capacity: int) -> SlotTable:
     if filled.capacity > capacity:
         raise CapacityError(
             f"The bundle was taught {filled.capacity} classes, which stay in slots; a capacity of {capacity} does not "
-            f"hold them. Give a greater --capacity."
+            f"hold them.",
+            found=capacity,
+            expected=f"at least {filled.capacity}",
+            hint="Give a greater `capacity`.",
         )
     return _joined(filled, empty_slots(capacity - filled.capacity, filled.feature_dim))
 

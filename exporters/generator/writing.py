@@ -105,7 +105,11 @@ def write_generator(
     if not error <= MAX_ROW_ERROR[precision]:
         raise GateFailedError(
             f"The generator's rows are up to {error:.2g} of their length off the injector's; {precision} may be "
-            f"{MAX_ROW_ERROR[precision]:.0e}. Nothing was written to {path}; write it as fp32, or with another method."
+            f"{MAX_ROW_ERROR[precision]:.0e}. Nothing was written to {path}.",
+            found=float(error),
+            expected=MAX_ROW_ERROR[precision],
+            where=path,
+            hint="Write it as `precision='fp32'`, or with another `method`.",
         )
     write_file(path, data)
     return WrittenGenerator(facts=facts, size_bytes=len(data), max_row_error=error, num_compared=len(compared))

@@ -52,7 +52,7 @@ class Target:
     """A kind of file that an export can hold."""
 
     name: str
-    """What `--target` calls it."""
+    """What `export` calls it, in `targets`."""
 
     runtime: str | None
     """The runtime that the gate runs it in (`icis_deploy.runtime.sessions.choice`); `None` where none of ours can."""
@@ -85,7 +85,7 @@ class BuiltTarget:
     """
 
     name: str
-    """What `--target` calls it."""
+    """What `export` calls it, in `targets`."""
 
     files: tuple[str, ...] = ()
     """Paths relative to the bundle; empty where it could not be built."""
@@ -179,7 +179,11 @@ def plan_targets(
     options = TargetOptions() if options is None else options
     unknown = [name for name in names if name not in {"onnx", ALL_TARGETS, *TARGETS}]
     if unknown:
-        raise UsageError(f"There is no target {unknown[0]!r}; choose among onnx, {', '.join(TARGETS)}, {ALL_TARGETS}.")
+        raise UsageError(
+            f"There is no target {unknown[0]!r}; choose among onnx, {', '.join(TARGETS)}, {ALL_TARGETS}.",
+            found=unknown[0],
+            expected=("onnx", *TARGETS, ALL_TARGETS),
+        )
     asked = tuple(TARGETS) if ALL_TARGETS in names else tuple(dict.fromkeys(name for name in names if name != "onnx"))
     require_used(options.engine, asked, head_kind=head_kind)
     if ALL_TARGETS in names:

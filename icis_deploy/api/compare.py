@@ -162,7 +162,11 @@ def compare_methods(
 
 def _compared(name: str, injection: Injection, measured: AccuracyReport | None, train_s: float) -> ComparedMethod:
     if injection.estimate is None:
-        raise UntrustworthyError(f"There is nothing to compare methods on. {injection.warnings[0]}")
+        raise UntrustworthyError(
+            f"There is nothing to compare methods on. {injection.warnings[0]}",
+            found=injection.warnings[0],
+            expected="an estimate",
+        )
     return ComparedMethod(
         name=name, method=injection.method, estimate=injection.estimate, measured=measured, train_s=train_s
     )
@@ -190,7 +194,10 @@ class LabeledImageFeatures:
             ImageError: If the list or an image cannot be read.
         """
         if preprocessing is None:
-            raise UsageError("Images can only be measured on with --preprocess, which says how they are prepared.")
+            raise UsageError(
+                "Images can only be measured on where it is known how they are prepared.",
+                hint="Give `preprocess`, which says it, or leave `images` out.",
+            )
         enable_workbench()
         from exporters.backbone.features import backbone_features
 
@@ -213,8 +220,12 @@ class LabeledImageFeatures:
         unknown = sorted({label for label in self.labels if label not in indices})
         if unknown:
             raise ImageError(
-                f"The image list {self.source} shows {quoted(unknown)}, which the head does not know and which are not "
-                f"injected. Leave their images out, or inject them."
+                f"The image list {self.source} shows {quoted(unknown)}, which the head does not know and which are "
+                f"not injected.",
+                found=tuple(unknown),
+                expected="classes that the head knows or that are injected",
+                where=self.source,
+                hint="Leave their images out, or inject them.",
             )
         labels = np.array([indices[label] for label in self.labels])
         return accuracy_report(expanded.logits(self.features), labels, seen=head.num_classes)

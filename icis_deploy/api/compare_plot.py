@@ -35,7 +35,8 @@ def save_comparison_plot(path: Path, compared: Sequence[ComparedMethod]) -> None
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            "The plot is drawn with matplotlib, which is not installed. Install it: pip install 'icis-deploy[bench]'."
+            "The plot is drawn with matplotlib, which is not installed.",
+            hint="Install it: pip install 'icis-deploy[bench]'.",
         ) from error
 
     figure = Figure(figsize=(11, 1.6 + 0.42 * len(compared)), dpi=150, layout="constrained")

@@ -40,9 +40,16 @@ def describe(
         MissingDependencyError: If the library that the model needs is not installed.
     """
     if (vectors is None) == (model is None):
-        raise UsageError("Give either a file of word vectors or a text model, and not both.")
+        number = "neither was" if vectors is None else "both were"
+        raise UsageError(
+            f"Descriptors are made from either a file of word vectors or a text model, and {number} given.",
+            hint="Give either `vectors` or `model`, and not both.",
+        )
     if vectors is not None and templates:
-        raise UsageError("Templates are for a text model; word vectors are looked up by the bare text.")
+        raise UsageError(
+            "Templates are for a text model; word vectors are looked up by the bare text.",
+            hint="Leave `templates` out, or give `model` instead of `vectors`.",
+        )
     names = class_names_from(classes)
     check_unique(names)
     known = load_class_texts(Path(texts)) if isinstance(texts, str | Path) else texts

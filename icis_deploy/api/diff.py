@@ -195,12 +195,19 @@ def _slots_of(folder: Path) -> tuple[Bundle, SlotTable]:
     bundle, store = load_manifest(folder), Store(folder)
     table = store.load_table(bundle, store.load_journal(bundle).current)
     if table is None:
-        raise IncompatibleError(f"The bundle {folder} has a fused head: it has no slots to compare.")
+        raise IncompatibleError(
+            f"The bundle {folder} has a fused head: it has no slots to compare.",
+            found="fused",
+            expected="updatable",
+            where=folder,
+        )
     return bundle, table
 
 
 def _check_same_base(old: str, new: str) -> None:
     if old != new:
         raise WrongBaseError(
-            f"OLD was made for the head {old[:16]}…, NEW for {new[:16]}…: rows for different heads cannot be compared."
+            f"OLD was made for the head {old[:16]}…, NEW for {new[:16]}…: rows for different heads cannot be compared.",
+            found=new,
+            expected=old,
         )

@@ -54,11 +54,17 @@ def evaluate(
     unknown = sorted({label for label in labeled.labels if label not in indices})
     if unknown:
         raise ImageError(
-            f"The image list {images} shows {quoted(unknown)}, which the bundle's head does not know. Name them in "
-            f"--unseen if they count as classes it should know, or leave their images out."
+            f"The image list {images} shows {quoted(unknown)}, which the bundle's head does not know.",
+            found=tuple(unknown),
+            expected="classes of the bundle's head",
+            where=images,
+            hint="Name them in `unseen` if they count as classes it should know, or leave their images out.",
         )
     if device.bundle.preprocessing is None:
-        raise UsageError("The bundle does not state how images are prepared; export it with --preprocess.")
+        raise UsageError(
+            "The bundle does not state how images are prepared.",
+            hint="Export it with `preprocess`.",
+        )
     pieces = [labeled.paths[start : start + BATCH_SIZE] for start in range(0, len(labeled.paths), BATCH_SIZE)]
     logits = np.concatenate([device.logits(device.prepare(piece)).values for piece in pieces])
     # A class that the head lacks gets a logit that never wins.

@@ -68,14 +68,26 @@ class ExportOptions:
         object.__setattr__(self, "trust", tuple(self.trust))
         object.__setattr__(self, "targets", tuple(self.targets))
         if self.head not in HEAD_KINDS:
-            raise UsageError(f"There is no head {self.head!r}; choose among {', '.join(HEAD_KINDS)}.")
+            raise UsageError(
+                f"There is no head {self.head!r}.",
+                found=self.head,
+                expected=HEAD_KINDS,
+                hint=f"Choose among {', '.join(HEAD_KINDS)}.",
+            )
         if self.trust and self.head == "fused":
             raise UsageError(
-                "A device with a fused head takes no class updates, whoever signed them: give --trust with --head "
-                "updatable, or leave it out."
+                "A device with a fused head takes no class updates, whoever signed them.",
+                found=self.head,
+                expected="updatable",
+                hint="Give `trust` with `head='updatable'`, or leave it out.",
             )
         if self.generator is not None and self.head == "fused":
-            raise UsageError("A device can only be taught classes in slots: give --generator with --head updatable.")
+            raise UsageError(
+                "A device can only be taught classes in slots.",
+                found=self.head,
+                expected="updatable",
+                hint="Give `generator` with `head='updatable'`.",
+            )
 
 
 def export(

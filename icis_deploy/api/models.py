@@ -102,7 +102,8 @@ def head_of(opened: OpenedModel) -> Head:
     """
     if opened.head is None:
         raise UsageError(
-            f"The classes of {opened.loaded.spec} are not known: give `classes`, a text file with one class "
-            f"name a line."
+            f"The classes of {opened.loaded.spec} are not known.",
+            where=opened.loaded.spec,
+            hint="Give `classes`, a text file with one class name a line.",
         )
     return opened.head

@@ -70,19 +70,30 @@ def _original_of(folder: Path, described: Bundle, against: Model) -> OpenedModel
     loaded, location = opened.loaded, opened.location
     if loaded.input_dtype != np.float32:
         raise WrongBaseError(
-            f"The bundle {folder} was made from a model that takes float32; {loaded.spec} takes {loaded.input_dtype}. "
-            f"Verify against the model that it was exported from."
+            f"The bundle {folder} was made from a model that takes float32; {loaded.spec} takes {loaded.input_dtype}.",
+            found=loaded.input_dtype,
+            expected="float32",
+            where=loaded.spec,
+            hint="Verify against the model that it was exported from.",
         )
     if location.num_classes != described.num_seen:
         raise WrongBaseError(
             f"The bundle {folder} was made from a head of {described.num_seen} classes; {loaded.spec} has "
-            f"{location.num_classes}. Verify against the model that it was exported from."
+            f"{location.num_classes}.",
+            found=location.num_classes,
+            expected=described.num_seen,
+            where=loaded.spec,
+            hint="Verify against the model that it was exported from.",
         )
     found = read_head(loaded.model, location, described.seen_names).fingerprint
     if found != described.base_fingerprint:
         raise WrongBaseError(
             f"The bundle {folder} was made from the head {described.base_fingerprint[:16]}…; {loaded.spec} has "
-            f"{found[:16]}…. Verify against the model that it was exported from."
+            f"{found[:16]}….",
+            found=found,
+            expected=described.base_fingerprint,
+            where=loaded.spec,
+            hint="Verify against the model that it was exported from.",
         )
     return opened
 

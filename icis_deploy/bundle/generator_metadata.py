@@ -170,7 +170,9 @@ def parse_facts(text: str) -> GeneratorFacts:
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CorruptFileError(
-            f"The generator's facts are damaged: {reason_of(error)}. Fetch the bundle again."
+            f"The generator's facts are damaged: {reason_of(error)}.",
+            found=reason_of(error),
+            hint="Fetch the bundle again.",
         ) from error
 
 

@@ -49,7 +49,9 @@ class EngineSettings:
         if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
             raise UsageError(
                 f"The batches {self.min_batch}, {self.opt_batch}, {self.max_batch} are not in order: expected 1 <= "
-                f"min_batch <= opt_batch <= max_batch."
+                f"min_batch <= opt_batch <= max_batch.",
+                found=(self.min_batch, self.opt_batch, self.max_batch),
+                expected="1 <= min_batch <= opt_batch <= max_batch",
             )
 
     @property

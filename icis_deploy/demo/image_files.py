@@ -46,7 +46,9 @@ def save_images(
                 writer.writerow([relative, name])
     except OSError as error:
         raise StorageError(
-            f"Could not write the images to {folder}: {error.strerror or error}. Free some space or choose another "
-            f"place."
+            f"Could not write the images to {folder}: {error.strerror or error}.",
+            found=error.strerror or str(error),
+            where=folder,
+            hint="Free some space or choose another place.",
         ) from error
     return path

@@ -78,7 +78,11 @@ class Injection:
         object.__setattr__(self, "rows", frozen_float32(self.rows, name="injected rows", ndim=2))
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if len(self.rows) != len(self.class_names):
-            raise IncompatibleError(f"There are {len(self.rows)} injected rows but {len(self.class_names)} names.")
+            raise IncompatibleError(
+                f"There are {len(self.rows)} injected rows but {len(self.class_names)} names.",
+                found=len(self.class_names),
+                expected=len(self.rows),
+            )
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -98,10 +102,16 @@ class Injection:
         if self.estimate is None:
             raise UntrustworthyError(
                 f"Nothing vouches for these rows: without calibration 'auto' and at least {MIN_SEEN} seen classes "
-                f"there is no estimate."
+                f"there is no estimate.",
+                found="no estimate",
+                expected="an estimate without warnings",
             )
         if self.estimate.warnings:
-            raise UntrustworthyError(f"The injection is not to be trusted. {' '.join(self.estimate.warnings)}")
+            raise UntrustworthyError(
+                f"The injection is not to be trusted. {' '.join(self.estimate.warnings)}",
+                found=tuple(self.estimate.warnings),
+                expected="an estimate without warnings",
+            )
 
 
 def inject(
@@ -173,12 +183,18 @@ def unseen_classes(head: Head, descriptors: Descriptors, unseen: Sequence[str] |
     names = tuple(n for n in descriptors.class_names if n not in known) if unseen is None else tuple(unseen)
     if not names:
         raise DescriptorError(
-            f"There is no unseen class: all {descriptors.num_classes} described classes are already in the head. Add "
-            f"descriptors of the classes to inject."
+            f"There is no unseen class: all {descriptors.num_classes} described classes are already in the head.",
+            found=descriptors.num_classes,
+            expected="at least one class that the head does not know",
+            hint="Add descriptors of the classes to inject.",
         )
     conflicts = [name for name in names if name in known] or [n for n in set(names) if names.count(n) > 1]
     if conflicts:
-        raise ClassConflictError(f"Cannot inject {conflicts[:5]}: already in the head, or asked for twice.")
+        raise ClassConflictError(
+            f"Cannot inject {conflicts[:5]}: already in the head, or asked for twice.",
+            found=tuple(conflicts),
+            expected="classes that the head does not know, each once",
+        )
     return names
 
 
@@ -194,7 +210,9 @@ def checked_neutral_features(features: Float32 | None, head: Head) -> Float32 | 
     if checked.shape[1] != head.feature_dim or not len(checked):
         raise IncompatibleError(
             f"The neutral features have shape {checked.shape}; expected (num_neutral, {head.feature_dim}), as the "
-            f"head has it."
+            f"head has it.",
+            found=checked.shape,
+            expected=f"(num_neutral, {head.feature_dim})",
         )
     return checked
 
@@ -202,7 +220,10 @@ def checked_neutral_features(features: Float32 | None, head: Head) -> Float32 | 
 def _require_solver() -> None:
     """Raise `MissingDependencyError` unless scipy is there."""
     if find_spec("scipy") is None:
-        raise MissingDependencyError("Injection needs scipy. Install it: pip install 'icis-deploy[train]'.")
+        raise MissingDependencyError(
+            "Injection needs scipy.",
+            hint="Install it: pip install 'icis-deploy[train]'.",
+        )
 
 
 def _assumptions(options: InjectionOptions, neutral_features: Float32 | None) -> Assumptions:

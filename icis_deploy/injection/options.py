@@ -49,15 +49,25 @@ class InjectionOptions:
         if self.method != AUTO:
             method_named(self.method)
         if self.calibration not in CALIBRATIONS:
-            raise UsageError(f"There is no calibration {self.calibration!r}; choose one of {', '.join(CALIBRATIONS)}.")
+            raise UsageError(
+                f"There is no calibration {self.calibration!r}; choose one of {', '.join(CALIBRATIONS)}.",
+                found=self.calibration,
+                expected=CALIBRATIONS,
+            )
         check_balance(self.balance)
         if self.seen_accuracy is not None and not 0.0 < self.seen_accuracy < 1.0:
             raise UsageError(
-                f"The seen accuracy is {self.seen_accuracy}; expected a fraction between 0 and 1, such as 0.76 for "
-                f"76 %."
+                f"The seen accuracy is {self.seen_accuracy}; expected a fraction between 0 and 1, such as 0.76 for 76 "
+                f"%.",
+                found=self.seen_accuracy,
+                expected="a fraction between 0 and 1",
             )
         if self.seed < 0:
-            raise UsageError(f"The seed is {self.seed}; expected a number that is not negative.")
+            raise UsageError(
+                f"The seed is {self.seed}; expected a number that is not negative.",
+                found=self.seed,
+                expected="at least 0",
+            )
 
     @property
     def needs_trial(self) -> bool:

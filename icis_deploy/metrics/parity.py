@@ -178,18 +178,27 @@ def _scale(expected: NDArray[np.float64], found: NDArray[np.float64], compared_w
     """Return the standard deviation of the reference's logits; raise `IncompatibleError` if there is none."""
     if expected.shape != found.shape or expected.ndim != 2 or expected.size == 0:
         raise IncompatibleError(
-            f"The exported model gave logits of shape {found.shape}; the reference has {expected.shape}."
+            f"The exported model gave logits of shape {found.shape}; the reference has {expected.shape}.",
+            found=found.shape,
+            expected=expected.shape,
         )
     if not np.isfinite(expected).all():
         raise IncompatibleError(
-            f"The reference ({compared_with}) gives a NaN or an infinity, with which nothing can be compared. Check "
-            f"the original model on an image, and how images are prepared."
+            f"The reference ({compared_with}) gives a NaN or an infinity, with which nothing can be compared.",
+            found="a NaN or an infinity",
+            expected="finite logits",
+            where=compared_with,
+            hint="Check the original model on an image, and how images are prepared.",
         )
     scale = float(expected.std())
     if not scale > 0:
         raise IncompatibleError(
             f"The reference ({compared_with}) gives one number as the logit of every class and image (standard "
-            f"deviation {scale}), so errors have no scale. Check the original model on an image: is it trained?"
+            f"deviation {scale}), so errors have no scale.",
+            found=float(scale),
+            expected="a standard deviation above 0",
+            where=compared_with,
+            hint="Check the original model on an image: is it trained?",
         )
     return scale
 

@@ -211,7 +211,11 @@ class Device:
             RuntimeFailureError: If the runtime fails.
         """
         if top < 1:
-            raise UsageError(f"top is {top}; at least one class must be asked for.")
+            raise UsageError(
+                f"top is {top}; at least one class must be asked for.",
+                found=top,
+                expected="at least 1",
+            )
         # A look at the type is enough for most, and takes 4 us less than `isinstance` while caches are cold.
         batch = images if type(images) is ndarray or isinstance(images, ndarray) else self.prepare(images)
         opened = self._opened
@@ -240,8 +244,9 @@ class Device:
         bundle = self._opened.bundle
         if bundle.preprocessing is None:
             raise IncompatibleError(
-                f"The bundle {self._opened.folder} does not state how images are prepared. Export it with "
-                f"--preprocess, or give prepared arrays."
+                f"The bundle {self._opened.folder} does not state how images are prepared.",
+                where=self._opened.folder,
+                hint="Export it with `preprocess`, or give prepared arrays.",
             )
         from icis_deploy.images.loading import load_images, load_pixels
 
@@ -370,13 +375,21 @@ class Device:
         """
         # os.path and not pathlib, which raises where the system refuses to look, such as at a name that is too long.
         if os.path.isdir(folder) and os.path.samefile(folder, self._opened.folder):  # noqa: PTH112, PTH121
-            raise UsageError(f"{folder} is open already. Put the new bundle into a folder of its own.")
+            raise UsageError(
+                f"{folder} is open already.",
+                where=folder,
+                hint="Put the new bundle into a folder of its own.",
+            )
         new = Device.open(folder, runtime=runtime, num_threads=num_threads)._opened
         with self._changing, self._opened.updater.held() as journal:
             if new.bundle.base_fingerprint != self._opened.bundle.base_fingerprint:
                 raise WrongBaseError(
-                    f"The bundle {folder} was made from the head {new.bundle.base_fingerprint[:16]}…; this device's is "
-                    f"{self._opened.bundle.base_fingerprint[:16]}…. Open it as a device of its own."
+                    f"The bundle {folder} was made from the head {new.bundle.base_fingerprint[:16]}…; this device's "
+                    f"is {self._opened.bundle.base_fingerprint[:16]}….",
+                    found=new.bundle.base_fingerprint,
+                    expected=self._opened.bundle.base_fingerprint,
+                    where=folder,
+                    hint="Open it as a device of its own.",
                 )
             entry = new.updater.take_place_of(journal)
             self._opened = new

@@ -19,22 +19,22 @@ _DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(En
 
 _ONLY_FOR: Mapping[str, tuple[str, str, str]] = {
     "timing_cache": (
-        "--timing-cache",
+        "A timing cache",
         "tensorrt",
         "TensorRT-RTX times no kernels, but compiles them on the device that loads the engine",
     ),
     "hardware_compatibility": (
-        "--hardware-compatibility",
+        "A hardware compatibility",
         "tensorrt",
-        "an engine of TensorRT-RTX runs on what --compute-capability names",
+        "an engine of TensorRT-RTX runs on the compute capabilities that it is built for",
     ),
     "compute_capabilities": (
-        "--compute-capability",
+        "A compute capability",
         "tensorrt-rtx",
-        "TensorRT builds for the GPU of this machine; --hardware-compatibility lets its engine run on others",
+        "TensorRT builds for the GPU of this machine; a hardware compatibility lets its engine run on others",
     ),
 }
-"""By setting: its option, the only target that takes it, and why the other one does not."""
+"""By setting: what it is called, the only target that takes it, and why the other one does not."""
 
 
 def settings_for(target: str, settings: EngineSettings) -> EngineSettings:
@@ -58,15 +58,24 @@ def require_used(settings: EngineSettings, targets: Sequence[str], *, head_kind:
     engines = [name for name in targets if name in ENGINE_TARGETS]
     if not engines:
         raise UsageError(
-            "Options of engines were given, but no engine is built: give --target tensorrt or tensorrt-rtx, or leave "
-            "them out."
+            "Options of engines were given, but no engine is built.",
+            found=tuple(targets),
+            expected=ENGINE_TARGETS,
+            hint="Give `targets=['tensorrt']` or `targets=['tensorrt-rtx']`, or leave them out.",
         )
-    for name, (option, only, reason) in _ONLY_FOR.items():
+    for name, (what, only, reason) in _ONLY_FOR.items():
         if getattr(settings, name) != _DEFAULTS[name] and only not in engines:
             raise UsageError(
-                f"{option} is for the target {only} alone: {reason}. Leave it out, or add --target {only}."
+                f"{what} is for the target {only} alone: {reason}.",
+                found=tuple(engines),
+                expected=only,
+                where=name,
+                hint=f"Leave `{name}` out, or add `targets=['{only}']`.",
             )
     if settings.refit and head_kind == "fused":
         raise UsageError(
-            "A fused head has no slots that could be refitted: give --refit with --head updatable, or leave it out."
+            "A fused head has no slots that could be refitted.",
+            found=head_kind,
+            expected="updatable",
+            hint="Give `refit` with `head='updatable'`, or leave it out.",
         )

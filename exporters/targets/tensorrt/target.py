@@ -105,8 +105,11 @@ def _build(trt: Any, model: Path, settings: EngineSettings, *, precision: str) -
         if rewrite is not None or not any(node.op_type == "DequantizeLinear" for node in graph.graph):
             raise
         raise ExportError(
-            f"{error} The model was quantized before it was exported, and TensorRT takes zero points of 0 and float "
-            f"biases alone. Export the float model that it was made from, with --precision int8."
+            f"{error.what} The model was quantized before it was exported, and TensorRT takes zero points of 0 and "
+            f"float biases alone.",
+            found=error.found,
+            where=error.where,
+            hint="Export the float model that it was made from, with `precision='int8'`.",
         ) from error
 
 
@@ -118,7 +121,9 @@ def _build_of(trt: Any, prepared: ir.Model, settings: EngineSettings) -> BuiltEn
             return build_engine(trt, path, settings, refittable=(SLOT_ROWS,) if settings.refit else ())
     except OSError as error:
         raise StorageError(
-            f"Could not write the model for TensorRT: {error.strerror or error}. Free some space."
+            f"Could not write the model for TensorRT: {error.strerror or error}.",
+            found=error.strerror or str(error),
+            hint="Free some space.",
         ) from error
 
 

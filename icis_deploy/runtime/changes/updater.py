@@ -291,7 +291,13 @@ class Updater:
                 try:
                     inference_seconds = prepared.probe.result().inference_seconds
                 except SelfTestError as error:
-                    raise SelfTestError(f"{error} The change was taken back.") from error
+                    raise SelfTestError(
+                        f"{error.what} The change was taken back.",
+                        found=error.found,
+                        expected=error.expected,
+                        where=error.where,
+                        hint=error.hint,
+                    ) from error
                 watch.lap("probe")
                 written |= {"probe_seconds": prepared.probe.seconds, "inference_seconds": inference_seconds}
             watch.share(**written)

@@ -33,8 +33,10 @@ TOP_CLASS_IDS = "top_class_ids"
 def no_slots_error() -> RuntimeFailureError:
     """Return what `Session.load_slots` raises for a model without slots."""
     return RuntimeFailureError(
-        f"The model has no inputs {SLOT_WEIGHT!r} and {SLOT_BIAS!r}: its head is fused. Export it with "
-        f"--head updatable."
+        f"The model has no inputs {SLOT_WEIGHT!r} and {SLOT_BIAS!r}: its head is fused.",
+        found="fused",
+        expected="updatable",
+        hint="Export it with `head='updatable'`.",
     )
 
 

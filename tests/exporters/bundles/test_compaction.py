@@ -246,6 +246,6 @@ def test_a_capacity_is_refused_that_leaves_fewer_scores_than_the_model_chooses(
     tiny_project: TinyProject, tmp_path: Path
 ):
     exported(tiny_project, tmp_path / "bundle", top=NUM_SEEN + 6)
-    with pytest.raises(UsageError, match=r"give 45 scores, and it chooses 46 classes itself. Give a larger --capacity"):
+    with pytest.raises(UsageError, match=r"give 45 scores, and it chooses 46 classes itself. Give a larger `capacity`"):
         compact(tmp_path / "bundle", out=tmp_path / "new", capacity=5)
     assert not (tmp_path / "new").exists()

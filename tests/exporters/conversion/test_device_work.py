@@ -287,9 +287,9 @@ def test_a_choice_that_is_not_of_the_greatest_scores_is_rejected_and_named(
 
 
 def test_what_cannot_be_done_is_refused(tiny_project: TinyProject, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"cannot choose -1 classes; give --top a number of at least 0"):
+    with pytest.raises(UsageError, match=r"cannot choose -1 classes; expected at least 0\. Give another `top`"):
         ModelForm(top=-1)
-    with pytest.raises(UsageError, match=r"takes pixels needs to know how they are prepared: give --preprocess"):
+    with pytest.raises(UsageError, match=r"takes pixels needs to know how they are prepared\. Give `preprocess`"):
         icis_deploy.export(
             tiny_project.model,
             classes=tiny_project.classes,

@@ -347,8 +347,11 @@ def test_an_int8_export_that_loses_accuracy_is_rejected_with_the_layers_that_hur
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"precision": "int8"}, r"give --calibration-images"),
-        ({"precision": "fp16", "calibration_images": "list.csv"}, r"for --precision int8 only"),
+        ({"precision": "int8"}, r"Give an image list .* as `calibration_images`"),
+        (
+            {"precision": "fp16", "calibration_images": "list.csv"},
+            r"for int8 only; the precision is fp16\. Give `precision='int8'`",
+        ),
         ({"precision": "int4"}, r"no precision 'int4'; choose among fp32, fp16, int8"),
     ],
 )
@@ -359,7 +362,7 @@ def test_a_form_that_does_not_go_together_is_refused(settings: dict[str, str], m
 
 def test_a_model_that_is_float16_already_is_refused() -> None:
     halved = halve_model(deep_model(), batches())
-    with pytest.raises(IncompatibleError, match=r"is not float32: its node .* is half precision.*--precision fp32"):
+    with pytest.raises(IncompatibleError, match=r"is not float32: its node .* is half precision.*`precision='fp32'`"):
         halve_model(halved, batches())
     with pytest.raises(IncompatibleError, match="is not float32"):
         quantize_model(halved, find_head(halved), "x", batches())
@@ -409,7 +412,7 @@ def test_quantized_scores_are_refused_with_what_to_give_instead(tmp_path: Path) 
     }"""
     save_model(parsed_model(text, **GRAPHS["gemm"].weights(*rows(0))), tmp_path / "model.onnx")
     (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
-    with pytest.raises(ModelLoadError, match=r"Softmax, QuantizeLinear.* Give the float model .* --precision int8\."):
+    with pytest.raises(ModelLoadError, match=r"Softmax, QuantizeLinear.* Give the float model .* `precision='int8'`\."):
         icis_deploy.export(tmp_path / "model.onnx", classes=tmp_path / "classes.txt", out=tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 

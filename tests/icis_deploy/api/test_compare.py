@@ -66,7 +66,7 @@ def test_images_of_classes_that_nobody_knows_are_refused_by_name(tiny_project: T
 
 
 def test_images_without_preprocessing_are_refused(tiny_project: TinyProject):
-    with pytest.raises(UsageError, match="--preprocess"):
+    with pytest.raises(UsageError, match="Give `preprocess`"):
         compare(tiny_project, images=tiny_project.images, preprocess=None)
 
 

@@ -36,7 +36,10 @@ def test_the_facade_describes_and_saves_what_inject_reads(tmp_path, vectors):
 
 @pytest.mark.parametrize("sources", [{}, {"vectors": "a", "model": "b"}])
 def test_exactly_one_source_is_needed(sources):
-    with pytest.raises(UsageError, match="Give either a file of word vectors or a text model"):
+    with pytest.raises(
+        UsageError,
+        match=r"either a file of word vectors or a text model, and .* given. Give either `vectors` or `model`",
+    ):
         describe(["zebra"], **sources)
 
 

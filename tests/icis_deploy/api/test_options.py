@@ -24,7 +24,7 @@ from icis_deploy.injection.predictors.registry import METHODS
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head": "baked"}, r"^There is no head 'baked'; choose among fused, updatable\.$"),
+        ({"head": "baked"}, r"^There is no head 'baked'\. Choose among fused, updatable\.$"),
         ({"trust": ["key.pub"]}, "^A device with a fused head takes no class updates"),
         ({"generator": "generator.onnx"}, "^A device can only be taught classes in slots"),
     ],

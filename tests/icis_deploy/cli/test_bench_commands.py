@@ -66,7 +66,7 @@ def test_a_batch_that_no_memory_holds_is_refused_before_anything_is_measured(bun
     assert run(["bench", str(bundles.fused), "--batch", "1,99999999999999999999"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "this machine has" in line
-    assert line.endswith("Give a smaller --batch.")
+    assert line.endswith("Give a smaller one in --batch.")
 
 
 def test_a_number_of_threads_that_would_only_be_started_is_refused(bundles, capsys):

@@ -360,7 +360,7 @@ def test_a_model_that_was_quantized_for_cpus_says_what_to_give_instead(head, tmp
     (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
 
     with pytest.raises(
-        ExportError, match=r"^TensorRT's parser refused .* Export the float model .* --precision int8\."
+        ExportError, match=r"^TensorRT's parser refused .* Export the float model .* `precision='int8'`\."
     ):
         icis_deploy.export(
             tmp_path / "model.onnx",
