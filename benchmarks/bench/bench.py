@@ -1,4 +1,4 @@
-"""One run of the benchmark: targets against each other on this machine, as fast as they are and as right as they are.
+"""One run of the benchmark: the latency and the accuracy of targets, compared with each other on this machine.
 
 Rules:
 
@@ -66,7 +66,7 @@ class Preset:
     """How much is measured."""
 
     name: str
-    """What it is called."""
+    """Name on the command line and in the result."""
 
     percent: float
     """Percentile for which there shall be enough queries."""
@@ -188,12 +188,15 @@ def run_bench(
     """
     check_batches_fit(targets, batch_sizes)
     if CLASS_SWAP in scenarios and not any(target.capacity for target in targets):
-        raise UsageError("class-swap is for bundles with slots, and none was given. Export one with --head updatable.")
+        raise UsageError(
+            "class-swap is for bundles with slots, and none was given.",
+            hint="Export one with `head='updatable'`.",
+        )
     if set(scenarios) - {CLASS_SWAP}:
         import_loadgen()  # before minutes are spent on the rest
     environment = read_environment()
     progress("accuracy and parity")
-    accuracy, parity = measure_rightness(targets, inputs)
+    accuracy, parity = measure_correctness(targets, inputs)
     measured = [start_target(target, preset.num_starts, progress) for target in targets]
     runs = tuple(measure_batch(targets, batch_size, preset, progress) for batch_size in batch_sizes)
     return Result(
@@ -201,7 +204,7 @@ def run_bench(
         created=json_from_time(datetime.now(timezone.utc)),
         settings=settings,
         environment=environment,
-        targets=with_rightness(measured, accuracy, parity),
+        targets=with_correctness(measured, accuracy, parity),
         runs=runs,
         phases=measure_all_phases(targets, batch_sizes),
         head_shares=head_shares(targets, runs),
@@ -222,7 +225,10 @@ def check_batches_fit(targets: Sequence[OpenTarget], batch_sizes: Sequence[int])
             raise UsageError(
                 f"{NUM_INPUTS} batches of {max(batch_sizes)} images for {target.name!r} are "
                 f"{NUM_INPUTS * max(batch_sizes) * image_bytes / 1e9:,.0f} GB; this machine has "
-                f"{memory_bytes / 1e9:.0f} GB of memory. Give a smaller --batch."
+                f"{memory_bytes / 1e9:.0f} GB of memory.",
+                found=NUM_INPUTS * max(batch_sizes) * image_bytes,
+                expected=memory_bytes,
+                hint="Give a smaller one in `batch_sizes`.",
             )
 
 
@@ -249,7 +255,7 @@ def run_scenarios(
                 yield scenario_from_swap(report, target=target.name)
 
 
-def measure_rightness(
+def measure_correctness(
     targets: Sequence[OpenTarget], inputs: LabeledInputs | None
 ) -> tuple[dict[str, Accuracy], dict[str, Parity]]:
     """Return accuracy and parity by the targets' names; without inputs, parity alone."""
@@ -265,7 +271,7 @@ def measure_rightness(
     return found, parities(targets, logits, source=inputs.source)
 
 
-def with_rightness(
+def with_correctness(
     measured: Sequence[Target], accuracy: Mapping[str, Accuracy], parity: Mapping[str, Parity]
 ) -> tuple[Target, ...]:
     """Return targets with their accuracy and parity, where they have any."""
@@ -365,8 +371,10 @@ def original_rows(path: Path, against: str | None) -> NDArray[np.float32]:
     """Return the rows of the model that bundles were made from, `(num_seen, feature_dim + 1)`."""
     if against is None or Path(against).is_dir():
         raise UsageError(
-            f"{path} holds features, which are multiplied with the rows of the head: give the model that the bundles "
-            f"were made from with --against."
+            f"{path} holds features, which are multiplied with the rows of the head, and no model was given to take "
+            f"them from.",
+            where=path,
+            hint="Give the model that the bundles were made from as `against`.",
         )
     from exporters.head.finding import find_head, read_head
     from exporters.loading.models import load_model

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.results.values import Phases
 from benchmarks.timing.percentiles import median_interval
+from icis_deploy.common.arrays import Images
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT, SlotBuffers
 
@@ -22,8 +22,6 @@ GPU_PROVIDERS = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"}
 NUM_WARM = 10
 NUM_QUERIES = 200
 BLOCK = 10
-
-Images = NDArray[np.generic]
 
 
 def measure_phases(
@@ -53,7 +51,11 @@ def measure_phases(
     try:
         times_ns = phase_times(inference_session, images, slots, memory, NUM_WARM + num_queries, clock)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-        raise RuntimeFailureError(f"ONNX Runtime could not run {target} in parts: {error}") from error
+        raise RuntimeFailureError(
+            f"ONNX Runtime could not run {target} in parts: {error}",
+            found=str(error),
+            where=str(target),
+        ) from error
     counted_ms = np.array(times_ns[NUM_WARM:], dtype=np.float64) / 1e6
     there_ms, compute_ms, back_ms = (
         median_interval(np.array_split(column, max(1, num_queries // BLOCK))) for column in counted_ms.T

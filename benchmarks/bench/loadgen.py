@@ -2,7 +2,7 @@
 
     single-stream   one image, the next when it is answered: p90 counts
     multi-stream    eight images at once, the next eight when they are answered: p99 counts
-    server          images at random times (Poisson), as fast as the target bears with p99 below a bound
+    server          images at random times (Poisson), at the highest rate with p99 below a bound
     offline         all images at once: throughput counts
 
 Rules:
@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.bench.loadgen_logs import read_details, scenario_from_details
 from benchmarks.bench.opened import OpenTarget, noise
 from benchmarks.results.values import Scenario
 from benchmarks.timing.percentiles import num_queries_needed
 from benchmarks.timing.rounds import warm_up
+from icis_deploy.common.arrays import Images
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, StorageError
 
 ScenarioName = Literal["single-stream", "multi-stream", "server", "offline"]
@@ -48,8 +48,6 @@ SERVER_LOADS = (0.9, 0.7, 0.5, 0.3)
 
 SERVER_LATENCY_S = 0.015
 """Bound on p99 in the server scenario: MLPerf's for image classification, or 10 times the target's own median."""
-
-Images = NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +69,7 @@ class Load:
 
 @dataclass(slots=True)
 class _Samples:
-    """Prepared images, one batch of one each, and the answering of them."""
+    """Prepared images, in batches of one, and the target that answers them."""
 
     images: list[Images]
     answer: Callable[[Images], object]
@@ -124,7 +122,9 @@ def run_scenario(
             duration_s = time.perf_counter() - start_s
             if samples.failure is not None:
                 raise RuntimeFailureError(
-                    f"{target.name} failed in the scenario {scenario}: {samples.failure}"
+                    f"{target.name} failed in the scenario {scenario}: {samples.failure}",
+                    found=str(samples.failure),
+                    where=target.name,
                 ) from samples.failure
             found = scenario_from_details(
                 read_details(folder),
@@ -149,7 +149,8 @@ def import_loadgen() -> Any:
         import mlperf_loadgen
     except ImportError as error:
         raise MissingDependencyError(
-            "Scenarios need MLPerf LoadGen: pip install 'icis-deploy[bench]' (mlcommons-loadgen)."
+            "Scenarios need MLPerf LoadGen (mlcommons-loadgen).",
+            hint="Install it: pip install 'icis-deploy[bench]'.",
         ) from error
     return mlperf_loadgen
 
@@ -256,6 +257,9 @@ def log_folder(logs: Path | None, scenario: str, target: str) -> Iterator[Path]:
             path.unlink()
     except OSError as error:
         raise StorageError(
-            f"Could not make {folder} for LoadGen's logs: {error.strerror}. Choose another --logs."
+            f"Could not make {folder} for LoadGen's logs: {error.strerror}.",
+            found=error.strerror,
+            where=folder,
+            hint="Choose another folder as `logs`.",
         ) from error
     yield folder

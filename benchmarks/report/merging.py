@@ -3,7 +3,7 @@
 Rules:
 
 1. Results of machines with one fingerprint are of one device. Two devices of the same name get their fingerprints
-   beside it, a target that a device has measured twice the time of its run: no two things are called the same.
+   after it, a target that a device has measured twice the time of its run: no two things have the same name.
 2. A target keeps its colour and its marker in every picture: the colour says which head in which runtime, the marker in
    which precision.
 """
@@ -23,7 +23,7 @@ from icis_deploy.errors import UsageError
 
 NUM_COLORS = 8
 FIXED_COLORS = {("original", "onnxruntime"): 0, ("fused", "onnxruntime"): 1, ("updatable", "onnxruntime"): 2}
-"""What nearly every page shows always looks the same, whatever it is shown beside."""
+"""What nearly every page shows always looks the same, whatever else is on the page."""
 
 PRECISION_MARKERS = {"fp32": "o", "fp16": "s", "bf16": "s", "int8": "^"}
 
@@ -115,11 +115,21 @@ def merge(results: Sequence[Result]) -> tuple[tuple[Device, ...], tuple[Entry, .
         UsageError: If there are no results, or one is given twice.
     """
     if not results:
-        raise UsageError("There is nothing to report; give at least one result.")
+        raise UsageError(
+            "There is nothing to report.",
+            found=0,
+            expected="at least 1",
+            hint="Give at least one result.",
+        )
     runs = Counter((result.environment.fingerprint, result.command, result.created) for result in results)
     (_, command, created), most = runs.most_common(1)[0]
     if most > 1:
-        raise UsageError(f"The {command} result of {created} is given {most} times; give every result once.")
+        raise UsageError(
+            f"The {command} result of {created} is given {most} times.",
+            found=most,
+            expected=1,
+            hint="Give every result once.",
+        )
     by_fingerprint: dict[str, list[Result]] = {}
     for result in results:
         by_fingerprint.setdefault(result.environment.fingerprint, []).append(result)

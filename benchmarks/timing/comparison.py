@@ -13,6 +13,8 @@ Rules:
 Source of 2: M. Hollander, D. Wolfe, "Nonparametric Statistical Methods", sections 3.1-3.3.
 """
 
+# Why: docs/decisions/0017.
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -40,10 +42,10 @@ class Comparison:
     """How long `label` takes, as a multiple of what `against` takes."""
 
     label: str
-    """What is judged."""
+    """Name of what is compared."""
 
     against: str
-    """What it is compared with."""
+    """Name of what it is compared with."""
 
     ratio: Interval
     """Latency of `label` over latency of `against`, with its 99 % interval; below 1 means that `label` is faster."""
@@ -77,8 +79,8 @@ def compare(
     Args:
         latencies: `(num_rounds,)` positive, one typical latency of `label` per round, any unit.
         latencies_against: `(num_rounds,)`, of `against`, same unit, same rounds.
-        label: What is judged.
-        against: What it is compared with.
+        label: Name of what is compared.
+        against: Name of what it is compared with.
         margin: Differences up to this fraction count as none.
 
     Raises:
@@ -88,11 +90,17 @@ def compare(
     if ours.shape != theirs.shape or ours.ndim != 1 or len(ours) == 0:
         raise UsageError(
             f"{label!r} was measured in rounds of shape {ours.shape} and {against!r} in {theirs.shape}; expected the "
-            f"same rounds, at least one. Measure both in one run."
+            f"same rounds, at least one.",
+            found=ours.shape,
+            expected=theirs.shape,
+            where=label,
+            hint="Measure both in one run.",
         )
     if not (ours > 0).all() or not (theirs > 0).all():
         raise UsageError(
-            f"A latency of {label!r} or {against!r} is 0 or less; the clock is too coarse for what it times."
+            f"A latency of {label!r} or {against!r} is 0 or less; the clock is too coarse for what it times.",
+            found="0 or less",
+            expected="a time above 0",
         )
     difference = pseudomedian(np.log(ours) - np.log(theirs))
     with np.errstate(over="ignore"):  # an unbounded interval stays unbounded

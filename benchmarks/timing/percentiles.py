@@ -109,7 +109,11 @@ def num_queries_needed(percent: float) -> int:
         UsageError: If it is not.
     """
     if not 0 < percent < 100:
-        raise UsageError(f"There is no percentile {percent}; expected a number above 0 and below 100.")
+        raise UsageError(
+            f"There is no percentile {percent}; expected a number above 0 and below 100.",
+            found=percent,
+            expected="above 0 and below 100",
+        )
     enough = 2
     while num_slower_tolerated(enough, percent) < 1:
         enough *= 2
@@ -186,8 +190,8 @@ def _resampled_percentiles(blocks: Sequence[Float64], drawn: NDArray[np.int64], 
         percent: Above 0 and below 100.
     """
     pooled = np.sort(np.concatenate(blocks))
-    places = np.unique(np.linspace(0, len(pooled) - 1, num=min(len(pooled), MAX_CANDIDATES)).astype(np.int64))
-    candidates = pooled[places]
+    positions = np.unique(np.linspace(0, len(pooled) - 1, num=min(len(pooled), MAX_CANDIDATES)).astype(np.int64))
+    candidates = pooled[positions]
     num_below = np.stack([np.searchsorted(np.sort(block), candidates, side="right") for block in blocks])
     lengths = np.array([len(block) for block in blocks])
     needed = (drawn @ lengths)[:, None] * (percent / 100)

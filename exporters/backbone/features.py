@@ -107,7 +107,7 @@ def features_of(session: Session, inputs: NDArray[np.generic]) -> Float32:
     """
     features = session.run(inputs, with_features=True).features
     if features is None:
-        raise RuntimeFailureError("The model gives no features; expected a backbone.")
+        raise RuntimeFailureError("The model gives no features; expected a backbone.", expected="features")
     return features
 
 

@@ -1,5 +1,7 @@
 """Convert a classifier to the form that it is exported in: its precision, its input, its top-k outputs."""
 
+# Why: docs/decisions/0043.
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -118,7 +120,10 @@ def with_pixels_and_topk(
     passes: list[ir.passes.PassBase] = []
     if form.model_input == "uint8":
         if preprocessing is None:
-            raise UsageError("A model that takes pixels needs to know how they are prepared: give --preprocess.")
+            raise UsageError(
+                "A model that takes pixels needs to know how they are prepared.",
+                hint="Give `preprocess`.",
+            )
         passes.append(AddPixelInputPass(model_input.name, preprocessing))
         model_input = pixel_input(model_input, preprocessing)
     if form.top:

@@ -52,7 +52,10 @@ class AddPixelInputPass(ir.passes.InPlacePass):
         if not fits or value.dtype != ir.DataType.FLOAT:
             raise IncompatibleError(
                 f"The model's input {self.input_name!r} is {value.dtype} of shape {list(stated)}; preparing gives "
-                f"float32 of shape {list(expected)}. Only a model that takes such images can take their pixels."
+                f"float32 of shape {list(expected)}. Only a model that takes such images can take their pixels.",
+                found=(str(value.dtype), stated),
+                expected=("float32", tuple(expected)),
+                where=self.input_name,
             )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -80,7 +83,11 @@ class AddPixelInputPass(ir.passes.InPlacePass):
         check_model(model)
         value = graph_input(model.graph, self.input_name)
         if value.dtype != ir.DataType.UINT8 or tuple(value.shape or ())[1:] != self.preprocessing.pixel_shape:
-            raise ExportError(f"The edited graph takes {value.dtype} {value.shape}; expected pixels.")
+            raise ExportError(
+                f"The edited graph takes {value.dtype} {value.shape}; expected pixels.",
+                found=(str(value.dtype), str(value.shape)),
+                expected="pixels",
+            )
 
 
 def _nodes(graph: ir.Graph, pixels: ir.Value, preprocessing: Preprocessing) -> list[ir.Node]:

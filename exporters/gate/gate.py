@@ -18,6 +18,8 @@ Everything is run first, then compared. Models run one after the other, each rel
 the rows of the expanded head are read in blocks: so the gate needs the memory of loading the head once in a runtime.
 """
 
+# Why: docs/decisions/0005.
+
 from __future__ import annotations
 
 import math
@@ -196,7 +198,9 @@ def _refuse_stated_batch(session: Session, images: NDArray[np.generic], error: R
         return
     raise IncompatibleError(
         f"The model states that it takes any number of images, and fails on {len(images)}; on one it runs. A size was "
-        f"fixed when it was exported: export it with a batch that is dynamic throughout, or with a fixed batch of 1."
+        f"fixed when it was exported.",
+        found=len(images),
+        hint="Export it with a batch that is dynamic throughout, or with a fixed batch of 1.",
     ) from error
 
 

@@ -22,7 +22,7 @@ def input_of(node: ir.Node, index: int) -> ir.Value:
     """
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
-        raise ModelLoadError(f"The node {label(node)} ({node.op_type}) has no input {index}.")
+        raise ModelLoadError(f"The node {label(node)} ({node.op_type}) has no input {index}.", where=label(node))
     return value
 
 
@@ -33,7 +33,9 @@ def shape_of(value: ir.Value) -> ir.Shape:
         ModelLoadError: If it is not known.
     """
     if value.shape is None:
-        raise ModelLoadError(f"The shape of {value.name!r} is not known. Export the model with shapes.")
+        raise ModelLoadError(
+            f"The shape of {value.name!r} is not known.", where=value.name, hint="Export the model with shapes."
+        )
     return value.shape
 
 
@@ -76,5 +78,5 @@ def value_named(graph: ir.Graph, name: str) -> ir.Value:
 def _named(name: str, values: Iterable[ir.Value], kind: str) -> ir.Value:
     found = next((value for value in values if value.name == name), None)
     if found is None:
-        raise ModelLoadError(f"The graph has no {kind} {name!r}.")
+        raise ModelLoadError(f"The graph has no {kind} {name!r}.", expected=name)
     return found

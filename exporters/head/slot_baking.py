@@ -101,7 +101,9 @@ class BakeRowsPass(ir.passes.InPlacePass):
         if scores.shape is None or list(scores.shape)[1:] != [self.num_scores]:
             raise ExportError(
                 f"The first output of the edited graph is {scores.name!r} {scores.shape}; expected "
-                f"{self.num_scores} scores."
+                f"{self.num_scores} scores.",
+                found=str(scores.shape),
+                expected=self.num_scores,
             )
 
 
@@ -114,8 +116,8 @@ def _slot_nodes(model: ir.Model) -> _SlotNodes:
         node = only_user(node.outputs[0])
     if gemm is None or node is None:
         raise IncompatibleError(
-            "The model has no slots whose logits are joined to those of its head, so there is nothing to bake. Export "
-            "it with --head updatable."
+            "The model has no slots whose logits are joined to those of its head, so there is nothing to bake.",
+            hint="Export it with `head='updatable'`.",
         )
     return _SlotNodes(gemm=gemm, path=tuple(path[1:]), concat=node, axis=node.attributes["axis"].as_int())
 
@@ -181,5 +183,9 @@ def _resize(value: ir.Value, axis: int, size: int) -> None:
 def _size(value: ir.Value, axis: int) -> int:
     size = None if value.shape is None else value.shape[axis]
     if not isinstance(size, int):
-        raise ExportError(f"The model does not state how many classes {value.name!r} holds. Export it again.")
+        raise ExportError(
+            f"The model does not state how many classes {value.name!r} holds.",
+            where=value.name,
+            hint="Export it again.",
+        )
     return size

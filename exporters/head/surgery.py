@@ -111,7 +111,9 @@ class FuseHeadPass(ir.passes.InPlacePass):
         if self.head.feature_dim != self.location.feature_dim:
             raise IncompatibleError(
                 f"The rows have feature_dim {self.head.feature_dim}; the head {self.location.node_name} has "
-                f"{self.location.feature_dim}. They were made for another model."
+                f"{self.location.feature_dim}. They were made for another model.",
+                found=self.head.feature_dim,
+                expected=self.location.feature_dim,
             )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -152,9 +154,16 @@ class AddSlotsPass(ir.passes.InPlacePass):
     def requires(self, model: ir.Model) -> None:
         """Raise if there would be no slot, there are slots already, or a name is taken."""
         if self.capacity < 1:
-            raise UsageError(f"A capacity of {self.capacity} slots was asked for; expected at least 1.")
+            raise UsageError(
+                f"A capacity of {self.capacity} slots was asked for; expected at least 1.",
+                found=self.capacity,
+                expected="at least 1",
+            )
         if any(value.name in {SLOT_WEIGHT, SLOT_BIAS} for value in model.graph.inputs):
-            raise UsageError("The model has slots already. Give the model that it was made from.")
+            raise UsageError(
+                "The model has slots already.",
+                hint="Give the model that it was made from.",
+            )
         require_unused(model.graph.outputs, "output", [SLOT_WEIGHT, SLOT_BIAS])
         require_room_for_features(self.location, model)
 
@@ -201,11 +210,16 @@ class SetSlotDefaultsPass(ir.passes.InPlacePass):
             value = model.graph.initializers.get(name)
             if value is None or value.const_value is None or not value.is_graph_input():
                 raise UsageError(
-                    f"The model has no input {name!r} with a default, so no slots. Export it as updatable."
+                    f"The model has no input {name!r} with a default, so no slots.",
+                    expected=name,
+                    hint="Export it with `head='updatable'`.",
                 )
             if value.const_value.shape != array.shape:
                 raise IncompatibleError(
-                    f"The new {name} has shape {array.shape}; this model's has {tuple(value.const_value.shape)}."
+                    f"The new {name} has shape {array.shape}; this model's has {tuple(value.const_value.shape)}.",
+                    found=array.shape,
+                    expected=tuple(value.const_value.shape),
+                    where=name,
                 )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -245,7 +259,11 @@ def own_backbone(path: Path) -> ir.Model:
         node for node in model.graph if node.op_type == "Gemm" and str(node.name).startswith(f"node_{FUSED_LOGITS}")
     ]
     if not made:
-        raise ExportError(f"{path} has no head that icis-deploy made. Export it again.")
+        raise ExportError(
+            f"{path} has no head that icis-deploy made.",
+            where=path,
+            hint="Export it again.",
+        )
     return backbone(model, find_head(model, str(made[-1].name)))
 
 
@@ -281,6 +299,7 @@ def _slot_logits(graph: ir.Graph, pattern: HeadPattern, features: ir.Value, capa
     return logits_like(graph, pattern, logits)
 
 
+# Why: docs/decisions/0015.
 def _slot_input(graph: ir.Graph, name: str, default: NDArray[np.float32]) -> ir.Value:
     free_name(graph, name)
     value = add_initializer(graph, name, default)

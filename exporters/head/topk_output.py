@@ -10,6 +10,8 @@ device needs for its self-test, and where classes are disabled. Classes are rank
 probabilities, equal ones in the order of the head, as `Device.predict` ranks them.
 """
 
+# Why: docs/decisions/0046.
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -50,7 +52,10 @@ class AddTopKPass(ir.passes.InPlacePass):
         num_scores = scores.shape[1] if scores.shape is not None else None
         if isinstance(num_scores, int) and not 1 <= self.k <= num_scores:
             raise UsageError(
-                f"The model cannot choose {self.k} classes: it gives {num_scores} scores. Give a smaller --top."
+                f"The model cannot choose {self.k} classes: it gives {num_scores} scores.",
+                found=self.k,
+                expected=f"at most {num_scores}",
+                hint="Give a smaller `top`.",
             )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -63,7 +68,10 @@ class AddTopKPass(ir.passes.InPlacePass):
         check_model(model)
         names = [output.name for output in model.graph.outputs[1:3]]
         if names != [TOP_PROBABILITIES, TOP_CLASS_IDS]:
-            raise ExportError(f"The edited graph's outputs after the scores are {names}; expected the choice.")
+            raise ExportError(
+                f"The edited graph's outputs after the scores are {names}; expected the choice.",
+                found=names,
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,10 @@ def openvino_from_onnx(model: Path, folder: Path, name: str) -> Sequence[str]:
     try:
         target.parent.mkdir(exist_ok=True)
         openvino.save_model(openvino.Core().read_model(model), target, compress_to_fp16=False)
-    except Exception as error:  # OpenVINO raises RuntimeError for everything, even a full disk
-        raise ExportError(f"OpenVINO could not convert {model.name}: {first_line(error)}.") from error
+    except Exception as error:  # OpenVINO raises RuntimeError for everything, even for a full disk
+        raise ExportError(
+            f"OpenVINO could not convert {model.name}: {first_line(error)}.",
+            found=first_line(error),
+            where=model.name,
+        ) from error
     return name, Path(name).with_suffix(".bin").as_posix()

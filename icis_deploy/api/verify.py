@@ -1,4 +1,4 @@
-"""Verify a bundle: run it and the model that it was made from on the same inputs, and compare."""
+"""Verify a bundle: compare it with the model that it was made from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.api.models import Model, OpenedModel, PathLike, inspect
+from icis_deploy.api.inputs import PathLike
+from icis_deploy.api.models import Model, OpenedModel, inspect
 from icis_deploy.bundle.manifest import Bundle, load_bundle
 from icis_deploy.bundle.slot_files import load_injected
 from icis_deploy.errors import GateFailedError, WrongBaseError
@@ -31,6 +32,10 @@ def verify(
 
     Returns:
         A report for each comparison, all of them passed.
+
+    Example:
+        reports = icis_deploy.verify("bundle", against="model.onnx", images="images.csv")
+        print(max(report.max_scaled_error for report in reports))
 
     Raises:
         GateFailedError: If the bundle disagrees with the model; its `reports` say in what.
@@ -56,10 +61,13 @@ def verify(
         images=compared,
         runtime=chosen,
     )
-    failures = [failure for report in reports for failure in report.failures]
     if not all(report.passed for report in reports):
+        failures = "; ".join(failure for report in reports for failure in report.failures)
         raise GateFailedError(
-            f"The bundle {folder} disagrees with {loaded.spec}: {'; '.join(failures)}. Export it again.",
+            f"The bundle {folder} disagrees with {loaded.spec}: {failures}.",
+            found=failures,
+            where=folder,
+            hint="Export it again.",
             reports=reports,
         )
     return reports
@@ -73,24 +81,35 @@ def _original_of(folder: Path, described: Bundle, against: Model) -> OpenedModel
     loaded, location = opened.loaded, opened.location
     if loaded.input_dtype != np.float32:
         raise WrongBaseError(
-            f"The bundle {folder} was made from a model that takes float32; {loaded.spec} takes {loaded.input_dtype}. "
-            f"Verify against the model that it was exported from."
+            f"The bundle {folder} was made from a model that takes float32; {loaded.spec} takes {loaded.input_dtype}.",
+            found=loaded.input_dtype,
+            expected="float32",
+            where=loaded.spec,
+            hint="Verify against the model that it was exported from.",
         )
     if location.num_classes != described.num_seen:
         raise WrongBaseError(
             f"The bundle {folder} was made from a head of {described.num_seen} classes; {loaded.spec} has "
-            f"{location.num_classes}. Verify against the model that it was exported from."
+            f"{location.num_classes}.",
+            found=location.num_classes,
+            expected=described.num_seen,
+            where=loaded.spec,
+            hint="Verify against the model that it was exported from.",
         )
     found = read_head(loaded.model, location, described.seen_names).fingerprint
     if found != described.base_fingerprint:
         raise WrongBaseError(
             f"The bundle {folder} was made from the head {described.base_fingerprint[:16]}…; {loaded.spec} has "
-            f"{found[:16]}…. Verify against the model that it was exported from."
+            f"{found[:16]}….",
+            found=found,
+            expected=described.base_fingerprint,
+            where=loaded.spec,
+            hint="Verify against the model that it was exported from.",
         )
     return opened
 
 
 def _injected_rows(folder: Path, bundle: Bundle) -> NDArray[np.float32]:
-    """Return the rows beside the original's, `(num_injected, feature_dim + 1)` float32; baked ones come first."""
+    """Return the rows added to the original's, `(num_injected, feature_dim + 1)` float32; baked ones come first."""
     tables = [table for table in (load_injected(folder, bundle), exported_slots(folder, bundle)) if table is not None]
     return np.concatenate([np.empty((0, bundle.feature_dim + 1), np.float32), *(table.rows() for table in tables)])

@@ -12,6 +12,8 @@ Inputs and outputs:
     mean_row    (feature_dim + 1,)        float32, of the seen rows
 """
 
+# Why: docs/decisions/0042.
+
 from __future__ import annotations
 
 import json
@@ -47,7 +49,12 @@ COLLIDING_COSINE = 0.98
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The least and the greatest value that is accepted."""
+    """The least and the greatest value that is accepted.
+
+    Example:
+        >>> 0.4 in icis_deploy.Limits(low=0.1, high=0.5)
+        True
+    """
 
     low: float
     """The least."""
@@ -61,7 +68,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorFacts:
-    """What a generator says of itself."""
+    """What a generator says of itself.
+
+    Example:
+        written = icis_deploy.export_generator(
+            "model.onnx", classes="classes.txt", descriptors="descriptors.npz", out="generator.onnx"
+        )
+        print(written.facts.method, written.facts.descriptor_dim)
+    """
 
     base_fingerprint: str
     """Fingerprint of the seen head that its rows are for."""
@@ -156,7 +170,9 @@ def parse_facts(text: str) -> GeneratorFacts:
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CorruptFileError(
-            f"The generator's facts are damaged: {reason_of(error)}. Fetch the bundle again."
+            f"The generator's facts are damaged: {reason_of(error)}.",
+            found=reason_of(error),
+            hint="Fetch the bundle again.",
         ) from error
 
 

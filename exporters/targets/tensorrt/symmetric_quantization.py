@@ -16,6 +16,8 @@ Rules:
 Source: TensorRT developer guide, "Working with Quantized Types", "Q/DQ Layer-Placement Recommendations".
 """
 
+# Why: docs/decisions/0049.
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -49,7 +51,10 @@ class SymmetricQuantizationPass(ir.passes.InPlacePass):
     def requires(self, model: ir.Model) -> None:
         """Raise if nothing is quantized."""
         if not any(node.op_type == "QuantizeLinear" for node in model.graph):
-            raise IncompatibleError("The model holds no quantized activation; export it with --precision int8.")
+            raise IncompatibleError(
+                "The model holds no quantized activation.",
+                hint="Export it with `precision='int8'`.",
+            )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Change the Q/DQ nodes in place."""
@@ -73,7 +78,9 @@ class SymmetricQuantizationPass(ir.passes.InPlacePass):
         check_model(model)
         for node in model.graph:
             if node.op_type in {"QuantizeLinear", "DequantizeLinear"} and constant_array(input_of(node, 2)).any():
-                raise ExportError(f"The node {node.name} still has a zero point, which TensorRT does not take.")
+                raise ExportError(
+                    f"The node {node.name} still has a zero point, which TensorRT does not take.", where=node.name
+                )
 
 
 def _keep_or_dequantize(graph: ir.Graph, node: ir.Node) -> None:

@@ -6,6 +6,8 @@ measurement how much images differ; the prediction lies between them. `icis_depl
 the intervals.
 """
 
+# Why: docs/decisions/0039.
+
 from __future__ import annotations
 
 import math
@@ -60,7 +62,12 @@ MAX_LISTED = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What cross-validation predicts of an injection."""
+    """What cross-validation predicts of an injection.
+
+    Example:
+        injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        print(injection.estimate.H.value, injection.estimate.warnings)
+    """
 
     T: Range
     """On unseen classes, choosing among unseen classes only."""

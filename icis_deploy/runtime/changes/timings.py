@@ -12,6 +12,10 @@ class ApplyTimings:
 
     Slots and journal are written while the model runs. What that takes is no part of the whole, unless it takes longer
     than the probe: then it is the time for which the probe had to be waited beyond its end.
+
+    Example:
+        timings = icis_deploy.Device.open("bundle").apply("new.icis").timings
+        print(timings.verify_ms, timings.sync_ms, timings.total_ms)
     """
 
     verify_ms: float

@@ -13,6 +13,8 @@ What may change is decided in `update_rules.py`, how it reaches the disk in `sto
 imported with the first change: a device that only answers opens without them.
 """
 
+# Why: docs/decisions/0022 (the order), docs/decisions/0057 (late imports).
+
 from __future__ import annotations
 
 import threading
@@ -47,7 +49,12 @@ _NUM_READ_ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedUpdate:
-    """A file that was applied."""
+    """A file that was applied.
+
+    Example:
+        applied = icis_deploy.Device.open("bundle").apply("new.icis")
+        print(applied.entry.version, applied.timings.total_ms)
+    """
 
     content: ClassUpdate | TrustedKeys
     """What was in it."""
@@ -284,7 +291,13 @@ class Updater:
                 try:
                     inference_seconds = prepared.probe.result().inference_seconds
                 except SelfTestError as error:
-                    raise SelfTestError(f"{error} The change was taken back.") from error
+                    raise SelfTestError(
+                        f"{error.what} The change was taken back.",
+                        found=error.found,
+                        expected=error.expected,
+                        where=error.where,
+                        hint=error.hint,
+                    ) from error
                 watch.lap("probe")
                 written |= {"probe_seconds": prepared.probe.seconds, "inference_seconds": inference_seconds}
             watch.share(**written)

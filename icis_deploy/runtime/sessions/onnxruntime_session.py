@@ -111,8 +111,10 @@ class ONNXRuntimeSession:
             return self._run_with_slots_elsewhere(names, feed)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types; this is the one seam to it
             raise RuntimeFailureError(
-                f"ONNX Runtime could not run the model on an input of shape {images.shape} and type {images.dtype}; it "
-                f"expects {self._input_shape} and {self._input_type}: {error}"
+                f"ONNX Runtime could not run the model on an input of shape {images.shape} and type {images.dtype}; "
+                f"it expects {self._input_shape} and {self._input_type}: {error}",
+                found=(images.shape, str(images.dtype)),
+                expected=(self._input_shape, self._input_type),
             ) from error
 
     def _copied(self, array: NDArray[np.float32]) -> Any:
@@ -121,7 +123,11 @@ class ONNXRuntimeSession:
         try:
             return onnxruntime.OrtValue.ortvalue_from_numpy(array, self._slots_memory, 0)
         except Exception as error:  # see _fetch
-            raise RuntimeFailureError(f"ONNX Runtime could not copy slots to {self._slots_memory}: {error}") from error
+            raise RuntimeFailureError(
+                f"ONNX Runtime could not copy slots to {self._slots_memory}: {error}",
+                found=str(error),
+                where=self._slots_memory,
+            ) from error
 
     def _run_with_slots_elsewhere(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
         import onnxruntime
@@ -149,7 +155,8 @@ def load_session(
         import onnxruntime
     except ImportError as error:
         raise MissingDependencyError(
-            "Running a model needs ONNX Runtime: pip install 'icis-deploy[cpu]' (or 'icis-deploy[gpu]', never both)."
+            "Running a model needs ONNX Runtime.",
+            hint="Install it: pip install 'icis-deploy[cpu]' (or 'icis-deploy[gpu]', never both).",
         ) from error
     check_one_installation()
     choice = ProviderChoice() if provider is None else provider
@@ -162,7 +169,10 @@ def load_session(
         session = onnxruntime.InferenceSession(source, options, providers=choice.requested)
     except Exception as error:  # see ONNXRuntimeSession.run
         where = "" if isinstance(model, bytes) else f" {model}"
-        raise ModelLoadError(f"ONNX Runtime cannot load the model{where}: {error}") from error
+        raise ModelLoadError(
+            f"ONNX Runtime cannot load the model{where}: {error}",
+            found=str(error),
+        ) from error
     check_session(session, choice)
     return ONNXRuntimeSession(session, slots_memory=choice.slots_memory)
 
@@ -179,6 +189,7 @@ def session_options(num_threads: int | None = None) -> Any:
     options.log_severity_level = 3  # what matters comes as an exception; warnings of the graph optimizer help no user
     # Threads of a pool wait for the next operator by spinning, and by default go on after a run: they keep a core from
     # whatever comes next, such as another session. Within a run they may; after it they sleep.
+    # Why: docs/decisions/0047.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if num_threads is not None:
         options.intra_op_num_threads = num_threads

@@ -1,5 +1,7 @@
 """What a session lends: things that one request at a time may use, and places in memory where slots are written."""
 
+# Why: docs/decisions/0033.
+
 from __future__ import annotations
 
 import threading

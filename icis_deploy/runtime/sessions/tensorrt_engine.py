@@ -1,5 +1,7 @@
 """Open a bundle's engine: everything that is stated of it is compared before its bytes reach TensorRT."""
 
+# Why: docs/decisions/0032.
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -69,8 +71,10 @@ def load_sidecar(folder: Path, bundle: Bundle, runtime: str) -> EngineSidecar:
     """
     if not {engine_name(runtime), sidecar_name(runtime)} <= bundle.files.keys():
         raise IncompatibleError(
-            f"The bundle {folder} holds no engine for {runtime!r}. Export it with --target {runtime}, or open it in "
-            f"another runtime."
+            f"The bundle {folder} holds no engine for {runtime!r}.",
+            expected=runtime,
+            where=folder,
+            hint=f"Export it with `targets=['{runtime}']`, or open it in another runtime.",
         )
     path = folder / sidecar_name(runtime)
     try:
@@ -78,7 +82,7 @@ def load_sidecar(folder: Path, bundle: Bundle, runtime: str) -> EngineSidecar:
             read_plain(path, max_bytes=MAX_SIDECAR_BYTES, what="engine's sidecar", error_type=BundleError)
         )
     except BundleError as error:
-        raise BundleError(f"{path}: {error}") from error
+        raise BundleError.at(path, error) from error
 
 
 def _engine_loader(trt: Any, path: Path) -> Any:
@@ -89,7 +93,12 @@ def _engine_loader(trt: Any, path: Path) -> Any:
     def load() -> Any:
         engine = library.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
-            raise ModelLoadError(f"TensorRT cannot load the engine {path}: {logger.last_error()}. Build it again.")
+            raise ModelLoadError(
+                f"TensorRT cannot load the engine {path}: {logger.last_error()}.",
+                found=logger.last_error(),
+                where=path,
+                hint="Build it again.",
+            )
         return engine
 
     return load

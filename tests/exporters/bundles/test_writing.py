@@ -31,7 +31,7 @@ from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.runtime.device import Device
-from tests.tiny_models import FEATURE_DIM, TinyProject
+from testing.tiny_project import FEATURE_DIM, TinyProject
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_a_bundle_without_preprocessing_takes_prepared_arrays_only(opened: Opene
     write(tmp_path / "bundle", opened, None, plan_of(opened, "fused"))
     device = Device.open(tmp_path / "bundle")
     assert device.logits(np.zeros((2, 3, 16, 16), np.float32)).values.shape == (2, 42)
-    with pytest.raises(IncompatibleError, match="--preprocess"):
+    with pytest.raises(IncompatibleError, match="Export it with `preprocess`"):
         device.predict(["image.png"])
 
 
@@ -198,8 +198,8 @@ def test_a_bundle_without_preprocessing_takes_prepared_arrays_only(opened: Opene
     [
         (("class00",), "fused", None, ClassConflictError, "class00"),
         (("a", "b"), "updatable", 1, CapacityError, "adds 2 classes; 1 slots, 0 used"),
-        (("a",), "updatable", None, UsageError, "--capacity"),
-        (("a",), "fused", 4, UsageError, "--head updatable"),
+        (("a",), "updatable", None, UsageError, "Give `capacity`"),
+        (("a",), "fused", 4, UsageError, "with `head='updatable'` only"),
     ],
 )
 def test_plans_that_cannot_be_carried_out_are_refused(

@@ -26,6 +26,7 @@ from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, parse_s
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError, IncompatibleError
+from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions import tensorrt_engine as engine_loading
@@ -33,9 +34,9 @@ from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls
 from icis_deploy.runtime.sessions.protocol import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
 from icis_deploy.updates.envelope import save_update
+from testing.tiny_project import FEATURE_DIM, NUM_SEEN, SIDE, TinyProject
 from tests.exporters.conversion.test_device_work import update_for, with_tail
 from tests.icis_deploy.runtime.fake_gpu import FakeCuda, FakeTensorRT
-from tests.tiny_models import FEATURE_DIM, NUM_SEEN, SIDE, TinyProject
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
 pytest.importorskip("openvino", reason="OpenVINO has no wheel for this platform")
@@ -69,17 +70,22 @@ class Exported:
 
 
 def export(
-    project: TinyProject, out: Path, *, targets: Sequence[str] = ("openvino", "tensorrt-rtx"), **settings: Any
+    project: TinyProject,
+    out: Path,
+    *,
+    updates: Sequence[ClassUpdate] = (),
+    targets: Sequence[str] = ("openvino", "tensorrt-rtx"),
+    **settings: Any,
 ) -> Bundle:
     updatable = settings.get("head") == "updatable"
     return icis_deploy.export(
         project.model,
         classes=project.classes,
-        preprocess=project.preprocess,
-        capacity=CAPACITY if updatable else None,
-        targets=targets,
         out=out,
-        **settings,
+        updates=updates,
+        options=icis_deploy.ExportOptions(
+            preprocess=project.preprocess, capacity=CAPACITY if updatable else None, targets=targets, **settings
+        ),
     )
 
 
@@ -215,10 +221,12 @@ def test_a_model_that_gave_a_class_id_alone_gives_float32_scores_in_float16(
     icis_deploy.export(
         model,
         classes=tiny_project.classes,
-        head=head,
-        capacity=CAPACITY if head == "updatable" else None,
-        form=ModelForm(top=TOP, precision="fp16"),
-        targets=["openvino"],
+        options=icis_deploy.ExportOptions(
+            head=head,
+            capacity=CAPACITY if head == "updatable" else None,
+            form=ModelForm(top=TOP, precision="fp16"),
+            targets=["openvino"],
+        ),
         out=tmp_path / "bundle",
     )
     logits = onnx.load(tmp_path / "bundle" / MODEL_NAME).graph.output[0]

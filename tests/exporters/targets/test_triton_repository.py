@@ -23,7 +23,7 @@ from icis_deploy.errors import ExportError, GateFailedError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 from icis_deploy.runtime.sessions.protocol import TOP_CLASS_IDS, TOP_PROBABILITIES
-from tests.tiny_models import FEATURE_DIM, NUM_SEEN, SIDE, TinyProject
+from testing.tiny_project import FEATURE_DIM, NUM_SEEN, SIDE, TinyProject
 
 CAPACITY = 4
 
@@ -54,7 +54,12 @@ def export(
     opened: OpenedModel, out: Path, *updates: ClassUpdate, head: str = "updatable", precision: str = "fp32"
 ) -> Path:
     capacity, form = CAPACITY if head == "updatable" else None, ModelForm(precision=precision)
-    icis_deploy.export(opened, updates=updates, head=head, capacity=capacity, form=form, out=out, targets=["triton"])
+    icis_deploy.export(
+        opened,
+        updates=updates,
+        options=icis_deploy.ExportOptions(head=head, capacity=capacity, form=form, targets=["triton"]),
+        out=out,
+    )
     return out
 
 

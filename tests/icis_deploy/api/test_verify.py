@@ -16,7 +16,7 @@ from exporters.bundles import writing
 from icis_deploy.cli.main import run
 from icis_deploy.errors import GateFailedError
 from icis_deploy.metrics.parity import ParityReport
-from tests.tiny_models import NUM_SEEN, TinyProject
+from testing.tiny_project import NUM_SEEN, TinyProject
 
 
 @pytest.fixture(scope="module")

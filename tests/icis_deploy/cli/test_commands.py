@@ -21,7 +21,7 @@ from icis_deploy.cli.verify import parity_text
 from icis_deploy.injection.predictors.registry import METHODS
 from icis_deploy.metrics.parity import GATE_PROFILES, compare_logits
 from icis_deploy.updates.envelope import load_update, save_update
-from tests.tiny_models import FEATURE_DIM, GRAPH, NUM_SEEN, NUM_UNSEEN, TinyProject
+from testing.tiny_project import FEATURE_DIM, GRAPH, NUM_SEEN, NUM_UNSEEN, TinyProject
 
 
 def run_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:
@@ -195,7 +195,7 @@ def test_inject_writes_only_the_unseen_classes_that_were_asked_for(tiny_project:
     assert load_update(tmp_path / "some.icis").added == wanted
 
 
-def test_export_leaves_a_bundle_with_its_parity_reports_and_nothing_beside_it(bundle: Path) -> None:
+def test_export_leaves_a_bundle_with_its_parity_reports_and_nothing_else(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     assert [report["passed"] for report in manifest["parity"]] == [True, True]
     assert names_in(bundle) == {"manifest.json", *manifest["files"]}

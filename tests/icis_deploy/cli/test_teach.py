@@ -10,9 +10,9 @@ import pytest
 from icis_deploy.cli.export_generator import export_generator
 from icis_deploy.cli.main import run
 from icis_deploy.injection.predictors.registry import METHODS
+from testing.bundles import files_in
+from testing.tiny_project import NUM_SEEN, TinyProject
 from tests.icis_deploy.cli.test_commands import run_json
-from tests.icis_deploy.runtime.bundles import files_in
-from tests.tiny_models import NUM_SEEN, TinyProject
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_generator_of_another_head_or_for_a_fused_one_is_refused(
 ) -> None:
     fused = export_arguments(tiny_project, tmp_path / "fused", head="fused")
     assert run([*fused, "--generator", str(generator)]) == 2
-    assert "give --generator with --head updatable" in capsys.readouterr().err
+    assert "Give --generator with --head updatable" in capsys.readouterr().err
     names = tiny_project.classes.read_text().split()
     (tmp_path / "classes.txt").write_text("\n".join(["renamed", *names[1:]]))
     other = export_arguments(tiny_project, tmp_path / "other")

@@ -14,8 +14,8 @@ from icis_deploy.images.loading import load_image_list
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
 from icis_deploy.updates.envelope import save_update
+from testing.tiny_project import TinyProject
 from tests.exporters.conversion.test_device_work import update_for
-from tests.tiny_models import TinyProject
 
 BATCH, CAPACITY, TOP = 3, 4, 2
 
@@ -32,11 +32,13 @@ def fixed(tiny_project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -
     icis_deploy.export(
         folder / "model.onnx",
         classes=tiny_project.classes,
-        preprocess=tiny_project.preprocess,
-        head="updatable",
-        capacity=CAPACITY,
-        form=ModelForm(top=TOP, model_input="uint8"),
-        targets=["openvino"],
+        options=icis_deploy.ExportOptions(
+            preprocess=tiny_project.preprocess,
+            head="updatable",
+            capacity=CAPACITY,
+            form=ModelForm(top=TOP, model_input="uint8"),
+            targets=["openvino"],
+        ),
         out=folder / "bundle",
     )
     return folder / "bundle"
