@@ -28,7 +28,7 @@ from benchmarks.results.json_values import json_from_value
 from benchmarks.timing.percentiles import Percentile, percentile_of
 from benchmarks.timing.rounds import garbage_collector_at_rest
 from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy
-from icis_deploy.bundle.manifest import MODEL_NAME, load_manifest
+from icis_deploy.bundle.manifest import MODEL_NAME, SLOT_BIAS, SLOT_WEIGHT, load_manifest
 from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
@@ -36,7 +36,6 @@ from icis_deploy.head.head import Head
 from icis_deploy.runtime.changes.self_test import probe_input
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session, session_options
-from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT
 
 CLASS_UPDATE = "class update"
 NEW_SESSION = "new session"

@@ -48,6 +48,22 @@ HEAD_KINDS = ("fused", "updatable")
 PRECISIONS = ("fp32", "fp16", "int8")
 SCORE_KINDS = ("logits", "probabilities", "log-probabilities", "sigmoid")
 
+# Inputs and outputs of a bundle's model, by which exporters write it and every runtime reads it.
+SLOT_WEIGHT = "slot_weight"
+"""Input `(capacity, feature_dim)` float32 of an updatable model: the weights of the slots."""
+
+SLOT_BIAS = "slot_bias"
+"""Input `(capacity,)` float32 of an updatable model: the biases of the slots."""
+
+FEATURES = "features"
+"""Output `(batch, feature_dim)` float32 of an updatable model: what the head multiplies."""
+
+TOP_PROBABILITIES = "top_probabilities"
+"""Output `(batch, top)` float32 of a model that selects classes itself: their probabilities, the greatest first."""
+
+TOP_CLASS_IDS = "top_class_ids"
+"""Output `(batch, top)` int64 of a model that selects classes itself: the column of each among its scores."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInput:

@@ -13,20 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, RuntimeFailureError
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
 from icis_deploy.runtime.sessions.pools import ResourcePool
-from icis_deploy.runtime.sessions.protocol import (
-    FEATURES,
-    SLOT_BIAS,
-    SLOT_WEIGHT,
-    TOP_CLASS_IDS,
-    TOP_PROBABILITIES,
-    SessionOutput,
-    SlotBuffers,
-    TopOutput,
-    no_slots_error,
-)
+from icis_deploy.runtime.sessions.protocol import SessionOutput, SlotBuffers, TopOutput, no_slots_error
 
 OPENVINO_NAME = "openvino/model.xml"
 """A bundle's OpenVINO model; its weights lie beside it, in `model.bin`."""

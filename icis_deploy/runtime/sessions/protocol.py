@@ -12,20 +12,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.errors import RuntimeFailureError
-
-SLOT_WEIGHT = "slot_weight"
-"""Name of the input `(capacity, feature_dim)` float32 of an updatable model."""
-
-SLOT_BIAS = "slot_bias"
-"""Name of the input `(capacity,)` float32 of an updatable model."""
-
-FEATURES = "features"
-"""Name of the output `(batch, feature_dim)` float32 of an updatable model."""
-
-TOP_PROBABILITIES = "top_probabilities"
-TOP_CLASS_IDS = "top_class_ids"
-"""Names of the outputs `(batch, top)` of a model that chooses classes itself; see `TopOutput`."""
 
 
 def no_slots_error() -> RuntimeFailureError:

@@ -21,21 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle.engine_sidecar import EngineSidecar
+from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls, DeviceMemory
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
 from icis_deploy.runtime.sessions.pools import ResourcePool, SlotLease, SlotPlaces
-from icis_deploy.runtime.sessions.protocol import (
-    FEATURES,
-    SLOT_BIAS,
-    SLOT_WEIGHT,
-    TOP_CLASS_IDS,
-    TOP_PROBABILITIES,
-    SessionOutput,
-    SlotBuffers,
-    TopOutput,
-    no_slots_error,
-)
+from icis_deploy.runtime.sessions.protocol import SessionOutput, SlotBuffers, TopOutput, no_slots_error
 from icis_deploy.runtime.sessions.tensorrt_context import EngineTensor, Lane
 from icis_deploy.runtime.sessions.tensorrt_library import new_logger
 
