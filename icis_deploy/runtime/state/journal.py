@@ -294,7 +294,7 @@ def _sha256(value: object) -> str:
     return text
 
 
-def check_bundle(journal: Journal, bundle: Bundle) -> None:
+def check_journal_belongs_to(bundle: Bundle, journal: Journal) -> None:
     """Raise `IncompatibleError` if a journal belongs to another bundle than the one it lies in."""
     if journal.base_fingerprint != bundle.base_fingerprint:
         raise IncompatibleError(

@@ -36,7 +36,7 @@ from icis_deploy.runtime.state.journal import (
     MAX_JOURNAL_BYTES,
     Journal,
     StateEntry,
-    check_bundle,
+    check_journal_belongs_to,
     check_table,
     initial_journal,
     parse_journal,
@@ -128,7 +128,7 @@ class Store:
             journal = parse_journal(data)
         except CorruptFileError as error:
             raise CorruptFileError(f"{self._journal_path}: {error}") from error
-        check_bundle(journal, bundle)
+        check_journal_belongs_to(bundle, journal)
         self._last_journal = data, journal
         return journal
 
