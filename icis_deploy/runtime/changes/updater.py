@@ -31,7 +31,7 @@ from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.errors import BundleError, SelfTestError
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.sessions.protocol import Session
-from icis_deploy.runtime.state.head_state import HeadState, make_head_state
+from icis_deploy.runtime.state.head_state import HeadState, known_names, make_head_state
 from icis_deploy.runtime.state.journal import HistoryEntry, Journal, StateEntry, check_disabled, initial_journal
 from icis_deploy.runtime.state.store import SlotsFile, Store, slots_file
 
@@ -66,6 +66,44 @@ class _Prepared:
     state: HeadState
     probe: SideCall[SlotProbe] | None = None
     """The probe that it has to pass before; `None` where its slots passed theirs."""
+
+
+def switch_class(
+    store: Store,
+    bundle: Bundle,
+    class_name: str,
+    *,
+    enabled: bool,
+    clock: datetime,
+    load_table: Callable[[StateEntry], SlotTable | None],
+    commit: Callable[[Journal, Journal, SlotTable | None], None],
+) -> bool:
+    """Enable or disable a class of a bundle; return whether that changed anything. The caller holds the bundle's lock.
+
+    Args:
+        store: The bundle's.
+        bundle: What its manifest says.
+        class_name: The class.
+        enabled: What it shall be.
+        clock: The time by the device's clock.
+        load_table: Returns the slots of a state.
+        commit: Takes the journals before and after, and the slots, which are the same in both.
+
+    Raises:
+        BundleError, CorruptFileError, IncompatibleError: If journal or slots cannot be read.
+        ClassConflictError: If the head does not know the class, or no class would be left.
+    """
+    from icis_deploy.runtime.changes.rules import after_switch
+
+    before = store.load_journal(bundle)
+    table = load_table(before.current)
+    names = known_names(bundle, table)
+    check_disabled(before, names)
+    switched = after_switch(before, class_name, enabled=enabled, known_names=names, clock=clock)
+    if switched is None:
+        return False
+    commit(before, switched[1], table)
+    return True
 
 
 class Updater:
@@ -161,23 +199,22 @@ class Updater:
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
             table = self._store.load_table(self._bundle, state_before(before))
-            entry, after = after_rollback(before, known_names=self._known_names(table), clock=self._clock())
+            entry, after = after_rollback(before, known_names=known_names(self._bundle, table), clock=self._clock())
             self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
         return entry
 
     def switch(self, class_name: str, *, enabled: bool) -> bool:
         """Enable or disable a class; return whether that changed anything."""
-        from icis_deploy.runtime.changes.rules import after_switch
-
         with self._changing, self._store.locked():
-            before = self._store.load_journal(self._bundle)
-            table = self._table_before(before)
-            known_names = self._known_names(table)
-            switched = after_switch(before, class_name, enabled=enabled, known_names=known_names, clock=self._clock())
-            if switched is None:
-                return False
-            self._change(before, switched[1], self._unprobed(switched[1], table))
-        return True
+            return switch_class(
+                self._store,
+                self._bundle,
+                class_name,
+                enabled=enabled,
+                clock=self._clock(),
+                load_table=self._table_of,
+                commit=lambda before, after, table: self._change(before, after, self._unprobed(after, table)),
+            )
 
     def refresh(self) -> bool:
         """Take over what another process committed since; return whether there was anything."""
@@ -199,7 +236,9 @@ class Updater:
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
             table = self._table_before(before)
-            entry, after = after_replacement(before, former, known_names=self._known_names(table), clock=self._clock())
+            entry, after = after_replacement(
+                before, former, known_names=known_names(self._bundle, table), clock=self._clock()
+            )
             self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
         return entry
 
@@ -225,7 +264,7 @@ class Updater:
                 if attempt + 1 == _NUM_READ_ATTEMPTS or self._store.load_journal(self._bundle) == journal:
                     raise
                 continue
-            check_disabled(journal, self._known_names(table))
+            check_disabled(journal, known_names(self._bundle, table))
             state = self._state_with(table, version=journal.current.version, disabled=journal.disabled)
             if probe and state.table is not None and state.buffers is not None:
                 from icis_deploy.runtime.changes.self_test import verify_slots
@@ -319,8 +358,5 @@ class Updater:
         """Return the slots that a change starts from, of a journal that a device would open."""
         table = self._table_of(journal.current)
         if journal.disabled:
-            check_disabled(journal, self._known_names(table))
+            check_disabled(journal, known_names(self._bundle, table))
         return table
-
-    def _known_names(self, table: SlotTable | None) -> tuple[str, ...]:
-        return (*self._bundle.class_names, *(() if table is None else table.filled_names))
