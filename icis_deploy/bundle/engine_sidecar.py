@@ -16,17 +16,21 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from icis_deploy.bundle.manifest import MODEL_NAME, PRECISIONS, Bundle
 from icis_deploy.common.json_fields import (
+    Reader,
+    dataclass_from_json,
     integer_from_json,
-    list_from_json,
+    load_strict,
     names_from_json,
     object_from_json,
     text_from_json,
+    tuple_from_json,
 )
 from icis_deploy.common.terminal_text import MAX_REASON, printable, reason_of
 from icis_deploy.errors import BundleError, EngineMismatchError
@@ -210,7 +214,7 @@ def parse_sidecar(data: bytes) -> EngineSidecar:
         BundleError: If it is not a sidecar of this schema.
     """
     try:
-        values = object_from_json(json.loads(data))
+        values = object_from_json(load_strict(data))
         version = integer_from_json(values.pop("schema_version"))
         if version not in _READABLE_VERSIONS:
             raise BundleError(
@@ -219,7 +223,7 @@ def parse_sidecar(data: bytes) -> EngineSidecar:
             )
         if version == 1:
             values = {**_MEANT_BY_VERSION_1, **values}
-        return EngineSidecar(**_checked(values, EngineSidecar, _READERS))
+        return dataclass_from_json(EngineSidecar, values, readers=_READERS)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"the field {reason_of(error)}" if isinstance(error, KeyError) else reason_of(error)
         raise BundleError(f"The engine's sidecar is not one: {reason}. Build the engine again.") from error
@@ -243,28 +247,33 @@ def _numbers(compute_capability: str) -> tuple[int, ...]:
     return tuple(int(part) for part in compute_capability.split("."))
 
 
-def _checked(values: dict[str, Any], kind: type[Any], readers: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    """Return every field of a dataclass, read by its own reader, or as text."""
-    names = {field.name for field in fields(kind)}
-    if values.keys() != names:
-        raise TypeError(f"its fields differ from what is expected in {sorted(values.keys() ^ names)}")
-    return {name: readers.get(name, text_from_json)(value) for name, value in values.items()}
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(integer_from_json(size) for size in list_from_json(value))
-
-
-def _tensors(kind: type[Any]) -> Callable[[Any], tuple[Any, ...]]:
-    shapes = dict.fromkeys(("shape", "min_shape", "opt_shape", "max_shape"), _shape)
-    return lambda value: tuple(
-        [kind(**_checked(object_from_json(each), kind, shapes)) for each in list_from_json(value)]
-    )
-
-
-_READERS: dict[str, Callable[[Any], Any]] = {
+_shape = partial(tuple_from_json, read=integer_from_json)
+_input = partial(
+    dataclass_from_json,
+    EngineInput,
+    readers={
+        "name": text_from_json,
+        "dtype": text_from_json,
+        "min_shape": _shape,
+        "opt_shape": _shape,
+        "max_shape": _shape,
+    },
+)
+_output = partial(
+    dataclass_from_json, EngineOutput, readers={"name": text_from_json, "dtype": text_from_json, "shape": _shape}
+)
+_READERS: dict[str, Reader[Any]] = {
+    "runtime": text_from_json,
+    "runtime_version": text_from_json,
+    "platform": text_from_json,
     "compute_capabilities": names_from_json,
+    "hardware_compatibility": text_from_json,
+    "model_sha256": text_from_json,
+    "engine_sha256": text_from_json,
+    "head_fingerprint": text_from_json,
+    "inputs": partial(tuple_from_json, read=_input),
+    "outputs": partial(tuple_from_json, read=_output),
     "refittable": names_from_json,
-    "inputs": _tensors(EngineInput),
-    "outputs": _tensors(EngineOutput),
+    "precision": text_from_json,
+    "created_by": text_from_json,
 }

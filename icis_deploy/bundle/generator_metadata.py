@@ -15,14 +15,23 @@ Inputs and outputs:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.common.arrays import Float32
-from icis_deploy.common.json_fields import integer_from_json, number_from_json, object_from_json, text_from_json
+from icis_deploy.common.json_fields import (
+    Reader,
+    dataclass_from_json,
+    integer_from_json,
+    load_strict,
+    number_from_json,
+    object_from_json,
+    text_from_json,
+)
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import CorruptFileError
 
@@ -140,26 +149,25 @@ def parse_facts(text: str) -> GeneratorFacts:
         CorruptFileError: If it is anything else, or of another schema.
     """
     try:
-        fields = object_from_json(json.loads(text))
+        fields = object_from_json(load_strict(text))
         version = integer_from_json(fields.pop("schema_version"))
         if version != SCHEMA_VERSION:
             raise ValueError(f"its schema version is {version}, this release reads {SCHEMA_VERSION}")
-        return GeneratorFacts(
-            base_fingerprint=text_from_json(fields["base_fingerprint"]),
-            method=text_from_json(fields["method"]),
-            descriptor_dim=integer_from_json(fields["descriptor_dim"]),
-            feature_dim=integer_from_json(fields["feature_dim"]),
-            row_length=_limits(fields["row_length"]),
-            row_cosine=_limits(fields["row_cosine"]),
-            descriptor_length=_limits(fields["descriptor_length"]),
-            similarity=_limits(fields["similarity"]),
-        )
+        return dataclass_from_json(GeneratorFacts, fields, readers=_READERS)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CorruptFileError(
             f"The generator's facts are damaged: {reason_of(error)}. Fetch the bundle again."
         ) from error
 
 
-def _limits(value: object) -> Limits:
-    fields: Mapping[str, object] = object_from_json(value)
-    return Limits(low=number_from_json(fields["low"]), high=number_from_json(fields["high"]))
+_limits = partial(dataclass_from_json, Limits, readers={"low": number_from_json, "high": number_from_json})
+_READERS: dict[str, Reader[Any]] = {
+    "base_fingerprint": text_from_json,
+    "method": text_from_json,
+    "descriptor_dim": integer_from_json,
+    "feature_dim": integer_from_json,
+    "row_length": _limits,
+    "row_cosine": _limits,
+    "descriptor_length": _limits,
+    "similarity": _limits,
+}

@@ -20,12 +20,24 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from icis_deploy.common.files import read_plain, sha256_of_file
+from icis_deploy.common.json_fields import (
+    Reader,
+    dataclass_from_json,
+    integer_from_json,
+    load_strict,
+    mapping_from_json,
+    names_from_json,
+    object_from_json,
+    text_from_json,
+    tuple_from_json,
+)
 from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import BundleError, ClassConflictError, CorruptFileError, ICISDeployError
 from icis_deploy.head.class_names import check_unique
@@ -235,10 +247,12 @@ def parse_manifest(data: bytes) -> Bundle:
         BundleError: If it is not a manifest of this schema.
     """
     try:
-        values = json.loads(data)
+        values = object_from_json(load_strict(data))
         schema_version = values.pop("schema_version")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BundleError("The manifest is not a JSON object with a `schema_version`.") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(
+            f"The manifest is not a JSON object with a `schema_version`. Reading it failed: {reason_of(error)}."
+        ) from error
     if type(schema_version) is not int or schema_version not in _READABLE_VERSIONS:  # Python calls `true` equal to 1
         raise BundleError(
             f"The manifest has schema version {shown(schema_version)}; this release reads "
@@ -247,27 +261,23 @@ def parse_manifest(data: bytes) -> Bundle:
     if schema_version == 1:
         values = {**_MEANT_BY_VERSION_1, **values}
     try:
-        preprocessing = values.pop("preprocessing")
-        return Bundle(
-            model_input=_model_input(values.pop("model_input")),
-            preprocessing=None
-            if preprocessing is None
-            else preprocessing_from_json(preprocessing, where="the manifest's preprocessing"),
-            files={_checked_name(name): FileEntry(**entry) for name, entry in values.pop("files").items()},
-            parity=tuple(values.pop("parity")),
-            updates=tuple(values.pop("updates")),
-            precision=values.pop("precision"),
-            top=values.pop("top"),
-            **values,
-        )
+        return dataclass_from_json(Bundle, {"created_by": {}, **values}, readers=_READERS)
     except ICISDeployError as error:
         raise BundleError(f"The manifest contradicts itself: {reason_of(error)}") from error
-    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BundleError(f"The manifest lacks a field or has one of the wrong type: {reason_of(error)}.") from error
 
 
-def _model_input(values: Mapping[str, Any]) -> ModelInput:
-    return ModelInput(name=values["name"], shape=tuple(values["shape"]), dtype=values["dtype"])
+def _preprocessing(value: object, *, where: str) -> Preprocessing | None:
+    if value is None:
+        return None
+    return preprocessing_from_json(object_from_json(value, where=where), where="the manifest's preprocessing")
+
+
+def _files(value: object, *, where: str) -> dict[str, FileEntry]:
+    readers = {"sha256": text_from_json, "size_bytes": integer_from_json}
+    entries = mapping_from_json(value, read=partial(dataclass_from_json, FileEntry, readers=readers), where=where)
+    return {_checked_name(name): entry for name, entry in entries.items()}
 
 
 def _checked_name(name: str) -> str:
@@ -276,6 +286,31 @@ def _checked_name(name: str) -> str:
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or name != str(path):
         raise BundleError(f"The manifest names the file {name!r}, which is not a plain path inside the bundle.")
     return name
+
+
+_MODEL_INPUT_READERS: dict[str, Reader[Any]] = {
+    "name": text_from_json,
+    "shape": partial(tuple_from_json, read=integer_from_json),
+    "dtype": text_from_json,
+}
+_READERS: dict[str, Reader[Any]] = {
+    "head_kind": text_from_json,
+    "class_names": names_from_json,
+    "num_seen": integer_from_json,
+    "feature_dim": integer_from_json,
+    "capacity": integer_from_json,
+    "base_fingerprint": text_from_json,
+    "head_version": integer_from_json,
+    "model_input": partial(dataclass_from_json, ModelInput, readers=_MODEL_INPUT_READERS),
+    "score_kind": text_from_json,
+    "preprocessing": _preprocessing,
+    "files": _files,
+    "parity": partial(tuple_from_json, read=object_from_json),
+    "updates": partial(tuple_from_json, read=object_from_json),
+    "precision": text_from_json,
+    "top": integer_from_json,
+    "created_by": partial(mapping_from_json, read=text_from_json),
+}
 
 
 def load_bundle(folder: Path) -> Bundle:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.bundle.manifest import INJECTED_NAME, Bundle
 from icis_deploy.common.files import read_plain
-from icis_deploy.common.json_fields import integer_from_json, list_from_json, names_from_json
+from icis_deploy.common.json_fields import integer_from_json, list_from_json, load_strict, names_from_json
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import BundleError, CorruptFileError, ICISDeployError
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS, SlotTable
@@ -80,7 +80,7 @@ def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
 
     try:
         (size,) = struct.unpack_from("<Q", data)
-        fields = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_METADATA_KEY])
+        fields = load_strict(load_strict(data[8 : 8 + size])["__metadata__"][_METADATA_KEY])
         version = integer_from_json(fields["schema_version"])
         if version != SCHEMA_VERSION:
             raise ValueError(f"its schema version is {version}, this release reads {SCHEMA_VERSION}")

@@ -66,7 +66,7 @@ def parse_envelope(data: bytes) -> Envelope:
             f"The file is not a class update: it is no DSSE envelope (more than {MAX_JSON_VALUES} JSON values)."
         )
     try:
-        document = load_strict(fields.decode())
+        document = load_strict(fields)
         signatures = list_from_json(document["signatures"])
         envelope = Envelope.from_dict(document | {"payload": "", "signatures": signatures})
         envelope.payload = _decoded(document["payload"]) if payload is None else payload

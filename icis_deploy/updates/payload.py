@@ -162,7 +162,7 @@ def _read_header(payload: bytes) -> tuple[dict[str, Any], int]:
             f"The class update's header claims {size} bytes; the file is truncated or not an update."
         )
     try:
-        header = object_from_json(load_strict(payload[8 : 8 + size].decode()))
+        header = object_from_json(load_strict(payload[8 : 8 + size]))
     except (ValueError, TypeError, RecursionError) as error:
         raise _no_update(error) from error
     return header, 8 + size

@@ -146,7 +146,7 @@ def parse_trusted_keys(payload: bytes) -> TrustedKeys:
     if len(payload) > MAX_TRUSTED_KEYS_BYTES:
         raise CorruptFileError(f"The trusted keys are {len(payload)} bytes; at most {MAX_TRUSTED_KEYS_BYTES} are read.")
     try:
-        fields = load_strict(payload.decode())
+        fields = load_strict(payload)
         schema_version = integer_from_json(fields["schema_version"])
         if schema_version != SCHEMA_VERSION:
             raise ValueError(f"its schema version is {schema_version}, this release reads {SCHEMA_VERSION}")

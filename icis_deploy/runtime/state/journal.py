@@ -26,6 +26,7 @@ from icis_deploy.common.json_fields import (
     integer_from_json,
     json_from_time,
     list_from_json,
+    load_strict,
     names_from_json,
     object_from_json,
     text_from_json,
@@ -203,7 +204,7 @@ def parse_journal(data: bytes) -> Journal:
         text, _, sha256 = data.removeprefix(_START).removesuffix(_END).rpartition(_MIDDLE)
         if hashlib.sha256(text).hexdigest().encode() != sha256:
             raise ValueError("its SHA-256 is not the one it states")
-        fields = json.loads(text)
+        fields = load_strict(text)
         version = integer_from_json(fields["schema_version"])
         if version != SCHEMA_VERSION:
             raise ValueError(f"its schema version is {version}, this release reads {SCHEMA_VERSION}")
