@@ -394,7 +394,7 @@ def test_a_graph_is_captured_once_for_each_batch_and_place_and_then_launched(fak
         for buffers in (*loaded, *loaded, *loaded):
             session.run(images(size), buffers)
 
-    # The probe at opening captured a graph of its own, for batch 1 and the first place.
+    # The self-test at opening captured a graph of its own, for batch 1 and the first place.
     assert fake.cuda.calls["cudaStreamBeginCapture"] + fake.cuda.calls["cudaGraphLaunch"] == 12
     assert fake.cuda.calls["cudaGraphLaunch"] >= 8
 
