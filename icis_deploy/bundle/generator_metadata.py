@@ -1,7 +1,7 @@
-"""What a generator says of itself: which head its rows are for, and what rows and descriptors it knows to be usual.
+"""The metadata of a generator: which head its rows are for, and in which ranges rows and descriptors usually lie.
 
-A generator is an ONNX model that makes calibrated rows of descriptors, `generator.onnx` in a bundle. Its facts stand in
-the file's metadata, so that they and the weights are one file with one hash.
+A generator is an ONNX model that makes calibrated rows from descriptors, `generator.onnx` in a bundle. Its metadata is
+an entry of the ONNX file's own, so that it and the weights are one file with one hash.
 
 Inputs and outputs:
 
@@ -56,46 +56,40 @@ COLLIDING_COSINE = 0.98
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The least and the greatest value that is accepted."""
+    """A closed range of what is usual; NaN is in none."""
 
     low: float
-    """The least."""
-
     high: float
-    """The greatest."""
 
     def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high  # NaN is outside
+        return self.low <= value <= self.high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratorFacts:
-    """What a generator says of itself."""
+class GeneratorMetadata:
+    """What a device compares a generator, its descriptors and its rows with."""
 
     base_fingerprint: str
     """Fingerprint of the seen head that its rows are for."""
 
     method: str
-    """The method of the injector."""
+    """Name of the injection method that trained it; see `injection.predictors.registry`."""
 
     descriptor_dim: int
-    """Width of a descriptor."""
-
     feature_dim: int
-    """Width of a row without its bias."""
 
     row_length: Limits
-    """Of `|row|`."""
+    """Euclidean length of a row, its bias included."""
 
     row_cosine: Limits
-    """Of the cosine between a row and the mean seen row."""
+    """Cosine between a row and the mean seen row."""
 
     descriptor_length: Limits
-    """Of `|descriptor|`."""
+    """Euclidean length of a descriptor."""
 
     similarity: Limits
-    """Of the cosine with the most similar seen descriptor: below it nothing like it was seen, above it the two classes
-    cannot be told apart."""
+    """Cosine with the most similar seen descriptor, both less the mean one. Below the range no seen class is like it;
+    above it the two classes cannot be told apart."""
 
 
 def measure_limits(seen_rows: Float32, made_rows: Float32, seen_descriptors: Float32) -> dict[str, Limits]:
@@ -137,13 +131,13 @@ def _widened(values: NDArray[np.float64]) -> Limits:
     return Limits(low=float(values.min()) / LENGTH_SLACK, high=float(values.max()) * LENGTH_SLACK)
 
 
-def serialize_facts(facts: GeneratorFacts) -> str:
-    """Return the facts as JSON, for the metadata of an ONNX file."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(facts)}, sort_keys=True, allow_nan=False)
+def serialize_metadata(metadata: GeneratorMetadata) -> str:
+    """Return the metadata as JSON, for an ONNX file's entry `METADATA_KEY`."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(metadata)}, sort_keys=True, allow_nan=False)
 
 
-def parse_facts(text: str) -> GeneratorFacts:
-    """Return the facts that this JSON holds.
+def parse_metadata(text: str) -> GeneratorMetadata:
+    """Return the metadata that an ONNX file's entry holds.
 
     Raises:
         CorruptFileError: If it is anything else, or of another schema.
@@ -153,10 +147,10 @@ def parse_facts(text: str) -> GeneratorFacts:
         version = integer_from_json(fields.pop("schema_version"))
         if version != SCHEMA_VERSION:
             raise ValueError(f"its schema version is {version}, this release reads {SCHEMA_VERSION}")
-        return dataclass_from_json(GeneratorFacts, fields, readers=_READERS)
+        return dataclass_from_json(GeneratorMetadata, fields, readers=_READERS)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CorruptFileError(
-            f"The generator's facts are damaged: {reason_of(error)}. Fetch the bundle again."
+            f"The generator's metadata is damaged: {reason_of(error)}. Fetch the bundle again."
         ) from error
 
 

@@ -22,8 +22,8 @@ from icis_deploy.bundle.generator_metadata import (
     NEAREST,
     ROWS,
     SIMILARITY,
-    GeneratorFacts,
-    parse_facts,
+    GeneratorMetadata,
+    parse_metadata,
 )
 from icis_deploy.bundle.manifest import Bundle, check_file
 from icis_deploy.common.arrays import Float32
@@ -50,7 +50,7 @@ class Generator:
     session: Any
     """ONNX Runtime's session."""
 
-    facts: GeneratorFacts
+    metadata: GeneratorMetadata
     """What it says of itself."""
 
     def run(self, descriptors: Float32) -> Mapping[str, NDArray[Any]]:
@@ -80,7 +80,7 @@ def load_generator(model: Path | bytes, *, where: str = "the generator") -> Gene
     Raises:
         MissingDependencyError: If ONNX Runtime is not installed.
         ModelLoadError: If it is no ONNX model, or no generator.
-        CorruptFileError: If its facts are damaged.
+        CorruptFileError: If its metadata is damaged.
     """
     try:
         import onnxruntime
@@ -94,10 +94,10 @@ def load_generator(model: Path | bytes, *, where: str = "the generator") -> Gene
         session = onnxruntime.InferenceSession(source, session_options(), providers=["CPUExecutionProvider"])
     except Exception as error:  # see Generator.run
         raise ModelLoadError(f"ONNX Runtime cannot load {where}: {error}") from error
-    metadata = session.get_modelmeta().custom_metadata_map
-    if METADATA_KEY not in metadata:
+    properties = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY not in properties:
         raise ModelLoadError(f"{where} is no generator. `icis-deploy export-generator` writes one.")
-    return Generator(session=session, facts=parse_facts(metadata[METADATA_KEY]))
+    return Generator(session=session, metadata=parse_metadata(properties[METADATA_KEY]))
 
 
 def bundle_generator(folder: Path, bundle: Bundle) -> Generator:
@@ -115,16 +115,17 @@ def bundle_generator(folder: Path, bundle: Bundle) -> Generator:
         )
     check_file(folder / GENERATOR_NAME, bundle.files[GENERATOR_NAME])
     generator = load_generator(folder / GENERATOR_NAME)
-    check_base(generator.facts, bundle.base_fingerprint, bundle.feature_dim)
+    check_base(generator.metadata, bundle.base_fingerprint, bundle.feature_dim)
     return generator
 
 
-def check_base(facts: GeneratorFacts, base_fingerprint: str, feature_dim: int) -> None:
+def check_base(metadata: GeneratorMetadata, base_fingerprint: str, feature_dim: int) -> None:
     """Raise `WrongBaseError` if a generator's rows are for another head."""
-    if (facts.base_fingerprint, facts.feature_dim) != (base_fingerprint, feature_dim):
+    if (metadata.base_fingerprint, metadata.feature_dim) != (base_fingerprint, feature_dim):
         raise WrongBaseError(
-            f"The generator was made for the head {facts.base_fingerprint[:16]}… of feature_dim {facts.feature_dim}; "
-            f"this bundle's is {base_fingerprint[:16]}… of {feature_dim}. Write it again with this model and classes."
+            f"The generator was made for the head {metadata.base_fingerprint[:16]}… of feature_dim "
+            f"{metadata.feature_dim}; this bundle's is {base_fingerprint[:16]}… of {feature_dim}. Write it again with this "
+            f"model and classes."
         )
 
 
@@ -153,15 +154,15 @@ def make_row(
         raise ClassConflictError(
             f"{shown(class_name)} was not taught: the head already knows it. Teach it under another name{way}"
         )
-    vector = _checked(descriptor, generator.facts, class_name)
+    vector = _checked(descriptor, generator.metadata, class_name)
     outputs = generator.run(vector[None])
     row, mean = outputs[ROWS][0], outputs[MEAN_ROW]
     similarity, nearest = float(outputs[SIMILARITY][0]), int(outputs[NEAREST][0])
     if row.shape != (bundle.feature_dim + 1,) or mean.shape != row.shape or not 0 <= nearest < bundle.num_seen:
         raise CorruptFileError("The generator gives no row of this bundle's width. Fetch the bundle again.")
     seen_name = bundle.seen_names[nearest]
-    _check_usual(generator.facts, class_name, vector, row, mean, similarity=similarity, nearest=seen_name)
-    if similarity > generator.facts.similarity.high:
+    _check_usual(generator.metadata, class_name, vector, row, mean, similarity=similarity, nearest=seen_name)
+    if similarity > generator.metadata.similarity.high:
         raise ClassConflictError(_collision(class_name, seen_name, similarity))
     if table is not None and table.filled.size:
         # Of weights alone: calibration gives all injected biases the same offset, which would make any two alike.
@@ -172,21 +173,21 @@ def make_row(
     return np.asarray(row, dtype=np.float32)
 
 
-def _checked(descriptor: ArrayLike, facts: GeneratorFacts, class_name: str) -> Float32:
+def _checked(descriptor: ArrayLike, metadata: GeneratorMetadata, class_name: str) -> Float32:
     try:
         vector = np.asarray(descriptor, dtype=np.float32)
     except (ValueError, TypeError) as error:
         raise DescriptorError(f"The descriptor of {class_name!r} is no vector of numbers: {error}.") from error
-    if vector.shape != (facts.descriptor_dim,) or not np.isfinite(vector).all():
+    if vector.shape != (metadata.descriptor_dim,) or not np.isfinite(vector).all():
         raise DescriptorError(
-            f"The descriptor of {class_name!r} has shape {vector.shape}; expected {facts.descriptor_dim} finite "
+            f"The descriptor of {class_name!r} has shape {vector.shape}; expected {metadata.descriptor_dim} finite "
             f"numbers, made as those that the generator was trained with."
         )
     return vector
 
 
 def _check_usual(
-    facts: GeneratorFacts,
+    metadata: GeneratorMetadata,
     class_name: str,
     vector: Float32,
     row: Float32,
@@ -196,16 +197,16 @@ def _check_usual(
     nearest: str,
 ) -> None:
     """Raise `OutlierError` if anything lies outside what is usual of seen classes."""
-    if not similarity >= facts.similarity.low:
+    if not similarity >= metadata.similarity.low:
         raise OutlierError(
             f"{class_name!r} was not taught: no seen class is like it. The most similar one is {nearest!r}, with a "
-            f"cosine of {similarity:.3f}; expected at least {facts.similarity.low:.3f}. Check the descriptor, or add "
-            f"the class by a class update."
+            f"cosine of {similarity:.3f}; expected at least {metadata.similarity.low:.3f}. Check the descriptor, or "
+            f"add the class by a class update."
         )
     measured = (
-        ("length of its descriptor", float(np.linalg.norm(vector.astype(np.float64))), facts.descriptor_length),
-        ("length of its row", float(np.linalg.norm(row.astype(np.float64))), facts.row_length),
-        ("cosine of its row with the mean row", float(_cosines(row[None], mean)[0]), facts.row_cosine),
+        ("length of its descriptor", float(np.linalg.norm(vector.astype(np.float64))), metadata.descriptor_length),
+        ("length of its row", float(np.linalg.norm(row.astype(np.float64))), metadata.row_length),
+        ("cosine of its row with the mean row", float(_cosines(row[None], mean)[0]), metadata.row_cosine),
     )
     for what, value, limits in measured:
         if value not in limits:
