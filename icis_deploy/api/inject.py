@@ -74,7 +74,7 @@ def inject(
         base_fingerprint=head_of(opened).fingerprint,
         rows=injection.rows,
         added=injection.class_names,
-        probe_seed=seed,
+        self_test_seed=seed,
         provenance=injection.provenance,
     )
 

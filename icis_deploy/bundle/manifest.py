@@ -53,7 +53,7 @@ SLOTS_NAME = "slots.safetensors"
 INJECTED_NAME = "injected.safetensors"
 MAX_MANIFEST_BYTES = 1 << 27
 MAX_INPUT_VALUES = 1 << 26
-"""An image of 4,700 by 4,700 pixels; a probe is made in this size before the model sees it."""
+"""An image of 4,700 by 4,700 pixels; the self-test makes an input of this size before the model sees it."""
 
 _MAX_COUNT = (1 << 31) - 1
 HEAD_KINDS = ("fused", "updatable")

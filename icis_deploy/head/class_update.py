@@ -63,7 +63,7 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
     expires: datetime | None = None
     """When devices stop taking this update, in UTC with a resolution of a second; `None` is never."""
 
-    probe_seed: int = 0
+    self_test_seed: int = 0
     """Seed of the input with which a device tests the rows after writing them."""
 
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -87,10 +87,10 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
                 f"The class update's base fingerprint is {shown(self.base_fingerprint)}; expected 64 hexadecimal "
                 f"digits."
             )
-        if self.version < 1 or self.probe_seed < 0:
+        if self.version < 1 or self.self_test_seed < 0:
             raise IncompatibleError(
-                f"The class update has version {self.version} and probe seed {self.probe_seed}; expected a version of "
-                f"at least 1 and a seed of at least 0."
+                f"The class update has version {self.version} and self-test seed {self.self_test_seed}; expected a "
+                f"version of at least 1 and a seed of at least 0."
             )
         if self.version > MAX_VERSION:
             raise IncompatibleError("The class update's version does not fit into 63 bits. Sign it with a smaller one.")

@@ -3,7 +3,7 @@
 Rules:
 
 1. A request takes the open bundle and its head state once, when it starts; an answer belongs to exactly one version.
-2. Everything that changes the state is the updater's; see `updater.py`.
+2. Everything that changes the state is the updater's; see `changes/updater.py`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import check_unique
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
-from icis_deploy.runtime.changes.background_call import SideCall
+from icis_deploy.runtime.changes.background_call import BackgroundCall
 from icis_deploy.runtime.changes.updater import AppliedUpdate, Updater
 from icis_deploy.runtime.sessions.choice import Runtime, import_library, open_session, runtime_from
 from icis_deploy.runtime.sessions.protocol import Session
 from icis_deploy.runtime.state.head_state import HeadState, make_head_state
 from icis_deploy.runtime.state.journal import HistoryEntry
 from icis_deploy.runtime.state.store import Store, exported_slots
-from icis_deploy.runtime.teaching.cached_generator import KeptGenerator
+from icis_deploy.runtime.teaching.cached_generator import CachedGenerator
 
 __all__ = ["AppliedUpdate", "Device", "Logits", "Prediction"]
 
@@ -49,7 +49,7 @@ class _OpenBundle:
     bundle: Bundle
     session: Session
     updater: Updater
-    generator: KeptGenerator
+    generator: CachedGenerator
 
 
 class Device:
@@ -73,7 +73,7 @@ class Device:
             folder=folder,
             bundle=bundle,
             session=session,
-            generator=KeptGenerator(folder, bundle),
+            generator=CachedGenerator(folder, bundle),
             updater=Updater(
                 bundle=bundle,
                 session=session,
@@ -112,11 +112,11 @@ class Device:
         bundle = load_manifest(folder)
         # Reading and hashing leave Python's lock to the import, which takes longer. Nothing of the bundle but its
         # manifest is used before the comparison has ended, so what cannot be trusted is not loaded.
-        check = SideCall(partial(check_files, folder, bundle))
+        check = BackgroundCall(partial(check_files, folder, bundle))
         import_library(chosen)
         check.result()
         device = cls.from_parts(folder, bundle, runtime=chosen)
-        device._opened.updater.take_over(probe=not chosen.is_reference)
+        device._opened.updater.take_over(self_test=not chosen.is_reference)
         return device
 
     @classmethod
@@ -261,7 +261,7 @@ class Device:
 
         Raises:
             LoadError: If the file cannot be read.
-            IntegrityError: If it cannot be trusted, is too old or expired; see `update_rules.py`.
+            IntegrityError: If it cannot be trusted, is too old or expired; see `changes/rules.py`.
             IncompatibleError: If it does not fit this head.
             SelfTestError: If the slots do not hold their rows after writing.
             StorageError: If the disk refuses.
@@ -338,7 +338,7 @@ class Device:
 
         Raises:
             BundleError, CorruptFileError: If the new state cannot be read; the device keeps the state it had.
-            SelfTestError, RuntimeFailureError: If it fails its probe here; the device keeps the state it had.
+            SelfTestError, RuntimeFailureError: If its slots fail the self-test; the device keeps the state it had.
         """
         return self._opened.updater.refresh()
 

@@ -67,7 +67,7 @@ def serialize_payload(update: ClassUpdate) -> bytes:
         "removed": update.removed,
         "version": update.version,
         "expires": None if update.expires is None else json_from_time(update.expires),
-        "probe_seed": update.probe_seed,
+        "probe_seed": update.self_test_seed,  # the format's own name, which is frozen
         "provenance": dict(update.provenance),
     }
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -103,7 +103,7 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
             removed=names_from_json(fields["removed"]),
             version=integer_from_json(fields["version"]),
             expires=None if fields["expires"] is None else time_from_json(fields["expires"]),
-            probe_seed=integer_from_json(fields["probe_seed"]),
+            self_test_seed=integer_from_json(fields["probe_seed"]),
             provenance=object_from_json(fields["provenance"]),
         )
     except (ICISDeployError, TypeError, ValueError, AttributeError, RecursionError) as error:

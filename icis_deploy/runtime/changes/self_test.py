@@ -37,8 +37,8 @@ _NOISE_PERIOD = 16381
 """A prime, so that no row or channel of an image that repeats the noise is like another."""
 _NUM_STARTS, _START_STEP, _SEED_STEP = 1023, 16, 401
 """Seeds start at so many places in the noise, 64 bytes of float32 apart; one seed's is far from the next one's."""
-_MAX_KEPT_VALUES = 1 << 19
-"""An image of 3 channels of 418 by 418 values; larger inputs are made anew with every probe."""
+_MAX_CACHED_VALUES = 1 << 19
+"""An image of 3 channels of 418 by 418 values; larger inputs are made anew for every self-test."""
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
 _MIN_LOG = float(np.log(_SMALLEST))
@@ -49,7 +49,7 @@ _SOFTMAX_SLACK = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SlotProbe:
+class SelfTestResult:
     """What a self-test measured; it was passed."""
 
     max_error: float
@@ -59,7 +59,7 @@ class SlotProbe:
     """How long the model ran for it."""
 
 
-def probe_input(bundle: Bundle, seed: int) -> NDArray[np.generic]:
+def self_test_input(bundle: Bundle, seed: int) -> NDArray[np.generic]:
     """Return the seeded input, `(1, *input_shape)`: noise of 256 levels in -1..1, where prepared images lie.
 
     It is read-only, and repeats itself after `_NOISE_PERIOD` values; the seed says which of them comes first. An input
@@ -67,7 +67,7 @@ def probe_input(bundle: Bundle, seed: int) -> NDArray[np.generic]:
     """
     shape = (1, *bundle.model_input.shape)
     size, start = math.prod(shape), _START_STEP * (_SEED_STEP * seed % _NUM_STARTS)
-    make = _kept_noise if size <= _MAX_KEPT_VALUES else _noise
+    make = _cached_noise if size <= _MAX_CACHED_VALUES else _noise
     return make(bundle.model_input.dtype, size + _NOISE_PERIOD)[start : start + size].reshape(shape)
 
 
@@ -85,11 +85,13 @@ def _noise(dtype_name: str, size: int) -> NDArray[np.generic]:
     return noise
 
 
-_kept_noise = lru_cache(maxsize=1)(_noise)
+_cached_noise = lru_cache(maxsize=1)(_noise)
 """Drawing an image takes a tenth of the time that a device needs for an update beside its inference."""
 
 
-def verify_slots(session: Session, bundle: Bundle, table: SlotTable, buffers: SlotBuffers, *, seed: int) -> SlotProbe:
+def verify_slots(
+    session: Session, bundle: Bundle, table: SlotTable, buffers: SlotBuffers, *, seed: int
+) -> SelfTestResult:
     """Run the model on the seeded input and compare every slot with its row.
 
     Args:
@@ -104,7 +106,7 @@ def verify_slots(session: Session, bundle: Bundle, table: SlotTable, buffers: Sl
         RuntimeFailureError: If the runtime fails.
     """
     timed = _TimedSession(session)
-    images, output, features = _run_probe(timed, bundle, buffers, seed)
+    images, output, features = _run_on_seeded_input(timed, bundle, buffers, seed)
     expected, allowed = _expected_logits(features, table)
     found, floor = output.logits[0].astype(np.float64), -np.inf
     if bundle.score_kind == "sigmoid":
@@ -115,7 +117,7 @@ def verify_slots(session: Session, bundle: Bundle, table: SlotTable, buffers: Sl
         found, floor = _logits_from_scores(found, timed, bundle, table, images, level=level)
         allowed = allowed + _SOFTMAX_SLACK
     expected = np.maximum(expected, floor)
-    return SlotProbe(
+    return SelfTestResult(
         max_error=_compare(found[len(bundle.class_names) :], expected, allowed, table),
         inference_seconds=timed.seconds,
     )
@@ -143,12 +145,12 @@ class _TimedSession:
         return self._session.top(images, slots)
 
 
-def _run_probe(
+def _run_on_seeded_input(
     session: Session, bundle: Bundle, buffers: SlotBuffers, seed: int
 ) -> tuple[NDArray[np.generic], SessionOutput, NDArray[np.float32]]:
     """Return an input, what the model gives for it, and its features, `(feature_dim,)` float32, not all zero."""
     for offset in range(NUM_SEEDS):
-        images = probe_input(bundle, seed + offset)
+        images = self_test_input(bundle, seed + offset)
         output = session.run(images, buffers, with_features=True)
         if output.features is None:
             raise SelfTestError(
@@ -192,7 +194,7 @@ def _compare(
     first = wrong[0]
     raise SelfTestError(
         f"{wrong.size} of {table.capacity} slots do not hold their rows after they were written: {quoted(names)}. "
-        f"{names[0]!r} gave {found[first]:.6g} on the probe; expected {expected[first]:.6g} within "
+        f"{names[0]!r} gave {found[first]:.6g} in the self-test; expected {expected[first]:.6g} within "
         f"{allowed[first]:.2g}."
     )
 

@@ -1,4 +1,4 @@
-"""What a device does with a class that it is taught: the rules, on values. `update_rules.py` has those of updates.
+"""What a device does with a class that it is taught: the rules, on values. `rules.py` has those of updates.
 
 Rules:
 

@@ -4,13 +4,13 @@ Rules:
 
 1. A change holds the bundle's lock from reading the journal to replacing the head state, so that changes of several
    threads and processes come one after the other, each on top of the one before.
-2. A change is: verify, write and probe, commit, publish. Writing and the probe go on side by side; the commit waits for
-   both. Whatever fails before the commit leaves disk and memory as they were; publishing is one assignment and cannot
-   fail.
+2. A change is: verify, write and self-test, commit, publish. The self-test runs while the change is written; the commit
+   waits for both. Whatever fails before the commit leaves disk and memory as they were; publishing is one assignment
+   and cannot fail.
 3. What another process committed is taken over by `refresh`, never in the middle of a request.
 
-What may change is decided in `update_rules.py`, how it reaches the disk in `store.py`. Rules, probe and stopwatch are
-imported with the first change: a device that only answers opens without them.
+What may change is decided in `rules.py`, how it reaches the disk in `state/store.py`. Rules, self-test and stopwatch
+are imported with the first change: a device that only answers opens without them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from icis_deploy.runtime.state.store import SlotsFile, Store, slots_file
 
 if TYPE_CHECKING:
     from icis_deploy.head.class_update import ClassUpdate
-    from icis_deploy.runtime.changes.background_call import SideCall
-    from icis_deploy.runtime.changes.self_test import SlotProbe
+    from icis_deploy.runtime.changes.background_call import BackgroundCall
+    from icis_deploy.runtime.changes.self_test import SelfTestResult
     from icis_deploy.runtime.changes.timings import ApplyTimings, Stopwatch
     from icis_deploy.updates.trusted_keys import TrustedKeys
 
@@ -64,8 +64,8 @@ class _Prepared:
     """A state that requests can have, once it is committed."""
 
     state: HeadState
-    probe: SideCall[SlotProbe] | None = None
-    """The probe that it has to pass before; `None` where its slots passed theirs."""
+    self_test: BackgroundCall[SelfTestResult] | None = None
+    """The self-test that its slots must pass before; `None` where they have passed it."""
 
 
 def switch_class(
@@ -154,13 +154,13 @@ class Updater:
             if isinstance(content, TrustedKeys):
                 entry, after = rules.after_trusted_keys(before, verified, content, clock=self._clock())
                 watch.lap("verify")
-                prepared = self._unprobed(after, held)
+                prepared = self._tested_before(after, held)
             else:
                 clock = self._clock()
                 table = rules.plan_update(before, content, table=held, bundle=self._bundle, clock=clock)
                 watch.lap("verify")
                 prepared = self._prepared(
-                    table, version=content.version, disabled=before.disabled, seed=content.probe_seed, watch=watch
+                    table, version=content.version, disabled=before.disabled, seed=content.self_test_seed, watch=watch
                 )
                 entry = rules.entry_of_update(before, verified, content, clock=clock)
                 slots, taught = slots_file(table), still_taught(before, content)
@@ -213,7 +213,7 @@ class Updater:
                 enabled=enabled,
                 clock=self._clock(),
                 load_table=self._table_of,
-                commit=lambda before, after, table: self._change(before, after, self._unprobed(after, table)),
+                commit=lambda before, after, table: self._change(before, after, self._tested_before(after, table)),
             )
 
     def refresh(self) -> bool:
@@ -221,7 +221,7 @@ class Updater:
         if self._store.stamp() == self._stamp:
             return False
         with self._changing:
-            return self._take_over(probe=True)
+            return self._take_over(self_test=True)
 
     @contextmanager
     def held(self) -> Iterator[Journal]:
@@ -242,16 +242,16 @@ class Updater:
             self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
         return entry
 
-    def take_over(self, *, probe: bool = False) -> None:
+    def take_over(self, *, self_test: bool = False) -> None:
         """Bring a device that was just opened to the committed state.
 
         Args:
-            probe: Whether to probe it: it passed its probe when it was committed, but perhaps in another runtime.
+            self_test: Whether to test its slots: they passed when they were committed, but perhaps in another runtime.
         """
         with self._changing:
-            self._take_over(probe=probe)
+            self._take_over(self_test=self_test)
 
-    def _take_over(self, *, probe: bool) -> bool:
+    def _take_over(self, *, self_test: bool) -> bool:
         for attempt in range(_NUM_READ_ATTEMPTS):
             stamp, journal = self._store.stamp(), self._store.load_journal(self._bundle)
             if journal == self._journal:
@@ -266,7 +266,7 @@ class Updater:
                 continue
             check_disabled(journal, known_names(self._bundle, table))
             state = self._state_with(table, version=journal.current.version, disabled=journal.disabled)
-            if probe and state.table is not None and state.buffers is not None:
+            if self_test and state.table is not None and state.buffers is not None:
                 from icis_deploy.runtime.changes.self_test import verify_slots
 
                 verify_slots(self._session, self._bundle, state.table, state.buffers, seed=0)
@@ -283,23 +283,21 @@ class Updater:
         seed: int = 0,
         watch: Stopwatch | None = None,
     ) -> _Prepared:
-        """Load a state that is new, and start to probe it: the model runs while the change is written."""
+        """Load a new state and start its self-test, which runs while the change is written."""
         state = self._state_with(table, version=version, disabled=disabled)
         if watch is not None:
             watch.lap("swap")
         if state.table is None or state.buffers is None:
             return _Prepared(state=state)
-        from icis_deploy.runtime.changes.background_call import SideCall
+        from icis_deploy.runtime.changes.background_call import BackgroundCall
         from icis_deploy.runtime.changes.self_test import verify_slots
 
         call = partial(verify_slots, self._session, self._bundle, state.table, state.buffers, seed=seed)
-        return _Prepared(state=state, probe=SideCall(call))
+        return _Prepared(state=state, self_test=BackgroundCall(call))
 
-    def _unprobed(self, journal: Journal, table: SlotTable | None) -> _Prepared:
-        """Load a state whose slots are those of the state before, which passed their probe."""
-        return _Prepared(
-            state=self._state_with(table, version=journal.current.version, disabled=journal.disabled), probe=None
-        )
+    def _tested_before(self, journal: Journal, table: SlotTable | None) -> _Prepared:
+        """Load a state with the slots of the state before, which have passed their self-test."""
+        return _Prepared(state=self._state_with(table, version=journal.current.version, disabled=journal.disabled))
 
     def _change(
         self,
@@ -310,7 +308,7 @@ class Updater:
         slots: SlotsFile | None = None,
         watch: Stopwatch | None = None,
     ) -> None:
-        """Write, wait for the probe, commit and publish."""
+        """Write, wait for the self-test, commit and publish."""
         from icis_deploy.runtime.changes.timings import Stopwatch
 
         watch, start_sync = Stopwatch() if watch is None else watch, self._store.sync_seconds
@@ -319,13 +317,13 @@ class Updater:
                 "writing_seconds": watch.lap("journal"),
                 "sync_seconds": self._store.sync_seconds - start_sync,
             }
-            if prepared.probe is not None:
+            if prepared.self_test is not None:
                 try:
-                    inference_seconds = prepared.probe.result().inference_seconds
+                    inference_seconds = prepared.self_test.result().inference_seconds
                 except SelfTestError as error:
                     raise SelfTestError(f"{error} The change was taken back.") from error
-                watch.lap("probe")
-                written |= {"probe_seconds": prepared.probe.seconds, "inference_seconds": inference_seconds}
+                watch.lap("self_test")
+                written |= {"self_test_seconds": prepared.self_test.seconds, "inference_seconds": inference_seconds}
             watch.share(**written)
         stamp = self._store.stamp()
         watch.lap("journal")

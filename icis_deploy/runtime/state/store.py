@@ -1,4 +1,4 @@
-"""The store: the `state/` folder of a bundle. It reads and writes; what may be written is decided in `update_rules.py`.
+"""The store: the `state/` folder of a bundle. It reads and writes; what may be written is decided in `rules.py`.
 
     state/journal.json               the journal; replacing it is the commit
     state/slots-<sha256>.safetensors a slot table; written before the journal that names it, never changed
@@ -31,7 +31,7 @@ from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, parse_slots, serializ
 from icis_deploy.common.files import read_plain
 from icis_deploy.errors import BundleError, CorruptFileError, LoadError, SignatureError, StorageError
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.state.filesystem import FileLayer, OSFileLayer
+from icis_deploy.runtime.state.filesystem import FileSystem, OSFileSystem
 from icis_deploy.runtime.state.journal import (
     MAX_JOURNAL_BYTES,
     Journal,
@@ -93,12 +93,12 @@ def _slots_name(entry: FileEntry) -> str:
 class Store:
     """The `state/` and `trust/` folders of one bundle."""
 
-    def __init__(self, folder: Path, files: FileLayer | None = None) -> None:
+    def __init__(self, folder: Path, files: FileSystem | None = None) -> None:
         self._bundle_folder = folder
         self._folder = folder / STATE_FOLDER
         self._journal_path = self._folder / JOURNAL_NAME
         self._new_journal_path = self._folder / f"{JOURNAL_NAME}.new"
-        self._files: FileLayer = OSFileLayer() if files is None else files
+        self._files: FileSystem = OSFileSystem() if files is None else files
         self._last_journal: tuple[bytes, Journal] | None = None
         self.sync_seconds = 0.0
         """How long all syncs together took: the disk's share of a change, which the rest is measured without."""

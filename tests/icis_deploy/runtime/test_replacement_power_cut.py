@@ -9,7 +9,7 @@ from icis_deploy.runtime import device as device_module
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state.store import Store
 from tests.icis_deploy.runtime.bundles import files_in, make_update
-from tests.icis_deploy.runtime.file_layers import FailingFiles, Killed, VolatileDisk
+from tests.icis_deploy.runtime.file_systems import FailingFiles, Killed, VolatileDisk
 from tests.icis_deploy.runtime.test_power_cut import restarted, snapshot, without_times
 
 NUM_SEEDS = 20
@@ -28,7 +28,7 @@ def former(bundle_folder, signed):
 
 @pytest.fixture
 def replace_through(former, new_folder, monkeypatch):
-    """Go over to the new bundle through a file layer."""
+    """Switch to the new bundle through a file system."""
 
     def replace(files):
         real = Store

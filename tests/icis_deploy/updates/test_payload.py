@@ -38,7 +38,7 @@ def updates(draw):
         removed=names[second:],
         version=draw(st.integers(1, 1 << 62)),
         expires=draw(st.none() | st.datetimes(timezones=st.just(timezone.utc))),
-        probe_seed=draw(st.integers(0, 1 << 62)),
+        self_test_seed=draw(st.integers(0, 1 << 62)),
         provenance=draw(st.dictionaries(NAMES, JSON, max_size=3)),
     )
 
