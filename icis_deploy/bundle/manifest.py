@@ -10,7 +10,7 @@ Rules:
 1. A file that the manifest names must have the size and the SHA-256 that it states, or the bundle is refused.
 2. What the manifest does not name is not read, except the folders of the runtime (`trust/`, `state/`).
 3. A manifest of a newer schema is refused with a request to update icis-deploy; it is never half understood. One of an
-   older schema is read: for what it does not state stands what was meant.
+   older schema is read; what it could not state yet takes the value that it implied.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from icis_deploy.images.preprocessing import Preprocessing, preprocessing_from_j
 
 SCHEMA_VERSION = 2
 _READABLE_VERSIONS = (1, 2)
-_MEANT_BY_VERSION_1: Mapping[str, Any] = {"precision": "fp32", "top": 0}
+_IMPLIED_BY_VERSION_1: Mapping[str, Any] = {"precision": "fp32", "top": 0}
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
 SLOTS_NAME = "slots.safetensors"
@@ -82,7 +82,6 @@ class ModelInput:
     """The one input that images go into."""
 
     name: str
-    """Name of the graph input."""
 
     shape: tuple[int, ...]
     """Shape of one image, without the batch; `(height, width, num_channels)` where it takes pixels."""
@@ -105,7 +104,6 @@ class FileEntry:
     """Lower-case hexadecimal."""
 
     size_bytes: int
-    """Length of the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +124,7 @@ class Bundle:
     """How many of them the original model knew."""
 
     feature_dim: int
-    """Width of a feature."""
+    """Number of values of a feature, and of weights in a row."""
 
     capacity: int
     """Number of slots; 0 for a fused head."""
@@ -138,7 +136,6 @@ class Bundle:
     """Greatest version of the class updates that went into the export; 0 if none did."""
 
     model_input: ModelInput
-    """The input for images."""
 
     score_kind: str
     """What the model's first output holds: `logits`, or what its own last layer made of them. `sigmoid`: a probability
@@ -161,7 +158,7 @@ class Bundle:
     """What the backbone computes in: `fp32`, `fp16` or `int8`. Slots are float32 in all of them."""
 
     top: int = 0
-    """How many classes per image the model itself chooses, beside the scores of all; 0 if it does not."""
+    """How many classes per image the model selects itself, in addition to the scores of all; 0 if it selects none."""
 
     created_by: Mapping[str, str] = field(default_factory=dict)
     """Versions of what made the bundle."""
@@ -190,14 +187,14 @@ class Bundle:
             raise BundleError(f"The bundle's manifest does not name {sorted(required - set(self.files))}.")
 
     def _check_types(self) -> None:
-        # A manifest comes from elsewhere: a float where a count stands would only fail in the middle of a prediction.
+        # A manifest comes from elsewhere: a float instead of a count would only fail in the middle of a prediction.
         least = {"num_seen": 1, "feature_dim": 1, "capacity": 0, "top": 0}
         wrong = [name for name, bound in least.items() if not _is_count(getattr(self, name), bound)]
         wrong += [] if _is_count(self.head_version, 0, most=MAX_VERSION) else ["head_version"]
         wrong += [] if isinstance(self.base_fingerprint, str) else ["base_fingerprint"]
         texts = (self.model_input.name, self.model_input.dtype)
         is_input = all(isinstance(text, str) for text in texts) and all(_is_count(n, 1) for n in self.model_input.shape)
-        is_input = is_input and math.prod(self.model_input.shape) <= MAX_INPUT_VALUES and _is_number(texts[1])
+        is_input = is_input and math.prod(self.model_input.shape) <= MAX_INPUT_VALUES and _is_numeric(texts[1])
         wrong += [] if is_input else ["model_input"]
         wrong += [
             name
@@ -223,7 +220,7 @@ def _is_count(value: object, least: int, *, most: int = _MAX_COUNT) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _is_number(dtype: str) -> bool:
+def _is_numeric(dtype: str) -> bool:
     try:
         return np.dtype(dtype).kind in "uif"
     except (TypeError, ValueError):
@@ -259,7 +256,7 @@ def parse_manifest(data: bytes) -> Bundle:
             f"{_READABLE_VERSIONS}. Update icis-deploy, or export the bundle again."
         )
     if schema_version == 1:
-        values = {**_MEANT_BY_VERSION_1, **values}
+        values = {**_IMPLIED_BY_VERSION_1, **values}
     try:
         return dataclass_from_json(Bundle, {"created_by": {}, **values}, readers=_READERS)
     except ICISDeployError as error:
@@ -317,7 +314,7 @@ def load_bundle(folder: Path) -> Bundle:
     """Read a bundle's manifest and check every file that it names.
 
     Raises:
-        BundleError: If there is no manifest, it is not one, or a file is missing.
+        BundleError: If there is no valid manifest, or a file is missing.
         CorruptFileError: If a file has another size or hash than the manifest states.
     """
     bundle = load_manifest(folder)
@@ -340,7 +337,7 @@ def load_manifest(folder: Path) -> Bundle:
     """Read a bundle's manifest; the files that it names are not touched.
 
     Raises:
-        BundleError: If there is no manifest, or it is not one.
+        BundleError: If there is no valid manifest.
     """
     # os.path and not pathlib, which raises where the system refuses to look (a name that is too long, a closed folder).
     if not os.path.isdir(folder):  # noqa: PTH112

@@ -46,7 +46,7 @@ def serialize_slots(table: SlotTable) -> bytes:
 
 
 def load_injected(folder: Path, bundle: Bundle) -> SlotTable | None:
-    """Return the rows that are baked into a bundle's model beside the original's; `None` where it names no such file.
+    """Return the rows that were added to a bundle's fused head; `None` where the manifest names no such file.
 
     Raises:
         BundleError: If the file cannot be read.

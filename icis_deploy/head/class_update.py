@@ -26,7 +26,7 @@ from icis_deploy.errors import ClassConflictError, IncompatibleError
 from icis_deploy.head.class_names import check_unique, quoted
 
 MAX_VERSION = (1 << 63) - 1
-"""A greater number fits neither the file formats nor the shells through which versions go."""
+"""A greater number fits neither the file formats nor the shells that versions are passed through."""
 
 MAX_ROW_VALUE = np.float32(1e30)
 """Far above any row of a trained head. The products of a greater number with features overflow float32, whose greatest
@@ -39,7 +39,7 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
 
     Raises:
         IncompatibleError: On construction, if the rows do not match the names, or a field is out of its range.
-        ClassConflictError: On construction, if a class stands twice.
+        ClassConflictError: On construction, if a class occurs twice.
     """
 
     base_fingerprint: str

@@ -2,9 +2,9 @@
 
 Rules:
 
-1. A row is `[weight | bias]`, `(feature_dim + 1,)` float32. A head without a bias has a zero in that place.
+1. A row is `[weight | bias]`, `(feature_dim + 1,)` float32. A head without biases has zeros there.
 2. `logits = features @ weight.T + bias`; whatever a model does around that (pooling, softmax, a learned scale that is
-   folded into the rows) is the business of `exporters`.
+   folded into the rows) is handled by `exporters`.
 3. Two heads are the same head when their fingerprints are equal: same names, same order, same bits.
 """
 
@@ -22,7 +22,7 @@ from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.class_names import check_unique
 
 BLOCK_BYTES = 8 << 20
-"""Rows that are treated at once."""
+"""How many bytes of rows are converted to float64 at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class Head:
         return self.rows[:, -1]
 
     def expand(self, rows: ArrayLike, class_names: Sequence[str]) -> Head:
-        """Return this head with `rows` appended; the rows that were there keep their bits and their places.
+        """Return this head with `rows` appended; the rows that were there keep their bits and their order.
 
         Args:
             rows: `(num_new, feature_dim + 1)`.
@@ -110,7 +110,7 @@ class Head:
 
 
 def row_blocks(rows: Float32) -> Iterator[Float32]:
-    """Yield rows in order, in blocks whose float64 copies are small beside a large head.
+    """Yield rows in order, in blocks whose float64 copies are small compared with a large head.
 
     Args:
         rows: `(num_classes, feature_dim + 1)`.
@@ -121,7 +121,7 @@ def row_blocks(rows: Float32) -> Iterator[Float32]:
 
 
 def rows_per_block(row_dim: int) -> int:
-    """Return how many rows of a width to treat at once."""
+    """Return how many rows of this width make one block."""
     return max(1, BLOCK_BYTES // (4 * row_dim))
 
 

@@ -24,7 +24,7 @@ from icis_deploy.bundle.manifest import Bundle, check_files, load_manifest
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import check_unique
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
+from icis_deploy.runtime.answers import Logits, Prediction, predictions_from_topk, top_predictions
 from icis_deploy.runtime.changes.background_call import BackgroundCall
 from icis_deploy.runtime.changes.updater import AppliedUpdate, Updater
 from icis_deploy.runtime.sessions.choice import Runtime, import_library, open_session, runtime_from
@@ -43,7 +43,7 @@ def _utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _OpenBundle:
-    """What belongs together; `Device.replace` exchanges all of it by one assignment."""
+    """A bundle and what runs it; `Device.replace` exchanges all of it by one assignment."""
 
     folder: Path
     bundle: Bundle
@@ -212,10 +212,10 @@ class Device:
             batch = self.prepare([Path(image) for image in images])
         opened = self._opened
         state = opened.updater.state
-        # Where more classes are asked for than the model chooses, or one is disabled, the choice is made here.
-        if top <= state.most_chosen:
-            chosen = opened.session.top(batch, state.buffers)
-            answers = chosen and predictions_of_choice(chosen, state.score_names, state.version, top)
+        # Where more classes are asked for than the model selects, or one is disabled, they are selected here.
+        if top <= state.max_model_top:
+            topk = opened.session.top(batch, state.buffers)
+            answers = topk and predictions_from_topk(topk, state.score_names, state.version, top)
             if answers is not None:
                 return answers
         return top_predictions(
@@ -294,10 +294,10 @@ class Device:
             opened = self._opened
             generator = opened.generator.load()
 
-            def row_beside(table: SlotTable | None) -> NDArray[np.float32]:
+            def make_row_for(table: SlotTable | None) -> NDArray[np.float32]:
                 return make_row(generator, class_name, descriptor, bundle=opened.bundle, table=table)
 
-            return opened.updater.teach(class_name, row_beside)
+            return opened.updater.teach(class_name, make_row_for)
 
     def rollback(self) -> HistoryEntry:
         """Go back to the state before the last class update that is still in effect.
@@ -345,11 +345,11 @@ class Device:
     def replace(
         self, folder: str | Path, *, runtime: Runtime | str = "onnxruntime", num_threads: int | None = None
     ) -> HistoryEntry:
-        """Go over to another bundle of the same head, such as a compacted one, without a pause.
+        """Switch to another bundle of the same head, such as a compacted one, without a pause.
 
         It is loaded and tested while this device answers from the old one; then one assignment swaps them. Requests in
-        flight end with what they started with. What stands outside the rollback stack goes along and is committed to
-        the new bundle first: the highest version, the last time seen, newer trusted keys, disabled classes, the
+        flight end with what they started with. What lies outside the rollback stack is committed to the new bundle
+        first: the highest version, the last time seen, newer trusted keys, disabled classes, the
         history. The old bundle is not changed; which of the two a restart opens is up to who keeps the path.
 
         Args:
@@ -368,13 +368,13 @@ class Device:
         if os.path.isdir(folder) and os.path.samefile(folder, self._opened.folder):  # noqa: PTH112, PTH121
             raise UsageError(f"{folder} is open already. Put the new bundle into a folder of its own.")
         new = Device.open(folder, runtime=runtime, num_threads=num_threads)._opened
-        with self._changing, self._opened.updater.held() as journal:
+        with self._changing, self._opened.updater.locked() as journal:
             if new.bundle.base_fingerprint != self._opened.bundle.base_fingerprint:
                 raise WrongBaseError(
                     f"The bundle {folder} was made from the head {new.bundle.base_fingerprint[:16]}…; this device's is "
                     f"{self._opened.bundle.base_fingerprint[:16]}…. Open it as a device of its own."
                 )
-            entry = new.updater.take_place_of(journal)
+            entry = new.updater.inherit(journal)
             self._opened = new
         return entry
 

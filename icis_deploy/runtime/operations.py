@@ -26,10 +26,9 @@ class ListedClass:
     """A class that a bundle knows."""
 
     name: str
-    """Its name."""
 
     slot: int | None
-    """The slot it is in; `None` where it is baked into the model."""
+    """Index of its slot; `None` where it is baked into the model."""
 
     is_enabled: bool
     """Whether answers may choose it."""

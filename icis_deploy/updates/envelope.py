@@ -8,8 +8,7 @@ Rules:
 1. The signature covers the payload and its type, byte for byte; nothing else in the file is believed.
 2. `verify_signature` comes before any reader of payloads; the workbench, which makes updates, reads unverified ones.
 3. The key id in a signature only chooses among trusted keys; a signature by another key counts for nothing.
-4. No key stands twice in an object, and the text is UTF-8 without a mark before it, so that whoever else reads the
-   file, with whatever JSON reader, reads the same.
+4. The file is read strictly as JSON; see `common.json_fields`.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def parse_envelope(data: bytes) -> Envelope:
     if len(data) > MAX_ENVELOPE_BYTES:
         raise CorruptFileError(f"The class update is {len(data)} bytes; at most {MAX_ENVELOPE_BYTES} are read.")
     fields, payload = _without_payload(data)
-    if _has_more_marks(fields, MAX_JSON_VALUES):
+    if _has_more_values(fields, MAX_JSON_VALUES):
         raise CorruptFileError(
             f"The file is not a class update: it is no DSSE envelope (more than {MAX_JSON_VALUES} JSON values)."
         )
@@ -81,7 +80,7 @@ def parse_envelope(data: bytes) -> Envelope:
 
 
 def _without_payload(data: bytes) -> tuple[bytes, bytes | None]:
-    """Return an envelope with an empty payload, and the payload; of what is not plain, all as it is, and nothing.
+    """Return an envelope with an empty payload, and the payload; or the envelope as it is, and `None`.
 
     The payload is nearly all of a file. Reading it as JSON and as UTF-8 only to find its end takes longer than decoding
     it. `serialize_envelope` writes it first, and base64 has no escapes.
@@ -106,17 +105,17 @@ def _decoded(text: str | memoryview) -> bytes:
     return pybase64.b64decode(text, validate=True)
 
 
-def _has_more_marks(data: bytes, limit: int) -> bool:
-    """Say whether `[`, `{` and `,`, one of which stands before each JSON value but the first, are more than `limit`."""
+def _has_more_values(data: bytes, limit: int) -> bool:
+    """Say whether `[`, `{` and `,`, one of which precedes each JSON value but the first, are more than `limit`."""
     # A search skips the payload, which is nearly all of the file, ten times as fast as a count.
     num_found = 0
     for mark in b"[{,":
-        place = data.find(mark)
-        while place >= 0:
+        index = data.find(mark)
+        while index >= 0:
             num_found += 1
             if num_found > limit:
                 return True
-            place = data.find(mark, place + 1)
+            index = data.find(mark, index + 1)
     return False
 
 

@@ -38,7 +38,7 @@ PUBLIC_SUFFIX = ".pub"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPair:
-    """Where a key pair is."""
+    """The files of a key pair."""
 
     private_path: Path
     """The private key: PKCS #8 PEM, not encrypted, mode 600."""
@@ -47,7 +47,7 @@ class KeyPair:
     """The public key: PEM, for the `trust/` folder of bundles."""
 
     key_id: str
-    """By which signatures and histories name it."""
+    """SHA-256 of the public key, lower-case hexadecimal, by which signatures and histories name it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +55,7 @@ class SignedFile:
     """A file whose signature was made or checked."""
 
     path: Path
-    """Where it is."""
-
     content: ClassUpdate | TrustedKeys
-    """What it holds."""
 
     signed_by: str
     """Id of the key that signed it."""

@@ -42,7 +42,7 @@ _FIELDS = frozenset({"schema_version", "public_keys", "version", "expires"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedKeys:
-    """A set of public keys that takes the place of the one a device trusts.
+    """A set of public keys that replaces the one a device trusts.
 
     Raises:
         IncompatibleError: On construction, if there is no key or too many, or a field is out of its range.

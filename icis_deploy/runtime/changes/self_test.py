@@ -36,7 +36,7 @@ NUM_SEEDS = 4
 _NOISE_PERIOD = 16381
 """A prime, so that no row or channel of an image that repeats the noise is like another."""
 _NUM_STARTS, _START_STEP, _SEED_STEP = 1023, 16, 401
-"""Seeds start at so many places in the noise, 64 bytes of float32 apart; one seed's is far from the next one's."""
+"""Seeds start at so many offsets in the noise, 64 bytes of float32 apart; one seed's is far from the next one's."""
 _MAX_CACHED_VALUES = 1 << 19
 """An image of 3 channels of 418 by 418 values; larger inputs are made anew for every self-test."""
 
@@ -50,13 +50,13 @@ _SOFTMAX_SLACK = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfTestResult:
-    """What a self-test measured; it was passed."""
+    """What a self-test measured that the slots passed."""
 
     max_error: float
     """Greatest error of a filled slot's logit, as a fraction of what the rule allows."""
 
     inference_seconds: float
-    """How long the model ran for it."""
+    """How long the model ran, in seconds."""
 
 
 def self_test_input(bundle: Bundle, seed: int) -> NDArray[np.generic]:
@@ -86,7 +86,7 @@ def _noise(dtype_name: str, size: int) -> NDArray[np.generic]:
 
 
 _cached_noise = lru_cache(maxsize=1)(_noise)
-"""Drawing an image takes a tenth of the time that a device needs for an update beside its inference."""
+"""Drawing an image takes a tenth of the time that an update needs without its inference."""
 
 
 def verify_slots(

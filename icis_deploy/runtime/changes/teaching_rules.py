@@ -4,7 +4,7 @@ Rules:
 
 1. Teaching needs no signature: whoever can run it holds the device.
 2. A taught class takes the lowest empty slot, or its own if it is taught anew, and spends no version.
-3. It never stands in the way of an update: one that adds a class of the same name takes its slot, as if it replaced it.
+3. It never blocks an update: one that adds a class of the same name takes its slot, as if it replaced it.
    From then on the class is the publisher's.
 4. It is rolled back like an update.
 """

@@ -50,13 +50,11 @@ class AppliedUpdate:
     """A file that was applied."""
 
     content: ClassUpdate | TrustedKeys
-    """What was in it."""
 
     entry: HistoryEntry
     """Its line in the history."""
 
     timings: ApplyTimings
-    """Where the time went."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +172,7 @@ class Updater:
 
         Args:
             class_name: The class.
-            make_row: Makes its row beside the classes that the slots hold, without the one that is taught anew.
+            make_row: Makes its row, given what the slots hold besides; a class that is taught anew is left out.
         """
         from icis_deploy.runtime.changes.rules import after_update
         from icis_deploy.runtime.changes.teaching_rules import plan_teaching
@@ -224,12 +222,12 @@ class Updater:
             return self._take_over(self_test=True)
 
     @contextmanager
-    def held(self) -> Iterator[Journal]:
-        """Keep everybody from changing the bundle for the length of the context, and give what it remembers."""
+    def locked(self) -> Iterator[Journal]:
+        """Keep all other threads and processes from changing the bundle, and give its journal."""
         with self._changing, self._store.locked():
             yield self._store.load_journal(self._bundle)
 
-    def take_place_of(self, former: Journal) -> HistoryEntry:
+    def inherit(self, former: Journal) -> HistoryEntry:
         """Commit what a device remembered of another bundle of the same head to this one, and test its slots."""
         from icis_deploy.runtime.changes.rules import after_replacement
 

@@ -52,7 +52,8 @@ class ONNXRuntimeSession:
         self._batch = fixed_batch_of(inputs[0].shape[0]) if inputs[0].shape else None
         self._scores: list[str] = outputs[:1]
         self._scores_and_features = [*self._scores, *([FEATURES] if FEATURES in outputs else [])]
-        self._choice = [TOP_PROBABILITIES, TOP_CLASS_IDS] if {TOP_PROBABILITIES, TOP_CLASS_IDS} <= set(outputs) else []
+        topk_outputs = [TOP_PROBABILITIES, TOP_CLASS_IDS]
+        self._topk_outputs = topk_outputs if set(topk_outputs) <= set(outputs) else []
         self._has_slots = {SLOT_WEIGHT, SLOT_BIAS} <= overridable
 
     @property
@@ -82,10 +83,10 @@ class ONNXRuntimeSession:
         return SessionOutput(outputs[0], outputs[1] if len(outputs) > 1 else None)
 
     def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
-        """Run one batch and fetch the model's own choice; see `Session.top`."""
-        if not self._choice:
+        """Run one batch and fetch the classes that the model selects itself; see `Session.top`."""
+        if not self._topk_outputs:
             return None
-        probabilities, columns = self._fetch(self._choice, images, slots)
+        probabilities, columns = self._fetch(self._topk_outputs, images, slots)
         return probabilities, columns
 
     def _fetch(self, names: list[str], images: NDArray[np.generic], slots: SlotBuffers | None) -> list[Any]:
@@ -100,7 +101,7 @@ class ONNXRuntimeSession:
                 outputs: list[Any] = self._session.run(names, feed)
                 return outputs
             return self._run_with_slots_elsewhere(names, feed)
-        except Exception as error:  # ONNX Runtime raises a dozen unrelated types; this is the one seam to it
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated types; this is the one call into it
             raise RuntimeFailureError(
                 f"ONNX Runtime could not run the model on an input of shape {images.shape} and type {images.dtype}; it "
                 f"expects {self._input_shape} and {self._input_type}: {error}"

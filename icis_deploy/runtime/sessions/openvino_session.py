@@ -20,7 +20,7 @@ from icis_deploy.runtime.sessions.pools import ResourcePool
 from icis_deploy.runtime.sessions.protocol import SessionOutput, SlotBuffers, TopOutput, no_slots_error
 
 OPENVINO_NAME = "openvino/model.xml"
-"""A bundle's OpenVINO model; its weights lie beside it, in `model.bin`."""
+"""A bundle's OpenVINO model; its weights are in `model.bin` next to it."""
 
 
 class OpenVINOSession:
@@ -67,7 +67,7 @@ class OpenVINOSession:
         return SessionOutput(logits=found[0], features=found[1] if has_features else None)
 
     def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
-        """Run one batch and fetch the model's own choice; see `Session.top`."""
+        """Run one batch and fetch the classes that the model selects itself; see `Session.top`."""
         if not {TOP_PROBABILITIES, TOP_CLASS_IDS} <= self._outputs.keys():
             return None
         probabilities, columns = self._fetch([TOP_PROBABILITIES, TOP_CLASS_IDS], images, slots)
@@ -104,7 +104,7 @@ def load_openvino_session(model: Path, *, num_threads: int | None = None) -> Ope
     It computes in float32: OpenVINO's own default is bfloat16 on CPUs that have it, 5e-4 off.
 
     Args:
-        model: A `.onnx` file, or a `.xml` with its `.bin` beside it.
+        model: A `.onnx` file, or a `.xml` with its `.bin` next to it.
         num_threads: Threads of one request; `None` lets OpenVINO use every core.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The one seam between icis-deploy and a runtime.
+"""The interface between icis-deploy and a runtime: all that the device half knows of one.
 
 A session is a model loaded in a runtime. It holds no head state: slots are loaded once and handed to every run. A
 request therefore ends with the slots it started with, whatever is loaded in the meantime, and no lock is needed.
@@ -46,7 +46,7 @@ class SessionOutput(NamedTuple):
 
 
 TopOutput: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
-"""The choice that a model makes itself; see `Session.top`.
+"""The classes that a model selects itself; see `Session.top`.
 
 - probabilities `(batch, top)` float32, the greatest first, fractions of 1 over all outputs;
 - columns `(batch, top)` int64: which output each is of, empty slots not left out.
@@ -86,14 +86,14 @@ class Session(Protocol):
         ...
 
     def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
-        """Run the model on one batch and fetch the classes that it chooses itself, and no scores.
+        """Run the model on one batch and fetch the classes that it selects itself, and no scores.
 
         Args:
             images: As `run`.
             slots: As `run`.
 
         Returns:
-            `None`, without running anything, where the model makes no choice.
+            `None`, without running anything, where the model selects no classes.
 
         Raises:
             RuntimeFailureError: If the runtime fails.

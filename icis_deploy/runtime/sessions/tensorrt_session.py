@@ -122,7 +122,7 @@ class TensorRTSession:
         return SessionOutput(logits=found[0], features=found[1] if has_features else None)
 
     def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
-        """Run one batch and fetch the model's own choice; see `Session.top`."""
+        """Run one batch and fetch the classes that the model selects itself; see `Session.top`."""
         if not {TOP_PROBABILITIES, TOP_CLASS_IDS} <= {output.name for output in self._outputs}:
             return None
         probabilities, columns = self._fetch([TOP_PROBABILITIES, TOP_CLASS_IDS], images, slots)

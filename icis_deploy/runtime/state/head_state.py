@@ -34,8 +34,8 @@ class HeadState:
     score_names: tuple[str | None, ...]
     """`(num_outputs,)`: the class of each of the model's scores, `None` for an empty slot."""
 
-    most_chosen: int
-    """Up to how many classes the model's own choice gives; 0 where it makes none, or could choose a disabled class."""
+    max_model_top: int
+    """Up to this `top` the model selects classes itself; 0 where it does not, or could select a disabled class."""
 
     table: SlotTable | None
     """What the slots hold; `None` for a fused head."""
@@ -77,13 +77,13 @@ def make_head_state(
         class_names=class_names,
         columns=columns,
         score_names=score_names,
-        most_chosen=_most_chosen(bundle.top, score_names, class_names),
+        max_model_top=_max_model_top(bundle.top, score_names, class_names),
         table=table,
         buffers=buffers,
     )
 
 
-def _most_chosen(top: int, score_names: tuple[str | None, ...], class_names: tuple[str, ...]) -> int:
+def _max_model_top(top: int, score_names: tuple[str | None, ...], class_names: tuple[str, ...]) -> int:
     num_empty = score_names.count(None)
     if len(class_names) + num_empty < len(score_names):  # the model knows nothing of disabled classes
         return 0

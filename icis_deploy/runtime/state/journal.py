@@ -139,7 +139,7 @@ class Journal:
     """Version of the trusted keys; 0 for those of the bundle's `trust/` folder."""
 
     trusted_keys: tuple[str, ...] | None = None
-    """PEM of the keys that took the place of `trust/`; `None` before the first replacement."""
+    """PEM of the keys that replaced those in `trust/`; `None` before the first replacement."""
 
     history: tuple[HistoryEntry, ...] = ()
     """The last `MAX_HISTORY` changes, the oldest first."""
@@ -177,8 +177,8 @@ def serialize_journal(journal: Journal) -> bytes:
         "trusted_keys": journal.trusted_keys,
         "history": [],
     }
-    # All states and lines of the history but one are those of the journal before. Quotes inside a text are escaped, so
-    # each place is found but once.
+    # All states and lines of the history but one are those of the journal before, so their JSON is cached. Quotes in a
+    # text are escaped, so each empty list is found exactly once.
     text = _dumps(fields)
     for name, entries in (("states", journal.states), ("history", journal.history)):
         text = text.replace(f'"{name}":[]', f'"{name}":[{",".join([_text_of(entry) for entry in entries])}]', 1)
@@ -187,11 +187,11 @@ def serialize_journal(journal: Journal) -> bytes:
 
 
 def _text_of(entry: StateEntry | HistoryEntry) -> str:
-    if entry._text is None:
-        fields = _state_to_json(entry) if isinstance(entry, StateEntry) else history_to_json(entry)
-        object.__setattr__(entry, "_text", _dumps(fields))
-    assert entry._text is not None
-    return entry._text
+    text = entry._text
+    if text is None:
+        text = _dumps(_state_to_json(entry) if isinstance(entry, StateEntry) else history_to_json(entry))
+        object.__setattr__(entry, "_text", text)
+    return text
 
 
 def parse_journal(data: bytes) -> Journal:

@@ -6,8 +6,8 @@
 Rules:
 
 1. A slot table and its name in the folder are on the disk before the journal that names it is.
-2. The journal is written beside itself, synced, renamed over itself, and the folder synced. Whoever opens the bundle
-   finds the old journal or the new one, and behind either its slot table: there is nothing to recover.
+2. A new journal is written next to the old one, synced, renamed over it, and the folder synced. Whoever opens the
+   bundle finds the old journal or the new one, and behind either its slot table: there is nothing to recover.
 3. What a change wrote is removed again if it does not commit. After a power cut such files may stay; the next change
    removes those that no journal names, and nothing else that lies there.
 4. Reading takes no lock and writes nothing, so a bundle on a read-only disk works. Changes take the folder's lock.
@@ -62,7 +62,6 @@ class SlotsFile:
     """As `serialize_slots` gives them."""
 
     entry: FileEntry
-    """Their hash and size."""
 
 
 def slots_file(table: SlotTable) -> SlotsFile:
@@ -283,7 +282,7 @@ class Store:
                     f"Free some space, or make the disk writable."
                 ) from error
             raise
-        with suppress(OSError):  # the change is committed; the next one sweeps again
+        with suppress(OSError):  # the change is committed; the next one removes them
             # Under the lock the folder held what `before` names and nothing else, so it need not be listed again.
             self._remove([self._folder / name for name in sorted(self._named(before) - self._named(after))])
 
@@ -296,10 +295,10 @@ class Store:
             self._sync(self._files.sync_file, path)
         elif not self._holds(path, slots.data):
             # Renamed over the damaged one, whose state thereby becomes whole again; it is not taken back.
-            mended = path.with_name(f"{path.name}.new")
-            self._files.create(mended, slots.data)
-            self._sync(self._files.sync_file, mended)
-            self._files.replace(mended, path)
+            repaired = path.with_name(f"{path.name}.new")
+            self._files.create(repaired, slots.data)
+            self._sync(self._files.sync_file, repaired)
+            self._files.replace(repaired, path)
 
     def _holds(self, path: Path, data: bytes) -> bool:
         try:
@@ -336,7 +335,7 @@ class Store:
         self._last_journal = data, journal
 
     def _take_back(self, written: list[Path], *, remove_folder: bool) -> None:
-        with suppress(OSError):  # what stays is named by no journal, and the next change sweeps it away
+        with suppress(OSError):  # what stays is named by no journal, and the next change removes it
             for path in (*written, self._new_journal_path):
                 self._files.remove(path)
             if remove_folder:
@@ -351,8 +350,8 @@ class Store:
 
         What else lies there is somebody else's: the folder may be a link, and whoever made it no friend.
         """
-        kept = self._named(journal)
-        return [self._folder / name for name in names if name not in kept and _OUR_NAMES.fullmatch(name)]
+        needed = self._named(journal)
+        return [self._folder / name for name in names if name not in needed and _OUR_NAMES.fullmatch(name)]
 
     def _named(self, journal: Journal) -> set[str]:
         return {_slots_name(state.slots) for state in journal.states if state.slots is not None} | {JOURNAL_NAME}

@@ -1,7 +1,7 @@
 """The generator of an open bundle, cached after the first load.
 
-Hashing and loading the file takes most of the time that teaching does. Nothing of it is imported before the first class
-is taught: a device that only answers needs none of it.
+Hashing and loading the file takes most of the time of teaching. Nothing for it is imported before the first class is
+taught: a device that only answers opens without it.
 """
 
 from __future__ import annotations

@@ -48,10 +48,9 @@ class Generator:
     """A generator that is loaded."""
 
     session: Any
-    """ONNX Runtime's session."""
+    """An `onnxruntime.InferenceSession`."""
 
     metadata: GeneratorMetadata
-    """What it says of itself."""
 
     def run(self, descriptors: Float32) -> Mapping[str, NDArray[Any]]:
         """Return its outputs by name; see `icis_deploy.bundle.generator_metadata`.
@@ -124,8 +123,8 @@ def check_base(metadata: GeneratorMetadata, base_fingerprint: str, feature_dim: 
     if (metadata.base_fingerprint, metadata.feature_dim) != (base_fingerprint, feature_dim):
         raise WrongBaseError(
             f"The generator was made for the head {metadata.base_fingerprint[:16]}… of feature_dim "
-            f"{metadata.feature_dim}; this bundle's is {base_fingerprint[:16]}… of {feature_dim}. Write it again with this "
-            f"model and classes."
+            f"{metadata.feature_dim}; this bundle's is {base_fingerprint[:16]}… of {feature_dim}. Write it "
+            f"again with this model and classes."
         )
 
 
@@ -138,7 +137,7 @@ def make_row(
         generator: The bundle's.
         class_name: What the class will be called, for messages.
         descriptor: `(descriptor_dim,)`.
-        bundle: Whose seen classes the row will stand beside.
+        bundle: The bundle whose head the row is for.
         table: The classes in slots; `None` where there are none.
 
     Raises:

@@ -140,7 +140,7 @@ def test_an_engine_runs_on_the_architectures_that_it_was_built_for(compatibility
         verify_gpu(found, gpu)
 
 
-def test_the_hash_of_a_model_covers_the_weights_beside_it():
+def test_the_hash_of_a_model_covers_the_weights_next_to_it():
     def bundle(**hashes: str) -> Bundle:
         return Bundle(
             head_kind="fused",
@@ -158,5 +158,5 @@ def test_the_hash_of_a_model_covers_the_weights_beside_it():
         )
 
     assert model_sha256(bundle(model_onnx="1" * 64, other="2" * 64)) == "1" * 64
-    beside = model_sha256(bundle(model_onnx="1" * 64, model_onnx_data="2" * 64))
-    assert len({"1" * 64, beside, model_sha256(bundle(model_onnx="1" * 64, model_onnx_data="3" * 64))}) == 3
+    with_weights = model_sha256(bundle(model_onnx="1" * 64, model_onnx_data="2" * 64))
+    assert len({"1" * 64, with_weights, model_sha256(bundle(model_onnx="1" * 64, model_onnx_data="3" * 64))}) == 3

@@ -1,4 +1,4 @@
-"""Files are compared beside the import of a library, and before anything of them is used."""
+"""Files are compared during the import of a library, and before anything of them is used."""
 
 from __future__ import annotations
 

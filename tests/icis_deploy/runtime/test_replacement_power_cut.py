@@ -78,7 +78,7 @@ def test_after_a_power_cut_at_any_call_the_new_bundle_is_whole_and_the_old_one_u
         if cut_at < num_calls:
             with pytest.raises(Killed):
                 replace_through(disk)
-            assert former._opened is start, "a device went over to a bundle that was not committed"
+            assert former._opened is start, "a device switched to a bundle that was not committed"
         else:
             replace_through(disk)
         for seed in range(NUM_SEEDS):
