@@ -20,9 +20,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Float64
 from icis_deploy.common.json_fields import (
     Reader,
     dataclass_from_json,
@@ -115,7 +114,7 @@ def measure_limits(seen_rows: Float32, made_rows: Float32, seen_descriptors: Flo
     }
 
 
-def nearest_similarity(descriptors: Float32) -> NDArray[np.float64]:
+def nearest_similarity(descriptors: Float32) -> Float64:
     """Return the cosine of each descriptor with the most similar other one, both less the mean, `(num_classes,)`."""
     centred = descriptors.astype(np.float64) - descriptors.mean(axis=0, dtype=np.float64)
     unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), np.finfo(np.float64).tiny)
@@ -127,7 +126,7 @@ def nearest_similarity(descriptors: Float32) -> NDArray[np.float64]:
     return nearest
 
 
-def _widened(values: NDArray[np.float64]) -> Limits:
+def _widened(values: Float64) -> Limits:
     return Limits(low=float(values.min()) / LENGTH_SLACK, high=float(values.max()) * LENGTH_SLACK)
 
 

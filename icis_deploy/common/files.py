@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, hashed, read up to a limit; of a bundle and an update, plain ones only."""
+"""Files on disk: written whole or not at all, hashed, read up to a limit; of a bundle or an update, plain ones."""
 
 from __future__ import annotations
 

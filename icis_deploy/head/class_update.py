@@ -18,9 +18,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import frozen_float32, same_value
+from icis_deploy.common.arrays import Float32, frozen_float32, same_value
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ClassConflictError, IncompatibleError
 from icis_deploy.head.class_names import check_unique, quoted
@@ -45,7 +44,7 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
     base_fingerprint: str
     """Fingerprint of the seen head that the rows were made for."""
 
-    rows: NDArray[np.float32]
+    rows: Float32
     """`(num_added + num_replaced, feature_dim + 1)` float32, read-only: `[weight | bias]`."""
 
     added: tuple[str, ...] = ()

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from icis_deploy.common.arrays import Float32, frozen_float32
+from icis_deploy.common.arrays import Float32, Float64, frozen_float32
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.class_names import check_unique
 
@@ -97,7 +97,7 @@ class Head:
             )
         return Head(rows=np.concatenate([self.rows, new]), class_names=(*self.class_names, *class_names))
 
-    def logits(self, features: ArrayLike) -> NDArray[np.float64]:
+    def logits(self, features: ArrayLike) -> Float64:
         """Return logits in float64, the reference that every export is compared with.
 
         Args:
@@ -125,7 +125,7 @@ def rows_per_block(row_dim: int) -> int:
     return max(1, BLOCK_BYTES // (4 * row_dim))
 
 
-def logits_of_blocks(features: ArrayLike, blocks: Iterable[Float32]) -> NDArray[np.float64]:
+def logits_of_blocks(features: ArrayLike, blocks: Iterable[Float32]) -> Float64:
     """Return `features @ weight.T + bias` in float64, the rows coming in blocks.
 
     Args:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import frozen_float32, same_value
+from icis_deploy.common.arrays import Float32, frozen_float32, same_value
 from icis_deploy.errors import CapacityError, ClassConflictError, IncompatibleError
 from icis_deploy.head.class_names import check_unique, quoted
 from icis_deploy.head.class_update import ClassUpdate
@@ -33,10 +33,10 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         ClassConflictError: On construction, if a name occurs twice.
     """
 
-    weight: NDArray[np.float32]
+    weight: Float32
     """`(capacity, feature_dim)` float32, read-only."""
 
-    bias: NDArray[np.float32]
+    bias: Float32
     """`(capacity,)` float32, read-only."""
 
     class_names: tuple[str | None, ...]
@@ -70,9 +70,7 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         object.__setattr__(self, "filled_names", tuple([self.class_names[index] for index in filled]))
 
     @classmethod
-    def _of_checked(
-        cls, weight: NDArray[np.float32], bias: NDArray[np.float32], class_names: list[str | None]
-    ) -> SlotTable:
+    def _of_checked(cls, weight: Float32, bias: Float32, class_names: list[str | None]) -> SlotTable:
         """Return a table of new arrays, which become read-only, whose rows and names were checked where they are from.
 
         Looking for NaN in all slots again takes as long as changing some of them.
@@ -100,11 +98,11 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         """Whether no empty slot comes before a filled one."""
         return not self.filled.size or bool(self.filled[-1] == self.filled.size - 1)
 
-    def filled_weight(self) -> NDArray[np.float32]:
+    def filled_weight(self) -> Float32:
         """Return `(num_filled, feature_dim)` float32, in slot order: a view where the filled slots are the first."""
         return self.weight[: self.filled.size] if self.fills_first_slots else self.weight[self.filled]
 
-    def rows(self) -> NDArray[np.float32]:
+    def rows(self) -> Float32:
         """Return `(num_filled, feature_dim + 1)` float32: the rows of the filled slots, in slot order."""
         rows = np.empty((self.filled.size, self.feature_dim + 1), dtype=np.float32)
         rows[:, :-1], rows[:, -1] = self.filled_weight(), self.bias[self.filled]

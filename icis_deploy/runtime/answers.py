@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32
 from icis_deploy.runtime.sessions.protocol import TopOutput
 
 _SAFE_EXPONENT = 60.0
@@ -30,7 +30,7 @@ _new_tuple = tuple.__new__
 class Logits(NamedTuple):
     """The logits of one batch, with the classes and the head that they belong to."""
 
-    values: NDArray[np.float32]
+    values: Float32
     """`(batch, num_classes)` float32."""
 
     class_names: tuple[str, ...]
@@ -54,7 +54,7 @@ class Prediction(NamedTuple):
 
 
 def top_predictions(
-    logits: NDArray[np.float32],
+    logits: Float32,
     top: int,
     *,
     class_names: Sequence[str],
@@ -113,7 +113,7 @@ def predictions_from_topk(
     return predictions
 
 
-def _top_by_argmax(row: NDArray[np.float32], top: int, independent: bool) -> tuple[list[int], list[float]] | None:
+def _top_by_argmax(row: Float32, top: int, independent: bool) -> tuple[list[int], list[float]] | None:
     """Return the indices of the `top` greatest logits and their probabilities, in float32.
 
     `None` where that does not tell them apart: if exponentials are equal, or too small to be exact.
@@ -141,11 +141,11 @@ def _top_by_argmax(row: NDArray[np.float32], top: int, independent: bool) -> tup
 
 
 @lru_cache(maxsize=8)
-def _ones(size: int) -> NDArray[np.float32]:
+def _ones(size: int) -> Float32:
     return np.ones(size, dtype=np.float32)
 
 
-def _top_by_sorting(row: NDArray[np.float32], top: int, independent: bool) -> tuple[list[int], list[float]]:
+def _top_by_sorting(row: Float32, top: int, independent: bool) -> tuple[list[int], list[float]]:
     """Return what `_top_by_argmax` does, of any logits: in their own order, equal ones in the order of the head."""
     exponentials = np.exp(row.astype(np.float64) - (0.0 if independent else row.max()))
     total = 1.0 if independent else exponentials.sum()

@@ -21,6 +21,7 @@ from numpy import ndarray
 from numpy.typing import ArrayLike, NDArray
 
 from icis_deploy.bundle.manifest import Bundle, check_files, load_manifest
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import check_unique
 from icis_deploy.head.slots import SlotTable
@@ -294,7 +295,7 @@ class Device:
             opened = self._opened
             generator = opened.generator.load()
 
-            def make_row_for(table: SlotTable | None) -> NDArray[np.float32]:
+            def make_row_for(table: SlotTable | None) -> Float32:
                 return make_row(generator, class_name, descriptor, bundle=opened.bundle, table=table)
 
             return opened.updater.teach(class_name, make_row_for)
@@ -379,7 +380,7 @@ class Device:
         return entry
 
 
-def _run(opened: _OpenBundle, images: NDArray[np.generic], state: HeadState) -> NDArray[np.float32]:
+def _run(opened: _OpenBundle, images: NDArray[np.generic], state: HeadState) -> Float32:
     values = opened.session.run(images, state.buffers).logits[:, state.columns]
     if opened.bundle.score_kind in {"probabilities", "sigmoid"}:
         values = np.log(np.maximum(values, np.finfo(np.float32).tiny))

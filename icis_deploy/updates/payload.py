@@ -16,8 +16,8 @@ import struct
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32
 from icis_deploy.common.json_fields import (
     integer_from_json,
     json_from_time,
@@ -110,11 +110,11 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
         raise CorruptFileError(f"The class update breaks its own rules: {reason_of(error)}") from error
 
 
-def _sha256(rows: NDArray[np.float32]) -> str:
+def _sha256(rows: Float32) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows, dtype="<f4").data).hexdigest()
 
 
-def _rows_in_place(payload: bytes, header: dict[str, Any], start: int) -> NDArray[np.float32] | None:
+def _rows_in_place(payload: bytes, header: dict[str, Any], start: int) -> Float32 | None:
     """Return the rows as a view of the payload, where its header is like those that `serialize_payload` writes.
 
     Of anything else, valid or not, nothing is returned: it is left to safetensors, which copies the rows twice.
@@ -129,7 +129,7 @@ def _rows_in_place(payload: bytes, header: dict[str, Any], start: int) -> NDArra
         return None
     if offsets != [0, size] or not 4 * shape[0] * shape[1] == size > 0:
         return None
-    rows: NDArray[np.float32] = np.frombuffer(payload, dtype="<f4", offset=start).reshape(shape)
+    rows: Float32 = np.frombuffer(payload, dtype="<f4", offset=start).reshape(shape)
     return rows
 
 
@@ -137,7 +137,7 @@ def _are_two_counts(values: object) -> bool:
     return isinstance(values, list) and len(values) == 2 and all(type(value) is int and value >= 0 for value in values)
 
 
-def _load_rows(payload: bytes) -> NDArray[np.float32]:
+def _load_rows(payload: bytes) -> Float32:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -148,7 +148,7 @@ def _load_rows(payload: bytes) -> NDArray[np.float32]:
     if set(tensors) != {"rows"} or tensors["rows"].dtype != np.float32:
         found = shown({name: str(tensor.dtype) for name, tensor in tensors.items()})
         raise CorruptFileError(f"The class update holds the tensors {found}; expected {{'rows': 'float32'}} alone.")
-    rows: NDArray[np.float32] = tensors["rows"]
+    rows: Float32 = tensors["rows"]
     return rows
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.common.arrays import Float32, Float64
 from icis_deploy.errors import SelfTestError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable
@@ -147,7 +148,7 @@ class _TimedSession:
 
 def _run_on_seeded_input(
     session: Session, bundle: Bundle, buffers: SlotBuffers, seed: int
-) -> tuple[NDArray[np.generic], SessionOutput, NDArray[np.float32]]:
+) -> tuple[NDArray[np.generic], SessionOutput, Float32]:
     """Return an input, what the model gives for it, and its features, `(feature_dim,)` float32, not all zero."""
     for offset in range(NUM_SEEDS):
         images = self_test_input(bundle, seed + offset)
@@ -165,9 +166,7 @@ def _run_on_seeded_input(
     )
 
 
-def _expected_logits(
-    features: NDArray[np.float32], table: SlotTable
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _expected_logits(features: Float32, table: SlotTable) -> tuple[Float64, Float64]:
     """Return every slot's logit and the error allowed for it, both `(capacity,)` float64.
 
     Sums of products in float32 are off by 1e-6 of the magnitudes, a thousandth of what is allowed. `einsum` makes no
@@ -181,9 +180,7 @@ def _expected_logits(
     return expected, TOLERANCE * magnitudes
 
 
-def _compare(
-    found: NDArray[np.float64], expected: NDArray[np.float64], allowed: NDArray[np.float64], table: SlotTable
-) -> float:
+def _compare(found: Float64, expected: Float64, allowed: Float64, table: SlotTable) -> float:
     """Return the greatest error as a fraction of what is allowed, or raise `SelfTestError` if it is above 1."""
     fractions = np.abs(found - expected) / np.maximum(allowed, _SMALLEST)
     greatest = float(fractions.max())
@@ -200,14 +197,14 @@ def _compare(
 
 
 def _logits_from_scores(
-    scores: NDArray[np.float64],
+    scores: Float64,
     session: Session,
     bundle: Bundle,
     table: SlotTable,
     images: NDArray[np.generic],
     *,
     level: float,
-) -> tuple[NDArray[np.float64], float]:
+) -> tuple[Float64, float]:
     """Return logits from what a softmax made of them, `(num_outputs,)` float64, and the least one that would show.
 
     A softmax keeps differences of logits only. So the model runs once more, with the first slot at a known logit, from
@@ -233,7 +230,7 @@ def _logits_from_scores(
     )
 
 
-def _log_scores(scores: NDArray[np.float64], bundle: Bundle) -> NDArray[np.float64]:
+def _log_scores(scores: Float64, bundle: Bundle) -> Float64:
     if bundle.score_kind == "probabilities":
         scores = np.log(np.maximum(scores, _SMALLEST))
     return np.asarray(np.maximum(scores, _MIN_LOG))

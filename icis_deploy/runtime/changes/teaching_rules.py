@@ -13,10 +13,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-import numpy as np
-from numpy.typing import NDArray
-
 from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
@@ -33,7 +31,7 @@ def still_taught(journal: Journal, update: ClassUpdate) -> tuple[str, ...]:
 def plan_teaching(
     journal: Journal,
     class_name: str,
-    row: NDArray[np.float32],
+    row: Float32,
     *,
     table: SlotTable | None,
     bundle: Bundle,

@@ -24,10 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import BundleError, SelfTestError
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.sessions.protocol import Session
@@ -167,7 +165,7 @@ class Updater:
             self._change(before, after, prepared, slots=slots, watch=watch)
         return AppliedUpdate(content=content, entry=entry, timings=watch.timings())
 
-    def teach(self, class_name: str, make_row: Callable[[SlotTable | None], NDArray[np.float32]]) -> HistoryEntry:
+    def teach(self, class_name: str, make_row: Callable[[SlotTable | None], Float32]) -> HistoryEntry:
         """Put a class that the device makes itself into a slot.
 
         Args:

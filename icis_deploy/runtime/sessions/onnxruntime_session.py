@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import (
     MissingDependencyError,
     ModelLoadError,
@@ -66,7 +67,7 @@ class ONNXRuntimeSession:
         """The `onnxruntime.InferenceSession`, for what only ONNX Runtime has."""
         return self._session
 
-    def load_slots(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> SlotBuffers:
+    def load_slots(self, weight: Float32, bias: Float32) -> SlotBuffers:
         """Keep slots for runs; see `Session.load_slots`."""
         if not self._has_slots:
             raise no_slots_error()
@@ -107,7 +108,7 @@ class ONNXRuntimeSession:
                 f"expects {self._input_shape} and {self._input_type}: {error}"
             ) from error
 
-    def _copied(self, array: NDArray[np.float32]) -> Any:
+    def _copied(self, array: Float32) -> Any:
         import onnxruntime
 
         try:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, RuntimeFailureError
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
 from icis_deploy.runtime.sessions.pools import ResourcePool
@@ -29,7 +30,7 @@ class OpenVINOSession:
     An infer request serves one thread at a time, so every thread that runs gets its own.
     """
 
-    def __init__(self, compiled: Any, defaults: dict[str, NDArray[np.float32]]) -> None:
+    def __init__(self, compiled: Any, defaults: dict[str, Float32]) -> None:
         """Use a compiled model.
 
         Args:
@@ -47,7 +48,7 @@ class OpenVINOSession:
         self._defaults = defaults
         self._requests: ResourcePool[Any] = ResourcePool(compiled.create_infer_request)
 
-    def load_slots(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> SlotBuffers:
+    def load_slots(self, weight: Float32, bias: Float32) -> SlotBuffers:
         """Keep slots for runs, which read them in place; see `Session.load_slots`."""
         if not self._defaults:
             raise no_slots_error()
@@ -130,11 +131,11 @@ def load_openvino_session(model: Path, *, num_threads: int | None = None) -> Ope
     return OpenVINOSession(compiled, defaults)
 
 
-def _make_slots_inputs(network: Any) -> dict[str, NDArray[np.float32]]:
+def _make_slots_inputs(network: Any) -> dict[str, Float32]:
     """Make inputs of the slots, in place; return what they held, by name."""
     from openvino import opset13
 
-    defaults: dict[str, NDArray[np.float32]] = {}
+    defaults: dict[str, Float32] = {}
     for node in network.get_ops():
         name = node.get_friendly_name()
         if node.get_type_name() == "Constant" and name in {SLOT_WEIGHT, SLOT_BIAS}:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.common.arrays import Float32, Int64
 from icis_deploy.errors import RuntimeFailureError
 
 
@@ -38,14 +39,14 @@ class SlotBuffers:
 class SessionOutput(NamedTuple):
     """What one run of a model gives; a tuple, which takes half as long to make while caches are cold."""
 
-    logits: NDArray[np.float32]
+    logits: Float32
     """`(batch, num_outputs)` float32: seen classes first, then every slot, empty ones included."""
 
-    features: NDArray[np.float32] | None
+    features: Float32 | None
     """`(batch, feature_dim)` float32; `None` where the model has no such output, or it was not asked for."""
 
 
-TopOutput: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
+TopOutput: TypeAlias = tuple[Float32, Int64]
 """The classes that a model selects itself; see `Session.top`.
 
 - probabilities `(batch, top)` float32, the greatest first, fractions of 1 over all outputs;
@@ -58,7 +59,7 @@ A bare tuple: even a named one takes 6 us to make while caches are cold, and thi
 class Session(Protocol):
     """A model loaded in a runtime."""
 
-    def load_slots(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> SlotBuffers:
+    def load_slots(self, weight: Float32, bias: Float32) -> SlotBuffers:
         """Copy slots to where the runtime reads them.
 
         Args:

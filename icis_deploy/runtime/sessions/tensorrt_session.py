@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.bundle.engine_sidecar import EngineSidecar
 from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls, DeviceMemory
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
@@ -92,7 +93,7 @@ class TensorRTSession:
         self._shared = None if self._refittable else self._load()
         self._storages: SlotStoragePool[SlotStorage] = SlotStoragePool(self._new_storage)
 
-    def load_slots(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> SlotBuffers:
+    def load_slots(self, weight: Float32, bias: Float32) -> SlotBuffers:
         """Write slots to a storage that no request reads; see `Session.load_slots`."""
         if not self._slot_shapes and not self._refittable:
             raise no_slots_error()
@@ -185,7 +186,7 @@ class TensorRTSession:
 
         return LoadedEngine(engine=engine, contexts=ResourcePool(make_context, limit=self._num_streams))
 
-    def _refit(self, engine: Any, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+    def _refit(self, engine: Any, weight: Float32, bias: Float32) -> None:
         """Replace the slots' rows in an engine that nobody runs."""
         rows = np.ascontiguousarray(np.concatenate([weight, bias[:, None]], axis=1).T)
         logger = new_logger(self._trt)

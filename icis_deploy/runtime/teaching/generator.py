@@ -26,7 +26,7 @@ from icis_deploy.bundle.generator_metadata import (
     parse_metadata,
 )
 from icis_deploy.bundle.manifest import Bundle, check_file
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Float64
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
     ClassConflictError,
@@ -215,7 +215,7 @@ def _check_usual(
             )
 
 
-def _cosines(rows: Float32, vector: Float32) -> NDArray[np.float64]:
+def _cosines(rows: Float32, vector: Float32) -> Float64:
     wide, direction = rows.astype(np.float64), vector.astype(np.float64)
     lengths = np.linalg.norm(wide, axis=1) * np.linalg.norm(direction)
     return np.asarray(wide @ direction / np.maximum(lengths, np.finfo(np.float64).tiny))
