@@ -6,8 +6,8 @@ Rules:
    (TensorRT developer guide, "Serializing a Plan"). A runtime that is given another one fails with a code, or not at
    all; so every field is compared, and what differs is named, before the engine's bytes are read.
 2. The sidecar also states the model and the head that went in: an engine of another head answers without an error.
-3. It is parsed strictly: a field too many, too few or of another type is refused. One of an older schema is read;
-   what it could not state yet takes the value that it implied.
+3. It is parsed strictly: an unknown or missing field, or one of another type, is refused. One of an older schema is
+   read; what it could not state yet takes the value that it implied.
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ class EngineSidecar:
     """Fingerprint of the seen head; class updates must be made for it."""
 
     inputs: tuple[EngineInput, ...]
-    """The images first, then the slots where they are inputs."""
+    """The input for images first, then those for slots, where slots are inputs."""
 
     outputs: tuple[EngineOutput, ...]
-    """The scores first."""
+    """The scores first; then features and selected classes, where the model has these outputs."""
 
     refittable: tuple[str, ...]
     """Names of the weights that may be refitted; empty where slots are inputs."""
@@ -166,7 +166,7 @@ def verify_engine(
     head_fingerprint: str,
     engine_sha256: str,
 ) -> None:
-    """Compare an engine with the runtime, the platform and the bundle that it shall be used in.
+    """Compare an engine with the runtime, the platform and the bundle that it is to be used in.
 
     Raises:
         EngineMismatchError: Naming every field that differs.
@@ -183,7 +183,7 @@ def verify_engine(
 
 
 def verify_gpu(sidecar: EngineSidecar, compute_capability: str) -> None:
-    """Compare an engine with the GPU that it shall run on.
+    """Compare an engine with the GPU that it is to run on.
 
     Args:
         sidecar: The engine's.

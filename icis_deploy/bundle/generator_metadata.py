@@ -47,7 +47,7 @@ COSINE_SLACK = 0.05
 """A row's cosine with the mean row may lie this far outside what is usual."""
 
 NOVEL_QUANTILE = 0.01
-"""Part of the seen classes that lie farther from all others than a class that is to be taught may."""
+"""Fraction of the seen classes that are farther from all others than a taught class may be."""
 
 COLLIDING_COSINE = 0.98
 """Cosine from which two classes cannot be told apart, unless seen ones are closer to each other."""

@@ -161,7 +161,7 @@ class Bundle:
     """How many classes per image the model selects itself, in addition to the scores of all; 0 if it selects none."""
 
     created_by: Mapping[str, str] = field(default_factory=dict)
-    """Versions of what made the bundle."""
+    """Versions of icis-deploy and the libraries that made the bundle, by name."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))

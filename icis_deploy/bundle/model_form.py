@@ -1,4 +1,4 @@
-"""In which form a model is exported, besides its head."""
+"""The form in which a model is exported: its precision, its input and its outputs, whatever its head."""
 
 from __future__ import annotations
 

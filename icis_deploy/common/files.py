@@ -27,7 +27,7 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 def open_plain(path: Path) -> FileIO:
     """Open a plain file for reading, or what a symbolic link to one names.
 
-    Otherwise whoever can put a name into a folder could make the reader wait for ever, with a pipe that nobody writes
+    Otherwise whoever can put a name into a folder could make the reader wait forever, with a pipe that nobody writes
     to, or read a device.
 
     Raises:
@@ -130,10 +130,10 @@ def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
     """Give an empty folder to fill, which replaces `target` when the block ends and is removed if it fails.
 
     Args:
-        target: Where the folder shall be.
+        target: Path of the folder.
         overwrite: Whether a folder that is there may be replaced.
-        marker: A file that a folder must hold to be replaced, unless it is empty: a mistyped path must not cost a user
-            anything else that lies there.
+        marker: A file that a folder must hold to be replaced, unless it is empty: a mistyped path must not delete
+            anything else.
 
     Yields:
         A temporary folder next to `target`, on the same file system.

@@ -161,7 +161,7 @@ def dataclass_from_json(
 
     Args:
         kind: The dataclass.
-        value: What stands for it in JSON.
+        value: A JSON value.
         readers: A reader for each field.
         where: Path of the object, for messages.
 

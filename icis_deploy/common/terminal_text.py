@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 MAX_REASON = 300
-"""Characters of what an error quotes of a file; more says nothing more."""
+"""Characters that an error quotes of a file."""
 
 MAX_SHOWN = 80
 """Characters of one value that an error quotes."""
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an error says, as a part of one line that is not too long: it may quote a stranger's file."""
+    """Return what an error says, as a part of one line that is not too long: it may quote an untrusted file."""
     return printable(str(error), max_length=MAX_REASON)
 
 

@@ -39,7 +39,7 @@ def check_unique(class_names: Sequence[str]) -> None:
 
 
 def _are_valid(class_names: Sequence[str]) -> bool:
-    """Say in a few calls, without a loop in Python, whether there is nothing to complain about: a device asks often."""
+    """Say whether names are valid, in a few calls without a loop in Python: a device asks often."""
     try:
         longest = max(map(len, map(str.encode, class_names)), default=0)
     except (TypeError, UnicodeEncodeError):

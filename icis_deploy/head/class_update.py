@@ -116,7 +116,7 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
         raise IncompatibleError(
             f"The row of {quoted(self.class_names[first : first + 1])} in the class update holds "
             f"{np.abs(self.rows[first]).max():.3g}; with values above {MAX_ROW_VALUE:.0e} logits overflow float32. "
-            f"Inject again: rows lie in the range of the seen ones."
+            f"Inject again: injected rows have the range of the seen ones."
         )
 
     @property

@@ -1,7 +1,7 @@
 """What a device answers, and how the most probable classes are found.
 
 Just after the model ran, the caches are cold: the first call of a numpy function costs 10 to 30 us, of one in Python 2
-to 5, and a frozen dataclass is made in 19 us where a named tuple takes 10. So answers are named tuples, and calls few.
+to 5, and to make a frozen dataclass takes 19 us, a named tuple 10. So answers are named tuples, and calls are avoided.
 Where the model selects classes itself, only their names are looked up (`predictions_from_topk`).
 """
 
@@ -20,7 +20,7 @@ from icis_deploy.runtime.sessions.protocol import TopOutput
 _SAFE_EXPONENT = 60.0
 """Up to here no sum of exponentials overflows in float32, and from its negative on none vanishes."""
 _LEAST_EXACT = 1e-30
-"""Far from the least float32, below which the last bits are lost."""
+"""Far above the smallest normal float32, below which the last bits are lost."""
 _MAX_ARGMAX_PASSES = 32
 """To find more classes than this, sorting all of them is faster."""
 _new_tuple = tuple.__new__

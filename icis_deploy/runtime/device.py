@@ -144,11 +144,11 @@ class Device:
         session = open_session(folder, bundle, runtime)
         table = exported_slots(folder, bundle)
         state = make_head_state(bundle, session, table=table, version=bundle.head_version)
-        if state.table is not None and state.buffers is not None and not runtime.is_reference:
+        if state.slots is not None and not runtime.is_reference:
             from icis_deploy.runtime.changes.self_test import verify_slots
 
             # The gate saw these slots in the reference alone; another runtime may not read the ones that it is given.
-            verify_slots(session, bundle, state.table, state.buffers, seed=0)
+            verify_slots(session, bundle, *state.slots, seed=0)
         return cls(folder=folder, bundle=bundle, session=session, state=state)
 
     @property
@@ -303,7 +303,7 @@ class Device:
     def rollback(self) -> HistoryEntry:
         """Go back to the state before the last class update that is still in effect.
 
-        The state it leaves need not be readable. Its version stays spent: only a newer update is taken afterwards.
+        The current state need not be readable. Its version stays spent: only a newer update is taken afterwards.
 
         Raises:
             UsageError: If no state before the current one is kept.

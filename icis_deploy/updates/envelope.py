@@ -70,7 +70,7 @@ def parse_envelope(data: bytes) -> Envelope:
         envelope = Envelope.from_dict(document | {"payload": "", "signatures": signatures})
         envelope.payload = _decoded(document["payload"]) if payload is None else payload
     except Exception as error:  # securesystemslib lets whatever a malformed value causes through
-        # It quotes the file, which is a stranger's.
+        # It quotes the file, which is untrusted.
         reason = printable(f"{type(error).__name__}: {error}", max_length=_MAX_REASON)
         raise CorruptFileError(f"The file is not a class update: it is no DSSE envelope ({reason}).") from error
     if envelope.payload_type not in (PAYLOAD_TYPE, TRUSTED_KEYS_TYPE):
@@ -152,7 +152,7 @@ def verify_signature(envelope: Envelope, keys: Sequence[SSlibKey]) -> str:
 
 
 def _shown(keyids: Sequence[object]) -> str:
-    # Key ids of a stranger's file are any JSON value of any length: shown short, and quoted against control characters.
+    # Key ids of an untrusted file are any JSON value of any length: shown short, and quoted against control characters.
     if not keyids:
         return "none"
     shown = ", ".join(repr(str(keyid)[:_NUM_SHOWN]) for keyid in keyids[:_MAX_SHOWN_KEYS])

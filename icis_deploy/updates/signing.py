@@ -71,7 +71,7 @@ def keygen(path: Path) -> KeyPair:
     from securesystemslib.signer import CryptoSigner
 
     if not path.name:
-        raise UsageError(f"{str(path)!r} is no name of a file. Say where the private key shall be.")
+        raise UsageError(f"{str(path)!r} is no name of a file. Name a file for the private key.")
     public_path = path.with_name(path.name + PUBLIC_SUFFIX)
     for target in (path, public_path):
         _check_absent(target, "a key is never overwritten")
@@ -190,7 +190,7 @@ def _check_terms(version: int | None, expires: datetime | None) -> None:
     """Raise `UsageError` if no device would take a file under these terms; `None` is not looked at."""
     if version is not None and not 1 <= version <= MAX_VERSION:
         raise UsageError("The version lies outside of 1 to 2^63 - 1. Give another --version.")
-    if expires is None or expires.tzinfo is None:  # a time without a zone is refused by name where it is kept
+    if expires is None or expires.tzinfo is None:  # the value that holds it refuses a time without a zone
         return
     if expires <= (now := datetime.now(timezone.utc)):
         raise UsageError(

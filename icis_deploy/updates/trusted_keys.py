@@ -92,7 +92,7 @@ def public_key_from_pem(text: str) -> SSlibKey:
 
     try:
         key = load_pem_public_key(text.encode())
-    except Exception as error:  # cryptography raises several unrelated types; this is the one seam to its key reader
+    except Exception as error:  # cryptography raises several unrelated types; this is the one call of its key reader
         raise SignatureError(
             f"The text is not a public key in PEM form: {error}. `icis-deploy keygen` makes one."
         ) from error
@@ -104,7 +104,7 @@ def public_key_from_pem(text: str) -> SSlibKey:
 
 
 def canonical_pem(text: str) -> str:
-    """Return the same Ed25519 public key as the one PEM text that stands for it.
+    """Return an Ed25519 public key in its canonical PEM form.
 
     Raises:
         SignatureError: If the text is not an Ed25519 public key.

@@ -15,7 +15,7 @@ Rules, in the order in which they are checked:
 9. `rollback` goes to the state before the current one. It needs no signature: whoever can run it holds the device.
 10. At least one class stays enabled.
 11. A bundle that replaces another one on a device is of the same head and no older version; what the device
-    remembers outside the rollback stack goes along, so that neither a spent version nor a revoked key comes back.
+    remembers outside the rollback stack is carried over, so that neither a spent version nor a revoked key comes back.
 
 Each function returns the new journal (and slots); nothing changes until the caller commits them.
 """
@@ -327,7 +327,7 @@ def after_switch(
     Args:
         journal: What the device remembers.
         class_name: The class.
-        enabled: What it shall be.
+        enabled: Whether to enable or to disable it.
         known_names: All classes of the head, disabled ones included.
         clock: The time by the device's clock.
 

@@ -32,7 +32,7 @@ TOLERANCE = 1e-3
 _KNOWN_LOGIT_STEPS = (0.0, 80.0, 160.0, 320.0)
 """A float32 probability shows a logit down to 87 below the greatest."""
 _FAR_LOGITS = (0.0, 80.0, 160.0, 320.0, 1e3, 1e4, 1e5)
-"""Where slots lie so far below the baked classes that a logit like theirs would not show."""
+"""For slots so far below the baked classes that a logit like theirs would not show."""
 NUM_SEEDS = 4
 _NOISE_PERIOD = 16381
 """A prime, so that no row or channel of an image that repeats the noise is like another."""
@@ -46,7 +46,7 @@ _MIN_LOG = float(np.log(_SMALLEST))
 _LEAST_SIGMOID = 1e-4
 """Runtimes cut a sigmoid off near 1e-8, and its error there is as great; above this it is below a thousandth."""
 _SOFTMAX_SLACK = 1e-3
-"""Error of a logit that comes back through a float32 softmax and a logarithm."""
+"""Error of a logit that is recovered from a float32 softmax by a logarithm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class SelfTestResult:
 
 
 def self_test_input(bundle: Bundle, seed: int) -> NDArray[np.generic]:
-    """Return the seeded input, `(1, *input_shape)`: noise of 256 levels in -1..1, where prepared images lie.
+    """Return the seeded input, `(1, *input_shape)`: noise of 256 levels in -1..1, the range of prepared images.
 
     It is read-only, and repeats itself after `_NOISE_PERIOD` values; the seed says which of them comes first. An input
     of whole numbers gets noise over its positive range.

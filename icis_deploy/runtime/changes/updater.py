@@ -80,7 +80,7 @@ def switch_class(
         store: The bundle's.
         bundle: What its manifest says.
         class_name: The class.
-        enabled: What it shall be.
+        enabled: Whether to enable or to disable it.
         clock: The time by the device's clock.
         load_table: Returns the slots of a state.
         commit: Takes the journals before and after, and the slots, which are the same in both.
@@ -170,7 +170,7 @@ class Updater:
 
         Args:
             class_name: The class.
-            make_row: Makes its row, given what the slots hold besides; a class that is taught anew is left out.
+            make_row: Makes its row, given the other classes in slots; a class that is taught again is not among them.
         """
         from icis_deploy.runtime.changes.rules import after_update
         from icis_deploy.runtime.changes.teaching_rules import plan_teaching
@@ -262,10 +262,10 @@ class Updater:
                 continue
             check_disabled(journal, known_names(self._bundle, table))
             state = self._state_with(table, version=journal.current.version, disabled=journal.disabled)
-            if self_test and state.table is not None and state.buffers is not None:
+            if self_test and state.slots is not None:
                 from icis_deploy.runtime.changes.self_test import verify_slots
 
-                verify_slots(self._session, self._bundle, state.table, state.buffers, seed=0)
+                verify_slots(self._session, self._bundle, *state.slots, seed=0)
             self._publish(journal, state, stamp)
             return True
         return False
@@ -283,12 +283,12 @@ class Updater:
         state = self._state_with(table, version=version, disabled=disabled)
         if watch is not None:
             watch.lap("swap")
-        if state.table is None or state.buffers is None:
+        if state.slots is None:
             return _Prepared(state=state)
         from icis_deploy.runtime.changes.background_call import BackgroundCall
         from icis_deploy.runtime.changes.self_test import verify_slots
 
-        call = partial(verify_slots, self._session, self._bundle, state.table, state.buffers, seed=seed)
+        call = partial(verify_slots, self._session, self._bundle, *state.slots, seed=seed)
         return _Prepared(state=state, self_test=BackgroundCall(call))
 
     def _tested_before(self, journal: Journal, table: SlotTable | None) -> _Prepared:

@@ -102,7 +102,7 @@ def check_one_installation() -> None:
     """Refuse an environment with both distributions of ONNX Runtime: they are the same import package.
 
     Raises:
-        MissingDependencyError: If both are installed, whose files then lie over each other's.
+        MissingDependencyError: If both are installed, which overwrite each other's files.
     """
     # By the names of folders, as `importlib.metadata` looks for them: importing that takes longer than all of this.
     versions: dict[str, str] = {}

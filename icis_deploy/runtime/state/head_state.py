@@ -41,7 +41,12 @@ class HeadState:
     """What the slots hold; `None` for a fused head."""
 
     buffers: SlotBuffers | None
-    """The same in the runtime's memory."""
+    """`table` in the runtime's memory; `None` for a fused head."""
+
+    @property
+    def slots(self) -> tuple[SlotTable, SlotBuffers] | None:
+        """What the slots hold, and the same in the runtime's memory; `None` for a fused head."""
+        return None if self.table is None or self.buffers is None else (self.table, self.buffers)
 
 
 def known_names(bundle: Bundle, table: SlotTable | None) -> tuple[str, ...]:

@@ -95,13 +95,13 @@ class HistoryEntry:
     """Version of the head after the change."""
 
     num_added: int = 0
-    """Classes that an applied update added."""
+    """How many classes the change added to slots."""
 
     num_replaced: int = 0
-    """Classes that an applied update replaced."""
+    """How many classes the change replaced in slots."""
 
     num_removed: int = 0
-    """Classes that an applied update removed."""
+    """How many classes the change removed from slots."""
 
     class_name: str | None = None
     """The class that was enabled, disabled or taught."""
@@ -296,7 +296,7 @@ def _sha256(value: object) -> str:
 
 
 def check_journal_belongs_to(bundle: Bundle, journal: Journal) -> None:
-    """Raise `IncompatibleError` if a journal belongs to another bundle than the one it lies in."""
+    """Raise `IncompatibleError` if the journal in a bundle's folder is of another bundle."""
     if journal.base_fingerprint != bundle.base_fingerprint:
         raise IncompatibleError(
             f"The bundle's state/ folder is of another head ({journal.base_fingerprint[:16]}…; this bundle's is "

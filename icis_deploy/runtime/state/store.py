@@ -9,7 +9,7 @@ Rules:
 2. A new journal is written next to the old one, synced, renamed over it, and the folder synced. Whoever opens the
    bundle finds the old journal or the new one, and behind either its slot table: there is nothing to recover.
 3. What a change wrote is removed again if it does not commit. After a power cut such files may stay; the next change
-   removes those that no journal names, and nothing else that lies there.
+   removes those that no journal names, and nothing else in the folder.
 4. Reading takes no lock and writes nothing, so a bundle on a read-only disk works. Changes take the folder's lock.
 5. What the disk says is never believed without its SHA-256; a slot table that a change needs and an earlier one left
    is compared byte for byte, and replaced where it is damaged.
@@ -348,7 +348,7 @@ class Store:
     def _leftovers(self, journal: Journal, names: Iterable[str]) -> list[Path]:
         """Return which of our files in the folder the journal does not need, as a power cut leaves them.
 
-        What else lies there is somebody else's: the folder may be a link, and whoever made it no friend.
+        Other files are somebody else's: the folder may be a link that an attacker made.
         """
         needed = self._named(journal)
         return [self._folder / name for name in names if name not in needed and _OUR_NAMES.fullmatch(name)]

@@ -41,6 +41,7 @@ from icis_deploy.errors import (
 )
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.sessions.onnxruntime_session import session_options
+from icis_deploy.runtime.state.head_state import known_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +149,7 @@ def make_row(
         CorruptFileError: If the generator gives something that is no row.
         RuntimeFailureError: If the runtime fails.
     """
-    if class_name in (*bundle.class_names, *(() if table is None else table.filled_names)):
+    if class_name in known_names(bundle, table):
         way = "." if class_name in bundle.class_names else ", or replace it by a class update."
         raise ClassConflictError(
             f"{shown(class_name)} was not taught: the head already knows it. Teach it under another name{way}"
@@ -195,7 +196,7 @@ def _check_usual(
     similarity: float,
     nearest: str,
 ) -> None:
-    """Raise `OutlierError` if anything lies outside what is usual of seen classes."""
+    """Raise `OutlierError` if anything is outside the range of seen classes."""
     if not similarity >= metadata.similarity.low:
         raise OutlierError(
             f"{class_name!r} was not taught: no seen class is like it. The most similar one is {nearest!r}, with a "
