@@ -5,6 +5,8 @@ In a checkout both are folders beside `icis_deploy`. A wheel carries them in `ic
 a working directory that has a `benchmarks/` of its own, so a finder for exactly these two names goes first.
 """
 
+# Why: docs/decisions/0010.
+
 from __future__ import annotations
 
 import sys

@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from tests.tiny_models import TinyProject, write_tiny_project
+from testing.tiny_project import TinyProject, write_tiny_project
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 IMAGENET_MOBILENET = REPOSITORY.parent / "shared" / "data" / "imagenet-mobilenet-v2"

@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from icis_deploy.updates.signing import keygen
-from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, trust, write_bundle
-from tests.tiny_models import write_tiny_project
+from testing.bundles import make_update, signed_bytes, trust, write_bundle
+from testing.tiny_project import write_tiny_project
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

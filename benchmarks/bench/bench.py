@@ -1,4 +1,4 @@
-"""One run of the benchmark: targets against each other on this machine, as fast as they are and as right as they are.
+"""One run of the benchmark: the latency and the accuracy of targets, compared with each other on this machine.
 
 Rules:
 
@@ -66,7 +66,7 @@ class Preset:
     """How much is measured."""
 
     name: str
-    """What it is called."""
+    """Name on the command line and in the result."""
 
     percent: float
     """Percentile for which there shall be enough queries."""
@@ -193,7 +193,7 @@ def run_bench(
         import_loadgen()  # before minutes are spent on the rest
     environment = read_environment()
     progress("accuracy and parity")
-    accuracy, parity = measure_rightness(targets, inputs)
+    accuracy, parity = measure_correctness(targets, inputs)
     measured = [start_target(target, preset.num_starts, progress) for target in targets]
     runs = tuple(measure_batch(targets, batch_size, preset, progress) for batch_size in batch_sizes)
     return Result(
@@ -201,7 +201,7 @@ def run_bench(
         created=json_from_time(datetime.now(timezone.utc)),
         settings=settings,
         environment=environment,
-        targets=with_rightness(measured, accuracy, parity),
+        targets=with_correctness(measured, accuracy, parity),
         runs=runs,
         phases=measure_all_phases(targets, batch_sizes),
         head_shares=head_shares(targets, runs),
@@ -249,7 +249,7 @@ def run_scenarios(
                 yield scenario_from_swap(report, target=target.name)
 
 
-def measure_rightness(
+def measure_correctness(
     targets: Sequence[OpenTarget], inputs: LabeledInputs | None
 ) -> tuple[dict[str, Accuracy], dict[str, Parity]]:
     """Return accuracy and parity by the targets' names; without inputs, parity alone."""
@@ -265,7 +265,7 @@ def measure_rightness(
     return found, parities(targets, logits, source=inputs.source)
 
 
-def with_rightness(
+def with_correctness(
     measured: Sequence[Target], accuracy: Mapping[str, Accuracy], parity: Mapping[str, Parity]
 ) -> tuple[Target, ...]:
     """Return targets with their accuracy and parity, where they have any."""

@@ -1,11 +1,11 @@
-"""How right targets are, and how near to each other: accuracy and parity, on the same inputs and in the same run.
+"""How accurate targets are, and how close to each other: accuracy and parity, on the same inputs and in the same run.
 
 Rules:
 
 1. Every target sees every image, batch by batch; an image is read once for all targets that prepare it alike.
 2. All targets choose among their own classes; a class that one lacks is, for it, never recognised.
 3. Without images, parity is measured on seeded inputs, and accuracy is not measured.
-4. Features are multiplied with the rows of each head in float64, so that they judge the rows and no runtime.
+4. Features are multiplied with the rows of each head in float64, so that they measure the rows and no runtime.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.bench.labeled_inputs import LabeledFeatures
-from benchmarks.bench.opened import ORIGINAL, Images, OpenTarget, noise, prepare
+from benchmarks.bench.opened import ORIGINAL, OpenTarget, noise, prepare
 from benchmarks.results.values import Accuracy, ClassAccuracy, Confusion, Parity
-from icis_deploy.common.arrays import Float64
+from icis_deploy.common.arrays import Float64, Images
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
 from icis_deploy.images.loading import LabeledImages
+from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
 
 BATCH_SIZE = 16
@@ -56,19 +57,19 @@ def logits_on_images(targets: Sequence[OpenTarget], paths: Sequence[Path]) -> di
         ImageError: If a file is no image.
         UsageError: If a target does not say how images are prepared.
     """
+    prepared_as: list[tuple[OpenTarget, Preprocessing]] = []
     for target in targets:
         if target.preprocessing is None:
             raise UsageError(f"{target.name} does not state how images are prepared; export it with --preprocess.")
+        prepared_as.append((target, target.preprocessing))
     found: dict[str, list[Float64]] = {target.name: [] for target in targets}
     for start in range(0, len(paths), BATCH_SIZE):
         prepared: dict[object, Images] = {}
-        for target in targets:
-            assert target.preprocessing is not None
-            way = (target.preprocessing, target.model_input.takes_pixels)
-            if way not in prepared:
-                batch = paths[start : start + BATCH_SIZE]
-                prepared[way] = prepare(batch, target.preprocessing, target.model_input)
-            found[target.name].append(np.asarray(target.answer(prepared[way]), dtype=np.float64))
+        for target, preprocessing in prepared_as:
+            key = (preprocessing, target.model_input.takes_pixels)
+            if key not in prepared:
+                prepared[key] = prepare(paths[start : start + BATCH_SIZE], preprocessing, target.model_input)
+            found[target.name].append(np.asarray(target.answer(prepared[key]), dtype=np.float64))
     return {name: np.concatenate(batches) for name, batches in found.items()}
 
 
@@ -118,22 +119,22 @@ def accuracies(
         targets: With the same seen classes.
         logits: From this module.
         labels: `(num_images,)` class names.
-        source: What the logits stand on, in words.
+        source: What the logits were computed from, in words.
 
     Raises:
         ImageError: If an image shows a class that no target knows.
     """
     num_seen = targets[0].num_seen
     names = list(dict.fromkeys(name for target in targets for name in target.class_names))
-    place = {name: index for index, name in enumerate(names)}
-    unknown = sorted(set(labels) - set(place))
+    column_of = {name: index for index, name in enumerate(names)}
+    unknown = sorted(set(labels) - set(column_of))
     if unknown:
         raise ImageError(f"Among {source}: {quoted(unknown)}, which no target knows. Leave these out.")
-    columns = np.array([place[label] for label in labels])
+    columns = np.array([column_of[label] for label in labels])
     found = {}
     for target in targets:
         padded = np.full((len(columns), len(names)), -np.inf)
-        padded[:, [place[name] for name in target.class_names]] = logits[target.name]
+        padded[:, [column_of[name] for name in target.class_names]] = logits[target.name]
         original = logits[ORIGINAL] if ORIGINAL in logits else padded[:, :num_seen]
         report = accuracy_report(padded, columns, seen=num_seen, original_logits=original)
         found[target.name] = accuracy_from_report(report, names, columns, source)
@@ -181,7 +182,7 @@ def classes_with_images(
 
 
 def parities(targets: Sequence[OpenTarget], logits: dict[str, Float64], *, source: str) -> dict[str, Parity]:
-    """Return how near every target's logits are to the first's, over the classes that both have, by its name."""
+    """Return how close every target's logits are to the first's, over the classes that both have, by its name."""
     first = targets[0]
     return {
         target.name: parity_of(target, first, logits, source)
@@ -191,9 +192,9 @@ def parities(targets: Sequence[OpenTarget], logits: dict[str, Float64], *, sourc
 
 
 def parity_of(target: OpenTarget, first: OpenTarget, logits: dict[str, Float64], source: str) -> Parity:
-    """Return how near a target's logits are to another's."""
-    place = {name: index for index, name in enumerate(first.class_names)}
-    shared = [(index, place[name]) for index, name in enumerate(target.class_names) if name in place]
+    """Return how close a target's logits are to another's."""
+    column_of = {name: index for index, name in enumerate(first.class_names)}
+    shared = [(index, column_of[name]) for index, name in enumerate(target.class_names) if name in column_of]
     ours = logits[target.name][:, [index for index, _ in shared]]
     theirs = logits[first.name][:, [index for _, index in shared]]
     if target.score_kind != "logits":  # logarithms of probabilities: over fewer classes, normalised again

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.results.values import Phases
 from benchmarks.timing.percentiles import median_interval
 from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.common.arrays import Images
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.runtime.sessions.protocol import SlotBuffers
 
@@ -23,8 +23,6 @@ GPU_PROVIDERS = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"}
 NUM_WARM = 10
 NUM_QUERIES = 200
 BLOCK = 10
-
-Images = NDArray[np.generic]
 
 
 def measure_phases(

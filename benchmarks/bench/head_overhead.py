@@ -1,12 +1,13 @@
-"""Does an expanded head cost more than its rows do? What a target takes longer than the original, beside the roofline.
+"""Does an expanded head cost more than its rows do? What a target takes longer than the original, and the roofline.
 
 Rules:
 
 1. An answer to one image reads every row of the head once. Rows that the original does not have, empty slots included,
-   therefore cost their bytes over the rate at which memory gives a head away: that is their share.
+   therefore cost their bytes over the rate at which a head is read from memory: that is their share.
 2. That rate is not the memory's bandwidth over long arrays. The rest of the model has filled the caches, and a read of
-   a few megabytes is over before it has become fast. So it is measured as it happens: as many bytes as the largest head
-   has are read, and nothing else done with them, right after an answer of the original. Shorter reads are slower still.
+   a few megabytes is over before it reaches its full rate. So it is measured as it happens: as many bytes as the
+   largest head has are read, and nothing else done with them, right after an answer of the original. Shorter reads are
+   slower still.
 3. What they do cost is the measured ratio to the original, from interleaved rounds, less 1, of the original's median.
 4. Only like is compared with like: the original model itself, in the same precision, runtime and provider, batch 1.
    With more images the rows are read once for all of them, and arithmetic, not memory, is the roof. Where a bundle's

@@ -5,7 +5,7 @@
     features.npz            `features` (num_images, feature_dim) and `labels` (num_images,), names of classes
     features.safetensors    `features`; the names as a JSON list under `labels` in the metadata
 
-Features say how good a head is, in float64 and without a runtime; they spare the backbone, which is the same for all.
+Features measure a head alone, in float64 and without a runtime; the backbone, which is the same for all, is not run.
 """
 
 from __future__ import annotations

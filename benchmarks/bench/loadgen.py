@@ -2,7 +2,7 @@
 
     single-stream   one image, the next when it is answered: p90 counts
     multi-stream    eight images at once, the next eight when they are answered: p99 counts
-    server          images at random times (Poisson), as fast as the target bears with p99 below a bound
+    server          images at random times (Poisson), at the highest rate with p99 below a bound
     offline         all images at once: throughput counts
 
 Rules:
@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.bench.loadgen_logs import read_details, scenario_from_details
 from benchmarks.bench.opened import OpenTarget, noise
 from benchmarks.results.values import Scenario
 from benchmarks.timing.percentiles import num_queries_needed
 from benchmarks.timing.rounds import warm_up
+from icis_deploy.common.arrays import Images
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, StorageError
 
 ScenarioName = Literal["single-stream", "multi-stream", "server", "offline"]
@@ -48,8 +48,6 @@ SERVER_LOADS = (0.9, 0.7, 0.5, 0.3)
 
 SERVER_LATENCY_S = 0.015
 """Bound on p99 in the server scenario: MLPerf's for image classification, or 10 times the target's own median."""
-
-Images = NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +69,7 @@ class Load:
 
 @dataclass(slots=True)
 class _Samples:
-    """Prepared images, one batch of one each, and the answering of them."""
+    """Prepared images, in batches of one, and the target that answers them."""
 
     images: list[Images]
     answer: Callable[[Images], object]

@@ -1,4 +1,4 @@
-"""What MLPerf LoadGen wrote of a run, as a scenario's result; its own figures, none worked out again.
+"""What MLPerf LoadGen wrote of a run, as a scenario's result; its own figures, none computed again.
 
 Source: `mlperf_loadgen`, results.cc, which names the entries of mlperf_log_detail.txt.
 """
@@ -25,7 +25,7 @@ CONSTRAINTS = {
     "result_perf_constraints_met": "its p99 was above the bound at every rate tried",
     "early_stopping_met": "it has too few queries for its percentile",
 }
-"""What an invalid run did not keep, in words."""
+"""Which rules an invalid run broke, in words."""
 
 
 def read_details(folder: Path) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def scenario_from_details(
 
 
 def reasons_in(details: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what an invalid run did not keep."""
+    """Return which rules an invalid run broke."""
     return tuple(words for key, words in CONSTRAINTS.items() if details.get(key) is False) or ("LoadGen gives none",)
 
 

@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.bench.gpu_phases import GPU_PROVIDERS, measure_phases
 from benchmarks.bench.scale import head_bytes
 from benchmarks.results.values import HeadKind, Phases
 from icis_deploy.bundle.manifest import INJECTED_NAME, Bundle, ModelInput
 from icis_deploy.bundle.slot_files import load_injected
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import BundleError, IncompatibleError, UsageError
 from icis_deploy.images.loading import load_images, load_pixels
 from icis_deploy.images.preprocessing import Preprocessing
@@ -27,8 +26,6 @@ from icis_deploy.runtime.sessions.choice import Runtime, loaded_files
 from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession, load_session
 
 ORIGINAL = "original"
-
-Images = NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +39,10 @@ class OpenTarget:
     """What kind of head it has."""
 
     precision: str
-    """Of the weights."""
+    """Of the weights, such as `fp32` or `int8`."""
 
     runtime: str
-    """What runs it."""
+    """The runtime's name, such as `onnxruntime`."""
 
     provider: str | None
     """What the runtime says that it really runs on."""
@@ -60,7 +57,7 @@ class OpenTarget:
     """How many of them the original model knew; they come first."""
 
     capacity: int
-    """Slots."""
+    """Number of slots; 0 where the head has none."""
 
     files: tuple[Path, ...]
     """What opening it reads: of a bundle every file, as the manifest's hashes cover all."""
@@ -132,7 +129,7 @@ def open_bundle(folder: Path, *, name: str, runtime: Runtime) -> OpenTarget:
         added_bytes=head_bytes(len(bundle.class_names) + bundle.capacity - bundle.num_seen, bundle.feature_dim),
         answer=lambda images: device.logits(images).values,
         bundle=folder,
-        phases=phases_of(device, name) if provider_of(device.session) in GPU_PROVIDERS else None,
+        phases=phases_of(device, name),
         added_rows=lambda: added_rows(folder, device),
         score_kind=bundle.score_kind,
         preprocessing=bundle.preprocessing,
@@ -188,15 +185,16 @@ def open_original(path: Path, *, like: Bundle, num_threads: int | None) -> OpenT
 
 
 def with_data(path: Path) -> tuple[Path, ...]:
-    """Return a `.onnx` file, and the weights beside it where they are in a file of their own."""
+    """Return a `.onnx` file, and the file of its external weights where there is one."""
     data = path.with_name(f"{path.name}.data")
     return (path, data) if data.is_file() else (path,)
 
 
-def phases_of(device: Device, name: str) -> Callable[[Images], Phases]:
-    """Return what measures the phases of a device whose session is ONNX Runtime's."""
+def phases_of(device: Device, name: str) -> Callable[[Images], Phases] | None:
+    """Return what measures the phases of a device; None unless ONNX Runtime runs it on a GPU."""
     session = device.session
-    assert isinstance(session, ONNXRuntimeSession), "only its providers are asked for"
+    if not isinstance(session, ONNXRuntimeSession) or provider_of(session) not in GPU_PROVIDERS:
+        return None
     return lambda images: measure_phases(session.inference_session, images, device.state.buffers, target=name)
 
 
@@ -240,7 +238,7 @@ def prepare(paths: Sequence[Path], preprocessing: Preprocessing, model_input: Mo
 
 
 def noise(model_input: ModelInput, batch_size: int, *, seed: int = 0) -> Images:
-    """Return a seeded batch where prepared images lie: uniform in -1..1, or over the range of whole numbers.
+    """Return a seeded batch in the range of prepared images: uniform in -1..1, or over the range of whole numbers.
 
     Returns:
         `(batch_size, *shape)` in the input's dtype.

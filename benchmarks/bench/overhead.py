@@ -1,4 +1,4 @@
-"""What a device costs beside a bare session of ONNX Runtime: with each request, when it is opened, and in memory.
+"""What a device costs compared with a bare session of ONNX Runtime: per request, when it is opened, and in memory.
 
 Rules:
 
@@ -42,28 +42,28 @@ class OverheadReport:
     """How often each request was measured."""
 
     median_ms: dict[str, float]
-    """Median latency of a request, by what was called."""
+    """Median latency of a request in milliseconds, by what was called."""
 
     added_us: dict[str, Interval]
-    """What a request takes beside a bare `session.run`, in microseconds, by what was called."""
+    """What a request takes longer than a bare `session.run`, in microseconds, by what was called."""
 
     num_starts: int
     """How often each was started."""
 
     bare_open_ms: float
-    """Median time until a bare session is loaded, its imports included."""
+    """Median time until a bare session is loaded, its imports included, in milliseconds."""
 
     device_open_ms: float
-    """Median time until a device is open, its imports included."""
+    """Median time until a device is open, its imports included, in milliseconds."""
 
     added_open_ms: Interval
-    """What opening takes beside a bare session, in milliseconds."""
+    """What opening a device takes longer than a bare session, in milliseconds."""
 
     bare_peak_mb: float
     """Median peak memory of a process with a bare session after two answers, in 10^6 bytes."""
 
     added_peak_mb: Interval
-    """What a device takes beside it, in 10^6 bytes."""
+    """How much more peak memory a device takes, in 10^6 bytes."""
 
     head_mb: float
     """All rows of the head, slots included, in 10^6 bytes."""
@@ -72,7 +72,7 @@ class OverheadReport:
 def measure_overhead(
     bundle_folder: Path, *, num_rounds: int = 500, num_starts: int = 15, num_threads: int = 1, seed: int = 0
 ) -> OverheadReport:
-    """Measure an exported bundle as a device, beside a bare session of the same file.
+    """Measure an exported bundle as a device, and a bare session of the same file.
 
     Args:
         bundle_folder: The bundle; nothing is written to it.
@@ -154,7 +154,7 @@ def _peaks(starts: list[Start]) -> list[float]:
 
 def text_of(report: OverheadReport) -> str:
     """Return a report as a table for people."""
-    lines = [f"{'one request':24}{'median':>12}{'beside session.run':>36}   ({report.num_rounds} rounds)"]
+    lines = [f"{'one request':24}{'median':>12}{'more than session.run':>36}   ({report.num_rounds} rounds)"]
     for name, median_ms in report.median_ms.items():
         added = f"{_text(report.added_us[name], 'us')}" if name in report.added_us else ""
         lines.append(f"{name:24}{median_ms:>9.3f} ms{added:>36}")
@@ -165,9 +165,9 @@ def text_of(report: OverheadReport) -> str:
             "",
             f"{report.num_starts} starts each, in fresh processes and in turn",
             f"until open              {report.device_open_ms:.0f} ms; a bare session {report.bare_open_ms:.0f} ms",
-            f"  beside it             {_text(report.added_open_ms, 'ms')}; 15 % + 50 ms are {allowed_ms:.0f} ms",
+            f"  more than that        {_text(report.added_open_ms, 'ms')}; 15 % + 50 ms are {allowed_ms:.0f} ms",
             f"peak memory of a bare session {report.bare_peak_mb:.1f} MB",
-            f"  beside it             {_text(report.added_peak_mb, 'MB')}; 15 MB + head are {allowed_mb:.1f} MB",
+            f"  a device takes more   {_text(report.added_peak_mb, 'MB')}; 15 MB + head are {allowed_mb:.1f} MB",
         ]
     )
 

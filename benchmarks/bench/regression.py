@@ -8,7 +8,7 @@ Rules:
    earlier figure.
 3. Only like is compared with like: the same machine (unless the user says otherwise), target, runtime, provider,
    threads and batch size. What the earlier result measured and this one did not is an error, not a pass. All of it is
-   known before anything is measured, so that nobody waits for minutes to be refused: `check_comparable`.
+   known before anything is measured, and checked then, not after minutes of measuring: `check_comparable`.
 """
 
 from __future__ import annotations

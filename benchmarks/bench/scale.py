@@ -1,4 +1,4 @@
-"""Latency and memory of a head against its number of classes, beside the time that reading its rows takes.
+"""Latency and memory of a head against its number of classes, and the time that reading its rows takes.
 
 Rules:
 
@@ -55,7 +55,7 @@ class HeadSettings:
     """Width of a feature."""
 
     capacity: int = 256
-    """Slots of the updatable head, beside its classes."""
+    """Slots of the updatable head, in addition to its classes."""
 
     batch_size: int = 1
     """Features in a query."""

@@ -1,1 +1,1 @@
-"""The machine that measures: its fingerprint, what else it does meanwhile, its GPU and its memory bandwidth."""
+"""The machine that measures: its fingerprint, what else it does during a run, its GPU and its memory bandwidth."""

@@ -1,8 +1,8 @@
-"""How fast this machine reads memory: the roof that no head which is read from memory can break through.
+"""How fast this machine reads memory: no head that is read from memory can be faster.
 
 After STREAM (J. McCalpin, "Memory Bandwidth and Machine Balance in Current High Performance Computers"): arrays far
 larger than the caches, several passes, the best one counts. Two kernels, since neither is the faster one everywhere: a
-copy, which reads and writes, and a maximum, which only reads. numpy lets go of the interpreter lock in both, so threads
+copy, which reads and writes, and a maximum, which only reads. numpy releases the interpreter lock in both, so threads
 run side by side.
 
 A short read that comes right after other work is slower than that by half: see `bandwidth_after`.

@@ -1,4 +1,4 @@
-"""Which machine, system and versions a result comes from; a result without them says nothing.
+"""Which machine, system and versions a result comes from; without them it cannot be compared.
 
 Whatever cannot be read is None, and `missing` says why. Nothing here identifies a person or a network: no host name, no
 user, no serial number.
@@ -209,7 +209,7 @@ def read_memory(root: Path) -> dict[str, object]:
 
 
 def read_board(root: Path) -> dict[str, object]:
-    """Return the board's model, its Jetson release and power mode, and what stands between it and this process."""
+    """Return the board's model, its Jetson release and power mode, and the virtual machine and container."""
     jetson = read_text(root, "etc/nv_tegra_release")
     power_mode = read_text(root, "var/lib/nvpmodel/status")
     return {

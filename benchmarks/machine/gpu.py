@@ -1,4 +1,4 @@
-"""What NVIDIA's management library says of a GPU; everything `Unavailable`, with the reason, where there is none."""
+"""What NVIDIA's management library reports of a GPU; everything `Unavailable`, with the reason, where there is none."""
 
 from __future__ import annotations
 

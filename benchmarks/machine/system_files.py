@@ -1,4 +1,4 @@
-"""Read what a Linux system says of itself in small files, under a root that a test can choose.
+"""Read what a Linux system reports about itself in small files, under a root that a test can choose.
 
 Whatever is not there is a value too: `Unavailable`, with the reason. A device lacks half of these files, and that is no
 error.

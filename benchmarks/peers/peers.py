@@ -1,4 +1,4 @@
-"""The same model by the ways a user might choose between, in one run: speed, accuracy, and the time to add classes.
+"""The same model in the ways a user might choose between, in one run: speed, accuracy, and the time to add classes.
 
     bundles         as given: fused, updatable, in any precision; and the first one in OpenVINO, where it is installed
     PyTorch eager   the torch model with rows concatenated to its last layer
@@ -9,7 +9,7 @@
 Rules:
 
 1. All know the same classes, and all are measured in turn, compared with the first bundle.
-2. Adding classes ends with the first answer that chooses among them. What has to be done is stated beside the time.
+2. Adding classes ends with the first answer that chooses among them. What has to be done is stated with the time.
 3. A peer that cannot run here is left out with its reason.
 """
 
@@ -22,29 +22,25 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.bench.bench import (
     LabeledInputs,
     Preset,
     Progress,
     describe,
     measure_batch,
-    measure_rightness,
+    measure_correctness,
     onnx_file,
     original_rows,
     start_target,
-    with_rightness,
+    with_correctness,
 )
 from benchmarks.bench.correctness import check_same_base
 from benchmarks.bench.opened import OpenTarget, names_of_bundles, open_bundle
 from benchmarks.machine.environment import read_environment
-from benchmarks.peers.ways import Peer, Workshop, make_peers
+from benchmarks.peers.ways import Adding, Peer, PeerBase, make_peers
 from benchmarks.results.result import Result
-from benchmarks.results.values import AddClasses, Target, Timing
-from benchmarks.timing.percentiles import percentile_of
-from benchmarks.updates.reports import timing_from
-from benchmarks.updates.update_latency import CLASS_UPDATE, REEXPORT, measure_update
+from benchmarks.results.values import CLASS_UPDATE, AddClasses, Target, Timing, timing_from_latencies
+from benchmarks.updates.update_latency import REEXPORT, measure_update
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.descriptors.descriptors import Descriptors
@@ -67,7 +63,7 @@ def measure_peers(
     num_threads: int | None,
     progress: Progress = lambda _: None,
 ) -> Result:
-    """Measure bundles beside the other ways to have the same classes.
+    """Measure bundles, and the other ways to have the same classes.
 
     Args:
         bundles: Made from `model`; the others are compared with the first, whose classes the other ways get.
@@ -86,22 +82,22 @@ def measure_peers(
     environment = read_environment()
     with tempfile.TemporaryDirectory() as name:
         opened = open_bundles(bundles, num_threads)
-        workshop = open_workshop(opened[0], model, descriptors, folder=Path(name))
+        base = open_base(opened[0], bundles[0], model, descriptors, work_folder=Path(name))
         progress("PyTorch and the others")
-        peers, left_out = make_peers(workshop)
+        peers, left_out = make_peers(base)
         targets = [*opened, *(peer.target for peer in peers)]
         check_same_base(targets)
-        accuracy, parity = measure_rightness(targets, inputs)
+        accuracy, parity = measure_correctness(targets, inputs)
         runs = tuple(measure_batch(targets, batch_size, preset, progress) for batch_size in batch_sizes)
         measured = [start_target(target, preset.num_starts, progress) for target in opened]
-        measured = with_update_times(measured, opened, workshop.onnx_path, progress)
-        measured += [with_time_to_add(peer, workshop, progress) for peer in peers]
+        measured = with_update_times(measured, opened, base.onnx_path, progress)
+        measured += [with_time_to_add(peer, base, progress) for peer in peers]
     return Result(
         command="bench-peers",
         created=json_from_time(datetime.now(timezone.utc)),
         settings={"preset": preset.name, "num_threads": num_threads, "left_out": left_out},
         environment=environment,
-        targets=with_rightness(measured, accuracy, parity),
+        targets=with_correctness(measured, accuracy, parity),
         runs=runs,
     )
 
@@ -112,8 +108,10 @@ def open_bundles(bundles: Sequence[Path], num_threads: int | None) -> list[OpenT
     return [open_bundle(folder, name=name, runtime=runtime) for folder, name in zip(bundles, names, strict=True)]
 
 
-def open_workshop(first: OpenTarget, model: Path, descriptors: Descriptors | None, *, folder: Path) -> Workshop:
-    """Return what peers are made of.
+def open_base(
+    first: OpenTarget, folder: Path, model: Path, descriptors: Descriptors | None, *, work_folder: Path
+) -> PeerBase:
+    """Return what peers are made of: the first bundle, open and in its folder, and its original model.
 
     Raises:
         UsageError: If the model is neither a `.pt2` nor a `.onnx` file.
@@ -127,17 +125,17 @@ def open_workshop(first: OpenTarget, model: Path, descriptors: Descriptors | Non
             f"{model} has {seen_rows.shape[0]} classes and {seen_rows.shape[1] - 1} features; {first.name} was made "
             f"from {first.num_seen} and {added_rows.shape[1] - 1}. Give the model that it was exported from."
         )
-    assert first.bundle is not None
-    return Workshop(
+    return PeerBase(
         first=first,
-        bundle=load_manifest(first.bundle),
+        folder=folder,
+        bundle=load_manifest(folder),
         model=model,
-        onnx_path=onnx_file(str(model), folder),
+        onnx_path=onnx_file(str(model), work_folder),
         seen_rows=seen_rows,
         added_rows=added_rows,
         descriptors=descriptors,
         num_threads=first.num_threads,
-        folder=folder,
+        work_folder=work_folder,
     )
 
 
@@ -150,7 +148,7 @@ def with_update_times(
     """Return bundles with the time to add classes: by a class update where the head has slots, else by fusing again."""
     fusing: Timing | None = None
     found = list(measured)
-    for place, target in enumerate(opened):
+    for index, target in enumerate(opened):
         if target.capacity and target.bundle is not None:
             progress(f"{target.name}: class updates")
             number = min(NUM_ADDED, target.capacity)
@@ -161,46 +159,44 @@ def with_update_times(
                 num_updates=NUM_UPDATES,
                 num_threads=target.num_threads or 1,
             )
-            fusing = timing_from(report.ways[REEXPORT]) if fusing is None else fusing
-            timing = timing_from(report.ways[CLASS_UPDATE])
+            fusing = report.ways[REEXPORT] if fusing is None else fusing
             how = "a signed class update: verified, tested, committed to the disk, in the running process"
-            found[place] = replace(found[place], add_classes=AddClasses(num_classes=number, timing=timing, how=how))
-    for place, target in enumerate(opened):
+            found[index] = replace(
+                found[index], add_classes=AddClasses(num_classes=number, timing=report.ways[CLASS_UPDATE], how=how)
+            )
+    for index, target in enumerate(opened):
         if not target.capacity and target.precision == "fp32" and fusing is not None:
             how = "the rows fused into the original .onnx again, and a new session"
             added = AddClasses(num_classes=NUM_ADDED, timing=fusing, how=how)
-            found[place] = replace(found[place], add_classes=added)
+            found[index] = replace(found[index], add_classes=added)
     return found
 
 
-def with_time_to_add(peer: Peer, workshop: Workshop, progress: Progress) -> Target:
+def with_time_to_add(peer: Peer, base: PeerBase, progress: Progress) -> Target:
     """Return a peer as a target of the result, with the time to add classes where it has a way of its own."""
     described = replace(describe(peer.target), missing={"startup": "measured for bundles alone"})
-    if peer.add is None:
+    if peer.adding is None:
         return described
     progress(f"{peer.target.name}: add {NUM_ADDED} classes")
-    latencies_ms = np.array([time_to_add(peer, workshop, seed=seed) for seed in range(peer.num_times)])
-    timing = Timing(
-        num_queries=len(latencies_ms), median_ms=float(np.median(latencies_ms)), p99=percentile_of(latencies_ms, 99.0)
-    )
-    return replace(described, add_classes=AddClasses(num_classes=NUM_ADDED, timing=timing, how=peer.how))
+    adding, target = peer.adding, peer.target
+    timing = timing_from_latencies([time_to_add(adding, target, base, seed=seed) for seed in range(adding.num_times)])
+    return replace(described, add_classes=AddClasses(num_classes=NUM_ADDED, timing=timing, how=adding.how))
 
 
-def time_to_add(peer: Peer, workshop: Workshop, *, seed: int) -> float:
+def time_to_add(adding: Adding, target: OpenTarget, base: PeerBase, *, seed: int) -> float:
     """Return the milliseconds until a peer has answered among more classes.
 
     Raises:
         RuntimeFailureError: If its answer has another number of classes.
     """
-    assert peer.add is not None
-    call = peer.add(workshop.new_classes(NUM_ADDED, seed=seed))
+    call = adding.add(base.new_classes(NUM_ADDED, seed=seed))
     start = time.perf_counter()
     scores = call()
     elapsed_ms = 1e3 * (time.perf_counter() - start)
-    expected = len(peer.target.class_names) + NUM_ADDED
+    expected = len(target.class_names) + NUM_ADDED
     if scores.shape[1] != expected:
         raise RuntimeFailureError(
-            f"{peer.target.name} answered among {scores.shape[1]} classes after {NUM_ADDED} were added; expected "
-            f"{expected}. Its time means nothing."
+            f"{target.name} answered among {scores.shape[1]} classes after {NUM_ADDED} were added; expected "
+            f"{expected}. Its latency cannot be compared."
         )
     return elapsed_ms

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, UsageError
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-Images = NDArray[np.generic]
 COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -35,7 +33,7 @@ def load_module(path: Path) -> Module:
     from exporters.loading.torch_modules import quiet_torch
 
     if path.suffix != ".pt2":
-        raise UsageError(f"{path.name} is no torch model: give the .pt2 program to measure PyTorch beside it.")
+        raise UsageError(f"{path.name} is no torch model: give the .pt2 program to measure PyTorch too.")
     with quiet_torch():
         return load_program(path).module()
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bench.opened import Images, OpenTarget, float_input, noise, open_bundle
+from benchmarks.bench.opened import OpenTarget, float_input, noise, open_bundle
 from benchmarks.peers.torch_programs import add_rows, compiled, load_module, runner, save_as_onnx
 from icis_deploy.bundle.manifest import Bundle
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import ICISDeployError, UsageError
 from icis_deploy.runtime.sessions.choice import Runtime
@@ -32,31 +32,42 @@ class NewClasses:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Adding:
+    """How a peer adds classes."""
+
+    add: Add
+    """From new classes to what adds them and answers once."""
+
+    how: str
+    """What that takes, in words."""
+
+    num_times: int
+    """How often it is timed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
     """One way, ready to answer."""
 
     target: OpenTarget
     """What answers."""
 
-    how: str
-    """What adding classes takes, in words."""
-
-    add: Add | None
-    """From new classes to what adds them and answers once; None where it has no way of its own."""
-
-    num_times: int
-    """How often adding is timed."""
+    adding: Adding | None
+    """How it adds classes; None where it has no way of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workshop:
-    """What peers are made of."""
+class PeerBase:
+    """What all peers are made of: one bundle, its original model, and their rows."""
 
     first: OpenTarget
     """The first bundle, open."""
 
+    folder: Path
+    """Its folder."""
+
     bundle: Bundle
-    """What its manifest says."""
+    """Its manifest."""
 
     model: Path
     """The original model."""
@@ -76,7 +87,7 @@ class Workshop:
     num_threads: int | None
     """Threads of every runtime."""
 
-    folder: Path
+    work_folder: Path
     """Where files can be written."""
 
     @property
@@ -112,107 +123,107 @@ class Workshop:
         """Return classes as likely as the seen ones: seeded mixtures of their rows and descriptors."""
         random = np.random.default_rng(seed)
         shares = random.dirichlet(np.ones(4), num_classes).astype(np.float32)
-        places = random.integers(0, len(self.seen_rows), (num_classes, 4))
+        mixed = random.integers(0, len(self.seen_rows), (num_classes, 4))
         described = np.empty((self.first.num_seen, 0), dtype=np.float32)
         if self.descriptors is not None:
             described = self.descriptors.select(self.first.class_names[: self.first.num_seen]).values
         return NewClasses(
-            rows=np.einsum("nk,nkd->nd", shares, self.seen_rows[places]),
-            descriptors=np.einsum("nk,nkd->nd", shares, described[places]),
+            rows=np.einsum("nk,nkd->nd", shares, self.seen_rows[mixed]),
+            descriptors=np.einsum("nk,nkd->nd", shares, described[mixed]),
         )
 
 
-def make_peers(workshop: Workshop) -> tuple[list[Peer], Mapping[str, str]]:
+def make_peers(base: PeerBase) -> tuple[list[Peer], Mapping[str, str]]:
     """Return every peer that can run here, and for the others why they cannot."""
     peers, left_out = [], {}
     for name, make in PEERS.items():
         try:
-            peers.append(make(workshop, name))
+            peers.append(make(base, name))
         except ICISDeployError as error:
             left_out[name] = str(error)
     return peers, left_out
 
 
-def openvino_peer(workshop: Workshop, name: str) -> Peer:
+def openvino_peer(base: PeerBase, name: str) -> Peer:
     """Return the first bundle in OpenVINO."""
-    assert workshop.first.bundle is not None
-    runtime = Runtime(name="openvino", num_threads=workshop.num_threads)
-    target = open_bundle(workshop.first.bundle, name=name, runtime=runtime)
-    return Peer(target=target, how="", add=None, num_times=0)
+    runtime = Runtime(name="openvino", num_threads=base.num_threads)
+    return Peer(target=open_bundle(base.folder, name=name, runtime=runtime), adding=None)
 
 
-def eager_peer(workshop: Workshop, name: str) -> Peer:
+def eager_peer(base: PeerBase, name: str) -> Peer:
     """Return the torch model with all rows, as it is."""
-    module = load_module(workshop.model)
-    add_rows(module, workshop.seen_rows, workshop.added_rows)
-    answer = runner(module, workshop.num_threads)
+    module = load_module(base.model)
+    add_rows(module, base.seen_rows, base.added_rows)
+    answer = runner(module, base.num_threads)
 
     def add(new: NewClasses) -> Callable[[], Float32]:
         def call() -> Float32:
-            add_rows(module, workshop.seen_rows, workshop.with_more(new.rows))
-            return answer(workshop.image)
+            add_rows(module, base.seen_rows, base.with_more(new.rows))
+            return answer(base.image)
 
         return call
 
-    target = workshop.target(name, answer, runtime="torch", file=workshop.model)
-    return Peer(target=target, how="rows concatenated to the last layer, in the running process", add=add, num_times=20)
+    target = base.target(name, answer, runtime="torch", file=base.model)
+    how = "rows concatenated to the last layer, in the running process"
+    return Peer(target=target, adding=Adding(add=add, how=how, num_times=20))
 
 
-def compiled_peer(workshop: Workshop, name: str) -> Peer:
+def compiled_peer(base: PeerBase, name: str) -> Peer:
     """Return the torch model with all rows, compiled."""
-    module = load_module(workshop.model)
-    add_rows(module, workshop.seen_rows, workshop.added_rows)
+    module = load_module(base.model)
+    add_rows(module, base.seen_rows, base.added_rows)
 
     def add(new: NewClasses) -> Callable[[], Float32]:
         def call() -> Float32:
-            add_rows(module, workshop.seen_rows, workshop.with_more(new.rows))
-            return runner(compiled(module), workshop.num_threads)(workshop.image)
+            add_rows(module, base.seen_rows, base.with_more(new.rows))
+            return runner(compiled(module), base.num_threads)(base.image)
 
         return call
 
-    target = workshop.target(name, runner(compiled(module), workshop.num_threads), runtime="torch", file=workshop.model)
-    return Peer(target=target, how="rows concatenated to the last layer, and compiled again", add=add, num_times=1)
+    target = base.target(name, runner(compiled(module), base.num_threads), runtime="torch", file=base.model)
+    how = "rows concatenated to the last layer, and compiled again"
+    return Peer(target=target, adding=Adding(add=add, how=how, num_times=1))
 
 
-def reexport_peer(workshop: Workshop, name: str) -> Peer:
+def reexport_peer(base: PeerBase, name: str) -> Peer:
     """Return the torch model with all rows, exported by torch to ONNX."""
-    module = load_module(workshop.model)
-    path = workshop.folder / "exported_again.onnx"
-    shape = float_input(workshop.bundle).shape
+    module = load_module(base.model)
+    path = base.work_folder / "exported_again.onnx"
+    shape = float_input(base.bundle).shape
 
     def export(rows: Float32) -> Callable[[Images], Float32]:
-        add_rows(module, workshop.seen_rows, rows)
+        add_rows(module, base.seen_rows, rows)
         save_as_onnx(module, shape, path)
-        session = load_session(path, num_threads=workshop.num_threads)
+        session = load_session(path, num_threads=base.num_threads)
         return lambda images: session.run(images).logits
 
     def add(new: NewClasses) -> Callable[[], Float32]:
-        return lambda: export(workshop.with_more(new.rows))(workshop.image)
+        return lambda: export(base.with_more(new.rows))(base.image)
 
-    target = workshop.target(name, export(workshop.added_rows), runtime="onnxruntime", file=path)
+    target = base.target(name, export(base.added_rows), runtime="onnxruntime", file=path)
     how = "rows concatenated to the last layer, exported by torch to ONNX, and a new session"
-    return Peer(target=target, how=how, add=add, num_times=1)
+    return Peer(target=target, adding=Adding(add=add, how=how, num_times=1))
 
 
-def conse_peer(workshop: Workshop, name: str) -> Peer:
+def conse_peer(base: PeerBase, name: str) -> Peer:
     """Return the original model with descriptors compared in numpy."""
-    if workshop.descriptors is None:
+    if base.descriptors is None:
         raise UsageError("it compares descriptors, and none were given")
-    names, num_seen = workshop.first.class_names, workshop.first.num_seen
-    head = conse_from(workshop.descriptors, names[:num_seen], names[num_seen:])
-    session = load_session(workshop.onnx_path, num_threads=workshop.num_threads)
+    names, num_seen = base.first.class_names, base.first.num_seen
+    head = conse_from(base.descriptors, names[:num_seen], names[num_seen:])
+    session = load_session(base.onnx_path, num_threads=base.num_threads)
 
     def add(new: NewClasses) -> Callable[[], Float32]:
-        return lambda: head.with_classes(new.descriptors).scores(session.run(workshop.image).logits)
+        return lambda: head.with_classes(new.descriptors).scores(session.run(base.image).logits)
 
     def answer(images: Images) -> Float32:
         return head.scores(session.run(images).logits)
 
-    target = workshop.target(name, answer, runtime="onnxruntime and numpy", file=workshop.onnx_path)
-    return Peer(target=target, how="descriptors appended to an array", add=add, num_times=50)
+    target = base.target(name, answer, runtime="onnxruntime and numpy", file=base.onnx_path)
+    return Peer(target=target, adding=Adding(add=add, how="descriptors appended to an array", num_times=50))
 
 
-PEERS: Mapping[str, Callable[[Workshop, str], Peer]] = {
+PEERS: Mapping[str, Callable[[PeerBase, str], Peer]] = {
     "OpenVINO": openvino_peer,
     "PyTorch eager": eager_peer,
     "torch.compile": compiled_peer,

@@ -1,8 +1,10 @@
-"""How sure an accuracy is, by bootstrap intervals over classes, and which targets no other one beats.
+"""How certain an accuracy is, by bootstrap intervals over classes, and which targets no other one beats.
 
-A macro average stands on its classes, so classes are resampled, not images.
+A macro average is a mean over classes, so classes are resampled, not images.
 Two targets are compared on the same resamples: what is hard for both then cancels, as it does in interleaved rounds.
 """
+
+# Why: docs/decisions/0030.
 
 from __future__ import annotations
 
@@ -32,11 +34,13 @@ def accuracy_interval(accuracy: Accuracy, measure: Measure) -> Interval | None:
     return Interval(value=value, low=min(value, low), high=max(value, high))
 
 
-def accuracy_difference(accuracy: Accuracy, other: Accuracy, measure: Measure) -> Interval | None:
+def accuracy_difference(accuracy: Accuracy | None, other: Accuracy | None, measure: Measure) -> Interval | None:
     """Return how much higher the first is than the second, with the 99 % interval of the paired difference.
 
-    None where one has no value, or they do not stand on the same classes.
+    None where one is missing or has no value, or they are not averages over the same classes.
     """
+    if accuracy is None or other is None:
+        return None
     ours, theirs = _resampled(accuracy, measure), _resampled(other, measure)
     values = getattr(accuracy, measure), getattr(other, measure)
     same = [each.name for each in accuracy.classes] == [each.name for each in other.classes]
@@ -72,7 +76,7 @@ def _ends(samples: Float64) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A target as a point: how fast, how right."""
+    """A target as a point: how fast and how accurate."""
 
     entry: Entry
     """The target."""

@@ -4,6 +4,8 @@ matplotlib writes colours as numbers. Each colour that the page decides on is dr
 and replaced by the page's variable in the text of the SVG; letters stay letters, to be read, found and copied.
 """
 
+# Why: docs/decisions/0029.
+
 from __future__ import annotations
 
 import io

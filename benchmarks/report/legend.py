@@ -1,7 +1,7 @@
-"""The key below a picture: what its markers stand for, over its whole width, and numbers that lead from points to it.
+"""The legend below a picture: what its markers stand for, over its whole width, and numbers that refer points to it.
 
-Names beside the points would take half of the width on a phone, and lie on each other where points do, which they often
-do: heads of one model differ by a hundredth of its latency. A number is short, and points in one place share a label.
+Names next to the points would take half of the width on a phone, and overlap where points do, as they often do: heads
+of one model differ by a hundredth of its latency. A number is short, and points in one place share a label.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from benchmarks.report.canvas import FONT_PT, INK, SURFACE
 from benchmarks.report.merging import Entry
 
 LINE_IN = 0.235
-"""Height of a line of the key, inches."""
+"""Height of a line of the legend, inches."""
 
 MAX_NAME_IN_COLUMN = 21
-"""Letters of a name for which two columns have room."""
+"""Length of a name, in characters, for which two columns have room."""
 
 NEAR_PT = (30.0, 13.0)
-"""Points that are closer than this, across and up, share one label: it would lie on the next point."""
+"""Points closer than this, `(horizontal, vertical)` in points of 1/72 inch, share one label."""
 
 
-def key_height_in(entries: Sequence[Entry]) -> float:
-    """Return how much higher a picture has to be for its key, inches."""
+def legend_height_in(entries: Sequence[Entry]) -> float:
+    """Return how much higher a picture has to be for its legend, inches."""
     return 0.1 + LINE_IN * -(-len(entries) // num_columns(entries))
 
 
 def num_columns(entries: Sequence[Entry]) -> int:
-    """Return in how many columns names stand: two where the longest is short enough."""
+    """Return the number of columns of names: two where the longest is short enough."""
     return 2 if max(len(entry.label) for entry in entries) <= MAX_NAME_IN_COLUMN else 1
 
 
-def draw_key(axes: Any, entries: Sequence[Entry], handles: Sequence[Any], *, numbered: bool) -> None:
+def draw_legend(axes: Any, entries: Sequence[Entry], handles: Sequence[Any], *, numbered: bool) -> None:
     """Write below a picture what its markers stand for.
 
     Args:
-        axes: Of a figure that is `key_height_in` higher than it would be without.
+        axes: Of a figure that is `legend_height_in` higher than it would be without.
         entries: In the order in which they stand.
         handles: What was drawn of each.
         numbered: Whether numbers from 1 on stand before the names.
     """
-    names = [f"{place}  {entry.label}" if numbered else entry.label for place, entry in enumerate(entries, 1)]
+    names = [f"{number}  {entry.label}" if numbered else entry.label for number, entry in enumerate(entries, 1)]
     axes.figure.legend(
         handles,
         names,
@@ -60,17 +60,17 @@ def draw_key(axes: Any, entries: Sequence[Entry], handles: Sequence[Any], *, num
 
 
 def number_points(axes: Any, points: Sequence[tuple[float, float]]) -> None:
-    """Write numbers from 1 on beside points, one label for those that lie in one place.
+    """Write numbers from 1 on next to points, one label for those that lie in one place.
 
     Args:
         axes: Whose limits are set.
         points: `(num_points, 2)`, across and up.
     """
     for group in groups_of_near(axes.transData.transform(points)):
-        last = max(group, key=lambda place: points[place][0])
-        height = sum(points[place][1] for place in group) / len(group)
+        last = max(group, key=lambda index: points[index][0])
+        height = sum(points[index][1] for index in group) / len(group)
         axes.annotate(
-            ", ".join(str(place + 1) for place in group),
+            ", ".join(str(index + 1) for index in group),
             xy=(points[last][0], height),
             xytext=(8, 0),
             textcoords="offset points",
@@ -82,14 +82,14 @@ def number_points(axes: Any, points: Sequence[tuple[float, float]]) -> None:
 
 
 def groups_of_near(points: Any) -> list[list[int]]:
-    """Return the places of points in groups: each is near to another one of its group, and to none of another group.
+    """Return the indices of points in groups: each is near to another one of its group, and to none of another group.
 
     Args:
         points: `(num_points, 2)`, in pixels of matplotlib's 100 an inch.
     """
     points_per_pixel = 72 / 100
     groups: list[list[int]] = []
-    for place, (x, y) in enumerate(points):
+    for index, (x, y) in enumerate(points):
         near = [
             group
             for group in groups
@@ -99,5 +99,5 @@ def groups_of_near(points: Any) -> list[list[int]]:
                 for other in group
             )
         ]
-        groups = [group for group in groups if group not in near] + [[*itertools.chain(*near), place]]
+        groups = [group for group in groups if group not in near] + [[*itertools.chain(*near), index]]
     return [sorted(group) for group in groups]

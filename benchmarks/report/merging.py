@@ -3,7 +3,7 @@
 Rules:
 
 1. Results of machines with one fingerprint are of one device. Two devices of the same name get their fingerprints
-   beside it, a target that a device has measured twice the time of its run: no two things are called the same.
+   after it, a target that a device has measured twice the time of its run: no two things have the same name.
 2. A target keeps its colour and its marker in every picture: the colour says which head in which runtime, the marker in
    which precision.
 """
@@ -23,7 +23,7 @@ from icis_deploy.errors import UsageError
 
 NUM_COLORS = 8
 FIXED_COLORS = {("original", "onnxruntime"): 0, ("fused", "onnxruntime"): 1, ("updatable", "onnxruntime"): 2}
-"""What nearly every page shows always looks the same, whatever it is shown beside."""
+"""What nearly every page shows always looks the same, whatever else is on the page."""
 
 PRECISION_MARKERS = {"fp32": "o", "fp16": "s", "bf16": "s", "int8": "^"}
 

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: three digits that mean something, and a unit."""
+"""Numbers for readers: three significant digits, and a unit."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ class Report:
     def rows(self) -> list[Row]:
         """Rows of the table: by device, batch size, and the order of measurement."""
         rows = [row for entry in self.entries for row in entry.rows]
-        places = {device.label: place for place, device in enumerate(self.devices)}
-        return sorted(rows, key=lambda row: (places[row.entry.device.label], row.batch_size))
+        order = {device.label: index for index, device in enumerate(self.devices)}
+        return sorted(rows, key=lambda row: (order[row.entry.device.label], row.batch_size))
 
     @property
     def cells(self) -> tuple[tuple[Column, ...], list[list[Cell]]]:
@@ -133,7 +133,7 @@ def markdown_text(report: Report) -> str:
         lines += [f"**{escape_markdown(picture.title)}.** {escape_markdown(picture.words)}", ""]
     for table in extra_tables(report.devices, report.entries):
         lines += [f"**{table.title}.** {escape_markdown(table.words)}", ""]
-        are_numbers = [place >= table.num_texts for place in range(len(table.titles))]
+        are_numbers = [index >= table.num_texts for index in range(len(table.titles))]
         lines += _markdown_table(table.titles, table.rows, are_numbers=are_numbers)
     for device in report.devices:
         facts = "; ".join(f"{name.lower()} {value}" for name, value in facts_of(device) if name != "Not readable")

@@ -18,10 +18,10 @@ from benchmarks.report.canvas import (
     milliseconds_axis,
     plain_number,
 )
-from benchmarks.report.legend import draw_key, key_height_in, number_points
+from benchmarks.report.legend import draw_legend, legend_height_in, number_points
 from benchmarks.report.merging import Entry, Row
 from benchmarks.report.numbers import duration
-from benchmarks.results.values import ScaleSeries, Timing
+from benchmarks.results.values import Accuracy, ScaleSeries, Timing
 
 MEASURES: tuple[Measure, ...] = ("U", "S", "H")
 LINE_STYLES = {"o": "-", "s": (0, (5, 2)), "^": (0, (2, 1.5)), "D": (0, (6, 2, 1, 2))}
@@ -33,36 +33,36 @@ def draw_distributions(name: str, rows: Sequence[Row], limit_ms: float) -> str:
         canvas = canvas_of(height_in=0.6 + 0.62 * len(rows))
         axes = canvas.axes
         milliseconds_axis(axes, [*(row.latency.min_ms for row in rows), limit_ms])
-        for place, row in enumerate(reversed(rows)):
-            _draw_distribution(axes, place, row)
+        for base, row in enumerate(reversed(rows)):
+            _draw_distribution(axes, base, row)
         _rows_only(axes, len(rows))
         axes.set_xlabel("milliseconds")
         return str(canvas.svg(name))
 
 
-def _draw_distribution(axes: Any, place: int, row: Row) -> None:
+def _draw_distribution(axes: Any, base: int, row: Row) -> None:
     color, histogram = SERIES[row.entry.color], row.latency.histogram
     edges, counts = np.array(histogram.edges_ms), np.array(histogram.counts, dtype=float)
     # Queries per step of the logarithm, which is what an area on a logarithmic axis means.
     heights = 0.5 * counts / counts.max()
-    axes.stairs(heights + place, edges, baseline=place, fill=True, color=color, alpha=0.3, linewidth=0)
-    axes.stairs(heights + place, edges, baseline=place, color=color, linewidth=1.2)
+    axes.stairs(heights + base, edges, baseline=base, fill=True, color=color, alpha=0.3, linewidth=0)
+    axes.stairs(heights + base, edges, baseline=base, color=color, linewidth=1.2)
     median = row.latency.median_ms
-    axes.fill_betweenx([place, place + 0.5], median.low, median.high, color=color, alpha=0.5, linewidth=0)
-    axes.plot([median.value] * 2, [place, place + 0.5], color=color, linewidth=2)
+    axes.fill_betweenx([base, base + 0.5], median.low, median.high, color=color, alpha=0.5, linewidth=0)
+    axes.plot([median.value] * 2, [base, base + 0.5], color=color, linewidth=2)
     for percentile in row.latency.percentiles:
         if percentile.value_ms is not None and percentile.percent in (90.0, 99.0):
-            axes.plot(percentile.value_ms, place + 0.07, marker="|", markersize=9, color=color, markeredgewidth=2)
-    _name(axes, place + 0.55, row.entry.label)
+            axes.plot(percentile.value_ms, base + 0.07, marker="|", markersize=9, color=color, markeredgewidth=2)
+    _name(axes, base + 0.55, row.entry.label)
     value = f"{duration(median.value)} ± {100 * median.relative_half_width:.1f} %"
-    _value(axes, place + 0.55, value)
+    _value(axes, base + 0.55, value)
 
 
 def draw_latency_against_accuracy(name: str, choices: Sequence[Choice], front: Sequence[Choice], measure: str) -> str:
     """Draw latency against accuracy, the Pareto front as steps, and a number at every point, named below."""
     entries = [each.entry for each in choices]
     with drawing() as canvas_of:
-        canvas = canvas_of(height_in=3.2 + key_height_in(entries))
+        canvas = canvas_of(height_in=3.2 + legend_height_in(entries))
         axes = canvas.axes
         milliseconds_axis(axes, [end for each in choices for end in (each.latency_ms.low, each.latency_ms.high)])
         steps = sorted((each.latency_ms.value, 100 * each.accuracy.value) for each in front)
@@ -72,7 +72,7 @@ def draw_latency_against_accuracy(name: str, choices: Sequence[Choice], front: S
         pad = 0.08 * (max(highs) - min(lows)) or 1
         axes.set_ylim(max(min(lows) - pad, -3), max(highs) + pad)
         number_points(axes, [(each.latency_ms.value, 100 * each.accuracy.value) for each in choices])
-        draw_key(axes, entries, handles, numbered=True)
+        draw_legend(axes, entries, handles, numbered=True)
         axes.grid(axis="y")
         axes.set_xlabel("p50, milliseconds: faster is to the left")
         axes.set_ylabel(f"{measure}, percent")
@@ -92,34 +92,35 @@ def _draw_choice(axes: Any, each: Choice, *, is_on_front: bool) -> Any:
 def draw_accuracies(name: str, entries: Sequence[Entry]) -> str:
     """Draw U, S and H of each target as bars, those that were measured, with their intervals."""
     bars = [
-        (entry, [each for each in MEASURES if getattr(entry.target.accuracy, each) is not None]) for entry in entries
+        (entry, accuracy, [each for each in MEASURES if getattr(accuracy, each) is not None])
+        for entry in entries
+        if (accuracy := entry.target.accuracy) is not None
     ]
-    num_lines = sum(1.35 + len(measures) for _, measures in bars)
+    num_lines = sum(1.35 + len(measures) for _, _, measures in bars)
     with drawing() as canvas_of:
         canvas = canvas_of(height_in=0.5 + 0.235 * num_lines)
         axes, height = canvas.axes, num_lines
-        for entry, measures in bars:
+        for entry, accuracy, measures in bars:
             height -= 1
             _name(axes, height + 0.06, entry.label)
             for measure in measures:
                 height -= 1
-                _draw_accuracy(axes, height, entry, measure)
+                _draw_accuracy(axes, height, accuracy, measure, color=SERIES[entry.color])
             height -= 0.35
         _rows_only(axes, num_lines)
-        axes.set_xlim(0, 112)  # so that the figures have room beside the longest bars
+        axes.set_xlim(0, 112)  # so that the figures have room after the longest bars
         axes.set_xticks(range(0, 101, 20))
         axes.grid(axis="x")
         axes.set_xlabel("percent")
         return str(canvas.svg(name))
 
 
-def _draw_accuracy(axes: Any, bottom: float, entry: Entry, measure: Measure) -> None:
-    assert entry.target.accuracy is not None
-    value, middle = 100 * getattr(entry.target.accuracy, measure), bottom + 0.45
-    interval = accuracy_interval(entry.target.accuracy, measure)
+def _draw_accuracy(axes: Any, base: float, accuracy: Accuracy, measure: Measure, *, color: str) -> None:
+    value, middle = 100 * getattr(accuracy, measure), base + 0.45
+    interval = accuracy_interval(accuracy, measure)
     end = value if interval is None else 100 * interval.high
     alpha = 1 if measure == "H" else 0.45
-    axes.barh(bottom + 0.05, value, 0.8, align="edge", color=SERIES[entry.color], alpha=alpha, linewidth=0)
+    axes.barh(base + 0.05, value, 0.8, align="edge", color=color, alpha=alpha, linewidth=0)
     if interval is not None:
         axes.plot([100 * interval.low, end], [middle] * 2, color=INK, linewidth=1.2)
     at_left = {"ha": "right", "va": "center_baseline", "color": MUTED, "transform": axes.get_yaxis_transform()}
@@ -131,7 +132,7 @@ def draw_throughput(name: str, entries: Sequence[Entry]) -> str:
     """Draw images per second against the batch size, the names below, from the fastest on."""
     entries = sorted(entries, key=lambda entry: -list(entry.rows)[-1].images_per_s)
     with drawing() as canvas_of:
-        canvas = canvas_of(height_in=2.8 + key_height_in(entries))
+        canvas = canvas_of(height_in=2.8 + legend_height_in(entries))
         axes, handles, sizes = canvas.axes, [], set()
         axes.set_xscale("log", base=2)
         for entry in entries:
@@ -145,14 +146,14 @@ def draw_throughput(name: str, entries: Sequence[Entry]) -> str:
         axes.yaxis.set_major_formatter(plain_number)
         axes.set_ylim(0, 1.08 * max(row.images_per_s for entry in entries for row in entry.rows))
         axes.grid(axis="y")
-        draw_key(axes, entries, handles, numbered=False)
+        draw_legend(axes, entries, handles, numbered=False)
         axes.set_xlabel("images in a query")
         axes.set_ylabel("images per second")
         return str(canvas.svg(name))
 
 
 def draw_scale(name: str, series: Sequence[ScaleSeries]) -> str:
-    """Draw the latency of heads against their number of classes, beside the roofline of the memory."""
+    """Draw the latency of heads against their number of classes, with the roofline of the memory."""
     with drawing() as canvas_of:
         canvas = canvas_of(height_in=3.4)
         axes = canvas.axes
@@ -195,15 +196,15 @@ def draw_times(name: str, times: Mapping[str, tuple[Timing, int]]) -> str:
         ends = [end for timing, _ in times.values() for end in (timing.median_ms, timing.p99.value_ms) if end]
         low = min(ends) / 3
         milliseconds_axis(axes, [low, *ends])
-        for place, (way, (timing, color)) in enumerate(reversed(list(times.items()))):
-            axes.barh(place, timing.median_ms - low, 0.34, left=low, align="edge", color=SERIES[color], linewidth=0)
+        for base, (way, (timing, color)) in enumerate(reversed(list(times.items()))):
+            axes.barh(base, timing.median_ms - low, 0.34, left=low, align="edge", color=SERIES[color], linewidth=0)
             if timing.p99.value_ms is not None:
                 axes.plot(
-                    [timing.median_ms, timing.p99.value_ms], [place + 0.17] * 2, color=SERIES[color], linewidth=1.4
+                    [timing.median_ms, timing.p99.value_ms], [base + 0.17] * 2, color=SERIES[color], linewidth=1.4
                 )
-                axes.plot(timing.p99.value_ms, place + 0.17, "|", color=SERIES[color], markersize=10, markeredgewidth=2)
-            _name(axes, place + 0.4, way)
-            _value(axes, place + 0.4, duration(timing.median_ms))
+                axes.plot(timing.p99.value_ms, base + 0.17, "|", color=SERIES[color], markersize=10, markeredgewidth=2)
+            _name(axes, base + 0.4, way)
+            _value(axes, base + 0.4, duration(timing.median_ms))
         _rows_only(axes, len(times))
         axes.set_xlabel("milliseconds")
         return str(canvas.svg(name))

@@ -1,4 +1,4 @@
-"""What stands on the page, in order: every picture with its words, and the machines."""
+"""The content of the page, in order: every picture with its words, and the machines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from benchmarks.report.pictures import (
     draw_times,
 )
 from benchmarks.report.sentences import (
-    CLASS_UPDATE,
     images,
     say_accuracies,
     say_added_classes,
@@ -28,6 +27,7 @@ from benchmarks.report.sentences import (
     say_update,
 )
 from benchmarks.results.result import Result
+from benchmarks.results.values import CLASS_UPDATE
 
 UPDATABLE_COLOR, OTHER_COLOR = 2, 0
 
@@ -51,11 +51,11 @@ class Picture:
 
 def pictures_of(devices: Sequence[Device], entries: Sequence[Entry]) -> Iterator[Picture]:
     """Yield every picture that the results allow, device by device."""
-    for place, device in enumerate(devices):
+    for index, device in enumerate(devices):
         where = f", {device.label}" if len(devices) > 1 else ""
         for number, result in enumerate(device.results):
             own = [entry for entry in entries if entry.device is device and entry.result is result]
-            for each in _pictures_of_result(f"d{place}r{number}", result, own):
+            for each in _pictures_of_result(f"d{index}r{number}", result, own):
                 yield replace(each, title=each.title + where)
 
 
@@ -99,7 +99,7 @@ def _distributions(name: str, rows: Sequence[Row]) -> Picture:
 
 
 def drawn_limit_ms(rows: Sequence[Row]) -> float:
-    """Return up to where distributions are drawn: all that is typical, not the one query that met a standstill."""
+    """Return up to where distributions are drawn: all that is typical, not a single query that was held up."""
     known = [
         each.value_ms for row in rows for each in row.latency.percentiles if each.percent <= 99.0 and each.value_ms
     ]

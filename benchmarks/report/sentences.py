@@ -18,11 +18,9 @@ from benchmarks.report.numbers import (
     size,
     times,
 )
-from benchmarks.results.values import Accuracy, ScalePoint, ScaleSeries, Timing, UpdateLatency
+from benchmarks.results.values import CLASS_UPDATE, Accuracy, ScalePoint, ScaleSeries, Timing, UpdateLatency
 from benchmarks.timing.comparison import MIN_ROUNDS, Comparison
 from benchmarks.timing.percentiles import Interval
-
-CLASS_UPDATE = "class update"
 
 
 def say_distributions(rows: Sequence[Row]) -> list[str]:
@@ -91,25 +89,23 @@ def say_front(front: Sequence[Choice], measure: Measure) -> list[str]:
         f"On the Pareto front are {enumeration([each.entry.label for each in front])}: each is faster or more accurate"
     ]
     said[0] += " than any other."
-    for faster, righter in pairwise(front):
-        ratio = righter.latency_ms.value / faster.latency_ms.value
-        overlap = faster.latency_ms.high >= righter.latency_ms.low
+    for faster, more_accurate in pairwise(front):
+        ratio = more_accurate.latency_ms.value / faster.latency_ms.value
+        overlap = faster.latency_ms.high >= more_accurate.latency_ms.low
         unsure = ", which their 99 % intervals do not show," if overlap else ""
         said.append(
-            f"{faster.entry.label} is {times(ratio)} as fast as {righter.entry.label}{unsure} and loses "
-            f"{_say_loss(righter, faster, measure)}."
+            f"{faster.entry.label} is {times(ratio)} as fast as {more_accurate.entry.label}{unsure} and loses "
+            f"{_say_loss(more_accurate, faster, measure)}."
         )
     return said
 
 
-def _say_loss(righter: Choice, faster: Choice, measure: Measure) -> str:
-    loss = righter.accuracy.value - faster.accuracy.value
+def _say_loss(more_accurate: Choice, faster: Choice, measure: Measure) -> str:
+    loss = more_accurate.accuracy.value - faster.accuracy.value
     if loss < 0.0005:
         return f"less than 0.05 points of {measure}"
     lost = f"{points(loss)} of {measure}"
-    assert righter.entry.target.accuracy is not None
-    assert faster.entry.target.accuracy is not None
-    difference = accuracy_difference(righter.entry.target.accuracy, faster.entry.target.accuracy, measure)
+    difference = accuracy_difference(more_accurate.entry.target.accuracy, faster.entry.target.accuracy, measure)
     if difference is None:
         return lost
     if difference.low <= 0 <= difference.high:
@@ -203,7 +199,7 @@ def say_update(update: UpdateLatency) -> list[str]:
             if way != CLASS_UPDATE
         ]
         if others:
-            said.append(f"Beside it: {enumeration(others)}.")
+            said.append(f"In comparison: {enumeration(others)}.")
     parts = {
         name.removesuffix("_ms").replace("_", " "): timing for name, timing in update.parts.items() if name != "work_ms"
     }

@@ -43,7 +43,7 @@ class Column:
     """What it says, for a reader who does not know the name."""
 
     is_number: bool
-    """Whether its cells are numbers: they stand at the right and are first sorted in descending order."""
+    """Whether its cells are numbers: they are aligned to the right and are first sorted in descending order."""
 
     cell: Callable[[Row], Cell]
     """Makes a cell of a row."""
@@ -174,7 +174,7 @@ class SimpleTable:
     """`(num_columns,)`."""
 
     num_texts: int
-    """So many columns from the left are texts; the others are numbers and stand at the right."""
+    """So many columns from the left are texts; the others are numbers, aligned to the right."""
 
     rows: tuple[tuple[str, ...], ...]
     """`(num_rows, num_columns)`."""
@@ -193,7 +193,7 @@ def extra_tables(devices: Sequence[Device], entries: Sequence[Entry]) -> list[Si
         ),
         SimpleTable(
             title="Parity",
-            words="How near logits are to another target's on the same inputs, in standard deviations of the latter.",
+            words="How close logits are to another target's on the same inputs, in standard deviations of theirs.",
             titles=("Target", "Against", "Inputs", "Classes", "Same top-1 %", "Greatest error", "p99.9 error"),
             num_texts=2,
             rows=tuple(_parity_rows(entries)),

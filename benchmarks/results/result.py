@@ -60,7 +60,7 @@ class Result:
     """Where the time goes on a device with memory of its own."""
 
     head_shares: tuple[HeadShare, ...] = ()
-    """What the added rows of targets cost, beside what reading them does."""
+    """What the added rows of targets cost, compared with reading their bytes."""
 
     scenarios: tuple[Scenario, ...] = ()
     """Targets under load."""

@@ -1,6 +1,6 @@
 """The JSON Schema of a benchmark result, made of its values: the types of their fields, and the words under them.
 
-`scripts/make-result-schema` writes it to `result.schema.json`, and a test holds the two together.
+`scripts/maintenance/make_result_schema.py` writes it to `result.schema.json`, and a test holds the two together.
 """
 
 from __future__ import annotations

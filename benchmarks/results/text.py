@@ -22,7 +22,7 @@ def text_of(result: Result) -> str:
     if result.targets:
         blocks.append(targets_text(result.targets))
     if any(target.accuracy or target.parity for target in result.targets):
-        blocks.append(rightness_text(result.targets))
+        blocks.append(correctness_text(result.targets))
     if any(target.add_classes for target in result.targets):
         blocks.append(adding_text(result.targets))
     if result.scale:
@@ -100,7 +100,7 @@ def notes_of(measurement: Measurement) -> Iterator[str]:
 
 
 def head_shares_text(shares: Sequence[HeadShare]) -> str:
-    """Return what the added rows cost, beside what reading them does."""
+    """Return what the added rows cost, compared with reading their bytes."""
     rows = [["added rows, batch 1", "bytes", "their share", "measured", "99 % interval", "of share", "verdict"]]
     for each in shares:
         measured = each.measured_ms
@@ -117,7 +117,7 @@ def head_shares_text(shares: Sequence[HeadShare]) -> str:
         )
     speed = f"{shares[0].bandwidth_bytes_per_s / 1e9:.1f} GB/s"
     notes = (
-        f"  beside the original; their share: bytes over {speed}, at which a head's are read right after an answer",
+        f"  compared with the original; their share: bytes over {speed}, at which a head is read right after an answer",
         "  measured with all that a bundle does more than the original, such as choosing classes (export --top)",
     )
     return "\n".join((columns(rows, right=range(1, 6)), *notes))
@@ -152,8 +152,8 @@ def targets_text(targets: Sequence[Target]) -> str:
     return columns(rows, right=range(3, 9))
 
 
-def rightness_text(targets: Sequence[Target]) -> str:
-    """Return how right targets are, and how near to the first."""
+def correctness_text(targets: Sequence[Target]) -> str:
+    """Return how accurate targets are, and how close their logits are to the first's."""
     rows = [["target", "T", "U", "S", "H", "same answer", "max error"]]
     for target in targets:
         accuracy = target.accuracy
@@ -168,7 +168,9 @@ def rightness_text(targets: Sequence[Target]) -> str:
         )
     sources = {target.accuracy.source for target in targets if target.accuracy}
     sources |= {parity.source for target in targets for parity in target.parity}
-    text = "same answer, max error: beside the first, over its classes; errors in standard deviations of its logits"
+    text = (
+        "same answer, max error: compared with the first, over its classes; errors in standard deviations of its logits"
+    )
     return f"{columns(rows, right=range(1, 7))}\n  on {', '.join(sorted(sources))}; {text}"
 
 
@@ -207,7 +209,7 @@ def adding_text(targets: Sequence[Target]) -> str:
 
 
 def scale_text(series: ScaleSeries) -> str:
-    """Return latency and memory of a head against its classes, beside the roofline."""
+    """Return latency and memory of a head against its classes, with the roofline."""
     rows = [[f"{series.head_kind} head", "bytes", "median", "99 % interval", "roofline", "of roofline", "peak memory"]]
     for point in series.points:
         median = point.latency_ms

@@ -1,16 +1,27 @@
-"""The parts of a benchmark result; `results.py` puts them together and writes them down."""
+"""The parts of a benchmark result; `result.py` puts them together and writes them down."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
+
+from benchmarks.results.json_values import json_from_value
 from benchmarks.timing.latency import Measurement
-from benchmarks.timing.percentiles import Interval, Percentile
+from benchmarks.timing.percentiles import Interval, Percentile, percentile_of
 from benchmarks.timing.startup import StartupReport
 
 HeadKind = Literal["original", "fused", "updatable", "other"]
+CLASS_UPDATE = "class update"
+"""The way of `UpdateLatency` that the other ways are compared with."""
+
+
+def timing_from_latencies(latencies_ms: Sequence[float]) -> Timing:
+    """Return the median and the 99th percentile of latencies in milliseconds, at least one."""
+    values = np.array(latencies_ms)
+    return Timing(num_queries=len(values), median_ms=float(np.median(values)), p99=percentile_of(values, 99.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +62,7 @@ class Target:
     """Load, first inference and peak memory, in fresh processes."""
 
     accuracy: Accuracy | None
-    """How right it is, on labelled images or features."""
+    """How accurate it is, on labelled images or features."""
 
     parity: tuple[Parity, ...]
     """How near its logits are to those of others on the same inputs."""
@@ -65,7 +76,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Accuracy on seen and unseen classes; macro averages, fractions of 1, null where no image speaks for one."""
+    """Accuracy on seen and unseen classes; macro averages, fractions of 1, null where no image measures one."""
 
     T: float | None
     """Images of unseen classes, choosing among the unseen classes."""
@@ -83,10 +94,10 @@ class Accuracy:
     """Images of seen classes, the original model's classes alone."""
 
     num_seen_images: int
-    """Images that S stands on."""
+    """Images that S was measured on."""
 
     num_unseen_images: int
-    """Images that T and U stand on."""
+    """Images that T and U were measured on."""
 
     num_seen_taken_for_unseen: int
     """Images of seen classes for which an unseen class won."""
@@ -166,7 +177,7 @@ class Parity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """How long something took that was timed by hand, a number of times."""
+    """Latency of something that was timed a number of times, outside of interleaved rounds."""
 
     num_queries: int
     """How often."""
@@ -180,7 +191,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddClasses:
-    """How long it takes until an answer chooses among more classes, and what that stands on."""
+    """How long it takes until an answer chooses among more classes, and how that was measured."""
 
     num_classes: int
     """Classes added at once."""
@@ -263,7 +274,7 @@ class Scenario:
     """Name of the target."""
 
     valid: bool
-    """Whether the rules of the scenario were kept; a figure of an invalid run says nothing."""
+    """Whether the rules of the scenario were kept; the figures of an invalid run are not to be used."""
 
     reasons: tuple[str, ...]
     """Why it is not valid, in words."""
@@ -303,7 +314,7 @@ class LatencySummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateLatency:
-    """How long a class update takes, beside other ways to change a head."""
+    """How long a class update takes, compared with other ways to change a head."""
 
     num_new_classes: int
     """Classes in each update."""
@@ -322,6 +333,15 @@ class UpdateLatency:
 
     parts: Mapping[str, Timing]
     """The class update's own, by part."""
+
+    def times_faster(self, other: str) -> float:
+        """Return how many times as long as a class update another way takes, by the medians."""
+        return self.ways[other].median_ms / self.ways[CLASS_UPDATE].median_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """Return these latencies, and how many times faster a class update is, as values that `json.dumps` takes."""
+        faster = {way: self.times_faster(way) for way in self.ways if way != CLASS_UPDATE}
+        return {**json_from_value(self), "times_faster": faster}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

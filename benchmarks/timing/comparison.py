@@ -13,6 +13,8 @@ Rules:
 Source of 2: M. Hollander, D. Wolfe, "Nonparametric Statistical Methods", sections 3.1-3.3.
 """
 
+# Why: docs/decisions/0017.
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -40,10 +42,10 @@ class Comparison:
     """How long `label` takes, as a multiple of what `against` takes."""
 
     label: str
-    """What is judged."""
+    """Name of what is compared."""
 
     against: str
-    """What it is compared with."""
+    """Name of what it is compared with."""
 
     ratio: Interval
     """Latency of `label` over latency of `against`, with its 99 % interval; below 1 means that `label` is faster."""
@@ -77,8 +79,8 @@ def compare(
     Args:
         latencies: `(num_rounds,)` positive, one typical latency of `label` per round, any unit.
         latencies_against: `(num_rounds,)`, of `against`, same unit, same rounds.
-        label: What is judged.
-        against: What it is compared with.
+        label: Name of what is compared.
+        against: Name of what it is compared with.
         margin: Differences up to this fraction count as none.
 
     Raises:

@@ -1,7 +1,7 @@
 """Did the machine stay the same while it was measured?
 
 Two kinds of evidence: a trend in what was timed (the queries, and a fixed computation timed between them, which has
-nothing to do with any model), and what the machine says of itself before and after (clocks, counters of throttling,
+nothing to do with any model), and what the machine reports of itself before and after (clocks, counters of throttling,
 time given to others). The fixed computation needs no memory: where all models became faster or slower and it did not,
 others had a part of the memory's bandwidth or of the last cache, which nothing else shows in a virtual machine.
 """
@@ -84,9 +84,9 @@ def trend(times_s: Sequence[float], values: Sequence[float]) -> Trend | None:
     spread = np.sqrt(num_points * (num_points - 1) * (2 * num_points + 5) / 18)  # of Kendall's statistic, no trend
     half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * spread
     last = len(slopes) - 1
-    places = np.clip([(len(slopes) - half) / 2, last / 2, (len(slopes) + half) / 2], 0, last)
+    positions = np.clip([(len(slopes) - half) / 2, last / 2, (len(slopes) + half) / 2], 0, last)
     duration = x[-1] - x[0]
-    low, value, high = np.expm1(np.interp(places, np.arange(len(slopes)), slopes) * duration).tolist()
+    low, value, high = np.expm1(np.interp(positions, np.arange(len(slopes)), slopes) * duration).tolist()
     return Trend(change=Interval(value=value, low=low, high=high))
 
 

@@ -242,7 +242,7 @@ def run_rounds(
     rounds: list[Round] = []
     next_look = FIRST_LOOK
     while True:
-        order = [list(calls)[place] for place in random.permutation(len(calls))]
+        order = [list(calls)[index] for index in random.permutation(len(calls))]
         rounds.append(run_round(calls, order, blocks, instruments))
         gc.collect(0)
         out_of_time = instruments.clock() >= deadline_ns

@@ -186,8 +186,8 @@ def _resampled_percentiles(blocks: Sequence[Float64], drawn: NDArray[np.int64], 
         percent: Above 0 and below 100.
     """
     pooled = np.sort(np.concatenate(blocks))
-    places = np.unique(np.linspace(0, len(pooled) - 1, num=min(len(pooled), MAX_CANDIDATES)).astype(np.int64))
-    candidates = pooled[places]
+    positions = np.unique(np.linspace(0, len(pooled) - 1, num=min(len(pooled), MAX_CANDIDATES)).astype(np.int64))
+    candidates = pooled[positions]
     num_below = np.stack([np.searchsorted(np.sort(block), candidates, side="right") for block in blocks])
     lengths = np.array([len(block) for block in blocks])
     needed = (drawn @ lengths)[:, None] * (percent / 100)

@@ -1,1 +1,1 @@
-"""Class updates, measured: how long one takes, and what requests beside them feel."""
+"""Class updates, measured: how long one takes, and how requests fare while one is applied."""

@@ -9,10 +9,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from icis_deploy.errors import UsageError
 from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.head.slots import SlotTable
+from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state.store import STATE_FOLDER, TRUST_FOLDER
 from icis_deploy.updates.envelope import envelope_of, serialize_envelope
 from icis_deploy.updates.signing import keygen, load_private_key
+
+
+def slot_table(device: Device) -> SlotTable:
+    """Return what the slots of a device hold now.
+
+    Raises:
+        UsageError: If its head has no slots.
+    """
+    if device.state.table is None:
+        raise UsageError("The head has no slots, so nothing can be updated. Export the bundle with an updatable head.")
+    return device.state.table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,13 +34,13 @@ class BundleCopy:
     """A copy of a bundle, as it was exported."""
 
     folder: Path
-    """The copied bundle; its parent takes whatever else the benchmark writes."""
+    """The copied bundle; whatever else the benchmark writes goes to its parent folder."""
 
     private_key: Path
-    """The key whose updates it takes."""
+    """The private key, in PEM, of the key that the copy trusts."""
 
     def signed(self, update: ClassUpdate) -> bytes:
-        """Return an update as a file that the copy takes."""
+        """Return the bytes of a signed update file that the copy accepts."""
         envelope = envelope_of(update)
         envelope.sign(load_private_key(self.private_key))
         return serialize_envelope(envelope)
@@ -36,7 +50,8 @@ class BundleCopy:
 def bundle_copy(bundle_folder: Path) -> Iterator[BundleCopy]:
     """Copy a bundle for the length of the context.
 
-    The copy is beside the bundle and not in /tmp, which may be in memory: the disk's share belongs to a measurement.
+    The copy is made in the bundle's parent folder and not in /tmp, which may be in memory: writing to the disk is a
+    part of what is measured.
     """
     with tempfile.TemporaryDirectory(dir=bundle_folder.resolve().parent, prefix=".bench-update-") as name:
         folder = Path(name) / "bundle"

@@ -1,4 +1,4 @@
-"""ClassSwap: threads ask a device all the time while its classes change many times a second.
+"""ClassSwap: threads predict on a device without a pause while its classes change many times a second.
 
 A round has two blocks without updates and one with them, in random order, so that a machine that becomes slower is
 slower in all. In each, `num_threads` threads predict on a few fixed inputs, one after the other without a pause. In the
@@ -9,12 +9,12 @@ Rules:
 
 1. Every answer is checked afterwards against what its version must give: the classes and their probabilities, computed
    from the input's features and the update's rows in float64. Each update has names, rows and a scale of its own, so
-   rows of one version under the names of another show.
+   rows of one version under the names of another are noticed.
 2. A request without an answer is dropped; an answer that fits no version is torn; one whose first class is not its
    version's is wrongly labelled, unless both are as probable.
 3. Checking, making and signing updates is outside the blocks.
-4. The ratio of the latencies has an interval, and beside it stands that of the two blocks without updates: more threads
-   than cores make p99 a matter of how the system shares them out, and this shows how well it can be measured at all.
+4. The ratio of the latencies is reported with an interval, and so is that of the two blocks without updates: with more
+   threads than cores p99 depends on how the system schedules them, and this shows how well it can be measured at all.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.machine.monitor import read_others_s
 from benchmarks.machine.system_files import Unavailable
 from benchmarks.timing.percentiles import percentile_of, percentile_ratio
 from benchmarks.timing.rounds import garbage_collector_at_rest
-from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy
+from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy, slot_table
 from benchmarks.updates.reports import ClassSwapReport
 from icis_deploy.bundle.manifest import load_manifest
-from icis_deploy.common.arrays import Float64
+from icis_deploy.common.arrays import Float64, Images
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
@@ -63,7 +62,7 @@ class _Answer:
 
 @dataclass(slots=True)
 class _Block:
-    """What the asking threads of a block share, and what came of it."""
+    """What the predicting threads of a block share, and their answers."""
 
     answers: list[_Answer] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -80,7 +79,7 @@ class _Block:
 class _Run:
     device: Device
     copy: BundleCopy
-    inputs: list[NDArray[np.generic]]
+    inputs: list[Images]
     features: Float64
     seen_logits: Float64
     num_new_classes: int
@@ -134,7 +133,9 @@ def measure_class_swap(
                 "with": partial(_apply_all, run, _next_updates(run, num_updates), updates_per_second),
             }
             with garbage_collector_at_rest():
-                rounds.append({name: _ask(run, num_threads, blocks[name]) for name in random.permutation(list(blocks))})
+                rounds.append(
+                    {name: _predict_during(run, num_threads, blocks[name]) for name in random.permutation(list(blocks))}
+                )
         others_share = _share_since(others, start)
     return _report(run, rounds, num_threads=num_threads, others_share=others_share)
 
@@ -149,9 +150,8 @@ def _share_since(others_before: float | Unavailable, start: float) -> float | No
 
 def _prepared(copy: BundleCopy, runtime: Runtime | None, num_new_classes: int) -> _Run:
     device = Device.open(copy.folder, runtime=Runtime(num_threads=1) if runtime is None else runtime)
-    assert device.state.table is not None, "a head with a capacity has slots"
     num_baked = len(device.bundle.class_names)
-    inputs: list[NDArray[np.generic]] = []
+    inputs: list[Images] = []
     features, seen_logits = [], []
     for seed in range(MAX_SEEDS):
         images = self_test_input(device.bundle, seed)
@@ -171,7 +171,7 @@ def _prepared(copy: BundleCopy, runtime: Runtime | None, num_new_classes: int) -
         features=np.concatenate(features).astype(np.float64),
         seen_logits=np.concatenate(seen_logits).astype(np.float64),
         num_new_classes=num_new_classes,
-        exported=device.state.table,
+        exported=slot_table(device),
     )
 
 
@@ -215,15 +215,15 @@ def _apply_all(run: _Run, files: list[bytes], updates_per_second: float, block: 
         time.sleep(max(0.0, start + number / updates_per_second - now))
 
 
-def _ask(run: _Run, num_threads: int, meanwhile: Callable[[_Block], None]) -> _Block:
-    """Let threads predict until `meanwhile` returns."""
+def _predict_during(run: _Run, num_threads: int, work: Callable[[_Block], None]) -> _Block:
+    """Let threads predict until `work` returns."""
     block = _Block()
     threads = [threading.Thread(target=_predict, args=(run, block, first)) for first in range(num_threads)]
     for thread in threads:
         thread.start()
     start = time.perf_counter()
     try:
-        meanwhile(block)
+        work(block)
         block.seconds = time.perf_counter() - start
     finally:
         block.done.set()
@@ -238,7 +238,7 @@ def _predict(run: _Run, block: _Block, index: int) -> None:
         start = time.perf_counter()
         try:
             (prediction,) = run.device.predict(run.inputs[index], top=TOP)
-        except Exception as error:  # a thread has nobody to tell: the report does
+        except Exception as error:  # a thread cannot raise to its caller: the report has it
             block.failures.append(f"{type(error).__name__}: {error}")
             continue
         block.answers.append(_Answer(index, 1e3 * (time.perf_counter() - start), prediction))
@@ -306,25 +306,25 @@ def _count_wrong(run: _Run, answers: list[_Answer]) -> tuple[int, int]:
         found, key = answer.prediction, (answer.prediction.version, answer.index)
         if key not in expected:
             expected[key] = _expected(run, *key)
-        right = expected[key]
-        num_torn += right is None or not _belongs(found, right)
-        num_wrong += right is not None and not _has_right_label(found, right)
+        own = expected[key]
+        num_torn += own is None or not _is_of_version(found, own)
+        num_wrong += own is not None and not _has_expected_label(found, own)
     return num_torn, num_wrong
 
 
-def _has_right_label(found: Prediction, right: Prediction) -> bool:
+def _has_expected_label(found: Prediction, expected: Prediction) -> bool:
     """Say whether the first class is a version's, or as probable as that one within the tolerance."""
-    chances = dict(zip(right.class_names, right.probabilities, strict=True))
-    return right.probabilities[0] - chances.get(found.class_names[0], -1.0) <= PROBABILITY_TOLERANCE
+    chances = dict(zip(expected.class_names, expected.probabilities, strict=True))
+    return expected.probabilities[0] - chances.get(found.class_names[0], -1.0) <= PROBABILITY_TOLERANCE
 
 
-def _belongs(found: Prediction, right: Prediction) -> bool:
+def _is_of_version(found: Prediction, expected: Prediction) -> bool:
     """Say whether an answer is a version's: its classes, and their probabilities."""
-    differences = np.abs(np.subtract(found.probabilities, right.probabilities))
+    differences = np.abs(np.subtract(found.probabilities, expected.probabilities))
     if (differences > PROBABILITY_TOLERANCE).any():
         return False
-    # Classes whose probabilities are as close as the tolerance may have changed places.
+    # Classes whose probabilities are as close as the tolerance may be in the other order.
     return all(
-        name in right.class_names or probability - right.probabilities[-1] <= PROBABILITY_TOLERANCE
+        name in expected.class_names or probability - expected.probabilities[-1] <= PROBABILITY_TOLERANCE
         for name, probability in zip(found.class_names, found.probabilities, strict=True)
     )

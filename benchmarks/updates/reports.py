@@ -9,9 +9,8 @@ from typing import ClassVar
 from benchmarks.machine.environment import read_environment
 from benchmarks.results.json_values import json_from_value
 from benchmarks.results.result import Result
-from benchmarks.results.values import LatencySummary, Scenario, Timing, UpdateLatency
+from benchmarks.results.values import LatencySummary, Scenario, UpdateLatency
 from benchmarks.timing.percentiles import Interval, Percentile
-from benchmarks.updates.update_latency import Distribution, UpdateReport
 from icis_deploy.common.json_fields import json_from_time
 
 
@@ -20,7 +19,7 @@ class ClassSwapReport:
     """What one run found."""
 
     num_threads: int
-    """Threads that asked."""
+    """Threads that predicted."""
 
     num_new_classes: int
     """Classes that each update added; those of the update before were removed."""
@@ -29,16 +28,16 @@ class ClassSwapReport:
     """Rounds, each with two blocks without updates and one with them."""
 
     seconds: float
-    """How long updates were applied."""
+    """How long updates were applied, seconds."""
 
     num_updates: int
     """Updates applied."""
 
     updates_per_second: float
-    """What was achieved, not what was asked for."""
+    """The rate that was achieved, not the one that was asked for."""
 
     apply_median_ms: float
-    """Median time of applying an update beside the threads that ask."""
+    """Median time of applying an update while the other threads predict, milliseconds."""
 
     num_answers: int
     """Requests answered while updates were applied."""
@@ -47,7 +46,7 @@ class ClassSwapReport:
     """Different versions among these answers."""
 
     num_torn: int
-    """Answers that fit no version."""
+    """Answers that are those of no version."""
 
     num_wrong_labels: int
     """Answers whose first class is not the one of their version."""
@@ -56,13 +55,13 @@ class ClassSwapReport:
     """Requests that ended without an answer."""
 
     failures: tuple[str, ...]
-    """What the first of them said instead."""
+    """The errors of the first of them, as text."""
 
     median_ms: float
-    """Median latency with updates."""
+    """Median latency with updates, milliseconds."""
 
     median_without_ms: float
-    """Median latency without."""
+    """Median latency without updates, milliseconds."""
 
     p90: Percentile
     """90th percentile of the latency with updates."""
@@ -82,7 +81,7 @@ class ClassSwapReport:
     others_share: float | None
     """Share of the processors' time that other processes had during the run; `None` where the system does not tell.
 
-    Whatever they had, the threads of ClassSwap would have used: they keep every core busy.
+    The threads of ClassSwap keep every core busy, so they would have used all of it.
     """
 
     DERIVED: ClassVar = ("is_clean",)
@@ -121,27 +120,15 @@ def _ratio_text(ratio: Interval | None) -> str:
     return "ratio unknown" if ratio is None else f"x {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
-def result_from_update(report: UpdateReport, *, num_threads: int) -> Result:
-    """Return a report with the machine that it was made on: this one."""
+def result_from_update(update: UpdateLatency, *, num_threads: int) -> Result:
+    """Return the latency of updates with the machine that it was measured on: this one."""
     return Result(
         command="bench-update",
         created=json_from_time(datetime.now(timezone.utc)),
         settings={"num_threads": num_threads},
         environment=read_environment(),
-        update=UpdateLatency(
-            num_new_classes=report.num_new_classes,
-            capacity=report.capacity,
-            feature_dim=report.feature_dim,
-            update_bytes=report.update_bytes,
-            ways={name: timing_from(each) for name, each in report.ways.items()},
-            parts={name: timing_from(each) for name, each in report.parts.items()},
-        ),
+        update=update,
     )
-
-
-def timing_from(distribution: Distribution) -> Timing:
-    """Return latencies of one way, or of one part of it."""
-    return Timing(num_queries=distribution.num_queries, median_ms=distribution.median_ms, p99=distribution.p99)
 
 
 def result_from_swap(report: ClassSwapReport, *, target: str, num_threads: int) -> Result:

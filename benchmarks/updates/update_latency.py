@@ -1,4 +1,4 @@
-"""How long a class update takes, from the file to the first answer with it, beside the other ways to change a head.
+"""How long a class update takes, from the file to the first answer, compared with other ways to change a head.
 
 Measured in one run, in turn, on one model and with one set of rows:
 
@@ -10,26 +10,24 @@ Measured in one run, in turn, on one model and with one set of rows:
 Rules:
 
 1. Every way ends with the first answer, and the answer is checked: all of them give the same logits.
-2. Each round measures every way once that is due in it; slow ways are due in fewer rounds.
+2. Each round measures a class update once; the other, slow ways are measured in every tenth round.
 3. A percentile is stated only from the number of queries that `percentiles.py` asks for.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.results.json_values import json_from_value
-from benchmarks.timing.percentiles import Percentile, percentile_of
+from benchmarks.results.values import CLASS_UPDATE, UpdateLatency, timing_from_latencies
 from benchmarks.timing.rounds import garbage_collector_at_rest
-from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy
+from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy, slot_table
 from icis_deploy.bundle.manifest import MODEL_NAME, SLOT_BIAS, SLOT_WEIGHT, load_manifest
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
@@ -37,7 +35,6 @@ from icis_deploy.runtime.changes.self_test import self_test_input
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session, session_options
 
-CLASS_UPDATE = "class update"
 NEW_SESSION = "new session"
 ADAPTER = "LoRA adapter"
 REEXPORT = "export, reload"
@@ -49,73 +46,20 @@ SLOW_ROUNDS = 10
 """Slow ways are measured in every tenth round: their medians are far enough from the rest."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distribution:
-    """Latencies of one way, or of one part of it."""
-
-    num_queries: int
-    """How many were measured."""
-
-    median_ms: float
-    """Their median."""
-
-    p99: Percentile
-    """Their 99th percentile, or how many queries it would take."""
-
-    def to_json(self) -> dict[str, object]:
-        """Return this distribution as values that `json.dumps` takes."""
-        return {"num_queries": self.num_queries, "median_ms": self.median_ms, "p99": json_from_value(self.p99)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateReport:
-    """What one run found."""
-
-    num_new_classes: int
-    """Classes in each update; the classes of the update before are removed."""
-
-    capacity: int
-    """Slots of the head."""
-
-    feature_dim: int
-    """Width of a feature."""
-
-    update_bytes: int
-    """Size of an update's file."""
-
-    ways: Mapping[str, Distribution]
-    """From the file, or the rows, to the first answer, by way."""
-
-    parts: Mapping[str, Distribution]
-    """The class update's, by part: those of `ApplyTimings`, the whole without disk and model, and the first answer."""
-
-    def times_faster(self, other: str) -> float:
-        """Return how many times as long another way takes, by the medians."""
-        return self.ways[other].median_ms / self.ways[CLASS_UPDATE].median_ms
-
-    def to_json(self) -> dict[str, object]:
-        """Return this report as values that `json.dumps` takes."""
-        return {
-            "num_new_classes": self.num_new_classes,
-            "capacity": self.capacity,
-            "feature_dim": self.feature_dim,
-            "update_bytes": self.update_bytes,
-            "ways": {name: each.to_json() for name, each in self.ways.items()},
-            "parts": {name: each.to_json() for name, each in self.parts.items()},
-            "times_faster": {name: self.times_faster(name) for name in self.ways if name != CLASS_UPDATE},
-        }
+Reexport = Callable[[Path, ClassUpdate], None]
+"""Writes the original model with the rows of an update fused into its head to a path."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """What the ways need, and what they measured so far."""
+    """What measuring the ways needs, and the latencies so far."""
 
     device: Device
     copy: BundleCopy
-    images: NDArray[np.generic]
+    images: Images
     num_threads: int
     folder: Path
-    reexport: Callable[[Path, ClassUpdate], None] | None
+    reexport: Reexport | None
     latencies_ms: dict[str, list[float]] = field(default_factory=dict)
     parts_ms: dict[str, list[float]] = field(default_factory=dict)
     update_bytes: int = 0
@@ -132,8 +76,8 @@ def measure_update(
     num_updates: int = 700,
     num_threads: int = 1,
     seed: int = 0,
-) -> UpdateReport:
-    """Measure class updates on a copy of a bundle, beside the other ways.
+) -> UpdateLatency:
+    """Measure class updates on a copy of a bundle, and the other ways to change its head.
 
     Args:
         bundle_folder: An exported bundle with an updatable head; it is copied, not changed.
@@ -168,13 +112,13 @@ def measure_update(
             update = _make_update(device, random, index=index, num_classes=num_new_classes, removed=removed)
             removed = update.added
             _measure_round(run, update, is_slow=index % SLOW_ROUNDS == 0)
-    return UpdateReport(
+    return UpdateLatency(
         num_new_classes=num_new_classes,
         capacity=bundle.capacity,
         feature_dim=bundle.feature_dim,
         update_bytes=run.update_bytes,
-        ways={way: _distribution(values) for way, values in run.latencies_ms.items()},
-        parts={part: _distribution(values) for part, values in run.parts_ms.items()},
+        ways={way: timing_from_latencies(values) for way, values in run.latencies_ms.items()},
+        parts={part: timing_from_latencies(values) for part, values in run.parts_ms.items()},
     )
 
 
@@ -194,8 +138,7 @@ def _make_update(
 
 def _measure_round(run: _Run, update: ClassUpdate, *, is_slow: bool) -> None:
     _apply_update(run, update)
-    table = run.device.state.table
-    assert table is not None
+    table = slot_table(run.device)
     expected = run.device.session.run(run.images, run.device.state.buffers).logits
     if is_slow:
         found = {
@@ -204,7 +147,7 @@ def _measure_round(run: _Run, update: ClassUpdate, *, is_slow: bool) -> None:
         }
         if run.reexport is not None:
             answers = run.device.logits(run.images)
-            _check(REEXPORT, _export_and_reload(run, update), answers.values)
+            _check(REEXPORT, _export_and_reload(run, run.reexport, update), answers.values)
         for way, logits in found.items():
             _check(way, logits, expected)
 
@@ -266,17 +209,16 @@ def _activate_adapter(run: _Run, weight: Float32, bias: Float32) -> Float32:
     return np.asarray(logits)
 
 
-def _export_and_reload(run: _Run, update: ClassUpdate) -> Float32:
-    assert run.reexport is not None
+def _export_and_reload(run: _Run, reexport: Reexport, update: ClassUpdate) -> Float32:
     path = run.folder / "exported.onnx"
     start = time.perf_counter()
-    run.reexport(path, update)
+    reexport(path, update)
     logits = load_session(path, num_threads=run.num_threads).run(run.images).logits
     run.add(REEXPORT, 1e3 * (time.perf_counter() - start))
     return logits
 
 
-def _exporter(original: Path, seen_names: tuple[str, ...]) -> Callable[[Path, ClassUpdate], None]:
+def _exporter(original: Path, seen_names: tuple[str, ...]) -> Reexport:
     """Return what exports the original again, with the rows of an update fused into its head."""
     from exporters.head.finding import find_head, read_head
     from exporters.head.surgery import fuse_head
@@ -300,16 +242,11 @@ def _check(way: str, found: Float32, expected: Float32) -> None:
     if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-3, atol=1e-3):
         raise RuntimeFailureError(
             f"The way {way!r} gave other logits than the class update: shape {found.shape}, expected {expected.shape}. "
-            f"Its time means nothing."
+            f"Its latency cannot be compared."
         )
 
 
-def _distribution(latencies_ms: list[float]) -> Distribution:
-    values = np.array(latencies_ms)
-    return Distribution(num_queries=len(values), median_ms=float(np.median(values)), p99=percentile_of(values, 99.0))
-
-
-def text_of(report: UpdateReport) -> str:
+def text_of(report: UpdateLatency) -> str:
     """Return a report as a table for people."""
     lines = [
         f"{report.num_new_classes} new classes of {report.capacity} slots, {report.feature_dim} features, "

@@ -13,6 +13,8 @@ Rules:
    slots: a signed update of the same name must still be able to take their place.
 """
 
+# Why: docs/decisions/0048.
+
 from __future__ import annotations
 
 import shutil

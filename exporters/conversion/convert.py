@@ -1,5 +1,7 @@
 """Bring a classifier into the form that it is exported in: what its backbone computes in."""
 
+# Why: docs/decisions/0043.
+
 from __future__ import annotations
 
 from collections.abc import Callable

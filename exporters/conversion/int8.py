@@ -14,6 +14,8 @@ Rules:
 Source: ONNX Runtime's "Quantize ONNX models" (onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
 """
 
+# Why: docs/decisions/0045.
+
 from __future__ import annotations
 
 import logging

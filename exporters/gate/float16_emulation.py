@@ -8,6 +8,8 @@ Source of the rounding: Veltkamp's splitting, x (2^s + 1) - (x (2^s + 1) - x), w
 (Dekker, Numerische Mathematik 18, 1971). Values below 6e-5, for which float16 has fewer bits, are not rounded further.
 """
 
+# Why: docs/decisions/0044.
+
 from __future__ import annotations
 
 import numpy as np

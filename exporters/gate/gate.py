@@ -18,6 +18,8 @@ Everything is run first, then compared. Models run one after the other, each gon
 rows of the expanded head are read in blocks: so the gate takes what a runtime takes to load the head once.
 """
 
+# Why: docs/decisions/0005.
+
 from __future__ import annotations
 
 import math

@@ -9,6 +9,8 @@ Rules:
 4. A value that something else uses as well ends the head.
 """
 
+# Why: docs/decisions/0013.
+
 from __future__ import annotations
 
 from dataclasses import dataclass

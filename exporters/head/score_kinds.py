@@ -15,6 +15,7 @@ from exporters.head.finding import HeadLocation
 from icis_deploy.common.arrays import Float64
 from icis_deploy.errors import ModelLoadError
 
+# Why: docs/decisions/0055.
 LEAST_LOG = -60.0
 """Logarithm of a probability below which it is none: a softmax in float32 ends at -87, and what is compared is scaled
 to fewer classes after that."""

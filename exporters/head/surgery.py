@@ -270,6 +270,7 @@ def _slot_logits(graph: ir.Graph, pattern: HeadPattern, features: ir.Value, capa
     return logits_like(graph, pattern, logits)
 
 
+# Why: docs/decisions/0015.
 def _slot_input(graph: ir.Graph, name: str, default: NDArray[np.float32]) -> ir.Value:
     free_name(graph, name)
     value = add_initializer(graph, name, default)

@@ -3,6 +3,8 @@
 From the value where the logits leave the head, the class axis is followed through every node to the graph's outputs.
 """
 
+# Why: docs/decisions/0011.
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field

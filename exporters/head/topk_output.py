@@ -10,6 +10,8 @@ for its self-test, and where classes are disabled. Classes are ranked by their s
 equal ones in the order of the head, as `Device.predict` ranks them.
 """
 
+# Why: docs/decisions/0046.
+
 from __future__ import annotations
 
 from functools import partial

@@ -4,6 +4,8 @@ All head work happens on the ONNX graph, so a torch model is exported here, once
 and can still be run in its own runtime: an export is compared with that, never with another export.
 """
 
+# Why: docs/decisions/0001.
+
 from __future__ import annotations
 
 from collections.abc import Callable

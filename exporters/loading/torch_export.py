@@ -118,6 +118,7 @@ def onnx_from_program(program: ExportedProgram) -> ir.Model:
     return normalized(model, where="the exported model")
 
 
+# Why: docs/decisions/0016.
 def _refuse_pickles(path: Path) -> None:
     """Raise if reading a program would unpickle anything with code in it.
 

@@ -1,5 +1,7 @@
 """Read and write ONNX models without their large weights in memory; see `onnx_wire.py` for the bytes."""
 
+# Why: docs/decisions/0028.
+
 from __future__ import annotations
 
 import mmap

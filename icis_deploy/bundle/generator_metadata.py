@@ -12,6 +12,8 @@ Inputs and outputs:
     mean_row    (feature_dim + 1,)        float32, of the seen rows
 """
 
+# Why: docs/decisions/0042.
+
 from __future__ import annotations
 
 import json

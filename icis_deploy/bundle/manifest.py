@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,12 +44,16 @@ from icis_deploy.head.class_names import check_unique
 from icis_deploy.head.class_update import MAX_VERSION
 from icis_deploy.images.preprocessing import Preprocessing, preprocessing_from_json
 
+if TYPE_CHECKING:
+    from icis_deploy.head.slots import SlotTable
+
 SCHEMA_VERSION = 2
 _READABLE_VERSIONS = (1, 2)
 _IMPLIED_BY_VERSION_1: Mapping[str, Any] = {"precision": "fp32", "top": 0}
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
 SLOTS_NAME = "slots.safetensors"
+# Why: docs/decisions/0006.
 INJECTED_NAME = "injected.safetensors"
 MAX_MANIFEST_BYTES = 1 << 27
 MAX_INPUT_VALUES = 1 << 26
@@ -214,6 +218,14 @@ class Bundle:
     def seen_names(self) -> tuple[str, ...]:
         """`(num_seen,)`: the classes that the original model knew."""
         return self.class_names[: self.num_seen]
+
+    def known_names(self, table: SlotTable | None) -> tuple[str, ...]:
+        """Return all classes of the head, disabled ones included: those baked into the model, then those in slots.
+
+        Args:
+            table: What the slots hold; `None` for a fused head.
+        """
+        return self.class_names if table is None else (*self.class_names, *table.filled_names)
 
 
 def _is_count(value: object, least: int, *, most: int = _MAX_COUNT) -> bool:

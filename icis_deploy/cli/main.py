@@ -45,6 +45,7 @@ COMMANDS = (
 )
 
 
+# Why: docs/decisions/0012.
 class PipelineOrder(click.Group):
     """A group that lists its commands in the order in which they are used; click would sort them by name."""
 

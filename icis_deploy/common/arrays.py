@@ -15,6 +15,8 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
+Images = NDArray[np.generic]
+"""A batch of a model's inputs, `(batch, ...)`, in whatever dtype the model takes."""
 
 _BLOCK = 1 << 22
 

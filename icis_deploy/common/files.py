@@ -24,6 +24,7 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 )
 
 
+# Why: docs/decisions/0050.
 def open_plain(path: Path) -> FileIO:
     """Open a plain file for reading, or what a symbolic link to one names.
 

@@ -115,6 +115,7 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
     return found
 
 
+# Why: docs/decisions/0027.
 def closest_words(path: Path, words: Collection[str]) -> dict[str, list[str]]:
     """Return, for each word, those in a file that are spelled most like it and start with the same letter."""
     best: dict[str, list[tuple[float, str]]] = {word: [] for word in words}

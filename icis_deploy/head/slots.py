@@ -7,6 +7,8 @@ Rules:
 3. Applying an update gives a new table. The old one stays as it was, so a request that started with it ends with it.
 """
 
+# Why: docs/decisions/0004.
+
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
@@ -20,6 +22,7 @@ from icis_deploy.errors import CapacityError, ClassConflictError, IncompatibleEr
 from icis_deploy.head.class_names import check_unique, quoted
 from icis_deploy.head.class_update import ClassUpdate
 
+# Why: docs/decisions/0008.
 EMPTY_SLOT_BIAS = -6e4
 """Some heads have only negative logits, where a zero row would win. Float16 can hold it: its least is -65504."""
 

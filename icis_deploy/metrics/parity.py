@@ -192,6 +192,7 @@ def _count_disagreements(
     top_two = np.partition(expected, -2, axis=1)[:, -2:]
     # Both logits may be off by the greatest error, in opposite directions. An error as wide as the logits themselves
     # must not excuse everything, so a margin above half a deviation is never a tie.
+    # Why: docs/decisions/0007.
     near_tie = top_two[:, 1] - top_two[:, 0] <= min(2 * max_error, 0.5 * float(expected.std()))
     differs = expected.argmax(axis=1) != np.nan_to_num(found, nan=-np.inf).argmax(axis=1)
     return int(near_tie.sum()), int((differs & ~near_tie).sum())

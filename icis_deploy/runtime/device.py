@@ -6,6 +6,8 @@ Rules:
 2. Everything that changes the state is the updater's; see `changes/updater.py`.
 """
 
+# Why: docs/decisions/0024 (hand-over), docs/decisions/0035 (self-test at opening), docs/decisions/0057 (late imports).
+
 from __future__ import annotations
 
 import os
@@ -18,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from icis_deploy.bundle.manifest import Bundle, check_files, load_manifest
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import check_unique
 from icis_deploy.head.slots import SlotTable
@@ -175,7 +177,7 @@ class Device:
         """Return the classes that the next request will choose among, in the order of the logits."""
         return self._opened.updater.state.class_names
 
-    def logits(self, images: NDArray[np.generic]) -> Logits:
+    def logits(self, images: Images) -> Logits:
         """Return the logits of a batch of prepared images.
 
         Where the model ends in a softmax, these are its logarithms, which are logits as well; where it ends in a
@@ -191,7 +193,7 @@ class Device:
         state = opened.updater.state
         return Logits(values=_run(opened, images, state), class_names=state.class_names, version=state.version)
 
-    def predict(self, images: NDArray[np.generic] | Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
+    def predict(self, images: Images | Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
         """Return the most probable classes of each image.
 
         Args:
@@ -227,7 +229,7 @@ class Device:
             independent=opened.bundle.score_kind == "sigmoid",
         )
 
-    def prepare(self, paths: Sequence[Path]) -> NDArray[np.generic]:
+    def prepare(self, paths: Sequence[Path]) -> Images:
         """Return image files as one batch of the model's input, `(batch, *input_shape)`.
 
         Raises:
@@ -380,7 +382,7 @@ class Device:
         return entry
 
 
-def _run(opened: _OpenBundle, images: NDArray[np.generic], state: HeadState) -> Float32:
+def _run(opened: _OpenBundle, images: Images, state: HeadState) -> Float32:
     values = opened.session.run(images, state.buffers).logits[:, state.columns]
     if opened.bundle.score_kind in {"probabilities", "sigmoid"}:
         values = np.log(np.maximum(values, np.finfo(np.float32).tiny))

@@ -11,6 +11,8 @@ Rules:
 4. The file is read strictly as JSON; see `common.json_fields`.
 """
 
+# Why: docs/decisions/0003.
+
 from __future__ import annotations
 
 import base64
@@ -35,6 +37,7 @@ MAX_SIGNATURE_BYTES = 1 << 16
 MAX_ENVELOPE_BYTES = MAX_PAYLOAD_BYTES // 3 * 4 + MAX_SIGNATURE_BYTES
 """Base64 makes four bytes of three."""
 
+# Why: docs/decisions/0023.
 MAX_JSON_VALUES = 4096
 """An envelope has a handful. A file that is nothing but brackets would take twenty times its size in memory."""
 

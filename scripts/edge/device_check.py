@@ -1,4 +1,4 @@
-"""What a device does in its life, with its answers written down, so that two machines can be compared.
+"""A device's whole life, with its answers written to a file, so that two machines can be compared.
 
     python scripts/edge/device_check.py prepare FOLDER [--bundle BUNDLE] one bundle a machine, and signed updates
     python scripts/edge/device_check.py run FOLDER/x86 --out x86.json      open, predict, apply, roll back, open again
@@ -40,7 +40,7 @@ def prepare(folder: Path, bundle: Path | None) -> None:
     keys = keygen(folder / "KEY")
     for machine in MACHINES:
         if bundle is None:
-            from tests.icis_deploy.runtime.bundles import write_bundle
+            from testing.bundles import write_bundle
 
             write_bundle(folder / machine)
         else:
@@ -53,7 +53,7 @@ def prepare(folder: Path, bundle: Path | None) -> None:
             f"Error: {bundle} has {described.capacity} slots; expected a bundle of --head updatable with {NUM_ADDED}."
         )
     random, scale = np.random.default_rng(0), described.feature_dim**-0.5
-    # A bundle that was exported with a class update takes greater versions alone.
+    # A bundle that was exported with a class update accepts only greater versions.
     for step, names in enumerate(STEPS, start=1):
         version = described.head_version + step
         update = ClassUpdate(

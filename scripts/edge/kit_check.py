@@ -15,13 +15,13 @@ from benchmarks.results.values import Accuracy
 from icis_deploy.common.terminal_text import percent
 
 MAX_SCALED_ERROR = 1e-4
-"""Of a logit beside the original's on the same machine, in standard deviations."""
+"""Of a logit, compared with the original's on the same machine, in standard deviations."""
 
 
 def prepare(folder: Path) -> None:
     """Write a tiny project and its bundles, of which `updatable` has the unseen classes in its slots."""
-    from tests.benchmarks.bundles import export_bundles
-    from tests.tiny_models import write_tiny_project
+    from testing.exported_bundles import export_bundles
+    from testing.tiny_project import write_tiny_project
 
     export_bundles(write_tiny_project(folder), folder)
 

@@ -1,6 +1,6 @@
-"""Measure what a device costs beside a bare session of ONNX Runtime: each request, opening, peak memory.
+"""Measure what a device costs compared with a bare session of ONNX Runtime: each request, opening, peak memory.
 
-    scripts/experiments/device_overhead.py BUNDLE [--rounds 500] [--starts 15] [--threads 1]
+    python scripts/experiments/device_overhead.py BUNDLE [--rounds 500] [--starts 15] [--threads 1]
 
 Nothing is written to BUNDLE. Memory is measured on Linux only.
 """
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+from benchmarks.bench.overhead import measure_overhead, text_of
 
 
 def main() -> None:
@@ -19,11 +21,6 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    from icis_deploy.workbench import enable_workbench
-
-    enable_workbench()
-    from benchmarks.bench.overhead import measure_overhead, text_of
-
     report = measure_overhead(
         arguments.bundle,
         num_rounds=arguments.rounds,

@@ -1,6 +1,7 @@
 """Compare a model that takes pixels and chooses classes with the same work in Python around the plain model.
 
-    scripts/experiments/device_work.py MODEL --classes FILE --preprocess FILE [--top K] [--batch 1,8,32] [--threads N]
+    python scripts/experiments/device_work.py MODEL --classes FILE --preprocess FILE
+        [--top K] [--batch 1,8,32] [--threads N]
 
 Exports MODEL twice, fused: as it is, and with `--input uint8 --top K`. From the same resized and cropped pixels to the
 K most probable classes, three ways are measured in turn, round by round:
@@ -9,7 +10,7 @@ K most probable classes, three ways are measured in turn, round by round:
     in Python           scaled, normalised and laid out by numpy as `Preprocessing` does it, softmax, argsort
     in Python, tuned    one multiplication and one addition on arrays that are kept, and argpartition
 
-Each way's classes are compared with the others' before anything is timed. Above 1, the way takes
+Each way's classes are compared with the others' before anything is timed. A multiple above 1 means that the way takes
 longer than the model does.
 """
 
@@ -20,38 +21,43 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
-    from icis_deploy.images.preprocessing import Preprocessing
-    from icis_deploy.runtime.sessions.protocol import Session
+import icis_deploy
+from benchmarks.timing.latency import Plan, measure
+from icis_deploy.bundle.model_form import ModelForm
+from icis_deploy.common.arrays import Float32, Int64, UInt8
+from icis_deploy.errors import RuntimeFailureError
+from icis_deploy.images.neutral import neutral_images
+from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
+from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.sessions.protocol import Session
 
-    Way = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Way = Callable[[UInt8], tuple[Float32, Int64]]
+"""From pixels, `(batch, height, width, channels)`, to probabilities and class ids, `(batch, top)` each."""
 
-ROOT = Path(__file__).resolve().parents[2]
 IN_MODEL, IN_PYTHON, TUNED = "in the model", "in Python", "in Python, tuned"
 
 
 def ways(chooser: Session, plain: Session, preprocessing: Preprocessing, top: int) -> dict[str, Way]:
     """Return every way from pixels to probabilities and class ids, `(batch, top)` each, by its name."""
-    import numpy as np
 
-    def in_model(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def in_model(pixels: UInt8) -> tuple[Float32, Int64]:
         chosen = chooser.top(pixels)
-        assert chosen is not None
+        if chosen is None:
+            raise RuntimeFailureError("The exported model returns no classes; expected the outputs of --top.")
         return chosen
 
-    def in_python(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def in_python(pixels: UInt8) -> tuple[Float32, Int64]:
         probabilities = softmax(plain.run(preprocessing.from_pixels(pixels)).logits)
         ids = np.argsort(-probabilities, axis=1)[:, :top]
         return np.take_along_axis(probabilities, ids, axis=1), ids
 
     scale, offset = (np.asarray(part, np.float32).reshape(1, -1, 1, 1) for part in affine(preprocessing))
-    kept: dict[int, np.ndarray] = {}
+    kept: dict[int, Float32] = {}
 
-    def tuned(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def tuned(pixels: UInt8) -> tuple[Float32, Int64]:
         images = kept.setdefault(len(pixels), np.empty((len(pixels), *preprocessing.input_shape), np.float32))
         np.multiply(pixels.transpose(0, 3, 1, 2), scale, out=images)
         images += offset
@@ -72,20 +78,14 @@ def affine(preprocessing: Preprocessing) -> tuple[list[float], list[float]]:
     return [1 / (255 * std) for _, std in pairs], [-mean / std for mean, std in pairs]
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: Float32) -> Float32:
     """Return probabilities, `(batch, num_classes)`."""
-    import numpy as np
-
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
-def check_agreement(found: dict[str, Way], pixels: np.ndarray) -> None:
+def check_agreement(found: dict[str, Way], pixels: UInt8) -> None:
     """Raise `RuntimeFailureError` where two ways choose other classes."""
-    import numpy as np
-
-    from icis_deploy.errors import RuntimeFailureError
-
     probabilities, ids = found[IN_MODEL](pixels)
     for name, way in found.items():
         others, other_ids = way(pixels)
@@ -106,19 +106,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=15.0, help="budget of each batch size")
     given = parser.parse_args()
 
-    import icis_deploy
-    from icis_deploy.bundle.model_form import ModelForm
-    from icis_deploy.images.preprocessing import load_preprocessing
-    from icis_deploy.runtime.device import Device
-
     preprocessing = load_preprocessing(given.preprocess)
     with tempfile.TemporaryDirectory() as folder:
-        sessions = []
+        sessions: list[Session] = []
         for form in (ModelForm(model_input="uint8", top=given.top), ModelForm(top=0)):
             out = Path(folder) / str(len(sessions))
             icis_deploy.export(given.model, classes=given.classes, preprocess=preprocessing, form=form, out=out)
             sessions.append(Device.open(out, runtime=given.runtime, num_threads=given.threads).session)
-        found = ways(*sessions, preprocessing, given.top)
+        chooser, plain = sessions
+        found = ways(chooser, plain, preprocessing, given.top)
         print(f"{given.model.name}, {given.runtime}, {given.threads} threads, top {given.top}")
         print("| batch | way | median ms | multiple of the model's time (99 % interval) | verdict |")
         print("|---|---|---|---|---|")
@@ -129,11 +125,6 @@ def main() -> int:
 
 def print_comparison(found: dict[str, Way], preprocessing: Preprocessing, batch: int, *, seconds: float) -> None:
     """Measure every way on the same pixels and print a row for each."""
-    import numpy as np
-
-    from benchmarks.timing.latency import Plan, measure
-    from icis_deploy.images.neutral import neutral_images
-
     height, width, channels = preprocessing.pixel_shape
     pictures = neutral_images(batch, height, width, seed=0)[:, :channels]
     pixels = np.ascontiguousarray(np.rint(255 * pictures.transpose(0, 2, 3, 1)).astype(np.uint8))
@@ -150,5 +141,4 @@ def print_comparison(found: dict[str, Way], preprocessing: Preprocessing, batch:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     sys.exit(main())

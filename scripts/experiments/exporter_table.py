@@ -1,6 +1,6 @@
 """Export classifiers of every kind in both heads and all precisions, and print what the gate says, as a Markdown table.
 
-    .venv/bin/python scripts/experiments/exporter_table.py [--data ../shared/data/imagenet-mobilenet-v2]
+    python scripts/experiments/exporter_table.py [--data ../shared/data/imagenet-mobilenet-v2]
 
 Twelve kinds of head on a small convolutional backbone, and real architectures from their configuration (ResNet-18,
 ResNet-50, a vision transformer: random weights) or from a file (MobileNetV2 with trained weights). A cell is the
@@ -23,6 +23,7 @@ import PIL.Image
 from onnx import numpy_helper  # noqa: TID253
 
 import icis_deploy
+from icis_deploy.api.models import head_of
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError, ICISDeployError
 from icis_deploy.head.class_update import ClassUpdate
@@ -147,9 +148,9 @@ def cell(
 ) -> str:
     """Return what the gate says of one export."""
     opened = icis_deploy.inspect(model, classes=classes)
-    assert opened.head is not None
-    rows = opened.head.rows[:4].mean(axis=0) + opened.head.rows[4:6] * 0.5
-    update = ClassUpdate(base_fingerprint=opened.head.fingerprint, rows=rows, added=("new 1", "new 2"))
+    seen = head_of(opened)
+    rows = seen.rows[:4].mean(axis=0) + seen.rows[4:6] * 0.5
+    update = ClassUpdate(base_fingerprint=seen.fingerprint, rows=rows, added=("new 1", "new 2"))
     form = ModelForm(precision=precision, calibration_images=images if precision == "int8" else None)
     try:
         bundle = icis_deploy.export(

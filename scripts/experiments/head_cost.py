@@ -1,17 +1,16 @@
-#!/usr/bin/env python3
 """What do rows cost inside a model, by ONNX Runtime's own clock, and would another form of the head be faster?
 
-    .venv/bin/python scripts/experiments/head_cost.py model.onnx fused updatable --threads 2
+    python scripts/experiments/head_cost.py model.onnx fused updatable --threads 2
 
 Prints three tables:
 
     in the model    the time of each node of the head (ONNX Runtime's profiler), in the original and in each bundle
-    added rows      how much longer a bundle's head takes than the original's, beside the added rows' share of bytes,
+    added rows      how much longer a bundle's head takes than the original's, and the added rows' share of bytes,
                     with a verdict: a file is not equally fast each time it is opened, so all are opened ten times
     forms           heads of several forms and sizes, and a plain read of as many bytes: right after the backbone has
                     run, which leaves the caches as a model does, and alone, when the head stays in a cache
 
-The model must end in a Gemm (transB=1), as torch exports a linear layer. Let nothing else run meanwhile.
+The model must end in a Gemm (transB=1), as torch exports a linear layer. Let nothing else run at the same time.
 """
 
 from __future__ import annotations
@@ -33,8 +32,6 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.bench.scale import head_bytes
 from benchmarks.machine.bandwidth import bandwidth_after
@@ -153,12 +150,12 @@ def time_forms(calls: Mapping[str, Call], before: Call) -> dict[str, tuple[float
     for _ in range(NUM_ROUNDS):
         for name in random.permutation(list(calls)):
             for alone in (False, True):
-                for place in range(1 + NUM_QUERIES):
+                for query_index in range(1 + NUM_QUERIES):
                     if not alone:
                         before()
                     start = time.perf_counter_ns()
                     calls[name]()
-                    if place:
+                    if query_index:
                         times[name][alone].append(time.perf_counter_ns() - start)
     return {
         name: (float(np.median(after)) / 1e3, float(np.median(alone)) / 1e3) for name, (after, alone) in times.items()
@@ -196,7 +193,7 @@ def print_nodes(openings: Sequence[Opening]) -> None:
 
 
 def print_added(openings: Sequence[Opening], added_bytes: Mapping[str, int]) -> None:
-    """Print what added rows take beside their share, paired within each opening, and whether they keep to it."""
+    """Print what added rows take and their share, paired within each opening, and whether they take more."""
     print(f"\n{'added rows':32}{'share':>10}{'measured':>11}   {'above the share (99 % interval)':33}verdict")
     for name, num_bytes in added_bytes.items():
         shares_us = np.array([1e6 * num_bytes / each.bytes_per_s for each in openings])

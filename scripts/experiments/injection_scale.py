@@ -1,10 +1,9 @@
-#!/usr/bin/env python3
 """Measure how injection grows with the number of seen classes: time and peak memory, calibration and estimate included.
 
 The head is synthetic: rows follow from descriptors by a random linear map and noise. Each size runs in a process of its
 own, so that its peak memory is its own. Prints one line a size.
 
-Usage: scripts/experiments/injection_scale.py [--seen 1000,5000,21000] [--unseen 1000] [--feature-dim 2048]
+Usage: python scripts/experiments/injection_scale.py [--seen 1000,5000,21000] [--unseen 1000] [--feature-dim 2048]
            [--method auto]
 """
 
@@ -16,9 +15,13 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
+
+from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.head.head import Head
+from icis_deploy.injection.inject import inject
+from icis_deploy.injection.options import InjectionOptions
 
 DESCRIPTOR_DIM = 300
 NUM_FEATURES = 128
@@ -26,12 +29,6 @@ NUM_FEATURES = 128
 
 def measure(num_seen: int, num_unseen: int, feature_dim: int, method: str) -> dict[str, object]:
     """Inject into a synthetic head in this process and return what it took."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from icis_deploy.descriptors.descriptors import Descriptors
-    from icis_deploy.head.head import Head
-    from icis_deploy.injection.inject import inject
-    from icis_deploy.injection.options import InjectionOptions
-
     random = np.random.default_rng(0)
     names = tuple(f"class{index}" for index in range(num_seen + num_unseen))
     values = random.standard_normal((len(names), DESCRIPTOR_DIM), dtype=np.float32)

@@ -1,12 +1,11 @@
-#!/usr/bin/env python3
 """Measure on labelled images how far injection holds: T, U, S, H, what was predicted, and what the best choice gives.
 
 Splits: the unseen classes given, and hold-outs, which take a fifth of the seen classes out of the head. Harder cases:
-fewer seen classes, 20 unseen ones, descriptors with noise and those that say nothing, a head without biases, no
-backbone, an accuracy that nobody told. Rows are made before an image is looked at. *Best* is the H of the
-best scale and offset chosen with the same images for the same rows: the bar is 93 % of it.
+fewer seen classes, 20 unseen ones, descriptors with noise and random ones, a head without biases, no
+backbone, an accuracy that is not given. Rows are made before an image is read. *Best* is the H of the best
+scale and offset chosen with the same images for the same rows: the bar is 93 % of it.
 
-Usage: scripts/experiments/injection_splits.py FOLDER [--method auto] [--seen-accuracy 0.884] [--hold-outs 5]
+Usage: python scripts/experiments/injection_splits.py FOLDER [--method auto] [--seen-accuracy 0.884] [--hold-outs 5]
            [--only WORDS]
 FOLDER holds model.onnx, classes.txt, unseen.txt, descriptors.npz, preprocess.json and images.csv.
 """
@@ -14,15 +13,12 @@ FOLDER holds model.onnx, classes.txt, unseen.txt, descriptors.npz, preprocess.js
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.zero_shot.injection_quality import COLUMNS, measure_injection, summary
 from icis_deploy.api.compare import Photos
@@ -96,13 +92,13 @@ def main() -> None:
     head, described = head_of(opened), load_descriptors(asked.folder / "descriptors.npz")
     neutral = run_neutral_pictures(opened, preprocess=preprocessing, seed=0)
     photos = Photos.load(asked.folder / "images.csv", opened, preprocessing)
-    place = {name: index for index, name in enumerate(head.class_names)}
+    index_of = {name: index for index, name in enumerate(head.class_names)}
     print(COLUMNS)
     unseen, found = list(load_class_list(asked.folder / "unseen.txt")), []
     for case in cases(list(head.class_names), unseen, described, asked.hold_outs):
         if asked.only not in case.name:
             continue
-        rows = head.rows[[place[one] for one in case.seen]].copy()
+        rows = head.rows[[index_of[one] for one in case.seen]].copy()
         rows[:, -1] *= case.has_biases
         part = Head(rows=rows, class_names=tuple(case.seen))
         known = asked.seen_accuracy if case.is_accuracy_known else None
@@ -121,9 +117,9 @@ def main() -> None:
 
 
 def _of_classes(photos: Photos, names: list[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    place = {name: index for index, name in enumerate(names)}
-    kept = [index for index, label in enumerate(photos.labels) if label in place]
-    return photos.features[kept], np.array([place[photos.labels[index]] for index in kept], dtype=np.int64)
+    index_of = {name: index for index, name in enumerate(names)}
+    kept = [index for index, label in enumerate(photos.labels) if label in index_of]
+    return photos.features[kept], np.array([index_of[photos.labels[index]] for index in kept], dtype=np.int64)
 
 
 if __name__ == "__main__":

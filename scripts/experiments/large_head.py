@@ -1,6 +1,7 @@
 """Measure the peak memory of exporting a large head; Linux only.
 
-    scripts/experiments/large_head.py ROWS WIDTH [--external] [--head fused|updatable] [--added N] [--folder FOLDER]
+    python scripts/experiments/large_head.py ROWS WIDTH [--external] [--head fused|updatable]
+        [--added N] [--folder FOLDER]
 
 Writes a classifier of one convolution with a head of ROWS x WIDTH, exports it with N more classes in a process of its
 own, and prints that process's peak as a multiple of the head's bytes. What the libraries themselves take is not the
@@ -41,7 +42,7 @@ def write_model(folder: Path, rows: int, width: int, *, external: bool, added: i
     import onnx.parser
     import onnx_ir as ir
 
-    from icis_deploy.api.models import inspect
+    from icis_deploy.api.models import head_of, inspect
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.updates.envelope import save_update
 
@@ -50,7 +51,7 @@ def write_model(folder: Path, rows: int, width: int, *, external: bool, added: i
     proto = onnx.parser.parse_model(GRAPH.format(rows=rows, side=SIDE))
     shapes = {"filters": (width, 3, 8, 8), "weight": (rows, width), "bias": (rows,)}
     for name, shape in shapes.items():
-        # Only a place to put the weight in: protobuf could not hold it.
+        # A placeholder without data, which protobuf could not hold; the weight is set below.
         proto.graph.initializer.add(name=name, dims=shape, data_type=onnx.TensorProto.FLOAT, data_location=1)
     model = ir.from_proto(proto)
     for name, shape in shapes.items():
@@ -59,8 +60,7 @@ def write_model(folder: Path, rows: int, width: int, *, external: bool, added: i
     ir.save(model, folder / "model.onnx", external_data="model.onnx.data" if external else None)
     (folder / "classes.txt").write_text("\n".join(f"class {index}" for index in range(rows)))
     del model
-    head = inspect(folder / "model.onnx", classes=folder / "classes.txt").head
-    assert head is not None
+    head = head_of(inspect(folder / "model.onnx", classes=folder / "classes.txt"))
     update = ClassUpdate(
         base_fingerprint=head.fingerprint,
         rows=rng.standard_normal((added, width + 1), dtype=np.float32),
@@ -125,14 +125,13 @@ def measure(folder: Path, rows: int, width: int, *, kind: str, added: int, exter
 
 def main() -> None:
     """Measure one head."""
-    sys.path.insert(0, str(ROOT))
     if sys.argv[1:2] == ["--child"]:
         export_and_measure(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=int)
     parser.add_argument("width", type=int)
-    parser.add_argument("--external", action="store_true", help="keep the original's weights beside it")
+    parser.add_argument("--external", action="store_true", help="keep the original's weights in a file of their own")
     parser.add_argument("--head", choices=["fused", "updatable"], default="fused")
     parser.add_argument("--added", type=int, default=64)
     parser.add_argument("--folder", type=Path, help="where to write; twice the head's size is needed")

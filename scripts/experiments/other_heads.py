@@ -1,37 +1,31 @@
-#!/usr/bin/env python3
-"""Inject into heads of many kinds, where there are many labelled pictures: do choices and predictions hold there too?
+"""Inject into heads of many kinds, where there are many labelled images: do choices and predictions hold there too?
 
-The demo's rendered pictures and small networks, trained well and badly, and on their features heads of other kinds:
+The demo's rendered images and small networks, trained well and badly, and on their features heads of other kinds:
 softmax regression (with much and little decay, stopped early, label smoothing, without biases, on unit features), one
-against the rest, nearest class mean, linear discriminant, least squares. No picture has a say in any row or choice.
-Prints a line a head. Takes four minutes on one thread. `estimate_ranges.MODEL_ERROR` and
-`feature_mixtures.CONCENTRATIONS` were set on what it prints; another `--seed` gives another world, with other pictures
-and networks.
+against the rest, nearest class mean, linear discriminant, least squares. No image influences any row or choice.
+Prints a line a head. Takes four minutes on one thread. `MODEL_ERROR` in icis_deploy/injection/estimate/intervals.py and
+`CONCENTRATIONS` in icis_deploy/injection/pseudo_features/mixtures.py were set on what it prints; another `--seed` gives
+another world, with other images and networks.
 
 With `--no-backbone` there are no neutral features. With `--batch-norm` they are moved so that their mean is what the
 last batch normalisation's statistics say of the training images: what would be gained if calibration read them.
 
-Usage: scripts/experiments/other_heads.py [--method ridge] [--seed 0] [--no-backbone] [--batch-norm]
+Usage: python scripts/experiments/other_heads.py [--method ridge] [--seed 0] [--no-backbone] [--batch-norm]
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from icis_deploy.common.arrays import Float32, Int64
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from benchmarks.zero_shot.injection_quality import COLUMNS, measure_injection, summary
+from icis_deploy.common.arrays import Float32, Int64
 from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, prepared, train_network
 from icis_deploy.demo.rendering import IMAGE_SIZE, render_classes
 from icis_deploy.demo.world import describe, make_world
@@ -138,7 +132,7 @@ def train_backbone(
     training: tuple[NDArray[np.uint8], Int64], test: tuple[NDArray[np.uint8], Int64],
     *, num_seen: int, num_epochs: int, batch_norm: bool,
 ) -> Backbone:  # fmt: skip
-    """Train the demo's network on the first seen classes and return its features of all pictures."""
+    """Train the demo's network on the first seen classes and return its features of all images."""
     is_used = training[1] < num_seen
     images, labels = training[0][is_used], training[1][is_used]
     network = train_network(images, labels, num_classes=num_seen, seed=0, num_epochs=num_epochs)
@@ -172,9 +166,9 @@ def expected_features(network: DemoNetwork) -> Float32:
 
 
 def concentrations(backbone: Backbone) -> tuple[float, float]:
-    """Return how alike test pictures are in their share of class, `c` of `Beta(c mean, c (1 - mean))`.
+    """Return how alike test images are in their share of class, `c` of `Beta(c mean, c (1 - mean))`.
 
-    By moments; a picture's share is the square of what it has along its class's mean, as a part of all pictures' mean
+    By moments; an image's share is the square of its component along its class's mean, as a part of all images' mean
     square distance from the centre, and of its own.
     """
     means = class_means(backbone.training, backbone.training_labels, backbone.num_seen)
@@ -241,9 +235,7 @@ def main() -> None:
         for name, (count, epochs) in networks.items()
     }
     for name, backbone in backbones.items():
-        print(
-            "{}: concentration {:.1f} of all pictures' spread, {:.1f} of each".format(name, *concentrations(backbone))
-        )
+        print("{}: concentration {:.1f} of all images' spread, {:.1f} of each".format(name, *concentrations(backbone)))
     print(COLUMNS)
     values, found = describe(world.classes).values, []
     for name, backbone, rows, num_seen, is_unit in heads(backbones):

@@ -1,6 +1,6 @@
-"""Reproduce the published results of ICIS and print them beside the paper's.
+"""Reproduce the published results of ICIS and print them next to the paper's.
 
-    scripts/reproduce_icis xlsa17/data --dataset CUB --seeds 5 --json cub.json
+    scripts/experiments/reproduce-icis xlsa17/data --dataset CUB --seeds 5 --json cub.json
 
 The exit code is 1 if a figure of the published recipe is more than `--tolerance` points from the paper's.
 """
@@ -13,17 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
-from benchmarks.machine.environment import read_environment  # noqa: E402
-from benchmarks.results.json_values import json_from_value  # noqa: E402
-from benchmarks.zero_shot.base_head import MAX_EPOCHS  # noqa: E402 - a script finds its own checkout first
-from benchmarks.zero_shot.reproduction import FIGURES, PAPER, DataSetReport, reproduce, text_of  # noqa: E402
-from benchmarks.zero_shot.xlsa17 import FEATURES_NAME  # noqa: E402
-from icis_deploy.cli.bench_options import check_out  # noqa: E402
-from icis_deploy.common.files import write_file  # noqa: E402
-from icis_deploy.errors import ICISDeployError, UsageError  # noqa: E402
+from benchmarks.machine.environment import read_environment
+from benchmarks.results.json_values import json_from_value
+from benchmarks.zero_shot.base_head import MAX_EPOCHS
+from benchmarks.zero_shot.reproduction import FIGURES, PAPER, DataSetReport, reproduce, text_of
+from benchmarks.zero_shot.xlsa17 import FEATURES_NAME
+from icis_deploy.common.files import check_free, write_file
+from icis_deploy.errors import ICISDeployError, UsageError
 
 SCHEMA_VERSION = 1
 
@@ -33,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.json is not None:  # training takes hours
-            check_out(options.json, overwrite=options.overwrite)
+            _check_place(options.json, overwrite=options.overwrite)
         reports = _reproduce_all(options)
         print(text_of(reports))
         if options.json is not None:
@@ -74,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--overwrite", action="store_true", help="replace the file at --json if there is one")
     return parser
+
+
+def _check_place(path: Path, *, overwrite: bool) -> None:
+    check_free(path, overwrite=overwrite)
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"There is no folder {path.absolute().parent} for the result. Create it, or choose another.")
 
 
 def _reproduce_all(options: argparse.Namespace) -> list[DataSetReport]:

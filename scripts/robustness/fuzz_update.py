@@ -3,9 +3,10 @@
     pip install atheris
     python scripts/robustness/fuzz_update.py [libFuzzer options, such as -max_total_time=300]
 
-Every input goes where an update goes: size, signature, payload. Half of them are signed here first, with the trusted
-key, because a mutation of a signed file dies at the signature; so the readers behind it are reached as well. It stops
-at the first input that is accepted without being signed, or that raises anything but an error of icis-deploy.
+Every input takes an update's path: size, signature, payload. Half of them are signed here first with the trusted key:
+a mutation of a signed file is refused at the signature, and the readers after it would never be reached. It stops at
+the first input that is accepted without being signed, or that raises anything but an error of icis-deploy. libFuzzer
+reads the command line, so `scripts.robustness.loop` is not used here.
 """
 
 from __future__ import annotations
@@ -16,20 +17,17 @@ from pathlib import Path
 
 import atheris
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
 with atheris.instrument_imports(include=["icis_deploy", "securesystemslib"]):
     from icis_deploy.errors import ICISDeployError
     from icis_deploy.runtime.changes.rules import verify_bytes
     from icis_deploy.updates.envelope import parse_envelope, serialize_envelope
     from icis_deploy.updates.payload import PAYLOAD_TYPE, serialize_payload
 
-from securesystemslib.dsse import Envelope  # noqa: E402
+from securesystemslib.dsse import Envelope
 
-from icis_deploy.updates.signing import load_private_key  # noqa: E402 - after the instrumented ones
-from scripts.robustness.mutations import Target  # noqa: E402
-from tests.icis_deploy.runtime.bundles import make_update  # noqa: E402
+from icis_deploy.updates.signing import load_private_key
+from scripts.robustness.mutations import Target
+from testing.bundles import make_update
 
 
 def main() -> None:

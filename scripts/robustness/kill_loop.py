@@ -8,11 +8,8 @@ SIGKILL, and opens the bundle: it must hold one whole state, and know which. The
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import signal
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,13 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
-from icis_deploy.errors import ICISDeployError  # noqa: E402 - a script finds its own checkout first
-from icis_deploy.runtime.device import Device  # noqa: E402
-from icis_deploy.updates.signing import keygen  # noqa: E402
-from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, trust, write_bundle  # noqa: E402
+from icis_deploy.errors import ICISDeployError
+from icis_deploy.runtime.device import Device
+from icis_deploy.updates.signing import keygen
+from scripts.robustness.loop import counted, main, say
+from testing.bundles import make_update, signed_bytes, trust, write_bundle
 
 # A child of a server that has imported all of this starts at once. It is a process of its own all the same: SIGKILL
 # ends it between two of its instructions, and nothing of it is left.
@@ -35,8 +30,8 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PRELOADED = ["icis_deploy.runtime.device", "onnxruntime", "securesystemslib.signer", "scripts.robustness.kill_loop"]
 
 
-def change_for_ever(bundle_folder: Path, key_path: Path, first_version: int, ready: Event) -> None:
-    """Apply an update, roll back every third, and so on: what is killed."""
+def change_forever(bundle_folder: Path, key_path: Path, first_version: int, ready: Event) -> None:
+    """Apply updates without end, and roll every third back, until this process is killed."""
     device = Device.open(bundle_folder, num_threads=1)
     for version in range(first_version, 1 << 30):
         known = device.classes()[3:]
@@ -61,8 +56,19 @@ class KillReport:
     num_changes_committed: int
     """How many changes the killed processes had committed before."""
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether no state was lost."""
+        return not self.num_lost
 
-def run_kill_loop(folder: Path, *, num_kills: int, seed: int) -> KillReport:
+    @property
+    def summary(self) -> str:
+        """The counts, on one line."""
+        committed, lost = self.num_changes_committed, self.num_lost
+        return f"{self.num_kills} kills, {committed} changes committed, {lost} states lost or mixed"
+
+
+def run_kill_loop(folder: Path, num_kills: int, *, seed: int) -> KillReport:
     """Kill `num_kills` processes at random moments; keys and bundle are made in `folder`."""
     keys = keygen(folder / "kill-loop-key")
     bundle_folder = write_bundle(folder / "kill-loop-bundle")
@@ -71,15 +77,15 @@ def run_kill_loop(folder: Path, *, num_kills: int, seed: int) -> KillReport:
     PROCESSES.set_forkserver_preload(PRELOADED)
     random, num_lost = np.random.default_rng(seed), 0
     next_version = 2
-    for _ in range(num_kills):
+    for _ in counted(num_kills, "kills"):
         arguments = (bundle_folder, keys.private_path, next_version)
-        kill_one(change_for_ever, arguments, float(random.uniform(0.0, 0.06)))
+        kill_one(change_forever, arguments, float(random.uniform(0.0, 0.06)))
         try:
             device = Device.open(bundle_folder)
             _check_whole(device)
             next_version = 1 + max(entry.version for entry in device.history())
         except (ICISDeployError, AssertionError) as error:
-            print(f"lost: {error}", file=sys.stderr)
+            say(f"lost: {error}")
             num_lost += 1
     return KillReport(
         num_kills=num_kills,
@@ -89,12 +95,15 @@ def run_kill_loop(folder: Path, *, num_kills: int, seed: int) -> KillReport:
 
 
 def kill_one(target: Callable[..., None], arguments: Sequence[object], delay_seconds: float) -> None:
-    """Start `target` in a process of its own and kill it so long after it said that it is ready.
+    """Start `target` in a process of its own and kill it `delay_seconds` after it said that it is ready.
 
     Args:
-        target: What to run; its last argument is the event by which it says so.
-        arguments: Those before it.
-        delay_seconds: How long it may go on.
+        target: What to run; it sets the event that is its last argument when it is ready.
+        arguments: The arguments before the event.
+        delay_seconds: How long it may run after that.
+
+    Raises:
+        RuntimeError: If the process does not get ready, or ends before it is killed.
     """
     ready = PROCESSES.Event()
     process = PROCESSES.Process(target=target, args=(*arguments, ready), daemon=True)
@@ -121,20 +130,5 @@ def _check_whole(device: Device) -> None:
     assert device.history()[-1].version == device.version, "the history does not end with the state"
 
 
-def main() -> int:
-    """Run the loop and print what it left."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200, help="how many processes to kill")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = run_kill_loop(Path(folder), num_kills=arguments.kills, seed=arguments.seed)
-    print(
-        f"{report.num_kills} kills, {report.num_changes_committed} changes committed, {report.num_lost} states lost or "
-        f"mixed"
-    )
-    return 1 if report.num_lost else 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(run_kill_loop, description=__doc__, unit="kills", default=200))

@@ -1,36 +1,31 @@
-"""Kill a process that goes over from one bundle to the next, again and again, and check what each kill left.
+"""Kill a process that switches from one bundle to the next, again and again, and check what each kill left.
 
     python scripts/robustness/kill_loop_replace.py --kills 200
 
 Each round starts a real process that calls `Device.replace` as fast as it can, kills it after a random time with
-SIGKILL, and opens the bundles. Each must hold one whole state: as it was exported, or as the device went over to it,
-with all that the device remembered: spent version, disabled class, keys that took the place of `trust/`. The exit code
+SIGKILL, and opens the bundles. Each must hold one whole state: as it was exported, or as the device switched to it,
+with all that the device remembered: spent version, disabled class, keys that replaced those in `trust/`. The exit code
 is 1 if any was lost.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import signal
-import sys
-import tempfile
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
-from icis_deploy.bundle.manifest import load_manifest  # noqa: E402 - a script finds its own checkout first
-from icis_deploy.errors import ICISDeployError  # noqa: E402
-from icis_deploy.head.slots import empty_slots  # noqa: E402
-from icis_deploy.runtime.device import Device  # noqa: E402
-from icis_deploy.runtime.state.store import Store  # noqa: E402
-from icis_deploy.updates.signing import KeyPair, keygen, trusted_keys_from_files  # noqa: E402
-from scripts.robustness.kill_loop import PRELOADED, PROCESSES, KillReport, kill_one  # noqa: E402
-from tests.icis_deploy.runtime.bundles import (  # noqa: E402
+from icis_deploy.bundle.manifest import load_manifest
+from icis_deploy.errors import ICISDeployError
+from icis_deploy.head.slots import empty_slots
+from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.state.store import Store
+from icis_deploy.updates.signing import KeyPair, keygen, trusted_keys_from_files
+from scripts.robustness.kill_loop import PRELOADED, PROCESSES, KillReport, kill_one
+from scripts.robustness.loop import counted, main, say
+from testing.bundles import (
     FEATURE_DIM,
     make_update,
     signed_bytes,
@@ -39,11 +34,11 @@ from tests.icis_deploy.runtime.bundles import (  # noqa: E402
 )
 
 NUM_PREPARED = 16
-"""Bundles that wait to be gone over to; about as many as a process manages before it is killed."""
+"""Bundles to switch to; about as many as a process manages before it is killed."""
 
 
-def replace_for_ever(folders: list[Path], key_path: Path, ready: Event) -> None:
-    """Go over from the first bundle to the second and so on: what is killed."""
+def replace_forever(folders: list[Path], key_path: Path, ready: Event) -> None:
+    """Switch from the first bundle to the second and so on, until this process is killed."""
     device = Device.open(folders[0], num_threads=1)
     # Signed with a key that only the device's memory trusts: the new bundles have the old one in `trust/`.
     version = device.version + 1
@@ -51,10 +46,10 @@ def replace_for_ever(folders: list[Path], key_path: Path, ready: Event) -> None:
     ready.set()
     for folder in folders[1:]:
         device.replace(folder, num_threads=1)
-    signal.pause()  # done before it was killed, which shall find it alive
+    signal.pause()  # done before it was killed: the kill must still find it alive
 
 
-def run_replace_kill_loop(folder: Path, *, num_kills: int, seed: int) -> KillReport:
+def run_replace_kill_loop(folder: Path, num_kills: int, *, seed: int) -> KillReport:
     """Kill `num_kills` processes at random moments; keys and bundles are made in `folder`."""
     old, new = keygen(folder / "old-key"), keygen(folder / "new-key")
     current = _bundle(folder / "bundle-0", old, version=0)
@@ -63,17 +58,17 @@ def run_replace_kill_loop(folder: Path, *, num_kills: int, seed: int) -> KillRep
     device.disable("dog")
     PROCESSES.set_forkserver_preload([*PRELOADED, "scripts.robustness.kill_loop_replace"])
     random, num_lost = np.random.default_rng(seed), 0
-    for _ in range(num_kills):
+    for _ in counted(num_kills, "kills"):
         version = Device.open(current).version + 1
         prepared = [
             _bundle(folder / f"bundle-{version + step}", old, version=version + step)
             for step in range(1, 1 + NUM_PREPARED)
         ]
-        kill_one(replace_for_ever, ([current, *prepared], new.private_path), float(random.uniform(0.0, 0.08)))
+        kill_one(replace_forever, ([current, *prepared], new.private_path), float(random.uniform(0.0, 0.08)))
         try:
             current = check_all([current, *prepared])
         except (ICISDeployError, AssertionError) as error:
-            print(f"lost: {error}", file=sys.stderr)
+            say(f"lost: {error}")
             num_lost += 1
         for left in {*folder.glob("bundle-*")} - {current}:
             shutil.rmtree(left)
@@ -94,25 +89,25 @@ def _bundle(folder: Path, keys: KeyPair, *, version: int) -> Path:
 
 
 def check_all(folders: list[Path]) -> Path:
-    """Check every bundle and return the last one that the device went over to."""
-    went = [folders[0], *(folder for folder in folders[1:] if _journal_exists(folder))]
-    assert went == folders[: len(went)], "a bundle was gone over to before the one before it"
-    for folder in went:
-        _check_went(folder)
-    for folder in folders[len(went) :]:
+    """Check every bundle and return the last one that the device switched to."""
+    switched = [folders[0], *(folder for folder in folders[1:] if _journal_exists(folder))]
+    assert switched == folders[: len(switched)], "the device switched to a bundle before the one before it"
+    for folder in switched:
+        _check_switched(folder)
+    for folder in folders[len(switched) :]:
         device = Device.open(folder)
         assert device.history() == (), f"{folder.name} has a history, but no journal"
         assert device.classes() == ("cat", "dog", "owl", f"class {device.version}")
-    sequences = [Device.open(folder).history()[-1].sequence for folder in went]
-    assert sequences == list(range(sequences[0], sequences[0] + len(went))), f"changes were lost: {sequences}"
-    return went[-1]
+    sequences = [Device.open(folder).history()[-1].sequence for folder in switched]
+    assert sequences == list(range(sequences[0], sequences[0] + len(switched))), f"changes were lost: {sequences}"
+    return switched[-1]
 
 
 def _journal_exists(folder: Path) -> bool:
     return Store(folder).stamp() is not None
 
 
-def _check_went(folder: Path) -> None:
+def _check_switched(folder: Path) -> None:
     """Compare a bundle that the device held with what it must remember."""
     device, journal = Device.open(folder), Store(folder).load_journal(load_manifest(folder))
     table = device.state.table
@@ -123,17 +118,5 @@ def _check_went(folder: Path) -> None:
     assert journal.highest_version == device.version
 
 
-def main() -> int:
-    """Run the loop and print what it left."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200, help="how many processes to kill")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = run_replace_kill_loop(Path(folder), num_kills=arguments.kills, seed=arguments.seed)
-    print(f"{report.num_kills} kills, {report.num_changes_committed} changes committed, {report.num_lost} times lost")
-    return 1 if report.num_lost else 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(run_replace_kill_loop, description=__doc__, unit="kills", default=200))

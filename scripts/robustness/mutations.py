@@ -2,19 +2,16 @@
 
     python scripts/robustness/mutations.py --files 20000
 
-A file counts as accepted wrongly if it is taken although its payload is not the one that was signed, as crashing if it
-raises anything but an error of icis-deploy, and as greedy if reading it takes more than 100 MB. The exit code is 1 if
-any does. What changes nothing that is signed (a blank in the JSON, a stranger's signature beside the good one) may be
-taken: it is counted as equivalent.
+A file is accepted wrongly if it is read although its payload is not the one that was signed, and crashes the reader if
+that raises anything but an error of icis-deploy. The exit code is 1 if any file does either, or takes more than 100 MB
+to read. A change to nothing that is signed (a blank in the JSON, a stranger's signature next to the good one) may be
+accepted: it is counted as equivalent.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
-import sys
-import tempfile
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,16 +20,14 @@ from typing import Any
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
-from icis_deploy.bundle.manifest import load_manifest  # noqa: E402 - a script finds its own checkout first
-from icis_deploy.errors import ICISDeployError  # noqa: E402
-from icis_deploy.head.class_update import ClassUpdate  # noqa: E402
-from icis_deploy.runtime.changes.rules import verify_bytes  # noqa: E402
-from icis_deploy.updates.signing import keygen, load_public_key, trusted_keys_from_files  # noqa: E402
-from icis_deploy.updates.trusted_keys import TrustedKeys  # noqa: E402
-from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, write_bundle  # noqa: E402
+from icis_deploy.bundle.manifest import load_manifest
+from icis_deploy.errors import ICISDeployError
+from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.runtime.changes.rules import verify_bytes
+from icis_deploy.updates.signing import keygen, load_public_key, trusted_keys_from_files
+from icis_deploy.updates.trusted_keys import TrustedKeys
+from scripts.robustness.loop import counted, main, say
+from testing.bundles import make_update, signed_bytes, write_bundle
 
 MAX_BYTES = 100_000_000
 _STRANGE_VALUES: tuple[Any, ...] = (
@@ -67,6 +62,15 @@ class MutationReport:
         """Whether none did harm."""
         return not self.num_accepted_wrongly and not self.num_crashes and self.peak_bytes <= MAX_BYTES
 
+    @property
+    def summary(self) -> str:
+        """The counts, on one line."""
+        return (
+            f"{self.num_files} files: {self.num_refused} refused, {self.num_equivalent} equivalent to a signed one, "
+            f"{self.num_accepted_wrongly} accepted wrongly, {self.num_crashes} crashes, at most "
+            f"{self.peak_bytes / 1e6:.1f} MB"
+        )
+
 
 class Target:
     """A device's reader, with two good files to damage."""
@@ -97,13 +101,13 @@ class Target:
             report.num_refused += 1
         except Exception as error:
             report.num_crashes += 1
-            print(f"crash: {type(error).__name__}: {error}: {data[:200]!r}", file=sys.stderr)
+            say(f"crash: {type(error).__name__}: {error}: {data[:200]!r}")
         else:
             if any(_same(content, good) for good in self.good.values()):
                 report.num_equivalent += 1
             else:
                 report.num_accepted_wrongly += 1
-                print(f"accepted wrongly: {data[:200]!r}", file=sys.stderr)
+                say(f"accepted wrongly: {data[:200]!r}")
         report.peak_bytes = max(report.peak_bytes, tracemalloc.get_traced_memory()[1] - before)
 
 
@@ -113,13 +117,13 @@ def _same(content: ClassUpdate | TrustedKeys, good: ClassUpdate | TrustedKeys) -
     return isinstance(content, TrustedKeys) and content == good
 
 
-def run_mutations(folder: Path, *, num_files: int, seed: int) -> MutationReport:
+def run_mutations(folder: Path, num_files: int, *, seed: int) -> MutationReport:
     """Try `num_files` damaged files; keys and bundle are made in `folder`."""
     target, random, report = Target(folder), np.random.default_rng(seed), MutationReport()
     good = list(target.good)
     tracemalloc.start()
     try:
-        for index in range(num_files):
+        for index in counted(num_files, "files"):
             mutation = MUTATIONS[index % len(MUTATIONS)]
             target.try_file(mutation(good[int(random.integers(len(good)))], random), report)
     finally:
@@ -130,8 +134,8 @@ def run_mutations(folder: Path, *, num_files: int, seed: int) -> MutationReport:
 def flip_bits(data: bytes, random: np.random.Generator) -> bytes:
     """Flip one to eight bits."""
     damaged = bytearray(data)
-    for place in random.integers(len(damaged), size=random.integers(1, 9)):
-        damaged[place] ^= 1 << int(random.integers(8))
+    for offset in random.integers(len(damaged), size=random.integers(1, 9)):
+        damaged[offset] ^= 1 << int(random.integers(8))
     return bytes(damaged)
 
 
@@ -142,12 +146,12 @@ def cut(data: bytes, random: np.random.Generator) -> bytes:
 
 def splice(data: bytes, random: np.random.Generator) -> bytes:
     """Copy one stretch over another, or in between."""
-    start, end, place = sorted(random.integers(len(data), size=3))
-    return data[:place] + data[start:end] + data[place + int(random.integers(2)) * (end - start) :]
+    start, end, target = sorted(random.integers(len(data), size=3))
+    return data[:target] + data[start:end] + data[target + int(random.integers(2)) * (end - start) :]
 
 
 def random_bytes(data: bytes, random: np.random.Generator) -> bytes:
-    """Make a file of noise, sometimes behind a good beginning."""
+    """Make a file of random bytes, sometimes after a good beginning."""
     return data[: int(random.integers(64)) * int(random.integers(2))] + random.bytes(int(random.integers(2000)))
 
 
@@ -159,7 +163,7 @@ def change_json(data: bytes, random: np.random.Generator) -> bytes:
 
 
 def change_payload(data: bytes, random: np.random.Generator) -> bytes:
-    """Damage the payload behind its base64, where the signature alone stands guard."""
+    """Damage the payload behind its base64, which only the signature protects."""
     document = json.loads(data)
     payload = base64.b64decode(document["payload"])
     document["payload"] = base64.b64encode((flip_bits, cut, splice)[random.integers(3)](payload, random)).decode()
@@ -167,7 +171,7 @@ def change_payload(data: bytes, random: np.random.Generator) -> bytes:
 
 
 def change_signature(data: bytes, random: np.random.Generator) -> bytes:
-    """Damage the signature, repeat it, or put others beside it."""
+    """Damage the signature, repeat it, or add others."""
     document = json.loads(data)
     (signature,) = document["signatures"]
     others = [
@@ -183,7 +187,7 @@ def change_signature(data: bytes, random: np.random.Generator) -> bytes:
 
 
 def nest(data: bytes, random: np.random.Generator) -> bytes:  # noqa: ARG001 - the signature of all mutations
-    """Make JSON that is nothing but depth or breadth."""
+    """Make JSON that is only deeply nested or very wide."""
     size = int(random.integers(1, 60_000))
     return [b"[" * size, b'{"payload":' * size, b"[" + b"[]," * size + b"[]]", b'{"payload":"' + b"A" * size][
         random.integers(4)
@@ -216,21 +220,5 @@ MUTATIONS: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (
 )
 
 
-def main() -> int:
-    """Try the files and print what came of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--files", type=int, default=20_000, help="how many damaged files to try")
-    parser.add_argument("--seed", type=int, default=0, help="of the damage")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = run_mutations(Path(folder), num_files=arguments.files, seed=arguments.seed)
-    print(
-        f"{report.num_files} files: {report.num_refused} refused, {report.num_equivalent} equivalent to a signed one, "
-        f"{report.num_accepted_wrongly} accepted wrongly, {report.num_crashes} crashes, at most "
-        f"{report.peak_bytes / 1e6:.1f} MB"
-    )
-    return 0 if report.is_clean else 1
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(run_mutations, description=__doc__, unit="files", default=20_000))

@@ -11,13 +11,10 @@ than it was, and more than 100 MB. The exit code is 1 if there is any.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shutil
 import struct
-import sys
-import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -28,21 +25,19 @@ from typing import Any
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
-from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, EngineSidecar, parse_sidecar, serialize_sidecar  # noqa: E402
-from icis_deploy.bundle.generator_metadata import GeneratorMetadata, Limits, parse_metadata, serialize_metadata  # noqa: E402
-from icis_deploy.bundle.manifest import MANIFEST_NAME, SLOTS_NAME, file_entry  # noqa: E402 - a script finds its own checkout
-from icis_deploy.bundle.slot_files import parse_slots, serialize_slots  # noqa: E402
-from icis_deploy.errors import ICISDeployError  # noqa: E402
-from icis_deploy.head.slots import SlotTable  # noqa: E402
-from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing  # noqa: E402
-from icis_deploy.runtime.device import Device  # noqa: E402
-from icis_deploy.runtime.operations import classes  # noqa: E402
-from icis_deploy.updates.signing import keygen, trusted_keys_from_files  # noqa: E402
-from scripts.robustness.mutations import MAX_BYTES, change_one, cut, flip_bits, nest, random_bytes, splice  # noqa: E402
-from tests.icis_deploy.runtime.bundles import FEATURE_DIM, images, make_update, signed_bytes, trust, write_bundle  # noqa: E402
+from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, EngineSidecar, parse_sidecar, serialize_sidecar
+from icis_deploy.bundle.generator_metadata import GeneratorMetadata, Limits, parse_metadata, serialize_metadata
+from icis_deploy.bundle.manifest import MANIFEST_NAME, SLOTS_NAME, file_entry
+from icis_deploy.bundle.slot_files import parse_slots, serialize_slots
+from icis_deploy.errors import ICISDeployError
+from icis_deploy.head.slots import SlotTable
+from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
+from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.operations import classes
+from icis_deploy.updates.signing import keygen, trusted_keys_from_files
+from scripts.robustness.loop import counted, main, say
+from scripts.robustness.mutations import MAX_BYTES, change_one, cut, flip_bits, nest, random_bytes, splice
+from testing.bundles import FEATURE_DIM, images, make_update, signed_bytes, trust, write_bundle
 
 _START, _MIDDLE, _END = b'{"journal":', b',"sha256":"', b'"}\n'
 _DAMAGES = (flip_bits, cut, splice, random_bytes, nest)
@@ -62,7 +57,7 @@ class StateReport:
     """How many were refused with an error of icis-deploy."""
 
     num_opened: int = 0
-    """How many were read: what was changed is of no account, or the forger may say it."""
+    """How many were read: the change has no effect, or whoever forges the file may make it."""
 
     wrong: list[str] = field(default_factory=list)
     """What should never happen, in words."""
@@ -70,14 +65,27 @@ class StateReport:
     peak_bytes: int = 0
     """The most memory that one of them took, by Python's and numpy's allocations."""
 
+    def count_wrong(self, what: str) -> None:
+        """Keep and print what should never happen."""
+        self.wrong.append(what)
+        say(what)
+
     @property
     def is_clean(self) -> bool:
         """Whether none did harm."""
         return not self.wrong and self.peak_bytes <= MAX_BYTES
 
+    @property
+    def summary(self) -> str:
+        """The counts, on one line."""
+        return (
+            f"{self.num_files} files: {self.num_refused} refused, {self.num_opened} read, {len(self.wrong)} wrong, "
+            f"at most {self.peak_bytes / 1e6:.1f} MB"
+        )
+
 
 class StateTarget:
-    """A bundle with a life behind it, and the files whose every byte a device reads."""
+    """A bundle with a history, and the files of which a device reads every byte."""
 
     def __init__(self, folder: Path) -> None:
         keys = keygen(folder / "state-key")
@@ -322,12 +330,12 @@ PARSERS: dict[str, Callable[[Mutation, np.random.Generator, Path], None]] = {
 KINDS = ("journal", "slots", "manifest", "journal", "exported slots", "trust", *PARSERS)
 
 
-def run_state_mutations(folder: Path, *, num_files: int, seed: int) -> StateReport:
+def run_state_mutations(folder: Path, num_files: int, *, seed: int) -> StateReport:
     """Try `num_files` damaged and forged files; the bundle is made in `folder`."""
     target, report = StateTarget(folder), StateReport()
     tracemalloc.start()
     try:
-        for index in range(num_files):
+        for index in counted(num_files, "files"):
             kind = KINDS[index % len(KINDS)]
             count_case(target, kind, np.random.default_rng((seed, index)), report, where=f"{kind}, case {index}")
     finally:
@@ -347,33 +355,16 @@ def count_case(target: StateTarget, kind: str, random: np.random.Generator, repo
     except ICISDeployError as error:
         report.num_refused += 1
         if "\n" in str(error) or len(str(error)) > 2000:
-            report.wrong.append(f"{where}: a message of {len(str(error))} characters, or of several lines")
+            report.count_wrong(f"{where}: a message of {len(str(error))} characters, or of several lines")
     except Exception as error:  # whatever it is, it is no answer
-        report.wrong.append(f"{where}: {type(error).__name__}: {error}")
+        report.count_wrong(f"{where}: {type(error).__name__}: {error}")
     peak = tracemalloc.get_traced_memory()[1] - before
     report.peak_bytes = max(report.peak_bytes, peak)
     if peak > MAX_BYTES:
-        report.wrong.append(f"{where}: {peak / 1e6:.0f} MB")
+        report.count_wrong(f"{where}: {peak / 1e6:.0f} MB")
     if time.monotonic() - start > MAX_SECONDS:
-        report.wrong.append(f"{where}: took longer than {MAX_SECONDS:.0f} s")
-
-
-def main() -> int:
-    """Try the files and print what came of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--files", type=int, default=4_000, help="how many files to try")
-    parser.add_argument("--seed", type=int, default=0, help="of the damage")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = run_state_mutations(Path(folder), num_files=arguments.files, seed=arguments.seed)
-    for wrong in report.wrong[:50]:
-        print(wrong, file=sys.stderr)
-    print(
-        f"{report.num_files} files: {report.num_refused} refused, {report.num_opened} read, {len(report.wrong)} wrong, "
-        f"at most {report.peak_bytes / 1e6:.1f} MB"
-    )
-    return 0 if report.is_clean else 1
+        report.count_wrong(f"{where}: took longer than {MAX_SECONDS:.0f} s")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(run_state_mutations, description=__doc__, unit="files", default=4_000))

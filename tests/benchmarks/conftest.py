@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.machine.monitor import MachineState
 from benchmarks.timing.rounds import Instruments
-from tests.benchmarks.bundles import export_bundles
+from testing.exported_bundles import export_bundles
 
 
 class VirtualMachine:

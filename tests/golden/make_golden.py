@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
-from icis_deploy.head.class_update import ClassUpdate  # noqa: E402 - a script finds its own checkout first
-from icis_deploy.runtime.device import Device  # noqa: E402
-from icis_deploy.updates.signing import keygen, trusted_keys_from_files  # noqa: E402
-from tests.icis_deploy.runtime.bundles import (  # noqa: E402
+from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.runtime.device import Device
+from icis_deploy.updates.signing import keygen, trusted_keys_from_files
+from testing.bundles import (
     Clock,
     images,
     make_update,

@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
-from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, EngineSidecar, serialize_sidecar  # noqa: E402
-from icis_deploy.bundle.generator_metadata import GeneratorMetadata, Limits, serialize_metadata  # noqa: E402
-from icis_deploy.bundle.manifest import Bundle, FileEntry, ModelInput, file_entry, serialize_manifest  # noqa: E402
-from icis_deploy.bundle.slot_files import serialize_slots  # noqa: E402
-from icis_deploy.head.slots import SlotTable  # noqa: E402
-from icis_deploy.images.preprocessing import Preprocessing  # noqa: E402
-from icis_deploy.runtime.state.journal import HistoryEntry, Journal, StateEntry, serialize_journal  # noqa: E402
+from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, EngineSidecar, serialize_sidecar
+from icis_deploy.bundle.generator_metadata import GeneratorMetadata, Limits, serialize_metadata
+from icis_deploy.bundle.manifest import Bundle, FileEntry, ModelInput, file_entry, serialize_manifest
+from icis_deploy.bundle.slot_files import serialize_slots
+from icis_deploy.head.slots import SlotTable
+from icis_deploy.images.preprocessing import Preprocessing
+from icis_deploy.runtime.state.journal import HistoryEntry, Journal, StateEntry, serialize_journal
 
 FOLDER = Path(__file__).resolve().parent / "v2"
 NAMES = ("okapi", "Bärtierchen 水熊")

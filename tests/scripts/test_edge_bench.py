@@ -1,6 +1,5 @@
 """The edge kit: what a device without internet gets, and what comes back."""
 
-import importlib.util
 import json
 import os
 import platform
@@ -9,29 +8,19 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
 
 from benchmarks.results.result import load_result
 from icis_deploy.errors import IncompatibleError, LoadError, UsageError
-from tests.benchmarks.bundles import export_bundles
+from scripts.edge import edge_bench
+from testing.exported_bundles import export_bundles
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULT = REPOSITORY / "tests" / "benchmarks" / "results" / "bench.json"
 
 needs_sha256sum = pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
-
-
-@pytest.fixture(scope="module")
-def edge_bench():
-    """The script `scripts/edge/edge-bench` as a module."""
-    loader = SourceFileLoader("edge_bench", str(REPOSITORY / "scripts" / "edge" / "edge-bench"))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("edge_bench", loader))
-    sys.modules["edge_bench"] = module  # dataclasses look their module up
-    loader.exec_module(module)
-    return module
 
 
 def write_wheel(folder, name, version, *requirements):
@@ -44,7 +33,7 @@ def write_wheel(folder, name, version, *requirements):
 # --- pack ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_platform_takes_the_wheels_of_every_older_glibc(edge_bench):
+def test_a_platform_takes_the_wheels_of_every_older_glibc():
     target = edge_bench.parse_target("manylinux_2_19_aarch64", "3.11")
 
     assert target.platforms == [
@@ -67,13 +56,13 @@ def test_a_platform_takes_the_wheels_of_every_older_glibc(edge_bench):
         ("manylinux_2_28_aarch64", "3.11.7", r"'3\.11\.7' is unknown"),
     ],
 )
-def test_what_is_no_platform_is_refused(edge_bench, tag, python, message):
+def test_what_is_no_platform_is_refused(tag, python, message):
     with pytest.raises(UsageError, match=message):
         edge_bench.parse_target(tag, python)
 
 
 @pytest.mark.parametrize(("python", "missing"), [("3.10", {"typing-extensions>=4"}), ("3.11", set())])
-def test_markers_are_those_of_the_device_and_not_of_the_machine_that_packs(edge_bench, tmp_path, python, missing):
+def test_markers_are_those_of_the_device_and_not_of_the_machine_that_packs(tmp_path, python, missing):
     requirements = ("cryptography", 'onnxruntime; extra == "cpu"', 'torch; extra == "train"', 'x; os_name == "nt"')
     write_wheel(tmp_path, "icis-deploy", "1.0", *requirements)
     write_wheel(tmp_path, "cryptography", "1.0", 'typing-extensions>=4; python_version < "3.11"', 'x; extra == "cpu"')
@@ -83,7 +72,7 @@ def test_markers_are_those_of_the_device_and_not_of_the_machine_that_packs(edge_
     assert edge_bench.missing_requirements(tmp_path, target) == missing
 
 
-def test_requirements_are_locked_by_version_and_hash(edge_bench, tmp_path):
+def test_requirements_are_locked_by_version_and_hash(tmp_path):
     for name in ("b", "pip", "a-c"):
         write_wheel(tmp_path, name, "1.0")
     lines = edge_bench.locked_requirements(tmp_path)
@@ -92,7 +81,7 @@ def test_requirements_are_locked_by_version_and_hash(edge_bench, tmp_path):
     assert all(len(line.split(" --hash=sha256:")[1]) == 64 for line in lines)
 
 
-def test_images_of_equal_names_stay_apart(edge_bench, tmp_path):
+def test_images_of_equal_names_stay_apart(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "1.JPG").write_text(folder)
@@ -106,7 +95,7 @@ def test_images_of_equal_names_stay_apart(edge_bench, tmp_path):
     assert (kit / "images" / "000001.jpg").read_text() == "b"
 
 
-def test_a_failed_pack_leaves_no_archive(edge_bench, tmp_path, capsys):
+def test_a_failed_pack_leaves_no_archive(tmp_path, capsys):
     words = ["pack", str(tmp_path / "nothing"), "--platform", "manylinux2014_aarch64", "--python", "3.11"]
 
     assert edge_bench.main([*words, "--out", str(tmp_path / "kit.tar.gz")]) == 3
@@ -115,17 +104,17 @@ def test_a_failed_pack_leaves_no_archive(edge_bench, tmp_path, capsys):
 
 
 def test_a_python_without_what_it_needs_is_told_which_one_has_it(tmp_path):
-    script = REPOSITORY / "scripts" / "edge" / "edge-bench"
+    script = REPOSITORY / "scripts" / "edge" / "edge_bench.py"
     result = subprocess.run(
         [sys.executable, "-I", "-S", str(script), "read", "x"], capture_output=True, text=True, check=False
     )
 
     assert result.returncode == 5
     (line,) = result.stderr.splitlines()
-    assert line.endswith("Run ./scripts/install dev, then .venv/bin/python scripts/edge/edge-bench.")
+    assert line.endswith("Run ./scripts/install dev, then .venv/bin/python scripts/edge/edge_bench.py.")
 
 
-def test_a_folder_called_build_is_not_taken_for_the_module_that_builds_the_wheel(edge_bench, tmp_path, monkeypatch):
+def test_a_folder_called_build_is_not_taken_for_the_module_that_builds_the_wheel(tmp_path, monkeypatch):
     """It is left in the repository by other ways to build; `python -m build` looks into the current folder first."""
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "__main__.py").write_text("raise SystemExit('the wrong build')")
@@ -161,14 +150,14 @@ def write_kit(path, **changes):
     return path
 
 
-def read(edge_bench, tmp_path, kit, result=RESULT):
+def read(tmp_path, kit, result=RESULT):
     words = ["read", str(result), "--kit", str(kit), "--out", str(tmp_path / "device.json")]
     arguments = edge_bench.parse_arguments(words)
     return arguments.step(arguments)
 
 
-def test_a_result_of_the_kit_is_kept_as_it_is(edge_bench, tmp_path):
-    said = read(edge_bench, tmp_path, write_kit(tmp_path / "kit.tar.gz"))
+def test_a_result_of_the_kit_is_kept_as_it_is(tmp_path):
+    said = read(tmp_path, write_kit(tmp_path / "kit.tar.gz"))
 
     assert (tmp_path / "device.json").read_bytes() == RESULT.read_bytes()
     assert load_result(RESULT).environment.fingerprint in said
@@ -183,29 +172,29 @@ def test_a_result_of_the_kit_is_kept_as_it_is(edge_bench, tmp_path):
         ({"bundles": {"another": 1}}, "its bundles: {'another': None}"),
     ],
 )
-def test_a_result_of_another_kit_is_refused(edge_bench, tmp_path, changes, message):
+def test_a_result_of_another_kit_is_refused(tmp_path, changes, message):
     with pytest.raises(IncompatibleError, match=message):
-        read(edge_bench, tmp_path, write_kit(tmp_path / "kit.tar.gz", **changes))
+        read(tmp_path, write_kit(tmp_path / "kit.tar.gz", **changes))
     assert not (tmp_path / "device.json").exists()
 
 
-def test_what_is_no_kit_or_no_result_is_refused(edge_bench, tmp_path):
+def test_what_is_no_kit_or_no_result_is_refused(tmp_path):
     kit = write_kit(tmp_path / "kit.tar.gz")
     (tmp_path / "broken.json").write_text('{"schema_version": 99}')
 
     with pytest.raises(LoadError, match="It has schema version 99"):
-        read(edge_bench, tmp_path, kit, tmp_path / "broken.json")
-    with pytest.raises(LoadError, match="is not an archive that `edge-bench pack` wrote"):
-        read(edge_bench, tmp_path, RESULT)
+        read(tmp_path, kit, tmp_path / "broken.json")
+    with pytest.raises(LoadError, match=r"is not an archive that `edge_bench\.py pack` wrote"):
+        read(tmp_path, RESULT)
     with pytest.raises(LoadError, match="kit version 2; this release reads 1"):
-        read(edge_bench, tmp_path, write_kit(kit, kit_version=2))
+        read(tmp_path, write_kit(kit, kit_version=2))
 
 
 # --- the whole way ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def unpacked(edge_bench, tiny_project, tmp_path_factory):
+def unpacked(tiny_project, tmp_path_factory):
     """A kit for this machine and Python, with one tiny bundle, where it was unpacked."""
     folder = tmp_path_factory.mktemp("edge")
     probe = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder / "probe", "click"]
@@ -231,10 +220,10 @@ def run_on_device(kit):
 
 @pytest.mark.slow
 @needs_sha256sum
-def test_a_kit_measures_on_a_bare_device_and_its_result_is_read_back(edge_bench, unpacked, tmp_path):
+def test_a_kit_measures_on_a_bare_device_and_its_result_is_read_back(unpacked, tmp_path):
     finished = run_on_device(unpacked)
     assert finished.returncode == 0, finished.stderr
-    read(edge_bench, tmp_path, unpacked.parents[1] / "kit.tar.gz", unpacked / "result.json")
+    read(tmp_path, unpacked.parents[1] / "kit.tar.gz", unpacked / "result.json")
 
     result = load_result(tmp_path / "device.json")
     assert [target.name for target in result.targets] == ["original", "fused"]

@@ -12,7 +12,7 @@ import pytest
 
 from icis_deploy.runtime.operations import classes, history
 from icis_deploy.updates.signing import keygen
-from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, trust, write_bundle
+from testing.bundles import make_update, signed_bytes, trust, write_bundle
 
 FLEET = Path(__file__).resolve().parents[2] / "scripts" / "fleet"
 COMMAND = Path(sys.executable).with_name("icis-deploy")

@@ -16,6 +16,8 @@ Rules:
 Source: TensorRT developer guide, "Working with Quantized Types", "Q/DQ Layer-Placement Recommendations".
 """
 
+# Why: docs/decisions/0049.
+
 from __future__ import annotations
 
 import numpy as np

@@ -6,6 +6,8 @@ measurement how much images differ; the prediction lies between them. `icis_depl
 the intervals.
 """
 
+# Why: docs/decisions/0039.
+
 from __future__ import annotations
 
 import math

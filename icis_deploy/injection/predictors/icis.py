@@ -11,6 +11,8 @@ Two settings of the same model, loss and optimiser:
   the same accuracy in a small part of the time, and its cost is known before it starts.
 """
 
+# Why: docs/decisions/0018.
+
 from __future__ import annotations
 
 import math

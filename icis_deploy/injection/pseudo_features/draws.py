@@ -26,6 +26,8 @@ Sources: Saxe, McClelland & Ganguli, "A mathematical theory of semantic developm
 "On Calibration of Modern Neural Networks", ICML 2017.
 """
 
+# Why: docs/decisions/0037.
+
 from __future__ import annotations
 
 from copy import copy

@@ -20,6 +20,7 @@ import numpy as np
 from icis_deploy.common.arrays import Float32, Float64, Int64
 from icis_deploy.injection.pseudo_features.threshold_search import quantile
 
+# Why: docs/decisions/0054.
 CONCENTRATIONS = (3.2, 8.0)
 """How alike images are in the share of class. Measured on rendered pictures that the demo's networks had not seen (40,
 120 and 300 classes, trained well and badly; `scripts/experiments/other_heads.py` prints it), and read in two ways. What

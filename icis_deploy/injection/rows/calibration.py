@@ -5,6 +5,8 @@ against seen ones, or always win. `icis_deploy.injection.validation.operating_po
 applied, one class at a time: what a class's row becomes depends on no other class.
 """
 
+# Why: docs/decisions/0038 (one length, scale and offset), docs/decisions/0040 (plain arrays).
+
 from __future__ import annotations
 
 from dataclasses import dataclass

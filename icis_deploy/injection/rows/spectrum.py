@@ -117,6 +117,7 @@ def amplify(deviations: Float32, axes: Float32, gain: Float32) -> Float32:
     return np.asarray(deviations + ((deviations @ axes.T) * gain) @ axes, dtype=np.float32)
 
 
+# Why: docs/decisions/0052.
 EXPLAINED = 0.6
 """Part of the variance of the biases that must follow from the weights."""
 

@@ -11,6 +11,7 @@ from icis_deploy.injection.predictors.registry import METHODS, Method, Progress
 from icis_deploy.injection.validation.evaluation import Candidate, Trial, try_method
 from icis_deploy.injection.validation.operating_point import weighted_harmonic_mean
 
+# Why: docs/decisions/0038.
 METHODS_TIED = 0.5
 """Methods that score less than this part of the best are out. Of the others the held-out rows decide: on heads of other
 kinds (`scripts/experiments/other_heads.py`) the balance that pseudo-features predict is off by up to a factor of two,

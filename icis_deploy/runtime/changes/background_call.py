@@ -7,6 +7,8 @@ Rules:
 2. It has its caller's priority: a thread inherits that.
 """
 
+# Why: docs/decisions/0056 (the priority).
+
 from __future__ import annotations
 
 import threading

@@ -71,6 +71,7 @@ class VerifiedContent:
         return hashlib.sha256(self.payload).hexdigest()
 
 
+# Why: docs/decisions/0023.
 def max_update_bytes(bundle: Bundle) -> int:
     """Return the size above which no file can be an update for this bundle.
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle.manifest import Bundle
-from icis_deploy.common.arrays import Float32, Float64
+from icis_deploy.common.arrays import Float32, Float64, Images
 from icis_deploy.errors import SelfTestError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable
@@ -60,7 +60,7 @@ class SelfTestResult:
     """How long the model ran, in seconds."""
 
 
-def self_test_input(bundle: Bundle, seed: int) -> NDArray[np.generic]:
+def self_test_input(bundle: Bundle, seed: int) -> Images:
     """Return the seeded input, `(1, *input_shape)`: noise of 256 levels in -1..1, the range of prepared images.
 
     It is read-only, and repeats itself after `_NOISE_PERIOD` values; the seed says which of them comes first. An input
@@ -132,23 +132,21 @@ class _TimedSession:
         self.seconds = 0.0
         self._session = session
 
-    def run(
-        self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
-    ) -> SessionOutput:
+    def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run one batch; see `Session.run`."""
         start = time.perf_counter()
         output = self._session.run(images, slots, with_features=with_features)
         self.seconds += time.perf_counter() - start
         return output
 
-    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
+    def top(self, images: Images, slots: SlotBuffers | None = None) -> TopOutput | None:
         """Run one batch; see `Session.top`."""
         return self._session.top(images, slots)
 
 
 def _run_on_seeded_input(
     session: Session, bundle: Bundle, buffers: SlotBuffers, seed: int
-) -> tuple[NDArray[np.generic], SessionOutput, Float32]:
+) -> tuple[Images, SessionOutput, Float32]:
     """Return an input, what the model gives for it, and its features, `(feature_dim,)` float32, not all zero."""
     for offset in range(NUM_SEEDS):
         images = self_test_input(bundle, seed + offset)
@@ -201,7 +199,7 @@ def _logits_from_scores(
     session: Session,
     bundle: Bundle,
     table: SlotTable,
-    images: NDArray[np.generic],
+    images: Images,
     *,
     level: float,
 ) -> tuple[Float64, float]:

@@ -9,6 +9,8 @@ Rules:
 4. It is rolled back like an update.
 """
 
+# Why: docs/decisions/0041.
+
 from __future__ import annotations
 
 from datetime import datetime

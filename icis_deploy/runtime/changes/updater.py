@@ -13,6 +13,8 @@ What may change is decided in `rules.py`, how it reaches the disk in `state/stor
 are imported with the first change: a device that only answers opens without them.
 """
 
+# Why: docs/decisions/0022 (the order), docs/decisions/0057 (late imports).
+
 from __future__ import annotations
 
 import threading
@@ -29,7 +31,7 @@ from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import BundleError, SelfTestError
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.sessions.protocol import Session
-from icis_deploy.runtime.state.head_state import HeadState, known_names, make_head_state
+from icis_deploy.runtime.state.head_state import HeadState, make_head_state
 from icis_deploy.runtime.state.journal import HistoryEntry, Journal, StateEntry, check_disabled, initial_journal
 from icis_deploy.runtime.state.store import SlotsFile, Store, slots_file
 
@@ -93,7 +95,7 @@ def switch_class(
 
     before = store.load_journal(bundle)
     table = load_table(before.current)
-    names = known_names(bundle, table)
+    names = bundle.known_names(table)
     check_disabled(before, names)
     switched = after_switch(before, class_name, enabled=enabled, known_names=names, clock=clock)
     if switched is None:
@@ -195,7 +197,7 @@ class Updater:
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
             table = self._store.load_table(self._bundle, state_before(before))
-            entry, after = after_rollback(before, known_names=known_names(self._bundle, table), clock=self._clock())
+            entry, after = after_rollback(before, known_names=self._bundle.known_names(table), clock=self._clock())
             self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
         return entry
 
@@ -233,7 +235,7 @@ class Updater:
             before = self._store.load_journal(self._bundle)
             table = self._table_before(before)
             entry, after = after_replacement(
-                before, former, known_names=known_names(self._bundle, table), clock=self._clock()
+                before, former, known_names=self._bundle.known_names(table), clock=self._clock()
             )
             self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
         return entry
@@ -260,7 +262,7 @@ class Updater:
                 if attempt + 1 == _NUM_READ_ATTEMPTS or self._store.load_journal(self._bundle) == journal:
                     raise
                 continue
-            check_disabled(journal, known_names(self._bundle, table))
+            check_disabled(journal, self._bundle.known_names(table))
             state = self._state_with(table, version=journal.current.version, disabled=journal.disabled)
             if self_test and state.slots is not None:
                 from icis_deploy.runtime.changes.self_test import verify_slots
@@ -352,5 +354,5 @@ class Updater:
         """Return the slots that a change starts from, of a journal that a device would open."""
         table = self._table_of(journal.current)
         if journal.disabled:
-            check_disabled(journal, known_names(self._bundle, table))
+            check_disabled(journal, self._bundle.known_names(table))
         return table

@@ -13,6 +13,8 @@ Rules:
    imports nothing heavy, as the command line offers its names.
 """
 
+# Why: docs/decisions/0026.
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -8,6 +8,8 @@ Rules:
    6455): two heads of one model would share the first one's engine. So each model has a cache folder of its own.
 """
 
+# Why: docs/decisions/0036.
+
 from __future__ import annotations
 
 import os

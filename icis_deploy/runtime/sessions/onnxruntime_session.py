@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import (
     MissingDependencyError,
     ModelLoadError,
@@ -76,21 +75,19 @@ class ONNXRuntimeSession:
             return SlotBuffers(weight=weight, bias=bias)
         return SlotBuffers(weight=self._copied(weight), bias=self._copied(bias))
 
-    def run(
-        self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
-    ) -> SessionOutput:
+    def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run one batch; see `Session.run`."""
         outputs = self._fetch(self._scores_and_features if with_features else self._scores, images, slots)
         return SessionOutput(outputs[0], outputs[1] if len(outputs) > 1 else None)
 
-    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
+    def top(self, images: Images, slots: SlotBuffers | None = None) -> TopOutput | None:
         """Run one batch and fetch the classes that the model selects itself; see `Session.top`."""
         if not self._topk_outputs:
             return None
         probabilities, columns = self._fetch(self._topk_outputs, images, slots)
         return probabilities, columns
 
-    def _fetch(self, names: list[str], images: NDArray[np.generic], slots: SlotBuffers | None) -> list[Any]:
+    def _fetch(self, names: list[str], images: Images, slots: SlotBuffers | None) -> list[Any]:
         # With each request, while caches are cold, a call of a function in Python costs 2 to 5 us: so there are few.
         if self._batch is not None and len(images) not in {0, self._batch}:
             return fetch_in_batches(lambda batch: self._fetch(names, batch, slots), images, self._batch)
@@ -172,6 +169,7 @@ def session_options(num_threads: int | None = None) -> Any:
     options.log_severity_level = 3  # what matters comes as an exception; warnings of the graph optimizer help no user
     # Threads of a pool wait for the next operator by spinning, and by default go on after a run: they keep a core from
     # whatever comes next, such as another session. Within a run they may; after it they sleep.
+    # Why: docs/decisions/0047.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if num_threads is not None:
         options.intra_op_num_threads = num_threads

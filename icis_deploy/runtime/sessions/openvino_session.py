@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, RuntimeFailureError
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
 from icis_deploy.runtime.sessions.pools import ResourcePool
@@ -59,27 +59,23 @@ class OpenVINOSession:
                 )
         return SlotBuffers(weight=np.ascontiguousarray(weight), bias=np.ascontiguousarray(bias))
 
-    def run(
-        self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
-    ) -> SessionOutput:
+    def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run one batch; see `Session.run`."""
         has_features = with_features and FEATURES in self._outputs
         found = self._fetch([self._logits_name, *([FEATURES] if has_features else [])], images, slots)
         return SessionOutput(logits=found[0], features=found[1] if has_features else None)
 
-    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
+    def top(self, images: Images, slots: SlotBuffers | None = None) -> TopOutput | None:
         """Run one batch and fetch the classes that the model selects itself; see `Session.top`."""
         if not {TOP_PROBABILITIES, TOP_CLASS_IDS} <= self._outputs.keys():
             return None
         probabilities, columns = self._fetch([TOP_PROBABILITIES, TOP_CLASS_IDS], images, slots)
         return probabilities, columns
 
-    def _fetch(self, names: list[str], images: NDArray[np.generic], slots: SlotBuffers | None) -> list[NDArray[Any]]:
+    def _fetch(self, names: list[str], images: Images, slots: SlotBuffers | None) -> list[NDArray[Any]]:
         return fetch_in_batches(lambda batch: self._fetch_batch(names, batch, slots), images, self._batch)
 
-    def _fetch_batch(
-        self, names: list[str], images: NDArray[np.generic], slots: SlotBuffers | None
-    ) -> list[NDArray[Any]]:
+    def _fetch_batch(self, names: list[str], images: Images, slots: SlotBuffers | None) -> list[NDArray[Any]]:
         # OpenVINO would convert another type without a word.
         if images.dtype != self._input_dtype:
             raise self._refusal(images, "the types differ")
@@ -92,7 +88,7 @@ class OpenVINOSession:
             # The request's own memory, which its next run writes to: so these are copies.
             return [np.array(outputs[self._outputs[name]]) for name in names]
 
-    def _refusal(self, images: NDArray[np.generic], reason: str) -> RuntimeFailureError:
+    def _refusal(self, images: Images, reason: str) -> RuntimeFailureError:
         return RuntimeFailureError(
             f"OpenVINO could not run the model on an input of shape {images.shape} and type {images.dtype}; it expects "
             f"{self._input_shape} and {self._input_dtype}: {reason}"

@@ -1,5 +1,7 @@
 """What a session lends: resources that one request at a time may use, and storage that slots are written to."""
 
+# Why: docs/decisions/0033.
+
 from __future__ import annotations
 
 import threading

@@ -4,16 +4,15 @@ A session is a model loaded in a runtime. It holds no head state: slots are load
 request therefore ends with the slots it started with, whatever is loaded in the meantime, and no lock is needed.
 """
 
+# Why: docs/decisions/0002.
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
-from icis_deploy.common.arrays import Float32, Int64
+from icis_deploy.common.arrays import Float32, Images, Int64
 from icis_deploy.errors import RuntimeFailureError
 
 
@@ -71,9 +70,7 @@ class Session(Protocol):
         """
         ...
 
-    def run(
-        self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
-    ) -> SessionOutput:
+    def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run the model on one batch.
 
         Args:
@@ -86,7 +83,7 @@ class Session(Protocol):
         """
         ...
 
-    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
+    def top(self, images: Images, slots: SlotBuffers | None = None) -> TopOutput | None:
         """Run the model on one batch and fetch the classes that it selects itself, and no scores.
 
         Args:

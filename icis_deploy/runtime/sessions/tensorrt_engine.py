@@ -1,5 +1,7 @@
 """Open a bundle's engine: everything that is stated of it is compared before its bytes reach TensorRT."""
 
+# Why: docs/decisions/0032.
+
 from __future__ import annotations
 
 from pathlib import Path

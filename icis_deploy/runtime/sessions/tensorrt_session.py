@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.bundle.engine_sidecar import EngineSidecar
 from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls, DeviceMemory
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
@@ -113,30 +113,24 @@ class TensorRTSession:
                 self._cuda.synchronize(self._copy_stream)
         return SlotBuffers(weight=lease, bias=lease)
 
-    def run(
-        self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
-    ) -> SessionOutput:
+    def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run one batch; see `Session.run`. An engine holds no slots of its own, so slots must be given."""
         has_features = with_features and any(output.name == FEATURES for output in self._outputs)
         logits_name = self._outputs[0].name
         found = self._fetch([logits_name, *([FEATURES] if has_features else [])], images, slots)
         return SessionOutput(logits=found[0], features=found[1] if has_features else None)
 
-    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
+    def top(self, images: Images, slots: SlotBuffers | None = None) -> TopOutput | None:
         """Run one batch and fetch the classes that the model selects itself; see `Session.top`."""
         if not {TOP_PROBABILITIES, TOP_CLASS_IDS} <= {output.name for output in self._outputs}:
             return None
         probabilities, columns = self._fetch([TOP_PROBABILITIES, TOP_CLASS_IDS], images, slots)
         return probabilities, columns
 
-    def _fetch(
-        self, names: Sequence[str], images: NDArray[np.generic], slots: SlotBuffers | None
-    ) -> list[NDArray[Any]]:
+    def _fetch(self, names: Sequence[str], images: Images, slots: SlotBuffers | None) -> list[NDArray[Any]]:
         return fetch_in_batches(lambda batch: self._fetch_batch(names, batch, slots), images, self._batch)
 
-    def _fetch_batch(
-        self, names: Sequence[str], images: NDArray[np.generic], slots: SlotBuffers | None
-    ) -> list[NDArray[Any]]:
+    def _fetch_batch(self, names: Sequence[str], images: Images, slots: SlotBuffers | None) -> list[NDArray[Any]]:
         self._check_images(images)
         # The lease is held until the context's stream is empty: `slots` is a reference of this frame.
         loaded, addresses = self._shared, {}
@@ -152,7 +146,7 @@ class TensorRTSession:
             found = context.run(images, addresses, names)
         return [found[name] for name in names]
 
-    def _check_images(self, images: NDArray[np.generic]) -> None:
+    def _check_images(self, images: Images) -> None:
         least, greatest = self._batches
         if images.dtype != self._image.dtype or images.shape[1:] != self._image.shape:
             raise RuntimeFailureError(

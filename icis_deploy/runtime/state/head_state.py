@@ -49,11 +49,6 @@ class HeadState:
         return None if self.table is None or self.buffers is None else (self.table, self.buffers)
 
 
-def known_names(bundle: Bundle, table: SlotTable | None) -> tuple[str, ...]:
-    """Return all classes of a head, disabled ones included: those baked into the model, then those in slots."""
-    return bundle.class_names if table is None else (*bundle.class_names, *table.filled_names)
-
-
 def make_head_state(
     bundle: Bundle,
     session: Session,
@@ -101,7 +96,7 @@ def enabled_columns(
     """Return which of the model's outputs are classes to choose among, and their names."""
     num_baked = len(bundle.class_names)
     filled = np.empty(0, dtype=np.intp) if table is None else table.filled
-    names = known_names(bundle, table)
+    names = bundle.known_names(table)
     if not disabled and (table is None or table.fills_first_slots):
         return slice(0, num_baked + filled.size), names
     columns = np.concatenate([np.arange(num_baked, dtype=np.intp), num_baked + filled])

@@ -12,6 +12,8 @@ Rules:
 The file is JSON with its own SHA-256, because a flipped bit in a version number would still be JSON.
 """
 
+# Why: docs/decisions/0021 (what no rollback brings back).
+
 from __future__ import annotations
 
 import hashlib

@@ -15,6 +15,8 @@ Rules:
    is compared byte for byte, and replaced where it is damaged.
 """
 
+# Why: docs/decisions/0019 (the journal), docs/decisions/0020 (the lock), docs/decisions/0050 (what is removed).
+
 from __future__ import annotations
 
 import hashlib
@@ -316,6 +318,7 @@ class Store:
             if self._files.stamp(self._new_journal_path) is not None:  # it did not happen
                 written.extend(removable)
                 raise
+            # Why: docs/decisions/0051.
             # Renamed, but perhaps not for good: it is taken back, so that memory and disk say the same. A rename can
             # also have happened where it is reported as failed (a network's answer was lost), or was interrupted.
             if had_journal:

@@ -41,7 +41,6 @@ from icis_deploy.errors import (
 )
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.sessions.onnxruntime_session import session_options
-from icis_deploy.runtime.state.head_state import known_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +148,7 @@ def make_row(
         CorruptFileError: If the generator gives something that is no row.
         RuntimeFailureError: If the runtime fails.
     """
-    if class_name in known_names(bundle, table):
+    if class_name in bundle.known_names(table):
         way = "." if class_name in bundle.class_names else ", or replace it by a class update."
         raise ClassConflictError(
             f"{shown(class_name)} was not taught: the head already knows it. Teach it under another name{way}"

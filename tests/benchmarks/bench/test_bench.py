@@ -14,7 +14,7 @@ from benchmarks.bench.opened import names_of_bundles, noise
 from benchmarks.results.result import parse_result, serialize_result
 from benchmarks.results.text import text_of
 from icis_deploy.errors import ImageError, IncompatibleError, ModelLoadError, UsageError
-from tests.tiny_models import write_tiny_project
+from testing.tiny_project import write_tiny_project
 
 FAST = replace(PRESETS["quick"], budget_s=0.1)
 

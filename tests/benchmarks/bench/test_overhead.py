@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.bench.overhead import BARE, LOGITS, PREDICT, measure_overhead, text_of
 from icis_deploy.errors import UsageError
-from tests.icis_deploy.runtime.bundles import files_in, write_bundle
+from testing.bundles import files_in, write_bundle
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.report.accuracy_intervals import choices_of, pareto_front
-from benchmarks.report.legend import NEAR_PT, groups_of_near, key_height_in, num_columns
+from benchmarks.report.legend import NEAR_PT, groups_of_near, legend_height_in, num_columns
 from benchmarks.report.merging import merge
 from benchmarks.report.pictures import draw_latency_against_accuracy
 
@@ -34,7 +34,7 @@ def test_names_stand_in_two_columns_unless_one_is_long(full):
     long = replace(entries[0], label="a-name-that-is-longer-than-half-a-phone")
 
     assert (num_columns(entries), num_columns([*entries, long])) == (2, 1)
-    assert key_height_in([*entries, long]) > key_height_in(entries)
+    assert legend_height_in([*entries, long]) > legend_height_in(entries)
 
 
 def test_points_in_one_place_share_a_label_and_all_are_named_below(full):

@@ -75,8 +75,8 @@ def choice(entries, name, latency_ms, **accuracies):
 
 def test_stepping_along_the_front_says_what_is_gained_and_lost(entries):
     faster = choice(entries, "fused", 2.5, U=0.40, S=0.60)
-    righter = choice(entries, "updatable", 4.0, U=0.40, S=0.80)
-    said = say_front([faster, righter], "H")
+    more_accurate = choice(entries, "updatable", 4.0, U=0.40, S=0.80)
+    said = say_front([faster, more_accurate], "H")
 
     assert said[0] == "On the Pareto front are fused and updatable: each is faster or more accurate than any other."
     assert said[1].startswith("fused is 1.6 times as fast as updatable and loses 5.3 points of H (99 % interval +")
@@ -84,16 +84,16 @@ def test_stepping_along_the_front_says_what_is_gained_and_lost(entries):
 
 def test_a_loss_that_the_images_cannot_show_is_said_to_be_one(entries):
     faster = choice(entries, "fused", 2.5, U=0.40, S=0.79)
-    righter = choice(entries, "updatable", 4.0, U=0.40, S=0.80)
+    more_accurate = choice(entries, "updatable", 4.0, U=0.40, S=0.80)
 
-    assert "which these images cannot tell from nothing" in say_front([faster, righter], "H")[1]
+    assert "which these images cannot tell from nothing" in say_front([faster, more_accurate], "H")[1]
 
 
 def test_a_loss_that_no_figure_shows_is_not_called_zero(entries):
-    righter = choice(entries, "updatable", 4.0, U=0.40, S=0.80)
-    faster = replace(choice(entries, "fused", 2.5, U=0.40, S=0.80), accuracy=righter.accuracy)
+    more_accurate = choice(entries, "updatable", 4.0, U=0.40, S=0.80)
+    faster = replace(choice(entries, "fused", 2.5, U=0.40, S=0.80), accuracy=more_accurate.accuracy)
 
-    assert say_front([faster, righter], "H")[1].endswith("and loses less than 0.05 points of H.")
+    assert say_front([faster, more_accurate], "H")[1].endswith("and loses less than 0.05 points of H.")
 
 
 def test_one_that_is_best_in_both_is_said_to_be(entries):
@@ -127,11 +127,11 @@ def test_targets_that_are_equally_right_are_named_together(entries):
 
 
 def test_a_speed_that_the_intervals_do_not_show_is_said_not_to_be_sure(entries):
-    faster, righter = choice(entries, "fused", 2.5, U=0.4, S=0.6), choice(entries, "updatable", 2.6, U=0.4, S=0.8)
+    faster, more_accurate = choice(entries, "fused", 2.5, U=0.4, S=0.6), choice(entries, "updatable", 2.6, U=0.4, S=0.8)
     wide = replace(faster, latency_ms=Interval(value=2.5, low=2.4, high=2.7))
 
-    assert ", which their 99 % intervals do not show, and loses" in say_front([wide, righter], "H")[1]
-    assert "do not show" not in say_front([faster, righter], "H")[1]
+    assert ", which their 99 % intervals do not show, and loses" in say_front([wide, more_accurate], "H")[1]
+    assert "do not show" not in say_front([faster, more_accurate], "H")[1]
 
 
 def test_throughput_says_what_a_larger_batch_is_worth(entries):
@@ -161,7 +161,7 @@ def test_an_update_stands_beside_the_other_ways(full):
 
     assert said[0].endswith("a class update takes 2.00 ms (median of 700; p99 3.00 ms).")
     assert said[1] == (
-        "Beside it: new session 90.0 ms (45 times as long) and export, reload 3.00 s (1,500 times as long)."
+        "In comparison: new session 90.0 ms (45 times as long) and export, reload 3.00 s (1,500 times as long)."
     )
     assert said[2] == "Most of it is sync (1.10 ms) and verify (400 µs)."
 

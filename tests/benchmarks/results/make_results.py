@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 from icis_deploy.cli.main import run
-from tests.benchmarks.bundles import export_bundles
-from tests.tiny_models import write_tiny_project
+from testing.exported_bundles import export_bundles
+from testing.tiny_project import write_tiny_project
 
 HERE = Path(__file__).resolve().parent
 

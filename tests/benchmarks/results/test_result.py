@@ -33,7 +33,7 @@ def test_a_real_result_is_valid_by_the_schema_and_is_written_again_byte_by_byte(
 
 
 def test_the_schema_in_the_repository_is_that_of_the_values():
-    assert json.loads(SCHEMA_PATH.read_bytes()) == result_schema(), "run scripts/make-result-schema"
+    assert json.loads(SCHEMA_PATH.read_bytes()) == result_schema(), "run scripts/maintenance/make_result_schema.py"
 
 
 def test_the_schema_is_one_and_explains_every_field():

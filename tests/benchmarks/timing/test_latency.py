@@ -12,7 +12,7 @@ from benchmarks.results.json_values import json_from_value, value_from_json
 from benchmarks.timing.latency import Measurement, Plan, measure
 from icis_deploy.errors import RuntimeFailureError, UsageError
 
-NUM_RUNS = 40  # scripts/check-harness makes 100, in real time
+NUM_RUNS = 40  # scripts/experiments/check_harness.py makes 100, in real time
 NOISY = {"jitter": 0.03, "wander": 0.01, "interruption_share": 0.01}
 
 

@@ -6,13 +6,13 @@ from threading import Event
 
 import pytest
 
-from benchmarks.updates.class_swap import _has_right_label, measure_class_swap
+from benchmarks.updates.class_swap import _has_expected_label, measure_class_swap
 from benchmarks.updates.reports import text_of
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.answers import Prediction
 from icis_deploy.runtime.device import Device
-from tests.icis_deploy.runtime.bundles import FEATURE_DIM, files_in, make_update, seen_head, write_bundle
+from testing.bundles import FEATURE_DIM, files_in, make_update, seen_head, write_bundle
 
 
 @pytest.fixture
@@ -139,6 +139,6 @@ def test_what_is_no_run_is_refused(bundle, changed):
 def test_classes_that_are_as_probable_may_stand_in_either_order():
     right = Prediction(("okapi", "zebra", "cat"), (0.4001, 0.3999, 0.2), 1)
 
-    assert _has_right_label(Prediction(("zebra", "okapi", "cat"), (0.4, 0.4, 0.2), 1), right)
-    assert not _has_right_label(Prediction(("cat", "okapi", "zebra"), (0.4, 0.4, 0.2), 1), right)
-    assert not _has_right_label(Prediction(("quagga", "okapi", "zebra"), (0.4, 0.4, 0.2), 1), right)
+    assert _has_expected_label(Prediction(("zebra", "okapi", "cat"), (0.4, 0.4, 0.2), 1), right)
+    assert not _has_expected_label(Prediction(("cat", "okapi", "zebra"), (0.4, 0.4, 0.2), 1), right)
+    assert not _has_expected_label(Prediction(("quagga", "okapi", "zebra"), (0.4, 0.4, 0.2), 1), right)

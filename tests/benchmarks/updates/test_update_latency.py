@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from benchmarks.results.values import CLASS_UPDATE
 from benchmarks.updates.update_latency import (
     ADAPTER,
-    CLASS_UPDATE,
     NEW_SESSION,
     PARTS,
     REEXPORT,
@@ -16,7 +16,7 @@ from benchmarks.updates.update_latency import (
     text_of,
 )
 from icis_deploy.errors import RuntimeFailureError, UsageError
-from tests.icis_deploy.runtime.bundles import files_in, write_bundle
+from testing.bundles import files_in, write_bundle
 
 
 @pytest.fixture

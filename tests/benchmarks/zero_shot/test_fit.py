@@ -14,7 +14,7 @@ from icis_deploy.cli.main import run
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection.predictors.icis import ICISConfig
-from tests.tiny_models import NUM_SEEN, NUM_UNSEEN, TinyProject
+from testing.tiny_project import NUM_SEEN, NUM_UNSEEN, TinyProject
 
 
 @pytest.fixture(scope="module")

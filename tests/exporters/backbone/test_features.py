@@ -10,7 +10,7 @@ from exporters.backbone.features import NUM_PICTURES, neutral_features
 from exporters.backbone.inputs import seeded_pictures
 from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
-from tests.tiny_models import FEATURE_DIM, SIDE, TinyProject
+from testing.tiny_project import FEATURE_DIM, SIDE, TinyProject
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images.loading import load_image_list
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state.store import Store
+from testing.tiny_project import FEATURE_DIM, NUM_SEEN, TinyProject
 from tests.exporters.head_graphs import FEATURE_DIM as GRAPH_DIM
 from tests.exporters.head_graphs import GRAPHS, NUM_CLASSES, HeadGraph, rows, run_model
-from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
 
 FORMS = {
     "fp32": {},

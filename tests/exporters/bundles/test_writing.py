@@ -30,7 +30,7 @@ from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.runtime.device import Device
-from tests.tiny_models import FEATURE_DIM, TinyProject
+from testing.tiny_project import FEATURE_DIM, TinyProject
 
 
 @pytest.fixture(scope="module")

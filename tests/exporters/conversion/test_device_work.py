@@ -17,7 +17,7 @@ from icis_deploy.images.loading import load_image_list
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.envelope import save_update
-from tests.tiny_models import FEATURE_DIM, GRAPH, NUM_SEEN, SIDE, TinyProject
+from testing.tiny_project import FEATURE_DIM, GRAPH, NUM_SEEN, SIDE, TinyProject
 
 TAILS = {
     "logits": ("float[batch, 40] scores", "scores = Identity (logits)", "logits"),

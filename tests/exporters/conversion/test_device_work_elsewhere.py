@@ -39,9 +39,9 @@ from icis_deploy.runtime.sessions import tensorrt_engine as engine_loading
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls
 from icis_deploy.updates.envelope import save_update
+from testing.tiny_project import FEATURE_DIM, NUM_SEEN, SIDE, TinyProject
 from tests.exporters.conversion.test_device_work import update_for, with_tail
 from tests.icis_deploy.runtime.fake_gpu import FakeCuda, FakeTensorRT
-from tests.tiny_models import FEATURE_DIM, NUM_SEEN, SIDE, TinyProject
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
 pytest.importorskip("openvino", reason="OpenVINO has no wheel for this platform")

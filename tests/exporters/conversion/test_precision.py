@@ -25,8 +25,8 @@ from icis_deploy.errors import GateFailedError, IncompatibleError, ModelLoadErro
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list
 from icis_deploy.runtime.device import Device
+from testing.tiny_project import FEATURE_DIM, NUM_SEEN, TinyProject
 from tests.exporters.head_graphs import GRAPHS, parsed_model, rows, run_model
-from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
 
 DEEP = """
 <ir_version: 10, opset_import: ["": 20]>

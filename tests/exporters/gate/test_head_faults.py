@@ -19,7 +19,7 @@ from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
-from tests.tiny_models import FEATURE_DIM, TinyProject
+from testing.tiny_project import FEATURE_DIM, TinyProject
 
 FEW = FEATURE_DIM - 2  # with two new classes, the fused head's weight is square
 

@@ -30,7 +30,7 @@ from icis_deploy.errors import (
 )
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.runtime.sessions.openvino_session import OPENVINO_NAME, OpenVINOSession
-from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
+from testing.tiny_project import FEATURE_DIM, NUM_SEEN, TinyProject
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from icis_deploy.cli.main import run
 from icis_deploy.errors import ExportError, GateFailedError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
-from tests.tiny_models import FEATURE_DIM, NUM_SEEN, SIDE, TinyProject
+from testing.tiny_project import FEATURE_DIM, NUM_SEEN, SIDE, TinyProject
 
 CAPACITY = 4
 

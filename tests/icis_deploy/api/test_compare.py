@@ -12,7 +12,7 @@ import icis_deploy
 from icis_deploy.api.compare import ComparedMethod, compare_methods
 from icis_deploy.api.compare_plot import save_comparison_plot
 from icis_deploy.errors import ImageError, UsageError
-from tests.tiny_models import TinyProject
+from testing.tiny_project import TinyProject
 
 
 def compare(project: TinyProject, **options) -> tuple[ComparedMethod, ...]:

@@ -7,7 +7,7 @@ from icis_deploy.api.diff import compare_rows, diff
 from icis_deploy.errors import CapacityError, IncompatibleError, LoadError, WrongBaseError
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.envelope import save_update
-from tests.icis_deploy.runtime.bundles import make_update, seen_head, write_bundle
+from testing.bundles import make_update, seen_head, write_bundle
 
 
 def rows(*weights):

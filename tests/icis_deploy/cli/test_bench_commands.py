@@ -10,7 +10,7 @@ import pytest
 from benchmarks.bench import bench, scale
 from benchmarks.results.result import load_result, save_result
 from icis_deploy.cli.main import run
-from tests.benchmarks.bundles import export_bundles
+from testing.exported_bundles import export_bundles
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 

@@ -21,7 +21,7 @@ from icis_deploy.cli.verify import parity_text
 from icis_deploy.injection.predictors.registry import METHODS
 from icis_deploy.metrics.parity import GATE_PROFILES, compare_logits
 from icis_deploy.updates.envelope import load_update, save_update
-from tests.tiny_models import FEATURE_DIM, GRAPH, NUM_SEEN, NUM_UNSEEN, TinyProject
+from testing.tiny_project import FEATURE_DIM, GRAPH, NUM_SEEN, NUM_UNSEEN, TinyProject
 
 
 def run_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:

@@ -13,9 +13,9 @@ import pytest
 from icis_deploy.cli.main import run
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.envelope import load_update, save_update
+from testing.bundles import make_update, trust, write_bundle, write_signed
+from testing.tiny_project import NUM_SEEN, NUM_UNSEEN, TinyProject
 from tests.icis_deploy.cli.test_commands import export_arguments, names_in, run_json
-from tests.icis_deploy.runtime.bundles import make_update, trust, write_bundle, write_signed
-from tests.tiny_models import NUM_SEEN, NUM_UNSEEN, TinyProject
 
 
 @pytest.fixture(scope="module")

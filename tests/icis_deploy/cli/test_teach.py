@@ -10,9 +10,9 @@ import pytest
 from icis_deploy.cli.export_generator import export_generator
 from icis_deploy.cli.main import run
 from icis_deploy.injection.predictors.registry import METHODS
+from testing.bundles import files_in
+from testing.tiny_project import NUM_SEEN, TinyProject
 from tests.icis_deploy.cli.test_commands import run_json
-from tests.icis_deploy.runtime.bundles import files_in
-from tests.tiny_models import NUM_SEEN, TinyProject
 
 
 @pytest.fixture(scope="module")

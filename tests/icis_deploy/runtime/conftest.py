@@ -14,7 +14,7 @@ from icis_deploy.runtime.state.head_state import make_head_state
 from icis_deploy.runtime.state.store import Store, exported_slots
 from icis_deploy.updates.signing import KeyPair, keygen
 from icis_deploy.updates.trusted_keys import TrustedKeys
-from tests.icis_deploy.runtime.bundles import signed_bytes, trust, write_bundle
+from testing.bundles import signed_bytes, trust, write_bundle
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ was launched with; a captured graph repeats what it captured. Freed memory is fi
 with work pending is a failed assertion. So a session that relies on what a GPU does not promise gives wrong answers.
 """
 
+# Why: docs/decisions/0034.
+
 from __future__ import annotations
 
 import ctypes
@@ -20,7 +22,7 @@ import numpy as np
 import onnxruntime
 
 from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT
-from tests.icis_deploy.runtime.bundles import FEATURE_DIM, INPUT_DIM, features_of, seen_head
+from testing.bundles import FEATURE_DIM, INPUT_DIM, features_of, seen_head
 
 SUCCESS, OUT_OF_MEMORY = 0, 2
 

@@ -28,7 +28,7 @@ from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state.journal import MAX_HISTORY, MAX_STATES
 from icis_deploy.updates.envelope import envelope_of, save_update, serialize_envelope
 from icis_deploy.updates.signing import keygen, load_private_key, trusted_keys_from_files
-from tests.icis_deploy.runtime.bundles import (
+from testing.bundles import (
     TAILS,
     Clock,
     features_of,

@@ -21,7 +21,7 @@ from scripts.robustness.state_mutations import (
     run_state_mutations,
     signed_journal,
 )
-from tests.icis_deploy.runtime.bundles import files_in, make_update
+from testing.bundles import files_in, make_update
 
 
 def test_damaged_and_forged_files_are_refused_or_read_but_never_crash_a_device(tmp_path):

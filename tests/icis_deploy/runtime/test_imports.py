@@ -62,7 +62,7 @@ def test_importing_every_module_of_the_device_half_imports_nothing_heavy():
 
 
 def test_running_a_device_imports_nothing_heavy(bundle_folder, signed, tmp_path):
-    from tests.icis_deploy.runtime.bundles import make_update
+    from testing.bundles import make_update
 
     path = tmp_path / "new.icis"
     path.write_bytes(signed(make_update("okapi")))
@@ -78,7 +78,7 @@ device.rollback()
 
 
 def test_a_device_that_only_answers_imports_nothing_that_only_changes_need(bundle_folder, signed):
-    from tests.icis_deploy.runtime.bundles import make_update
+    from testing.bundles import make_update
 
     answer = "device.predict(np.zeros((1, 6), np.float32))"
     opened = f"""

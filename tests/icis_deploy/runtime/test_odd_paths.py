@@ -13,7 +13,7 @@ from icis_deploy.runtime import operations
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.envelope import load_update
 from icis_deploy.updates.signing import keygen, rotate_keys, sign, verify_update
-from tests.icis_deploy.runtime.bundles import files_in, make_update
+from testing.bundles import files_in, make_update
 
 ODD = [
     "a\0b",

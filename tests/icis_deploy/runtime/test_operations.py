@@ -7,7 +7,7 @@ import pytest
 from icis_deploy.errors import BundleError, ClassConflictError, CorruptFileError, SignatureError, UsageError
 from icis_deploy.runtime import operations
 from icis_deploy.runtime.operations import ListedClass
-from tests.icis_deploy.runtime.bundles import backbone, files_in, make_update, write_signed
+from testing.bundles import backbone, files_in, make_update, write_signed
 
 
 @pytest.fixture

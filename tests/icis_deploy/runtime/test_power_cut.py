@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from icis_deploy.runtime.state.journal import MAX_STATES
-from tests.icis_deploy.runtime.bundles import FEATURE_DIM, make_update
+from testing.bundles import FEATURE_DIM, make_update
 from tests.icis_deploy.runtime.file_systems import FailingFiles, Inode, Killed, VolatileDisk
 
 NUM_SEEDS = 20

@@ -13,7 +13,7 @@ import pytest
 from icis_deploy.runtime.device import Device
 from scripts.robustness.kill_loop import run_kill_loop
 from scripts.robustness.kill_loop_replace import check_all, run_replace_kill_loop
-from tests.icis_deploy.runtime.bundles import make_update, write_signed
+from testing.bundles import make_update, write_signed
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -18,7 +18,7 @@ from icis_deploy.errors import (
 )
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.signing import keygen, trusted_keys_from_files
-from tests.icis_deploy.runtime.bundles import FEATURE_DIM, files_in, images, make_update, seen_head, write_bundle
+from testing.bundles import FEATURE_DIM, files_in, images, make_update, seen_head, write_bundle
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from icis_deploy.errors import StorageError
 from icis_deploy.runtime import device as device_module
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state.store import Store
-from tests.icis_deploy.runtime.bundles import files_in, make_update
+from testing.bundles import files_in, make_update
 from tests.icis_deploy.runtime.file_systems import FailingFiles, Killed, VolatileDisk
 from tests.icis_deploy.runtime.test_power_cut import restarted, snapshot, without_times
 

@@ -29,7 +29,7 @@ from icis_deploy.injection.rows.calibration import Injector
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state.journal import parse_journal, serialize_journal
 from icis_deploy.updates.signing import KeyPair
-from tests.icis_deploy.runtime.bundles import (
+from testing.bundles import (
     FEATURE_DIM,
     files_in,
     images,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from icis_deploy.runtime.device import Device
-from tests.icis_deploy.runtime.bundles import features_of, images, make_update, seen_head
+from testing.bundles import features_of, images, make_update, seen_head
 
 NUM_THREADS = 3
 NUM_UPDATES = 12

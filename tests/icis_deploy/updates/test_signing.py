@@ -21,7 +21,7 @@ from icis_deploy.updates.signing import (
     verify_update,
 )
 from icis_deploy.updates.trusted_keys import TrustedKeys
-from tests.icis_deploy.runtime.bundles import make_update
+from testing.bundles import make_update
 
 EXPIRES = datetime(2100, 1, 1, tzinfo=timezone.utc)
 

@@ -30,8 +30,8 @@ from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, export_program
 from icis_deploy.errors import EngineMismatchError, ExportError, GateFailedError, MissingDependencyError, UsageError
 from icis_deploy.runtime.sessions.cuda_calls import load_cuda
+from testing.tiny_project import FEATURE_DIM, NUM_SEEN, TinyProject
 from tests.exporters.head_graphs import GRAPHS, parsed_model, rows
-from tests.tiny_models import FEATURE_DIM, NUM_SEEN, TinyProject
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
 

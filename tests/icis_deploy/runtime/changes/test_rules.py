@@ -20,7 +20,7 @@ from icis_deploy.runtime.state.journal import initial_journal
 from icis_deploy.updates.envelope import envelope_of, load_envelope, serialize_envelope
 from icis_deploy.updates.payload import serialize_payload
 from scripts.robustness.mutations import MUTATIONS, MutationReport, Target, run_mutations
-from tests.icis_deploy.runtime.bundles import make_update, signed_bytes, write_bundle
+from testing.bundles import make_update, signed_bytes, write_bundle
 
 NOW = datetime(2026, 11, 23, tzinfo=timezone.utc)
 

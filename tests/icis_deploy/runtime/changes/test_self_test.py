@@ -13,7 +13,7 @@ from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.changes.self_test import TOLERANCE, self_test_input, verify_slots
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 from icis_deploy.runtime.sessions.protocol import SessionOutput
-from tests.icis_deploy.runtime.bundles import FEATURE_DIM, TAILS, make_update, write_bundle
+from testing.bundles import FEATURE_DIM, TAILS, make_update, write_bundle
 
 
 @pytest.fixture(scope="module", params=TAILS)

@@ -14,7 +14,7 @@ from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, UsageError
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES, Runtime, loaded_files, runtime_from
-from tests.icis_deploy.runtime.bundles import (
+from testing.bundles import (
     FEATURE_DIM,
     TAILS,
     features_of,

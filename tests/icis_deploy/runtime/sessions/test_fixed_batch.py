@@ -14,8 +14,8 @@ from icis_deploy.images.loading import load_image_list
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
 from icis_deploy.updates.envelope import save_update
+from testing.tiny_project import TinyProject
 from tests.exporters.conversion.test_device_work import update_for
-from tests.tiny_models import TinyProject
 
 BATCH, CAPACITY, TOP = 3, 4, 2
 

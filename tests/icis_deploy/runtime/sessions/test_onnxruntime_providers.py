@@ -28,7 +28,7 @@ from icis_deploy.runtime.sessions.onnxruntime_providers import (
     tensorrt_choice,
 )
 from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession, load_session
-from tests.icis_deploy.runtime.bundles import FEATURE_DIM, images, seen_head, write_bundle
+from testing.bundles import FEATURE_DIM, images, seen_head, write_bundle
 
 
 def cache_of(folder: Path, cache_folder: Path) -> Path:

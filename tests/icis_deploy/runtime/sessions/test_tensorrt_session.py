@@ -52,7 +52,7 @@ from icis_deploy.runtime.sessions import tensorrt_engine as engine_loading
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls
 from icis_deploy.runtime.sessions.tensorrt_context import MAX_GRAPH_BATCHES
-from tests.icis_deploy.runtime.bundles import (
+from testing.bundles import (
     FEATURE_DIM,
     INPUT_DIM,
     features_of,

@@ -9,7 +9,7 @@ import pytest
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.state.head_state import enabled_columns, make_head_state
-from tests.icis_deploy.runtime.bundles import FEATURE_DIM, make_update, write_bundle
+from testing.bundles import FEATURE_DIM, make_update, write_bundle
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from icis_deploy.runtime.state import store as store_module
 from icis_deploy.runtime.state.filesystem import OSFileSystem
 from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS
-from tests.icis_deploy.runtime.bundles import files_in, make_update, seen_head, trust, write_bundle
+from testing.bundles import files_in, make_update, seen_head, trust, write_bundle
 from tests.icis_deploy.runtime.file_systems import FailingFiles
 
 

@@ -1,4 +1,4 @@
-"""A tiny classifier with everything that a user would bring: model, class list, descriptors, images."""
+"""A tiny classifier with everything that a user brings: model, class list, descriptors, images."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx.parser
-from onnx import numpy_helper
-from PIL import Image
+
+from icis_deploy.common.arrays import Float32
 
 SIDE = 16
 FEATURE_DIM = 24
@@ -33,7 +31,7 @@ tiny (float[batch, 3, 16, 16] image) => (float[batch, 40] logits) {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyProject:
-    """Paths of the files of one tiny user."""
+    """Paths of a user's files."""
 
     model: Path
     classes: Path
@@ -44,15 +42,22 @@ class TinyProject:
 
     @property
     def seen_names(self) -> tuple[str, ...]:
+        """Names of the classes that the model knows."""
         return tuple(self.classes.read_text().split())
 
     @property
     def unseen_names(self) -> tuple[str, ...]:
+        """Names of the classes that have descriptors and images, and no row."""
         return tuple(self.unseen.read_text().split())
 
 
 def write_tiny_project(folder: Path, *, seed: int = 0) -> TinyProject:
-    """Write a classifier whose rows are a linear function of descriptors, so that injection has something to find."""
+    """Write a classifier whose rows are a linear function of the descriptors, so that injection can predict rows.
+
+    Args:
+        folder: Where to write; made if it does not exist.
+        seed: Of descriptors, weights and images.
+    """
     rng = np.random.default_rng(seed)
     names = [f"class{index:02d}" for index in range(NUM_SEEN + NUM_UNSEEN)]
     descriptors = rng.normal(size=(len(names), DESCRIPTOR_DIM)).astype(np.float32)
@@ -76,7 +81,11 @@ def write_tiny_project(folder: Path, *, seed: int = 0) -> TinyProject:
     return project
 
 
-def _write_model(path: Path, weight: np.ndarray, rng: np.random.Generator) -> None:
+def _write_model(path: Path, weight: Float32, rng: np.random.Generator) -> None:
+    import onnx
+    import onnx.parser
+    from onnx import numpy_helper
+
     model = onnx.parser.parse_model(GRAPH)
     arrays = {
         "filters": rng.normal(size=(FEATURE_DIM, 3, 5, 5)).astype(np.float32),
@@ -89,6 +98,8 @@ def _write_model(path: Path, weight: np.ndarray, rng: np.random.Generator) -> No
 
 
 def _write_images(path: Path, names: list[str], rng: np.random.Generator) -> None:
+    from PIL import Image
+
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "class"])

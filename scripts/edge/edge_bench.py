@@ -1,13 +1,14 @@
-#!/usr/bin/env python3
 """Benchmark a device that has no internet: pack everything into one archive, run it there, read the result back.
 
-    scripts/edge/edge-bench pack BUNDLE... --platform manylinux_2_28_aarch64 --python 3.11 --out kit.tar.gz
+    python scripts/edge/edge_bench.py pack BUNDLE... --platform manylinux_2_28_aarch64 --python 3.11 --out kit.tar.gz
     (on the device)  tar xf kit.tar.gz && sh edge-kit/run
-    scripts/edge/edge-bench read result.json --kit kit.tar.gz --out docs/results/device.json
+    python scripts/edge/edge_bench.py read result.json --kit kit.tar.gz --out docs/results/device.json
 
-The archive holds icis-deploy's wheel, all that it needs on the device as wheels of the device's platform, locked by their
-hashes, the bundles, the images, and `run` (scripts/edge/edge-run). What follows `--` goes to `icis-deploy bench` there.
-`python3 -c 'import platform as p; print(p.machine(), p.libc_ver(), p.python_version())'` tells a device's platform and Python.
+The archive holds icis-deploy's wheel, all that it needs on the device as wheels of the device's platform, locked by
+their hashes, the bundles, the images, and `run` (scripts/edge/edge-run). What follows `--` goes to `icis-deploy bench`
+there. This tells a device's platform and Python:
+
+    python3 -c 'import platform as p; print(p.machine(), p.libc_ver(), p.python_version())'
 """
 
 from __future__ import annotations
@@ -30,34 +31,31 @@ from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
 try:
-    import numpy  # noqa: F401 - the rest of what icis-deploy needs comes with it
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name, parse_wheel_filename
+
+    from icis_deploy.bundle.manifest import load_manifest
+    from icis_deploy.common.files import check_free, sha256_of_file, write_file
+    from icis_deploy.errors import (
+        ICISDeployError,
+        IncompatibleError,
+        LoadError,
+        MissingDependencyError,
+        RuntimeFailureError,
+        UsageError,
+    )
+    from icis_deploy.images.loading import load_image_list
+    from icis_deploy.runtime.sessions.choice import Runtime, loaded_files
 except ImportError as error:
     print(
-        f"Error: edge-bench needs icis-deploy's environment, and {sys.executable} has no {error.name}. Run "
-        f"./scripts/install dev, then .venv/bin/python scripts/edge/edge-bench.",
+        f"Error: edge_bench.py needs icis-deploy's environment, and {sys.executable} has no {error.name}. Run "
+        f"./scripts/install dev, then .venv/bin/python scripts/edge/edge_bench.py.",
         file=sys.stderr,
     )
     sys.exit(5)
 
-from icis_deploy.bundle.manifest import load_manifest
-from icis_deploy.errors import (
-    ICISDeployError,
-    IncompatibleError,
-    LoadError,
-    MissingDependencyError,
-    RuntimeFailureError,
-    UsageError,
-)
-from icis_deploy.common.files import check_free, sha256_of_file, write_file
-from icis_deploy.images.loading import load_image_list
-from icis_deploy.runtime.sessions.choice import Runtime, loaded_files
-
+REPOSITORY = Path(__file__).resolve().parents[2]
 KIT_FOLDER = "edge-kit"
 KIT_NAME = "kit.json"
 SUMS_NAME = "SHA256SUMS"
@@ -126,7 +124,7 @@ def pack(arguments: argparse.Namespace) -> str:
     """Make the archive and return what to do with it.
 
     Raises:
-        ICISDeployError: If something is missing or cannot be had; no archive is left.
+        ICISDeployError: If something is missing or cannot be downloaded; no archive is left.
     """
     check_free(arguments.out, overwrite=arguments.overwrite)
     target = parse_target(arguments.platform, arguments.python)
@@ -146,21 +144,21 @@ def pack(arguments: argparse.Namespace) -> str:
     return (
         f"{arguments.out}: {size_mb:.0f} MB for {target.machine}, glibc 2.{target.glibc}, Python {target.python}.\n"
         f"On the device: tar xf {arguments.out.name} && sh {KIT_FOLDER}/run\n"
-        f"Then here:     scripts/edge/edge-bench read result.json --kit {arguments.out} --out device.json"
+        f"Then here:     python scripts/edge/edge_bench.py read result.json --kit {arguments.out} --out device.json"
     )
 
 
 def copy_bundles(folders: Sequence[Path], kit: Path) -> list[str]:
-    """Copy the bundles and return their places in the kit."""
-    places = []
+    """Copy the bundles and return their paths in the kit."""
+    paths = []
     for folder in folders:
         load_manifest(folder)
-        place = f"bundles/{folder.resolve().name}"
-        if place in places:
+        path = f"bundles/{folder.resolve().name}"
+        if path in paths:
             raise UsageError(f"Two bundles are called {folder.resolve().name!r}; rename one of the folders.")
-        shutil.copytree(folder, kit / place)
-        places.append(place)
-    return places
+        shutil.copytree(folder, kit / path)
+        paths.append(path)
+    return paths
 
 
 def copy_original(model: Path | None, kit: Path) -> list[str]:
@@ -183,9 +181,9 @@ def copy_images(images: Path | None, kit: Path) -> list[str]:
         writer = csv.writer(file)
         writer.writerow(["file", "class"])
         for index, (path, label) in enumerate(zip(found.paths, found.labels, strict=True)):
-            place = f"images/{index:06d}{path.suffix.lower()}"
-            shutil.copyfile(path, kit / place)
-            writer.writerow([place, label])
+            name = f"images/{index:06d}{path.suffix.lower()}"
+            shutil.copyfile(path, kit / name)
+            writer.writerow([name, label])
     return ["--images", "images.csv"]
 
 
@@ -194,7 +192,7 @@ def copy_wheel(wheel: Path | None, folder: Path) -> Path:
     if wheel is not None:
         return Path(shutil.copy(wheel, folder))
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, REPOSITORY]
-    # From another folder: in the repository, an earlier build's folder `build/` would be taken for the module.
+    # From another folder: in the repository, the folder `build/` of an earlier build would be imported as the module.
     run(
         command,
         cwd=folder,
@@ -204,6 +202,7 @@ def copy_wheel(wheel: Path | None, folder: Path) -> Path:
 
 
 def download_wheels(wheel: Path, folder: Path, target: Target, constraints: Path) -> None:
+    # Why: docs/decisions/0031.
     """Download what the wheel needs on the target, and pip itself.
 
     pip judges environment markers by the machine that it runs on, so what only the target needs is asked for until
@@ -223,19 +222,18 @@ def download_wheels(wheel: Path, folder: Path, target: Target, constraints: Path
         )
         asked_for, wanted = wanted, missing_requirements(folder, target)
         if wanted == asked_for:
-            raise MissingDependencyError(f"{', '.join(sorted(wanted))} could not be had for {target.platforms[0]}.")
+            raise MissingDependencyError(f"{', '.join(sorted(wanted))} were not found for {target.platforms[0]}.")
 
 
 def missing_requirements(folder: Path, target: Target) -> set[str]:
     """Return what the wheels in a folder require on the target and no wheel there provides."""
     provided = {parse_wheel_filename(path.name)[0] for path in folder.glob("*.whl")}
-    required = {
+    return {
         str(requirement.name) + str(requirement.specifier)
         for path in folder.glob("*.whl")
         for requirement in requirements_of(path, target)
         if canonicalize_name(requirement.name) not in provided
     }
-    return required
 
 
 def requirements_of(wheel: Path, target: Target) -> Iterator[Requirement]:
@@ -296,7 +294,7 @@ def bundle_size(folder: Path) -> int:
 
 
 def write_archive(kit: Path, out: Path) -> None:
-    """Write the archive beside its place and move it there when it is whole."""
+    """Write the archive to a temporary file in its folder and rename that when it is complete."""
     temporary = out.with_name(f".{out.name}.building")
     try:
         # Wheels and images are compressed already: more effort would save nothing.
@@ -323,7 +321,7 @@ def run(command: Sequence[Any], *, failed: str, cwd: Path | None = None) -> None
         RuntimeFailureError: If it fails; with `failed` and the last line that it printed.
     """
     words = [os.fspath(part) for part in command]
-    result = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
+    result = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)  # noqa: S603 - pip and build
     if result.returncode:
         reason = next((line for line in reversed(result.stderr.splitlines()) if "ERROR" in line), result.stderr[-300:])
         raise RuntimeFailureError(f"{failed}. It said: {reason.strip()}")
@@ -374,7 +372,7 @@ def kit_contents(path: Path) -> dict[str, Any]:
             file = archive.extractfile(f"{KIT_FOLDER}/{KIT_NAME}")
             contents: dict[str, Any] = json.load(file) if file is not None else {}
     except (OSError, KeyError, tarfile.TarError, ValueError) as error:
-        raise LoadError(f"{path} is not an archive that `edge-bench pack` wrote: {error}.") from error
+        raise LoadError(f"{path} is not an archive that `edge_bench.py pack` wrote: {error}.") from error
     if contents.get("kit_version") != KIT_VERSION:
         raise LoadError(f"{path} has kit version {contents.get('kit_version')}; this release reads {KIT_VERSION}.")
     return contents
@@ -385,10 +383,10 @@ def kit_contents(path: Path) -> dict[str, Any]:
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Return what was asked for."""
-    parser = argparse.ArgumentParser(prog="edge-bench", description=(__doc__ or "").split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="edge_bench.py", description=(__doc__ or "").split("\n", 1)[0])
     steps = parser.add_subparsers(required=True, metavar="pack|read")
     packing = steps.add_parser(
-        "pack", help="make the archive", usage="edge-bench pack BUNDLE... [options] [-- BENCH OPTIONS]"
+        "pack", help="make the archive", usage="edge_bench.py pack BUNDLE... [options] [-- BENCH OPTIONS]"
     )
     packing.set_defaults(step=pack)
     packing.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")

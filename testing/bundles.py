@@ -1,16 +1,17 @@
-"""Real bundles, small: a model of four features whose head has three seen classes and some slots."""
+"""Small bundles written by hand, and class updates for them.
+
+The model is a matrix product and a ReLU, four features wide; its head has three seen classes and, if it is updatable,
+some slots.
+"""
 
 from __future__ import annotations
 
 import shutil
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
-import onnx.parser
-from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from icis_deploy.bundle.manifest import (
     MANIFEST_NAME,
@@ -22,6 +23,7 @@ from icis_deploy.bundle.manifest import (
     serialize_manifest,
 )
 from icis_deploy.bundle.slot_files import serialize_slots
+from icis_deploy.common.arrays import Float32, Float64
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable, empty_slots
@@ -61,16 +63,18 @@ TAILS = {
 
 
 def seen_head(seed: int = 0) -> Head:
+    """Return a head of the three seen classes with random rows, `(3, 5)`."""
     rows = np.random.default_rng(seed).normal(size=(len(SEEN_NAMES), FEATURE_DIM + 1)).astype(np.float32)
     return Head(rows=rows, class_names=SEEN_NAMES)
 
 
-def backbone() -> NDArray[np.float32]:
+def backbone() -> Float32:
+    """Return the backbone's matrix, `(6, 4)`."""
     return np.random.default_rng(7).normal(size=(INPUT_DIM, FEATURE_DIM)).astype(np.float32)
 
 
-def features_of(images: NDArray[np.float32]) -> NDArray[np.float64]:
-    """What the models here compute before their heads, in numpy."""
+def features_of(images: Float32) -> Float64:
+    """Return the features that the models here compute of images `(batch, 6)`: `(batch, 4)`."""
     return np.maximum(images.astype(np.float64) @ backbone().astype(np.float64), 0.0)
 
 
@@ -83,7 +87,20 @@ def write_bundle(
     head_version: int = 0,
     table: SlotTable | None = None,
 ) -> Path:
-    """Write a bundle; a capacity of 0 gives a fused head, a table is what the slots hold when it is exported."""
+    """Write a bundle to a new folder and return the folder.
+
+    Args:
+        folder: Must not exist.
+        capacity: Number of slots; 0 gives a fused head.
+        head: The seen classes, four features wide; by default `seen_head()`.
+        score_kind: A key of `TAILS`: what the model returns. A fused head returns logits.
+        head_version: Version of the last class update that the export contains; 0 for none.
+        table: What the slots hold when the bundle is exported; by default all are empty.
+    """
+    import onnx
+    import onnx.parser
+    from onnx import numpy_helper
+
     head = seen_head() if head is None else head
     table = empty_slots(capacity, FEATURE_DIM) if table is None and capacity else table
     folder.mkdir()
@@ -118,40 +135,55 @@ def write_bundle(
 
 
 def trust(folder: Path, *public_keys: Path) -> None:
+    """Copy public keys into the `trust/` folder of a bundle."""
     (folder / "trust").mkdir(exist_ok=True)
     for path in public_keys:
         shutil.copy(path, folder / "trust")
 
 
-def make_update(*added: str, version: int = 1, seed: int | None = None, **fields: object) -> ClassUpdate:
-    """A class update with random rows, by default for the head of `write_bundle`."""
+def make_update(*added: str, version: int = 1, seed: int | None = None, **fields: Any) -> ClassUpdate:
+    """Return a class update with random rows, by default for the head of `write_bundle`.
+
+    Args:
+        added: Names of the added classes.
+        version: The update's version.
+        seed: Of the rows; by default the version, so that updates of one version have equal rows.
+        fields: Further fields of `ClassUpdate`.
+    """
     num_rows = len(added) + len(fields.get("replaced", ()))
     rows = np.random.default_rng(version if seed is None else seed).normal(size=(num_rows, FEATURE_DIM + 1))
-    values = {"base_fingerprint": seen_head().fingerprint, "rows": rows, "added": added, "version": version} | fields
+    values: dict[str, Any] = {
+        "base_fingerprint": seen_head().fingerprint,
+        "rows": rows,
+        "added": added,
+        "version": version,
+    } | fields
     return ClassUpdate(**values)
 
 
 def write_signed(path: Path, content: ClassUpdate | TrustedKeys, private_key: Path) -> Path:
-    """Write a signed file under its own terms."""
+    """Save an update and sign the file, as the command line does; return its path."""
     save_update(content, path)
     sign(path, private_key)
     return path
 
 
 def signed_bytes(content: ClassUpdate | TrustedKeys, private_key: Path) -> bytes:
+    """Return the bytes of a signed update, without writing a file."""
     envelope = envelope_of(content)
     envelope.sign(load_private_key(private_key))
     return serialize_envelope(envelope)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, with its bytes; folders as empty entries."""
+    """Return `{relative path: bytes}` of everything below a folder; a folder has no bytes."""
     return {
         str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes() for path in sorted(folder.rglob("*"))
     }
 
 
-def images(batch: int = 3, seed: int = 0) -> NDArray[np.float32]:
+def images(batch: int = 3, seed: int = 0) -> Float32:
+    """Return random inputs of the models here, `(batch, 6)`."""
     return np.random.default_rng(seed).normal(size=(batch, INPUT_DIM)).astype(np.float32)
 
 
@@ -162,4 +194,5 @@ class Clock:
         self.now = now
 
     def __call__(self) -> datetime:
+        """Return the time that was set."""
         return self.now

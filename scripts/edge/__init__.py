@@ -1,0 +1,1 @@
+"""Benchmarks and checks for devices: without internet, and on arm64."""

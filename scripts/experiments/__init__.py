@@ -1,0 +1,1 @@
+"""Measurements that documentation cites, each with the command that repeats it."""

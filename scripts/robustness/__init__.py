@@ -1,0 +1,1 @@
+"""Loops that kill, damage and forge until something breaks, and count what did."""
