@@ -20,7 +20,7 @@
     │   └── EngineMismatchError             an engine from another version, GPU architecture or platform
     ├── RuntimeFailureError             4   it should have worked: a runtime, the disk, a device
     │   ├── StorageError                    a file could not be written; what was there before is still there
-    │   ├── SelfTestError                   a probe of the slots gave a wrong answer; a change was taken back
+    │   ├── SelfTestError                   a self-test of the slots failed; a change was taken back
     │   └── ExportError                     a conversion failed
     ├── MissingDependencyError          5   an extra or a device that is not there; names the command that installs it
     └── IntegrityError                  6   refused: the bytes are not to be trusted
@@ -29,14 +29,77 @@
         ├── ExpiredError                    past its expiry
         └── CorruptFileError                a file does not have the hash that its manifest states
 
-A message says what failed, what was found, what was expected, where, and what to do next.
+A message says what failed, what was found, what was expected, where, and what to do next. It speaks of the library:
+what to do next names parameters and functions in backticks, as `preprocess`, `head='updatable'` or
+`Device.rollback()`, which the command line shows as its own options and commands; see `icis_deploy.cli.hints`.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+ErrorT = TypeVar("ErrorT", bound="ICISDeployError")
 
 
 class ICISDeployError(Exception):
-    """Base of every error that icis-deploy raises on purpose."""
+    """Base of every error that icis-deploy raises on purpose.
+
+    An error can be copied and pickled if what was found and expected can.
+
+    Args:
+        what: What failed, as one or more sentences that also say what was found and what was expected.
+        found: What was found, as a value for programs: a number, a text, or a tuple of them; `None` if not stated.
+        expected: What was expected instead: a value of the same kind, a limit, a tuple of the allowed values, or words.
+        where: The file, folder, model or other thing in which it was found.
+        hint: What to do next, as one or more sentences.
+
+    Attributes:
+        what: As given.
+        found: As given.
+        expected: As given.
+        where: As given.
+        hint: As given.
+
+    Example:
+        try:
+            device = icis_deploy.Device.open("bundle")
+        except icis_deploy.ICISDeployError as error:
+            print(error)
+    """
 
     exit_code = 4
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        found: object = None,
+        expected: object = None,
+        where: str | PathLike[str] | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.found = found
+        self.expected = expected
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.what if self.hint is None else f"{self.what} {self.hint}"
+
+    @classmethod
+    def at(cls: type[ErrorT], where: str | PathLike[str], error: ICISDeployError) -> ErrorT:
+        """Return an error of this class that says where another one was met, and carries all else that it does.
+
+        Args:
+            where: The file, folder or other thing, put before what failed.
+            error: What was met there; it may be of another class.
+        """
+        return cls(f"{where}: {error.what}", found=error.found, expected=error.expected, where=where, hint=error.hint)
 
 
 class VerdictError(ICISDeployError):
@@ -126,7 +189,7 @@ class StorageError(RuntimeFailureError):
 
 
 class SelfTestError(RuntimeFailureError):
-    """A probe of the slots gave a wrong answer; where that was after a change, the change was taken back."""
+    """A self-test of the slots failed; where that was after a change, the change was taken back."""
 
 
 class ExportError(RuntimeFailureError):

@@ -1,6 +1,6 @@
 """Make `exporters` and `benchmarks` importable, wherever icis-deploy was installed from.
 
-In a checkout both are folders beside `icis_deploy`. A wheel carries them in `icis_deploy/_workbench/`, because
+In a checkout both are folders next to `icis_deploy`. A wheel carries them in `icis_deploy/_workbench/`, because
 `benchmarks` at the top of site-packages would collide with other projects. Either way the names must mean ours, also in
 a working directory that has a `benchmarks/` of its own, so a finder for exactly these two names goes first.
 """
@@ -51,8 +51,8 @@ def workbench_root() -> Path:
         if all((root / name / "__init__.py").is_file() for name in NAMES):
             return root
     raise MissingDependencyError(
-        f"This installation of icis-deploy in {_PACKAGE} has no exporters. Install it again: "
-        f"pip install --force-reinstall --no-deps icis-deploy"
+        f"This installation of icis-deploy in {_PACKAGE} has no exporters.",
+        hint="Install it again: pip install --force-reinstall --no-deps icis-deploy",
     )
 
 
@@ -71,8 +71,11 @@ def enable_workbench() -> None:
         file = getattr(module, "__file__", None)
         if file is None or Path(file).resolve().parent != root / name:
             raise IncompatibleError(
-                f"A module called {name!r} from {file} is already imported; icis-deploy's own is in {root / name}. Use "
-                f"icis_deploy before importing the other one, or in a process of its own."
+                f"A module called {name!r} from {file} is already imported; icis-deploy's own is in {root / name}.",
+                found=str(file),
+                expected=str(root / name),
+                where=name,
+                hint="Use icis_deploy before importing the other one, or in a process of its own.",
             )
     if not any(isinstance(finder, _WorkbenchFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _WorkbenchFinder(root))

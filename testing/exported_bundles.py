@@ -33,9 +33,7 @@ def export_bundles(project: TinyProject, folder: Path) -> TinyBundles:
             project.model,
             classes=project.classes,
             updates=[update],
-            head=head_kind,
-            capacity=capacity,
-            preprocess=project.preprocess,
+            options=icis_deploy.ExportOptions(head=head_kind, capacity=capacity, preprocess=project.preprocess),
             out=folder / head_kind,
         )
     return TinyBundles(project=project, update=update, fused=folder / "fused", updatable=folder / "updatable")

@@ -42,7 +42,14 @@ class Room:
 
 
 ROOMS = {
-    "icis_deploy": Room("", later="icis_deploy.{api,bundle,descriptors,head,runtime,updates}"),
+    "icis_deploy": Room(
+        "",
+        later=(
+            "icis_deploy.{api,bundle,descriptors,head,images,injection,metrics,runtime,updates} "
+            "exporters.{generator,head,loading,targets} "
+            "benchmarks.{bench,machine,results,timing}"
+        ),
+    ),
     "icis_deploy.common": Room(""),
     "icis_deploy.head": Room("icis_deploy.common"),
     "icis_deploy.descriptors": Room("icis_deploy.{common,head}"),
@@ -76,16 +83,20 @@ ROOMS = {
     ),
     "icis_deploy.api": Room(
         "icis_deploy.{bundle,common,descriptors,head,images,injection,metrics,runtime,updates}",
-        later="exporters.{backbone,bundles,gate,generator,head,loading,targets}",
+        later=(
+            "exporters.{backbone,bundles,gate,generator,head,loading,targets} benchmarks.{bench,machine,report,results}"
+        ),
     ),
-    "icis_deploy.demo": Room("icis_deploy.{api,common,descriptors,head,images,metrics,runtime,updates}", "PIL torch"),
+    "icis_deploy.demo": Room(
+        "icis_deploy.{api,common,descriptors,head,images,injection,metrics,runtime,updates}", "PIL torch"
+    ),
     "icis_deploy.cli": Room(
-        "icis_deploy.{common,runtime.sessions}",
+        "icis_deploy.{api,common,runtime.sessions}",
         "click",
         later=(
-            "icis_deploy.{api,bundle,demo,descriptors,head,injection,metrics,runtime,updates} "
+            "icis_deploy.{bundle,demo,descriptors,head,injection,metrics,runtime,updates} "
             "exporters.{generator,loading,targets} "
-            "benchmarks.{bench,machine,peers,report,results,updates,zero_shot}"
+            "benchmarks.{bench,peers,results,updates,zero_shot}"
         ),
     ),
     "exporters": Room(""),

@@ -14,15 +14,15 @@ from exporters.conversion.fp16 import halve_model
 from exporters.head.finding import find_head
 from exporters.head.surgery import add_slots
 from exporters.onnx_io.files import save_model
-from exporters.targets.registry import TARGETS, BuiltTarget, TargetJob, TargetOptions
+from exporters.targets.registry import TARGETS, BuiltTarget, TargetJob
 from exporters.targets.tensorrt.build import build_engine
-from exporters.targets.tensorrt.engine_settings import EngineSettings
 from exporters.targets.tensorrt.graph import with_slots_as_inputs
-from icis_deploy.api.compare import Photos
+from icis_deploy.api.compare import LabeledImageFeatures
 from icis_deploy.api.inject import train_injector
 from icis_deploy.bundle.engine_sidecar import parse_sidecar
 from icis_deploy.bundle.manifest import file_entry, load_bundle
 from icis_deploy.bundle.model_form import ModelForm
+from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list, load_images
@@ -51,7 +51,12 @@ def export_with_slots(
     opened: icis_deploy.api.models.OpenedModel, updates: list[ClassUpdate], imagenet_mobilenet: Path, out: Path
 ) -> Path:
     preprocess = imagenet_mobilenet / "preprocess.json"
-    icis_deploy.export(opened, updates=updates, head="updatable", capacity=256, preprocess=preprocess, out=out)
+    icis_deploy.export(
+        opened,
+        updates=updates,
+        options=icis_deploy.ExportOptions(head="updatable", capacity=256, preprocess=preprocess),
+        out=out,
+    )
     return out
 
 
@@ -64,7 +69,12 @@ def fused(
 ) -> Path:
     out = tmp_path_factory.mktemp("bundle") / "fused"
     preprocess = imagenet_mobilenet / "preprocess.json"
-    icis_deploy.export(opened, updates=[update], head="fused", preprocess=preprocess, out=out)
+    icis_deploy.export(
+        opened,
+        updates=[update],
+        options=icis_deploy.ExportOptions(head="fused", preprocess=preprocess),
+        out=out,
+    )
     return out
 
 
@@ -111,7 +121,9 @@ def test_raw_rows_of_icis_are_as_good_as_those_of_the_published_recipe(
     wanted = [line for line in lines[1:] if line.rpartition(",")[2] in unseen]
     (tmp_path / "images").symlink_to(imagenet_mobilenet / "images")
     (tmp_path / "unseen.csv").write_text("\n".join([lines[0], *wanted]))
-    photos = Photos.load(tmp_path / "unseen.csv", opened, load_preprocessing(imagenet_mobilenet / "preprocess.json"))
+    photos = LabeledImageFeatures.load(
+        tmp_path / "unseen.csv", opened, load_preprocessing(imagenet_mobilenet / "preprocess.json")
+    )
     injection = train_injector(
         opened,
         descriptors=imagenet_mobilenet / "descriptors.npz",
@@ -204,11 +216,13 @@ def test_an_int8_engine_of_the_real_model_is_built_of_a_graph_that_passes_the_ga
     built: list[BuiltTarget] = []
     icis_deploy.export(
         opened,
-        head=head,
-        capacity=256 if head == "updatable" else None,
-        preprocess=imagenet_mobilenet / "preprocess.json",
-        form=ModelForm(precision="int8", calibration_images=tmp_path / "photos.csv"),
-        targets=["tensorrt-rtx"],
+        options=icis_deploy.ExportOptions(
+            head=head,
+            capacity=256 if head == "updatable" else None,
+            preprocess=imagenet_mobilenet / "preprocess.json",
+            form=ModelForm(precision="int8", calibration_images=tmp_path / "photos.csv"),
+            targets=["tensorrt-rtx"],
+        ),
         on_target=built.append,
         out=tmp_path / "bundle",
     )

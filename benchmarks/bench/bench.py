@@ -188,7 +188,10 @@ def run_bench(
     """
     check_batches_fit(targets, batch_sizes)
     if CLASS_SWAP in scenarios and not any(target.capacity for target in targets):
-        raise UsageError("class-swap is for bundles with slots, and none was given. Export one with --head updatable.")
+        raise UsageError(
+            "class-swap is for bundles with slots, and none was given.",
+            hint="Export one with `head='updatable'`.",
+        )
     if set(scenarios) - {CLASS_SWAP}:
         import_loadgen()  # before minutes are spent on the rest
     environment = read_environment()
@@ -222,7 +225,10 @@ def check_batches_fit(targets: Sequence[OpenTarget], batch_sizes: Sequence[int])
             raise UsageError(
                 f"{NUM_INPUTS} batches of {max(batch_sizes)} images for {target.name!r} are "
                 f"{NUM_INPUTS * max(batch_sizes) * image_bytes / 1e9:,.0f} GB; this machine has "
-                f"{memory_bytes / 1e9:.0f} GB of memory. Give a smaller --batch."
+                f"{memory_bytes / 1e9:.0f} GB of memory.",
+                found=NUM_INPUTS * max(batch_sizes) * image_bytes,
+                expected=memory_bytes,
+                hint="Give a smaller one in `batch_sizes`.",
             )
 
 
@@ -365,8 +371,10 @@ def original_rows(path: Path, against: str | None) -> NDArray[np.float32]:
     """Return the rows of the model that bundles were made from, `(num_seen, feature_dim + 1)`."""
     if against is None or Path(against).is_dir():
         raise UsageError(
-            f"{path} holds features, which are multiplied with the rows of the head: give the model that the bundles "
-            f"were made from with --against."
+            f"{path} holds features, which are multiplied with the rows of the head, and no model was given to take "
+            f"them from.",
+            where=path,
+            hint="Give the model that the bundles were made from as `against`.",
         )
     from exporters.head.finding import find_head, read_head
     from exporters.loading.models import load_model

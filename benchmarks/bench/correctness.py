@@ -43,7 +43,11 @@ def check_same_base(targets: Sequence[OpenTarget]) -> None:
         if target.class_names[: target.num_seen] != seen:
             raise IncompatibleError(
                 f"{target.name} and {first.name} were made from models with other seen classes ({target.num_seen} and "
-                f"{first.num_seen} of them). Measure them in two runs."
+                f"{first.num_seen} of them).",
+                found=target.num_seen,
+                expected=first.num_seen,
+                where=target.name,
+                hint="Measure them in two runs.",
             )
 
 
@@ -60,7 +64,11 @@ def logits_on_images(targets: Sequence[OpenTarget], paths: Sequence[Path]) -> di
     prepared_as: list[tuple[OpenTarget, Preprocessing]] = []
     for target in targets:
         if target.preprocessing is None:
-            raise UsageError(f"{target.name} does not state how images are prepared; export it with --preprocess.")
+            raise UsageError(
+                f"{target.name} does not state how images are prepared.",
+                where=target.name,
+                hint="Export it with `preprocess`.",
+            )
         prepared_as.append((target, target.preprocessing))
     found: dict[str, list[Float64]] = {target.name: [] for target in targets}
     for start in range(0, len(paths), BATCH_SIZE):
@@ -101,7 +109,9 @@ def logits_on_features(
     if labeled.features.shape[1] != feature_dim:
         raise IncompatibleError(
             f"The features are {labeled.features.shape[1]} wide; the head's rows multiply {feature_dim}. They come "
-            f"from another model, or another layer of it."
+            f"from another model, or another layer of it.",
+            found=labeled.features.shape[1],
+            expected=feature_dim,
         )
     found = {}
     for target in targets:
@@ -129,7 +139,12 @@ def accuracies(
     column_of = {name: index for index, name in enumerate(names)}
     unknown = sorted(set(labels) - set(column_of))
     if unknown:
-        raise ImageError(f"Among {source}: {quoted(unknown)}, which no target knows. Leave these out.")
+        raise ImageError(
+            f"Among {source}: {quoted(unknown)}, which no target knows.",
+            found=tuple(unknown),
+            where=source,
+            hint="Leave these out.",
+        )
     columns = np.array([column_of[label] for label in labels])
     found = {}
     for target in targets:

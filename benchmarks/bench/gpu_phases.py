@@ -52,7 +52,11 @@ def measure_phases(
     try:
         times_ns = phase_times(inference_session, images, slots, memory, NUM_WARM + num_queries, clock)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-        raise RuntimeFailureError(f"ONNX Runtime could not run {target} in parts: {error}") from error
+        raise RuntimeFailureError(
+            f"ONNX Runtime could not run {target} in parts: {error}",
+            found=str(error),
+            where=str(target),
+        ) from error
     counted_ms = np.array(times_ns[NUM_WARM:], dtype=np.float64) / 1e6
     there_ms, compute_ms, back_ms = (
         median_interval(np.array_split(column, max(1, num_queries // BLOCK))) for column in counted_ms.T

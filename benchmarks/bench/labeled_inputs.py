@@ -60,7 +60,9 @@ def load_image_folders(folder: Path) -> LabeledImages:
     files = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ImageError(
-            f"There are no images in the folders of {folder}; expected one folder for each class, named as the class."
+            f"There are no images in the folders of {folder}; expected one folder for each class, named as the class.",
+            expected="one folder for each class, named as the class",
+            where=folder,
         )
     return LabeledImages(paths=tuple(files), labels=tuple(file.parent.name for file in files))
 
@@ -76,14 +78,20 @@ def load_features(path: Path) -> LabeledFeatures:
         features, labels = _parse_npz(data) if path.suffix == ".npz" else _parse_safetensors(data)
     except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile, LoadError) as error:
         raise ImageError(
-            f"Cannot read the features in {path}: {error}. Expected `features` (num_images, feature_dim) and `labels`, "
-            f"one class name for each."
+            f"Cannot read the features in {path}: {error}. Expected `features` (num_images, feature_dim) and "
+            f"`labels`, one class name for each.",
+            found=str(error),
+            expected=("features", "labels"),
+            where=path,
         ) from error
     is_matrix = features.ndim == 2 and features.dtype.kind == "f" and len(features) > 0
     if not is_matrix or len(labels) != len(features) or not np.isfinite(features).all():
         raise ImageError(
             f"{path} holds features of shape {features.shape} and type {features.dtype} with {len(labels)} labels; "
-            f"expected finite numbers of shape (num_images, feature_dim) and a label for each image."
+            f"expected finite numbers of shape (num_images, feature_dim) and a label for each image.",
+            found=(features.shape, str(features.dtype), len(labels)),
+            expected="finite numbers of shape (num_images, feature_dim) and a label for each image",
+            where=path,
         )
     return LabeledFeatures(features=features, labels=labels)
 

@@ -122,7 +122,9 @@ def run_scenario(
             duration_s = time.perf_counter() - start_s
             if samples.failure is not None:
                 raise RuntimeFailureError(
-                    f"{target.name} failed in the scenario {scenario}: {samples.failure}"
+                    f"{target.name} failed in the scenario {scenario}: {samples.failure}",
+                    found=str(samples.failure),
+                    where=target.name,
                 ) from samples.failure
             found = scenario_from_details(
                 read_details(folder),
@@ -147,7 +149,8 @@ def import_loadgen() -> Any:
         import mlperf_loadgen
     except ImportError as error:
         raise MissingDependencyError(
-            "Scenarios need MLPerf LoadGen: pip install 'icis-deploy[bench]' (mlcommons-loadgen)."
+            "Scenarios need MLPerf LoadGen (mlcommons-loadgen).",
+            hint="Install it: pip install 'icis-deploy[bench]'.",
         ) from error
     return mlperf_loadgen
 
@@ -254,6 +257,9 @@ def log_folder(logs: Path | None, scenario: str, target: str) -> Iterator[Path]:
             path.unlink()
     except OSError as error:
         raise StorageError(
-            f"Could not make {folder} for LoadGen's logs: {error.strerror}. Choose another --logs."
+            f"Could not make {folder} for LoadGen's logs: {error.strerror}.",
+            found=error.strerror,
+            where=folder,
+            hint="Choose another folder as `logs`.",
         ) from error
     yield folder

@@ -37,7 +37,11 @@ def read_details(folder: Path) -> dict[str, Any]:
     try:
         lines = (folder / DETAIL_NAME).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise RuntimeFailureError(f"LoadGen left no detail log in {folder}: {error.strerror}.") from error
+        raise RuntimeFailureError(
+            f"LoadGen left no detail log in {folder}: {error.strerror}.",
+            found=error.strerror,
+            where=folder,
+        ) from error
     entries = [json.loads(line.removeprefix(DETAIL_PREFIX)) for line in lines if line.startswith(DETAIL_PREFIX)]
     return {entry["key"]: entry["value"] for entry in entries}
 

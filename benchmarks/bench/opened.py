@@ -156,8 +156,11 @@ def open_original(path: Path, *, like: Bundle, num_threads: int | None) -> OpenT
     num_logits = session.run(noise(model_input, 1)).logits.shape[1]
     if num_logits != like.num_seen:
         raise IncompatibleError(
-            f"{path} gives {num_logits} logits; the bundle was made from a model of {like.num_seen} classes. Give the "
-            f"model that it was exported from."
+            f"{path} gives {num_logits} logits; the bundle was made from a model of {like.num_seen} classes.",
+            found=num_logits,
+            expected=like.num_seen,
+            where=path,
+            hint="Give the model that it was exported from.",
         )
     return OpenTarget(
         name=ORIGINAL,
@@ -208,7 +211,12 @@ def added_rows(folder: Path, device: Device) -> Float32:
     if len(device.bundle.class_names) > device.bundle.num_seen:
         table = load_injected(folder, device.bundle)
         if table is None:
-            raise BundleError(f"The bundle {folder} has no {INJECTED_NAME}. Export it again.")
+            raise BundleError(
+                f"The bundle {folder} has no {INJECTED_NAME}.",
+                expected=INJECTED_NAME,
+                where=folder,
+                hint="Export it again.",
+            )
         rows.append(table.rows())
     if device.state.table is not None:
         rows.append(device.state.table.rows())
@@ -264,7 +272,10 @@ def names_of_bundles(folders: Sequence[Path]) -> list[str]:
     """
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
-        raise UsageError("A bundle is given twice. Give each one once.")
+        raise UsageError(
+            "A bundle is given twice.",
+            hint="Give each one once.",
+        )
     depth = 1
     while len({part[-depth:] for part in parts} | {(ORIGINAL,)}) < len(parts) + 1:
         depth += 1

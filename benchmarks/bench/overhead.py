@@ -86,7 +86,11 @@ def measure_overhead(
         ICISDeployError: If the bundle or the runtime fails.
     """
     if num_rounds < 1 or num_starts < 1:
-        raise UsageError(f"{num_rounds} rounds and {num_starts} starts cannot be measured; expected at least 1.")
+        raise UsageError(
+            f"{num_rounds} rounds and {num_starts} starts cannot be measured; expected at least 1.",
+            found=(num_rounds, num_starts),
+            expected="at least 1",
+        )
     device = Device.open(bundle_folder, num_threads=num_threads)
     bundle = device.bundle
     latencies_s = _requests(device, num_rounds, seed)

@@ -77,6 +77,11 @@ def find_regressions(
         max_regression: How much worse is allowed, as a fraction: 0.05 for 5 %.
         any_machine: Whether results of different machines may be compared.
 
+    Example:
+        before, now = (icis_deploy.results.load_result(path) for path in ("before.json", "now.json"))
+        for regression in icis_deploy.results.find_regressions(now, before, max_regression=0.05):
+            print(regression.text)
+
     Raises:
         IncompatibleError: If the results are of different machines, or something was measured in another way or not at
             all.
@@ -122,13 +127,18 @@ def check_comparable(
     """
     if baseline.command != "bench":
         raise IncompatibleError(
-            f"The baseline is a result of {baseline.command}, which measures something else. Give one of bench."
+            f"The baseline is a result of {baseline.command}, which measures something else.",
+            found=baseline.command,
+            expected="bench",
+            hint="Give one of bench.",
         )
     if environment.fingerprint != baseline.environment.fingerprint and not any_machine:
         raise IncompatibleError(
             f"The baseline is of another machine: {baseline.environment.name} ({baseline.environment.fingerprint}); "
-            f"this is {environment.name} ({environment.fingerprint}). Measure the baseline here, or give --any-machine "
-            f"to compare them all the same."
+            f"this is {environment.name} ({environment.fingerprint}).",
+            found=baseline.environment.fingerprint,
+            expected=environment.fingerprint,
+            hint="Measure the baseline here, or give `any_machine=True` to compare them all the same.",
         )
     by_name = {target.name: target for target in targets}
     for before in baseline.targets:
@@ -138,8 +148,10 @@ def check_comparable(
     missing = {run.batch_size for run in baseline.runs} - set(batch_sizes)
     if missing:
         raise IncompatibleError(
-            f"The baseline has batch size {min(missing)}, which is not measured. Give --batch "
-            f"{','.join(map(str, sorted({*missing, *batch_sizes})))}."
+            f"The baseline has batch size {min(missing)}, which is not measured.",
+            found=tuple(batch_sizes),
+            expected=tuple(sorted(missing)),
+            hint=f"Give `batch_sizes={(*sorted({*missing, *batch_sizes}),)}`.",
         )
 
 
@@ -150,13 +162,20 @@ def check_alike(before: Target, after: Target | OpenTarget | None) -> None:
         IncompatibleError: If not.
     """
     if after is None:
-        raise IncompatibleError(f"The baseline has the target {before.name!r}, which is not measured. Measure it too.")
+        raise IncompatibleError(
+            f"The baseline has the target {before.name!r}, which is not measured.",
+            expected=before.name,
+            hint="Measure it too.",
+        )
     for name in ("runtime", "provider", "num_threads", "precision"):
         was, now = getattr(before, name), getattr(after, name)
         if was != now:
             raise IncompatibleError(
-                f"{before.name}: {name} is {now!r}; in the baseline it was {was!r}. Measure in the same way, or make a "
-                f"new baseline."
+                f"{before.name}: {name} is {now!r}; in the baseline it was {was!r}.",
+                found=now,
+                expected=was,
+                where=before.name,
+                hint="Measure in the same way, or make a new baseline.",
             )
 
 
@@ -169,7 +188,11 @@ def check_source(target: str, was: str, now: str | None) -> None:
     if now != was:
         found = "not measured" if now is None else f"measured on {now}"
         raise IncompatibleError(
-            f"{target}: accuracy is {found}; in the baseline it was measured on {was}. Give the same --images."
+            f"{target}: accuracy is {found}; in the baseline it was measured on {was}.",
+            found=found,
+            expected=was,
+            where=target,
+            hint="Give the same `images`.",
         )
 
 

@@ -69,7 +69,12 @@ class HeadSettings:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not value > 0:
-                raise UsageError(f"{name} is {value}; expected a positive number.")
+                raise UsageError(
+                    f"{name} is {value}; expected a positive number.",
+                    found=value,
+                    expected="a positive number",
+                    where=name,
+                )
 
 
 def measure_scale(num_classes: Sequence[int], settings: HeadSettings, *, progress: Progress = lambda _: None) -> Result:
@@ -88,7 +93,9 @@ def measure_scale(num_classes: Sequence[int], settings: HeadSettings, *, progres
     if min(num_classes) < 1 or largest > MAX_HEAD_BYTES:
         raise UsageError(
             f"Heads of {min(num_classes)} to {max(num_classes)} classes and {settings.feature_dim} features cannot be "
-            f"measured: they have at least one class, and at most {MAX_HEAD_BYTES >> 30} GiB."
+            f"measured: they have at least one class, and at most {MAX_HEAD_BYTES >> 30} GiB.",
+            found=tuple(num_classes),
+            expected=f"at least one class, and at most {MAX_HEAD_BYTES} bytes",
         )
     environment = read_environment()
     progress("memory bandwidth")
@@ -179,7 +186,8 @@ def saved_heads(num_classes: int, feature_dim: int, capacity: int) -> Iterator[d
         from exporters.onnx_io.files import save_model
     except ImportError as error:
         raise MissingDependencyError(
-            f"Heads are made with onnx, and {error.name} is not installed: pip install 'icis-deploy[export]'."
+            f"Heads are made with onnx, and {error.name} is not installed.",
+            hint="Install it: pip install 'icis-deploy[export]'.",
         ) from error
     model = head_model(num_classes, feature_dim)
     with tempfile.TemporaryDirectory() as name:

@@ -118,12 +118,21 @@ def open_base(
         IncompatibleError: If the bundle was made from a model with another head.
     """
     if model.suffix not in (".pt2", ".onnx"):
-        raise UsageError(f"{model} is neither a .pt2 nor a .onnx file; give the model that the bundles were made from.")
+        raise UsageError(
+            f"{model} is neither a .pt2 nor a .onnx file.",
+            expected=(".pt2", ".onnx"),
+            where=model,
+            hint="Give the model that the bundles were made from.",
+        )
     seen_rows, added_rows = original_rows(model, str(model)), first.added_rows()
     if seen_rows.shape != (first.num_seen, added_rows.shape[1]):
         raise IncompatibleError(
             f"{model} has {seen_rows.shape[0]} classes and {seen_rows.shape[1] - 1} features; {first.name} was made "
-            f"from {first.num_seen} and {added_rows.shape[1] - 1}. Give the model that it was exported from."
+            f"from {first.num_seen} and {added_rows.shape[1] - 1}.",
+            found=(seen_rows.shape[0], seen_rows.shape[1] - 1),
+            expected=(first.num_seen, added_rows.shape[1] - 1),
+            where=model,
+            hint="Give the model that it was exported from.",
         )
     return PeerBase(
         first=first,
@@ -197,6 +206,9 @@ def time_to_add(adding: Adding, target: OpenTarget, base: PeerBase, *, seed: int
     if scores.shape[1] != expected:
         raise RuntimeFailureError(
             f"{target.name} answered among {scores.shape[1]} classes after {NUM_ADDED} were added; expected "
-            f"{expected}. Its latency cannot be compared."
+            f"{expected}. Its latency cannot be compared.",
+            found=scores.shape[1],
+            expected=expected,
+            where=target.name,
         )
     return elapsed_ms

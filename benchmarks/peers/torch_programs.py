@@ -33,7 +33,12 @@ def load_module(path: Path) -> Module:
     from exporters.loading.torch_modules import quiet_torch
 
     if path.suffix != ".pt2":
-        raise UsageError(f"{path.name} is no torch model: give the .pt2 program to measure PyTorch too.")
+        raise UsageError(
+            f"{path.name} is no torch model.",
+            expected=".pt2",
+            where=path,
+            hint="Give the .pt2 program to measure PyTorch too.",
+        )
     with quiet_torch():
         return load_program(path).module()
 
@@ -59,7 +64,8 @@ def add_rows(module: Module, seen_rows: Float32, rows: Float32) -> None:
             continue  # a layer without biases
         if name is None:
             raise ModelLoadError(
-                f"No parameter of the torch model holds the {what} of its head as the ONNX graph does."
+                f"No parameter of the torch model holds the {what} of its head as the ONNX graph does.",
+                expected=what,
             )
         owner, _, attribute = name.rpartition(".")
         grown = np.concatenate([values, added])
@@ -106,7 +112,10 @@ def compiled(module: Module) -> Module:
     from exporters.loading.torch_modules import import_torch
 
     if not any(shutil.which(name) for name in COMPILERS):
-        raise MissingDependencyError("torch.compile needs a C++ compiler, such as g++, and none is installed.")
+        raise MissingDependencyError(
+            "torch.compile needs a C++ compiler, and none is installed.",
+            hint="Install one, such as g++.",
+        )
     torch = import_torch()
     torch.compiler.reset()
     made: Any = torch.compile(module)

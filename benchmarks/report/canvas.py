@@ -87,7 +87,10 @@ def drawing() -> Iterator[type[Canvas]]:
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingDependencyError("A report needs matplotlib: pip install 'icis-deploy[bench]'") from error
+        raise MissingDependencyError(
+            "A report needs matplotlib.",
+            hint="Install it: pip install 'icis-deploy[bench]'.",
+        ) from error
     with matplotlib.rc_context(STYLE):
         yield Canvas
 

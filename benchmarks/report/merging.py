@@ -115,11 +115,21 @@ def merge(results: Sequence[Result]) -> tuple[tuple[Device, ...], tuple[Entry, .
         UsageError: If there are no results, or one is given twice.
     """
     if not results:
-        raise UsageError("There is nothing to report; give at least one result.")
+        raise UsageError(
+            "There is nothing to report.",
+            found=0,
+            expected="at least 1",
+            hint="Give at least one result.",
+        )
     runs = Counter((result.environment.fingerprint, result.command, result.created) for result in results)
     (_, command, created), most = runs.most_common(1)[0]
     if most > 1:
-        raise UsageError(f"The {command} result of {created} is given {most} times; give every result once.")
+        raise UsageError(
+            f"The {command} result of {created} is given {most} times.",
+            found=most,
+            expected=1,
+            hint="Give every result once.",
+        )
     by_fingerprint: dict[str, list[Result]] = {}
     for result in results:
         by_fingerprint.setdefault(result.environment.fingerprint, []).append(result)

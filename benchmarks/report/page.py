@@ -92,7 +92,10 @@ def html_page(report: Report) -> str:
     try:
         import jinja2
     except ImportError as error:
-        raise MissingDependencyError("A report needs Jinja: pip install 'icis-deploy[bench]'") from error
+        raise MissingDependencyError(
+            "A report needs Jinja.",
+            hint="Install it: pip install 'icis-deploy[bench]'.",
+        ) from error
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,

@@ -36,7 +36,13 @@ MAX_RESULT_BYTES = 1 << 28
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """Everything one run of one command found on one machine."""
+    """Everything one run of one command found on one machine.
+
+    Example:
+        result = icis_deploy.results.load_result("result.json")
+        for target in result.targets:
+            print(target.name, target.accuracy, [latency.median_ms for _, latency in result.latencies(target.name)])
+    """
 
     command: Literal["bench", "bench-update", "bench-peers", "bench-scale"]
     """What made it."""
@@ -116,37 +122,60 @@ def parse_result(data: bytes) -> Result:
         values = object_from_json(load_strict(data))
         schema_version = values.pop("schema_version")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise LoadError("It is not a benchmark result: no JSON object with a `schema_version`.") from error
+        raise LoadError(
+            "It is not a benchmark result: no JSON object with a `schema_version`.",
+            expected="a JSON object with a schema_version",
+        ) from error
     if type(schema_version) is not int or schema_version not in {1, SCHEMA_VERSION}:  # Python calls `true` equal to 1
         raise LoadError(
-            f"It has schema version {shown(schema_version)}; this release reads 1 and {SCHEMA_VERSION}. Measure again, "
-            f"or use the release that made it."
+            f"It has schema version {shown(schema_version)}; this release reads 1 and {SCHEMA_VERSION}.",
+            found=shown(schema_version),
+            expected=(1, SCHEMA_VERSION),
+            hint="Measure again, or use the release that made it.",
         )
     if schema_version == 1:
         values.setdefault("head_shares", [])
     try:
         return value_from_json(Result, values)
     except (TypeError, ValueError, OverflowError, ICISDeployError) as error:
-        raise LoadError(f"It is not a benchmark result: {error}.") from error
+        raise LoadError(
+            f"It is not a benchmark result: {error}.",
+            found=str(error),
+            expected="a benchmark result",
+        ) from error
 
 
-def load_result(path: Path) -> Result:
+def load_result(path: str | Path) -> Result:
     """Read a result's file.
+
+    Example:
+        result = icis_deploy.results.load_result("result.json")
+        print(result.command, result.environment.name)
 
     Raises:
         LoadError: If it cannot be read or is not a result of this schema.
     """
-    data = read_capped(path, max_bytes=MAX_RESULT_BYTES, what="benchmark result", error_type=LoadError)
+    data = read_capped(Path(path), max_bytes=MAX_RESULT_BYTES, what="benchmark result", error_type=LoadError)
     try:
         return parse_result(data)
     except LoadError as error:
-        raise LoadError(f"Cannot use {path}. {error}") from error
+        raise LoadError(
+            f"Cannot use {path}. {error.what}",
+            found=error.found,
+            expected=error.expected,
+            where=path,
+            hint=error.hint,
+        ) from error
 
 
-def save_result(result: Result, path: Path) -> None:
+def save_result(result: Result, path: str | Path) -> None:
     """Write a result's file.
+
+    Example:
+        result = icis_deploy.bench(["fused", "updatable"])
+        icis_deploy.results.save_result(result, "result.json")
 
     Raises:
         StorageError: If the disk refuses; what was at `path` before is still there.
     """
-    write_file(path, serialize_result(result))
+    write_file(Path(path), serialize_result(result))

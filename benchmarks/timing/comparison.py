@@ -90,11 +90,17 @@ def compare(
     if ours.shape != theirs.shape or ours.ndim != 1 or len(ours) == 0:
         raise UsageError(
             f"{label!r} was measured in rounds of shape {ours.shape} and {against!r} in {theirs.shape}; expected the "
-            f"same rounds, at least one. Measure both in one run."
+            f"same rounds, at least one.",
+            found=ours.shape,
+            expected=theirs.shape,
+            where=label,
+            hint="Measure both in one run.",
         )
     if not (ours > 0).all() or not (theirs > 0).all():
         raise UsageError(
-            f"A latency of {label!r} or {against!r} is 0 or less; the clock is too coarse for what it times."
+            f"A latency of {label!r} or {against!r} is 0 or less; the clock is too coarse for what it times.",
+            found="0 or less",
+            expected="a time above 0",
         )
     difference = pseudomedian(np.log(ours) - np.log(theirs))
     with np.errstate(over="ignore"):  # an unbounded interval stays unbounded

@@ -89,7 +89,12 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("num_queries", "budget_s", "margin"):
             if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"The plan's {name} is {getattr(self, name)}; expected a positive number.")
+                raise UsageError(
+                    f"The plan's {name} is {getattr(self, name)}; expected a positive number.",
+                    found=getattr(self, name),
+                    expected="a positive number",
+                    where=name,
+                )
 
 
 DEFAULT_PLAN = Plan()
@@ -217,13 +222,20 @@ def pairs_to_compare(calls: Mapping[str, Call], against: str | None, further: Se
         UsageError: If there is nothing to measure, or nothing is measured under one of the labels.
     """
     if not calls:
-        raise UsageError("There is nothing to measure; give at least one callable.")
+        raise UsageError(
+            "There is nothing to measure.",
+            hint="Give at least one callable.",
+        )
     reference = next(iter(calls)) if against is None else against
     pairs = [(label, reference) for label in calls if label != reference]
     pairs += [pair for pair in further if pair not in pairs]
     for label in (reference, *(label for pair in pairs for label in pair)):
         if label not in calls:
-            raise UsageError(f"Nothing is measured under the label {label!r}; there are {', '.join(map(repr, calls))}.")
+            raise UsageError(
+                f"Nothing is measured under the label {label!r}; there are {', '.join(map(repr, calls))}.",
+                found=label,
+                expected=tuple(calls),
+            )
     return pairs
 
 

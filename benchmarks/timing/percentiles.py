@@ -109,7 +109,11 @@ def num_queries_needed(percent: float) -> int:
         UsageError: If it is not.
     """
     if not 0 < percent < 100:
-        raise UsageError(f"There is no percentile {percent}; expected a number above 0 and below 100.")
+        raise UsageError(
+            f"There is no percentile {percent}; expected a number above 0 and below 100.",
+            found=percent,
+            expected="above 0 and below 100",
+        )
     enough = 2
     while num_slower_tolerated(enough, percent) < 1:
         enough *= 2

@@ -120,7 +120,12 @@ def calls_over(run: Callable[[Input], object], inputs: Sequence[Input]) -> Call:
         UsageError: If there is no input.
     """
     if not inputs:
-        raise UsageError("There is no input to measure with; give at least one.")
+        raise UsageError(
+            "There is no input to measure with.",
+            found=0,
+            expected="at least 1",
+            hint="Give at least one.",
+        )
     following = itertools.cycle(inputs).__next__
     return lambda: run(following())
 
@@ -160,7 +165,11 @@ def time_queries(label: str, call: Call, num_queries: int, clock: Callable[[], i
     except ICISDeployError:
         raise
     except Exception as error:
-        raise RuntimeFailureError(f"{label!r} failed while it was measured: {type(error).__name__}: {error}") from error
+        raise RuntimeFailureError(
+            f"{label!r} failed while it was measured: {type(error).__name__}: {error}",
+            found=str(error),
+            where=label,
+        ) from error
     return np.array(latencies_ns, dtype=np.int64)
 
 

@@ -127,7 +127,9 @@ def measure_startup(
     """
     if factory.count(":") != 1 or num_runs < 1:
         raise UsageError(
-            f"Cannot start {factory!r} {num_runs} times; expected 'package.module:function' and at least one run."
+            f"Cannot start {factory!r} {num_runs} times; expected 'package.module:function' and at least one run.",
+            found=(factory, num_runs),
+            expected="'package.module:function' and at least one run",
         )
     dropped, starts = [], []
     missing: dict[str, str] = {}
@@ -163,12 +165,19 @@ def start_once(label: str, factory: str, arguments: Mapping[str, object]) -> tup
         try:
             ended = subprocess.run(command, input=sent, capture_output=True, timeout=TIMEOUT_S, check=False)  # noqa: S603
         except subprocess.TimeoutExpired as error:
-            raise RuntimeFailureError(f"Starting {label!r} did not end within {TIMEOUT_S:g} s.") from error
+            raise RuntimeFailureError(
+                f"Starting {label!r} did not end within {TIMEOUT_S:g} s.",
+                expected=f"at most {TIMEOUT_S:g} s",
+                where=label,
+            ) from error
         if ended.returncode != 0 or not answer.exists():
             last_words = ended.stderr.decode(errors="replace").strip()[-MAX_STDERR:]
             raise RuntimeFailureError(
-                f"Starting {label!r} with {factory} failed with exit code {ended.returncode}; the process said:\n"
-                f"{last_words or '(nothing)'}"
+                f"Starting {label!r} with {factory} failed with exit code {ended.returncode}; the process "
+                f"said:\n{last_words or '(nothing)'}",
+                found=ended.returncode,
+                expected=0,
+                where=label,
             )
         found = json.loads(answer.read_text(encoding="utf-8"))
     return Start(**found["start"]), found["missing"]
@@ -213,7 +222,12 @@ def load(factory: str, arguments: Mapping[str, object]) -> Callable[[], object]:
     module, _, function = factory.partition(":")
     made = getattr(importlib.import_module(module), function)(**arguments)
     if not callable(made):
-        raise UsageError(f"{factory} returned {type(made).__name__}; expected a callable that answers one query.")
+        raise UsageError(
+            f"{factory} returned {type(made).__name__}; expected a callable that answers one query.",
+            found=type(made).__name__,
+            expected="a callable",
+            where=factory,
+        )
     return made  # type: ignore[no-any-return]
 
 
@@ -259,6 +273,8 @@ def drop_from_page_cache(path: Path) -> bool:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     except OSError as error:
         raise LoadError(
-            f"Cannot read {path}: {error.strerror or error}. It is to be measured while it is loaded."
+            f"Cannot read {path}: {error.strerror or error}. It is to be measured while it is loaded.",
+            found=error.strerror or str(error),
+            where=path,
         ) from error
     return True

@@ -117,7 +117,9 @@ def measure_class_swap(
     if not 1 <= num_new_classes <= bundle.capacity or bundle.score_kind != "logits":
         raise UsageError(
             f"ClassSwap needs new classes that fit the bundle's {bundle.capacity} slots, and a model that gives "
-            f"logits; found {num_new_classes} classes and {bundle.score_kind}."
+            f"logits; found {num_new_classes} classes and {bundle.score_kind}.",
+            found=(num_new_classes, bundle.score_kind),
+            expected=f"at most {bundle.capacity} classes, and logits",
         )
     if seconds <= 0 or updates_per_second <= 0 or num_threads < 1 or num_rounds < 1:
         raise UsageError("ClassSwap needs a time, a rate, threads and rounds that are greater than 0.")
@@ -163,7 +165,10 @@ def _prepared(copy: BundleCopy, runtime: Runtime | None, num_new_classes: int) -
         if len(inputs) == NUM_INPUTS:
             break
     else:
-        raise UsageError("The model's features, by which answers are checked, are missing or zero. Export it again.")
+        raise UsageError(
+            "The model's features, by which answers are checked, are missing or zero.",
+            hint="Export it again.",
+        )
     return _Run(
         device=device,
         copy=copy,
@@ -269,7 +274,10 @@ def _report(
     seconds = sum(block.seconds for block in swapped)
     if not answers or not any(map(len, without)):
         reason = failures[0] if failures else "a request takes longer than the run; give it more seconds"
-        raise RuntimeFailureError(f"No request was answered in a run of ClassSwap: {reason}")
+        raise RuntimeFailureError(
+            f"No request was answered in a run of ClassSwap: {reason}",
+            found=str(reason),
+        )
     num_torn, num_wrong = _count_wrong(run, answers)
     return ClassSwapReport(
         num_threads=num_threads,

@@ -95,7 +95,9 @@ def measure_update(
     bundle = load_manifest(bundle_folder)
     if not 0 < num_new_classes <= bundle.capacity or num_updates < 1:
         raise UsageError(
-            f"{num_updates} updates of {num_new_classes} classes cannot be measured on {bundle.capacity} slots."
+            f"{num_updates} updates of {num_new_classes} classes cannot be measured on {bundle.capacity} slots.",
+            found=(num_updates, num_new_classes),
+            expected=bundle.capacity,
         )
     with bundle_copy(bundle_folder) as copy, garbage_collector_at_rest():
         device = Device.open(copy.folder, num_threads=num_threads)
@@ -241,8 +243,11 @@ def _model_path(run: _Run) -> str:
 def _check(way: str, found: Float32, expected: Float32) -> None:
     if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-3, atol=1e-3):
         raise RuntimeFailureError(
-            f"The way {way!r} gave other logits than the class update: shape {found.shape}, expected {expected.shape}. "
-            f"Its latency cannot be compared."
+            f"The way {way!r} gave other logits than the class update: shape {found.shape}, expected "
+            f"{expected.shape}. Its latency cannot be compared.",
+            found=found.shape,
+            expected=expected.shape,
+            where=str(way),
         )
 
 

@@ -31,9 +31,10 @@ import numpy as np
 from benchmarks.timing.comparison import compare
 from benchmarks.timing.percentiles import Interval
 from benchmarks.timing.rounds import garbage_collector_at_rest
-from icis_deploy.api.compare import Photos
+from icis_deploy.api.compare import LabeledImageFeatures
 from icis_deploy.api.inject import train_injector
-from icis_deploy.api.models import Model, OpenedModel, PathLike, head_of, inspect
+from icis_deploy.api.inputs import PathLike
+from icis_deploy.api.models import Model, OpenedModel, head_of, inspect
 from icis_deploy.common.arrays import Float32
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
@@ -67,7 +68,7 @@ class Problem:
     preprocessing: Preprocessing | None = None
     """How images are prepared, for neutral pictures."""
 
-    photos: Photos | None = None
+    photos: LabeledImageFeatures | None = None
     """Images to measure accuracies on."""
 
 
@@ -157,7 +158,7 @@ def load_problem(
         descriptors=described,
         unseen=unseen_classes(head_of(opened), described, names),
         preprocessing=preprocessing,
-        photos=None if images is None else Photos.load(images, opened, preprocessing),
+        photos=None if images is None else LabeledImageFeatures.load(images, opened, preprocessing),
     )
 
 

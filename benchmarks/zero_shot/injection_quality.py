@@ -80,7 +80,7 @@ def measure_injection(head: Head, injection: Injection, features: Float32, label
     S = float((is_right & ~wins)[~is_unseen].mean())  # noqa: N806
     # What is left of a row without the mean row and the offset, which stands in its bias, competes at other lengths.
     mean = mean_row(head.rows)
-    offset = 0.0 if injection.selection is None else injection.selection.chosen.point.offset
+    offset = 0.0 if injection.selection is None else injection.selection.offset
     base = features @ mean[:-1] + mean[-1]
     deviation = (new - offset - base[:, None]).max(axis=1)
     best = 0.0

@@ -86,7 +86,10 @@ def load_zero_shot_data(folder: Path, *, features_name: str = FEATURES_NAME) -> 
         raise LoadError(
             f"{features_path} has features of {len(features)} images and labels of {len(labels)}, of classes up to "
             f"number {labels.max(initial=-1) + 1}; {splits_path} has {described.num_classes} classes. Expected one "
-            f"label for each image, and both files from the same data set."
+            f"label for each image, and both files from the same data set.",
+            found=(len(features), len(labels)),
+            expected="one label for each image",
+            where=features_path,
         )
     places = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
     splits = _load_mat(splits_path, places)
@@ -95,7 +98,10 @@ def load_zero_shot_data(folder: Path, *, features_name: str = FEATURES_NAME) -> 
     if beyond:
         raise LoadError(
             f"{splits_path}: {', '.join(beyond)} is empty or names images beyond the {len(labels)} of "
-            f"{features_path}. Expected both files from the same data set."
+            f"{features_path}. Expected both files from the same data set.",
+            found=tuple(beyond),
+            expected=len(labels),
+            where=splits_path,
         )
     seen, unseen = (np.unique(labels[located[name]]) for name in ("trainval_loc", "test_unseen_loc"))
     _check_disjoint(seen, unseen, labels[located["test_seen_loc"]], described.class_names, splits_path)
@@ -137,10 +143,19 @@ def _load_mat(path: Path, names: Sequence[str]) -> dict[str, Any]:
         with path.open("rb") as file:
             content = read_mat(file, names)
     except (LoadError, OSError) as error:
-        raise LoadError(f"Cannot read the MATLAB file {path}: {error}.") from error
+        raise LoadError(
+            f"Cannot read the MATLAB file {path}: {error}.",
+            found=str(error),
+            where=path,
+        ) from error
     missing = [name for name in names if name not in content]
     if missing:
-        raise LoadError(f"{path} has no {', '.join(missing)}; expected {', '.join(names)}, as xlsa17 has them.")
+        raise LoadError(
+            f"{path} has no {', '.join(missing)}; expected {', '.join(names)}, as xlsa17 has them.",
+            found=tuple(missing),
+            expected=tuple(names),
+            where=path,
+        )
     return content
 
 
@@ -148,7 +163,11 @@ def _indices(values: Any, path: Path, name: str) -> Int64:
     """Return a column of numbers that count from 1 as `(n,)` int64 that count from 0."""
     numbers = np.asarray(values).reshape(-1)
     if numbers.dtype.kind not in "iuf" or not (numbers >= 1).all() or (numbers != numbers.astype(np.int64)).any():
-        raise LoadError(f"{path}: {name} holds something else than whole numbers from 1 on.")
+        raise LoadError(
+            f"{path}: {name} holds something else than whole numbers from 1 on.",
+            expected="whole numbers from 1 on",
+            where=path,
+        )
     return numbers.astype(np.int64) - 1
 
 
@@ -159,5 +178,8 @@ def _check_disjoint(
     untrained = [class_names[index] for index in np.setdiff1d(test_seen_labels, seen)]
     if both or untrained:
         raise LoadError(
-            f"{path}: {quoted(both or untrained)} is {'both seen and unseen' if both else 'tested as seen, untrained'}."
+            f"{path}: {quoted(both or untrained)} is "
+            f"{'both seen and unseen' if both else 'tested as seen, untrained'}.",
+            found=tuple(both or untrained),
+            where=path,
         )

@@ -53,12 +53,16 @@ def iterate_activations(
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own types, which share no base
         raise ModelLoadError(
-            f"ONNX Runtime cannot load the model with its inner values: {first_line(error)}."
+            f"ONNX Runtime cannot load the model with its inner values: {first_line(error)}.",
+            found=first_line(error),
         ) from error
     image_input = session.get_inputs()[0].name
     for batch in batches:
         try:
             arrays = session.run(list(names), {image_input: batch}) if names else []  # asked for none, it gives all
         except Exception as error:  # see above
-            raise RuntimeFailureError(f"ONNX Runtime failed on a calibration image: {first_line(error)}.") from error
+            raise RuntimeFailureError(
+                f"ONNX Runtime failed on a calibration image: {first_line(error)}.",
+                found=first_line(error),
+            ) from error
         yield dict(zip(names, arrays, strict=True))

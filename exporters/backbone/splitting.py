@@ -30,12 +30,19 @@ def backbone_of(model: ir.Model, location: HeadLocation, input_name: str) -> ir.
         IncompatibleError: If the features are the input, or depend on another input.
     """
     if location.feature_name == input_name:
-        raise IncompatibleError(f"The head {location.node_name} is all there is: the model has no backbone to convert.")
+        raise IncompatibleError(
+            f"The head {location.node_name} is all there is: the model has no backbone to convert.",
+            where=location.node_name,
+        )
     copy = model.clone()
     try:
         graph = ir.convenience.extract(copy.graph, [input_name], [location.feature_name])
     except ValueError as error:
-        raise IncompatibleError(f"The features of {location.node_name} depend on more than {input_name!r}.") from error
+        raise IncompatibleError(
+            f"The features of {location.node_name} depend on more than {input_name!r}.",
+            expected=input_name,
+            where=location.node_name,
+        ) from error
     graph.name = "backbone"
     return ir.Model(graph, ir_version=model.ir_version)
 
@@ -79,7 +86,11 @@ def with_backbone(model: ir.Model, location: HeadLocation, input_name: str, back
     try:
         check_model(copy)
     except ExportError as error:
-        raise ExportError(f"The converted backbone does not fit the head {location.node_name}: {error}") from error
+        raise ExportError(
+            f"The converted backbone does not fit the head {location.node_name}: {error.what}",
+            where=location.node_name,
+            hint=error.hint,
+        ) from error
     return copy
 
 

@@ -35,11 +35,12 @@ from exporters.graph.edits import Rewrite
 from exporters.head.score_kinds import compared_values
 from exporters.head.slot_baking import bake_rows
 from exporters.onnx_io.files import load_onnx_file, save_model
-from exporters.targets.registry import TargetOptions, TargetPlan, plan_targets, targets_of
+from exporters.targets.registry import TargetPlan, plan_targets, targets_of
 from exporters.targets.tensorrt.target import settings_of
 from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
 from icis_deploy.bundle.manifest import INJECTED_NAME, MANIFEST_NAME, MODEL_NAME, SLOTS_NAME, Bundle, file_entry
 from icis_deploy.bundle.slot_files import load_injected, serialize_slots
+from icis_deploy.bundle.target_options import TargetOptions
 from icis_deploy.common.files import check_free, new_folder, write_file
 from icis_deploy.errors import CapacityError, IncompatibleError, UsageError
 from icis_deploy.head.slots import SlotTable, empty_slots
@@ -95,9 +96,18 @@ def plan_compaction(former: CompactedFrom, capacity: int) -> CompactionPlan:
     """
     table = former.table
     if table is None:
-        raise IncompatibleError(f"The bundle {former.folder} has a fused head: there are no slots to bake.")
+        raise IncompatibleError(
+            f"The bundle {former.folder} has a fused head: there are no slots to bake.",
+            found="fused",
+            expected="updatable",
+            where=former.folder,
+        )
     if capacity < 1:
-        raise UsageError(f"An updatable head needs a capacity of at least 1 slot, not {capacity}.")
+        raise UsageError(
+            f"An updatable head needs a capacity of at least 1 slot, not {capacity}.",
+            found=capacity,
+            expected="at least 1",
+        )
     taught = [name for name in table.filled_names if name in former.journal.current.taught]
     published = compacted(table.without(taught))
     baked = load_injected(former.folder, former.bundle)
@@ -105,7 +115,10 @@ def plan_compaction(former: CompactedFrom, capacity: int) -> CompactionPlan:
     if (num_scores := former.bundle.num_seen + baked.capacity + capacity) < former.bundle.top:
         raise UsageError(
             f"With {capacity} slots the model would give {num_scores} scores, and it chooses {former.bundle.top} "
-            f"classes itself. Give a larger --capacity, or export the bundle again with a smaller --top."
+            f"classes itself.",
+            found=num_scores,
+            expected=f"at least {former.bundle.top}",
+            hint="Give a larger `capacity`, or export the bundle again with a smaller `top`.",
         )
     return CompactionPlan(baked=baked, slots=_in_slots(compacted(table.without(published.filled_names)), capacity))
 
@@ -194,7 +207,10 @@ def _in_slots(filled: SlotTable, capacity: int) -> SlotTable:
     if filled.capacity > capacity:
         raise CapacityError(
             f"The bundle was taught {filled.capacity} classes, which stay in slots; a capacity of {capacity} does not "
-            f"hold them. Give a greater --capacity."
+            f"hold them.",
+            found=capacity,
+            expected=f"at least {filled.capacity}",
+            hint="Give a greater `capacity`.",
         )
     return _joined(filled, empty_slots(capacity - filled.capacity, filled.feature_dim))
 

@@ -99,14 +99,26 @@ def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, cap
         if update.base_fingerprint != seen.fingerprint:
             raise WrongBaseError(
                 f"A class update (version {update.version}) was made for the head {update.base_fingerprint[:16]}…; "
-                f"this model's head is {seen.fingerprint[:16]}…. Inject again with this model and this class list."
+                f"this model's head is {seen.fingerprint[:16]}….",
+                found=update.base_fingerprint,
+                expected=seen.fingerprint,
+                hint="Inject again with this model and this class list.",
             )
     if head_kind == "fused":
         if capacity is not None:
-            raise UsageError("A fused head has no slots: give --capacity with --head updatable only.")
+            raise UsageError(
+                "A fused head has no slots.",
+                found=capacity,
+                hint="Give `capacity` with `head='updatable'` only.",
+            )
         table = empty_slots(sum(len(update.added) for update in updates), seen.feature_dim)
     elif capacity is None or capacity < 1:
-        raise UsageError(f"An updatable head needs a capacity of at least 1 slot, not {capacity}: give --capacity.")
+        raise UsageError(
+            f"An updatable head needs a capacity of at least 1 slot, not {capacity}.",
+            found=capacity,
+            expected="at least 1",
+            hint="Give `capacity`.",
+        )
     else:
         _require_room(capacity, seen.feature_dim)
         table = empty_slots(capacity, seen.feature_dim)
@@ -126,8 +138,10 @@ def _require_room(capacity: int, feature_dim: int) -> None:
     most = MAX_SLOTS_BYTES // (4 * (feature_dim + 1))
     if capacity > most:
         raise UsageError(
-            f"{capacity} slots for {feature_dim} features are more than a bundle holds; expected at most {most}. Give "
-            f"a smaller --capacity."
+            f"{capacity} slots for {feature_dim} features are more than a bundle holds; expected at most {most}.",
+            found=capacity,
+            expected=f"at most {most}",
+            hint="Give a smaller `capacity`.",
         )
 
 
@@ -204,7 +218,10 @@ def _calibration(form: ModelForm, preprocessing: Preprocessing | None) -> Labele
     if form.calibration_images is None:
         return None
     if preprocessing is None:
-        raise UsageError("Calibration needs to know how images are prepared: give --preprocess.")
+        raise UsageError(
+            "Calibration needs to know how images are prepared.",
+            hint="Give `preprocess`.",
+        )
     return load_image_list(Path(form.calibration_images))
 
 
@@ -287,16 +304,27 @@ def model_input(loaded: LoadedModel, preprocessing: Preprocessing | None) -> Mod
     shape = found if preprocessing is None else preprocessing.input_shape
     if len(shape) != len(found) or any(isinstance(a, int) and a != b for a, b in zip(found, shape, strict=True)):
         raise IncompatibleError(
-            f"The preprocessing gives images of shape {shape}; {loaded.spec} takes {found}. Change crop, color "
-            f"or layout."
+            f"The preprocessing gives images of shape {shape}; {loaded.spec} takes {found}.",
+            found=shape,
+            expected=found,
+            where=loaded.spec,
+            hint="Change crop, color or layout.",
         )
     sizes = tuple(size for size in shape if isinstance(size, int))
     if len(sizes) != len(shape):
-        raise UsageError(f"{loaded.spec} takes images of any size ({found}); say which with --preprocess.")
+        raise UsageError(
+            f"{loaded.spec} takes images of any size ({found}).",
+            found=found,
+            where=loaded.spec,
+            hint="Say which with `preprocess`.",
+        )
     if loaded.input_dtype != np.float32:
         raise IncompatibleError(
-            f"{loaded.spec} takes {loaded.input_dtype}; a bundle holds models that take float32. Export it "
-            f"with a float32 input."
+            f"{loaded.spec} takes {loaded.input_dtype}; a bundle holds models that take float32.",
+            found=loaded.input_dtype,
+            expected="float32",
+            where=loaded.spec,
+            hint="Export it with a float32 input.",
         )
     return ModelInput(name=loaded.input_name, shape=sizes, dtype=str(loaded.input_dtype))
 

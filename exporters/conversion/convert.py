@@ -115,7 +115,10 @@ def with_device_work(
     """
     if form.model_input == "uint8":
         if preprocessing is None:
-            raise UsageError("A model that takes pixels needs to know how they are prepared: give --preprocess.")
+            raise UsageError(
+                "A model that takes pixels needs to know how they are prepared.",
+                hint="Give `preprocess`.",
+            )
         model = add_pixel_input(model, model_input.name, preprocessing)
         model_input = pixel_input(model_input, preprocessing)
     return (add_top(model, kind, form.top) if form.top else model), model_input

@@ -71,7 +71,10 @@ def halve_model(model: ir.Model, inputs: Inputs) -> ir.Model:
         infer_shapes(copy)
         check_model(copy)
     except Exception as error:  # the converter raises whatever it meets
-        raise ExportError(f"The model cannot be converted to float16: {first_line(error)}.") from error
+        raise ExportError(
+            f"The model cannot be converted to float16: {first_line(error)}.",
+            found=first_line(error),
+        ) from error
     return copy
 
 
@@ -99,8 +102,11 @@ def require_float32(model: ir.Model) -> None:
         if is_quantized or any(output.dtype in reduced for output in node.outputs):
             found = node.op_type if is_quantized else "half precision"
             raise IncompatibleError(
-                f"The model is not float32: its node {node.name} is {found}. "
-                f"Give the float32 model, or export this one as it is, with --precision fp32."
+                f"The model is not float32: its node {node.name} is {found}.",
+                found=found,
+                expected="float32",
+                where=str(node.name),
+                hint="Give the float32 model, or export this one as it is, with `precision='fp32'`.",
             )
 
 

@@ -90,12 +90,19 @@ def quantize_model(model: ir.Model, location: HeadLocation, input_name: str, cal
         except (ExportError, IncompatibleError):
             raise
         except Exception as error:  # onnxruntime.quantization raises whatever it meets
-            raise ExportError(f"ONNX Runtime cannot quantize this backbone: {first_line(error)}.") from error
+            raise ExportError(
+                f"ONNX Runtime cannot quantize this backbone: {first_line(error)}.",
+                found=first_line(error),
+            ) from error
     if not any(node.op_type == "DequantizeLinear" for node in quantized.graph):
         kinds = ", ".join(sorted({node.op_type for node in prepared.graph}))
         raise IncompatibleError(
-            f"No layer of this backbone takes integers; its operators are {kinds}. Give the model as it was exported, "
-            f"before a runtime optimized it, or export it with --precision fp32."
+            f"No layer of this backbone takes integers; its operators are {kinds}.",
+            found=kinds,
+            hint=(
+                "Give the model as it was exported, before a runtime optimized it, or export it with "
+                "`precision='fp32'`."
+            ),
         )
     graft = with_backbone(model, location, input_name, quantized.clone())
     return QuantizedModel(model=graft, float_backbone=prepared, backbone=quantized)

@@ -62,7 +62,10 @@ def _require_prepared_images(input_name: str, preprocessing: Preprocessing, mode
     if not fits or value.dtype != ir.DataType.FLOAT:
         raise IncompatibleError(
             f"The model's input {input_name!r} is {value.dtype} of shape {list(stated)}; preparing gives float32 of "
-            f"shape {list(preprocessing.input_shape)}. Only a model that takes such images can take their pixels."
+            f"shape {list(preprocessing.input_shape)}. Only a model that takes such images can take their pixels.",
+            found=(str(value.dtype), tuple(stated)),
+            expected=("float32", tuple(preprocessing.input_shape)),
+            where=input_name,
         )
 
 
@@ -115,4 +118,8 @@ def _ensure_pixels(input_name: str, preprocessing: Preprocessing, model: ir.Mode
     check_model(model)
     value = _input_named(model, input_name)
     if value.dtype != ir.DataType.UINT8 or tuple(value.shape or ())[1:] != preprocessing.pixel_shape:
-        raise ExportError(f"The edited graph takes {value.dtype} {value.shape}; expected pixels.")
+        raise ExportError(
+            f"The edited graph takes {value.dtype} {value.shape}; expected pixels.",
+            found=(str(value.dtype), str(value.shape)),
+            expected="pixels",
+        )

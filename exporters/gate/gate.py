@@ -195,7 +195,9 @@ def _refuse_stated_batch(session: Session, images: NDArray[np.generic], error: R
         return
     raise IncompatibleError(
         f"The model states that it takes any number of images, and fails on {len(images)}; on one it runs. A size was "
-        f"fixed when it was exported: export it with a batch that is dynamic throughout, or with a fixed batch of 1."
+        f"fixed when it was exported.",
+        found=len(images),
+        hint="Export it with a batch that is dynamic throughout, or with a fixed batch of 1.",
     ) from error
 
 

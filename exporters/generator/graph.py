@@ -99,7 +99,10 @@ def add_predictor(graph: GraphBuilder, predictor: RowPredictor, descriptors: ir.
             for member in predictor.members
         ]
         return graph.op("Add", graph.op("Mean", *directions), predictor.mean_row)
-    raise IncompatibleError(f"A {type(predictor).__name__} cannot be written as a generator.")
+    raise IncompatibleError(
+        f"A {type(predictor).__name__} cannot be written as a generator.",
+        found=type(predictor).__name__,
+    )
 
 
 def add_calibration(graph: GraphBuilder, calibration: RowCalibration, rows: ir.Value) -> ir.Value:
@@ -111,7 +114,10 @@ def add_calibration(graph: GraphBuilder, calibration: RowCalibration, rows: ir.V
     if isinstance(calibration, LengthFactor):
         return graph.op("Mul", rows, calibration.factor)
     if not isinstance(calibration, DeviationCalibration):
-        raise IncompatibleError(f"A {type(calibration).__name__} cannot be written as a generator.")
+        raise IncompatibleError(
+            f"A {type(calibration).__name__} cannot be written as a generator.",
+            found=type(calibration).__name__,
+        )
     deviations = graph.op("Sub", rows, calibration.mean_row)
     if len(calibration.axes) and calibration.axis_gain.any():
         along = graph.op("Mul", graph.op("Gemm", deviations, calibration.axes, transB=1), calibration.axis_gain)
@@ -170,7 +176,9 @@ def _add_weights(graph: GraphBuilder, predictor: WeightedPredictor, descriptors:
         sharp = graph.op("Exp", graph.op("Mul", similarity, AVERAGE_SHARPNESS))
         return _normalised(graph, graph.op("Where", graph.op("Less", similarity, threshold), 0.0, sharp))
     raise IncompatibleError(
-        "The method 'mixture' solves a problem for each class, which a graph cannot: choose another --method."
+        "The method 'mixture' solves a problem for each class, which a graph cannot.",
+        found="mixture",
+        hint="Choose another `method`.",
     )
 
 

@@ -30,7 +30,7 @@ from icis_deploy.bundle.generator_metadata import (
 )
 from icis_deploy.common.arrays import Float32
 from icis_deploy.common.files import read_capped, write_file
-from icis_deploy.errors import GateFailedError, ModelLoadError, UsageError
+from icis_deploy.errors import GateFailedError, ModelLoadError
 from icis_deploy.head.head import Head
 from icis_deploy.injection.rows.calibration import Injector
 from icis_deploy.runtime.teaching.generator import Generator, check_base, load_generator
@@ -41,7 +41,14 @@ MAX_ROW_ERROR = {"fp32": 1e-4, "fp16": 1e-2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenGenerator:
-    """A generator that passed its comparison."""
+    """A generator that passed its comparison.
+
+    Example:
+        written = icis_deploy.export_generator(
+            "model.onnx", classes="classes.txt", descriptors="descriptors.npz", out="generator.onnx"
+        )
+        print(written.size_bytes, written.max_row_error)
+    """
 
     metadata: GeneratorMetadata
     """What it says of itself."""
@@ -98,24 +105,25 @@ def write_generator(
     if not error <= MAX_ROW_ERROR[precision]:
         raise GateFailedError(
             f"The generator's rows are up to {error:.2g} of their length off the injector's; {precision} may be "
-            f"{MAX_ROW_ERROR[precision]:.0e}. Nothing was written to {path}; write it as fp32, or with another method."
+            f"{MAX_ROW_ERROR[precision]:.0e}. Nothing was written to {path}.",
+            found=float(error),
+            expected=MAX_ROW_ERROR[precision],
+            where=path,
+            hint="Write it as `precision='fp32'`, or with another `method`.",
         )
     write_file(path, data)
     return WrittenGenerator(metadata=metadata, size_bytes=len(data), max_row_error=error, num_compared=len(compared))
 
 
 def with_generator(plan: HeadPlan, path: str | Path | None) -> HeadPlan:
-    """Return a plan whose bundle also gets the generator of a file, if one is given.
+    """Return the plan of an updatable head whose bundle also gets the generator of a file, if one is given.
 
     Raises:
-        UsageError: If the head is fused: it has no slot for a class that a device is taught.
         WrongBaseError: If the generator was made for another head.
         LoadError, CorruptFileError: If it is no generator.
     """
     if path is None:
         return plan
-    if plan.head_kind != "updatable":
-        raise UsageError("A device can only be taught classes in slots: give --generator with --head updatable.")
     data = read_capped(Path(path), max_bytes=MAX_GENERATOR_BYTES, what="generator", error_type=ModelLoadError)
     check_base(load_generator(data, where=str(path)).metadata, plan.base_fingerprint, plan.table.feature_dim)
     return replace(plan, generator=data)

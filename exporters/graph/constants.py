@@ -63,7 +63,10 @@ def constant_array(value: ir.Value) -> NDArray[Any]:
         return np.asarray(value.const_value.numpy())
     nodes = constant_nodes(value)
     if not nodes:
-        raise ModelLoadError(f"The value {value.name!r} is not a constant: it depends on the model's input.")
+        raise ModelLoadError(
+            f"The value {value.name!r} is not a constant: it depends on the model's input.",
+            where=value.name,
+        )
     return _evaluated(value, nodes)
 
 
@@ -129,7 +132,11 @@ def _evaluated(value: ir.Value, nodes: list[ir.Node]) -> NDArray[Any]:
         model = onnx.helper.make_model(graph_proto, opset_imports=opsets)
         (array,) = ReferenceEvaluator(model, new_ops=_operators_missing(opset_of(graph))).run(None, {})
     except Exception as error:  # the evaluator raises whatever numpy does, and its own types
-        raise ModelLoadError(f"The constant {value.name!r} cannot be evaluated: {first_line(error)}.") from error
+        raise ModelLoadError(
+            f"The constant {value.name!r} cannot be evaluated: {first_line(error)}.",
+            found=first_line(error),
+            where=value.name,
+        ) from error
     return np.asarray(array)
 
 

@@ -38,7 +38,12 @@ _DEQUANTIZED = " (dequantized)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadLocation:
-    """Where the head is in a graph, by names, so that it holds for every copy of the graph."""
+    """Where the head is in a graph, by names, so that it holds for every copy of the graph.
+
+    Example:
+        location = icis_deploy.inspect("model.onnx").location
+        print(location.kind, location.node_name, location.reason)
+    """
 
     kind: Kind
     """`gemm`, `matmul`, `conv` (1x1), or `cosine` (features of unit length)."""
@@ -118,7 +123,7 @@ def find_head(model: ir.Model, head_node: str | None = None) -> HeadLocation:
     """
     if head_node is not None:
         return _location(
-            model, _chosen(model, head_node), certainty="chosen", reason=f"chosen by --head-node {head_node}"
+            model, _chosen(model, head_node), certainty="chosen", reason=f"chosen by its name, {head_node}"
         )
     candidates, refusals = _candidates(model)
     usable = [each for each in candidates if not each.tail.blocks]
@@ -126,17 +131,26 @@ def find_head(model: ir.Model, head_node: str | None = None) -> HeadLocation:
     if len(certain) == 1:
         return _location(model, certain[0], certainty="certain", reason=_reason(certain[0]))
     if not candidates:
-        raise ModelLoadError(_nothing_found(model, refusals))
+        raise _nothing_found(model, refusals)
     if not usable:
         raise ModelLoadError(
-            f"No class can be added to this model's head: {_listed(candidates)}. Export the model without that part."
+            f"No class can be added to this model's head: {_listed(candidates)}.",
+            found=_listed(candidates),
+            hint="Export the model without that part.",
         )
     if len(usable) == 1:
         raise AmbiguousHeadError(
-            f"It is not certain that this is the head: {_listed(usable)}. If it is, say so with --head-node "
-            f"{label(usable[0].pattern.node)}."
+            f"It is not certain that this is the head: {_listed(usable)}.",
+            found=_listed(usable),
+            expected="one certain head",
+            hint=f"If it is, say so with `head_node={label(usable[0].pattern.node)!r}`.",
         )
-    raise AmbiguousHeadError(f"Several layers could be the head: {_listed(usable)}. Choose one with --head-node NAME.")
+    raise AmbiguousHeadError(
+        f"Several layers could be the head: {_listed(usable)}.",
+        found=tuple(label(each.pattern.node) for each in usable),
+        expected="one certain head",
+        hint="Choose one with `head_node`.",
+    )
 
 
 def read_head(model: ir.Model, location: HeadLocation, class_names: Sequence[str]) -> Head:
@@ -154,7 +168,9 @@ def read_head(model: ir.Model, location: HeadLocation, class_names: Sequence[str
     if len(class_names) != location.num_classes:
         raise IncompatibleError(
             f"The class list has {len(class_names)} names; the head {location.node_name} has {location.num_classes} "
-            f"classes. Expected one name per class, in the order of the logits."
+            f"classes. Expected one name per class, in the order of the logits.",
+            found=len(class_names),
+            expected=location.num_classes,
         )
     return Head(rows=pattern_rows(pattern_at(model, location)), class_names=tuple(class_names))
 
@@ -168,11 +184,18 @@ def pattern_at(model: ir.Model, location: HeadLocation) -> HeadPattern:
     node = _node_named(model, location.node_name)
     pattern = "there is no such linear operator" if node is None or not is_linear(node) else match_head(node)
     if isinstance(pattern, str):
-        raise ModelLoadError(f"The head {location.node_name} is not in this graph: {pattern}.")
+        raise ModelLoadError(
+            f"The head {location.node_name} is not in this graph: {pattern}.",
+            found=pattern,
+            expected=location.node_name,
+        )
     if (pattern.num_classes, pattern.feature_dim) != (location.num_classes, location.feature_dim):
         raise ModelLoadError(
             f"The head {location.node_name} is {pattern.num_classes} x {pattern.feature_dim} in this graph; it was "
-            f"found as {location.num_classes} x {location.feature_dim}. This is another model."
+            f"found as {location.num_classes} x {location.feature_dim}. This is another model.",
+            found=(pattern.num_classes, pattern.feature_dim),
+            expected=(location.num_classes, location.feature_dim),
+            where=location.node_name,
         )
     return pattern
 
@@ -224,17 +247,34 @@ def _chosen(model: ir.Model, head_node: str) -> Candidate:
     if node is None or not is_linear(node):
         what = "is no node of this graph" if node is None else f"is a {node.op_type}"
         known = "; ".join(_last_linear(model)) or "none, there is none"
-        raise UsageError(f"--head-node {head_node} {what}. Expected one of: {known}.")
+        raise UsageError(
+            f"The node {head_node}, chosen as the head, {what}. Expected one of: {known}.",
+            found=head_node,
+            expected=known,
+            hint="Choose one of them with `head_node`.",
+        )
     pattern = match_head(node)
     if isinstance(pattern, str):
-        raise ModelLoadError(f"--head-node {head_node} cannot be used as a head: {pattern}.")
+        raise ModelLoadError(
+            f"The node {head_node} cannot be used as a head: {pattern}.",
+            found=pattern,
+            where=head_node,
+            hint="Choose another `head_node`.",
+        )
     tail = trace_tail(pattern.logits, pattern.chain.class_axis, pattern.num_classes)
     if tail.blocks:
         raise ModelLoadError(
-            f"No class can be added to --head-node {head_node}: {tail.blocks[0]}. Export the model without that part."
+            f"No class can be added to the head {head_node}: {tail.blocks[0]}.",
+            found=tail.blocks[0],
+            where=head_node,
+            hint="Export the model without that part.",
         )
     if not any(output in tail.axes for output in model.graph.outputs):
-        raise ModelLoadError(f"--head-node {head_node} reaches no output of the graph.")
+        raise ModelLoadError(
+            f"The node {head_node}, chosen as the head, reaches no output of the graph.",
+            where=head_node,
+            hint="Choose another `head_node`.",
+        )
     return Candidate(pattern=pattern, tail=tail)
 
 
@@ -252,39 +292,46 @@ def _listed(candidates: list[Candidate]) -> str:
     return "; ".join(each.describe() for each in candidates[:_MAX_NAMED])
 
 
-def _nothing_found(model: ir.Model, refusals: list[str]) -> str:
+def _nothing_found(model: ir.Model, refusals: list[str]) -> ModelLoadError:
     found = (
         refusals[0] if refusals else f"the outputs of its {model.graph.num_nodes()} nodes depend on no linear operator"
     )
-    return (
+    last, choice = _last_candidate(model)
+    return ModelLoadError(
         f"No head was found: {found}. Expected a Gemm, a MatMul or a 1x1 Conv with a constant weight before the "
-        f"output.{_last_candidate(model)}{_advice(model)}"
+        f"output.{last}",
+        found=found,
+        expected="a Gemm, a MatMul or a 1x1 Conv with a constant weight before the output",
+        hint=" ".join([choice, _advice(model)]).strip() or None,
     )
 
 
 def _advice(model: ir.Model) -> str:
     """Return a sentence on what to give instead of a model whose operators hide its head, if it is one."""
     if any(node.op_type.startswith("QLinear") or node.op_type in _INTEGER_OPERATORS for node in model.graph):
-        return " It computes in integers: export the float model that it was made from, with --precision int8."
+        return "It computes in integers: export the float model that it was made from, with `precision='int8'`."
     foreign = next((node for node in model.graph if node.domain not in STANDARD_DOMAINS), None)
     if foreign is None:
         return ""
     return (
-        f" It has operators that are not ONNX's own, such as {foreign.op_type} of {foreign.domain}: if a runtime has "
+        f"It has operators that are not ONNX's own, such as {foreign.op_type} of {foreign.domain}: if a runtime has "
         f"optimized it, give the model from before that."
     )
 
 
-def _last_candidate(model: ir.Model) -> str:
-    """Return a sentence on the last linear operator that could be a head by itself, if there is one."""
+def _last_candidate(model: ir.Model) -> tuple[str, str]:
+    """Return a sentence on the last linear operator that could be a head, and one on how to choose it, if there is one.
+
+    The first begins with a space; both are empty where there is none.
+    """
     for node in reversed(model.graph):
         pattern = match_head(node) if is_linear(node) else ""
         if isinstance(pattern, HeadPattern) and pattern.num_classes > 1:
             tail = trace_tail(pattern.logits, pattern.chain.class_axis, pattern.num_classes)
             candidate = Candidate(pattern=pattern, tail=tail)
-            hint = "" if tail.blocks else f" If it is the head, say so with --head-node {label(node)}."
-            return f" The last linear operator is {candidate.describe()}.{hint}"
-    return ""
+            choice = "" if tail.blocks else f"If it is the head, say so with `head_node={label(node)!r}`."
+            return f" The last linear operator is {candidate.describe()}.", choice
+    return "", ""
 
 
 def _location(

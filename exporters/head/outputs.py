@@ -28,7 +28,9 @@ def require_room_for_features(location: HeadLocation, model: ir.Model) -> None:
         if output.name == FEATURES and not has_features(pattern):
             raise IncompatibleError(
                 f"The model has an output {FEATURES!r} already, which is not what feeds the head {location.node_name} "
-                f"in float32. Rename it in the model."
+                f"in float32.",
+                found=FEATURES,
+                hint="Rename it in the model.",
             )
 
 
@@ -43,8 +45,9 @@ def require_unused(values: Sequence[ir.Value], kind: str, names: Sequence[str]) 
     for value in values:
         if value.name in names:
             raise IncompatibleError(
-                f"The model has an {kind} {value.name!r}; a bundle's model uses that name itself. Rename it in "
-                f"the model."
+                f"The model has an {kind} {value.name!r}; a bundle's model uses that name itself.",
+                found=value.name,
+                hint="Rename it in the model.",
             )
 
 
@@ -107,11 +110,17 @@ def ensure_outputs(location: HeadLocation, model: ir.Model, *, num_classes: int,
     if scores.name != location.output_name or not fits:
         raise ExportError(
             f"The first output of the edited graph is {scores.name!r} {scores.shape}; expected "
-            f"{location.output_name!r} with {num_classes} classes."
+            f"{location.output_name!r} with {num_classes} classes.",
+            found=(scores.name, str(scores.shape)),
+            expected=(location.output_name, num_classes),
         )
     wanted = (location.feature_dim, ir.DataType.FLOAT)
     if features and (last.shape is None or (last.shape[1], last.dtype) != wanted or last.name != FEATURES):
-        raise ExportError(f"The edited graph ends in the output {last.name!r} {last.shape}; expected {FEATURES!r}.")
+        raise ExportError(
+            f"The edited graph ends in the output {last.name!r} {last.shape}; expected {FEATURES!r}.",
+            found=last.name,
+            expected=FEATURES,
+        )
 
 
 def _in_float32(graph: ir.Graph, logits: ir.Value) -> ir.Value:

@@ -38,12 +38,16 @@ def score_kind(location: HeadLocation) -> str:
     followed_by = tuple(op_type for op_type in location.followed_by if op_type not in _NEUTRAL)
     kind = _SCORE_KINDS.get(followed_by)
     if kind is None:
-        advice = "Export the model without what comes after."
+        hint = "Export the model without what comes after."
         if "QuantizeLinear" in followed_by:
-            advice = "Give the float model that it was made from, with --precision int8."
+            hint = "Give the float model that it was made from, with `precision='int8'`."
         raise ModelLoadError(
             f"The head {location.node_name} is followed by {', '.join(followed_by)}; a bundle can hold a model that "
-            f"ends in its logits, a Softmax, a LogSoftmax or a Sigmoid. {advice}"
+            f"ends in its logits, a Softmax, a LogSoftmax or a Sigmoid.",
+            found=followed_by,
+            expected=tuple(_SCORE_KINDS),
+            where=location.node_name,
+            hint=hint,
         )
     return kind
 

@@ -102,8 +102,8 @@ def _slot_nodes(model: ir.Model) -> _SlotNodes:
         node = _only_user(node.outputs[0])
     if gemm is None or node is None:
         raise IncompatibleError(
-            "The model has no slots whose logits are joined to those of its head, so there is nothing to bake. Export "
-            "it with --head updatable."
+            "The model has no slots whose logits are joined to those of its head, so there is nothing to bake.",
+            hint="Export it with `head='updatable'`.",
         )
     return _SlotNodes(gemm=gemm, path=tuple(path[1:]), concat=node, axis=node.attributes["axis"].as_int())
 
@@ -179,7 +179,11 @@ def _resize(value: ir.Value, axis: int, size: int) -> None:
 def _size(value: ir.Value, axis: int) -> int:
     size = None if value.shape is None else value.shape[axis]
     if not isinstance(size, int):
-        raise ExportError(f"The model does not state how many classes {value.name!r} holds. Export it again.")
+        raise ExportError(
+            f"The model does not state how many classes {value.name!r} holds.",
+            where=value.name,
+            hint="Export it again.",
+        )
     return size
 
 
@@ -188,5 +192,7 @@ def _ensure_scores(model: ir.Model, *, num_outputs: int) -> None:
     scores = model.graph.outputs[0]
     if scores.shape is None or list(scores.shape)[1:] != [num_outputs]:
         raise ExportError(
-            f"The first output of the edited graph is {scores.name!r} {scores.shape}; expected {num_outputs} scores."
+            f"The first output of the edited graph is {scores.name!r} {scores.shape}; expected {num_outputs} scores.",
+            found=str(scores.shape),
+            expected=num_outputs,
         )

@@ -81,7 +81,11 @@ def own_backbone(path: Path) -> ir.Model:
         node for node in model.graph if node.op_type == "Gemm" and str(node.name).startswith(f"node_{FUSED_LOGITS}")
     ]
     if not made:
-        raise ExportError(f"{path} has no head that icis-deploy made. Export it again.")
+        raise ExportError(
+            f"{path} has no head that icis-deploy made.",
+            where=path,
+            hint="Export it again.",
+        )
     return backbone(model, find_head(model, str(made[-1].name)))
 
 
@@ -154,7 +158,9 @@ def fused_head_pass(location: HeadLocation, head: AnyHead) -> GraphPass:
         if head.feature_dim != location.feature_dim:
             raise IncompatibleError(
                 f"The rows have feature_dim {head.feature_dim}; the head {location.node_name} has "
-                f"{location.feature_dim}. They were made for another model."
+                f"{location.feature_dim}. They were made for another model.",
+                found=head.feature_dim,
+                expected=location.feature_dim,
             )
 
     def call(model: ir.Model) -> bool:
@@ -179,9 +185,16 @@ def slots_pass(location: HeadLocation, capacity: int) -> GraphPass:
 
     def requires(model: ir.Model) -> None:
         if capacity < 1:
-            raise UsageError(f"A capacity of {capacity} slots was asked for; expected at least 1.")
+            raise UsageError(
+                f"A capacity of {capacity} slots was asked for; expected at least 1.",
+                found=capacity,
+                expected="at least 1",
+            )
         if any(value.name in {SLOT_WEIGHT, SLOT_BIAS} for value in model.graph.inputs):
-            raise UsageError("The model has slots already. Give the model that it was made from.")
+            raise UsageError(
+                "The model has slots already.",
+                hint="Give the model that it was made from.",
+            )
         require_unused(model.graph.outputs, "output", [SLOT_WEIGHT, SLOT_BIAS])
         require_room_for_features(location, model)
 
@@ -214,11 +227,16 @@ def slot_defaults_pass(weight: ArrayLike, bias: ArrayLike) -> GraphPass:
             value = model.graph.initializers.get(name)
             if value is None or value.const_value is None or not value.is_graph_input():
                 raise UsageError(
-                    f"The model has no input {name!r} with a default, so no slots. Export it as updatable."
+                    f"The model has no input {name!r} with a default, so no slots.",
+                    expected=name,
+                    hint="Export it with `head='updatable'`.",
                 )
             if value.const_value.shape != array.shape:
                 raise IncompatibleError(
-                    f"The new {name} has shape {array.shape}; this model's has {tuple(value.const_value.shape)}."
+                    f"The new {name} has shape {array.shape}; this model's has {tuple(value.const_value.shape)}.",
+                    found=array.shape,
+                    expected=tuple(value.const_value.shape),
+                    where=name,
                 )
 
     def call(model: ir.Model) -> bool:

@@ -72,7 +72,12 @@ def _require_scores(top: int, model: ir.Model) -> None:
     scores = model.graph.outputs[0]
     num_outputs = scores.shape[1] if scores.shape is not None else None
     if isinstance(num_outputs, int) and not 1 <= top <= num_outputs:
-        raise UsageError(f"The model cannot choose {top} classes: it gives {num_outputs} scores. Give a smaller --top.")
+        raise UsageError(
+            f"The model cannot choose {top} classes: it gives {num_outputs} scores.",
+            found=top,
+            expected=f"at most {num_outputs}",
+            hint="Give a smaller `top`.",
+        )
 
 
 def _add(score_kind: str, top: int, model: ir.Model) -> bool:
@@ -132,4 +137,7 @@ def _ensure(model: ir.Model) -> None:
     check_model(model)
     names = [output.name for output in model.graph.outputs[1:3]]
     if names != [TOP_PROBABILITIES, TOP_CLASS_IDS]:
-        raise ExportError(f"The edited graph's outputs after the scores are {names}; expected the choice.")
+        raise ExportError(
+            f"The edited graph's outputs after the scores are {names}; expected the choice.",
+            found=names,
+        )

@@ -86,7 +86,9 @@ def without_margin(run: NamedRunner, labels: str, images: str, dtype: np.dtype[n
         if first.ndim != 2 or first.shape[1] < 3 or not np.array_equal(first[:, 2:], second[:, 2:]):
             raise IncompatibleError(
                 f"The model's output {output!r} changes in every class with the labels that it is given, so it cannot "
-                f"be compared with a model that takes none. Export the model in evaluation mode, without labels."
+                f"be compared with a model that takes none.",
+                where=output,
+                hint="Export the model in evaluation mode, without labels.",
             )
         logits: NDArray[np.generic] = first.copy()
         logits[:, 0] = second[:, 0]
@@ -103,14 +105,20 @@ def _require_inputs(labels: str, images: str, model: ir.Model) -> None:
 def _input(graph: ir.Graph, name: str) -> ir.Value:
     found = next((value for value in graph.inputs if value.name == name), None)
     if found is None:
-        raise ModelLoadError(f"The graph has no input {name!r}.")
+        raise ModelLoadError(
+            f"The graph has no input {name!r}.",
+            expected=name,
+        )
     return found
 
 
 def _refusal(labels: str, node: ir.Node) -> ModelLoadError:
     return ModelLoadError(
         f"The input {labels!r} feeds {name_of(node)} ({node.op_type}), which is no mask over the classes, so the "
-        f"margin cannot be taken out. Export the model in evaluation mode, without labels."
+        f"margin cannot be taken out.",
+        found=node.op_type,
+        where=labels,
+        hint="Export the model in evaluation mode, without labels.",
     )
 
 
@@ -248,6 +256,9 @@ def _number(value: ir.Value) -> float | None:
 
 def _replace(node: ir.Node, value: ir.Value) -> None:
     if node.outputs[0].is_graph_output():
-        raise ModelLoadError(f"The output {node.outputs[0].name!r} is made from labels alone. Export it without.")
+        raise ModelLoadError(
+            f"The output {node.outputs[0].name!r} is made from labels alone.",
+            hint="Export the model without it.",
+        )
     for user, index in list(node.outputs[0].uses()):
         user.replace_input_with(index, value)

@@ -43,7 +43,12 @@ def _keep() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A user's model as an ONNX graph, and the original to compare it with."""
+    """A user's model as an ONNX graph, and the original to compare it with.
+
+    Example:
+        loaded = icis_deploy.inspect("model.onnx").loaded
+        print(loaded.input_name, loaded.input_shape, loaded.input_dtype)
+    """
 
     model: ir.Model = field(repr=False)
     """The ONNX graph; not to be edited: head surgery returns edited copies."""
@@ -108,7 +113,9 @@ class LoadedModel:
             raise
         except Exception as error:  # onnxruntime's and torch's own types
             raise RuntimeFailureError(
-                f"The original model {self.spec} failed on images of shape {filled.shape}: {first_line(error)}."
+                f"The original model {self.spec} failed on images of shape {filled.shape}: {first_line(error)}.",
+                found=first_line(error),
+                where=self.spec,
             ) from error
 
 
@@ -129,7 +136,11 @@ def load_model(spec: str, weights: Path | None = None, input_shape: tuple[int, .
     suffix = Path(spec).suffix.lower()
     if suffix in {".onnx", ".pt2"}:
         if weights is not None:
-            raise UsageError(f"{spec} holds its own weights; --weights goes with package.module:factory only.")
+            raise UsageError(
+                f"{spec} holds its own weights; others go with package.module:factory only.",
+                where=spec,
+                hint="Leave `weights` out.",
+            )
         return _load_onnx(spec, input_shape) if suffix == ".onnx" else _load_program(spec, input_shape)
     if ":" in spec and not Path(spec).exists():
         return _load_factory(spec, weights, input_shape)
@@ -138,8 +149,12 @@ def load_model(spec: str, weights: Path | None = None, input_shape: tuple[int, .
     else:
         found = f"a file of type {suffix or 'unknown'}" if Path(spec).exists() else "nothing of that name"
     raise ModelLoadError(
-        f"{spec} is no model that can be loaded: found {found}. Expected a .onnx file, a .pt2 torch.export program, or "
-        f"package.module:factory with --weights."
+        f"{spec} is no model that can be loaded: found {found}. Expected a .onnx file, a .pt2 torch.export program, "
+        f"or package.module:factory with weights.",
+        found=found,
+        expected="a .onnx file, a .pt2 program, or package.module:factory",
+        where=spec,
+        hint="Check the path, or give a factory with `weights`.",
     )
 
 
@@ -155,7 +170,12 @@ def parse_input_shape(text: str) -> tuple[int, ...]:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        raise UsageError(f"--input-shape {text!r} is no shape; expected one image's sizes, such as 3,224,224.")
+        raise UsageError(
+            f"The input shape {text!r} is no shape; expected one image's sizes, such as 3,224,224.",
+            found=text,
+            expected="the sizes of one image",
+            hint="Give another `input_shape`.",
+        )
     return shape
 
 
@@ -180,11 +200,19 @@ def _load_factory(spec: str, weights: Path | None, input_shape: tuple[int, ...] 
     from exporters.loading.torch_modules import build_module, module_runner, stated_image_shape
 
     if weights is None:
-        raise UsageError(f"{spec} needs trained weights: give --weights FILE (.safetensors or .pth).")
+        raise UsageError(
+            f"{spec} needs trained weights.",
+            where=spec,
+            hint="Give a file (.safetensors or .pth) as `weights`.",
+        )
     module = build_module(spec, weights)
     shape = input_shape or stated_image_shape(module)
     if shape is None:
-        raise UsageError(f"{spec} does not state the shape of its input: give --input-shape, such as 3,224,224.")
+        raise UsageError(
+            f"{spec} does not state the shape of its input.",
+            where=spec,
+            hint="Give it, such as `input_shape=(3, 224, 224)`.",
+        )
     model = onnx_from_program(export_module(module, shape))
     run = _named(module_runner(module), model)
     return _loaded(model, source="factory", spec=spec, image_shape=shape, run=run)
@@ -199,7 +227,11 @@ def _loaded(
         run = without_margin(run, str(labels.name), str(images.name), np.dtype(labels.dtype.numpy()))
         model = remove_margin(model, str(labels.name), str(images.name))
     if images.shape is None or len(images.shape) < 2 or images.dtype is None:
-        raise ModelLoadError(f"{spec} does not state the shape of its input {images.name!r}. Export it with shapes.")
+        raise ModelLoadError(
+            f"{spec} does not state the shape of its input {images.name!r}.",
+            where=spec,
+            hint="Export it with shapes.",
+        )
     stated = tuple(
         dim if isinstance(dim, int) else str(dim.value or f"axis_{axis}") for axis, dim in enumerate(images.shape)
     )
@@ -225,8 +257,11 @@ def _inputs_of(model: ir.Model, *, spec: str) -> tuple[ir.Value, ir.Value | None
         return next(value for value in inputs if value is not labels[0]), labels[0]
     names = ", ".join(str(value.name) for value in inputs) or "none"
     raise ModelLoadError(
-        f"{spec} has {len(inputs)} inputs ({names}); expected one, for the images. Export the model in evaluation "
-        f"mode, without labels or masks."
+        f"{spec} has {len(inputs)} inputs ({names}); expected one, for the images.",
+        found=len(inputs),
+        expected=1,
+        where=spec,
+        hint="Export the model in evaluation mode, without labels or masks.",
     )
 
 
@@ -241,7 +276,13 @@ def _with_image_shape(
         isinstance(own, str) or own == size for own, size in zip(stated, given, strict=True)
     )
     if not fits:
-        raise UsageError(f"--input-shape {list(image_shape)} does not fit {spec}, whose input is {list(stated)}.")
+        raise UsageError(
+            f"The input shape {list(image_shape)} does not fit {spec}, whose input is {list(stated)}.",
+            found=image_shape,
+            expected=tuple(stated),
+            where=spec,
+            hint="Give another `input_shape`, or leave it out.",
+        )
     return given
 
 
@@ -253,7 +294,10 @@ def _named(run: Runner, model: ir.Model) -> NamedRunner:
     def run_named(feed: Feed, output: str) -> NDArray[np.generic]:
         if output not in outputs:
             raise IncompatibleError(
-                f"The torch model does not return {output!r}, only {', '.join(outputs)}. Let it return its logits."
+                f"The torch model does not return {output!r}, only {', '.join(outputs)}.",
+                found=tuple(outputs),
+                expected=output,
+                hint="Let it return its logits.",
             )
         return run(*(feed[name] for name in inputs))[outputs.index(output)]
 
@@ -265,4 +309,8 @@ def _check_images(images: NDArray[np.floating[Any]], input_shape: tuple[int | st
         isinstance(own, str) or own == size for own, size in zip(input_shape[1:], images.shape[1:], strict=True)
     )
     if not fits or len(images) == 0:
-        raise IncompatibleError(f"The images have shape {images.shape}; the model takes {list(input_shape)}.")
+        raise IncompatibleError(
+            f"The images have shape {images.shape}; the model takes {list(input_shape)}.",
+            found=images.shape,
+            expected=tuple(input_shape),
+        )

@@ -52,7 +52,11 @@ def _with_output(path: Path, output: str) -> bytes:
 
     model = onnx.load(path, load_external_data=False)
     if not any(output in node.output for node in model.graph.node):
-        raise IncompatibleError(f"{path} has no value {output!r}.")
+        raise IncompatibleError(
+            f"{path} has no value {output!r}.",
+            expected=output,
+            where=path,
+        )
     model.graph.output.append(onnx.helper.make_empty_tensor_value_info(output))
     return bytes(model.SerializeToString())
 
@@ -62,8 +66,8 @@ def _session(model: Path | bytes, path: Path) -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingDependencyError(
-            "Running an ONNX model needs ONNX Runtime: pip install 'icis-deploy[cpu]' (or 'icis-deploy[gpu]', never "
-            "both)."
+            "Running an ONNX model needs ONNX Runtime.",
+            hint="Install it: pip install 'icis-deploy[cpu]' (or 'icis-deploy[gpu]', never both).",
         ) from error
     options = session_options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
@@ -71,4 +75,8 @@ def _session(model: Path | bytes, path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own types, which share no base
-        raise ModelLoadError(f"ONNX Runtime cannot run {path}: {first_line(error)}.") from error
+        raise ModelLoadError(
+            f"ONNX Runtime cannot run {path}: {first_line(error)}.",
+            found=first_line(error),
+            where=path,
+        ) from error

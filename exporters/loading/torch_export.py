@@ -42,7 +42,11 @@ def load_program(path: Path) -> ExportedProgram:
         MissingDependencyError: If torch is not installed.
     """
     if not path.is_file():
-        raise ModelLoadError(f"There is no model file {path}. Check the path.")
+        raise ModelLoadError(
+            f"There is no model file {path}.",
+            where=path,
+            hint="Check the path.",
+        )
     torch = import_torch()
     _refuse_pickles(path)
     try:
@@ -50,8 +54,10 @@ def load_program(path: Path) -> ExportedProgram:
             program: ExportedProgram = torch.export.load(path)
     except Exception as error:  # zipfile, json and torch's own types, according to where the file is broken
         raise ModelLoadError(
-            f"{path} is not a torch.export program that torch {torch.__version__} can read: {first_line(error)}. Save "
-            f"it again with torch.export.save."
+            f"{path} is not a torch.export program that torch {torch.__version__} can read: {first_line(error)}.",
+            found=first_line(error),
+            where=path,
+            hint="Save it again with torch.export.save.",
         ) from error
     return program
 
@@ -70,7 +76,11 @@ def export_module(module: Module, image_shape: tuple[int, ...]) -> ExportedProgr
     torch = import_torch()
     parameters = list(inspect.signature(module.forward).parameters.values())
     if not parameters:
-        raise ExportError(f"{type(module).__name__}.forward takes no argument; expected a batch of images.")
+        raise ExportError(
+            f"{type(module).__name__}.forward takes no argument; expected a batch of images.",
+            expected="a batch of images",
+            where=type(module).__name__,
+        )
     batch: Any = {0: torch.export.Dim.DYNAMIC}
     if parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
         batch = (batch,)
@@ -83,8 +93,10 @@ def export_module(module: Module, image_shape: tuple[int, ...]) -> ExportedProgr
             )
     except Exception as error:  # whatever the module's forward and torch's tracer raise
         raise ExportError(
-            f"torch.export cannot trace {type(module).__name__} on images of shape {image_shape}: {first_line(error)}. "
-            f"Check --input-shape, or export the model yourself and give the .onnx or .pt2 file."
+            f"torch.export cannot trace {type(module).__name__} on images of shape {image_shape}: {first_line(error)}.",
+            found=first_line(error),
+            where=type(module).__name__,
+            hint="Check `input_shape`, or export the model yourself and give the .onnx or .pt2 file.",
         ) from error
     return program
 
@@ -105,8 +117,9 @@ def onnx_from_program(program: ExportedProgram) -> ir.Model:
             converted = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
     except Exception as error:  # torch.onnx raises its own types and those of every pass behind it
         raise ExportError(
-            f"torch.onnx cannot convert the model to ONNX opset {OPSET}: {first_line(error)}. Export it yourself and "
-            f"give the .onnx file."
+            f"torch.onnx cannot convert the model to ONNX opset {OPSET}: {first_line(error)}.",
+            found=first_line(error),
+            hint="Export it yourself and give the .onnx file.",
         ) from error
     model: ir.Model = converted.model
     _clear_notes(model)
@@ -134,20 +147,25 @@ def _refuse_pickles(path: Path) -> None:
             samples = [archive.read(name) for name in archive.namelist() if "/data/sample_inputs/" in name]
     except (zipfile.BadZipFile, OSError, ValueError, AttributeError, EOFError) as error:
         raise ModelLoadError(
-            f"{path} ({path.stat().st_size} bytes) is not a .pt2 archive: {first_line(error)}. It may be truncated or "
-            f"another kind of file; save it again with torch.export.save."
+            f"{path} ({path.stat().st_size} bytes) is not a .pt2 archive: {first_line(error)}.",
+            found=first_line(error),
+            where=path,
+            hint="It may be truncated or another kind of file; save it again with torch.export.save.",
         ) from error
     if len(payloads) < 2:
         raise ModelLoadError(
-            f"{path} is no torch.export archive of torch 2.8 or newer, or it is truncated. Save it again with "
-            f"torch.export.save."
+            f"{path} is no torch.export archive of torch 2.8 or newer, or it is truncated.",
+            where=path,
+            hint="Save it again with torch.export.save.",
         )
     for config in payloads.values():
         for name, payload in config.items():
             if payload.get("use_pickle") or str(payload.get("path_name", "")).startswith(_PICKLED_NAMES):
                 raise ModelLoadError(
-                    f"{path} stores {name!r} as a pickle, which can run any code when it is read; refused. Save the "
-                    f"program with plain tensors, or give a .onnx file."
+                    f"{path} stores {name!r} as a pickle, which can run any code when it is read; refused.",
+                    found=name,
+                    where=path,
+                    hint="Save the program with plain tensors, or give a .onnx file.",
                 )
     _check_sample_inputs(samples, path)
 
@@ -172,8 +190,10 @@ def _check_sample_inputs(samples: list[bytes], path: Path) -> None:
                 torch.load(io.BytesIO(sample), weights_only=True)
         except Exception as error:  # pickle's and torch's own types
             raise ModelLoadError(
-                f"{path} holds sample inputs that are not plain tensors: {first_line(error)}. Save the program without "
-                f"them."
+                f"{path} holds sample inputs that are not plain tensors: {first_line(error)}.",
+                found=first_line(error),
+                where=path,
+                hint="Save the program without them.",
             ) from error
 
 

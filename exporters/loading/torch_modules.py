@@ -53,10 +53,18 @@ def build_module(factory: str, weights: Path) -> Module:
             module = make()
     except Exception as error:  # user code
         raise ModelLoadError(
-            f"{factory}() failed: {type(error).__name__}: {first_line(error)}. It must work without arguments."
+            f"{factory}() failed: {type(error).__name__}: {first_line(error)}.",
+            found=first_line(error),
+            where=factory,
+            hint="It must work without arguments.",
         ) from error
     if not isinstance(module, torch.nn.Module):
-        raise ModelLoadError(f"{factory}() returned a {type(module).__name__}; expected a torch.nn.Module.")
+        raise ModelLoadError(
+            f"{factory}() returned a {type(module).__name__}; expected a torch.nn.Module.",
+            found=type(module).__name__,
+            expected="torch.nn.Module",
+            where=factory,
+        )
     _load_state(module, read_state(weights), factory=factory, weights=weights)
     loaded: Module = module.eval()
     return loaded
@@ -72,7 +80,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         MissingDependencyError: If torch is not installed.
     """
     if not path.is_file():
-        raise ModelLoadError(f"There is no weights file {path}. Check --weights.")
+        raise ModelLoadError(
+            f"There is no weights file {path}.",
+            where=path,
+            hint="Check `weights`.",
+        )
     torch = import_torch()
     try:
         if path.suffix == ".safetensors":
@@ -86,8 +98,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         # torch's own words advise to read the file without `weights_only`, which would run whatever code is in it.
         reason = first_line(error) if path.suffix == ".safetensors" else type(error).__name__
         raise ModelLoadError(
-            f"{path} cannot be read as weights ({reason}). Expected a .safetensors file, or a .pth file with "
-            f"nothing but tensors in it."
+            f"{path} cannot be read as weights ({reason}). Expected a .safetensors file, or a .pth file with nothing "
+            f"but tensors in it.",
+            found=reason,
+            expected="a .safetensors file, or a .pth file of tensors",
+            where=path,
         ) from error
     for key in _NESTED_STATES:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
@@ -95,7 +110,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     entries = found.items() if isinstance(found, Mapping) else ()
     tensors = {str(name): value for name, value in entries if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise ModelLoadError(f"{path} holds a {type(found).__name__} without named tensors; expected a state dict.")
+        raise ModelLoadError(
+            f"{path} holds a {type(found).__name__} without named tensors; expected a state dict.",
+            found=type(found).__name__,
+            expected="a state dict",
+            where=path,
+        )
     if all(name.startswith(_PARALLEL_PREFIX) for name in tensors):
         return {name.removeprefix(_PARALLEL_PREFIX): value for name, value in tensors.items()}
     return tensors
@@ -146,8 +166,8 @@ def import_torch() -> Any:
         import torch.onnx
     except ImportError as error:
         raise MissingDependencyError(
-            "A torch model needs torch, which is not installed: pip install 'icis-deploy[export]'. A .onnx model does "
-            "not need it."
+            "A torch model needs torch, which is not installed.",
+            hint="Install it: pip install 'icis-deploy[export]'. A .onnx model does not need it.",
         ) from error
     return torch
 
@@ -169,7 +189,11 @@ def quiet_torch() -> Iterator[None]:
 def _imported(factory: str) -> Callable[[], object]:
     module_name, _, attribute = factory.partition(":")
     if not module_name or not attribute:
-        raise UsageError(f"{factory!r} names no factory; expected package.module:function.")
+        raise UsageError(
+            f"{factory!r} names no factory; expected package.module:function.",
+            found=factory,
+            expected="package.module:function",
+        )
     here = str(Path.cwd())
     sys.path.insert(0, here)  # a console script does not have it, and a user's own model file lies there
     try:
@@ -177,17 +201,29 @@ def _imported(factory: str) -> Callable[[], object]:
             found: Any = importlib.import_module(module_name)
     except Exception as error:  # user code
         raise ModelLoadError(
-            f"Cannot import {module_name}: {type(error).__name__}: {first_line(error)}. It must be installed, or lie "
-            f"in the current folder."
+            f"Cannot import {module_name}: {type(error).__name__}: {first_line(error)}.",
+            found=first_line(error),
+            where=module_name,
+            hint="It must be installed, or lie in the current folder.",
         ) from error
     finally:
         sys.path.remove(here)
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise ModelLoadError(f"{module_name} has no {attribute!r}. Check the name after the colon.")
+            raise ModelLoadError(
+                f"{module_name} has no {attribute!r}.",
+                found=attribute,
+                where=module_name,
+                hint="Check the name after the colon.",
+            )
         found = getattr(found, part)
     if not callable(found):
-        raise ModelLoadError(f"{factory} is a {type(found).__name__}; expected a function or a class.")
+        raise ModelLoadError(
+            f"{factory} is a {type(found).__name__}; expected a function or a class.",
+            found=type(found).__name__,
+            expected="a function or a class",
+            where=factory,
+        )
     call: Callable[[], object] = found
     return call
 
@@ -212,7 +248,10 @@ def _load_state(module: Module, state: Mapping[str, Tensor], *, factory: str, we
     ]
     if faults:
         raise ModelLoadError(
-            f"The weights {weights} do not fit {factory}: {'; '.join(faults[:3])}. Check that both are of one model."
+            f"The weights {weights} do not fit {factory}: {'; '.join(faults[:3])}.",
+            found=tuple(faults),
+            where=weights,
+            hint="Check that both are of one model.",
         )
     module.load_state_dict(state)
 

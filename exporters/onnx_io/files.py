@@ -54,14 +54,26 @@ def load_onnx_file(path: Path) -> ir.Model:
     """
     if not path.is_file():
         if path.is_dir():
-            raise ModelLoadError(f"{path} is a folder; expected a .onnx file. Check the path.")
-        raise ModelLoadError(f"There is no model file {path}. Check the path.")
+            raise ModelLoadError(
+                f"{path} is a folder; expected a .onnx file.",
+                found="a folder",
+                expected="a .onnx file",
+                where=path,
+                hint="Check the path.",
+            )
+        raise ModelLoadError(
+            f"There is no model file {path}.",
+            where=path,
+            hint="Check the path.",
+        )
     try:
         model = read_model(path)
     except Exception as error:  # protobuf's, onnx-ir's and our own types, according to where the file is broken
         raise ModelLoadError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as ONNX: {first_line(error)}. It may be truncated or "
-            f"another kind of file; copy it again."
+            f"{path} ({path.stat().st_size} bytes) cannot be read as ONNX: {first_line(error)}.",
+            found=first_line(error),
+            where=path,
+            hint="It may be truncated or another kind of file; copy it again.",
         ) from error
     _check_external_weights(model, path)
     common.TopologicalSortPass()(model)  # runtimes take a graph in any order, and some converters write one
@@ -69,8 +81,9 @@ def load_onnx_file(path: Path) -> ir.Model:
         check_model(model)
     except ExportError as error:
         raise ModelLoadError(
-            f"{path} is not a valid ONNX model: {first_line(error.__cause__ or error)}. Export it again, or check it "
-            f"with onnx.checker."
+            f"{path} is not a valid ONNX model: {first_line(error.__cause__ or error)}.",
+            where=path,
+            hint="Export it again, or check it with onnx.checker.",
         ) from error
     return normalized(model, where=str(path))
 
@@ -94,7 +107,10 @@ def load_initializers(path: Path, names: Sequence[str]) -> tuple[NDArray[Any], .
         return tuple(np.array(tensor.numpy()) for tensor in tensors if tensor is not None)
     except Exception as error:  # as load_onnx_file; KeyError for a name
         raise ModelLoadError(
-            f"The weights {', '.join(names)} cannot be read from {path}: {first_line(error)}. Export it again."
+            f"The weights {', '.join(names)} cannot be read from {path}: {first_line(error)}.",
+            found=first_line(error),
+            where=path,
+            hint="Export it again.",
         ) from error
 
 
@@ -132,7 +148,10 @@ def check_model(model: ir.Model) -> None:
     try:
         common.CheckerPass()(model)
     except Exception as error:  # onnx's C++ checker raises several types
-        raise ExportError(f"The edited graph is not valid ONNX: {first_line(error)}.") from error
+        raise ExportError(
+            f"The edited graph is not valid ONNX: {first_line(error)}.",
+            found=first_line(error),
+        ) from error
 
 
 def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
@@ -153,7 +172,10 @@ def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
         weights.chmod(0o644)  # a device's user is not the one who exported
     except OSError as error:
         raise StorageError(
-            f"Could not write {path}: {error.strerror or error}. Free some space or choose another place."
+            f"Could not write {path}: {error.strerror or error}.",
+            found=error.strerror or str(error),
+            where=path,
+            hint="Free some space or choose another place.",
         ) from error
     return path, weights
 
@@ -166,8 +188,10 @@ def serialize_model(model: ir.Model) -> bytes:
     """
     if weights_bytes(model) > MAX_PROTOBUF_BYTES:
         raise ExportError(
-            f"The model holds {weights_bytes(model)} bytes of weights; one protobuf holds {MAX_PROTOBUF_BYTES}. Save "
-            f"it to a file, which puts the weights beside it."
+            f"The model holds {weights_bytes(model)} bytes of weights; one protobuf holds {MAX_PROTOBUF_BYTES}.",
+            found=weights_bytes(model),
+            expected=MAX_PROTOBUF_BYTES,
+            hint="Save it to a file, which puts the weights beside it.",
         )
     with weights_in_memory(model):
         return bytes(ir.to_proto(model).SerializeToString())
@@ -204,7 +228,10 @@ def _check_external_weights(model: ir.Model, path: Path) -> None:
             except Exception as error:  # onnx-ir's, numpy's and the system's own types
                 raise ModelLoadError(
                     f"{path} keeps the weight {value.name!r} in {tensor.location}, which cannot be read: "
-                    f"{first_line(error)}. Put that file beside the model."
+                    f"{first_line(error)}.",
+                    found=first_line(error),
+                    where=tensor.location,
+                    hint="Put that file beside the model.",
                 ) from error
             if tensor.nbytes < _MIN_EXTERNAL_BYTES:
                 value.const_value = ir.Tensor(np.array(array), dtype=tensor.dtype, name=tensor.name)
@@ -215,15 +242,21 @@ def _with_current_opset(model: ir.Model, *, where: str) -> ir.Model:
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
     if opset is not None and opset > (newest := newest_opset()):
         raise ModelLoadError(
-            f"{where} uses ONNX opset {opset}, which is too new: the onnx that is installed here knows {newest}. "
-            f"Export it again with opset {newest} or older, or install a newer onnx and onnxruntime."
+            f"{where} uses ONNX opset {opset}, which is too new: the onnx that is installed here knows {newest}.",
+            found=opset,
+            expected=f"at most {newest}",
+            where=where,
+            hint=f"Export it again with opset {newest} or older, or install a newer onnx and onnxruntime.",
         )
     if opset is None or opset >= MIN_OPSET:
         return model
     if opset < MIN_CONVERTIBLE_OPSET:
         raise ModelLoadError(
-            f"{where} uses ONNX opset {opset}, which is too old: expected {MIN_CONVERTIBLE_OPSET} or newer. Export it "
-            f"again with opset {MIN_OPSET} or newer."
+            f"{where} uses ONNX opset {opset}, which is too old: expected {MIN_CONVERTIBLE_OPSET} or newer.",
+            found=opset,
+            expected=f"at least {MIN_CONVERTIBLE_OPSET}",
+            where=where,
+            hint=f"Export it again with opset {MIN_OPSET} or newer.",
         )
     import onnx
 
@@ -233,7 +266,10 @@ def _with_current_opset(model: ir.Model, *, where: str) -> ir.Model:
         onnx.checker.check_model(converted)
     except Exception as error:  # the converter raises RuntimeError, ValueError and protobuf's own types
         raise ModelLoadError(
-            f"{where} uses ONNX opset {opset} and cannot be converted to {MIN_OPSET}: {first_line(error)}. Export it "
-            f"again with opset {MIN_OPSET} or newer."
+            f"{where} uses ONNX opset {opset} and cannot be converted to {MIN_OPSET}: {first_line(error)}.",
+            found=opset,
+            expected=f"at least {MIN_OPSET}",
+            where=where,
+            hint=f"Export it again with opset {MIN_OPSET} or newer.",
         ) from error
     return ir.from_proto(converted)

@@ -40,5 +40,9 @@ def openvino_from_onnx(model: Path, folder: Path, name: str) -> Sequence[str]:
         target.parent.mkdir(exist_ok=True)
         openvino.save_model(openvino.Core().read_model(model), target, compress_to_fp16=False)
     except Exception as error:  # OpenVINO raises RuntimeError for everything, a full disk included
-        raise ExportError(f"OpenVINO could not convert {model.name}: {first_line(error)}.") from error
+        raise ExportError(
+            f"OpenVINO could not convert {model.name}: {first_line(error)}.",
+            found=first_line(error),
+            where=model.name,
+        ) from error
     return name, Path(name).with_suffix(".bin").as_posix()

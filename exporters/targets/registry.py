@@ -21,23 +21,16 @@ from typing import Protocol
 
 from exporters.graph.edits import Rewrite
 from exporters.targets.openvino_target import openvino_from_onnx, why_no_openvino
-from exporters.targets.tensorrt.engine_settings import EngineSettings, require_used, settings_for
+from exporters.targets.tensorrt.engine_settings import require_used, settings_for
 from exporters.targets.tensorrt.target import ENGINE_REWRITES, why_no_engine, write_engine
 from exporters.targets.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository
 from icis_deploy.bundle.engine_sidecar import engine_name
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle, file_entry
+from icis_deploy.bundle.target_options import TargetOptions
 from icis_deploy.errors import ICISDeployError, MissingDependencyError, StorageError, UsageError
 from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.openvino_session import OPENVINO_NAME
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetOptions:
-    """What a user can say of targets; each takes what concerns it."""
-
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    """How TensorRT's engines are built."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +52,7 @@ class Target:
     """A kind of file that an export can hold."""
 
     name: str
-    """What `--target` calls it."""
+    """What `export` calls it, in `targets`."""
 
     runtime: str | None
     """The runtime that the gate runs it in (`icis_deploy.runtime.sessions.choice`); `None` where none of ours can."""
@@ -82,10 +75,17 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltTarget:
-    """What became of one target."""
+    """What became of one target.
+
+    Example:
+        built = []
+        options = icis_deploy.ExportOptions(targets=("all",))
+        icis_deploy.export("model.onnx", classes="classes.txt", out="bundle", options=options, on_target=built.append)
+        print([(target.name, target.reason) for target in built])
+    """
 
     name: str
-    """What `--target` calls it."""
+    """What `export` calls it, in `targets`."""
 
     files: tuple[str, ...] = ()
     """Paths relative to the bundle; empty where it could not be built."""
@@ -179,7 +179,11 @@ def plan_targets(
     options = TargetOptions() if options is None else options
     unknown = [name for name in names if name not in {"onnx", ALL_TARGETS, *TARGETS}]
     if unknown:
-        raise UsageError(f"There is no target {unknown[0]!r}; choose among onnx, {', '.join(TARGETS)}, {ALL_TARGETS}.")
+        raise UsageError(
+            f"There is no target {unknown[0]!r}; choose among onnx, {', '.join(TARGETS)}, {ALL_TARGETS}.",
+            found=unknown[0],
+            expected=("onnx", *TARGETS, ALL_TARGETS),
+        )
     asked = tuple(TARGETS) if ALL_TARGETS in names else tuple(dict.fromkeys(name for name in names if name != "onnx"))
     require_used(options.engine, asked, head_kind=head_kind)
     if ALL_TARGETS in names:

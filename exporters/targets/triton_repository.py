@@ -131,7 +131,11 @@ def score_labels(folder: Path, bundle: Bundle) -> tuple[str, ...]:
         names = (*names, *(name or f"(empty slot {index})" for index, name in enumerate(slots)))
     broken = [name for name in names if len(name.splitlines()) != 1]
     if broken:
-        raise ExportError(f"Triton's label file has one class a line; {broken[0]!r} has more. Rename the class.")
+        raise ExportError(
+            f"Triton's label file has one class a line; {broken[0]!r} has more.",
+            found=broken[0],
+            hint="Rename the class.",
+        )
     return names
 
 
@@ -193,7 +197,11 @@ def _max_batch_size(images: ir.Value) -> int:
 def _tensor(value: ir.Value, max_batch_size: int) -> dict[str, Any]:
     """Return an input or output as a configuration states it: without its batch axis where Triton batches."""
     if value.dtype not in _TYPES or value.shape is None:
-        raise ExportError(f"Triton cannot hold {value.name!r} of type {value.dtype} and shape {value.shape}.")
+        raise ExportError(
+            f"Triton cannot hold {value.name!r} of type {value.dtype} and shape {value.shape}.",
+            found=(str(value.dtype), str(value.shape)),
+            where=value.name,
+        )
     dims = [dim if isinstance(dim, int) else -1 for dim in value.shape]
     return {
         "name": str(value.name),

@@ -58,7 +58,8 @@ def _head_pattern(model: ir.Model, num_classes: int, feature_dim: int) -> HeadPa
         if isinstance(pattern, HeadPattern) and (pattern.num_classes, pattern.feature_dim) == (num_rows, feature_dim):
             return pattern
     raise ExportError(
-        f"The model cannot be cut: it has no linear operator of {num_rows} x {feature_dim}, as its manifest states."
+        f"The model cannot be cut: it has no linear operator of {num_rows} x {feature_dim}, as its manifest states.",
+        expected=(num_rows, feature_dim),
     )
 
 
@@ -88,7 +89,10 @@ def _head(model: ir.Model, features_name: str) -> ir.Model:
     _drop_unused(copy)
     others = [str(value.name) for value in graph.inputs if value is not given]
     if others:
-        raise ExportError(f"The model cannot be cut: its head uses {', '.join(others)} besides the features.")
+        raise ExportError(
+            f"The model cannot be cut: its head uses {', '.join(others)} besides the features.",
+            found=tuple(others),
+        )
     return copy
 
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from icis_deploy.api.models import PathLike
+from icis_deploy.api.inputs import PathLike
 from icis_deploy.bundle.manifest import Bundle, load_bundle
 from icis_deploy.common.files import check_free
 from icis_deploy.images.loading import load_prepared_list
 from icis_deploy.runtime.state.store import Store
 from icis_deploy.workbench import enable_workbench
-
-if TYPE_CHECKING:
-    pass
 
 
 def compact(
@@ -26,7 +22,7 @@ def compact(
 ) -> Bundle:
     """Write a bundle whose model has baked what is in another one's slots, with free slots after it.
 
-    It takes the other one's place: `Device.replace` hands over without a pause. See `exporters/bundles/compaction.py`.
+    A running device takes the new bundle over with `Device.replace`, without a pause.
 
     Args:
         bundle: The bundle's folder; it is not changed.
@@ -34,6 +30,9 @@ def compact(
         capacity: Number of slots; `None` for as many as it has.
         images: An image list to compare both on; seeded inputs by default.
         overwrite: Whether a bundle at `out` may be replaced.
+
+    Example:
+        icis_deploy.compact("bundle", out="compacted", capacity=256)
 
     Raises:
         GateFailedError: If the new bundle gives other logits than the old one.

@@ -1,6 +1,6 @@
 """Compare the methods that predict rows: by cross-validation, and on images where there are some.
 
-No image has a say in any row: all methods are trained and calibrated first, and measured afterwards.
+No image influences any row: every method is trained and calibrated first, and measured afterwards.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.api.evaluate import BATCH_SIZE
-from icis_deploy.api.inject import run_neutral_pictures
-from icis_deploy.api.models import Model, OpenedModel, PathLike, head_of, inspect
+from icis_deploy.api.inject import neutral_features_of
+from icis_deploy.api.inputs import PathLike, class_names_from, descriptors_from, preprocessing_from
+from icis_deploy.api.models import Model, OpenedModel, head_of, inspect
 from icis_deploy.common.arrays import Float32
 from icis_deploy.descriptors.descriptors import Descriptors
-from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import ImageError, UntrustworthyError, UsageError
-from icis_deploy.head.class_names import load_class_list, quoted
+from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
 from icis_deploy.images.loading import iterate_batches, load_image_list
-from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
+from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.injection.estimate.estimate import Estimate
 from icis_deploy.injection.inject import Injection, inject
 from icis_deploy.injection.options import AUTO, InjectionOptions
@@ -33,8 +33,50 @@ from icis_deploy.workbench import enable_workbench
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonOptions:
+    """Which methods are compared, and how each predicts and calibrates.
+
+    Example:
+        icis_deploy.ComparisonOptions(methods=("ridge", "nearest", "mean"), seen_accuracy=0.76)
+
+    Raises:
+        UsageError: On construction, if there is no such method, none at all, or a number is out of range.
+    """
+
+    methods: Sequence[str] = (AUTO, *METHODS)
+    """What to compare, in this order: `auto`, or names of methods."""
+
+    balance: float = 0.5
+    """As in `InjectionOptions`."""
+
+    seen_accuracy: float | None = None
+    """As in `InjectionOptions`."""
+
+    seed: int = 0
+    """As in `InjectionOptions`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", tuple(self.methods))
+        if not self.methods:
+            raise UsageError("There is no method to compare; name at least one.")
+        self.by_method()
+
+    def by_method(self) -> dict[str, InjectionOptions]:
+        """Return the options of each method's injection, by the method's name."""
+        return {
+            name: InjectionOptions(method=name, balance=self.balance, seen_accuracy=self.seen_accuracy, seed=self.seed)
+            for name in self.methods
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedMethod:
-    """What one method is worth on one head."""
+    """What one method achieves on one head.
+
+    Example:
+        for each in icis_deploy.compare_methods("model.onnx", classes="classes.txt", descriptors="descriptors.npz"):
+            print(each.name, each.estimate.H.value)
+    """
 
     name: str
     """As asked for: `auto`, or a method."""
@@ -70,78 +112,92 @@ def compare_methods(
     classes: PathLike | None = None,
     descriptors: PathLike | Descriptors,
     unseen: PathLike | Sequence[str] | None = None,
-    methods: Sequence[str] = (AUTO, *METHODS),
-    balance: float = 0.5,
-    seen_accuracy: float | None = None,
+    options: ComparisonOptions | None = None,
     preprocess: PathLike | Preprocessing | None = None,
     images: PathLike | None = None,
-    seed: int = 0,
     on_method: Callable[[str], None] | None = None,
 ) -> tuple[ComparedMethod, ...]:
     """Inject the same classes with every method.
 
     Args:
-        model: As in `pipeline.inspect`.
-        classes: As in `pipeline.inspect`; needed unless the model was opened with it.
-        descriptors: As in `injection_pipeline.inject`, like `unseen`, `balance`, `seen_accuracy` and `preprocess`.
+        model: As in `inspect`.
+        classes: As in `inspect`; needed unless the model was opened with it.
+        descriptors: As in `inject`, and so are `unseen` and `preprocess`.
         unseen: The classes to inject.
-        methods: What to compare.
-        balance: Weight of unseen classes against seen ones.
-        seen_accuracy: How often the model is right on images of its classes, if known.
+        options: What to compare; by default all methods.
         preprocess: How images are prepared; needed where there are images.
         images: An image list to measure on; classes that are neither seen nor injected may not be in it.
-        seed: Of everything drawn at random.
         on_method: Called with each method's name before its turn.
+
+    Example:
+        compared = icis_deploy.compare_methods(
+            "model.onnx", classes="classes.txt", descriptors="descriptors.npz", preprocess="preprocess.json"
+        )
+        best = max(compared, key=lambda each: each.estimate.H.value)
 
     Raises:
         UntrustworthyError: If there are too few seen classes to compare anything on.
-        UsageError: If there is no such method, or there are images and nothing says how they are prepared.
+        UsageError: If there are images and nothing says how they are prepared.
         ImageError: If an image shows a class that is neither in the head nor injected.
-        ICISDeployError: As `injection_pipeline.inject`.
+        ICISDeployError: As `inject`.
     """
-    described = descriptors if isinstance(descriptors, Descriptors) else load_descriptors(Path(descriptors))
-    names = load_class_list(Path(unseen)) if isinstance(unseen, str | Path) else unseen
-    preprocessing = load_preprocessing(Path(preprocess)) if isinstance(preprocess, str | Path) else preprocess
-    chosen = {
-        name: InjectionOptions(method=name, balance=balance, seen_accuracy=seen_accuracy, seed=seed) for name in methods
-    }
+    options = options or ComparisonOptions()
+    described, names = descriptors_from(descriptors), class_names_from(unseen)
+    preprocessing = preprocessing_from(preprocess)
     opened = inspect(model, classes=classes)
     head = head_of(opened)
-    photos = None if images is None else Photos.load(images, opened, preprocessing)
-    neutral = run_neutral_pictures(opened, preprocess=preprocessing, seed=seed)
+    labeled = None if images is None else LabeledImageFeatures.load(images, opened, preprocessing)
+    neutral = neutral_features_of(opened, preprocessing=preprocessing, seed=options.seed)
     compared = []
-    for name, options in chosen.items():
+    for name, each in options.by_method().items():
         if on_method is not None:
             on_method(name)
         start = time.perf_counter()
-        injection = inject(head, described, unseen=names, options=options, neutral_features=neutral)
+        injection = inject(head, described, unseen=names, options=each, neutral_features=neutral)
         train_s = time.perf_counter() - start
-        measured = None if photos is None else photos.measure(head, injection.rows, injection.class_names)
+        measured = None if labeled is None else labeled.measure(head, injection.rows, injection.class_names)
         compared.append(_compared(name, injection, measured, train_s))
     return tuple(compared)
 
 
 def _compared(name: str, injection: Injection, measured: AccuracyReport | None, train_s: float) -> ComparedMethod:
     if injection.estimate is None:
-        raise UntrustworthyError(f"There is nothing to compare methods on. {injection.warnings[0]}")
+        raise UntrustworthyError(
+            f"There is nothing to compare methods on. {injection.warnings[0]}",
+            found=injection.warnings[0],
+            expected="an estimate",
+        )
     return ComparedMethod(
         name=name, method=injection.method, estimate=injection.estimate, measured=measured, train_s=train_s
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Photos:
-    """Labelled images as features: the backbone is the same whatever the rows."""
+class LabeledImageFeatures:
+    """Labelled images as features, which are the same whatever the head's rows are."""
 
     source: str
+    """The image list, for messages."""
+
     labels: tuple[str, ...]
+    """`(num_images,)`: the class of each image."""
+
     features: Float32
+    """`(num_images, feature_dim)` float32."""
 
     @classmethod
-    def load(cls, images: PathLike, opened: OpenedModel, preprocessing: Preprocessing | None) -> Photos:
-        """Run the backbone on an image list."""
+    def load(cls, images: PathLike, opened: OpenedModel, preprocessing: Preprocessing | None) -> LabeledImageFeatures:
+        """Run the backbone on an image list.
+
+        Raises:
+            UsageError: If nothing says how its images are prepared.
+            ImageError: If the list or an image cannot be read.
+        """
         if preprocessing is None:
-            raise UsageError("Images can only be measured on with --preprocess, which says how they are prepared.")
+            raise UsageError(
+                "Images can only be measured on where it is known how they are prepared.",
+                hint="Give `preprocess`, which says it, or leave `images` out.",
+            )
         enable_workbench()
         from exporters.backbone.features import backbone_features
 
@@ -160,12 +216,16 @@ class Photos:
             ImageError: If an image shows a class that is neither in the head nor injected.
         """
         expanded = head.expand(rows, class_names)
-        place = {name: index for index, name in enumerate(expanded.class_names)}
-        unknown = sorted({label for label in self.labels if label not in place})
+        indices = {name: index for index, name in enumerate(expanded.class_names)}
+        unknown = sorted({label for label in self.labels if label not in indices})
         if unknown:
             raise ImageError(
-                f"The image list {self.source} shows {quoted(unknown)}, which the head does not know and which are not "
-                f"injected. Leave their images out, or inject them."
+                f"The image list {self.source} shows {quoted(unknown)}, which the head does not know and which are "
+                f"not injected.",
+                found=tuple(unknown),
+                expected="classes that the head knows or that are injected",
+                where=self.source,
+                hint="Leave their images out, or inject them.",
             )
-        labels = np.array([place[label] for label in self.labels])
+        labels = np.array([indices[label] for label in self.labels])
         return accuracy_report(expanded.logits(self.features), labels, seen=head.num_classes)

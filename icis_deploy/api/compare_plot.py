@@ -35,27 +35,28 @@ def save_comparison_plot(path: Path, compared: Sequence[ComparedMethod]) -> None
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            "The plot is drawn with matplotlib, which is not installed. Install it: pip install 'icis-deploy[bench]'."
+            "The plot is drawn with matplotlib, which is not installed.",
+            hint="Install it: pip install 'icis-deploy[bench]'.",
         ) from error
 
     figure = Figure(figsize=(11, 1.6 + 0.42 * len(compared)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    places = list(range(len(compared)))
+    heights = list(range(len(compared)))
     labels = [one.name if one.name == one.method else f"{one.name} ({one.method})" for one in compared]
     for index, (name, meaning) in enumerate(PANELS.items()):
         axes = figure.add_subplot(1, len(PANELS), index + 1)
         ranges = [getattr(one.estimate, name) for one in compared]
-        for place, predicted in zip(places, ranges, strict=True):
-            axes.plot([100 * predicted.low, 100 * predicted.high], [place, place], color=FAINT, lw=3, alpha=0.45)
+        for height, predicted in zip(heights, ranges, strict=True):
+            axes.plot([100 * predicted.low, 100 * predicted.high], [height, height], color=FAINT, lw=3, alpha=0.45)
         predictions = [100 * one.value for one in ranges]
-        axes.plot(predictions, places, "|", color=FAINT, ms=13, mew=2.5, label="predicted, with 90 % interval")
+        axes.plot(predictions, heights, "|", color=FAINT, ms=13, mew=2.5, label="predicted, with 90 % interval")
         measured = [None if one.measured is None else getattr(one.measured, name) for one in compared]
-        known = [(100 * value, place) for value, place in zip(measured, places, strict=True) if value is not None]
+        known = [(100 * value, height) for value, height in zip(measured, heights, strict=True) if value is not None]
         if known:
             axes.plot(*zip(*known, strict=True), "o", color=MEASURED, ms=7, label="measured on images")
         axes.set_xlim(0, 100)
         axes.set_ylim(len(compared) - 0.4, -0.6)
-        axes.set_yticks(places, labels if index == 0 else [""] * len(places), color=INK)
+        axes.set_yticks(heights, labels if index == 0 else [""] * len(heights), color=INK)
         axes.set_title(f"{name}, %\n{meaning}", fontsize=10, color=INK)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.api.inputs import PathLike
 from icis_deploy.bundle.manifest import Bundle, load_manifest
 from icis_deploy.errors import IncompatibleError, WrongBaseError
 from icis_deploy.head.slots import SlotTable
@@ -29,13 +30,17 @@ _CHUNK = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MovedClass:
-    """A class whose row is another one."""
+    """A class whose row changed.
+
+    Example:
+        for each in icis_deploy.diff("old.icis", "new.icis").moved:
+            print(each.name, each.cosine, each.length_ratio)
+    """
 
     name: str
-    """The class."""
 
     cosine: float
-    """Between its old weight and its new one."""
+    """Between its old weight and its new one, in -1..1."""
 
     length_ratio: float
     """Length of the new weight over that of the old one."""
@@ -43,7 +48,12 @@ class MovedClass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NearestClass:
-    """The class that comes closest to a new or moved one."""
+    """The class that comes closest to a new or moved one.
+
+    Example:
+        for each in icis_deploy.diff("bundle", "new.icis").nearest:
+            print(each.name, each.nearest, each.cosine)
+    """
 
     name: str
     """The new or moved class."""
@@ -52,12 +62,17 @@ class NearestClass:
     """The other class, among all in NEW."""
 
     cosine: float
-    """Between their weights."""
+    """Between their weights, in -1..1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateDiff:
-    """How NEW differs from OLD."""
+    """How NEW differs from OLD.
+
+    Example:
+        found = icis_deploy.diff("bundle", "new.icis")
+        print(len(found.added), found.num_unchanged)
+    """
 
     added: tuple[str, ...]
     """Classes only NEW has, in its order."""
@@ -81,17 +96,26 @@ class _NamedRows:
     rows: NDArray[np.float32]
 
 
-def diff(old: Path, new: Path) -> UpdateDiff:
+def diff(old: PathLike, new: PathLike) -> UpdateDiff:
     """Compare two class updates, two bundles, or a bundle with what an update would make of it.
+
+    Args:
+        old: A class update's file, or a bundle's folder.
+        new: Another one.
+
+    Example:
+        found = icis_deploy.diff("bundle", "new.icis")
+        print(found.added, found.removed)
 
     Raises:
         LoadError, CorruptFileError: If one of them cannot be read.
         WrongBaseError: If rows were made for different heads.
         IncompatibleError: If an update does not fit the bundle.
     """
-    if old.is_dir() and not new.is_dir():
-        return _diff_of_applying(old, new)
-    (old_base, old_rows), (new_base, new_rows) = _rows_of(old), _rows_of(new)
+    old_path, new_path = Path(old), Path(new)
+    if old_path.is_dir() and not new_path.is_dir():
+        return _diff_of_applying(old_path, new_path)
+    (old_base, old_rows), (new_base, new_rows) = _rows_of(old_path), _rows_of(new_path)
     _check_same_base(old_base, new_base)
     return compare_rows(old_rows.class_names, old_rows.rows, new_rows.class_names, new_rows.rows)
 
@@ -100,19 +124,19 @@ def compare_rows(
     old_names: Sequence[str], old_rows: NDArray[np.float32], new_names: Sequence[str], new_rows: NDArray[np.float32]
 ) -> UpdateDiff:
     """Compare named rows, `(num_classes, feature_dim + 1)` float32 each."""
-    old_places = {name: index for index, name in enumerate(old_names)}
+    old_indices = {name: index for index, name in enumerate(old_names)}
     moved, num_unchanged, changed = [], 0, []
     for index, name in enumerate(new_names):
-        place = old_places.get(name)
-        if place is not None and np.array_equal(old_rows[place], new_rows[index]):
+        old_index = old_indices.get(name)
+        if old_index is not None and np.array_equal(old_rows[old_index], new_rows[index]):
             num_unchanged += 1
             continue
         changed.append(index)
-        if place is not None:
-            moved.append(_moved_class(name, old_rows[place, :-1], new_rows[index, :-1]))
+        if old_index is not None:
+            moved.append(_moved_class(name, old_rows[old_index, :-1], new_rows[index, :-1]))
     kept = set(new_names)
     return UpdateDiff(
-        added=tuple(name for name in new_names if name not in old_places),
+        added=tuple(name for name in new_names if name not in old_indices),
         removed=tuple(name for name in old_names if name not in kept),
         moved=tuple(sorted(moved, key=lambda one: one.cosine)),
         num_unchanged=num_unchanged,
@@ -171,12 +195,19 @@ def _slots_of(folder: Path) -> tuple[Bundle, SlotTable]:
     bundle, store = load_manifest(folder), Store(folder)
     table = store.load_table(bundle, store.load_journal(bundle).current)
     if table is None:
-        raise IncompatibleError(f"The bundle {folder} has a fused head: it has no slots to compare.")
+        raise IncompatibleError(
+            f"The bundle {folder} has a fused head: it has no slots to compare.",
+            found="fused",
+            expected="updatable",
+            where=folder,
+        )
     return bundle, table
 
 
 def _check_same_base(old: str, new: str) -> None:
     if old != new:
         raise WrongBaseError(
-            f"OLD was made for the head {old[:16]}…, NEW for {new[:16]}…: rows for different heads cannot be compared."
+            f"OLD was made for the head {old[:16]}…, NEW for {new[:16]}…: rows for different heads cannot be compared.",
+            found=new,
+            expected=old,
         )

@@ -2,27 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.api.models import Model, PathLike, head_of, inspect
-from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.api.inputs import PathLike, preprocessing_from, update_from
+from icis_deploy.api.models import Model, head_of, inspect
+from icis_deploy.bundle.manifest import HEAD_KINDS, Bundle
 from icis_deploy.bundle.model_form import ModelForm
+from icis_deploy.bundle.target_options import TargetOptions
 from icis_deploy.common.files import check_free
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_prepared_list
-from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
-from icis_deploy.updates.envelope import load_update
+from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.workbench import enable_workbench
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from exporters.targets.registry import BuiltTarget
 
-    from exporters.bundles.writing import HeadPlan
-    from exporters.targets.registry import BuiltTarget, TargetOptions
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What a bundle gets besides the model and its new classes, and what it is checked with.
+
+    Example:
+        options = icis_deploy.ExportOptions(head="updatable", capacity=256, preprocess="preprocess.json")
+        icis_deploy.export("model.onnx", classes="classes.txt", out="bundle", options=options)
+
+    Raises:
+        UsageError: On construction, if there is no such kind of head, or something is given that a fused head has no
+            use for.
+    """
+
+    head: str = "fused"
+    """`fused`: all rows in one layer, the fastest. `updatable`: rows can be changed on the device."""
+
+    capacity: int | None = None
+    """Number of slots of an updatable head, which needs it; `None` for a fused one."""
+
+    preprocess: PathLike | Preprocessing | None = None
+    """How images are prepared, or a JSON file that says it."""
+
+    images: PathLike | None = None
+    """An image list for the parity gate; by default the calibration images, or seeded inputs where there are none."""
+
+    form: ModelForm = field(default_factory=ModelForm)
+    """What is done to the model besides its head, such as its precision."""
+
+    trust: Sequence[PathLike] = ()
+    """Files of public keys whose class updates a device with this bundle takes; for updatable heads."""
+
+    generator: PathLike | None = None
+    """A generator, with which devices can be taught classes from descriptors; for updatable heads."""
+
+    targets: Sequence[str] = ("onnx",)
+    """What the bundle holds: `onnx`, which is always there, `openvino`, `tensorrt`, `tensorrt-rtx`, `triton`; `all` for
+    what this machine can build."""
+
+    target_options: TargetOptions = field(default_factory=TargetOptions)
+    """How the targets are built."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trust", tuple(self.trust))
+        object.__setattr__(self, "targets", tuple(self.targets))
+        if self.head not in HEAD_KINDS:
+            raise UsageError(
+                f"There is no head {self.head!r}.",
+                found=self.head,
+                expected=HEAD_KINDS,
+                hint=f"Choose among {', '.join(HEAD_KINDS)}.",
+            )
+        if self.trust and self.head == "fused":
+            raise UsageError(
+                "A device with a fused head takes no class updates, whoever signed them.",
+                found=self.head,
+                expected="updatable",
+                hint="Give `trust` with `head='updatable'`, or leave it out.",
+            )
+        if self.generator is not None and self.head == "fused":
+            raise UsageError(
+                "A device can only be taught classes in slots.",
+                found=self.head,
+                expected="updatable",
+                hint="Give `generator` with `head='updatable'`.",
+            )
 
 
 def export(
@@ -31,15 +96,7 @@ def export(
     classes: PathLike | None = None,
     out: PathLike,
     updates: Sequence[PathLike | ClassUpdate] = (),
-    head: str = "fused",
-    capacity: int | None = None,
-    preprocess: PathLike | Preprocessing | None = None,
-    images: PathLike | None = None,
-    form: ModelForm | None = None,
-    trust: Sequence[PathLike] = (),
-    generator: PathLike | None = None,
-    targets: Sequence[str] = ("onnx",),
-    target_options: TargetOptions | None = None,
+    options: ExportOptions | None = None,
     on_target: Callable[[BuiltTarget], None] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
@@ -50,65 +107,43 @@ def export(
         classes: As in `inspect`; needed unless the model was opened with it.
         out: The bundle's folder.
         updates: Class updates, or files of them, applied in order.
-        head: `fused` or `updatable`.
-        capacity: Number of slots of an updatable head.
-        preprocess: How images are prepared, or a JSON file that says it.
-        images: An image list to compare on; by default the calibration images, or seeded inputs where there are none.
-        form: What is done to the model besides its head, such as its precision; by default nothing.
-        trust: Public keys whose class updates a device with this bundle takes (updatable heads).
-        generator: A generator, with which devices can be taught classes from descriptors (updatable heads).
-        targets: What the bundle holds: `onnx`, which is always there, and others of
-            `exporters.targets.registry.TARGETS`.
-        target_options: How they are built.
+        options: What else the bundle gets; `ExportOptions()` by default.
         on_target: Told what became of each target, as soon as it is known.
         overwrite: Whether a bundle at `out` may be replaced.
 
+    Example:
+        icis_deploy.export("model.onnx", classes="classes.txt", updates=["new.icis"], out="bundle")
+
     Raises:
         GateFailedError: If the export disagrees with the model; `<out>.rejected` holds it and its report.
-        WrongBaseError: If an update was made for another head.
+        WrongBaseError: If an update or the generator was made for another head.
         UsageError: If something that was asked for would be left out: it does not go with the head or the targets.
         MissingDependencyError: If a target cannot be built on this machine.
         ICISDeployError: As `inspect`, and if something cannot be read or written.
     """
     enable_workbench()
     from exporters.bundles.writing import plan_head, write_bundle
+    from exporters.generator.writing import with_generator
     from exporters.targets.registry import plan_targets
 
+    options = options or ExportOptions()
     check_free(Path(out), overwrite=overwrite)
-    planned_targets = plan_targets(targets, target_options, head_kind=head)
-    preprocessing = load_preprocessing(Path(preprocess)) if isinstance(preprocess, str | Path) else preprocess
+    targets = plan_targets(options.targets, options.target_options, head_kind=options.head)
+    preprocessing = preprocessing_from(options.preprocess)
     opened = inspect(model, classes=classes)
-    bare = plan_head(head_of(opened), _parsed(updates), head_kind=head, capacity=capacity)
+    parsed = [update_from(update) for update in updates]
+    plan = plan_head(head_of(opened), parsed, head_kind=options.head, capacity=options.capacity)
     opened = replace(opened, head=None)  # the rows of a large head are not held while models with it are loaded
     return write_bundle(
         Path(out),
-        _with_generator(bare, generator),
+        with_generator(plan, options.generator),
         loaded=opened.loaded,
         location=opened.location,
         preprocessing=preprocessing,
-        images=load_prepared_list(images, preprocessing),
-        form=form,
-        trust=_used_keys(trust, head),
-        targets=planned_targets,
+        images=load_prepared_list(options.images, preprocessing),
+        form=options.form,
+        trust=[Path(key) for key in options.trust],
+        targets=targets,
         on_target=on_target,
         overwrite=overwrite,
     )
-
-
-def _used_keys(trust: Sequence[PathLike], head_kind: str) -> list[Path]:
-    if trust and head_kind == "fused":
-        raise UsageError(
-            "A device with a fused head takes no class updates, whoever signed them: give --trust with --head "
-            "updatable, or leave it out."
-        )
-    return [Path(key) for key in trust]
-
-
-def _with_generator(plan: HeadPlan, generator: PathLike | None) -> HeadPlan:
-    from exporters.generator.writing import with_generator
-
-    return with_generator(plan, generator)
-
-
-def _parsed(updates: Sequence[PathLike | ClassUpdate]) -> list[ClassUpdate]:
-    return [update if isinstance(update, ClassUpdate) else load_update(Path(update)) for update in updates]

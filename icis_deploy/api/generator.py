@@ -1,22 +1,51 @@
-"""Write the injector that `inject` trains as a generator, for devices that make rows themselves."""
+"""Export a generator: a trained injector as an ONNX model, with which devices make rows of descriptors themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icis_deploy.api.inject import train_injector
-from icis_deploy.api.models import Model, PathLike, head_of, inspect
+from icis_deploy.api.inputs import PathLike, descriptors_from
+from icis_deploy.api.models import Model, head_of, inspect
 from icis_deploy.common.files import check_free
 from icis_deploy.descriptors.descriptors import Descriptors
-from icis_deploy.descriptors.files import load_descriptors
+from icis_deploy.errors import UsageError
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.workbench import enable_workbench
 
 if TYPE_CHECKING:
     from exporters.generator.writing import WrittenGenerator
+
+PRECISIONS = ("fp32", "fp16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorOptions:
+    """How a generator is trained and written.
+
+    Example:
+        icis_deploy.GeneratorOptions(injection=icis_deploy.InjectionOptions(method="ridge"), precision="fp16")
+
+    Raises:
+        UsageError: On construction, if there is no such precision.
+    """
+
+    injection: InjectionOptions = field(default_factory=InjectionOptions)
+    """How the injector predicts and calibrates."""
+
+    preprocess: PathLike | Preprocessing | None = None
+    """How images are prepared, or a JSON file that says it; as in `inject`."""
+
+    precision: str = "fp32"
+    """`fp32`, or `fp16` for a file of half the size."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"There is no precision {self.precision!r}; choose among {', '.join(PRECISIONS)}.")
 
 
 def export_generator(
@@ -26,25 +55,26 @@ def export_generator(
     descriptors: PathLike | Descriptors,
     out: PathLike,
     unseen: PathLike | Sequence[str] | None = None,
-    options: InjectionOptions | None = None,
-    preprocess: PathLike | Preprocessing | None = None,
-    precision: str = "fp32",
+    options: GeneratorOptions | None = None,
     overwrite: bool = False,
     progress: Callable[[int, float], None] | None = None,
 ) -> WrittenGenerator:
     """Train an injector as `inject` does, and write it as a generator for `export` to put into a bundle.
 
     Args:
-        model: As in `inject`, and so are `classes`, `descriptors`, `unseen`, `preprocess` and `progress`.
+        model: As in `inject`, and so are `classes`, `descriptors`, `unseen` and `progress`.
         classes: As in `inject`.
         descriptors: As in `inject`.
         out: The file to write.
         unseen: As in `inject`.
-        options: How to predict and calibrate.
-        preprocess: As in `inject`.
-        precision: `fp32`, or `fp16` for a file of half the size.
+        options: How to train and write it; `GeneratorOptions()` by default.
         overwrite: Whether a file at `out` may be replaced.
         progress: As in `inject`.
+
+    Example:
+        icis_deploy.export_generator(
+            "model.onnx", classes="classes.txt", descriptors="descriptors.npz", out="generator.onnx"
+        )
 
     Raises:
         GateFailedError: If the generator does not make the injector's rows.
@@ -54,11 +84,17 @@ def export_generator(
     enable_workbench()
     from exporters.generator.writing import write_generator
 
+    options = options or GeneratorOptions()
     check_free(Path(out), overwrite=overwrite)
-    described = descriptors if isinstance(descriptors, Descriptors) else load_descriptors(Path(descriptors))
+    described = descriptors_from(descriptors)
     opened = inspect(model, classes=classes)
     injection = train_injector(
-        opened, descriptors=described, unseen=unseen, options=options, preprocess=preprocess, progress=progress
+        opened,
+        descriptors=described,
+        unseen=unseen,
+        options=options.injection,
+        preprocess=options.preprocess,
+        progress=progress,
     )
     head = head_of(opened)
     return write_generator(
@@ -68,5 +104,5 @@ def export_generator(
         seen_descriptors=described.select(head.class_names).values,
         unseen_descriptors=described.select(injection.class_names).values,
         method=injection.method,
-        precision=precision,
+        precision=options.precision,
     )

@@ -1,19 +1,15 @@
-"""Inject as a Python function on files: the second step of `icis_deploy.api.export`, which opens the model."""
+"""Inject: predict the rows of new classes from a model's head and descriptors, and train what makes further rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from icis_deploy.api.models import Model, OpenedModel, PathLike, head_of, inspect
+from icis_deploy.api.inputs import PathLike, class_names_from, descriptors_from, preprocessing_from
+from icis_deploy.api.models import Model, OpenedModel, head_of, inspect
+from icis_deploy.common.arrays import Float32
 from icis_deploy.descriptors.descriptors import Descriptors
-from icis_deploy.descriptors.files import load_descriptors
-from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
+from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.injection.inject import Injection
 from icis_deploy.injection.inject import inject as predict_rows
 from icis_deploy.injection.options import InjectionOptions
@@ -26,12 +22,8 @@ def inject(
     classes: PathLike | None = None,
     descriptors: PathLike | Descriptors,
     unseen: PathLike | Sequence[str] | None = None,
-    method: str = "auto",
-    calibration: str = "auto",
-    balance: float = 0.5,
-    seen_accuracy: float | None = None,
+    options: InjectionOptions | None = None,
     preprocess: PathLike | Preprocessing | None = None,
-    seed: int = 0,
     strict: bool = False,
     progress: Callable[[int, float], None] | None = None,
 ) -> ClassUpdate:
@@ -42,15 +34,15 @@ def inject(
         classes: As in `inspect`; needed unless the model was opened with it.
         descriptors: A descriptor file, or descriptors; every seen class must have one.
         unseen: The classes to inject, or a text file of them; by default every described class that the head lacks.
-        method: How rows are predicted; by default cross-validation chooses.
-        calibration: How they are brought to compete with the seen rows: `auto`, `length` or `none`.
-        balance: Weight of unseen classes against seen ones, in 0..1, both excluded.
-        seen_accuracy: How often the model is right on images of its classes, in 0..1, both excluded, if known.
-        preprocess: How images are prepared, or a JSON file that says it; for the neutral pictures that the backbone is
+        options: How to predict and calibrate; `InjectionOptions()` by default: cross-validation chooses.
+        preprocess: How images are prepared, or a JSON file that says it; for the neutral images that the backbone is
             run on. By default their pixels are scaled to -1..1.
-        seed: The same seed gives the same rows.
         strict: Whether to refuse rows that their own estimate gives reason to doubt.
         progress: Called after each epoch of a training with its number and mean loss.
+
+    Example:
+        update = icis_deploy.inject("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        icis_deploy.save_update(update, "new.icis")
 
     Raises:
         DescriptorError: If a class has no descriptor, or there is no unseen class.
@@ -59,14 +51,7 @@ def inject(
     """
     opened = inspect(model, classes=classes)
     injection = train_injector(
-        opened,
-        descriptors=descriptors,
-        unseen=unseen,
-        options=InjectionOptions(
-            method=method, calibration=calibration, balance=balance, seen_accuracy=seen_accuracy, seed=seed
-        ),
-        preprocess=preprocess,
-        progress=progress,
+        opened, descriptors=descriptors, unseen=unseen, options=options, preprocess=preprocess, progress=progress
     )
     if strict:
         injection.require_trust()
@@ -74,7 +59,7 @@ def inject(
         base_fingerprint=head_of(opened).fingerprint,
         rows=injection.rows,
         added=injection.class_names,
-        self_test_seed=seed,
+        self_test_seed=injection.options.seed,
         provenance=injection.provenance,
     )
 
@@ -92,33 +77,35 @@ def train_injector(
     """Do what `inject` does, and return all that it knows: rows, estimate, and the injector, which makes further rows.
 
     Args:
-        model: As in `inject`, and so are `classes`, `descriptors`, `unseen`, `preprocess` and `progress`.
+        model: As in `inject`, and so are `classes`, `descriptors`, `unseen`, `options`, `preprocess` and `progress`.
         classes: As in `inject`.
         descriptors: As in `inject`.
         unseen: As in `inject`.
-        options: How to predict and calibrate.
+        options: As in `inject`.
         preprocess: As in `inject`.
         progress: As in `inject`.
+
+    Example:
+        injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        print(injection.method, injection.estimate)
 
     Raises:
         ICISDeployError: As `inject`.
     """
     options = options or InjectionOptions()
-    described = descriptors if isinstance(descriptors, Descriptors) else load_descriptors(Path(descriptors))
-    names = load_class_list(Path(unseen)) if isinstance(unseen, str | Path) else unseen
+    described, names = descriptors_from(descriptors), class_names_from(unseen)
     opened = inspect(model, classes=classes)
-    features = run_neutral_pictures(opened, preprocess=preprocess, seed=options.seed) if options.needs_trial else None
+    features = None
+    if options.needs_trial:
+        features = neutral_features_of(opened, preprocessing=preprocessing_from(preprocess), seed=options.seed)
     return predict_rows(
         head_of(opened), described, unseen=names, options=options, neutral_features=features, progress=progress
     )
 
 
-def run_neutral_pictures(
-    model: OpenedModel, *, preprocess: PathLike | Preprocessing | None, seed: int
-) -> NDArray[np.float32] | None:
-    """Return features of neutral pictures, `(num_neutral, feature_dim)`; `None` where the model takes or runs none."""
+def neutral_features_of(model: OpenedModel, *, preprocessing: Preprocessing | None, seed: int) -> Float32 | None:
+    """Return features of neutral images, `(num_neutral, feature_dim)`; `None` where the model takes or runs none."""
     enable_workbench()
     from exporters.backbone.features import neutral_features
 
-    preprocessing = load_preprocessing(Path(preprocess)) if isinstance(preprocess, str | Path) else preprocess
     return neutral_features(model.loaded, model.location, preprocessing=preprocessing, seed=seed)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from icis_deploy.api.inputs import PathLike
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.head import Head
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
     from exporters.head.finding import HeadLocation
     from exporters.loading.models import LoadedModel
 
-PathLike = str | Path
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """Where a user's model is, and how to read it."""
+    """Where a user's model is, and how to read it.
+
+    Example:
+        source = icis_deploy.ModelSource(spec="package.module:make_model", weights="weights.safetensors")
+        icis_deploy.inspect(source)
+    """
 
     spec: PathLike
     """Path of a `.onnx` or `.pt2` file, or `package.module:factory`."""
@@ -29,7 +33,7 @@ class ModelSource:
     """A `.safetensors` or `.pth` file, for a factory."""
 
     input_shape: tuple[int, ...] | None = None
-    """Shape of one image, where the model does not state it."""
+    """Shape of one image without the batch, such as `(3, 224, 224)`, where the model does not state it."""
 
     head_node: str | None = None
     """Name of the head's node, where several could be it."""
@@ -37,7 +41,13 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedModel:
-    """A user's model with its head found, and read if its classes are known."""
+    """A user's model with its head found, and read if its classes are known.
+
+    Example:
+        opened = icis_deploy.inspect("model.onnx", classes="classes.txt")
+        update = icis_deploy.inject(opened, descriptors="descriptors.npz")
+        icis_deploy.export(opened, updates=[update], out="bundle")
+    """
 
     loaded: LoadedModel
     """The model as an ONNX graph, and the original to compare with."""
@@ -59,6 +69,10 @@ def inspect(model: Model, *, classes: PathLike | None = None) -> OpenedModel:
         model: A path, `package.module:factory`, a `ModelSource` that says more, or an `OpenedModel`, which is not
             loaded again: a torch model takes seconds to become an ONNX graph.
         classes: A text file with one class name a line, in the order of the logits.
+
+    Example:
+        opened = icis_deploy.inspect("model.onnx")
+        print(opened.location.num_classes, opened.location.reason)
 
     Raises:
         ModelLoadError: If it cannot be loaded or has no head.
@@ -88,7 +102,8 @@ def head_of(opened: OpenedModel) -> Head:
     """
     if opened.head is None:
         raise UsageError(
-            f"The classes of {opened.loaded.spec} are not known: give `classes`, a text file with one class "
-            f"name a line."
+            f"The classes of {opened.loaded.spec} are not known.",
+            where=opened.loaded.spec,
+            hint="Give `classes`, a text file with one class name a line.",
         )
     return opened.head

@@ -1,14 +1,14 @@
-"""Verify a bundle: run it beside the model that it was made from, and compare."""
+"""Verify a bundle: compare it with the model that it was made from."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.api.models import Model, OpenedModel, PathLike, inspect
+from icis_deploy.api.inputs import PathLike
+from icis_deploy.api.models import Model, OpenedModel, inspect
 from icis_deploy.bundle.manifest import Bundle, load_bundle
 from icis_deploy.bundle.slot_files import load_injected
 from icis_deploy.errors import WrongBaseError
@@ -18,20 +18,24 @@ from icis_deploy.runtime.sessions.choice import Runtime, runtime_from
 from icis_deploy.runtime.state.store import exported_slots
 from icis_deploy.workbench import enable_workbench
 
-if TYPE_CHECKING:
-    pass
-
 
 def verify(
     bundle: PathLike, *, against: Model, images: PathLike | None = None, runtime: Runtime | str = "onnxruntime"
 ) -> tuple[ParityReport, ...]:
-    """Run a bundle beside the model that it was made from, and compare.
+    """Run a bundle and the model that it was made from on the same inputs, and compare.
 
     Args:
         bundle: The bundle's folder.
         against: The original model, as in `inspect`.
         images: An image list to compare on; seeded inputs by default.
         runtime: Where the bundle is run, as in `Device.open`.
+
+    Returns:
+        A report for each comparison; one that failed is a report too, not an error.
+
+    Example:
+        reports = icis_deploy.verify("bundle", against="model.onnx", images="images.csv")
+        print(all(report.passed for report in reports))
 
     Raises:
         WrongBaseError: If the bundle was made from a model with another head.
@@ -66,24 +70,35 @@ def _original_of(folder: Path, described: Bundle, against: Model) -> OpenedModel
     loaded, location = opened.loaded, opened.location
     if loaded.input_dtype != np.float32:
         raise WrongBaseError(
-            f"The bundle {folder} was made from a model that takes float32; {loaded.spec} takes {loaded.input_dtype}. "
-            f"Verify against the model that it was exported from."
+            f"The bundle {folder} was made from a model that takes float32; {loaded.spec} takes {loaded.input_dtype}.",
+            found=loaded.input_dtype,
+            expected="float32",
+            where=loaded.spec,
+            hint="Verify against the model that it was exported from.",
         )
     if location.num_classes != described.num_seen:
         raise WrongBaseError(
             f"The bundle {folder} was made from a head of {described.num_seen} classes; {loaded.spec} has "
-            f"{location.num_classes}. Verify against the model that it was exported from."
+            f"{location.num_classes}.",
+            found=location.num_classes,
+            expected=described.num_seen,
+            where=loaded.spec,
+            hint="Verify against the model that it was exported from.",
         )
     found = read_head(loaded.model, location, described.seen_names).fingerprint
     if found != described.base_fingerprint:
         raise WrongBaseError(
             f"The bundle {folder} was made from the head {described.base_fingerprint[:16]}…; {loaded.spec} has "
-            f"{found[:16]}…. Verify against the model that it was exported from."
+            f"{found[:16]}….",
+            found=found,
+            expected=described.base_fingerprint,
+            where=loaded.spec,
+            hint="Verify against the model that it was exported from.",
         )
     return opened
 
 
 def _injected_rows(folder: Path, bundle: Bundle) -> NDArray[np.float32]:
-    """Return the rows beside the original's, `(num_injected, feature_dim + 1)` float32; baked ones come first."""
+    """Return the rows added to the original's, `(num_injected, feature_dim + 1)` float32; baked ones come first."""
     tables = [table for table in (load_injected(folder, bundle), exported_slots(folder, bundle)) if table is not None]
     return np.concatenate([np.empty((0, bundle.feature_dim + 1), np.float32), *(table.rows() for table in tables)])

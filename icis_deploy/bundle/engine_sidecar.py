@@ -126,11 +126,15 @@ class EngineSidecar:
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITIES:
             raise BundleError(
                 f"The engine's sidecar states the hardware compatibility {self.hardware_compatibility[:40]!r}; "
-                f"expected one of {HARDWARE_COMPATIBILITIES}."
+                f"expected one of {HARDWARE_COMPATIBILITIES}.",
+                found=self.hardware_compatibility[:40],
+                expected=HARDWARE_COMPATIBILITIES,
             )
         if self.precision not in PRECISIONS:
             raise BundleError(
-                f"The engine's sidecar states the precision {self.precision[:40]!r}; expected one of {PRECISIONS}."
+                f"The engine's sidecar states the precision {self.precision[:40]!r}; expected one of {PRECISIONS}.",
+                found=self.precision[:40],
+                expected=PRECISIONS,
             )
 
 
@@ -216,15 +220,22 @@ def parse_sidecar(data: bytes) -> EngineSidecar:
         version = integer_from_json(values.pop("schema_version"))
         if version not in _READABLE_VERSIONS:
             raise BundleError(
-                f"The engine's sidecar has schema version {version}; this release reads {_READABLE_VERSIONS}. Build "
-                f"the engine again with this release."
+                f"The engine's sidecar has schema version {version}; this release reads {_READABLE_VERSIONS}.",
+                found=version,
+                expected=_READABLE_VERSIONS,
+                hint="Build the engine again with this release.",
             )
         if version == 1:
             values = {**_IMPLIED_BY_VERSION_1, **values}
         return dataclass_from_json(EngineSidecar, values, readers=_READERS)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"the field {reason_of(error)}" if isinstance(error, KeyError) else reason_of(error)
-        raise BundleError(f"The engine's sidecar is not one: {reason}. Build the engine again.") from error
+        raise BundleError(
+            f"The engine's sidecar is not one: {reason}.",
+            found=reason,
+            expected="the sidecar of an engine",
+            hint="Build the engine again.",
+        ) from error
 
 
 def _raise_mismatch(differing: Mapping[str, str], sidecar: EngineSidecar) -> None:
@@ -232,8 +243,10 @@ def _raise_mismatch(differing: Mapping[str, str], sidecar: EngineSidecar) -> Non
         return
     texts = [f"{name} is {_shown(getattr(sidecar, name))}, here {value}" for name, value in differing.items()]
     raise EngineMismatchError(
-        f"The {sidecar.runtime} engine was not built for this use: {'; '.join(texts)}. Build it here and from this "
-        f"model: icis-deploy export --target {sidecar.runtime}"
+        f"The {sidecar.runtime} engine was not built for this use: {'; '.join(texts)}.",
+        found={name: _shown(getattr(sidecar, name)) for name in differing},
+        expected=dict(differing),
+        hint=f"Build it here and from this model: `export(targets=['{sidecar.runtime}'])`.",
     )
 
 

@@ -57,7 +57,12 @@ COLLIDING_COSINE = 0.98
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """A closed range of what is usual; NaN is in none."""
+    """A closed range of what is usual; NaN is in none.
+
+    Example:
+        >>> 0.4 in icis_deploy.Limits(low=0.1, high=0.5)
+        True
+    """
 
     low: float
     high: float
@@ -68,7 +73,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorMetadata:
-    """What a device compares a generator, its descriptors and its rows with."""
+    """What a device compares a generator, its descriptors and its rows with.
+
+    Example:
+        written = icis_deploy.export_generator(
+            "model.onnx", classes="classes.txt", descriptors="descriptors.npz", out="generator.onnx"
+        )
+        print(written.metadata.method, written.metadata.descriptor_dim)
+    """
 
     base_fingerprint: str
     """Fingerprint of the seen head that its rows are for."""
@@ -151,7 +163,9 @@ def parse_metadata(text: str) -> GeneratorMetadata:
         return dataclass_from_json(GeneratorMetadata, fields, readers=_READERS)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CorruptFileError(
-            f"The generator's metadata is damaged: {reason_of(error)}. Fetch the bundle again."
+            f"The generator's metadata is damaged: {reason_of(error)}.",
+            found=reason_of(error),
+            hint="Fetch the bundle again.",
         ) from error
 
 

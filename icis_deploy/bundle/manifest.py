@@ -83,7 +83,12 @@ TOP_CLASS_IDS = "top_class_ids"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInput:
-    """The one input that images go into."""
+    """The one input that images go into.
+
+    Example:
+        model_input = icis_deploy.load_bundle("bundle").model_input
+        print(model_input.shape, model_input.dtype)
+    """
 
     name: str
 
@@ -102,7 +107,12 @@ class ModelInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
-    """What the manifest states of a file."""
+    """What the manifest states of a file.
+
+    Example:
+        entry = icis_deploy.load_bundle("bundle").files["model.onnx"]
+        print(entry.size_bytes, entry.sha256)
+    """
 
     sha256: str
     """Lower-case hexadecimal."""
@@ -113,6 +123,10 @@ class FileEntry:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
     """What a manifest says.
+
+    Example:
+        bundle = icis_deploy.load_bundle("bundle")
+        print(bundle.head_kind, bundle.num_seen, bundle.class_names[bundle.num_seen :])
 
     Raises:
         BundleError: On construction, if a field contradicts another.
@@ -175,20 +189,31 @@ class Bundle:
             ("precision", self.precision, PRECISIONS),
         ):
             if value not in allowed:
-                raise BundleError(f"The bundle's {name} is {value!r}; expected one of {allowed}.")
+                raise BundleError(
+                    f"The bundle's {name} is {value!r}; expected one of {allowed}.",
+                    found=shown(value),
+                    expected=tuple(allowed),
+                    where=name,
+                )
         self._check_types()
         try:
             check_unique(self.class_names)
         except ClassConflictError as error:
-            raise BundleError(f"The bundle's classes: {error}") from error
+            raise BundleError.at("The bundle's classes", error) from error
         if not 0 < self.num_seen <= len(self.class_names) or (self.head_kind == "updatable") != (self.capacity > 0):
             raise BundleError(
                 f"The bundle states {self.num_seen} seen of {len(self.class_names)} classes and {self.capacity} slots "
-                f"in a head that is {self.head_kind}; these do not fit together."
+                f"in a head that is {self.head_kind}; these do not fit together.",
+                found=(self.num_seen, len(self.class_names), self.capacity, self.head_kind),
+                expected="seen classes, classes, slots and a head kind that fit together",
             )
         required = {MODEL_NAME} | ({SLOTS_NAME} if self.capacity else set())
         if not required <= set(self.files):
-            raise BundleError(f"The bundle's manifest does not name {sorted(required - set(self.files))}.")
+            raise BundleError(
+                f"The bundle's manifest does not name {sorted(required - set(self.files))}.",
+                found=tuple(sorted(self.files)),
+                expected=tuple(sorted(required)),
+            )
 
     def _check_types(self) -> None:
         # A manifest comes from elsewhere: a float instead of a count would only fail in the middle of a prediction.
@@ -212,7 +237,11 @@ class Bundle:
             else ["files"]
         )
         if wrong:
-            raise BundleError(f"The bundle states something of the wrong type or out of range in {wrong}.")
+            raise BundleError(
+                f"The bundle states something of the wrong type or out of range in {wrong}.",
+                found=tuple(wrong),
+                expected="fields of the right type and range",
+            )
 
     @property
     def seen_names(self) -> tuple[str, ...]:
@@ -260,21 +289,33 @@ def parse_manifest(data: bytes) -> Bundle:
         schema_version = values.pop("schema_version")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(
-            f"The manifest is not a JSON object with a `schema_version`. Reading it failed: {reason_of(error)}."
+            f"The manifest is not a JSON object with a `schema_version`. Reading it failed: {reason_of(error)}.",
+            found=reason_of(error),
+            expected="a JSON object with a schema_version",
         ) from error
     if type(schema_version) is not int or schema_version not in _READABLE_VERSIONS:  # Python calls `true` equal to 1
         raise BundleError(
-            f"The manifest has schema version {shown(schema_version)}; this release reads "
-            f"{_READABLE_VERSIONS}. Update icis-deploy, or export the bundle again."
+            f"The manifest has schema version {shown(schema_version)}; this release reads {_READABLE_VERSIONS}.",
+            found=shown(schema_version),
+            expected=_READABLE_VERSIONS,
+            hint="Update icis-deploy, or export the bundle again.",
         )
     if schema_version == 1:
         values = {**_IMPLIED_BY_VERSION_1, **values}
     try:
         return dataclass_from_json(Bundle, {"created_by": {}, **values}, readers=_READERS)
     except ICISDeployError as error:
-        raise BundleError(f"The manifest contradicts itself: {reason_of(error)}") from error
+        raise BundleError(
+            f"The manifest contradicts itself: {reason_of(error)}",
+            found=error.found,
+            expected=error.expected,
+            hint=error.hint,
+        ) from error
     except (TypeError, ValueError, OverflowError) as error:
-        raise BundleError(f"The manifest lacks a field or has one of the wrong type: {reason_of(error)}.") from error
+        raise BundleError(
+            f"The manifest lacks a field or has one of the wrong type: {reason_of(error)}.",
+            found=reason_of(error),
+        ) from error
 
 
 def _preprocessing(value: object, *, where: str) -> Preprocessing | None:
@@ -293,7 +334,11 @@ def _checked_name(name: str) -> str:
     # A manifest from elsewhere must not make us read outside its own folder.
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or name != str(path):
-        raise BundleError(f"The manifest names the file {name!r}, which is not a plain path inside the bundle.")
+        raise BundleError(
+            f"The manifest names the file {name!r}, which is not a plain path inside the bundle.",
+            found=name,
+            expected="a plain path inside the bundle",
+        )
     return name
 
 
@@ -322,13 +367,18 @@ _READERS: dict[str, Reader[Any]] = {
 }
 
 
-def load_bundle(folder: Path) -> Bundle:
+def load_bundle(folder: str | Path) -> Bundle:
     """Read a bundle's manifest and check every file that it names.
+
+    Example:
+        bundle = icis_deploy.load_bundle("bundle")
+        print(bundle.precision, bundle.capacity)
 
     Raises:
         BundleError: If there is no valid manifest, or a file is missing.
         CorruptFileError: If a file has another size or hash than the manifest states.
     """
+    folder = Path(folder)
     bundle = load_manifest(folder)
     check_files(folder, bundle)
     return bundle
@@ -353,16 +403,21 @@ def load_manifest(folder: Path) -> Bundle:
     """
     # os.path and not pathlib, which raises where the system refuses to look (a name that is too long, a closed folder).
     if not os.path.isdir(folder):  # noqa: PTH112
-        raise BundleError(f"There is no bundle at {folder}. `icis-deploy export` makes one.")
+        raise BundleError(
+            f"There is no bundle at {folder}.",
+            where=folder,
+            hint="`export()` makes one.",
+        )
     path = folder / MANIFEST_NAME
     try:
         data = read_plain(path, max_bytes=MAX_MANIFEST_BYTES, what="manifest", error_type=BundleError)
     except BundleError as error:
-        raise BundleError(f"{error} Name a folder that `icis-deploy export` wrote.") from error
+        hint = "Name a folder that `export()` wrote."
+        raise BundleError(error.what, found=error.found, expected=error.expected, where=folder, hint=hint) from error
     try:
         return parse_manifest(data)
     except BundleError as error:
-        raise BundleError(f"{path}: {error}") from error
+        raise BundleError.at(path, error) from error
 
 
 def check_file(path: Path, entry: FileEntry) -> None:
@@ -375,12 +430,19 @@ def check_file(path: Path, entry: FileEntry) -> None:
     try:
         found = file_entry(path)
     except OSError as error:
-        raise BundleError(f"The manifest names {path}, which cannot be read: {error.strerror or error}.") from error
+        raise BundleError(
+            f"The manifest names {path}, which cannot be read: {error.strerror or error}.",
+            found=error.strerror or str(error),
+            where=path,
+        ) from error
     if found != entry:
         raise CorruptFileError(
             f"{path} has {found.size_bytes} bytes and SHA-256 {found.sha256[:16]}…; the manifest states "
-            f"{entry.size_bytes} bytes and {entry.sha256[:16]}…. The file was changed or damaged: fetch the "
-            f"bundle again."
+            f"{entry.size_bytes} bytes and {entry.sha256[:16]}…. The file was changed or damaged.",
+            found=(found.size_bytes, found.sha256),
+            expected=(entry.size_bytes, entry.sha256),
+            where=path,
+            hint="Fetch the bundle again.",
         )
 
 

@@ -15,6 +15,10 @@ _INPUTS = ("float32", "uint8")
 class ModelForm:
     """What the exported model computes in, takes and gives; by default it selects the most probable classes itself.
 
+    Example:
+        >>> icis_deploy.ModelForm(precision="fp16", model_input="uint8").top
+        5
+
     Raises:
         UsageError: On construction, if its parts do not go together.
     """
@@ -34,15 +38,34 @@ class ModelForm:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise UsageError(f"There is no precision {self.precision!r}; choose among {', '.join(PRECISIONS)}.")
+            raise UsageError(
+                f"There is no precision {self.precision!r}; choose among {', '.join(PRECISIONS)}.",
+                found=self.precision,
+                expected=PRECISIONS,
+            )
         if self.model_input not in _INPUTS:
-            raise UsageError(f"A model cannot take {self.model_input!r}; choose among {', '.join(_INPUTS)}.")
+            raise UsageError(
+                f"A model cannot take {self.model_input!r}; choose among {', '.join(_INPUTS)}.",
+                found=self.model_input,
+                expected=_INPUTS,
+            )
         if self.top < 0:
-            raise UsageError(f"A model cannot choose {self.top} classes; give --top a number of at least 0.")
+            raise UsageError(
+                f"A model cannot choose {self.top} classes; expected at least 0.",
+                found=self.top,
+                expected="at least 0",
+                hint="Give another `top`.",
+            )
         if self.precision == "int8" and self.calibration_images is None:
             raise UsageError(
-                "int8 must be calibrated on images of the kind that the device will see: give "
-                "--calibration-images with an image list (100 to 500 images)."
+                "int8 must be calibrated on images of the kind that the device will see.",
+                expected="an image list",
+                hint="Give an image list (100 to 500 images) as `calibration_images`.",
             )
         if self.precision != "int8" and self.calibration_images is not None:
-            raise UsageError("Calibration images are for --precision int8 only.")
+            raise UsageError(
+                f"Calibration images are for int8 only; the precision is {self.precision}.",
+                found=self.precision,
+                expected="int8",
+                hint="Give `precision='int8'` with `calibration_images`, or leave them out.",
+            )

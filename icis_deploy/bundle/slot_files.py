@@ -58,7 +58,11 @@ def load_injected(folder: Path, bundle: Bundle) -> SlotTable | None:
     table = parse_slots(data, capacity=len(bundle.class_names) - bundle.num_seen, feature_dim=bundle.feature_dim)
     if table.filled_names != bundle.class_names[bundle.num_seen :]:
         raise CorruptFileError(
-            f"{folder / INJECTED_NAME} holds other classes than the manifest states. Fetch the bundle again."
+            f"{folder / INJECTED_NAME} holds other classes than the manifest states.",
+            found=table.filled_names,
+            expected=bundle.class_names[bundle.num_seen :],
+            where=folder / INJECTED_NAME,
+            hint="Fetch the bundle again.",
         )
     return table
 
@@ -97,7 +101,11 @@ def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
             class_names=names_from_json(fields["class_names"]),
         )
     except (SafetensorError, ICISDeployError, ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
-        raise CorruptFileError(f"The slot table is damaged: {reason_of(error)}. Fetch the bundle again.") from error
+        raise CorruptFileError(
+            f"The slot table is damaged: {reason_of(error)}.",
+            found=reason_of(error),
+            hint="Fetch the bundle again.",
+        ) from error
 
 
 def _table_from_rows(

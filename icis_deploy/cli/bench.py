@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from icis_deploy.api.bench import CLASS_SWAP, LOADGEN_SCENARIOS, PRESET_NAMES, SCENARIO_NAMES, BenchOptions, PresetName
+from icis_deploy.api.bench import bench as measure
 from icis_deploy.cli.bench_options import (
     check_out,
     finish,
@@ -23,16 +23,13 @@ from icis_deploy.cli.output import format_option
 from icis_deploy.errors import UsageError
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 
-LOADGEN_SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
-CLASS_SWAP = "class-swap"
-
 
 @click.command(short_help="Measure bundles: latency, memory, accuracy, parity.")
 @click.argument("bundles", metavar="BUNDLE...", type=BUNDLE, nargs=-1, required=True)
 @click.option("--against", metavar="BUNDLE|MODEL", help="What all are compared with: a bundle, or the original model.")
 @click.option(
     "--preset",
-    type=click.Choice(["quick", "normal", "submission"]),
+    type=click.Choice(PRESET_NAMES),
     default="normal",
     show_default=True,
     help="How much is measured: enough queries for p90, p99 or p99.9.",
@@ -61,9 +58,9 @@ CLASS_SWAP = "class-swap"
 @click.option(
     "--scenario",
     "scenarios",
-    type=click.Choice([*LOADGEN_SCENARIOS, CLASS_SWAP]),
+    type=click.Choice(SCENARIO_NAMES),
     multiple=True,
-    help="A load, beside the rest: MLPerf LoadGen's, or predictions while classes change. Repeatable.",
+    help="A load besides the rest: MLPerf LoadGen's, or predictions while classes change. Repeatable.",
 )
 @click.option("--logs", type=NEW_PATH, help="Folder in which LoadGen's own logs are kept.")
 @click.option("--baseline", type=EXISTING_FILE, help="An earlier result: exit with 1 if this one is worse.")
@@ -80,7 +77,7 @@ CLASS_SWAP = "class-swap"
 def bench(
     bundles: tuple[Path, ...],
     against: str | None,
-    preset: str,
+    preset: PresetName,
     seconds: float | None,
     batch: str,
     threads: int | None,
@@ -100,28 +97,31 @@ def bench(
     """
     check_out(out, overwrite=overwrite)
     _check_options(baseline, scenarios, logs)
-    sizes = numbers("--batch", batch)
+    options = BenchOptions(
+        preset=preset,
+        max_seconds=seconds,
+        batch_sizes=numbers("--batch", batch),
+        runtimes=runtimes,
+        num_threads=threads,
+        scenarios=scenarios,
+        logs=logs,
+    )
     from icis_deploy.workbench import enable_workbench
 
     enable_workbench()
-    from benchmarks.bench.bench import PRESETS, labeled_inputs, open_targets, run_bench
-    from benchmarks.bench.regression import check_comparable
-    from benchmarks.machine.environment import read_environment
     from benchmarks.results.result import load_result
 
     earlier = None if baseline is None else load_result(baseline)
-    chosen = PRESETS[preset] if seconds is None else replace(PRESETS[preset], budget_s=seconds)
-    against_name = None if against is None else Path(against).name
-    settings = {"preset": preset, "seconds": chosen.budget_s, "num_threads": threads, "against": against_name}
-    inputs = None if images is None else labeled_inputs(images, against)
-    chosen_runtimes = tuple(dict.fromkeys(runtimes))
-    opened = open_targets(bundles, against=against, runtimes=chosen_runtimes, num_threads=threads)
-    with show_progress() as progress, opened as targets:
-        if earlier is not None:
-            sources = {} if inputs is None else dict.fromkeys((target.name for target in targets), inputs.source)
-            check_comparable(earlier, read_environment(), targets, sizes, sources, any_machine=any_machine)
-        run = partial(run_bench, targets, preset=chosen, batch_sizes=sizes, settings=settings, inputs=inputs)
-        result = run(scenarios=scenarios, logs=logs, progress=progress)
+    with show_progress() as progress:
+        result = measure(
+            bundles,
+            against=against,
+            images=images,
+            options=options,
+            baseline=earlier,
+            any_machine=any_machine,
+            progress=progress,
+        )
     finish(result, out=out, baseline=earlier, max_regression=max_regression, any_machine=any_machine)
 
 

@@ -17,7 +17,7 @@ from icis_deploy.cli.options import (
 from icis_deploy.cli.output import format_option, print_result
 
 
-@click.command("bench-fit", short_help="Time the prediction of rows beside the published recipe.")
+@click.command("bench-fit", short_help="Time the prediction of rows against the published recipe.")
 @click.argument("model")
 @classes_option(required=True)
 @described_classes_options

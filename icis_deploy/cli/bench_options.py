@@ -26,10 +26,10 @@ def out_options(function: Command) -> Command:
 
 
 def check_out(out: Path | None, *, overwrite: bool) -> None:
-    """Refuse a place for the result that is taken or cannot be, before minutes are spent on measuring.
+    """Refuse a path for the result that exists or cannot be written, before minutes are spent on measuring.
 
     Raises:
-        UsageError: If it is taken, or its folder is not there, or there is none to overwrite.
+        UsageError: If it exists and may not be replaced, its folder does not exist, or there is nothing to overwrite.
     """
     from icis_deploy.common.files import check_free
     from icis_deploy.errors import UsageError
@@ -60,7 +60,7 @@ def numbers(option: str, text: str) -> list[int]:
 
 @contextmanager
 def show_progress() -> Iterator[Callable[[str], None]]:
-    """Give a callback that shows on stderr what is measured next; silent where nobody watches a terminal."""
+    """Give a callback that shows on stderr what is measured next; silent unless stderr is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return

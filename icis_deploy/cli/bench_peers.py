@@ -6,19 +6,20 @@ from pathlib import Path
 
 import click
 
+from icis_deploy.api.bench import PRESET_NAMES
 from icis_deploy.cli.bench_options import check_out, finish, numbers, out_options, show_progress
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, THREADS
 from icis_deploy.cli.output import format_option
 
 
-@click.command("bench-peers", short_help="Measure bundles beside PyTorch, OpenVINO, re-export and ConSE.")
+@click.command("bench-peers", short_help="Measure bundles against PyTorch, OpenVINO, re-export and ConSE.")
 @click.argument("bundles", metavar="BUNDLE...", type=BUNDLE, nargs=-1, required=True)
 @click.option("--against", "model", type=EXISTING_FILE, required=True, help="The original model: .pt2 or .onnx.")
 @click.option("--descriptors", type=EXISTING_FILE, help="Of every class: also measures ConSE, which needs no rows.")
 @click.option("--images", type=EXISTING_FILE, help="What accuracy is measured on: a CSV with file,class.")
 @click.option(
     "--preset",
-    type=click.Choice(["quick", "normal", "submission"]),
+    type=click.Choice(PRESET_NAMES),
     default="normal",
     show_default=True,
     help="How much is measured: enough queries for p90, p99 or p99.9.",
@@ -38,7 +39,7 @@ def bench_peers(
     out: Path | None,
     overwrite: bool,
 ) -> None:
-    """Measure every BUNDLE beside the other ways to give a model the same classes.
+    """Measure every BUNDLE against the other ways to give a model the same classes.
 
     PyTorch eager and compiled, OpenVINO, an export by torch, and ConSE: latency, accuracy, and the time to add 50
     classes. A way that cannot run here is left out with its reason.

@@ -13,7 +13,7 @@ from icis_deploy.cli.output import format_option
 POSITIVE = click.IntRange(min=1)
 
 
-@click.command("bench-scale", short_help="Measure heads of 1,000 to 100,000 classes beside the memory's roofline.")
+@click.command("bench-scale", short_help="Measure heads of 1,000 to 100,000 classes against the memory's roofline.")
 @click.option(
     "--classes", default="1000,10000,21000,100000", show_default=True, metavar="N,N", help="Classes of each head."
 )
@@ -28,7 +28,7 @@ def bench_scale(
 ) -> None:
     """Measure latency and memory of heads alone, fused and updatable, against their number of classes.
 
-    Beside it stands the time that reading all rows takes at the memory bandwidth measured on this machine.
+    For comparison: the time that reading all rows takes at the memory bandwidth measured on this machine.
     """
     check_out(out, overwrite=overwrite)
     sizes = numbers("--classes", classes)

@@ -11,7 +11,7 @@ from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, THREADS, refuse_given
 from icis_deploy.cli.output import format_option, print_result
 
 
-@click.command("bench-update", short_help="Time class updates beside the other ways to change a head.")
+@click.command("bench-update", short_help="Time class updates against the other ways to change a head.")
 @click.argument("bundle", type=BUNDLE)
 @click.option("--against", "model", type=EXISTING_FILE, help="The original model: also times exporting it again.")
 @click.option(

@@ -44,18 +44,22 @@ if TYPE_CHECKING:
 def compare_methods(
     model: str,
     methods: tuple[str, ...],
+    balance: float,
+    seen_accuracy: float | None,
+    seed: int,
     plot: Path | None,
     overwrite: bool,
     weights: Path | None,
     input_shape: str | None,
     head_node: str | None,
-    **options: Any,
+    **files: Any,
 ) -> None:
-    """Predict rows with every method, calibrate each, and compare what they are worth.
+    """Predict rows with every method, calibrate each, and compare their accuracy.
 
-    Predictions come from classes that MODEL knows, without an image. With --images they stand beside what was measured:
-    images are used after all rows are final.
+    It is predicted by cross-validation on classes that MODEL knows, without an image. With --images it is also
+    measured; images are used only after all rows are final.
     """
+    from icis_deploy.api.compare import ComparisonOptions
     from icis_deploy.api.compare import compare_methods as compare
     from icis_deploy.common.files import check_free
 
@@ -65,9 +69,11 @@ def compare_methods(
         check_free(plot, overwrite=overwrite)
     compared = compare(
         model_source(model, weights, input_shape, head_node),
-        methods=methods or METHOD_NAMES,
+        options=ComparisonOptions(
+            methods=methods or METHOD_NAMES, balance=balance, seen_accuracy=seen_accuracy, seed=seed
+        ),
         on_method=lambda name: click.echo(f"Trying {name}", err=True),
-        **options,
+        **files,
     )
     if plot is not None:
         from icis_deploy.api.compare_plot import save_comparison_plot

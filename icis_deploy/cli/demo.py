@@ -45,7 +45,7 @@ def demo_text(result: DemoResult) -> str:
     ]
     rows.append(("chance", percent(chance_t), percent(chance_u), percent(chance_u), percent(chance_u)))
     return (
-        f"{result.num_unseen} classes injected from their attributes beside {result.num_seen} trained ones; no image "
+        f"{result.num_unseen} classes injected from their attributes into a head of {result.num_seen}; no image "
         f"of them was used.\n\n{columns(rows, right=[1, 2, 3, 4])}\n\n"
         f"T: unseen images, among unseen classes. U: unseen images, S: seen images, among all classes. H: 2US/(U+S).\n"
         f"The device took the class update, and answered with it, in {result.apply_ms:.1f} ms.\n"

@@ -35,7 +35,7 @@ def describe(
     downloaded.
     """
     from icis_deploy.api.describe import describe as describe_classes
-    from icis_deploy.api.describe import twins
+    from icis_deploy.api.describe import indistinguishable_classes
     from icis_deploy.common.files import check_free
     from icis_deploy.descriptors.files import check_descriptor_name, save_descriptors
     from icis_deploy.head.class_names import load_class_list
@@ -45,7 +45,7 @@ def describe(
     names = tuple(dict.fromkeys(name for path in classes for name in load_class_list(path)))
     made = describe_classes(names, texts=texts, vectors=vectors, model=model, templates=templates)
     save_descriptors(made, out)
-    same = twins(made)
+    same = indistinguishable_classes(made)
     result = {
         "descriptors": str(out),
         "num_classes": made.num_classes,

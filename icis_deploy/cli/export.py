@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from icis_deploy.cli.export_options import engine_options, engine_settings, form_options, split_form
+from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH, classes_option, model_options, model_source
 from icis_deploy.cli.output import format_option, print_result
 from icis_deploy.cli.verify import parity_text
@@ -56,7 +57,7 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
     "targets",
     type=click.Choice(TARGET_NAMES),
     multiple=True,
-    help="What the bundle holds beside model.onnx; may be given several times. all: what this machine can build.",
+    help="What the bundle holds besides model.onnx; may be given several times. all: what this machine can build.",
 )
 @engine_options
 @click.option("--out", type=NEW_PATH, required=True, help="The bundle's folder.")
@@ -83,19 +84,13 @@ def export(
     A bundle holds model.onnx and a manifest. If the gate fails there is none: what was built lies in OUT.rejected with
     the report, and the exit code is 1.
     """
+    from icis_deploy.api.export import ExportOptions
     from icis_deploy.api.export import export as export_bundle
+    from icis_deploy.bundle.target_options import TargetOptions
 
     source = model_source(model, *(grouped.pop(name) for name in ("weights", "input_shape", "head_node")))
     form, engine = split_form(grouped)
-    settings = engine_settings(**engine)
-    from exporters.targets.registry import TargetOptions
-
-    built: list[BuiltTarget] = []
-    bundle = export_bundle(
-        source,
-        classes=classes,
-        out=out,
-        updates=updates,
+    options = ExportOptions(
         head=head,
         capacity=capacity,
         preprocess=preprocess,
@@ -104,7 +99,15 @@ def export(
         trust=trust,
         generator=generator,
         targets=targets,
-        target_options=TargetOptions(engine=settings),
+        target_options=TargetOptions(engine=engine_settings(**engine)),
+    )
+    built: list[BuiltTarget] = []
+    bundle = export_bundle(
+        source,
+        classes=classes,
+        out=out,
+        updates=updates,
+        options=options,
         on_target=built.append,
         overwrite=overwrite,
     )
@@ -135,7 +138,7 @@ def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str
                 "size_bytes": target.size_bytes,
                 "build_seconds": target.build_seconds,
                 "gate": _gate_verdict(target),
-                "reason": target.reason,
+                "reason": _reason(target),
             }
             for target in built
         ],
@@ -157,7 +160,7 @@ def _text(out: Path, bundle: Bundle) -> str:
 def _targets_text(built: Sequence[BuiltTarget], precision: str) -> str:
     titles = ("target", "precision", "size", "build", "gate")
     rows = [(target.name, *_figures(target, precision), _gate_verdict(target)) for target in built]
-    reasons = [f"{target.name}: {target.reason}" for target in built if target.reason]
+    reasons = [f"{target.name}: {_reason(target)}" for target in built if target.reason]
     return "\n".join([columns([titles, *rows], right=[2, 3]), *reasons])
 
 
@@ -173,6 +176,11 @@ def _gate_verdict(target: BuiltTarget) -> str:
     if target.reports and target.reason:
         return "graph passed"
     return "passed" if target.reports else "not run"
+
+
+def _reason(target: BuiltTarget) -> str | None:
+    """Return why a target was not built or tested; it may be an error's message, whose hint names parameters."""
+    return None if target.reason is None else command_line_hint(target.reason, all_commands(), command="export")
 
 
 def _num_added(bundle: Bundle) -> int:

@@ -60,6 +60,7 @@ def export_generator(
     balance: float,
     seen_accuracy: float | None,
     seed: int,
+    preprocess: Path | None,
     **files: Any,
 ) -> None:
     """Train what inject trains, and write it as an ONNX model from descriptors to rows.
@@ -67,6 +68,7 @@ def export_generator(
     It is kept only if it makes the same rows. `icis-deploy export --generator` puts it into a bundle, and
     `icis-deploy teach` then makes a class of a descriptor on the device.
     """
+    from icis_deploy.api.generator import GeneratorOptions
     from icis_deploy.api.generator import export_generator as write
     from icis_deploy.injection.options import InjectionOptions
 
@@ -74,8 +76,7 @@ def export_generator(
     with training_progress("Training") as progress:
         written = write(
             model_source(model, weights, input_shape, head_node),
-            options=options,
-            precision=precision,
+            options=GeneratorOptions(injection=options, preprocess=preprocess, precision=precision),
             out=out,
             overwrite=overwrite,
             progress=progress,

@@ -11,8 +11,8 @@ import click
 from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
 
 if TYPE_CHECKING:
-    from exporters.targets.tensorrt.engine_settings import EngineSettings
     from icis_deploy.bundle.model_form import ModelForm
+    from icis_deploy.bundle.target_options import EngineSettings
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -39,9 +39,9 @@ def engine_options(function: Command) -> Command:
             metavar="X.Y",
             help="tensorrt-rtx: a GPU architecture to build for; may be given several times. Default: all from 8.0 on.",
         ),
-        click.option("--max-batch", type=click.IntRange(min=1), help="Engines: the greatest batch. Default: 32."),
+        click.option("--max-batch", type=click.IntRange(min=1), help="Engines: the largest batch. Default: 32."),
         click.option("--opt-batch", type=click.IntRange(min=1), help="Engines: the usual batch. Default: 1."),
-        click.option("--min-batch", type=click.IntRange(min=1), help="Engines: the least batch. Default: 1."),
+        click.option("--min-batch", type=click.IntRange(min=1), help="Engines: the smallest batch. Default: 1."),
     ):
         function = option(function)
     return function
@@ -60,10 +60,7 @@ def engine_settings(
     Raises:
         UsageError: If the batches are not in order.
     """
-    from icis_deploy.workbench import enable_workbench
-
-    enable_workbench()
-    from exporters.targets.tensorrt.engine_settings import EngineSettings
+    from icis_deploy.bundle.target_options import EngineSettings
 
     return EngineSettings(
         refit=refit,
@@ -103,7 +100,7 @@ def form_options(command: Command) -> Command:
                 type=click.IntRange(min=0),
                 default=5,
                 show_default=True,
-                help="How many most probable classes the model gives beside all scores; 0 leaves the choice out.",
+                help="How many most probable classes the model gives besides all scores; 0 leaves the choice out.",
             ),
         )
     ):

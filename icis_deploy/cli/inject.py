@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from icis_deploy.cli.options import (
 )
 from icis_deploy.cli.output import format_option, print_result, training_progress
 from icis_deploy.common.terminal_text import columns, percent
+
+if TYPE_CHECKING:
+    from icis_deploy.head.class_update import ClassUpdate
 
 METHOD_NAMES = (
     "auto",
@@ -71,28 +74,46 @@ def inject(
     classes: Path,
     out: Path,
     overwrite: bool,
+    method: str,
+    calibration: str,
+    balance: float,
+    seen_accuracy: float | None,
+    seed: int,
+    preprocess: Path | None,
     weights: Path | None,
     input_shape: str | None,
     head_node: str | None,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """Predict rows of unseen classes from their descriptors, and write them as a class update.
 
     No image is used: the rows come from the descriptors and the rows of the classes that MODEL knows. What to expect of
-    them is estimated by playing the same game with classes that MODEL knows.
+    them is estimated by cross-validation on classes that MODEL knows.
     """
     from icis_deploy.api.inject import inject as inject_classes
     from icis_deploy.common.files import check_free
+    from icis_deploy.injection.options import InjectionOptions
     from icis_deploy.updates.envelope import save_update
 
     check_free(out, overwrite=overwrite)
-    if "auto" not in (options["method"], options["calibration"]):
+    if "auto" not in (method, calibration):
         reason = "it guides what is chosen, and --method and --calibration leave no choice. Let one of them be auto."
         refuse_given("balance", "seen_accuracy", reason=reason)
     source = model_source(model, weights, input_shape, head_node)
+    options = InjectionOptions(
+        method=method, calibration=calibration, balance=balance, seen_accuracy=seen_accuracy, seed=seed
+    )
     with training_progress("Training") as progress:
-        update = inject_classes(source, classes=classes, progress=progress, **options)
+        update = inject_classes(
+            source, classes=classes, options=options, preprocess=preprocess, progress=progress, **given
+        )
     save_update(update, out)
+    _print(
+        out, update, _next_command(model_arguments(model, weights, input_shape, head_node), classes, out, preprocess)
+    )
+
+
+def _print(out: Path, update: ClassUpdate, next_command: str) -> None:
     provenance = dict(update.provenance)
     result = {
         "update": str(out),
@@ -101,9 +122,6 @@ def inject(
         "base_fingerprint": update.base_fingerprint,
         "provenance": provenance,
     }
-    next_command = _next_command(
-        model_arguments(model, weights, input_shape, head_node), classes, out, options["preprocess"]
-    )
     text = (
         f"{out}: {len(update.added)} classes for the head {update.base_fingerprint[:16]}…, by {provenance['method']}, "
         f"seed {provenance['seed']}.\n{summary(provenance)}"

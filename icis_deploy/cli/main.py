@@ -23,9 +23,10 @@ from icis_deploy.cli.device import apply, classes, disable, enable, history, rol
 from icis_deploy.cli.evaluate import evaluate
 from icis_deploy.cli.export import export
 from icis_deploy.cli.export_generator import export_generator
+from icis_deploy.cli.hints import command_line_hint
 from icis_deploy.cli.inject import inject
 from icis_deploy.cli.inspect import inspect
-from icis_deploy.cli.output import json_result
+from icis_deploy.cli.output import json_result, plain_value
 from icis_deploy.cli.predict import predict
 from icis_deploy.cli.report import report
 from icis_deploy.cli.signing import diff, keygen, rotate_keys, sign, verify_update
@@ -89,20 +90,21 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:
-        exit_code = _report(error)
+        command = next((name for name in arguments if name in cli.commands), "")
+        exit_code = _report(error, command)
         if state.get("format") == "json":
-            _print_json_error(error, exit_code, arguments)
+            _print_json_error(error, exit_code, command)
         return exit_code
 
 
-def _report(error: Exception) -> int:
+def _report(error: Exception, command: str) -> int:
     """Say on stderr what went wrong, and return the exit code."""
     if isinstance(error, click.ClickException):
         error.show()
         return error.exit_code
     if isinstance(error, ICISDeployError):
         # One line, also where a runtime's own message, which has several, is part of it.
-        click.echo(f"Error: {printable(' '.join(str(error).split()))}", err=True)
+        click.echo(f"Error: {printable(' '.join(_message(error, command).split()))}", err=True)
         return error.exit_code
     # A bug. Python's own exit code for it is 1, which would read as a verdict.
     traceback.print_exception(error)
@@ -110,10 +112,28 @@ def _report(error: Exception) -> int:
     return INTERNAL_ERROR
 
 
-def _print_json_error(error: Exception, exit_code: int, arguments: list[str]) -> None:
-    command = next((name for name in arguments if name in cli.commands), "")
-    message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-    details = {"type": type(error).__name__, "message": message, "exit_code": exit_code}
+def _message(error: ICISDeployError, command: str) -> str:
+    """Return what an error says, with its hint in the words of the command line."""
+    hint = _hint(error, command)
+    return error.what if hint is None else f"{error.what} {hint}"
+
+
+def _hint(error: ICISDeployError, command: str) -> str | None:
+    return None if error.hint is None else command_line_hint(error.hint, cli.commands, command=command)
+
+
+def _print_json_error(error: Exception, exit_code: int, command: str) -> None:
+    details: dict[str, Any] = {"type": type(error).__name__, "message": str(error), "exit_code": exit_code}
+    if isinstance(error, click.ClickException):
+        details["message"] = error.format_message()
+    elif isinstance(error, ICISDeployError):
+        details["message"] = _message(error, command)
+        details |= {
+            "found": plain_value(error.found),
+            "expected": plain_value(error.expected),
+            "where": None if error.where is None else str(error.where),
+            "hint": _hint(error, command),
+        }
     click.echo(json_result(command, "failed" if exit_code == 1 else "error", {"error": details}))
 
 

@@ -44,12 +44,12 @@ def classes_option(*, required: bool) -> Callable[[Command], Command]:
 
 
 def described_classes_options(function: Command) -> Command:
-    """Add the options that say what classes are, and how the model sees pictures."""
+    """Add the options that describe the classes, and say how images are prepared."""
     for option in (
         click.option(
             "--preprocess",
             type=EXISTING_FILE,
-            help="How images are prepared, JSON; for the neutral pictures that set the scale of features.",
+            help="How images are prepared, JSON; for the neutral images that set the scale of features.",
         ),
         click.option(
             "--unseen",

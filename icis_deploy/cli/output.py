@@ -7,6 +7,7 @@ the command's own keys. Text is for people and may change; JSON only changes wit
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -73,9 +74,22 @@ def json_result(command: str, status: str, result: Mapping[str, Any]) -> str:
     return "".join([char if char.isprintable() else json.dumps(char)[1:-1] for char in text])
 
 
+def plain_value(value: object) -> Any:
+    """Return a value that an error carries as JSON may hold it: what JSON has no form for becomes text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_value(each) for each in value]
+    return str(value)
+
+
 @contextmanager
 def training_progress(description: str) -> Iterator[Callable[[int, float], None] | None]:
-    """Give a callback that shows epoch and loss on stderr, or `None` where nobody watches a terminal."""
+    """Give a callback that shows epoch and loss on stderr, or `None` unless stderr is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -18,32 +18,21 @@ from icis_deploy.cli.output import format_option, print_result
 @format_option
 def report(results: tuple[Path, ...], out: Path | None, markdown: Path | None, overwrite: bool) -> None:
     """Merge the benchmark RESULTs of one or several devices into a page, a Markdown text, or both."""
-    from icis_deploy.common.files import check_free, write_file
-    from icis_deploy.workbench import enable_workbench
-
-    enable_workbench()
-    from benchmarks.report.page import html_page, markdown_text, report_of
-    from benchmarks.results.result import load_result
+    from icis_deploy.api.report import report as write_report
 
     if out is None and markdown is None:
         raise click.UsageError("Nothing to write: give --out report.html, --markdown report.md, or both.")
-    if out is not None and markdown is not None and out.resolve() == markdown.resolve():
-        raise click.UsageError(f"--out and --markdown are both {out}; give each a place of its own.")
-    for path in (out, markdown):
-        if path is not None:
-            check_free(path, overwrite=overwrite)
-    merged = report_of([load_result(path) for path in results])
-    # Both are made before one is written, so that an error leaves neither.
-    texts = {path: make(merged) for path, make in ((out, html_page), (markdown, markdown_text)) if path is not None}
-    for path, text in texts.items():
-        write_file(path, text.encode())
-    written = {str(path): path.stat().st_size for path in texts}
-    lines = [f"{path}: {size / 1e3:,.0f} kB" for path, size in written.items()]
-    devices = [device.label for device in merged.devices]
-    counts = ((len(results), "result"), (len(devices), "device"), (len(merged.rows), "row"))
+    written = write_report(results, out=out, markdown=markdown, overwrite=overwrite)
+    lines = [f"{path}: {size / 1e3:,.0f} kB" for path, size in written.files.items()]
+    counts = ((written.num_results, "result"), (len(written.devices), "device"), (written.num_rows, "row"))
     counted = [f"{number} {what}{'s' * (number != 1)}" for number, what in counts]
     lines.append(f"{counted[0]} of {counted[1]}, {counted[2]}.")
     print_result(
-        {"files": written, "devices": devices, "num_results": len(results), "num_rows": len(merged.rows)},
+        {
+            "files": {str(path): size for path, size in written.files.items()},
+            "devices": list(written.devices),
+            "num_results": written.num_results,
+            "num_rows": written.num_rows,
+        },
         text="\n".join(lines),
     )

@@ -30,7 +30,7 @@ def keygen(out: Path) -> None:
     Devices trust the public keys in their bundle's trust/ folder: give OUT.pub to `export --trust`. Keep OUT where the
     updates are signed, and nowhere else.
     """
-    from icis_deploy.updates.signing import keygen as make_keys
+    from icis_deploy.api.signing import keygen as make_keys
 
     keys = make_keys(out)
     result = {"private_key": str(keys.private_path), "public_key": str(keys.public_path), "key_id": keys.key_id}
@@ -51,10 +51,10 @@ def keygen(out: Path) -> None:
 @format_option
 def sign(update: Path, key: Path, version: int | None, expires: datetime | None, out: Path | None) -> None:
     """Sign UPDATE, and set its version and expiry."""
-    from icis_deploy.updates.signing import sign as sign_file
+    from icis_deploy.api.signing import sign as sign_file
 
     in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
-    _print_signed(sign_file(update, key, out=out, version=version, expires=in_utc))
+    _print_signed(sign_file(update, key=key, out=out, version=version, expires=in_utc))
 
 
 @click.command("rotate-keys", short_help="Replace the keys that devices trust.")
@@ -74,10 +74,10 @@ def rotate_keys(trust: tuple[Path, ...], key: Path, version: int, expires: datet
     It is signed by a key that they trust now and applied like a class update: `apply OUT --to BUNDLE`. No rollback
     brings the old keys back. Keep a second key offline, and among the trusted ones, to replace one that was stolen.
     """
-    from icis_deploy.updates.signing import rotate_keys as write_rotation
+    from icis_deploy.api.signing import rotate_keys as write_rotation
 
     in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
-    _print_signed(write_rotation(trust, key, out=out, version=version, expires=in_utc))
+    _print_signed(write_rotation(trust, key=key, out=out, version=version, expires=in_utc))
 
 
 @click.command("verify-update", short_help="Check who signed a class update.")
@@ -91,9 +91,9 @@ def verify_update(update: Path, trust: tuple[Path, ...]) -> None:
 
     The exit code is 6 if it is not.
     """
-    from icis_deploy.updates.signing import verify_update as verify_file
+    from icis_deploy.api.signing import verify_update as verify_file
 
-    _print_signed(verify_file(update, trust))
+    _print_signed(verify_file(update, trust=trust))
 
 
 def _print_signed(signed: SignedFile) -> None:

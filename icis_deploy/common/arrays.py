@@ -36,11 +36,23 @@ def frozen_float32(values: ArrayLike, *, name: str, ndim: int) -> Float32:
     try:
         source = np.asarray(values)
     except (ValueError, TypeError) as error:  # lists of different lengths
-        raise IncompatibleError(f"The {name} are no array of {ndim} dimensions: {error}") from error
+        raise IncompatibleError(
+            f"The {name} are no array of {ndim} dimensions: {error}",
+            found=type(values).__name__,
+            expected=f"{ndim} dimensions",
+        ) from error
     if source.ndim != ndim:
-        raise IncompatibleError(f"The {name} have shape {source.shape}; expected {ndim} dimensions.")
+        raise IncompatibleError(
+            f"The {name} have shape {source.shape}; expected {ndim} dimensions.",
+            found=source.shape,
+            expected=f"{ndim} dimensions",
+        )
     if source.dtype.kind not in "biuf":
-        raise IncompatibleError(f"The {name} have type {source.dtype}; expected real numbers.")
+        raise IncompatibleError(
+            f"The {name} have type {source.dtype}; expected real numbers.",
+            found=str(source.dtype),
+            expected="real numbers",
+        )
     if owns_its_frozen_memory(source) and source.dtype == np.float32:
         array = source
     else:
@@ -49,7 +61,12 @@ def frozen_float32(values: ArrayLike, *, name: str, ndim: int) -> Float32:
         array.flags.writeable = False
     first = _first_not_finite(array)
     if first is not None:
-        raise IncompatibleError(f"The {name} hold {array[first]} at {first}; every value must be a finite float32.")
+        raise IncompatibleError(
+            f"The {name} hold {array[first]} at {first}; every value must be a finite float32.",
+            found=float(array[first]),
+            expected="finite float32",
+            where=f"{name} {first}",
+        )
     return array
 
 

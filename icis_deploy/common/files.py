@@ -102,7 +102,10 @@ def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
         temporary.replace(path)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise StorageError(
-            f"Could not write {path}: {_reason(error)}. Nothing was changed. Free some space or choose another place."
+            f"Could not write {path}: {_reason(error)}. Nothing was changed.",
+            found=_reason(error),
+            where=path,
+            hint="Free some space or choose another place.",
         ) from error
     finally:  # also when interrupted; after the move there is nothing left to remove
         if temporary is not None:
@@ -113,7 +116,10 @@ def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
     except OSError as error:
         raise StorageError(
             f"Wrote {path}, but its folder could not be synced: {_reason(error)}. The file may not survive a power "
-            f"cut. Check the disk, then write it again."
+            f"cut.",
+            found=_reason(error),
+            where=path,
+            hint="Check the disk, then write it again.",
         ) from error
 
 
@@ -149,25 +155,40 @@ def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
 
     check_free(target, overwrite=overwrite)
     if os.path.lexists(target) and not os.path.isdir(target):  # noqa: PTH112 - see check_free
-        raise UsageError(f"{target} is a file, where a folder shall be. Choose another place.")
+        raise UsageError(
+            f"{target} is a file, where a folder shall be.",
+            found="a file",
+            expected="a folder",
+            where=target,
+            hint="Choose another place.",
+        )
     if _holds_something_else(target, marker):
         raise UsageError(
-            f"{target} holds files but no {marker}, so it is not what would be written there, and is not replaced. "
-            f"Choose another place, or remove it yourself."
+            f"{target} holds files but no {marker}, so it is not what would be written there, and is not replaced.",
+            expected=marker,
+            where=target,
+            hint="Choose another place, or remove it yourself.",
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".building"))
     except (OSError, ValueError) as error:
-        raise StorageError(f"Could not create {target}: {_reason(error)}. Choose another place.") from error
+        raise StorageError(
+            f"Could not create {target}: {_reason(error)}.",
+            found=_reason(error),
+            where=target,
+            hint="Choose another place.",
+        ) from error
     try:
         yield building
         building.chmod(0o755)
         _swap_in(building, target)
     except OSError as error:
         raise StorageError(
-            f"Could not write {target}: {_reason(error)}. What was there before still is. Free some space or choose "
-            f"another place."
+            f"Could not write {target}: {_reason(error)}. What was there before still is.",
+            found=_reason(error),
+            where=target,
+            hint="Free some space or choose another place.",
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -207,7 +228,11 @@ def check_free(target: Path, *, overwrite: bool) -> None:
     """Raise `UsageError` if `target` exists and may not be replaced."""
     # os.path and not pathlib, which raises where the system refuses to look (a name that is too long, a closed folder).
     if os.path.lexists(target) and not overwrite:
-        raise UsageError(f"{target} already exists. Choose another place, or give --overwrite to replace it.")
+        raise UsageError(
+            f"{target} already exists.",
+            where=target,
+            hint="Choose another place, or give `overwrite=True` to replace it.",
+        )
 
 
 def read_capped(path: Path, *, max_bytes: int, what: str, error_type: type[ICISDeployError]) -> bytes:
@@ -241,9 +266,18 @@ def _read_capped(
                 chunks.append(chunk)
                 left -= len(chunk)
     except (OSError, ValueError) as error:
-        raise error_type(f"Cannot read the {what} {path}: {_reason(error)}.") from error
+        raise error_type(
+            f"Cannot read the {what} {path}: {_reason(error)}.",
+            found=_reason(error),
+            where=path,
+        ) from error
     if not left:
-        raise error_type(f"The {what} {path} is larger than {max_bytes} bytes, which no {what} is. Not read further.")
+        raise error_type(
+            f"The {what} {path} is larger than {max_bytes} bytes, which no {what} is. Not read further.",
+            found=f"more than {max_bytes} bytes",
+            expected=f"at most {max_bytes} bytes",
+            where=path,
+        )
     return b"".join(chunks)
 
 

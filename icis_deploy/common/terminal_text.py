@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from icis_deploy.errors import ICISDeployError
+
 MAX_REASON = 300
 """Characters that an error quotes of a file."""
 
@@ -16,8 +18,11 @@ MAX_SHOWN = 80
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an error says, as a part of one line that is not too long: it may quote an untrusted file."""
-    return printable(str(error), max_length=MAX_REASON)
+    """Return what an error says, as a part of one line that is not too long: it may quote an untrusted file.
+
+    Its hint is left out; the caller passes it on where it helps a reader of the file as well.
+    """
+    return printable(error.what if isinstance(error, ICISDeployError) else str(error), max_length=MAX_REASON)
 
 
 def shown(value: object) -> str:

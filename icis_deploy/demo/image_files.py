@@ -19,9 +19,9 @@ def save_images(
     """Write one PNG per image, named after its class, and the list of all.
 
     Args:
-        folder: Made where it does not exist. Pictures go to its folder `images`; those of other lists stay.
+        folder: Made where it does not exist. Images go to its folder `images`; those of other lists stay.
         images: `(num_images, height, width, 3)` uint8, RGB.
-        labels: `(num_images,)`, places in `class_names`.
+        labels: `(num_images,)`, indices into `class_names`.
         class_names: `(num_classes,)`.
         list_name: File name of the list, such as `images.csv`; columns `file` (relative to `folder`) and `class`.
 
@@ -46,7 +46,9 @@ def save_images(
                 writer.writerow([relative, name])
     except OSError as error:
         raise StorageError(
-            f"Could not write the images to {folder}: {error.strerror or error}. Free some space or choose another "
-            f"place."
+            f"Could not write the images to {folder}: {error.strerror or error}.",
+            found=error.strerror or str(error),
+            where=folder,
+            hint="Free some space or choose another place.",
         ) from error
     return path

@@ -21,7 +21,7 @@ from icis_deploy.images.preprocessing import Preprocessing
 PREPROCESSING = Preprocessing(
     resize=IMAGE_SIZE, crop=IMAGE_SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), color="RGB", layout="NCHW"
 )
-"""How the network was trained to see a picture; the same settings go into the bundle."""
+"""How images are prepared for the network; the same settings go into the bundle."""
 
 BATCH_SIZE = 32
 PEAK_LEARNING_RATE = 6e-3
@@ -81,7 +81,7 @@ def train_network(
 
     Args:
         images: `(num_images, IMAGE_SIZE, IMAGE_SIZE, 3)` uint8.
-        labels: `(num_images,)`, places of the classes in the head.
+        labels: `(num_images,)`, indices of the classes in the head.
         num_classes: Width of the head.
         seed: Decides first weights, order and mirroring.
         num_epochs: Passes over the images.

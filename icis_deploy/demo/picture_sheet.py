@@ -87,8 +87,8 @@ def draw_picture_sheet(cards: Sequence[SheetCard], *, title: str, subtitle: str)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, 36), title, font=font(34), fill=INK, stroke_width=0.5)
     draw.text((MARGIN, 84), subtitle, font=font(19), fill=FAINT)
-    for place, card in enumerate(cards):
-        row, column = divmod(place, NUM_COLUMNS)
+    for index, card in enumerate(cards):
+        row, column = divmod(index, NUM_COLUMNS)
         left = MARGIN + column * (CARD_WIDTH + GAP)
         draw_card(sheet, draw, card, left=left, top=HEADER_HEIGHT + row * (CARD_HEIGHT + GAP))
     draw_legend(draw, cards, left=MARGIN, top=height - FOOTER_HEIGHT + 10)
@@ -96,7 +96,7 @@ def draw_picture_sheet(cards: Sequence[SheetCard], *, title: str, subtitle: str)
 
 
 def draw_card(sheet: Image.Image, draw: ImageDraw.ImageDraw, card: SheetCard, *, left: int, top: int) -> None:
-    """Draw one card with its upper left corner at a place."""
+    """Draw one card with its upper left corner at `(left, top)`."""
     box = (left, top, left + CARD_WIDTH, top + CARD_HEIGHT)
     edge, edge_width = (LINE, 1) if card.is_right else (WRONG, 3)
     draw.rounded_rectangle(box, radius=10, fill=CARD, outline=edge, width=edge_width)
@@ -145,7 +145,7 @@ def marked(answer: str, truth: str) -> list[tuple[str, bool]]:
 def draw_words(
     draw: ImageDraw.ImageDraw,
     words: Sequence[tuple[str, bool]],
-    place: tuple[int, int],
+    corner: tuple[int, int],
     width: int,
     *,
     size: int,
@@ -156,7 +156,7 @@ def draw_words(
     Args:
         draw: Where to draw.
         words: Each with whether it is wrong.
-        place: Left end and top of the first line.
+        corner: Left end and top of the first line.
         width: Of a line, in pixels.
         size: Of the letters, in pixels.
         color: Of letters and lines.
@@ -165,7 +165,7 @@ def draw_words(
         Where the next line would start.
     """
     face = font(size)
-    left, y = place
+    left, y = corner
     x: float = left
     for word, is_wrong in words:
         length = face.getlength(word)

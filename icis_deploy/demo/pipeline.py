@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.api.evaluate import evaluate
-from icis_deploy.api.export import export
+from icis_deploy.api.export import ExportOptions, export
 from icis_deploy.api.inject import inject
 from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.common.files import new_folder, write_file
@@ -26,6 +26,7 @@ from icis_deploy.demo.picture_sheet import SheetCard, save_picture_sheet
 from icis_deploy.demo.rendering import render_classes
 from icis_deploy.demo.world import World, make_world
 from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.metrics.accuracy import AccuracyReport
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.envelope import save_update
@@ -146,25 +147,23 @@ def _write_inputs(folder: Path, world: World, *, seed: int, log: Log) -> None:
 
 def _inject(folder: Path, model: OpenedModel, *, seed: int, log: Log) -> ClassUpdate:
     log("Injecting the unseen classes from their attributes")
-    update = inject(model, descriptors=folder / "descriptors.npz", preprocess=folder / "preprocess.json", seed=seed)
+    update = inject(
+        model,
+        descriptors=folder / "descriptors.npz",
+        preprocess=folder / "preprocess.json",
+        options=InjectionOptions(seed=seed),
+    )
     save_update(update, folder / "new.icis")
     return update
 
 
 def _deploy(folder: Path, out: Path, world: World, model: OpenedModel, update: ClassUpdate, *, log: Log) -> DemoResult:
     """Export with and without the update, let a device take it, and measure all three."""
-
-    def write(name: str, **options: Any) -> None:
-        export(
-            model,
-            preprocess=folder / "preprocess.json",
-            out=folder / name,
-            **options,
-        )
-
     log("Exporting a fused and an updatable bundle through the parity gate")
-    write("fused", updates=[update], images=folder / "images.csv")
-    write("updatable", head="updatable", capacity=CAPACITY)
+    fused = ExportOptions(preprocess=folder / "preprocess.json", images=folder / "images.csv")
+    export(model, out=folder / "fused", updates=[update], options=fused)
+    updatable = ExportOptions(head="updatable", capacity=CAPACITY, preprocess=folder / "preprocess.json")
+    export(model, out=folder / "updatable", options=updatable)
     device = Device.open(folder / "updatable")
     log("Measuring the updatable bundle as it is: the classifier without injection")
     without = _accuracy(device, folder)

@@ -1,6 +1,6 @@
 """Draw an image of a class: its attributes as they are, everything else by chance.
 
-What a class fixes: shape, colour, texture, size, outline. What chance decides, for every image: place, turn, exact hue
+What a class fixes: shape, colour, texture, size, outline. What chance decides, for every image: position, rotation, hue
 and size, the texture's scale, angle and phase, light, shadow, background, clutter, sensor noise. Numpy and Pillow only.
 """
 
@@ -69,12 +69,12 @@ def render_classes(
 
     Returns:
         Images `(num_classes * images_per_class, IMAGE_SIZE, IMAGE_SIZE, 3)` uint8, class by class, and labels
-        `(num_classes * images_per_class,)` int64, places in `classes`.
+        `(num_classes * images_per_class,)` int64, indices into `classes`.
     """
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), images_per_class)
     images = np.empty((len(labels), IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
-    for place, label in enumerate(labels):
-        images[place] = render(classes[int(label)], (seed, place))
+    for index, label in enumerate(labels):
+        images[index] = render(classes[int(label)], (seed, index))
     return images, labels
 
 
@@ -151,7 +151,7 @@ def surface(item: DemoClass, centre: NDArray[np.float64], turn: float, rng: np.r
 
 
 def local_pixels(centre: NDArray[np.float64], turn: float) -> tuple[Float32, Float32]:
-    """Return each pixel's place in a frame at `centre`, turned by `turn` radians.
+    """Return each pixel's position in a frame at `centre`, turned by `turn` radians.
 
     Returns:
         x and y, each `(IMAGE_SIZE, IMAGE_SIZE)` float32, in pixels.
@@ -254,4 +254,4 @@ TEXTURES: dict[str, Callable[[Float32, Float32, np.random.Generator], Float32]] 
     "dotted": dotted,
     "checked": checked,
 }
-"""Each texture as a function of a pixel's place on the thing: 0 shows the main colour, 1 the second one."""
+"""Each texture as a function of a pixel's position on the thing: 0 shows the main colour, 1 the second one."""

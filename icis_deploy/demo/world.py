@@ -3,7 +3,7 @@
 Rules:
 
 1. A class is one value for each attribute; its name and its descriptor follow from these values alone.
-2. Nothing but the attributes tells two classes apart. Place, turn, light and background belong to a single image.
+2. Nothing but the attributes tells two classes apart. Position, rotation, light and background vary by image.
 3. Every attribute value of an unseen class occurs in many seen classes; the combination occurs in none.
 4. The same seed gives the same classes in the same order.
 """
@@ -59,7 +59,10 @@ class DemoClass:
         for attribute, known in ATTRIBUTES.items():
             if getattr(self, attribute) not in known:
                 raise UsageError(
-                    f"No {attribute} is called {getattr(self, attribute)!r}; the demo knows {', '.join(known)}."
+                    f"No {attribute} is called {getattr(self, attribute)!r}; the demo knows {', '.join(known)}.",
+                    found=getattr(self, attribute),
+                    expected=tuple(known),
+                    where=attribute,
                 )
 
     @property
@@ -90,14 +93,20 @@ class World:
 
     def __post_init__(self) -> None:
         if len(set(self.classes)) != len(self.classes):
-            raise UsageError("A class of the demo stands twice; each must be either seen or unseen, once.")
+            raise UsageError(
+                "A class of the demo stands twice; each must be either seen or unseen, once.",
+                found=tuple(item.name for item in self.classes),
+                expected="each class once",
+            )
         known = {value for item in self.seen for value in item.values}
         for item in self.unseen:
-            strangers = [value for value in item.values if value not in known]
-            if strangers:
+            unknown = [value for value in item.values if value not in known]
+            if unknown:
                 raise UsageError(
-                    f"The unseen class {item.name!r} is {' and '.join(strangers)}, and no seen class is: nothing could "
-                    f"be learned about it. Use more seen classes."
+                    f"The unseen class {item.name!r} is {' and '.join(unknown)}, and no seen class is: nothing "
+                    f"could be learned about it.",
+                    where=item.name,
+                    hint="Use more seen classes.",
                 )
 
     @property
@@ -137,8 +146,10 @@ def make_world(*, seed: int, num_seen: int = 120, num_unseen: int = 24) -> World
     everything = [DemoClass(**dict(zip(ATTRIBUTES, values, strict=True))) for values in product(*ATTRIBUTES.values())]
     if num_seen < 1 or num_unseen < 1 or num_seen + num_unseen > len(everything):
         raise UsageError(
-            f"The demo can make {len(everything)} classes; {num_seen} seen and {num_unseen} unseen were asked for. Ask "
-            f"for at least one of each and no more than that together."
+            f"The demo can make {len(everything)} classes; {num_seen} seen and {num_unseen} unseen were asked for.",
+            found=(num_seen, num_unseen),
+            expected=f"at most {len(everything)} together, and at least one of each",
+            hint="Ask for at least one of each and no more than that together.",
         )
     rng = np.random.default_rng(seed)
     unseen = draw_balanced(everything, num_unseen, rng)
@@ -162,8 +173,7 @@ def draw_balanced(pool: Sequence[DemoClass], num_classes: int, rng: np.random.Ge
     drawn: list[DemoClass] = []
     for _ in range(num_classes):
         cost = codes[left] @ (counts * num_options)  # one value of two may come three times as often as one of six
-        place = int(np.argmin(cost))
-        index = left.pop(place)
+        index = left.pop(int(np.argmin(cost)))
         counts += codes[index]
         drawn.append(pool[index])
     return tuple(drawn)

@@ -39,7 +39,12 @@ def load_class_texts(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DescriptorError(f"The text list {path} is not text in UTF-8: {error}.") from error
+        raise DescriptorError(
+            f"The text list {path} is not text in UTF-8: {error}.",
+            found=str(error),
+            expected="text in UTF-8",
+            where=path,
+        ) from error
     texts: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -47,7 +52,10 @@ def load_class_texts(path: Path) -> dict[str, tuple[str, ...]]:
         name, _, text = (part.strip() for part in line.partition("\t"))
         if not (name and text) or "\t" in text:
             raise DescriptorError(
-                f"The text list {path}, line {number}: {line[:60]!r}; expected a class name, a tab, and a text."
+                f"The text list {path}, line {number}: {line[:60]!r}; expected a class name, a tab, and a text.",
+                found=line[:60],
+                expected="a class name, a tab, and a text",
+                where=f"{path}, line {number}",
             )
         texts[name] = (*texts.get(name, ()), text)
     return texts
@@ -71,10 +79,18 @@ def texts_of(class_names: Sequence[str], known: ClassTexts | None) -> dict[str, 
         if missing:
             raise DescriptorError(
                 f"No text for {quoted(missing)}; there are texts of {len(known)} classes, such as "
-                f"{quoted(list(known)[:2])}. Texts are matched to classes by name: add a line for each."
+                f"{quoted(list(known)[:2])}.",
+                found=tuple(known),
+                expected=tuple(missing),
+                hint="Texts are matched to classes by name: add a line for each.",
             )
         texts = {name: tuple(known[name]) for name in class_names}
     silent = [name for name, each in texts.items() if not all(_LETTER.search(text) for text in each)]
     if silent:
-        raise DescriptorError(f"The text of {quoted(silent)} has no word in it. Give a text for each class.")
+        raise DescriptorError(
+            f"The text of {quoted(silent)} has no word in it.",
+            found=tuple(silent),
+            expected="a text for each class",
+            hint="Give a text for each class.",
+        )
     return texts

@@ -17,6 +17,11 @@ from icis_deploy.head.class_names import check_unique, quoted
 class Descriptors:  # noqa: PLW1641 - compared, never a key
     """Descriptors of named classes, in one space.
 
+    Example:
+        >>> both = icis_deploy.Descriptors(values=[[1, 0, 1], [0, 1, 1]], class_names=("okapi", "zebra"))
+        >>> both.select(["zebra"]).values
+        array([[0., 1., 1.]], dtype=float32)
+
     Raises:
         DescriptorError: On construction, naming the first classes whose descriptor is NaN, infinite or zero, or if the
             values are not a matrix of real numbers with one row per name, or if a name stands twice.
@@ -34,14 +39,20 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
         if raw.ndim != 2 or raw.shape[1] == 0:
             raise DescriptorError(
                 f"The descriptors have shape {raw.shape}; expected (num_classes, descriptor_dim): one vector of the "
-                f"same width for every class."
+                f"same width for every class.",
+                found=raw.shape,
+                expected="(num_classes, descriptor_dim)",
             )
         if len(raw) != len(self.class_names):
-            raise DescriptorError(f"There are {len(raw)} descriptors but {len(self.class_names)} class names.")
+            raise DescriptorError(
+                f"There are {len(raw)} descriptors but {len(self.class_names)} class names.",
+                found=len(raw),
+                expected=len(self.class_names),
+            )
         try:
             check_unique(self.class_names)
         except ClassConflictError as error:
-            raise DescriptorError(f"Descriptors: {error}") from error
+            raise DescriptorError.at("Descriptors", error) from error
         with np.errstate(over="ignore", under="ignore"):
             values = raw.astype(np.float32)
         self._refuse(np.logical_not(np.isfinite(values).all(axis=1)), "a NaN or infinite value in its descriptor")
@@ -51,7 +62,11 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
     def _refuse(self, bad: NDArray[np.bool_], what: str) -> None:
         if bad.any():
             names = [name for name, is_bad in zip(self.class_names, bad, strict=True) if is_bad]
-            raise DescriptorError(f"{quoted(names)} has {what}. Mend or drop it.")
+            raise DescriptorError(
+                f"{quoted(names)} has {what}.",
+                found=tuple(names),
+                hint="Mend or drop it.",
+            )
 
     __eq__ = same_value
 
@@ -76,8 +91,10 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
         if missing:
             raise DescriptorError(
                 f"No descriptor for {quoted(missing)}; there are descriptors of {self.num_classes} classes, such as "
-                f"{quoted(self.class_names)}. Descriptors are matched to classes by name: check that both files use "
-                f"the same names."
+                f"{quoted(self.class_names)}.",
+                found=self.class_names,
+                expected=tuple(missing),
+                hint="Descriptors are matched to classes by name: check that both files use the same names.",
             )
         return Descriptors(values=self.values[[place[name] for name in class_names]], class_names=tuple(class_names))
 
@@ -87,8 +104,14 @@ def _real_array(values: ArrayLike) -> NDArray[np.generic]:
         array = np.asarray(values)
     except (ValueError, TypeError) as error:
         raise DescriptorError(
-            f"The descriptors are no matrix: {error} Expected one vector of the same width for every class."
+            f"The descriptors are no matrix: {error} Expected one vector of the same width for every class.",
+            found=str(error),
+            expected="(num_classes, descriptor_dim)",
         ) from error
     if array.dtype.kind not in "biuf":
-        raise DescriptorError(f"The descriptors have type {array.dtype}; expected real numbers.")
+        raise DescriptorError(
+            f"The descriptors have type {array.dtype}; expected real numbers.",
+            found=str(array.dtype),
+            expected="real numbers",
+        )
     return array

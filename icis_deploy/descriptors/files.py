@@ -19,7 +19,7 @@ from icis_deploy.errors import DescriptorError, LoadError, MissingDependencyErro
 MAX_FILE_BYTES = 1 << 32
 
 
-def load_descriptors(path: Path) -> Descriptors:
+def load_descriptors(path: str | Path) -> Descriptors:
     """Read descriptors; the ending of the file name says how.
 
     `.npz`: arrays `names` `(num_classes,)` and `values` `(num_classes, descriptor_dim)`, without pickled objects.
@@ -27,37 +27,55 @@ def load_descriptors(path: Path) -> Descriptors:
     `.mat`: `allclasses_names` and `att` `(descriptor_dim, num_classes)`, as in the proposed splits of Xian et al.
     (xlsa17, "Zero-shot learning: a comprehensive evaluation of the good, the bad and the ugly", TPAMI 2018).
 
+    Example:
+        descriptors = icis_deploy.load_descriptors("descriptors.npz")
+        print(descriptors.num_classes, descriptors.descriptor_dim)
+
     Raises:
         DescriptorError: If the file is missing, larger than `MAX_FILE_BYTES` or cannot be read as that, or a descriptor
             is NaN, infinite, zero or given twice.
         MissingDependencyError: If a `.mat` file is given and scipy is not installed.
     """
     readers: dict[str, Callable[[bytes], Descriptors]] = {".npz": _read_npz, ".csv": _read_csv, ".mat": _read_mat}
+    path = Path(path)
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DescriptorError(
-            f"The descriptor file {path} ends in {path.suffix or 'nothing'!r}; expected one of {', '.join(readers)}."
+            f"The descriptor file {path} ends in {path.suffix or 'nothing'!r}; expected one of {', '.join(readers)}.",
+            found=path.suffix,
+            expected=tuple(readers),
+            where=path,
         )
     data = read_capped(path, max_bytes=MAX_FILE_BYTES, what="descriptor file", error_type=DescriptorError)
     try:
         return reader(data)
     except DescriptorError as error:
-        raise DescriptorError(f"{path}: {error}") from error
+        raise DescriptorError.at(path, error) from error
 
 
 def check_descriptor_name(path: Path) -> None:
     """Raise `UsageError` unless descriptors can be written under this name."""
     if path.suffix.lower() != ".npz":
-        raise UsageError(f"Descriptors are written as .npz; {path} ends in {path.suffix or 'nothing'!r}.")
+        raise UsageError(
+            f"Descriptors are written as .npz; {path} ends in {path.suffix or 'nothing'!r}.",
+            found=path.suffix,
+            expected=".npz",
+            where=path,
+        )
 
 
-def save_descriptors(descriptors: Descriptors, path: Path) -> None:
+def save_descriptors(descriptors: Descriptors, path: str | Path) -> None:
     """Write descriptors as an `.npz` file that `load_descriptors` reads; equal descriptors give equal bytes.
+
+    Example:
+        descriptors = icis_deploy.Descriptors(values=[[1, 0], [0, 1]], class_names=("okapi", "zebra"))
+        icis_deploy.save_descriptors(descriptors, "descriptors.npz")
 
     Raises:
         UsageError: If the file name does not end in `.npz`.
         StorageError: If it cannot be written; what was there before still is.
     """
+    path = Path(path)
     check_descriptor_name(path)
     buffer = io.BytesIO()
     np.savez(buffer, names=np.array(descriptors.class_names), values=descriptors.values)
@@ -66,15 +84,26 @@ def save_descriptors(descriptors: Descriptors, path: Path) -> None:
 
 def _read_npz(data: bytes) -> Descriptors:
     if not data.startswith(b"PK"):  # anything else numpy would take for an .npy file, or for a pickle
-        raise DescriptorError("not an .npz archive.")
+        raise DescriptorError(
+            "not an .npz archive.",
+            expected="an .npz archive",
+        )
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ("names", "values") if name in archive.files}
             found = sorted(archive.files)
     except Exception as error:  # numpy lets through what zipfile and zlib raise on a damaged file: a dozen types
-        raise DescriptorError(f"not a readable .npz archive without pickled objects: {error}.") from error
+        raise DescriptorError(
+            f"not a readable .npz archive without pickled objects: {error}.",
+            found=str(error),
+            expected="an .npz archive without pickled objects",
+        ) from error
     if len(arrays) < 2:
-        raise DescriptorError(f"the archive holds {found}; expected the arrays 'names' and 'values'.")
+        raise DescriptorError(
+            f"the archive holds {found}; expected the arrays 'names' and 'values'.",
+            found=found,
+            expected=("names", "values"),
+        )
     return _described(arrays["names"], arrays["values"])
 
 
@@ -83,19 +112,34 @@ def _read_csv(data: bytes) -> Descriptors:
         reader = csv.reader(io.StringIO(data.decode("utf-8-sig")), strict=True)
         lines = [(reader.line_num, line) for line in reader if line]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DescriptorError(f"not a CSV file in UTF-8: {error}.") from error
+        raise DescriptorError(
+            f"not a CSV file in UTF-8: {error}.",
+            found=str(error),
+            expected="a CSV file in UTF-8",
+        ) from error
     if len(lines) < 2:
-        raise DescriptorError(f"{len(lines)} lines; expected a header and a line per class.")
+        raise DescriptorError(
+            f"{len(lines)} lines; expected a header and a line per class.",
+            found=len(lines),
+            expected="a header and a line per class",
+        )
     header, body = lines[0][1], lines[1:]
     for number, line in body:
         if len(line) != len(header):
             raise DescriptorError(
-                f"line {number} ({line[0]!r}) has {len(line) - 1} numbers; the header names {len(header) - 1}."
+                f"line {number} ({line[0]!r}) has {len(line) - 1} numbers; the header names {len(header) - 1}.",
+                found=len(line) - 1,
+                expected=len(header) - 1,
+                where=f"line {number}",
             )
     try:
         values = np.array([[float(cell) for cell in line[1:]] for _, line in body], dtype=np.float64)
     except ValueError as error:
-        raise DescriptorError(f"a cell is not a number: {error}. Expected the class name, then numbers.") from error
+        raise DescriptorError(
+            f"a cell is not a number: {error}. Expected the class name, then numbers.",
+            found=str(error),
+            expected="the class name, then numbers",
+        ) from error
     return _described(np.array([line[0].strip() for _, line in body]), values)
 
 
@@ -103,10 +147,18 @@ def _read_mat(data: bytes) -> Descriptors:
     try:
         content = read_mat(io.BytesIO(data), ["att", "allclasses_names"])
     except LoadError as error:
-        raise DescriptorError(f"not a readable MATLAB file: {error}.") from error
+        raise DescriptorError(
+            f"not a readable MATLAB file: {error}.",
+            found=str(error),
+            expected="a MATLAB file",
+        ) from error
     if not {"att", "allclasses_names"} <= set(content):
         found = sorted(name for name in content if not name.startswith("__"))
-        raise DescriptorError(f"the file holds {found}; expected 'att' and 'allclasses_names'.")
+        raise DescriptorError(
+            f"the file holds {found}; expected 'att' and 'allclasses_names'.",
+            found=found,
+            expected=("att", "allclasses_names"),
+        )
     # A cell array of strings arrives as an (n, 1) object array of (1,) string arrays.
     cells = [np.asarray(cell).reshape(-1) for cell in np.asarray(content["allclasses_names"]).reshape(-1)]
     names = np.array([str(cell[0]).strip() if cell.size else "" for cell in cells])
@@ -116,14 +168,24 @@ def _read_mat(data: bytes) -> Descriptors:
 def _described(names: Any, values: Any) -> Descriptors:
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise DescriptorError(
-            f"the names have shape {names.shape} and type {names.dtype}; expected a list of strings, one per class."
+            f"the names have shape {names.shape} and type {names.dtype}; expected a list of strings, one per class.",
+            found=(names.shape, str(names.dtype)),
+            expected="a list of strings, one per class",
         )
     if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
-        raise DescriptorError(f"the values have type {values.dtype}; expected real numbers.")
+        raise DescriptorError(
+            f"the values have type {values.dtype}; expected real numbers.",
+            found=str(values.dtype),
+            expected="real numbers",
+        )
     try:
         texts = names.astype(str) if names.dtype.kind == "U" else np.char.decode(names, "utf-8")
     except UnicodeDecodeError as error:
-        raise DescriptorError(f"a name is not text in UTF-8: {error}.") from error
+        raise DescriptorError(
+            f"a name is not text in UTF-8: {error}.",
+            found=str(error),
+            expected="text in UTF-8",
+        ) from error
     return Descriptors(values=values, class_names=tuple(str(name) for name in texts))
 
 
@@ -146,7 +208,10 @@ def read_mat(file: BinaryIO, names: Sequence[str]) -> dict[str, Any]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise MissingDependencyError("Reading a .mat file needs scipy: pip install 'icis-deploy[train]'") from error
+        raise MissingDependencyError(
+            "Reading a .mat file needs scipy.",
+            hint="Install it: pip install 'icis-deploy[train]'.",
+        ) from error
     try:
         _check_checksums(file)
         file.seek(0)

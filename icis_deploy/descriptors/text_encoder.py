@@ -75,7 +75,11 @@ def describe_with_model(texts: ClassTexts, model: str, *, templates: Sequence[st
     """
     bad = [template for template in templates if template.count("{}") != 1]
     if bad:
-        raise UsageError(f"The template {bad[0]!r} needs one {{}}, where the class's text goes.")
+        raise UsageError(
+            f"The template {bad[0]!r} needs one {{}}, where the class's text goes.",
+            found=bad[0],
+            expected="one {} in each template",
+        )
     encoder = load_text_encoder(model)
     prompts = [
         (index, template.replace("{}", text))
@@ -105,12 +109,18 @@ def load_text_encoder(model: str) -> TextEncoder:
         import transformers  # noqa: F401
         from transformers.utils.hub import has_file
     except ImportError as error:
-        raise MissingDependencyError(f"Descriptors from a text model need transformers and torch: {INSTALL}") from error
+        raise MissingDependencyError(
+            "Descriptors from a text model need transformers and torch.",
+            hint=f"Install them: {INSTALL}.",
+        ) from error
     is_folder = Path(model).is_dir()
     if not is_folder and (Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1):
         raise DescriptorError(
             f"There is no folder {model}. Expected the folder of a text model (with config.json, tokenizer and "
-            f"weights), or a name on the Hugging Face hub such as openai/clip-vit-base-patch32."
+            f"weights), or a name on the Hugging Face hub such as openai/clip-vit-base-patch32.",
+            found="no folder",
+            expected="the folder of a text model, or a name on the Hugging Face hub",
+            where=model,
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with _loading(model), _silent_bars() if is_folder else nullcontext():
@@ -129,7 +139,10 @@ def _loading(model: str) -> Iterator[None]:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DescriptorError(
             f"Cannot load a text model from {model}: {reason[0].rstrip('.')}. Expected a folder with config.json, "
-            f"tokenizer and weights, or a name on the Hugging Face hub that this machine can reach."
+            f"tokenizer and weights, or a name on the Hugging Face hub that this machine can reach.",
+            found=reason[0],
+            expected="a text model",
+            where=model,
         ) from error
 
 
@@ -165,7 +178,11 @@ def _check_complete(missing_keys: Collection[str], model: str) -> None:
     if missing_keys:
         raise DescriptorError(
             f"The files of {model} lack {len(missing_keys)} of the network's weights, which would be random: "
-            f"{quoted(sorted(missing_keys))}. Fetch it again, or correct `architectures` in its config.json."
+            f"{quoted(sorted(missing_keys))}.",
+            found=tuple(sorted(missing_keys)),
+            expected=(),
+            where=model,
+            hint="Fetch it again, or correct 'architectures' in its config.json.",
         )
 
 
@@ -173,7 +190,11 @@ def _load_sentence_transformer(model: str, device: str, is_folder: bool) -> Text
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise MissingDependencyError(f"{model} is a sentence-transformers model, which needs: {INSTALL}") from error
+        raise MissingDependencyError(
+            f"{model} is a sentence-transformers model, which needs sentence-transformers.",
+            where=model,
+            hint=f"Install it: {INSTALL}.",
+        ) from error
     loaded = SentenceTransformer(model, device=device, local_files_only=is_folder)
 
     def encode(texts: Sequence[str]) -> Float32:
@@ -265,8 +286,11 @@ def _check_lengths(encoder: TextEncoder, prompts: Sequence[str], model: str) -> 
     ]
     if longest:
         raise DescriptorError(
-            f"{model} reads {encoder.max_tokens} tokens, and these prompts have more: {quoted(longest)}. Shorten the "
-            f"texts, or split them: a class may have several, which are averaged."
+            f"{model} reads {encoder.max_tokens} tokens, and these prompts have more: {quoted(longest)}.",
+            found=tuple(longest),
+            expected=f"at most {encoder.max_tokens} tokens",
+            where=model,
+            hint="Shorten the texts, or split them: a class may have several, which are averaged.",
         )
 
 

@@ -79,7 +79,12 @@ def describe_with_vectors(texts: ClassTexts, path: Path) -> Descriptors:
     vectors = read_vectors(path, wanted)
     missing = _missing_words(texts, vectors)
     if missing:
-        raise DescriptorError(_missing_message(missing, path))
+        raise DescriptorError(
+            _missing_message(missing, path),
+            found=tuple(missing),
+            where=path,
+            hint="Give these classes another text, in a file with class name, tab and text on each line, as `texts`.",
+        )
     values = [np.mean([_unit(_vector_of(text, vectors)) for text in each], axis=0) for each in texts.values()]
     return Descriptors(values=np.array([_unit(value) for value in values]), class_names=tuple(texts))
 
@@ -111,7 +116,12 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
         if is_first_choice:
             final.add(line.term)
     if not vector_dim:
-        raise DescriptorError(f"The vector file {path} is empty.")
+        raise DescriptorError(
+            f"The vector file {path} is empty.",
+            found="nothing",
+            expected="a word and its vector on each line",
+            where=path,
+        )
     return found
 
 
@@ -169,10 +179,7 @@ def _missing_message(missing: Mapping[str, str], path: Path) -> str:
         f"{word!r} (of {missing[word]!r}; closest: {', '.join(map(repr, closest[word])) or 'none'})" for word in shown
     ]
     more = f" and {len(missing) - len(shown)} more" if len(missing) > len(shown) else ""
-    return (
-        f"The vector file {path} has no vector for {len(missing)} of the words: {'; '.join(parts)}{more}. Give these "
-        f"classes another text, in a file with class name, tab and text on each line (--texts)."
-    )
+    return f"The vector file {path} has no vector for {len(missing)} of the words: {'; '.join(parts)}{more}."
 
 
 def _lines_of(path: Path) -> Iterator[_Line]:
@@ -184,7 +191,10 @@ def _lines_of(path: Path) -> Iterator[_Line]:
             if len(text) == MAX_LINE_BYTES:
                 raise DescriptorError(
                     f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes. Expected a word and its vector on "
-                    f"each line, as text; word2vec's binary form has to be converted first."
+                    f"each line, as text; word2vec's binary form has to be converted first.",
+                    found=f"a line longer than {MAX_LINE_BYTES} bytes",
+                    expected="a word and its vector on each line, as text",
+                    where=f"{path}, line {number}",
                 )
             if number == 1 and _is_header(text):
                 continue
@@ -210,7 +220,10 @@ def _parse_vector(line: _Line, vector_dim: int, path: Path) -> Vector:
         expected = f"{vector_dim} numbers" if vector_dim >= 2 else "its vector"
         raise DescriptorError(
             f"{path}, line {line.number}: {line.text[:40]!r} has {len(fields)} fields after the word; expected a word "
-            f"and {expected}, as text. word2vec's binary form has to be converted first."
+            f"and {expected}, as text. word2vec's binary form has to be converted first.",
+            found=len(fields),
+            expected=expected,
+            where=f"{path}, line {line.number}",
         )
     return vector
 
@@ -228,4 +241,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             else:
                 yield file
     except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise DescriptorError(f"Cannot read the vector file {path}: {error}.") from error
+        raise DescriptorError(
+            f"Cannot read the vector file {path}: {error}.",
+            found=str(error),
+            where=path,
+        ) from error

@@ -22,18 +22,35 @@ def check_unique(class_names: Sequence[str]) -> None:
     seen: set[str] = set()
     for index, name in enumerate(class_names):
         if not isinstance(name, str) or not _is_utf8(name):
-            raise ClassConflictError(f"Class {index} is named {shown(name)}; a name is a text that UTF-8 can hold.")
+            raise ClassConflictError(
+                f"Class {index} is named {shown(name)}; a name is a text that UTF-8 can hold.",
+                found=shown(name),
+                expected="a text that UTF-8 can hold",
+                where=f"class {index}",
+            )
         if not name:
-            raise ClassConflictError(f"Class {index} has an empty name; every class needs one.")
+            raise ClassConflictError(
+                f"Class {index} has an empty name; every class needs one.",
+                found="",
+                expected="a name",
+                where=f"class {index}",
+            )
         if len(name.encode()) > MAX_NAME_BYTES:
             raise ClassConflictError(
                 f"Class {index}, {name[:20]!r}…, has a name of {len(name.encode())} bytes in UTF-8; at most "
-                f"{MAX_NAME_BYTES} are taken. Give it a shorter name."
+                f"{MAX_NAME_BYTES} are taken.",
+                found=len(name.encode()),
+                expected=MAX_NAME_BYTES,
+                where=f"class {index}",
+                hint="Give it a shorter name.",
             )
         if name in seen:
             raise ClassConflictError(
-                f"Class {shown(name)} is named twice (again at index {index}); names must be unique. Rename or "
-                f"drop one."
+                f"Class {shown(name)} is named twice (again at index {index}); names must be unique.",
+                found=name,
+                expected="unique names",
+                where=f"class {index}",
+                hint="Rename or drop one.",
             )
         seen.add(name)
 
@@ -76,13 +93,21 @@ def load_class_list(path: Path) -> tuple[str, ...]:
         lines = data.decode("utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
         raise LoadError(
-            f"The class list {path} is not text in UTF-8: {error}. Expected one class name a line."
+            f"The class list {path} is not text in UTF-8: {error}. Expected one class name a line.",
+            found=str(error),
+            expected="one class name a line in UTF-8",
+            where=path,
         ) from error
     names = tuple(line.strip() for line in lines)
     if not names:
-        raise LoadError(f"The class list {path} is empty. Expected one class name a line.")
+        raise LoadError(
+            f"The class list {path} is empty. Expected one class name a line.",
+            found="nothing",
+            expected="one class name a line",
+            where=path,
+        )
     try:
         check_unique(names)
     except ClassConflictError as error:
-        raise LoadError(f"The class list {path}: {error}") from error
+        raise LoadError.at(f"The class list {path}", error) from error
     return names

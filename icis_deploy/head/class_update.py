@@ -36,6 +36,13 @@ is 3.4e38, and an answer would be infinite or no number."""
 class ClassUpdate:  # noqa: PLW1641 - compared, never a key
     """A change of classes, made for one head.
 
+    Example:
+        >>> head = icis_deploy.Head(rows=[[1.0, 0.0, 0.5]], class_names=("zebra",))
+        >>> rows = [[0.0, 1.0, 0.5]]
+        >>> update = icis_deploy.ClassUpdate(base_fingerprint=head.fingerprint, rows=rows, added=("okapi",))
+        >>> update.version, update.feature_dim
+        (1, 2)
+
     Raises:
         IncompatibleError: On construction, if the rows do not match the names, or a field is out of its range.
         ClassConflictError: On construction, if a class occurs twice.
@@ -78,24 +85,39 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
         self._check_names()
         if self.rows.shape[1] < 2:
             raise IncompatibleError(
-                f"A row of the class update is {self.rows.shape[1]} wide; expected weight and bias."
+                f"A row of the class update is {self.rows.shape[1]} wide; expected weight and bias.",
+                found=self.rows.shape[1],
+                expected="at least 2 columns: weight and bias",
             )
         self._check_range()
         if not _is_sha256(self.base_fingerprint):
             raise IncompatibleError(
                 f"The class update's base fingerprint is {shown(self.base_fingerprint)}; expected 64 hexadecimal "
-                f"digits."
+                f"digits.",
+                found=shown(self.base_fingerprint),
+                expected="64 hexadecimal digits",
             )
         if self.version < 1 or self.self_test_seed < 0:
             raise IncompatibleError(
                 f"The class update has version {self.version} and self-test seed {self.self_test_seed}; expected a "
-                f"version of at least 1 and a seed of at least 0."
+                f"version of at least 1 and a seed of at least 0.",
+                found=(self.version, self.self_test_seed),
+                expected="a version of at least 1 and a self-test seed of at least 0",
             )
         if self.version > MAX_VERSION:
-            raise IncompatibleError("The class update's version does not fit into 63 bits. Sign it with a smaller one.")
+            raise IncompatibleError(
+                "The class update's version does not fit into 63 bits.",
+                found=self.version,
+                expected=MAX_VERSION,
+                hint="Sign it again with a smaller `version`.",
+            )
         if self.expires is not None:
             if self.expires.tzinfo is None:
-                raise IncompatibleError("The class update's expiry has no time zone; expected a time in UTC.")
+                raise IncompatibleError(
+                    "The class update's expiry has no time zone; expected a time in UTC.",
+                    found="a time without a zone",
+                    expected="a time in UTC",
+                )
             object.__setattr__(self, "expires", self.expires.astimezone(timezone.utc).replace(microsecond=0))
 
     def _check_names(self) -> None:
@@ -103,7 +125,9 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
         if len(self.rows) != len(self.added) + len(self.replaced):
             raise IncompatibleError(
                 f"The class update has {len(self.rows)} rows for {len(self.added)} added and {len(self.replaced)} "
-                f"replaced classes; expected one row for each."
+                f"replaced classes; expected one row for each.",
+                found=len(self.rows),
+                expected=len(self.added) + len(self.replaced),
             )
         if not (self.added or self.replaced or self.removed):
             raise ClassConflictError("The class update changes nothing: it adds, replaces and removes no class.")
@@ -115,8 +139,11 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
         first = int(np.argmax(np.abs(self.rows).max(axis=1) > MAX_ROW_VALUE))
         raise IncompatibleError(
             f"The row of {quoted(self.class_names[first : first + 1])} in the class update holds "
-            f"{np.abs(self.rows[first]).max():.3g}; with values above {MAX_ROW_VALUE:.0e} logits overflow float32. "
-            f"Inject again: injected rows have the range of the seen ones."
+            f"{np.abs(self.rows[first]).max():.3g}; with values above {MAX_ROW_VALUE:.0e} logits overflow float32.",
+            found=float(np.abs(self.rows[first]).max()),
+            expected=MAX_ROW_VALUE,
+            where=self.class_names[first],
+            hint="Inject again: injected rows have the range of the seen ones.",
         )
 
     @property
@@ -145,4 +172,8 @@ def _frozen_json(values: Mapping[str, Any]) -> Mapping[str, Any]:
         text.encode()  # half of a surrogate pair passes JSON, but no file can hold it
         return MappingProxyType(json.loads(text))
     except (TypeError, ValueError, RecursionError) as error:
-        raise IncompatibleError(f"The class update's provenance is not plain JSON: {error}.") from error
+        raise IncompatibleError(
+            f"The class update's provenance is not plain JSON: {error}.",
+            found=str(error),
+            expected="plain JSON",
+        ) from error

@@ -29,6 +29,13 @@ BLOCK_BYTES = 8 << 20
 class Head:
     """All rows of a classifier's last linear layer, with the name of each.
 
+    Example:
+        >>> head = icis_deploy.Head(rows=[[1.0, 0.0, 0.5], [0.0, 2.0, 0.0]], class_names=("zebra", "horse"))
+        >>> head.num_classes, head.feature_dim
+        (2, 2)
+        >>> head.logits([[1.0, 1.0]])
+        array([[1.5, 2. ]])
+
     Raises:
         IncompatibleError: On construction, if the rows are not a finite matrix with a weight and one row per name.
         ClassConflictError: On construction, if two rows have the same name, or one has none.
@@ -48,12 +55,17 @@ class Head:
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if self.rows.shape[1] < 2:
             raise IncompatibleError(
-                f"The head's rows are {self.rows.shape[1]} wide; expected at least one weight, and a bias."
+                f"The head's rows are {self.rows.shape[1]} wide; expected at least one weight, and a bias.",
+                found=self.rows.shape[1],
+                expected="at least 2 columns: one weight, and a bias",
             )
         if len(self.class_names) != len(self.rows):
             raise IncompatibleError(
                 f"The head has {len(self.rows)} rows but {len(self.class_names)} class names were given; expected one "
-                f"name per row, in the order of the logits. Check the class list."
+                f"name per row, in the order of the logits.",
+                found=len(self.class_names),
+                expected=len(self.rows),
+                hint="Check the class list.",
             )
         check_unique(self.class_names)
         object.__setattr__(self, "fingerprint", fingerprint(self.rows, self.class_names))
@@ -93,7 +105,9 @@ class Head:
         if new.shape[1] != self.rows.shape[1]:
             raise IncompatibleError(
                 f"New rows are {new.shape[1]} wide; this head's rows are {self.rows.shape[1]} (feature_dim "
-                f"{self.feature_dim} and a bias). They were made for another model."
+                f"{self.feature_dim} and a bias). They were made for another model.",
+                found=new.shape[1],
+                expected=self.rows.shape[1],
             )
         return Head(rows=np.concatenate([self.rows, new]), class_names=(*self.class_names, *class_names))
 

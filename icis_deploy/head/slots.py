@@ -31,6 +31,13 @@ EMPTY_SLOT_BIAS = -6e4
 class SlotTable:  # noqa: PLW1641 - compared, never a key
     """The contents of all slots of one head at one moment.
 
+    Example:
+        >>> table = icis_deploy.SlotTable(
+        ...     weight=[[0.0, 1.0], [0.0, 0.0]], bias=[0.5, -6e4], class_names=("okapi", None)
+        ... )
+        >>> table.capacity, table.filled_names
+        (2, ('okapi',))
+
     Raises:
         IncompatibleError: On construction, if shapes disagree.
         ClassConflictError: On construction, if a name occurs twice.
@@ -60,7 +67,9 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         if not len(self.weight) == len(self.bias) == len(self.class_names):
             raise IncompatibleError(
                 f"The slot table has {len(self.weight)} weights, {len(self.bias)} biases and {len(self.class_names)} "
-                f"names; expected one of each per slot."
+                f"names; expected one of each per slot.",
+                found=(len(self.weight), len(self.bias), len(self.class_names)),
+                expected="one weight, one bias and one name per slot",
             )
         self._find_filled()
         check_unique(self.filled_names)
@@ -135,7 +144,9 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         """
         if update.feature_dim != self.feature_dim:
             raise IncompatibleError(
-                f"The class update's rows are for feature_dim {update.feature_dim}; this head has {self.feature_dim}."
+                f"The class update's rows are for feature_dim {update.feature_dim}; this head has {self.feature_dim}.",
+                found=update.feature_dim,
+                expected=self.feature_dim,
             )
         slot_of = {name: index for index, name in enumerate(self.class_names) if name is not None}
         _check_conflicts(update, slot_of, seen_names)
@@ -146,8 +157,13 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         if len(update.added) > len(empty):
             raise CapacityError(
                 f"The class update adds {len(update.added)} classes; {self.capacity} slots, "
-                f"{self.capacity - len(empty)} used. Remove classes first, or bake those in the slots with "
-                f"`icis-deploy compact` on the workbench and hand the new bundle over."
+                f"{self.capacity - len(empty)} used.",
+                found=len(update.added),
+                expected=len(empty),
+                hint=(
+                    "Remove classes first, or bake those in the slots with `compact()` on the workbench and hand the "
+                    "new bundle over."
+                ),
             )
         targets = [*empty[: len(update.added)], *(slot_of[name] for name in update.replaced)]
         for index, name in zip(targets, update.class_names, strict=True):
@@ -173,10 +189,15 @@ def _check_conflicts(update: ClassUpdate, slot_of: Mapping[str, int], seen_names
     known = [name for name in update.added if name in slot_of or name in seen_names]
     if known:
         raise ClassConflictError(
-            f"The class update adds {quoted(known)}, which the head already knows. Replace or remove it instead."
+            f"The class update adds {quoted(known)}, which the head already knows.",
+            found=tuple(known),
+            hint="Replace or remove it instead.",
         )
     absent = [name for name in (*update.replaced, *update.removed) if name not in slot_of]
     if absent:
         baked = [name for name in absent if name in seen_names]
         reason = "is baked into the head and cannot be changed" if baked else "is in no slot"
-        raise ClassConflictError(f"The class update replaces or removes {quoted(baked or absent)}, which {reason}.")
+        raise ClassConflictError(
+            f"The class update replaces or removes {quoted(baked or absent)}, which {reason}.",
+            found=tuple(baked or absent),
+        )

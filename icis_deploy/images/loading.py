@@ -45,19 +45,36 @@ def load_image_list(path: Path) -> LabeledImages:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True)
         rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ImageError(f"The image list {path} is not a CSV file in UTF-8: {error}.") from error
+        raise ImageError(
+            f"The image list {path} is not a CSV file in UTF-8: {error}.",
+            found=str(error),
+            expected="a CSV file in UTF-8",
+            where=path,
+        ) from error
     columns = list(reader.fieldnames or ())
     if not rows or not {"file", "class"} <= set(columns):
         found = sorted(columns) if rows else "no rows"
-        raise ImageError(f"The image list {path} has {found}; expected a header `file,class` and a line per image.")
+        raise ImageError(
+            f"The image list {path} has {found}; expected a header `file,class` and a line per image.",
+            found=found,
+            expected="a header with the columns file and class, and a line per image",
+            where=path,
+        )
     paths: list[Path] = []
     labels: list[str] = []
     for line, row in rows:
         if not row["file"] or not row["class"]:
-            raise ImageError(f"The image list {path} lacks a file or a class in line {line}.")
+            raise ImageError(
+                f"The image list {path} lacks a file or a class in line {line}.",
+                where=f"{path}, line {line}",
+            )
         file = path.parent / row["file"]
         if not os.path.isfile(file):  # noqa: PTH113 - pathlib raises for a name that is too long
-            raise ImageError(f"The image list {path} names {row['file']!r} in line {line}, which is not at {file}.")
+            raise ImageError(
+                f"The image list {path} names {row['file']!r} in line {line}, which is not at {file}.",
+                found=row["file"],
+                where=f"{path}, line {line}",
+            )
         paths.append(file)
         labels.append(row["class"])
     return LabeledImages(paths=tuple(paths), labels=tuple(labels))
@@ -74,8 +91,8 @@ def load_prepared_list(path: str | Path | None, preprocessing: Preprocessing | N
         return None
     if preprocessing is None:
         raise UsageError(
-            "Images can only be used where it is known how they are prepared: export with --preprocess, or leave "
-            "--images out."
+            "Images can only be used where it is known how they are prepared.",
+            hint="Export with `preprocess`, or leave `images` out.",
         )
     return load_image_list(Path(path))
 
@@ -117,10 +134,18 @@ def _read_image(path: Path, prepare: Callable[[Image], NDArray[np.generic]]) -> 
         with open_plain(path) as raw, io.BufferedReader(raw) as file, PIL.Image.open(file) as image:
             return prepare(image)
     except PIL.UnidentifiedImageError as error:
-        raise ImageError(f"{path} is not an image that Pillow can read.") from error
+        raise ImageError(
+            f"{path} is not an image that Pillow can read.",
+            expected="an image that Pillow can read",
+            where=path,
+        ) from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
         reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"Cannot read the image {path}: {reason}.") from error
+        raise ImageError(
+            f"Cannot read the image {path}: {reason}.",
+            found=str(reason),
+            where=path,
+        ) from error
 
 
 def iterate_batches(

@@ -43,7 +43,9 @@ def neutral_images(num_images: int, height: int, width: int, *, seed: int, first
     if min(num_images, height, width) < 1 or min(seed, first) < 0:
         raise UsageError(
             f"Cannot draw {num_images} neutral images of {height}x{width} pixels from seed {seed}, beginning with "
-            f"number {first}; expected positive counts, and a seed and a number that are not negative."
+            f"number {first}; expected positive counts, and a seed and a number that are not negative.",
+            found=(num_images, height, width, seed, first),
+            expected="positive counts, and a seed and a first number of at least 0",
         )
     images = np.empty((num_images, 3, height, width), dtype=np.float32)
     for index, image in enumerate(images, start=first):

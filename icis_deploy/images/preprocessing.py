@@ -30,6 +30,10 @@ _COLORS = ("RGB", "BGR", "L")
 class Preprocessing:
     """How a picture becomes a model's input.
 
+    Example:
+        >>> icis_deploy.Preprocessing(resize=256, crop=224, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).input_shape
+        (3, 224, 224)
+
     Raises:
         IncompatibleError: On construction, if a setting is out of its range.
     """
@@ -58,25 +62,31 @@ class Preprocessing:
         if self.color not in _COLORS or self.layout not in _LAYOUTS:
             raise IncompatibleError(
                 f"Preprocessing has color {printable(repr(self.color), max_length=20)} and layout "
-                f"{printable(repr(self.layout), max_length=20)}; expected one of {_COLORS} and one "
-                f"of {_LAYOUTS}."
+                f"{printable(repr(self.layout), max_length=20)}; expected one of {_COLORS} and one of {_LAYOUTS}.",
+                found=(self.color, self.layout),
+                expected=(_COLORS, _LAYOUTS),
             )
         if not len(self.mean) == len(self.std) == self.num_channels:
             raise IncompatibleError(
                 f"Preprocessing has {len(self.mean)} means and {len(self.std)} deviations; {self.color} has "
-                f"{self.num_channels} channels."
+                f"{self.num_channels} channels.",
+                found=(len(self.mean), len(self.std)),
+                expected=self.num_channels,
             )
         with np.errstate(over="ignore", under="ignore"):  # they are used in float32
             mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         if not np.isfinite(mean).all() or not (np.isfinite(std) & (std > 0)).all():
             raise IncompatibleError(
-                f"Preprocessing has mean {self.mean} and std {self.std}; expected finite numbers, and std above 0."
+                f"Preprocessing has mean {self.mean} and std {self.std}; expected finite numbers, and std above 0.",
+                found=(self.mean, self.std),
+                expected="finite numbers, and std above 0",
             )
         if not _is_length(self.crop) or not (self.resize is None or _is_length(self.resize)):
             raise IncompatibleError(
                 f"Preprocessing has resize {printable(str(self.resize), max_length=20)} and crop "
-                f"{printable(str(self.crop), max_length=20)}; expected whole numbers of pixels, "
-                f"at least 1."
+                f"{printable(str(self.crop), max_length=20)}; expected whole numbers of pixels, at least 1.",
+                found=(self.resize, self.crop),
+                expected="whole numbers of pixels, at least 1",
             )
 
     @property
@@ -167,28 +177,49 @@ def preprocessing_from_json(values: Mapping[str, Any], *, where: str) -> Preproc
     unknown, missing = sorted(set(values) - known), sorted({"crop", "mean", "std"} - set(values))
     if unknown or missing:
         raise IncompatibleError(
-            f"{where}: unknown keys {unknown}, missing keys {missing}. Preprocessing has {sorted(known)}."
+            f"{where}: unknown keys {unknown}, missing keys {missing}. Preprocessing has {sorted(known)}.",
+            found=tuple(unknown),
+            expected=tuple(sorted(known)),
+            where=where,
         )
     try:
         return Preprocessing(**{"resize": None, **values})
     except (TypeError, ValueError, OverflowError) as error:
-        raise IncompatibleError(f"{where}: a preprocessing setting has the wrong type: {reason_of(error)}.") from error
+        raise IncompatibleError(
+            f"{where}: a preprocessing setting has the wrong type: {reason_of(error)}.",
+            found=reason_of(error),
+            where=where,
+        ) from error
 
 
-def load_preprocessing(path: Path) -> Preprocessing:
+def load_preprocessing(path: str | Path) -> Preprocessing:
     """Read settings from a JSON file.
+
+    Example:
+        preprocessing = icis_deploy.load_preprocessing("preprocess.json")
+        print(preprocessing.input_shape)
 
     Raises:
         LoadError: If it cannot be read or is not a JSON object.
         IncompatibleError: If a setting is wrong.
     """
-    data = read_capped(path, max_bytes=MAX_JSON_BYTES, what="preprocessing file", error_type=LoadError)
+    data = read_capped(Path(path), max_bytes=MAX_JSON_BYTES, what="preprocessing file", error_type=LoadError)
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise LoadError(f"The preprocessing file {path} is not JSON: {error}.") from error
+        raise LoadError(
+            f"The preprocessing file {path} is not JSON: {error}.",
+            found=str(error),
+            expected="JSON",
+            where=path,
+        ) from error
     if not isinstance(values, dict):
-        raise LoadError(f"The preprocessing file {path} holds a {type(values).__name__}; expected an object.")
+        raise LoadError(
+            f"The preprocessing file {path} holds a {type(values).__name__}; expected an object.",
+            found=type(values).__name__,
+            expected="an object",
+            where=path,
+        )
     return preprocessing_from_json(values, where=str(path))
 
 
@@ -200,7 +231,11 @@ def _to_color(image: Image, mode: str) -> Image:
     import PIL.Image
 
     if image.mode in ("I", "F"):
-        raise ImageError(f"its pixels are 32-bit ({image.mode}) and have no known range; save it with 8 or 16 bits")
+        raise ImageError(
+            f"its pixels are 32-bit ({image.mode}) and have no known range; save it with 8 or 16 bits",
+            found=image.mode,
+            expected="8 or 16 bits",
+        )
     if image.mode.startswith("I;16"):  # convert() would clip at 255, and nearly everything would be white
         image = PIL.Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:

@@ -22,12 +22,12 @@ from icis_deploy.errors import (
 )
 from icis_deploy.head.head import Head
 from icis_deploy.injection.estimate.estimate import Estimate, estimate_injection
-from icis_deploy.injection.options import AUTO, InjectionOptions
+from icis_deploy.injection.options import AUTO, DEFAULT_SEEN_ACCURACY, InjectionOptions
 from icis_deploy.injection.predictors.registry import Prepared, Progress, method_named
 from icis_deploy.injection.rows.calibration import Injector, LengthFactor, RowCalibration, matching_length
 from icis_deploy.injection.validation.cross_validation import MIN_SEEN
-from icis_deploy.injection.validation.evaluation import set_up_trial
-from icis_deploy.injection.validation.selection import Selection, methods_to_try, select
+from icis_deploy.injection.validation.evaluation import Assumptions, set_up_trial
+from icis_deploy.injection.validation.selection import MethodChoice, Selection, methods_to_try, select
 
 TOO_FEW_SEEN = (
     "The head has {num_seen} classes; with fewer than {min_seen} nothing can be cross-validated: the rows get the mean "
@@ -38,6 +38,10 @@ TOO_FEW_SEEN = (
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Injection:
     """Predicted rows of unseen classes, what made them, and what to expect of them.
+
+    Example:
+        injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        further = injection.injector.rows(icis_deploy.load_descriptors("more.npz").values)
 
     Raises:
         IncompatibleError: On construction, if there is not one finite row for each name.
@@ -61,8 +65,8 @@ class Injection:
     options: InjectionOptions
     """What was asked for, as far as it could be done."""
 
-    selection: Selection | None
-    """The methods that were tried; `None` where nothing was cross-validated."""
+    selection: MethodChoice | None
+    """The methods that were tried, and the one that was chosen; `None` where nothing was cross-validated."""
 
     estimate: Estimate | None
     """What cross-validation predicts of the calibrated rows; `None` unless it calibrated them."""
@@ -74,7 +78,11 @@ class Injection:
         object.__setattr__(self, "rows", frozen_float32(self.rows, name="injected rows", ndim=2))
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if len(self.rows) != len(self.class_names):
-            raise IncompatibleError(f"There are {len(self.rows)} injected rows but {len(self.class_names)} names.")
+            raise IncompatibleError(
+                f"There are {len(self.rows)} injected rows but {len(self.class_names)} names.",
+                found=len(self.class_names),
+                expected=len(self.rows),
+            )
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -94,10 +102,16 @@ class Injection:
         if self.estimate is None:
             raise UntrustworthyError(
                 f"Nothing vouches for these rows: without calibration 'auto' and at least {MIN_SEEN} seen classes "
-                f"there is no estimate."
+                f"there is no estimate.",
+                found="no estimate",
+                expected="an estimate without warnings",
             )
         if self.estimate.warnings:
-            raise UntrustworthyError(f"The injection is not to be trusted. {' '.join(self.estimate.warnings)}")
+            raise UntrustworthyError(
+                f"The injection is not to be trusted. {' '.join(self.estimate.warnings)}",
+                found=tuple(self.estimate.warnings),
+                expected="an estimate without warnings",
+            )
 
 
 def inject(
@@ -152,7 +166,7 @@ def inject(
         method=options.method if selection is None else selection.chosen.method.name,
         settings=prepared.settings,
         options=options,
-        selection=selection,
+        selection=None if selection is None else selection.choice,
         estimate=estimate,
         warnings=tuple(warnings),
     )
@@ -169,12 +183,18 @@ def unseen_classes(head: Head, descriptors: Descriptors, unseen: Sequence[str] |
     names = tuple(n for n in descriptors.class_names if n not in known) if unseen is None else tuple(unseen)
     if not names:
         raise DescriptorError(
-            f"There is no unseen class: all {descriptors.num_classes} described classes are already in the head. Add "
-            f"descriptors of the classes to inject."
+            f"There is no unseen class: all {descriptors.num_classes} described classes are already in the head.",
+            found=descriptors.num_classes,
+            expected="at least one class that the head does not know",
+            hint="Add descriptors of the classes to inject.",
         )
     conflicts = [name for name in names if name in known] or [n for n in set(names) if names.count(n) > 1]
     if conflicts:
-        raise ClassConflictError(f"Cannot inject {conflicts[:5]}: already in the head, or asked for twice.")
+        raise ClassConflictError(
+            f"Cannot inject {conflicts[:5]}: already in the head, or asked for twice.",
+            found=tuple(conflicts),
+            expected="classes that the head does not know, each once",
+        )
     return names
 
 
@@ -190,7 +210,9 @@ def checked_neutral_features(features: Float32 | None, head: Head) -> Float32 | 
     if checked.shape[1] != head.feature_dim or not len(checked):
         raise IncompatibleError(
             f"The neutral features have shape {checked.shape}; expected (num_neutral, {head.feature_dim}), as the "
-            f"head has it."
+            f"head has it.",
+            found=checked.shape,
+            expected=f"(num_neutral, {head.feature_dim})",
         )
     return checked
 
@@ -198,7 +220,18 @@ def checked_neutral_features(features: Float32 | None, head: Head) -> Float32 | 
 def _require_solver() -> None:
     """Raise `MissingDependencyError` unless scipy is there."""
     if find_spec("scipy") is None:
-        raise MissingDependencyError("Injection needs scipy. Install it: pip install 'icis-deploy[train]'.")
+        raise MissingDependencyError(
+            "Injection needs scipy.",
+            hint="Install it: pip install 'icis-deploy[train]'.",
+        )
+
+
+def _assumptions(options: InjectionOptions, neutral_features: Float32 | None) -> Assumptions:
+    return Assumptions(
+        neutral_features=neutral_features,
+        seen_accuracy=DEFAULT_SEEN_ACCURACY if options.seen_accuracy is None else options.seen_accuracy,
+        is_accuracy_known=options.seen_accuracy is not None,
+    )
 
 
 def _select(
@@ -213,7 +246,7 @@ def _select(
         seen.values,
         head.rows,
         new.values,
-        assumptions=options.assumptions(features),
+        assumptions=_assumptions(options, features),
         balance=options.balance,
         seed=options.seed,
     )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.predictors.registry import method_named
-from icis_deploy.injection.validation.evaluation import Assumptions
 from icis_deploy.injection.validation.operating_point import check_balance
 
 AUTO = "auto"
@@ -22,6 +20,10 @@ DEFAULT_SEEN_ACCURACY = 0.85
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InjectionOptions:
     """How to predict and calibrate.
+
+    Example:
+        options = icis_deploy.InjectionOptions(method="ridge", seen_accuracy=0.76)
+        icis_deploy.inject("model.onnx", classes="classes.txt", descriptors="descriptors.npz", options=options)
 
     Raises:
         UsageError: On construction, if there is no such method or calibration, or a number is out of range.
@@ -47,15 +49,25 @@ class InjectionOptions:
         if self.method != AUTO:
             method_named(self.method)
         if self.calibration not in CALIBRATIONS:
-            raise UsageError(f"There is no calibration {self.calibration!r}; choose one of {', '.join(CALIBRATIONS)}.")
+            raise UsageError(
+                f"There is no calibration {self.calibration!r}; choose one of {', '.join(CALIBRATIONS)}.",
+                found=self.calibration,
+                expected=CALIBRATIONS,
+            )
         check_balance(self.balance)
         if self.seen_accuracy is not None and not 0.0 < self.seen_accuracy < 1.0:
             raise UsageError(
-                f"The seen accuracy is {self.seen_accuracy}; expected a fraction between 0 and 1, such as 0.76 for "
-                f"76 %."
+                f"The seen accuracy is {self.seen_accuracy}; expected a fraction between 0 and 1, such as 0.76 for 76 "
+                f"%.",
+                found=self.seen_accuracy,
+                expected="a fraction between 0 and 1",
             )
         if self.seed < 0:
-            raise UsageError(f"The seed is {self.seed}; expected a number that is not negative.")
+            raise UsageError(
+                f"The seed is {self.seed}; expected a number that is not negative.",
+                found=self.seed,
+                expected="at least 0",
+            )
 
     @property
     def needs_trial(self) -> bool:
@@ -68,12 +80,4 @@ class InjectionOptions:
             self,
             method=FALLBACK_METHOD if self.method == AUTO else self.method,
             calibration="length" if self.calibration == AUTO else self.calibration,
-        )
-
-    def assumptions(self, neutral_features: Float32 | None) -> Assumptions:
-        """Return what a trial takes for granted."""
-        return Assumptions(
-            neutral_features=neutral_features,
-            seen_accuracy=DEFAULT_SEEN_ACCURACY if self.seen_accuracy is None else self.seen_accuracy,
-            is_accuracy_known=self.seen_accuracy is not None,
         )

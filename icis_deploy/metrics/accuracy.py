@@ -31,7 +31,13 @@ Logits = NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crossing:
-    """Images of one class taken for a class from the other side of the seen / unseen line."""
+    """Images of one class taken for a class from the other side of the seen / unseen line.
+
+    Example:
+        report = icis_deploy.evaluate("bundle", images="images.csv")
+        for crossing in report.crossings:
+            print(crossing.label, crossing.prediction, crossing.num_images)
+    """
 
     label: int
     """Index of the class the images are of."""
@@ -46,6 +52,10 @@ class Crossing:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyReport:
     """Accuracy on seen and unseen classes, and where the two are confused.
+
+    Example:
+        report = icis_deploy.evaluate("bundle", images="images.csv")
+        print(report.T, report.U, report.S, report.H)
 
     Raises:
         IncompatibleError: On construction, if an accuracy is not a fraction of 1.
@@ -98,7 +108,12 @@ class AccuracyReport:
         for name in ("T", "U", "S", "H", "S_original"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise IncompatibleError(f"The accuracy {name} is {value}; expected a fraction from 0 to 1, or None.")
+                raise IncompatibleError(
+                    f"The accuracy {name} is {value}; expected a fraction from 0 to 1, or None.",
+                    found=value,
+                    expected="a fraction from 0 to 1, or None",
+                    where=name,
+                )
 
     @property
     def num_unseen_images(self) -> int:
@@ -251,7 +266,9 @@ def original_class_accuracy(
     if scores.shape != expected:
         raise IncompatibleError(
             f"The original logits have shape {scores.shape}; expected {expected}: the same images, and one column for "
-            f"each seen class."
+            f"each seen class.",
+            found=scores.shape,
+            expected=expected,
         )
     of_seen = seen_mask[columns]
     predictions = np.flatnonzero(seen_mask)[winners(scores[of_seen], np.arange(expected[1]))]
@@ -264,13 +281,17 @@ def checked_logits(logits: ArrayLike, *, name: str) -> Logits:
     if scores.ndim != 2 or scores.dtype.kind != "f":
         raise IncompatibleError(
             f"The {name} have shape {scores.shape} and dtype {scores.dtype}; expected floating point of shape "
-            f"(num_images, num_classes)."
+            f"(num_images, num_classes).",
+            found=(scores.shape, str(scores.dtype)),
+            expected="floating point of shape (num_images, num_classes)",
         )
     unordered = np.isnan(scores).any(axis=1)
     if unordered.any():
         raise IncompatibleError(
-            f"The {name} of {int(unordered.sum())} images hold NaN (first: image {int(unordered.argmax())}). The model "
-            f"is broken in this precision, or the image is; no accuracy can be stated."
+            f"The {name} of {int(unordered.sum())} images hold NaN (first: image {int(unordered.argmax())}). The "
+            f"model is broken in this precision, or the image is; no accuracy can be stated.",
+            found=int(unordered.sum()),
+            expected=0,
         )
     return scores
 
@@ -281,14 +302,19 @@ def checked_labels(labels: ArrayLike, *, num_images: int, num_classes: int) -> I
     if columns.shape != (num_images,) or (columns.size and columns.dtype.kind not in "iu"):
         raise IncompatibleError(
             f"The labels have shape {columns.shape} and dtype {columns.dtype}; expected integers of shape "
-            f"({num_images},): one for each row of the logits."
+            f"({num_images},): one for each row of the logits.",
+            found=(columns.shape, str(columns.dtype)),
+            expected=f"integers of shape ({num_images},)",
         )
     outside = (columns < 0) | (columns >= num_classes)
     if outside.any():
         first = int(outside.argmax())
         raise IncompatibleError(
             f"Label {int(columns[first])} of image {first} is not a column of the logits, which have {num_classes}. "
-            f"The labels were made for another list of classes."
+            f"The labels were made for another list of classes.",
+            found=int(columns[first]),
+            expected=f"0 to {num_classes - 1}",
+            where=f"image {int(first)}",
         )
     return columns.astype(np.int64)
 
@@ -299,13 +325,17 @@ def mask_of_seen(seen: int | ArrayLike, *, num_classes: int) -> Bool:
     if given.ndim == 0 and given.dtype.kind in "iu":
         if not 0 <= given <= num_classes:
             raise IncompatibleError(
-                f"There cannot be {int(given)} seen classes: the logits have {num_classes} columns."
+                f"There cannot be {int(given)} seen classes: the logits have {num_classes} columns.",
+                found=int(given),
+                expected=f"at most {num_classes}",
             )
         return np.arange(num_classes) < given
     if given.shape != (num_classes,) or given.dtype.kind != "b":
         raise IncompatibleError(
             f"The mask of seen classes has shape {given.shape} and dtype {given.dtype}; expected bool of shape "
-            f"({num_classes},), or the number of seen classes where they come first."
+            f"({num_classes},), or the number of seen classes where they come first.",
+            found=(given.shape, str(given.dtype)),
+            expected=f"bool of shape ({num_classes},)",
         )
     return given
 

@@ -19,7 +19,13 @@ from icis_deploy.metrics.accuracy import accuracy_report
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyKept:
-    """Accuracy before and after a conversion, fractions of 1."""
+    """Accuracy before and after a conversion, fractions of 1.
+
+    Example:
+        (report, *_) = icis_deploy.verify("int8", against="model.onnx", images="images.csv")
+        if report.accuracy is not None:
+            print(report.accuracy.seen_before, report.accuracy.seen_after)
+    """
 
     num_images: int
     """Images with a label that the head knows; all of them where none has."""

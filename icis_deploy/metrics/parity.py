@@ -23,7 +23,12 @@ CONFIDENCE = 0.99
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateProfile:
-    """The thresholds that an export of one precision must keep."""
+    """The thresholds that an export of one precision must keep.
+
+    Example:
+        for report in icis_deploy.verify("bundle", against="model.onnx"):
+            print(report.max_scaled_error, report.profile.max_scaled_error)
+    """
 
     name: str
     """The precision that they are for."""
@@ -64,7 +69,12 @@ GATE_PROFILES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityReport:
-    """The comparison of an exported model with its reference, and the verdict."""
+    """The comparison of an exported model with its reference, and the verdict.
+
+    Example:
+        for report in icis_deploy.verify("bundle", against="model.onnx"):
+            print(report.compared_with, report.passed, report.failures)
+    """
 
     compared_with: str
     """What the reference was, in words."""
@@ -168,18 +178,27 @@ def _scale(expected: NDArray[np.float64], found: NDArray[np.float64], compared_w
     """Return the standard deviation of the reference's logits; raise `IncompatibleError` if there is none."""
     if expected.shape != found.shape or expected.ndim != 2 or expected.size == 0:
         raise IncompatibleError(
-            f"The exported model gave logits of shape {found.shape}; the reference has {expected.shape}."
+            f"The exported model gave logits of shape {found.shape}; the reference has {expected.shape}.",
+            found=found.shape,
+            expected=expected.shape,
         )
     if not np.isfinite(expected).all():
         raise IncompatibleError(
-            f"The reference ({compared_with}) gives a NaN or an infinity, with which nothing can be compared. Check "
-            f"the original model on an image, and how images are prepared."
+            f"The reference ({compared_with}) gives a NaN or an infinity, with which nothing can be compared.",
+            found="a NaN or an infinity",
+            expected="finite logits",
+            where=compared_with,
+            hint="Check the original model on an image, and how images are prepared.",
         )
     scale = float(expected.std())
     if not scale > 0:
         raise IncompatibleError(
             f"The reference ({compared_with}) gives one number as the logit of every class and image (standard "
-            f"deviation {scale}), so errors have no scale. Check the original model on an image: is it trained?"
+            f"deviation {scale}), so errors have no scale.",
+            found=float(scale),
+            expected="a standard deviation above 0",
+            where=compared_with,
+            hint="Check the original model on an image: is it trained?",
         )
     return scale
 

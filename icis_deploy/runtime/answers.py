@@ -28,7 +28,13 @@ _new_tuple = tuple.__new__
 
 
 class Logits(NamedTuple):
-    """The logits of one batch, with the classes and the head that they belong to."""
+    """The logits of one batch, with the classes and the head that they belong to.
+
+    Example:
+        device = icis_deploy.Device.open("bundle")
+        logits = device.logits(device.prepare(["okapi.jpg"]))
+        print(logits.class_names[logits.values[0].argmax()])
+    """
 
     values: Float32
     """`(batch, num_classes)` float32."""
@@ -41,7 +47,12 @@ class Logits(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The most probable classes of one image."""
+    """The most probable classes of one image.
+
+    Example:
+        (prediction,) = icis_deploy.Device.open("bundle").predict(["okapi.jpg"], top=3)
+        print(prediction.class_names, prediction.probabilities, prediction.version)
+    """
 
     class_names: tuple[str, ...]
     """`(top,)`, the most probable first."""

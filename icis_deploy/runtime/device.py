@@ -59,6 +59,11 @@ class Device:
     """A bundle that is open and answers; safe to use from several threads.
 
     Every answer carries the version of the head that gave it, and comes from exactly one.
+
+    Example:
+        device = icis_deploy.Device.open("bundle")
+        (prediction,) = device.predict(["okapi.jpg"])
+        device.apply("new.icis")
     """
 
     def __init__(
@@ -207,12 +212,13 @@ class Device:
             RuntimeFailureError: If the runtime fails.
         """
         if top < 1:
-            raise UsageError(f"top is {top}; at least one class must be asked for.")
+            raise UsageError(
+                f"top is {top}; at least one class must be asked for.",
+                found=top,
+                expected="at least 1",
+            )
         # A look at the type is enough for most, and takes 4 us less than `isinstance` while caches are cold.
-        if type(images) is ndarray or isinstance(images, ndarray):
-            batch = images
-        else:
-            batch = self.prepare([Path(image) for image in images])
+        batch = images if type(images) is ndarray or isinstance(images, ndarray) else self.prepare(images)
         opened = self._opened
         state = opened.updater.state
         # Where more classes are asked for than the model selects, or one is disabled, they are selected here.
@@ -229,7 +235,7 @@ class Device:
             independent=opened.bundle.score_kind == "sigmoid",
         )
 
-    def prepare(self, paths: Sequence[Path]) -> Images:
+    def prepare(self, paths: Sequence[str | Path]) -> Images:
         """Return image files as one batch of the model's input, `(batch, *input_shape)`.
 
         Raises:
@@ -239,13 +245,14 @@ class Device:
         bundle = self._opened.bundle
         if bundle.preprocessing is None:
             raise IncompatibleError(
-                f"The bundle {self._opened.folder} does not state how images are prepared. Export it with "
-                f"--preprocess, or give prepared arrays."
+                f"The bundle {self._opened.folder} does not state how images are prepared.",
+                where=self._opened.folder,
+                hint="Export it with `preprocess`, or give prepared arrays.",
             )
         from icis_deploy.images.loading import load_images, load_pixels
 
         load = load_pixels if bundle.model_input.takes_pixels else load_images
-        return load(paths, bundle.preprocessing)
+        return load([Path(path) for path in paths], bundle.preprocessing)
 
     def history(self) -> tuple[HistoryEntry, ...]:
         """Return the last changes committed to the bundle, by this process or another, the oldest first.
@@ -369,13 +376,21 @@ class Device:
         """
         # os.path and not pathlib, which raises where the system refuses to look, such as at a name that is too long.
         if os.path.isdir(folder) and os.path.samefile(folder, self._opened.folder):  # noqa: PTH112, PTH121
-            raise UsageError(f"{folder} is open already. Put the new bundle into a folder of its own.")
+            raise UsageError(
+                f"{folder} is open already.",
+                where=folder,
+                hint="Put the new bundle into a folder of its own.",
+            )
         new = Device.open(folder, runtime=runtime, num_threads=num_threads)._opened
         with self._changing, self._opened.updater.locked() as journal:
             if new.bundle.base_fingerprint != self._opened.bundle.base_fingerprint:
                 raise WrongBaseError(
-                    f"The bundle {folder} was made from the head {new.bundle.base_fingerprint[:16]}…; this device's is "
-                    f"{self._opened.bundle.base_fingerprint[:16]}…. Open it as a device of its own."
+                    f"The bundle {folder} was made from the head {new.bundle.base_fingerprint[:16]}…; this device's "
+                    f"is {self._opened.bundle.base_fingerprint[:16]}….",
+                    found=new.bundle.base_fingerprint,
+                    expected=self._opened.bundle.base_fingerprint,
+                    where=folder,
+                    hint="Open it as a device of its own.",
                 )
             entry = new.updater.inherit(journal)
             self._opened = new

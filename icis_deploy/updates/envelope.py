@@ -61,11 +61,17 @@ def parse_envelope(data: bytes) -> Envelope:
     from securesystemslib.dsse import Envelope
 
     if len(data) > MAX_ENVELOPE_BYTES:
-        raise CorruptFileError(f"The class update is {len(data)} bytes; at most {MAX_ENVELOPE_BYTES} are read.")
+        raise CorruptFileError(
+            f"The class update is {len(data)} bytes; at most {MAX_ENVELOPE_BYTES} are read.",
+            found=len(data),
+            expected=MAX_ENVELOPE_BYTES,
+        )
     fields, payload = _without_payload(data)
     if _has_more_values(fields, MAX_JSON_VALUES):
         raise CorruptFileError(
-            f"The file is not a class update: it is no DSSE envelope (more than {MAX_JSON_VALUES} JSON values)."
+            f"The file is not a class update: it is no DSSE envelope (more than {MAX_JSON_VALUES} JSON values).",
+            found=f"more than {MAX_JSON_VALUES} JSON values",
+            expected="a DSSE envelope",
         )
     try:
         document = load_strict(fields)
@@ -75,10 +81,18 @@ def parse_envelope(data: bytes) -> Envelope:
     except Exception as error:  # securesystemslib lets whatever a malformed value causes through
         # It quotes the file, which is untrusted.
         reason = printable(f"{type(error).__name__}: {error}", max_length=_MAX_REASON)
-        raise CorruptFileError(f"The file is not a class update: it is no DSSE envelope ({reason}).") from error
+        raise CorruptFileError(
+            f"The file is not a class update: it is no DSSE envelope ({reason}).",
+            found=reason,
+            expected="a DSSE envelope",
+        ) from error
     if envelope.payload_type not in (PAYLOAD_TYPE, TRUSTED_KEYS_TYPE):
         found = printable(repr(envelope.payload_type), max_length=_MAX_REASON)
-        raise CorruptFileError(f"The envelope holds {found}; expected {PAYLOAD_TYPE!r} or {TRUSTED_KEYS_TYPE!r}.")
+        raise CorruptFileError(
+            f"The envelope holds {found}; expected {PAYLOAD_TYPE!r} or {TRUSTED_KEYS_TYPE!r}.",
+            found=found,
+            expected=(PAYLOAD_TYPE, TRUSTED_KEYS_TYPE),
+        )
     return envelope
 
 
@@ -134,22 +148,31 @@ def verify_signature(envelope: Envelope, keys: Sequence[SSlibKey]) -> str:
     """
     if not envelope.signatures:
         raise SignatureError(
-            "The file is not signed. Sign it with `icis-deploy sign`; a device takes it unsigned with `icis-deploy "
-            "apply --allow-unsigned`."
+            "The file is not signed.",
+            found="no signature",
+            expected="a signature by a trusted key",
+            hint="Sign it with `sign()`; a device takes it unsigned with `Device.apply(allow_unsigned=True)`.",
         )
     trusted = {key.keyid for key in keys}
     if not trusted & set(envelope.signatures):
         raise SignatureError(
-            f"The file is signed by {_shown(list(envelope.signatures))}; trusted are {_shown(sorted(trusted))}. Sign "
-            f"it with a trusted key, or trust the signer's: by its .pub file in the bundle's trust/ folder, or, where "
-            f"keys were rotated, by `icis-deploy rotate-keys`."
+            f"The file is signed by {_shown(list(envelope.signatures))}; trusted are {_shown(sorted(trusted))}.",
+            found=_shown(list(envelope.signatures)),
+            expected=tuple(sorted(trusted)),
+            hint=(
+                "Sign it with a trusted key, or trust the signer's: by its .pub file in the bundle's trust/ folder, "
+                "or, where keys were rotated, by `rotate_keys()`."
+            ),
         )
     try:
         accepted = envelope.verify(list(keys), threshold=1)
     except Exception as error:  # a malformed signature raises whatever its bytes cause; none of it may pass
         raise SignatureError(
             f"The signature by {_shown(sorted(trusted & set(envelope.signatures)))} does not fit the file: it was "
-            f"changed after signing, or damaged. Fetch it again."
+            f"changed after signing, or damaged.",
+            found=tuple(sorted(trusted & set(envelope.signatures))),
+            expected="a signature that fits the file",
+            hint="Fetch it again.",
         ) from error
     return next(iter(accepted))
 
@@ -187,13 +210,17 @@ def parse_content(envelope: Envelope, *, is_verified: bool = False) -> ClassUpda
     return parse_payload(envelope.payload, is_verified=is_verified)
 
 
-def save_update(update: ClassUpdate | TrustedKeys, path: Path) -> None:
+def save_update(update: ClassUpdate | TrustedKeys, path: str | Path) -> None:
     """Write an unsigned file.
+
+    Example:
+        update = icis_deploy.inject("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        icis_deploy.save_update(update, "new.icis")
 
     Raises:
         StorageError: If it cannot be written; what was at `path` before is still there.
     """
-    write_file(path, serialize_envelope(envelope_of(update)))
+    write_file(Path(path), serialize_envelope(envelope_of(update)))
 
 
 def load_envelope(path: Path) -> Envelope:
@@ -207,21 +234,30 @@ def load_envelope(path: Path) -> Envelope:
     try:
         return parse_envelope(data)
     except CorruptFileError as error:
-        raise CorruptFileError(f"{path}: {error}") from error
+        raise CorruptFileError.at(path, error) from error
 
 
-def load_update(path: Path) -> ClassUpdate:
+def load_update(path: str | Path) -> ClassUpdate:
     """Read a class update file *without* checking who signed it: for the workbench, which makes them.
+
+    Example:
+        update = icis_deploy.load_update("new.icis")
+        print(update.version, update.added)
 
     Raises:
         LoadError: If the file cannot be read.
         CorruptFileError: If it is not a class update.
     """
-    envelope = load_envelope(path)
+    envelope = load_envelope(Path(path))
     try:
         content = parse_content(envelope)
     except CorruptFileError as error:
-        raise CorruptFileError(f"{path}: {error}") from error
+        raise CorruptFileError.at(path, error) from error
     if isinstance(content, TrustedKeys):
-        raise CorruptFileError(f"{path} holds trusted keys; expected a class update.")
+        raise CorruptFileError(
+            f"{path} holds trusted keys; expected a class update.",
+            found="trusted keys",
+            expected="a class update",
+            where=path,
+        )
     return content

@@ -86,14 +86,22 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
         CorruptFileError: If the bytes are too many, not safetensors, of another schema, or break a rule of an update.
     """
     if len(payload) > MAX_PAYLOAD_BYTES:
-        raise CorruptFileError(f"The class update is {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} are read.")
+        raise CorruptFileError(
+            f"The class update is {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} are read.",
+            found=len(payload),
+            expected=MAX_PAYLOAD_BYTES,
+        )
     header, start = _read_header(payload)
     fields = _fields_of(header)
     rows = _rows_in_place(payload, header, start)
     if rows is None:
         rows = _load_rows(payload)
     if not is_verified and _sha256(rows) != fields["rows_sha256"]:
-        raise CorruptFileError("The class update's rows have another SHA-256 than it states; the file is damaged.")
+        raise CorruptFileError(
+            "The class update's rows have another SHA-256 than it states; the file is damaged.",
+            found=_sha256(rows),
+            expected=shown(fields["rows_sha256"]),
+        )
     try:
         return ClassUpdate(
             base_fingerprint=fields["base_fingerprint"],
@@ -106,7 +114,14 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
             self_test_seed=integer_from_json(fields["probe_seed"]),
             provenance=object_from_json(fields["provenance"]),
         )
-    except (ICISDeployError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except ICISDeployError as error:
+        raise CorruptFileError(
+            f"The class update breaks its own rules: {reason_of(error)}",
+            found=error.found,
+            expected=error.expected,
+            hint=error.hint,
+        ) from error
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"The class update breaks its own rules: {reason_of(error)}") from error
 
 
@@ -144,10 +159,18 @@ def _load_rows(payload: bytes) -> Float32:
     try:
         tensors = load(payload)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise CorruptFileError(f"The class update is not a valid safetensors file: {reason_of(error)}.") from error
+        raise CorruptFileError(
+            f"The class update is not a valid safetensors file: {reason_of(error)}.",
+            found=reason_of(error),
+            expected="a safetensors file",
+        ) from error
     if set(tensors) != {"rows"} or tensors["rows"].dtype != np.float32:
         found = shown({name: str(tensor.dtype) for name, tensor in tensors.items()})
-        raise CorruptFileError(f"The class update holds the tensors {found}; expected {{'rows': 'float32'}} alone.")
+        raise CorruptFileError(
+            f"The class update holds the tensors {found}; expected {{'rows': 'float32'}} alone.",
+            found=found,
+            expected="{'rows': 'float32'}",
+        )
     rows: Float32 = tensors["rows"]
     return rows
 
@@ -155,11 +178,17 @@ def _load_rows(payload: bytes) -> Float32:
 def _read_header(payload: bytes) -> tuple[dict[str, Any], int]:
     """Return a safetensors header, and where the tensors start; safetensors' numpy reader hands out no metadata."""
     if len(payload) < 8:
-        raise CorruptFileError(f"The class update is only {len(payload)} bytes; it is truncated.")
+        raise CorruptFileError(
+            f"The class update is only {len(payload)} bytes; it is truncated.",
+            found=len(payload),
+            expected="at least 8 bytes",
+        )
     (size,) = struct.unpack_from("<Q", payload)
     if size > min(MAX_HEADER_BYTES, len(payload) - 8):
         raise CorruptFileError(
-            f"The class update's header claims {size} bytes; the file is truncated or not an update."
+            f"The class update's header claims {size} bytes; the file is truncated or not an update.",
+            found=size,
+            expected=min(MAX_HEADER_BYTES, len(payload) - 8),
         )
     try:
         header = object_from_json(load_strict(payload[8 : 8 + size]))
@@ -170,7 +199,9 @@ def _read_header(payload: bytes) -> tuple[dict[str, Any], int]:
 
 def _no_update(error: Exception) -> CorruptFileError:
     return CorruptFileError(
-        f"The file has no class update in its header ({reason_of(error)}); it is another kind of file."
+        f"The file has no class update in its header ({reason_of(error)}); it is another kind of file.",
+        found=reason_of(error),
+        expected="a class update in the header",
     )
 
 
@@ -182,10 +213,15 @@ def _fields_of(header: dict[str, Any]) -> dict[str, Any]:
         raise _no_update(error) from error
     if schema_version != SCHEMA_VERSION:
         raise CorruptFileError(
-            f"The class update has schema version {schema_version}; this release reads {SCHEMA_VERSION}. "
-            f"Update icis-deploy."
+            f"The class update has schema version {schema_version}; this release reads {SCHEMA_VERSION}.",
+            found=schema_version,
+            expected=SCHEMA_VERSION,
+            hint="Update icis-deploy.",
         )
     if set(fields) != _FIELDS:
         difference = shown(sorted(set(fields) ^ _FIELDS))
-        raise CorruptFileError(f"The class update's fields differ from schema {SCHEMA_VERSION} in {difference}.")
+        raise CorruptFileError(
+            f"The class update's fields differ from schema {SCHEMA_VERSION} in {difference}.",
+            found=difference,
+        )
     return fields

@@ -38,7 +38,12 @@ PUBLIC_SUFFIX = ".pub"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPair:
-    """The files of a key pair."""
+    """The files of a key pair.
+
+    Example:
+        keys = icis_deploy.keygen("publisher.key")
+        icis_deploy.sign("new.icis", key=keys.private_path, version=1)
+    """
 
     private_path: Path
     """The private key: PKCS #8 PEM, not encrypted, mode 600."""
@@ -52,7 +57,12 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedFile:
-    """A file whose signature was made or checked."""
+    """A file whose signature was made or checked.
+
+    Example:
+        signed = icis_deploy.verify_update("new.icis", trust=["publisher.key.pub"])
+        print(signed.content.added, signed.signed_by)
+    """
 
     path: Path
     content: ClassUpdate | TrustedKeys
@@ -71,7 +81,12 @@ def keygen(path: Path) -> KeyPair:
     from securesystemslib.signer import CryptoSigner
 
     if not path.name:
-        raise UsageError(f"{str(path)!r} is no name of a file. Name a file for the private key.")
+        raise UsageError(
+            f"{str(path)!r} is no name of a file.",
+            found=str(path),
+            expected="a name of a file",
+            hint="Name a file for the private key.",
+        )
     public_path = path.with_name(path.name + PUBLIC_SUFFIX)
     for target in (path, public_path):
         _check_absent(target, "a key is never overwritten")
@@ -87,7 +102,11 @@ def keygen(path: Path) -> KeyPair:
 
 def _check_absent(path: Path, why: str) -> None:
     if os.path.lexists(path):  # see `files.check_free`, whose --overwrite no command for keys and signatures has
-        raise UsageError(f"{path} already exists, and {why}. Choose another place.")
+        raise UsageError(
+            f"{path} already exists, and {why}.",
+            where=path,
+            hint="Choose another place.",
+        )
 
 
 def _write_private(path: Path, data: bytes) -> None:
@@ -104,7 +123,12 @@ def _write_private(path: Path, data: bytes) -> None:
             raise
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         reason = getattr(error, "strerror", None) or error
-        raise StorageError(f"Could not write the private key {path}: {reason}. Choose another place.") from error
+        raise StorageError(
+            f"Could not write the private key {path}: {reason}.",
+            found=str(reason),
+            where=path,
+            hint="Choose another place.",
+        ) from error
 
 
 def load_public_key(path: Path) -> SSlibKey:
@@ -116,8 +140,16 @@ def load_public_key(path: Path) -> SSlibKey:
     data = read_plain(path, max_bytes=MAX_KEY_BYTES, what="public key", error_type=SignatureError)
     try:
         return public_key_from_pem(data.decode("ascii"))
-    except (UnicodeDecodeError, SignatureError) as error:
-        raise SignatureError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SignatureError(
+            f"{path}: {error}.",
+            found=str(error),
+            expected="a public key in PEM form",
+            where=path,
+            hint="`keygen()` makes one.",
+        ) from error
+    except SignatureError as error:
+        raise SignatureError.at(path, error) from error
 
 
 def load_private_key(path: Path) -> CryptoSigner:
@@ -135,10 +167,19 @@ def load_private_key(path: Path) -> CryptoSigner:
         key = load_pem_private_key(data, password=None)
     except Exception as error:  # see `public_key_from_pem`
         raise SignatureError(
-            f"{path} is not an unencrypted private key in PEM form. `icis-deploy keygen` makes one."
+            f"{path} is not an unencrypted private key in PEM form.",
+            expected="an unencrypted private key in PEM form",
+            where=path,
+            hint="`keygen()` makes one.",
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise SignatureError(f"{path} is an {type(key).__name__}; expected an Ed25519 private key.")
+        raise SignatureError(
+            f"{path} is an {type(key).__name__}; expected an Ed25519 private key.",
+            found=type(key).__name__,
+            expected="Ed25519PrivateKey",
+            where=path,
+            hint="`keygen()` makes one.",
+        )
     return CryptoSigner(key)
 
 
@@ -173,7 +214,7 @@ def sign(
     try:
         content = parse_content(envelope)
     except CorruptFileError as error:
-        raise CorruptFileError(f"{path}: {error}") from error
+        raise CorruptFileError.at(path, error) from error
     if version is not None or expires is not None:
         content = content.with_terms(
             version=content.version if version is None else version,
@@ -189,13 +230,21 @@ def sign(
 def _check_terms(version: int | None, expires: datetime | None) -> None:
     """Raise `UsageError` if no device would take a file under these terms; `None` is not looked at."""
     if version is not None and not 1 <= version <= MAX_VERSION:
-        raise UsageError("The version lies outside of 1 to 2^63 - 1. Give another --version.")
+        raise UsageError(
+            "The version lies outside of 1 to 2^63 - 1.",
+            found=version,
+            expected=f"1 to {MAX_VERSION}",
+            hint="Give another `version`.",
+        )
     if expires is None or expires.tzinfo is None:  # the value that holds it refuses a time without a zone
         return
     if expires <= (now := datetime.now(timezone.utc)):
         raise UsageError(
-            f"The file would expire at {json_from_time(expires)}; by this machine's clock it is {json_from_time(now)}, "
-            f"so no device would take it. Give a later --expires."
+            f"The file would expire at {json_from_time(expires)}; by this machine's clock it is "
+            f"{json_from_time(now)}, so no device would take it.",
+            found=json_from_time(expires),
+            expected=f"later than {json_from_time(now)}",
+            hint="Give a later `expires`.",
         )
 
 
@@ -213,7 +262,7 @@ def verify_update(path: Path, key_paths: Sequence[Path]) -> SignedFile:
         signed_by = verify_signature(envelope, keys)
         return SignedFile(path=path, content=parse_content(envelope), signed_by=signed_by)
     except IntegrityError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error).at(path, error) from error
 
 
 def trusted_keys_from_files(public_key_paths: Sequence[Path]) -> TrustedKeys:

@@ -44,6 +44,11 @@ _FIELDS = frozenset({"schema_version", "public_keys", "version", "expires"})
 class TrustedKeys:
     """A set of public keys that replaces the one a device trusts.
 
+    Example:
+        signed = icis_deploy.verify_update("keys.icis", trust=["publisher.key.pub"])
+        if isinstance(signed.content, icis_deploy.TrustedKeys):
+            print(len(signed.content.public_keys))
+
     Raises:
         IncompatibleError: On construction, if there is no key or too many, or a field is out of its range.
         SignatureError: On construction, if a text is not an Ed25519 public key.
@@ -63,15 +68,30 @@ class TrustedKeys:
         object.__setattr__(self, "public_keys", tuple(canonical))
         if not 1 <= len(self.public_keys) <= MAX_TRUSTED_KEYS:
             raise IncompatibleError(
-                f"A set of {len(self.public_keys)} trusted keys was given; expected 1 to {MAX_TRUSTED_KEYS}."
+                f"A set of {len(self.public_keys)} trusted keys was given; expected 1 to {MAX_TRUSTED_KEYS}.",
+                found=len(self.public_keys),
+                expected=f"1 to {MAX_TRUSTED_KEYS}",
             )
         if self.version < 1:
-            raise IncompatibleError(f"The trusted keys have version {self.version}; expected at least 1.")
+            raise IncompatibleError(
+                f"The trusted keys have version {self.version}; expected at least 1.",
+                found=self.version,
+                expected="at least 1",
+            )
         if self.version > MAX_VERSION:
-            raise IncompatibleError("The trusted keys' version does not fit into 63 bits. Sign a smaller one.")
+            raise IncompatibleError(
+                "The trusted keys' version does not fit into 63 bits.",
+                found=self.version,
+                expected=MAX_VERSION,
+                hint="Sign them with a smaller `version`.",
+            )
         if self.expires is not None:
             if self.expires.tzinfo is None:
-                raise IncompatibleError("The expiry of the trusted keys has no time zone; expected a time in UTC.")
+                raise IncompatibleError(
+                    "The expiry of the trusted keys has no time zone; expected a time in UTC.",
+                    found="a time without a zone",
+                    expected="a time in UTC",
+                )
             object.__setattr__(self, "expires", self.expires.astimezone(timezone.utc).replace(microsecond=0))
 
     def with_terms(self, *, version: int, expires: datetime | None) -> TrustedKeys:
@@ -94,11 +114,17 @@ def public_key_from_pem(text: str) -> SSlibKey:
         key = load_pem_public_key(text.encode())
     except Exception as error:  # cryptography raises several unrelated types; this is the one call of its key reader
         raise SignatureError(
-            f"The text is not a public key in PEM form: {error}. `icis-deploy keygen` makes one."
+            f"The text is not a public key in PEM form: {error}.",
+            found=str(error),
+            expected="a public key in PEM form",
+            hint="`keygen()` makes one.",
         ) from error
     if not isinstance(key, Ed25519PublicKey):
         raise SignatureError(
-            f"The key is an {type(key).__name__}; expected an Ed25519 public key. `icis-deploy keygen` makes one."
+            f"The key is an {type(key).__name__}; expected an Ed25519 public key.",
+            found=type(key).__name__,
+            expected="Ed25519PublicKey",
+            hint="`keygen()` makes one.",
         )
     return SSlibKey.from_crypto(key)
 
@@ -144,7 +170,11 @@ def parse_trusted_keys(payload: bytes) -> TrustedKeys:
         CorruptFileError: If the bytes are too many, of another schema, or break a rule.
     """
     if len(payload) > MAX_TRUSTED_KEYS_BYTES:
-        raise CorruptFileError(f"The trusted keys are {len(payload)} bytes; at most {MAX_TRUSTED_KEYS_BYTES} are read.")
+        raise CorruptFileError(
+            f"The trusted keys are {len(payload)} bytes; at most {MAX_TRUSTED_KEYS_BYTES} are read.",
+            found=len(payload),
+            expected=MAX_TRUSTED_KEYS_BYTES,
+        )
     try:
         fields = load_strict(payload)
         schema_version = integer_from_json(fields["schema_version"])
@@ -158,4 +188,8 @@ def parse_trusted_keys(payload: bytes) -> TrustedKeys:
             expires=None if fields["expires"] is None else time_from_json(fields["expires"]),
         )
     except (ICISDeployError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptFileError(f"The file of trusted keys is damaged: {reason_of(error)}.") from error
+        raise CorruptFileError(
+            f"The file of trusted keys is damaged: {reason_of(error)}.",
+            found=reason_of(error),
+            expected="a file of trusted keys",
+        ) from error

@@ -111,7 +111,12 @@ def main() -> int:
         sessions: list[Session] = []
         for form in (ModelForm(model_input="uint8", top=given.top), ModelForm(top=0)):
             out = Path(folder) / str(len(sessions))
-            icis_deploy.export(given.model, classes=given.classes, preprocess=preprocessing, form=form, out=out)
+            icis_deploy.export(
+                given.model,
+                classes=given.classes,
+                options=icis_deploy.ExportOptions(preprocess=preprocessing, form=form),
+                out=out,
+            )
             sessions.append(Device.open(out, runtime=given.runtime, num_threads=given.threads).session)
         chooser, plain = sessions
         found = ways(chooser, plain, preprocessing, given.top)

@@ -154,9 +154,14 @@ def cell(
     form = ModelForm(precision=precision, calibration_images=images if precision == "int8" else None)
     try:
         bundle = icis_deploy.export(
-            opened, updates=[update], head=head, capacity=16 if head == "updatable" else None, form=form,
-            preprocess=preprocessing, out=out, overwrite=True,
-        )  # fmt: skip
+            opened,
+            updates=[update],
+            options=icis_deploy.ExportOptions(
+                head=head, capacity=16 if head == "updatable" else None, form=form, preprocess=preprocessing
+            ),
+            out=out,
+            overwrite=True,
+        )
     except GateFailedError as error:
         return f"rejected: {str(error).split(': ', 1)[1].split(';')[0].split('. No bundle')[0]}"
     except ICISDeployError as error:

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.zero_shot.injection_quality import COLUMNS, measure_injection, summary
-from icis_deploy.api.compare import Photos
-from icis_deploy.api.inject import run_neutral_pictures
+from icis_deploy.api.compare import LabeledImageFeatures
+from icis_deploy.api.inject import neutral_features_of
 from icis_deploy.api.models import head_of, inspect
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
@@ -90,8 +90,8 @@ def main() -> None:
     preprocessing = load_preprocessing(asked.folder / "preprocess.json")
     opened = inspect(asked.folder / "model.onnx", classes=asked.folder / "classes.txt")
     head, described = head_of(opened), load_descriptors(asked.folder / "descriptors.npz")
-    neutral = run_neutral_pictures(opened, preprocess=preprocessing, seed=0)
-    photos = Photos.load(asked.folder / "images.csv", opened, preprocessing)
+    neutral = neutral_features_of(opened, preprocessing=preprocessing, seed=0)
+    photos = LabeledImageFeatures.load(asked.folder / "images.csv", opened, preprocessing)
     index_of = {name: index for index, name in enumerate(head.class_names)}
     print(COLUMNS)
     unseen, found = list(load_class_list(asked.folder / "unseen.txt")), []
@@ -116,7 +116,7 @@ def main() -> None:
         print(summary(found))
 
 
-def _of_classes(photos: Photos, names: list[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _of_classes(photos: LabeledImageFeatures, names: list[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     index_of = {name: index for index, name in enumerate(names)}
     kept = [index for index, label in enumerate(photos.labels) if label in index_of]
     return photos.features[kept], np.array([index_of[photos.labels[index]] for index in kept], dtype=np.int64)

@@ -88,8 +88,7 @@ def _export(folder: Path, kind: str, added: int) -> Bundle:
         folder / "model.onnx",
         classes=folder / "classes.txt",
         updates=[folder / "new.icis"],
-        head=kind,
-        capacity=added if kind == "updatable" else None,
+        options=icis_deploy.ExportOptions(head=kind, capacity=added if kind == "updatable" else None),
         out=folder / "bundle",
     )
 

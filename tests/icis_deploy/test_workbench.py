@@ -11,7 +11,7 @@ from icis_deploy.errors import MissingDependencyError
 REPOSITORY = Path(workbench.__file__).resolve().parent.parent
 
 
-def run_beside_foreign_packages(folder, code):
+def run_next_to_foreign_packages(folder, code):
     """Run Python code in a folder whose own `benchmarks` and `exporters` come first; return what it prints."""
     for name in ("benchmarks", "exporters"):
         (folder / name).mkdir()
@@ -22,8 +22,8 @@ def run_beside_foreign_packages(folder, code):
     return result.stdout.strip()
 
 
-def test_the_names_mean_ours_also_beside_packages_of_the_same_name(tmp_path):
-    printed = run_beside_foreign_packages(
+def test_the_names_mean_ours_also_next_to_packages_of_the_same_name(tmp_path):
+    printed = run_next_to_foreign_packages(
         tmp_path,
         """
         from icis_deploy.workbench import enable_workbench
@@ -41,14 +41,28 @@ def test_the_names_mean_ours_also_beside_packages_of_the_same_name(tmp_path):
     ]
 
 
+def test_public_names_of_exporters_and_benchmarks_are_ours_too(tmp_path):
+    printed = run_next_to_foreign_packages(
+        tmp_path,
+        """
+        import icis_deploy
+        import inspect
+        print(inspect.getsourcefile(icis_deploy.BuiltTarget), inspect.getsourcefile(icis_deploy.results.Result))
+        """,
+    )
+
+    files = (REPOSITORY / "exporters" / "targets" / "registry.py", REPOSITORY / "benchmarks" / "results" / "result.py")
+    assert printed.split() == [str(path) for path in files]
+
+
 def test_without_it_the_names_mean_the_packages_in_the_working_directory(tmp_path):
     # Without this, the test above could not fail.
-    assert run_beside_foreign_packages(tmp_path, "import exporters; print(exporters.MINE)") == "True"
+    assert run_next_to_foreign_packages(tmp_path, "import exporters; print(exporters.MINE)") == "True"
 
 
 @pytest.mark.parametrize("name", ["exporters", "benchmarks"])
 def test_a_foreign_package_that_is_already_imported_is_refused(tmp_path, name):
-    printed = run_beside_foreign_packages(
+    printed = run_next_to_foreign_packages(
         tmp_path,
         f"""
         import {name}
@@ -71,7 +85,7 @@ def test_a_foreign_package_that_is_already_imported_is_refused(tmp_path, name):
 
 
 def test_a_foreign_module_without_a_file_is_refused_as_well(tmp_path):
-    printed = run_beside_foreign_packages(
+    printed = run_next_to_foreign_packages(
         tmp_path,
         """
         import types
@@ -89,7 +103,7 @@ def test_a_foreign_module_without_a_file_is_refused_as_well(tmp_path):
 
 
 def test_no_other_name_is_touched(tmp_path):
-    printed = run_beside_foreign_packages(
+    printed = run_next_to_foreign_packages(
         tmp_path,
         """
         from icis_deploy.workbench import enable_workbench

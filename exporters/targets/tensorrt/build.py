@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from exporters.targets.tensorrt.engine_settings import EngineSettings
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput
+from icis_deploy.bundle.target_options import EngineSettings
 from icis_deploy.common.files import write_file
 from icis_deploy.errors import ExportError, UsageError
 from icis_deploy.runtime.sessions.tensorrt_library import new_logger
@@ -76,7 +76,10 @@ def build_engine(trt: Any, model: Path, settings: EngineSettings, *, refittable:
     cache = _load_timing_cache(config, settings.timing_cache)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise ExportError(f"{trt.__name__} {trt.__version__} could not build the engine: {logger.last_error()}.")
+        raise ExportError(
+            f"{trt.__name__} {trt.__version__} could not build the engine: {logger.last_error()}.",
+            found=logger.last_error(),
+        )
     if cache is not None and settings.timing_cache is not None:
         write_file(settings.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
@@ -123,13 +126,18 @@ def _add_profile(
         if -1 in shape[1:]:
             raise UsageError(
                 f"The input {tensor.name!r} has the shape {shape}; an engine needs every size but the batch to be "
-                f"fixed. Export the model with a fixed image size, or let it take pixels: --input uint8."
+                f"fixed.",
+                found=str(shape),
+                where=tensor.name,
+                hint="Export the model with a fixed image size, or let it take pixels: `model_input='uint8'`.",
             )
         ranges = [(batch, *shape[1:]) if shape and shape[0] == -1 else shape for batch in batches]
         if index == 0 and shape and shape[0] != -1 and set(batches) != {shape[0]} and settings.batches_were_chosen:
             raise UsageError(
-                f"The model takes batches of {shape[0]} alone, so the engine cannot take {batches[0]} to {batches[2]}. "
-                f"Leave --min-batch, --opt-batch and --max-batch out, or export a model that takes any batch."
+                f"The model takes batches of {shape[0]} alone, so the engine cannot take {batches[0]} to {batches[2]}.",
+                found=tuple(batches),
+                expected=shape[0],
+                hint="Leave `min_batch`, `opt_batch` and `max_batch` out, or export a model that takes any batch.",
             )
         if -1 in shape:
             profile.set_shape(tensor.name, *ranges)
@@ -155,7 +163,9 @@ def _set_hardware(trt: Any, config: Any, settings: EngineSettings) -> tuple[str,
     if unknown:
         raise UsageError(
             f"{trt.__name__} {trt.__version__} does not build for the compute capability {unknown[0]}; it knows "
-            f"{', '.join(known)}."
+            f"{', '.join(known)}.",
+            found=unknown[0],
+            expected=tuple(known),
         )
     config.num_compute_capabilities = len(wanted)
     for index, name in enumerate(wanted):
@@ -169,13 +179,18 @@ def _mark_refittable(trt: Any, network: Any, config: Any, names: Sequence[str]) 
     flag = getattr(trt.BuilderFlag, "REFIT_INDIVIDUAL", None)
     if flag is None:
         raise UsageError(
-            f"{trt.__name__} {trt.__version__} cannot make single weights refittable, which came with 10.2. Leave "
-            f"--refit out: slots are then inputs."
+            f"{trt.__name__} {trt.__version__} cannot make single weights refittable, which came with 10.2.",
+            found=trt.__version__,
+            expected="at least 10.2",
+            hint="Leave `refit` out: slots are then inputs.",
         )
     config.set_flag(flag)
     for name in names:
         if not network.mark_weights_refittable(name):
-            raise ExportError(f"TensorRT knows no weight {name!r} that could be refitted: the parser folded it away.")
+            raise ExportError(
+                f"TensorRT knows no weight {name!r} that could be refitted: the parser folded it away.",
+                where=name,
+            )
 
 
 def _load_timing_cache(config: Any, path: Path | None) -> Any:

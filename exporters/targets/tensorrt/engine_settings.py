@@ -1,4 +1,4 @@
-"""How engines of TensorRT are built, and which of their options concerns which library.
+"""Which of the settings of an engine concerns which of TensorRT's libraries.
 
 What a library cannot take is refused with the reason, and not left out: who asks for a timing cache counts on it.
 """
@@ -6,81 +6,35 @@ What a library cannot take is refused with the reason, and not left out: who ask
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any
 
+from icis_deploy.bundle.target_options import EngineSettings
 from icis_deploy.errors import UsageError
 
 ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """How engines are built.
-
-    Raises:
-        UsageError: On construction, if the batches are not in order.
-    """
-
-    min_batch: int = 1
-    """The least batch that the engine takes."""
-
-    opt_batch: int = 1
-    """The batch that kernels are chosen for."""
-
-    max_batch: int = 32
-    """The greatest batch that it takes."""
-
-    compute_capabilities: tuple[str, ...] = ()
-    """GPU architectures, such as `8.6`, for TensorRT-RTX; by default all from 8.0 on that it knows. TensorRT itself
-    builds for the GPU of this machine."""
-
-    hardware_compatibility: str = "none"
-    """For TensorRT: `ampere_plus` lets the engine run on every architecture from 8.0 on, somewhat slower."""
-
-    workspace_bytes: int | None = None
-    """Memory that a layer may use while it runs; `None` for all there is."""
-
-    timing_cache: Path | None = None
-    """For TensorRT: a file of kernel timings, read if it is there and written afterwards. A rebuild takes seconds."""
-
-    refit: bool = False
-    """Whether slots are weights that are refitted, and not inputs."""
-
-    @property
-    def batches_were_chosen(self) -> bool:
-        """Whether the batches are others than where nobody says anything."""
-        return any(getattr(self, name) != _DEFAULTS[name] for name in ("min_batch", "opt_batch", "max_batch"))
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
-            raise UsageError(
-                f"The batches {self.min_batch}, {self.opt_batch}, {self.max_batch} are not in order: expected 1 <= "
-                f"least <= usual <= greatest."
-            )
 
 
 _DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(EngineSettings)}
 
 _ONLY_FOR: Mapping[str, tuple[str, str, str]] = {
     "timing_cache": (
-        "--timing-cache",
+        "A timing cache",
         "tensorrt",
         "TensorRT-RTX times no kernels, but compiles them on the device that loads the engine",
     ),
     "hardware_compatibility": (
-        "--hardware-compatibility",
+        "A hardware compatibility",
         "tensorrt",
-        "an engine of TensorRT-RTX runs on what --compute-capability names",
+        "an engine of TensorRT-RTX runs on the compute capabilities that it is built for",
     ),
     "compute_capabilities": (
-        "--compute-capability",
+        "A compute capability",
         "tensorrt-rtx",
-        "TensorRT builds for the GPU of this machine; --hardware-compatibility lets its engine run on others",
+        "TensorRT builds for the GPU of this machine; a hardware compatibility lets its engine run on others",
     ),
 }
-"""By setting: its option, the only target that takes it, and why the other one does not."""
+"""By setting: what it is called, the only target that takes it, and why the other one does not."""
 
 
 def settings_for(target: str, settings: EngineSettings) -> EngineSettings:
@@ -104,15 +58,24 @@ def require_used(settings: EngineSettings, targets: Sequence[str], *, head_kind:
     engines = [name for name in targets if name in ENGINE_TARGETS]
     if not engines:
         raise UsageError(
-            "Options of engines were given, but no engine is built: give --target tensorrt or tensorrt-rtx, or leave "
-            "them out."
+            "Options of engines were given, but no engine is built.",
+            found=tuple(targets),
+            expected=ENGINE_TARGETS,
+            hint="Give `targets=['tensorrt']` or `targets=['tensorrt-rtx']`, or leave them out.",
         )
-    for name, (option, only, reason) in _ONLY_FOR.items():
+    for name, (what, only, reason) in _ONLY_FOR.items():
         if getattr(settings, name) != _DEFAULTS[name] and only not in engines:
             raise UsageError(
-                f"{option} is for the target {only} alone: {reason}. Leave it out, or add --target {only}."
+                f"{what} is for the target {only} alone: {reason}.",
+                found=tuple(engines),
+                expected=only,
+                where=name,
+                hint=f"Leave `{name}` out, or add `targets=['{only}']`.",
             )
     if settings.refit and head_kind == "fused":
         raise UsageError(
-            "A fused head has no slots that could be refitted: give --refit with --head updatable, or leave it out."
+            "A fused head has no slots that could be refitted.",
+            found=head_kind,
+            expected="updatable",
+            hint="Give `refit` with `head='updatable'`, or leave it out.",
         )

@@ -148,4 +148,7 @@ def _rows_product(graph: ir.Graph, features: ir.Value, rows: np.ndarray) -> ir.V
 
 def _require_slots(model: ir.Model) -> None:
     if not has_slots(model):
-        raise UsageError("The model has no slots, so there is nothing to refit or to feed. Export it as updatable.")
+        raise UsageError(
+            "The model has no slots, so there is nothing to refit or to feed.",
+            hint="Export it with `head='updatable'`.",
+        )

@@ -51,7 +51,10 @@ def with_symmetric_quantization(model: ir.Model) -> ir.Model:
 
 def _require_quantized(model: ir.Model) -> None:
     if not any(node.op_type == "QuantizeLinear" for node in model.graph):
-        raise IncompatibleError("The model holds no quantized activation; export it with --precision int8.")
+        raise IncompatibleError(
+            "The model holds no quantized activation.",
+            hint="Export it with `precision='int8'`.",
+        )
 
 
 def _call(model: ir.Model) -> bool:

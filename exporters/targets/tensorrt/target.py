@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.tensorrt.build import BuiltEngine, build_engine
-from exporters.targets.tensorrt.engine_settings import EngineSettings
 from exporters.targets.tensorrt.graph import SLOT_ROWS, graph_for_tensorrt
 from exporters.targets.tensorrt.symmetric_quantization import with_symmetric_quantization
 from icis_deploy._version import __version__
@@ -27,6 +26,7 @@ from icis_deploy.bundle.engine_sidecar import (
     this_platform,
 )
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
+from icis_deploy.bundle.target_options import EngineSettings
 from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.errors import BundleError, ExportError, MissingDependencyError, StorageError
 from icis_deploy.runtime.sessions.cuda_calls import load_cuda
@@ -105,8 +105,11 @@ def _build(trt: Any, model: Path, settings: EngineSettings, *, precision: str) -
         if rewrite is not None or not any(node.op_type == "DequantizeLinear" for node in graph.graph):
             raise
         raise ExportError(
-            f"{error} The model was quantized before it was exported, and TensorRT takes zero points of 0 and float "
-            f"biases alone. Export the float model that it was made from, with --precision int8."
+            f"{error.what} The model was quantized before it was exported, and TensorRT takes zero points of 0 and "
+            f"float biases alone.",
+            found=error.found,
+            where=error.where,
+            hint="Export the float model that it was made from, with `precision='int8'`.",
         ) from error
 
 
@@ -118,7 +121,9 @@ def _build_of(trt: Any, prepared: ir.Model, settings: EngineSettings) -> BuiltEn
             return build_engine(trt, path, settings, refittable=(SLOT_ROWS,) if settings.refit else ())
     except OSError as error:
         raise StorageError(
-            f"Could not write the model for TensorRT: {error.strerror or error}. Free some space."
+            f"Could not write the model for TensorRT: {error.strerror or error}.",
+            found=error.strerror or str(error),
+            hint="Free some space.",
         ) from error
 
 

@@ -26,7 +26,13 @@ MAX_NEWTON_STEPS = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collision:
-    """Two classes whose descriptors hardly differ."""
+    """Two classes whose descriptors hardly differ.
+
+    Example:
+        injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        for collision in injection.estimate.collisions:
+            print(collision)
+    """
 
     class_name: str
     """An unseen class."""

@@ -62,7 +62,12 @@ MAX_LISTED = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What cross-validation predicts of an injection."""
+    """What cross-validation predicts of an injection.
+
+    Example:
+        injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        print(injection.estimate.H.value, injection.estimate.warnings)
+    """
 
     T: Range
     """On unseen classes, choosing among unseen classes only."""

@@ -34,7 +34,12 @@ DOUBTFUL = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """A predicted number and its 90 % interval, fractions of 1."""
+    """A predicted number and its 90 % interval, fractions of 1.
+
+    Example:
+        injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        print(injection.estimate.H.low, injection.estimate.H.high)
+    """
 
     value: float
     """The prediction."""

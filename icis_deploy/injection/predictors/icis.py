@@ -82,7 +82,11 @@ class ICISConfig:
         counts = (self.latent_dim, self.batch_size, self.max_epochs)
         positive = min(counts) >= 1 and self.min_steps >= 0 and self.learning_rate > 0 and self.init_deviation > 0
         if not positive:
-            raise UsageError(f"Cannot train ICIS with {self}; every number must be positive.")
+            raise UsageError(
+                f"Cannot train ICIS with {self}; every number must be positive.",
+                found=str(self),
+                expected="positive numbers",
+            )
 
     @classmethod
     def published(cls) -> ICISConfig:
@@ -324,10 +328,14 @@ def _check_shapes(
     if len(seen_rows) == 0 or len(seen_rows) != len(seen_descriptors):
         raise IncompatibleError(
             f"Cannot train ICIS on {len(seen_rows)} seen rows and {len(seen_descriptors)} seen descriptors; expected "
-            f"one descriptor for each row, and at least one row."
+            f"one descriptor for each row, and at least one row.",
+            found=(len(seen_rows), len(seen_descriptors)),
+            expected="one descriptor for each row, and at least one row",
         )
     if seen_descriptors.shape[1:] != unseen_descriptors.shape[1:]:
         raise IncompatibleError(
             f"Seen descriptors have shape {seen_descriptors.shape} and unseen ones {unseen_descriptors.shape}; "
-            f"expected the same width."
+            f"expected the same width.",
+            found=unseen_descriptors.shape,
+            expected=f"(num_unseen, {seen_descriptors.shape[1]})",
         )

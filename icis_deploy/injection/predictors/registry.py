@@ -86,7 +86,11 @@ def method_named(name: str) -> Method:
         UsageError: If there is none of that name.
     """
     if name not in METHODS:
-        raise UsageError(f"There is no method {name!r}; choose one of {', '.join(METHODS)}, or auto.")
+        raise UsageError(
+            f"There is no method {name!r}; choose one of {', '.join(METHODS)}, or auto.",
+            found=name,
+            expected=(*METHODS, "auto"),
+        )
     return METHODS[name]
 
 
@@ -125,8 +129,11 @@ def _prepare_icis(
         from icis_deploy.injection.predictors.icis import fit_icis, latent_predictor
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            "ICIS is trained with torch, which is not installed. Install it: pip install 'icis-deploy[train]'. The "
-            "methods ridge, mixture, wavg, costa, nearest and mean do without."
+            "ICIS is trained with torch, which is not installed.",
+            hint=(
+                "Install it: pip install 'icis-deploy[train]'. The methods ridge, mixture, wavg, costa, nearest and "
+                "mean do without."
+            ),
         ) from error
 
     def fit(seen_descriptors: Float32, seen_rows: Float32, unseen_descriptors: Float32) -> RowPredictor:

@@ -20,7 +20,13 @@ from icis_deploy.injection.rows.spectrum import amplify, at_length
 
 
 class RowCalibration(Protocol):
-    """What brings raw rows into competition with the seen ones."""
+    """What brings raw rows into competition with the seen ones.
+
+    Example:
+        injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        raw = injection.injector.predictor.rows(icis_deploy.load_descriptors("more.npz").values)
+        calibrated = injection.injector.calibration.apply(raw)
+    """
 
     def apply(self, rows: Float32) -> Float32:
         """Return calibrated rows; both `(num_classes, feature_dim + 1)` float32."""
@@ -85,7 +91,12 @@ class DeviationCalibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Injector:
-    """All that makes a calibrated row of a descriptor: a function of one class, in plain arrays."""
+    """All that makes a calibrated row of a descriptor: a function of one class, in plain arrays.
+
+    Example:
+        injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        rows = injection.injector.rows(icis_deploy.load_descriptors("more.npz").values)
+    """
 
     predictor: RowPredictor
     """From descriptors to raw rows."""

@@ -24,7 +24,12 @@ Weigh = Callable[[Float32, Float32], Float32]
 
 
 class RowPredictor(Protocol):
-    """What all trained methods are."""
+    """What all trained methods are.
+
+    Example:
+        injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        raw = injection.injector.predictor.rows(icis_deploy.load_descriptors("more.npz").values)
+    """
 
     def rows(self, descriptors: Float32) -> Float32:
         """Predict raw rows, `(num_classes, descriptor_dim)` -> `(num_classes, feature_dim + 1)` float32."""

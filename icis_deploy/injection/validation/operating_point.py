@@ -37,7 +37,12 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Macro-averaged accuracies, fractions of 1."""
+    """Macro-averaged accuracies, fractions of 1.
+
+    Example:
+        >>> icis_deploy.Rates(T=0.8, U=0.5, S=0.5).H
+        0.5
+    """
 
     T: float
     """On unseen classes, choosing among unseen classes only."""
@@ -61,7 +66,11 @@ def check_balance(balance: float) -> None:
         UsageError: If it is not between 0 and 1, both excluded.
     """
     if not 0.0 < balance < 1.0:
-        raise UsageError(f"The balance is {balance}; expected a number between 0 (seen classes) and 1 (unseen ones).")
+        raise UsageError(
+            f"The balance is {balance}; expected a number between 0 (seen classes) and 1 (unseen ones).",
+            found=balance,
+            expected="0 to 1",
+        )
 
 
 def choose_operating_point(outcomes: Outcomes, *, balance: float = 0.5) -> OperatingPoint:

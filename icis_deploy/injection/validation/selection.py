@@ -9,7 +9,7 @@ from typing import Any
 
 from icis_deploy.injection.predictors.registry import METHODS, Method, Progress
 from icis_deploy.injection.validation.evaluation import Candidate, Trial, try_method
-from icis_deploy.injection.validation.operating_point import weighted_harmonic_mean
+from icis_deploy.injection.validation.operating_point import Rates, weighted_harmonic_mean
 
 # Why: docs/decisions/0038.
 METHODS_TIED = 0.5
@@ -20,6 +20,86 @@ would have, but for one head."""
 
 AFFORDABLE_TRAINING = 2.5e11
 """Multiplications of one training, up to which `auto` also considers a trained method: a few seconds on a CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TriedMethod:
+    """How one method did in cross-validation.
+
+    Example:
+        injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        for each in injection.selection.candidates:
+            print(each.method, each.rates.H, each.row_cosine)
+    """
+
+    method: str
+    """Its name."""
+
+    rates: Rates
+    """Accuracies at its operating point, on pseudo-features of held-out classes."""
+
+    row_cosine: float
+    """Mean cosine between predicted and true deviations of held-out rows, in -1..1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodChoice:
+    """Which method cross-validation chose, and why.
+
+    Example:
+        injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        print(injection.selection.reason)
+    """
+
+    reason: str
+    """Why it was chosen, in a sentence."""
+
+    chosen: TriedMethod
+    """One of the candidates."""
+
+    candidates: tuple[TriedMethod, ...]
+    """All that were tried, at least one."""
+
+    balance: float
+    """Weight of U against S, in 0..1."""
+
+    seen_accuracy: float
+    """Accuracy on seen classes that was assumed of the classifier, a fraction of 1."""
+
+    is_accuracy_known: bool
+    """Whether the classifier's owner stated it."""
+
+    num_neutral_features: int
+    """Features of neutral images that the scale of features was measured on; 0 where it was guessed."""
+
+    scale: float
+    """Length of a calibrated deviation from the mean row, in units of the seen rows' mean."""
+
+    offset: float
+    """Added to the bias of every injected row, in logits."""
+
+    spread_exponent: float
+    """Exponent with which the spread of predicted rows along the seen rows' principal axes was restored."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, rounded, as a class update's provenance keeps them."""
+        return {
+            "reason": self.reason,
+            "balance": self.balance,
+            "seen_accuracy": {"value": self.seen_accuracy, "is_known": self.is_accuracy_known},
+            "num_neutral_features": self.num_neutral_features,
+            "scale": self.scale,
+            "offset": self.offset,
+            "spread_exponent": self.spread_exponent,
+            "candidates": [
+                {
+                    "method": one.method,
+                    **{name: round(float(getattr(one.rates, name)), 4) for name in ("T", "U", "S", "H")},
+                    "row_cosine": round(one.row_cosine, 4),
+                }
+                for one in self.candidates
+            ],
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,27 +131,27 @@ class Selection:
             return f"{reason}, the best."
         return f"{reason}, {best.method.name} has {_score(best, self.trial.balance):.1%}."
 
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values: what was assumed, chosen and compared."""
-        assumed, chosen = self.trial.assumptions, self.chosen
+    @property
+    def choice(self) -> MethodChoice:
+        """What was assumed, compared and chosen, without the trial's arrays."""
+        assumed, point = self.trial.assumptions, self.chosen.point
         neutral = assumed.neutral_features
-        return {
-            "reason": self.reason,
-            "balance": self.trial.balance,
-            "seen_accuracy": {"value": assumed.seen_accuracy, "is_known": assumed.is_accuracy_known},
-            "num_neutral_features": 0 if neutral is None else len(neutral),
-            "scale": chosen.point.scale,
-            "offset": chosen.point.offset,
-            "spread_exponent": chosen.exponent,
-            "candidates": [
-                {
-                    "method": one.method.name,
-                    **{name: round(float(getattr(one.rates, name)), 4) for name in ("T", "U", "S", "H")},
-                    "row_cosine": round(one.cosine, 4),
-                }
-                for one in self.candidates
-            ],
-        }
+        return MethodChoice(
+            reason=self.reason,
+            chosen=_tried(self.chosen),
+            candidates=tuple(_tried(one) for one in self.candidates),
+            balance=self.trial.balance,
+            seen_accuracy=assumed.seen_accuracy,
+            is_accuracy_known=assumed.is_accuracy_known,
+            num_neutral_features=0 if neutral is None else len(neutral),
+            scale=point.scale,
+            offset=point.offset,
+            spread_exponent=self.chosen.exponent,
+        )
+
+
+def _tried(candidate: Candidate) -> TriedMethod:
+    return TriedMethod(method=candidate.method.name, rates=candidate.rates, row_cosine=candidate.cosine)
 
 
 def select(trial: Trial, methods: Sequence[Method], *, progress: Progress | None = None) -> Selection:

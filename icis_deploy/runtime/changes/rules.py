@@ -99,8 +99,10 @@ def verify_bytes(
     """
     if len(data) > (limit := max_update_bytes(bundle)):
         raise CorruptFileError(
-            f"The file has more than {limit} bytes, which no update for this bundle ({bundle.capacity} slots) has. Not "
-            f"read further."
+            f"The file has more than {limit} bytes, which no update for this bundle ({bundle.capacity} slots) has. "
+            f"Not read further.",
+            found=f"more than {limit} bytes",
+            expected=f"at most {limit} bytes",
         )
     envelope = parse_envelope(data)
     signed_by = None
@@ -109,7 +111,10 @@ def verify_bytes(
     content = parse_content(envelope, is_verified=signed_by is not None)
     if isinstance(content, TrustedKeys) and signed_by is None:
         raise SignatureError(
-            "Trusted keys must be signed by a key that is trusted now; --allow-unsigned is for updates."
+            "Trusted keys must be signed by a key that is trusted now.",
+            found="no signature",
+            expected="a signature by a trusted key",
+            hint="Sign them with `sign()`; `allow_unsigned` is for updates.",
         )
     return VerifiedContent(content=content, payload=envelope.payload, signed_by=signed_by)
 
@@ -140,12 +145,18 @@ def plan_update(
     """
     if table is None:
         raise IncompatibleError(
-            "The bundle's head is fused: it has no slots for a class update. Export it with --head updatable."
+            "The bundle's head is fused: it has no slots for a class update.",
+            found="fused",
+            expected="updatable",
+            hint="Export it with `head='updatable'`.",
         )
     if update.base_fingerprint != bundle.base_fingerprint:
         raise WrongBaseError(
             f"The class update was made for the head {update.base_fingerprint[:16]}…; this device's is "
-            f"{bundle.base_fingerprint[:16]}…. Inject again with this device's model and class list."
+            f"{bundle.base_fingerprint[:16]}….",
+            found=update.base_fingerprint,
+            expected=bundle.base_fingerprint,
+            hint="Inject again with this device's model and class list.",
         )
     _check_version(update.version, held=journal.highest_version, what="class update")
     _check_expiry(update.expires, journal=journal, clock=clock, what="class update")
@@ -183,7 +194,10 @@ def _check_version(version: int, *, held: int, what: str) -> None:
     if version <= held:
         raise VersionRollbackError(
             f"The {what} has version {version}; this device has held version {held}, so it takes {held + 1} or "
-            f"greater. Sign the change again with a greater --version; `icis-deploy rollback` undoes the last update."
+            f"greater.",
+            found=version,
+            expected=f"at least {held + 1}",
+            hint="Sign the change again with a greater `version`; `Device.rollback()` undoes the last update.",
         )
 
 
@@ -196,8 +210,10 @@ def _check_expiry(expires: datetime | None, *, journal: Journal, clock: datetime
         f" (its clock says {json_from_time(clock)}, which is before the last change it committed)" if behind else ""
     )
     raise ExpiredError(
-        f"The {what} expired at {json_from_time(expires)}; for this device it is {json_from_time(now)}{reason}. Sign "
-        f"it again with a later --expires."
+        f"The {what} expired at {json_from_time(expires)}; for this device it is {json_from_time(now)}{reason}.",
+        found=json_from_time(expires),
+        expected=f"later than {json_from_time(now)}",
+        hint="Sign it again with a later `expires`.",
     )
 
 
@@ -244,8 +260,9 @@ def state_before(journal: Journal) -> StateEntry:
     """
     if len(journal.states) < 2:
         raise UsageError(
-            f"There is nothing to roll back to: version {journal.current.version} is the oldest state that this device "
-            f"keeps (at most {MAX_STATES})."
+            f"There is nothing to roll back to: version {journal.current.version} is the oldest state that this "
+            f"device keeps (at most {MAX_STATES}).",
+            found=journal.current.version,
         )
     return journal.states[-2]
 
@@ -290,14 +307,17 @@ def after_replacement(
     version, held = journal.current.version, former.current.version
     if version < held:
         raise VersionRollbackError(
-            f"The bundle holds version {version}; this device holds version {held}. Compact a bundle that has all the "
-            f"updates, or apply the missing ones to the new bundle first."
+            f"The bundle holds version {version}; this device holds version {held}.",
+            found=version,
+            expected=held,
+            hint="Compact a bundle that has all the updates, or apply the missing ones to the new bundle first.",
         )
     lost = tuple(name for name in former.current.taught if name not in known_names)
     if lost:
         raise ClassConflictError(
-            f"The bundle lacks {quoted(lost)}, which this device was taught. Publish them in a class update and apply "
-            f"it to the new bundle first, or roll the teaching back."
+            f"The bundle lacks {quoted(lost)}, which this device was taught.",
+            expected=tuple(lost),
+            hint="Publish them in a class update and apply it to the new bundle first, or roll the teaching back.",
         )
     disabled = tuple(dict.fromkeys(name for name in (*former.disabled, *journal.disabled) if name in known_names))
     _check_enabled(known_names, disabled)
@@ -337,7 +357,10 @@ def after_switch(
     """
     if class_name not in known_names:
         raise ClassConflictError(
-            f"The head knows no class {class_name!r}. `icis-deploy classes` lists the {len(known_names)} it knows."
+            f"The head knows no class {class_name!r}.",
+            found=class_name,
+            expected=tuple(known_names),
+            hint=f"`Device.classes()` lists the {len(known_names)} it knows.",
         )
     if (class_name not in journal.disabled) == enabled:
         return None
@@ -357,7 +380,10 @@ def after_switch(
 def _check_enabled(known_names: Sequence[str], disabled: Sequence[str]) -> None:
     if disabled and set(known_names) <= set(disabled):
         raise ClassConflictError(
-            f"No class would be left to choose: {quoted(tuple(disabled))} are disabled. Enable one of them first."
+            f"No class would be left to choose: {quoted(tuple(disabled))} are disabled.",
+            found=tuple(disabled),
+            expected="at least one enabled class",
+            hint="Enable one of them first.",
         )
 
 

@@ -153,14 +153,18 @@ def _run_on_seeded_input(
         output = session.run(images, buffers, with_features=True)
         if output.features is None:
             raise SelfTestError(
-                "The model has no output 'features', so its slots cannot be tested. Export the bundle again."
+                "The model has no output 'features', so its slots cannot be tested.",
+                expected="an output features",
+                hint="Export the bundle again.",
             )
         features = output.features[0]
         if np.count_nonzero(features):
             return images, output, features
     raise SelfTestError(
         f"The model gives features that are all zero for {NUM_SEEDS} seeded inputs (from seed {seed}), so its slots "
-        f"cannot be tested. Check the model's input in the bundle's manifest."
+        f"cannot be tested.",
+        found="features that are all zero",
+        hint="Check the model's input in the bundle's manifest.",
     )
 
 
@@ -190,7 +194,10 @@ def _compare(found: Float64, expected: Float64, allowed: Float64, table: SlotTab
     raise SelfTestError(
         f"{wrong.size} of {table.capacity} slots do not hold their rows after they were written: {quoted(names)}. "
         f"{names[0]!r} gave {found[first]:.6g} in the self-test; expected {expected[first]:.6g} within "
-        f"{allowed[first]:.2g}."
+        f"{allowed[first]:.2g}.",
+        found=float(found[first]),
+        expected=float(expected[first]),
+        where=str(names[0]),
     )
 
 

@@ -54,7 +54,10 @@ def plan_teaching(
     """
     if table is None:
         raise IncompatibleError(
-            "The bundle's head is fused: it has no slots to teach a class in. Export it with --head updatable."
+            "The bundle's head is fused: it has no slots to teach a class in.",
+            found="fused",
+            expected="updatable",
+            hint="Export it with `head='updatable'`.",
         )
     is_known = class_name in journal.current.taught
     update = ClassUpdate(

@@ -12,6 +12,10 @@ class ApplyTimings:
 
     Slots and journal are written while the self-test runs. Writing counts only as far as it takes longer than the
     self-test, which is the time that the caller waits for it.
+
+    Example:
+        timings = icis_deploy.Device.open("bundle").apply("new.icis").timings
+        print(timings.verify_ms, timings.sync_ms, timings.total_ms)
     """
 
     verify_ms: float

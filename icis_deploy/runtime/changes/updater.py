@@ -47,7 +47,12 @@ _NUM_READ_ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedUpdate:
-    """A file that was applied."""
+    """A file that was applied.
+
+    Example:
+        applied = icis_deploy.Device.open("bundle").apply("new.icis")
+        print(applied.entry.version, applied.timings.total_ms)
+    """
 
     content: ClassUpdate | TrustedKeys
 
@@ -319,7 +324,13 @@ class Updater:
                 try:
                     inference_seconds = prepared.self_test.result().inference_seconds
                 except SelfTestError as error:
-                    raise SelfTestError(f"{error} The change was taken back.") from error
+                    raise SelfTestError(
+                        f"{error.what} The change was taken back.",
+                        found=error.found,
+                        expected=error.expected,
+                        where=error.where,
+                        hint=error.hint,
+                    ) from error
                 watch.lap("self_test")
                 written |= {"self_test_seconds": prepared.self_test.seconds, "inference_seconds": inference_seconds}
             watch.share(**written)

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 class Runtime:
     """Which runtime a model is loaded in, and how.
 
+    Example:
+        >>> icis_deploy.Runtime(name="openvino", num_threads=2).is_reference
+        False
+
     Raises:
         UsageError: On construction, if there is no such runtime, a number is not positive, or a setting does nothing in
             this runtime.
@@ -58,10 +62,19 @@ class Runtime:
 
     def __post_init__(self) -> None:
         if self.name not in RUNTIME_NAMES:
-            raise UsageError(f"There is no runtime {self.name!r}; choose one of {', '.join(RUNTIME_NAMES)}.")
+            raise UsageError(
+                f"There is no runtime {self.name!r}; choose one of {', '.join(RUNTIME_NAMES)}.",
+                found=self.name,
+                expected=RUNTIME_NAMES,
+            )
         for what, number in (("threads", self.num_threads), ("streams", self.num_streams)):
             if number is not None and number < 1:
-                raise UsageError(f"{number} {what} were asked for; expected at least 1.")
+                raise UsageError(
+                    f"{number} {what} were asked for; expected at least 1.",
+                    found=number,
+                    expected="at least 1",
+                    where=what,
+                )
         for setting, is_given, owners in (
             ("num_streams", self.num_streams != 1, ENGINE_RUNTIMES),
             ("cuda_graph", self.cuda_graph, ENGINE_RUNTIMES),
@@ -69,8 +82,11 @@ class Runtime:
         ):
             if is_given and self.name not in owners:
                 raise UsageError(
-                    f"{setting} does nothing in the runtime {self.name!r}: it is for {' and '.join(owners)}. Leave it "
-                    f"out, or choose another runtime."
+                    f"{setting} does nothing in the runtime {self.name!r}: it is for {' and '.join(owners)}.",
+                    found=self.name,
+                    expected=owners,
+                    where=setting,
+                    hint="Leave it out, or choose another runtime.",
                 )
 
     @property

@@ -102,7 +102,12 @@ class CudaCalls:
         if int(error) != 0:
             _, text = self._cudart.cudaGetErrorString(error)
             words = text.decode() if isinstance(text, bytes) else str(text)
-            raise RuntimeFailureError(f"The GPU failed in {name}: {words} (CUDA error {int(error)}).")
+            raise RuntimeFailureError(
+                f"The GPU failed in {name}: {words} (CUDA error {int(error)}).",
+                found=int(error),
+                expected=0,
+                where=name,
+            )
         return values[0] if values else None
 
 
@@ -115,16 +120,23 @@ def load_cuda() -> CudaCalls:
     try:
         from cuda.bindings import runtime as cudart
     except ImportError as error:
-        raise MissingDependencyError(f"Using a GPU needs cuda-python: {_INSTALL}.") from error
+        raise MissingDependencyError(
+            "Using a GPU needs cuda-python.",
+            hint=f"Install it: {_INSTALL}.",
+        ) from error
     try:
         error_code, count = cudart.cudaGetDeviceCount()
     except RuntimeError as error:  # the bindings raise where the driver's library is missing
-        raise MissingDependencyError(f"There is no NVIDIA GPU that can be used here: {error}.") from error
+        raise MissingDependencyError(
+            f"There is no NVIDIA GPU that can be used here: {error}.",
+            found=str(error),
+        ) from error
     if int(error_code) != 0 or count == 0:
         text = cudart.cudaGetErrorString(error_code)[1]
         reason = text.decode() if int(error_code) != 0 else "none was found"
         raise MissingDependencyError(
-            f"There is no NVIDIA GPU that can be used here: {reason}. Do this on a machine with an NVIDIA GPU and its "
-            f"driver."
+            f"There is no NVIDIA GPU that can be used here: {reason}.",
+            found=reason,
+            hint="Do this on a machine with an NVIDIA GPU and its driver.",
         )
     return CudaCalls(cudart)

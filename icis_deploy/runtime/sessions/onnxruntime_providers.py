@@ -87,7 +87,10 @@ def tensorrt_choice(bundle: Bundle, cache_folder: Path | None) -> ProviderChoice
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"The engine cache {folder} cannot be made: {error.strerror or error}. Give another cache_folder."
+            f"The engine cache {folder} cannot be made: {error.strerror or error}.",
+            found=error.strerror or str(error),
+            where=folder,
+            hint="Give another cache folder.",
         ) from error
     options = {
         "trt_engine_cache_enable": "1",
@@ -115,8 +118,13 @@ def check_one_installation() -> None:
     if len(versions) > 1:
         found = " and ".join(f"{name} {version}" for name, version in sorted(versions.items()))
         raise MissingDependencyError(
-            f"{found} are both installed; each overwrites files of the other. Keep one: pip uninstall -y onnxruntime "
-            f"onnxruntime-gpu, then pip install 'icis-deploy[gpu]' (or 'icis-deploy[cpu]')."
+            f"{found} are both installed; each overwrites files of the other.",
+            found=tuple(sorted(versions)),
+            expected="one distribution of ONNX Runtime",
+            hint=(
+                "Keep one: pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'icis-deploy[gpu]' (or "
+                "'icis-deploy[cpu]')."
+            ),
         )
 
 
@@ -129,8 +137,10 @@ def check_available(onnxruntime: Any, choice: ProviderChoice) -> None:
     available = onnxruntime.get_available_providers()
     if choice.name not in available:
         raise MissingDependencyError(
-            f"This ONNX Runtime {onnxruntime.__version__} has no {choice.name}, only {', '.join(available)}. For a "
-            f"GPU: pip uninstall -y onnxruntime, then pip install 'icis-deploy[gpu]'."
+            f"This ONNX Runtime {onnxruntime.__version__} has no {choice.name}, only {', '.join(available)}.",
+            found=tuple(available),
+            expected=choice.name,
+            hint="For a GPU: pip uninstall -y onnxruntime, then pip install 'icis-deploy[gpu]'.",
         )
 
 
@@ -151,7 +161,10 @@ def check_session(session: Any, choice: ProviderChoice) -> None:
     if found[0] != choice.name:
         raise MissingDependencyError(
             f"ONNX Runtime gave {found[0]} where {choice.name} was asked for: the GPU, its driver or a library of it "
-            f"cannot be used. Check that 'icis-deploy[gpu]' fits the driver, or use --runtime onnxruntime."
+            f"cannot be used.",
+            found=found[0],
+            expected=choice.name,
+            hint="Check that 'icis-deploy[gpu]' fits the driver, or use `runtime='onnxruntime'`.",
         )
     if choice.name == CPU_PROVIDER or not hasattr(session, "get_provider_graph_assignment_info"):
         return
@@ -162,12 +175,17 @@ def check_session(session: Any, choice: ProviderChoice) -> None:
     if on_cpu:
         named = ", ".join(f"{count} {op_type}" for op_type, count in on_cpu.most_common(5))
         raise MissingDependencyError(
-            f"ONNX Runtime would compute {named} on the CPU, where {choice.name} was asked for. Export the model in a "
-            f"precision that the provider supports, or use --runtime onnxruntime."
+            f"ONNX Runtime would compute {named} on the CPU, where {choice.name} was asked for.",
+            found=dict(on_cpu),
+            expected=choice.name,
+            hint="Export the model in a precision that the provider supports, or use `runtime='onnxruntime'`.",
         )
     if not nodes.get(choice.name):
         raise MissingDependencyError(
-            f"ONNX Runtime left {choice.name} nothing to compute; it uses {', '.join(sorted(nodes))}. Use that runtime."
+            f"ONNX Runtime left {choice.name} nothing to compute; it uses {', '.join(sorted(nodes))}.",
+            found=tuple(sorted(nodes)),
+            expected=choice.name,
+            hint="Use that runtime.",
         )
 
 

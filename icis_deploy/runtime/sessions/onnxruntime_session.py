@@ -101,8 +101,10 @@ class ONNXRuntimeSession:
             return self._run_with_slots_elsewhere(names, feed)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types; this is the one call into it
             raise RuntimeFailureError(
-                f"ONNX Runtime could not run the model on an input of shape {images.shape} and type {images.dtype}; it "
-                f"expects {self._input_shape} and {self._input_type}: {error}"
+                f"ONNX Runtime could not run the model on an input of shape {images.shape} and type {images.dtype}; "
+                f"it expects {self._input_shape} and {self._input_type}: {error}",
+                found=(images.shape, str(images.dtype)),
+                expected=(self._input_shape, self._input_type),
             ) from error
 
     def _copied(self, array: Float32) -> Any:
@@ -111,7 +113,11 @@ class ONNXRuntimeSession:
         try:
             return onnxruntime.OrtValue.ortvalue_from_numpy(array, self._slots_memory, 0)
         except Exception as error:  # see _fetch
-            raise RuntimeFailureError(f"ONNX Runtime could not copy slots to {self._slots_memory}: {error}") from error
+            raise RuntimeFailureError(
+                f"ONNX Runtime could not copy slots to {self._slots_memory}: {error}",
+                found=str(error),
+                where=self._slots_memory,
+            ) from error
 
     def _run_with_slots_elsewhere(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
         import onnxruntime
@@ -139,7 +145,8 @@ def load_session(
         import onnxruntime
     except ImportError as error:
         raise MissingDependencyError(
-            "Running a model needs ONNX Runtime: pip install 'icis-deploy[cpu]' (or 'icis-deploy[gpu]', never both)."
+            "Running a model needs ONNX Runtime.",
+            hint="Install it: pip install 'icis-deploy[cpu]' (or 'icis-deploy[gpu]', never both).",
         ) from error
     check_one_installation()
     choice = ProviderChoice() if provider is None else provider
@@ -152,7 +159,10 @@ def load_session(
         session = onnxruntime.InferenceSession(source, options, providers=choice.requested)
     except Exception as error:  # see ONNXRuntimeSession.run
         where = "" if isinstance(model, bytes) else f" {model}"
-        raise ModelLoadError(f"ONNX Runtime cannot load the model{where}: {error}") from error
+        raise ModelLoadError(
+            f"ONNX Runtime cannot load the model{where}: {error}",
+            found=str(error),
+        ) from error
     check_session(session, choice)
     return ONNXRuntimeSession(session, slots_memory=choice.slots_memory)
 

@@ -55,7 +55,10 @@ class OpenVINOSession:
         for name, array in ((SLOT_WEIGHT, weight), (SLOT_BIAS, bias)):
             if array.shape != self._defaults[name].shape:
                 raise RuntimeFailureError(
-                    f"The slots' {name} has shape {array.shape}; this model takes {self._defaults[name].shape}."
+                    f"The slots' {name} has shape {array.shape}; this model takes {self._defaults[name].shape}.",
+                    found=array.shape,
+                    expected=self._defaults[name].shape,
+                    where=name,
                 )
         return SlotBuffers(weight=np.ascontiguousarray(weight), bias=np.ascontiguousarray(bias))
 
@@ -90,8 +93,10 @@ class OpenVINOSession:
 
     def _refusal(self, images: Images, reason: str) -> RuntimeFailureError:
         return RuntimeFailureError(
-            f"OpenVINO could not run the model on an input of shape {images.shape} and type {images.dtype}; it expects "
-            f"{self._input_shape} and {self._input_dtype}: {reason}"
+            f"OpenVINO could not run the model on an input of shape {images.shape} and type {images.dtype}; it "
+            f"expects {self._input_shape} and {self._input_dtype}: {reason}",
+            found=(images.shape, str(images.dtype)),
+            expected=(self._input_shape, str(self._input_dtype)),
         )
 
 
@@ -112,7 +117,8 @@ def load_openvino_session(model: Path, *, num_threads: int | None = None) -> Ope
         import openvino
     except ImportError as error:
         raise MissingDependencyError(
-            "The runtime 'openvino' needs OpenVINO: pip install 'icis-deploy[openvino]'."
+            "The runtime 'openvino' needs OpenVINO.",
+            hint="Install it: pip install 'icis-deploy[openvino]'.",
         ) from error
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if num_threads is not None:
@@ -123,7 +129,11 @@ def load_openvino_session(model: Path, *, num_threads: int | None = None) -> Ope
         defaults = _make_slots_inputs(network)
         compiled = core.compile_model(network, "CPU", settings)
     except Exception as error:  # see OpenVINOSession.run
-        raise ModelLoadError(f"OpenVINO cannot load the model {model}: {error}") from error
+        raise ModelLoadError(
+            f"OpenVINO cannot load the model {model}: {error}",
+            found=str(error),
+            where=model,
+        ) from error
     return OpenVINOSession(compiled, defaults)
 
 

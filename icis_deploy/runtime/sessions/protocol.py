@@ -19,14 +19,20 @@ from icis_deploy.errors import RuntimeFailureError
 def no_slots_error() -> RuntimeFailureError:
     """Return what `Session.load_slots` raises for a model without slots."""
     return RuntimeFailureError(
-        f"The model has no inputs {SLOT_WEIGHT!r} and {SLOT_BIAS!r}: its head is fused. Export it with "
-        f"--head updatable."
+        f"The model has no inputs {SLOT_WEIGHT!r} and {SLOT_BIAS!r}: its head is fused.",
+        found="fused",
+        expected="updatable",
+        hint="Export it with `head='updatable'`.",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotBuffers:
-    """Slots as a runtime wants them; made by `Session.load_slots`, never changed afterwards."""
+    """Slots as a runtime wants them; made by `Session.load_slots`, never changed afterwards.
+
+    Example:
+        buffers = icis_deploy.Device.open("bundle").state.buffers
+    """
 
     weight: Any
     """`(capacity, feature_dim)` float32 in the runtime's own memory."""
@@ -36,7 +42,13 @@ class SlotBuffers:
 
 
 class SessionOutput(NamedTuple):
-    """What one run of a model gives; a tuple, which takes half as long to make while caches are cold."""
+    """What one run of a model gives; a tuple, which takes half as long to make while caches are cold.
+
+    Example:
+        device = icis_deploy.Device.open("bundle")
+        output = device.session.run(device.prepare(["okapi.jpg"]), device.state.buffers, with_features=True)
+        print(output.logits.shape, output.features)
+    """
 
     logits: Float32
     """`(batch, num_outputs)` float32: seen classes first, then every slot, empty ones included."""
@@ -56,7 +68,12 @@ A bare tuple: even a named one takes 6 us to make while caches are cold, and thi
 
 
 class Session(Protocol):
-    """A model loaded in a runtime."""
+    """A model loaded in a runtime.
+
+    Example:
+        device = icis_deploy.Device.open("bundle")
+        output = device.session.run(device.prepare(["okapi.jpg"]), device.state.buffers)
+    """
 
     def load_slots(self, weight: Float32, bias: Float32) -> SlotBuffers:
         """Copy slots to where the runtime reads them.

@@ -97,11 +97,17 @@ class EngineContext:
 
     def _enqueue(self, context: Any, batch: int, slots: Mapping[str, int]) -> None:
         if not context.set_input_shape(self._image.name, (batch, *self._image.shape)):
-            raise RuntimeFailureError(f"TensorRT refused a batch of {batch} of shape {self._image.shape}.")
+            raise RuntimeFailureError(
+                f"TensorRT refused a batch of {batch} of shape {self._image.shape}.",
+                found=batch,
+            )
         addresses = {name: memory.pointer for name, memory in self._device.items()} | dict(slots)
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
-                raise RuntimeFailureError(f"TensorRT refused the address of {name!r}.")
+                raise RuntimeFailureError(
+                    f"TensorRT refused the address of {name!r}.",
+                    where=name,
+                )
         self._execute(context)
 
     def _execute(self, context: Any) -> None:
@@ -112,7 +118,7 @@ class EngineContext:
         context = self._engine.create_execution_context()
         if context is None:
             raise RuntimeFailureError(
-                "TensorRT could not make an execution context: the GPU may be out of memory. Use fewer streams, or an "
-                "engine with a smaller greatest batch."
+                "TensorRT could not make an execution context: the GPU may be out of memory.",
+                hint="Use fewer streams, or an engine with a smaller greatest batch.",
             )
         return context

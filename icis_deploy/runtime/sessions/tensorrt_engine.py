@@ -71,8 +71,10 @@ def load_sidecar(folder: Path, bundle: Bundle, runtime: str) -> EngineSidecar:
     """
     if not {engine_name(runtime), sidecar_name(runtime)} <= bundle.files.keys():
         raise IncompatibleError(
-            f"The bundle {folder} holds no engine for {runtime!r}. Export it with --target {runtime}, or open it in "
-            f"another runtime."
+            f"The bundle {folder} holds no engine for {runtime!r}.",
+            expected=runtime,
+            where=folder,
+            hint=f"Export it with `targets=['{runtime}']`, or open it in another runtime.",
         )
     path = folder / sidecar_name(runtime)
     try:
@@ -80,7 +82,7 @@ def load_sidecar(folder: Path, bundle: Bundle, runtime: str) -> EngineSidecar:
             read_plain(path, max_bytes=MAX_SIDECAR_BYTES, what="engine's sidecar", error_type=BundleError)
         )
     except BundleError as error:
-        raise BundleError(f"{path}: {error}") from error
+        raise BundleError.at(path, error) from error
 
 
 def _engine_loader(trt: Any, path: Path) -> Any:
@@ -91,7 +93,12 @@ def _engine_loader(trt: Any, path: Path) -> Any:
     def load() -> Any:
         engine = library.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
-            raise ModelLoadError(f"TensorRT cannot load the engine {path}: {logger.last_error()}. Build it again.")
+            raise ModelLoadError(
+                f"TensorRT cannot load the engine {path}: {logger.last_error()}.",
+                found=logger.last_error(),
+                where=path,
+                hint="Build it again.",
+            )
         return engine
 
     return load

@@ -29,11 +29,18 @@ def load_tensorrt(runtime: str) -> Any:
         module = import_module(MODULES[runtime])
     except (ImportError, OSError) as error:  # OSError: a shared library of it cannot be loaded
         raise MissingDependencyError(
-            f"The runtime {runtime!r} cannot be imported ({error}): {_INSTALL[runtime]}."
+            f"The runtime {runtime!r} cannot be imported ({error}).",
+            found=str(error),
+            where=MODULES[runtime],
+            hint=f"Install it: {_INSTALL[runtime]}.",
         ) from error
     # The package index has a stub called `tensorrt`, whose libraries come from elsewhere.
     if not hasattr(module, "Builder"):
-        raise MissingDependencyError(f"The module {MODULES[runtime]!r} is not TensorRT: {_INSTALL[runtime]}.")
+        raise MissingDependencyError(
+            f"The module {MODULES[runtime]!r} is not TensorRT.",
+            where=MODULES[runtime],
+            hint=f"Install it: {_INSTALL[runtime]}.",
+        )
     return module
 
 

@@ -101,7 +101,10 @@ class TensorRTSession:
         for name, shape in self._slot_shapes.items():
             if given[name].shape != shape:
                 raise RuntimeFailureError(
-                    f"The slots' {name} has shape {given[name].shape}; this engine takes {shape}."
+                    f"The slots' {name} has shape {given[name].shape}; this engine takes {shape}.",
+                    found=given[name].shape,
+                    expected=shape,
+                    where=name,
                 )
         with self._loading:
             lease = self._storages.lease()
@@ -140,7 +143,8 @@ class TensorRTSession:
             addresses = {name: memory.pointer for name, memory in lease.storage.memory.items()}
         if loaded is None or addresses.keys() != self._slot_shapes.keys():
             raise RuntimeFailureError(
-                "An engine of an updatable head holds no slots of its own; load them, and give them with each run."
+                "An engine of an updatable head holds no slots of its own.",
+                hint="Load them, and give them with each run.",
             )
         with loaded.contexts.lend() as context:
             found = context.run(images, addresses, names)
@@ -151,12 +155,16 @@ class TensorRTSession:
         if images.dtype != self._image.dtype or images.shape[1:] != self._image.shape:
             raise RuntimeFailureError(
                 f"The engine could not run on an input of shape {images.shape} and type {images.dtype}; it expects "
-                f"{('batch', *self._image.shape)} and {self._image.dtype}."
+                f"{('batch', *self._image.shape)} and {self._image.dtype}.",
+                found=(images.shape, str(images.dtype)),
+                expected=(("batch", *self._image.shape), str(self._image.dtype)),
             )
         if not least <= len(images) <= greatest:
             raise RuntimeFailureError(
-                f"The engine takes batches of {least} to {greatest} images, not {len(images)}. Split the batch, or "
-                f"build the engine with another --max-batch."
+                f"The engine takes batches of {least} to {greatest} images, not {len(images)}.",
+                found=len(images),
+                expected=f"{least} to {greatest}",
+                hint="Split the batch, or build the engine with another `max_batch`.",
             )
 
     def _new_storage(self) -> SlotStorage:
@@ -188,7 +196,13 @@ class TensorRTSession:
         (name,) = self._refittable
         if not refitter.set_named_weights(name, self._trt.Weights(rows)):
             raise RuntimeFailureError(
-                f"TensorRT refused the weight {name!r} of shape {rows.shape}: {logger.last_error()}."
+                f"TensorRT refused the weight {name!r} of shape {rows.shape}: {logger.last_error()}.",
+                found=rows.shape,
+                where=name,
             )
         if not refitter.refit_cuda_engine():
-            raise RuntimeFailureError(f"TensorRT could not refit the weight {name!r}: {logger.last_error()}.")
+            raise RuntimeFailureError(
+                f"TensorRT could not refit the weight {name!r}: {logger.last_error()}.",
+                found=logger.last_error(),
+                where=name,
+            )

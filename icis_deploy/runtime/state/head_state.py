@@ -20,7 +20,12 @@ from icis_deploy.runtime.sessions.protocol import Session, SlotBuffers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadState:
-    """Classes, slots and version that belong together."""
+    """Classes, slots and version that belong together.
+
+    Example:
+        state = icis_deploy.Device.open("bundle").state
+        print(state.version, len(state.class_names))
+    """
 
     version: int
     """Version of the last class update in this state; 0 for the bare original head."""

@@ -82,7 +82,12 @@ class StateEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryEntry:
-    """One committed change, for people to read."""
+    """One committed change, for people to read.
+
+    Example:
+        for entry in icis_deploy.Device.open("bundle").history():
+            print(entry.sequence, entry.time, entry.action, entry.signed_by)
+    """
 
     sequence: int
     """Number of the change, from 1."""
@@ -213,9 +218,12 @@ def parse_journal(data: bytes) -> Journal:
         return _journal_from_json(fields)
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise CorruptFileError(
-            f"The journal of the device is damaged: {reason_of(error)}. Delete the bundle's state/ folder to start "
-            f"again from the classes it was exported with, or fetch the bundle again; either forgets spent versions "
-            f"and replaced keys."
+            f"The journal of the device is damaged: {reason_of(error)}.",
+            found=reason_of(error),
+            hint=(
+                "Delete the bundle's state/ folder to start again from the classes it was exported with, or fetch the "
+                "bundle again; either forgets spent versions and replaced keys."
+            ),
         ) from error
 
 
@@ -302,7 +310,10 @@ def check_journal_belongs_to(bundle: Bundle, journal: Journal) -> None:
     if journal.base_fingerprint != bundle.base_fingerprint:
         raise IncompatibleError(
             f"The bundle's state/ folder is of another head ({journal.base_fingerprint[:16]}…; this bundle's is "
-            f"{bundle.base_fingerprint[:16]}…). Delete it if the bundle was replaced."
+            f"{bundle.base_fingerprint[:16]}…).",
+            found=journal.base_fingerprint,
+            expected=bundle.base_fingerprint,
+            hint="Delete it if the bundle was replaced.",
         )
 
 
@@ -314,7 +325,9 @@ def check_table(bundle: Bundle, state: StateEntry, table: SlotTable | None) -> N
         problem = "hold baked classes" if twice else "lack taught classes"
         raise CorruptFileError(
             f"The slots of the device {problem} ({quoted(sorted(twice or absent))}): its journal was not written by "
-            f"icis-deploy. `icis-deploy rollback` goes to the state before, or fetch the bundle again."
+            f"icis-deploy.",
+            found=tuple(sorted(twice or absent)),
+            hint="`Device.rollback()` goes to the state before, or fetch the bundle again.",
         )
 
 
@@ -322,7 +335,12 @@ def check_disabled(journal: Journal, known_names: Sequence[str]) -> None:
     """Raise `CorruptFileError` if a journal leaves no class to choose, which rule 10 never lets happen."""
     if journal.disabled and set(known_names) <= set(journal.disabled):
         raise CorruptFileError(
-            f"The journal of the device disables every class of it ({quoted(journal.disabled)}), so it was not written "
-            f"by icis-deploy. Delete the bundle's state/ folder to start again from the classes it was exported with, "
-            f"or fetch the bundle again."
+            f"The journal of the device disables every class of it ({quoted(journal.disabled)}), so it was not "
+            f"written by icis-deploy.",
+            found=tuple(journal.disabled),
+            expected="at least one enabled class",
+            hint=(
+                "Delete the bundle's state/ folder to start again from the classes it was exported with, or fetch the "
+                "bundle again."
+            ),
         )

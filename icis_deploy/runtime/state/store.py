@@ -121,14 +121,18 @@ class Store:
         except FileNotFoundError:
             return initial_journal(bundle)
         except OSError as error:
-            raise BundleError(f"Cannot read {self._journal_path}: {error.strerror or error}.") from error
+            raise BundleError(
+                f"Cannot read {self._journal_path}: {error.strerror or error}.",
+                found=error.strerror or str(error),
+                where=self._journal_path,
+            ) from error
         last = self._last_journal
         if last is not None and last[0] == data:  # equal bytes are an equal journal, and parsing is most of reading it
             return last[1]
         try:
             journal = parse_journal(data)
         except CorruptFileError as error:
-            raise CorruptFileError(f"{self._journal_path}: {error}") from error
+            raise CorruptFileError.at(self._journal_path, error) from error
         check_journal_belongs_to(bundle, journal)
         self._last_journal = data, journal
         return journal
@@ -161,13 +165,18 @@ class Store:
             data = self._files.read(path, MAX_SLOTS_BYTES + 1)
         except OSError as error:
             raise BundleError(
-                f"The journal names {path}, which cannot be read: {error.strerror or error}. `icis-deploy rollback` "
-                f"goes to the state before."
+                f"The journal names {path}, which cannot be read: {error.strerror or error}.",
+                found=error.strerror or str(error),
+                where=path,
+                hint="`Device.rollback()` goes to the state before.",
             ) from error
         if FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) != entry:
             raise CorruptFileError(
-                f"{path} is damaged: it does not have the SHA-256 that the journal states. `icis-deploy rollback` goes "
-                f"to the state before."
+                f"{path} is damaged: it does not have the SHA-256 that the journal states.",
+                found=hashlib.sha256(data).hexdigest(),
+                expected=entry.sha256,
+                where=path,
+                hint="`Device.rollback()` goes to the state before.",
             )
         return parse_slots(data, capacity=bundle.capacity, feature_dim=bundle.feature_dim)
 
@@ -181,7 +190,11 @@ class Store:
             return self._files.read(path, max_bytes + 1)
         except (OSError, ValueError) as error:  # ValueError: a path with a null byte
             reason = getattr(error, "strerror", None) or error
-            raise LoadError(f"Cannot read the class update {path}: {reason}.") from error
+            raise LoadError(
+                f"Cannot read the class update {path}: {reason}.",
+                found=str(reason),
+                where=path,
+            ) from error
 
     def trusted_keys(self, journal: Journal) -> tuple[SSlibKey, ...]:
         """Return the public keys trusted now: the journal's, else those in `trust/`.
@@ -197,12 +210,19 @@ class Store:
         try:
             names = [name for name in self._files.names(folder) if name.endswith(_PUBLIC_SUFFIX)]
         except OSError as error:
-            raise SignatureError(f"Cannot read the trusted keys in {folder}: {error.strerror or error}.") from error
+            raise SignatureError(
+                f"Cannot read the trusted keys in {folder}: {error.strerror or error}.",
+                found=error.strerror or str(error),
+                where=folder,
+            ) from error
         if len(names) > MAX_TRUSTED_KEYS:
             # Leaving some out would trust whichever come first in the alphabet.
             raise SignatureError(
-                f"{folder} holds {len(names)} public keys; at most {MAX_TRUSTED_KEYS} are trusted. Remove those that "
-                f"sign nothing any more."
+                f"{folder} holds {len(names)} public keys; at most {MAX_TRUSTED_KEYS} are trusted.",
+                found=len(names),
+                expected=MAX_TRUSTED_KEYS,
+                where=folder,
+                hint="Remove those that sign nothing any more.",
             )
         return tuple([self._trusted_key(folder / name) for name in names])
 
@@ -213,13 +233,15 @@ class Store:
             text = self._files.read(path, MAX_KEY_BYTES).decode("ascii", errors="replace")
         except OSError as error:
             raise SignatureError(
-                f"Cannot read the trusted key {path}: {error.strerror or error}. Put a key that `icis-deploy keygen` "
-                f"wrote in its place, or remove it."
+                f"Cannot read the trusted key {path}: {error.strerror or error}.",
+                found=error.strerror or str(error),
+                where=path,
+                hint="Put a key that `keygen()` wrote in its place, or remove it.",
             ) from error
         try:
             return public_key_from_pem(text)
         except SignatureError as error:
-            raise SignatureError(f"{path}: {error}") from error
+            raise SignatureError.at(path, error) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -233,11 +255,17 @@ class Store:
             lock.__enter__()
         except TimeoutError as error:
             raise StorageError(
-                f"Another process is changing {self._bundle_folder} and has not finished in {LOCK_TIMEOUT_SECONDS:.0f} "
-                f"seconds. Nothing was changed; try again."
+                f"Another process is changing {self._bundle_folder} and has not finished in "
+                f"{LOCK_TIMEOUT_SECONDS:.0f} seconds. Nothing was changed.",
+                where=self._bundle_folder,
+                hint="Try again.",
             ) from error
         except OSError as error:
-            raise StorageError(f"Cannot lock {self._bundle_folder}: {error.strerror or error}.") from error
+            raise StorageError(
+                f"Cannot lock {self._bundle_folder}: {error.strerror or error}.",
+                found=error.strerror or str(error),
+                where=self._bundle_folder,
+            ) from error
         try:
             yield
         finally:
@@ -280,8 +308,10 @@ class Store:
             self._take_back(written, remove_folder=made_folder)
             if isinstance(error, OSError):
                 raise StorageError(
-                    f"Could not write to {self._folder}: {error.strerror or error}. The device keeps the state it had. "
-                    f"Free some space, or make the disk writable."
+                    f"Could not write to {self._folder}: {error.strerror or error}. The device keeps the state it had.",
+                    found=error.strerror or str(error),
+                    where=self._folder,
+                    hint="Free some space, or make the disk writable.",
                 ) from error
             raise
         with suppress(OSError):  # the change is committed; the next one removes them

@@ -65,7 +65,10 @@ class Generator:
         try:
             outputs = self.session.run(list(names), {DESCRIPTOR: descriptors})
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-            raise RuntimeFailureError(f"The generator failed on a descriptor: {error}") from error
+            raise RuntimeFailureError(
+                f"The generator failed on a descriptor: {error}",
+                found=str(error),
+            ) from error
         return dict(zip(names, outputs, strict=True))
 
 
@@ -85,17 +88,26 @@ def load_generator(model: Path | bytes, *, where: str = "the generator") -> Gene
         import onnxruntime
     except ImportError as error:
         raise MissingDependencyError(
-            "Making a row needs ONNX Runtime: pip install 'icis-deploy[cpu]' (or 'icis-deploy[gpu]', never both)."
+            "Making a row needs ONNX Runtime.",
+            hint="Install it: pip install 'icis-deploy[cpu]' (or 'icis-deploy[gpu]', never both).",
         ) from error
     source = model if isinstance(model, bytes) else str(model)
     where = where if isinstance(model, bytes) else str(model)
     try:
         session = onnxruntime.InferenceSession(source, session_options(), providers=["CPUExecutionProvider"])
     except Exception as error:  # see Generator.run
-        raise ModelLoadError(f"ONNX Runtime cannot load {where}: {error}") from error
+        raise ModelLoadError(
+            f"ONNX Runtime cannot load {where}: {error}",
+            found=str(error),
+            where=where,
+        ) from error
     properties = session.get_modelmeta().custom_metadata_map
     if METADATA_KEY not in properties:
-        raise ModelLoadError(f"{where} is no generator. `icis-deploy export-generator` writes one.")
+        raise ModelLoadError(
+            f"{where} is no generator.",
+            where=where,
+            hint="`export_generator()` writes one.",
+        )
     return Generator(session=session, metadata=parse_metadata(properties[METADATA_KEY]))
 
 
@@ -109,8 +121,10 @@ def bundle_generator(folder: Path, bundle: Bundle) -> Generator:
     """
     if GENERATOR_NAME not in bundle.files:
         raise IncompatibleError(
-            f"The bundle {folder} has no {GENERATOR_NAME}, so it cannot be taught. Export it with --generator, from "
-            f"`icis-deploy export-generator`, or apply a class update."
+            f"The bundle {folder} has no {GENERATOR_NAME}, so it cannot be taught.",
+            expected=GENERATOR_NAME,
+            where=folder,
+            hint="Export it with a `generator` that `export_generator()` wrote, or apply a class update.",
         )
     check_file(folder / GENERATOR_NAME, bundle.files[GENERATOR_NAME])
     generator = load_generator(folder / GENERATOR_NAME)
@@ -123,8 +137,10 @@ def check_base(metadata: GeneratorMetadata, base_fingerprint: str, feature_dim: 
     if (metadata.base_fingerprint, metadata.feature_dim) != (base_fingerprint, feature_dim):
         raise WrongBaseError(
             f"The generator was made for the head {metadata.base_fingerprint[:16]}… of feature_dim "
-            f"{metadata.feature_dim}; this bundle's is {base_fingerprint[:16]}… of {feature_dim}. Write it "
-            f"again with this model and classes."
+            f"{metadata.feature_dim}; this bundle's is {base_fingerprint[:16]}… of {feature_dim}.",
+            found=(metadata.base_fingerprint, metadata.feature_dim),
+            expected=(base_fingerprint, feature_dim),
+            hint="Write it again with this model and classes.",
         )
 
 
@@ -151,24 +167,31 @@ def make_row(
     if class_name in bundle.known_names(table):
         way = "." if class_name in bundle.class_names else ", or replace it by a class update."
         raise ClassConflictError(
-            f"{shown(class_name)} was not taught: the head already knows it. Teach it under another name{way}"
+            f"{shown(class_name)} was not taught: the head already knows it.",
+            found=class_name,
+            hint=f"Teach it under another name{way}",
         )
     vector = _checked(descriptor, generator.metadata, class_name)
     outputs = generator.run(vector[None])
     row, mean = outputs[ROWS][0], outputs[MEAN_ROW]
     similarity, nearest = float(outputs[SIMILARITY][0]), int(outputs[NEAREST][0])
     if row.shape != (bundle.feature_dim + 1,) or mean.shape != row.shape or not 0 <= nearest < bundle.num_seen:
-        raise CorruptFileError("The generator gives no row of this bundle's width. Fetch the bundle again.")
+        raise CorruptFileError(
+            "The generator gives no row of this bundle's width.",
+            found=row.shape,
+            expected=(bundle.feature_dim + 1,),
+            hint="Fetch the bundle again.",
+        )
     seen_name = bundle.seen_names[nearest]
     _check_usual(generator.metadata, class_name, vector, row, mean, similarity=similarity, nearest=seen_name)
     if similarity > generator.metadata.similarity.high:
-        raise ClassConflictError(_collision(class_name, seen_name, similarity))
+        raise _collision(class_name, seen_name, similarity)
     if table is not None and table.filled.size:
         # Of weights alone: calibration gives all injected biases the same offset, which would make any two alike.
         cosines = _cosines((table.rows() - mean)[:, :-1], (row - mean)[:-1])
         closest = int(np.argmax(cosines))
         if cosines[closest] > COLLIDING_COSINE:
-            raise ClassConflictError(_collision(class_name, table.filled_names[closest], float(cosines[closest])))
+            raise _collision(class_name, table.filled_names[closest], float(cosines[closest]))
     return np.asarray(row, dtype=np.float32)
 
 
@@ -176,11 +199,17 @@ def _checked(descriptor: ArrayLike, metadata: GeneratorMetadata, class_name: str
     try:
         vector = np.asarray(descriptor, dtype=np.float32)
     except (ValueError, TypeError) as error:
-        raise DescriptorError(f"The descriptor of {class_name!r} is no vector of numbers: {error}.") from error
+        raise DescriptorError(
+            f"The descriptor of {class_name!r} is no vector of numbers: {error}.",
+            found=str(error),
+            expected=f"{metadata.descriptor_dim} finite numbers",
+        ) from error
     if vector.shape != (metadata.descriptor_dim,) or not np.isfinite(vector).all():
         raise DescriptorError(
             f"The descriptor of {class_name!r} has shape {vector.shape}; expected {metadata.descriptor_dim} finite "
-            f"numbers, made as those that the generator was trained with."
+            f"numbers, made as those that the generator was trained with.",
+            found=vector.shape,
+            expected=(metadata.descriptor_dim,),
         )
     return vector
 
@@ -199,8 +228,11 @@ def _check_usual(
     if not similarity >= metadata.similarity.low:
         raise OutlierError(
             f"{class_name!r} was not taught: no seen class is like it. The most similar one is {nearest!r}, with a "
-            f"cosine of {similarity:.3f}; expected at least {metadata.similarity.low:.3f}. Check the descriptor, or "
-            f"add the class by a class update."
+            f"cosine of {similarity:.3f}; expected at least {metadata.similarity.low:.3f}.",
+            found=similarity,
+            expected=f"at least {metadata.similarity.low:.3f}",
+            where=nearest,
+            hint="Check the descriptor, or add the class by a class update.",
         )
     measured = (
         ("length of its descriptor", float(np.linalg.norm(vector.astype(np.float64))), metadata.descriptor_length),
@@ -211,7 +243,11 @@ def _check_usual(
         if value not in limits:
             raise OutlierError(
                 f"{class_name!r} was not taught: the {what} is {value:.4g}; of classes like the seen ones it lies in "
-                f"{limits.low:.4g} to {limits.high:.4g}. Check that the descriptor was made like theirs."
+                f"{limits.low:.4g} to {limits.high:.4g}.",
+                found=value,
+                expected=(limits.low, limits.high),
+                where=what,
+                hint="Check that the descriptor was made like theirs.",
             )
 
 
@@ -221,8 +257,11 @@ def _cosines(rows: Float32, vector: Float32) -> Float64:
     return np.asarray(wide @ direction / np.maximum(lengths, np.finfo(np.float64).tiny))
 
 
-def _collision(class_name: str, other: str, cosine: float) -> str:
-    return (
+def _collision(class_name: str, other: str, cosine: float) -> ClassConflictError:
+    return ClassConflictError(
         f"{class_name!r} was not taught: it is described like {other!r} (cosine {cosine:.3f}), so the two could not be "
-        f"told apart. Describe it by what sets it apart, or use the class that is there."
+        f"told apart.",
+        found=cosine,
+        where=other,
+        hint="Describe it by what sets it apart, or use the class that is there.",
     )

@@ -122,7 +122,7 @@ def test_features_give_the_accuracy_of_the_images_they_are_of(tiny_bundles, tmp_
 def test_features_need_the_model_that_has_the_rows(tiny_bundles, tmp_path):
     np.savez(tmp_path / "features.npz", features=np.ones((1, 24)), labels=np.array(["class00"]))
 
-    with pytest.raises(UsageError, match="give the model that the bundles were made from with --against"):
+    with pytest.raises(UsageError, match="Give the model that the bundles were made from as `against`"):
         labeled_inputs(tmp_path / "features.npz", None)
 
 

@@ -82,7 +82,7 @@ def test_a_failing_target_is_an_error_and_not_the_end_of_the_process(target, mon
 def test_logs_that_cannot_be_written_are_an_error(target, tmp_path):
     (tmp_path / "file").write_text("no folder")
 
-    with pytest.raises(StorageError, match="Choose another --logs"):
+    with pytest.raises(StorageError, match="Choose another folder as `logs`"):
         run_scenario(target, "offline", min_duration_s=0.1, logs=tmp_path / "file")
 
 

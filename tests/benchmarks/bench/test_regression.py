@@ -89,7 +89,7 @@ def test_another_machine_is_refused_unless_the_user_says_so(baseline):
     sections["cpu"] = {**sections["cpu"], "model": "another processor"}
     elsewhere = replace(baseline, environment=replace(baseline.environment, sections=sections))
 
-    with pytest.raises(IncompatibleError, match=r"another machine: .*give --any-machine"):
+    with pytest.raises(IncompatibleError, match=r"another machine: .*give `any_machine=True`"):
         find_regressions(baseline, elsewhere, max_regression=0.05)
     assert find_regressions(baseline, elsewhere, max_regression=0.05, any_machine=True) == ()
 
@@ -131,5 +131,5 @@ def test_a_result_of_another_command_is_no_baseline(baseline):
 def test_batch_sizes_that_are_missing_are_named_with_the_option_that_measures_them(baseline):
     without_batch = replace(baseline, runs=baseline.runs[:1])
 
-    with pytest.raises(IncompatibleError, match=r"batch size 8, which is not measured. Give --batch 1,8\."):
+    with pytest.raises(IncompatibleError, match=r"batch size 8, which is not measured. Give `batch_sizes=\(1, 8\)`\."):
         find_regressions(without_batch, baseline, max_regression=0.05)

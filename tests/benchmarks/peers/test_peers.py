@@ -52,9 +52,7 @@ def torch_bundles(tiny_project, tmp_path_factory):
         icis_deploy.export(
             opened,
             updates=[update],
-            head=head,
-            capacity=capacity,
-            preprocess=tiny_project.preprocess,
+            options=icis_deploy.ExportOptions(head=head, capacity=capacity, preprocess=tiny_project.preprocess),
             out=folder / head,
         )
     return folder

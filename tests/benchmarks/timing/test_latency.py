@@ -267,7 +267,7 @@ def test_a_failing_call_is_named(virtual_machine):
 
 
 def test_refuses_to_measure_nothing():
-    with pytest.raises(UsageError, match="There is nothing to measure; give at least one callable"):
+    with pytest.raises(UsageError, match=r"There is nothing to measure\. Give at least one callable"):
         measure({})
 
 

@@ -142,7 +142,7 @@ def test_inputs_come_one_after_the_other_and_again():
 
 
 def test_refuses_to_measure_without_inputs():
-    with pytest.raises(UsageError, match="no input to measure with; give at least one"):
+    with pytest.raises(UsageError, match=r"no input to measure with\. Give at least one"):
         calls_over(print, [])
 
 

@@ -43,11 +43,13 @@ def exported(project: TinyProject, out: Path, *, targets: list[str] | None = Non
     icis_deploy.export(
         project.model,
         classes=project.classes,
-        head="updatable",
-        capacity=6,
-        preprocess=project.preprocess,
-        form=ModelForm(calibration_images=calibration, **form),
-        targets=targets or ["onnx"],
+        options=icis_deploy.ExportOptions(
+            head="updatable",
+            capacity=6,
+            preprocess=project.preprocess,
+            form=ModelForm(calibration_images=calibration, **form),
+            targets=targets or ["onnx"],
+        ),
         out=out,
     )
     return Device.open(out, num_threads=1)
@@ -116,18 +118,16 @@ def test_what_a_bundle_holds_for_other_runtimes_is_built_again(tiny_project: Tin
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 def test_an_engine_is_built_again_as_its_sidecar_says(tiny_project: TinyProject, tmp_path: Path):
-    from exporters.targets.registry import TargetOptions
-    from exporters.targets.tensorrt.engine_settings import EngineSettings
     from exporters.targets.tensorrt.target import settings_of
+    from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
 
     settings = EngineSettings(min_batch=1, opt_batch=2, max_batch=4, compute_capabilities=("8.6",))
     icis_deploy.export(
         tiny_project.model,
         classes=tiny_project.classes,
-        head="updatable",
-        capacity=6,
-        targets=["tensorrt-rtx"],
-        target_options=TargetOptions(engine=settings),
+        options=icis_deploy.ExportOptions(
+            head="updatable", capacity=6, targets=["tensorrt-rtx"], target_options=TargetOptions(engine=settings)
+        ),
         out=tmp_path / "bundle",
     )
     device = Device.open(tmp_path / "bundle")
@@ -140,7 +140,7 @@ def test_a_target_that_this_machine_cannot_build_is_named_before_anything_is_wri
     tiny_project: TinyProject, tmp_path: Path
 ):
     from exporters.targets.registry import TARGETS as KNOWN
-    from exporters.targets.registry import TargetOptions
+    from icis_deploy.bundle.target_options import TargetOptions
 
     if KNOWN["tensorrt"].why_not(TargetOptions()) is None:
         pytest.skip("TensorRT builds engines here")
@@ -246,6 +246,6 @@ def test_a_capacity_is_refused_that_leaves_fewer_scores_than_the_model_chooses(
     tiny_project: TinyProject, tmp_path: Path
 ):
     exported(tiny_project, tmp_path / "bundle", top=NUM_SEEN + 6)
-    with pytest.raises(UsageError, match=r"give 45 scores, and it chooses 46 classes itself. Give a larger --capacity"):
+    with pytest.raises(UsageError, match=r"give 45 scores, and it chooses 46 classes itself. Give a larger `capacity`"):
         compact(tmp_path / "bundle", out=tmp_path / "new", capacity=5)
     assert not (tmp_path / "new").exists()

@@ -183,7 +183,7 @@ def test_a_bundle_without_preprocessing_takes_prepared_arrays_only(opened: Opene
     write(tmp_path / "bundle", opened, None, plan_of(opened, "fused"))
     device = Device.open(tmp_path / "bundle")
     assert device.logits(np.zeros((2, 3, 16, 16), np.float32)).values.shape == (2, 42)
-    with pytest.raises(IncompatibleError, match="--preprocess"):
+    with pytest.raises(IncompatibleError, match="Export it with `preprocess`"):
         device.predict(["image.png"])
 
 
@@ -192,8 +192,8 @@ def test_a_bundle_without_preprocessing_takes_prepared_arrays_only(opened: Opene
     [
         (("class00",), "fused", None, ClassConflictError, "class00"),
         (("a", "b"), "updatable", 1, CapacityError, "adds 2 classes; 1 slots, 0 used"),
-        (("a",), "updatable", None, UsageError, "--capacity"),
-        (("a",), "fused", 4, UsageError, "--head updatable"),
+        (("a",), "updatable", None, UsageError, "Give `capacity`"),
+        (("a",), "fused", 4, UsageError, "with `head='updatable'` only"),
     ],
 )
 def test_plans_that_cannot_be_carried_out_are_refused(

@@ -64,10 +64,12 @@ def exported(
         model,
         classes=project.classes,
         updates=[update_for(model, project)] * updates,
-        head=head,
-        capacity=8 if head == "updatable" else None,
-        preprocess=project.preprocess,
-        form=ModelForm(**form),
+        options=icis_deploy.ExportOptions(
+            head=head,
+            capacity=8 if head == "updatable" else None,
+            preprocess=project.preprocess,
+            form=ModelForm(**form),
+        ),
         out=out,
         overwrite=True,
     )
@@ -132,8 +134,9 @@ def test_a_model_that_takes_pixels_answers_as_one_that_takes_prepared_images(
         icis_deploy.export(
             model,
             classes=tiny_project.classes,
-            preprocess=settings,
-            form=ModelForm(model_input=taken, precision=precision),
+            options=icis_deploy.ExportOptions(
+                preprocess=settings, form=ModelForm(model_input=taken, precision=precision)
+            ),
             out=tmp_path / taken,
         )
         device = Device.open(tmp_path / taken)
@@ -192,8 +195,7 @@ def test_a_model_that_was_exported_can_be_exported_again(tiny_project: TinyProje
     icis_deploy.export(
         tmp_path / "bundle" / "model.onnx",
         classes=tmp_path / "classes.txt",
-        preprocess=tiny_project.preprocess,
-        form=ModelForm(top=3),
+        options=icis_deploy.ExportOptions(preprocess=tiny_project.preprocess, form=ModelForm(top=3)),
         out=tmp_path / "again",
     )
     again, images = Device.open(tmp_path / "again"), load_image_list(tiny_project.images).paths[:3]
@@ -285,13 +287,13 @@ def test_a_choice_that_is_not_of_the_greatest_scores_is_rejected_and_named(
 
 
 def test_what_cannot_be_done_is_refused(tiny_project: TinyProject, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"cannot choose -1 classes; give --top a number of at least 0"):
+    with pytest.raises(UsageError, match=r"cannot choose -1 classes; expected at least 0\. Give another `top`"):
         ModelForm(top=-1)
-    with pytest.raises(UsageError, match=r"takes pixels needs to know how they are prepared: give --preprocess"):
+    with pytest.raises(UsageError, match=r"takes pixels needs to know how they are prepared\. Give `preprocess`"):
         icis_deploy.export(
             tiny_project.model,
             classes=tiny_project.classes,
-            form=ModelForm(model_input="uint8"),
+            options=icis_deploy.ExportOptions(form=ModelForm(model_input="uint8")),
             out=tmp_path / "bundle",
         )
     with pytest.raises(UsageError, match=r"cannot take 'int4'"):

@@ -33,6 +33,7 @@ from icis_deploy.bundle.manifest import (
 )
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError, IncompatibleError
+from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions import tensorrt_engine as engine_loading
@@ -75,17 +76,22 @@ class Exported:
 
 
 def export(
-    project: TinyProject, out: Path, *, targets: Sequence[str] = ("openvino", "tensorrt-rtx"), **settings: Any
+    project: TinyProject,
+    out: Path,
+    *,
+    updates: Sequence[ClassUpdate] = (),
+    targets: Sequence[str] = ("openvino", "tensorrt-rtx"),
+    **settings: Any,
 ) -> Bundle:
     updatable = settings.get("head") == "updatable"
     return icis_deploy.export(
         project.model,
         classes=project.classes,
-        preprocess=project.preprocess,
-        capacity=CAPACITY if updatable else None,
-        targets=targets,
         out=out,
-        **settings,
+        updates=updates,
+        options=icis_deploy.ExportOptions(
+            preprocess=project.preprocess, capacity=CAPACITY if updatable else None, targets=targets, **settings
+        ),
     )
 
 
@@ -220,10 +226,12 @@ def test_a_model_that_gave_a_class_id_alone_gives_float32_scores_in_float16(
     icis_deploy.export(
         model,
         classes=tiny_project.classes,
-        head=head,
-        capacity=CAPACITY if head == "updatable" else None,
-        form=ModelForm(top=TOP, precision="fp16"),
-        targets=["openvino"],
+        options=icis_deploy.ExportOptions(
+            head=head,
+            capacity=CAPACITY if head == "updatable" else None,
+            form=ModelForm(top=TOP, precision="fp16"),
+            targets=["openvino"],
+        ),
         out=tmp_path / "bundle",
     )
     logits = onnx.load(tmp_path / "bundle" / MODEL_NAME).graph.output[0]

@@ -77,10 +77,12 @@ def test_a_bundle_in_another_precision_passes_its_gate_and_says_so(
     bundle = icis_deploy.export(
         opened,
         updates=[update],
-        head=head,
-        capacity=8 if head == "updatable" else None,
-        preprocess=tiny_project.preprocess,
-        form=form_for(precision, tiny_project),
+        options=icis_deploy.ExportOptions(
+            head=head,
+            capacity=8 if head == "updatable" else None,
+            preprocess=tiny_project.preprocess,
+            form=form_for(precision, tiny_project),
+        ),
         out=tmp_path / "bundle",
     )
     assert bundle.precision == precision
@@ -301,15 +303,11 @@ def test_an_overflow_in_fp16_is_rejected_and_named(
     weight.const_value = ir.Tensor(weight.const_value.numpy() / np.float32(1e4), name="weight")
     path = tmp_path / "loud.onnx"
     ir.save(loaded, path)
-    settings = {
-        "classes": tiny_project.classes,
-        "preprocess": tiny_project.preprocess,
-        "form": ModelForm(precision="fp16"),
-    }
-    icis_deploy.export(path, out=tmp_path / "kept", **settings)
+    options = icis_deploy.ExportOptions(preprocess=tiny_project.preprocess, form=ModelForm(precision="fp16"))
+    icis_deploy.export(path, classes=tiny_project.classes, out=tmp_path / "kept", options=options)
     monkeypatch.setattr(fp16_precision, "overflowing_nodes", lambda *_: [])
     with pytest.raises(GateFailedError, match="the exported model gives a NaN or an infinity"):
-        icis_deploy.export(path, out=tmp_path / "bundle", **settings)
+        icis_deploy.export(path, classes=tiny_project.classes, out=tmp_path / "bundle", options=options)
     assert not (tmp_path / "bundle").exists()
     assert json.loads((tmp_path / "bundle.rejected" / "parity.json").read_text())[0]["max_scaled_error"] is None
 
@@ -324,7 +322,11 @@ def test_an_int8_export_that_loses_accuracy_is_rejected_with_the_layers_that_hur
         filters.const_value = ir.Tensor(np.maximum(filters.const_value.numpy(), 0), name=filters.name)
         return real(prepared, *arguments)
 
-    icis_deploy.export(opened, preprocess=tiny_project.preprocess, out=tmp_path / "fp32")
+    icis_deploy.export(
+        opened,
+        options=icis_deploy.ExportOptions(preprocess=tiny_project.preprocess),
+        out=tmp_path / "fp32",
+    )
     files = load_image_list(tiny_project.images).paths
     answers = Device.open(tmp_path / "fp32").predict(files, top=1)
     rows = [f"{file},{answer.class_names[0]}" for file, answer in zip(files, answers, strict=True)]
@@ -333,8 +335,10 @@ def test_an_int8_export_that_loses_accuracy_is_rejected_with_the_layers_that_hur
     with pytest.raises(GateFailedError, match=r"accuracy on seen classes is kept.*the layers that add most noise are"):
         icis_deploy.export(
             opened,
-            preprocess=tiny_project.preprocess,
-            form=ModelForm(precision="int8", calibration_images=tmp_path / "labelled.csv"),
+            options=icis_deploy.ExportOptions(
+                preprocess=tiny_project.preprocess,
+                form=ModelForm(precision="int8", calibration_images=tmp_path / "labelled.csv"),
+            ),
             out=tmp_path / "bundle",
         )
     assert (tmp_path / "bundle.rejected" / "model.onnx").exists()
@@ -343,8 +347,11 @@ def test_an_int8_export_that_loses_accuracy_is_rejected_with_the_layers_that_hur
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"precision": "int8"}, r"give --calibration-images"),
-        ({"precision": "fp16", "calibration_images": "list.csv"}, r"for --precision int8 only"),
+        ({"precision": "int8"}, r"Give an image list .* as `calibration_images`"),
+        (
+            {"precision": "fp16", "calibration_images": "list.csv"},
+            r"for int8 only; the precision is fp16\. Give `precision='int8'`",
+        ),
         ({"precision": "int4"}, r"no precision 'int4'; choose among fp32, fp16, int8"),
     ],
 )
@@ -355,7 +362,7 @@ def test_a_form_that_does_not_go_together_is_refused(settings: dict[str, str], m
 
 def test_a_model_that_is_float16_already_is_refused() -> None:
     halved = halve_model(deep_model(), batches())
-    with pytest.raises(IncompatibleError, match=r"is not float32: its node .* is half precision.*--precision fp32"):
+    with pytest.raises(IncompatibleError, match=r"is not float32: its node .* is half precision.*`precision='fp32'`"):
         halve_model(halved, batches())
     with pytest.raises(IncompatibleError, match="is not float32"):
         quantize_model(halved, find_head(halved), "x", batches())
@@ -385,8 +392,7 @@ def test_a_head_of_fewer_bits_is_exported_as_it_is(kind: str, capacity: int | No
     bundle = icis_deploy.export(
         opened,
         updates=[update],
-        head="fused" if capacity is None else "updatable",
-        capacity=capacity,
+        options=icis_deploy.ExportOptions(head="fused" if capacity is None else "updatable", capacity=capacity),
         out=tmp_path / "bundle",
     )
 
@@ -406,7 +412,7 @@ def test_quantized_scores_are_refused_with_what_to_give_instead(tmp_path: Path) 
     }"""
     save_model(parsed_model(text, **GRAPHS["gemm"].weights(*rows(0))), tmp_path / "model.onnx")
     (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
-    with pytest.raises(ModelLoadError, match=r"Softmax, QuantizeLinear.* Give the float model .* --precision int8\."):
+    with pytest.raises(ModelLoadError, match=r"Softmax, QuantizeLinear.* Give the float model .* `precision='int8'`\."):
         icis_deploy.export(tmp_path / "model.onnx", classes=tmp_path / "classes.txt", out=tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 

@@ -99,8 +99,9 @@ def rejected_reasons(model: Path, classes: Path, out: Path, **settings: object) 
     assert head is not None
     rows = np.random.default_rng(5).normal(size=(2, FEATURE_DIM + 1)) * head.rows.std()
     update = ClassUpdate(base_fingerprint=head.fingerprint, rows=rows, added=("okapi", "quagga"))
+    options = icis_deploy.ExportOptions(**settings)
     with pytest.raises(GateFailedError) as caught:
-        icis_deploy.export(model, classes=classes, updates=[update], out=out, **settings)
+        icis_deploy.export(model, classes=classes, updates=[update], out=out, options=options)
     rejected = out.with_name(f"{out.name}.rejected")
     assert str(rejected) in str(caught.value)
     onnx.checker.check_model(onnx.load(rejected / "model.onnx"))
@@ -173,7 +174,10 @@ def test_a_right_head_passes_though_its_probabilities_vanish(
     """The logits of one image lie up to 150 apart, where float32 ends at a probability of exp(-87)."""
     capacity = 4 if head_kind == "updatable" else None
     bundle = icis_deploy.export(
-        endings[op_type], classes=square[1], head=head_kind, capacity=capacity, out=tmp_path / "bundle"
+        endings[op_type],
+        classes=square[1],
+        options=icis_deploy.ExportOptions(head=head_kind, capacity=capacity),
+        out=tmp_path / "bundle",
     )
     assert all(report["max_scaled_error"] < 1e-5 for report in bundle.parity)
 

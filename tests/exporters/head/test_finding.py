@@ -99,10 +99,10 @@ def test_two_heads_are_listed_and_head_node_chooses_one():
 
     assert str(caught.value) == (
         "Several layers could be the head: animals (Gemm, 5 classes, feature_dim 4); plants (MatMul, 3 classes, "
-        "feature_dim 4). Choose one with --head-node NAME."
+        "feature_dim 4). Choose one with `head_node`."
     )
     assert (location.num_classes, location.output_name, location.certainty) == (3, "z", "chosen")
-    assert location.reason == "chosen by --head-node plants"
+    assert location.reason == "chosen by its name, plants"
     assert [output.shape[1] for output in add_slots(model, location, 2).graph.outputs] == [5, 5, 4]
 
 
@@ -116,7 +116,7 @@ def test_a_head_that_something_unusual_follows_is_not_certain_but_can_be_chosen(
 
     assert str(caught.value) == (
         "It is not certain that this is the head: head (Gemm, 5 classes, feature_dim 4): followed by Relu rest. If it "
-        "is, say so with --head-node head."
+        "is, say so with `head_node='head'`."
     )
     scores = run_model(fuse_head(model, location, head), x=IMAGES)["y"]
     np.testing.assert_allclose(scores, np.maximum(head.logits(IMAGES), 0), rtol=1e-5)
@@ -201,7 +201,7 @@ def test_a_model_that_can_take_no_more_classes_says_which_node_forbids_it(body: 
         "No class can be added to this model's head: l (MatMul, 5 classes, feature_dim 4): "
     )
     assert why in str(caught.value)
-    with pytest.raises(ModelLoadError, match="No class can be added to --head-node l: "):
+    with pytest.raises(ModelLoadError, match="No class can be added to the head l: "):
         find_head(model, "l")
 
 
@@ -262,7 +262,7 @@ def test_a_model_that_can_take_no_more_classes_says_which_node_forbids_it(body: 
             "q, s, z = DynamicQuantizeLinear (x) [whole] y = MatMulInteger (q, stored, z)",
             "int32[batch, 5] y",
             "float[batch, 4] x",
-            "It computes in integers: export the float model that it was made from, with --precision int8.",
+            "It computes in integers: export the float model that it was made from, with `precision='int8'`.",
         ),
         (
             "[whole] y = MatMul (x, ints)",
@@ -346,9 +346,14 @@ def test_a_linear_layer_inside_is_named_when_something_else_makes_the_output():
     [
         (
             "nowhere",
-            "--head-node nowhere is no node of this graph. Expected one of: head (Gemm, 5 classes, feature_dim 4).",
+            "The node nowhere, chosen as the head, is no node of this graph. Expected one of: head (Gemm, 5 classes, "
+            "feature_dim 4). Choose one of them with `head_node`.",
         ),
-        ("rest", "--head-node rest is a Softmax. Expected one of: head (Gemm, 5 classes, feature_dim 4)."),
+        (
+            "rest",
+            "The node rest, chosen as the head, is a Softmax. Expected one of: head (Gemm, 5 classes, feature_dim 4). "
+            "Choose one of them with `head_node`.",
+        ),
     ],
 )
 def test_a_head_node_that_is_none_is_a_usage_error_that_lists_what_there_is(head_node: str, message: str):
@@ -366,7 +371,5 @@ def test_a_chosen_layer_inside_the_network_cannot_be_the_head():
         inner=np.eye(4, dtype=np.float32),
     )
 
-    with pytest.raises(
-        ModelLoadError, match=r"No class can be added to --head-node inside: head \(Gemm\) mixes classes"
-    ):
+    with pytest.raises(ModelLoadError, match=r"No class can be added to the head inside: head \(Gemm\) mixes classes"):
         find_head(model, "inside")

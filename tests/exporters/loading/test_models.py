@@ -159,17 +159,17 @@ def test_a_factory_without_a_shape_names_the_option(project: Path):
         load_model("small_models:Small", project / "weights.pth")
 
     assert str(caught.value) == (
-        "small_models:Small does not state the shape of its input: give --input-shape, such as 3,224,224."
+        "small_models:Small does not state the shape of its input. Give it, such as `input_shape=(3, 224, 224)`."
     )
 
 
 def test_a_factory_without_weights_names_the_option(project: Path):
-    with pytest.raises(UsageError, match=r"small_models:Small needs trained weights: give --weights FILE"):
+    with pytest.raises(UsageError, match=r"small_models:Small needs trained weights\. Give a file .* as `weights`"):
         load_model("small_models:Small")
 
 
 def test_weights_for_a_file_that_has_its_own_are_refused(onnx_path: Path):
-    with pytest.raises(UsageError, match="holds its own weights; --weights goes with package"):
+    with pytest.raises(UsageError, match=r"holds its own weights; others go with package.*Leave `weights` out"):
         load_model(str(onnx_path), onnx_path)
 
 
@@ -186,7 +186,7 @@ def test_anything_else_says_what_was_found_and_what_was_expected(tmp_path: Path,
 
     assert str(caught.value) == (
         f"{tmp_path / name} is no model that can be loaded: found {found}. Expected a .onnx file, a .pt2 torch.export "
-        f"program, or package.module:factory with --weights."
+        f"program, or package.module:factory with weights. Check the path, or give a factory with `weights`."
     )
 
 
@@ -205,7 +205,7 @@ def test_open_sizes_are_filled_by_the_option_and_fixed_ones_must_agree(tmp_path:
     assert load_model(spec).input_shape == ("batch", 4, "h", "w")
     assert load_model(spec, input_shape=(4, 8, 6)).input_shape == ("batch", 4, 8, 6)
     for wrong in [(3, 8, 6), (4, 8)]:
-        with pytest.raises(UsageError, match=r"--input-shape .* does not fit .*open\.onnx, whose input is"):
+        with pytest.raises(UsageError, match=r"The input shape .* does not fit .*open\.onnx, whose input is"):
             load_model(spec, input_shape=wrong)
 
 

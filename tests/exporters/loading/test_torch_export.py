@@ -349,7 +349,7 @@ def test_a_module_that_cannot_be_traced_says_so_in_one_line():
 
 
 def test_a_shape_that_does_not_fit_the_module_names_the_option():
-    with pytest.raises(ExportError, match="Check --input-shape"):
+    with pytest.raises(ExportError, match="Check `input_shape`"):
         export_module(seeded(PooledLinear), (1, 32, 32))
 
 

@@ -124,7 +124,7 @@ def test_a_file_without_named_tensors_is_refused(tmp_path: Path, content: object
 
 
 def test_a_missing_weights_file_is_named(tmp_path: Path):
-    with pytest.raises(ModelLoadError, match=r"There is no weights file .*nowhere\.pth\. Check --weights\."):
+    with pytest.raises(ModelLoadError, match=r"There is no weights file .*nowhere\.pth\. Check `weights`\."):
         read_state(tmp_path / "nowhere.pth")
 
 

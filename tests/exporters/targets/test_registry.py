@@ -15,10 +15,10 @@ from onnx import numpy_helper
 
 import icis_deploy
 from exporters.targets.openvino_target import openvino_from_onnx
-from exporters.targets.registry import TARGETS, BuiltTarget, TargetJob, TargetOptions, plan_targets
-from exporters.targets.tensorrt.engine_settings import EngineSettings
+from exporters.targets.registry import TARGETS, BuiltTarget, TargetJob, plan_targets
 from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.bundle.manifest import load_bundle
+from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
 from icis_deploy.cli.export import TARGET_NAMES
 from icis_deploy.cli.main import run
 from icis_deploy.errors import (
@@ -48,7 +48,11 @@ def export(opened: OpenedModel, update: ClassUpdate, out: Path, *, head: str, **
     built: list[BuiltTarget] = []
     capacity = 8 if head == "updatable" else None
     icis_deploy.export(
-        opened, updates=[update], head=head, capacity=capacity, out=out, on_target=built.append, **settings
+        opened,
+        updates=[update],
+        options=icis_deploy.ExportOptions(head=head, capacity=capacity, **settings),
+        out=out,
+        on_target=built.append,
     )
     return built
 
@@ -66,21 +70,25 @@ UNUSED = {
     "timing_cache": (
         Path("timings"),
         "tensorrt",
-        r"--timing-cache is for the target tensorrt alone: TensorRT-RTX times",
+        r"A timing cache is for the target tensorrt alone: TensorRT-RTX times .*`timing_cache`",
     ),
     "hardware_compatibility": (
         "ampere_plus",
         "tensorrt",
-        r"--hardware-compatibility is for the target tensorrt alone: an engine of TensorRT-RTX runs on what --",
+        r"A hardware compatibility is for the target tensorrt alone: an engine of TensorRT-RTX runs on the compute cap",
     ),
     "compute_capabilities": (
         ("8.6",),
         "tensorrt-rtx",
-        r"--compute-capability is for the target tensorrt-rtx alone: TensorRT builds for the GPU of this machine",
+        r"A compute capability is for the target tensorrt-rtx alone: TensorRT builds for the GPU of this machine",
     ),
-    "refit": (True, "updatable", r"A fused head has no slots that could be refitted: give --refit with --head updat"),
-    "max_batch": (64, "tensorrt-rtx", r"Options of engines were given, but no engine is built: give --target"),
-    "workspace_bytes": (1 << 20, "tensorrt-rtx", r"Options of engines were given, but no engine is built: give"),
+    "refit": (
+        True,
+        "updatable",
+        r"A fused head has no slots that could be refitted\. Give `refit` with `head='updatable'`",
+    ),
+    "max_batch": (64, "tensorrt-rtx", r"Options of engines were given, but no engine is built\. Give `targets="),
+    "workspace_bytes": (1 << 20, "tensorrt-rtx", r"Options of engines were given, but no engine is built\. Give"),
 }
 
 
@@ -119,20 +127,23 @@ def test_of_several_engines_each_takes_what_concerns_it(names, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--target", "tensorrt-rtx", "--timing-cache", "t"], "--timing-cache is for the target tensorrt alone"),
+        (["--target", "tensorrt-rtx", "--timing-cache", "t"], "Leave --timing-cache out, or add --target tensorrt."),
         (
             ["--target", "tensorrt", "--compute-capability", "8.6"],
-            "--compute-capability is for the target tensorrt-rtx",
+            "Leave --compute-capability out, or add --target tensorrt-rtx.",
         ),
         (["--target", "openvino", "--max-batch", "8"], "Options of engines were given, but no engine is built"),
         (["--target", "tensorrt-rtx", "--refit"], "A fused head has no slots that could be refitted"),
         (["--trust", "key.pub"], "A device with a fused head takes no class updates"),
         (["--generator", "classes.txt"], "A device can only be taught classes in slots"),
         (["--capacity", "4"], "A fused head has no slots"),
-        (["--calibration-images", "images.csv"], "Calibration images are for --precision int8 only"),
+        (["--calibration-images", "images.csv"], "Give --precision int8 with --calibration-images, or leave them out."),
         (["--images", "images.csv"], "Images can only be used where it is known how they are prepared"),
         (["--input", "uint8"], "A model that takes pixels needs to know how they are prepared"),
-        (["--weights", "model.onnx"], "holds its own weights; --weights goes with"),
+        (
+            ["--weights", "model.onnx"],
+            "holds its own weights; others go with package.module:factory only. Leave --weights out.",
+        ),
     ],
 )
 def test_an_option_that_would_be_left_out_is_a_usage_error(options, reason, tiny_project, tmp_path, capsys):

@@ -53,7 +53,12 @@ def export(
     opened: OpenedModel, out: Path, *updates: ClassUpdate, head: str = "updatable", precision: str = "fp32"
 ) -> Path:
     capacity, form = CAPACITY if head == "updatable" else None, ModelForm(precision=precision)
-    icis_deploy.export(opened, updates=updates, head=head, capacity=capacity, form=form, out=out, targets=["triton"])
+    icis_deploy.export(
+        opened,
+        updates=updates,
+        options=icis_deploy.ExportOptions(head=head, capacity=capacity, form=form, targets=["triton"]),
+        out=out,
+    )
     return out
 
 

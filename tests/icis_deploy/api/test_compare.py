@@ -9,15 +9,16 @@ import pytest
 from PIL import Image
 
 import icis_deploy
-from icis_deploy.api.compare import ComparedMethod, compare_methods
+from icis_deploy.api.compare import ComparedMethod, ComparisonOptions, compare_methods
 from icis_deploy.api.compare_plot import save_comparison_plot
 from icis_deploy.errors import ImageError, UsageError
 from testing.tiny_project import TinyProject
 
 
-def compare(project: TinyProject, **options) -> tuple[ComparedMethod, ...]:
-    files = {"classes": project.classes, "descriptors": project.descriptors, "preprocess": project.preprocess}
-    return compare_methods(project.model, **{"methods": ("ridge", "mean"), "seen_accuracy": 0.9, **files, **options})
+def compare(project: TinyProject, methods=("ridge", "mean"), **files) -> tuple[ComparedMethod, ...]:
+    given = {"classes": project.classes, "descriptors": project.descriptors, "preprocess": project.preprocess}
+    options = ComparisonOptions(methods=methods, seen_accuracy=0.9)
+    return compare_methods(project.model, options=options, **{**given, **files})
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +35,20 @@ def test_a_method_that_reads_descriptors_is_predicted_to_be_better_than_the_mean
 
 
 def test_what_is_measured_is_what_a_bundle_with_these_rows_scores(compared, tiny_project: TinyProject, tmp_path: Path):
-    files = {"classes": tiny_project.classes, "preprocess": tiny_project.preprocess}
     update = icis_deploy.inject(
-        tiny_project.model, descriptors=tiny_project.descriptors, method="ridge", seen_accuracy=0.9, **files
+        tiny_project.model,
+        classes=tiny_project.classes,
+        descriptors=tiny_project.descriptors,
+        options=icis_deploy.InjectionOptions(method="ridge", seen_accuracy=0.9),
+        preprocess=tiny_project.preprocess,
     )
-    icis_deploy.export(tiny_project.model, updates=[update], out=tmp_path / "bundle", **files)
+    icis_deploy.export(
+        tiny_project.model,
+        classes=tiny_project.classes,
+        updates=[update],
+        options=icis_deploy.ExportOptions(preprocess=tiny_project.preprocess),
+        out=tmp_path / "bundle",
+    )
     report = icis_deploy.evaluate(tmp_path / "bundle", images=tiny_project.images)
     measured = compared[0].measured
     assert (measured.T, measured.U, measured.S, measured.H) == (report.T, report.U, report.S, report.H)
@@ -56,7 +66,7 @@ def test_images_of_classes_that_nobody_knows_are_refused_by_name(tiny_project: T
 
 
 def test_images_without_preprocessing_are_refused(tiny_project: TinyProject):
-    with pytest.raises(UsageError, match="--preprocess"):
+    with pytest.raises(UsageError, match="Give `preprocess`"):
         compare(tiny_project, images=tiny_project.images, preprocess=None)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import icis_deploy
-from icis_deploy.api.describe import describe, twins
+from icis_deploy.api.describe import describe, indistinguishable_classes
 from icis_deploy.cli.main import run
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import ClassConflictError, UsageError
@@ -36,7 +36,10 @@ def test_the_facade_describes_and_saves_what_inject_reads(tmp_path, vectors):
 
 @pytest.mark.parametrize("sources", [{}, {"vectors": "a", "model": "b"}])
 def test_exactly_one_source_is_needed(sources):
-    with pytest.raises(UsageError, match="Give either a file of word vectors or a text model"):
+    with pytest.raises(
+        UsageError,
+        match=r"either a file of word vectors or a text model, and .* given. Give either `vectors` or `model`",
+    ):
         describe(["zebra"], **sources)
 
 
@@ -53,7 +56,7 @@ def test_a_class_named_twice_is_refused(vectors):
 def test_classes_with_the_same_descriptor_are_found():
     values = np.array([[1, 0], [0, 1], [1, 0], [2, 0]], dtype=np.float32)
 
-    assert twins(Descriptors(values=values, class_names=("a", "b", "c", "d"))) == [("a", "c")]
+    assert indistinguishable_classes(Descriptors(values=values, class_names=("a", "b", "c", "d"))) == [("a", "c")]
 
 
 def test_the_command_joins_class_lists_and_warns_of_equal_descriptors(tmp_path, vectors, capsys):

@@ -112,7 +112,7 @@ def test_every_field_that_differs_is_named_and_what_to_do():
         verify_engine(replace(sidecar(), runtime_version="1.6.0", model_sha256="d" * 64), **HERE)
     assert str(caught.value) == (
         f"The tensorrt-rtx engine was not built for this use: runtime_version is 1.6.0, here 1.7.1.116; model_sha256 "
-        f"is {'d' * 64}, here {'a' * 64}. Build it here and from this model: icis-deploy export --target tensorrt-rtx"
+        f"is {'d' * 64}, here {'a' * 64}. Build it here and from this model: `export(targets=['tensorrt-rtx'])`."
     )
 
 

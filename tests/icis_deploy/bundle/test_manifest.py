@@ -298,14 +298,14 @@ def test_a_folder_in_place_of_a_file_is_refused(folder):
 
 @pytest.mark.parametrize("name", ["missing", "model.onnx", "x" * 300])
 def test_what_is_no_folder_is_no_bundle(folder, name):
-    with pytest.raises(BundleError, match=r"^There is no bundle at \S+\. `icis-deploy export` makes one\."):
+    with pytest.raises(BundleError, match=r"^There is no bundle at \S+\. `export\(\)` makes one\."):
         load_bundle(folder / name)
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(folder):
     (folder / MANIFEST_NAME).unlink()
 
-    message = r"^Cannot read the manifest \S+manifest\.json: No such file or directory\. Name a folder that `icis-dep"
+    message = r"^Cannot read the manifest \S+manifest\.json: No such file or directory\. Name a folder that `export"
     with pytest.raises(BundleError, match=message):
         load_bundle(folder)
 

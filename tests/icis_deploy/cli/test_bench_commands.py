@@ -66,7 +66,7 @@ def test_a_batch_that_no_memory_holds_is_refused_before_anything_is_measured(bun
     assert run(["bench", str(bundles.fused), "--batch", "1,99999999999999999999"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "this machine has" in line
-    assert line.endswith("Give a smaller --batch.")
+    assert line.endswith("Give a smaller one in --batch.")
 
 
 def test_a_number_of_threads_that_would_only_be_started_is_refused(bundles, capsys):
@@ -113,7 +113,7 @@ def test_a_file_in_the_place_of_a_folder_of_logs_is_refused_before_anything_is_m
 @pytest.mark.parametrize("seconds", ["nan", "inf"])
 def test_a_time_that_is_no_number_of_seconds_is_refused(seconds, bundles, capsys):
     assert run(["bench", str(bundles.fused), "--seconds", seconds]) == 2
-    assert capsys.readouterr().err == f"Error: The plan's budget_s is {seconds}; expected a positive number.\n"
+    assert capsys.readouterr().err == f"Error: {seconds} seconds were asked for; expected a positive number.\n"
 
 
 def test_a_runtime_that_is_given_twice_is_measured_once(bundles, tmp_path):

@@ -195,7 +195,7 @@ def test_inject_writes_only_the_unseen_classes_that_were_asked_for(tiny_project:
     assert load_update(tmp_path / "some.icis").added == wanted
 
 
-def test_export_leaves_a_bundle_with_its_parity_reports_and_nothing_beside_it(bundle: Path) -> None:
+def test_export_leaves_a_bundle_with_its_parity_reports_and_nothing_else(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     assert [report["passed"] for report in manifest["parity"]] == [True, True]
     assert names_in(bundle) == {"manifest.json", *manifest["files"]}

@@ -45,8 +45,8 @@ def bundle(tiny_project: TinyProject, unsigned: Path, key: Path, tmp_path: Path)
     """An updatable bundle without an update, that trusts the key."""
     out = tmp_path / "bundle"
     arguments = export_arguments(tiny_project, unsigned, out, head="updatable")
-    place = arguments.index("--update")
-    del arguments[place : place + 2]
+    index = arguments.index("--update")
+    del arguments[index : index + 2]
     assert run([*arguments, "--trust", f"{key}.pub"]) == 0
     return out
 

@@ -91,7 +91,7 @@ def test_a_generator_of_another_head_or_for_a_fused_one_is_refused(
 ) -> None:
     fused = export_arguments(tiny_project, tmp_path / "fused", head="fused")
     assert run([*fused, "--generator", str(generator)]) == 2
-    assert "give --generator with --head updatable" in capsys.readouterr().err
+    assert "Give --generator with --head updatable" in capsys.readouterr().err
     names = tiny_project.classes.read_text().split()
     (tmp_path / "classes.txt").write_text("\n".join(["renamed", *names[1:]]))
     other = export_arguments(tiny_project, tmp_path / "other")

@@ -38,7 +38,7 @@ def contents(folder):
 
 def fill_and_fail(folder, error):
     fill(folder)
-    raise error
+    raise error("the block failed")
 
 
 def fill(folder):
@@ -261,7 +261,7 @@ def test_a_new_folder_appears_whole_when_the_block_ends(tmp_path):
 
 
 def test_a_folder_that_is_there_is_not_replaced_unless_asked_for(old_folder):
-    message = r"^\S+bundle already exists\. Choose another place, or give --overwrite to replace it\."
+    message = r"^\S+bundle already exists\. Choose another place, or give `overwrite=True` to replace it\."
     with pytest.raises(UsageError, match=message), new_folder(old_folder, overwrite=False, marker="model.onnx"):
         pytest.fail("the block must not run")
     assert contents(old_folder.parent) == {"bundle": None, "bundle/model.onnx": OLD}
@@ -411,7 +411,7 @@ def test_an_impossible_folder_is_refused(tmp_path, name, reason):
 def test_a_free_place_is_free_and_a_taken_one_only_with_overwrite(old_file):
     check_free(old_file.with_name("other"), overwrite=False)
     check_free(old_file, overwrite=True)
-    with pytest.raises(UsageError, match=r"^\S+state already exists\. Choose another place, or give --overwrite"):
+    with pytest.raises(UsageError, match=r"^\S+state already exists\. Choose another place, or give `overwrite=True`"):
         check_free(old_file, overwrite=False)
 
 

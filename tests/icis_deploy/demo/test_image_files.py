@@ -12,7 +12,7 @@ from icis_deploy.errors import StorageError
 from icis_deploy.images.loading import load_image_list, load_images
 
 
-def test_the_list_and_the_pictures_are_read_back_as_they_were_drawn(tmp_path: Path) -> None:
+def test_the_list_and_the_images_are_read_back_as_they_were_drawn(tmp_path: Path) -> None:
     world = make_world(seed=0)
     names = world.unseen_names[:4]
     images, labels = render_classes(world.unseen[:4], 2, seed=1)

@@ -77,8 +77,8 @@ def test_a_wrong_card_has_a_thicker_edge() -> None:
 def test_each_image_is_shown_on_its_own_card_row_by_row() -> None:
     shades = [20, 60, 100, 140, 180]
     sheet = np.asarray(draw_picture_sheet([card(shade=shade) for shade in shades], title="t", subtitle="s"))
-    for place, shade in enumerate(shades):
-        row, column = divmod(place, 4)
+    for index, shade in enumerate(shades):
+        row, column = divmod(index, 4)
         y = HEADER_HEIGHT + row * (CARD_HEIGHT + GAP) + PADDING + PICTURE_SIDE // 2
         x = MARGIN + column * (CARD_WIDTH + GAP) + PADDING + PICTURE_SIDE // 2
         assert sheet[y, x].tolist() == [shade] * 3

@@ -199,7 +199,7 @@ def test_a_mat_file_without_scipy_says_what_to_install(tmp_path, monkeypatch):
     savemat(tmp_path / "d.mat", {"att": VALUES.T, "allclasses_names": cell_array(NAMES)})
     monkeypatch.setitem(sys.modules, "scipy.io", None)
 
-    with pytest.raises(MissingDependencyError, match=r"needs scipy: pip install 'icis-deploy\[train\]'"):
+    with pytest.raises(MissingDependencyError, match=r"needs scipy\. Install it: pip install 'icis-deploy\[train\]'"):
         load_descriptors(tmp_path / "d.mat")
 
 

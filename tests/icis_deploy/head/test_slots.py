@@ -175,7 +175,7 @@ def test_adding_and_removing_the_same_classes_gives_an_empty_table_again(data, c
         (
             update_of(added=["dog", "elk", "fox", "gnu"]),
             CapacityError,
-            r"The class update adds 4 classes; 4 slots, 1 used\. Remove classes first, .* `icis-deploy compact` on the "
+            r"The class update adds 4 classes; 4 slots, 1 used\. Remove classes first, .* `compact\(\)` on the "
             r"workbench and hand the new bundle over\.",
         ),
         (

@@ -99,7 +99,7 @@ def test_auto_is_the_default_and_says_what_it_chose_and_expects():
     random = np.random.default_rng(5)
     features = random.normal(size=(64, 80)) @ head.rows[:, :-1] + random.normal(size=(64, 32))
     injection = inject(head, descriptors, neutral_features=features.astype(np.float32))
-    assert injection.method == injection.selection.chosen.method.name
+    assert injection.method == injection.selection.chosen.method
     assert injection.estimate.is_trustworthy
     provenance = json.loads(json.dumps(injection.provenance))
     assert provenance["selection"]["reason"].startswith(injection.method)

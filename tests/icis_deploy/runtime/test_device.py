@@ -138,7 +138,7 @@ def refused(device, folder, data, error, message, **options):
 
 def test_an_unsigned_update_is_refused(device, bundle_folder):
     data = serialize_envelope(envelope_of(make_update("okapi")))
-    refused(device, bundle_folder, data, SignatureError, r"The file is not signed\. .*--allow-unsigned")
+    refused(device, bundle_folder, data, SignatureError, r"The file is not signed\. .*allow_unsigned=True")
 
 
 def test_an_unsigned_update_is_taken_where_the_operator_allows_it_and_the_history_says_so(device):
@@ -211,7 +211,7 @@ def test_a_fused_head_takes_no_update(tmp_path, keys, signed):
     folder = write_bundle(tmp_path / "fused", capacity=0)
     trust(folder, keys.public_path)
     device = Device.open(folder)
-    refused(device, folder, signed(make_update("okapi")), IncompatibleError, r"head is fused: .* --head updatable")
+    refused(device, folder, signed(make_update("okapi")), IncompatibleError, r"head is fused: .* `head='updatable'`")
 
 
 def test_a_file_too_large_for_any_update_of_this_bundle_is_refused_unread(device, bundle_folder, tmp_path):
@@ -332,7 +332,7 @@ def test_what_an_operator_disabled_no_rollback_enables(device, signed):
 
 
 def test_an_unknown_class_cannot_be_disabled(device):
-    with pytest.raises(ClassConflictError, match=r"knows no class 'unicorn'\. `icis-deploy classes` lists the 3"):
+    with pytest.raises(ClassConflictError, match=r"knows no class 'unicorn'\. `Device\.classes\(\)` lists the 3"):
         device.disable("unicorn")
 
 

@@ -100,11 +100,11 @@ def test_terms_that_are_not_given_stay(path, keys):
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ({"version": 1 << 63}, r"The version lies outside of 1 to 2\^63 - 1\. Give another --version"),
+        ({"version": 1 << 63}, r"The version lies outside of 1 to 2\^63 - 1\. Give another `version`"),
         ({"version": 0}, "The version lies outside"),
         (
             {"version": 7, "expires": datetime(2020, 1, 1, tzinfo=timezone.utc)},
-            r"would expire at 2020-01-01T00:00:00Z; by this machine's clock it is 20.*Z, .*Give a later --expires",
+            r"would expire at 2020-01-01T00:00:00Z; by this machine's clock it is 20.*Z, .*Give a later `expires`",
         ),
     ],
 )
@@ -175,7 +175,9 @@ def test_a_set_of_trusted_keys_replaces_no_file(path, keys):
 def test_who_signs_with_another_key_hears_how_devices_come_to_trust_it(path, keys, other_keys):
     sign(path, keys.private_path)
 
-    with pytest.raises(SignatureError, match=r"in the bundle's trust/ folder, or, where keys were rotated, by `icis-"):
+    with pytest.raises(
+        SignatureError, match=r"in the bundle's trust/ folder, or, where keys were rotated, by `rotate_keys\(\)"
+    ):
         verify_update(path, [other_keys.public_path])
 
 

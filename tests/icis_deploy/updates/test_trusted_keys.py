@@ -77,7 +77,7 @@ def test_what_is_no_ed25519_key_is_refused(pairs):
     other = ec.generate_private_key(ec.SECP256R1()).public_key()
     with pytest.raises(SignatureError, match="expected an Ed25519 public key"):
         canonical_pem(other.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
-    with pytest.raises(SignatureError, match=r"not a public key in PEM form: .*`icis-deploy keygen` makes one"):
+    with pytest.raises(SignatureError, match=r"not a public key in PEM form: .*`keygen\(\)` makes one"):
         canonical_pem(pairs[0].private_path.read_text())
 
 

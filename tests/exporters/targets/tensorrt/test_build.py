@@ -20,13 +20,13 @@ from exporters.head.finding import find_head
 from exporters.head.surgery import add_slots
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.tensorrt.build import build_engine, known_capabilities
-from exporters.targets.tensorrt.engine_settings import EngineSettings
 from exporters.targets.tensorrt.graph import SLOT_ROWS, with_refittable_slots, with_slots_as_inputs
 from exporters.targets.tensorrt.symmetric_quantization import with_symmetric_quantization
 from icis_deploy.api.models import OpenedModel
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, model_sha256, parse_sidecar, this_platform
 from icis_deploy.bundle.manifest import FEATURES, MODEL_NAME, SLOT_BIAS, SLOT_WEIGHT, load_bundle
 from icis_deploy.bundle.model_form import ModelForm
+from icis_deploy.bundle.target_options import EngineSettings
 from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, export_program
 from icis_deploy.errors import EngineMismatchError, ExportError, GateFailedError, MissingDependencyError, UsageError
 from icis_deploy.runtime.sessions.cuda_calls import load_cuda
@@ -49,11 +49,15 @@ def bundle_folder(request: Any, tiny_project: TinyProject, tmp_path_factory: pyt
     icis_deploy.export(
         tiny_project.model,
         classes=tiny_project.classes,
-        head=head,
-        capacity=CAPACITY if head == "updatable" else None,
-        preprocess=tiny_project.preprocess,
-        form=ModelForm(precision=precision, calibration_images=tiny_project.images if precision == "int8" else None),
-        targets=["tensorrt-rtx"],
+        options=icis_deploy.ExportOptions(
+            head=head,
+            capacity=CAPACITY if head == "updatable" else None,
+            preprocess=tiny_project.preprocess,
+            form=ModelForm(
+                precision=precision, calibration_images=tiny_project.images if precision == "int8" else None
+            ),
+            targets=["tensorrt-rtx"],
+        ),
         out=folder,
     )
     return folder
@@ -68,7 +72,12 @@ def updatable(tiny_project: TinyProject, tmp_path_factory: pytest.TempPathFactor
     update = icis_deploy.ClassUpdate(
         base_fingerprint=opened.head.fingerprint, rows=rng.normal(size=(3, FEATURE_DIM + 1)), added=("a", "b", "c")
     )
-    icis_deploy.export(opened, updates=[update], head="updatable", capacity=CAPACITY, out=folder / "bundle")
+    icis_deploy.export(
+        opened,
+        updates=[update],
+        options=icis_deploy.ExportOptions(head="updatable", capacity=CAPACITY),
+        out=folder / "bundle",
+    )
     return folder / "bundle" / MODEL_NAME
 
 
@@ -138,7 +147,7 @@ def test_without_a_gpu_the_gate_says_that_it_did_not_run(tiny_project, tmp_path,
     icis_deploy.export(
         tiny_project.model,
         classes=tiny_project.classes,
-        targets=["tensorrt-rtx"],
+        options=icis_deploy.ExportOptions(targets=["tensorrt-rtx"]),
         on_target=built.append,
         out=tmp_path / "bundle",
     )
@@ -149,13 +158,12 @@ def test_without_a_gpu_the_gate_says_that_it_did_not_run(tiny_project, tmp_path,
 
 def test_the_graph_of_an_int8_engine_passes_the_gate_in_its_place(tiny_project, tmp_path, no_gpu, monkeypatch):
     built: list[Any] = []
-    settings = {
-        "classes": tiny_project.classes,
-        "preprocess": tiny_project.preprocess,
-        "form": ModelForm(precision="int8", calibration_images=tiny_project.images),
-        "targets": ["tensorrt-rtx"],
-        "on_target": built.append,
-    }
+    options = icis_deploy.ExportOptions(
+        preprocess=tiny_project.preprocess,
+        form=ModelForm(precision="int8", calibration_images=tiny_project.images),
+        targets=["tensorrt-rtx"],
+    )
+    settings = {"classes": tiny_project.classes, "options": options, "on_target": built.append}
     icis_deploy.export(tiny_project.model, out=tmp_path / "bundle", **settings)
     assert [report.passed for report in built[0].reports] == [True] * 3
     assert all(report.compared_with.endswith("; the graph of tensorrt-rtx") for report in built[0].reports)
@@ -179,9 +187,11 @@ def test_an_int8_engine_passes_the_gate_on_a_gpu(tiny_project, tmp_path):
     icis_deploy.export(
         tiny_project.model,
         classes=tiny_project.classes,
-        preprocess=tiny_project.preprocess,
-        form=ModelForm(precision="int8", calibration_images=tiny_project.images),
-        targets=["tensorrt-rtx"],
+        options=icis_deploy.ExportOptions(
+            preprocess=tiny_project.preprocess,
+            form=ModelForm(precision="int8", calibration_images=tiny_project.images),
+            targets=["tensorrt-rtx"],
+        ),
         on_target=built.append,
         out=tmp_path / "bundle",
     )
@@ -253,11 +263,13 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
 def test_engines_come_of_the_demos_network(head, precision, demo_model, tmp_path):
     bundle = icis_deploy.export(
         demo_model,
-        head=head,
-        capacity=CAPACITY if head == "updatable" else None,
-        preprocess=PREPROCESSING,
-        form=ModelForm(precision=precision),
-        targets=["tensorrt-rtx"],
+        options=icis_deploy.ExportOptions(
+            head=head,
+            capacity=CAPACITY if head == "updatable" else None,
+            preprocess=PREPROCESSING,
+            form=ModelForm(precision=precision),
+            targets=["tensorrt-rtx"],
+        ),
         out=tmp_path / "bundle",
     )
     sidecar = parse_sidecar((tmp_path / "bundle" / "engines" / "tensorrt-rtx.json").read_bytes())
@@ -347,15 +359,15 @@ def test_a_model_that_was_quantized_for_cpus_says_what_to_give_instead(head, tmp
     (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
 
     with pytest.raises(
-        ExportError, match=r"^TensorRT's parser refused .* Export the float model .* --precision int8\."
+        ExportError, match=r"^TensorRT's parser refused .* Export the float model .* `precision='int8'`\."
     ):
         icis_deploy.export(
             tmp_path / "model.onnx",
             classes=tmp_path / "classes.txt",
-            head=head,
-            capacity=4 if head == "updatable" else None,
+            options=icis_deploy.ExportOptions(
+                head=head, capacity=4 if head == "updatable" else None, targets=["tensorrt-rtx"]
+            ),
             out=tmp_path / "bundle",
-            targets=["tensorrt-rtx"],
         )
 
     assert not (tmp_path / "bundle").exists()

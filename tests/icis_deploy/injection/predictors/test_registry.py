@@ -101,7 +101,7 @@ def test_of_the_methods_with_nearly_the_best_balance_the_one_that_predicts_rows_
     assert selection.chosen.method.name not in {"mean", "costa"}
     assert selection.reason.startswith(selection.chosen.method.name)
     assert len(selection.candidates) == len(CHEAP)
-    assert json.loads(json.dumps(selection.to_json()))["num_neutral_features"] == 64
+    assert json.loads(json.dumps(selection.choice.to_json()))["num_neutral_features"] == 64
 
 
 def test_a_method_that_was_asked_for_is_not_called_the_best():

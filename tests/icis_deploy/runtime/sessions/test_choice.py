@@ -121,7 +121,7 @@ def test_a_fused_head_answers_in_openvino(tmp_path):
 
     expected = seen_head().logits(features_of(images(3)))
     np.testing.assert_allclose(device.logits(images(3)).values, expected, atol=2e-6)
-    with pytest.raises(RuntimeFailureError, match=r"its head is fused\. Export it with --head updatable\.$"):
+    with pytest.raises(RuntimeFailureError, match=r"its head is fused\. Export it with `head='updatable'`\.$"):
         device.session.load_slots(np.zeros((1, FEATURE_DIM), np.float32), np.zeros(1, np.float32))
 
 

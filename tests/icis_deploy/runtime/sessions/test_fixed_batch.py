@@ -32,11 +32,13 @@ def fixed(tiny_project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -
     icis_deploy.export(
         folder / "model.onnx",
         classes=tiny_project.classes,
-        preprocess=tiny_project.preprocess,
-        head="updatable",
-        capacity=CAPACITY,
-        form=ModelForm(top=TOP, model_input="uint8"),
-        targets=["openvino"],
+        options=icis_deploy.ExportOptions(
+            preprocess=tiny_project.preprocess,
+            head="updatable",
+            capacity=CAPACITY,
+            form=ModelForm(top=TOP, model_input="uint8"),
+            targets=["openvino"],
+        ),
         out=folder / "bundle",
     )
     return folder / "bundle"

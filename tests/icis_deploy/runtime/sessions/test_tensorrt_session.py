@@ -136,8 +136,8 @@ def fake_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
 
 
 def real_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
-    from exporters.targets.tensorrt.engine_settings import EngineSettings
     from exporters.targets.tensorrt.target import write_engine
+    from icis_deploy.bundle.target_options import EngineSettings
     from icis_deploy.runtime.sessions.cuda_calls import load_cuda
 
     capability = load_cuda().compute_capability()
@@ -217,7 +217,7 @@ def test_a_fused_head_has_no_slots_and_needs_none(stand, tmp_path):
     session = stand.device(stand.bundle(tmp_path / "b", capacity=0)).session
 
     close(session.run(images(3)).logits, expected_logits(images(3), None))
-    with pytest.raises(RuntimeFailureError, match=r"its head is fused\. Export it with --head updatable\.$"):
+    with pytest.raises(RuntimeFailureError, match=r"its head is fused\. Export it with `head='updatable'`\.$"):
         session.load_slots(*slots(1))
 
 
@@ -248,7 +248,9 @@ def test_an_input_that_the_engine_does_not_take_is_an_error_that_states_what_it_
 
 
 def test_an_updatable_engine_holds_no_slots_of_its_own(stand, folder):
-    with pytest.raises(RuntimeFailureError, match=r"holds no slots of its own; load them, and give them with each run"):
+    with pytest.raises(
+        RuntimeFailureError, match=r"holds no slots of its own\. Load them, and give them with each run"
+    ):
         stand.device(folder).session.run(images(1))
 
 
@@ -509,7 +511,7 @@ def test_a_sidecar_that_cannot_be_read_is_an_error_that_names_the_file(fake, fak
 
 def test_a_bundle_without_an_engine_says_how_to_get_one(fake, bundle_folder):
     with pytest.raises(
-        IncompatibleError, match=r"holds no engine for 'tensorrt-rtx'\. Export it with --target tensorrt"
+        IncompatibleError, match=r"holds no engine for 'tensorrt-rtx'\. Export it with `targets=\['tensorrt-rtx'\]`"
     ):
         fake.device(bundle_folder)
 

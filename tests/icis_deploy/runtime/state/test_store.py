@@ -198,7 +198,7 @@ def test_a_damaged_slot_table_is_refused_and_rollback_gets_away_from_it(updated)
     current = Store(updated).load_journal(load_bundle(updated)).current
     damage(updated / "state" / f"slots-{current.slots.sha256}.safetensors")
 
-    with pytest.raises(CorruptFileError, match=r"slots-\w+\.safetensors is damaged: .*`icis-deploy rollback` goes"):
+    with pytest.raises(CorruptFileError, match=r"slots-\w+\.safetensors is damaged: .*`Device\.rollback\(\)` goes"):
         Device.open(updated)
     Device.from_parts(updated, load_bundle(updated)).rollback()
     assert Device.open(updated).classes() == ("cat", "dog", "owl", "okapi")

@@ -1,0 +1,107 @@
+"""Keys and signatures of class updates: what a publisher does with files before devices get them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from icis_deploy.api.inputs import PathLike
+from icis_deploy.updates import signing
+from icis_deploy.updates.signing import KeyPair, SignedFile
+
+
+def keygen(out: PathLike) -> KeyPair:
+    """Make an Ed25519 key pair: the private key at `out`, which only its owner can read, the public one at `<out>.pub`.
+
+    Args:
+        out: Where the private key goes; a key is never overwritten.
+
+    Example:
+        keys = icis_deploy.keygen("publisher.key")
+        options = icis_deploy.ExportOptions(head="updatable", capacity=256, trust=[keys.public_path])
+
+    Raises:
+        UsageError: If one of the two files is there already.
+        StorageError: If they cannot be written; neither is left then.
+    """
+    return signing.keygen(Path(out))
+
+
+def sign(
+    update: PathLike,
+    *,
+    key: PathLike,
+    version: int | None = None,
+    expires: datetime | None = None,
+    out: PathLike | None = None,
+) -> SignedFile:
+    """Sign a class update, or a set of trusted keys.
+
+    What already has its version and expiry gets one more signature; setting one of the two drops those that it has.
+
+    Args:
+        update: The file, signed or not.
+        key: The private key that `keygen` wrote.
+        version: A new version; `None` keeps the file's. Devices only take greater ones.
+        expires: When devices stop taking it; `None` keeps the file's expiry.
+        out: Where the signed file goes; `None` replaces `update`.
+
+    Example:
+        icis_deploy.sign("new.icis", key="publisher.key", version=1)
+
+    Raises:
+        LoadError, CorruptFileError: If the file cannot be read or is not one of ours.
+        SignatureError: If the key cannot be read.
+        UsageError: If `out` is another file that exists, or no device would take the file under these terms.
+        StorageError: If the result cannot be written; what was there before is still there.
+    """
+    target = None if out is None else Path(out)
+    return signing.sign(Path(update), Path(key), out=target, version=version, expires=expires)
+
+
+def rotate_keys(
+    trust: Sequence[PathLike], *, key: PathLike, version: int, out: PathLike, expires: datetime | None = None
+) -> SignedFile:
+    """Write a signed set of trusted keys: a device that applies it trusts these keys, and no others.
+
+    Args:
+        trust: Files of all public keys that devices trust afterwards.
+        key: A private key that the devices trust now.
+        version: Of the set: 1 for the first rotation, then greater than in every one before.
+        out: The file to apply on devices.
+        expires: When devices stop taking it; `None` is never.
+
+    Example:
+        icis_deploy.rotate_keys(["next.key.pub"], key="publisher.key", version=1, out="keys.icis")
+
+    Raises:
+        SignatureError: If a key cannot be read.
+        IncompatibleError: If there is no key, or too many.
+        UsageError: If `out` exists, or no device would take the file under these terms.
+        StorageError: If it cannot be written.
+    """
+    return signing.rotate_keys(
+        [Path(each) for each in trust], Path(key), out=Path(out), version=version, expires=expires
+    )
+
+
+def verify_update(update: PathLike, *, trust: Sequence[PathLike]) -> SignedFile:
+    """Check that a class update, or a set of trusted keys, is signed by one of these keys, and read it.
+
+    Args:
+        update: The file.
+        trust: Files of public keys; a signature by one of them is enough.
+
+    Returns:
+        What the file holds, and the id of the key that signed it.
+
+    Example:
+        signed = icis_deploy.verify_update("new.icis", trust=["publisher.key.pub"])
+        print(signed.signed_by, signed.content.version)
+
+    Raises:
+        SignatureError: If none of the keys signed the file, or a key cannot be read.
+        LoadError, CorruptFileError: If the file cannot be read or is not one of ours.
+    """
+    return signing.verify_update(Path(update), [Path(each) for each in trust])

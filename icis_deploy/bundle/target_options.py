@@ -1,0 +1,74 @@
+"""How the files are built that a bundle can hold besides `model.onnx`; the targets themselves are in `exporters`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from icis_deploy.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How engines of TensorRT and TensorRT-RTX are built.
+
+    Example:
+        settings = icis_deploy.EngineSettings(opt_batch=8, max_batch=64)
+        icis_deploy.TargetOptions(engine=settings)
+
+    Raises:
+        UsageError: On construction, if the batches are not in order.
+    """
+
+    min_batch: int = 1
+    """The smallest batch, in images, that the engine takes."""
+
+    opt_batch: int = 1
+    """The batch size that kernels are chosen for."""
+
+    max_batch: int = 32
+    """The largest batch that the engine takes."""
+
+    compute_capabilities: tuple[str, ...] = ()
+    """GPU architectures, such as `8.6`, for TensorRT-RTX; by default all from 8.0 on that it knows. TensorRT itself
+    builds for the GPU of this machine."""
+
+    hardware_compatibility: str = "none"
+    """For TensorRT: `ampere_plus` lets the engine run on every architecture from 8.0 on, somewhat slower."""
+
+    workspace_bytes: int | None = None
+    """Memory that a layer may use while it runs; `None` for all there is."""
+
+    timing_cache: Path | None = None
+    """For TensorRT: a file of kernel timings, read if it is there and written afterwards. A rebuild takes seconds."""
+
+    refit: bool = False
+    """Whether slots are weights that are refitted, and not inputs."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
+            raise UsageError(
+                f"The batches {self.min_batch}, {self.opt_batch}, {self.max_batch} are not in order: expected 1 <= "
+                f"min_batch <= opt_batch <= max_batch.",
+                found=(self.min_batch, self.opt_batch, self.max_batch),
+                expected="1 <= min_batch <= opt_batch <= max_batch",
+            )
+
+    @property
+    def batches_were_chosen(self) -> bool:
+        """Whether any batch size differs from its default."""
+        batches = ("min_batch", "opt_batch", "max_batch")
+        return any(getattr(self, each.name) != each.default for each in fields(self) if each.name in batches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetOptions:
+    """How targets are built; each target takes what concerns it.
+
+    Example:
+        targets = icis_deploy.TargetOptions(engine=icis_deploy.EngineSettings(max_batch=8))
+        icis_deploy.ExportOptions(targets=("tensorrt-rtx",), target_options=targets)
+    """
+
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    """How TensorRT's engines are built."""

@@ -1,0 +1,123 @@
+"""Option values refuse what makes no sense before anything is read."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+
+import pytest
+
+from benchmarks.bench import bench as benchmark
+from benchmarks.bench import loadgen
+from exporters.targets.registry import ALL_TARGETS, TARGETS
+from icis_deploy.api import bench as api_bench
+from icis_deploy.api.bench import BenchOptions
+from icis_deploy.api.compare import ComparisonOptions
+from icis_deploy.api.export import ExportOptions
+from icis_deploy.api.generator import GeneratorOptions
+from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
+from icis_deploy.errors import UsageError
+from icis_deploy.injection.options import InjectionOptions
+from icis_deploy.injection.predictors.registry import METHODS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head": "baked"}, r"^There is no head 'baked'\. Choose among fused, updatable\.$"),
+        ({"trust": ["key.pub"]}, "^A device with a fused head takes no class updates"),
+        ({"generator": "generator.onnx"}, "^A device can only be taught classes in slots"),
+    ],
+)
+def test_export_options_refuse_what_a_fused_head_has_no_use_for(options, message):
+    with pytest.raises(UsageError, match=message):
+        ExportOptions(**options)
+
+
+def test_export_options_are_values():
+    one, other = (
+        ExportOptions(head="updatable", capacity=4, trust=trust, targets=targets)
+        for trust, targets in ((["a"], ["onnx"]), (("a",), ("onnx",)))
+    )
+
+    assert one == other
+    assert hash(one) == hash(other)
+
+
+def test_export_options_name_every_target():
+    assert all(f"`{name}`" in source_of_field("targets") for name in ("onnx", *TARGETS, ALL_TARGETS))
+
+
+def source_of_field(name: str) -> str:
+    return inspect.getsource(ExportOptions).partition(f"    {name}: ")[2].split('"""')[1]
+
+
+def test_batches_of_an_engine_that_are_not_in_order_are_refused():
+    with pytest.raises(
+        UsageError, match=r"^The batches 1, 8, 4 are not in order: expected 1 <= min_batch <= opt_batch"
+    ):
+        EngineSettings(opt_batch=8, max_batch=4)
+
+
+@pytest.mark.parametrize(("settings", "chosen"), [({}, False), ({"refit": True}, False), ({"max_batch": 8}, True)])
+def test_only_batches_make_batches_chosen(settings, chosen):
+    assert TargetOptions(engine=EngineSettings(**settings)).engine.batches_were_chosen == chosen
+
+
+def test_a_generator_in_a_precision_that_is_not_there_is_refused():
+    with pytest.raises(UsageError, match=r"^There is no precision 'int8'; choose among fp32, fp16\.$"):
+        GeneratorOptions(precision="int8")
+
+
+def test_a_comparison_gives_each_method_the_same_options():
+    options = ComparisonOptions(methods=["ridge", "mean"], balance=0.6, seen_accuracy=0.8, seed=3)
+
+    assert options.by_method() == {
+        name: InjectionOptions(method=name, balance=0.6, seen_accuracy=0.8, seed=3) for name in ("ridge", "mean")
+    }
+
+
+def test_a_comparison_is_of_all_methods_by_default():
+    assert list(ComparisonOptions().by_method()) == ["auto", *METHODS]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ()}, r"^There is no method to compare; name at least one\.$"),
+        ({"methods": ("ridge", "magic")}, "^There is no method 'magic'"),
+        ({"seen_accuracy": 76}, "^The seen accuracy is 76"),
+    ],
+)
+def test_comparisons_of_nothing_that_is_there_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        ComparisonOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "slow"}, r"^There is no preset 'slow'; choose among quick, normal, submission\.$"),
+        ({"runtimes": ["onnxruntime", "magic"]}, "^There is no runtime 'magic'; choose among onnxruntime, "),
+        ({"scenarios": ["storm"]}, "^There is no scenario 'storm'; choose among single-stream, "),
+        ({"batch_sizes": []}, r"^The batch sizes are \(\); expected at least one, each "),
+        ({"batch_sizes": [8, 0]}, r"^The batch sizes are \(0, 8\); expected at least one, each "),
+        ({"max_seconds": float("nan")}, "^nan seconds were asked for; expected a positive number"),
+        ({"num_threads": 0}, "^0 threads were asked for; expected a positive number"),
+    ],
+)
+def test_bench_options_refuse_what_cannot_be_measured(options, message):
+    with pytest.raises(UsageError, match=message):
+        BenchOptions(**options)
+
+
+def test_bench_options_measure_each_thing_once_in_order():
+    options = BenchOptions(batch_sizes=[8, 1, 8], runtimes=["openvino", "onnxruntime", "openvino"])
+
+    assert (options.batch_sizes, options.runtimes) == ((1, 8), ("openvino", "onnxruntime"))
+
+
+def test_bench_options_know_the_presets_and_loads_that_there_are():
+    assert tuple(benchmark.PRESETS) == api_bench.PRESET_NAMES == typing.get_args(api_bench.PresetName)
+    assert loadgen.SCENARIOS == api_bench.LOADGEN_SCENARIOS
+    assert (*loadgen.SCENARIOS, benchmark.CLASS_SWAP) == typing.get_args(api_bench.ScenarioName)
