@@ -18,7 +18,7 @@ import numpy as np
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.injection.estimate.class_warnings import Collision, class_confidence, find_collisions
 from icis_deploy.injection.estimate.intervals import DOUBTFUL, Range, accuracy_ranges
-from icis_deploy.injection.pseudo_features.draws import Draws, PseudoFeatures
+from icis_deploy.injection.pseudo_features.draws import PseudoFeatures, draw
 from icis_deploy.injection.pseudo_features.mixtures import CONCENTRATIONS
 from icis_deploy.injection.rows.predictors import RowPredictor
 from icis_deploy.injection.validation.cross_validation import HeldOutRows, hold_out, play, with_less_training
@@ -151,11 +151,12 @@ def _pseudo_features(trial: Trial) -> Iterator[PseudoFeatures]:
     Of the latter a half will do, they only widen an interval.
     """
     assumed, accuracy = trial.assumptions, trial.assumptions.seen_accuracy
-    drawn = Draws(trial.source, max_features=NUM_PSEUDO_FEATURES, seed=trial.seed + 1)
-    few = {"concentration": CONCENTRATIONS[0], "part": 0.5}
-    yield drawn.features(seen_accuracy=accuracy, concentration=CONCENTRATIONS[0])
-    yield drawn.with_lengths().features(seen_accuracy=accuracy, concentration=CONCENTRATIONS[1])
-    yield drawn.features(seen_accuracy=accuracy, concentration=None, part=0.5)
+    drawn = draw(trial.source, max_features=NUM_PSEUDO_FEATURES, seed=trial.seed + 1)
+    near = {"likely_blend": trial.pseudo.max_blend}
+    few = {"concentration": CONCENTRATIONS[0], "part": 0.5, **near}
+    yield drawn.features(seen_accuracy=accuracy, concentration=CONCENTRATIONS[0], **near)
+    yield drawn.with_lengths().features(seen_accuracy=accuracy, concentration=CONCENTRATIONS[1], **near)
+    yield drawn.features(seen_accuracy=accuracy, concentration=None, part=0.5, **near)
     for share in SHARES:
         yield drawn.features(seen_accuracy=accuracy, neighbour_share=share, **few)
     if not assumed.is_accuracy_known:

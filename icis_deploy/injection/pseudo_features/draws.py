@@ -19,7 +19,7 @@
   (`icis_deploy.injection.pseudo_features.mixtures`).
 
 What does not depend on a draw is found once (`FeatureSource`); what is random is drawn once and then shown as often as
-it is needed under one assumption or another (`Draws`), so that their results differ by the assumption alone.
+it is needed under one assumption or another (`draw`, `Draws`), so that their results differ by the assumption alone.
 
 Sources: Saxe, McClelland & Ganguli, "A mathematical theory of semantic development in deep neural networks", PNAS 2019
 (singular modes of rows and features); Papyan, Han & Donoho, "Prevalence of neural collapse", PNAS 2020; Guo et al.,
@@ -28,7 +28,6 @@ Sources: Saxe, McClelland & Ganguli, "A mathematical theory of semantic developm
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,7 +43,7 @@ from icis_deploy.injection.pseudo_features.accuracy_matching import (
 from icis_deploy.injection.pseudo_features.class_means import mixed_law, principal_law, recognising_law
 from icis_deploy.injection.pseudo_features.mixtures import InPictures, OnNoise, ShownClasses
 from icis_deploy.injection.pseudo_features.source import FeatureSource, source_by_law
-from icis_deploy.injection.pseudo_features.threshold_search import TurningPoints
+from icis_deploy.injection.pseudo_features.threshold_search import Thresholds
 
 NEIGHBOUR_SHARE = 0.7
 """Part of the head's errors that similar classes cause. Of published ImageNet classifiers' wrong answers, about 0.7
@@ -109,38 +108,38 @@ def find_feature_source(
         mixture = _mix(source, probe, np.random.default_rng(seed), neighbours=None)
         share = mixture.class_share(amount_of_class(needed_strengths(rows, mixture), mixture, recognised))
         law = mixed_law(law, share)
-    return source.by_law(recognising_law(rows, law, classes=np.unique(probe), share=recognised))
+    source = source.by_law(recognising_law(rows, law, classes=np.unique(probe), share=recognised))
+    # Where every draw has all classes, their neighbours are found once for all draws.
+    return source.with_neighbours() if len(rows) <= max_features else source
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Draws:
     """Random numbers, and the features that they give under one assumption or another.
 
-    What the search for one found of the random numbers serves the next.
+    A value: the same call gives the same features, whatever was asked for before.
     """
 
-    def __init__(self, source: FeatureSource, *, max_features: int, seed: int) -> None:
-        """Draw.
+    rows: Float32
+    """`(num_seen, feature_dim + 1)`, of the head."""
 
-        Args:
-            source: What features are drawn from.
-            max_features: How many to draw at most: as many of each class, up to `MAX_PER_CLASS`, or one of some
-                classes.
-            seed: Of all that is random.
-        """
-        random = np.random.default_rng(seed)
-        classes = _classes(len(source.rows), max_features, random)
-        self._source = source
-        self._num_classes = len(np.unique(classes))
-        self._mixture = _mix(source, classes, random, neighbours=source.neighbours(np.unique(classes)))
-        self._needed: TurningPoints | None = None
-        self._likely_blend = USUAL_BLEND
+    lengths: Float32
+    """`(num_seen,)`, of class means in a balanced linear network, 1 on average."""
+
+    num_classes: int
+    """Classes that have features."""
+
+    mixture: OnNoise | InPictures
+    """The features but for the amount of class and the largest blend; all images are equally clear."""
+
+    needed: Thresholds | None
+    """The strengths of class with which the head recognises the first `PROBE_SIZE` features, where nothing that is
+    assumed changes them: with neutral features. `None` on noise, whose scale depends on the accuracy."""
 
     def with_lengths(self) -> Draws:
         """Return the same random numbers, with directions not equally long but as long as in a balanced network."""
-        other = copy(self)
-        other._mixture = replace(self._mixture, shown=_at_lengths(self._mixture.shown, self._source.lengths))
-        other._needed = None
-        return other
+        mixture = replace(self.mixture, shown=_at_lengths(self.mixture.shown, self.lengths))
+        return replace(self, mixture=mixture, needed=_needed_in_pictures(self.rows, mixture))
 
     def features(
         self,
@@ -149,6 +148,7 @@ class Draws:
         neighbour_share: float = NEIGHBOUR_SHARE,
         concentration: float | None = None,
         part: float = 1.0,
+        likely_blend: float = USUAL_BLEND,
     ) -> PseudoFeatures:
         """Return features under some assumptions.
 
@@ -156,22 +156,22 @@ class Draws:
             seen_accuracy: How often the head is right on images of its classes, in 0..1, both excluded.
             neighbour_share: Part of the errors that similar classes cause.
             concentration: How alike images are in how clearly they show their class, where there are neutral features
-                (`feature_mixtures.CONCENTRATIONS`); `None` if they are quite alike.
+                (`mixtures.CONCENTRATIONS`); `None` if they are quite alike.
             part: Of the features, in 0..1; of each class equally many, as far as there are several.
+            likely_blend: Where the search for the largest blend begins; one that is near saves time.
         """
-        rows, mixture = self._source.rows, self._mixture
+        rows, mixture = self.rows, self.mixture
         recognised = recognised_share(seen_accuracy, neighbour_share)
         if isinstance(mixture, OnNoise):
-            mixture, needed = _with_calibrated_noise(rows, mixture, seen_accuracy, recognised), None
+            mixture = _with_calibrated_noise(rows, mixture, seen_accuracy, recognised)
         else:
-            mixture, needed = replace(mixture, concentration=concentration), self._needed
+            mixture = replace(mixture, concentration=concentration)
         probe = mixture.part(slice(PROBE_SIZE))
-        self._needed = needed or needed_strengths(rows, probe)
-        amount = amount_of_class(self._needed, probe, recognised)
-        max_blend = largest_blend(rows, probe, amount, seen_accuracy, likely=self._likely_blend)
-        self._likely_blend = max(max_blend, 0.1 * USUAL_BLEND)
+        needed = needed_strengths(rows, probe) if self.needed is None else self.needed
+        amount = amount_of_class(needed, probe, recognised)
+        max_blend = largest_blend(rows, probe, amount, seen_accuracy, start=max(likely_blend, 0.1 * USUAL_BLEND))
         count = int(part * len(mixture.shown.classes))
-        count -= count % self._num_classes if count > self._num_classes else 0
+        count -= count % self.num_classes if count > self.num_classes else 0
         mixture = mixture.part(slice(count))
         features = mixture.features(mixture.strengths(amount), max_blend)
         return PseudoFeatures(
@@ -181,6 +181,32 @@ class Draws:
             max_blend=max_blend,
             logits=head_logits(rows, features),
         )
+
+
+def draw(source: FeatureSource, *, max_features: int, seed: int) -> Draws:
+    """Draw all that is random.
+
+    Args:
+        source: What features are drawn from.
+        max_features: How many to draw at most: as many of each class, up to `MAX_PER_CLASS`, or one of some classes.
+        seed: Of all that is random.
+    """
+    random = np.random.default_rng(seed)
+    classes = _classes(len(source.rows), max_features, random)
+    drawn = np.unique(classes)
+    mixture = _mix(source, classes, random, neighbours=source.neighbours(drawn))
+    return Draws(
+        rows=source.rows,
+        lengths=source.lengths,
+        num_classes=len(drawn),
+        mixture=mixture,
+        needed=_needed_in_pictures(source.rows, mixture),
+    )
+
+
+def _needed_in_pictures(rows: Float32, mixture: OnNoise | InPictures) -> Thresholds | None:
+    """Return the strengths that the class needs in the first `PROBE_SIZE` features; `None` on noise."""
+    return None if isinstance(mixture, OnNoise) else needed_strengths(rows, mixture.part(slice(PROBE_SIZE)))
 
 
 def _classes(num_seen: int, max_features: int, random: np.random.Generator) -> Int64:

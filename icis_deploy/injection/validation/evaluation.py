@@ -10,7 +10,7 @@ import numpy as np
 
 from icis_deploy.common.arrays import Float32
 from icis_deploy.injection.predictors.registry import Method, Prepared, Progress
-from icis_deploy.injection.pseudo_features.draws import Draws, PseudoFeatures, find_feature_source
+from icis_deploy.injection.pseudo_features.draws import PseudoFeatures, draw, find_feature_source
 from icis_deploy.injection.pseudo_features.source import FeatureSource
 from icis_deploy.injection.rows.calibration import DeviationCalibration
 from icis_deploy.injection.rows.spectrum import (
@@ -167,7 +167,7 @@ def set_up_trial(
         max_features=NUM_PSEUDO_FEATURES,
         seed=seed,
     )
-    draws = Draws(source, max_features=NUM_PSEUDO_FEATURES, seed=seed)
+    draws = draw(source, max_features=NUM_PSEUDO_FEATURES, seed=seed)
     return Trial(
         descriptors=descriptors,
         rows=rows,
