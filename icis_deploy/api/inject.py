@@ -107,7 +107,11 @@ def train_injector(
     described = descriptors if isinstance(descriptors, Descriptors) else load_descriptors(Path(descriptors))
     names = load_class_list(Path(unseen)) if isinstance(unseen, str | Path) else unseen
     opened = inspect(model, classes=classes)
-    features = run_neutral_pictures(opened, preprocess=preprocess, seed=options.seed) if options.needs_trial else None
+    features = (
+        run_neutral_pictures(opened, preprocess=preprocess, seed=options.seed)
+        if options.needs_cross_validation
+        else None
+    )
     return predict_rows(
         head_of(opened), described, unseen=names, options=options, neutral_features=features, progress=progress
     )

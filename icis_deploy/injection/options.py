@@ -28,7 +28,7 @@ class InjectionOptions:
     """
 
     method: str = AUTO
-    """One of `methods.METHODS`; "auto" lets cross-validation choose."""
+    """One of `registry.METHODS`; "auto" lets cross-validation choose."""
 
     calibration: str = AUTO
     """How rows are brought to compete with the seen ones: "auto" to where cross-validation predicts the best balance,
@@ -58,12 +58,12 @@ class InjectionOptions:
             raise UsageError(f"The seed is {self.seed}; expected a number that is not negative.")
 
     @property
-    def needs_trial(self) -> bool:
+    def needs_cross_validation(self) -> bool:
         """Whether anything is chosen by cross-validation."""
         return AUTO in {self.method, self.calibration}
 
-    def without_trial(self) -> InjectionOptions:
-        """Return the options with what needs no cross-validation in the place of "auto"."""
+    def without_cross_validation(self) -> InjectionOptions:
+        """Return the options with what needs no cross-validation instead of "auto"."""
         return replace(
             self,
             method=FALLBACK_METHOD if self.method == AUTO else self.method,
@@ -71,7 +71,7 @@ class InjectionOptions:
         )
 
     def assumptions(self, neutral_features: Float32 | None) -> Assumptions:
-        """Return what a trial takes for granted."""
+        """Return what an evaluation assumes about features that nobody has seen."""
         return Assumptions(
             neutral_features=neutral_features,
             seen_accuracy=DEFAULT_SEEN_ACCURACY if self.seen_accuracy is None else self.seen_accuracy,

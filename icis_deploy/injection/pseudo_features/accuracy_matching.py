@@ -1,4 +1,4 @@
-"""How much class there is in pseudo-features, and of similar classes: the head is right as often as its owner says.
+"""How much class there is in pseudo-features, and of similar classes: the head is as accurate as its owner says.
 
 What is not class causes a part of the head's errors, and sets the amount of class; similar classes cause the others,
 and set the largest blend.
@@ -20,7 +20,7 @@ STEP_BACK = 0.05
 
 
 def recognised_share(seen_accuracy: float, neighbour_share: float) -> float:
-    """Return how often the head is right where an image shows nothing of a similar class."""
+    """Return the accuracy of the head where an image shows nothing of a similar class, 0..1."""
     return 1.0 - (1.0 - seen_accuracy) * (1.0 - neighbour_share)
 
 
@@ -58,7 +58,7 @@ def amount_of_class(needed: Thresholds, mixture: Mixture, recognised: float) -> 
 
 
 def largest_blend(rows: Float32, mixture: Mixture, amount: float, seen_accuracy: float, *, start: float) -> float:
-    """Return the largest blend at which the head is right as often as its owner says.
+    """Return the largest blend at which the head is as accurate as its owner says.
 
     Args:
         rows: `(num_seen, feature_dim + 1)`.

@@ -1,19 +1,17 @@
-"""Features that stand in for images of the seen classes, drawn from the head and from pictures of nothing.
+"""Features that stand in for images of the seen classes, drawn from the head and from neutral images.
 
     feature = activation(centre + amount * (direction of its class + blend * direction of a similar class) + rest)
 
 - *The rest* is what neutral features (`icis_deploy.images.neutral`, through the backbone) have around their mean. It is
-  as much less as the class takes of their spread: a picture of a class is no further from the centre than one of
-  nothing, it shows its class in the place of something else. Without neutral features, isotropic noise takes
-  their place, and its scale is set so that the head is as sure of itself as it is right: a network trained with
-  cross-entropy is about calibrated.
+  smaller by what the class takes of their spread: an image of a class is no further from the centre than a neutral one,
+  it shows its class instead of something else. Without neutral features the rest is isotropic noise, whose scale is set
+  so that the head's confidence equals its accuracy: a network trained with cross-entropy is about calibrated.
 - *Directions and centre*: `icis_deploy.injection.pseudo_features.class_means`. Lengths of class means are as theory has
-  it for balanced linear
-  networks, or all equal (neural collapse). Both can be drawn.
+  them for balanced linear networks, or all equal (neural collapse). Both can be drawn.
 - *A similar class*: an image shows its class and, to a lesser degree, something similar. `blend` is uniform in
   0..`max_blend`, the similar class one of the `NUM_NEIGHBOURS` nearest in direction. Similarity comes from the rows and
   never from descriptors: descriptors that say nothing must not look useful.
-- *The amount of class* and `max_blend` are set so that the untouched head is right as often as its owner says, and
+- *The amount of class* and `max_blend` are set so that the untouched head is as accurate as its owner says, and
   `NEIGHBOUR_SHARE` of its errors come from similar classes.
 - *Concentration*: all images show as much of their class, or some more than others
   (`icis_deploy.injection.pseudo_features.mixtures`).
@@ -41,7 +39,7 @@ from icis_deploy.injection.pseudo_features.accuracy_matching import (
     recognised_share,
 )
 from icis_deploy.injection.pseudo_features.class_means import mixed_law, principal_law, recognising_law
-from icis_deploy.injection.pseudo_features.mixtures import InPictures, OnNoise, ShownClasses
+from icis_deploy.injection.pseudo_features.mixtures import ImageMixture, NoiseMixture, ShownClasses
 from icis_deploy.injection.pseudo_features.source import FeatureSource, source_by_law
 from icis_deploy.injection.pseudo_features.threshold_search import Thresholds
 
@@ -66,7 +64,7 @@ class PseudoFeatures:
     """Drawn features and the classes that they stand for."""
 
     features: Float32
-    """`(num_features, feature_dim)`."""
+    """`(num_features, feature_dim)` float32."""
 
     classes: Int64
     """`(num_features,)`, indices of rows; every class that was drawn has equally many features."""
@@ -75,10 +73,10 @@ class PseudoFeatures:
     """Mean part of the features' spread that is class, 0..1."""
 
     max_blend: float
-    """Largest part of a similar class's direction."""
+    """Largest part of a similar class's direction, in units of the own one's."""
 
     logits: Float32
-    """`(num_features, num_seen)`, of the untouched head: dear with many classes, and every game needs them."""
+    """`(num_features, num_seen)`, of the untouched head: expensive with many classes, and every fold needs them."""
 
     @property
     def accuracy(self) -> float:
@@ -91,13 +89,13 @@ def find_feature_source(
 ) -> FeatureSource:
     """Find what features are drawn from.
 
-    What neutral pictures say of the law counts by the share of classes in their spread.
+    What neutral images say about the law counts by the share of classes in their spread.
 
     Args:
         rows: `(num_seen, feature_dim + 1)`, at least three classes.
         neutral_features: `(num_neutral, feature_dim)`, or `None`.
         seen_accuracy: How often the head is right on images of its classes, in 0..1, both excluded.
-        max_features: How many will be drawn; classes that the first draw leaves out have no say.
+        max_features: How many will be drawn; classes that the first draw leaves out are not considered.
         seed: Of the draw.
     """
     law = principal_law(rows, neutral_features)
@@ -129,7 +127,7 @@ class Draws:
     num_classes: int
     """Classes that have features."""
 
-    mixture: OnNoise | InPictures
+    mixture: NoiseMixture | ImageMixture
     """The features but for the amount of class and the largest blend; all images are equally clear."""
 
     needed: Thresholds | None
@@ -139,7 +137,7 @@ class Draws:
     def with_lengths(self) -> Draws:
         """Return the same random numbers, with directions not equally long but as long as in a balanced network."""
         mixture = replace(self.mixture, shown=_at_lengths(self.mixture.shown, self.lengths))
-        return replace(self, mixture=mixture, needed=_needed_in_pictures(self.rows, mixture))
+        return replace(self, mixture=mixture, needed=_needed_in_images(self.rows, mixture))
 
     def features(
         self,
@@ -162,7 +160,7 @@ class Draws:
         """
         rows, mixture = self.rows, self.mixture
         recognised = recognised_share(seen_accuracy, neighbour_share)
-        if isinstance(mixture, OnNoise):
+        if isinstance(mixture, NoiseMixture):
             mixture = _with_calibrated_noise(rows, mixture, seen_accuracy, recognised)
         else:
             mixture = replace(mixture, concentration=concentration)
@@ -200,13 +198,13 @@ def draw(source: FeatureSource, *, max_features: int, seed: int) -> Draws:
         lengths=source.lengths,
         num_classes=len(drawn),
         mixture=mixture,
-        needed=_needed_in_pictures(source.rows, mixture),
+        needed=_needed_in_images(source.rows, mixture),
     )
 
 
-def _needed_in_pictures(rows: Float32, mixture: OnNoise | InPictures) -> Thresholds | None:
+def _needed_in_images(rows: Float32, mixture: NoiseMixture | ImageMixture) -> Thresholds | None:
     """Return the strengths that the class needs in the first `PROBE_SIZE` features; `None` on noise."""
-    return None if isinstance(mixture, OnNoise) else needed_strengths(rows, mixture.part(slice(PROBE_SIZE)))
+    return None if isinstance(mixture, NoiseMixture) else needed_strengths(rows, mixture.part(slice(PROBE_SIZE)))
 
 
 def _classes(num_seen: int, max_features: int, random: np.random.Generator) -> Int64:
@@ -217,7 +215,7 @@ def _classes(num_seen: int, max_features: int, random: np.random.Generator) -> I
 
 def _mix(
     source: FeatureSource, classes: Int64, random: np.random.Generator, *, neighbours: Int64 | None
-) -> OnNoise | InPictures:
+) -> NoiseMixture | ImageMixture:
     """Draw all that is random; all images are equally clear.
 
     Args:
@@ -238,11 +236,11 @@ def _mix(
     )
     if source.around is None:
         noise = random.standard_normal(own.shape).astype(np.float32)
-        return OnNoise(shown=shown, centre=source.centre, noise=noise)
+        return NoiseMixture(shown=shown, centre=source.centre, noise=noise)
     # Every neutral feature is used about equally often: fewer accidents than free draws.
     num_neutral = len(source.around)
     order = np.concatenate([random.permutation(num_neutral) for _ in range(-(-len(classes) // num_neutral))])
-    return InPictures(
+    return ImageMixture(
         shown=shown,
         centre=source.centre,
         rest=source.around[order[: len(classes)]],
@@ -267,12 +265,14 @@ def _moments(own: Float32, similar: Float32) -> tuple[float, float, float]:
     return own_square, both, similar_square
 
 
-def _with_calibrated_noise(rows: Float32, mixture: OnNoise, seen_accuracy: float, recognised: float) -> OnNoise:
+def _with_calibrated_noise(
+    rows: Float32, mixture: NoiseMixture, seen_accuracy: float, recognised: float
+) -> NoiseMixture:
     """Scale isotropic noise so that the head's median confidence in features without a similar class is its accuracy.
 
-    Accuracy hardly depends on the scale of features, a head's biases being small beside its logits; confidence does.
-    Features that are more like another class are recognised wrongly with confidence at any scale, and a few that noise
-    brings between two classes hold a mean back at any: neither may have a say.
+    Accuracy hardly depends on the scale of features, a head's biases being small compared with its logits; confidence
+    does. Features that are more like another class are recognised wrongly with confidence at any scale, and a few that
+    noise brings between two classes lower a mean at any: a median depends on neither.
     """
     probe = mixture.part(slice(PROBE_SIZE))
     logit_deviation = float(np.linalg.norm(rows[:, :-1], axis=1).mean())

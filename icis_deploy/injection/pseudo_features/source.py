@@ -1,4 +1,4 @@
-"""What the pseudo-features of a head are drawn from: directions of classes, a centre, and what else is in a picture."""
+"""What the pseudo-features of a head are drawn from: directions of classes, a centre, and what else is in an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from icis_deploy.injection.pseudo_features.class_means import FeatureLaw, balanc
 from icis_deploy.injection.rows.spectrum import bias_law
 
 NUM_NEIGHBOURS = 5
-"""Classes that an image of a class may be blended with; what a top-5 accuracy forgives."""
+"""Classes that an image of a class may be blended with; those that a top-5 accuracy does not count as errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,4 +1,4 @@
-"""Features drawn in the place of images: as often right as the head, and as the neutral features are."""
+"""Features drawn instead of images: the head is as accurate on them as on images, and they spread as neutral ones."""
 
 from __future__ import annotations
 
@@ -221,6 +221,6 @@ def test_similar_classes_are_the_nearest_in_direction_and_not_the_class_itself()
     asked = np.array([3, 7, 50])
     found = source.neighbours(asked)
     cosines = source.directions[asked] @ source.directions.T
-    for place, one in enumerate(asked):
-        assert set(found[place]) == set(np.argsort(-cosines[place])[1:6])
-        assert one not in found[place]
+    for index, one in enumerate(asked):
+        assert set(found[index]) == set(np.argsort(-cosines[index])[1:6])
+        assert one not in found[index]
