@@ -1,4 +1,4 @@
-"""A softmax head on features: the classifier that classes are injected into when nobody brings one.
+"""A softmax head on features: the classifier that classes are injected into where none is given.
 
 Adam, steps of 1e-4, batches of 16 and at most 100 epochs, as in the code of the authors of ICIS. They keep the epoch
 that is best on the *test* images of seen classes; here the number of epochs is chosen on held-out training images, and

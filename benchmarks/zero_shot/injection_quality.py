@@ -1,4 +1,4 @@
-"""What an injection is worth on labelled features, beside what was predicted and the best that its rows could do."""
+"""Accuracies of an injection on labelled features, with those predicted and the best that its rows could reach."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from icis_deploy.common.arrays import Float32, Int64
+from icis_deploy.errors import UsageError
 from icis_deploy.head.head import Head
 from icis_deploy.injection.inject import Injection
 from icis_deploy.injection.rows.spectrum import mean_row
@@ -34,13 +35,13 @@ class Measured:
     """Predicted T, U, S and H."""
 
     intervals: tuple[tuple[float, float], ...]
-    """Of predicted T, U, S and H, 90 %."""
+    """90 % intervals of predicted T, U, S and H, low and high ends."""
 
     best_h: float
     """H of the best scale and offset, chosen with these features, for the same rows."""
 
     num_warnings: int
-    """Of the estimate."""
+    """Number of warnings of the estimate."""
 
     @property
     def part_of_best(self) -> float:
@@ -68,17 +69,18 @@ def measure_injection(head: Head, injection: Injection, features: Float32, label
         head: What was injected into.
         injection: Calibrated by cross-validation.
         features: `(num_features, feature_dim)`.
-        labels: `(num_features,)`, places in the head and, after it, among the injected classes.
+        labels: `(num_features,)`, indices of the head's classes followed by the injected ones.
     """
     estimate, num_seen = injection.estimate, head.num_classes
-    assert estimate is not None, "an estimate comes with calibration 'auto'"
+    if estimate is None:
+        raise UsageError("This injection has no estimate to compare with; calibration 'auto' makes one.")
     seen, new = head.logits(features), features @ injection.rows[:, :-1].T + injection.rows[:, -1]
     is_unseen = labels >= num_seen
     is_hit, is_right = new.argmax(axis=1) + num_seen == labels, seen.argmax(axis=1) == labels
     wins = new.max(axis=1) > seen.max(axis=1)
     T, U = float(is_hit[is_unseen].mean()), float((is_hit & wins)[is_unseen].mean())  # noqa: N806
     S = float((is_right & ~wins)[~is_unseen].mean())  # noqa: N806
-    # What is left of a row without the mean row and the offset, which stands in its bias, competes at other lengths.
+    # A row without the mean row and the offset, which its bias contains, competes at other lengths.
     mean = mean_row(head.rows)
     offset = 0.0 if injection.selection is None else injection.selection.chosen.point.offset
     base = features @ mean[:-1] + mean[-1]
@@ -100,7 +102,7 @@ def measure_injection(head: Head, injection: Injection, features: Float32, label
 
 
 def summary(measured: Sequence[Measured]) -> str:
-    """Return what many measurements say together, in lines: H / best, and how often and how widely intervals hold."""
+    """Return a summary of measurements, in lines: H / best, and how often intervals hold and how wide they are."""
     parts = [one.part_of_best for one in measured]
     lines = [f"H / best: mean {np.mean(parts):.3f}, least {min(parts):.3f}, of {len(parts)}"]
     for word, is_warned in (("no warning", False), ("a warning", True)):

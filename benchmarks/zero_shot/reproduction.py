@@ -1,9 +1,9 @@
-"""Reproduce the published results of ICIS on CUB, AWA2 and SUN, and print our figures beside the published ones.
+"""Reproduce the published results of ICIS on CUB, AWA2 and SUN, and print our figures next to the published ones.
 
 For each data set and seed: a softmax head is trained on the features of seen classes
 (`benchmarks.zero_shot.base_head`), the published recipe predicts the rows of unseen classes from their attributes, and
-T, U, S and H are measured on the test images, which nothing has looked at before. Beside it, on the same heads, run the
-methods of `icis_deploy.injection.inject`.
+T, U, S and H are measured on the test images, which nothing has used before. On the same heads, methods of
+`icis_deploy.injection.inject` are measured as well.
 
 docs/reproduction.md says where the data is, what differs from the authors' protocol, and what is wrong in theirs.
 """
@@ -42,7 +42,7 @@ PAPER_BATCH_SIZE: Mapping[str, int] = {"AWA2": 20}
 """Where the authors' scripts leave their batches of 16."""
 
 Report = Callable[[str], None]
-"""Is told what was done, line by line."""
+"""Called with lines that say what was done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Spread:
     """One figure over the seeds, in percent."""
 
     mean: float
-    """Mean."""
+    """Mean over the seeds, percent."""
 
     deviation: float
     """Population standard deviation, as the paper states it; 0 for one seed."""
@@ -58,27 +58,27 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one way to predict rows scored on one data set."""
+    """Scores of one way to predict rows on one data set."""
 
     name: str
     """`PUBLISHED` or a method."""
 
     figures: Mapping[str, Spread]
-    """T, H, U and S."""
+    """T, H, U and S over the seeds, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSetReport:
-    """What was reproduced on one data set."""
+    """Reproduced figures of one data set."""
 
     name: str
-    """Of its folder."""
+    """Name of the data set's folder."""
 
     num_seen: int
-    """Seen classes."""
+    """Number of seen classes."""
 
     num_unseen: int
-    """Unseen classes."""
+    """Number of unseen classes."""
 
     seeds: tuple[int, ...]
     """One head and one run of every method for each."""
@@ -93,7 +93,7 @@ class DataSetReport:
     """Epochs after which the published recipe stopped, by seed."""
 
     rows: tuple[Row, ...]
-    """The published recipe first."""
+    """Scores of every way, the published recipe first."""
 
 
 def reproduce(
@@ -111,11 +111,11 @@ def reproduce(
     Args:
         folder: Holds `att_splits.mat` and the features.
         seeds: One head and one run of every method for each.
-        methods: Of `icis_deploy.injection.inject`, run beside the published recipe with their calibration.
-        features_name: File of features.
+        methods: Of `icis_deploy.injection.inject`, run in addition to the published recipe, with their calibration.
+        features_name: Name of the file of features.
         head_epochs: Epochs of the head to choose from.
         max_epochs: Ends the published recipe early, to try things out; by default it ends by its own rule.
-        report: Is told what was done.
+        report: Called with what was done.
 
     Raises:
         ICISDeployError: If the data cannot be read, or there is no such method.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32, UInt8
 from icis_deploy.common.files import open_plain, read_capped
 from icis_deploy.errors import ImageError, UsageError
 from icis_deploy.images.preprocessing import Preprocessing
@@ -80,7 +81,7 @@ def load_prepared_list(path: str | Path | None, preprocessing: Preprocessing | N
     return load_image_list(Path(path))
 
 
-def load_images(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.float32]:
+def load_images(paths: Sequence[Path], preprocessing: Preprocessing) -> Float32:
     """Read and prepare images.
 
     Returns:
@@ -95,7 +96,7 @@ def load_images(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[
     return batch
 
 
-def load_pixels(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def load_pixels(paths: Sequence[Path], preprocessing: Preprocessing) -> UInt8:
     """Read, resize and crop images, for a model that does the rest of the preparation itself.
 
     Returns:
@@ -123,9 +124,7 @@ def _read_image(path: Path, prepare: Callable[[Image], NDArray[np.generic]]) -> 
         raise ImageError(f"Cannot read the image {path}: {reason}.") from error
 
 
-def iterate_batches(
-    paths: Sequence[Path], preprocessing: Preprocessing, *, batch_size: int
-) -> Iterator[NDArray[np.float32]]:
+def iterate_batches(paths: Sequence[Path], preprocessing: Preprocessing, *, batch_size: int) -> Iterator[Float32]:
     """Yield prepared images in batches; the last one may be smaller.
 
     Raises:

@@ -116,7 +116,7 @@ def inject(
         descriptors: Of every seen class and of every unseen one.
         unseen: The classes to predict; every described class that the head lacks, in file order, by default.
         options: How to predict and calibrate; `InjectionOptions()` by default.
-        neutral_features: `(num_neutral, feature_dim)`, what the backbone makes of neutral images; they set the scale
+        neutral_features: `(num_neutral, feature_dim)`, the backbone's features of neutral images; they set the scale
             of features. Without them it is guessed.
         progress: Called after each epoch, by methods that train.
 

@@ -16,7 +16,7 @@ FALLBACK_METHOD = "ridge"
 """What `auto` takes where there are too few seen classes to compare methods on."""
 
 DEFAULT_SEEN_ACCURACY = 0.85
-"""Assumed where the owner does not say how often the classifier is right."""
+"""Accuracy that is assumed where the classifier's owner does not state one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +38,10 @@ class InjectionOptions:
     """Weight of U against S, in 0..1, both excluded; more than 0.5 favours unseen classes."""
 
     seen_accuracy: float | None = None
-    """How often the classifier is right on images of its classes, in 0..1, both excluded; `None` if nobody knows."""
+    """Accuracy of the classifier on images of its classes, in 0..1, both excluded; `None` if it is not known."""
 
     seed: int = 0
-    """Of everything drawn at random."""
+    """Seed of everything drawn at random, not negative."""
 
     def __post_init__(self) -> None:
         if self.method != AUTO:

@@ -1,4 +1,4 @@
-"""How right a classifier is on the classes it was trained on, and on those injected into it.
+"""Accuracy of a classifier on the classes that it was trained on, and on those injected into it.
 
 Definitions, those of the literature on zero-shot learning (Xian et al., "Zero-Shot Learning - A Comprehensive
 Evaluation of the Good, the Bad and the Ugly", sections 3.1 and 5):
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from icis_deploy.common.arrays import Bool, Int64
+from icis_deploy.common.arrays import Bool, Float64, Int64
 from icis_deploy.errors import IncompatibleError
 
 MAX_CROSSINGS = 20
@@ -197,7 +197,7 @@ def winners(scores: Logits, columns: Int64) -> Int64:
     return np.where(is_known, columns[best], -1)
 
 
-def mean_by_class(right: Bool, labels: Int64, *, num_classes: int) -> NDArray[np.float64]:
+def mean_by_class(right: Bool, labels: Int64, *, num_classes: int) -> Float64:
     """Return each class's share of right images, NaN for a class without images.
 
     Args:
@@ -215,7 +215,7 @@ def mean_by_class(right: Bool, labels: Int64, *, num_classes: int) -> NDArray[np
     return share
 
 
-def macro(class_accuracy: NDArray[np.float64]) -> float | None:
+def macro(class_accuracy: Float64) -> float | None:
     """Return the mean over the classes that have images, None if none has."""
     measured = class_accuracy[~np.isnan(class_accuracy)]
     return float(measured.mean()) if len(measured) else None
@@ -231,9 +231,7 @@ def most_frequent_crossings(labels: Int64, predictions: Int64) -> tuple[Crossing
     )
 
 
-def original_class_accuracy(
-    original_logits: ArrayLike | None, columns: Int64, seen_mask: Bool
-) -> NDArray[np.float64] | None:
+def original_class_accuracy(original_logits: ArrayLike | None, columns: Int64, seen_mask: Bool) -> Float64 | None:
     """Return the original model's accuracy on each class, NaN where it is unseen or without images.
 
     Args:
@@ -310,6 +308,6 @@ def mask_of_seen(seen: int | ArrayLike, *, num_classes: int) -> Bool:
     return given
 
 
-def none_for_nan(values: NDArray[np.float64]) -> tuple[float | None, ...]:
-    """Return floats with None in place of NaN."""
+def none_for_nan(values: Float64) -> tuple[float | None, ...]:
+    """Return floats with None instead of NaN."""
     return tuple(None if np.isnan(value) else float(value) for value in values)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import Float32, Float64, Int64
+from icis_deploy.common.arrays import Bool, Float32, Float64, Int64
 from icis_deploy.injection.predictors.mixtures import centred_similarity, cosine_similarity
 from icis_deploy.injection.rows.predictors import RowPredictor, prediction_variance
 from icis_deploy.injection.validation.cross_validation import HeldOutRows
@@ -68,16 +67,16 @@ def class_confidence(
     for part in candidate.held_out:
         inputs[part.fold.held_out] = _inputs_of_fold(setup.descriptors, part)
     weight, intercept = fit_logistic(inputs[candidate.outcomes.unseen_class], is_recognised)
-    asked = _inputs(
+    unseen_inputs = _inputs(
         setup.descriptors,
         unseen_descriptors,
         group_of=np.zeros(len(unseen_descriptors), dtype=np.int64),
         variance=prediction_variance(predictor, unseen_descriptors),
     )
-    return tuple(float(value) for value in _logistic(asked @ weight + intercept))
+    return tuple(float(value) for value in _logistic(unseen_inputs @ weight + intercept))
 
 
-def fit_logistic(inputs: Float64, is_positive: NDArray[np.bool_]) -> tuple[Float64, float]:
+def fit_logistic(inputs: Float64, is_positive: Bool) -> tuple[Float64, float]:
     """Return weights and intercept of a logistic regression, the weights under a standard normal prior.
 
     By Newton's method with steps that are halved until they help; importing `scipy.optimize` for it would take longer

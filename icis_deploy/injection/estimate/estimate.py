@@ -47,8 +47,8 @@ have 0.5 to 1; linear discriminants have 0.1 to 0.3, least squares and a label-s
 less than 0: for these predicted H was off by up to 36 points (`scripts/experiments/other_heads.py`)."""
 
 MISSED_ACCURACY = 0.08
-"""How far pseudo-features may miss the head's accuracy. Where they do not miss it by 0.07 at most, they miss it by 0.19
-or more: without neutral features, those of most discriminants (`scripts/experiments/other_heads.py --no-backbone`)."""
+"""How far pseudo-features may be from the head's accuracy, fraction of 1. They are within 0.07 of it or off by 0.19 and
+more: without neutral features, those of most discriminants (`scripts/experiments/other_heads.py --no-backbone`)."""
 
 NO_NEUTRAL_FEATURES = (
     "The backbone was not run on neutral images: the scale of features is guessed from the head's confidence. "
@@ -199,7 +199,7 @@ def _no_help(rates: Rates, chance: float) -> str:
 
 
 def _size_warnings(num_seen: int, num_unseen: int) -> list[str]:
-    """Say where there are too few seen classes to predict from, in words."""
+    """Return warnings where there are too few seen classes to predict from."""
     warnings = []
     if num_seen < FEW_SEEN:
         warnings.append(
@@ -215,7 +215,7 @@ def _size_warnings(num_seen: int, num_unseen: int) -> list[str]:
 
 
 def _law_warnings(setup: EvaluationSetup) -> list[str]:
-    """Say where pseudo-features may not follow rows as the head's features do, in words."""
+    """Return warnings where pseudo-features may not follow rows as the head's features do."""
     warnings, slope = [], setup.source.law.slope
     if setup.assumptions.neutral_features is None:
         warnings.append(NO_NEUTRAL_FEATURES)
@@ -230,7 +230,7 @@ def _law_warnings(setup: EvaluationSetup) -> list[str]:
 
 
 def _impossible_features(setup: EvaluationSetup) -> list[str]:
-    """Say where pseudo-features cannot be what the head's features are, in words."""
+    """Return a warning where pseudo-features cannot be what the head's features are."""
     assumed, found = setup.assumptions, setup.pseudo.accuracy
     wanted, is_known = assumed.seen_accuracy, assumed.is_accuracy_known
     if found >= wanted - MISSED_ACCURACY - (0.0 if is_known else UNKNOWN_ACCURACY):

@@ -48,7 +48,7 @@ def amount_of_class(needed: Thresholds, mixture: Mixture, recognised: float) -> 
         recognised: Part of the features that the head is right on, 0..1.
     """
     amount, known = needed.find(recognised, mixture.strengths, mixture.amount_at)
-    # Only now, where few are left whose side there is in doubt.
+    # Only now, when few features are left that must be evaluated there.
     largest = np.full(len(mixture.shown.classes), mixture.largest_strength)
     known = known.settled(largest)
     reachable = known.share_at(largest)

@@ -87,7 +87,7 @@ def spread_slope(spectrum: RowSpectrum, features: Float32) -> float:
     weight = spectrum.variance / spectrum.variance.sum()
     size, log_found = size - weight @ size, log_found - weight @ log_found
     spread = float(weight @ size**2)
-    # Rows that spread alike in all directions say nothing of the slope: features then follow them whatever it is.
+    # Rows that spread alike in all directions say nothing about the slope: features then follow them whatever it is.
     return float(np.clip(weight @ (size * log_found) / spread, -1.0, 3.0)) if spread > 1e-6 else 1.0
 
 

@@ -115,7 +115,7 @@ def find_feature_source(
 class Draws:
     """Random numbers, and the features that they give under one assumption or another.
 
-    A value: the same call gives the same features, whatever was asked for before.
+    A value: the same call gives the same features, whatever was drawn before.
     """
 
     rows: Float32

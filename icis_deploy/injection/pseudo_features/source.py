@@ -22,13 +22,13 @@ class FeatureSource:
     """`(num_seen, feature_dim + 1)`."""
 
     law: FeatureLaw
-    """How features follow from rows."""
+    """How class means of features follow from rows."""
 
     directions: Float32
     """`(num_seen, feature_dim)`, of class means, each of length 1."""
 
     lengths: Float32
-    """`(num_seen,)`, of class means in a balanced linear network, 1 on average."""
+    """`(num_seen,)`: lengths of class means in a balanced linear network, 1 on average."""
 
     centre: Float32
     """`(feature_dim,)`: where the head favours no class."""
@@ -40,7 +40,7 @@ class FeatureSource:
     """Whether features are never negative."""
 
     all_neighbours: Int64 | None = None
-    """`(num_seen, num_neighbours)`: the most similar classes of each; `None` where they are found when asked for."""
+    """`(num_seen, num_neighbours)`: the most similar classes of each; `None` where they are found at each call."""
 
     def by_law(self, law: FeatureLaw) -> FeatureSource:
         """Return the same source under another law of the same rows."""

@@ -2,7 +2,7 @@
 
 An evaluation is expensive: the logits of all classes. What it finds of a feature is more than its side: against the
 strongest other class found there, a step back gives the margin's slope at hardly any cost, and both give an estimate of
-where the margin vanishes. Features whose estimate lies far from where the search stands, measured by how far it is from
+where the margin vanishes. Features whose estimate lies far from the level of the search, measured by how far it is from
 where they were last evaluated, are not evaluated again.
 
 What was found is a value (`Thresholds`): a search returns what it learnt and changes nothing, so that it finds the same
@@ -57,13 +57,13 @@ class Thresholds:
     """`(num_features,)`: the smallest level at which each had turned; `inf` where there is none."""
 
     def settled(self, levels: Float64) -> Thresholds:
-        """Return the thresholds after an evaluation of the features whose side at their levels is in doubt.
+        """Return the thresholds after an evaluation of the features that may or may not have turned at their levels.
 
         Args:
             levels: `(num_features,)`.
 
         Returns:
-            These thresholds themselves where no side is in doubt.
+            These thresholds themselves where there are no such features.
         """
         is_open = (self.below < levels) & (levels < self.above)
         way, step = levels - self.evaluated, self.estimate - self.evaluated

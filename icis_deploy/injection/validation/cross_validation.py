@@ -30,7 +30,7 @@ from icis_deploy.injection.rows.predictors import Predict
 from icis_deploy.injection.rows.spectrum import mean_row
 
 MIN_SEEN = 6
-"""Seen classes below which cross-validation says nothing."""
+"""Least number of seen classes for cross-validation."""
 
 ENOUGH_HELD_OUT = 800
 """Folds are evaluated until this many classes were held out; the rest would sharpen little and cost a fit each."""
@@ -176,7 +176,7 @@ def evaluate_folds(held_out: tuple[HeldOutRows, ...], rows: Float32, pseudo: Pse
     Args:
         held_out: Predictions of the folds.
         rows: `(num_seen, feature_dim + 1)`, the true rows.
-        pseudo: Features of seen classes, and what those rows make of them.
+        pseudo: Features of seen classes, and their logits under those rows.
         seed: Of the draw of groups, where there are more than `MAX_GROUPS`.
     """
     random = np.random.default_rng(seed)

@@ -44,10 +44,11 @@ NUM_PSEUDO_FEATURES = 2400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assumptions:
-    """What is taken for granted about features that nobody has seen."""
+    """What is assumed about features that nobody has seen."""
 
     neutral_features: Float32 | None
-    """`(num_neutral, feature_dim)`: what the backbone makes of neutral images; `None` where it was not run."""
+    """`(num_neutral, feature_dim)`: features that the backbone gives for neutral images; `None` where it was not
+    run."""
 
     seen_accuracy: float
     """How often the head is right on images of its classes, in 0..1, both excluded."""
@@ -164,7 +165,7 @@ def set_up_evaluation(
         descriptors: `(num_seen, descriptor_dim)`.
         rows: `(num_seen, feature_dim + 1)`, at least `cross_validation.MIN_SEEN`.
         unseen_descriptors: `(num_unseen, descriptor_dim)`, of the classes that will be injected.
-        assumptions: What is taken for granted.
+        assumptions: About features that nobody has seen.
         balance: Weight of U in what calibration maximises, in 0..1, both excluded.
         seed: Of everything drawn at random.
     """

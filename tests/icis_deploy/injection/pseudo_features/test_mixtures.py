@@ -127,6 +127,6 @@ def test_blends_and_strengths_may_differ_from_feature_to_feature() -> None:
         random = np.random.default_rng(6)
         strengths, blends = random.uniform(0.1, 0.9, NUM_FEATURES), random.uniform(0.0, 2.0, NUM_FEATURES)
         together = mixture.features(strengths, blends)
-        for place in (0, 9, 77):
-            alone = mixture.part(np.array([place])).features(strengths[[place]], float(blends[place]))
-            np.testing.assert_allclose(together[[place]], alone, rtol=1e-5, atol=1e-5)
+        for index in (0, 9, 77):
+            alone = mixture.part(np.array([index])).features(strengths[[index]], float(blends[index]))
+            np.testing.assert_allclose(together[[index]], alone, rtol=1e-5, atol=1e-5)
