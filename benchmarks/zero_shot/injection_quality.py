@@ -11,7 +11,9 @@ from icis_deploy.common.arrays import Float32, Int64
 from icis_deploy.errors import UsageError
 from icis_deploy.head.head import Head
 from icis_deploy.injection.inject import Injection
+from icis_deploy.injection.rows.logits import head_logits
 from icis_deploy.injection.rows.spectrum import mean_row
+from icis_deploy.injection.validation.operating_point import weighted_harmonic_mean
 
 SCALES = np.geomspace(0.1, 3.0, 30)
 """Lengths that the best choice is sought among, in units of the injected deviations'."""
@@ -74,7 +76,7 @@ def measure_injection(head: Head, injection: Injection, features: Float32, label
     estimate, num_seen = injection.estimate, head.num_classes
     if estimate is None:
         raise UsageError("This injection has no estimate to compare with; calibration 'auto' makes one.")
-    seen, new = head.logits(features), features @ injection.rows[:, :-1].T + injection.rows[:, -1]
+    seen, new = head.logits(features), head_logits(injection.rows, features)
     is_unseen = labels >= num_seen
     is_hit, is_right = new.argmax(axis=1) + num_seen == labels, seen.argmax(axis=1) == labels
     wins = new.max(axis=1) > seen.max(axis=1)
@@ -90,10 +92,10 @@ def measure_injection(head: Head, injection: Injection, features: Float32, label
         needed = seen.max(axis=1) - base - scale * deviation
         for bias in np.quantile(needed, np.linspace(0.0, 1.0, NUM_OFFSETS)):
             unseen_rate = float((is_hit & (needed < bias))[is_unseen].mean())
-            best = max(best, _h(unseen_rate, float((is_right & (needed >= bias))[~is_unseen].mean())))
+            best = max(best, _harmonic(unseen_rate, float((is_right & (needed >= bias))[~is_unseen].mean())))
     return Measured(
         method=injection.method,
-        rates=(T, U, S, _h(U, S)),
+        rates=(T, U, S, _harmonic(U, S)),
         predicted=(estimate.T.value, estimate.U.value, estimate.S.value, estimate.H.value),
         intervals=tuple((one.low, one.high) for one in (estimate.T, estimate.U, estimate.S, estimate.H)),
         best_h=best,
@@ -118,5 +120,5 @@ def summary(measured: Sequence[Measured]) -> str:
     return "\n".join(lines)
 
 
-def _h(unseen: float, seen: float) -> float:
-    return float(2.0 * unseen * seen / max(unseen + seen, 1e-9))
+def _harmonic(unseen: float, seen: float) -> float:
+    return float(weighted_harmonic_mean(unseen, seen, 0.5))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.zero_shot.base_head import MAX_EPOCHS, BaseHead, linear_logits, train_base_head
+from benchmarks.zero_shot.base_head import MAX_EPOCHS, BaseHead, train_base_head
 from benchmarks.zero_shot.xlsa17 import FEATURES_NAME, ZeroShotData, load_zero_shot_data
 from icis_deploy.common.arrays import Float32
 from icis_deploy.descriptors.descriptors import Descriptors
@@ -25,6 +25,7 @@ from icis_deploy.head.head import Head
 from icis_deploy.injection.inject import inject
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection.predictors.icis import ICISConfig, fit_icis, predict_rows
+from icis_deploy.injection.rows.logits import head_logits
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
 
 FIGURES = ("T", "H", "U", "S")
@@ -172,7 +173,7 @@ def score_rows(data: ZeroShotData, seen_rows: Float32, unseen_rows: Float32) -> 
     """
     features = np.concatenate([data.test_seen.features, data.test_unseen.features])
     labels = np.concatenate([data.test_seen.labels, data.test_unseen.labels])
-    logits = linear_logits(np.concatenate([seen_rows, unseen_rows]), features)
+    logits = head_logits(np.concatenate([seen_rows, unseen_rows]), features)
     return accuracy_report(logits, labels, seen=len(seen_rows), original_logits=logits[:, : len(seen_rows)])
 
 

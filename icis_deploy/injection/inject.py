@@ -23,8 +23,9 @@ from icis_deploy.errors import (
 from icis_deploy.head.head import Head
 from icis_deploy.injection.estimate.estimate import Estimate, estimate_injection
 from icis_deploy.injection.options import AUTO, InjectionOptions
-from icis_deploy.injection.predictors.registry import Progress, method_named
+from icis_deploy.injection.predictors.registry import method_named
 from icis_deploy.injection.rows.calibration import Injector, LengthFactor, RowCalibration, matching_length
+from icis_deploy.injection.rows.predictors import Progress
 from icis_deploy.injection.validation.cross_validation import MIN_SEEN
 from icis_deploy.injection.validation.evaluation import set_up_evaluation
 from icis_deploy.injection.validation.selection import Selection, candidate_methods, select
@@ -131,10 +132,7 @@ def inject(
     seen, new = descriptors.select(head.class_names), descriptors.select(names)
     features = checked_neutral_features(neutral_features, head)
     _require_solver()
-    warnings = []
-    if options.needs_cross_validation and head.num_classes < MIN_SEEN:
-        options = options.without_cross_validation()
-        warnings.append(TOO_FEW_SEEN.format(num_seen=head.num_classes, min_seen=MIN_SEEN))
+    options, warnings = _possible_options(options, head.num_classes)
     selection, estimate = None, None
     if options.needs_cross_validation:
         selection = _select(options, head, seen, new, features, progress)
@@ -142,13 +140,12 @@ def inject(
     else:
         prepared = method_named(options.method).prepare(seen.values, head.rows, options.seed, progress)
     predictor = prepared.fit(seen.values, head.rows, new.values)
-    calibration: RowCalibration = LengthFactor(factor=1.0)
-    if options.calibration == "length":
-        calibration = matching_length(predictor.rows(new.values), head.rows)
-    elif selection is not None and options.calibration == AUTO:
-        calibration = selection.chosen.calibration(selection.setup)
+    if selection is not None and options.calibration == AUTO:
+        calibration: RowCalibration = selection.chosen.calibration(selection.setup)
         estimate = estimate_injection(selection, predictor, new, seen_names=head.class_names)
         warnings += estimate.warnings
+    else:
+        calibration = _fixed_calibration(options.calibration, predictor.rows(new.values), head.rows)
     injector = Injector(predictor=predictor, calibration=calibration)
     return Injection(
         rows=injector.rows(new.values),
@@ -204,6 +201,24 @@ def _require_solver() -> None:
     """Raise `MissingDependencyError` unless scipy is there."""
     if find_spec("scipy") is None:
         raise MissingDependencyError("Injection needs scipy. Install it: pip install 'icis-deploy[train]'.")
+
+
+def _possible_options(options: InjectionOptions, num_seen: int) -> tuple[InjectionOptions, list[str]]:
+    """Return options that a head with so many classes allows, and warnings of what they are not."""
+    if num_seen >= MIN_SEEN or not options.needs_cross_validation:
+        return options, []
+    return options.without_cross_validation(), [TOO_FEW_SEEN.format(num_seen=num_seen, min_seen=MIN_SEEN)]
+
+
+def _fixed_calibration(kind: str, rows: Float32, seen_rows: Float32) -> RowCalibration:
+    """Return a calibration that needs no cross-validation.
+
+    Args:
+        kind: "length" or "none".
+        rows: `(num_unseen, feature_dim + 1)`, as predicted.
+        seen_rows: `(num_seen, feature_dim + 1)`.
+    """
+    return matching_length(rows, seen_rows) if kind == "length" else LengthFactor(factor=1.0)
 
 
 def _select(

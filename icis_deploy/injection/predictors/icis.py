@@ -14,7 +14,7 @@ Two settings of the same model, loss and optimiser:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +24,7 @@ from torch import Tensor, nn
 
 from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import IncompatibleError, UsageError
-from icis_deploy.injection.rows.predictors import LatentPredictor
-
-Progress = Callable[[int, float], None]
-"""Called after each epoch with its number, from 1, and its mean loss."""
+from icis_deploy.injection.rows.predictors import LatentPredictor, Progress
 
 PREDICTION_BATCH = 4096
 """Classes whose rows are decoded at once; bounds the memory of a prediction."""

@@ -32,15 +32,13 @@ from icis_deploy.injection.rows.predictors import (
     Fit,
     Predict,
     Prediction,
+    Progress,
     RowPredictor,
     Weigh,
     WeightedPredictor,
     predict_by,
 )
 from icis_deploy.injection.rows.spectrum import mean_row
-
-Progress = Callable[[int, float], None]
-"""Called after each epoch of a training with its number, from 1, and its mean loss."""
 
 ENSEMBLE_MEMBERS = ("ridge", "icis-centred")
 

@@ -11,6 +11,7 @@ import numpy as np
 from icis_deploy.common.arrays import Float32, Float64, Int64
 from icis_deploy.injection.pseudo_features.mixtures import Mixture
 from icis_deploy.injection.pseudo_features.threshold_search import Thresholds, first_thresholds, quantile
+from icis_deploy.injection.rows.logits import head_logits
 
 LARGEST_BLEND = 4.0
 """Of similar classes; an image that shows four times as much of another class is one of that class."""
@@ -97,10 +98,3 @@ def _margins(rows: Float32, mixture: Mixture, features: Float32, others: Float32
     difference = rows[classes] - rows[competitor]
     margins = own - logits[index, competitor], np.einsum("ij,ij->i", others, difference[:, :-1]) + difference[:, -1]
     return margins[0].astype(np.float64), margins[1].astype(np.float64)
-
-
-def head_logits(rows: Float32, features: Float32) -> Float32:
-    """Return `(num_features, num_rows)`, of `(num_rows, feature_dim + 1)` rows and `(num_features, feature_dim)`."""
-    logits: Float32 = features @ rows[:, :-1].T
-    logits += rows[:, -1]
-    return logits

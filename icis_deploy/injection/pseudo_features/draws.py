@@ -33,7 +33,6 @@ import numpy as np
 from icis_deploy.common.arrays import Float32, Int64
 from icis_deploy.injection.pseudo_features.accuracy_matching import (
     amount_of_class,
-    head_logits,
     largest_blend,
     needed_strengths,
     recognised_share,
@@ -42,6 +41,7 @@ from icis_deploy.injection.pseudo_features.class_means import mixed_law, princip
 from icis_deploy.injection.pseudo_features.mixtures import ImageMixture, NoiseMixture, ShownClasses
 from icis_deploy.injection.pseudo_features.source import FeatureSource, source_by_law
 from icis_deploy.injection.pseudo_features.threshold_search import Thresholds
+from icis_deploy.injection.rows.logits import head_logits
 
 NEIGHBOUR_SHARE = 0.7
 """Part of the head's errors that similar classes cause. Of published ImageNet classifiers' wrong answers, about 0.7

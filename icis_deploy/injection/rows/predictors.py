@@ -22,6 +22,10 @@ Weigh = Callable[[Float32, Float32], Float32]
 """From unseen and seen descriptors to weights `(num_unseen, num_seen)`."""
 
 
+Progress = Callable[[int, float], None]
+"""Called after each epoch of a training with its number, from 1, and its mean loss."""
+
+
 class RowPredictor(Protocol):
     """A trained method."""
 

@@ -24,8 +24,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from icis_deploy.common.arrays import Bool, Float32, Float64, Int64
-from icis_deploy.injection.pseudo_features.accuracy_matching import head_logits
 from icis_deploy.injection.pseudo_features.draws import PseudoFeatures
+from icis_deploy.injection.rows.logits import head_logits
 from icis_deploy.injection.rows.predictors import Predict
 from icis_deploy.injection.rows.spectrum import mean_row
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from icis_deploy.common.arrays import Float32
-from icis_deploy.injection.predictors.registry import Method, Prepared, Progress
+from icis_deploy.injection.predictors.registry import Method, Prepared
 from icis_deploy.injection.pseudo_features.draws import PseudoFeatures, draw, find_feature_source
 from icis_deploy.injection.pseudo_features.source import FeatureSource
 from icis_deploy.injection.rows.calibration import DeviationCalibration
+from icis_deploy.injection.rows.predictors import Progress
 from icis_deploy.injection.rows.spectrum import (
     RowSpectrum,
     at_length,

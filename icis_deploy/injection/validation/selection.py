@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from icis_deploy.injection.predictors.registry import METHODS, Method, Progress
+from icis_deploy.injection.predictors.registry import METHODS, Method
+from icis_deploy.injection.rows.predictors import Progress
 from icis_deploy.injection.validation.evaluation import Candidate, EvaluationSetup, evaluate_method
 from icis_deploy.injection.validation.operating_point import weighted_harmonic_mean
 
