@@ -127,7 +127,7 @@ class _Found:
     """Results of the calls of one way so far."""
 
     call: Callable[[], float]
-    """Do it once and return the seconds that it took."""
+    """Predict rows once and return the seconds that it took."""
 
     seconds: list[float] = field(default_factory=list)
     rows: Float32 | None = None

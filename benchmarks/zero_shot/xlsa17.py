@@ -35,7 +35,7 @@ class Images:
     """`(num_images, feature_dim)` float32."""
 
     labels: Int64
-    """`(num_images,)` int64, index of the class in a list that goes with it."""
+    """`(num_images,)` int64, index of the class among seen and then unseen ones."""
 
     def subset(self, indices: NDArray[np.integer] | Bool) -> Images:
         """Return these images only."""

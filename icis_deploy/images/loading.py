@@ -29,10 +29,10 @@ class LabeledImages:
     """A list of image files, each with the class that it shows."""
 
     paths: tuple[Path, ...]
-    """`(num_images,)`."""
+    """`(num_images,)`, files of the images."""
 
     labels: tuple[str, ...]
-    """`(num_images,)` class names."""
+    """`(num_images,)`, names of the classes that they show."""
 
 
 def load_image_list(path: Path) -> LabeledImages:

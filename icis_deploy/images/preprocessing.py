@@ -41,16 +41,16 @@ class Preprocessing:
     """Side in pixels of the square cut from the centre."""
 
     mean: tuple[float, ...]
-    """Per channel, subtracted from values in 0..1."""
+    """`(num_channels,)`, subtracted from values in 0..1."""
 
     std: tuple[float, ...]
-    """Per channel, divided by afterwards; greater than 0."""
+    """`(num_channels,)`, divided by afterwards; greater than 0."""
 
     color: str = "RGB"
-    """`RGB`, `BGR` or `L` (grey)."""
+    """Order of the channels: `RGB`, `BGR` or `L` (grey)."""
 
     layout: str = "NCHW"
-    """`NCHW` or `NHWC`."""
+    """Order of the input's dimensions: `NCHW` or `NHWC`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))

@@ -40,7 +40,7 @@ class Crossing:
     """Index of the class they were taken for."""
 
     num_images: int
-    """How many there were, at least 1."""
+    """Number of such images, at least 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class AccuracyReport:
     """Images of seen classes."""
 
     num_classes: int
-    """Columns of the logits."""
+    """Number of classes, which is that of columns of the logits."""
 
     num_seen_classes: int
     """How many of these columns are seen classes."""
@@ -197,11 +197,11 @@ def winners(scores: Logits, columns: Int64) -> Int64:
     return np.where(is_known, columns[best], -1)
 
 
-def mean_by_class(right: Bool, labels: Int64, *, num_classes: int) -> Float64:
+def mean_by_class(is_right: Bool, labels: Int64, *, num_classes: int) -> Float64:
     """Return each class's share of right images, NaN for a class without images.
 
     Args:
-        right: `(num_images,)`.
+        is_right: `(num_images,)`.
         labels: `(num_images,)`.
         num_classes: Length of the result.
 
@@ -209,7 +209,7 @@ def mean_by_class(right: Bool, labels: Int64, *, num_classes: int) -> Float64:
         `(num_classes,)` float64.
     """
     num_of_class = np.bincount(labels, minlength=num_classes)
-    num_right = np.bincount(labels, weights=right, minlength=num_classes)
+    num_right = np.bincount(labels, weights=is_right, minlength=num_classes)
     share = np.full(num_classes, np.nan)
     np.divide(num_right, num_of_class, out=share, where=num_of_class > 0)
     return share

@@ -28,13 +28,14 @@ class AccuracyKept:
     """Macro accuracy of the unconverted model on seen classes, among seen classes; `None` without labels."""
 
     seen_after: float | None
-    """The same of the converted model; without labels the share of images on which both choose the same class."""
+    """Macro accuracy of the converted model, likewise; without labels the share of images on which both choose the same
+    class."""
 
     H_before: float | None
     """H of the unconverted model; `None` unless seen and injected classes have images."""
 
     H_after: float | None
-    """H of the converted model, likewise."""
+    """H of the converted model; `None` unless seen and injected classes have images."""
 
     failures: tuple[str, ...]
     """Each limit that was not kept, in words."""

@@ -250,7 +250,7 @@ class LearningCurve:
     """The candidate, with the predictions of its cross-validation."""
 
     thinned: tuple[HeldOutRows, ...]
-    """The same folds with less training."""
+    """The same folds, predicted from fewer training classes."""
 
     step: float
     """From cross-validation to all seen classes, in units of the step from less training to cross-validation; 0..1."""

@@ -38,7 +38,7 @@ class StoppingRule:
     """Epochs over which losses are averaged; the slope compares the last window with the one before."""
 
     min_slope: float = 2e-3
-    """Loss per epoch; a slower fall counts as none."""
+    """Least fall of the loss per epoch; a slower one counts as none."""
 
     patience: int = 5
     """Epochs in a row without a fall before training stops."""
@@ -172,7 +172,7 @@ class Fit:
     """A trained ICIS and how its training went."""
 
     model: ICIS
-    """In evaluation mode, on the device that it was trained on."""
+    """The trained model, in evaluation mode, on the device that it was trained on."""
 
     epoch_losses: tuple[float, ...]
     """Mean loss of each epoch."""

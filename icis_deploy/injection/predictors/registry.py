@@ -54,10 +54,11 @@ class Prepared:
     """Trains and predicts a few classes, where the predictor is not needed afterwards; often faster than `fit`."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The choices, JSON values."""
+    """The method's choices by name, JSON values."""
 
 
 Prepare = Callable[[Float32, Float32, int, "Progress | None"], Prepared]
+"""From seen descriptors, seen rows, seed and progress callback to a method with its choices made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ class Method:
     """Name of the method, as users write it."""
 
     summary: str
-    """What it does, in a few words."""
+    """The method in a few words, for people."""
 
     prepare: Prepare
     """Makes the method's choices."""

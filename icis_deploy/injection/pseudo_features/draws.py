@@ -80,7 +80,7 @@ class PseudoFeatures:
 
     @property
     def accuracy(self) -> float:
-        """Part of the features that the untouched head gets right."""
+        """Part of the features that the untouched head recognises."""
         return float(np.mean(self.logits.argmax(axis=1) == self.classes))
 
 
@@ -94,7 +94,7 @@ def find_feature_source(
     Args:
         rows: `(num_seen, feature_dim + 1)`, at least three classes.
         neutral_features: `(num_neutral, feature_dim)`, or `None`.
-        seen_accuracy: How often the head is right on images of its classes, in 0..1, both excluded.
+        seen_accuracy: Accuracy of the head on images of its classes, in 0..1, both excluded.
         max_features: How many will be drawn; classes that the first draw leaves out are not considered.
         seed: Of the draw.
     """
@@ -151,7 +151,7 @@ class Draws:
         """Return features under some assumptions.
 
         Args:
-            seen_accuracy: How often the head is right on images of its classes, in 0..1, both excluded.
+            seen_accuracy: Accuracy of the head on images of its classes, in 0..1, both excluded.
             neighbour_share: Part of the errors that similar classes cause.
             concentration: How alike images are in how clearly they show their class, where there are neutral features
                 (`mixtures.CONCENTRATIONS`); `None` if they are quite alike.

@@ -49,7 +49,7 @@ class ShownClasses:
     """`(num_features, feature_dim)`, such directions of similar classes times uniform numbers."""
 
     moments: tuple[float, float, float]
-    """Means of own^2, own similar and similar^2 over all features, of which these may be a part."""
+    """Means of own . own, own . similar and similar . similar over all features, of which these may be a part."""
 
     def at_length(self, length: Float32 | Float64 | float, max_blend: Float64 | float) -> Float32:
         """Return own and similar directions, `(num_features, feature_dim)`.
@@ -133,7 +133,7 @@ class NoiseMixture:
     """What each feature shows of classes."""
 
     centre: Float32
-    """`(feature_dim,)`: where the head favours no class, as far as its biases tell."""
+    """`(feature_dim,)`: where the head favours no class, as far as its biases show it."""
 
     noise: Float32
     """`(num_features, feature_dim)`, in units of features, with mean zero."""

@@ -52,7 +52,7 @@ class Assumptions:
     run."""
 
     seen_accuracy: float
-    """How often the head is right on images of its classes, in 0..1, both excluded."""
+    """Accuracy of the head on images of its classes, in 0..1, both excluded."""
 
     is_accuracy_known: bool
     """Whether the classifier's owner said so."""
@@ -91,7 +91,7 @@ class EvaluationSetup:
     """Weight of U against S in the harmonic mean that calibration maximises, in 0..1, both excluded."""
 
     seed: int
-    """Of everything drawn at random."""
+    """Seed of everything drawn at random."""
 
     def calibration(self, exponent: float, point: OperatingPoint) -> DeviationCalibration:
         """Return what brings raw rows to an operating point.

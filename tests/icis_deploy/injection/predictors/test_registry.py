@@ -81,7 +81,7 @@ def test_icis_without_torch_names_the_command_and_the_methods_that_do_without(mo
         METHODS["icis"].prepare(descriptors, rows, 0, None)
 
 
-def test_the_better_descriptors_explain_rows_the_better_the_trial_ends():
+def test_the_better_descriptors_explain_rows_the_better_the_accuracies_predicted():
     good, bad = (evaluate_method(METHODS["ridge"], setup_of(noise=noise)) for noise in (0.5, 8.0))
     assert good.cosine > bad.cosine + 0.2
     assert good.rates.T > bad.rates.T + 0.3
