@@ -48,11 +48,11 @@ from exporters.head.score_kinds import (
     probabilities_of,
     scores_of_logits,
 )
-from exporters.head.surgery import SLOT_BIAS, SLOT_WEIGHT, backbone, own_backbone
+from exporters.head.surgery import backbone, own_backbone
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import load_initializers, save_model
 from exporters.onnx_io.shape_inference import infer_shapes
-from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
+from icis_deploy.bundle.manifest import MODEL_NAME, SLOT_BIAS, SLOT_WEIGHT, Bundle
 from icis_deploy.common.arrays import Float64
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError
 from icis_deploy.head.slots import SlotTable

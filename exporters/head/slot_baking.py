@@ -24,9 +24,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.graph.edits import GraphPass, add_initializer, add_node, free_name, remove_unused, run_pass
-from exporters.head.surgery import SLOT_BIAS, SLOT_WEIGHT
 from exporters.head.tail import grow_tail, resized, trace_tail
 from exporters.onnx_io.files import check_model
+from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.errors import ExportError, IncompatibleError
 from icis_deploy.head.slots import SlotTable
 

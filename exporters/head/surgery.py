@@ -27,7 +27,6 @@ from exporters.head.expanded_head import AnyHead
 from exporters.head.feature_matrix import add_feature_matrix, logits_like
 from exporters.head.finding import HeadLocation, find_head, pattern_at
 from exporters.head.outputs import (
-    FEATURES,
     add_features,
     ensure_outputs,
     put_scores_first,
@@ -39,12 +38,11 @@ from exporters.head.rows import add_rows
 from exporters.head.tail import grow_tail, resized, trace_tail
 from exporters.onnx_io.files import check_model
 from exporters.onnx_io.shape_inference import infer_shapes
+from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.common.arrays import frozen_float32
 from icis_deploy.errors import ExportError, IncompatibleError, UsageError
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS
 
-SLOT_WEIGHT = "slot_weight"
-SLOT_BIAS = "slot_bias"
 FUSED_LOGITS = "head_logits"
 
 

@@ -23,8 +23,8 @@ import onnx_ir as ir
 from exporters.graph.edits import GraphPass, add_initializer, free_name, remove_unused, run_pass, unused_name
 from exporters.head.outputs import require_unused
 from exporters.onnx_io.files import check_model
+from icis_deploy.bundle.manifest import TOP_CLASS_IDS, TOP_PROBABILITIES
 from icis_deploy.errors import ExportError, UsageError
-from icis_deploy.runtime.sessions.protocol import TOP_CLASS_IDS, TOP_PROBABILITIES
 
 
 def add_top(model: ir.Model, score_kind: str, top: int) -> ir.Model:

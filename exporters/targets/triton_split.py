@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporters.head.outputs import FEATURES
 from exporters.head.patterns import HeadPattern, has_rows, is_linear, match_head
 from exporters.head.slot_baking import BAKED_WEIGHT
-from exporters.head.surgery import SLOT_BIAS, SLOT_WEIGHT
 from exporters.onnx_io.files import check_model
+from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.errors import ExportError
 
 

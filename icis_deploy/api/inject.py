@@ -59,7 +59,7 @@ def inject(
         base_fingerprint=head_of(opened).fingerprint,
         rows=injection.rows,
         added=injection.class_names,
-        probe_seed=injection.options.seed,
+        self_test_seed=injection.options.seed,
         provenance=injection.provenance,
     )
 

@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.graph.edits import GraphPass, add_initializer, add_node, remove_unused, replace_uses, run_pass
-from exporters.head.surgery import SLOT_BIAS, SLOT_WEIGHT
 from exporters.head.tail import resized
 from exporters.onnx_io.files import check_model
+from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.errors import UsageError
 
 SLOT_ROWS = "slot_rows"
