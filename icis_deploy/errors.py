@@ -20,7 +20,7 @@
     │   └── EngineMismatchError             an engine from another version, GPU architecture or platform
     ├── RuntimeFailureError             4   it should have worked: a runtime, the disk, a device
     │   ├── StorageError                    a file could not be written; what was there before is still there
-    │   ├── SelfTestError                   a probe of the slots gave a wrong answer; a change was taken back
+    │   ├── SelfTestError                   a self-test of the slots failed; a change was taken back
     │   └── ExportError                     a conversion failed
     ├── MissingDependencyError          5   an extra or a device that is not there; names the command that installs it
     └── IntegrityError                  6   refused: the bytes are not to be trusted
@@ -216,7 +216,7 @@ class StorageError(RuntimeFailureError):
 
 
 class SelfTestError(RuntimeFailureError):
-    """A probe of the slots gave a wrong answer; where that was after a change, the change was taken back."""
+    """A self-test of the slots failed; where that was after a change, the change was taken back."""
 
 
 class ExportError(RuntimeFailureError):

@@ -27,7 +27,7 @@ def export_bundles(project: TinyProject, folder: Path) -> TinyBundles:
     """Give the unseen classes random rows and export both heads to `folder`."""
     head = head_of(inspect(project.model, classes=project.classes))
     rows = np.random.default_rng(0).normal(size=(len(project.unseen_names), FEATURE_DIM + 1)).astype(np.float32)
-    update = ClassUpdate(base_fingerprint=head.fingerprint, rows=rows, added=project.unseen_names, probe_seed=0)
+    update = ClassUpdate(base_fingerprint=head.fingerprint, rows=rows, added=project.unseen_names)
     for head_kind, capacity in (("fused", None), ("updatable", 16)):
         icis_deploy.export(
             project.model,

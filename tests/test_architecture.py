@@ -78,7 +78,8 @@ ROOMS = {
         "icis_deploy.{bundle,common,head,updates} icis_deploy.runtime.{sessions,state}"
     ),
     "icis_deploy.runtime": Room(
-        "icis_deploy.{bundle,head} icis_deploy.runtime.{changes,sessions,state,teaching}", later="icis_deploy.images"
+        "icis_deploy.{bundle,common,head} icis_deploy.runtime.{changes,sessions,state,teaching}",
+        later="icis_deploy.images",
     ),
     "icis_deploy.api": Room(
         "icis_deploy.{bundle,common,descriptors,head,images,injection,metrics,runtime,updates}",
@@ -101,7 +102,7 @@ ROOMS = {
     "exporters": Room(""),
     "exporters.onnx_io": Room("icis_deploy.common", "onnx_ir"),
     "exporters.graph": Room("exporters.onnx_io", "onnx_ir"),
-    "exporters.head": Room("icis_deploy.{common,head,runtime.sessions} exporters.{graph,onnx_io}", "onnx_ir"),
+    "exporters.head": Room("icis_deploy.{bundle,common,head} exporters.{graph,onnx_io}", "onnx_ir"),
     "exporters.loading": Room("icis_deploy.{head,runtime.sessions} exporters.{graph,head,onnx_io}", "onnx_ir"),
     "exporters.backbone": Room(
         "icis_deploy.{bundle,common,images,runtime.sessions} exporters.{graph,head,loading,onnx_io}", "onnx_ir"

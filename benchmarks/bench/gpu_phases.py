@@ -14,9 +14,10 @@ import numpy as np
 
 from benchmarks.results.values import Phases
 from benchmarks.timing.percentiles import median_interval
+from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.common.arrays import Images
 from icis_deploy.errors import RuntimeFailureError
-from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT, SlotBuffers
+from icis_deploy.runtime.sessions.protocol import SlotBuffers
 
 GPU_PROVIDERS = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"})
 NUM_WARM = 10

@@ -23,12 +23,11 @@ from benchmarks.timing.comparison import pseudomedian
 from benchmarks.timing.percentiles import Interval
 from benchmarks.timing.rounds import garbage_collector_at_rest
 from benchmarks.timing.startup import Start, start_once
-from icis_deploy.bundle.manifest import MODEL_NAME
+from icis_deploy.bundle.manifest import MODEL_NAME, SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.errors import UsageError
-from icis_deploy.runtime.changes.self_test import probe_input
+from icis_deploy.runtime.changes.self_test import self_test_input
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession
-from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT
 
 BARE, LOGITS, PREDICT = "session.run", "Device.logits", "Device.predict"
 NUM_WARM_UP = 20
@@ -116,7 +115,7 @@ def measure_overhead(
 def _requests(device: Device, num_rounds: int, seed: int) -> dict[str, list[float]]:
     assert isinstance(device.session, ONNXRuntimeSession)
     session, buffers = device.session.inference_session, device.state.buffers
-    images = probe_input(device.bundle, seed)
+    images = self_test_input(device.bundle, seed)
     feed = {session.get_inputs()[0].name: images}
     if buffers is not None:
         feed |= {SLOT_WEIGHT: buffers.weight, SLOT_BIAS: buffers.bias}

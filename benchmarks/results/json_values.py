@@ -8,7 +8,8 @@ Rules:
    refused.
 3. What follows from the fields (a verdict) is written too where a class names it in `DERIVED`, for readers in other
    languages. It is not read: it is worked out again.
-4. Reading is strict: a key that is missing, unknown, or of the wrong type is an error that says where.
+4. Reading is strict, by `icis_deploy.common.json_fields`: a key that is missing, unknown, or of the wrong type is an
+   error that says where.
 """
 
 from __future__ import annotations
@@ -18,8 +19,20 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, TypeVar, Union, cast
+
+from icis_deploy.common.json_fields import (
+    Reader,
+    boolean_from_json,
+    check_fields,
+    integer_from_json,
+    mapping_from_json,
+    number_from_json,
+    object_from_json,
+    text_from_json,
+    tuple_from_json,
+)
 
 Value = TypeVar("Value")
 
@@ -52,14 +65,14 @@ def value_from_json(kind: type[Value], data: object, *, where: str = "the result
 
     Args:
         kind: A dataclass.
-        data: What `json.loads` gave.
+        data: What `load_strict` gave.
         where: Path of `data`, for messages.
 
     Raises:
         TypeError: If something has another type than `kind` says.
         ValueError: If a key is missing or unknown.
     """
-    return cast(Value, _read(kind, data, where))
+    return cast(Value, _read(kind, data, where=where))
 
 
 def derived_names(kind: type) -> tuple[str, ...]:
@@ -74,7 +87,7 @@ def field_types(kind: type) -> Mapping[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
-def _read(kind: Any, data: object, where: str) -> object:
+def _read(kind: Any, data: object, *, where: str) -> object:
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(cast(type, kind), data, where)
@@ -86,44 +99,36 @@ def _read(kind: Any, data: object, where: str) -> object:
         return data
     if origin is tuple:
         (each_kind, _) = typing.get_args(kind)
-        return tuple(_read(each_kind, each, f"{where}[{index}]") for index, each in enumerate(_a(list, data, where)))
+        return tuple_from_json(data, read=partial(_read, each_kind), where=where)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return {
-            key: _read(typing.get_args(kind)[1], each, f"{where}.{key}") for key, each in _a(dict, data, where).items()
-        }
+        return mapping_from_json(data, read=partial(_read, typing.get_args(kind)[1]), where=where)
     return _read_plain(kind, data, where)
 
 
 def _read_dataclass(kind: type, data: object, where: str) -> object:
-    values, fields = _a(dict, data, where), field_types(kind)
-    unknown = sorted(set(values) - set(fields) - set(derived_names(kind)))
-    missing = sorted(set(fields) - set(values))
-    if unknown or missing:
-        raise ValueError(f"{where} lacks {missing} and has the unknown {unknown}")
-    return kind(**{name: _read(each, values[name], f"{where}.{name}") for name, each in fields.items()})
+    values, fields = object_from_json(data, where=where), field_types(kind)
+    check_fields(values, fields, optional=derived_names(kind), where=where)
+    return kind(**{name: _read(each, values[name], where=f"{where}.{name}") for name, each in fields.items()})
 
 
 def _read_union(kinds: tuple[Any, ...], data: object, where: str) -> object:
     if data is None and types.NoneType in kinds:
         return None
     (kind,) = [each for each in kinds if each is not types.NoneType]
-    return _read(kind, data, where)
+    return _read(kind, data, where=where)
 
 
 def _read_plain(kind: Any, data: object, where: str) -> object:
     if kind is object:
         return data
-    if kind is float:
-        if data is None:
-            return math.inf
-        if isinstance(data, int | float) and not isinstance(data, bool):
-            return float(data)
-    elif kind in (int, str, bool):
-        return _a(kind, data, where)
-    raise TypeError(f"{where} is {data!r}; expected {getattr(kind, '__name__', kind)}")
+    if kind is float and data is None:
+        return math.inf
+    return _PLAIN_READERS[kind](data, where=where)
 
 
-def _a(kind: type[Value], data: object, where: str) -> Value:
-    if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
-        raise TypeError(f"{where} is {str(data)[:60]!r}; expected {kind.__name__}")
-    return data
+_PLAIN_READERS: Mapping[type, Reader[object]] = {
+    float: number_from_json,
+    int: integer_from_json,
+    str: text_from_json,
+    bool: boolean_from_json,
+}

@@ -26,6 +26,7 @@ from benchmarks.results.values import BatchRun, HeadShare, Phases, ScaleSeries, 
 from benchmarks.timing.comparison import Comparison
 from benchmarks.timing.latency import LatencyReport
 from icis_deploy.common.files import read_capped, write_file
+from icis_deploy.common.json_fields import load_strict, object_from_json
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ICISDeployError, LoadError
 
@@ -118,9 +119,9 @@ def parse_result(data: bytes) -> Result:
         LoadError: If it is not a result of this schema.
     """
     try:
-        values = json.loads(data)
+        values = object_from_json(load_strict(data))
         schema_version = values.pop("schema_version")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LoadError(
             "It is not a benchmark result: no JSON object with a `schema_version`.",
             expected="a JSON object with a schema_version",
@@ -136,7 +137,7 @@ def parse_result(data: bytes) -> Result:
         values.setdefault("head_shares", [])
     try:
         return value_from_json(Result, values)
-    except (TypeError, ValueError, ICISDeployError) as error:
+    except (TypeError, ValueError, OverflowError, ICISDeployError) as error:
         raise LoadError(
             f"It is not a benchmark result: {error}.",
             found=str(error),

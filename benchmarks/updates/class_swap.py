@@ -41,7 +41,7 @@ from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Prediction, top_predictions
-from icis_deploy.runtime.changes.self_test import probe_input
+from icis_deploy.runtime.changes.self_test import self_test_input
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.choice import Runtime
 
@@ -156,7 +156,7 @@ def _prepared(copy: BundleCopy, runtime: Runtime | None, num_new_classes: int) -
     inputs: list[Images] = []
     features, seen_logits = [], []
     for seed in range(MAX_SEEDS):
-        images = probe_input(device.bundle, seed)
+        images = self_test_input(device.bundle, seed)
         output = device.session.run(images, device.state.buffers, with_features=True)
         if output.features is not None and output.features.any():
             inputs.append(images)
@@ -200,7 +200,7 @@ def _next_update(run: _Run) -> bytes:
         added=tuple(f"version {version} class {index}" for index in range(run.num_new_classes)),
         removed=run.exported.filled_names if previous is None else previous.added,
         version=version,
-        probe_seed=version,
+        self_test_seed=version,
     )
     run.updates[version] = update
     return run.copy.signed(update)

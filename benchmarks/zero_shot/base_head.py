@@ -1,4 +1,4 @@
-"""A softmax head on features: the classifier that classes are injected into when nobody brings one.
+"""A softmax head on features: the classifier that classes are injected into where none is given.
 
 Adam, steps of 1e-4, batches of 16 and at most 100 epochs, as in the code of the authors of ICIS. They keep the epoch
 that is best on the *test* images of seen classes; here the number of epochs is chosen on held-out training images, and
@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.zero_shot.xlsa17 import Images, hold_out
 from icis_deploy.common.arrays import Float32
+from icis_deploy.injection.rows.logits import head_logits
 from icis_deploy.metrics.accuracy import macro, mean_by_class
 
 LEARNING_RATE = 1e-4
@@ -51,18 +52,13 @@ def train_base_head(images: Images, *, num_classes: int, seed: int, max_epochs: 
     accuracies = []
     for _ in range(max_epochs):
         trainer.train_epoch()
-        right = linear_logits(trainer.rows(), validation.features).argmax(axis=1) == validation.labels
+        right = head_logits(trainer.rows(), validation.features).argmax(axis=1) == validation.labels
         accuracies.append(macro(mean_by_class(right, validation.labels, num_classes=num_classes)) or 0.0)
     num_epochs = int(np.argmax(accuracies)) + 1
     final = _Trainer(images, num_classes=num_classes, seed=seed)
     for _ in range(num_epochs):
         final.train_epoch()
     return BaseHead(rows=final.rows(), num_epochs=num_epochs, held_out_accuracy=accuracies[num_epochs - 1])
-
-
-def linear_logits(rows: Float32, features: Float32) -> Float32:
-    """Return `(num_images, num_classes)` logits of rows `(num_classes, feature_dim + 1)`."""
-    return np.asarray(features @ rows[:, :-1].T + rows[:, -1], dtype=np.float32)
 
 
 class _Trainer:

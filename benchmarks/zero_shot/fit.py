@@ -1,10 +1,10 @@
-"""How long it takes to predict rows, beside the published recipe run to its own stop.
+"""How long it takes to predict rows, compared with the published recipe run to its own stop.
 
 Measured in one process, on one head and one set of descriptors:
 
     published recipe    steps of 1e-5 in batches of 16, until the authors' rule ends it, after hundreds of epochs
     fast recipe         the same model and loss as `icis` trains it here
-    inject, METHOD      everything that `inject` does once the model is open: neutral pictures, cross-validation,
+    inject, METHOD      everything that `inject` does once the model is open: neutral images, cross-validation,
                         calibration, estimate, training
 
 Rules:
@@ -54,22 +54,22 @@ FIGURES = ("T", "U", "S", "H")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What rows are predicted for."""
+    """A model, and classes to predict rows for."""
 
     opened: OpenedModel
-    """The model, with its head."""
+    """The opened model, with its head."""
 
     descriptors: Descriptors
-    """Of every seen and unseen class."""
+    """Descriptors of every seen and unseen class."""
 
     unseen: tuple[str, ...]
-    """Classes to predict."""
+    """Names of the classes to predict."""
 
     preprocessing: Preprocessing | None = None
-    """How images are prepared, for neutral pictures."""
+    """How images are prepared, for neutral images."""
 
     photos: LabeledImageFeatures | None = None
-    """Images to measure accuracies on."""
+    """Labelled images to measure accuracies on; `None` where there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class Way:
     """One way to predict rows."""
 
     name: str
-    """As in the table of this module."""
+    """Name of the way, as in the table of this module."""
 
     seconds: tuple[float, ...]
     """One figure for each round; of the published recipe the time to its stop."""
@@ -86,7 +86,7 @@ class Way:
     """Time of the published recipe over this one's, with a 99 % interval from 8 rounds on; None for itself."""
 
     source: Literal["images", "cross-validation", "none"]
-    """Where the accuracies come from."""
+    """What the accuracies were measured on."""
 
     accuracies: dict[str, float | None]
     """T, U, S and H as fractions of 1; empty where there are none."""
@@ -99,7 +99,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitReport:
-    """What one run found."""
+    """Times and accuracies of one run."""
 
     num_seen: int
     """Classes of the head."""
@@ -117,18 +117,18 @@ class FitReport:
     """Median time of one of its epochs, seconds."""
 
     num_threads: int
-    """Of torch."""
+    """Threads of torch."""
 
     ways: tuple[Way, ...]
-    """The published recipe first."""
+    """All ways that were measured, the published recipe first."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Found:
-    """What the calls of one way gave so far."""
+    """Results of the calls of one way so far."""
 
     call: Callable[[], float]
-    """Do it once and return the seconds that it took."""
+    """Predict rows once and return the seconds that it took."""
 
     seconds: list[float] = field(default_factory=list)
     rows: Float32 | None = None
@@ -144,7 +144,7 @@ def load_problem(
     preprocess: PathLike | None = None,
     images: PathLike | None = None,
 ) -> Problem:
-    """Read a problem from a user's files; arguments are those of `injection_pipeline.inject`.
+    """Read a problem from a user's files; arguments are those of `icis_deploy.inject`.
 
     Raises:
         ICISDeployError: If a file cannot be read, or they do not fit together.

@@ -1,4 +1,4 @@
-"""What an injection is worth on labelled features, beside what was predicted and the best that its rows could do."""
+"""Accuracies of an injection on labelled features, with those predicted and the best that its rows could reach."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from icis_deploy.common.arrays import Float32, Int64
+from icis_deploy.errors import UsageError
 from icis_deploy.head.head import Head
 from icis_deploy.injection.inject import Injection
+from icis_deploy.injection.rows.logits import head_logits
 from icis_deploy.injection.rows.spectrum import mean_row
+from icis_deploy.injection.validation.operating_point import weighted_harmonic_mean
 
 SCALES = np.geomspace(0.1, 3.0, 30)
 """Lengths that the best choice is sought among, in units of the injected deviations'."""
@@ -34,13 +37,13 @@ class Measured:
     """Predicted T, U, S and H."""
 
     intervals: tuple[tuple[float, float], ...]
-    """Of predicted T, U, S and H, 90 %."""
+    """90 % intervals of predicted T, U, S and H, low and high ends."""
 
     best_h: float
     """H of the best scale and offset, chosen with these features, for the same rows."""
 
     num_warnings: int
-    """Of the estimate."""
+    """Number of warnings of the estimate."""
 
     @property
     def part_of_best(self) -> float:
@@ -68,17 +71,18 @@ def measure_injection(head: Head, injection: Injection, features: Float32, label
         head: What was injected into.
         injection: Calibrated by cross-validation.
         features: `(num_features, feature_dim)`.
-        labels: `(num_features,)`, places in the head and, after it, among the injected classes.
+        labels: `(num_features,)`, indices of the head's classes followed by the injected ones.
     """
     estimate, num_seen = injection.estimate, head.num_classes
-    assert estimate is not None, "an estimate comes with calibration 'auto'"
-    seen, new = head.logits(features), features @ injection.rows[:, :-1].T + injection.rows[:, -1]
+    if estimate is None:
+        raise UsageError("This injection has no estimate to compare with; calibration 'auto' makes one.")
+    seen, new = head.logits(features), head_logits(injection.rows, features)
     is_unseen = labels >= num_seen
     is_hit, is_right = new.argmax(axis=1) + num_seen == labels, seen.argmax(axis=1) == labels
     wins = new.max(axis=1) > seen.max(axis=1)
     T, U = float(is_hit[is_unseen].mean()), float((is_hit & wins)[is_unseen].mean())  # noqa: N806
     S = float((is_right & ~wins)[~is_unseen].mean())  # noqa: N806
-    # What is left of a row without the mean row and the offset, which stands in its bias, competes at other lengths.
+    # A row without the mean row and the offset, which its bias contains, competes at other lengths.
     mean = mean_row(head.rows)
     offset = 0.0 if injection.selection is None else injection.selection.offset
     base = features @ mean[:-1] + mean[-1]
@@ -88,10 +92,10 @@ def measure_injection(head: Head, injection: Injection, features: Float32, label
         needed = seen.max(axis=1) - base - scale * deviation
         for bias in np.quantile(needed, np.linspace(0.0, 1.0, NUM_OFFSETS)):
             unseen_rate = float((is_hit & (needed < bias))[is_unseen].mean())
-            best = max(best, _h(unseen_rate, float((is_right & (needed >= bias))[~is_unseen].mean())))
+            best = max(best, _harmonic(unseen_rate, float((is_right & (needed >= bias))[~is_unseen].mean())))
     return Measured(
         method=injection.method,
-        rates=(T, U, S, _h(U, S)),
+        rates=(T, U, S, _harmonic(U, S)),
         predicted=(estimate.T.value, estimate.U.value, estimate.S.value, estimate.H.value),
         intervals=tuple((one.low, one.high) for one in (estimate.T, estimate.U, estimate.S, estimate.H)),
         best_h=best,
@@ -100,7 +104,7 @@ def measure_injection(head: Head, injection: Injection, features: Float32, label
 
 
 def summary(measured: Sequence[Measured]) -> str:
-    """Return what many measurements say together, in lines: H / best, and how often and how widely intervals hold."""
+    """Return a summary of measurements, in lines: H / best, and how often intervals hold and how wide they are."""
     parts = [one.part_of_best for one in measured]
     lines = [f"H / best: mean {np.mean(parts):.3f}, least {min(parts):.3f}, of {len(parts)}"]
     for word, is_warned in (("no warning", False), ("a warning", True)):
@@ -116,5 +120,5 @@ def summary(measured: Sequence[Measured]) -> str:
     return "\n".join(lines)
 
 
-def _h(unseen: float, seen: float) -> float:
-    return float(2.0 * unseen * seen / max(unseen + seen, 1e-9))
+def _harmonic(unseen: float, seen: float) -> float:
+    return float(weighted_harmonic_mean(unseen, seen, 0.5))

@@ -1,9 +1,9 @@
-"""Reproduce the published results of ICIS on CUB, AWA2 and SUN, and print our figures beside the published ones.
+"""Reproduce the published results of ICIS on CUB, AWA2 and SUN, and print our figures next to the published ones.
 
 For each data set and seed: a softmax head is trained on the features of seen classes
 (`benchmarks.zero_shot.base_head`), the published recipe predicts the rows of unseen classes from their attributes, and
-T, U, S and H are measured on the test images, which nothing has looked at before. Beside it, on the same heads, run the
-methods of `icis_deploy.injection.inject`.
+T, U, S and H are measured on the test images, which nothing has used before. On the same heads, methods of
+`icis_deploy.injection.inject` are measured as well.
 
 docs/reproduction.md says where the data is, what differs from the authors' protocol, and what is wrong in theirs.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.zero_shot.base_head import MAX_EPOCHS, BaseHead, linear_logits, train_base_head
+from benchmarks.zero_shot.base_head import MAX_EPOCHS, BaseHead, train_base_head
 from benchmarks.zero_shot.xlsa17 import FEATURES_NAME, ZeroShotData, load_zero_shot_data
 from icis_deploy.common.arrays import Float32
 from icis_deploy.descriptors.descriptors import Descriptors
@@ -25,6 +25,7 @@ from icis_deploy.head.head import Head
 from icis_deploy.injection.inject import inject
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection.predictors.icis import ICISConfig, fit_icis, predict_rows
+from icis_deploy.injection.rows.logits import head_logits
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
 
 FIGURES = ("T", "H", "U", "S")
@@ -42,7 +43,7 @@ PAPER_BATCH_SIZE: Mapping[str, int] = {"AWA2": 20}
 """Where the authors' scripts leave their batches of 16."""
 
 Report = Callable[[str], None]
-"""Is told what was done, line by line."""
+"""Called with lines that say what was done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class Spread:
     """One figure over the seeds, in percent."""
 
     mean: float
-    """Mean."""
+    """Mean over the seeds, percent."""
 
     deviation: float
     """Population standard deviation, as the paper states it; 0 for one seed."""
@@ -58,27 +59,27 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one way to predict rows scored on one data set."""
+    """Scores of one way to predict rows on one data set."""
 
     name: str
     """`PUBLISHED` or a method."""
 
     figures: Mapping[str, Spread]
-    """T, H, U and S."""
+    """T, H, U and S over the seeds, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSetReport:
-    """What was reproduced on one data set."""
+    """Reproduced figures of one data set."""
 
     name: str
-    """Of its folder."""
+    """Name of the data set's folder."""
 
     num_seen: int
-    """Seen classes."""
+    """Number of seen classes."""
 
     num_unseen: int
-    """Unseen classes."""
+    """Number of unseen classes."""
 
     seeds: tuple[int, ...]
     """One head and one run of every method for each."""
@@ -93,7 +94,7 @@ class DataSetReport:
     """Epochs after which the published recipe stopped, by seed."""
 
     rows: tuple[Row, ...]
-    """The published recipe first."""
+    """Scores of every way, the published recipe first."""
 
 
 def reproduce(
@@ -111,11 +112,11 @@ def reproduce(
     Args:
         folder: Holds `att_splits.mat` and the features.
         seeds: One head and one run of every method for each.
-        methods: Of `icis_deploy.injection.inject`, run beside the published recipe with their calibration.
-        features_name: File of features.
+        methods: Of `icis_deploy.injection.inject`, run in addition to the published recipe, with their calibration.
+        features_name: Name of the file of features.
         head_epochs: Epochs of the head to choose from.
         max_epochs: Ends the published recipe early, to try things out; by default it ends by its own rule.
-        report: Is told what was done.
+        report: Called with what was done.
 
     Raises:
         ICISDeployError: If the data cannot be read, or there is no such method.
@@ -172,7 +173,7 @@ def score_rows(data: ZeroShotData, seen_rows: Float32, unseen_rows: Float32) -> 
     """
     features = np.concatenate([data.test_seen.features, data.test_unseen.features])
     labels = np.concatenate([data.test_seen.labels, data.test_unseen.labels])
-    logits = linear_logits(np.concatenate([seen_rows, unseen_rows]), features)
+    logits = head_logits(np.concatenate([seen_rows, unseen_rows]), features)
     return accuracy_report(logits, labels, seen=len(seen_rows), original_logits=logits[:, : len(seen_rows)])
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import Float32, Int64
+from icis_deploy.common.arrays import Bool, Float32, Int64
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors, read_mat
 from icis_deploy.errors import LoadError
@@ -35,10 +35,10 @@ class Images:
     """`(num_images, feature_dim)` float32."""
 
     labels: Int64
-    """`(num_images,)` int64, index of the class in a list that goes with it."""
+    """`(num_images,)` int64, index of the class among seen and then unseen ones."""
 
-    def subset(self, indices: NDArray[np.integer] | NDArray[np.bool_]) -> Images:
-        """Return these images alone."""
+    def subset(self, indices: NDArray[np.integer] | Bool) -> Images:
+        """Return these images only."""
         return Images(features=self.features[indices], labels=self.labels[indices])
 
 
@@ -47,22 +47,22 @@ class ZeroShotData:
     """One data set. Labels count seen classes first, then unseen ones."""
 
     name: str
-    """Of its folder."""
+    """Name of the data set's folder."""
 
     seen: Descriptors
-    """Of the classes that the head learns."""
+    """Attributes of the classes that the head learns."""
 
     unseen: Descriptors
-    """Of the classes that are injected."""
+    """Attributes of the classes that are injected."""
 
     trainval: Images
-    """Of seen classes; the only images that anything learns from."""
+    """Images of seen classes, the only ones that anything is trained on."""
 
     test_seen: Images
-    """Of seen classes."""
+    """Test images of seen classes."""
 
     test_unseen: Images
-    """Of unseen classes."""
+    """Test images of unseen classes."""
 
 
 def load_zero_shot_data(folder: Path, *, features_name: str = FEATURES_NAME) -> ZeroShotData:
@@ -91,9 +91,9 @@ def load_zero_shot_data(folder: Path, *, features_name: str = FEATURES_NAME) -> 
             expected="one label for each image",
             where=features_path,
         )
-    places = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
-    splits = _load_mat(splits_path, places)
-    located = {name: _indices(splits[name], splits_path, name) for name in places}
+    split_names = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
+    splits = _load_mat(splits_path, split_names)
+    located = {name: _indices(splits[name], splits_path, name) for name in split_names}
     beyond = [name for name, indices in located.items() if not len(indices) or indices.max() >= len(labels)]
     if beyond:
         raise LoadError(
@@ -105,9 +105,9 @@ def load_zero_shot_data(folder: Path, *, features_name: str = FEATURES_NAME) -> 
         )
     seen, unseen = (np.unique(labels[located[name]]) for name in ("trainval_loc", "test_unseen_loc"))
     _check_disjoint(seen, unseen, labels[located["test_seen_loc"]], described.class_names, splits_path)
-    place = np.full(described.num_classes, -1)
-    place[np.concatenate([seen, unseen])] = np.arange(len(seen) + len(unseen))
-    images = [Images(features=features[located[name]], labels=place[labels[located[name]]]) for name in places]
+    new_label = np.full(described.num_classes, -1)
+    new_label[np.concatenate([seen, unseen])] = np.arange(len(seen) + len(unseen))
+    images = [Images(features=features[located[name]], labels=new_label[labels[located[name]]]) for name in split_names]
     names = described.class_names
     return ZeroShotData(
         name=folder.name,
@@ -119,7 +119,7 @@ def load_zero_shot_data(folder: Path, *, features_name: str = FEATURES_NAME) -> 
     )
 
 
-def hold_out(labels: Int64, *, share: float, seed: int) -> NDArray[np.bool_]:
+def hold_out(labels: Int64, *, share: float, seed: int) -> Bool:
     """Choose images to select on: the same share of each class, at least one, never the last of its class.
 
     Args:
@@ -164,7 +164,7 @@ def _indices(values: Any, path: Path, name: str) -> Int64:
     numbers = np.asarray(values).reshape(-1)
     if numbers.dtype.kind not in "iuf" or not (numbers >= 1).all() or (numbers != numbers.astype(np.int64)).any():
         raise LoadError(
-            f"{path}: {name} holds something else than whole numbers from 1 on.",
+            f"{path}: {name} does not hold whole numbers from 1 on.",
             expected="whole numbers from 1 on",
             where=path,
         )

@@ -53,7 +53,7 @@ from exporters.head.surgery import backbone, own_backbone
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import load_initializers, save_model
 from exporters.onnx_io.shape_inference import infer_shapes
-from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
+from icis_deploy.bundle.manifest import MODEL_NAME, SLOT_BIAS, SLOT_WEIGHT, Bundle
 from icis_deploy.common.arrays import Float64
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError
 from icis_deploy.head.slots import SlotTable
@@ -63,7 +63,7 @@ from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport,
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
-from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT, Session
+from icis_deploy.runtime.sessions.protocol import Session
 from icis_deploy.runtime.state.head_state import make_head_state
 from icis_deploy.runtime.state.store import exported_slots
 

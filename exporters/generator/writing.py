@@ -24,9 +24,9 @@ from icis_deploy.bundle.generator_metadata import (
     NEAREST,
     ROWS,
     SIMILARITY,
-    GeneratorFacts,
+    GeneratorMetadata,
     measure_limits,
-    serialize_facts,
+    serialize_metadata,
 )
 from icis_deploy.common.arrays import Float32
 from icis_deploy.common.files import read_capped, write_file
@@ -50,8 +50,8 @@ class WrittenGenerator:
         print(written.size_bytes, written.max_row_error)
     """
 
-    facts: GeneratorFacts
-    """Its metadata."""
+    metadata: GeneratorMetadata
+    """Its metadata: what it was made for, and the usual ranges of its rows and descriptors."""
 
     size_bytes: int
     """Size of the file."""
@@ -90,14 +90,14 @@ def write_generator(
         StorageError: If the disk refuses; what was there before still is.
     """
     known = np.concatenate([seen_descriptors, unseen_descriptors])
-    facts = GeneratorFacts(
+    metadata = GeneratorMetadata(
         base_fingerprint=head.fingerprint,
         method=method,
         descriptor_dim=int(known.shape[1]),
         feature_dim=head.feature_dim,
         **measure_limits(head.rows, injector.rows(known), seen_descriptors),
     )
-    model = generator_model(injector, head, seen_descriptors, facts=facts, precision=precision)
+    model = generator_model(injector, head, seen_descriptors, metadata=metadata, precision=precision)
     check_model(model)
     data = serialize_model(model)
     compared = np.concatenate([known, (known + np.roll(known, 1, axis=0)) / 2])
@@ -112,7 +112,7 @@ def write_generator(
             hint="Write it as `precision='fp32'`, or with another `method`.",
         )
     write_file(path, data)
-    return WrittenGenerator(facts=facts, size_bytes=len(data), max_row_error=error, num_compared=len(compared))
+    return WrittenGenerator(metadata=metadata, size_bytes=len(data), max_row_error=error, num_compared=len(compared))
 
 
 def with_generator(plan: HeadPlan, path: str | Path | None) -> HeadPlan:
@@ -125,26 +125,26 @@ def with_generator(plan: HeadPlan, path: str | Path | None) -> HeadPlan:
     if path is None:
         return plan
     data = read_capped(Path(path), max_bytes=MAX_GENERATOR_BYTES, what="generator", error_type=ModelLoadError)
-    check_base(load_generator(data, where=str(path)).facts, plan.base_fingerprint, plan.table.feature_dim)
+    check_base(load_generator(data, where=str(path)).metadata, plan.base_fingerprint, plan.table.feature_dim)
     return replace(plan, generator=data)
 
 
 def generator_model(
-    injector: Injector, head: Head, seen_descriptors: Float32, *, facts: GeneratorFacts, precision: str
+    injector: Injector, head: Head, seen_descriptors: Float32, *, metadata: GeneratorMetadata, precision: str
 ) -> ir.Model:
     """Return a generator's graph; see `icis_deploy.bundle.generator_metadata` for its inputs and outputs."""
     graph = GraphBuilder(stores_float16_matrices=precision == "fp16")
     descriptor = ir.Value(
-        name=DESCRIPTOR, shape=ir.Shape(["batch", facts.descriptor_dim]), type=ir.TensorType(ir.DataType.FLOAT)
+        name=DESCRIPTOR, shape=ir.Shape(["batch", metadata.descriptor_dim]), type=ir.TensorType(ir.DataType.FLOAT)
     )
     rows = add_calibration(graph, injector.calibration, add_predictor(graph, injector.predictor, descriptor))
     cosines = add_similarity(graph, descriptor, seen_descriptors)
     mean = graph.constant(head.rows.mean(axis=0, dtype=np.float64))
     outputs: dict[str, tuple[ir.Value, list[int | str], ir.DataType]] = {
-        ROWS: (graph.op("Identity", rows), ["batch", facts.feature_dim + 1], ir.DataType.FLOAT),
+        ROWS: (graph.op("Identity", rows), ["batch", metadata.feature_dim + 1], ir.DataType.FLOAT),
         SIMILARITY: (graph.op("ReduceMax", cosines, axes=[1], keepdims=0), ["batch"], ir.DataType.FLOAT),
         NEAREST: (graph.op("ArgMax", cosines, axis=1, keepdims=0), ["batch"], ir.DataType.INT64),
-        MEAN_ROW: (graph.op("Identity", mean), [facts.feature_dim + 1], ir.DataType.FLOAT),
+        MEAN_ROW: (graph.op("Identity", mean), [metadata.feature_dim + 1], ir.DataType.FLOAT),
     }
     for name, (value, shape, dtype) in outputs.items():
         value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(dtype)
@@ -156,9 +156,9 @@ def generator_model(
         opset_imports={"": OPSET},
         name="generator",
     )
-    metadata = {METADATA_KEY: serialize_facts(facts)}
+    properties = {METADATA_KEY: serialize_metadata(metadata)}
     return ir.Model(
-        built, ir_version=8, producer_name="icis-deploy", producer_version=__version__, metadata_props=metadata
+        built, ir_version=8, producer_name="icis-deploy", producer_version=__version__, metadata_props=properties
     )
 
 

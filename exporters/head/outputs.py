@@ -17,8 +17,8 @@ from exporters.head.feature_matrix import add_feature_matrix
 from exporters.head.finding import HeadLocation, pattern_at
 from exporters.head.patterns import HeadPattern
 from exporters.onnx_io.files import check_model
+from icis_deploy.bundle.manifest import FEATURES
 from icis_deploy.errors import ExportError, IncompatibleError
-from icis_deploy.runtime.sessions.protocol import FEATURES
 
 
 def require_room_for_features(location: HeadLocation, model: ir.Model) -> None:

@@ -26,9 +26,9 @@ from exporters.graph.edits import add_initializer, add_node, free_name, remove_u
 from exporters.graph.reading import input_of, only_user, shape_of
 from exporters.head.tail import grow_tail, resized, trace_tail
 from exporters.onnx_io.files import check_model
+from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.errors import ExportError, IncompatibleError
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT
 
 BAKED_WEIGHT = "baked_weight"
 BAKED_BIAS = "baked_bias"

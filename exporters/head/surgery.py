@@ -39,10 +39,10 @@ from exporters.head.rows import add_rows
 from exporters.head.tail import grow_tail, resized, trace_tail
 from exporters.onnx_io.files import check_model
 from exporters.onnx_io.shape_inference import infer_shapes
+from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.common.arrays import frozen_float32
 from icis_deploy.errors import ExportError, IncompatibleError, UsageError
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS
-from icis_deploy.runtime.sessions.protocol import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 
 FUSED_LOGITS = "head_logits"
 

@@ -25,8 +25,8 @@ from exporters.graph.edits import add_initializer, free_name, remove_unused, unu
 from exporters.graph.reading import shape_of
 from exporters.head.outputs import require_unused
 from exporters.onnx_io.files import check_model
+from icis_deploy.bundle.manifest import TOP_CLASS_IDS, TOP_PROBABILITIES
 from icis_deploy.errors import ExportError, UsageError
-from icis_deploy.runtime.sessions.protocol import TOP_CLASS_IDS, TOP_PROBABILITIES
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from exporters.graph.reading import value_named
 from exporters.head.patterns import HeadPattern, has_rows, is_linear, match_head
 from exporters.head.slot_baking import BAKED_WEIGHT
 from exporters.onnx_io.files import check_model
+from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.errors import ExportError
-from icis_deploy.runtime.sessions.protocol import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,7 +59,7 @@ def inject(
         base_fingerprint=head_of(opened).fingerprint,
         rows=injection.rows,
         added=injection.class_names,
-        probe_seed=injection.options.seed,
+        self_test_seed=injection.options.seed,
         provenance=injection.provenance,
     )
 
@@ -96,7 +96,7 @@ def train_injector(
     described, names = descriptors_from(descriptors), class_names_from(unseen)
     opened = inspect(model, classes=classes)
     features = None
-    if options.needs_trial:
+    if options.needs_cross_validation:
         features = neutral_features_of(opened, preprocessing=preprocessing_from(preprocess), seed=options.seed)
     return predict_rows(
         head_of(opened), described, unseen=names, options=options, neutral_features=features, progress=progress

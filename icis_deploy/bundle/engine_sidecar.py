@@ -1,4 +1,4 @@
-"""The sidecar of an engine: what a TensorRT engine was built from and where it runs, in JSON beside it.
+"""The sidecar of an engine: what a TensorRT engine was built from and where it runs, as JSON next to it.
 
 Rules:
 
@@ -6,8 +6,8 @@ Rules:
    (TensorRT developer guide, "Serializing a Plan"). A runtime that is given another one fails with a code, or not at
    all; so every field is compared, and what differs is named, before the engine's bytes are read.
 2. The sidecar also states the model and the head that went in: an engine of another head answers without an error.
-3. It is parsed strictly: a field too many, too few or of another type is refused. One of an older schema is read: for
-   what it does not state stands what was meant.
+3. It is parsed strictly: an unknown or missing field, or one of another type, is refused. One of an older schema is
+   read; what it could not state yet takes the value that it implied.
 """
 
 from __future__ import annotations
@@ -16,24 +16,28 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from icis_deploy.bundle.manifest import MODEL_NAME, PRECISIONS, Bundle
 from icis_deploy.common.json_fields import (
+    Reader,
+    dataclass_from_json,
     integer_from_json,
-    list_from_json,
+    load_strict,
     names_from_json,
     object_from_json,
     text_from_json,
+    tuple_from_json,
 )
 from icis_deploy.common.terminal_text import MAX_REASON, printable, reason_of
 from icis_deploy.errors import BundleError, EngineMismatchError
 
 SCHEMA_VERSION = 2
 _READABLE_VERSIONS = (1, 2)
-_MEANT_BY_VERSION_1: Mapping[str, Any] = {"precision": "fp32"}
+_IMPLIED_BY_VERSION_1: Mapping[str, Any] = {"precision": "fp32"}
 MAX_SIDECAR_BYTES = 1 << 20
 HARDWARE_COMPATIBILITIES = ("none", "ampere_plus", "same_compute_capability")
 
@@ -43,19 +47,18 @@ class EngineInput:
     """One input of an engine, with the range of shapes that it takes; all three are equal where the shape is fixed."""
 
     name: str
-    """Name of the network input."""
 
     dtype: str
-    """numpy's name of the type."""
+    """numpy's name of it, such as `float32`."""
 
     min_shape: tuple[int, ...]
-    """The least shape, batch included."""
+    """The smallest shape, batch included."""
 
     opt_shape: tuple[int, ...]
-    """The shape that kernels were chosen for."""
+    """The shape that kernels were chosen for, batch included."""
 
     max_shape: tuple[int, ...]
-    """The greatest shape."""
+    """The largest shape, batch included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +66,12 @@ class EngineOutput:
     """One output of an engine."""
 
     name: str
-    """Name of the network output."""
 
     dtype: str
-    """numpy's name of the type."""
+    """numpy's name of it, such as `float32`."""
 
     shape: tuple[int, ...]
-    """Its shape; -1 for the batch."""
+    """Batch included, as -1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,7 @@ class EngineSidecar:
     """`tensorrt` or `tensorrt-rtx`."""
 
     runtime_version: str
-    """Its version; an engine runs in no other."""
+    """Version of the runtime; an engine runs in no other."""
 
     platform: str
     """Operating system and processor, as `this_platform` gives them."""
@@ -97,19 +99,19 @@ class EngineSidecar:
     """`none`; `ampere_plus`: every architecture from 8.0 on; `same_compute_capability`: every GPU of those stated."""
 
     model_sha256: str
-    """Of the bundle's model, which it was built from, as the function `model_sha256` gives it."""
+    """SHA-256 of the bundle's model that it was built from, as the function `model_sha256` gives it."""
 
     engine_sha256: str
-    """Of the engine's own bytes."""
+    """SHA-256 of the engine's bytes."""
 
     head_fingerprint: str
     """Fingerprint of the seen head; class updates must be made for it."""
 
     inputs: tuple[EngineInput, ...]
-    """The images first, then the slots where they are inputs."""
+    """The input for images first, then those for slots, where slots are inputs."""
 
     outputs: tuple[EngineOutput, ...]
-    """The scores first."""
+    """The scores first; then features and selected classes, where the model has these outputs."""
 
     refittable: tuple[str, ...]
     """Names of the weights that may be refitted; empty where slots are inputs."""
@@ -118,7 +120,7 @@ class EngineSidecar:
     """What its backbone computes in: `fp32`, `fp16` or `int8`."""
 
     created_by: str
-    """Version of icis-deploy."""
+    """Version of icis-deploy that built it."""
 
     def __post_init__(self) -> None:
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITIES:
@@ -142,12 +144,12 @@ def engine_name(runtime: str) -> str:
 
 
 def sidecar_name(runtime: str) -> str:
-    """Return the path of its sidecar."""
+    """Return the path of the sidecar of a runtime's engine relative to its bundle."""
     return f"engines/{runtime}.json"
 
 
 def model_sha256(bundle: Bundle) -> str:
-    """Return a hash of a bundle's model, which covers weights that lie beside it."""
+    """Return a hash of a bundle's model, which covers weights in files of their own."""
     hashes = {name: entry.sha256 for name, entry in bundle.files.items() if name.startswith(MODEL_NAME)}
     if len(hashes) == 1:
         return hashes[MODEL_NAME]
@@ -168,7 +170,7 @@ def verify_engine(
     head_fingerprint: str,
     engine_sha256: str,
 ) -> None:
-    """Compare an engine with the runtime, the platform and the bundle that it shall be used in.
+    """Compare an engine with the runtime, the platform and the bundle that it is to be used in.
 
     Raises:
         EngineMismatchError: Naming every field that differs.
@@ -181,24 +183,24 @@ def verify_engine(
         "engine_sha256": engine_sha256,
         "head_fingerprint": head_fingerprint,
     }
-    _raise_for({name: value for name, value in expected.items() if getattr(sidecar, name) != value}, sidecar)
+    _raise_mismatch({name: value for name, value in expected.items() if getattr(sidecar, name) != value}, sidecar)
 
 
 def verify_gpu(sidecar: EngineSidecar, compute_capability: str) -> None:
-    """Compare an engine with the GPU that it shall run on.
+    """Compare an engine with the GPU that it is to run on.
 
     Args:
-        sidecar: Stated of the engine.
-        compute_capability: Of the GPU, such as `8.6`.
+        sidecar: The engine's.
+        compute_capability: Architecture of the GPU, such as `8.6`.
 
     Raises:
         EngineMismatchError: If it was built for other architectures.
     """
     runs = compute_capability in sidecar.compute_capabilities
     if sidecar.hardware_compatibility == "ampere_plus":
-        runs = runs or _numbers(compute_capability) >= (8, 0)
+        runs = runs or _version_tuple(compute_capability) >= (8, 0)
     if not runs:
-        _raise_for({"compute_capabilities": compute_capability}, sidecar)
+        _raise_mismatch({"compute_capabilities": compute_capability}, sidecar)
 
 
 def serialize_sidecar(sidecar: EngineSidecar) -> bytes:
@@ -214,7 +216,7 @@ def parse_sidecar(data: bytes) -> EngineSidecar:
         BundleError: If it is not a sidecar of this schema.
     """
     try:
-        values = object_from_json(json.loads(data))
+        values = object_from_json(load_strict(data))
         version = integer_from_json(values.pop("schema_version"))
         if version not in _READABLE_VERSIONS:
             raise BundleError(
@@ -224,8 +226,8 @@ def parse_sidecar(data: bytes) -> EngineSidecar:
                 hint="Build the engine again with this release.",
             )
         if version == 1:
-            values = {**_MEANT_BY_VERSION_1, **values}
-        return EngineSidecar(**_checked(values, EngineSidecar, _READERS))
+            values = {**_IMPLIED_BY_VERSION_1, **values}
+        return dataclass_from_json(EngineSidecar, values, readers=_READERS)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"the field {reason_of(error)}" if isinstance(error, KeyError) else reason_of(error)
         raise BundleError(
@@ -236,7 +238,7 @@ def parse_sidecar(data: bytes) -> EngineSidecar:
         ) from error
 
 
-def _raise_for(differing: Mapping[str, str], sidecar: EngineSidecar) -> None:
+def _raise_mismatch(differing: Mapping[str, str], sidecar: EngineSidecar) -> None:
     if not differing:
         return
     texts = [f"{name} is {_shown(getattr(sidecar, name))}, here {value}" for name, value in differing.items()]
@@ -252,32 +254,37 @@ def _shown(value: object) -> str:
     return printable(", ".join(value) if isinstance(value, tuple) else str(value), max_length=MAX_REASON)
 
 
-def _numbers(compute_capability: str) -> tuple[int, ...]:
+def _version_tuple(compute_capability: str) -> tuple[int, ...]:
     return tuple(int(part) for part in compute_capability.split("."))
 
 
-def _checked(values: dict[str, Any], kind: type[Any], readers: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    """Return every field of a dataclass, read by its own reader, or as text."""
-    names = {field.name for field in fields(kind)}
-    if values.keys() != names:
-        raise TypeError(f"its fields differ from what is expected in {sorted(values.keys() ^ names)}")
-    return {name: readers.get(name, text_from_json)(value) for name, value in values.items()}
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(integer_from_json(size) for size in list_from_json(value))
-
-
-def _tensors(kind: type[Any]) -> Callable[[Any], tuple[Any, ...]]:
-    shapes = dict.fromkeys(("shape", "min_shape", "opt_shape", "max_shape"), _shape)
-    return lambda value: tuple(
-        [kind(**_checked(object_from_json(each), kind, shapes)) for each in list_from_json(value)]
-    )
-
-
-_READERS: dict[str, Callable[[Any], Any]] = {
+_shape = partial(tuple_from_json, read=integer_from_json)
+_input = partial(
+    dataclass_from_json,
+    EngineInput,
+    readers={
+        "name": text_from_json,
+        "dtype": text_from_json,
+        "min_shape": _shape,
+        "opt_shape": _shape,
+        "max_shape": _shape,
+    },
+)
+_output = partial(
+    dataclass_from_json, EngineOutput, readers={"name": text_from_json, "dtype": text_from_json, "shape": _shape}
+)
+_READERS: dict[str, Reader[Any]] = {
+    "runtime": text_from_json,
+    "runtime_version": text_from_json,
+    "platform": text_from_json,
     "compute_capabilities": names_from_json,
+    "hardware_compatibility": text_from_json,
+    "model_sha256": text_from_json,
+    "engine_sha256": text_from_json,
+    "head_fingerprint": text_from_json,
+    "inputs": partial(tuple_from_json, read=_input),
+    "outputs": partial(tuple_from_json, read=_output),
     "refittable": names_from_json,
-    "inputs": _tensors(EngineInput),
-    "outputs": _tensors(EngineOutput),
+    "precision": text_from_json,
+    "created_by": text_from_json,
 }

@@ -1,7 +1,7 @@
-"""What a generator says of itself: which head its rows are for, and what rows and descriptors it knows to be usual.
+"""The metadata of a generator: which head its rows are for, and in which ranges rows and descriptors usually lie.
 
-A generator is an ONNX model that makes calibrated rows of descriptors, `generator.onnx` in a bundle. Its facts stand in
-the file's metadata, so that they and the weights are one file with one hash.
+A generator is an ONNX model that makes calibrated rows from descriptors, `generator.onnx` in a bundle. Its metadata is
+an entry of the ONNX file's own, so that it and the weights are one file with one hash.
 
 Inputs and outputs:
 
@@ -17,14 +17,22 @@ Inputs and outputs:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import Float32
-from icis_deploy.common.json_fields import integer_from_json, number_from_json, object_from_json, text_from_json
+from icis_deploy.common.arrays import Float32, Float64
+from icis_deploy.common.json_fields import (
+    Reader,
+    dataclass_from_json,
+    integer_from_json,
+    load_strict,
+    number_from_json,
+    object_from_json,
+    text_from_json,
+)
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import CorruptFileError
 
@@ -41,7 +49,7 @@ COSINE_SLACK = 0.05
 """A row's cosine with the mean row may lie this far outside what is usual."""
 
 NOVEL_QUANTILE = 0.01
-"""Part of the seen classes that lie farther from all others than a class that is to be taught may."""
+"""Fraction of the seen classes that are farther from all others than a taught class may be."""
 
 COLLIDING_COSINE = 0.98
 """Cosine from which two classes cannot be told apart, unless seen ones are closer to each other."""
@@ -49,7 +57,7 @@ COLLIDING_COSINE = 0.98
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The least and the greatest value that is accepted.
+    """A closed range of what is usual; NaN is in none.
 
     Example:
         >>> 0.4 in icis_deploy.Limits(low=0.1, high=0.5)
@@ -57,50 +65,44 @@ class Limits:
     """
 
     low: float
-    """The least."""
-
     high: float
-    """The greatest."""
 
     def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high  # NaN is outside
+        return self.low <= value <= self.high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratorFacts:
-    """What a generator says of itself.
+class GeneratorMetadata:
+    """What a device compares a generator, its descriptors and its rows with.
 
     Example:
         written = icis_deploy.export_generator(
             "model.onnx", classes="classes.txt", descriptors="descriptors.npz", out="generator.onnx"
         )
-        print(written.facts.method, written.facts.descriptor_dim)
+        print(written.metadata.method, written.metadata.descriptor_dim)
     """
 
     base_fingerprint: str
     """Fingerprint of the seen head that its rows are for."""
 
     method: str
-    """The method of the injector."""
+    """Name of the injection method that trained it; see `injection.predictors.registry`."""
 
     descriptor_dim: int
-    """Width of a descriptor."""
-
     feature_dim: int
-    """Width of a row without its bias."""
 
     row_length: Limits
-    """Of `|row|`."""
+    """Euclidean length of a row, its bias included."""
 
     row_cosine: Limits
-    """Of the cosine between a row and the mean seen row."""
+    """Cosine between a row and the mean seen row."""
 
     descriptor_length: Limits
-    """Of `|descriptor|`."""
+    """Euclidean length of a descriptor."""
 
     similarity: Limits
-    """Of the cosine with the most similar seen descriptor: below it nothing like it was seen, above it the two classes
-    cannot be told apart."""
+    """Cosine with the most similar seen descriptor, both less the mean one. Below the range no seen class is like it;
+    above it the two classes cannot be told apart."""
 
 
 def measure_limits(seen_rows: Float32, made_rows: Float32, seen_descriptors: Float32) -> dict[str, Limits]:
@@ -126,7 +128,7 @@ def measure_limits(seen_rows: Float32, made_rows: Float32, seen_descriptors: Flo
     }
 
 
-def nearest_similarity(descriptors: Float32) -> NDArray[np.float64]:
+def nearest_similarity(descriptors: Float32) -> Float64:
     """Return the cosine of each descriptor with the most similar other one, both less the mean, `(num_classes,)`."""
     centred = descriptors.astype(np.float64) - descriptors.mean(axis=0, dtype=np.float64)
     unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), np.finfo(np.float64).tiny)
@@ -138,44 +140,43 @@ def nearest_similarity(descriptors: Float32) -> NDArray[np.float64]:
     return nearest
 
 
-def _widened(values: NDArray[np.float64]) -> Limits:
+def _widened(values: Float64) -> Limits:
     return Limits(low=float(values.min()) / LENGTH_SLACK, high=float(values.max()) * LENGTH_SLACK)
 
 
-def serialize_facts(facts: GeneratorFacts) -> str:
-    """Return the facts as JSON, for the metadata of an ONNX file."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(facts)}, sort_keys=True, allow_nan=False)
+def serialize_metadata(metadata: GeneratorMetadata) -> str:
+    """Return the metadata as JSON, for an ONNX file's entry `METADATA_KEY`."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(metadata)}, sort_keys=True, allow_nan=False)
 
 
-def parse_facts(text: str) -> GeneratorFacts:
-    """Return the facts that this JSON holds.
+def parse_metadata(text: str) -> GeneratorMetadata:
+    """Return the metadata that an ONNX file's entry holds.
 
     Raises:
         CorruptFileError: If it is anything else, or of another schema.
     """
     try:
-        fields = object_from_json(json.loads(text))
+        fields = object_from_json(load_strict(text))
         version = integer_from_json(fields.pop("schema_version"))
         if version != SCHEMA_VERSION:
             raise ValueError(f"its schema version is {version}, this release reads {SCHEMA_VERSION}")
-        return GeneratorFacts(
-            base_fingerprint=text_from_json(fields["base_fingerprint"]),
-            method=text_from_json(fields["method"]),
-            descriptor_dim=integer_from_json(fields["descriptor_dim"]),
-            feature_dim=integer_from_json(fields["feature_dim"]),
-            row_length=_limits(fields["row_length"]),
-            row_cosine=_limits(fields["row_cosine"]),
-            descriptor_length=_limits(fields["descriptor_length"]),
-            similarity=_limits(fields["similarity"]),
-        )
+        return dataclass_from_json(GeneratorMetadata, fields, readers=_READERS)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CorruptFileError(
-            f"The generator's facts are damaged: {reason_of(error)}.",
+            f"The generator's metadata is damaged: {reason_of(error)}.",
             found=reason_of(error),
             hint="Fetch the bundle again.",
         ) from error
 
 
-def _limits(value: object) -> Limits:
-    fields: Mapping[str, object] = object_from_json(value)
-    return Limits(low=number_from_json(fields["low"]), high=number_from_json(fields["high"]))
+_limits = partial(dataclass_from_json, Limits, readers={"low": number_from_json, "high": number_from_json})
+_READERS: dict[str, Reader[Any]] = {
+    "base_fingerprint": text_from_json,
+    "method": text_from_json,
+    "descriptor_dim": integer_from_json,
+    "feature_dim": integer_from_json,
+    "row_length": _limits,
+    "row_cosine": _limits,
+    "descriptor_length": _limits,
+    "similarity": _limits,
+}

@@ -10,7 +10,7 @@ Rules:
 1. A file that the manifest names must have the size and the SHA-256 that it states, or the bundle is refused.
 2. What the manifest does not name is not read, except the folders of the runtime (`trust/`, `state/`).
 3. A manifest of a newer schema is refused with a request to update icis-deploy; it is never half understood. One of an
-   older schema is read: for what it does not state stands what was meant.
+   older schema is read; what it could not state yet takes the value that it implied.
 """
 
 from __future__ import annotations
@@ -20,21 +20,36 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from icis_deploy.common.files import read_plain, sha256_of_file
+from icis_deploy.common.json_fields import (
+    Reader,
+    dataclass_from_json,
+    integer_from_json,
+    load_strict,
+    mapping_from_json,
+    names_from_json,
+    object_from_json,
+    text_from_json,
+    tuple_from_json,
+)
 from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import BundleError, ClassConflictError, CorruptFileError, ICISDeployError
 from icis_deploy.head.class_names import check_unique
 from icis_deploy.head.class_update import MAX_VERSION
 from icis_deploy.images.preprocessing import Preprocessing, preprocessing_from_json
 
+if TYPE_CHECKING:
+    from icis_deploy.head.slots import SlotTable
+
 SCHEMA_VERSION = 2
 _READABLE_VERSIONS = (1, 2)
-_MEANT_BY_VERSION_1: Mapping[str, Any] = {"precision": "fp32", "top": 0}
+_IMPLIED_BY_VERSION_1: Mapping[str, Any] = {"precision": "fp32", "top": 0}
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
 SLOTS_NAME = "slots.safetensors"
@@ -42,12 +57,28 @@ SLOTS_NAME = "slots.safetensors"
 INJECTED_NAME = "injected.safetensors"
 MAX_MANIFEST_BYTES = 1 << 27
 MAX_INPUT_VALUES = 1 << 26
-"""An image of 4,700 by 4,700 pixels; a probe is made in this size before the model sees it."""
+"""An image of 4,700 by 4,700 pixels; the self-test makes an input of this size before the model sees it."""
 
 _MAX_COUNT = (1 << 31) - 1
 HEAD_KINDS = ("fused", "updatable")
 PRECISIONS = ("fp32", "fp16", "int8")
 SCORE_KINDS = ("logits", "probabilities", "log-probabilities", "sigmoid")
+
+# Inputs and outputs of a bundle's model, by which exporters write it and every runtime reads it.
+SLOT_WEIGHT = "slot_weight"
+"""Input `(capacity, feature_dim)` float32 of an updatable model: the weights of the slots."""
+
+SLOT_BIAS = "slot_bias"
+"""Input `(capacity,)` float32 of an updatable model: the biases of the slots."""
+
+FEATURES = "features"
+"""Output `(batch, feature_dim)` float32 of an updatable model: what the head multiplies."""
+
+TOP_PROBABILITIES = "top_probabilities"
+"""Output `(batch, top)` float32 of a model that selects classes itself: their probabilities, the greatest first."""
+
+TOP_CLASS_IDS = "top_class_ids"
+"""Output `(batch, top)` int64 of a model that selects classes itself: the column of each among its scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +91,6 @@ class ModelInput:
     """
 
     name: str
-    """Name of the graph input."""
 
     shape: tuple[int, ...]
     """Shape of one image, without the batch; `(height, width, num_channels)` where it takes pixels."""
@@ -88,7 +118,6 @@ class FileEntry:
     """Lower-case hexadecimal."""
 
     size_bytes: int
-    """Length of the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +142,7 @@ class Bundle:
     """How many of them the original model knew."""
 
     feature_dim: int
-    """Width of a feature."""
+    """Number of values of a feature, and of weights in a row."""
 
     capacity: int
     """Number of slots; 0 for a fused head."""
@@ -125,7 +154,6 @@ class Bundle:
     """Greatest version of the class updates that went into the export; 0 if none did."""
 
     model_input: ModelInput
-    """The input for images."""
 
     score_kind: str
     """What the model's first output holds: `logits`, or what its own last layer made of them. `sigmoid`: a probability
@@ -148,10 +176,10 @@ class Bundle:
     """What the backbone computes in: `fp32`, `fp16` or `int8`. Slots are float32 in all of them."""
 
     top: int = 0
-    """How many classes per image the model itself chooses, beside the scores of all; 0 if it does not."""
+    """How many classes per image the model selects itself, in addition to the scores of all; 0 if it selects none."""
 
     created_by: Mapping[str, str] = field(default_factory=dict)
-    """Versions of what made the bundle."""
+    """Versions of icis-deploy and the libraries that made the bundle, by name."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
@@ -188,14 +216,14 @@ class Bundle:
             )
 
     def _check_types(self) -> None:
-        # A manifest comes from elsewhere: a float where a count stands would only fail in the middle of a prediction.
+        # A manifest comes from elsewhere: a float instead of a count would only fail in the middle of a prediction.
         least = {"num_seen": 1, "feature_dim": 1, "capacity": 0, "top": 0}
         wrong = [name for name, bound in least.items() if not _is_count(getattr(self, name), bound)]
         wrong += [] if _is_count(self.head_version, 0, most=MAX_VERSION) else ["head_version"]
         wrong += [] if isinstance(self.base_fingerprint, str) else ["base_fingerprint"]
         texts = (self.model_input.name, self.model_input.dtype)
         is_input = all(isinstance(text, str) for text in texts) and all(_is_count(n, 1) for n in self.model_input.shape)
-        is_input = is_input and math.prod(self.model_input.shape) <= MAX_INPUT_VALUES and _is_number(texts[1])
+        is_input = is_input and math.prod(self.model_input.shape) <= MAX_INPUT_VALUES and _is_numeric(texts[1])
         wrong += [] if is_input else ["model_input"]
         wrong += [
             name
@@ -220,12 +248,20 @@ class Bundle:
         """`(num_seen,)`: the classes that the original model knew."""
         return self.class_names[: self.num_seen]
 
+    def known_names(self, table: SlotTable | None) -> tuple[str, ...]:
+        """Return all classes of the head, disabled ones included: those baked into the model, then those in slots.
+
+        Args:
+            table: What the slots hold; `None` for a fused head.
+        """
+        return self.class_names if table is None else (*self.class_names, *table.filled_names)
+
 
 def _is_count(value: object, least: int, *, most: int = _MAX_COUNT) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _is_number(dtype: str) -> bool:
+def _is_numeric(dtype: str) -> bool:
     try:
         return np.dtype(dtype).kind in "uif"
     except (TypeError, ValueError):
@@ -249,11 +285,12 @@ def parse_manifest(data: bytes) -> Bundle:
         BundleError: If it is not a manifest of this schema.
     """
     try:
-        values = json.loads(data)
+        values = object_from_json(load_strict(data))
         schema_version = values.pop("schema_version")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(
-            "The manifest is not a JSON object with a `schema_version`.",
+            f"The manifest is not a JSON object with a `schema_version`. Reading it failed: {reason_of(error)}.",
+            found=reason_of(error),
             expected="a JSON object with a schema_version",
         ) from error
     if type(schema_version) is not int or schema_version not in _READABLE_VERSIONS:  # Python calls `true` equal to 1
@@ -264,21 +301,9 @@ def parse_manifest(data: bytes) -> Bundle:
             hint="Update icis-deploy, or export the bundle again.",
         )
     if schema_version == 1:
-        values = {**_MEANT_BY_VERSION_1, **values}
+        values = {**_IMPLIED_BY_VERSION_1, **values}
     try:
-        preprocessing = values.pop("preprocessing")
-        return Bundle(
-            model_input=_model_input(values.pop("model_input")),
-            preprocessing=None
-            if preprocessing is None
-            else preprocessing_from_json(preprocessing, where="the manifest's preprocessing"),
-            files={_checked_name(name): FileEntry(**entry) for name, entry in values.pop("files").items()},
-            parity=tuple(values.pop("parity")),
-            updates=tuple(values.pop("updates")),
-            precision=values.pop("precision"),
-            top=values.pop("top"),
-            **values,
-        )
+        return dataclass_from_json(Bundle, {"created_by": {}, **values}, readers=_READERS)
     except ICISDeployError as error:
         raise BundleError(
             f"The manifest contradicts itself: {reason_of(error)}",
@@ -286,15 +311,23 @@ def parse_manifest(data: bytes) -> Bundle:
             expected=error.expected,
             hint=error.hint,
         ) from error
-    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BundleError(
             f"The manifest lacks a field or has one of the wrong type: {reason_of(error)}.",
             found=reason_of(error),
         ) from error
 
 
-def _model_input(values: Mapping[str, Any]) -> ModelInput:
-    return ModelInput(name=values["name"], shape=tuple(values["shape"]), dtype=values["dtype"])
+def _preprocessing(value: object, *, where: str) -> Preprocessing | None:
+    if value is None:
+        return None
+    return preprocessing_from_json(object_from_json(value, where=where), where="the manifest's preprocessing")
+
+
+def _files(value: object, *, where: str) -> dict[str, FileEntry]:
+    readers = {"sha256": text_from_json, "size_bytes": integer_from_json}
+    entries = mapping_from_json(value, read=partial(dataclass_from_json, FileEntry, readers=readers), where=where)
+    return {_checked_name(name): entry for name, entry in entries.items()}
 
 
 def _checked_name(name: str) -> str:
@@ -309,6 +342,31 @@ def _checked_name(name: str) -> str:
     return name
 
 
+_MODEL_INPUT_READERS: dict[str, Reader[Any]] = {
+    "name": text_from_json,
+    "shape": partial(tuple_from_json, read=integer_from_json),
+    "dtype": text_from_json,
+}
+_READERS: dict[str, Reader[Any]] = {
+    "head_kind": text_from_json,
+    "class_names": names_from_json,
+    "num_seen": integer_from_json,
+    "feature_dim": integer_from_json,
+    "capacity": integer_from_json,
+    "base_fingerprint": text_from_json,
+    "head_version": integer_from_json,
+    "model_input": partial(dataclass_from_json, ModelInput, readers=_MODEL_INPUT_READERS),
+    "score_kind": text_from_json,
+    "preprocessing": _preprocessing,
+    "files": _files,
+    "parity": partial(tuple_from_json, read=object_from_json),
+    "updates": partial(tuple_from_json, read=object_from_json),
+    "precision": text_from_json,
+    "top": integer_from_json,
+    "created_by": partial(mapping_from_json, read=text_from_json),
+}
+
+
 def load_bundle(folder: str | Path) -> Bundle:
     """Read a bundle's manifest and check every file that it names.
 
@@ -317,7 +375,7 @@ def load_bundle(folder: str | Path) -> Bundle:
         print(bundle.precision, bundle.capacity)
 
     Raises:
-        BundleError: If there is no manifest, it is not one, or a file is missing.
+        BundleError: If there is no valid manifest, or a file is missing.
         CorruptFileError: If a file has another size or hash than the manifest states.
     """
     folder = Path(folder)
@@ -341,7 +399,7 @@ def load_manifest(folder: Path) -> Bundle:
     """Read a bundle's manifest; the files that it names are not touched.
 
     Raises:
-        BundleError: If there is no manifest, or it is not one.
+        BundleError: If there is no valid manifest.
     """
     # os.path and not pathlib, which raises where the system refuses to look (a name that is too long, a closed folder).
     if not os.path.isdir(folder):  # noqa: PTH112

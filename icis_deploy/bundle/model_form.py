@@ -1,4 +1,4 @@
-"""In which form a model is exported, besides its head."""
+"""The form in which a model is exported: its precision, its input and its outputs, whatever its head."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INPUTS = ("float32", "uint8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelForm:
-    """What the exported model computes in, takes and gives; by default the most probable classes beside all scores.
+    """What the exported model computes in, takes and gives; by default it selects the most probable classes itself.
 
     Example:
         >>> icis_deploy.ModelForm(precision="fp16", model_input="uint8").top
@@ -33,8 +33,8 @@ class ModelForm:
     """What it takes: `float32` prepared images, or `uint8` pixels, which it prepares itself after resize and crop."""
 
     top: int = 5
-    """How many classes per image it chooses itself, with their probabilities: all where it has fewer; 0 leaves the
-    choice to the device. Its scores stay its first output."""
+    """How many classes per image it selects itself, with their probabilities: all where it has fewer; 0 leaves that to
+    the device. The scores of all classes stay its first output."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

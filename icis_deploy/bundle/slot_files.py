@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.bundle.manifest import INJECTED_NAME, Bundle
 from icis_deploy.common.files import read_plain
-from icis_deploy.common.json_fields import integer_from_json, list_from_json, names_from_json
+from icis_deploy.common.json_fields import integer_from_json, list_from_json, load_strict, names_from_json
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import BundleError, CorruptFileError, ICISDeployError
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS, SlotTable
@@ -46,7 +46,7 @@ def serialize_slots(table: SlotTable) -> bytes:
 
 
 def load_injected(folder: Path, bundle: Bundle) -> SlotTable | None:
-    """Return the rows that are baked into a bundle's model beside the original's; `None` where it names no such file.
+    """Return the rows that were added to a bundle's fused head; `None` where the manifest names no such file.
 
     Raises:
         BundleError: If the file cannot be read.
@@ -84,7 +84,7 @@ def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
 
     try:
         (size,) = struct.unpack_from("<Q", data)
-        fields = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_METADATA_KEY])
+        fields = load_strict(load_strict(data[8 : 8 + size])["__metadata__"][_METADATA_KEY])
         version = integer_from_json(fields["schema_version"])
         if version != SCHEMA_VERSION:
             raise ValueError(f"its schema version is {version}, this release reads {SCHEMA_VERSION}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def apply(update: Path, bundle: Path, allow_unsigned: bool) -> None:
     """Apply UPDATE to a bundle, wholly or not at all.
 
-    It is verified, written, tested on a probe and committed; else the bundle stays as it was. Refused with exit code 6
+    It is verified, written, self-tested and committed; else the bundle stays as it was. Refused with exit code 6
     (signature, rollback, expiry) or 3 (another head, too few slots). Running devices take it over with Device.refresh.
     """
     from icis_deploy.runtime.operations import apply as apply_update

@@ -86,23 +86,23 @@ def export_generator(
 
 
 def _print(out: Path, precision: str, written: WrittenGenerator) -> None:
-    facts = written.facts
+    metadata = written.metadata
     result = {
         "generator": str(out),
-        "method": facts.method,
+        "method": metadata.method,
         "precision": precision,
-        "base_fingerprint": facts.base_fingerprint,
-        "descriptor_dim": facts.descriptor_dim,
-        "feature_dim": facts.feature_dim,
+        "base_fingerprint": metadata.base_fingerprint,
+        "descriptor_dim": metadata.descriptor_dim,
+        "feature_dim": metadata.feature_dim,
         "size_bytes": written.size_bytes,
         "max_row_error": written.max_row_error,
         "num_compared": written.num_compared,
     }
     rows = [
         ("generator", f"{out}, {written.size_bytes / 1e6:.1f} MB, {precision}"),
-        ("method", facts.method),
-        ("head", f"{facts.base_fingerprint[:16]}…"),
-        ("descriptor", f"{facts.descriptor_dim} numbers"),
+        ("method", metadata.method),
+        ("head", f"{metadata.base_fingerprint[:16]}…"),
+        ("descriptor", f"{metadata.descriptor_dim} numbers"),
         (
             "rows",
             f"at most {written.max_row_error:.1e} of their length off inject's, on {written.num_compared} descriptors",

@@ -21,7 +21,7 @@ Images = NDArray[np.generic]
 _BLOCK = 1 << 22
 
 
-def frozen_float32(values: ArrayLike, *, name: str, ndim: int) -> NDArray[np.float32]:
+def frozen_float32(values: ArrayLike, *, name: str, ndim: int) -> Float32:
     """Return a read-only float32 copy, or the array itself where it already is a read-only float32 array.
 
     Args:
@@ -70,8 +70,8 @@ def frozen_float32(values: ArrayLike, *, name: str, ndim: int) -> NDArray[np.flo
     return array
 
 
-def _first_not_finite(array: NDArray[np.float32]) -> tuple[int, ...] | None:
-    """Return the place of the first NaN or infinity, in blocks: a mask of a large head is a quarter of its size."""
+def _first_not_finite(array: Float32) -> tuple[int, ...] | None:
+    """Return the index of the first NaN or infinity; by blocks, as a mask of a large head is a quarter of its size."""
     flat = array.reshape(-1)
     for start in range(0, flat.size, _BLOCK):
         finite = np.isfinite(flat[start : start + _BLOCK])

@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, hashed, read with a cap; of a bundle and an update, only plain ones."""
+"""Files on disk: written whole or not at all, hashed, read up to a limit; of a bundle or an update, plain ones."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 def open_plain(path: Path) -> FileIO:
     """Open a plain file for reading, or what a symbolic link to one names.
 
-    Whoever can put a name into a folder could else make the reader wait for ever, with a pipe that nobody writes to, or
-    read a device.
+    Otherwise whoever can put a name into a folder could make the reader wait forever, with a pipe that nobody writes
+    to, or read a device.
 
     Raises:
         OSError: If it cannot be opened, or is no plain file.
@@ -67,7 +67,7 @@ def sha256_of_file(path: Path) -> str:
     """
     digest = hashlib.sha256()
     with open_plain(path) as file:
-        # Few large pieces, as in a thread beside others each one waits for Python's lock twice. They lie outside the
+        # Few large pieces: in one of several threads, each of them waits for Python's lock twice. They lie outside the
         # heap: glibc keeps more of what is allocated after a block of this size was freed, for a session up to 7 MB.
         size = min(_HASHED_BYTES, os.fstat(file.fileno()).st_size + 1)
         with mmap.mmap(-1, size) as memory, memoryview(memory) as view:
@@ -78,7 +78,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
-    """Replace a file's bytes: written beside it, synced, moved over it, the folder synced.
+    """Replace a file: write a temporary one next to it, sync it, rename it over the file, sync the folder.
 
     Args:
         path: The file.
@@ -134,16 +134,16 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
-    """Give an empty folder to fill; it takes the place of `target` when the block ends, and is gone if it fails.
+    """Give an empty folder to fill, which replaces `target` when the block ends and is removed if it fails.
 
     Args:
-        target: Where the folder shall be.
+        target: Path of the folder.
         overwrite: Whether a folder that is there may be replaced.
-        marker: A file that a folder must hold to be replaced, unless it is empty: a mistyped path must not cost a user
-            anything else that lies there.
+        marker: A file that a folder must hold to be replaced, unless it is empty: a mistyped path must not delete
+            anything else.
 
     Yields:
-        A temporary folder beside `target`, on the same file system.
+        A temporary folder next to `target`, on the same file system.
 
     Raises:
         UsageError: If there is something at `target` already and `overwrite` is false, or it is a file, or a folder
@@ -236,7 +236,7 @@ def check_free(target: Path, *, overwrite: bool) -> None:
 
 
 def read_capped(path: Path, *, max_bytes: int, what: str, error_type: type[ICISDeployError]) -> bytes:
-    """Return the bytes of what a user names, a pipe too, or refuse before reading more than `max_bytes` of them.
+    """Return the bytes of a file or pipe that a user names, or refuse to read more than `max_bytes` of them.
 
     Raises:
         error_type: If it cannot be read or is larger.
@@ -245,7 +245,7 @@ def read_capped(path: Path, *, max_bytes: int, what: str, error_type: type[ICISD
 
 
 def read_plain(path: Path, *, max_bytes: int, what: str, error_type: type[ICISDeployError]) -> bytes:
-    """Return the bytes of a file that somebody else may have put there; as `read_capped`, but see `open_plain`."""
+    """Return the bytes of a plain file, which somebody else may have put there; else as `read_capped`."""
     return _read_capped(path, open_plain, max_bytes=max_bytes, what=what, error_type=error_type)
 
 

@@ -1,51 +1,92 @@
-"""Read single JSON values of a file format strictly: a wrong type is an error, never a guess."""
+"""Read JSON strictly: what is not exactly as a format says is an error, never a guess.
+
+Rules:
+
+1. A file is UTF-8 without a byte order mark, has no key twice in an object, and no NaN or infinity, which JSON does not
+   have: whoever else reads the file, with whatever JSON reader, reads the same.
+2. A value has the type that is asked for. `true` is no number, and a whole number is no text.
+3. An object that becomes a dataclass has all of its fields and no others.
+
+A format states its fields as `{name: reader}`. Each reader takes a value and `where`, its path for messages.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from icis_deploy.common.terminal_text import shown
 
 _TIME_FORM = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 
+Value = TypeVar("Value")
+Reader = Callable[..., Value]
+"""Called as `reader(value, where=...)`; gives the value, or raises `TypeError`, `ValueError` or `OverflowError`."""
 
-def text_from_json(value: object) -> str:
+
+def load_strict(data: str | bytes) -> Any:
+    """Return the JSON value of a file (rule 1).
+
+    Raises:
+        ValueError: If it is no JSON in UTF-8, has a key twice in an object, or a number that JSON does not have.
+        RecursionError: If it is nested too deeply.
+    """
+    # `json.loads` makes a decoder with every call, which takes longer than to read a small file with it.
+    return _STRICT.decode(data.decode() if isinstance(data, bytes) else data)
+
+
+def _object_from_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key occurs twice in an object")
+    return values
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_object_from_pairs, parse_constant=_refuse_constant)
+
+
+def text_from_json(value: object, *, where: str = "") -> str:
     """Return a string.
 
     Raises:
         TypeError: If it is not one.
     """
     if not isinstance(value, str):
-        raise TypeError(f"{shown(value)} stands where a text is expected")
+        raise _wrong_type(value, "a text", where)
     return value
 
 
-def names_from_json(value: object) -> tuple[str, ...]:
-    """Return a list of strings as a tuple.
+def boolean_from_json(value: object, *, where: str = "") -> bool:
+    """Return `true` or `false`.
 
     Raises:
-        TypeError: If it is not one.
+        TypeError: If it is neither.
     """
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise TypeError("a list of names is not a list of strings")
-    return tuple(value)
+    if not isinstance(value, bool):
+        raise _wrong_type(value, "true or false", where)
+    return value
 
 
-def integer_from_json(value: object) -> int:
+def integer_from_json(value: object, *, where: str = "") -> int:
     """Return a whole number.
 
     Raises:
         TypeError: If it is not one; `true` is not.
     """
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{shown(value)} stands where a whole number is expected")
+        raise _wrong_type(value, "a whole number", where)
     return value
 
 
-def number_from_json(value: object) -> float:
+def number_from_json(value: object, *, where: str = "") -> float:
     """Return a number, whole or not.
 
     Raises:
@@ -53,51 +94,105 @@ def number_from_json(value: object) -> float:
         OverflowError: If no float can hold it.
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{shown(value)} stands where a number is expected")
-    return float(value)
+        raise _wrong_type(value, "a number", where)
+    number = float(value)
+    if math.isinf(number):  # what Python makes of 1e999
+        raise OverflowError(f"{where or 'a number'} is too large for a float")
+    return number
 
 
-def object_from_json(value: object) -> dict[str, Any]:
-    """Return an object.
-
-    Raises:
-        TypeError: If it is not one.
-    """
-    if not isinstance(value, dict):
-        raise TypeError(f"{type(value).__name__} stands where an object is expected")
-    return value
-
-
-def list_from_json(value: object) -> list[Any]:
+def list_from_json(value: object, *, where: str = "") -> list[Any]:
     """Return a list.
 
     Raises:
         TypeError: If it is not one.
     """
     if not isinstance(value, list):
-        raise TypeError(f"{type(value).__name__} stands where a list is expected")
+        raise _wrong_type(value, "a list", where)
     return value
 
 
-def load_strict(text: str) -> Any:
-    """Return what JSON holds in which no key stands twice, where another reader could believe another one.
+def names_from_json(value: object, *, where: str = "") -> tuple[str, ...]:
+    """Return a list of strings as a tuple.
 
     Raises:
-        ValueError: If a key stands twice in an object, or it is no JSON.
-        RecursionError: If it is nested too deeply.
+        TypeError: If it is not one.
     """
-    # `json.loads` makes a decoder with every call, which takes longer than to read a small file with it.
-    return _STRICT.decode(text)
+    if not isinstance(value, list) or not {str}.issuperset(map(type, value)):  # without a loop in Python
+        raise _wrong_type(value, "a list of texts", where)
+    return tuple(value)
 
 
-def _object_from_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("a key stands twice in an object")
-    return fields
+def object_from_json(value: object, *, where: str = "") -> dict[str, Any]:
+    """Return an object.
+
+    Raises:
+        TypeError: If it is not one.
+    """
+    if not isinstance(value, dict):
+        raise _wrong_type(value, "an object", where)
+    return value
 
 
-_STRICT = json.JSONDecoder(object_pairs_hook=_object_from_pairs)
+def tuple_from_json(value: object, *, read: Reader[Value], where: str = "") -> tuple[Value, ...]:
+    """Return a list as a tuple of what `read` makes of each value.
+
+    Raises:
+        TypeError: If it is no list; and as `read`.
+    """
+    values = list_from_json(value, where=where)
+    return tuple([read(each, where=f"{where}[{index}]") for index, each in enumerate(values)])
+
+
+def mapping_from_json(value: object, *, read: Reader[Value], where: str = "") -> dict[str, Value]:
+    """Return an object as a mapping of what `read` makes of each value.
+
+    Raises:
+        TypeError: If it is no object; and as `read`.
+    """
+    values = object_from_json(value, where=where)
+    return {name: read(each, where=_joined(where, name)) for name, each in values.items()}
+
+
+def dataclass_from_json(
+    kind: Callable[..., Value], value: object, *, readers: Mapping[str, Reader[Any]], where: str = ""
+) -> Value:
+    """Return the dataclass that an object holds (rule 3).
+
+    Args:
+        kind: The dataclass.
+        value: A JSON value.
+        readers: A reader for each field.
+        where: Path of the object, for messages.
+
+    Raises:
+        TypeError: If it is no object, or a field has another type.
+        ValueError: If a field is missing or unknown.
+        ICISDeployError: If the dataclass refuses the fields.
+    """
+    values = object_from_json(value, where=where)
+    check_fields(values, readers, where=where)
+    return kind(**{name: read(values[name], where=_joined(where, name)) for name, read in readers.items()})
+
+
+def check_fields(
+    values: Mapping[str, Any], names: Iterable[str], *, optional: Iterable[str] = (), where: str = ""
+) -> None:
+    """Raise `ValueError` if an object lacks a field of `names`, or has one that is neither there nor `optional`."""
+    known = set(names)
+    missing, unknown = sorted(known - values.keys()), sorted(values.keys() - known.union(optional))
+    problems = ([f"lacks {missing}"] if missing else []) + ([f"has the unknown {shown(unknown)}"] if unknown else [])
+    if problems:
+        raise ValueError(f"{where or 'it'} {' and '.join(problems)}")
+
+
+def _joined(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _wrong_type(value: object, expected: str, where: str) -> TypeError:
+    found = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else shown(value)
+    return TypeError(f"{where + ': ' if where else ''}expected {expected}, found {found}")
 
 
 def json_from_time(value: datetime) -> str:

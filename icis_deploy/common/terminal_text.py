@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from icis_deploy.errors import ICISDeployError
 
 MAX_REASON = 300
-"""Characters of what an error quotes of a file; more says nothing more."""
+"""Characters that an error quotes of a file."""
 
 MAX_SHOWN = 80
 """Characters of one value that an error quotes."""
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an error says, as a part of one line that is not too long: it may quote a stranger's file.
+    """Return what an error says, as a part of one line that is not too long: it may quote an untrusted file.
 
     Its hint is left out; the caller passes it on where it helps a reader of the file as well.
     """
@@ -31,16 +31,16 @@ def shown(value: object) -> str:
 
 
 def printable(text: str, *, max_length: int | None = None) -> str:
-    """Return a text with escapes in the place of all that is neither visible nor a plain space.
+    """Return a text in which everything that is neither visible nor a plain space is escaped.
 
     Args:
         text: Any text.
-        max_length: How many of its characters are kept; more are shown by an ellipsis. `None` keeps all.
+        max_length: How many of its characters are returned, with an ellipsis if there are more; `None` returns all.
     """
-    kept = text if max_length is None or len(text) <= max_length else text[:max_length] + "…"
-    if kept.isprintable():
-        return kept
-    return "".join([char if char.isprintable() else char.encode("unicode_escape").decode() for char in kept])
+    cut = text if max_length is None or len(text) <= max_length else text[:max_length] + "…"
+    if cut.isprintable():
+        return cut
+    return "".join([char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut])
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:

@@ -1,4 +1,4 @@
-"""What each class is called in words, for the sources of descriptors that read words.
+"""Texts of classes, for the sources of descriptors that read words.
 
 A class name is often an id (`n02112706`) or has the spelling of a data set (`001.Black_footed_Albatross`,
 `polar+bear`). A *text* is what a person would say; a class may have several, which are averaged.
@@ -30,7 +30,7 @@ def text_from_name(class_name: str) -> str:
 def load_class_texts(path: Path) -> dict[str, tuple[str, ...]]:
     """Read a text file with a class name, a tab and a text on each line; a class with several lines has several texts.
 
-    A header line needs no mark: it is the text of a class that nobody asks for.
+    A header line needs no mark: it is read as the text of a class that no list contains.
 
     Raises:
         DescriptorError: If the file cannot be read, is not UTF-8, or a line is not a name, a tab and a text.
@@ -85,11 +85,11 @@ def texts_of(class_names: Sequence[str], known: ClassTexts | None) -> dict[str, 
                 hint="Texts are matched to classes by name: add a line for each.",
             )
         texts = {name: tuple(known[name]) for name in class_names}
-    silent = [name for name, each in texts.items() if not all(_LETTER.search(text) for text in each)]
-    if silent:
+    wordless = [name for name, each in texts.items() if not all(_LETTER.search(text) for text in each)]
+    if wordless:
         raise DescriptorError(
-            f"The text of {quoted(silent)} has no word in it.",
-            found=tuple(silent),
+            f"The text of {quoted(wordless)} has no word in it.",
+            found=tuple(wordless),
             expected="a text for each class",
             hint="Give a text for each class.",
         )

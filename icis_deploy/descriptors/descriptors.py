@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from icis_deploy.common.arrays import frozen_float32, same_value
+from icis_deploy.common.arrays import Bool, Float32, frozen_float32, same_value
 from icis_deploy.errors import ClassConflictError, DescriptorError
 from icis_deploy.head.class_names import check_unique, quoted
 
@@ -24,10 +24,10 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
 
     Raises:
         DescriptorError: On construction, naming the first classes whose descriptor is NaN, infinite or zero, or if the
-            values are not a matrix of real numbers with one row per name, or if a name stands twice.
+            values are not a matrix of real numbers with one row per name, or if a name is given twice.
     """
 
-    values: NDArray[np.float32]
+    values: Float32
     """`(num_classes, descriptor_dim)` float32, read-only; attributes, or an embedding of the class's name."""
 
     class_names: tuple[str, ...]
@@ -59,13 +59,13 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
         self._refuse(np.logical_not(values.any(axis=1)), "an all-zero descriptor, which describes nothing")
         object.__setattr__(self, "values", frozen_float32(raw, name="descriptors", ndim=2))
 
-    def _refuse(self, bad: NDArray[np.bool_], what: str) -> None:
+    def _refuse(self, bad: Bool, what: str) -> None:
         if bad.any():
             names = [name for name, is_bad in zip(self.class_names, bad, strict=True) if is_bad]
             raise DescriptorError(
                 f"{quoted(names)} has {what}.",
                 found=tuple(names),
-                hint="Mend or drop it.",
+                hint="Correct or drop it.",
             )
 
     __eq__ = same_value
@@ -86,8 +86,8 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
         Raises:
             DescriptorError: Naming the classes that have none.
         """
-        place = {name: index for index, name in enumerate(self.class_names)}
-        missing = [name for name in class_names if name not in place]
+        index_of = {name: index for index, name in enumerate(self.class_names)}
+        missing = [name for name in class_names if name not in index_of]
         if missing:
             raise DescriptorError(
                 f"No descriptor for {quoted(missing)}; there are descriptors of {self.num_classes} classes, such as "
@@ -96,7 +96,7 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
                 expected=tuple(missing),
                 hint="Descriptors are matched to classes by name: check that both files use the same names.",
             )
-        return Descriptors(values=self.values[[place[name] for name in class_names]], class_names=tuple(class_names))
+        return Descriptors(values=self.values[[index_of[name] for name in class_names]], class_names=tuple(class_names))
 
 
 def _real_array(values: ArrayLike) -> NDArray[np.generic]:

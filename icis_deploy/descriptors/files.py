@@ -1,4 +1,4 @@
-"""Read descriptors from what people have them in (`.npz`, `.csv`, xlsa17's `att_splits.mat`); write them as `.npz`."""
+"""Read descriptors from `.npz`, `.csv` and xlsa17's `att_splits.mat`; write them as `.npz`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_FILE_BYTES = 1 << 32
 
 
 def load_descriptors(path: str | Path) -> Descriptors:
-    """Read descriptors; the ending of the file name says how.
+    """Read descriptors; the ending of the file name gives the format.
 
     `.npz`: arrays `names` `(num_classes,)` and `values` `(num_classes, descriptor_dim)`, without pickled objects.
     `.csv`: a header line, then a line per class: its name, then the numbers.
@@ -222,10 +222,10 @@ def read_mat(file: BinaryIO, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_checksums(file: BinaryIO) -> None:
-    """Unpack what is packed, to its end: scipy stops when it has its values, and damaged ones can end the process.
+    """Decompress every compressed element to its end: scipy stops at its values, and damaged data can end the process.
 
     An element is two integers of 4 bytes, its type and its size, and then its data ("MAT-File Format", level 5, whose
-    header ends in its version and the order of bytes). Other levels pack nothing in this way.
+    header ends in its version and the order of bytes). Other levels compress nothing in this way.
     """
     order = {b"\x00\x01IM": "<", b"\x01\x00MI": ">"}.get(file.read(HEADER_BYTES)[-4:])
     if order is None:

@@ -1,6 +1,6 @@
 """Descriptors from a text model of transformers or sentence-transformers, in a local folder or on the Hugging Face hub.
 
-How a text becomes one vector is the model's own business, by the first of these that fits:
+How a text becomes one vector depends on the model, by the first of these that fits:
 
 1. a folder with `modules.json` is a sentence-transformers model: that library loads and pools it;
 2. a text tower that was trained against images (CLIP, SigLIP, ...): `get_text_features` or `text_embeds`;
@@ -50,13 +50,13 @@ class TextEncoder:
     """`(num_texts,)` texts -> `(num_texts, descriptor_dim)` float32, of any length."""
 
     num_tokens: Callable[[Sequence[str]], list[int]]
-    """How many tokens each text has, special ones included."""
+    """`(num_texts,)` texts -> number of tokens of each, special ones included."""
 
     max_tokens: int
-    """More than these would be cut off."""
+    """Tokens that the model reads; a longer text would be cut off."""
 
     templates: tuple[str, ...]
-    """Prompts that suit the model, `{}` in the place of the text."""
+    """Prompts that suit the model, `{}` standing for the text."""
 
 
 def describe_with_model(texts: ClassTexts, model: str, *, templates: Sequence[str] = ()) -> Descriptors:
@@ -101,7 +101,7 @@ def load_text_encoder(model: str) -> TextEncoder:
         model: A local folder, or a name on the Hugging Face hub.
 
     Raises:
-        DescriptorError: If there is no such model, or it is none of texts.
+        DescriptorError: If there is no such model, or it is not a text model.
         MissingDependencyError: If the library that it needs is not installed.
     """
     try:
@@ -162,7 +162,7 @@ def _silent_bars() -> Iterator[None]:
 
 @contextmanager
 def _silent_report() -> Iterator[None]:
-    """Keep transformers' table of missing and unexpected weights off stderr; `_check_complete` judges it."""
+    """Keep transformers' table of missing and unexpected weights off stderr; `_check_complete` reads it."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

@@ -8,7 +8,8 @@ Rules:
    word; the vectors of its words are averaged, as in Frome et al. (DeViSE, NIPS 2013) and what followed.
 3. Spelling: case, `_`, `-`, other punctuation and Numberbatch's `/c/en/` make no difference; of several spellings in a
    file the lower-case one is taken, else the first, which is the most frequent in files sorted by frequency.
-4. A word without a vector is an error that names the closest ones: a descriptor of half a name would be a silent loss.
+4. A word without a vector is an error that names the closest ones: a descriptor of half a name would lose the rest
+   without a sign.
 5. Descriptors have unit length; those of several texts of a class are averaged, then brought to it.
 """
 
@@ -26,8 +27,8 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32
 from icis_deploy.descriptors.class_texts import ClassTexts
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import DescriptorError
@@ -40,9 +41,9 @@ MAX_MISSING_SHOWN = 10
 """Words that a message gives suggestions for; each costs time for every line of the file."""
 
 MIN_SIMILARITY = 0.6
-"""Of `difflib`, from 0 to 1; words less alike are no help."""
+"""Ratio of `difflib`, from 0 to 1, below which a word is not suggested."""
 
-Vector = NDArray[np.float32]
+Vector = Float32
 _NO_LETTER = re.compile(r"[\W_]+")
 _ENGLISH = b"/c/en/"
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -56,13 +57,13 @@ class _Line:
     """Line of the file, from 1."""
 
     word: str
-    """As it is written there, without a prefix."""
+    """The word as the file has it, without Numberbatch's prefix."""
 
     term: str
-    """The same in the spelling of `term_of`; ConceptNet's words of other languages stay as they are, and match none."""
+    """The word in the spelling of `term_of`; ConceptNet's words of other languages are unchanged and match no term."""
 
     text: bytes
-    """The whole line."""
+    """The whole line, not decoded."""
 
 
 def describe_with_vectors(texts: ClassTexts, path: Path) -> Descriptors:

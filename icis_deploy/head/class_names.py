@@ -16,8 +16,8 @@ MAX_NAME_BYTES = 1 << 10
 
 
 def check_unique(class_names: Sequence[str]) -> None:
-    """Raise `ClassConflictError` if a name stands twice, is empty, too long, or no text that a file can hold."""
-    if _are_right(class_names):
+    """Raise `ClassConflictError` if a name occurs twice, is empty, too long, or no text that a file can hold."""
+    if _are_valid(class_names):
         return
     seen: set[str] = set()
     for index, name in enumerate(class_names):
@@ -55,8 +55,8 @@ def check_unique(class_names: Sequence[str]) -> None:
         seen.add(name)
 
 
-def _are_right(class_names: Sequence[str]) -> bool:
-    """Say in a few calls, without a loop in Python, whether there is nothing to complain about: a device asks often."""
+def _are_valid(class_names: Sequence[str]) -> bool:
+    """Say whether names are valid, in a few calls without a loop in Python: a device asks often."""
     try:
         longest = max(map(len, map(str.encode, class_names)), default=0)
     except (TypeError, UnicodeEncodeError):

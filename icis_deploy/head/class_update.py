@@ -18,15 +18,14 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import frozen_float32, same_value
+from icis_deploy.common.arrays import Float32, frozen_float32, same_value
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ClassConflictError, IncompatibleError
 from icis_deploy.head.class_names import check_unique, quoted
 
 MAX_VERSION = (1 << 63) - 1
-"""A greater number fits neither the file formats nor the shells through which versions go."""
+"""A greater number fits neither the file formats nor the shells that versions are passed through."""
 
 MAX_ROW_VALUE = np.float32(1e30)
 """Far above any row of a trained head. The products of a greater number with features overflow float32, whose greatest
@@ -46,13 +45,13 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
 
     Raises:
         IncompatibleError: On construction, if the rows do not match the names, or a field is out of its range.
-        ClassConflictError: On construction, if a class stands twice.
+        ClassConflictError: On construction, if a class occurs twice.
     """
 
     base_fingerprint: str
     """Fingerprint of the seen head that the rows were made for."""
 
-    rows: NDArray[np.float32]
+    rows: Float32
     """`(num_added + num_replaced, feature_dim + 1)` float32, read-only: `[weight | bias]`."""
 
     added: tuple[str, ...] = ()
@@ -70,7 +69,7 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
     expires: datetime | None = None
     """When devices stop taking this update, in UTC with a resolution of a second; `None` is never."""
 
-    probe_seed: int = 0
+    self_test_seed: int = 0
     """Seed of the input with which a device tests the rows after writing them."""
 
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -98,12 +97,12 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
                 found=shown(self.base_fingerprint),
                 expected="64 hexadecimal digits",
             )
-        if self.version < 1 or self.probe_seed < 0:
+        if self.version < 1 or self.self_test_seed < 0:
             raise IncompatibleError(
-                f"The class update has version {self.version} and probe seed {self.probe_seed}; expected a version of "
-                f"at least 1 and a seed of at least 0.",
-                found=(self.version, self.probe_seed),
-                expected="a version of at least 1 and a probe seed of at least 0",
+                f"The class update has version {self.version} and self-test seed {self.self_test_seed}; expected a "
+                f"version of at least 1 and a seed of at least 0.",
+                found=(self.version, self.self_test_seed),
+                expected="a version of at least 1 and a self-test seed of at least 0",
             )
         if self.version > MAX_VERSION:
             raise IncompatibleError(
@@ -144,7 +143,7 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
             found=float(np.abs(self.rows[first]).max()),
             expected=MAX_ROW_VALUE,
             where=self.class_names[first],
-            hint="Inject again: rows lie in the range of the seen ones.",
+            hint="Inject again: injected rows have the range of the seen ones.",
         )
 
     @property

@@ -2,9 +2,9 @@
 
 Rules:
 
-1. A row is `[weight | bias]`, `(feature_dim + 1,)` float32. A head without a bias has a zero in that place.
+1. A row is `[weight | bias]`, `(feature_dim + 1,)` float32. A head without biases has zeros there.
 2. `logits = features @ weight.T + bias`; whatever a model does around that (pooling, softmax, a learned scale that is
-   folded into the rows) is the business of `exporters`.
+   folded into the rows) is handled by `exporters`.
 3. Two heads are the same head when their fingerprints are equal: same names, same order, same bits.
 """
 
@@ -15,14 +15,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from icis_deploy.common.arrays import Float32, frozen_float32
+from icis_deploy.common.arrays import Float32, Float64, frozen_float32
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.class_names import check_unique
 
 BLOCK_BYTES = 8 << 20
-"""Rows that are treated at once."""
+"""How many bytes of rows are converted to float64 at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class Head:
         return self.rows[:, -1]
 
     def expand(self, rows: ArrayLike, class_names: Sequence[str]) -> Head:
-        """Return this head with `rows` appended; the rows that were there keep their bits and their places.
+        """Return this head with `rows` appended; the rows that were there keep their bits and their order.
 
         Args:
             rows: `(num_new, feature_dim + 1)`.
@@ -111,7 +111,7 @@ class Head:
             )
         return Head(rows=np.concatenate([self.rows, new]), class_names=(*self.class_names, *class_names))
 
-    def logits(self, features: ArrayLike) -> NDArray[np.float64]:
+    def logits(self, features: ArrayLike) -> Float64:
         """Return logits in float64, the reference that every export is compared with.
 
         Args:
@@ -124,7 +124,7 @@ class Head:
 
 
 def row_blocks(rows: Float32) -> Iterator[Float32]:
-    """Yield rows in order, in blocks whose float64 copies are small beside a large head.
+    """Yield rows in order, in blocks whose float64 copies are small compared with a large head.
 
     Args:
         rows: `(num_classes, feature_dim + 1)`.
@@ -135,11 +135,11 @@ def row_blocks(rows: Float32) -> Iterator[Float32]:
 
 
 def rows_per_block(row_dim: int) -> int:
-    """Return how many rows of a width to treat at once."""
+    """Return how many rows of this width make one block."""
     return max(1, BLOCK_BYTES // (4 * row_dim))
 
 
-def logits_of_blocks(features: ArrayLike, blocks: Iterable[Float32]) -> NDArray[np.float64]:
+def logits_of_blocks(features: ArrayLike, blocks: Iterable[Float32]) -> Float64:
     """Return `features @ weight.T + bias` in float64, the rows coming in blocks.
 
     Args:

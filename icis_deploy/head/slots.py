@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import frozen_float32, same_value
+from icis_deploy.common.arrays import Float32, frozen_float32, same_value
 from icis_deploy.errors import CapacityError, ClassConflictError, IncompatibleError
 from icis_deploy.head.class_names import check_unique, quoted
 from icis_deploy.head.class_update import ClassUpdate
@@ -40,13 +40,13 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
 
     Raises:
         IncompatibleError: On construction, if shapes disagree.
-        ClassConflictError: On construction, if a name stands twice.
+        ClassConflictError: On construction, if a name occurs twice.
     """
 
-    weight: NDArray[np.float32]
+    weight: Float32
     """`(capacity, feature_dim)` float32, read-only."""
 
-    bias: NDArray[np.float32]
+    bias: Float32
     """`(capacity,)` float32, read-only."""
 
     class_names: tuple[str | None, ...]
@@ -75,16 +75,14 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         check_unique(self.filled_names)
 
     def _find_filled(self) -> None:
-        places = [index for index, name in enumerate(self.class_names) if name is not None]
-        filled = np.array(places, dtype=np.intp)
-        filled.flags.writeable = False
-        object.__setattr__(self, "filled", filled)
-        object.__setattr__(self, "filled_names", tuple([self.class_names[index] for index in places]))
+        filled = [index for index, name in enumerate(self.class_names) if name is not None]
+        indices = np.array(filled, dtype=np.intp)
+        indices.flags.writeable = False
+        object.__setattr__(self, "filled", indices)
+        object.__setattr__(self, "filled_names", tuple([self.class_names[index] for index in filled]))
 
     @classmethod
-    def _of_checked(
-        cls, weight: NDArray[np.float32], bias: NDArray[np.float32], class_names: list[str | None]
-    ) -> SlotTable:
+    def _of_checked(cls, weight: Float32, bias: Float32, class_names: list[str | None]) -> SlotTable:
         """Return a table of new arrays, which become read-only, whose rows and names were checked where they are from.
 
         Looking for NaN in all slots again takes as long as changing some of them.
@@ -109,14 +107,14 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
 
     @property
     def fills_first_slots(self) -> bool:
-        """Whether no empty slot stands before a filled one."""
+        """Whether no empty slot comes before a filled one."""
         return not self.filled.size or bool(self.filled[-1] == self.filled.size - 1)
 
-    def filled_weight(self) -> NDArray[np.float32]:
+    def filled_weight(self) -> Float32:
         """Return `(num_filled, feature_dim)` float32, in slot order: a view where the filled slots are the first."""
         return self.weight[: self.filled.size] if self.fills_first_slots else self.weight[self.filled]
 
-    def rows(self) -> NDArray[np.float32]:
+    def rows(self) -> Float32:
         """Return `(num_filled, feature_dim + 1)` float32: the rows of the filled slots, in slot order."""
         rows = np.empty((self.filled.size, self.feature_dim + 1), dtype=np.float32)
         rows[:, :-1], rows[:, -1] = self.filled_weight(), self.bias[self.filled]
@@ -150,11 +148,11 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
                 found=update.feature_dim,
                 expected=self.feature_dim,
             )
-        place = {name: index for index, name in enumerate(self.class_names) if name is not None}
-        _check_conflicts(update, place, seen_names)
+        slot_of = {name: index for index, name in enumerate(self.class_names) if name is not None}
+        _check_conflicts(update, slot_of, seen_names)
         names = list(self.class_names)
         for name in update.removed:
-            names[place[name]] = None
+            names[slot_of[name]] = None
         empty = [index for index, name in enumerate(names) if name is None]
         if len(update.added) > len(empty):
             raise CapacityError(
@@ -167,11 +165,11 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
                     "new bundle over."
                 ),
             )
-        targets = [*empty[: len(update.added)], *(place[name] for name in update.replaced)]
+        targets = [*empty[: len(update.added)], *(slot_of[name] for name in update.replaced)]
         for index, name in zip(targets, update.class_names, strict=True):
             names[index] = name
         weight, bias = self.weight.copy(), self.bias.copy()
-        emptied = [place[name] for name in update.removed if names[place[name]] is None]
+        emptied = [slot_of[name] for name in update.removed if names[slot_of[name]] is None]
         if emptied:
             weight[emptied], bias[emptied] = 0.0, EMPTY_SLOT_BIAS
         weight[targets], bias[targets] = update.rows[:, :-1], update.rows[:, -1]
@@ -187,15 +185,15 @@ def empty_slots(capacity: int, feature_dim: int) -> SlotTable:
     )
 
 
-def _check_conflicts(update: ClassUpdate, place: Mapping[str, int], seen_names: frozenset[str]) -> None:
-    known = [name for name in update.added if name in place or name in seen_names]
+def _check_conflicts(update: ClassUpdate, slot_of: Mapping[str, int], seen_names: frozenset[str]) -> None:
+    known = [name for name in update.added if name in slot_of or name in seen_names]
     if known:
         raise ClassConflictError(
             f"The class update adds {quoted(known)}, which the head already knows.",
             found=tuple(known),
             hint="Replace or remove it instead.",
         )
-    absent = [name for name in (*update.replaced, *update.removed) if name not in place]
+    absent = [name for name in (*update.replaced, *update.removed) if name not in slot_of]
     if absent:
         baked = [name for name in absent if name in seen_names]
         reason = "is baked into the head and cannot be changed" if baked else "is in no slot"

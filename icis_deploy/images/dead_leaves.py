@@ -1,6 +1,6 @@
-"""Dead leaves: a picture of ellipses and boxes that hide each other.
+"""Dead leaves: an image of ellipses and boxes that hide each other.
 
-Leaves are drawn from back to front, but only what is seen of them is painted: first which leaf every pixel shows, then
+Leaves are drawn from back to front, but only their visible parts are painted: first which leaf every pixel shows, then
 its colour. A pixel is covered some four times over.
 
 Source: Lee, Mumford & Huang, "Occlusion Models for Natural Images", IJCV 2001 (discs of power-law radius that hide each
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import Float32, Float64
+from icis_deploy.common.arrays import Bool, Float32, Float64
 
 Integers = NDArray[np.intp]
 
 SMALLEST_LEAF = 0.03
 LARGEST_LEAF = 0.4
-"""Radii of leaves, as parts of the picture's shorter side."""
+"""Radii of leaves, as parts of the image's shorter side."""
 
 NUM_LEAVES = 400
-"""Leaves of a picture; enough that next to nothing of the ground is left to see."""
+"""Leaves of an image; enough that hardly any of the ground remains visible."""
 
 PART_OF_BOXES = 0.3
 BOX_HALF = 0.8
@@ -35,7 +35,7 @@ SLOPE, GRAIN, TINT = 0.25, 0.06, 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Leaves:
-    """All leaves of a picture from back to front, `(NUM_LEAVES,)` each; lengths in pixels."""
+    """All leaves of an image from back to front, `(NUM_LEAVES,)` each; lengths in pixels."""
 
     radius: Float64
     centre_y: Float64
@@ -43,14 +43,14 @@ class _Leaves:
     cos: Float64
     sin: Float64
     aspect: Float64
-    is_box: NDArray[np.bool_]
+    is_box: Bool
     slope: Float64
     tint: Float64
-    """`(3, NUM_LEAVES)`."""
+    """`(3, NUM_LEAVES)`: colour of each leaf at its centre, about 0..1."""
 
     @property
     def height(self) -> Float64:
-        """How far a leaf reaches up and down from its centre."""
+        """`(NUM_LEAVES,)`: how far a leaf reaches up and down from its centre, in pixels."""
         ellipse = np.hypot(self.sin, self.aspect * self.cos)
         box = BOX_HALF * (np.abs(self.sin) + self.aspect * np.abs(self.cos))
         return self.radius * np.where(self.is_box, box, ellipse)
@@ -63,19 +63,19 @@ class _Spans:
     leaf: Integers
     row: Integers
     first: Integers
-    """The column that it begins in."""
+    """Column of its first pixel."""
 
     count: Integers
-    """How many pixels it has; 0 where a leaf passes between two pixels, or beside the picture."""
+    """How many pixels it has; 0 where a leaf passes between two pixels, or outside the image."""
 
     y_sin: Float64
-    """Height over the leaf's centre in radii, times the sine of its angle."""
+    """Height over the leaf's centre in radii, times the sine of the leaf's angle."""
 
 
 def dead_leaves(height: int, width: int, random: np.random.Generator) -> Float32:
     """Return ellipses and boxes that hide each other, each with a colour and a shading of its own.
 
-    Radii are drawn from a density proportional to r^-3, which makes the picture look alike at every scale.
+    Radii are drawn from a density proportional to r^-3, which makes the image look alike at every scale.
 
     Returns:
         `(3, height, width)` float32 in 0..1.

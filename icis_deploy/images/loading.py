@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32, UInt8
 from icis_deploy.common.files import open_plain, read_capped
 from icis_deploy.errors import ImageError, UsageError
 from icis_deploy.images.preprocessing import Preprocessing
@@ -28,10 +29,10 @@ class LabeledImages:
     """A list of image files, each with the class that it shows."""
 
     paths: tuple[Path, ...]
-    """`(num_images,)`."""
+    """`(num_images,)`, files of the images."""
 
     labels: tuple[str, ...]
-    """`(num_images,)` class names."""
+    """`(num_images,)`, names of the classes that they show."""
 
 
 def load_image_list(path: Path) -> LabeledImages:
@@ -97,7 +98,7 @@ def load_prepared_list(path: str | Path | None, preprocessing: Preprocessing | N
     return load_image_list(Path(path))
 
 
-def load_images(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.float32]:
+def load_images(paths: Sequence[Path], preprocessing: Preprocessing) -> Float32:
     """Read and prepare images.
 
     Returns:
@@ -112,7 +113,7 @@ def load_images(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[
     return batch
 
 
-def load_pixels(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def load_pixels(paths: Sequence[Path], preprocessing: Preprocessing) -> UInt8:
     """Read, resize and crop images, for a model that does the rest of the preparation itself.
 
     Returns:
@@ -148,9 +149,7 @@ def _read_image(path: Path, prepare: Callable[[Image], NDArray[np.generic]]) -> 
         ) from error
 
 
-def iterate_batches(
-    paths: Sequence[Path], preprocessing: Preprocessing, *, batch_size: int
-) -> Iterator[NDArray[np.float32]]:
+def iterate_batches(paths: Sequence[Path], preprocessing: Preprocessing, *, batch_size: int) -> Iterator[Float32]:
     """Yield prepared images in batches; the last one may be smaller.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Procedural pictures of nothing in particular: dead leaves, gradients, noise.
+"""Neutral images: procedural images of nothing in particular, which are dead leaves, gradients or noise.
 
 They stand in for photos where only the statistics of natural images matter: features of them have the length and the
 spread that features of photos have, and an exported model can be compared with its reference on them. No data set is
@@ -6,8 +6,8 @@ needed and none is imitated.
 
 Rules:
 
-1. Picture `i` of a seed is the same however many pictures are asked for, and in whatever parts.
-2. The kinds take turns, so that any few consecutive pictures hold all of them.
+1. Image `i` of a seed is the same however many images are drawn, and in whatever batches.
+2. The kinds take turns, so that a few consecutive images hold all of them.
 
 Sources: `icis_deploy.images.dead_leaves`; noise with amplitude 1/f^a, Field, JOSA A 1987.
 """
@@ -25,14 +25,14 @@ from icis_deploy.images.dead_leaves import dead_leaves
 
 
 def neutral_images(num_images: int, height: int, width: int, *, seed: int, first: int = 0) -> Float32:
-    """Return procedural pictures, the same ones for the same seed.
+    """Return neutral images, the same ones for the same seed.
 
     Args:
         num_images: How many.
         height: In pixels.
         width: In pixels.
         seed: Not negative.
-        first: Which picture of the seed to begin with, not negative.
+        first: Index of the seed's image to begin with, not negative.
 
     Returns:
         `(num_images, 3, height, width)` float32 in 0..1.
@@ -49,12 +49,12 @@ def neutral_images(num_images: int, height: int, width: int, *, seed: int, first
         )
     images = np.empty((num_images, 3, height, width), dtype=np.float32)
     for index, image in enumerate(images, start=first):
-        image[:] = _picture(index, height, width, seed)
+        image[:] = _neutral_image(index, height, width, seed)
     return images
 
 
-def _picture(index: int, height: int, width: int, seed: int) -> Float32:
-    """Return picture `index` of a seed, `(3, height, width)`."""
+def _neutral_image(index: int, height: int, width: int, seed: int) -> Float32:
+    """Return image `index` of a seed, `(3, height, width)`."""
     return KINDS[index % len(KINDS)](height, width, np.random.default_rng([seed, index]))
 
 

@@ -1,4 +1,4 @@
-"""From a picture to a model's input: resize, crop, scale, normalise, lay out.
+"""From an image to a model's input: resize, crop, scale, normalise, lay out.
 
 The settings travel in the bundle, so that a device prepares images as the model's owner did.
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32, UInt8
 from icis_deploy.common.files import read_capped
 from icis_deploy.common.terminal_text import printable, reason_of
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError
@@ -28,7 +28,7 @@ _COLORS = ("RGB", "BGR", "L")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How a picture becomes a model's input.
+    """How an image becomes a model's input.
 
     Example:
         >>> icis_deploy.Preprocessing(resize=256, crop=224, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).input_shape
@@ -45,16 +45,16 @@ class Preprocessing:
     """Side in pixels of the square cut from the centre."""
 
     mean: tuple[float, ...]
-    """Per channel, subtracted from values in 0..1."""
+    """`(num_channels,)`, subtracted from values in 0..1."""
 
     std: tuple[float, ...]
-    """Per channel, divided by afterwards; greater than 0."""
+    """`(num_channels,)`, divided by afterwards; greater than 0."""
 
     color: str = "RGB"
-    """`RGB`, `BGR` or `L` (grey)."""
+    """Order of the channels: `RGB`, `BGR` or `L` (grey)."""
 
     layout: str = "NCHW"
-    """`NCHW` or `NHWC`."""
+    """Order of the input's dimensions: `NCHW` or `NHWC`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
@@ -104,7 +104,7 @@ class Preprocessing:
         """Shape of one image that is resized and cropped and nothing else."""
         return (self.crop, self.crop, self.num_channels)
 
-    def prepare(self, image: Image) -> NDArray[np.float32]:
+    def prepare(self, image: Image) -> Float32:
         """Return one image as the model's input, `input_shape` float32.
 
         Raises:
@@ -112,20 +112,20 @@ class Preprocessing:
         """
         return np.asarray(self.from_pixels(self.crop_pixels(image)[None])[0])
 
-    def crop_pixels(self, image: Image) -> NDArray[np.uint8]:
+    def crop_pixels(self, image: Image) -> UInt8:
         """Return one image resized and cropped, `pixel_shape` uint8, red before green before blue.
 
         An EXIF orientation is not applied, and transparency is dropped, as training pipelines do.
 
         Raises:
-            ImageError: If the picture's values have no known range (32-bit integers, floats).
+            ImageError: If the image's values have no known range (32-bit integers, floats).
         """
         image = _to_color(image, "L" if self.color == "L" else "RGB")
         if self.resize is not None:
             image = _resize_short_side(image, self.resize)
         return np.asarray(_crop_centre(image, self.crop), dtype=np.uint8).reshape(self.pixel_shape)
 
-    def from_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def from_pixels(self, pixels: UInt8) -> Float32:
         """Return cropped images as the model's input.
 
         Args:
@@ -137,7 +137,7 @@ class Preprocessing:
         ordered = pixels[..., ::-1] if self.color == "BGR" else pixels
         return self.normalize(ordered.astype(np.float32) / np.float32(255))
 
-    def normalize(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def normalize(self, pixels: Float32) -> Float32:
         """Return normalised images in the model's layout.
 
         Args:
@@ -148,7 +148,7 @@ class Preprocessing:
         """
         values = np.empty((len(pixels), *self._shape_of(*pixels.shape[1:3])), dtype=np.float32)
         channels = np.moveaxis(values, self.layout.index("C"), 0)
-        # One channel after the other: numpy is slow where it goes through an array by threes.
+        # One channel after the other: numpy is slow along an axis of three.
         for index, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             np.subtract(pixels[..., index], np.float32(mean), out=channels[index])
             channels[index] /= np.float32(std)
@@ -257,7 +257,7 @@ def _resize_short_side(image: Image, size: int) -> Image:
 def _crop_centre(image: Image, side: int) -> Image:
     width, height = image.size
     left, top = _crop_start(width, side), _crop_start(height, side)
-    # Outside the picture crop() fills with black, as a centre crop of a small image does elsewhere.
+    # Outside the image crop() fills with black, as a centre crop of a small image does elsewhere.
     return image.crop((left, top, left + side, top + side))
 
 

@@ -1,7 +1,7 @@
 """Inject: predict the rows of unseen classes from a head and descriptors, calibrate them, and say what to expect.
 
-With too few seen classes to play on there is no cross-validation: then nothing is chosen, rows get the seen rows' mean
-length, and there is no estimate. Every such step down is a warning.
+With too few seen classes there is no cross-validation: then nothing is chosen, rows get the seen rows' mean
+length, and there is no estimate. Each of these fallbacks is a warning.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from icis_deploy.errors import (
 from icis_deploy.head.head import Head
 from icis_deploy.injection.estimate.estimate import Estimate, estimate_injection
 from icis_deploy.injection.options import AUTO, DEFAULT_SEEN_ACCURACY, InjectionOptions
-from icis_deploy.injection.predictors.registry import Prepared, Progress, method_named
+from icis_deploy.injection.predictors.registry import method_named
 from icis_deploy.injection.rows.calibration import Injector, LengthFactor, RowCalibration, matching_length
+from icis_deploy.injection.rows.predictors import Progress
 from icis_deploy.injection.validation.cross_validation import MIN_SEEN
-from icis_deploy.injection.validation.evaluation import Assumptions, set_up_trial
-from icis_deploy.injection.validation.selection import MethodChoice, Selection, methods_to_try, select
+from icis_deploy.injection.validation.evaluation import Assumptions, set_up_evaluation
+from icis_deploy.injection.validation.selection import MethodChoice, Selection, candidate_methods, select
 
 TOO_FEW_SEEN = (
     "The head has {num_seen} classes; with fewer than {min_seen} nothing can be cross-validated: the rows get the mean "
@@ -57,22 +58,22 @@ class Injection:
     """What made the rows; it makes those of further classes too."""
 
     method: str
-    """The method that predicted the rows."""
+    """Name of the method that predicted the rows."""
 
     settings: Mapping[str, Any]
-    """The choices that the method made, JSON values."""
+    """The choices that the method made, by name; JSON values."""
 
     options: InjectionOptions
-    """What was asked for, as far as it could be done."""
+    """The options that took effect: without cross-validation, what replaced "auto"."""
 
     selection: MethodChoice | None
-    """The methods that were tried, and the one that was chosen; `None` where nothing was cross-validated."""
+    """The methods that were evaluated, and why one was chosen; `None` where nothing was cross-validated."""
 
     estimate: Estimate | None
     """What cross-validation predicts of the calibrated rows; `None` unless it calibrated them."""
 
     warnings: tuple[str, ...]
-    """What was not as it should be, and reasons to doubt the rows."""
+    """What could not be done as asked, and reasons why the rows may be worse than predicted."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", frozen_float32(self.rows, name="injected rows", ndim=2))
@@ -130,7 +131,7 @@ def inject(
         descriptors: Of every seen class and of every unseen one.
         unseen: The classes to predict; every described class that the head lacks, in file order, by default.
         options: How to predict and calibrate; `InjectionOptions()` by default.
-        neutral_features: `(num_neutral, feature_dim)`, what the backbone makes of neutral pictures; they set the scale
+        neutral_features: `(num_neutral, feature_dim)`, the backbone's features of neutral images; they set the scale
             of features. Without them it is guessed.
         progress: Called after each epoch, by methods that train.
 
@@ -145,20 +146,21 @@ def inject(
     seen, new = descriptors.select(head.class_names), descriptors.select(names)
     features = checked_neutral_features(neutral_features, head)
     _require_solver()
-    warnings = []
-    if options.needs_trial and head.num_classes < MIN_SEEN:
-        options = options.without_trial()
-        warnings.append(TOO_FEW_SEEN.format(num_seen=head.num_classes, min_seen=MIN_SEEN))
+    options, warnings = _possible_options(options, head.num_classes)
     selection, estimate = None, None
-    if options.needs_trial:
+    if options.needs_cross_validation:
         selection = _select(options, head, seen, new, features, progress)
         prepared = selection.chosen.prepared
     else:
         prepared = method_named(options.method).prepare(seen.values, head.rows, options.seed, progress)
-    injector = _train(prepared, selection, options, head, seen, new)
+    predictor = prepared.fit(seen.values, head.rows, new.values)
     if selection is not None and options.calibration == AUTO:
-        estimate = estimate_injection(selection, injector.predictor, new, seen_names=head.class_names)
+        calibration: RowCalibration = selection.chosen.calibration(selection.setup)
+        estimate = estimate_injection(selection, predictor, new, seen_names=head.class_names)
         warnings += estimate.warnings
+    else:
+        calibration = _fixed_calibration(options.calibration, predictor.rows(new.values), head.rows)
+    injector = Injector(predictor=predictor, calibration=calibration)
     return Injection(
         rows=injector.rows(new.values),
         class_names=names,
@@ -234,6 +236,24 @@ def _assumptions(options: InjectionOptions, neutral_features: Float32 | None) ->
     )
 
 
+def _possible_options(options: InjectionOptions, num_seen: int) -> tuple[InjectionOptions, list[str]]:
+    """Return options that a head with so many classes allows, and warnings of what they are not."""
+    if num_seen >= MIN_SEEN or not options.needs_cross_validation:
+        return options, []
+    return options.without_cross_validation(), [TOO_FEW_SEEN.format(num_seen=num_seen, min_seen=MIN_SEEN)]
+
+
+def _fixed_calibration(kind: str, rows: Float32, seen_rows: Float32) -> RowCalibration:
+    """Return a calibration that needs no cross-validation.
+
+    Args:
+        kind: "length" or "none".
+        rows: `(num_unseen, feature_dim + 1)`, as predicted.
+        seen_rows: `(num_seen, feature_dim + 1)`.
+    """
+    return matching_length(rows, seen_rows) if kind == "length" else LengthFactor(factor=1.0)
+
+
 def _select(
     options: InjectionOptions,
     head: Head,
@@ -242,7 +262,7 @@ def _select(
     features: Float32 | None,
     progress: Progress | None,
 ) -> Selection:
-    trial = set_up_trial(
+    setup = set_up_evaluation(
         seen.values,
         head.rows,
         new.values,
@@ -250,24 +270,5 @@ def _select(
         balance=options.balance,
         seed=options.seed,
     )
-    tried = methods_to_try(trial) if options.method == AUTO else (method_named(options.method),)
-    return select(trial, tried, progress=progress)
-
-
-def _train(
-    prepared: Prepared,
-    selection: Selection | None,
-    options: InjectionOptions,
-    head: Head,
-    seen: Descriptors,
-    new: Descriptors,
-) -> Injector:
-    """Fit a method to all seen classes, and calibrate what it predicts."""
-    predictor = prepared.fit(seen.values, head.rows, new.values)
-    calibration: RowCalibration = LengthFactor(factor=1.0)
-    if options.calibration == "length":
-        calibration = matching_length(predictor.rows(new.values), head.rows)
-    elif options.calibration == AUTO:
-        assert selection is not None, "it chose the operating point"
-        calibration = selection.chosen.calibration(selection.trial)
-    return Injector(predictor=predictor, calibration=calibration)
+    methods = candidate_methods(setup) if options.method == AUTO else (method_named(options.method),)
+    return select(setup, methods, progress=progress)

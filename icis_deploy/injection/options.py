@@ -14,7 +14,7 @@ FALLBACK_METHOD = "ridge"
 """What `auto` takes where there are too few seen classes to compare methods on."""
 
 DEFAULT_SEEN_ACCURACY = 0.85
-"""Assumed where the owner does not say how often the classifier is right."""
+"""Accuracy that is assumed where the classifier's owner does not state one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class InjectionOptions:
     """
 
     method: str = AUTO
-    """One of `methods.METHODS`; "auto" lets cross-validation choose."""
+    """One of `registry.METHODS`; "auto" lets cross-validation choose."""
 
     calibration: str = AUTO
     """How rows are brought to compete with the seen ones: "auto" to where cross-validation predicts the best balance,
@@ -40,10 +40,10 @@ class InjectionOptions:
     """Weight of U against S, in 0..1, both excluded; more than 0.5 favours unseen classes."""
 
     seen_accuracy: float | None = None
-    """How often the classifier is right on images of its classes, in 0..1, both excluded; `None` if nobody knows."""
+    """Accuracy of the classifier on images of its classes, in 0..1, both excluded; `None` if it is not known."""
 
     seed: int = 0
-    """Of everything drawn at random."""
+    """Seed of everything drawn at random, not negative."""
 
     def __post_init__(self) -> None:
         if self.method != AUTO:
@@ -70,12 +70,12 @@ class InjectionOptions:
             )
 
     @property
-    def needs_trial(self) -> bool:
+    def needs_cross_validation(self) -> bool:
         """Whether anything is chosen by cross-validation."""
         return AUTO in {self.method, self.calibration}
 
-    def without_trial(self) -> InjectionOptions:
-        """Return the options with what needs no cross-validation in the place of "auto"."""
+    def without_cross_validation(self) -> InjectionOptions:
+        """Return the options with what needs no cross-validation instead of "auto"."""
         return replace(
             self,
             method=FALLBACK_METHOD if self.method == AUTO else self.method,

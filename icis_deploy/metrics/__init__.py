@@ -1,4 +1,4 @@
-"""What logits are worth.
+"""Accuracy and parity of logits.
 
 Accuracy on seen and unseen classes, what another model of the same classes lost, and parity of an export with its
 reference. Pure functions of arrays.

@@ -1,4 +1,4 @@
-"""How right a classifier is on the classes it was trained on, and on those injected into it.
+"""Accuracy of a classifier on the classes that it was trained on, and on those injected into it.
 
 Definitions, those of the literature on zero-shot learning (Xian et al., "Zero-Shot Learning - A Comprehensive
 Evaluation of the Good, the Bad and the Ugly", sections 3.1 and 5):
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from icis_deploy.common.arrays import Bool, Int64
+from icis_deploy.common.arrays import Bool, Float64, Int64
 from icis_deploy.errors import IncompatibleError
 
 MAX_CROSSINGS = 20
@@ -46,7 +46,7 @@ class Crossing:
     """Index of the class they were taken for."""
 
     num_images: int
-    """How many there were, at least 1."""
+    """Number of such images, at least 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class AccuracyReport:
     """Images of seen classes."""
 
     num_classes: int
-    """Columns of the logits."""
+    """Number of classes, which is that of columns of the logits."""
 
     num_seen_classes: int
     """How many of these columns are seen classes."""
@@ -212,11 +212,11 @@ def winners(scores: Logits, columns: Int64) -> Int64:
     return np.where(is_known, columns[best], -1)
 
 
-def mean_by_class(right: Bool, labels: Int64, *, num_classes: int) -> NDArray[np.float64]:
+def mean_by_class(is_right: Bool, labels: Int64, *, num_classes: int) -> Float64:
     """Return each class's share of right images, NaN for a class without images.
 
     Args:
-        right: `(num_images,)`.
+        is_right: `(num_images,)`.
         labels: `(num_images,)`.
         num_classes: Length of the result.
 
@@ -224,13 +224,13 @@ def mean_by_class(right: Bool, labels: Int64, *, num_classes: int) -> NDArray[np
         `(num_classes,)` float64.
     """
     num_of_class = np.bincount(labels, minlength=num_classes)
-    num_right = np.bincount(labels, weights=right, minlength=num_classes)
+    num_right = np.bincount(labels, weights=is_right, minlength=num_classes)
     share = np.full(num_classes, np.nan)
     np.divide(num_right, num_of_class, out=share, where=num_of_class > 0)
     return share
 
 
-def macro(class_accuracy: NDArray[np.float64]) -> float | None:
+def macro(class_accuracy: Float64) -> float | None:
     """Return the mean over the classes that have images, None if none has."""
     measured = class_accuracy[~np.isnan(class_accuracy)]
     return float(measured.mean()) if len(measured) else None
@@ -246,9 +246,7 @@ def most_frequent_crossings(labels: Int64, predictions: Int64) -> tuple[Crossing
     )
 
 
-def original_class_accuracy(
-    original_logits: ArrayLike | None, columns: Int64, seen_mask: Bool
-) -> NDArray[np.float64] | None:
+def original_class_accuracy(original_logits: ArrayLike | None, columns: Int64, seen_mask: Bool) -> Float64 | None:
     """Return the original model's accuracy on each class, NaN where it is unseen or without images.
 
     Args:
@@ -340,6 +338,6 @@ def mask_of_seen(seen: int | ArrayLike, *, num_classes: int) -> Bool:
     return given
 
 
-def none_for_nan(values: NDArray[np.float64]) -> tuple[float | None, ...]:
-    """Return floats with None in place of NaN."""
+def none_for_nan(values: Float64) -> tuple[float | None, ...]:
+    """Return floats with None instead of NaN."""
     return tuple(None if np.isnan(value) else float(value) for value in values)

@@ -1,4 +1,4 @@
-"""How much of a model's accuracy is left after a conversion that is not exact.
+"""How much of a model's accuracy a conversion that is not exact keeps.
 
 Both sides are run on the same images. Where images are labelled with classes of the head, accuracy is compared: on seen
 classes among themselves, and H where injected classes have images too. Where no label is a class of the head, the share
@@ -34,13 +34,14 @@ class AccuracyKept:
     """Macro accuracy of the unconverted model on seen classes, among seen classes; `None` without labels."""
 
     seen_after: float | None
-    """The same of the converted model; without labels the share of images on which both choose the same class."""
+    """Macro accuracy of the converted model, likewise; without labels the share of images on which both choose the same
+    class."""
 
     H_before: float | None
     """H of the unconverted model; `None` unless seen and injected classes have images."""
 
     H_after: float | None
-    """H of the converted model, likewise."""
+    """H of the converted model; `None` unless seen and injected classes have images."""
 
     failures: tuple[str, ...]
     """Each limit that was not kept, in words."""
@@ -73,11 +74,11 @@ def compare_accuracy(
         min_seen_kept: Least share of the accuracy on seen classes that must be left.
         max_h_loss: By how much H may fall.
     """
-    place = {name: index for index, name in enumerate(class_names)}
-    known = np.array([index for index, label in enumerate(labels) if label in place], dtype=np.intp)
-    columns = np.array([place[labels[index]] for index in known], dtype=np.int64)
+    column_of = {name: index for index, name in enumerate(class_names)}
+    known = np.array([index for index, label in enumerate(labels) if label in column_of], dtype=np.intp)
+    columns = np.array([column_of[labels[index]] for index in known], dtype=np.int64)
     seen: tuple[float | None, float | None] = (None, agreement)
-    heights: tuple[float | None, float | None] = (None, None)
+    harmonic: tuple[float | None, float | None] = (None, None)
     if not (columns < num_seen).any():
         kept, num_images = agreement, len(before)
     else:
@@ -85,15 +86,15 @@ def compare_accuracy(
             accuracy_report(scores[known], columns, seen=num_seen, original_logits=scores[known][:, :num_seen])
             for scores in (before, np.nan_to_num(after, nan=-np.inf))
         ]
-        seen, heights = (reports[0].S_original, reports[1].S_original), (reports[0].H, reports[1].H)
+        seen, harmonic = (reports[0].S_original, reports[1].S_original), (reports[0].H, reports[1].H)
         kept, num_images = _share(*seen), len(known)
     return AccuracyKept(
         num_images=num_images,
         seen_before=seen[0],
         seen_after=seen[1],
-        H_before=heights[0],
-        H_after=heights[1],
-        failures=_failures(kept, heights, min_seen_kept=min_seen_kept, max_h_loss=max_h_loss),
+        H_before=harmonic[0],
+        H_after=harmonic[1],
+        failures=_failures(kept, harmonic, min_seen_kept=min_seen_kept, max_h_loss=max_h_loss),
     )
 
 
@@ -102,14 +103,14 @@ def _share(before: float | None, after: float | None) -> float:
 
 
 def _failures(
-    kept: float, heights: tuple[float | None, float | None], *, min_seen_kept: float, max_h_loss: float
+    kept: float, harmonic: tuple[float | None, float | None], *, min_seen_kept: float, max_h_loss: float
 ) -> tuple[str, ...]:
     failures = []
     if kept < min_seen_kept:
         failures.append(
             f"{100 * kept:.2f} % of the accuracy on seen classes is kept, less than {100 * min_seen_kept:.0f} %"
         )
-    before, after = heights
+    before, after = harmonic
     if before is not None and after is not None and before - after > max_h_loss:
         failures.append(
             f"H falls from {100 * before:.1f} to {100 * after:.1f} %, by more than {100 * max_h_loss:.0f} point"

@@ -1,4 +1,4 @@
-"""Parity: how far an exported model's logits are from its reference's, and whether that is near enough.
+"""Parity: how far an exported model's logits are from its reference's, and whether that is close enough.
 
 Errors are scaled by the standard deviation of the reference's logits, because a logit has no unit: the same absolute
 error is nothing in one head and everything in another. A *near-tie* is an image whose two greatest reference logits are
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float64
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.metrics.accuracy_loss import AccuracyKept
 
@@ -31,13 +32,13 @@ class GateProfile:
     """
 
     name: str
-    """The precision that they are for."""
+    """The precision that the thresholds are for; key of `GATE_PROFILES`."""
 
     max_scaled_error: float
     """Greatest allowed error of any logit, in standard deviations of the reference's logits."""
 
     p999_scaled_error: float
-    """Greatest allowed 99.9th percentile of the errors, likewise."""
+    """Greatest allowed 99.9th percentile of the errors, in standard deviations of the reference's logits."""
 
     min_agreement: float
     """Least allowed fraction of images, near-ties left out, on which the greatest logit is that of the same class."""
@@ -46,7 +47,7 @@ class GateProfile:
     """Least share of the accuracy on seen classes that must be left, where images are given; `None` asks for none."""
 
     max_h_loss: float = 0.01
-    """By how much H may fall, fraction of 1, where `min_seen_kept` is asked for."""
+    """By how much H may fall, fraction of 1, where `min_seen_kept` is not `None`."""
 
 
 GATE_PROFILES = {
@@ -59,12 +60,12 @@ GATE_PROFILES = {
         GateProfile(name="fp16 head", max_scaled_error=1e-2, p999_scaled_error=5e-3, min_agreement=1.0),
         # Of a model that had an int8 head before: rows and logits in 255 steps are off by hundredths.
         GateProfile(name="int8 head", max_scaled_error=0.2, p999_scaled_error=0.1, min_agreement=0.99),
-        # Eight bits change logits, and what counts is whether the answers stay right: 99 %, as MLPerf asks on the edge.
+        # Eight bits change logits, and what counts is how much accuracy is kept: 99 %, as MLPerf requires on the edge.
         # The bounds on errors find what is broken outright.
         GateProfile(name="int8", max_scaled_error=4.0, p999_scaled_error=1.0, min_agreement=0.9, min_seen_kept=0.99),
     )
 }
-"""By the precision that was asked for; those of a head alone are for one that is not float32."""
+"""By the precision of the export; those of a head alone are for one that is not float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ class ParityReport:
     """What the reference was, in words."""
 
     profile: GateProfile
-    """The thresholds."""
+    """The thresholds that the errors are compared with."""
 
     num_images: int
     """Number of inputs that both were run on."""
@@ -92,10 +93,11 @@ class ParityReport:
     """Standard deviation of the reference's logits: the scale of the errors."""
 
     max_scaled_error: float
-    """Greatest error of any logit, in that scale; infinite where the exported model gave a NaN or an infinity."""
+    """Greatest error of any logit, in units of `logit_std`; infinite where the exported model gave a NaN or an
+    infinity."""
 
     p999_scaled_error: float
-    """99.9th percentile of the errors, in that scale."""
+    """99.9th percentile of the errors, in units of `logit_std`."""
 
     num_near_ties: int
     """Images whose two greatest reference logits are closer than twice the greatest error (see the module)."""
@@ -113,7 +115,7 @@ class ParityReport:
     """Each threshold that was not kept, in words; empty if the gate is passed."""
 
     accuracy: AccuracyKept | None = None
-    """What is left of the accuracy, where the profile asks for it and images were given."""
+    """Accuracy before and after, where the profile limits its loss and images were given; else `None`."""
 
     @property
     def passed(self) -> bool:
@@ -156,7 +158,7 @@ def compare_logits(
     num_clear = len(expected) - near_ties
     measured: dict[str, Any] = {
         "max_scaled_error": float(errors.max()) / scale,
-        # Sorted by hand: numpy's quantile subtracts neighbours, which turns two infinities into a NaN.
+        # Sorted here: numpy's quantile subtracts neighbours, which turns two infinities into a NaN.
         "p999_scaled_error": float(np.sort(errors, axis=None)[math.ceil(0.999 * (errors.size - 1))]) / scale,
         "num_near_ties": near_ties,
         "num_disagreements": disagreements,
@@ -174,7 +176,7 @@ def compare_logits(
     )
 
 
-def _scale(expected: NDArray[np.float64], found: NDArray[np.float64], compared_with: str) -> float:
+def _scale(expected: Float64, found: Float64, compared_with: str) -> float:
     """Return the standard deviation of the reference's logits; raise `IncompatibleError` if there is none."""
     if expected.shape != found.shape or expected.ndim != 2 or expected.size == 0:
         raise IncompatibleError(
@@ -203,9 +205,7 @@ def _scale(expected: NDArray[np.float64], found: NDArray[np.float64], compared_w
     return scale
 
 
-def _count_disagreements(
-    expected: NDArray[np.float64], found: NDArray[np.float64], *, max_error: float
-) -> tuple[int, int]:
+def _count_disagreements(expected: Float64, found: Float64, *, max_error: float) -> tuple[int, int]:
     if expected.shape[1] == 1:
         return 0, 0
     top_two = np.partition(expected, -2, axis=1)[:, -2:]
@@ -261,7 +261,7 @@ def agreement_lower_bound(num_agreeing: int, num_images: int) -> float:
     return low
 
 
-def _log_choices(trials: int) -> NDArray[np.float64]:
+def _log_choices(trials: int) -> Float64:
     """Return `(trials + 1,)`: the logarithm of `trials` over k, for every k."""
     log_factorials = np.array([math.lgamma(count + 1) for count in range(trials + 1)])
     return np.asarray(log_factorials[trials] - log_factorials - log_factorials[::-1])

@@ -1,8 +1,8 @@
 """What a device answers, and how the most probable classes are found.
 
 Just after the model ran, the caches are cold: the first call of a numpy function costs 10 to 30 us, of one in Python 2
-to 5, and a frozen dataclass is made in 19 us where a named tuple takes 10. So answers are named tuples, and calls few.
-A model that chooses leaves the names to be looked up (`predictions_of_choice`).
+to 5, and to make a frozen dataclass takes 19 us, a named tuple 10. So answers are named tuples, and calls are avoided.
+Where the model selects classes itself, only their names are looked up (`predictions_from_topk`).
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32
 from icis_deploy.runtime.sessions.protocol import TopOutput
 
 _SAFE_EXPONENT = 60.0
 """Up to here no sum of exponentials overflows in float32, and from its negative on none vanishes."""
 _LEAST_EXACT = 1e-30
-"""Far from the least float32, below which the last bits are lost."""
-_MAX_PICKED = 32
-"""More classes than this are found faster by sorting all of them."""
+"""Far above the smallest normal float32, below which the last bits are lost."""
+_MAX_ARGMAX_PASSES = 32
+"""To find more classes than this, sorting all of them is faster."""
 _new_tuple = tuple.__new__
 """What a named tuple's own constructor calls, without a function in Python around it."""
 
@@ -36,7 +36,7 @@ class Logits(NamedTuple):
         print(logits.class_names[logits.values[0].argmax()])
     """
 
-    values: NDArray[np.float32]
+    values: Float32
     """`(batch, num_classes)` float32."""
 
     class_names: tuple[str, ...]
@@ -65,7 +65,7 @@ class Prediction(NamedTuple):
 
 
 def top_predictions(
-    logits: NDArray[np.float32],
+    logits: Float32,
     top: int,
     *,
     class_names: Sequence[str],
@@ -85,28 +85,28 @@ def top_predictions(
     """
     predictions = []
     for row in logits:
-        order, probabilities = _picked(row, top, independent) or _sorted(row, top, independent)
+        order, probabilities = _top_by_argmax(row, top, independent) or _top_by_sorting(row, top, independent)
         predictions.append(Prediction(tuple([class_names[index] for index in order]), tuple(probabilities), version))
     return predictions
 
 
-def predictions_of_choice(
-    chosen: TopOutput, score_names: Sequence[str | None], version: int, top: int
+def predictions_from_topk(
+    topk: TopOutput, score_names: Sequence[str | None], version: int, top: int
 ) -> list[Prediction] | None:
-    """Return the classes that a model chose itself; fewer than `top` where the head has fewer.
+    """Return the classes that a model selected itself; fewer than `top` where the head has fewer.
 
-    `None` where empty slots were chosen in the place of classes: in runtimes that give equal scores in an order of
-    their own, they may come before classes whose probabilities are too small to be told from theirs.
+    `None` where empty slots were selected instead of classes: in runtimes that give equal scores in an order of their
+    own, they may come before classes whose probabilities are too small to be told from theirs.
 
     Args:
-        chosen: From the model.
+        topk: What the model gave.
         score_names: `(num_outputs,)`: the class of each of its scores, `None` for an empty slot, which is left out.
         version: Of the head that answered.
-        top: How many classes per image, at most as many as the model chose.
+        top: How many classes per image, at most as many as the model selected.
     """
     # Loops and tuples alone: a map, a strict zip or a named tuple's own constructor takes 6 to 10 us more, see above.
     predictions: list[Prediction] = []
-    all_probabilities, all_columns = chosen
+    all_probabilities, all_columns = topk
     all_values = all_probabilities.tolist()
     for columns in all_columns.tolist():
         values, names = all_values[len(predictions)], []
@@ -124,7 +124,7 @@ def predictions_of_choice(
     return predictions
 
 
-def _picked(row: NDArray[np.float32], top: int, independent: bool) -> tuple[list[int], list[float]] | None:
+def _top_by_argmax(row: Float32, top: int, independent: bool) -> tuple[list[int], list[float]] | None:
     """Return the indices of the `top` greatest logits and their probabilities, in float32.
 
     `None` where that does not tell them apart: if exponentials are equal, or too small to be exact.
@@ -132,7 +132,7 @@ def _picked(row: NDArray[np.float32], top: int, independent: bool) -> tuple[list
     # Three functions of numpy, `argmax`, `exp` and `dot`, do everything; see above for why.
     greatest = row.item(row.argmax())
     size = row.size
-    if top > _MAX_PICKED or not -_SAFE_EXPONENT < greatest < _SAFE_EXPONENT:
+    if top > _MAX_ARGMAX_PASSES or not -_SAFE_EXPONENT < greatest < _SAFE_EXPONENT:
         return None
     exponentials = np.exp(row)
     item, argmax = exponentials.item, exponentials.argmax
@@ -152,12 +152,12 @@ def _picked(row: NDArray[np.float32], top: int, independent: bool) -> tuple[list
 
 
 @lru_cache(maxsize=8)
-def _ones(size: int) -> NDArray[np.float32]:
+def _ones(size: int) -> Float32:
     return np.ones(size, dtype=np.float32)
 
 
-def _sorted(row: NDArray[np.float32], top: int, independent: bool) -> tuple[list[int], list[float]]:
-    """Return what `_picked` does, of any logits: in their own order, equal ones in the order of the head."""
+def _top_by_sorting(row: Float32, top: int, independent: bool) -> tuple[list[int], list[float]]:
+    """Return what `_top_by_argmax` does, of any logits: in their own order, equal ones in the order of the head."""
     exponentials = np.exp(row.astype(np.float64) - (0.0 if independent else row.max()))
     total = 1.0 if independent else exponentials.sum()
     order = (-row).argsort(kind="stable")[:top]

@@ -3,7 +3,7 @@
 Rules:
 
 1. A request takes the open bundle and its head state once, when it starts; an answer belongs to exactly one version.
-2. Everything that changes the state is the updater's; see `updater.py`.
+2. Everything that changes the state is the updater's; see `changes/updater.py`.
 """
 
 # Why: docs/decisions/0024 (hand-over), docs/decisions/0035 (self-test at opening), docs/decisions/0057 (late imports).
@@ -20,21 +20,22 @@ from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from icis_deploy.bundle.manifest import Bundle, check_files, load_manifest
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import check_unique
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.answers import Logits, Prediction, predictions_of_choice, top_predictions
-from icis_deploy.runtime.changes.background_call import SideCall
+from icis_deploy.runtime.answers import Logits, Prediction, predictions_from_topk, top_predictions
+from icis_deploy.runtime.changes.background_call import BackgroundCall
 from icis_deploy.runtime.changes.updater import AppliedUpdate, Updater
 from icis_deploy.runtime.sessions.choice import Runtime, import_library, open_session, runtime_from
 from icis_deploy.runtime.sessions.protocol import Session
 from icis_deploy.runtime.state.head_state import HeadState, make_head_state
 from icis_deploy.runtime.state.journal import HistoryEntry
 from icis_deploy.runtime.state.store import Store, exported_slots
-from icis_deploy.runtime.teaching.cached_generator import KeptGenerator
+from icis_deploy.runtime.teaching.cached_generator import CachedGenerator
 
 __all__ = ["AppliedUpdate", "Device", "Logits", "Prediction"]
 
@@ -45,13 +46,13 @@ def _utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _OpenBundle:
-    """What belongs together; `Device.replace` exchanges all of it by one assignment."""
+    """A bundle and what runs it; `Device.replace` exchanges all of it by one assignment."""
 
     folder: Path
     bundle: Bundle
     session: Session
     updater: Updater
-    generator: KeptGenerator
+    generator: CachedGenerator
 
 
 class Device:
@@ -80,7 +81,7 @@ class Device:
             folder=folder,
             bundle=bundle,
             session=session,
-            generator=KeptGenerator(folder, bundle),
+            generator=CachedGenerator(folder, bundle),
             updater=Updater(
                 bundle=bundle,
                 session=session,
@@ -119,11 +120,11 @@ class Device:
         bundle = load_manifest(folder)
         # Reading and hashing leave Python's lock to the import, which takes longer. Nothing of the bundle but its
         # manifest is used before the comparison has ended, so what cannot be trusted is not loaded.
-        check = SideCall(partial(check_files, folder, bundle))
+        check = BackgroundCall(partial(check_files, folder, bundle))
         import_library(chosen)
         check.result()
         device = cls.from_parts(folder, bundle, runtime=chosen)
-        device._opened.updater.take_over(probe=not chosen.is_reference)
+        device._opened.updater.take_over(self_test=not chosen.is_reference)
         return device
 
     @classmethod
@@ -150,11 +151,11 @@ class Device:
         session = open_session(folder, bundle, runtime)
         table = exported_slots(folder, bundle)
         state = make_head_state(bundle, session, table=table, version=bundle.head_version)
-        if state.table is not None and state.buffers is not None and not runtime.is_reference:
+        if state.slots is not None and not runtime.is_reference:
             from icis_deploy.runtime.changes.self_test import verify_slots
 
             # The gate saw these slots in the reference alone; another runtime may not read the ones that it is given.
-            verify_slots(session, bundle, state.table, state.buffers, seed=0)
+            verify_slots(session, bundle, *state.slots, seed=0)
         return cls(folder=folder, bundle=bundle, session=session, state=state)
 
     @property
@@ -181,7 +182,7 @@ class Device:
         """Return the classes that the next request will choose among, in the order of the logits."""
         return self._opened.updater.state.class_names
 
-    def logits(self, images: NDArray[np.generic]) -> Logits:
+    def logits(self, images: Images) -> Logits:
         """Return the logits of a batch of prepared images.
 
         Where the model ends in a softmax, these are its logarithms, which are logits as well; where it ends in a
@@ -197,7 +198,7 @@ class Device:
         state = opened.updater.state
         return Logits(values=_run(opened, images, state), class_names=state.class_names, version=state.version)
 
-    def predict(self, images: NDArray[np.generic] | Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
+    def predict(self, images: Images | Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
         """Return the most probable classes of each image.
 
         Args:
@@ -220,10 +221,10 @@ class Device:
         batch = images if type(images) is ndarray or isinstance(images, ndarray) else self.prepare(images)
         opened = self._opened
         state = opened.updater.state
-        # Where more classes are asked for than the model chooses, or one is disabled, the choice is made here.
-        if top <= state.most_chosen:
-            chosen = opened.session.top(batch, state.buffers)
-            answers = chosen and predictions_of_choice(chosen, state.score_names, state.version, top)
+        # Where more classes are asked for than the model selects, or one is disabled, they are selected here.
+        if top <= state.max_model_top:
+            topk = opened.session.top(batch, state.buffers)
+            answers = topk and predictions_from_topk(topk, state.score_names, state.version, top)
             if answers is not None:
                 return answers
         return top_predictions(
@@ -234,7 +235,7 @@ class Device:
             independent=opened.bundle.score_kind == "sigmoid",
         )
 
-    def prepare(self, paths: Sequence[str | Path]) -> NDArray[np.generic]:
+    def prepare(self, paths: Sequence[str | Path]) -> Images:
         """Return image files as one batch of the model's input, `(batch, *input_shape)`.
 
         Raises:
@@ -270,7 +271,7 @@ class Device:
 
         Raises:
             LoadError: If the file cannot be read.
-            IntegrityError: If it cannot be trusted, is too old or expired; see `update_rules.py`.
+            IntegrityError: If it cannot be trusted, is too old or expired; see `changes/rules.py`.
             IncompatibleError: If it does not fit this head.
             SelfTestError: If the slots do not hold their rows after writing.
             StorageError: If the disk refuses.
@@ -303,15 +304,15 @@ class Device:
             opened = self._opened
             generator = opened.generator.load()
 
-            def row_beside(table: SlotTable | None) -> NDArray[np.float32]:
+            def make_row_for(table: SlotTable | None) -> Float32:
                 return make_row(generator, class_name, descriptor, bundle=opened.bundle, table=table)
 
-            return opened.updater.teach(class_name, row_beside)
+            return opened.updater.teach(class_name, make_row_for)
 
     def rollback(self) -> HistoryEntry:
         """Go back to the state before the last class update that is still in effect.
 
-        The state it leaves need not be readable. Its version stays spent: only a newer update is taken afterwards.
+        The current state need not be readable. Its version stays spent: only a newer update is taken afterwards.
 
         Raises:
             UsageError: If no state before the current one is kept.
@@ -347,18 +348,18 @@ class Device:
 
         Raises:
             BundleError, CorruptFileError: If the new state cannot be read; the device keeps the state it had.
-            SelfTestError, RuntimeFailureError: If it fails its probe here; the device keeps the state it had.
+            SelfTestError, RuntimeFailureError: If its slots fail the self-test; the device keeps the state it had.
         """
         return self._opened.updater.refresh()
 
     def replace(
         self, folder: str | Path, *, runtime: Runtime | str = "onnxruntime", num_threads: int | None = None
     ) -> HistoryEntry:
-        """Go over to another bundle of the same head, such as a compacted one, without a pause.
+        """Switch to another bundle of the same head, such as a compacted one, without a pause.
 
         It is loaded and tested while this device answers from the old one; then one assignment swaps them. Requests in
-        flight end with what they started with. What stands outside the rollback stack goes along and is committed to
-        the new bundle first: the highest version, the last time seen, newer trusted keys, disabled classes, the
+        flight end with what they started with. What lies outside the rollback stack is committed to the new bundle
+        first: the highest version, the last time seen, newer trusted keys, disabled classes, the
         history. The old bundle is not changed; which of the two a restart opens is up to who keeps the path.
 
         Args:
@@ -381,7 +382,7 @@ class Device:
                 hint="Put the new bundle into a folder of its own.",
             )
         new = Device.open(folder, runtime=runtime, num_threads=num_threads)._opened
-        with self._changing, self._opened.updater.held() as journal:
+        with self._changing, self._opened.updater.locked() as journal:
             if new.bundle.base_fingerprint != self._opened.bundle.base_fingerprint:
                 raise WrongBaseError(
                     f"The bundle {folder} was made from the head {new.bundle.base_fingerprint[:16]}…; this device's "
@@ -391,12 +392,12 @@ class Device:
                     where=folder,
                     hint="Open it as a device of its own.",
                 )
-            entry = new.updater.take_place_of(journal)
+            entry = new.updater.inherit(journal)
             self._opened = new
         return entry
 
 
-def _run(opened: _OpenBundle, images: NDArray[np.generic], state: HeadState) -> NDArray[np.float32]:
+def _run(opened: _OpenBundle, images: Images, state: HeadState) -> Float32:
     values = opened.session.run(images, state.buffers).logits[:, state.columns]
     if opened.bundle.score_kind in {"probabilities", "sigmoid"}:
         values = np.log(np.maximum(values, np.finfo(np.float32).tiny))

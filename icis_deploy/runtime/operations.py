@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 from numpy.typing import ArrayLike
 
-from icis_deploy.bundle.manifest import Bundle, load_bundle, load_manifest
+from icis_deploy.bundle.manifest import load_bundle, load_manifest
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.changes.rules import after_switch
+from icis_deploy.runtime.changes.updater import switch_class
 from icis_deploy.runtime.device import AppliedUpdate, Device
-from icis_deploy.runtime.state.journal import HistoryEntry, Journal, check_disabled
+from icis_deploy.runtime.state.journal import HistoryEntry, Journal
 from icis_deploy.runtime.state.store import Store
 
 
@@ -25,10 +26,9 @@ class ListedClass:
     """A class that a bundle knows."""
 
     name: str
-    """Its name."""
 
     slot: int | None
-    """The slot it is in; `None` where it is baked into the model."""
+    """Index of its slot; `None` where it is baked into the model."""
 
     is_enabled: bool
     """Whether answers may choose it."""
@@ -133,25 +133,20 @@ def disable(folder: Path, class_name: str) -> bool:
 
 
 def _switch(folder: Path, class_name: str, *, enabled: bool) -> bool:
+    """Commit a switch to the disk alone: no model is loaded, so there is no head state to replace."""
     bundle, store = load_manifest(folder), Store(folder)
+
+    def commit(before: Journal, after: Journal, _table: SlotTable | None) -> None:
+        with store.change(before, after):
+            pass
+
     with store.locked():
-        before = store.load_journal(bundle)
-        switched = after_switch(
-            before,
+        return switch_class(
+            store,
+            bundle,
             class_name,
             enabled=enabled,
-            known_names=_known_names(bundle, store, before),
             clock=datetime.now(timezone.utc),
+            load_table=partial(store.load_table, bundle),
+            commit=commit,
         )
-        if switched is None:
-            return False
-        with store.change(before, switched[1]):
-            pass
-    return True
-
-
-def _known_names(bundle: Bundle, store: Store, journal: Journal) -> tuple[str, ...]:
-    table: SlotTable | None = store.load_table(bundle, journal.current)
-    known_names = bundle.class_names if table is None else (*bundle.class_names, *table.filled_names)
-    check_disabled(journal, known_names)
-    return known_names

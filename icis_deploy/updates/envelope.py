@@ -8,8 +8,7 @@ Rules:
 1. The signature covers the payload and its type, byte for byte; nothing else in the file is believed.
 2. `verify_signature` comes before any reader of payloads; the workbench, which makes updates, reads unverified ones.
 3. The key id in a signature only chooses among trusted keys; a signature by another key counts for nothing.
-4. No key stands twice in an object, and the text is UTF-8 without a mark before it, so that whoever else reads the
-   file, with whatever JSON reader, reads the same.
+4. The file is read strictly as JSON; see `common.json_fields`.
 """
 
 # Why: docs/decisions/0003.
@@ -68,19 +67,19 @@ def parse_envelope(data: bytes) -> Envelope:
             expected=MAX_ENVELOPE_BYTES,
         )
     fields, payload = _without_payload(data)
-    if _has_more_marks(fields, MAX_JSON_VALUES):
+    if _has_more_values(fields, MAX_JSON_VALUES):
         raise CorruptFileError(
             f"The file is not a class update: it is no DSSE envelope (more than {MAX_JSON_VALUES} JSON values).",
             found=f"more than {MAX_JSON_VALUES} JSON values",
             expected="a DSSE envelope",
         )
     try:
-        document = load_strict(fields.decode())
+        document = load_strict(fields)
         signatures = list_from_json(document["signatures"])
         envelope = Envelope.from_dict(document | {"payload": "", "signatures": signatures})
         envelope.payload = _decoded(document["payload"]) if payload is None else payload
     except Exception as error:  # securesystemslib lets whatever a malformed value causes through
-        # It quotes the file, which is a stranger's.
+        # It quotes the file, which is untrusted.
         reason = printable(f"{type(error).__name__}: {error}", max_length=_MAX_REASON)
         raise CorruptFileError(
             f"The file is not a class update: it is no DSSE envelope ({reason}).",
@@ -98,7 +97,7 @@ def parse_envelope(data: bytes) -> Envelope:
 
 
 def _without_payload(data: bytes) -> tuple[bytes, bytes | None]:
-    """Return an envelope with an empty payload, and the payload; of what is not plain, all as it is, and nothing.
+    """Return an envelope with an empty payload, and the payload; or the envelope as it is, and `None`.
 
     The payload is nearly all of a file. Reading it as JSON and as UTF-8 only to find its end takes longer than decoding
     it. `serialize_envelope` writes it first, and base64 has no escapes.
@@ -123,17 +122,17 @@ def _decoded(text: str | memoryview) -> bytes:
     return pybase64.b64decode(text, validate=True)
 
 
-def _has_more_marks(data: bytes, limit: int) -> bool:
-    """Say whether `[`, `{` and `,`, one of which stands before each JSON value but the first, are more than `limit`."""
+def _has_more_values(data: bytes, limit: int) -> bool:
+    """Say whether `[`, `{` and `,`, one of which precedes each JSON value but the first, are more than `limit`."""
     # A search skips the payload, which is nearly all of the file, ten times as fast as a count.
     num_found = 0
     for mark in b"[{,":
-        place = data.find(mark)
-        while place >= 0:
+        index = data.find(mark)
+        while index >= 0:
             num_found += 1
             if num_found > limit:
                 return True
-            place = data.find(mark, place + 1)
+            index = data.find(mark, index + 1)
     return False
 
 
@@ -179,7 +178,7 @@ def verify_signature(envelope: Envelope, keys: Sequence[SSlibKey]) -> str:
 
 
 def _shown(keyids: Sequence[object]) -> str:
-    # Key ids of a stranger's file are any JSON value of any length: shown short, and quoted against control characters.
+    # Key ids of an untrusted file are any JSON value of any length: shown short, and quoted against control characters.
     if not keyids:
         return "none"
     shown = ", ".join(repr(str(keyid)[:_NUM_SHOWN]) for keyid in keyids[:_MAX_SHOWN_KEYS])

@@ -16,8 +16,8 @@ import struct
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.common.arrays import Float32
 from icis_deploy.common.json_fields import (
     integer_from_json,
     json_from_time,
@@ -67,7 +67,7 @@ def serialize_payload(update: ClassUpdate) -> bytes:
         "removed": update.removed,
         "version": update.version,
         "expires": None if update.expires is None else json_from_time(update.expires),
-        "probe_seed": update.probe_seed,
+        "probe_seed": update.self_test_seed,  # the format's own name, which is frozen
         "provenance": dict(update.provenance),
     }
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -111,7 +111,7 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
             removed=names_from_json(fields["removed"]),
             version=integer_from_json(fields["version"]),
             expires=None if fields["expires"] is None else time_from_json(fields["expires"]),
-            probe_seed=integer_from_json(fields["probe_seed"]),
+            self_test_seed=integer_from_json(fields["probe_seed"]),
             provenance=object_from_json(fields["provenance"]),
         )
     except ICISDeployError as error:
@@ -125,11 +125,11 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
         raise CorruptFileError(f"The class update breaks its own rules: {reason_of(error)}") from error
 
 
-def _sha256(rows: NDArray[np.float32]) -> str:
+def _sha256(rows: Float32) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows, dtype="<f4").data).hexdigest()
 
 
-def _rows_in_place(payload: bytes, header: dict[str, Any], start: int) -> NDArray[np.float32] | None:
+def _rows_in_place(payload: bytes, header: dict[str, Any], start: int) -> Float32 | None:
     """Return the rows as a view of the payload, where its header is like those that `serialize_payload` writes.
 
     Of anything else, valid or not, nothing is returned: it is left to safetensors, which copies the rows twice.
@@ -144,7 +144,7 @@ def _rows_in_place(payload: bytes, header: dict[str, Any], start: int) -> NDArra
         return None
     if offsets != [0, size] or not 4 * shape[0] * shape[1] == size > 0:
         return None
-    rows: NDArray[np.float32] = np.frombuffer(payload, dtype="<f4", offset=start).reshape(shape)
+    rows: Float32 = np.frombuffer(payload, dtype="<f4", offset=start).reshape(shape)
     return rows
 
 
@@ -152,7 +152,7 @@ def _are_two_counts(values: object) -> bool:
     return isinstance(values, list) and len(values) == 2 and all(type(value) is int and value >= 0 for value in values)
 
 
-def _load_rows(payload: bytes) -> NDArray[np.float32]:
+def _load_rows(payload: bytes) -> Float32:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -171,7 +171,7 @@ def _load_rows(payload: bytes) -> NDArray[np.float32]:
             found=found,
             expected="{'rows': 'float32'}",
         )
-    rows: NDArray[np.float32] = tensors["rows"]
+    rows: Float32 = tensors["rows"]
     return rows
 
 
@@ -191,7 +191,7 @@ def _read_header(payload: bytes) -> tuple[dict[str, Any], int]:
             expected=min(MAX_HEADER_BYTES, len(payload) - 8),
         )
     try:
-        header = object_from_json(load_strict(payload[8 : 8 + size].decode()))
+        header = object_from_json(load_strict(payload[8 : 8 + size]))
     except (ValueError, TypeError, RecursionError) as error:
         raise _no_update(error) from error
     return header, 8 + size

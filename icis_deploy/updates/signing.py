@@ -38,7 +38,7 @@ PUBLIC_SUFFIX = ".pub"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPair:
-    """Where a key pair is.
+    """The files of a key pair.
 
     Example:
         keys = icis_deploy.keygen("publisher.key")
@@ -52,7 +52,7 @@ class KeyPair:
     """The public key: PEM, for the `trust/` folder of bundles."""
 
     key_id: str
-    """By which signatures and histories name it."""
+    """SHA-256 of the public key, lower-case hexadecimal, by which signatures and histories name it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +65,7 @@ class SignedFile:
     """
 
     path: Path
-    """Where it is."""
-
     content: ClassUpdate | TrustedKeys
-    """What it holds."""
 
     signed_by: str
     """Id of the key that signed it."""
@@ -88,7 +85,7 @@ def keygen(path: Path) -> KeyPair:
             f"{str(path)!r} is no name of a file.",
             found=str(path),
             expected="a name of a file",
-            hint="Say where the private key shall be.",
+            hint="Name a file for the private key.",
         )
     public_path = path.with_name(path.name + PUBLIC_SUFFIX)
     for target in (path, public_path):
@@ -239,7 +236,7 @@ def _check_terms(version: int | None, expires: datetime | None) -> None:
             expected=f"1 to {MAX_VERSION}",
             hint="Give another `version`.",
         )
-    if expires is None or expires.tzinfo is None:  # a time without a zone is refused by name where it is kept
+    if expires is None or expires.tzinfo is None:  # the value that holds it refuses a time without a zone
         return
     if expires <= (now := datetime.now(timezone.utc)):
         raise UsageError(

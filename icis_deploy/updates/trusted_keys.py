@@ -42,7 +42,7 @@ _FIELDS = frozenset({"schema_version", "public_keys", "version", "expires"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedKeys:
-    """A set of public keys that takes the place of the one a device trusts.
+    """A set of public keys that replaces the one a device trusts.
 
     Example:
         signed = icis_deploy.verify_update("keys.icis", trust=["publisher.key.pub"])
@@ -112,7 +112,7 @@ def public_key_from_pem(text: str) -> SSlibKey:
 
     try:
         key = load_pem_public_key(text.encode())
-    except Exception as error:  # cryptography raises several unrelated types; this is the one seam to its key reader
+    except Exception as error:  # cryptography raises several unrelated types; this is the one call of its key reader
         raise SignatureError(
             f"The text is not a public key in PEM form: {error}.",
             found=str(error),
@@ -130,7 +130,7 @@ def public_key_from_pem(text: str) -> SSlibKey:
 
 
 def canonical_pem(text: str) -> str:
-    """Return the same Ed25519 public key as the one PEM text that stands for it.
+    """Return an Ed25519 public key in its canonical PEM form.
 
     Raises:
         SignatureError: If the text is not an Ed25519 public key.
@@ -176,7 +176,7 @@ def parse_trusted_keys(payload: bytes) -> TrustedKeys:
             expected=MAX_TRUSTED_KEYS_BYTES,
         )
     try:
-        fields = load_strict(payload.decode())
+        fields = load_strict(payload)
         schema_version = integer_from_json(fields["schema_version"])
         if schema_version != SCHEMA_VERSION:
             raise ValueError(f"its schema version is {schema_version}, this release reads {SCHEMA_VERSION}")

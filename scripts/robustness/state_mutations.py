@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, EngineSidecar, parse_sidecar, serialize_sidecar
-from icis_deploy.bundle.generator_metadata import GeneratorFacts, Limits, parse_facts, serialize_facts
+from icis_deploy.bundle.generator_metadata import GeneratorMetadata, Limits, parse_metadata, serialize_metadata
 from icis_deploy.bundle.manifest import MANIFEST_NAME, SLOTS_NAME, file_entry
 from icis_deploy.bundle.slot_files import parse_slots, serialize_slots
 from icis_deploy.errors import ICISDeployError
@@ -300,10 +300,10 @@ def _try_sidecar(damage: Mutation, random: np.random.Generator, _folder: Path) -
     parse_sidecar(_damaged_text(serialize_sidecar(sidecar), damage, random))
 
 
-def _try_facts(damage: Mutation, random: np.random.Generator, _folder: Path) -> None:
+def _try_metadata(damage: Mutation, random: np.random.Generator, _folder: Path) -> None:
     limits = dict.fromkeys(("row_length", "row_cosine", "descriptor_length", "similarity"), Limits(low=0.1, high=2.0))
-    facts = GeneratorFacts(base_fingerprint="0" * 64, method="ridge", descriptor_dim=8, feature_dim=4, **limits)
-    parse_facts(_damaged_text(serialize_facts(facts).encode(), damage, random).decode("utf-8", "replace"))
+    metadata = GeneratorMetadata(base_fingerprint="0" * 64, method="ridge", descriptor_dim=8, feature_dim=4, **limits)
+    parse_metadata(_damaged_text(serialize_metadata(metadata).encode(), damage, random).decode("utf-8", "replace"))
 
 
 def _try_preprocessing(damage: Mutation, random: np.random.Generator, folder: Path) -> None:
@@ -321,7 +321,7 @@ def _try_injected(damage: Mutation, random: np.random.Generator, _folder: Path) 
 
 PARSERS: dict[str, Callable[[Mutation, np.random.Generator, Path], None]] = {
     "sidecar": _try_sidecar,
-    "generator's facts": _try_facts,
+    "generator's metadata": _try_metadata,
     "preprocess.json": _try_preprocessing,
     "injected rows": _try_injected,
 }

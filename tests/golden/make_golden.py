@@ -37,7 +37,7 @@ def golden_update() -> ClassUpdate:
         "Bärtierchen 水熊",
         version=3,
         expires=datetime(2100, 1, 1, tzinfo=timezone.utc),
-        probe_seed=5,
+        self_test_seed=5,
         provenance={"method": "golden", "numbers": [1, 2.5, None], "nested": {"ok": True}},
         base_fingerprint=seen_head().fingerprint,
     )

@@ -3,7 +3,7 @@
     python tests/golden/make_golden_v2.py
 
 They hold what `v1` lacks: injected rows, a manifest of schema 2, a journal with taught classes, an engine's sidecar of
-schema 2, and a generator's facts. The sidecar of schema 1, which states no precision, lies in `v1`.
+schema 2, and a generator's metadata. The sidecar of schema 1, which states no precision, lies in `v1`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, EngineSidecar, serialize_sidecar
-from icis_deploy.bundle.generator_metadata import GeneratorFacts, Limits, serialize_facts
+from icis_deploy.bundle.generator_metadata import GeneratorMetadata, Limits, serialize_metadata
 from icis_deploy.bundle.manifest import Bundle, FileEntry, ModelInput, file_entry, serialize_manifest
 from icis_deploy.bundle.slot_files import serialize_slots
 from icis_deploy.head.slots import SlotTable
@@ -51,7 +51,7 @@ SIDECAR = EngineSidecar(
     precision="int8",
     created_by="0.1.0",
 )
-FACTS = GeneratorFacts(
+METADATA = GeneratorMetadata(
     base_fingerprint="2" * 64,
     method="ridge",
     descriptor_dim=300,
@@ -108,7 +108,7 @@ def main() -> None:
     (FOLDER / "manifest.json").write_bytes(serialize_manifest(bundle))
     (FOLDER / "journal.json").write_bytes(serialize_journal(JOURNAL))
     (FOLDER / "sidecar.json").write_bytes(serialize_sidecar(SIDECAR))
-    (FOLDER / "generator-facts.json").write_text(serialize_facts(FACTS) + "\n")
+    (FOLDER / "generator-facts.json").write_text(serialize_metadata(METADATA) + "\n")
     first = {name: value for name, value in asdict(SIDECAR).items() if name != "precision"} | {"schema_version": 1}
     (FOLDER.parent / "v1" / "sidecar.json").write_text(json.dumps(first, indent=1, sort_keys=True) + "\n")
 

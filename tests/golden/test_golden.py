@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from icis_deploy.bundle.engine_sidecar import parse_sidecar
-from icis_deploy.bundle.generator_metadata import parse_facts
+from icis_deploy.bundle.generator_metadata import parse_metadata
 from icis_deploy.bundle.manifest import FileEntry, parse_manifest
 from icis_deploy.bundle.slot_files import load_injected, serialize_slots
 from icis_deploy.errors import SignatureError
@@ -22,7 +22,7 @@ from icis_deploy.updates.envelope import load_envelope, load_update, parse_conte
 from icis_deploy.updates.payload import serialize_payload
 from icis_deploy.updates.signing import verify_update
 from icis_deploy.updates.trusted_keys import TrustedKeys
-from tests.golden.make_golden_v2 import FACTS, INJECTED, JOURNAL, SIDECAR, golden_bundle
+from tests.golden.make_golden_v2 import INJECTED, JOURNAL, METADATA, SIDECAR, golden_bundle
 
 V1 = Path(__file__).resolve().parent / "v1"
 V2 = V1.with_name("v2")
@@ -36,7 +36,7 @@ def test_the_class_update_of_version_1():
     update = signed.content
     assert signed.signed_by == EXPECTED["key_ids"][0]
     assert (update.added, update.replaced, update.removed) == (NAMES, (), ())
-    assert (update.version, update.expires, update.probe_seed) == (3, datetime(2100, 1, 1, tzinfo=timezone.utc), 5)
+    assert (update.version, update.expires, update.self_test_seed) == (3, datetime(2100, 1, 1, tzinfo=timezone.utc), 5)
     assert update.provenance == {"method": "golden", "numbers": [1, 2.5, None], "nested": {"ok": True}}
     np.testing.assert_array_equal(update.rows, np.array(EXPECTED["rows"], np.float32))
 
@@ -101,5 +101,5 @@ def test_a_journal_with_taught_classes():
     assert serialize_journal(JOURNAL) == data
 
 
-def test_the_facts_of_a_generator():
-    assert parse_facts((V2 / "generator-facts.json").read_text()) == FACTS
+def test_the_metadata_of_a_generator():
+    assert parse_metadata((V2 / "generator-facts.json").read_text()) == METADATA

@@ -17,8 +17,8 @@ from exporters.graph.edits import add_initializer, add_node, apply_passes, remov
 from exporters.graph.reading import input_of, shape_of
 from exporters.head.tail import resized
 from exporters.onnx_io.files import check_model
+from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.errors import UsageError
-from icis_deploy.runtime.sessions.protocol import SLOT_BIAS, SLOT_WEIGHT
 
 SLOT_ROWS = "slot_rows"
 """Name of the weight `(feature_dim + 1, capacity)` float32 that a refit replaces."""

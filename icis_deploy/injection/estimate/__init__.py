@@ -1,4 +1,4 @@
 """What an injection promises before it ships.
 
-Predicted T, U, S and H with intervals, the classes to doubt, and warnings.
+Predicted T, U, S and H with intervals, the confidence in each class, and warnings.
 """

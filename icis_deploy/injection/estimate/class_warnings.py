@@ -1,4 +1,4 @@
-"""Which of the injected classes to doubt: those far from what is known, and those that come too close to another."""
+"""Which injected classes are likely to fail: those far from what is known, and those that are too close to another."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import Float32, Float64, Int64
+from icis_deploy.common.arrays import Bool, Float32, Float64, Int64
 from icis_deploy.injection.predictors.mixtures import centred_similarity, cosine_similarity
 from icis_deploy.injection.rows.predictors import RowPredictor, prediction_variance
 from icis_deploy.injection.validation.cross_validation import HeldOutRows
-from icis_deploy.injection.validation.evaluation import Candidate, Trial
+from icis_deploy.injection.validation.evaluation import Candidate, EvaluationSetup
 from icis_deploy.injection.validation.operating_point import recognised
 
 COLLIDING_COSINE = 0.9
-"""Cosine of descriptors from which two classes are named as a collision."""
+"""Cosine of descriptors from which two classes count as a collision."""
 
 MAX_COLLISIONS = 20
 
@@ -35,16 +34,16 @@ class Collision:
     """
 
     class_name: str
-    """An unseen class."""
+    """Name of an unseen class."""
 
     other: str
-    """A seen class, or another unseen one."""
+    """Name of a seen class, or of another unseen one."""
 
     is_other_seen: bool
     """Whether the other class is in the head."""
 
     cosine: float
-    """Between their descriptors."""
+    """Cosine between their descriptors, -1..1."""
 
     def __str__(self) -> str:
         if self.is_other_seen:
@@ -53,36 +52,37 @@ class Collision:
 
 
 def class_confidence(
-    candidate: Candidate, trial: Trial, predictor: RowPredictor, unseen_descriptors: Float32
+    candidate: Candidate, setup: EvaluationSetup, predictor: RowPredictor, unseen_descriptors: Float32
 ) -> tuple[float, ...]:
-    """Return the predicted chance of each unseen class to win its own images among all classes.
+    """Return the predicted chance of each unseen class that its images are recognised among all classes.
 
-    A logistic regression from where a held-out class stands (how near the nearest seen ones are, how near its nearest
-    competitor, how unsure its row) to whether its features were recognised, over all games of the cross-validation.
+    A logistic regression from a held-out class's inputs (how near the nearest seen ones are, how near its nearest
+    competitor, how uncertain its row) to whether its features were recognised, over all evaluations of the
+    cross-validation.
 
     Args:
-        candidate: The method after its trial.
-        trial: That trial.
+        candidate: The method, cross-validated.
+        setup: What it was evaluated on.
         predictor: The method, trained on all seen classes.
         unseen_descriptors: `(num_unseen, descriptor_dim)`.
     """
-    won = recognised(candidate.outcomes, candidate.point)
-    if won.all() or not won.any():
-        return (float(won.mean()),) * len(unseen_descriptors)
-    standing = np.full((len(trial.rows), 4), np.nan)
+    is_recognised = recognised(candidate.outcomes, candidate.point)
+    if is_recognised.all() or not is_recognised.any():
+        return (float(is_recognised.mean()),) * len(unseen_descriptors)
+    inputs = np.full((len(setup.rows), 4), np.nan)
     for part in candidate.held_out:
-        standing[part.fold.held_out] = _standing_in_fold(trial.descriptors, part)
-    weight, intercept = fit_logistic(standing[candidate.outcomes.unseen_class], won)
-    asked = _standing(
-        trial.descriptors,
+        inputs[part.fold.held_out] = _inputs_of_fold(setup.descriptors, part)
+    weight, intercept = fit_logistic(inputs[candidate.outcomes.unseen_class], is_recognised)
+    unseen_inputs = _inputs(
+        setup.descriptors,
         unseen_descriptors,
         group_of=np.zeros(len(unseen_descriptors), dtype=np.int64),
         variance=prediction_variance(predictor, unseen_descriptors),
     )
-    return tuple(float(value) for value in _logistic(asked @ weight + intercept))
+    return tuple(float(value) for value in _logistic(unseen_inputs @ weight + intercept))
 
 
-def fit_logistic(inputs: Float64, is_positive: NDArray[np.bool_]) -> tuple[Float64, float]:
+def fit_logistic(inputs: Float64, is_positive: Bool) -> tuple[Float64, float]:
     """Return weights and intercept of a logistic regression, the weights under a standard normal prior.
 
     By Newton's method with steps that are halved until they help; importing `scipy.optimize` for it would take longer
@@ -105,7 +105,7 @@ def fit_logistic(inputs: Float64, is_positive: NDArray[np.bool_]) -> tuple[Float
     for _ in range(MAX_NEWTON_STEPS):
         chance = _logistic(extended @ parameters)
         slope = extended.T @ (chance - is_positive) + is_weight * parameters
-        # Where all is told apart there is no curvature left for the intercept.
+        # Where the classes are separable there is no curvature left for the intercept.
         curvature = (extended.T * (chance * (1.0 - chance))) @ extended + np.diag(is_weight + 1e-9)
         step, size = np.linalg.solve(curvature, slope), 1.0
         while loss(parameters - size * step) > reached and size > 1e-6:
@@ -122,16 +122,16 @@ def _logistic(margin: Float64) -> Float64:
     return np.asarray(0.5 + 0.5 * np.tanh(0.5 * margin))
 
 
-def _standing_in_fold(descriptors: Float32, part: HeldOutRows) -> Float64:
+def _inputs_of_fold(descriptors: Float32, part: HeldOutRows) -> Float64:
     fold = part.fold
     group_of = np.empty(len(fold.held_out), dtype=np.int64)
     for number, group in enumerate(fold.groups):
         group_of[np.searchsorted(fold.held_out, group)] = number
-    return _standing(descriptors[fold.training], descriptors[fold.held_out], group_of=group_of, variance=part.variance)
+    return _inputs(descriptors[fold.training], descriptors[fold.held_out], group_of=group_of, variance=part.variance)
 
 
-def _standing(seen_descriptors: Float32, unseen_descriptors: Float32, *, group_of: Int64, variance: Float64) -> Float64:
-    """Return where classes stand, `(num_unseen, 4)`: nearest seen, mean of five seen, nearest competitor, variance."""
+def _inputs(seen_descriptors: Float32, unseen_descriptors: Float32, *, group_of: Int64, variance: Float64) -> Float64:
+    """Return the regression's inputs, `(num_unseen, 4)`: nearest seen, mean of five, nearest competitor, variance."""
     similarity = centred_similarity(unseen_descriptors, seen_descriptors)
     nearest = -np.sort(-similarity, axis=1)[:, :5]
     mean = seen_descriptors.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -163,14 +163,14 @@ def find_collisions(
         usual = float(np.quantile(similarity[similarity != 0.0], 0.99)) if similarity.any() else 0.0
         flat = similarity.ravel()
         closest = np.argpartition(-flat, min(MAX_COLLISIONS, len(flat) - 1))[:MAX_COLLISIONS]
-        for place in closest[flat[closest] >= max(COLLIDING_COSINE, usual)]:
-            row, column = divmod(int(place), similarity.shape[1])
+        for index in closest[flat[closest] >= max(COLLIDING_COSINE, usual)]:
+            row, column = divmod(int(index), similarity.shape[1])
             found.append(
                 Collision(
                     class_name=class_names[row],
                     other=names[column],
                     is_other_seen=is_seen,
-                    cosine=float(flat[place]),
+                    cosine=float(flat[index]),
                 )
             )
     return tuple(sorted(found, key=lambda one: -one.cosine)[:MAX_COLLISIONS])

@@ -5,9 +5,9 @@ deviation `1 / (2 sqrt(n))` whatever the accuracy and an interval never leaves 0
 
 - *assumptions*: how far the prediction moves with what is assumed of images;
 - *the classes drawn*: a class is one observation, its images are alike;
-- *the classes played with*: those held out in cross-validation were drawn too;
+- *the classes held out*: those of cross-validation were drawn too;
 - *the model*: pseudo-features are not images. How far predictions were off beyond all that was seen on heads of many
-  kinds with rendered pictures (`MODEL_ERROR`), and it is more where there is reason for doubt.
+  kinds with rendered images (`MODEL_ERROR`), and it is more where there is a warning.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ NORMAL_90 = 1.645
 # Why: docs/decisions/0053.
 MODEL_ERROR: Mapping[str, float] = MappingProxyType({"T": 0.13, "U": 0.14, "S": 0.10, "H": 0.07})
 """Standard deviation of what was measured from what was predicted, in radians, beyond the draw of classes: of heads
-without a warning 0.13, 0.14, 0.09 and 0.05 in one world of rendered pictures, 0.15, 0.16, 0.10 and 0.09 in another
+without a warning 0.13, 0.14, 0.09 and 0.05 in one world of rendered images, 0.15, 0.16, 0.10 and 0.09 in another
 (`scripts/experiments/other_heads.py`, seeds 0 and 1)."""
 
-DOUBTFUL = 3.0
-"""How many times as large the model's error is where there is reason for doubt: 2.2 to 3.9 in those worlds."""
+WARNED_ERROR_FACTOR = 3.0
+"""How many times as large the model's error is where there is a warning: 2.2 to 3.9 in those worlds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +42,13 @@ class Range:
     """
 
     value: float
-    """The prediction."""
+    """The prediction, 0..1."""
 
     low: float
-    """Lower end."""
+    """Lower end of the interval, 0..1."""
 
     high: float
-    """Upper end."""
+    """Upper end of the interval, 0..1."""
 
     def to_json(self) -> dict[str, float]:
         """Return JSON values."""
@@ -56,7 +56,7 @@ class Range:
 
 
 def accuracy_ranges(
-    expected: Rates, others: Sequence[Rates], *, num_unseen: int, num_seen: int, num_played: int, doubt: float
+    expected: Rates, others: Sequence[Rates], *, num_unseen: int, num_seen: int, num_held_out: int, error_factor: float
 ) -> dict[str, Range]:
     """Return the ranges of T, U, S and H.
 
@@ -65,15 +65,15 @@ def accuracy_ranges(
         others: Predictions under other assumptions.
         num_unseen: Classes that T and U are measured on.
         num_seen: Classes that S is measured on.
-        num_played: Classes that were held out to predict it.
-        doubt: How many times as large as usual the model's error may be: 1, or `DOUBTFUL` where there is reason for
-            doubt; `math.inf` where nothing is known, and an interval holds everything.
+        num_held_out: Classes that were held out in cross-validation.
+        error_factor: How many times as large as usual the model's error may be: 1, or `WARNED_ERROR_FACTOR` where there
+            is a warning; `math.inf` where nothing is known, and an interval holds everything.
     """
     counts = {"T": num_unseen, "U": num_unseen, "S": num_seen, "H": min(num_unseen, num_seen)}
     ranges = {}
     for name, count in counts.items():
         value, *moved = (_angle(getattr(rates, name)) for rates in (expected, *others))
-        drawn = NORMAL_90**2 * (0.25 / count + 0.25 / num_played + (doubt * MODEL_ERROR[name]) ** 2)
+        drawn = NORMAL_90**2 * (0.25 / count + 0.25 / num_held_out + (error_factor * MODEL_ERROR[name]) ** 2)
         below, above = (max([0.0, *(sign * (one - value) for one in moved)]) for sign in (-1.0, 1.0))
         ranges[name] = Range(
             value=float(getattr(expected, name)),

@@ -16,20 +16,17 @@ Two settings of the same model, loss and optimiser:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import IncompatibleError, UsageError
-from icis_deploy.injection.rows.predictors import LatentPredictor
-
-Progress = Callable[[int, float], None]
-"""Called after each epoch with its number, from 1, and its mean loss."""
+from icis_deploy.injection.rows.predictors import LatentPredictor, Progress
 
 PREDICTION_BATCH = 4096
 """Classes whose rows are decoded at once; bounds the memory of a prediction."""
@@ -43,7 +40,7 @@ class StoppingRule:
     """Epochs over which losses are averaged; the slope compares the last window with the one before."""
 
     min_slope: float = 2e-3
-    """Loss per epoch; a slower fall counts as none."""
+    """Least fall of the loss per epoch; a slower one counts as none."""
 
     patience: int = 5
     """Epochs in a row without a fall before training stops."""
@@ -181,7 +178,7 @@ class Fit:
     """A trained ICIS and how its training went."""
 
     model: ICIS
-    """In evaluation mode, on the device that it was trained on."""
+    """The trained model, in evaluation mode, on the device that it was trained on."""
 
     epoch_losses: tuple[float, ...]
     """Mean loss of each epoch."""
@@ -191,9 +188,9 @@ class Fit:
 
 
 def fit_icis(
-    seen_descriptors: NDArray[np.float32],
-    seen_rows: NDArray[np.float32],
-    unseen_descriptors: NDArray[np.float32],
+    seen_descriptors: Float32,
+    seen_rows: Float32,
+    unseen_descriptors: Float32,
     *,
     config: ICISConfig | None = None,
     seed: int = 0,
@@ -283,7 +280,7 @@ def step_factor(fraction: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (fraction - warmup) / (1.0 - warmup)))
 
 
-def latent_predictor(model: ICIS, *, origin: NDArray[np.float32]) -> LatentPredictor:
+def latent_predictor(model: ICIS, *, origin: Float32) -> LatentPredictor:
     """Return the part of a trained ICIS that predicts rows, as plain arrays.
 
     Args:
@@ -291,7 +288,7 @@ def latent_predictor(model: ICIS, *, origin: NDArray[np.float32]) -> LatentPredi
         origin: `(row_dim,)`: what its target rows were deviations from; zero where they were rows.
     """
 
-    def array(parameter: Tensor) -> NDArray[np.float32]:
+    def array(parameter: Tensor) -> Float32:
         return np.array(parameter.detach().cpu().numpy(), dtype=np.float32)
 
     return LatentPredictor(
@@ -303,7 +300,7 @@ def latent_predictor(model: ICIS, *, origin: NDArray[np.float32]) -> LatentPredi
     )
 
 
-def predict_rows(model: ICIS, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
+def predict_rows(model: ICIS, descriptors: Float32) -> Float32:
     """Return the raw rows of classes from their descriptors alone.
 
     Args:
@@ -321,9 +318,7 @@ def predict_rows(model: ICIS, descriptors: NDArray[np.float32]) -> NDArray[np.fl
     return np.asarray(rows.numpy(), dtype=np.float32)
 
 
-def _check_shapes(
-    seen_descriptors: NDArray[np.float32], seen_rows: NDArray[np.float32], unseen_descriptors: NDArray[np.float32]
-) -> None:
+def _check_shapes(seen_descriptors: Float32, seen_rows: Float32, unseen_descriptors: Float32) -> None:
     """Raise `IncompatibleError` unless there is one descriptor per seen row and one width of descriptors."""
     if len(seen_rows) == 0 or len(seen_rows) != len(seen_descriptors):
         raise IncompatibleError(

@@ -1,4 +1,4 @@
-"""How much of each seen class an unseen one has, by descriptors alone: the controls that mix seen rows.
+"""Weights of seen classes in an unseen one, from descriptors alone: the controls that mix seen rows.
 
 Every function takes unseen descriptors `(num_unseen, descriptor_dim)` and seen ones `(num_seen, descriptor_dim)`, and
 returns weights `(num_unseen, num_seen)` float32, none of them negative.
@@ -77,10 +77,10 @@ def mixture_weights(unseen_descriptors: Float32, seen_descriptors: Float32) -> F
     count = min(MIXTURE_CANDIDATES, len(seen))
     candidates = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
     weights = np.zeros(similarity.shape, dtype=np.float32)
-    for place, chosen in enumerate(candidates):
+    for index, chosen in enumerate(candidates):
         # min |q - A'x|^2 + ridge |x|^2 through the Cholesky factor of its normal equations: small whatever the width.
         factor = np.linalg.cholesky(seen[chosen] @ seen[chosen].T + MIXTURE_RIDGE * np.eye(count))
-        weights[place, chosen] = nnls(factor.T, np.linalg.solve(factor, similarity[place, chosen]))[0]
+        weights[index, chosen] = nnls(factor.T, np.linalg.solve(factor, similarity[index, chosen]))[0]
     return weights
 
 

@@ -3,8 +3,8 @@
     prepare(seen descriptors, seen rows, seed, progress) -> Prepared(fit, settings)
     fit(seen descriptors, seen rows, unseen descriptors) -> RowPredictor
 
-`prepare` makes what choices a method has, once; `fit` is then called on folds of the seen classes and at last on all of
-them. Lengths of predicted rows mean nothing: calibration sets them.
+`prepare` makes the choices that a method has, once; `fit` is then called on folds of the seen classes and finally on
+all of them. Lengths of predicted rows mean nothing: calibration sets them.
 """
 
 from __future__ import annotations
@@ -32,15 +32,13 @@ from icis_deploy.injection.rows.predictors import (
     Fit,
     Predict,
     Prediction,
+    Progress,
     RowPredictor,
     Weigh,
     WeightedPredictor,
     predict_by,
 )
 from icis_deploy.injection.rows.spectrum import mean_row
-
-Progress = Callable[[int, float], None]
-"""Called after each epoch of a training with its number, from 1, and its mean loss."""
 
 ENSEMBLE_MEMBERS = ("ridge", "icis-centred")
 
@@ -53,13 +51,14 @@ class Prepared:
     """Trains a predictor."""
 
     predict: Predict
-    """The same for a few classes alone, whose predictor nobody needs; `fit` and a question, or a shorter way."""
+    """Trains and predicts a few classes, where the predictor is not needed afterwards; often faster than `fit`."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The choices, JSON values."""
+    """The method's choices by name, JSON values."""
 
 
 Prepare = Callable[[Float32, Float32, int, "Progress | None"], Prepared]
+"""From seen descriptors, seen rows, seed and progress callback to a method with its choices made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +66,16 @@ class Method:
     """A way to predict rows."""
 
     name: str
-    """As the user writes it."""
+    """Name of the method, as users write it."""
 
     summary: str
-    """What it does, in a few words."""
+    """The method in a few words, for people."""
 
     prepare: Prepare
     """Makes the method's choices."""
 
     is_trained: bool = False
-    """Whether a fit trains a network: dear, and needs torch."""
+    """Whether a fit trains a network, which is expensive and needs torch."""
 
 
 def method_named(name: str) -> Method:
@@ -101,11 +100,11 @@ def _weighted(weigh: Weigh) -> Prepare:
         mean = mean_row(seen_rows)
         return WeightedPredictor(weigh=weigh, descriptors=seen_descriptors, mean_row=mean, deviations=seen_rows - mean)
 
-    return lambda _descriptors, _rows, _seed, _progress: _asked(fit)
+    return lambda _descriptors, _rows, _seed, _progress: _prepared_by(fit)
 
 
-def _asked(fit: Fit, **settings: Any) -> Prepared:
-    """Return a method that has no shorter way to predictions than a predictor."""
+def _prepared_by(fit: Fit, **settings: Any) -> Prepared:
+    """Return a method whose predictions are those of a fitted predictor."""
     return Prepared(fit=fit, predict=predict_by(fit), settings=settings)
 
 
@@ -141,7 +140,7 @@ def _prepare_icis(
         trained = fit_icis(seen_descriptors, seen_rows - origin, unseen_descriptors, seed=seed, progress=progress)
         return latent_predictor(trained.model, origin=origin)
 
-    return _asked(fit)
+    return _prepared_by(fit)
 
 
 def _prepare_ensemble(descriptors: Float32, rows: Float32, seed: int, progress: Progress | None) -> Prepared:
@@ -153,7 +152,7 @@ def _prepare_ensemble(descriptors: Float32, rows: Float32, seed: int, progress: 
             mean_row=mean_row(seen_rows),
         )
 
-    return _asked(fit, members=list(ENSEMBLE_MEMBERS), **members[0].settings)
+    return _prepared_by(fit, members=list(ENSEMBLE_MEMBERS), **members[0].settings)
 
 
 _ALL = (

@@ -5,8 +5,8 @@ Rules:
 1. Descriptors are centred on the mean seen descriptor and brought to unit length, so that squared distances are about 2
    whatever the descriptors are, and one grid of bandwidths serves all.
 2. Bandwidth and noise are chosen by leave-one-out on the seen rows, in closed form, by the cosine between predicted and
-   true deviation: lengths are the business of `icis_deploy.injection.validation.operating_point`.
-3. Predictions that only cross-validation needs are solved for alone (`predict_ridge`), without the inverse that a
+   true deviation: `icis_deploy.injection.validation.operating_point` chooses lengths.
+3. Predictions that only cross-validation needs are solved for directly (`predict_ridge`), without the inverse that a
    predictor keeps.
 4. Up to `EXACT_LIMIT` seen classes the system is solved exactly, in cubic time. Above, the kernel is approximated from
    `EXACT_LIMIT` landmark classes (Nystrom, subset of regressors), in linear time and memory.
@@ -47,10 +47,10 @@ class RidgeSettings:
     """Kernel `exp(-inverse_width * squared distance)` and the noise added to its diagonal."""
 
     inverse_width: float
-    """Per squared distance between unit descriptors."""
+    """Factor of the squared distance between unit descriptors, above 0."""
 
     noise: float
-    """Variance of what a descriptor does not say, in units of the kernel's variance, 1."""
+    """Variance of what descriptors do not explain, in units of the kernel's variance, 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,7 +58,7 @@ class KernelPredictor:
     """A solved kernel ridge regression; the arrays are float64, since nearly equal descriptors cancel in float32."""
 
     settings: RidgeSettings
-    """Bandwidth and noise."""
+    """Bandwidth of the kernel and noise on its diagonal."""
 
     descriptor_mean: Float64
     """`(descriptor_dim,)`, of the seen descriptors."""
@@ -67,10 +67,10 @@ class KernelPredictor:
     """`(num_landmarks, descriptor_dim)`, standardised descriptors: those of all seen classes, up to `EXACT_LIMIT`."""
 
     coefficients: Float64
-    """`(num_landmarks, feature_dim + 1)`."""
+    """`(num_landmarks, feature_dim + 1)`: weights of the kernel values in a row's deviation from the mean row."""
 
     mean_row: Float64
-    """`(feature_dim + 1,)`."""
+    """`(feature_dim + 1,)`, of the seen rows."""
 
     precision: Float64
     """`(num_landmarks, num_landmarks)`: the variance of a class is 1 less the quadratic form of its kernel values."""
@@ -147,23 +147,23 @@ def fit_ridge(descriptors: Float32, rows: Float32, *, settings: RidgeSettings, s
 
 
 def predict_ridge(
-    descriptors: Float32, rows: Float32, asked: Float32, *, settings: RidgeSettings, seed: int = 0
+    descriptors: Float32, rows: Float32, queries: Float32, *, settings: RidgeSettings, seed: int = 0
 ) -> Prediction:
-    """Return what the predictor of `fit_ridge` says of a few classes, but for rounding, for a third of the time.
+    """Return what the predictor of `fit_ridge` predicts of a few classes, but for rounding, in a third of the time.
 
     Args:
         descriptors: `(num_seen, descriptor_dim)`.
         rows: `(num_seen, feature_dim + 1)`.
-        asked: `(num_classes, descriptor_dim)`.
+        queries: `(num_classes, descriptor_dim)`, of the classes to predict.
         settings: Bandwidth and noise.
         seed: Of the draw of landmarks, where there are more than `EXACT_LIMIT` seen classes.
     """
     if len(descriptors) > EXACT_LIMIT:
         predictor = fit_ridge(descriptors, rows, settings=settings, seed=seed)
-        return Prediction(rows=predictor.rows(asked), variance=predictor.variance(asked))
+        return Prediction(rows=predictor.rows(queries), variance=predictor.variance(queries))
     descriptor_mean = descriptors.mean(axis=0, dtype=np.float64)
     points = _standardised(descriptors, descriptor_mean)
-    between = _kernel(points, _standardised(asked, descriptor_mean), settings)
+    between = _kernel(points, _standardised(queries, descriptor_mean), settings)
     system = _with_noise(_kernel(points, points, settings), settings.noise)
     weights = np.linalg.solve(system, between)  # (num_seen, num_classes)
     mean = mean_row(rows)

@@ -1,25 +1,23 @@
-"""Features that stand in for images of the seen classes, drawn from the head and from pictures of nothing.
+"""Features that stand in for images of the seen classes, drawn from the head and from neutral images.
 
     feature = activation(centre + amount * (direction of its class + blend * direction of a similar class) + rest)
 
 - *The rest* is what neutral features (`icis_deploy.images.neutral`, through the backbone) have around their mean. It is
-  as much less as the class takes of their spread: a picture of a class is no further from the centre than one of
-  nothing, it shows its class in the place of something else. Without neutral features, isotropic noise takes
-  their place, and its scale is set so that the head is as sure of itself as it is right: a network trained with
-  cross-entropy is about calibrated.
+  smaller by what the class takes of their spread: an image of a class is no further from the centre than a neutral one,
+  it shows its class instead of something else. Without neutral features the rest is isotropic noise, whose scale is set
+  so that the head's confidence equals its accuracy: a network trained with cross-entropy is about calibrated.
 - *Directions and centre*: `icis_deploy.injection.pseudo_features.class_means`. Lengths of class means are as theory has
-  it for balanced linear
-  networks, or all equal (neural collapse). Both can be drawn.
+  them for balanced linear networks, or all equal (neural collapse). Both can be drawn.
 - *A similar class*: an image shows its class and, to a lesser degree, something similar. `blend` is uniform in
   0..`max_blend`, the similar class one of the `NUM_NEIGHBOURS` nearest in direction. Similarity comes from the rows and
   never from descriptors: descriptors that say nothing must not look useful.
-- *The amount of class* and `max_blend` are set so that the untouched head is right as often as its owner says, and
+- *The amount of class* and `max_blend` are set so that the untouched head is as accurate as its owner says, and
   `NEIGHBOUR_SHARE` of its errors come from similar classes.
 - *Concentration*: all images show as much of their class, or some more than others
   (`icis_deploy.injection.pseudo_features.mixtures`).
 
 What does not depend on a draw is found once (`FeatureSource`); what is random is drawn once and then shown as often as
-it is needed under one assumption or another (`Draws`), so that their results differ by the assumption alone.
+it is needed under one assumption or another (`draw`, `Draws`), so that their results differ by the assumption alone.
 
 Sources: Saxe, McClelland & Ganguli, "A mathematical theory of semantic development in deep neural networks", PNAS 2019
 (singular modes of rows and features); Papyan, Han & Donoho, "Prevalence of neural collapse", PNAS 2020; Guo et al.,
@@ -30,7 +28,6 @@ Sources: Saxe, McClelland & Ganguli, "A mathematical theory of semantic developm
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,15 +35,15 @@ import numpy as np
 from icis_deploy.common.arrays import Float32, Int64
 from icis_deploy.injection.pseudo_features.accuracy_matching import (
     amount_of_class,
-    head_logits,
     largest_blend,
     needed_strengths,
     recognised_share,
 )
 from icis_deploy.injection.pseudo_features.class_means import mixed_law, principal_law, recognising_law
-from icis_deploy.injection.pseudo_features.mixtures import InPictures, OnNoise, ShownClasses
+from icis_deploy.injection.pseudo_features.mixtures import ImageMixture, NoiseMixture, ShownClasses
 from icis_deploy.injection.pseudo_features.source import FeatureSource, source_by_law
-from icis_deploy.injection.pseudo_features.threshold_search import TurningPoints
+from icis_deploy.injection.pseudo_features.threshold_search import Thresholds
+from icis_deploy.injection.rows.logits import head_logits
 
 NEIGHBOUR_SHARE = 0.7
 """Part of the head's errors that similar classes cause. Of published ImageNet classifiers' wrong answers, about 0.7
@@ -69,7 +66,7 @@ class PseudoFeatures:
     """Drawn features and the classes that they stand for."""
 
     features: Float32
-    """`(num_features, feature_dim)`."""
+    """`(num_features, feature_dim)` float32."""
 
     classes: Int64
     """`(num_features,)`, indices of rows; every class that was drawn has equally many features."""
@@ -78,14 +75,14 @@ class PseudoFeatures:
     """Mean part of the features' spread that is class, 0..1."""
 
     max_blend: float
-    """Largest part of a similar class's direction."""
+    """Largest part of a similar class's direction, in units of the own one's."""
 
     logits: Float32
-    """`(num_features, num_seen)`, of the untouched head: dear with many classes, and every game needs them."""
+    """`(num_features, num_seen)`, of the untouched head: expensive with many classes, and every fold needs them."""
 
     @property
     def accuracy(self) -> float:
-        """Part of the features that the untouched head gets right."""
+        """Part of the features that the untouched head recognises."""
         return float(np.mean(self.logits.argmax(axis=1) == self.classes))
 
 
@@ -94,13 +91,13 @@ def find_feature_source(
 ) -> FeatureSource:
     """Find what features are drawn from.
 
-    What neutral pictures say of the law counts by the share of classes in their spread.
+    What neutral images say about the law counts by the share of classes in their spread.
 
     Args:
         rows: `(num_seen, feature_dim + 1)`, at least three classes.
         neutral_features: `(num_neutral, feature_dim)`, or `None`.
-        seen_accuracy: How often the head is right on images of its classes, in 0..1, both excluded.
-        max_features: How many will be drawn; classes that the first draw leaves out have no say.
+        seen_accuracy: Accuracy of the head on images of its classes, in 0..1, both excluded.
+        max_features: How many will be drawn; classes that the first draw leaves out are not considered.
         seed: Of the draw.
     """
     law = principal_law(rows, neutral_features)
@@ -111,38 +108,38 @@ def find_feature_source(
         mixture = _mix(source, probe, np.random.default_rng(seed), neighbours=None)
         share = mixture.class_share(amount_of_class(needed_strengths(rows, mixture), mixture, recognised))
         law = mixed_law(law, share)
-    return source.by_law(recognising_law(rows, law, classes=np.unique(probe), share=recognised))
+    source = source.by_law(recognising_law(rows, law, classes=np.unique(probe), share=recognised))
+    # Where every draw has all classes, their neighbours are found once for all draws.
+    return source.with_neighbours() if len(rows) <= max_features else source
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Draws:
     """Random numbers, and the features that they give under one assumption or another.
 
-    What the search for one found of the random numbers serves the next.
+    A value: the same call gives the same features, whatever was drawn before.
     """
 
-    def __init__(self, source: FeatureSource, *, max_features: int, seed: int) -> None:
-        """Draw.
+    rows: Float32
+    """`(num_seen, feature_dim + 1)`, of the head."""
 
-        Args:
-            source: What features are drawn from.
-            max_features: How many to draw at most: as many of each class, up to `MAX_PER_CLASS`, or one of some
-                classes.
-            seed: Of all that is random.
-        """
-        random = np.random.default_rng(seed)
-        classes = _classes(len(source.rows), max_features, random)
-        self._source = source
-        self._num_classes = len(np.unique(classes))
-        self._mixture = _mix(source, classes, random, neighbours=source.neighbours(np.unique(classes)))
-        self._needed: TurningPoints | None = None
-        self._likely_blend = USUAL_BLEND
+    lengths: Float32
+    """`(num_seen,)`, of class means in a balanced linear network, 1 on average."""
+
+    num_classes: int
+    """Classes that have features."""
+
+    mixture: NoiseMixture | ImageMixture
+    """The features but for the amount of class and the largest blend; all images are equally clear."""
+
+    needed: Thresholds | None
+    """The strengths of class with which the head recognises the first `PROBE_SIZE` features, where nothing that is
+    assumed changes them: with neutral features. `None` on noise, whose scale depends on the accuracy."""
 
     def with_lengths(self) -> Draws:
         """Return the same random numbers, with directions not equally long but as long as in a balanced network."""
-        other = copy(self)
-        other._mixture = replace(self._mixture, shown=_at_lengths(self._mixture.shown, self._source.lengths))
-        other._needed = None
-        return other
+        mixture = replace(self.mixture, shown=_at_lengths(self.mixture.shown, self.lengths))
+        return replace(self, mixture=mixture, needed=_needed_in_images(self.rows, mixture))
 
     def features(
         self,
@@ -151,29 +148,30 @@ class Draws:
         neighbour_share: float = NEIGHBOUR_SHARE,
         concentration: float | None = None,
         part: float = 1.0,
+        likely_blend: float = USUAL_BLEND,
     ) -> PseudoFeatures:
         """Return features under some assumptions.
 
         Args:
-            seen_accuracy: How often the head is right on images of its classes, in 0..1, both excluded.
+            seen_accuracy: Accuracy of the head on images of its classes, in 0..1, both excluded.
             neighbour_share: Part of the errors that similar classes cause.
             concentration: How alike images are in how clearly they show their class, where there are neutral features
-                (`feature_mixtures.CONCENTRATIONS`); `None` if they are quite alike.
+                (`mixtures.CONCENTRATIONS`); `None` if they are quite alike.
             part: Of the features, in 0..1; of each class equally many, as far as there are several.
+            likely_blend: Where the search for the largest blend begins; one that is near saves time.
         """
-        rows, mixture = self._source.rows, self._mixture
+        rows, mixture = self.rows, self.mixture
         recognised = recognised_share(seen_accuracy, neighbour_share)
-        if isinstance(mixture, OnNoise):
-            mixture, needed = _with_calibrated_noise(rows, mixture, seen_accuracy, recognised), None
+        if isinstance(mixture, NoiseMixture):
+            mixture = _with_calibrated_noise(rows, mixture, seen_accuracy, recognised)
         else:
-            mixture, needed = replace(mixture, concentration=concentration), self._needed
+            mixture = replace(mixture, concentration=concentration)
         probe = mixture.part(slice(PROBE_SIZE))
-        self._needed = needed or needed_strengths(rows, probe)
-        amount = amount_of_class(self._needed, probe, recognised)
-        max_blend = largest_blend(rows, probe, amount, seen_accuracy, likely=self._likely_blend)
-        self._likely_blend = max(max_blend, 0.1 * USUAL_BLEND)
+        needed = needed_strengths(rows, probe) if self.needed is None else self.needed
+        amount = amount_of_class(needed, probe, recognised)
+        max_blend = largest_blend(rows, probe, amount, seen_accuracy, start=max(likely_blend, 0.1 * USUAL_BLEND))
         count = int(part * len(mixture.shown.classes))
-        count -= count % self._num_classes if count > self._num_classes else 0
+        count -= count % self.num_classes if count > self.num_classes else 0
         mixture = mixture.part(slice(count))
         features = mixture.features(mixture.strengths(amount), max_blend)
         return PseudoFeatures(
@@ -185,6 +183,32 @@ class Draws:
         )
 
 
+def draw(source: FeatureSource, *, max_features: int, seed: int) -> Draws:
+    """Draw all that is random.
+
+    Args:
+        source: What features are drawn from.
+        max_features: How many to draw at most: as many of each class, up to `MAX_PER_CLASS`, or one of some classes.
+        seed: Of all that is random.
+    """
+    random = np.random.default_rng(seed)
+    classes = _classes(len(source.rows), max_features, random)
+    drawn = np.unique(classes)
+    mixture = _mix(source, classes, random, neighbours=source.neighbours(drawn))
+    return Draws(
+        rows=source.rows,
+        lengths=source.lengths,
+        num_classes=len(drawn),
+        mixture=mixture,
+        needed=_needed_in_images(source.rows, mixture),
+    )
+
+
+def _needed_in_images(rows: Float32, mixture: NoiseMixture | ImageMixture) -> Thresholds | None:
+    """Return the strengths that the class needs in the first `PROBE_SIZE` features; `None` on noise."""
+    return None if isinstance(mixture, NoiseMixture) else needed_strengths(rows, mixture.part(slice(PROBE_SIZE)))
+
+
 def _classes(num_seen: int, max_features: int, random: np.random.Generator) -> Int64:
     """Return the class of each feature: as many of each, or one of some."""
     per_class = max(1, min(MAX_PER_CLASS, max_features // num_seen))
@@ -193,7 +217,7 @@ def _classes(num_seen: int, max_features: int, random: np.random.Generator) -> I
 
 def _mix(
     source: FeatureSource, classes: Int64, random: np.random.Generator, *, neighbours: Int64 | None
-) -> OnNoise | InPictures:
+) -> NoiseMixture | ImageMixture:
     """Draw all that is random; all images are equally clear.
 
     Args:
@@ -214,11 +238,11 @@ def _mix(
     )
     if source.around is None:
         noise = random.standard_normal(own.shape).astype(np.float32)
-        return OnNoise(shown=shown, centre=source.centre, noise=noise)
+        return NoiseMixture(shown=shown, centre=source.centre, noise=noise)
     # Every neutral feature is used about equally often: fewer accidents than free draws.
     num_neutral = len(source.around)
     order = np.concatenate([random.permutation(num_neutral) for _ in range(-(-len(classes) // num_neutral))])
-    return InPictures(
+    return ImageMixture(
         shown=shown,
         centre=source.centre,
         rest=source.around[order[: len(classes)]],
@@ -243,12 +267,14 @@ def _moments(own: Float32, similar: Float32) -> tuple[float, float, float]:
     return own_square, both, similar_square
 
 
-def _with_calibrated_noise(rows: Float32, mixture: OnNoise, seen_accuracy: float, recognised: float) -> OnNoise:
+def _with_calibrated_noise(
+    rows: Float32, mixture: NoiseMixture, seen_accuracy: float, recognised: float
+) -> NoiseMixture:
     """Scale isotropic noise so that the head's median confidence in features without a similar class is its accuracy.
 
-    Accuracy hardly depends on the scale of features, a head's biases being small beside its logits; confidence does.
-    Features that are more like another class are recognised wrongly with confidence at any scale, and a few that noise
-    brings between two classes hold a mean back at any: neither may have a say.
+    Accuracy hardly depends on the scale of features, a head's biases being small compared with its logits; confidence
+    does. Features that are more like another class are recognised wrongly with confidence at any scale, and a few that
+    noise brings between two classes lower a mean at any: a median depends on neither.
     """
     probe = mixture.part(slice(PROBE_SIZE))
     logit_deviation = float(np.linalg.norm(rows[:, :-1], axis=1).mean())

@@ -1,7 +1,7 @@
-"""How a class and what else is in a picture mix into a pseudo-feature.
+"""How a class and what else is in an image mix into a pseudo-feature.
 
-    OnNoise     centre + length * class + noise                                    where nothing is known of features
-    InPictures  centre + spread * (sqrt(share) * class + sqrt(1 - share) * rest)          with neutral pictures
+    NoiseMixture  centre + length * class + noise                                    where nothing is known of features
+    ImageMixture  centre + spread * (sqrt(share) * class + sqrt(1 - share) * rest)   with neutral images
 
 *class* is the class's direction and some of a similar class's. Everything random is drawn once, so that what is then
 searched, the amount of class and the largest blend of similar classes, is searched on the same draws.
@@ -22,10 +22,10 @@ from icis_deploy.injection.pseudo_features.threshold_search import quantile
 
 # Why: docs/decisions/0054.
 CONCENTRATIONS = (3.2, 8.0)
-"""How alike images are in the share of class. Measured on rendered pictures that the demo's networks had not seen (40,
+"""How alike images are in the share of class. Measured on rendered images that the demo's networks had not seen (40,
 120 and 300 classes, trained well and badly; `scripts/experiments/other_heads.py` prints it), and read in two ways. What
-a picture has along its class's mean as a part of all pictures' spread: 2.3 to 3.7; of its own distance from the centre:
-14 to 31. Pseudo-features are all about equally far from the centre, pictures not: the first, and the geometric mean of
+an image has along its class's mean as a part of all images' spread: 2.3 to 3.7; of its own distance from the centre: 14
+to 31. Pseudo-features are all about equally far from the centre, images are not: the first, and the geometric mean of
 both."""
 
 
@@ -35,13 +35,13 @@ AMOUNT_STEP = 2.0**-14
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownClasses:
-    """What of classes is to be seen in each feature."""
+    """What each feature shows of its class and of a similar one."""
 
     classes: Int64
     """`(num_features,)`, indices of rows."""
 
     similar_classes: Int64
-    """`(num_features,)`, likewise."""
+    """`(num_features,)`, indices of rows: of each feature's similar class."""
 
     own: Float32
     """`(num_features, feature_dim)`, directions of length 1, each or on average."""
@@ -50,7 +50,7 @@ class ShownClasses:
     """`(num_features, feature_dim)`, such directions of similar classes times uniform numbers."""
 
     moments: tuple[float, float, float]
-    """Means of own^2, own similar and similar^2 over all features, of which these may be a part."""
+    """Means of own . own, own . similar and similar . similar over all features, of which these may be a part."""
 
     def at_length(self, length: Float32 | Float64 | float, max_blend: Float64 | float) -> Float32:
         """Return own and similar directions, `(num_features, feature_dim)`.
@@ -87,7 +87,7 @@ class Mixture(Protocol):
 
     @property
     def shown(self) -> ShownClasses:
-        """What of classes is to be seen."""
+        """What each feature shows of classes."""
         ...
 
     @property
@@ -127,17 +127,17 @@ class Mixture(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnNoise:
+class NoiseMixture:
     """Classes on top of noise; the amount of class is its strength, a length in units of features."""
 
     shown: ShownClasses
-    """What of classes is to be seen."""
+    """What each feature shows of classes."""
 
     centre: Float32
-    """`(feature_dim,)`: where the head favours no class, as far as its biases tell."""
+    """`(feature_dim,)`: where the head favours no class, as far as its biases show it."""
 
     noise: Float32
-    """`(num_features, feature_dim)`, around zero."""
+    """`(num_features, feature_dim)`, in units of features, with mean zero."""
 
     @property
     def usual_strength(self) -> float:
@@ -169,20 +169,20 @@ class OnNoise:
         mixed += self.noise
         return mixed
 
-    def part(self, which: Int64 | slice) -> OnNoise:
+    def part(self, which: Int64 | slice) -> NoiseMixture:
         """Return some of the features."""
         return replace(self, shown=self.shown.part(which), noise=self.noise[which])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InPictures:
-    """Classes in the place of something in a neutral picture; the amount of class is its mean share of the spread.
+class ImageMixture:
+    """Classes instead of something in a neutral image; the amount of class is its mean share of the spread.
 
     The strength is the square root of a feature's share.
     """
 
     shown: ShownClasses
-    """What of classes is to be seen."""
+    """What each feature shows of classes."""
 
     centre: Float32
     """`(feature_dim,)`: where the head favours no class."""
@@ -191,20 +191,20 @@ class InPictures:
     """`(num_features, feature_dim)`: what neutral features have around their mean."""
 
     spread: float
-    """Root mean square distance of neutral features from their mean."""
+    """Root mean square distance of neutral features from their mean, in units of features."""
 
     clarity: Float64
-    """`(num_features,)`, uniform numbers: the greater, the more of a picture is class."""
+    """`(num_features,)`, uniform in 0..1: the greater, the more of an image is class."""
 
     concentration: float | None
-    """How alike images are in the share of class; `None` if they are quite alike."""
+    """Concentration of the Beta distribution of shares of class, above 0; `None` if all are equal."""
 
     is_rectified: bool
     """Whether features are never negative."""
 
     @property
     def usual_strength(self) -> float:
-        """A sixth of the spread is class: rather little, for estimates are better on the way up."""
+        """A sixth of the spread is class: rather little, since estimates are better on the way up."""
         return 0.4
 
     @property
@@ -247,7 +247,7 @@ class InPictures:
         mixed += self.centre
         return np.maximum(mixed, 0.0, out=mixed) if self.is_rectified else mixed
 
-    def part(self, which: Int64 | slice) -> InPictures:
+    def part(self, which: Int64 | slice) -> ImageMixture:
         """Return some of the features."""
         return replace(self, shown=self.shown.part(which), rest=self.rest[which], clarity=self.clarity[which])
 

@@ -1,8 +1,8 @@
-"""What the pseudo-features of a head are drawn from: directions of classes, a centre, and what else is in a picture."""
+"""What the pseudo-features of a head are drawn from: directions of classes, a centre, and what else is in an image."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from icis_deploy.injection.pseudo_features.class_means import FeatureLaw, balanc
 from icis_deploy.injection.rows.spectrum import bias_law
 
 NUM_NEIGHBOURS = 5
-"""Classes that an image of a class may be blended with; what a top-5 accuracy forgives."""
+"""Classes that an image of a class may be blended with; those that a top-5 accuracy does not count as errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -22,13 +22,13 @@ class FeatureSource:
     """`(num_seen, feature_dim + 1)`."""
 
     law: FeatureLaw
-    """How features follow from rows."""
+    """How class means of features follow from rows."""
 
     directions: Float32
     """`(num_seen, feature_dim)`, of class means, each of length 1."""
 
     lengths: Float32
-    """`(num_seen,)`, of class means in a balanced linear network, 1 on average."""
+    """`(num_seen,)`: lengths of class means in a balanced linear network, 1 on average."""
 
     centre: Float32
     """`(feature_dim,)`: where the head favours no class."""
@@ -39,13 +39,17 @@ class FeatureSource:
     is_rectified: bool
     """Whether features are never negative."""
 
-    nearest: dict[bytes, Int64] = field(default_factory=dict, repr=False)
-    """Answers of `neighbours`, by what was asked."""
+    all_neighbours: Int64 | None = None
+    """`(num_seen, num_neighbours)`: the most similar classes of each; `None` where they are found at each call."""
 
     def by_law(self, law: FeatureLaw) -> FeatureSource:
         """Return the same source under another law of the same rows."""
         directions, lengths = _directions(self.rows, law)
-        return replace(self, law=law, directions=directions, lengths=lengths, nearest={})
+        return replace(self, law=law, directions=directions, lengths=lengths, all_neighbours=None)
+
+    def with_neighbours(self) -> FeatureSource:
+        """Return the same source with the neighbours of all classes, so that they are not found more than once."""
+        return replace(self, all_neighbours=self.neighbours(np.arange(len(self.rows), dtype=np.int64)))
 
     def neighbours(self, classes: Int64) -> Int64:
         """Return the most similar classes of each class, `(num_classes, NUM_NEIGHBOURS or fewer)`.
@@ -53,14 +57,12 @@ class FeatureSource:
         Args:
             classes: `(num_classes,)`, sorted.
         """
-        found = self.nearest.get(classes.tobytes())
-        if found is None:
-            count = min(NUM_NEIGHBOURS, len(self.directions) - 1)
-            distance = -(self.directions[classes] @ self.directions.T)
-            distance[np.arange(len(classes)), classes] = np.inf
-            found = np.sort(np.argpartition(distance, count - 1, axis=1)[:, :count], axis=1).astype(np.int64)
-            self.nearest[classes.tobytes()] = found
-        return found
+        if self.all_neighbours is not None:
+            return self.all_neighbours[classes]
+        count = min(NUM_NEIGHBOURS, len(self.directions) - 1)
+        distance = -(self.directions[classes] @ self.directions.T)
+        distance[np.arange(len(classes)), classes] = np.inf
+        return np.sort(np.argpartition(distance, count - 1, axis=1)[:, :count], axis=1).astype(np.int64)
 
 
 def source_by_law(rows: Float32, law: FeatureLaw, neutral_features: Float32 | None) -> FeatureSource:

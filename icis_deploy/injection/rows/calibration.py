@@ -1,4 +1,4 @@
-"""From raw predicted rows to rows that compete with the seen ones. All of it becomes part of the rows.
+"""From raw predicted rows to rows that compete with the seen ones; all of it becomes part of the rows.
 
 A loss of cosines sets no row's length and a regression makes rows too short: left alone, injected classes always lose
 against seen ones, or always win. `icis_deploy.injection.validation.operating_point` chooses the numbers; here they are
@@ -38,7 +38,7 @@ class LengthFactor:
     """One factor for all rows; 1 leaves them raw."""
 
     factor: float
-    """Every row is multiplied by it."""
+    """Factor that every row is multiplied by, above 0."""
 
     def apply(self, rows: Float32) -> Float32:
         """Return calibrated rows; both `(num_classes, feature_dim + 1)` float32."""
@@ -65,7 +65,7 @@ class DeviationCalibration:
     """`(num_axes,)`: what is added along each axis, as a part of what a deviation has there."""
 
     length: float
-    """Of every calibrated deviation; with a law of the biases, of its weights."""
+    """Length of every calibrated deviation; with a law of the biases, of its weights."""
 
     offset: float
     """Added to the bias, in logits."""
@@ -91,7 +91,7 @@ class DeviationCalibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Injector:
-    """All that makes a calibrated row of a descriptor: a function of one class, in plain arrays.
+    """A trained predictor and its calibration: from a descriptor to a calibrated row, in plain arrays.
 
     Example:
         injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
@@ -99,10 +99,10 @@ class Injector:
     """
 
     predictor: RowPredictor
-    """From descriptors to raw rows."""
+    """Trained predictor, from descriptors to raw rows."""
 
     calibration: RowCalibration
-    """From raw rows to calibrated ones."""
+    """Calibration, from raw rows to calibrated ones."""
 
     def rows(self, descriptors: Float32) -> Float32:
         """Return calibrated rows, `(num_classes, descriptor_dim)` -> `(num_classes, feature_dim + 1)` float32."""

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Float64
 from icis_deploy.injection.rows.spectrum import at_length
 
 BATCH_SIZE = 4096
@@ -23,8 +22,12 @@ Weigh = Callable[[Float32, Float32], Float32]
 """From unseen and seen descriptors to weights `(num_unseen, num_seen)`."""
 
 
+Progress = Callable[[int, float], None]
+"""Called after each epoch of a training with its number, from 1, and its mean loss."""
+
+
 class RowPredictor(Protocol):
-    """What all trained methods are.
+    """A trained method.
 
     Example:
         injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
@@ -38,9 +41,9 @@ class RowPredictor(Protocol):
 
 @runtime_checkable
 class Uncertain(Protocol):
-    """What a predictor also is that knows how sure it is."""
+    """A predictor that also knows the variance of its predictions."""
 
-    def variance(self, descriptors: Float32) -> NDArray[np.float64]:
+    def variance(self, descriptors: Float32) -> Float64:
         """Return the part of the variance that stays unexplained, `(num_classes,)` in 0..1."""
         ...
 
@@ -51,12 +54,12 @@ Fit = Callable[[Float32, Float32, Float32], RowPredictor]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prediction:
-    """What was predicted of a few classes."""
+    """Predicted rows of a few classes, and how certain they are."""
 
     rows: Float32
-    """`(num_classes, feature_dim + 1)`, raw."""
+    """`(num_classes, feature_dim + 1)`, not calibrated."""
 
-    variance: NDArray[np.float64]
+    variance: Float64
     """`(num_classes,)`: of each prediction, 0..1; zeros where the predictor does not know."""
 
 
@@ -65,7 +68,7 @@ Predict = Callable[[Float32, Float32, Float32], Prediction]
 
 
 def predict_by(fit: Fit) -> Predict:
-    """Return what trains a predictor and asks it."""
+    """Return a function that trains a predictor and predicts with it."""
 
     def predict(seen_descriptors: Float32, seen_rows: Float32, descriptors: Float32) -> Prediction:
         predictor = fit(seen_descriptors, seen_rows, descriptors)
@@ -74,7 +77,7 @@ def predict_by(fit: Fit) -> Predict:
     return predict
 
 
-def prediction_variance(predictor: RowPredictor, descriptors: Float32) -> NDArray[np.float64]:
+def prediction_variance(predictor: RowPredictor, descriptors: Float32) -> Float64:
     """Return the variance of each prediction, `(num_classes,)`; zeros where the predictor does not know."""
     return predictor.variance(descriptors) if isinstance(predictor, Uncertain) else np.zeros(len(descriptors))
 
@@ -84,13 +87,13 @@ class WeightedPredictor:
     """The mean row and a weighted sum of the seen rows' deviations from it."""
 
     weigh: Weigh
-    """How much of each seen class an unseen one has."""
+    """From unseen and seen descriptors to the weights of the seen classes."""
 
     descriptors: Float32
-    """`(num_seen, descriptor_dim)`."""
+    """`(num_seen, descriptor_dim)`, of the seen classes."""
 
     mean_row: Float32
-    """`(feature_dim + 1,)`."""
+    """`(feature_dim + 1,)`, of the seen rows."""
 
     deviations: Float32
     """`(num_seen, feature_dim + 1)`, of the seen rows from the mean row."""
@@ -106,7 +109,7 @@ class LatentPredictor:
     """An encoder of descriptors and a decoder of rows, those of ICIS: `origin + decode(relu(encode(descriptor)))`."""
 
     encoder_weight: Float32
-    """`(latent_dim, descriptor_dim)`."""
+    """`(latent_dim, descriptor_dim)` float32."""
 
     encoder_bias: Float32
     """`(latent_dim,)`."""
@@ -135,10 +138,10 @@ class AveragePredictor:
     """The mean row and the average direction in which several predictors deviate from it."""
 
     members: tuple[RowPredictor, ...]
-    """At least one."""
+    """Predictors that are averaged, at least one."""
 
     mean_row: Float32
-    """`(feature_dim + 1,)`."""
+    """`(feature_dim + 1,)`, of the seen rows."""
 
     def rows(self, descriptors: Float32) -> Float32:
         """Predict raw rows, `(num_classes, descriptor_dim)` -> `(num_classes, feature_dim + 1)` float32."""

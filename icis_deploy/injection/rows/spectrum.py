@@ -2,8 +2,8 @@
 
 Axes that many classes share are easy to predict, those that tell siblings apart are not. A regression therefore puts
 too much of a predicted deviation along the leading axes: its classes are told from far ones and not from near ones. How
-much too much is seen on held-out seen rows, and half of it (in the logarithm) is taken back; all would be noise.
-Predicted deviations are so brought back to the spread that rows have.
+much too much is measured on held-out seen rows, and half of it (in the logarithm) is taken back; all would be noise.
+This brings predicted deviations back to the spread that rows have.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RowSpectrum:
     """`(num_axes, feature_dim + 1)`, orthonormal, most variance first; without those that have none."""
 
     variance: Float64
-    """`(num_axes,)`, of the rows along each axis."""
+    """`(num_axes,)`: variance of the rows along each axis."""
 
 
 def mean_row(rows: Float32) -> Float32:
@@ -136,7 +136,7 @@ def bias_law(rows: Float32) -> Float32 | None:
 
     Of 27 heads (`scripts/experiments/other_heads.py`) `|w|^2` explains 100 % of the biases of nearest means and 66 to
     90 % of those of discriminants; of others at most 27 %, but 52 % where training stopped early and all biases are
-    nearly zero. All seven that obey got better: T by 7 to 40 points, H by 8 to 16.
+    nearly zero. All seven for which the law holds got better: T by 7 to 40 points, H by 8 to 16.
 
     Args:
         rows: `(num_seen, feature_dim + 1)`, at least three.

@@ -1,4 +1,4 @@
-"""A trial: put a method through class-level cross-validation and calibrate it, the same way for every method."""
+"""Evaluate a method: class-level cross-validation and calibration, the same way for every method."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from icis_deploy.common.arrays import Float32
-from icis_deploy.injection.predictors.registry import Method, Prepared, Progress
-from icis_deploy.injection.pseudo_features.draws import Draws, PseudoFeatures, find_feature_source
+from icis_deploy.injection.predictors.registry import Method, Prepared
+from icis_deploy.injection.pseudo_features.draws import PseudoFeatures, draw, find_feature_source
 from icis_deploy.injection.pseudo_features.source import FeatureSource
 from icis_deploy.injection.rows.calibration import DeviationCalibration
+from icis_deploy.injection.rows.predictors import Progress
 from icis_deploy.injection.rows.spectrum import (
     RowSpectrum,
     at_length,
@@ -23,7 +24,14 @@ from icis_deploy.injection.rows.spectrum import (
     restoring_exponent,
     restoring_gain,
 )
-from icis_deploy.injection.validation.cross_validation import Fold, HeldOutRows, Outcomes, hold_out, plan_folds, play
+from icis_deploy.injection.validation.cross_validation import (
+    Fold,
+    HeldOutRows,
+    Outcomes,
+    evaluate_folds,
+    hold_out,
+    plan_folds,
+)
 from icis_deploy.injection.validation.operating_point import (
     OperatingPoint,
     Rates,
@@ -32,26 +40,27 @@ from icis_deploy.injection.validation.operating_point import (
 )
 
 NUM_PSEUDO_FEATURES = 2400
-"""Pseudo-features that the games are played with."""
+"""Pseudo-features that folds are evaluated with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assumptions:
-    """What is taken for granted about features that nobody has seen."""
+    """What is assumed about features that nobody has seen."""
 
     neutral_features: Float32 | None
-    """`(num_neutral, feature_dim)`: what the backbone makes of neutral pictures; `None` where it is not at hand."""
+    """`(num_neutral, feature_dim)`: features that the backbone gives for neutral images; `None` where it was not
+    run."""
 
     seen_accuracy: float
-    """How often the head is right on images of its classes, in 0..1, both excluded."""
+    """Accuracy of the head on images of its classes, in 0..1, both excluded."""
 
     is_accuracy_known: bool
     """Whether the classifier's owner said so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Trial:
-    """What all methods are compared on."""
+class EvaluationSetup:
+    """What all methods are evaluated on."""
 
     descriptors: Float32
     """`(num_seen, descriptor_dim)`."""
@@ -63,31 +72,32 @@ class Trial:
     """`(num_unseen, descriptor_dim)`, of the classes that will be injected."""
 
     assumptions: Assumptions
-    """What the pseudo-features were drawn with."""
+    """About features that nobody has seen; the pseudo-features were drawn with them."""
 
     source: FeatureSource
-    """What they were drawn from."""
+    """What the pseudo-features were drawn from."""
 
     pseudo: PseudoFeatures
     """Features of seen classes that stand in for images."""
 
     spectrum: RowSpectrum
-    """Of the seen rows."""
+    """Principal axes of the seen rows and the variance along them."""
 
     bias_law: Float32 | None
-    """How biases follow from weights, if they do (`icis_deploy.injection.rows.spectrum`)."""
+    """`(feature_dim,)`: what weights' deviations are multiplied by to give the bias's; `None` where biases do not
+    follow from weights (`icis_deploy.injection.rows.spectrum`)."""
 
     balance: float
-    """Weight of U in what calibration maximises."""
+    """Weight of U against S in the harmonic mean that calibration maximises, in 0..1, both excluded."""
 
     seed: int
-    """Of everything drawn at random."""
+    """Seed of everything drawn at random."""
 
     def calibration(self, exponent: float, point: OperatingPoint) -> DeviationCalibration:
         """Return what brings raw rows to an operating point.
 
         Args:
-            exponent: For `row_spectrum.restoring_gain`.
+            exponent: For `spectrum.restoring_gain`.
             point: Scale and offset.
         """
         of_length = self.rows if self.bias_law is None else self.rows[:, :-1]
@@ -101,47 +111,47 @@ class Trial:
         )
 
     def folds(self, *, max_folds: int | None = None) -> tuple[Fold, ...]:
-        """Return the folds to play, the same ones for every method; `max_folds` of them at most."""
+        """Return the folds to evaluate, the same ones for every method; `max_folds` of them at most."""
         return plan_folds(len(self.rows), len(self.unseen_descriptors), seed=self.seed, max_folds=max_folds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Candidate:
-    """A method after its trial."""
+    """A method that was cross-validated and calibrated."""
 
     method: Method
-    """The method."""
+    """The method, by which it is named."""
 
     prepared: Prepared
     """The method with its choices made."""
 
     exponent: float
-    """For `row_spectrum.restoring_gain`."""
+    """For `spectrum.restoring_gain`, 0 to 1/4."""
 
     held_out: tuple[HeldOutRows, ...]
     """Predictions of held-out rows, their spread restored, at the seen rows' mean deviation length."""
 
     outcomes: Outcomes
-    """Of the games."""
+    """Of all evaluations in cross-validation."""
 
     point: OperatingPoint
-    """The best one for this method."""
+    """Scale and offset with the best predicted balance of U and S."""
 
     rates: Rates
-    """Predicted accuracies there."""
+    """Accuracies that cross-validation predicts at this point, fractions of 1."""
 
     cosine: float
-    """Mean cosine between predicted and true deviations of held-out rows."""
+    """Mean cosine between predicted and true deviations of held-out rows, -1..1."""
 
     seconds: float
-    """What the trial took."""
+    """Time that choices, cross-validation and calibration took."""
 
-    def calibration(self, trial: Trial) -> DeviationCalibration:
+    def calibration(self, setup: EvaluationSetup) -> DeviationCalibration:
         """Return what brings this method's raw rows to its operating point."""
-        return trial.calibration(self.exponent, self.point)
+        return setup.calibration(self.exponent, self.point)
 
 
-def set_up_trial(
+def set_up_evaluation(
     descriptors: Float32,
     rows: Float32,
     unseen_descriptors: Float32,
@@ -149,15 +159,15 @@ def set_up_trial(
     assumptions: Assumptions,
     balance: float,
     seed: int,
-) -> Trial:
-    """Return the trial for a head: its pseudo-features and spectrum.
+) -> EvaluationSetup:
+    """Return what methods are evaluated on for a head: its pseudo-features and spectrum.
 
     Args:
         descriptors: `(num_seen, descriptor_dim)`.
         rows: `(num_seen, feature_dim + 1)`, at least `cross_validation.MIN_SEEN`.
         unseen_descriptors: `(num_unseen, descriptor_dim)`, of the classes that will be injected.
-        assumptions: What is taken for granted.
-        balance: Weight of U in what calibration maximises.
+        assumptions: About features that nobody has seen.
+        balance: Weight of U in what calibration maximises, in 0..1, both excluded.
         seed: Of everything drawn at random.
     """
     source = find_feature_source(
@@ -167,8 +177,8 @@ def set_up_trial(
         max_features=NUM_PSEUDO_FEATURES,
         seed=seed,
     )
-    draws = Draws(source, max_features=NUM_PSEUDO_FEATURES, seed=seed)
-    return Trial(
+    draws = draw(source, max_features=NUM_PSEUDO_FEATURES, seed=seed)
+    return EvaluationSetup(
         descriptors=descriptors,
         rows=rows,
         unseen_descriptors=unseen_descriptors,
@@ -182,17 +192,17 @@ def set_up_trial(
     )
 
 
-def try_method(method: Method, trial: Trial, *, progress: Progress | None = None) -> Candidate:
-    """Cross-validate and calibrate one method; one that trains a network plays one fold only."""
+def evaluate_method(method: Method, setup: EvaluationSetup, *, progress: Progress | None = None) -> Candidate:
+    """Cross-validate and calibrate one method; one that trains a network is evaluated on one fold only."""
     started = time.perf_counter()
-    prepared = method.prepare(trial.descriptors, trial.rows, trial.seed, progress)
-    folds = trial.folds(max_folds=1 if method.is_trained else None)
-    raw = hold_out(prepared.predict, trial.descriptors, trial.rows, trial.unseen_descriptors, folds)
-    length = mean_deviation_length(trial.rows)
-    exponent = restoring_exponent(np.concatenate([at_length(part.deviations, length) for part in raw]), trial.spectrum)
-    held_out = at_competing_length(raw, trial, exponent)
-    outcomes = play(held_out, trial.rows, trial.pseudo, seed=trial.seed)
-    point = choose_operating_point(outcomes, balance=trial.balance)
+    prepared = method.prepare(setup.descriptors, setup.rows, setup.seed, progress)
+    folds = setup.folds(max_folds=1 if method.is_trained else None)
+    raw = hold_out(prepared.predict, setup.descriptors, setup.rows, setup.unseen_descriptors, folds)
+    length = mean_deviation_length(setup.rows)
+    exponent = restoring_exponent(np.concatenate([at_length(part.deviations, length) for part in raw]), setup.spectrum)
+    held_out = at_competing_length(raw, setup, exponent)
+    outcomes = evaluate_folds(held_out, setup.rows, setup.pseudo, seed=setup.seed)
+    point = choose_operating_point(outcomes, balance=setup.balance)
     return Candidate(
         method=method,
         prepared=prepared,
@@ -201,15 +211,17 @@ def try_method(method: Method, trial: Trial, *, progress: Progress | None = None
         outcomes=outcomes,
         point=point,
         rates=predicted_rates(outcomes, point),
-        cosine=_mean_cosine(held_out, trial.rows),
+        cosine=_mean_cosine(held_out, setup.rows),
         seconds=time.perf_counter() - started,
     )
 
 
-def at_competing_length(raw: Sequence[HeldOutRows], trial: Trial, exponent: float) -> tuple[HeldOutRows, ...]:
+def at_competing_length(raw: Sequence[HeldOutRows], setup: EvaluationSetup, exponent: float) -> tuple[HeldOutRows, ...]:
     """Return held-out predictions as calibration brings them to scale 1, where they compete."""
-    competing = trial.calibration(exponent, OperatingPoint(scale=1.0, offset=0.0)).deviations
-    return tuple(replace(part, deviations=competing(part.deviations), rivals=competing(part.rivals)) for part in raw)
+    competing = setup.calibration(exponent, OperatingPoint(scale=1.0, offset=0.0)).deviations
+    return tuple(
+        replace(part, deviations=competing(part.deviations), competitors=competing(part.competitors)) for part in raw
+    )
 
 
 def _mean_cosine(held_out: Sequence[HeldOutRows], rows: Float32) -> float:

@@ -2,7 +2,7 @@
 
     row = mean seen row + scale * deviation, at the seen rows' mean length;   bias += offset
 
-A scale below 1 is the shrinkage that an uncertain direction deserves; the offset says how far an injected class is
+A scale below 1 is the shrinkage that an uncertain direction calls for; the offset says how far an injected class is
 favoured. Both are chosen where class-level cross-validation (`icis_deploy.injection.validation.cross_validation`)
 predicts the best balance of U and S.
 """
@@ -12,9 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import Float32, Float64
+from icis_deploy.common.arrays import Bool, Float32, Float64
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.validation.cross_validation import Outcomes
 
@@ -26,7 +25,7 @@ FLATNESS = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingPoint:
-    """Where injected classes stand against the seen ones."""
+    """How injected classes compete with the seen ones."""
 
     scale: float
     """Length of a predicted deviation from the mean row, in units of the seen rows' mean."""
@@ -37,7 +36,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Macro-averaged accuracies, fractions of 1.
+    """Macro-averaged accuracies, fractions of 1; H follows from U and S.
 
     Example:
         >>> icis_deploy.Rates(T=0.8, U=0.5, S=0.5).H
@@ -45,13 +44,13 @@ class Rates:
     """
 
     T: float
-    """On unseen classes, choosing among unseen classes only."""
+    """Accuracy on unseen classes, choosing among unseen classes only."""
 
     U: float
-    """On unseen classes, choosing among all."""
+    """Accuracy on unseen classes, choosing among all."""
 
     S: float
-    """On seen classes, choosing among all."""
+    """Accuracy on seen classes, choosing among all."""
 
     @property
     def H(self) -> float:  # noqa: N802 - the field's own name
@@ -102,8 +101,8 @@ def predicted_rates(outcomes: Outcomes, point: OperatingPoint) -> Rates:
     )
 
 
-def recognised(outcomes: Outcomes, point: OperatingPoint) -> NDArray[np.bool_]:
-    """Say of every unseen game whether the feature's class won, `(num_unseen_games,)`."""
+def recognised(outcomes: Outcomes, point: OperatingPoint) -> Bool:
+    """Say of every evaluation of an unseen feature whether its class won, `(num_unseen_evaluations,)`."""
     return np.asarray(_thresholds(outcomes, point.scale)[1] < point.offset)
 
 

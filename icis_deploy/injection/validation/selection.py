@@ -1,4 +1,4 @@
-"""Choose a method by its trial, and say why."""
+"""Choose a method by cross-validation, and say why."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from icis_deploy.injection.predictors.registry import METHODS, Method, Progress
-from icis_deploy.injection.validation.evaluation import Candidate, Trial, try_method
+from icis_deploy.injection.predictors.registry import METHODS, Method
+from icis_deploy.injection.rows.predictors import Progress
+from icis_deploy.injection.validation.evaluation import Candidate, EvaluationSetup, evaluate_method
 from icis_deploy.injection.validation.operating_point import Rates, weighted_harmonic_mean
 
 # Why: docs/decisions/0038.
@@ -104,43 +105,43 @@ class MethodChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Selection:
-    """Methods that were tried, and the one to use."""
+    """Methods that were evaluated, and the one to use."""
 
-    trial: Trial
-    """What they were compared on."""
+    setup: EvaluationSetup
+    """What the candidates were evaluated on."""
 
     candidates: tuple[Candidate, ...]
-    """All that were tried, at least one."""
+    """All methods that were evaluated, at least one."""
 
     chosen: Candidate
-    """One of them."""
+    """The candidate to use."""
 
     @property
     def reason(self) -> str:
         """Why it was chosen, in a sentence."""
         if len(self.candidates) == 1:
             return f"{self.chosen.method.name} was asked for."
-        score = _score(self.chosen, self.trial.balance)
-        best = max(self.candidates, key=lambda one: _score(one, self.trial.balance))
-        name, tried = self.chosen.method.name, len(self.candidates)
+        score = _score(self.chosen, self.setup.balance)
+        best = max(self.candidates, key=lambda one: _score(one, self.setup.balance))
+        name, count = self.chosen.method.name, len(self.candidates)
         reason = (
-            f"{name} predicts held-out rows best (cosine {self.chosen.cosine:.2f}) of {tried} methods; its "
+            f"{name} predicts held-out rows best (cosine {self.chosen.cosine:.2f}) of {count} methods; its "
             f"cross-validated balance of U and S is {score:.1%}"
         )
         if best is self.chosen:
             return f"{reason}, the best."
-        return f"{reason}, {best.method.name} has {_score(best, self.trial.balance):.1%}."
+        return f"{reason}, {best.method.name} has {_score(best, self.setup.balance):.1%}."
 
     @property
     def choice(self) -> MethodChoice:
-        """What was assumed, compared and chosen, without the trial's arrays."""
-        assumed, point = self.trial.assumptions, self.chosen.point
+        """What was assumed, compared and chosen, without the arrays of the evaluation."""
+        assumed, point = self.setup.assumptions, self.chosen.point
         neutral = assumed.neutral_features
         return MethodChoice(
             reason=self.reason,
             chosen=_tried(self.chosen),
             candidates=tuple(_tried(one) for one in self.candidates),
-            balance=self.trial.balance,
+            balance=self.setup.balance,
             seen_accuracy=assumed.seen_accuracy,
             is_accuracy_known=assumed.is_accuracy_known,
             num_neutral_features=0 if neutral is None else len(neutral),
@@ -154,23 +155,23 @@ def _tried(candidate: Candidate) -> TriedMethod:
     return TriedMethod(method=candidate.method.name, rates=candidate.rates, row_cosine=candidate.cosine)
 
 
-def select(trial: Trial, methods: Sequence[Method], *, progress: Progress | None = None) -> Selection:
-    """Try methods and choose one of them.
+def select(setup: EvaluationSetup, methods: Sequence[Method], *, progress: Progress | None = None) -> Selection:
+    """Evaluate methods and choose one of them.
 
     Args:
-        trial: What they are compared on.
+        setup: What they are evaluated on.
         methods: At least one.
         progress: Called after each epoch, by methods that train.
     """
-    candidates = tuple(try_method(method, trial, progress=progress) for method in methods)
-    return Selection(trial=trial, candidates=candidates, chosen=best_candidate(candidates, trial.balance))
+    candidates = tuple(evaluate_method(method, setup, progress=progress) for method in methods)
+    return Selection(setup=setup, candidates=candidates, chosen=best_candidate(candidates, setup.balance))
 
 
-def methods_to_try(trial: Trial, latent_dim: int = 2048) -> tuple[Method, ...]:
+def candidate_methods(setup: EvaluationSetup, latent_dim: int = 2048) -> tuple[Method, ...]:
     """Return the methods that `auto` chooses from: all that need no training, and `icis-centred` where it is cheap."""
     cheap = [method for method in METHODS.values() if not method.is_trained]
-    width = trial.descriptors.shape[1] + trial.rows.shape[1]
-    num_classes = len(trial.rows) + len(trial.unseen_descriptors)
+    width = setup.descriptors.shape[1] + setup.rows.shape[1]
+    num_classes = len(setup.rows) + len(setup.unseen_descriptors)
     classes_per_step = min(64, num_classes)  # as `ICISConfig()` has them; its module needs torch
     num_steps = max(120, 15 * -(-num_classes // classes_per_step))
     multiplications = 3 * 2 * latent_dim * width * classes_per_step * num_steps
@@ -182,12 +183,12 @@ def methods_to_try(trial: Trial, latent_dim: int = 2048) -> tuple[Method, ...]:
 def best_candidate(candidates: Sequence[Candidate], balance: float) -> Candidate:
     """Return the candidate to use.
 
-    The one whose held-out rows point most nearly where the true rows do, which no pseudo-feature has a say in, among
-    those whose predicted balance is at least `METHODS_TIED` of the best.
+    The one whose held-out rows point most nearly where the true rows do, which does not depend on pseudo-features,
+    among those whose predicted balance is at least `METHODS_TIED` of the best.
     """
     scores = [_score(one, balance) for one in candidates]
-    equals = [one for one, score in zip(candidates, scores, strict=True) if score >= METHODS_TIED * max(scores)]
-    return max(equals, key=lambda one: one.cosine)
+    tied = [one for one, score in zip(candidates, scores, strict=True) if score >= METHODS_TIED * max(scores)]
+    return max(tied, key=lambda one: one.cosine)
 
 
 def _score(candidate: Candidate, balance: float) -> float:

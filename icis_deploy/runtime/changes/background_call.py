@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 Result = TypeVar("Result")
 
 
-class SideCall(Generic[Result]):
+class BackgroundCall(Generic[Result]):
     """One call that has started."""
 
     def __init__(self, call: Callable[[], Result]) -> None:
@@ -30,7 +30,7 @@ class SideCall(Generic[Result]):
         self._result: list[Result] = []
         self._error: BaseException | None = None
         self._start = time.perf_counter()
-        self._thread: threading.Thread | None = threading.Thread(target=self._run, name="icis-deploy side call")
+        self._thread: threading.Thread | None = threading.Thread(target=self._run, name="icis-deploy background call")
         try:
             self._thread.start()
         except RuntimeError:  # "can't start new thread"

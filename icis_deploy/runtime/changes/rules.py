@@ -14,8 +14,8 @@ Rules, in the order in which they are checked:
    with the version of the trusted keys.
 9. `rollback` goes to the state before the current one. It needs no signature: whoever can run it holds the device.
 10. At least one class stays enabled.
-11. A bundle that takes another one's place on a device is of the same head and no older version; what the device
-    remembers outside the rollback stack goes along, so that neither a spent version nor a revoked key comes back.
+11. A bundle that replaces another one on a device is of the same head and no older version; what the device
+    remembers outside the rollback stack is carried over, so that neither a spent version nor a revoked key comes back.
 
 Each function returns the new journal (and slots); nothing changes until the caller commits them.
 """
@@ -59,10 +59,9 @@ class VerifiedContent:
     """What a file holds, after its signature was checked."""
 
     content: ClassUpdate | TrustedKeys
-    """The class update or the trusted keys."""
 
     payload: bytes
-    """What was signed."""
+    """The signed bytes that `content` was read from."""
 
     signed_by: str | None
     """Id of the trusted key that signed it; `None` if nobody did and the operator allowed it."""
@@ -161,8 +160,8 @@ def plan_update(
         )
     _check_version(update.version, held=journal.highest_version, what="class update")
     _check_expiry(update.expires, journal=journal, clock=clock, what="class update")
-    given_way = tuple(name for name in journal.current.taught if name in update.added)
-    new_table = table.without(given_way).apply(update, seen_names=_set_of(bundle.class_names))
+    taken_over = tuple(name for name in journal.current.taught if name in update.added)
+    new_table = table.without(taken_over).apply(update, seen_names=_set_of(bundle.class_names))
     if journal.disabled:
         _check_enabled((*bundle.class_names, *new_table.filled_names), journal.disabled)
     return new_table
@@ -293,7 +292,7 @@ def after_rollback(journal: Journal, *, known_names: Sequence[str], clock: datet
 def after_replacement(
     journal: Journal, former: Journal, *, known_names: Sequence[str], clock: datetime
 ) -> tuple[HistoryEntry, Journal]:
-    """Return the journal of a bundle that takes another one's place on a device, and its line in the history (rule 11).
+    """Return the journal of a bundle that replaces another one on a device, and its line in the history (rule 11).
 
     Args:
         journal: What the new bundle brings.
@@ -349,7 +348,7 @@ def after_switch(
     Args:
         journal: What the device remembers.
         class_name: The class.
-        enabled: What it shall be.
+        enabled: Whether to enable or to disable it.
         known_names: All classes of the head, disabled ones included.
         clock: The time by the device's clock.
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.common.arrays import Float32, Float64, Images
 from icis_deploy.errors import SelfTestError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable
@@ -31,43 +32,43 @@ TOLERANCE = 1e-3
 _KNOWN_LOGIT_STEPS = (0.0, 80.0, 160.0, 320.0)
 """A float32 probability shows a logit down to 87 below the greatest."""
 _FAR_LOGITS = (0.0, 80.0, 160.0, 320.0, 1e3, 1e4, 1e5)
-"""Where slots lie so far below the baked classes that a logit like theirs would not show."""
+"""For slots so far below the baked classes that a logit like theirs would not show."""
 NUM_SEEDS = 4
 _NOISE_PERIOD = 16381
 """A prime, so that no row or channel of an image that repeats the noise is like another."""
 _NUM_STARTS, _START_STEP, _SEED_STEP = 1023, 16, 401
-"""Seeds start at so many places in the noise, 64 bytes of float32 apart; one seed's is far from the next one's."""
-_MAX_KEPT_VALUES = 1 << 19
-"""An image of 3 channels of 418 by 418 values; larger inputs are made anew with every probe."""
+"""Seeds start at so many offsets in the noise, 64 bytes of float32 apart; one seed's is far from the next one's."""
+_MAX_CACHED_VALUES = 1 << 19
+"""An image of 3 channels of 418 by 418 values; larger inputs are made anew for every self-test."""
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
 _MIN_LOG = float(np.log(_SMALLEST))
 _LEAST_SIGMOID = 1e-4
 """Runtimes cut a sigmoid off near 1e-8, and its error there is as great; above this it is below a thousandth."""
 _SOFTMAX_SLACK = 1e-3
-"""Error of a logit that comes back through a float32 softmax and a logarithm."""
+"""Error of a logit that is recovered from a float32 softmax by a logarithm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SlotProbe:
-    """What a self-test measured; it was passed."""
+class SelfTestResult:
+    """What a self-test measured that the slots passed."""
 
     max_error: float
     """Greatest error of a filled slot's logit, as a fraction of what the rule allows."""
 
     inference_seconds: float
-    """How long the model ran for it."""
+    """How long the model ran, in seconds."""
 
 
-def probe_input(bundle: Bundle, seed: int) -> NDArray[np.generic]:
-    """Return the seeded input, `(1, *input_shape)`: noise of 256 levels in -1..1, where prepared images lie.
+def self_test_input(bundle: Bundle, seed: int) -> Images:
+    """Return the seeded input, `(1, *input_shape)`: noise of 256 levels in -1..1, the range of prepared images.
 
     It is read-only, and repeats itself after `_NOISE_PERIOD` values; the seed says which of them comes first. An input
     of whole numbers gets noise over its positive range.
     """
     shape = (1, *bundle.model_input.shape)
     size, start = math.prod(shape), _START_STEP * (_SEED_STEP * seed % _NUM_STARTS)
-    make = _kept_noise if size <= _MAX_KEPT_VALUES else _noise
+    make = _cached_noise if size <= _MAX_CACHED_VALUES else _noise
     return make(bundle.model_input.dtype, size + _NOISE_PERIOD)[start : start + size].reshape(shape)
 
 
@@ -85,11 +86,13 @@ def _noise(dtype_name: str, size: int) -> NDArray[np.generic]:
     return noise
 
 
-_kept_noise = lru_cache(maxsize=1)(_noise)
-"""Drawing an image takes a tenth of the time that a device needs for an update beside its inference."""
+_cached_noise = lru_cache(maxsize=1)(_noise)
+"""Drawing an image takes a tenth of the time that an update needs without its inference."""
 
 
-def verify_slots(session: Session, bundle: Bundle, table: SlotTable, buffers: SlotBuffers, *, seed: int) -> SlotProbe:
+def verify_slots(
+    session: Session, bundle: Bundle, table: SlotTable, buffers: SlotBuffers, *, seed: int
+) -> SelfTestResult:
     """Run the model on the seeded input and compare every slot with its row.
 
     Args:
@@ -104,7 +107,7 @@ def verify_slots(session: Session, bundle: Bundle, table: SlotTable, buffers: Sl
         RuntimeFailureError: If the runtime fails.
     """
     timed = _TimedSession(session)
-    images, output, features = _run_probe(timed, bundle, buffers, seed)
+    images, output, features = _run_on_seeded_input(timed, bundle, buffers, seed)
     expected, allowed = _expected_logits(features, table)
     found, floor = output.logits[0].astype(np.float64), -np.inf
     if bundle.score_kind == "sigmoid":
@@ -115,7 +118,7 @@ def verify_slots(session: Session, bundle: Bundle, table: SlotTable, buffers: Sl
         found, floor = _logits_from_scores(found, timed, bundle, table, images, level=level)
         allowed = allowed + _SOFTMAX_SLACK
     expected = np.maximum(expected, floor)
-    return SlotProbe(
+    return SelfTestResult(
         max_error=_compare(found[len(bundle.class_names) :], expected, allowed, table),
         inference_seconds=timed.seconds,
     )
@@ -129,26 +132,24 @@ class _TimedSession:
         self.seconds = 0.0
         self._session = session
 
-    def run(
-        self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
-    ) -> SessionOutput:
+    def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run one batch; see `Session.run`."""
         start = time.perf_counter()
         output = self._session.run(images, slots, with_features=with_features)
         self.seconds += time.perf_counter() - start
         return output
 
-    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
+    def top(self, images: Images, slots: SlotBuffers | None = None) -> TopOutput | None:
         """Run one batch; see `Session.top`."""
         return self._session.top(images, slots)
 
 
-def _run_probe(
+def _run_on_seeded_input(
     session: Session, bundle: Bundle, buffers: SlotBuffers, seed: int
-) -> tuple[NDArray[np.generic], SessionOutput, NDArray[np.float32]]:
+) -> tuple[Images, SessionOutput, Float32]:
     """Return an input, what the model gives for it, and its features, `(feature_dim,)` float32, not all zero."""
     for offset in range(NUM_SEEDS):
-        images = probe_input(bundle, seed + offset)
+        images = self_test_input(bundle, seed + offset)
         output = session.run(images, buffers, with_features=True)
         if output.features is None:
             raise SelfTestError(
@@ -167,9 +168,7 @@ def _run_probe(
     )
 
 
-def _expected_logits(
-    features: NDArray[np.float32], table: SlotTable
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _expected_logits(features: Float32, table: SlotTable) -> tuple[Float64, Float64]:
     """Return every slot's logit and the error allowed for it, both `(capacity,)` float64.
 
     Sums of products in float32 are off by 1e-6 of the magnitudes, a thousandth of what is allowed. `einsum` makes no
@@ -183,9 +182,7 @@ def _expected_logits(
     return expected, TOLERANCE * magnitudes
 
 
-def _compare(
-    found: NDArray[np.float64], expected: NDArray[np.float64], allowed: NDArray[np.float64], table: SlotTable
-) -> float:
+def _compare(found: Float64, expected: Float64, allowed: Float64, table: SlotTable) -> float:
     """Return the greatest error as a fraction of what is allowed, or raise `SelfTestError` if it is above 1."""
     fractions = np.abs(found - expected) / np.maximum(allowed, _SMALLEST)
     greatest = float(fractions.max())
@@ -196,7 +193,7 @@ def _compare(
     first = wrong[0]
     raise SelfTestError(
         f"{wrong.size} of {table.capacity} slots do not hold their rows after they were written: {quoted(names)}. "
-        f"{names[0]!r} gave {found[first]:.6g} on the probe; expected {expected[first]:.6g} within "
+        f"{names[0]!r} gave {found[first]:.6g} in the self-test; expected {expected[first]:.6g} within "
         f"{allowed[first]:.2g}.",
         found=float(found[first]),
         expected=float(expected[first]),
@@ -205,14 +202,14 @@ def _compare(
 
 
 def _logits_from_scores(
-    scores: NDArray[np.float64],
+    scores: Float64,
     session: Session,
     bundle: Bundle,
     table: SlotTable,
-    images: NDArray[np.generic],
+    images: Images,
     *,
     level: float,
-) -> tuple[NDArray[np.float64], float]:
+) -> tuple[Float64, float]:
     """Return logits from what a softmax made of them, `(num_outputs,)` float64, and the least one that would show.
 
     A softmax keeps differences of logits only. So the model runs once more, with the first slot at a known logit, from
@@ -238,7 +235,7 @@ def _logits_from_scores(
     )
 
 
-def _log_scores(scores: NDArray[np.float64], bundle: Bundle) -> NDArray[np.float64]:
+def _log_scores(scores: Float64, bundle: Bundle) -> Float64:
     if bundle.score_kind == "probabilities":
         scores = np.log(np.maximum(scores, _SMALLEST))
     return np.asarray(np.maximum(scores, _MIN_LOG))

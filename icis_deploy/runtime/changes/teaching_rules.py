@@ -1,10 +1,10 @@
-"""What a device does with a class that it is taught: the rules, on values. `update_rules.py` has those of updates.
+"""What a device does with a class that it is taught: the rules, on values. `rules.py` has those of updates.
 
 Rules:
 
 1. Teaching needs no signature: whoever can run it holds the device.
 2. A taught class takes the lowest empty slot, or its own if it is taught anew, and spends no version.
-3. It never stands in the way of an update: one that adds a class of the same name takes its slot, as if it replaced it.
+3. It never blocks an update: one that adds a class of the same name takes its slot, as if it replaced it.
    From then on the class is the publisher's.
 4. It is rolled back like an update.
 """
@@ -15,10 +15,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-import numpy as np
-from numpy.typing import NDArray
-
 from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
@@ -35,7 +33,7 @@ def still_taught(journal: Journal, update: ClassUpdate) -> tuple[str, ...]:
 def plan_teaching(
     journal: Journal,
     class_name: str,
-    row: NDArray[np.float32],
+    row: Float32,
     *,
     table: SlotTable | None,
     bundle: Bundle,

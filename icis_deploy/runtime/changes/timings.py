@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class ApplyTimings:
     """Where the time of applying an update went, in milliseconds; the parts add up to the whole.
 
-    Slots and journal are written while the model runs. What that takes is no part of the whole, unless it takes longer
-    than the probe: then it is the time for which the probe had to be waited beyond its end.
+    Slots and journal are written while the self-test runs. Writing counts only as far as it takes longer than the
+    self-test, which is the time that the caller waits for it.
 
     Example:
         timings = icis_deploy.Device.open("bundle").apply("new.icis").timings
@@ -25,33 +25,33 @@ class ApplyTimings:
     """Writing slots and journal, as far as the model did not run meanwhile, and renaming, without the syncs."""
 
     sync_ms: float
-    """Waiting for the disk, as far as the model did not run meanwhile."""
+    """Waiting for the disk's syncs, as far as the model did not run meanwhile."""
 
-    probe_ms: float
+    self_test_ms: float
     """Comparing the slots with their rows, without running the model."""
 
     inference_ms: float
-    """Running the model for the probe."""
+    """Running the model for the self-test."""
 
     swap_ms: float
     """Loading the slots into the runtime's memory and replacing the head state."""
 
     @property
     def total_ms(self) -> float:
-        """The whole."""
+        """All parts together, in milliseconds."""
         return self.work_ms + self.sync_ms + self.inference_ms
 
     @property
     def work_ms(self) -> float:
-        """The whole without the disk's and the model's share: what this library adds."""
-        return self.verify_ms + self.journal_ms + self.probe_ms + self.swap_ms
+        """What this library itself adds, in milliseconds: all parts but those of the disk and the model."""
+        return self.verify_ms + self.journal_ms + self.self_test_ms + self.swap_ms
 
 
 class Stopwatch:
     """Adds up the time between laps by name: the parts of `ApplyTimings`."""
 
     def __init__(self) -> None:
-        self._seconds = dict.fromkeys(("verify", "journal", "sync", "probe", "inference", "swap"), 0.0)
+        self._seconds = dict.fromkeys(("verify", "journal", "sync", "self_test", "inference", "swap"), 0.0)
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> float:
@@ -71,21 +71,22 @@ class Stopwatch:
         *,
         writing_seconds: float,
         sync_seconds: float,
-        probe_seconds: float = 0.0,
+        self_test_seconds: float = 0.0,
         inference_seconds: float = 0.0,
     ) -> None:
-        """Share out the laps `journal` and `probe` of a change that was written and probed side by side.
+        """Share out the laps `journal` and `self_test` of a change that was written while it was tested.
 
         Args:
             writing_seconds: The lap `journal`: how long it took to write, from the start of both.
             sync_seconds: How long the disk took in it.
-            probe_seconds: How long the probe took, from the same start; the lap `probe` is what it took longer.
+            self_test_seconds: How long the self-test took, from the same start; the lap `self_test` is what it took
+                longer than the writing.
             inference_seconds: How long the model ran in it.
         """
-        beside = min(writing_seconds, probe_seconds)
-        self.move("journal", "probe", beside)
-        self.move("journal", "sync", min(writing_seconds - beside, sync_seconds))
-        self.move("probe", "inference", inference_seconds)
+        overlap = min(writing_seconds, self_test_seconds)
+        self.move("journal", "self_test", overlap)
+        self.move("journal", "sync", min(writing_seconds - overlap, sync_seconds))
+        self.move("self_test", "inference", inference_seconds)
 
     def timings(self) -> ApplyTimings:
         """Return the parts."""

@@ -4,13 +4,13 @@ Rules:
 
 1. A change holds the bundle's lock from reading the journal to replacing the head state, so that changes of several
    threads and processes come one after the other, each on top of the one before.
-2. A change is: verify, write and probe, commit, publish. Writing and the probe go on side by side; the commit waits for
-   both. Whatever fails before the commit leaves disk and memory as they were; publishing is one assignment and cannot
-   fail.
+2. A change is: verify, write and self-test, commit, publish. The self-test runs while the change is written; the commit
+   waits for both. Whatever fails before the commit leaves disk and memory as they were; publishing is one assignment
+   and cannot fail.
 3. What another process committed is taken over by `refresh`, never in the middle of a request.
 
-What may change is decided in `update_rules.py`, how it reaches the disk in `store.py`. Rules, probe and stopwatch are
-imported with the first change: a device that only answers opens without them.
+What may change is decided in `rules.py`, how it reaches the disk in `state/store.py`. Rules, self-test and stopwatch
+are imported with the first change: a device that only answers opens without them.
 """
 
 # Why: docs/decisions/0022 (the order), docs/decisions/0057 (late imports).
@@ -26,10 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import BundleError, SelfTestError
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.sessions.protocol import Session
@@ -39,8 +37,8 @@ from icis_deploy.runtime.state.store import SlotsFile, Store, slots_file
 
 if TYPE_CHECKING:
     from icis_deploy.head.class_update import ClassUpdate
-    from icis_deploy.runtime.changes.background_call import SideCall
-    from icis_deploy.runtime.changes.self_test import SlotProbe
+    from icis_deploy.runtime.changes.background_call import BackgroundCall
+    from icis_deploy.runtime.changes.self_test import SelfTestResult
     from icis_deploy.runtime.changes.timings import ApplyTimings, Stopwatch
     from icis_deploy.updates.trusted_keys import TrustedKeys
 
@@ -57,13 +55,11 @@ class AppliedUpdate:
     """
 
     content: ClassUpdate | TrustedKeys
-    """What was in it."""
 
     entry: HistoryEntry
     """Its line in the history."""
 
     timings: ApplyTimings
-    """Where the time went."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +67,46 @@ class _Prepared:
     """A state that requests can have, once it is committed."""
 
     state: HeadState
-    probe: SideCall[SlotProbe] | None = None
-    """The probe that it has to pass before; `None` where its slots passed theirs."""
+    self_test: BackgroundCall[SelfTestResult] | None = None
+    """The self-test that its slots must pass before; `None` where they have passed it."""
+
+
+def switch_class(
+    store: Store,
+    bundle: Bundle,
+    class_name: str,
+    *,
+    enabled: bool,
+    clock: datetime,
+    load_table: Callable[[StateEntry], SlotTable | None],
+    commit: Callable[[Journal, Journal, SlotTable | None], None],
+) -> bool:
+    """Enable or disable a class of a bundle; return whether that changed anything. The caller holds the bundle's lock.
+
+    Args:
+        store: The bundle's.
+        bundle: What its manifest says.
+        class_name: The class.
+        enabled: Whether to enable or to disable it.
+        clock: The time by the device's clock.
+        load_table: Returns the slots of a state.
+        commit: Takes the journals before and after, and the slots, which are the same in both.
+
+    Raises:
+        BundleError, CorruptFileError, IncompatibleError: If journal or slots cannot be read.
+        ClassConflictError: If the head does not know the class, or no class would be left.
+    """
+    from icis_deploy.runtime.changes.rules import after_switch
+
+    before = store.load_journal(bundle)
+    table = load_table(before.current)
+    names = bundle.known_names(table)
+    check_disabled(before, names)
+    switched = after_switch(before, class_name, enabled=enabled, known_names=names, clock=clock)
+    if switched is None:
+        return False
+    commit(before, switched[1], table)
+    return True
 
 
 class Updater:
@@ -123,13 +157,13 @@ class Updater:
             if isinstance(content, TrustedKeys):
                 entry, after = rules.after_trusted_keys(before, verified, content, clock=self._clock())
                 watch.lap("verify")
-                prepared = self._unprobed(after, held)
+                prepared = self._tested_before(after, held)
             else:
                 clock = self._clock()
                 table = rules.plan_update(before, content, table=held, bundle=self._bundle, clock=clock)
                 watch.lap("verify")
                 prepared = self._prepared(
-                    table, version=content.version, disabled=before.disabled, seed=content.probe_seed, watch=watch
+                    table, version=content.version, disabled=before.disabled, seed=content.self_test_seed, watch=watch
                 )
                 entry = rules.entry_of_update(before, verified, content, clock=clock)
                 slots, taught = slots_file(table), still_taught(before, content)
@@ -138,12 +172,12 @@ class Updater:
             self._change(before, after, prepared, slots=slots, watch=watch)
         return AppliedUpdate(content=content, entry=entry, timings=watch.timings())
 
-    def teach(self, class_name: str, make_row: Callable[[SlotTable | None], NDArray[np.float32]]) -> HistoryEntry:
+    def teach(self, class_name: str, make_row: Callable[[SlotTable | None], Float32]) -> HistoryEntry:
         """Put a class that the device makes itself into a slot.
 
         Args:
             class_name: The class.
-            make_row: Makes its row beside the classes that the slots hold, without the one that is taught anew.
+            make_row: Makes its row, given the other classes in slots; a class that is taught again is not among them.
         """
         from icis_deploy.runtime.changes.rules import after_update
         from icis_deploy.runtime.changes.teaching_rules import plan_teaching
@@ -168,58 +202,59 @@ class Updater:
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
             table = self._store.load_table(self._bundle, state_before(before))
-            entry, after = after_rollback(before, known_names=self._known_names(table), clock=self._clock())
+            entry, after = after_rollback(before, known_names=self._bundle.known_names(table), clock=self._clock())
             self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
         return entry
 
     def switch(self, class_name: str, *, enabled: bool) -> bool:
         """Enable or disable a class; return whether that changed anything."""
-        from icis_deploy.runtime.changes.rules import after_switch
-
         with self._changing, self._store.locked():
-            before = self._store.load_journal(self._bundle)
-            table = self._table_before(before)
-            known_names = self._known_names(table)
-            switched = after_switch(before, class_name, enabled=enabled, known_names=known_names, clock=self._clock())
-            if switched is None:
-                return False
-            self._change(before, switched[1], self._unprobed(switched[1], table))
-        return True
+            return switch_class(
+                self._store,
+                self._bundle,
+                class_name,
+                enabled=enabled,
+                clock=self._clock(),
+                load_table=self._table_of,
+                commit=lambda before, after, table: self._change(before, after, self._tested_before(after, table)),
+            )
 
     def refresh(self) -> bool:
         """Take over what another process committed since; return whether there was anything."""
         if self._store.stamp() == self._stamp:
             return False
         with self._changing:
-            return self._take_over(probe=True)
+            return self._take_over(self_test=True)
 
     @contextmanager
-    def held(self) -> Iterator[Journal]:
-        """Keep everybody from changing the bundle for the length of the context, and give what it remembers."""
+    def locked(self) -> Iterator[Journal]:
+        """Keep all other threads and processes from changing the bundle, and give its journal."""
         with self._changing, self._store.locked():
             yield self._store.load_journal(self._bundle)
 
-    def take_place_of(self, former: Journal) -> HistoryEntry:
+    def inherit(self, former: Journal) -> HistoryEntry:
         """Commit what a device remembered of another bundle of the same head to this one, and test its slots."""
         from icis_deploy.runtime.changes.rules import after_replacement
 
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
             table = self._table_before(before)
-            entry, after = after_replacement(before, former, known_names=self._known_names(table), clock=self._clock())
+            entry, after = after_replacement(
+                before, former, known_names=self._bundle.known_names(table), clock=self._clock()
+            )
             self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
         return entry
 
-    def take_over(self, *, probe: bool = False) -> None:
+    def take_over(self, *, self_test: bool = False) -> None:
         """Bring a device that was just opened to the committed state.
 
         Args:
-            probe: Whether to probe it: it passed its probe when it was committed, but perhaps in another runtime.
+            self_test: Whether to test its slots: they passed when they were committed, but perhaps in another runtime.
         """
         with self._changing:
-            self._take_over(probe=probe)
+            self._take_over(self_test=self_test)
 
-    def _take_over(self, *, probe: bool) -> bool:
+    def _take_over(self, *, self_test: bool) -> bool:
         for attempt in range(_NUM_READ_ATTEMPTS):
             stamp, journal = self._store.stamp(), self._store.load_journal(self._bundle)
             if journal == self._journal:
@@ -232,12 +267,12 @@ class Updater:
                 if attempt + 1 == _NUM_READ_ATTEMPTS or self._store.load_journal(self._bundle) == journal:
                     raise
                 continue
-            check_disabled(journal, self._known_names(table))
+            check_disabled(journal, self._bundle.known_names(table))
             state = self._state_with(table, version=journal.current.version, disabled=journal.disabled)
-            if probe and state.table is not None and state.buffers is not None:
+            if self_test and state.slots is not None:
                 from icis_deploy.runtime.changes.self_test import verify_slots
 
-                verify_slots(self._session, self._bundle, state.table, state.buffers, seed=0)
+                verify_slots(self._session, self._bundle, *state.slots, seed=0)
             self._publish(journal, state, stamp)
             return True
         return False
@@ -251,23 +286,21 @@ class Updater:
         seed: int = 0,
         watch: Stopwatch | None = None,
     ) -> _Prepared:
-        """Load a state that is new, and start to probe it: the model runs while the change is written."""
+        """Load a new state and start its self-test, which runs while the change is written."""
         state = self._state_with(table, version=version, disabled=disabled)
         if watch is not None:
             watch.lap("swap")
-        if state.table is None or state.buffers is None:
+        if state.slots is None:
             return _Prepared(state=state)
-        from icis_deploy.runtime.changes.background_call import SideCall
+        from icis_deploy.runtime.changes.background_call import BackgroundCall
         from icis_deploy.runtime.changes.self_test import verify_slots
 
-        call = partial(verify_slots, self._session, self._bundle, state.table, state.buffers, seed=seed)
-        return _Prepared(state=state, probe=SideCall(call))
+        call = partial(verify_slots, self._session, self._bundle, *state.slots, seed=seed)
+        return _Prepared(state=state, self_test=BackgroundCall(call))
 
-    def _unprobed(self, journal: Journal, table: SlotTable | None) -> _Prepared:
-        """Load a state whose slots are those of the state before, which passed their probe."""
-        return _Prepared(
-            state=self._state_with(table, version=journal.current.version, disabled=journal.disabled), probe=None
-        )
+    def _tested_before(self, journal: Journal, table: SlotTable | None) -> _Prepared:
+        """Load a state with the slots of the state before, which have passed their self-test."""
+        return _Prepared(state=self._state_with(table, version=journal.current.version, disabled=journal.disabled))
 
     def _change(
         self,
@@ -278,7 +311,7 @@ class Updater:
         slots: SlotsFile | None = None,
         watch: Stopwatch | None = None,
     ) -> None:
-        """Write, wait for the probe, commit and publish."""
+        """Write, wait for the self-test, commit and publish."""
         from icis_deploy.runtime.changes.timings import Stopwatch
 
         watch, start_sync = Stopwatch() if watch is None else watch, self._store.sync_seconds
@@ -287,9 +320,9 @@ class Updater:
                 "writing_seconds": watch.lap("journal"),
                 "sync_seconds": self._store.sync_seconds - start_sync,
             }
-            if prepared.probe is not None:
+            if prepared.self_test is not None:
                 try:
-                    inference_seconds = prepared.probe.result().inference_seconds
+                    inference_seconds = prepared.self_test.result().inference_seconds
                 except SelfTestError as error:
                     raise SelfTestError(
                         f"{error.what} The change was taken back.",
@@ -298,8 +331,8 @@ class Updater:
                         where=error.where,
                         hint=error.hint,
                     ) from error
-                watch.lap("probe")
-                written |= {"probe_seconds": prepared.probe.seconds, "inference_seconds": inference_seconds}
+                watch.lap("self_test")
+                written |= {"self_test_seconds": prepared.self_test.seconds, "inference_seconds": inference_seconds}
             watch.share(**written)
         stamp = self._store.stamp()
         watch.lap("journal")
@@ -332,8 +365,5 @@ class Updater:
         """Return the slots that a change starts from, of a journal that a device would open."""
         table = self._table_of(journal.current)
         if journal.disabled:
-            check_disabled(journal, self._known_names(table))
+            check_disabled(journal, self._bundle.known_names(table))
         return table
-
-    def _known_names(self, table: SlotTable | None) -> tuple[str, ...]:
-        return (*self._bundle.class_names, *(() if table is None else table.filled_names))

@@ -1,4 +1,4 @@
-"""The one choice of a runtime, and the session that a bundle gets in it.
+"""Which runtime a bundle is opened in, and the session that it gets there.
 
     onnxruntime             model.onnx on the CPU: the default
     onnxruntime-cuda        model.onnx on an NVIDIA GPU
@@ -51,7 +51,7 @@ class Runtime:
     """Threads inside one operator on the CPU; `None` lets the runtime use every core."""
 
     cache_folder: Path | None = None
-    """Of `onnxruntime-tensorrt`: where the engines are kept that it builds, a folder for each model; `None` for the
+    """Of `onnxruntime-tensorrt`: where it caches the engines that it builds, a folder for each model; `None` for the
     user's cache folder."""
 
     num_streams: int = 1
@@ -100,7 +100,7 @@ def runtime_from(runtime: Runtime | str, *, num_threads: int | None = None) -> R
 
     Args:
         runtime: A name of `RUNTIME_NAMES`, or a runtime.
-        num_threads: Takes the place of what the runtime says, unless `None`.
+        num_threads: Overrides what the runtime says, unless `None`.
 
     Raises:
         UsageError: If there is no such runtime.
@@ -126,7 +126,7 @@ def open_session(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
 
 
 def import_library(runtime: Runtime) -> None:
-    """Import a runtime's library early, so that something else can be done beside it.
+    """Import a runtime's library early, so that something else can be done meanwhile.
 
     That it is missing is for `open_session` to say; an engine's is left to it, as other things are checked before.
     """
@@ -148,7 +148,7 @@ def loaded_files(bundle: Bundle, runtime: Runtime) -> tuple[str, ...]:
     if runtime.name in ENGINE_RUNTIMES:
         model = engine_name(runtime.name)
     elif runtime.name == "openvino" and OPENVINO_NAME in bundle.files:
-        model = OPENVINO_NAME.removesuffix("xml")  # model.bin is beside it
+        model = OPENVINO_NAME.removesuffix("xml")  # and model.bin
     else:
         model = MODEL_NAME  # and model.onnx.data, where it is large
     return tuple(name for name in bundle.files if name.startswith(model) or name == SLOTS_NAME)

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Fetch = Callable[[NDArray[np.generic]], list[NDArray[Any]]]
+from icis_deploy.common.arrays import Images
+
+Fetch = Callable[[Images], list[NDArray[Any]]]
 
 
 def fixed_batch_of(size: object) -> int | None:
@@ -19,7 +21,7 @@ def fixed_batch_of(size: object) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
-def fetch_in_batches(fetch: Fetch, images: NDArray[np.generic], batch: int | None) -> list[NDArray[Any]]:
+def fetch_in_batches(fetch: Fetch, images: Images, batch: int | None) -> list[NDArray[Any]]:
     """Return what `fetch` gives of images, in batches of the only size that it takes.
 
     Args:

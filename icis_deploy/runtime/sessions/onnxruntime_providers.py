@@ -44,16 +44,16 @@ _SHAPE_OPERATORS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderChoice:
-    """A provider, what comes after it, and where slots are kept."""
+    """An execution provider, those that it falls back to, and where slots are kept."""
 
     name: str = CPU_PROVIDER
-    """The one that must compute."""
+    """The provider that must compute, by ONNX Runtime's name."""
 
     options: dict[str, str] = field(default_factory=dict)
-    """Its own options."""
+    """Options of the provider, by ONNX Runtime's names."""
 
     helpers: tuple[str, ...] = ()
-    """Providers that may take what it leaves."""
+    """Providers that may take the operators that it leaves."""
 
     slots_memory: str | None = None
     """ONNX Runtime's name of the device that slots are copied to, once; `None` leaves them where they are."""
@@ -74,7 +74,7 @@ def tensorrt_choice(bundle: Bundle, cache_folder: Path | None) -> ProviderChoice
 
     Args:
         bundle: What is opened.
-        cache_folder: Where engines are kept; `None` for the user's cache folder.
+        cache_folder: Where engines are cached; `None` for the user's cache folder.
 
     Raises:
         StorageError: If the folder cannot be made.
@@ -107,7 +107,7 @@ def check_one_installation() -> None:
     """Refuse an environment with both distributions of ONNX Runtime: they are the same import package.
 
     Raises:
-        MissingDependencyError: If both are installed, whose files then lie over each other's.
+        MissingDependencyError: If both are installed, which overwrite each other's files.
     """
     # By the names of folders, as `importlib.metadata` looks for them: importing that takes longer than all of this.
     versions: dict[str, str] = {}

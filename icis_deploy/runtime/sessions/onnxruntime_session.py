@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import (
     MissingDependencyError,
     ModelLoadError,
@@ -22,17 +23,7 @@ from icis_deploy.runtime.sessions.onnxruntime_providers import (
     check_session,
     forbid_silent_fallback,
 )
-from icis_deploy.runtime.sessions.protocol import (
-    FEATURES,
-    SLOT_BIAS,
-    SLOT_WEIGHT,
-    TOP_CLASS_IDS,
-    TOP_PROBABILITIES,
-    SessionOutput,
-    SlotBuffers,
-    TopOutput,
-    no_slots_error,
-)
+from icis_deploy.runtime.sessions.protocol import SessionOutput, SlotBuffers, TopOutput, no_slots_error
 
 
 class ONNXRuntimeSession:
@@ -61,7 +52,8 @@ class ONNXRuntimeSession:
         self._batch = fixed_batch_of(inputs[0].shape[0]) if inputs[0].shape else None
         self._scores: list[str] = outputs[:1]
         self._scores_and_features = [*self._scores, *([FEATURES] if FEATURES in outputs else [])]
-        self._choice = [TOP_PROBABILITIES, TOP_CLASS_IDS] if {TOP_PROBABILITIES, TOP_CLASS_IDS} <= set(outputs) else []
+        topk_outputs = [TOP_PROBABILITIES, TOP_CLASS_IDS]
+        self._topk_outputs = topk_outputs if set(topk_outputs) <= set(outputs) else []
         self._has_slots = {SLOT_WEIGHT, SLOT_BIAS} <= overridable
 
     @property
@@ -74,7 +66,7 @@ class ONNXRuntimeSession:
         """The `onnxruntime.InferenceSession`, for what only ONNX Runtime has."""
         return self._session
 
-    def load_slots(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> SlotBuffers:
+    def load_slots(self, weight: Float32, bias: Float32) -> SlotBuffers:
         """Keep slots for runs; see `Session.load_slots`."""
         if not self._has_slots:
             raise no_slots_error()
@@ -83,21 +75,19 @@ class ONNXRuntimeSession:
             return SlotBuffers(weight=weight, bias=bias)
         return SlotBuffers(weight=self._copied(weight), bias=self._copied(bias))
 
-    def run(
-        self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
-    ) -> SessionOutput:
+    def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run one batch; see `Session.run`."""
         outputs = self._fetch(self._scores_and_features if with_features else self._scores, images, slots)
         return SessionOutput(outputs[0], outputs[1] if len(outputs) > 1 else None)
 
-    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
-        """Run one batch and fetch the model's own choice; see `Session.top`."""
-        if not self._choice:
+    def top(self, images: Images, slots: SlotBuffers | None = None) -> TopOutput | None:
+        """Run one batch and fetch the classes that the model selects itself; see `Session.top`."""
+        if not self._topk_outputs:
             return None
-        probabilities, columns = self._fetch(self._choice, images, slots)
+        probabilities, columns = self._fetch(self._topk_outputs, images, slots)
         return probabilities, columns
 
-    def _fetch(self, names: list[str], images: NDArray[np.generic], slots: SlotBuffers | None) -> list[Any]:
+    def _fetch(self, names: list[str], images: Images, slots: SlotBuffers | None) -> list[Any]:
         # With each request, while caches are cold, a call of a function in Python costs 2 to 5 us: so there are few.
         if self._batch is not None and len(images) not in {0, self._batch}:
             return fetch_in_batches(lambda batch: self._fetch(names, batch, slots), images, self._batch)
@@ -109,7 +99,7 @@ class ONNXRuntimeSession:
                 outputs: list[Any] = self._session.run(names, feed)
                 return outputs
             return self._run_with_slots_elsewhere(names, feed)
-        except Exception as error:  # ONNX Runtime raises a dozen unrelated types; this is the one seam to it
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated types; this is the one call into it
             raise RuntimeFailureError(
                 f"ONNX Runtime could not run the model on an input of shape {images.shape} and type {images.dtype}; "
                 f"it expects {self._input_shape} and {self._input_type}: {error}",
@@ -117,7 +107,7 @@ class ONNXRuntimeSession:
                 expected=(self._input_shape, self._input_type),
             ) from error
 
-    def _copied(self, array: NDArray[np.float32]) -> Any:
+    def _copied(self, array: Float32) -> Any:
         import onnxruntime
 
         try:

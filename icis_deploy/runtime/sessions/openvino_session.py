@@ -13,23 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, RuntimeFailureError
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
 from icis_deploy.runtime.sessions.pools import ResourcePool
-from icis_deploy.runtime.sessions.protocol import (
-    FEATURES,
-    SLOT_BIAS,
-    SLOT_WEIGHT,
-    TOP_CLASS_IDS,
-    TOP_PROBABILITIES,
-    SessionOutput,
-    SlotBuffers,
-    TopOutput,
-    no_slots_error,
-)
+from icis_deploy.runtime.sessions.protocol import SessionOutput, SlotBuffers, TopOutput, no_slots_error
 
 OPENVINO_NAME = "openvino/model.xml"
-"""A bundle's OpenVINO model; its weights lie beside it, in `model.bin`."""
+"""A bundle's OpenVINO model; its weights are in `model.bin` next to it."""
 
 
 class OpenVINOSession:
@@ -38,7 +30,7 @@ class OpenVINOSession:
     An infer request serves one thread at a time, so every thread that runs gets its own.
     """
 
-    def __init__(self, compiled: Any, defaults: dict[str, NDArray[np.float32]]) -> None:
+    def __init__(self, compiled: Any, defaults: dict[str, Float32]) -> None:
         """Use a compiled model.
 
         Args:
@@ -56,7 +48,7 @@ class OpenVINOSession:
         self._defaults = defaults
         self._requests: ResourcePool[Any] = ResourcePool(compiled.create_infer_request)
 
-    def load_slots(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> SlotBuffers:
+    def load_slots(self, weight: Float32, bias: Float32) -> SlotBuffers:
         """Keep slots for runs, which read them in place; see `Session.load_slots`."""
         if not self._defaults:
             raise no_slots_error()
@@ -70,27 +62,23 @@ class OpenVINOSession:
                 )
         return SlotBuffers(weight=np.ascontiguousarray(weight), bias=np.ascontiguousarray(bias))
 
-    def run(
-        self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
-    ) -> SessionOutput:
+    def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run one batch; see `Session.run`."""
         has_features = with_features and FEATURES in self._outputs
         found = self._fetch([self._logits_name, *([FEATURES] if has_features else [])], images, slots)
         return SessionOutput(logits=found[0], features=found[1] if has_features else None)
 
-    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
-        """Run one batch and fetch the model's own choice; see `Session.top`."""
+    def top(self, images: Images, slots: SlotBuffers | None = None) -> TopOutput | None:
+        """Run one batch and fetch the classes that the model selects itself; see `Session.top`."""
         if not {TOP_PROBABILITIES, TOP_CLASS_IDS} <= self._outputs.keys():
             return None
         probabilities, columns = self._fetch([TOP_PROBABILITIES, TOP_CLASS_IDS], images, slots)
         return probabilities, columns
 
-    def _fetch(self, names: list[str], images: NDArray[np.generic], slots: SlotBuffers | None) -> list[NDArray[Any]]:
+    def _fetch(self, names: list[str], images: Images, slots: SlotBuffers | None) -> list[NDArray[Any]]:
         return fetch_in_batches(lambda batch: self._fetch_batch(names, batch, slots), images, self._batch)
 
-    def _fetch_batch(
-        self, names: list[str], images: NDArray[np.generic], slots: SlotBuffers | None
-    ) -> list[NDArray[Any]]:
+    def _fetch_batch(self, names: list[str], images: Images, slots: SlotBuffers | None) -> list[NDArray[Any]]:
         # OpenVINO would convert another type without a word.
         if images.dtype != self._input_dtype:
             raise self._refusal(images, "the types differ")
@@ -103,7 +91,7 @@ class OpenVINOSession:
             # The request's own memory, which its next run writes to: so these are copies.
             return [np.array(outputs[self._outputs[name]]) for name in names]
 
-    def _refusal(self, images: NDArray[np.generic], reason: str) -> RuntimeFailureError:
+    def _refusal(self, images: Images, reason: str) -> RuntimeFailureError:
         return RuntimeFailureError(
             f"OpenVINO could not run the model on an input of shape {images.shape} and type {images.dtype}; it "
             f"expects {self._input_shape} and {self._input_dtype}: {reason}",
@@ -118,7 +106,7 @@ def load_openvino_session(model: Path, *, num_threads: int | None = None) -> Ope
     It computes in float32: OpenVINO's own default is bfloat16 on CPUs that have it, 5e-4 off.
 
     Args:
-        model: A `.onnx` file, or a `.xml` with its `.bin` beside it.
+        model: A `.onnx` file, or a `.xml` with its `.bin` next to it.
         num_threads: Threads of one request; `None` lets OpenVINO use every core.
 
     Raises:
@@ -149,11 +137,11 @@ def load_openvino_session(model: Path, *, num_threads: int | None = None) -> Ope
     return OpenVINOSession(compiled, defaults)
 
 
-def _make_slots_inputs(network: Any) -> dict[str, NDArray[np.float32]]:
+def _make_slots_inputs(network: Any) -> dict[str, Float32]:
     """Make inputs of the slots, in place; return what they held, by name."""
     from openvino import opset13
 
-    defaults: dict[str, NDArray[np.float32]] = {}
+    defaults: dict[str, Float32] = {}
     for node in network.get_ops():
         name = node.get_friendly_name()
         if node.get_type_name() == "Constant" and name in {SLOT_WEIGHT, SLOT_BIAS}:

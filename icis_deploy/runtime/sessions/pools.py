@@ -1,4 +1,4 @@
-"""What a session lends: things that one request at a time may use, and places in memory where slots are written."""
+"""What a session lends: resources that one request at a time may use, and storage that slots are written to."""
 
 # Why: docs/decisions/0033.
 
@@ -31,13 +31,13 @@ class ResourcePool(Generic[Resource]):
         self._make = make
         self._idle: list[Resource] = []
         self._lock = threading.Lock()
-        self._places = None if limit is None else threading.BoundedSemaphore(limit)
+        self._permits = None if limit is None else threading.BoundedSemaphore(limit)
 
     @contextmanager
     def lend(self) -> Iterator[Resource]:
         """Give a resource that nobody else has until the block ends."""
-        if self._places is not None:
-            self._places.acquire()
+        if self._permits is not None:
+            self._permits.acquire()
         try:
             with self._lock:
                 resource = self._idle.pop() if self._idle else None
@@ -49,44 +49,43 @@ class ResourcePool(Generic[Resource]):
                 with self._lock:
                     self._idle.append(resource)
         finally:
-            if self._places is not None:
-                self._places.release()
+            if self._permits is not None:
+                self._permits.release()
 
 
-Place = TypeVar("Place")
+Storage = TypeVar("Storage")
 
 
-class SlotLease(Generic[Place]):
-    """The right to read one place, for as long as it is referred to."""
+class SlotLease(Generic[Storage]):
+    """The right to read one slot storage, for as long as the lease is referred to."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        """Where the slots are."""
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
 
 
-class SlotPlaces(Generic[Place]):
-    """The places of one session: two in practice, of which one is read and one is free.
+class SlotStoragePool(Generic[Storage]):
+    """The slot storages of one session: two in practice, of which one is read and one is free.
 
     Rules:
 
-    1. A place is written only while nobody can read it. Whoever may still read it, a head state or a request in flight,
-       holds its lease; the place is free again when the last reference to the lease is gone.
-    2. Where every place is leased, one more is made. An update therefore never waits for a request, and never writes
-       below one that is slow.
+    1. A storage is written only while nobody can read it. Whoever may still read it, a head state or a request in
+       flight, holds its lease; it is free again when the last reference to the lease is gone.
+    2. Where every storage is leased, one more is made. An update therefore never waits for a request, and never
+       overwrites what a slow one still reads.
     """
 
-    def __init__(self, make: Callable[[], Place]) -> None:
+    def __init__(self, make: Callable[[], Storage]) -> None:
         """Start without any; `make` makes one."""
         self._make = make
         # A deque and no lock: leases end wherever their last reference goes, in a thread that may hold any lock.
-        self._free: deque[Place] = deque()
+        self._free: deque[Storage] = deque()
 
-    def lease(self) -> SlotLease[Place]:
-        """Return a place that nobody reads, to be written before anybody gets its lease."""
+    def lease(self) -> SlotLease[Storage]:
+        """Return a storage that nobody reads, to be written before anybody gets its lease."""
         try:
-            place = self._free.pop()
+            storage = self._free.pop()
         except IndexError:
-            place = self._make()
-        lease = SlotLease(place)
-        weakref.finalize(lease, self._free.append, place).atexit = False
+            storage = self._make()
+        lease = SlotLease(storage)
+        weakref.finalize(lease, self._free.append, storage).atexit = False
         return lease

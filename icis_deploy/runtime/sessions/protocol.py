@@ -1,4 +1,4 @@
-"""The one seam between icis-deploy and a runtime.
+"""The interface between icis-deploy and a runtime: all that the device half knows of one.
 
 A session is a model loaded in a runtime. It holds no head state: slots are loaded once and handed to every run. A
 request therefore ends with the slots it started with, whatever is loaded in the meantime, and no lock is needed.
@@ -11,23 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
+from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.common.arrays import Float32, Images, Int64
 from icis_deploy.errors import RuntimeFailureError
-
-SLOT_WEIGHT = "slot_weight"
-"""Name of the input `(capacity, feature_dim)` float32 of an updatable model."""
-
-SLOT_BIAS = "slot_bias"
-"""Name of the input `(capacity,)` float32 of an updatable model."""
-
-FEATURES = "features"
-"""Name of the output `(batch, feature_dim)` float32 of an updatable model."""
-
-TOP_PROBABILITIES = "top_probabilities"
-TOP_CLASS_IDS = "top_class_ids"
-"""Names of the outputs `(batch, top)` of a model that chooses classes itself; see `TopOutput`."""
 
 
 def no_slots_error() -> RuntimeFailureError:
@@ -64,15 +50,15 @@ class SessionOutput(NamedTuple):
         print(output.logits.shape, output.features)
     """
 
-    logits: NDArray[np.float32]
+    logits: Float32
     """`(batch, num_outputs)` float32: seen classes first, then every slot, empty ones included."""
 
-    features: NDArray[np.float32] | None
+    features: Float32 | None
     """`(batch, feature_dim)` float32; `None` where the model has no such output, or it was not asked for."""
 
 
-TopOutput: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
-"""The choice that a model makes itself; see `Session.top`.
+TopOutput: TypeAlias = tuple[Float32, Int64]
+"""The classes that a model selects itself; see `Session.top`.
 
 - probabilities `(batch, top)` float32, the greatest first, fractions of 1 over all outputs;
 - columns `(batch, top)` int64: which output each is of, empty slots not left out.
@@ -89,7 +75,7 @@ class Session(Protocol):
         output = device.session.run(device.prepare(["okapi.jpg"]), device.state.buffers)
     """
 
-    def load_slots(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> SlotBuffers:
+    def load_slots(self, weight: Float32, bias: Float32) -> SlotBuffers:
         """Copy slots to where the runtime reads them.
 
         Args:
@@ -101,9 +87,7 @@ class Session(Protocol):
         """
         ...
 
-    def run(
-        self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
-    ) -> SessionOutput:
+    def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run the model on one batch.
 
         Args:
@@ -116,15 +100,15 @@ class Session(Protocol):
         """
         ...
 
-    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
-        """Run the model on one batch and fetch the classes that it chooses itself, and no scores.
+    def top(self, images: Images, slots: SlotBuffers | None = None) -> TopOutput | None:
+        """Run the model on one batch and fetch the classes that it selects itself, and no scores.
 
         Args:
             images: As `run`.
             slots: As `run`.
 
         Returns:
-            `None`, without running anything, where the model makes no choice.
+            `None`, without running anything, where the model selects no classes.
 
         Raises:
             RuntimeFailureError: If the runtime fails.

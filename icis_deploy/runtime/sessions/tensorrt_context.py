@@ -1,12 +1,12 @@
-"""A lane: one execution context of an engine with a stream and buffers of its own. It serves one request at a time.
+"""An engine's execution context with a stream and buffers of its own. It serves one request at a time.
 
 Rules:
 
-1. A request's work is queued on the lane's stream in order: input in, engine, outputs out. When `run` returns, the
+1. A request's work is queued on the context's stream in order: input in, engine, outputs out. When `run` returns, the
    stream is empty, so nothing reads the slots any more that the request was given.
-2. A captured graph has shapes and addresses in it. There is one for each pair of batch size and place of the slots, and
-   one context for each batch size, whose shapes never change after the capture (TensorRT developer guide, "CUDA
-   Graphs").
+2. A captured graph has shapes and addresses in it. There is one for each pair of batch size and slot storage, and one
+   of TensorRT's contexts for each batch size, whose shapes never change after the capture (TensorRT developer guide,
+   "CUDA Graphs").
 """
 
 from __future__ import annotations
@@ -27,20 +27,17 @@ MAX_GRAPH_BATCHES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTensor:
-    """An input or output of an engine that ranges over batches."""
+    """An input or output of an engine whose first dimension is the batch."""
 
     name: str
-    """Its name in the engine."""
-
     dtype: np.dtype[Any]
-    """Its type."""
 
     shape: tuple[int, ...]
-    """Its shape without the batch."""
+    """Without the batch."""
 
 
-class Lane:
-    """See the module."""
+class EngineContext:
+    """What one request at a time runs an engine with; see the module."""
 
     def __init__(
         self,
@@ -66,7 +63,7 @@ class Lane:
         """Run one batch.
 
         Args:
-            images: `(batch, *input_shape)` in the engine's type, at most as many as the lane was made for.
+            images: `(batch, *input_shape)` in the engine's type, at most as many as the context was made for.
             slots: Addresses of the slots by input name; empty where they are no inputs.
             wanted: Names of the outputs to fetch.
 

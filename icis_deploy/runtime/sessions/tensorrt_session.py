@@ -2,16 +2,17 @@
 
 Two kinds of engine keep the promise that a request ends with the slots that it started with:
 
-- *Slots as inputs* (the default): slots are written to a place in the GPU's memory that no request reads, and a request
-  passes the address of its own. The flip between two requests is another address.
-- *Refittable*: slots are a weight of the engine. A refit is not atomic and undefined while the engine runs, so one that
-  nobody uses is refitted, and requests go over to it; the engine is therefore held twice.
+- *Slots as inputs* (the default): slots are written to GPU memory that no request reads, and a request passes the
+  address of its own. To the next request, new slots are another address.
+- *Refittable*: slots are a weight of the engine. A refit is not atomic and undefined while the engine runs, so an
+  engine that nobody uses is refitted, and requests switch to it; the engine is therefore held twice.
 
-Whoever publishes slots has to probe them first, as the updater does: that a refit returned true says nothing.
+Whoever publishes slots must test them first, as the updater does: that a refit returned true proves nothing.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,37 +22,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle.engine_sidecar import EngineSidecar
+from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
+from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls, DeviceMemory
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
-from icis_deploy.runtime.sessions.pools import ResourcePool, SlotLease, SlotPlaces
-from icis_deploy.runtime.sessions.protocol import (
-    FEATURES,
-    SLOT_BIAS,
-    SLOT_WEIGHT,
-    TOP_CLASS_IDS,
-    TOP_PROBABILITIES,
-    SessionOutput,
-    SlotBuffers,
-    TopOutput,
-    no_slots_error,
-)
-from icis_deploy.runtime.sessions.tensorrt_context import EngineTensor, Lane
+from icis_deploy.runtime.sessions.pools import ResourcePool, SlotLease, SlotStoragePool
+from icis_deploy.runtime.sessions.protocol import SessionOutput, SlotBuffers, TopOutput, no_slots_error
+from icis_deploy.runtime.sessions.tensorrt_context import EngineContext, EngineTensor
 from icis_deploy.runtime.sessions.tensorrt_library import new_logger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SlotPlace:
-    """Where slots are: in memory of their own, or in an engine."""
-
-    lanes: ResourcePool[Lane]
-    """What runs with them."""
-
-    memory: dict[str, DeviceMemory]
-    """Device memory by input name; empty where they are in the engine."""
+class LoadedEngine:
+    """A deserialized engine and what runs it."""
 
     engine: Any
-    """The engine that these lanes run."""
+    """A `tensorrt.ICudaEngine`."""
+
+    contexts: ResourcePool[EngineContext]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotStorage:
+    """Where slots are: in memory of their own, or in an engine."""
+
+    loaded: LoadedEngine
+    """What runs with these slots: an engine that all storages share, or, where it is refittable, one of its own."""
+
+    memory: dict[str, DeviceMemory]
+    """Device memory by input name; empty where slots are in the engine."""
 
 
 class TensorRTSession:
@@ -71,7 +71,7 @@ class TensorRTSession:
 
         Args:
             trt: The module `tensorrt` or `tensorrt_rtx`.
-            load_engine: Deserializes the engine; called once, or once for each place of slots if it is refittable.
+            load_engine: Deserializes the engine; called once, or once for each slot storage if it is refittable.
             cuda: The GPU.
             sidecar: What is stated of the engine; it was compared with this machine.
             num_streams: How many requests may run at the same time, each on a stream with buffers of its own.
@@ -90,12 +90,11 @@ class TensorRTSession:
         self._slot_shapes = {each.name: each.max_shape for each in sidecar.inputs[1:]}
         self._refittable = sidecar.refittable
         self._loading, self._copy_stream = threading.Lock(), cuda.new_stream()
-        self._engine = None if self._refittable else load_engine()
-        self._lanes = None if self._refittable else self._new_lanes(self._engine)
-        self._places: SlotPlaces[SlotPlace] = SlotPlaces(self._new_place)
+        self._shared = None if self._refittable else self._load()
+        self._storages: SlotStoragePool[SlotStorage] = SlotStoragePool(self._new_storage)
 
-    def load_slots(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> SlotBuffers:
-        """Write slots to a place that no request reads; see `Session.load_slots`."""
+    def load_slots(self, weight: Float32, bias: Float32) -> SlotBuffers:
+        """Write slots to a storage that no request reads; see `Session.load_slots`."""
         if not self._slot_shapes and not self._refittable:
             raise no_slots_error()
         given = {SLOT_WEIGHT: np.ascontiguousarray(weight), SLOT_BIAS: np.ascontiguousarray(bias)}
@@ -108,56 +107,50 @@ class TensorRTSession:
                     where=name,
                 )
         with self._loading:
-            lease = self._places.lease()
+            lease = self._storages.lease()
             if self._refittable:
-                self._refit(lease.place.engine, given[SLOT_WEIGHT], given[SLOT_BIAS])
+                self._refit(lease.storage.loaded.engine, given[SLOT_WEIGHT], given[SLOT_BIAS])
             else:
-                for name, memory in lease.place.memory.items():
+                for name, memory in lease.storage.memory.items():
                     self._cuda.copy_to_device(memory.pointer, given[name], self._copy_stream)
                 self._cuda.synchronize(self._copy_stream)
         return SlotBuffers(weight=lease, bias=lease)
 
-    def run(
-        self, images: NDArray[np.generic], slots: SlotBuffers | None = None, *, with_features: bool = False
-    ) -> SessionOutput:
+    def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run one batch; see `Session.run`. An engine holds no slots of its own, so slots must be given."""
         has_features = with_features and any(output.name == FEATURES for output in self._outputs)
         logits_name = self._outputs[0].name
         found = self._fetch([logits_name, *([FEATURES] if has_features else [])], images, slots)
         return SessionOutput(logits=found[0], features=found[1] if has_features else None)
 
-    def top(self, images: NDArray[np.generic], slots: SlotBuffers | None = None) -> TopOutput | None:
-        """Run one batch and fetch the model's own choice; see `Session.top`."""
+    def top(self, images: Images, slots: SlotBuffers | None = None) -> TopOutput | None:
+        """Run one batch and fetch the classes that the model selects itself; see `Session.top`."""
         if not {TOP_PROBABILITIES, TOP_CLASS_IDS} <= {output.name for output in self._outputs}:
             return None
         probabilities, columns = self._fetch([TOP_PROBABILITIES, TOP_CLASS_IDS], images, slots)
         return probabilities, columns
 
-    def _fetch(
-        self, names: Sequence[str], images: NDArray[np.generic], slots: SlotBuffers | None
-    ) -> list[NDArray[Any]]:
+    def _fetch(self, names: Sequence[str], images: Images, slots: SlotBuffers | None) -> list[NDArray[Any]]:
         return fetch_in_batches(lambda batch: self._fetch_batch(names, batch, slots), images, self._batch)
 
-    def _fetch_batch(
-        self, names: Sequence[str], images: NDArray[np.generic], slots: SlotBuffers | None
-    ) -> list[NDArray[Any]]:
+    def _fetch_batch(self, names: Sequence[str], images: Images, slots: SlotBuffers | None) -> list[NDArray[Any]]:
         self._check_images(images)
-        # The lease is held until the lane's stream is empty: `slots` is a reference of this frame.
-        lanes, addresses = self._lanes, {}
+        # The lease is held until the context's stream is empty: `slots` is a reference of this frame.
+        loaded, addresses = self._shared, {}
         if slots is not None:
-            lease: SlotLease[SlotPlace] = slots.weight
-            lanes = lease.place.lanes
-            addresses = {name: memory.pointer for name, memory in lease.place.memory.items()}
-        if lanes is None or addresses.keys() != self._slot_shapes.keys():
+            lease: SlotLease[SlotStorage] = slots.weight
+            loaded = lease.storage.loaded
+            addresses = {name: memory.pointer for name, memory in lease.storage.memory.items()}
+        if loaded is None or addresses.keys() != self._slot_shapes.keys():
             raise RuntimeFailureError(
                 "An engine of an updatable head holds no slots of its own.",
                 hint="Load them, and give them with each run.",
             )
-        with lanes.lend() as lane:
-            found = lane.run(images, addresses, names)
+        with loaded.contexts.lend() as context:
+            found = context.run(images, addresses, names)
         return [found[name] for name in names]
 
-    def _check_images(self, images: NDArray[np.generic]) -> None:
+    def _check_images(self, images: Images) -> None:
         least, greatest = self._batches
         if images.dtype != self._image.dtype or images.shape[1:] != self._image.shape:
             raise RuntimeFailureError(
@@ -174,18 +167,17 @@ class TensorRTSession:
                 hint="Split the batch, or build the engine with another `max_batch`.",
             )
 
-    def _new_place(self) -> SlotPlace:
-        if self._refittable:
-            engine = self._load_engine()
-            return SlotPlace(lanes=self._new_lanes(engine), memory={}, engine=engine)
-        assert self._lanes is not None
-        num_bytes = {name: 4 * int(np.prod(shape)) for name, shape in self._slot_shapes.items()}
-        memory = {name: self._cuda.allocate(size) for name, size in num_bytes.items()}
-        return SlotPlace(lanes=self._lanes, memory=memory, engine=self._engine)
+    def _new_storage(self) -> SlotStorage:
+        loaded = self._load() if self._shared is None else self._shared
+        shapes = {} if self._refittable else self._slot_shapes
+        memory = {name: self._cuda.allocate(4 * math.prod(shape)) for name, shape in shapes.items()}
+        return SlotStorage(loaded=loaded, memory=memory)
 
-    def _new_lanes(self, engine: Any) -> ResourcePool[Lane]:
-        def make() -> Lane:
-            return Lane(
+    def _load(self) -> LoadedEngine:
+        engine = self._load_engine()
+
+        def make_context() -> EngineContext:
+            return EngineContext(
                 engine,
                 self._cuda,
                 image=self._image,
@@ -194,9 +186,9 @@ class TensorRTSession:
                 cuda_graph=self._cuda_graph,
             )
 
-        return ResourcePool(make, limit=self._num_streams)
+        return LoadedEngine(engine=engine, contexts=ResourcePool(make_context, limit=self._num_streams))
 
-    def _refit(self, engine: Any, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+    def _refit(self, engine: Any, weight: Float32, bias: Float32) -> None:
         """Replace the slots' rows in an engine that nobody runs."""
         rows = np.ascontiguousarray(np.concatenate([weight, bias[:, None]], axis=1).T)
         logger = new_logger(self._trt)

@@ -1,4 +1,4 @@
-"""The file layer: every call with which the device half touches the disk, one system call's worth each.
+"""The file system: every call with which the device half touches the disk, one system call's worth each.
 
 It is a seam so that tests can stop the world at any of these calls, refuse any of them, or forget what was not synced.
 Nothing here decides anything, and errors are the operating system's own.
@@ -20,7 +20,7 @@ _READ_BYTES = 1 << 16
 _CLOSE_ON_EXEC = getattr(os, "O_CLOEXEC", 0)
 
 
-class FileLayer(Protocol):
+class FileSystem(Protocol):
     """What the store needs of a file system."""
 
     def read(self, path: Path, max_bytes: int) -> bytes:
@@ -109,11 +109,11 @@ class FileLayer(Protocol):
         ...
 
 
-class OSFileLayer:
-    """The file layer of the operating system (POSIX); see `FileLayer` for what its methods promise."""
+class OSFileSystem:
+    """The file system of the operating system (POSIX); see `FileSystem` for what its methods promise."""
 
     def read(self, path: Path, max_bytes: int) -> bytes:
-        """Return a file's bytes; see `FileLayer.read`."""
+        """Return a file's bytes; see `FileSystem.read`."""
         descriptor = plain_descriptor(path, os.O_RDONLY | _CLOSE_ON_EXEC)
         try:
             # A read reserves as much memory as it is asked for, and caps are a thousand times what a file usually has.
@@ -127,14 +127,14 @@ class OSFileLayer:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def names(self, folder: Path) -> tuple[str, ...]:
-        """Return the names in a folder; see `FileLayer.names`."""
+        """Return the names in a folder; see `FileSystem.names`."""
         try:
             return tuple(sorted(os.listdir(folder)))  # noqa: PTH208 - the order and the type of the seam
         except FileNotFoundError:
             return ()
 
     def stamp(self, path: Path) -> tuple[int, ...] | None:
-        """Return numbers that change when a file is replaced; see `FileLayer.stamp`."""
+        """Return numbers that change when a file is replaced; see `FileSystem.stamp`."""
         try:
             status = os.stat(path)  # noqa: PTH116 - half the time of `Path.stat`, and asked for with every request
         except OSError:
@@ -142,7 +142,7 @@ class OSFileLayer:
         return status.st_ino, status.st_mtime_ns, status.st_size
 
     def create(self, path: Path, data: bytes) -> None:
-        """Write a new file; see `FileLayer.create`."""
+        """Write a new file; see `FileSystem.create`."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSE_ON_EXEC, 0o666)
         try:
             view = memoryview(data)
@@ -152,20 +152,20 @@ class OSFileLayer:
             os.close(descriptor)
 
     def sync_file(self, path: Path) -> None:
-        """Sync a file; see `FileLayer.sync_file`."""
+        """Sync a file; see `FileSystem.sync_file`."""
         _sync(path)
 
     def replace(self, source: Path, target: Path) -> None:
-        """Rename a file over another; see `FileLayer.replace`."""
+        """Rename a file over another; see `FileSystem.replace`."""
         os.replace(source, target)  # noqa: PTH105 - see `stamp`
 
     def remove(self, path: Path) -> None:
-        """Remove a file; see `FileLayer.remove`."""
+        """Remove a file; see `FileSystem.remove`."""
         with suppress(FileNotFoundError):
             os.unlink(path)  # noqa: PTH108 - see `stamp`
 
     def make_folder(self, path: Path) -> bool:
-        """Make a folder; see `FileLayer.make_folder`."""
+        """Make a folder; see `FileSystem.make_folder`."""
         try:
             path.mkdir()
         except FileExistsError:
@@ -173,16 +173,16 @@ class OSFileLayer:
         return True
 
     def remove_folder(self, path: Path) -> None:
-        """Remove an empty folder; see `FileLayer.remove_folder`."""
+        """Remove an empty folder; see `FileSystem.remove_folder`."""
         path.rmdir()
 
     def sync_folder(self, path: Path) -> None:
-        """Sync a folder; see `FileLayer.sync_folder`."""
+        """Sync a folder; see `FileSystem.sync_folder`."""
         _sync(path)
 
     @contextmanager
     def locked(self, folder: Path, timeout_seconds: float) -> Iterator[None]:
-        """Hold a folder's lock; see `FileLayer.locked`."""
+        """Hold a folder's lock; see `FileSystem.locked`."""
         import fcntl
 
         # The folder itself carries the lock: no lock file to create, to leave behind, or to miss on a read-only disk.

@@ -39,14 +39,19 @@ class HeadState:
     score_names: tuple[str | None, ...]
     """`(num_outputs,)`: the class of each of the model's scores, `None` for an empty slot."""
 
-    most_chosen: int
-    """Up to how many classes the model's own choice gives; 0 where it makes none, or could choose a disabled class."""
+    max_model_top: int
+    """Up to this `top` the model selects classes itself; 0 where it does not, or could select a disabled class."""
 
     table: SlotTable | None
     """What the slots hold; `None` for a fused head."""
 
     buffers: SlotBuffers | None
-    """The same in the runtime's memory."""
+    """`table` in the runtime's memory; `None` for a fused head."""
+
+    @property
+    def slots(self) -> tuple[SlotTable, SlotBuffers] | None:
+        """What the slots hold, and the same in the runtime's memory; `None` for a fused head."""
+        return None if self.table is None or self.buffers is None else (self.table, self.buffers)
 
 
 def make_head_state(
@@ -77,13 +82,13 @@ def make_head_state(
         class_names=class_names,
         columns=columns,
         score_names=score_names,
-        most_chosen=_most_chosen(bundle.top, score_names, class_names),
+        max_model_top=_max_model_top(bundle.top, score_names, class_names),
         table=table,
         buffers=buffers,
     )
 
 
-def _most_chosen(top: int, score_names: tuple[str | None, ...], class_names: tuple[str, ...]) -> int:
+def _max_model_top(top: int, score_names: tuple[str | None, ...], class_names: tuple[str, ...]) -> int:
     num_empty = score_names.count(None)
     if len(class_names) + num_empty < len(score_names):  # the model knows nothing of disabled classes
         return 0
@@ -96,7 +101,7 @@ def enabled_columns(
     """Return which of the model's outputs are classes to choose among, and their names."""
     num_baked = len(bundle.class_names)
     filled = np.empty(0, dtype=np.intp) if table is None else table.filled
-    names = bundle.class_names if table is None else (*bundle.class_names, *table.filled_names)
+    names = bundle.known_names(table)
     if not disabled and (table is None or table.fills_first_slots):
         return slice(0, num_baked + filled.size), names
     columns = np.concatenate([np.arange(num_baked, dtype=np.intp), num_baked + filled])

@@ -28,6 +28,7 @@ from icis_deploy.common.json_fields import (
     integer_from_json,
     json_from_time,
     list_from_json,
+    load_strict,
     names_from_json,
     object_from_json,
     text_from_json,
@@ -101,13 +102,13 @@ class HistoryEntry:
     """Version of the head after the change."""
 
     num_added: int = 0
-    """Classes that an applied update added."""
+    """How many classes the change added to slots."""
 
     num_replaced: int = 0
-    """Classes that an applied update replaced."""
+    """How many classes the change replaced in slots."""
 
     num_removed: int = 0
-    """Classes that an applied update removed."""
+    """How many classes the change removed from slots."""
 
     class_name: str | None = None
     """The class that was enabled, disabled or taught."""
@@ -145,7 +146,7 @@ class Journal:
     """Version of the trusted keys; 0 for those of the bundle's `trust/` folder."""
 
     trusted_keys: tuple[str, ...] | None = None
-    """PEM of the keys that took the place of `trust/`; `None` before the first replacement."""
+    """PEM of the keys that replaced those in `trust/`; `None` before the first replacement."""
 
     history: tuple[HistoryEntry, ...] = ()
     """The last `MAX_HISTORY` changes, the oldest first."""
@@ -183,8 +184,8 @@ def serialize_journal(journal: Journal) -> bytes:
         "trusted_keys": journal.trusted_keys,
         "history": [],
     }
-    # All states and lines of the history but one are those of the journal before. Quotes inside a text are escaped, so
-    # each place is found but once.
+    # All states and lines of the history but one are those of the journal before, so their JSON is cached. Quotes in a
+    # text are escaped, so each empty list is found exactly once.
     text = _dumps(fields)
     for name, entries in (("states", journal.states), ("history", journal.history)):
         text = text.replace(f'"{name}":[]', f'"{name}":[{",".join([_text_of(entry) for entry in entries])}]', 1)
@@ -193,11 +194,11 @@ def serialize_journal(journal: Journal) -> bytes:
 
 
 def _text_of(entry: StateEntry | HistoryEntry) -> str:
-    if entry._text is None:
-        fields = _state_to_json(entry) if isinstance(entry, StateEntry) else history_to_json(entry)
-        object.__setattr__(entry, "_text", _dumps(fields))
-    assert entry._text is not None
-    return entry._text
+    text = entry._text
+    if text is None:
+        text = _dumps(_state_to_json(entry) if isinstance(entry, StateEntry) else history_to_json(entry))
+        object.__setattr__(entry, "_text", text)
+    return text
 
 
 def parse_journal(data: bytes) -> Journal:
@@ -210,7 +211,7 @@ def parse_journal(data: bytes) -> Journal:
         text, _, sha256 = data.removeprefix(_START).removesuffix(_END).rpartition(_MIDDLE)
         if hashlib.sha256(text).hexdigest().encode() != sha256:
             raise ValueError("its SHA-256 is not the one it states")
-        fields = json.loads(text)
+        fields = load_strict(text)
         version = integer_from_json(fields["schema_version"])
         if version != SCHEMA_VERSION:
             raise ValueError(f"its schema version is {version}, this release reads {SCHEMA_VERSION}")
@@ -304,8 +305,8 @@ def _sha256(value: object) -> str:
     return text
 
 
-def check_bundle(journal: Journal, bundle: Bundle) -> None:
-    """Raise `IncompatibleError` if a journal belongs to another bundle than the one it lies in."""
+def check_journal_belongs_to(bundle: Bundle, journal: Journal) -> None:
+    """Raise `IncompatibleError` if the journal in a bundle's folder is of another bundle."""
     if journal.base_fingerprint != bundle.base_fingerprint:
         raise IncompatibleError(
             f"The bundle's state/ folder is of another head ({journal.base_fingerprint[:16]}…; this bundle's is "

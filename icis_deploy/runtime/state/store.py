@@ -1,4 +1,4 @@
-"""The store: the `state/` folder of a bundle. It reads and writes; what may be written is decided in `update_rules.py`.
+"""The store: the `state/` folder of a bundle. It reads and writes; what may be written is decided in `rules.py`.
 
     state/journal.json               the journal; replacing it is the commit
     state/slots-<sha256>.safetensors a slot table; written before the journal that names it, never changed
@@ -6,10 +6,10 @@
 Rules:
 
 1. A slot table and its name in the folder are on the disk before the journal that names it is.
-2. The journal is written beside itself, synced, renamed over itself, and the folder synced. Whoever opens the bundle
-   finds the old journal or the new one, and behind either its slot table: there is nothing to recover.
+2. A new journal is written next to the old one, synced, renamed over it, and the folder synced. Whoever opens the
+   bundle finds the old journal or the new one, and behind either its slot table: there is nothing to recover.
 3. What a change wrote is removed again if it does not commit. After a power cut such files may stay; the next change
-   removes those that no journal names, and nothing else that lies there.
+   removes those that no journal names, and nothing else in the folder.
 4. Reading takes no lock and writes nothing, so a bundle on a read-only disk works. Changes take the folder's lock.
 5. What the disk says is never believed without its SHA-256; a slot table that a change needs and an earlier one left
    is compared byte for byte, and replaced where it is damaged.
@@ -33,12 +33,12 @@ from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, parse_slots, serializ
 from icis_deploy.common.files import read_plain
 from icis_deploy.errors import BundleError, CorruptFileError, LoadError, SignatureError, StorageError
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.state.filesystem import FileLayer, OSFileLayer
+from icis_deploy.runtime.state.filesystem import FileSystem, OSFileSystem
 from icis_deploy.runtime.state.journal import (
     MAX_JOURNAL_BYTES,
     Journal,
     StateEntry,
-    check_bundle,
+    check_journal_belongs_to,
     check_table,
     initial_journal,
     parse_journal,
@@ -64,7 +64,6 @@ class SlotsFile:
     """As `serialize_slots` gives them."""
 
     entry: FileEntry
-    """Their hash and size."""
 
 
 def slots_file(table: SlotTable) -> SlotsFile:
@@ -95,12 +94,12 @@ def _slots_name(entry: FileEntry) -> str:
 class Store:
     """The `state/` and `trust/` folders of one bundle."""
 
-    def __init__(self, folder: Path, files: FileLayer | None = None) -> None:
+    def __init__(self, folder: Path, files: FileSystem | None = None) -> None:
         self._bundle_folder = folder
         self._folder = folder / STATE_FOLDER
         self._journal_path = self._folder / JOURNAL_NAME
         self._new_journal_path = self._folder / f"{JOURNAL_NAME}.new"
-        self._files: FileLayer = OSFileLayer() if files is None else files
+        self._files: FileSystem = OSFileSystem() if files is None else files
         self._last_journal: tuple[bytes, Journal] | None = None
         self.sync_seconds = 0.0
         """How long all syncs together took: the disk's share of a change, which the rest is measured without."""
@@ -134,7 +133,7 @@ class Store:
             journal = parse_journal(data)
         except CorruptFileError as error:
             raise CorruptFileError.at(self._journal_path, error) from error
-        check_bundle(journal, bundle)
+        check_journal_belongs_to(bundle, journal)
         self._last_journal = data, journal
         return journal
 
@@ -315,7 +314,7 @@ class Store:
                     hint="Free some space, or make the disk writable.",
                 ) from error
             raise
-        with suppress(OSError):  # the change is committed; the next one sweeps again
+        with suppress(OSError):  # the change is committed; the next one removes them
             # Under the lock the folder held what `before` names and nothing else, so it need not be listed again.
             self._remove([self._folder / name for name in sorted(self._named(before) - self._named(after))])
 
@@ -328,10 +327,10 @@ class Store:
             self._sync(self._files.sync_file, path)
         elif not self._holds(path, slots.data):
             # Renamed over the damaged one, whose state thereby becomes whole again; it is not taken back.
-            mended = path.with_name(f"{path.name}.new")
-            self._files.create(mended, slots.data)
-            self._sync(self._files.sync_file, mended)
-            self._files.replace(mended, path)
+            repaired = path.with_name(f"{path.name}.new")
+            self._files.create(repaired, slots.data)
+            self._sync(self._files.sync_file, repaired)
+            self._files.replace(repaired, path)
 
     def _holds(self, path: Path, data: bytes) -> bool:
         try:
@@ -369,7 +368,7 @@ class Store:
         self._last_journal = data, journal
 
     def _take_back(self, written: list[Path], *, remove_folder: bool) -> None:
-        with suppress(OSError):  # what stays is named by no journal, and the next change sweeps it away
+        with suppress(OSError):  # what stays is named by no journal, and the next change removes it
             for path in (*written, self._new_journal_path):
                 self._files.remove(path)
             if remove_folder:
@@ -382,10 +381,10 @@ class Store:
     def _leftovers(self, journal: Journal, names: Iterable[str]) -> list[Path]:
         """Return which of our files in the folder the journal does not need, as a power cut leaves them.
 
-        What else lies there is somebody else's: the folder may be a link, and whoever made it no friend.
+        Other files are somebody else's: the folder may be a link that an attacker made.
         """
-        kept = self._named(journal)
-        return [self._folder / name for name in names if name not in kept and _OUR_NAMES.fullmatch(name)]
+        needed = self._named(journal)
+        return [self._folder / name for name in names if name not in needed and _OUR_NAMES.fullmatch(name)]
 
     def _named(self, journal: Journal) -> set[str]:
         return {_slots_name(state.slots) for state in journal.states if state.slots is not None} | {JOURNAL_NAME}

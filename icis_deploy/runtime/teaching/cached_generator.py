@@ -1,7 +1,7 @@
-"""The generator of an open bundle, which is kept once it was loaded.
+"""The generator of an open bundle, cached after the first load.
 
-Hashing and loading the file takes most of the time that teaching does. Nothing of it is imported before the first class
-is taught: a device that only answers needs none of it.
+Hashing and loading the file takes most of the time of teaching. Nothing for it is imported before the first class is
+taught: a device that only answers opens without it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from icis_deploy.runtime.teaching.generator import Generator
 
 
-class KeptGenerator:
+class CachedGenerator:
     """The generator of an open bundle: loaded when it is first asked for, and again when its file was changed.
 
     Not safe for several threads by itself; a device asks for it while it changes nothing else.
@@ -23,7 +23,7 @@ class KeptGenerator:
 
     def __init__(self, folder: Path, bundle: Bundle) -> None:
         self._folder, self._bundle = folder, bundle
-        self._kept: tuple[tuple[int, ...] | None, Generator] | None = None
+        self._cached: tuple[tuple[int, ...] | None, Generator] | None = None
 
     def load(self) -> Generator:
         """Return the generator; its file is hashed again where the system says that it is not the one it was.
@@ -37,10 +37,10 @@ class KeptGenerator:
         stamp = _stamp(
             self._folder / GENERATOR_NAME
         )  # before the hash, so that a change in between is noticed the next time
-        if self._kept is None or stamp is None or self._kept[0] != stamp:
-            self._kept = None
-            self._kept = stamp, bundle_generator(self._folder, self._bundle)
-        return self._kept[1]
+        if self._cached is None or stamp is None or self._cached[0] != stamp:
+            self._cached = None
+            self._cached = stamp, bundle_generator(self._folder, self._bundle)
+        return self._cached[1]
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

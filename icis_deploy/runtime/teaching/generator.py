@@ -22,11 +22,11 @@ from icis_deploy.bundle.generator_metadata import (
     NEAREST,
     ROWS,
     SIMILARITY,
-    GeneratorFacts,
-    parse_facts,
+    GeneratorMetadata,
+    parse_metadata,
 )
 from icis_deploy.bundle.manifest import Bundle, check_file
-from icis_deploy.common.arrays import Float32
+from icis_deploy.common.arrays import Float32, Float64
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
     ClassConflictError,
@@ -48,10 +48,9 @@ class Generator:
     """A generator that is loaded."""
 
     session: Any
-    """ONNX Runtime's session."""
+    """An `onnxruntime.InferenceSession`."""
 
-    facts: GeneratorFacts
-    """What it says of itself."""
+    metadata: GeneratorMetadata
 
     def run(self, descriptors: Float32) -> Mapping[str, NDArray[Any]]:
         """Return its outputs by name; see `icis_deploy.bundle.generator_metadata`.
@@ -83,7 +82,7 @@ def load_generator(model: Path | bytes, *, where: str = "the generator") -> Gene
     Raises:
         MissingDependencyError: If ONNX Runtime is not installed.
         ModelLoadError: If it is no ONNX model, or no generator.
-        CorruptFileError: If its facts are damaged.
+        CorruptFileError: If its metadata is damaged.
     """
     try:
         import onnxruntime
@@ -102,14 +101,14 @@ def load_generator(model: Path | bytes, *, where: str = "the generator") -> Gene
             found=str(error),
             where=where,
         ) from error
-    metadata = session.get_modelmeta().custom_metadata_map
-    if METADATA_KEY not in metadata:
+    properties = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY not in properties:
         raise ModelLoadError(
             f"{where} is no generator.",
             where=where,
             hint="`export_generator()` writes one.",
         )
-    return Generator(session=session, facts=parse_facts(metadata[METADATA_KEY]))
+    return Generator(session=session, metadata=parse_metadata(properties[METADATA_KEY]))
 
 
 def bundle_generator(folder: Path, bundle: Bundle) -> Generator:
@@ -129,17 +128,17 @@ def bundle_generator(folder: Path, bundle: Bundle) -> Generator:
         )
     check_file(folder / GENERATOR_NAME, bundle.files[GENERATOR_NAME])
     generator = load_generator(folder / GENERATOR_NAME)
-    check_base(generator.facts, bundle.base_fingerprint, bundle.feature_dim)
+    check_base(generator.metadata, bundle.base_fingerprint, bundle.feature_dim)
     return generator
 
 
-def check_base(facts: GeneratorFacts, base_fingerprint: str, feature_dim: int) -> None:
+def check_base(metadata: GeneratorMetadata, base_fingerprint: str, feature_dim: int) -> None:
     """Raise `WrongBaseError` if a generator's rows are for another head."""
-    if (facts.base_fingerprint, facts.feature_dim) != (base_fingerprint, feature_dim):
+    if (metadata.base_fingerprint, metadata.feature_dim) != (base_fingerprint, feature_dim):
         raise WrongBaseError(
-            f"The generator was made for the head {facts.base_fingerprint[:16]}… of feature_dim {facts.feature_dim}; "
-            f"this bundle's is {base_fingerprint[:16]}… of {feature_dim}.",
-            found=(facts.base_fingerprint, facts.feature_dim),
+            f"The generator was made for the head {metadata.base_fingerprint[:16]}… of feature_dim "
+            f"{metadata.feature_dim}; this bundle's is {base_fingerprint[:16]}… of {feature_dim}.",
+            found=(metadata.base_fingerprint, metadata.feature_dim),
             expected=(base_fingerprint, feature_dim),
             hint="Write it again with this model and classes.",
         )
@@ -154,7 +153,7 @@ def make_row(
         generator: The bundle's.
         class_name: What the class will be called, for messages.
         descriptor: `(descriptor_dim,)`.
-        bundle: Whose seen classes the row will stand beside.
+        bundle: The bundle whose head the row is for.
         table: The classes in slots; `None` where there are none.
 
     Raises:
@@ -165,14 +164,14 @@ def make_row(
         CorruptFileError: If the generator gives something that is no row.
         RuntimeFailureError: If the runtime fails.
     """
-    if class_name in (*bundle.class_names, *(() if table is None else table.filled_names)):
+    if class_name in bundle.known_names(table):
         way = "." if class_name in bundle.class_names else ", or replace it by a class update."
         raise ClassConflictError(
             f"{shown(class_name)} was not taught: the head already knows it.",
             found=class_name,
             hint=f"Teach it under another name{way}",
         )
-    vector = _checked(descriptor, generator.facts, class_name)
+    vector = _checked(descriptor, generator.metadata, class_name)
     outputs = generator.run(vector[None])
     row, mean = outputs[ROWS][0], outputs[MEAN_ROW]
     similarity, nearest = float(outputs[SIMILARITY][0]), int(outputs[NEAREST][0])
@@ -184,8 +183,8 @@ def make_row(
             hint="Fetch the bundle again.",
         )
     seen_name = bundle.seen_names[nearest]
-    _check_usual(generator.facts, class_name, vector, row, mean, similarity=similarity, nearest=seen_name)
-    if similarity > generator.facts.similarity.high:
+    _check_usual(generator.metadata, class_name, vector, row, mean, similarity=similarity, nearest=seen_name)
+    if similarity > generator.metadata.similarity.high:
         raise _collision(class_name, seen_name, similarity)
     if table is not None and table.filled.size:
         # Of weights alone: calibration gives all injected biases the same offset, which would make any two alike.
@@ -196,27 +195,27 @@ def make_row(
     return np.asarray(row, dtype=np.float32)
 
 
-def _checked(descriptor: ArrayLike, facts: GeneratorFacts, class_name: str) -> Float32:
+def _checked(descriptor: ArrayLike, metadata: GeneratorMetadata, class_name: str) -> Float32:
     try:
         vector = np.asarray(descriptor, dtype=np.float32)
     except (ValueError, TypeError) as error:
         raise DescriptorError(
             f"The descriptor of {class_name!r} is no vector of numbers: {error}.",
             found=str(error),
-            expected=f"{facts.descriptor_dim} finite numbers",
+            expected=f"{metadata.descriptor_dim} finite numbers",
         ) from error
-    if vector.shape != (facts.descriptor_dim,) or not np.isfinite(vector).all():
+    if vector.shape != (metadata.descriptor_dim,) or not np.isfinite(vector).all():
         raise DescriptorError(
-            f"The descriptor of {class_name!r} has shape {vector.shape}; expected {facts.descriptor_dim} finite "
+            f"The descriptor of {class_name!r} has shape {vector.shape}; expected {metadata.descriptor_dim} finite "
             f"numbers, made as those that the generator was trained with.",
             found=vector.shape,
-            expected=(facts.descriptor_dim,),
+            expected=(metadata.descriptor_dim,),
         )
     return vector
 
 
 def _check_usual(
-    facts: GeneratorFacts,
+    metadata: GeneratorMetadata,
     class_name: str,
     vector: Float32,
     row: Float32,
@@ -225,20 +224,20 @@ def _check_usual(
     similarity: float,
     nearest: str,
 ) -> None:
-    """Raise `OutlierError` if anything lies outside what is usual of seen classes."""
-    if not similarity >= facts.similarity.low:
+    """Raise `OutlierError` if anything is outside the range of seen classes."""
+    if not similarity >= metadata.similarity.low:
         raise OutlierError(
             f"{class_name!r} was not taught: no seen class is like it. The most similar one is {nearest!r}, with a "
-            f"cosine of {similarity:.3f}; expected at least {facts.similarity.low:.3f}.",
+            f"cosine of {similarity:.3f}; expected at least {metadata.similarity.low:.3f}.",
             found=similarity,
-            expected=f"at least {facts.similarity.low:.3f}",
+            expected=f"at least {metadata.similarity.low:.3f}",
             where=nearest,
             hint="Check the descriptor, or add the class by a class update.",
         )
     measured = (
-        ("length of its descriptor", float(np.linalg.norm(vector.astype(np.float64))), facts.descriptor_length),
-        ("length of its row", float(np.linalg.norm(row.astype(np.float64))), facts.row_length),
-        ("cosine of its row with the mean row", float(_cosines(row[None], mean)[0]), facts.row_cosine),
+        ("length of its descriptor", float(np.linalg.norm(vector.astype(np.float64))), metadata.descriptor_length),
+        ("length of its row", float(np.linalg.norm(row.astype(np.float64))), metadata.row_length),
+        ("cosine of its row with the mean row", float(_cosines(row[None], mean)[0]), metadata.row_cosine),
     )
     for what, value, limits in measured:
         if value not in limits:
@@ -252,7 +251,7 @@ def _check_usual(
             )
 
 
-def _cosines(rows: Float32, vector: Float32) -> NDArray[np.float64]:
+def _cosines(rows: Float32, vector: Float32) -> Float64:
     wide, direction = rows.astype(np.float64), vector.astype(np.float64)
     lengths = np.linalg.norm(wide, axis=1) * np.linalg.norm(direction)
     return np.asarray(wide @ direction / np.maximum(lengths, np.finfo(np.float64).tiny))

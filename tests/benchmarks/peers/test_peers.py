@@ -46,7 +46,7 @@ def torch_bundles(tiny_project, tmp_path_factory):
     opened = icis_deploy.inspect(folder / "model.pt2", classes=tiny_project.classes)
     rows = np.random.default_rng(0).normal(size=(UNSEEN, 25)).astype(np.float32)
     update = ClassUpdate(
-        base_fingerprint=opened.head.fingerprint, rows=rows, added=tiny_project.unseen_names, probe_seed=0
+        base_fingerprint=opened.head.fingerprint, rows=rows, added=tiny_project.unseen_names, self_test_seed=0
     )
     for head, capacity in (("fused", None), ("updatable", 64)):
         icis_deploy.export(

@@ -1,7 +1,8 @@
 import numpy as np
 
-from benchmarks.zero_shot.base_head import linear_logits, train_base_head
+from benchmarks.zero_shot.base_head import train_base_head
 from benchmarks.zero_shot.xlsa17 import Images
+from icis_deploy.injection.rows.logits import head_logits
 
 
 def separable_images(*, num_classes=5, num_images=20, feature_dim=16, noise=0.3, seed=0):
@@ -17,7 +18,7 @@ def test_a_head_learns_what_can_be_learned():
 
     head = train_base_head(images, num_classes=5, seed=0, max_epochs=20)
 
-    right = linear_logits(head.rows, images.features).argmax(axis=1) == images.labels
+    right = head_logits(head.rows, images.features).argmax(axis=1) == images.labels
     assert right.mean() > 0.9
     assert head.rows.shape == (5, 17)
     assert head.held_out_accuracy > 0.9

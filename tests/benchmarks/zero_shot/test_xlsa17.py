@@ -33,9 +33,9 @@ def test_images_and_attributes_are_those_of_the_files(folder):
         (data.test_seen, "test_seen_loc"),
         (data.test_unseen, "test_unseen_loc"),
     ):
-        places = splits[location].reshape(-1) - 1
-        np.testing.assert_array_equal(part.features, features["features"].T[places])
-        wanted = [names[int(label) - 1] for label in features["labels"].reshape(-1)[places]]
+        indices = splits[location].reshape(-1) - 1
+        np.testing.assert_array_equal(part.features, features["features"].T[indices])
+        wanted = [names[int(label) - 1] for label in features["labels"].reshape(-1)[indices]]
         assert [both[label] for label in part.labels] == wanted
     assert (data.name, data.seen.num_classes, data.unseen.num_classes) == ("CUB", NUM_SEEN, NUM_UNSEEN)
     assert data.trainval.features.shape[1] == FEATURE_DIM
@@ -62,7 +62,7 @@ def test_the_same_share_of_each_class_is_held_out_and_never_all_of_it():
         ("att_splits.mat", {"trainval_loc": None}, "has no trainval_loc"),
         ("res101.mat", {"labels": np.ones((3, 1))}, "labels of 3"),
         ("res101.mat", {"labels": np.full((360, 1), 31.0)}, "up to number 31.*has 30 classes"),
-        ("res101.mat", {"labels": np.zeros((360, 1))}, "something else than whole numbers from 1 on"),
+        ("res101.mat", {"labels": np.zeros((360, 1))}, "does not hold whole numbers from 1 on"),
         ("att_splits.mat", {"test_unseen_loc": np.array([[361]])}, "test_unseen_loc is empty or names images beyond"),
         ("att_splits.mat", {"test_unseen_loc": np.zeros((0, 1))}, "test_unseen_loc is empty"),
     ],

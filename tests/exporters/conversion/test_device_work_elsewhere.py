@@ -23,7 +23,15 @@ from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.tensorrt.graph import graph_for_tensorrt
 from exporters.targets.tensorrt.target import ENGINE_REWRITES
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, parse_sidecar
-from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
+from icis_deploy.bundle.manifest import (
+    FEATURES,
+    MODEL_NAME,
+    SLOT_BIAS,
+    SLOT_WEIGHT,
+    TOP_CLASS_IDS,
+    TOP_PROBABILITIES,
+    Bundle,
+)
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError, IncompatibleError
 from icis_deploy.head.class_update import ClassUpdate
@@ -32,7 +40,6 @@ from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions import tensorrt_engine as engine_loading
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls
-from icis_deploy.runtime.sessions.protocol import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
 from icis_deploy.updates.envelope import save_update
 from testing.tiny_project import FEATURE_DIM, NUM_SEEN, SIDE, TinyProject
 from tests.exporters.conversion.test_device_work import update_for, with_tail

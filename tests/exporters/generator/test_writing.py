@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from exporters.generator.writing import write_generator
-from icis_deploy.bundle.generator_metadata import MEAN_ROW, NEAREST, ROWS, SIMILARITY, parse_facts, serialize_facts
+from icis_deploy.bundle.generator_metadata import (
+    MEAN_ROW,
+    NEAREST,
+    ROWS,
+    SIMILARITY,
+    parse_metadata,
+    serialize_metadata,
+)
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import CorruptFileError, GateFailedError, IncompatibleError, ModelLoadError
 from icis_deploy.head.head import Head
@@ -61,8 +68,8 @@ def test_a_generator_makes_the_rows_of_its_injector(method: str, precision: str,
     rows = generator.run(descriptors.values[NUM_SEEN:])[ROWS]
     scale = np.linalg.norm(injection.rows, axis=1).max()
     np.testing.assert_allclose(rows / scale, injection.rows / scale, atol=1e-4 if precision == "fp32" else 1e-2)
-    assert generator.facts == written.facts
-    assert (generator.facts.base_fingerprint, generator.facts.method) == (head.fingerprint, method)
+    assert generator.metadata == written.metadata
+    assert (generator.metadata.base_fingerprint, generator.metadata.method) == (head.fingerprint, method)
 
 
 def test_a_calibration_along_the_principal_axes_and_an_ensemble_are_written_too(tmp_path: Path) -> None:
@@ -134,10 +141,10 @@ def test_another_model_is_no_generator(tmp_path: Path, tiny_project: object) -> 
 
 
 @pytest.mark.parametrize("damage", ["{}", "[", "schema", "limits"])
-def test_damaged_facts_are_one_clear_error(damage: str, tmp_path: Path) -> None:
-    facts = write(tmp_path / "generator.onnx", injection_by("mean").injector).facts
-    text = serialize_facts(facts)
-    assert parse_facts(text) == facts
+def test_damaged_metadata_is_one_clear_error(damage: str, tmp_path: Path) -> None:
+    metadata = write(tmp_path / "generator.onnx", injection_by("mean").injector).metadata
+    text = serialize_metadata(metadata)
+    assert parse_metadata(text) == metadata
     changed = {"schema": text.replace('"schema_version": 1', '"schema_version": 2'), "limits": text.replace("low", "l")}
-    with pytest.raises(CorruptFileError, match="The generator's facts are damaged"):
-        parse_facts(changed.get(damage, damage))
+    with pytest.raises(CorruptFileError, match="The generator's metadata is damaged"):
+        parse_metadata(changed.get(damage, damage))

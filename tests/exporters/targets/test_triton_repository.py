@@ -16,13 +16,12 @@ import icis_deploy
 from exporters.targets import triton_repository
 from exporters.targets.triton_repository import BACKBONE, ENSEMBLE, HEAD, MAX_BATCH_SIZE, write_triton_repository
 from icis_deploy.api.models import OpenedModel, inspect
-from icis_deploy.bundle.manifest import load_bundle
+from icis_deploy.bundle.manifest import TOP_CLASS_IDS, TOP_PROBABILITIES, load_bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.cli.main import run
 from icis_deploy.errors import ExportError, GateFailedError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
-from icis_deploy.runtime.sessions.protocol import TOP_CLASS_IDS, TOP_PROBABILITIES
 from testing.tiny_project import FEATURE_DIM, NUM_SEEN, SIDE, TinyProject
 
 CAPACITY = 4

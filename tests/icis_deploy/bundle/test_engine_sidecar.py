@@ -57,14 +57,20 @@ def test_equal_sidecars_have_equal_bytes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v.pop("platform"), r"its fields differ from what is expected in \['platform'\]"),
-        (lambda v: v.update(extra=1), r"its fields differ from what is expected in \['extra'\]"),
-        (lambda v: v.update(runtime_version=10.3), "10.3 stands where a text is expected"),
-        (lambda v: v.update(compute_capabilities="8.6"), "a list of names is not a list of strings"),
-        (lambda v: v.update(inputs={}), "dict stands where|stands where a list is expected"),
-        (lambda v: v["inputs"][0].update(max_shape=[True]), "True stands where a whole number is expected"),
-        (lambda v: v["inputs"][0].pop("dtype"), r"in \['dtype'\]"),
-        (lambda v: v["outputs"][0].update(shape=[-1, 2.5]), "2.5 stands where a whole number is expected"),
+        (lambda v: v.pop("platform"), r"it lacks \['platform'\]"),
+        (lambda v: v.update(extra=1), r"it has the unknown \['extra'\]"),
+        (lambda v: v.update(runtime_version=10.3), "runtime_version: expected a text, found 10.3"),
+        (lambda v: v.update(compute_capabilities="8.6"), "compute_capabilities: expected a list of texts, found '8.6'"),
+        (lambda v: v.update(inputs={}), "inputs: expected a list, found an object"),
+        (
+            lambda v: v["inputs"][0].update(max_shape=[True]),
+            r"inputs\[0\]\.max_shape\[0\]: expected a whole number, found True",
+        ),
+        (lambda v: v["inputs"][0].pop("dtype"), r"inputs\[0\] lacks \['dtype'\]"),
+        (
+            lambda v: v["outputs"][0].update(shape=[-1, 2.5]),
+            r"outputs\[0\]\.shape\[1\]: .* number, found 2\.5",
+        ),
         (lambda v: v.update(hardware_compatibility="all"), "states the hardware compatibility 'all'"),
         (lambda v: v.update(precision="int4"), "states the precision 'int4'"),
         (lambda v: v.update(precision=5000 * "x"), "states the precision 'x{40}';"),
@@ -134,7 +140,7 @@ def test_an_engine_runs_on_the_architectures_that_it_was_built_for(compatibility
         verify_gpu(found, gpu)
 
 
-def test_the_hash_of_a_model_covers_the_weights_beside_it():
+def test_the_hash_of_a_model_covers_the_weights_next_to_it():
     def bundle(**hashes: str) -> Bundle:
         return Bundle(
             head_kind="fused",
@@ -152,5 +158,5 @@ def test_the_hash_of_a_model_covers_the_weights_beside_it():
         )
 
     assert model_sha256(bundle(model_onnx="1" * 64, other="2" * 64)) == "1" * 64
-    beside = model_sha256(bundle(model_onnx="1" * 64, model_onnx_data="2" * 64))
-    assert len({"1" * 64, beside, model_sha256(bundle(model_onnx="1" * 64, model_onnx_data="3" * 64))}) == 3
+    with_weights = model_sha256(bundle(model_onnx="1" * 64, model_onnx_data="2" * 64))
+    assert len({"1" * 64, with_weights, model_sha256(bundle(model_onnx="1" * 64, model_onnx_data="3" * 64))}) == 3

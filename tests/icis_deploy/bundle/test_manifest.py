@@ -182,6 +182,13 @@ def test_an_unknown_field_is_refused():
         parse_manifest(manifest_with(more=1))
 
 
+def test_a_manifest_in_which_a_key_occurs_twice_is_refused():
+    data = manifest_with().replace(b'{"', b'{"capacity": 9, "', 1)
+
+    with pytest.raises(BundleError, match=r"^The manifest is not a JSON object.* a key occurs twice in an object\.$"):
+        parse_manifest(data)
+
+
 WRONG_VALUES = st.sampled_from([None, True, -1, 1.5, "text", "", [], [1], [[]], {}, {"a": 1}, float("nan")])
 
 

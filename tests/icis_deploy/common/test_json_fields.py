@@ -1,19 +1,27 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from icis_deploy.common.json_fields import (
+    boolean_from_json,
+    dataclass_from_json,
     integer_from_json,
     json_from_time,
     list_from_json,
+    load_strict,
+    mapping_from_json,
     names_from_json,
+    number_from_json,
     object_from_json,
     text_from_json,
     time_from_json,
+    tuple_from_json,
 )
 
 
@@ -52,6 +60,8 @@ def test_other_forms_of_a_time_are_refused(text):
     ("read", "good", "bad"),
     [
         (text_from_json, ["", "a"], [None, 1, ["a"]]),
+        (boolean_from_json, [True, False], [0, 1, "true", None]),
+        (number_from_json, [0, -1.5], [True, "1", None]),
         (integer_from_json, [0, -1, 10**30], [True, 1.0, "1", None]),
         (list_from_json, [[], [1]], [(), {}, "ab", None]),
         (object_from_json, [{}, {"a": 1}], [[], "ab", None]),
@@ -64,3 +74,65 @@ def test_only_the_right_type_passes(read, good, bad):
     for value in bad:
         with pytest.raises(TypeError):
             read(value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"a": 1, "a": 1}', "a key occurs twice in an object"),
+        (b'[{"a": {"b": 1, "b": 2}}]', "a key occurs twice in an object"),
+        (b"[NaN]", "NaN is no number of JSON"),
+        (b"[-Infinity]", "-Infinity is no number of JSON"),
+        (b"\xef\xbb\xbf{}", "Expecting value"),
+        ("{}".encode("utf-16"), "can't decode byte"),
+        (b'"\xed\xa0\x80"', "can't decode byte"),
+        (b"{} {}", "Extra data"),
+        (b"", "Expecting value"),
+    ],
+    ids=repr,
+)
+def test_what_two_readers_could_read_differently_is_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        load_strict(data)
+
+
+def test_json_is_read_from_bytes_as_from_text():
+    assert load_strict('{"ä": [1, 2.5, null, true]}') == {"ä": [1, 2.5, None, True]}
+    assert load_strict('{"ä": [1, 2.5, null, true]}'.encode()) == {"ä": [1, 2.5, None, True]}
+
+
+@pytest.mark.parametrize("text", ["1e999", "-1e999", "1" + "0" * 400])
+def test_a_number_that_no_float_can_hold_is_refused(text):
+    with pytest.raises(OverflowError):
+        number_from_json(load_strict(text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    width: int
+    height: int
+
+
+READ_SIZE = partial(dataclass_from_json, Size, readers={"width": integer_from_json, "height": integer_from_json})
+
+
+def test_values_inside_others_are_read_by_their_own_readers():
+    sizes = tuple_from_json([{"width": 1, "height": 2}], read=READ_SIZE)
+
+    assert sizes == (Size(width=1, height=2),)
+    assert mapping_from_json({"a": {"width": 1, "height": 2}}, read=READ_SIZE) == {"a": sizes[0]}
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ({"width": 1}, ValueError, r"^the file\[1\] lacks \['height'\]$"),
+        ({"width": 1, "height": 2, "x": 3}, ValueError, r"^the file\[1\] has the unknown \['x'\]$"),
+        ({"w": 1, "height": 2}, ValueError, r"^the file\[1\] lacks \['width'\] and has the unknown \['w'\]$"),
+        ({"width": 1, "height": True}, TypeError, r"^the file\[1\]\.height: expected a whole number, found True$"),
+        ([1, 2], TypeError, r"^the file\[1\]: expected an object, found a list$"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_path(value, error, message):
+    with pytest.raises(error, match=message):
+        tuple_from_json([{"width": 1, "height": 2}, value], read=READ_SIZE, where="the file")

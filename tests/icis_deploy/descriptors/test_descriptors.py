@@ -64,10 +64,10 @@ def test_selecting_a_class_twice_is_refused(descriptors):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([[1, np.nan], [1, 1]], r"'ant' has a NaN or infinite value in its descriptor\. Mend or drop it\."),
+        ([[1, np.nan], [1, 1]], r"'ant' has a NaN or infinite value in its descriptor\. Correct or drop it\."),
         ([[1, 1], [np.inf, 1]], r"'bee' has a NaN or infinite value"),
         ([[1, 1], [1e39, 1]], r"'bee' has a NaN or infinite value"),
-        ([[0, 0], [1, 1]], r"'ant' has an all-zero descriptor, which describes nothing\. Mend or drop it\."),
+        ([[0, 0], [1, 1]], r"'ant' has an all-zero descriptor, which describes nothing\. Correct or drop it\."),
         ([[1e-60, -1e-60], [1, 1]], r"'ant' has an all-zero descriptor"),
         ([[0, 0], [0, 0]], r"'ant', 'bee' has an all-zero descriptor"),
         ([1, 2], r"The descriptors have shape \(2,\); expected \(num_classes, descriptor_dim\)"),

@@ -49,7 +49,7 @@ def test_updates_are_equal_if_everything_in_them_is():
         {"rows": [[1.0, 2.0, 4.0]]},
         {"added": ["quoll"]},
         {"version": 2},
-        {"probe_seed": 1},
+        {"self_test_seed": 1},
         {"provenance": {"seed": 1}},
         {"expires": datetime(2030, 1, 1, tzinfo=timezone.utc)},
         {"base_fingerprint": BASE[::-1]},
@@ -64,11 +64,11 @@ def test_the_expiry_is_kept_in_utc_to_the_second():
 
 
 def test_other_terms_leave_the_change_as_it_is():
-    update = make_update(provenance={"method": "icis"}, probe_seed=3)
+    update = make_update(provenance={"method": "icis"}, self_test_seed=3)
     expires = datetime(2030, 1, 1, tzinfo=timezone.utc)
     signed = update.with_terms(version=7, expires=expires)
 
-    assert signed == make_update(provenance={"method": "icis"}, probe_seed=3, version=7, expires=expires)
+    assert signed == make_update(provenance={"method": "icis"}, self_test_seed=3, version=7, expires=expires)
     assert update.version == 1
 
 
@@ -110,7 +110,7 @@ def test_other_terms_leave_the_change_as_it_is():
         (
             {"version": 0},
             IncompatibleError,
-            r"The class update has version 0 and probe seed 0; expected a version of at least 1",
+            r"The class update has version 0 and self-test seed 0; expected a version of at least 1",
         ),
         (
             {"rows": np.array([[1, 2, 3], [-2e30, 0, 0]], np.float32), "added": ("okapi", "zebra")},
@@ -118,7 +118,7 @@ def test_other_terms_leave_the_change_as_it_is():
             r"The row of 'zebra' in the class update holds 2e\+30; with values above 1e\+30 logits overflow float32\.",
         ),
         ({"version": 10**5000}, IncompatibleError, r"The class update's version does not fit into 63 bits\."),
-        ({"probe_seed": -1}, IncompatibleError, r"The class update has version 1 and probe seed -1"),
+        ({"self_test_seed": -1}, IncompatibleError, r"The class update has version 1 and self-test seed -1"),
         (
             {"expires": datetime(2030, 1, 1)},
             IncompatibleError,

@@ -128,9 +128,9 @@ def test_the_injector_makes_the_rows_one_class_at_a_time():
     for method, calibration in (("ridge", "auto"), ("mixture", "auto"), ("icis", "length")):
         options = InjectionOptions(method=method, calibration=calibration)
         injection = inject(head, descriptors, options=options)
-        for place in (0, 7):
-            alone = injection.injector.rows(descriptors.values[60 + place : 61 + place])
-            np.testing.assert_allclose(alone[0], injection.rows[place], rtol=1e-3, atol=1e-4)
+        for index in (0, 7):
+            alone = injection.injector.rows(descriptors.values[60 + index : 61 + index])
+            np.testing.assert_allclose(alone[0], injection.rows[index], rtol=1e-3, atol=1e-4)
 
 
 def test_calibration_none_gives_what_the_method_predicts():

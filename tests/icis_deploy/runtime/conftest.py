@@ -9,7 +9,7 @@ from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
-from icis_deploy.runtime.state.filesystem import FileLayer
+from icis_deploy.runtime.state.filesystem import FileSystem
 from icis_deploy.runtime.state.head_state import make_head_state
 from icis_deploy.runtime.state.store import Store, exported_slots
 from icis_deploy.updates.signing import KeyPair, keygen
@@ -46,13 +46,13 @@ def signed(keys: KeyPair) -> Callable[[ClassUpdate | TrustedKeys], bytes]:
 
 
 @pytest.fixture
-def open_with(bundle_folder: Path) -> Callable[[FileLayer], Device]:
-    """Open the bundle through another file layer, with one session for all, as a restarted process would."""
+def open_with(bundle_folder: Path) -> Callable[[FileSystem], Device]:
+    """Open the bundle through another file system, with one session for all, as a restarted process would."""
     bundle = load_bundle(bundle_folder)
     session = load_session(bundle_folder / "model.onnx", num_threads=1)
     exported = make_head_state(bundle, session, table=exported_slots(bundle_folder, bundle), version=0)
 
-    def open_device(files: FileLayer) -> Device:
+    def open_device(files: FileSystem) -> Device:
         device = Device(
             folder=bundle_folder, bundle=bundle, session=session, state=exported, store=Store(bundle_folder, files)
         )

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from icis_deploy.runtime.sessions.protocol import FEATURES, SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 from testing.bundles import FEATURE_DIM, INPUT_DIM, features_of, seen_head
 
 SUCCESS, OUT_OF_MEMORY = 0, 2

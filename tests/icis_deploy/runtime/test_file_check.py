@@ -1,4 +1,4 @@
-"""Files are compared beside the import of a library, and before anything of them is used."""
+"""Files are compared during the import of a library, and before anything of them is used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from icis_deploy.bundle.manifest import check_files, load_manifest
 from icis_deploy.errors import BundleError, CorruptFileError
 from icis_deploy.runtime import device
-from icis_deploy.runtime.changes.background_call import SideCall
+from icis_deploy.runtime.changes.background_call import BackgroundCall
 
 
 def no_more_threads(_self):
@@ -41,6 +41,6 @@ def test_nothing_is_loaded_of_a_bundle_with_a_damaged_file(name, damage, error, 
 
 def test_whole_files_pass_with_and_without_a_thread(bundle_folder, monkeypatch):
     check = partial(check_files, bundle_folder, load_manifest(bundle_folder))
-    SideCall(check).result()
+    BackgroundCall(check).result()
     monkeypatch.setattr(threading.Thread, "start", no_more_threads)
-    SideCall(check).result()
+    BackgroundCall(check).result()

@@ -77,7 +77,7 @@ def forge(folder, **changes):
         ({"states": []}, "it names no state"),
         ({"state": {"version": -1}}, "a state has version -1"),
         ({"state": {"taught": ["bongo"]}}, "lack taught classes \\('bongo'\\)"),
-        ({"base_fingerprint": 7}, "7 stands where a text is expected"),
+        ({"base_fingerprint": 7}, "expected a text, found 7"),
     ],
     ids=str,
 )

@@ -10,7 +10,7 @@ import pytest
 
 from icis_deploy.runtime.state.journal import MAX_STATES
 from testing.bundles import FEATURE_DIM, make_update
-from tests.icis_deploy.runtime.file_layers import FailingFiles, Inode, Killed, VolatileDisk
+from tests.icis_deploy.runtime.file_systems import FailingFiles, Inode, Killed, VolatileDisk
 
 NUM_SEEDS = 20
 

@@ -9,7 +9,7 @@ from icis_deploy.runtime import device as device_module
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state.store import Store
 from testing.bundles import files_in, make_update
-from tests.icis_deploy.runtime.file_layers import FailingFiles, Killed, VolatileDisk
+from tests.icis_deploy.runtime.file_systems import FailingFiles, Killed, VolatileDisk
 from tests.icis_deploy.runtime.test_power_cut import restarted, snapshot, without_times
 
 NUM_SEEDS = 20
@@ -28,7 +28,7 @@ def former(bundle_folder, signed):
 
 @pytest.fixture
 def replace_through(former, new_folder, monkeypatch):
-    """Go over to the new bundle through a file layer."""
+    """Switch to the new bundle through a file system."""
 
     def replace(files):
         real = Store
@@ -78,7 +78,7 @@ def test_after_a_power_cut_at_any_call_the_new_bundle_is_whole_and_the_old_one_u
         if cut_at < num_calls:
             with pytest.raises(Killed):
                 replace_through(disk)
-            assert former._opened is start, "a device went over to a bundle that was not committed"
+            assert former._opened is start, "a device switched to a bundle that was not committed"
         else:
             replace_through(disk)
         for seed in range(NUM_SEEDS):

@@ -151,7 +151,7 @@ def test_an_envelope_in_which_a_key_stands_twice_is_refused(saved, key, other, f
     text = saved.read_text()
     saved.write_text(f'{{"{key}":{other},{text[1:]}' if first else f'{text[:-1]},"{key}":{other}}}')
 
-    with pytest.raises(CorruptFileError, match=r"no DSSE envelope \(ValueError: a key stands twice in an object\)"):
+    with pytest.raises(CorruptFileError, match=r"no DSSE envelope \(ValueError: a key occurs twice in an object\)"):
         load_update(saved)
 
 
@@ -159,7 +159,7 @@ def test_a_signature_in_which_a_key_stands_twice_is_refused(saved):
     signature = '{"keyid":"a","sig":"AAAA","keyid":"b"}'
     saved.write_text(saved.read_text().replace('"signatures":[]', f'"signatures":[{signature}]'))
 
-    with pytest.raises(CorruptFileError, match="a key stands twice"):
+    with pytest.raises(CorruptFileError, match="a key occurs twice"):
         load_update(saved)
 
 

@@ -38,7 +38,7 @@ def updates(draw):
         removed=names[second:],
         version=draw(st.integers(1, 1 << 62)),
         expires=draw(st.none() | st.datetimes(timezones=st.just(timezone.utc))),
-        probe_seed=draw(st.integers(0, 1 << 62)),
+        self_test_seed=draw(st.integers(0, 1 << 62)),
         provenance=draw(st.dictionaries(NAMES, JSON, max_size=3)),
     )
 
@@ -158,7 +158,7 @@ def test_another_safetensors_file_is_refused():
 
 @pytest.mark.parametrize("version", [True, 1.0, "1", None])
 def test_a_schema_that_is_no_whole_number_is_refused(version, update):
-    with pytest.raises(CorruptFileError, match=rf"\({version!r} stands where a whole number is expected\); it is"):
+    with pytest.raises(CorruptFileError, match=rf"\(expected a whole number, found {version!r}\); it is"):
         parse_payload(payload_with(update, schema_version=version))
 
 
@@ -168,7 +168,7 @@ def test_a_payload_in_which_a_key_stands_twice_is_refused(update):
     doubled = header.replace(b'{\\"', b'{\\"version\\":9,\\"', 1)
     assert doubled != header
 
-    with pytest.raises(CorruptFileError, match="a key stands twice in an object"):
+    with pytest.raises(CorruptFileError, match="a key occurs twice in an object"):
         parse_payload(len(doubled).to_bytes(8, "little") + doubled + payload[8 + len(header) :])
 
 
@@ -245,7 +245,9 @@ def test_an_unknown_field_is_named(update):
     ids=str,
 )
 def test_a_field_of_the_wrong_type_or_out_of_range_is_refused(update, change):
-    with pytest.raises(CorruptFileError, match=r"^The class update(?: breaks its own rules: |'s fields differ)"):
+    not_json = r"^The file has no class update in its header \(NaN is no number of JSON\)"
+    broken = rf"^The class update(?: breaks its own rules: |'s fields differ)|{not_json}"
+    with pytest.raises(CorruptFileError, match=broken):
         parse_payload(payload_with(update, **change))
 
 

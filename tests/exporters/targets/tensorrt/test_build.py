@@ -25,13 +25,12 @@ from exporters.targets.tensorrt.graph import SLOT_ROWS, RefittableSlotsPass, Slo
 from exporters.targets.tensorrt.symmetric_quantization import SymmetricQuantizationPass
 from icis_deploy.api.models import OpenedModel
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, model_sha256, parse_sidecar, this_platform
-from icis_deploy.bundle.manifest import MODEL_NAME, load_bundle
+from icis_deploy.bundle.manifest import FEATURES, MODEL_NAME, SLOT_BIAS, SLOT_WEIGHT, load_bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.bundle.target_options import EngineSettings
 from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, export_program
 from icis_deploy.errors import EngineMismatchError, ExportError, GateFailedError, MissingDependencyError, UsageError
 from icis_deploy.runtime.sessions.cuda_calls import load_cuda
-from icis_deploy.runtime.sessions.protocol import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 from testing.tiny_project import FEATURE_DIM, NUM_SEEN, TinyProject
 from tests.exporters.head_graphs import GRAPHS, parsed_model, rows
 

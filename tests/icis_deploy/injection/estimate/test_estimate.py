@@ -85,11 +85,11 @@ def test_the_operating_point_is_near_the_best_that_measuring_would_find(injected
     assert balance(injection.rows) > 0.9 * best
 
 
-def test_without_a_backbone_the_estimate_is_doubted(injected):
+def test_without_a_backbone_the_estimate_warns(injected):
     world, _ = injected
     injection = world.inject(has_backbone=False)
     assert injection.estimate.warnings == (NO_NEUTRAL_FEATURES,)
-    with pytest.raises(UntrustworthyError, match="not run on neutral pictures"):
+    with pytest.raises(UntrustworthyError, match="not run on neutral images"):
         injection.require_trust()
 
 

@@ -59,11 +59,11 @@ def test_the_average_is_over_the_nearest_classes_with_exponential_weights():
     mean = SEEN.mean(axis=0)
     similarity = cosines(UNSEEN - mean, SEEN - mean)
     weights = average_weights(UNSEEN, SEEN)
-    for place in range(5):
-        nearest = np.argsort(-similarity[place])[:AVERAGE_NEIGHBOURS]
-        assert set(np.flatnonzero(weights[place])) == set(nearest)
-        expected = np.exp(AVERAGE_SHARPNESS * similarity[place, nearest])
-        np.testing.assert_allclose(weights[place, nearest], expected / expected.sum(), rtol=1e-4)
+    for index in range(5):
+        nearest = np.argsort(-similarity[index])[:AVERAGE_NEIGHBOURS]
+        assert set(np.flatnonzero(weights[index])) == set(nearest)
+        expected = np.exp(AVERAGE_SHARPNESS * similarity[index, nearest])
+        np.testing.assert_allclose(weights[index, nearest], expected / expected.sum(), rtol=1e-4)
 
 
 def test_a_mixture_is_the_best_non_negative_reconstruction():

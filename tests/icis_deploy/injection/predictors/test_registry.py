@@ -1,4 +1,4 @@
-"""All methods behind one signature, trials of them, the choice, the learning curve, and what is estimated."""
+"""All methods behind one signature, their evaluation, the choice, the learning curve, and what is estimated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from icis_deploy.injection.estimate.estimate import learning_curve
 from icis_deploy.injection.predictors.icis import ICISConfig, fit_icis, latent_predictor, predict_rows
 from icis_deploy.injection.predictors.registry import METHODS, method_named
 from icis_deploy.injection.rows.spectrum import mean_row
-from icis_deploy.injection.validation.evaluation import Assumptions, Trial, set_up_trial, try_method
+from icis_deploy.injection.validation.evaluation import Assumptions, EvaluationSetup, evaluate_method, set_up_evaluation
 from icis_deploy.injection.validation.operating_point import FLATNESS
 from icis_deploy.injection.validation.selection import select
 
@@ -31,11 +31,11 @@ def world(num_classes: int, *, noise: float, seed: int = 0) -> tuple[np.ndarray,
     return descriptors.astype(np.float32), rows.astype(np.float32)
 
 
-def trial(num_seen: int = 80, *, noise: float = 1.0, num_unseen: int = 20) -> Trial:
+def setup_of(num_seen: int = 80, *, noise: float = 1.0, num_unseen: int = 20) -> EvaluationSetup:
     descriptors, rows = world(num_seen + num_unseen, noise=noise)
     neutral = np.random.default_rng(3).normal(size=(64, FEATURE_DIM)).astype(np.float32)
     assumptions = Assumptions(neutral_features=neutral, seen_accuracy=0.85, is_accuracy_known=True)
-    return set_up_trial(
+    return set_up_evaluation(
         descriptors[:num_seen], rows[:num_seen], descriptors[num_seen:], assumptions=assumptions, balance=0.5, seed=0
     )
 
@@ -81,20 +81,20 @@ def test_icis_without_torch_names_the_command_and_the_methods_that_do_without(mo
         METHODS["icis"].prepare(descriptors, rows, 0, None)
 
 
-def test_the_better_descriptors_explain_rows_the_better_the_trial_ends():
-    good, bad = (try_method(METHODS["ridge"], trial(noise=noise)) for noise in (0.5, 8.0))
+def test_the_better_descriptors_explain_rows_the_better_the_accuracies_predicted():
+    good, bad = (evaluate_method(METHODS["ridge"], setup_of(noise=noise)) for noise in (0.5, 8.0))
     assert good.cosine > bad.cosine + 0.2
     assert good.rates.T > bad.rates.T + 0.3
 
 
 def test_the_mean_row_tells_no_class_from_another():
-    candidate = try_method(METHODS["mean"], trial())
+    candidate = evaluate_method(METHODS["mean"], setup_of())
     assert pytest.approx(candidate.outcomes.chance, abs=0.05) == candidate.rates.T
     assert candidate.cosine == pytest.approx(0.0, abs=1e-3)
 
 
 def test_of_the_methods_with_nearly_the_best_balance_the_one_that_predicts_rows_best_is_chosen():
-    selection = select(trial(noise=0.3), CHEAP)
+    selection = select(setup_of(noise=0.3), CHEAP)
     best = max(one.rates.H for one in selection.candidates)
     equals = [one for one in selection.candidates if FLATNESS * best <= one.rates.H]
     assert selection.chosen.cosine == max(one.cosine for one in equals)
@@ -105,15 +105,15 @@ def test_of_the_methods_with_nearly_the_best_balance_the_one_that_predicts_rows_
 
 
 def test_a_method_that_was_asked_for_is_not_called_the_best():
-    assert select(trial(), [METHODS["nearest"]]).reason == "nearest was asked for."
+    assert select(setup_of(), [METHODS["nearest"]]).reason == "nearest was asked for."
 
 
 def test_accuracies_with_all_seen_classes_are_no_lower_where_more_classes_help():
-    played = trial(60, noise=0.3, num_unseen=30)
-    candidate = try_method(METHODS["ridge"], played)
-    curve = learning_curve(candidate, played)
+    setup = setup_of(60, noise=0.3, num_unseen=30)
+    candidate = evaluate_method(METHODS["ridge"], setup)
+    curve = learning_curve(candidate, setup)
     assert 0 < curve.step <= 1
-    expected = curve.rates(played, played.pseudo)
+    expected = curve.rates(setup, setup.pseudo)
     assert expected.T >= candidate.rates.T
     assert 0 <= expected.U <= 1
     for part, thinned in zip(candidate.held_out, curve.thinned, strict=True):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from icis_deploy.injection.pseudo_features.class_means import (
-    LOWERING,
-    LOWEST,
+    EXPONENT_STEP,
+    MIN_EXPONENT,
     FeatureLaw,
     balanced_centre,
     class_directions,
@@ -64,9 +64,9 @@ def test_the_exponent_is_lowered_until_the_head_knows_its_own_class_means() -> N
     assert known(law) < 0.5
     lowered = recognising_law(rows, law, classes=classes, share=0.9)
     assert known(lowered) >= 0.9
-    assert known(replace(lowered, exponent=lowered.exponent + LOWERING)) < 0.9
+    assert known(replace(lowered, exponent=lowered.exponent + EXPONENT_STEP)) < 0.9
     assert recognising_law(rows, law, classes=classes, share=0.0) is law
-    assert recognising_law(rows, law, classes=classes, share=1.1).exponent == LOWEST  # cannot be reached
+    assert recognising_law(rows, law, classes=classes, share=1.1).exponent == MIN_EXPONENT  # cannot be reached
 
 
 def test_the_centre_is_moved_to_where_no_class_is_favoured() -> None:

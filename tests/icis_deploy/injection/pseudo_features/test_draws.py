@@ -1,12 +1,17 @@
-"""Features drawn in the place of images: as often right as the head, and as the neutral features are."""
+"""Features drawn instead of images: the head is as accurate on them as on images, and they spread as neutral ones."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from icis_deploy.api.inject import neutral_features_of
+from icis_deploy.api.models import head_of, inspect
+from icis_deploy.images.preprocessing import load_preprocessing
 from icis_deploy.injection.pseudo_features.class_means import class_directions, principal_law
-from icis_deploy.injection.pseudo_features.draws import Draws, PseudoFeatures, find_feature_source
+from icis_deploy.injection.pseudo_features.draws import PseudoFeatures, draw, find_feature_source
 from icis_deploy.injection.pseudo_features.source import FeatureSource
 
 FEATURE_DIM = 40
@@ -39,7 +44,7 @@ def draw_pseudo_features(
     source = source_of(
         rows, neutral_features=neutral_features, seen_accuracy=seen_accuracy, max_features=max_features, seed=seed
     )
-    return Draws(source, max_features=max_features, seed=seed).features(seen_accuracy=seen_accuracy)
+    return draw(source, max_features=max_features, seed=seed).features(seen_accuracy=seen_accuracy)
 
 
 def accuracy(rows: np.ndarray, features: np.ndarray, classes: np.ndarray) -> float:
@@ -132,7 +137,7 @@ def test_without_neutral_features_a_head_that_tells_siblings_apart_gets_features
     rows[:, -1] = 0
     source = source_of(rows, neutral_features=None, seen_accuracy=0.95, max_features=2400)
     assert source.law.exponent < 1.0
-    pseudo = Draws(source, max_features=2400, seed=0).features(seen_accuracy=0.95)
+    pseudo = draw(source, max_features=2400, seed=0).features(seen_accuracy=0.95)
     assert pseudo.accuracy == pytest.approx(0.95, abs=0.03)
     assert np.median(pseudo.logits.max(axis=1) - pseudo.logits.mean(axis=1)) < 40
 
@@ -152,7 +157,7 @@ def test_a_head_whose_short_rows_never_win_gets_features_of_the_usual_strength()
 def test_one_draw_gives_right_features_under_every_assumption(concentration: float | None, equal_lengths: bool):
     rows = head_rows()
     source = source_of(rows, neutral_features=neutral(), seen_accuracy=0.8, max_features=3000)
-    draws = Draws(source, max_features=3000, seed=1)
+    draws = draw(source, max_features=3000, seed=1)
     draws = draws if equal_lengths else draws.with_lengths()
     for seen_accuracy in (0.8, 0.95, 0.6, 0.8):
         for neighbour_share in (0.5, 0.9):
@@ -167,18 +172,47 @@ def test_one_draw_gives_right_features_under_every_assumption(concentration: flo
 
 def test_what_was_drawn_before_changes_a_draw_no_more_than_the_search_is_fine():
     source = source_of(head_rows(), neutral_features=neutral(), seen_accuracy=0.8, max_features=3000)
-    used, fresh = (Draws(source, max_features=3000, seed=1) for _ in range(2))
+    used, fresh = (draw(source, max_features=3000, seed=1) for _ in range(2))
     used.features(seen_accuracy=0.6, concentration=3.2)
     one, other = (draws.features(seen_accuracy=0.9) for draws in (used, fresh))
     assert one.class_share == pytest.approx(other.class_share, rel=0.01)
     assert one.max_blend == pytest.approx(other.max_blend, rel=0.02)
 
 
+@pytest.mark.parametrize("has_neutral", [True, False])
+def test_the_same_call_gives_the_same_features_whatever_was_asked_for_before(has_neutral: bool):
+    neutral_features = neutral() if has_neutral else None
+    source = source_of(head_rows(), neutral_features=neutral_features, seen_accuracy=0.8, max_features=3000)
+    fresh = draw(source, max_features=3000, seed=1).features(seen_accuracy=0.9)
+    used = draw(source, max_features=3000, seed=1)
+    used.features(seen_accuracy=0.6, concentration=3.2)
+    used.with_lengths().features(seen_accuracy=0.95, neighbour_share=0.5, part=0.5)
+    for again in (used.features(seen_accuracy=0.9), used.features(seen_accuracy=0.9)):
+        assert (again.class_share, again.max_blend) == (fresh.class_share, fresh.max_blend)
+        np.testing.assert_array_equal(again.features, fresh.features)
+        np.testing.assert_array_equal(again.logits, fresh.logits)
+
+
+def test_on_a_real_classifier_too_the_same_call_gives_the_same_features(imagenet_mobilenet: Path):
+    opened = inspect(imagenet_mobilenet / "model.onnx", classes=imagenet_mobilenet / "classes.txt")
+    preprocessing = load_preprocessing(imagenet_mobilenet / "preprocess.json")
+    neutral_features = neutral_features_of(opened, preprocessing=preprocessing, seed=0)
+    source = source_of(
+        head_of(opened).rows, neutral_features=neutral_features, seen_accuracy=0.85, max_features=2400, seed=0
+    )
+    fresh, used = (draw(source, max_features=2400, seed=1) for _ in range(2))
+    used.features(seen_accuracy=0.99)
+    for concentration in (3.2, None):
+        one, other = (draws.features(seen_accuracy=0.85, concentration=concentration) for draws in (fresh, used))
+        assert (one.class_share, one.max_blend, one.accuracy) == (other.class_share, other.max_blend, other.accuracy)
+        np.testing.assert_array_equal(one.features, other.features)
+
+
 def test_a_part_of_the_features_has_equally_many_of_each_class():
     source = source_of(head_rows(), neutral_features=neutral(), seen_accuracy=0.8, max_features=500)
-    draws = Draws(source, max_features=500, seed=0)
+    draws = draw(source, max_features=500, seed=0)
     assert np.unique(np.bincount(draws.features(seen_accuracy=0.8, part=0.55).classes)).tolist() == [4]
-    few = Draws(source, max_features=40, seed=0).features(seen_accuracy=0.8, part=0.5)
+    few = draw(source, max_features=40, seed=0).features(seen_accuracy=0.8, part=0.5)
     assert len(np.unique(few.classes)) == len(few.classes) == 20
 
 
@@ -187,6 +221,6 @@ def test_similar_classes_are_the_nearest_in_direction_and_not_the_class_itself()
     asked = np.array([3, 7, 50])
     found = source.neighbours(asked)
     cosines = source.directions[asked] @ source.directions.T
-    for place, one in enumerate(asked):
-        assert set(found[place]) == set(np.argsort(-cosines[place])[1:6])
-        assert one not in found[place]
+    for index, one in enumerate(asked):
+        assert set(found[index]) == set(np.argsort(-cosines[index])[1:6])
+        assert one not in found[index]

@@ -71,8 +71,8 @@ def test_an_injector_predicts_and_calibrates_each_class_by_itself():
     )
     injector = Injector(predictor=predictor, calibration=deviation_calibration())
     rows = injector.rows(descriptors)
-    for place in range(6):
-        np.testing.assert_allclose(injector.rows(descriptors[place : place + 1])[0], rows[place], rtol=1e-4, atol=1e-6)
+    for index in range(6):
+        np.testing.assert_allclose(injector.rows(descriptors[index : index + 1])[0], rows[index], rtol=1e-4, atol=1e-6)
 
 
 def test_a_weighted_predictor_is_the_mean_row_and_a_mix_of_deviations():

@@ -1,4 +1,4 @@
-"""Folds never leak, and games end as a plain classification ends."""
+"""Folds never leak, and evaluations end as a plain classification ends."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from icis_deploy.injection.validation.cross_validation import (
     ENOUGH_HELD_OUT,
     MIN_SEEN,
     HeldOutRows,
+    evaluate_folds,
     hold_out,
     plan_folds,
-    play,
     with_less_training,
 )
 from icis_deploy.injection.validation.operating_point import OperatingPoint, predicted_rates
@@ -60,18 +60,18 @@ def test_a_fold_is_predicted_without_its_own_rows_and_descriptors():
     random = np.random.default_rng(0)
     descriptors, rows = (random.normal(size=(30, width)).astype(np.float32) for width in (4, 6))
     folds = plan_folds(30, 10, seed=0)
-    asked = []
+    fitted_on = []
 
     class Recorder:
         def rows(self, descriptors):
             return np.zeros((len(descriptors), 6), np.float32)
 
     def fit(seen_descriptors, seen_rows, unseen_descriptors):
-        asked.append((seen_descriptors, seen_rows, unseen_descriptors))
+        fitted_on.append((seen_descriptors, seen_rows, unseen_descriptors))
         return Recorder()
 
     hold_out(predict_by(fit), descriptors, rows, descriptors[:7], folds)
-    for fold, (seen_descriptors, seen_rows, unseen_descriptors) in zip(folds, asked, strict=True):
+    for fold, (seen_descriptors, seen_rows, unseen_descriptors) in zip(folds, fitted_on, strict=True):
         np.testing.assert_array_equal(seen_descriptors, descriptors[fold.training])
         np.testing.assert_array_equal(seen_rows, rows[fold.training])
         np.testing.assert_array_equal(unseen_descriptors, descriptors[fold.held_out])
@@ -85,6 +85,11 @@ def pseudo_features(rows: np.ndarray, per_class: int = 4) -> PseudoFeatures:
     return PseudoFeatures(features=features, classes=classes, class_share=0.5, max_blend=0.0, logits=logits)
 
 
+def in_eighths(values: np.ndarray) -> np.ndarray:
+    """Round to multiples of 1/8, whose sums of products float32 holds exactly, in whatever order they are added."""
+    return (np.round(8 * values) / 8).astype(np.float32)
+
+
 @pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (0.5, 2.0), (1.4, -3.0)])
 def test_rates_are_those_of_classifying_every_feature_with_the_expanded_head(scale: float, offset: float):
     random = np.random.default_rng(0)
@@ -96,7 +101,7 @@ def test_rates_are_those_of_classifying_every_feature_with_the_expanded_head(sca
         HeldOutRows(
             fold=fold,
             deviations=(rows[fold.held_out] - mean + 0.7 * random.normal(size=(len(fold.held_out), 9))).astype("f4"),
-            rivals=np.zeros((0, 9), np.float32),
+            competitors=np.zeros((0, 9), np.float32),
             variance=np.zeros(len(fold.held_out)),
         )
         for fold in folds
@@ -117,15 +122,19 @@ def test_rates_are_those_of_classifying_every_feature_with_the_expanded_head(sca
                 correct["T"].append(part.fold.held_out[logits[len(known) :].argmax()] == label)
             else:
                 correct["S"].append(is_right)
-    rates = predicted_rates(play(held_out, rows, pseudo, seed=0), OperatingPoint(scale=scale, offset=offset))
+    rates = predicted_rates(evaluate_folds(held_out, rows, pseudo, seed=0), OperatingPoint(scale=scale, offset=offset))
     for name, outcomes in correct.items():
         assert getattr(rates, name) == pytest.approx(np.mean(outcomes), abs=1e-6)
 
 
-def test_rivals_fill_up_groups_that_are_smaller_than_the_classes_to_inject():
+def test_competitors_complete_groups_that_are_smaller_than_the_classes_to_inject():
+    """A product with more columns may round each of them differently, so numbers are chosen that need no rounding."""
     random = np.random.default_rng(0)
-    descriptors, rows, unseen = (random.normal(size=size).astype(np.float32) for size in ((30, 4), (30, 9), (25, 4)))
-    folds = plan_folds(30, 25, seed=0)
+    descriptors, rows, unseen = (in_eighths(random.normal(size=size)) for size in ((24, 4), (24, 9), (25, 4)))
+    pseudo = pseudo_features(rows)
+    pseudo = replace(pseudo, features=in_eighths(pseudo.features))
+    folds = plan_folds(24, 25, seed=0)
+    assert {len(fold.training) for fold in folds} == {16}  # a power of two: the mean of their rows is exact as well
 
     class Copier:
         def rows(self, descriptors):
@@ -133,12 +142,14 @@ def test_rivals_fill_up_groups_that_are_smaller_than_the_classes_to_inject():
 
     held_out = hold_out(predict_by(lambda *_: Copier()), descriptors, rows, unseen, folds)
     for part in held_out:
-        assert {len(group) + len(part.rivals) for group in part.fold.groups} == {25}
+        assert {len(group) + len(part.competitors) for group in part.fold.groups} == {25}
         np.testing.assert_allclose(
-            part.rivals, Copier().rows(unseen[: len(part.rivals)]) - mean_row(rows[part.fold.training]), atol=1e-6
+            part.competitors,
+            Copier().rows(unseen[: len(part.competitors)]) - mean_row(rows[part.fold.training]),
+            atol=1e-6,
         )
-    outcomes = play(held_out, rows, pseudo_features(rows), seed=0)
-    alone = play(tuple(replace(part, rivals=rows[:0]) for part in held_out), rows, pseudo_features(rows), seed=0)
+    outcomes = evaluate_folds(held_out, rows, pseudo, seed=0)
+    alone = evaluate_folds(tuple(replace(part, competitors=rows[:0]) for part in held_out), rows, pseudo, seed=0)
     assert outcomes.chance == pytest.approx(1 / 25)
     assert outcomes.is_hit.mean() < alone.is_hit.mean()
     assert (outcomes.seen_deviation >= alone.seen_deviation).all()
@@ -152,13 +163,13 @@ def test_a_single_class_to_inject_has_no_other_to_be_confused_with():
         HeldOutRows(
             fold=fold,
             deviations=np.zeros((len(fold.held_out), 9), np.float32),
-            rivals=np.zeros((0, 9), np.float32),
+            competitors=np.zeros((0, 9), np.float32),
             variance=np.zeros(len(fold.held_out)),
         )
         for fold in folds
     )
-    outcomes = play(held_out, rows, pseudo_features(rows), seed=0)
+    outcomes = evaluate_folds(held_out, rows, pseudo_features(rows), seed=0)
     assert outcomes.is_hit.all()
     assert outcomes.chance == 1.0
     one_group = tuple(replace(part, fold=replace(part.fold, groups=(part.fold.held_out,))) for part in held_out)
-    assert play(one_group, rows, pseudo_features(rows), seed=0).chance < 1.0
+    assert evaluate_folds(one_group, rows, pseudo_features(rows), seed=0).chance < 1.0

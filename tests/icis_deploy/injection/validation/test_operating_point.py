@@ -28,7 +28,7 @@ def outcomes(seen_margin, unseen_margin, *, seen_deviation=0.0, unseen_deviation
         unseen_deviation=np.broadcast_to(np.float32(unseen_deviation), unseen.shape),
         is_hit=np.broadcast_to(is_hit, unseen.shape),
         unseen_class=np.arange(len(unseen)),
-        chance=0.1,
+        group_sizes=np.array([10]),
     )
 
 

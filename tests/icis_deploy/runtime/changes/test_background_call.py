@@ -7,12 +7,12 @@ import threading
 import pytest
 
 from icis_deploy.errors import SelfTestError
-from icis_deploy.runtime.changes.background_call import SideCall
+from icis_deploy.runtime.changes.background_call import BackgroundCall
 
 
 def test_it_runs_while_its_caller_goes_on():
     gone_on = threading.Event()
-    call = SideCall(lambda: gone_on.wait(timeout=60))
+    call = BackgroundCall(lambda: gone_on.wait(timeout=60))
 
     gone_on.set()
     assert call.result() is True
@@ -24,7 +24,7 @@ def test_what_it_raises_is_raised_where_the_result_is_asked_for(error):
     def fail():
         raise error
 
-    call = SideCall(fail)
+    call = BackgroundCall(fail)
     with pytest.raises(type(error)) as raised:
         call.result()
     assert raised.value is error
@@ -36,7 +36,7 @@ def test_without_a_thread_to_be_had_it_runs_when_the_result_is_asked_for(monkeyp
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     threads = []
-    call = SideCall(lambda: threads.append(threading.current_thread()))
+    call = BackgroundCall(lambda: threads.append(threading.current_thread()))
 
     assert threads == []
     assert call.result() is None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from icis_deploy.bundle.manifest import ModelInput, load_bundle
 from icis_deploy.errors import SelfTestError
 from icis_deploy.head.slots import empty_slots
-from icis_deploy.runtime.changes.self_test import TOLERANCE, probe_input, verify_slots
+from icis_deploy.runtime.changes.self_test import TOLERANCE, self_test_input, verify_slots
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 from icis_deploy.runtime.sessions.protocol import SessionOutput
 from testing.bundles import FEATURE_DIM, TAILS, make_update, write_bundle
@@ -19,7 +19,7 @@ from testing.bundles import FEATURE_DIM, TAILS, make_update, write_bundle
 @pytest.fixture(scope="module", params=TAILS)
 def model(request, tmp_path_factory):
     """A session and its bundle, for each kind of output."""
-    folder = write_bundle(tmp_path_factory.mktemp("probe") / "bundle", score_kind=request.param)
+    folder = write_bundle(tmp_path_factory.mktemp("self_test") / "bundle", score_kind=request.param)
     return load_session(folder / "model.onnx", num_threads=1), load_bundle(folder)
 
 
@@ -55,11 +55,11 @@ def test_one_wrong_number_is_noticed_where_the_probe_sees_it(model_of_logits, sl
     values = bias if column == FEATURE_DIM else weight[:, column]
     values[slot] *= factor
     session, bundle = model_of_logits
-    images = probe_input(bundle, 0)
+    images = self_test_input(bundle, 0)
     features = session.run(images, with_features=True).features[0]
     products = np.append(table.weight[slot] * features, table.bias[slot])
     if abs(products[column] * (factor - 1)) < 2 * TOLERANCE * np.abs(products).sum():
-        return  # this feature is zero for this input: no probe of it could see that number
+        return  # this feature is zero for this input: no self-test of it could see that number
 
     with pytest.raises(SelfTestError, match=rf"1 of 4 slots do not hold their rows .*: '{'abcd'[slot]}'\."):
         check(model_of_logits, table, session.load_slots(weight, bias))
@@ -67,7 +67,7 @@ def test_one_wrong_number_is_noticed_where_the_probe_sees_it(model_of_logits, sl
 
 @pytest.fixture(scope="module")
 def model_of_logits(tmp_path_factory):
-    folder = write_bundle(tmp_path_factory.mktemp("probe") / "bundle")
+    folder = write_bundle(tmp_path_factory.mktemp("self_test") / "bundle")
     return load_session(folder / "model.onnx", num_threads=1), load_bundle(folder)
 
 
@@ -143,13 +143,13 @@ def test_a_model_without_features_cannot_be_tested(tmp_path):
 @pytest.mark.parametrize(("dtype", "low", "high"), [("float32", -1, 1), ("float16", -1, 1), ("uint8", 0, 255)])
 def test_the_input_has_the_type_and_the_range_of_images(dtype, low, high, model):
     bundle = replace(model[1], model_input=ModelInput(name="image", shape=(3, 8, 8), dtype=dtype))
-    values = probe_input(bundle, 1)
+    values = self_test_input(bundle, 1)
 
     assert (values.shape, values.dtype) == ((1, 3, 8, 8), dtype)
     assert low <= values.min() < low + (high - low) / 4
     assert high - (high - low) / 4 < values.max() <= high
-    np.testing.assert_array_equal(values, probe_input(bundle, 1))
-    assert not np.array_equal(values, probe_input(bundle, 2))
+    np.testing.assert_array_equal(values, self_test_input(bundle, 1))
+    assert not np.array_equal(values, self_test_input(bundle, 2))
 
 
 def test_the_input_is_the_same_for_a_seed_in_every_release(model):
@@ -157,17 +157,17 @@ def test_the_input_is_the_same_for_a_seed_in_every_release(model):
     period = np.random.default_rng(0).integers(0, 1 << 64, size=2048, dtype=np.uint64).view(np.uint8)[:16381]
     expected = np.roll(period, -16 * (7 * 401 % 1023))[:105]
 
-    np.testing.assert_array_equal(probe_input(bundle, 7).reshape(-1), expected)
+    np.testing.assert_array_equal(self_test_input(bundle, 7).reshape(-1), expected)
 
 
 def test_the_input_of_a_large_image_repeats_its_noise_without_making_rows_or_channels_equal(model):
     bundle = replace(model[1], model_input=ModelInput(name="image", shape=(3, 128, 128), dtype="uint8"))
-    values = probe_input(bundle, 7)[0].astype(np.int64)
+    values = self_test_input(bundle, 7)[0].astype(np.int64)
 
     rows = values.reshape(-1, 128)
     assert len(np.unique(rows, axis=0)) == len(rows)
     assert (values[0] != values[1]).mean() > 0.9
-    assert (values != probe_input(bundle, 8)[0]).mean() > 0.9
+    assert (values != self_test_input(bundle, 8)[0]).mean() > 0.9
 
 
 @pytest.mark.parametrize("side", [8, 500])
@@ -175,4 +175,4 @@ def test_an_input_cannot_be_written_to_whether_it_is_kept_or_made_anew(side, mod
     bundle = replace(model[1], model_input=ModelInput(name="image", shape=(3, side, side), dtype="uint8"))
 
     with pytest.raises(ValueError, match="read-only"):
-        probe_input(bundle, 7)[:] = 0
+        self_test_input(bundle, 7)[:] = 0

@@ -179,7 +179,7 @@ def test_both_distributions_of_onnx_runtime_are_refused(tmp_path, monkeypatch, b
 # Slots in another memory: here the CPU's own, through the same calls.
 
 
-def test_slots_that_are_kept_elsewhere_give_the_same_answers_and_pass_the_probe(bundle_folder):
+def test_slots_that_are_kept_elsewhere_give_the_same_answers_and_pass_the_self_test(bundle_folder):
     plain = load_session(bundle_folder / "model.onnx", num_threads=1)
     session = ONNXRuntimeSession(plain._session, slots_memory="cpu")
     table = SlotTable(

@@ -28,7 +28,16 @@ from icis_deploy.bundle.engine_sidecar import (
     sidecar_name,
     this_platform,
 )
-from icis_deploy.bundle.manifest import MANIFEST_NAME, Bundle, file_entry, load_manifest, serialize_manifest
+from icis_deploy.bundle.manifest import (
+    FEATURES,
+    MANIFEST_NAME,
+    SLOT_BIAS,
+    SLOT_WEIGHT,
+    Bundle,
+    file_entry,
+    load_manifest,
+    serialize_manifest,
+)
 from icis_deploy.errors import (
     BundleError,
     EngineMismatchError,
@@ -42,7 +51,6 @@ from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions import tensorrt_engine as engine_loading
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls
-from icis_deploy.runtime.sessions.protocol import FEATURES, SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.runtime.sessions.tensorrt_context import MAX_GRAPH_BATCHES
 from testing.bundles import (
     FEATURE_DIM,
@@ -388,7 +396,7 @@ def test_a_graph_is_captured_once_for_each_batch_and_place_and_then_launched(fak
         for buffers in (*loaded, *loaded, *loaded):
             session.run(images(size), buffers)
 
-    # The probe at opening captured a graph of its own, for batch 1 and the first place.
+    # The self-test at opening captured a graph of its own, for batch 1 and the first place.
     assert fake.cuda.calls["cudaStreamBeginCapture"] + fake.cuda.calls["cudaGraphLaunch"] == 12
     assert fake.cuda.calls["cudaGraphLaunch"] >= 8
 

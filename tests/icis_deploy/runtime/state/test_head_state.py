@@ -56,7 +56,7 @@ def test_disabled_classes_are_left_out_whether_baked_or_in_a_slot(bundle):
 
 def chosen_of(bundle, table=None, disabled=()):
     state = make_head_state(bundle, None, table=table, version=1, disabled=disabled, buffers=object())
-    return state.score_names, state.most_chosen
+    return state.score_names, state.max_model_top
 
 
 def test_a_models_choice_counts_unless_it_could_be_a_disabled_class(bundle):

@@ -13,11 +13,11 @@ from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import BundleError, CorruptFileError, IncompatibleError, SignatureError, StorageError
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state import store as store_module
-from icis_deploy.runtime.state.filesystem import OSFileLayer
+from icis_deploy.runtime.state.filesystem import OSFileSystem
 from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS
 from testing.bundles import files_in, make_update, seen_head, trust, write_bundle
-from tests.icis_deploy.runtime.file_layers import FailingFiles
+from tests.icis_deploy.runtime.file_systems import FailingFiles
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -67,7 +67,7 @@ def test_a_disk_that_dies_at_any_call_leaves_the_old_state_or_the_new_one(bundle
     assert outcomes == {0, 1}
 
 
-class LateRename(OSFileLayer):
+class LateRename(OSFileSystem):
     """A disk whose first rename happens and then ends with an error."""
 
     def __init__(self, error):
@@ -84,7 +84,7 @@ class LateRename(OSFileLayer):
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()], ids=str)
 def test_a_rename_that_happened_and_failed_is_taken_back(error, is_first, bundle_folder, open_with, signed):
     if not is_first:
-        open_with(OSFileLayer()).apply(signed(make_update("okapi", version=1)))
+        open_with(OSFileSystem()).apply(signed(make_update("okapi", version=1)))
     before = files_in(bundle_folder)
     device = open_with(LateRename(error))
     expected = (device.version, device.classes())
@@ -101,7 +101,7 @@ def test_what_a_failed_change_could_not_remove_is_swept_away_by_the_next(bundle_
     (bundle_folder / "state" / f"slots-{'0' * 64}.safetensors").write_bytes(b"left by a power cut")
     (bundle_folder / "state" / "journal.json.new").write_bytes(b"half")
 
-    open_with(OSFileLayer()).apply(signed(make_update("okapi")))
+    open_with(OSFileSystem()).apply(signed(make_update("okapi")))
 
     assert len(list((bundle_folder / "state").iterdir())) == 2
 
@@ -124,14 +124,14 @@ def test_a_change_removes_nothing_that_is_not_the_devices_own(bundle_folder, sig
 
 
 def test_a_bundle_on_a_read_only_disk_answers_and_refuses_changes(bundle_folder, signed, monkeypatch):
-    # Tests may run as root, whom no mode stops: so the refusal comes from the file layer, as EROFS would.
+    # Tests may run as root, whom no mode stops: so the refusal comes from the file system, as EROFS would.
     device = Device.open(bundle_folder)
     before = files_in(bundle_folder)
 
     def refuse(self, path):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(OSFileLayer, "make_folder", refuse)
+    monkeypatch.setattr(OSFileSystem, "make_folder", refuse)
     with pytest.raises(StorageError, match=r"Read-only file system\. The device keeps the state it had\."):
         device.apply(signed(make_update("okapi")))
 
@@ -154,7 +154,7 @@ def test_who_waits_too_long_for_the_lock_is_told_that_nothing_changed(bundle_fol
     device = Device.open(bundle_folder)
     before = files_in(bundle_folder)
     message = r"Another process is changing .*bundle and has not finished in 0 seconds\. Nothing was changed"
-    with OSFileLayer().locked(bundle_folder, 1.0), pytest.raises(StorageError, match=message):
+    with OSFileSystem().locked(bundle_folder, 1.0), pytest.raises(StorageError, match=message):
         device.apply(signed(make_update("okapi")))
 
     assert files_in(bundle_folder) == before
@@ -165,10 +165,10 @@ def test_the_lock_holds_between_threads(tmp_path):
     entered = threading.Event()
 
     def enter():
-        with OSFileLayer().locked(tmp_path, 5.0):
+        with OSFileSystem().locked(tmp_path, 5.0):
             entered.set()
 
-    with OSFileLayer().locked(tmp_path, 1.0):
+    with OSFileSystem().locked(tmp_path, 1.0):
         thread = threading.Thread(target=enter)
         thread.start()
         assert not entered.wait(0.1)

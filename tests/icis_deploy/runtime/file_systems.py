@@ -1,4 +1,4 @@
-"""File layers that fail: at a call, from a call on, or by losing power."""
+"""File systems that fail: at a call, from a call on, or by losing power."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from icis_deploy.runtime.state.filesystem import OSFileLayer
+from icis_deploy.runtime.state.filesystem import OSFileSystem
 
 WRITING_CALLS = ("create", "sync_file", "replace", "remove", "make_folder", "remove_folder", "sync_folder")
 
@@ -24,7 +24,7 @@ class FailingFiles:
 
     def __init__(self, *, fail_at: int = 1 << 30, mode: str = "once") -> None:
         self.calls: list[str] = []
-        self._real = OSFileLayer()
+        self._real = OSFileSystem()
         self._fail_at = fail_at
         self._mode = mode
 
@@ -99,14 +99,14 @@ class VolatileDisk:
 
     def read(self, path: Path, max_bytes: int) -> bytes:
         if not self._is_mine(path):
-            return OSFileLayer().read(path, max_bytes)
+            return OSFileSystem().read(path, max_bytes)
         if path not in self.seen:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory")
         return self.seen[path].seen[:max_bytes]
 
     def names(self, folder: Path) -> tuple[str, ...]:
         if not self._is_mine(folder):
-            return OSFileLayer().names(folder)
+            return OSFileSystem().names(folder)
         return tuple(sorted(path.name for path in self.seen if path.parent == folder))
 
     def stamp(self, path: Path) -> tuple[int, ...] | None:
