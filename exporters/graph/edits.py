@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from icis_deploy.errors import ICISDeployError
 
 
+# Why: docs/decisions/0062.
 def apply_passes(model: ir.Model, *passes: ir.passes.PassBase) -> ir.Model:
     """Run passes, one after the other, on a copy of a model that shares its weights.
 
