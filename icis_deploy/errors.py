@@ -41,6 +41,8 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from os import PathLike
 
+    from icis_deploy.metrics.parity import ParityReport
+
 ErrorT = TypeVar("ErrorT", bound="ICISDeployError")
 
 
@@ -109,7 +111,32 @@ class VerdictError(ICISDeployError):
 
 
 class GateFailedError(VerdictError):
-    """An export disagrees with its reference; no bundle was left."""
+    """An export disagrees with its reference; where it was being written, no bundle was left.
+
+    Args:
+        what: As of every error.
+        found: As of every error.
+        expected: As of every error.
+        where: As of every error.
+        hint: As of every error.
+        reports: A report for each comparison of models, at least one of them negative; empty where none was made.
+
+    Attributes:
+        reports: As given.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        found: object = None,
+        expected: object = None,
+        where: str | PathLike[str] | None = None,
+        hint: str | None = None,
+        reports: tuple[ParityReport, ...] = (),
+    ) -> None:
+        super().__init__(what, found=found, expected=expected, where=where, hint=hint)
+        self.reports = reports
 
 
 class RegressionError(VerdictError):

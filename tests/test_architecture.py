@@ -141,11 +141,11 @@ ROOMS = {
     "benchmarks.report": Room("icis_deploy.{common,metrics} benchmarks.{machine,results,timing}"),
     "benchmarks.updates": Room(
         "icis_deploy.{bundle,common,head,runtime,updates} benchmarks.{machine,results,timing}",
-        later="exporters.{head,loading,onnx_io}",
+        later="exporters.{graph,head,loading,onnx_io}",
     ),
     "benchmarks.bench": Room(
         ("icis_deploy.{bundle,common,head,images,metrics,runtime} benchmarks.{machine,results,timing,updates}"),
-        later="exporters.{head,loading,onnx_io}",
+        later="exporters.{graph,head,loading,onnx_io}",
     ),
     "benchmarks.peers": Room(
         ("icis_deploy.{bundle,common,descriptors,runtime.sessions} benchmarks.{bench,machine,results,updates}"),

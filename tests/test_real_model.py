@@ -10,13 +10,14 @@ import pytest
 
 import icis_deploy
 import icis_deploy.api.models
-from exporters.conversion.fp16 import halve_model
+from exporters.conversion.fp16 import convert_to_float16
+from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head
-from exporters.head.surgery import add_slots
+from exporters.head.surgery import AddSlotsPass
 from exporters.onnx_io.files import save_model
 from exporters.targets.registry import TARGETS, BuiltTarget, TargetJob
 from exporters.targets.tensorrt.build import build_engine
-from exporters.targets.tensorrt.graph import with_slots_as_inputs
+from exporters.targets.tensorrt.graph import SlotsAsInputsPass
 from icis_deploy.api.compare import LabeledImageFeatures
 from icis_deploy.api.inject import train_injector
 from icis_deploy.bundle.engine_sidecar import parse_sidecar
@@ -193,9 +194,9 @@ def test_a_float16_engine_of_the_real_model_has_half_its_size(
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     photos = load_image_list(imagenet_mobilenet / "images.csv").paths[:2]
     images = load_images(photos, load_preprocessing(imagenet_mobilenet / "preprocess.json"))
-    halved = halve_model(opened.loaded.model, lambda: iter([images]))
+    halved = convert_to_float16(opened.loaded.model, lambda: iter([images]))
     if head == "updatable":
-        halved = with_slots_as_inputs(add_slots(halved, find_head(halved), 256))
+        halved = apply_passes(halved, AddSlotsPass(find_head(halved), 256), SlotsAsInputsPass())
     save_model(halved, tmp_path / "half.onnx")
     settings = EngineSettings(compute_capabilities=("8.0", "8.6", "8.9", "12.0"))
     built = build_engine(trt, tmp_path / "half.onnx", settings)

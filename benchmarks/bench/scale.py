@@ -181,8 +181,9 @@ def saved_heads(num_classes: int, feature_dim: int, capacity: int) -> Iterator[d
         MissingDependencyError: If onnx is not installed.
     """
     try:
+        from exporters.graph.edits import apply_passes
         from exporters.head.finding import find_head
-        from exporters.head.surgery import add_slots
+        from exporters.head.surgery import AddSlotsPass
         from exporters.onnx_io.files import save_model
     except ImportError as error:
         raise MissingDependencyError(
@@ -193,7 +194,7 @@ def saved_heads(num_classes: int, feature_dim: int, capacity: int) -> Iterator[d
     with tempfile.TemporaryDirectory() as name:
         paths: dict[Kind, Path] = {"fused": Path(name) / "fused.onnx", "updatable": Path(name) / "updatable.onnx"}
         save_model(model, paths["fused"])
-        save_model(add_slots(model, find_head(model), capacity), paths["updatable"])
+        save_model(apply_passes(model, AddSlotsPass(find_head(model), capacity)), paths["updatable"])
         del model
         yield paths
 

@@ -222,8 +222,9 @@ def _export_and_reload(run: _Run, reexport: Reexport, update: ClassUpdate) -> Fl
 
 def _exporter(original: Path, seen_names: tuple[str, ...]) -> Reexport:
     """Return what exports the original again, with the rows of an update fused into its head."""
+    from exporters.graph.edits import apply_passes
     from exporters.head.finding import find_head, read_head
-    from exporters.head.surgery import fuse_head
+    from exporters.head.surgery import FuseHeadPass
     from exporters.loading.models import load_model
     from exporters.onnx_io.files import save_model
 
@@ -231,7 +232,7 @@ def _exporter(original: Path, seen_names: tuple[str, ...]) -> Reexport:
         model = load_model(str(original)).model
         location = find_head(model)
         seen: Head = read_head(model, location, seen_names)
-        save_model(fuse_head(model, location, seen.expand(update.rows, update.added)), path)
+        save_model(apply_passes(model, FuseHeadPass(location, seen.expand(update.rows, update.added))), path)
 
     return export
 

@@ -1,4 +1,4 @@
-"""Run a model with its inner values as outputs: what precision conversion needs to know of them."""
+"""Run a model with its inner values as outputs, which precision conversion measures."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def iterate_activations(
     image_input = session.get_inputs()[0].name
     for batch in batches:
         try:
-            arrays = session.run(list(names), {image_input: batch}) if names else []  # asked for none, it gives all
+            arrays = session.run(list(names), {image_input: batch}) if names else []  # without names it returns all
         except Exception as error:  # see above
             raise RuntimeFailureError(
                 f"ONNX Runtime failed on a calibration image: {first_line(error)}.",

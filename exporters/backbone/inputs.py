@@ -1,4 +1,4 @@
-"""What both sides of a comparison are run on: image files, or seeded pictures; read once, run several times."""
+"""Inputs that both sides of a comparison are run on: image files, or seeded images; prepared once, used often."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NUM_SEEDED_INPUTS = 64
 BATCH_SIZE = 16
 SEED = 20230810
 _SPOOL_BYTES = 16 << 20
-_MOST_KEPT_PIXELS = 256 * 256
-"""Size of pictures that are kept: 50 MB at most. Every gate of a process compares on the same ones, and painting them
-takes longer than the rest of a small model's export."""
+_MAX_CACHED_PIXELS = 256 * 256
+"""Greatest size of seeded images that are cached: 50 MB in all. Every gate of a process compares on the same images,
+and rendering them takes longer than the rest of a small model's export."""
 
 
 class SpooledBatches:
-    """Batches that can be gone through again: prepared once, kept in a file where they are many."""
+    """Batches that can be iterated over again: prepared once, and spooled to a file where they are large."""
 
     def __init__(self, batches: Iterable[NDArray[Any]]) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - closed with this object
@@ -48,39 +48,40 @@ class SpooledBatches:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GateBatch:
+class InputBatch:
     """The same images for the original model and for the bundle."""
 
     prepared: NDArray[np.float32]
-    """`(batch, *shape)` float32, as the original model takes them."""
+    """`(batch, *input_shape)` float32, the original model's input."""
 
     given: NDArray[np.generic]
-    """What the bundle takes: the same array, or the pixels that it was prepared from."""
+    """The bundle's input: the same array, or the uint8 pixels `(batch, height, width, channels)` that it was prepared
+    from."""
 
     count: int
-    """How many of them count; a model with a fixed batch gets the first ones again to fill it up."""
+    """Number of images that are not padding: a fixed batch is filled up by repeating its first images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GateInputs:
-    """The gate's images, batch by batch, as often as they are gone through."""
+class InputBatches:
+    """Images for a comparison, batch by batch; each iteration yields the same ones."""
 
     given: SpooledBatches
-    """What the bundle takes, `(batch, *input_shape)` each; the last one may be smaller."""
+    """The bundle's inputs, `(batch, *input_shape)` each, float32 or uint8; the last batch may be smaller."""
 
     preprocessing: Preprocessing | None
-    """What makes prepared images of pixels."""
+    """Turns pixels into prepared images; `None` where the model takes no images."""
 
     fixed_batch: int | None
-    """The only batch that the model takes, if it takes no other."""
+    """Batch size of a model that takes no other; `None` for one that takes any."""
 
-    def __iter__(self) -> Iterator[GateBatch]:
+    def __iter__(self) -> Iterator[InputBatch]:
         """Yield the batches in order."""
         for given in self.given:
             full = given if self.fixed_batch is None else np.resize(given, (self.fixed_batch, *given.shape[1:]))
             is_pixels = given.dtype == np.uint8 and self.preprocessing is not None
             prepared = self.preprocessing.from_pixels(full) if is_pixels and self.preprocessing else full
-            yield GateBatch(prepared=prepared, given=full, count=len(given))
+            yield InputBatch(prepared=prepared, given=full, count=len(given))
 
     def one_by_one(self) -> Iterator[NDArray[np.float32]]:
         """Yield the same images prepared, each alone; in whole batches where the model takes no other."""
@@ -94,24 +95,23 @@ class GateInputs:
         self.given.close()
 
 
-def gate_inputs(
+def input_batches(
     model_input: ModelInput,
     preprocessing: Preprocessing | None,
     images: Sequence[Path] | None,
     *,
-    fixed_batch: int | str | None,
-) -> GateInputs:
-    """Return what both sides of a comparison are run on.
+    fixed_batch: int | None,
+) -> InputBatches:
+    """Return the inputs of a comparison.
 
     Args:
-        model_input: What the bundle takes.
-        preprocessing: How images are prepared; also what gives the seeded inputs the range of real ones.
+        model_input: The bundle's input.
+        preprocessing: How images are prepared; also scales the seeded inputs to the range of real ones.
         images: Image files to use; `None` for seeded inputs.
-        fixed_batch: The first number of the model's input shape; a name stands for any batch.
+        fixed_batch: Batch size of a model that takes no other; `None` for one that takes any.
     """
-    fixed = fixed_batch if isinstance(fixed_batch, int) else None
-    batches = _given_batches(model_input, preprocessing, images, batch_size=fixed or BATCH_SIZE)
-    return GateInputs(given=SpooledBatches(batches), preprocessing=preprocessing, fixed_batch=fixed)
+    batches = _given_batches(model_input, preprocessing, images, batch_size=fixed_batch or BATCH_SIZE)
+    return InputBatches(given=SpooledBatches(batches), preprocessing=preprocessing, fixed_batch=fixed_batch)
 
 
 def _given_batches(
@@ -124,11 +124,11 @@ def _given_batches(
         return
     if model_input.takes_pixels:
         height, width, channels = model_input.shape
-        pictures = _gate_pictures(height, width)[:, :channels]
-        inputs: NDArray[np.generic] = np.rint(255 * pictures.transpose(0, 2, 3, 1)).astype(np.uint8)
+        neutral = _comparison_images(height, width)[:, :channels]
+        inputs: NDArray[np.generic] = np.rint(255 * neutral.transpose(0, 2, 3, 1)).astype(np.uint8)
     elif is_image_input(model_input.shape, preprocessing):
         channels, height, width = _channels_first(model_input.shape, preprocessing)
-        inputs = _prepared(_gate_pictures(height, width)[:, :channels], preprocessing)
+        inputs = _prepared(_comparison_images(height, width)[:, :channels], preprocessing)
     else:
         shape = (NUM_SEEDED_INPUTS, *model_input.shape)
         inputs = np.random.default_rng(SEED).uniform(-1, 1, shape).astype(np.float32)
@@ -136,30 +136,30 @@ def _given_batches(
         yield inputs[start : start + batch_size]
 
 
-def _gate_pictures(height: int, width: int) -> NDArray[np.float32]:
-    return (_kept_pictures if height * width <= _MOST_KEPT_PIXELS else _painted_pictures)(height, width)
+def _comparison_images(height: int, width: int) -> NDArray[np.float32]:
+    return (_cached_images if height * width <= _MAX_CACHED_PIXELS else _rendered_images)(height, width)
 
 
-def _painted_pictures(height: int, width: int) -> NDArray[np.float32]:
-    pictures = neutral_images(NUM_SEEDED_INPUTS, height, width, seed=SEED)
-    pictures.flags.writeable = False  # whoever gets them gets the same ones
-    return pictures
+def _rendered_images(height: int, width: int) -> NDArray[np.float32]:
+    images = neutral_images(NUM_SEEDED_INPUTS, height, width, seed=SEED)
+    images.flags.writeable = False  # all callers share them
+    return images
 
 
-_kept_pictures = lru_cache(maxsize=1)(_painted_pictures)
+_cached_images = lru_cache(maxsize=1)(_rendered_images)
 
 
-def seeded_pictures(
+def seeded_images(
     shape: tuple[int, ...], preprocessing: Preprocessing | None, *, num_inputs: int, seed: int, first: int = 0
 ) -> NDArray[np.float32]:
-    """Return neutral pictures as a model takes them.
+    """Return neutral images, prepared for a model.
 
     Args:
         shape: Shape of one input, without the batch; `is_image_input` must hold.
-        preprocessing: Applied to the pictures; without it they are scaled to -1..1.
-        num_inputs: How many.
-        seed: The same seed gives the same pictures.
-        first: Which picture of the seed to begin with.
+        preprocessing: Applied to the images; without it they are scaled to -1..1.
+        num_inputs: Number of images.
+        seed: The same seed gives the same images.
+        first: Index of the first image of the seed's sequence.
 
     Returns:
         `(num_inputs, *shape)` float32.
@@ -168,14 +168,14 @@ def seeded_pictures(
     return _prepared(neutral_images(num_inputs, height, width, seed=seed, first=first)[:, :channels], preprocessing)
 
 
-def _prepared(pictures: NDArray[np.float32], preprocessing: Preprocessing | None) -> NDArray[np.float32]:
+def _prepared(images: NDArray[np.float32], preprocessing: Preprocessing | None) -> NDArray[np.float32]:
     if preprocessing is None:
-        return np.asarray(2 * pictures - 1, dtype=np.float32)
-    return preprocessing.normalize(pictures.transpose(0, 2, 3, 1))
+        return np.asarray(2 * images - 1, dtype=np.float32)
+    return preprocessing.normalize(images.transpose(0, 2, 3, 1))
 
 
 def is_image_input(shape: tuple[int, ...], preprocessing: Preprocessing | None) -> bool:
-    """Say whether one input of this shape, without the batch, can be a picture in the layout that is expected."""
+    """Say whether one input of this shape, without the batch, can be an image in the expected layout."""
     if len(shape) != 3:
         return False
     channels, *size = _channels_first(shape, preprocessing)

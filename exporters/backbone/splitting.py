@@ -1,4 +1,4 @@
-"""The backbone alone, from the images to the features, and another one in its place.
+"""Extract the backbone, from the images to the features, and put another one in its position.
 
 Rules:
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from exporters.graph.edits import remove_unused, unused_name, unused_names
+from exporters.graph.reading import value_named
 from exporters.head.finding import HeadLocation
 from exporters.onnx_io.files import check_model
 from exporters.onnx_io.shape_inference import infer_shapes
@@ -19,7 +20,7 @@ from icis_deploy.errors import ExportError, IncompatibleError
 
 
 def backbone_of(model: ir.Model, location: HeadLocation, input_name: str) -> ir.Model:
-    """Return what computes the head's features, as a model of its own that shares the weights.
+    """Return the nodes that compute the head's features, as a model of its own that shares the weights.
 
     Args:
         model: The classifier.
@@ -61,7 +62,7 @@ def with_backbone(model: ir.Model, location: HeadLocation, input_name: str, back
     """
     copy = model.clone()
     graph, new = copy.graph, backbone.graph
-    old = _value_named(graph, location.feature_name)
+    old = value_named(graph, location.feature_name)
     (features,), (images,) = new.outputs, new.inputs
     nodes, initializers = list(new), list(new.initializers.values())
     new.outputs.clear()
@@ -74,7 +75,7 @@ def with_backbone(model: ir.Model, location: HeadLocation, input_name: str, back
     for value in initializers:
         graph.register_initializer(value)
     graph.insert_before(graph[0], nodes)
-    ir.convenience.replace_all_uses_with(images, _value_named(graph, input_name))
+    ir.convenience.replace_all_uses_with(images, value_named(graph, input_name))
     ir.convenience.replace_all_uses_with(old, features, replace_graph_outputs=True)
     producer = old.producer()
     features.shape, features.type = features.shape or old.shape, features.type or old.type
@@ -92,9 +93,3 @@ def with_backbone(model: ir.Model, location: HeadLocation, input_name: str, back
             hint=error.hint,
         ) from error
     return copy
-
-
-def _value_named(graph: ir.Graph, name: str) -> ir.Value:
-    inputs = (value for value in graph.inputs if value.name == name)
-    outputs = (value for node in graph for value in node.outputs if value.name == name)
-    return next(inputs, None) or next(outputs)

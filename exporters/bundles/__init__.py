@@ -1,1 +1,1 @@
-"""Bundles: planned, written beside their place, gated, and moved there whole; compacted when their slots are full."""
+"""Bundles: planned, written to a temporary folder, gated, and moved to their own as a whole; compacted when full."""

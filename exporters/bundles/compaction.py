@@ -2,15 +2,15 @@
 
 Rules:
 
-1. The bundle's own model is what is compacted: backbone, precision, calibration, what it takes and what it chooses stay
-   as they are, bit for bit, and neither the original model nor calibration images are needed. Rows keep their bits too.
-2. The result must give the logits that the bundle gave, of every class, or it is not written (`check_compacted`).
+1. The bundle's own model is what is compacted: backbone, precision, calibration, its input and its top-k outputs stay,
+   bit for bit, and neither the original model nor calibration images are needed. Rows keep their bits too.
+2. The result must give the logits that the bundle gave, of every class, or it is not written (`compare_compacted`).
 3. Targets that the bundle holds are built anew, as their sidecars say they were built.
-4. The base fingerprint stays the original head's, so that updates made for it are taken afterwards as before.
+4. The base fingerprint stays the original head's, so that updates made for it are accepted as before.
 5. What stands outside the rollback stack stays: the highest version, the last time seen, trusted keys, disabled classes
-   and the history. The stack itself begins anew: there is no state before that a rollback could go to.
+   and the history. The stack itself starts empty: there is no earlier state that a rollback could restore.
 6. A class that was baked can be disabled, and no longer be replaced or removed by an update. Taught classes stay in
-   slots: a signed update of the same name must still be able to take their place.
+   slots: a signed update of the same name must still be able to replace them.
 """
 
 # Why: docs/decisions/0048.
@@ -25,15 +25,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.backbone.inputs import GateInputs, gate_inputs
+from exporters.backbone.inputs import InputBatches, input_batches
 from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_journal, write_trust
 from exporters.bundles.writing import compacted
 from exporters.gate.gate import BundleRun, opened_bundle, run_bundle
-from exporters.graph.edits import Rewrite
-from exporters.head.score_kinds import compared_values
-from exporters.head.slot_baking import bake_rows
+from exporters.graph.edits import apply_passes
+from exporters.graph.reading import fixed_batch
+from exporters.head.score_kinds import comparable_from_device
+from exporters.head.slot_baking import BakeRowsPass
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.registry import TargetPlan, plan_targets, targets_of
 from exporters.targets.tensorrt.target import settings_of
@@ -55,33 +57,47 @@ from icis_deploy.runtime.state.store import TRUST_FOLDER
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactionPlan:
-    """What becomes of the rows of a bundle."""
+    """Where the rows of a bundle go."""
 
     baked: SlotTable
-    """Every row that is baked beside the original's, those of an earlier compaction first; no slot of it is empty."""
+    """Every row that is baked after the original's, those of an earlier compaction first; no slot of it is empty."""
 
     slots: SlotTable
     """What the slots hold afterwards: taught classes, and empty ones after them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompactedFrom:
-    """A bundle at one moment."""
+class FormerBundle:
+    """The bundle that is compacted, as it was when it was read: updates that a device applies later are not in it."""
 
     folder: Path
-    """Where it is."""
 
     bundle: Bundle
-    """What its manifest says."""
+    """Its manifest."""
 
     journal: Journal
-    """What it remembers."""
+    """Head version, taught and disabled classes, and what stands outside the rollback stack."""
 
     table: SlotTable | None
     """What its slots hold; `None` for a fused head."""
 
+    def slot_table(self) -> SlotTable:
+        """Return what its slots hold.
 
-def plan_compaction(former: CompactedFrom, capacity: int) -> CompactionPlan:
+        Raises:
+            IncompatibleError: If the head is fused.
+        """
+        if self.table is None:
+            raise IncompatibleError(
+                f"The bundle {self.folder} has a fused head: there are no slots to bake.",
+                found="fused",
+                expected="updatable",
+                where=self.folder,
+            )
+        return self.table
+
+
+def plan_compaction(former: FormerBundle, capacity: int) -> CompactionPlan:
     """Return which rows of a bundle are baked, and what its slots hold afterwards.
 
     Args:
@@ -94,14 +110,7 @@ def plan_compaction(former: CompactedFrom, capacity: int) -> CompactionPlan:
         CapacityError: If the slots do not hold the taught classes.
         BundleError, CorruptFileError: If its baked rows cannot be read.
     """
-    table = former.table
-    if table is None:
-        raise IncompatibleError(
-            f"The bundle {former.folder} has a fused head: there are no slots to bake.",
-            found="fused",
-            expected="updatable",
-            where=former.folder,
-        )
+    table = former.slot_table()
     if capacity < 1:
         raise UsageError(
             f"An updatable head needs a capacity of at least 1 slot, not {capacity}.",
@@ -124,19 +133,19 @@ def plan_compaction(former: CompactedFrom, capacity: int) -> CompactionPlan:
 
 
 def write_compacted(
-    out: Path, former: CompactedFrom, *, capacity: int, images: LabeledImages | None, overwrite: bool
+    out: Path, former: FormerBundle, *, capacity: int, images: LabeledImages | None, overwrite: bool
 ) -> Bundle:
-    """Write a bundle that takes another one's place, with free slots, if it gives the same logits.
+    """Write a bundle that replaces another one, with free slots, if it gives the same logits.
 
     Args:
         out: The new bundle's folder.
         former: The bundle; it is not changed.
-        capacity: Number of its slots, those that taught classes stay in included.
+        capacity: Number of its slots, including those of taught classes.
         images: Image files to compare on; `None` for seeded inputs.
         overwrite: Whether a bundle at `out` may be replaced.
 
     Raises:
-        GateFailedError: If it does not. What was built lies in `<out>.rejected` with its report.
+        GateFailedError: If it does not. What was built is kept in `<out>.rejected` with its report.
         MissingDependencyError: If the bundle holds a target that cannot be built on this machine.
         ICISDeployError: As `plan_compaction`, and if a file cannot be read or written; `out` is as it was.
     """
@@ -146,24 +155,21 @@ def write_compacted(
     with new_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as building:
         start = time.perf_counter()
         model = load_onnx_file(former.folder / MODEL_NAME)
-        save_model(
-            bake_rows(model, num_seen=bundle.num_seen, baked=plan.baked, slots=plan.slots), building / MODEL_NAME
-        )
+        baking = BakeRowsPass(num_seen=bundle.num_seen, baked=plan.baked, slots=plan.slots)
+        save_model(apply_passes(model, baking), building / MODEL_NAME)
         _write_tables(building, former, plan)
         described = _describe(building, former, plan)
         seconds = time.perf_counter() - start
-        assert former.table is not None, "the plan was made"
-        batch = None if (shape := model.graph.inputs[0].shape) is None else shape[0]
         gate = partial(
-            check_compacted,
+            compare_compacted,
             building,
             former_folder=former.folder,
             former=bundle,
-            table=former.table,
-            fixed_batch=batch if isinstance(batch, int) else None,
+            table=former.slot_table(),
+            fixed_batch=fixed_batch(model.graph.inputs[0]),
             images=images,
         )
-        built = BuiltModel(folder=building, bundle=described, seconds=seconds, reports=gate(described))
+        built = BuiltModel(folder=building, bundle=described, build_seconds=seconds, reports=gate(described))
         described = finish_bundle(built, gate, out=out, targets=targets)
         write_trust(building, sorted((former.folder / TRUST_FOLDER).glob("*.pub")))
         write_journal(building, journal_after_compaction(former.journal))
@@ -171,18 +177,18 @@ def write_compacted(
 
 
 def journal_after_compaction(journal: Journal) -> Journal:
-    """Return what a compacted bundle remembers (rule 5)."""
+    """Return the journal of a compacted bundle (rule 5)."""
     return replace(journal, states=(replace(journal.current, slots=None),))
 
 
-def _targets(former: CompactedFrom) -> TargetPlan:
+def _targets(former: FormerBundle) -> TargetPlan:
     """Return the targets that a bundle holds, to be built as they were (rule 3)."""
     names = targets_of(former.bundle)
     options = TargetOptions(engine=settings_of(former.folder, former.bundle))
     return plan_targets(names, options)
 
 
-def _write_tables(folder: Path, former: CompactedFrom, plan: CompactionPlan) -> None:
+def _write_tables(folder: Path, former: FormerBundle, plan: CompactionPlan) -> None:
     write_file(folder / SLOTS_NAME, serialize_slots(plan.slots))
     if plan.baked.capacity:
         write_file(folder / INJECTED_NAME, serialize_slots(plan.baked))
@@ -190,7 +196,7 @@ def _write_tables(folder: Path, former: CompactedFrom, plan: CompactionPlan) -> 
         shutil.copyfile(former.folder / GENERATOR_NAME, folder / GENERATOR_NAME)
 
 
-def _describe(folder: Path, former: CompactedFrom, plan: CompactionPlan) -> Bundle:
+def _describe(folder: Path, former: FormerBundle, plan: CompactionPlan) -> Bundle:
     return replace(
         former.bundle,
         class_names=(*former.bundle.seen_names, *plan.baked.filled_names),
@@ -226,7 +232,7 @@ def _joined(first: SlotTable, second: SlotTable) -> SlotTable:
 COMPARED_WITH = "logits of the bundle before it was compacted"
 
 
-def check_compacted(
+def compare_compacted(
     folder: Path,
     bundle: Bundle,
     *,
@@ -236,39 +242,39 @@ def check_compacted(
     fixed_batch: int | None = None,
     images: LabeledImages | None = None,
     runtime: Runtime | None = None,
-    rewrite: Rewrite | None = None,
+    rewrite: ir.passes.PassBase | None = None,
 ) -> tuple[ParityReport, ...]:
     """Run a compacted bundle and the one before it on the same inputs, and compare.
 
     Both have the same backbone, in the same precision, so that one comparison sees everything that compacting does: the
-    logits of all classes, in whatever slot or row they are, must be those that they were. What slots hold, and what the
-    model chooses itself, is looked at as in an export. In a runtime other than the reference, both are run in it.
+    logits of all classes, in whatever slot or row they are, must stay the same. Slots and top-k classes are checked as
+    in an export. In a runtime other than the reference, both are run in it.
 
     Args:
         folder: The compacted bundle's files.
-        bundle: What its manifest will say.
+        bundle: Its manifest.
         former_folder: The bundle that was compacted.
-        former: What its manifest says.
-        table: What its slots hold now.
-        fixed_batch: The only batch that the model takes, if it takes no other.
+        former: Its manifest.
+        table: What its slots hold.
+        fixed_batch: Batch size of a model that takes no other; `None` for one that takes any.
         images: Image files to compare on; `None` for seeded inputs.
         runtime: Where both are run; `None` for the default.
-        rewrite: What both models are rewritten by first, in the default runtime.
+        rewrite: A pass that both models are rewritten by first, in the default runtime.
 
     Raises:
         ModelLoadError: If a runtime cannot load one of them.
         RuntimeFailureError: If a runtime cannot run one of them.
     """
     paths = None if images is None else images.paths
-    inputs = gate_inputs(former.model_input, former.preprocessing, paths, fixed_batch=fixed_batch)
+    inputs = input_batches(former.model_input, former.preprocessing, paths, fixed_batch=fixed_batch)
     with closing(inputs):
         opened = opened_bundle(former_folder, former, runtime, rewrite)
         names, expected = _former_logits(former_folder, opened, table, inputs)
         ran = run_bundle(folder, bundle, inputs, runtime, rewrite)
     where = "" if runtime is None or runtime.is_reference else f"; both in {runtime.name}"
     report = compare_logits(
-        compared_values(expected, former.score_kind),
-        compared_values(_in_order(ran, names), former.score_kind),
+        comparable_from_device(expected, former.score_kind),
+        comparable_from_device(_in_order(ran, names), former.score_kind),
         profile=_profile(former.precision, runtime),
         compared_with=COMPARED_WITH + where,
     )
@@ -276,7 +282,7 @@ def check_compacted(
 
 
 def _former_logits(
-    folder: Path, opened: Device, table: SlotTable, inputs: GateInputs
+    folder: Path, opened: Device, table: SlotTable, inputs: InputBatches
 ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Return the classes and their logits, disabled ones included."""
     bundle, session = opened.bundle, opened.session
@@ -287,8 +293,8 @@ def _former_logits(
 
 
 def _in_order(ran: BundleRun, names: tuple[str, ...]) -> NDArray[np.float64]:
-    place = {name: index for index, name in enumerate(ran.class_names)}
-    return ran.logits[:, [place[name] for name in names]]
+    columns = {name: index for index, name in enumerate(ran.class_names)}
+    return ran.logits[:, [columns[name] for name in names]]
 
 
 def _profile(precision: str, runtime: Runtime | None) -> GateProfile:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -35,19 +36,19 @@ REPORT_NAME = "parity.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltModel:
-    """A bundle's model and what belongs to it, written and compared."""
+    """A bundle's model, written and compared, that has no targets, manifest and keys yet."""
 
     folder: Path
-    """Where the files are."""
+    """The temporary folder that holds its files."""
 
     bundle: Bundle
-    """What the manifest will say of them."""
+    """The manifest as it will be written, without targets and reports."""
 
-    seconds: float
-    """How long building took."""
+    build_seconds: float
+    """Duration of conversion, head surgery and writing, without the gate."""
 
     reports: tuple[ParityReport, ...]
-    """What the gate found; one may be negative."""
+    """The gate's reports; one may be negative."""
 
 
 def finish_bundle(
@@ -56,25 +57,25 @@ def finish_bundle(
     *,
     out: Path,
     targets: TargetPlan,
-    tell: Callable[[BuiltTarget], None] | None = None,
+    on_target: Callable[[BuiltTarget], None] | None = None,
 ) -> Bundle:
-    """Build a model's targets beside it, write the manifest, and return what that says.
+    """Build a model's targets, write the manifest, and return what it states.
 
     Args:
         built: The model.
-        gate: Compares a target.
-        out: Where the bundle shall be; what does not pass lies in `<out>.rejected`.
-        targets: What it holds beside `model.onnx`.
-        tell: Told what became of each target, as soon as it is known.
+        gate: Compares a target with the original.
+        out: The bundle's final folder; what does not pass is kept in `<out>.rejected`.
+        targets: What it holds besides `model.onnx`.
+        on_target: Told what became of each target, as soon as it is known.
 
     Raises:
         GateFailedError: If the gate is not passed.
         StorageError: If a file cannot be written.
         ExportError: If a target cannot be built.
     """
-    first = model_outcome(built.bundle, built.seconds, built.reports)
+    first = model_outcome(built.bundle, built.build_seconds, built.reports)
     bundle = _passed(built.bundle, MODEL_NAME, built.reports, built.folder, out)
-    bundle = _add_targets(built.folder, bundle, targets, gate, out=out, model=first, tell=tell)
+    bundle = _add_targets(built.folder, bundle, targets, gate, out=out, model=first, on_target=on_target)
     write_file(built.folder / MANIFEST_NAME, serialize_manifest(bundle))
     return bundle
 
@@ -102,7 +103,7 @@ def write_trust(folder: Path, trust: Sequence[Path]) -> None:
 
 
 def write_journal(folder: Path, journal: Journal) -> None:
-    """Write what a bundle remembers of a life before.
+    """Write the journal that a bundle keeps from the one that it replaces.
 
     Raises:
         StorageError: If the disk refuses.
@@ -112,7 +113,7 @@ def write_journal(folder: Path, journal: Journal) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what makes bundles on this machine."""
+    """Return the versions of the libraries that make bundles on this machine."""
     import onnx
     import onnxruntime
 
@@ -133,17 +134,17 @@ def _add_targets(
     *,
     out: Path,
     model: BuiltTarget,
-    tell: Callable[[BuiltTarget], None] | None,
+    on_target: Callable[[BuiltTarget], None] | None,
 ) -> Bundle:
-    """Build the targets one after the other, tell what became of each, and return the bundle with them."""
+    """Build the targets one after the other, report each outcome, and return the bundle with them."""
     add = add_target_if_possible if plan.is_all else add_target
-    if tell is not None and plan.is_all:
-        tell(model)
+    if on_target is not None and plan.is_all:
+        on_target(model)
     for target in plan.targets:
         bundle, built = add(target, TargetJob(folder=building, bundle=bundle, options=plan.options), gate)
         bundle = _passed(bundle, built.name, built.reports, building, out)
-        if tell is not None:
-            tell(built)
+        if on_target is not None:
+            on_target(built)
     return bundle
 
 
@@ -152,13 +153,13 @@ def _passed(bundle: Bundle, what: str, reports: Sequence[ParityReport], building
     bundle = replace(bundle, parity=(*bundle.parity, *(report.to_json() for report in reports)))
     failures = [failure for report in reports for failure in report.failures]
     if not all(report.passed for report in reports):
-        _reject(building, out, bundle.parity, f"{what}: {'; '.join(failures)}")
+        _reject(building, out, bundle, f"{what}: {'; '.join(failures)}", reports)
     return bundle
 
 
-def _reject(building: Path, out: Path, parity: Sequence[Mapping[str, object]], failures: str) -> None:
+def _reject(building: Path, out: Path, bundle: Bundle, failures: str, reports: Sequence[ParityReport]) -> NoReturn:
     rejected = out.with_name(out.name + ".rejected")
-    text = json.dumps(list(parity), indent=1, allow_nan=False, default=str)
+    text = json.dumps(list(bundle.parity), indent=1, allow_nan=False, default=str)
     with new_folder(rejected, overwrite=True, marker=REPORT_NAME) as folder:
         shutil.copytree(building, folder, dirs_exist_ok=True)
         write_file(folder / REPORT_NAME, text.encode())
@@ -167,4 +168,5 @@ def _reject(building: Path, out: Path, parity: Sequence[Mapping[str, object]], f
         f"{rejected}, with the report in {REPORT_NAME}.",
         found=failures,
         where=out,
+        reports=tuple(reports),
     )

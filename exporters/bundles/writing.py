@@ -12,13 +12,13 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_trust
-from exporters.conversion.convert import FormedModel, in_precision, with_device_work
-from exporters.gate.gate import check_bundle
-from exporters.graph.edits import Rewrite
+from exporters.conversion.convert import ConvertedModel, convert_precision, with_pixels_and_topk
+from exporters.gate.gate import compare_bundle
+from exporters.graph.edits import apply_passes
 from exporters.head.expanded_head import ExpandedHead
 from exporters.head.finding import HeadLocation
 from exporters.head.score_kinds import score_kind
-from exporters.head.surgery import add_slots, fuse_head, set_slot_defaults
+from exporters.head.surgery import AddSlotsPass, FuseHeadPass, SetSlotDefaultsPass
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import save_model
 from exporters.targets.registry import BuiltTarget, Gate, TargetPlan
@@ -47,10 +47,10 @@ from icis_deploy.runtime.sessions.choice import Runtime
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadPlan:
-    """Which head a bundle gets: the seen rows, and what is in the slots or baked beside them."""
+    """Which head a bundle gets: the seen rows, and those that are in slots or baked after them."""
 
     seen_names: tuple[str, ...]
-    """`(num_seen,)`: the classes of the original head."""
+    """`(num_seen,)`: the classes of the original head, in its order."""
 
     base_fingerprint: str
     """Fingerprint of the original head. Its rows are not kept: they are read from the model."""
@@ -62,13 +62,13 @@ class HeadPlan:
     """`fused` or `updatable`."""
 
     updates: tuple[Mapping[str, object], ...]
-    """What the rows were made of, in order, as the manifest states it."""
+    """A JSON object for each class update that was applied, in order, as the manifest states it."""
 
     version: int
-    """Version of the head; 0 for the bare original one."""
+    """Version of the head: the greatest of its updates; 0 for the original head."""
 
     generator: bytes | None = None
-    """The generator with which a device makes rows itself, if it gets one."""
+    """The generator's ONNX file, with which a device makes rows itself; `None` if it gets none."""
 
     @property
     def baked_names(self) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ class HeadPlan:
 
     @property
     def num_scores(self) -> int:
-        """How many scores the model gives, those of empty slots included."""
+        """Number of scores that the model gives, those of empty slots included."""
         return len(self.seen_names) + self.table.capacity
 
 
@@ -92,7 +92,7 @@ def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, cap
 
     Raises:
         WrongBaseError: If an update was made for another head.
-        UsageError: If the capacity does not go with the kind of head.
+        UsageError: If the capacity does not fit the kind of head.
         CapacityError, ClassConflictError, IncompatibleError: As `SlotTable.apply`.
     """
     for update in updates:
@@ -176,7 +176,7 @@ def write_bundle(
         images: Image files for the gate; `None` for the calibration images, or seeded inputs where there are none.
         form: What is done to the model besides its head; by default nothing.
         trust: Public keys for the bundle's `trust/` folder; not in the manifest, since devices may rotate them.
-        targets: What the bundle holds beside `model.onnx`.
+        targets: What the bundle holds besides `model.onnx`.
         on_target: Told what became of each target, as soon as it is known.
         overwrite: Whether a bundle at `out` may be replaced.
 
@@ -192,23 +192,23 @@ def write_bundle(
         form = ModelForm() if form is None else form
         form = replace(form, top=min(form.top, plan.num_scores))
         taken, calibration = model_input(loaded, preprocessing), _calibration(form, preprocessing)
-        formed = in_precision(loaded, location, form, calibration, model_input=taken, preprocessing=preprocessing)
+        formed = convert_precision(loaded, location, form, calibration, model_input=taken, preprocessing=preprocessing)
         expanded = _expanded(plan, loaded, location)
         model = _with_head(plan, formed.model, location, expanded)
-        model, taken = with_device_work(model, taken, form, kind=score_kind(location), preprocessing=preprocessing)
+        model, taken = with_pixels_and_topk(model, taken, form, kind=score_kind(location), preprocessing=preprocessing)
         _write_files(building, plan, model)
         bundle = _describe(building, plan, taken, form, location, preprocessing)
         seconds = time.perf_counter() - start
         seen = calibration if images is None else images
-        check = partial(check_bundle, building, loaded=loaded, location=location, expanded=expanded, images=seen)
-        gate = partial(explained, check, formed)
+        compare = partial(compare_bundle, building, loaded=loaded, location=location, expanded=expanded, images=seen)
+        gate = partial(explain_rejection, compare, formed)
         reports = gate(bundle)
         bundle = finish_bundle(
-            BuiltModel(folder=building, bundle=bundle, seconds=seconds, reports=reports),
+            BuiltModel(folder=building, bundle=bundle, build_seconds=seconds, reports=reports),
             gate,
             out=out,
             targets=TargetPlan() if targets is None else targets,
-            tell=on_target,
+            on_target=on_target,
         )
         write_trust(building, trust)
     return bundle
@@ -225,19 +225,19 @@ def _calibration(form: ModelForm, preprocessing: Preprocessing | None) -> Labele
     return load_image_list(Path(form.calibration_images))
 
 
-def explained(
-    check: Gate,
-    formed: FormedModel,
+def explain_rejection(
+    compare: Gate,
+    formed: ConvertedModel,
     bundle: Bundle,
     *,
     runtime: Runtime | None = None,
-    rewrite: Rewrite | None = None,
+    rewrite: ir.passes.PassBase | None = None,
 ) -> tuple[ParityReport, ...]:
-    """Run the gate; the first negative report also names the layers that hurt most, where that can be said.
+    """Run the gate; the first negative report also names the layers that lose most accuracy, where that is measurable.
 
-    It can be where what was compared is the quantized graph in ONNX Runtime, as it is or as a target rewrites it.
+    It is where the quantized graph was compared in ONNX Runtime, itself or as a target rewrites it.
     """
-    reports = check(bundle, runtime=runtime, rewrite=rewrite)
+    reports = compare(bundle, runtime=runtime, rewrite=rewrite)
     wrong = next((index for index, report in enumerate(reports) if not report.passed), None)
     if wrong is None or formed.explain is None or runtime is not None:
         return reports
@@ -251,8 +251,10 @@ def _expanded(plan: HeadPlan, loaded: LoadedModel, location: HeadLocation) -> Ex
 
 def _with_head(plan: HeadPlan, base: ir.Model, location: HeadLocation, expanded: ExpandedHead) -> ir.Model:
     if plan.head_kind == "fused":
-        return fuse_head(base, location, expanded)
-    return set_slot_defaults(add_slots(base, location, plan.table.capacity), plan.table.weight, plan.table.bias)
+        return apply_passes(base, FuseHeadPass(location, expanded))
+    return apply_passes(
+        base, AddSlotsPass(location, plan.table.capacity), SetSlotDefaultsPass(plan.table.weight, plan.table.bias)
+    )
 
 
 def _write_files(folder: Path, plan: HeadPlan, model: ir.Model) -> None:

@@ -1,7 +1,7 @@
-"""Take the mean error of rounded weights out of a layer's bias, before its weights are rounded.
+"""Correct a layer's bias for the mean error of rounded weights, before its weights are rounded.
 
 A rounded weight is wrong by a constant, and a layer's input is not zero on average (after a ReLU it never is): so its
-output is off by a constant too, which can be taken back: `bias += (weight - rounded weight) @ mean input`. In a
+output is off by a constant too, which can be subtracted: `bias += (weight - rounded weight) @ mean input`. In a
 depthwise convolution, with nine weights to a channel, this is most of the error. It costs nothing at run time.
 
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from exporters.backbone.activations import iterate_activations
 from exporters.graph.constants import STANDARD_DOMAINS, constant_array
 from exporters.graph.edits import add_initializer
+from exporters.graph.reading import input_of
 from icis_deploy.common.arrays import Float32
 
 _STEPS_PER_SIDE = 127
@@ -38,14 +39,12 @@ def correct_biases(model: ir.Model, batches: Iterator[Float32]) -> int:
     means = _mean_inputs(model, layers, batches)
     corrected = 0
     for node in layers:
-        source = node.inputs[0]
-        assert source is not None
-        corrected += _correct(model.graph, node, means[str(source.name)])
+        corrected += _correct(model.graph, node, means[str(input_of(node, 0).name)])
     return corrected
 
 
 def rounding_error(weight: Float32, axis: int) -> Float32:
-    """Return a weight less what is left of it after symmetric int8 with one scale per index of `axis`."""
+    """Return a weight minus its rounded value, in symmetric int8 with one scale per index of `axis`."""
     others = tuple(other for other in range(weight.ndim) if other != axis)
     step = np.abs(weight).max(axis=others, keepdims=True) / _STEPS_PER_SIDE
     step = np.where(step > 0, step, 1)
@@ -53,7 +52,7 @@ def rounding_error(weight: Float32, axis: int) -> Float32:
 
 
 def has_float_weight(node: ir.Node) -> bool:
-    """Say whether a node multiplies what it is given with a float32 weight."""
+    """Say whether a node multiplies its input with a float32 weight."""
     if node.op_type not in {"Conv", "Gemm", "MatMul"} or node.domain not in STANDARD_DOMAINS:
         return False
     weight = node.inputs[1]
@@ -66,11 +65,7 @@ def _channel_axis(node: ir.Node) -> int:
 
 def _mean_inputs(model: ir.Model, layers: list[ir.Node], batches: Iterator[Float32]) -> dict[str, NDArray[np.float64]]:
     """Return the mean of each layer's input per channel, over images and positions."""
-    axes: dict[str, int] = {}
-    for node in layers:
-        source = node.inputs[0]
-        assert source is not None
-        axes[str(source.name)] = _channel_axis(node)
+    axes = {str(input_of(node, 0).name): _channel_axis(node) for node in layers}
     image_input = str(model.graph.inputs[0].name)
     computed = [name for name in axes if name != image_input]
     totals: dict[str, NDArray[np.float64]] = {}
@@ -97,11 +92,11 @@ def _channel_mean(array: Float32, axis: int) -> NDArray[np.float64]:
 
 
 def _correct(graph: ir.Graph, node: ir.Node, mean: NDArray[np.float64]) -> int:
-    user, place = _bias_of(node)
+    user, index = _bias_of(node)
     if user is None:
         return 0
     shift = _mean_output_error(node, mean)
-    bias = user.inputs[place] if len(user.inputs) > place else None
+    bias = user.inputs[index] if len(user.inputs) > index else None
     if bias is None:
         old: NDArray[np.float64] = np.zeros(len(shift))
         beta = 1.0
@@ -112,9 +107,9 @@ def _correct(graph: ir.Graph, node: ir.Node, mean: NDArray[np.float64]) -> int:
     corrected = add_initializer(
         graph, f"{node.outputs[0].name}_bias", (old.reshape(-1) + shift / beta).astype(np.float32)
     )
-    if len(user.inputs) <= place:
-        user.resize_inputs(place + 1)
-    user.replace_input_with(place, corrected)
+    if len(user.inputs) <= index:
+        user.resize_inputs(index + 1)
+    user.replace_input_with(index, corrected)
     if bias is not None and not bias.uses():
         graph.initializers.pop(str(bias.name))
     return 1
@@ -128,16 +123,15 @@ def _bias_of(node: ir.Node) -> tuple[ir.Node | None, int]:
     uses = list(node.outputs[0].uses())
     if len(uses) != 1 or uses[0].node.op_type != "Add":
         return None, 0
-    add, place = uses[0].node, 1 - uses[0].idx
-    bias = add.inputs[place]
+    add, index = uses[0].node, 1 - uses[0].idx
+    bias = add.inputs[index]
     is_bias = bias is not None and bias.is_initializer() and bias.shape is not None and len(bias.shape) == 1
-    return (add, place) if is_bias else (None, 0)
+    return (add, index) if is_bias else (None, 0)
 
 
 def _mean_output_error(node: ir.Node, mean: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return by how much a layer's output falls short on average, `(num_outputs,)`, once its weight is rounded."""
-    assert node.inputs[1] is not None
-    weight = constant_array(node.inputs[1])
+    weight = constant_array(input_of(node, 1))
     if node.op_type == "Conv":
         groups = node.attributes.get_int("group", 1)
         error = rounding_error(weight, 0).reshape(*weight.shape[:2], -1).sum(axis=2, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Bring a classifier into the form that it is exported in: what its backbone computes in."""
+"""Convert a classifier to the form that it is exported in: its precision, its input, its top-k outputs."""
 
 # Why: docs/decisions/0043.
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from exporters.backbone.inputs import gate_inputs
-from exporters.conversion.fp16 import halve_model
+from exporters.backbone.inputs import input_batches
+from exporters.conversion.fp16 import convert_to_float16
 from exporters.conversion.int8 import quantize_model
 from exporters.conversion.layer_errors import NUM_BATCHES, worst_layers
-from exporters.conversion.pixel_input import add_pixel_input, pixel_input
-from exporters.graph.edits import Rewrite, unused_name
+from exporters.conversion.pixel_input import AddPixelInputPass, pixel_input
+from exporters.graph.edits import apply_passes, unused_name
 from exporters.head.finding import HeadLocation, pattern_at
-from exporters.head.topk_output import add_top
+from exporters.head.topk_output import AddTopKPass
 from exporters.loading.models import LoadedModel
 from icis_deploy.bundle.manifest import ModelInput
 from icis_deploy.bundle.model_form import ModelForm
@@ -29,17 +29,18 @@ _NUM_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FormedModel:
+class ConvertedModel:
     """A classifier in another precision; its head is where it was."""
 
     model: ir.Model
-    """The graph."""
+    """The converted graph; weights that did not change are shared with the original."""
 
-    explain: Callable[[Rewrite | None], str] | None = None
-    """Says which layers hurt most, for when the gate rejects it, as it is or as a target rewrites it; takes seconds."""
+    explain: Callable[[ir.passes.PassBase | None], str] | None = None
+    """Returns which layers lose most accuracy, of the model itself or of it after a rewrite; `None` where none were
+    quantized. Takes seconds, so it is called only where the gate rejects the model."""
 
 
-def in_precision(
+def convert_precision(
     loaded: LoadedModel,
     location: HeadLocation,
     form: ModelForm,
@@ -47,15 +48,15 @@ def in_precision(
     *,
     model_input: ModelInput,
     preprocessing: Preprocessing | None,
-) -> FormedModel:
+) -> ConvertedModel:
     """Return a classifier in the precision that its form asks for.
 
     Args:
         loaded: The classifier; it is not changed.
         location: Its head.
-        form: What to do.
-        calibration: The images of its calibration, for int8.
-        model_input: What it takes, with the sizes of its images.
+        form: States the precision.
+        calibration: Images that activations are calibrated on, for int8.
+        model_input: Its input, with the sizes of its images.
         preprocessing: How images are prepared.
 
     Raises:
@@ -63,26 +64,29 @@ def in_precision(
         ExportError: If it cannot be converted.
     """
     if form.precision == "fp32":
-        return FormedModel(model=loaded.model)
+        return ConvertedModel(model=loaded.model)
     paths = None if calibration is None else calibration.paths
-    fixed = loaded.input_shape[0]
-    with closing(gate_inputs(model_input, preprocessing, paths, fixed_batch=fixed)) as images:
+    with closing(input_batches(model_input, preprocessing, paths, fixed_batch=loaded.fixed_batch)) as images:
         if form.precision == "fp16":
-            return FormedModel(model=_with_named_logits(halve_model(loaded.model, images.one_by_one), location))
+            return ConvertedModel(
+                model=_with_named_logits(convert_to_float16(loaded.model, images.one_by_one), location)
+            )
         quantized = quantize_model(loaded.model, location, loaded.input_name, images.one_by_one)
 
-    def explain(rewrite: Rewrite | None) -> str:
+    def explain(rewrite: ir.passes.PassBase | None) -> str:
         few = None if paths is None else paths[:NUM_BATCHES]
-        judged = quantized if rewrite is None else replace(quantized, backbone=rewrite(quantized.backbone))
-        with closing(gate_inputs(model_input, preprocessing, few, fixed_batch=fixed)) as images:
+        judged = (
+            quantized if rewrite is None else replace(quantized, backbone=apply_passes(quantized.backbone, rewrite))
+        )
+        with closing(input_batches(model_input, preprocessing, few, fixed_batch=loaded.fixed_batch)) as images:
             layers = worst_layers(judged, images.one_by_one(), limit=_NUM_NAMED)
         return f"the layers that add most noise are {', '.join(layer.describe() for layer in layers)}"
 
-    return FormedModel(model=quantized.model, explain=explain)
+    return ConvertedModel(model=quantized.model, explain=explain)
 
 
 def _with_named_logits(model: ir.Model, location: HeadLocation) -> ir.Model:
-    """Give a converted head's logits their old name back, where they are no output and a cast comes after them."""
+    """Give a converted head's logits their old name back, where a cast comes after them and they are no output."""
     logits = pattern_at(model, location).logits
     if location.output_name == location.logits_name and not logits.is_graph_output():
         before = next((v for node in model.graph for v in node.outputs if v.name == location.logits_name), None)
@@ -91,7 +95,7 @@ def _with_named_logits(model: ir.Model, location: HeadLocation) -> ir.Model:
     return model
 
 
-def with_device_work(
+def with_pixels_and_topk(
     model: ir.Model,
     model_input: ModelInput,
     form: ModelForm,
@@ -99,26 +103,29 @@ def with_device_work(
     kind: str,
     preprocessing: Preprocessing | None,
 ) -> tuple[ir.Model, ModelInput]:
-    """Return a classifier that does what its form asks for before and after its own nodes, and what it takes then.
+    """Return a classifier that takes pixels and chooses its top-k classes as its form asks, and its new input.
 
     Args:
         model: The classifier with its final head.
-        model_input: What it takes.
-        form: What to do.
-        kind: What its scores are.
+        model_input: Its present input.
+        form: Whether it takes pixels, and how many classes it chooses.
+        kind: Its score kind; see `Bundle.score_kind`.
         preprocessing: How images are prepared.
 
     Raises:
-        UsageError: If nothing states how pixels are prepared, or it should choose more classes than it has.
+        UsageError: If it shall take pixels and no preprocessing is given, or choose more classes than it has.
         IncompatibleError: If it takes no images.
         ExportError: If the edited graph is not valid.
     """
+    passes: list[ir.passes.PassBase] = []
     if form.model_input == "uint8":
         if preprocessing is None:
             raise UsageError(
                 "A model that takes pixels needs to know how they are prepared.",
                 hint="Give `preprocess`.",
             )
-        model = add_pixel_input(model, model_input.name, preprocessing)
+        passes.append(AddPixelInputPass(model_input.name, preprocessing))
         model_input = pixel_input(model_input, preprocessing)
-    return (add_top(model, kind, form.top) if form.top else model), model_input
+    if form.top:
+        passes.append(AddTopKPass(kind, form.top))
+    return (apply_passes(model, *passes) if passes else model), model_input

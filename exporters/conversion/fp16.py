@@ -3,8 +3,8 @@
 Rules:
 
 1. Precision belongs in the graph: a strongly typed TensorRT network has no flag for it, and takes it from here.
-2. Operators that lose most in float16 stay float32 (`SENSITIVE`): sums over many values, exponentials, and what divides
-   by a small number. So does every node that takes or gives a value near float16's greatest on the inputs given.
+2. Operators that lose most in float16 stay float32 (`SENSITIVE`): sums over many values, exponentials, and divisions
+   by small numbers. So does every node with a value near float16's greatest, on the inputs given.
 3. Baked rows become float16 with the rest. Slots are added afterwards, in float32, whatever the backbone computes in.
 """
 
@@ -30,10 +30,10 @@ SENSITIVE = (
 """Types of operators that stay float32."""
 
 SAFE_MAGNITUDE = 65504 / 2
-"""A value may double on inputs that were not among those looked at before it overflows."""
+"""Half of float16's greatest value: on other inputs than those looked at, a value may double before it overflows."""
 
 
-def halve_model(model: ir.Model, inputs: Inputs) -> ir.Model:
+def convert_to_float16(model: ir.Model, inputs: Inputs) -> ir.Model:
     """Return a float16 copy of a float32 classifier; its inputs and outputs stay float32.
 
     Args:
@@ -49,15 +49,13 @@ def halve_model(model: ir.Model, inputs: Inputs) -> ir.Model:
 
     require_float32(model)
     proto = onnx.load_from_string(serialize_model(model))
-    # The converter takes a weight that has a type there for float16, also where it leaves it float32.
+    # The converter treats a weight that has a type there as float16, even where it leaves it float32.
     values = [value for value in proto.graph.value_info if value.name not in model.graph.initializers]
     del proto.graph.value_info[:]
     proto.graph.value_info.extend(values)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of constants that are cut at 65504, such as a mask's: the gate judges them
+            warnings.simplefilter("ignore")  # about constants clipped to 65504, such as a mask's: the gate judges them
             halved = convert_float_to_float16(
                 proto,
                 keep_io_types=True,
@@ -70,7 +68,7 @@ def halve_model(model: ir.Model, inputs: Inputs) -> ir.Model:
         _drop_round_trips(copy)
         infer_shapes(copy)
         check_model(copy)
-    except Exception as error:  # the converter raises whatever it meets
+    except Exception as error:  # the converter raises any type
         raise ExportError(
             f"The model cannot be converted to float16: {first_line(error)}.",
             found=first_line(error),
@@ -111,7 +109,7 @@ def require_float32(model: ir.Model) -> None:
 
 
 def _drop_round_trips(model: ir.Model) -> None:
-    """Take out casts from float32 to float16 and back, which the converter leaves between nodes that stay float32."""
+    """Remove casts from float32 to float16 and back, which the converter leaves between nodes that stay float32."""
     for node in list(model.graph):
         if node.op_type != "Cast" or node.attributes.get_int("to", 0) != ir.DataType.FLOAT:
             continue
@@ -136,6 +134,6 @@ def _exceeds(value: ir.Value) -> bool:
     if value.dtype != ir.DataType.FLOAT:
         return False
     array = constant_array(value)
-    # A mask's minus infinity, or the greatest float, means "none": cut to float16's least it still does.
+    # A mask's minus infinity, or the greatest float, means "masked": clipped to float16's least it still does.
     finite = np.abs(array[np.isfinite(array) & (np.abs(array) < np.finfo(np.float32).max)])
     return bool(finite.max(initial=0.0) > SAFE_MAGNITUDE)

@@ -6,10 +6,10 @@ Rules:
 2. Calibration is MinMax, and the error that rounded weights make on average goes into the biases first
    (`bias_correction.py`). Other calibration methods moved the features of a MobileNetV2 by less than 0.3 dB; bias
    correction moved them by 5.
-3. Whatever gives the features is not quantized itself: 8 bits of a feature would be all that the head ever sees.
+3. Whatever gives the features is not quantized itself: the head would see only 8 bits of each feature.
 4. Where values are normalised at run time, as in a transformer, only products with weights take integers, and they give
-   floats. A LayerNormalization may be written out, as exporters below opset 17 do.
-   There, a sum of residuals has one range for small tokens and large ones, and normalising blows its rounding up.
+   floats. There, a sum of residuals has one range for small tokens and large ones, and normalising amplifies its
+   rounding. A LayerNormalization may be written out, as exporters below opset 17 do.
 
 Source: ONNX Runtime's "Quantize ONNX models" (onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
 """
@@ -42,7 +42,7 @@ from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.errors import ExportError, IncompatibleError
 
 NUM_MEAN_BATCHES = 64
-"""As many calibration batches as the mean input of each layer is taken from."""
+"""Number of calibration batches over which the mean input of each layer is taken."""
 
 SHAPING = frozenset(
     {"AveragePool", "Flatten", "Gather", "GlobalAveragePool", "Identity", "MaxPool", "ReduceMean", "Reshape", "Slice"}
@@ -54,16 +54,16 @@ _GUARDS = frozenset({"Add", "Cast", "Clip", "Max"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedModel:
-    """A classifier with an int8 backbone, and what it takes to say where that hurts."""
+    """A classifier with an int8 backbone, and both backbones, by which `worst_layers` measures each layer's error."""
 
     model: ir.Model = field(repr=False)
-    """The classifier; its head is where it was."""
+    """The classifier; the location of its head still holds."""
 
     float_backbone: ir.Model = field(repr=False)
-    """What was quantized, with its biases corrected."""
+    """The float32 backbone that was quantized, with its biases corrected."""
 
     backbone: ir.Model = field(repr=False)
-    """The int8 backbone by itself."""
+    """The int8 backbone alone, from the images to the features."""
 
 
 def quantize_model(model: ir.Model, location: HeadLocation, input_name: str, calibration: Inputs) -> QuantizedModel:
@@ -89,7 +89,7 @@ def quantize_model(model: ir.Model, location: HeadLocation, input_name: str, cal
             quantized = _quantized(prepared, input_name, calibration, Path(folder))
         except (ExportError, IncompatibleError):
             raise
-        except Exception as error:  # onnxruntime.quantization raises whatever it meets
+        except Exception as error:  # onnxruntime.quantization raises any type
             raise ExportError(
                 f"ONNX Runtime cannot quantize this backbone: {first_line(error)}.",
                 found=first_line(error),
@@ -109,11 +109,11 @@ def quantize_model(model: ir.Model, location: HeadLocation, input_name: str, cal
 
 
 def _preprocessed(backbone: ir.Model, folder: Path) -> ir.Model:
-    """Return the backbone as the quantizer wants it: constants folded, BatchNormalization in the convolutions."""
+    """Return the backbone as the quantizer needs it: constants folded, BatchNormalization in the convolutions."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     source, path = folder / "backbone.onnx", folder / "prepared.onnx"
-    source.write_bytes(serialize_model(backbone))  # given a model in memory, it loses its weights
+    source.write_bytes(serialize_model(backbone))  # the quantizer loses the weights of a model in memory
     quant_pre_process(str(source), str(path), skip_symbolic_shape=True)
     prepared = ir.load(path)
     infer_shapes(prepared)
@@ -141,7 +141,7 @@ def _quantized(prepared: ir.Model, input_name: str, calibration: Inputs, folder:
         extra_options={
             # A convolution that gives floats is computed in floats by ONNX Runtime, and keeps its integers.
             "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"] if normalises else [],
-            "QDQKeepRemovableActivations": any(_cuts_off_elsewhere(node) for node in prepared.graph),
+            "QDQKeepRemovableActivations": any(_clips_above_or_below_zero(node) for node in prepared.graph),
         },
     )
     quantized = ir.load(target)
@@ -176,18 +176,18 @@ def _is_root_of_mean(node: ir.Node) -> bool:
 
 
 def _instance_norms(backbone: ir.Model) -> list[str]:
-    """Return what a GroupNorm is written out as, all with one scale and one bias that change nothing.
+    """Return the InstanceNormalizations that a GroupNorm is exported as, which share one neutral scale and bias.
 
     ONNX Runtime copies a bias that is shared, under a name that another value may have.
     """
     return [str(node.name) for node in backbone.graph if node.op_type == "InstanceNormalization"]
 
 
-def _cuts_off_elsewhere(node: ir.Node) -> bool:
-    """Say whether a Clip begins elsewhere than at 0, where a range of integers may not.
+def _clips_above_or_below_zero(node: ir.Node) -> bool:
+    """Say whether a Clip's lower bound is not 0, where a range of integers may not begin.
 
-    The quantizer leaves activation functions to where the range of integers ends: one that always holds 0, and that
-    TensorRT makes symmetric.
+    The quantizer drops an activation function and relies on the range of integers to clip: a range that always holds 0,
+    and that TensorRT makes symmetric.
     """
     if node.op_type != "Clip":
         return False
@@ -196,7 +196,7 @@ def _cuts_off_elsewhere(node: ir.Node) -> bool:
 
 
 def _nodes_after_the_last_layer(backbone: ir.Model) -> list[str]:
-    """Return the nodes that only pool and reshape what the last layer gives."""
+    """Return the nodes that only pool and reshape the output of the last layer."""
     names: list[str] = []
     node = backbone.graph.outputs[0].producer()
     while node is not None and node.op_type in SHAPING:

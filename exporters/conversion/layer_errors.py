@@ -1,7 +1,7 @@
-"""Which layers of a quantized backbone hurt most: the noise that each adds to what it is given.
+"""Which layers of a quantized backbone lose most accuracy: the noise that each adds to its input.
 
 The signal-to-noise ratio of every activation is taken between the float and the int8 backbone on the same images. A
-layer's own harm is the noise power that its output has more than its input, both relative to their signal.
+layer's own error is the noise power that its output has more than its input, both relative to their signal.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ Arrays = list[NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerError:
-    """What quantization did to one layer."""
+    """The error of one quantized layer."""
 
     name: str
     """Name of its node."""
 
     input_sqnr_db: float
-    """Signal to quantization noise of what it is given, in decibels; infinite for the images."""
+    """Signal to quantization noise ratio of its input, in decibels; infinite for the images."""
 
     output_sqnr_db: float
-    """The same of what it gives, its activation function included."""
+    """The same of its output, after its activation function, in decibels."""
 
     @property
     def added_noise(self) -> float:
@@ -43,7 +43,7 @@ class LayerError:
         return float(10 ** (-self.output_sqnr_db / 10) - 10 ** (-self.input_sqnr_db / 10))
 
     def describe(self) -> str:
-        """Return the layer and its harm in words."""
+        """Return the layer and both ratios in words."""
         return f"{self.name} ({_decibels(self.input_sqnr_db)} in, {_decibels(self.output_sqnr_db)} out)"
 
 
@@ -58,9 +58,7 @@ def worst_layers(quantized: QuantizedModel, batches: Iterator[NDArray[np.float32
     images = list(islice(batches, NUM_BATCHES))
     in_float = _activations(quantized.float_backbone, images)
     in_int8 = _activations(quantized.backbone, images)
-    sqnr = {
-        name: _sqnr_db(exact, noisy) for name, exact in in_float.items() if (noisy := _as_it_goes_on(name, in_int8))
-    }
+    sqnr = {name: _sqnr_db(exact, noisy) for name, exact in in_float.items() if (noisy := _dequantized(name, in_int8))}
     found = [
         LayerError(name=str(node.name), input_sqnr_db=sqnr.get(source, np.inf), output_sqnr_db=sqnr[output])
         for node in quantized.float_backbone.graph
@@ -70,8 +68,8 @@ def worst_layers(quantized: QuantizedModel, batches: Iterator[NDArray[np.float32
     return sorted(found, key=lambda layer: -layer.added_noise)[:limit]
 
 
-def _as_it_goes_on(name: str, in_int8: Mapping[str, Arrays]) -> Arrays | None:
-    """Return what a quantized model makes of an activation: rounded, or as it is where its layer gives floats."""
+def _dequantized(name: str, in_int8: Mapping[str, Arrays]) -> Arrays | None:
+    """Return an activation of the quantized model: dequantized, or the float itself where its layer gives floats."""
     return in_int8.get(f"{name}_DequantizeLinear_Output", in_int8.get(name))
 
 
@@ -91,7 +89,7 @@ def _activations(model: ir.Model, images: Arrays) -> dict[str, Arrays]:
 
 
 def _output_of(node: ir.Node) -> str:
-    """Return the value by which a layer's output goes on: that of its activation function, where one follows."""
+    """Return the name of a layer's output, after its activation function where one follows."""
     uses = list(node.outputs[0].uses())
     if len(uses) == 1 and uses[0].node.op_type in _ACTIVATIONS:
         return _name(uses[0].node.outputs[0])

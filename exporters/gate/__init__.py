@@ -1,4 +1,5 @@
 """The gate.
 
-An export runs beside its original, and is written only if every logit agrees within the limits of its precision.
+An export and its original run on the same inputs, and it is written only if every logit agrees within the limits of
+its precision.
 """

@@ -2,7 +2,7 @@
 
 ONNX Runtime has few float16 kernels for CPUs. It runs the rest in float32 and, between two of them, drops the casts to
 float16: nothing is rounded, and an overflow to infinity becomes a large number. A gate that trusts that run would pass
-a model that fails on a GPU. Here the rounding is arithmetic, which no optimizer takes out.
+a model that fails on a GPU. Here the rounding is arithmetic, which no optimizer removes.
 
 Source of the rounding: Veltkamp's splitting, x (2^s + 1) - (x (2^s + 1) - x), which leaves 24 - s significant bits
 (Dekker, Numerische Mathematik 18, 1971). Values below 6e-5, for which float16 has fewer bits, are not rounded further.
@@ -11,6 +11,8 @@ Source of the rounding: Veltkamp's splitting, x (2^s + 1) - (x (2^s + 1) - x), w
 # Why: docs/decisions/0044.
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -22,26 +24,29 @@ _OVERFLOWS_AT = np.float32(65520)
 """The least magnitude that float16 rounds to infinity."""
 
 
-def emulate_halves(model: ir.Model) -> ir.Model:
-    """Return a float32 copy of a float16 model that gives what float16 hardware would, up to the order of sums."""
-    copy = model.clone()
-    graph = copy.graph
-    constants = {
-        "split": add_initializer(graph, "half_split", np.asarray(_SPLIT)),
-        "bound": add_initializer(graph, "half_bound", np.asarray(_OVERFLOWS_AT)),
-        "infinity": add_initializer(graph, "half_infinity", np.asarray(np.float32(np.inf))),
-    }
-    for value in list(graph.initializers.values()):
-        if value.dtype == ir.DataType.FLOAT16 and value.const_value is not None:
-            value.const_value = ir.Tensor(value.const_value.numpy().astype(np.float32), name=value.name)
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-    for node in list(graph):
-        halves = [output for output in node.outputs if output.dtype == ir.DataType.FLOAT16]
-        _widen_attributes(node)
-        for output in halves:
-            output.type = ir.TensorType(ir.DataType.FLOAT)
-            _round(graph, node, output, constants)
-    return copy
+@dataclass(frozen=True, slots=True)
+class EmulateFloat16Pass(ir.passes.InPlacePass):
+    """Make a float16 model a float32 one that gives what float16 hardware would, up to the order of sums."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Widen types and round values in place."""
+        graph = model.graph
+        constants = {
+            "split": add_initializer(graph, "float16_split", np.asarray(_SPLIT)),
+            "bound": add_initializer(graph, "float16_bound", np.asarray(_OVERFLOWS_AT)),
+            "infinity": add_initializer(graph, "float16_infinity", np.asarray(np.float32(np.inf))),
+        }
+        for value in list(graph.initializers.values()):
+            if value.dtype == ir.DataType.FLOAT16 and value.const_value is not None:
+                value.const_value = ir.Tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+        for node in list(graph):
+            rounded = [output for output in node.outputs if output.dtype == ir.DataType.FLOAT16]
+            _widen_attributes(node)
+            for output in rounded:
+                output.type = ir.TensorType(ir.DataType.FLOAT)
+                _round(graph, node, output, constants)
+        return ir.passes.PassResult(model, modified=True)
 
 
 def _widen_attributes(node: ir.Node) -> None:
@@ -68,7 +73,7 @@ def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, constants: dict[str
     rounded = ir.node("Where", [fits.outputs[0], kept.outputs[0], overflowed.outputs[0]])
     added = [scaled, rest, kept, magnitude, fits, overflowed, rounded]
     for index, new in enumerate(added):
-        new.outputs[0].name = f"{output.name}_half_{index}"
+        new.outputs[0].name = f"{output.name}_float16_{index}"
         new.outputs[0].shape = output.shape
         new.outputs[0].type = ir.TensorType(ir.DataType.BOOL if new is fits else ir.DataType.FLOAT)
         new.name = f"node_{new.outputs[0].name}"

@@ -1,4 +1,4 @@
-"""The parity gate: run a finished bundle beside what it was made from, and compare.
+"""The parity gate: run a finished bundle and what it was made from on the same inputs, and compare.
 
 Comparisons, each of which catches what the others cannot:
 
@@ -6,16 +6,16 @@ Comparisons, each of which catches what the others cannot:
    transposed, dropped, reordered or stale row, in whatever way the head was rewritten.
 2. *The original model in its own runtime.* Its logits against the bundle's logits of the seen classes: a conversion
    that changed the backbone, which the first comparison would follow into the error.
-3. *The expanded head on the bundle's own features*, where its backbone computes in another precision: what that costs
-   would cover an error in the head, which stays as exact as its own numbers.
+3. *The expanded head on the bundle's own features*, where its backbone computes in another precision: the error of
+   that would hide an error in the head, which is as exact as its own precision.
 4. *Slots.* The defaults baked into the model must be the slots that the bundle states, and no empty slot may win.
 
 The bundle is run in the runtime that is asked for, its references in ONNX Runtime on the CPU and in the original's own.
 
-What is wrong with a head is named where its errors tell (`head_faults.py`).
+What is wrong with a head is named where its errors show it (`head_faults.py`).
 
-Everything is run first, then compared. Models run one after the other, each gone before the next is loaded, and the
-rows of the expanded head are read in blocks: so the gate takes what a runtime takes to load the head once.
+Everything is run first, then compared. Models run one after the other, each released before the next is loaded, and
+the rows of the expanded head are read in blocks: so the gate needs the memory of loading the head once in a runtime.
 """
 
 # Why: docs/decisions/0005.
@@ -34,19 +34,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.backbone.inputs import GateInputs, gate_inputs
-from exporters.gate.float16_emulation import emulate_halves
-from exporters.gate.head_faults import HeadRun, cut_off, name_fault
-from exporters.graph.edits import Rewrite
+from exporters.backbone.features import features_of
+from exporters.backbone.inputs import InputBatches, input_batches
+from exporters.gate.float16_emulation import EmulateFloat16Pass
+from exporters.gate.head_faults import HeadRun, clipped, name_fault
+from exporters.graph.edits import apply_passes
 from exporters.head.expanded_head import AnyHead
 from exporters.head.finding import HeadLocation
 from exporters.head.score_kinds import (
     LEAST_LOG,
-    comparable,
-    compared_values,
-    logits_of_scores,
-    probabilities_of,
-    scores_of_logits,
+    comparable_from_device,
+    comparable_from_logits,
+    comparable_from_scores,
+    logits_from_device,
+    probabilities_from_scores,
 )
 from exporters.head.surgery import backbone, own_backbone
 from exporters.loading.models import LoadedModel
@@ -70,12 +71,12 @@ EXPANDED_HEAD = "features of the original backbone and the expanded head in floa
 ORIGINAL_MODEL = "logits of the original model in its own runtime, seen classes only"
 OWN_FEATURES = "features that the bundle's own backbone computes and the expanded head in float64"
 VANISHING = {"sigmoid": 1e-6, "probabilities": math.exp(LEAST_LOG)}
-"""By the kind of scores, a probability below which it is none."""
-CHOICE_TOLERANCE = 1e-5
-"""Greatest error of a probability that the model gives with its choice."""
+"""By score kind, the probability below which it counts as 0."""
+TOPK_TOLERANCE = 1e-5
+"""Greatest error of a probability that a model gives with its top-k classes."""
 
 
-def check_bundle(
+def compare_bundle(
     folder: Path,
     bundle: Bundle,
     *,
@@ -84,7 +85,7 @@ def check_bundle(
     expanded: AnyHead,
     images: LabeledImages | None = None,
     runtime: Runtime | None = None,
-    rewrite: Rewrite | None = None,
+    rewrite: ir.passes.PassBase | None = None,
 ) -> tuple[ParityReport, ...]:
     """Run a bundle and what it was made from on the same inputs, and compare.
 
@@ -96,7 +97,7 @@ def check_bundle(
         expanded: The original head's rows and the injected ones, in the order of the bundle's classes.
         images: Image files to compare on; `None` for seeded inputs.
         runtime: Where the bundle is run; `None` for the default.
-        rewrite: What its model is rewritten by first, in the default runtime.
+        rewrite: A pass that its model is rewritten by first, in the default runtime.
 
     Returns:
         A report for each comparison.
@@ -108,7 +109,7 @@ def check_bundle(
     """
     paths, is_reference = None if images is None else images.paths, runtime is None or runtime.is_reference
     with closing(
-        gate_inputs(bundle.model_input, bundle.preprocessing, paths, fixed_batch=loaded.input_shape[0])
+        input_batches(bundle.model_input, bundle.preprocessing, paths, fixed_batch=loaded.fixed_batch)
     ) as inputs:
         features = _features(backbone(loaded.model, location), inputs, prepared=True)
         original = _original_scores(loaded, location, inputs)
@@ -118,15 +119,19 @@ def check_bundle(
         if bundle.precision != "fp32" and is_reference:
             checked = _rewrite_for(bundle, runtime, rewrite)
             own_features = own_backbone(folder / MODEL_NAME)
-            own = _features(own_features if checked is None else checked(own_features), inputs, prepared=False)
-    expected = scores_of_logits(expanded.logits(features), bundle.score_kind)
+            own = _features(
+                own_features if checked is None else apply_passes(own_features, checked), inputs, prepared=False
+            )
+    expected = comparable_from_logits(expanded.logits(features), bundle.score_kind)
     where = "" if runtime is None or is_reference else f"; the bundle in {runtime.name}"
     profile = _profile(bundle.precision, location)
     reports = _compare_with_original(expected, original, ran.logits, bundle, profile=profile, where=where)
     if own is not None and np.isfinite(own).all():
         reports.append(_compare_with_own(expanded.logits(own), ran.logits, bundle))
-    if reports[0].profile.min_seen_kept is not None and images is not None:
-        reports[0] = _with_accuracy(reports[0], expected, ran, bundle=bundle, labels=images.labels)
+    if (min_kept := profile.min_seen_kept) is not None and images is not None:
+        reports[0] = _with_accuracy(
+            reports[0], expected, ran, bundle=bundle, labels=images.labels, min_seen_kept=min_kept
+        )
     fault = _fault(features if own is None else own, ran, bundle, expanded, reports[0] if own is None else reports[-1])
     named = [] if fault is None else [fault]
     first = replace(reports[0], failures=(*reports[0].failures, *sorted(ran.failures), *named))
@@ -138,27 +143,27 @@ class BundleRun:
     """What a device with the bundle gives."""
 
     logits: Float64
-    """`(num_images, num_classes)`."""
+    """`(num_images, num_classes)` float64, as a device gives them."""
 
     class_names: tuple[str, ...]
-    """`(num_classes,)`."""
+    """`(num_classes,)`, in the order of the logits."""
 
     failures: frozenset[str]
-    """What is wrong with its slots, or with the choice that it makes itself."""
+    """What is wrong with its slots, or with the top-k classes that it chooses itself, as clauses."""
 
 
 def _fault(
     features: NDArray[np.float32], ran: BundleRun, bundle: Bundle, expanded: AnyHead, report: ParityReport
 ) -> str | None:
-    """Return what is wrong with the head, if the report that compares it is negative and it can be told."""
+    """Return what is wrong with the head, if the report that compares it is negative and its errors show it."""
     if report.passed or not np.isfinite(features).all():
         return None
     kind, expected = bundle.score_kind, expanded.logits(features)
-    spread = float((cut_off(expected) if kind == "sigmoid" else scores_of_logits(expected, kind)).std())
+    spread = float((clipped(expected) if kind == "sigmoid" else comparable_from_logits(expected, kind)).std())
     run = HeadRun(
         features=features,
         expected=expected,
-        found=logits_of_scores(ran.logits, kind),
+        found=logits_from_device(ran.logits, kind),
         head=expanded,
         class_names=ran.class_names,
         num_seen=bundle.num_seen,
@@ -168,8 +173,8 @@ def _fault(
     return name_fault(run)
 
 
-def _features(model: ir.Model, inputs: GateInputs, *, prepared: bool) -> NDArray[np.float32]:
-    """Return what a backbone gives, `(num_inputs, feature_dim)`: of prepared images, or of what the bundle takes."""
+def _features(model: ir.Model, inputs: InputBatches, *, prepared: bool) -> NDArray[np.float32]:
+    """Return features `(num_inputs, feature_dim)`: of prepared images, or of the bundle's own inputs."""
     with tempfile.TemporaryDirectory() as folder:  # a file, and not bytes: a backbone may be larger than a protobuf
         path = Path(folder) / "backbone.onnx"
         save_model(model, path)
@@ -178,17 +183,15 @@ def _features(model: ir.Model, inputs: GateInputs, *, prepared: bool) -> NDArray
         for batch in inputs:
             images = batch.prepared if prepared else batch.given
             try:
-                output = session.run(images, with_features=True).features
+                features.append(features_of(session, images)[: batch.count])
             except RuntimeFailureError as error:
                 _refuse_stated_batch(session, images, error)
                 raise
-            assert output is not None, "a backbone gives nothing else"
-            features.append(output[: batch.count])
     return np.concatenate(features)
 
 
 def _refuse_stated_batch(session: Session, images: NDArray[np.generic], error: RuntimeFailureError) -> None:
-    """Raise `IncompatibleError` if a model fails on a batch that it says it takes, and not on one image."""
+    """Raise `IncompatibleError` if a model fails on a batch that it states to take, and not on one image."""
     try:
         session.run(images[:1], with_features=True)
     except RuntimeFailureError:
@@ -201,22 +204,22 @@ def _refuse_stated_batch(session: Session, images: NDArray[np.generic], error: R
     ) from error
 
 
-def _original_scores(loaded: LoadedModel, location: HeadLocation, inputs: GateInputs) -> NDArray[np.float32]:
+def _original_scores(loaded: LoadedModel, location: HeadLocation, inputs: InputBatches) -> NDArray[np.float32]:
     scores = [loaded.original_logits(batch.prepared, location.output_name)[: batch.count] for batch in inputs]
     return np.concatenate(scores)
 
 
 def run_bundle(
-    folder: Path, bundle: Bundle, inputs: GateInputs, runtime: Runtime | None, rewrite: Rewrite | None
+    folder: Path, bundle: Bundle, inputs: InputBatches, runtime: Runtime | None, rewrite: ir.passes.PassBase | None
 ) -> BundleRun:
-    """Run a bundle's files on inputs, and look at its slots and its choice."""
+    """Run a bundle's files on inputs, and check its slots and its top-k classes."""
     device = opened_bundle(folder, bundle, runtime, rewrite)
     exported, failures = [], _baked_slot_failures(folder / MODEL_NAME, device.state.table)
     for batch in inputs:
         exported.append(device.logits(batch.given).values[: batch.count].copy())
         if device.state.table is not None or bundle.top:
             scores = device.session.run(batch.given, device.state.buffers).logits
-            failures |= _empty_slot_failures(device, scores) | _choice_failures(device, batch.given, scores)
+            failures |= _empty_slot_failures(device, scores) | _topk_failures(device, batch.given, scores)
     return BundleRun(
         logits=np.concatenate(exported).astype(np.float64),
         class_names=device.classes(),
@@ -224,8 +227,8 @@ def run_bundle(
     )
 
 
-def opened_bundle(folder: Path, bundle: Bundle, runtime: Runtime | None, rewrite: Rewrite | None) -> Device:
-    """Open a bundle; a float16 one on the CPU with the rounding that a CPU leaves out (`half_emulation.py`)."""
+def opened_bundle(folder: Path, bundle: Bundle, runtime: Runtime | None, rewrite: ir.passes.PassBase | None) -> Device:
+    """Open a bundle; a float16 one with the rounding that ONNX Runtime omits on a CPU (`float16_emulation.py`)."""
     rewrite = _rewrite_for(bundle, runtime, rewrite)
     if rewrite is None:
         return Device.from_parts(folder, bundle, runtime=runtime)
@@ -233,15 +236,17 @@ def opened_bundle(folder: Path, bundle: Bundle, runtime: Runtime | None, rewrite
     infer_shapes(model)
     with tempfile.TemporaryDirectory() as checked:
         path = Path(checked) / MODEL_NAME
-        save_model(rewrite(model), path)
+        save_model(apply_passes(model, rewrite), path)
         session = load_session(path)
     state = make_head_state(bundle, session, table=exported_slots(folder, bundle), version=bundle.head_version)
     return Device(folder=folder, bundle=bundle, session=session, state=state)
 
 
-def _rewrite_for(bundle: Bundle, runtime: Runtime | None, rewrite: Rewrite | None) -> Rewrite | None:
+def _rewrite_for(
+    bundle: Bundle, runtime: Runtime | None, rewrite: ir.passes.PassBase | None
+) -> ir.passes.PassBase | None:
     is_reference = runtime is None or runtime.is_reference
-    return emulate_halves if rewrite is None and bundle.precision == "fp16" and is_reference else rewrite
+    return EmulateFloat16Pass() if rewrite is None and bundle.precision == "fp16" and is_reference else rewrite
 
 
 def _compare_with_original(
@@ -253,13 +258,13 @@ def _compare_with_original(
     profile: GateProfile,
     where: str,
 ) -> list[ParityReport]:
-    # The device gives logits, or their logarithms; over fewer classes the latter have to be normalised again.
-    seen = compared_values(ours[:, : bundle.num_seen], bundle.score_kind)
-    original_scores = comparable(original, bundle.score_kind)
+    # A device gives logits, or logarithms of scores, which have to be normalised again over fewer classes.
+    seen = comparable_from_device(ours[:, : bundle.num_seen], bundle.score_kind)
+    original_scores = comparable_from_scores(original, bundle.score_kind)
     return [
         compare_logits(
             expected,
-            compared_values(ours, bundle.score_kind),
+            comparable_from_device(ours, bundle.score_kind),
             profile=profile,
             compared_with=EXPANDED_HEAD + where,
         ),
@@ -268,27 +273,33 @@ def _compare_with_original(
 
 
 def _profile(precision: str, location: HeadLocation) -> GateProfile:
-    """Return the thresholds of a precision; a model that is exported as it is may have a head of fewer bits."""
+    """Return the thresholds of a precision; a model exported without conversion may have a head of fewer bits."""
     if precision == "fp32" and location.is_quantized:
         return GATE_PROFILES["int8 head"]
-    if precision == "fp32" and location.is_half:
+    if precision == "fp32" and location.is_16_bit:
         return GATE_PROFILES["fp16 head"]
     return GATE_PROFILES[precision]
 
 
 def _compare_with_own(expected: Float64, ours: Float64, bundle: Bundle) -> ParityReport:
-    # What a precision costs is in the backbone; the head must be as exact as its own numbers allow.
+    # The error of a precision is in the backbone; the head must be as exact as its own precision allows.
     profile = GATE_PROFILES["fp16 head" if bundle.precision == "fp16" else "fp32"]
-    scores = scores_of_logits(expected, bundle.score_kind)
-    return compare_logits(scores, compared_values(ours, bundle.score_kind), profile=profile, compared_with=OWN_FEATURES)
+    scores = comparable_from_logits(expected, bundle.score_kind)
+    return compare_logits(
+        scores, comparable_from_device(ours, bundle.score_kind), profile=profile, compared_with=OWN_FEATURES
+    )
 
 
 def _with_accuracy(
-    report: ParityReport, before: Float64, ran: BundleRun, *, bundle: Bundle, labels: Sequence[str]
+    report: ParityReport,
+    before: Float64,
+    ran: BundleRun,
+    *,
+    bundle: Bundle,
+    labels: Sequence[str],
+    min_seen_kept: float,
 ) -> ParityReport:
     """Return a report that also says how much accuracy is left, and fails if that is too little."""
-    profile = report.profile
-    assert profile.min_seen_kept is not None
     kept = compare_accuracy(
         before,
         ran.logits,
@@ -296,14 +307,14 @@ def _with_accuracy(
         class_names=ran.class_names,
         num_seen=bundle.num_seen,
         agreement=report.agreement,
-        min_seen_kept=profile.min_seen_kept,
-        max_h_loss=profile.max_h_loss,
+        min_seen_kept=min_seen_kept,
+        max_h_loss=report.profile.max_h_loss,
     )
     return replace(report, accuracy=kept, failures=(*report.failures, *kept.failures))
 
 
 def _baked_slot_failures(model: Path, table: SlotTable | None) -> set[str]:
-    """Return whether a model's slots hold something else than the table where no slots are fed."""
+    """Return a failure if the defaults of a model's slots are not those of the table."""
     if table is None:
         return set()
     baked = load_initializers(model, (SLOT_WEIGHT, SLOT_BIAS))
@@ -313,22 +324,22 @@ def _baked_slot_failures(model: Path, table: SlotTable | None) -> set[str]:
 
 
 def _empty_slot_failures(device: Device, given: NDArray[np.float32]) -> set[str]:
-    """Return whether an empty slot comes near a class in these scores; a fused head has none."""
+    """Return a failure if an empty slot comes near a class in these scores; a fused head has none."""
     state = device.state
     if state.table is None:
         return set()
     is_empty = np.ones(given.shape[1], dtype=bool)
     is_empty[state.columns] = False
     greatest = given[:, is_empty].max(initial=-np.inf)
-    # Probabilities are cut off near zero, where an empty slot and an improbable class are the same.
+    # Probabilities underflow near zero, where an empty slot and an improbable class are the same.
     vanishes = greatest < VANISHING.get(device.bundle.score_kind, -np.inf)
     if is_empty.any() and not vanishes and not (greatest < given[:, ~is_empty].min()):
         return {"an empty slot has a greater logit than a class"}
     return set()
 
 
-def _choice_failures(device: Device, inputs: NDArray[Any], scores: NDArray[np.float32]) -> set[str]:
-    """Return whether a model that chooses classes itself gives others than those with the greatest scores."""
+def _topk_failures(device: Device, inputs: NDArray[Any], scores: NDArray[np.float32]) -> set[str]:
+    """Return a failure if a model that chooses its top-k classes gives others than those with the greatest scores."""
     if not device.bundle.top:
         return set()
     chosen = device.session.top(inputs, device.state.buffers)
@@ -336,19 +347,19 @@ def _choice_failures(device: Device, inputs: NDArray[Any], scores: NDArray[np.fl
         return {f"the model makes no choice of {device.bundle.top} classes, as its manifest states"}
     probabilities, columns = chosen
     order = np.argsort(-scores, axis=1, kind="stable")[:, : device.bundle.top]
-    wanted = np.take_along_axis(probabilities_of(scores, device.bundle.score_kind), order, axis=1)
-    if not _is_choice(columns, order, scores):
+    wanted = np.take_along_axis(probabilities_from_scores(scores, device.bundle.score_kind), order, axis=1)
+    if not _is_topk(columns, order, scores):
         return {"the classes that the model chooses are not those with the greatest scores"}
-    if not np.abs(probabilities - wanted).max() <= CHOICE_TOLERANCE:
+    if not np.abs(probabilities - wanted).max() <= TOPK_TOLERANCE:
         return {"the probabilities that the model gives are not those of its scores"}
     return set()
 
 
-def _is_choice(columns: NDArray[np.int64], order: NDArray[np.int64], scores: NDArray[np.float32]) -> bool:
-    """Say whether these columns have the greatest scores; equal ones, such as empty slots', come in any order.
+def _is_topk(columns: NDArray[np.int64], order: NDArray[np.int64], scores: NDArray[np.float32]) -> bool:
+    """Say whether these columns have the greatest scores; those of equal scores, as of empty slots, come in any order.
 
     ONNX promises the least column first, and ONNX Runtime keeps that; others, as on a GPU, do not. Nor need two runs
-    agree in the last bits there, so scores are equal as far as float32 tells them.
+    agree in the last bits there, so scores are compared to the precision of float32.
     """
     are_columns = bool(((columns >= 0) & (columns < scores.shape[1])).all())
     are_distinct = bool((np.diff(np.sort(columns, axis=1), axis=1) > 0).all())

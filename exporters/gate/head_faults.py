@@ -1,17 +1,17 @@
-"""Say what is wrong with an exported head whose logits are not those of its rows.
+"""Diagnose an exported head whose logits are not those of its rows.
 
-That a logit is off does not tell whoever reads it where to look. Each fault leaves its own trace in the errors, and
-they are tried in turn:
+A wrong logit does not say where to look. Each fault leaves its own pattern in the errors, and these are tried in
+turn:
 
     order       the scores of a class are those that another one should have
-    bias        every class is off by its own bias, on all images alike
+    bias        every class is wrong by its own bias, on all images alike
     transposed  the scores are those of the weight with its numbers read column by column
-    rows        few classes are off, the others are right
+    rows        few classes are wrong, the others correct
 
-What leaves no such trace stays unnamed: a wrong name is worse than none.
+A fault without such a pattern stays unnamed: a wrong name is worse than none.
 
-Logits are compared, as far as the model's scores tell them: a softmax takes out what an image's classes share and loses
-what is improbable, a sigmoid is cut off on both sides.
+Logits are compared as far as the model's scores determine them: a softmax removes what an image's classes share and
+loses improbable classes, a sigmoid saturates on both sides.
 """
 
 from __future__ import annotations
@@ -23,86 +23,88 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.head.expanded_head import AnyHead
-from exporters.head.score_kinds import LEAST_LOG, scores_of_logits
+from exporters.head.score_kinds import LEAST_LOG, comparable_from_logits
 from icis_deploy.common.arrays import Float64
 from icis_deploy.head.class_names import quoted
 
 SATURATED = 6.0
-"""A logit beyond which a sigmoid's probability in float32 tells no more about it; 0.0025 is left of it."""
+"""Magnitude of a logit beyond which a sigmoid's probability in float32 does not determine it: 0.0025 from 0 or 1."""
 
 MAX_WEIGHT_SIZE = 1 << 26
-"""Numbers in a weight beyond which it is not read as a whole only to name a fault."""
+"""Number of elements beyond which a weight is not read as a whole only to name a fault."""
 
 _MARGIN = 20.0
-"""How much more probable than the least a class is whose logarithm a wrong row elsewhere does not push below that."""
+"""Distance of a logarithm from `LEAST_LOG` from which a wrong row elsewhere does not push it below that."""
 
-_MAX_LOOKED_AT = 64
-"""Classes that are looked for among all others."""
+_MAX_SEARCHED = 64
+"""Number of wrong classes whose scores are searched for among those of all others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadRun:
-    """What a head should give and what it gives, on the same features."""
+    """The logits that a head should give and those that it gives, on the same features."""
 
     features: NDArray[np.float32]
-    """`(num_images, feature_dim)`."""
+    """`(num_images, feature_dim)` float32, that both logits are computed from."""
 
     expected: Float64
-    """`(num_images, num_classes)` logits."""
+    """`(num_images, num_classes)` float64: logits of `head`."""
 
     found: Float64
-    """The same, of the exported model; logarithms of a softmax's probabilities do as well."""
+    """`(num_images, num_classes)` float64: logits of the exported model, or logarithms of a softmax's probabilities."""
 
     head: AnyHead
-    """The rows that it should have."""
+    """The rows that the exported model should have."""
 
     class_names: tuple[str, ...]
-    """`(num_classes,)`."""
+    """`(num_classes,)`, in the order of the logits."""
 
     num_seen: int
-    """How many of them the original head has; they may be computed apart from the others."""
+    """Number of classes of the original head, which may be computed apart from the others."""
 
     tolerance: float
-    """Greatest error that counts as none, in the unit of the logits."""
+    """Greatest absolute error of a logit that counts as none."""
 
     score_kind: str = "logits"
     """What the model makes of its logits; see `Bundle.score_kind`."""
 
     def known(self, logits: Float64) -> Float64:
-        """Return what the model's scores tell of logits, so that two classes can be compared."""
+        """Return logits as far as the model's scores determine them, so that two classes can be compared."""
         if self.score_kind == "sigmoid":
-            return cut_off(logits)
-        return scores_of_logits(logits, self.score_kind) if self.score_kind == "probabilities" else _centred(logits)
+            return clipped(logits)
+        return (
+            comparable_from_logits(logits, self.score_kind) if self.score_kind == "probabilities" else _centred(logits)
+        )
 
     def errors(self, logits: Float64) -> Float64:
         """Return how far the scores are from those of these logits, `(num_images, num_classes)`."""
         if self.score_kind == "sigmoid":
-            return cut_off(self.found) - cut_off(logits)
+            return clipped(self.found) - clipped(logits)
         if self.score_kind != "probabilities":
             return _centred(self.found - logits)
         found, expected = self.known(self.found), self.known(logits)
-        # What is improbable on both sides may be cut off on one of them.
-        told = np.maximum(found, expected) > LEAST_LOG + _MARGIN
-        return np.nan_to_num(_centred(np.where(told, found - expected, np.nan)))
+        # What is improbable on both sides may underflow on one of them.
+        is_determined = np.maximum(found, expected) > LEAST_LOG + _MARGIN
+        return np.nan_to_num(_centred(np.where(is_determined, found - expected, np.nan)))
 
     def agrees(self, logits: Float64) -> bool:
         """Say whether the scores are those of these logits."""
         return bool(np.abs(self.errors(logits)).max() <= self.tolerance)
 
 
-def cut_off(logits: Float64) -> Float64:
-    """Return logits as far as a sigmoid's probabilities tell them."""
+def clipped(logits: Float64) -> Float64:
+    """Return logits as far as a sigmoid's probabilities determine them."""
     return np.clip(logits, -SATURATED, SATURATED)
 
 
 def _centred(values: Float64) -> Float64:
-    """Take out what all classes of an image share: a softmax does not know it."""
+    """Subtract what all classes of an image share: a softmax does not determine it."""
     return np.asarray(values - np.nanmedian(values, axis=1, keepdims=True))
 
 
 def name_fault(run: HeadRun) -> str | None:
-    """Return what is wrong with a head, or `None` where nothing is, or it cannot be told."""
-    found = cut_off(run.found) if run.score_kind == "sigmoid" else run.found
+    """Return what is wrong with a head, as a clause; `None` where nothing is, or its errors do not show it."""
+    found = clipped(run.found) if run.score_kind == "sigmoid" else run.found
     if not len(found) or not np.isfinite(found).all():
         return None
     wrong = np.flatnonzero(np.abs(run.errors(run.expected)).max(axis=0) > run.tolerance)
@@ -114,7 +116,7 @@ def name_fault(run: HeadRun) -> str | None:
 def _order_fault(run: HeadRun, wrong: NDArray[np.intp]) -> str | None:
     found, expected = run.known(run.found), run.known(run.expected)
     pairs = []
-    for column in wrong[:_MAX_LOOKED_AT]:
+    for column in wrong[:_MAX_SEARCHED]:
         distances = np.abs(expected - found[:, [column]]).max(axis=0)
         nearest = int(distances.argmin())
         if nearest == column or distances[nearest] > run.tolerance:

@@ -31,16 +31,16 @@ TINY = float(np.finfo(np.float32).tiny)
 
 @dataclass(slots=True, kw_only=True)
 class GraphBuilder:
-    """Nodes and constants as they are added."""
+    """Collects the nodes and constants of a graph as they are added."""
 
-    are_matrices_half: bool
-    """Whether matrices are stored as float16."""
+    stores_float16_matrices: bool
+    """Whether constants of 2 dimensions are stored as float16 instead of float32."""
 
     nodes: list[ir.Node] = field(default_factory=list)
     """In the order of computation."""
 
     constants: list[ir.Value] = field(default_factory=list)
-    """The initializers."""
+    """The initializers, named."""
 
     def op(self, op_type: str, *inputs: ir.Value | NDArray[Any] | float, **attributes: Any) -> ir.Value:
         """Add a node and return its output; arrays and numbers become constants."""
@@ -54,8 +54,8 @@ class GraphBuilder:
         """Add a constant; real numbers become float32."""
         values = np.asarray(array)
         if values.dtype.kind == "f":
-            is_half = self.are_matrices_half and values.ndim == 2
-            values = values.astype(np.float16 if is_half else np.float32)
+            is_16_bit = self.stores_float16_matrices and values.ndim == 2
+            values = values.astype(np.float16 if is_16_bit else np.float32)
         name = f"constant_{len(self.constants)}"
         tensor = ir.Tensor(np.ascontiguousarray(values), name=name)
         value = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
@@ -79,7 +79,7 @@ class GraphBuilder:
 
 
 def add_predictor(graph: GraphBuilder, predictor: RowPredictor, descriptors: ir.Value) -> ir.Value:
-    """Add what makes raw rows of descriptors, and return them.
+    """Add the nodes that compute raw rows from descriptors, and return those rows.
 
     Raises:
         IncompatibleError: If the method has no closed form.
@@ -106,10 +106,10 @@ def add_predictor(graph: GraphBuilder, predictor: RowPredictor, descriptors: ir.
 
 
 def add_calibration(graph: GraphBuilder, calibration: RowCalibration, rows: ir.Value) -> ir.Value:
-    """Add what makes calibrated rows of raw ones, and return them.
+    """Add the nodes that calibrate raw rows, and return the calibrated ones.
 
     Raises:
-        IncompatibleError: If it is of a kind that is not known here.
+        IncompatibleError: If its type cannot be written as a graph.
     """
     if isinstance(calibration, LengthFactor):
         return graph.op("Mul", rows, calibration.factor)
@@ -134,7 +134,7 @@ def add_calibration(graph: GraphBuilder, calibration: RowCalibration, rows: ir.V
 
 
 def add_similarity(graph: GraphBuilder, descriptors: ir.Value, seen_descriptors: NDArray[np.float32]) -> ir.Value:
-    """Add the cosines between descriptors and seen ones, both less the mean seen one, `(batch, num_seen)`."""
+    """Add the cosines between descriptors and seen ones, both minus the mean seen one, `(batch, num_seen)`."""
     mean = seen_descriptors.mean(axis=0, dtype=np.float64).astype(np.float32)
     return _cosines(graph, graph.op("Sub", descriptors, mean), seen_descriptors - mean)
 

@@ -1,7 +1,7 @@
 """Write a trained injector as a generator: an ONNX model with which a device makes rows itself.
 
-What is written is compared with the injector before it is kept: on the descriptors of all seen and unseen classes, and
-on as many that lie between two of them.
+A generator is compared with the injector before it is written: on the descriptors of all seen and unseen classes,
+and on as many means of two of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from icis_deploy.injection.rows.calibration import Injector
 from icis_deploy.runtime.teaching.generator import Generator, check_base, load_generator
 
 MAX_ROW_ERROR = {"fp32": 1e-4, "fp16": 1e-2}
-"""Greatest distance of a generator's row from the injector's, in units of the latter's length, by precision."""
+"""By precision, the greatest distance of a generator's row from the injector's, as a fraction of the row's length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +51,16 @@ class WrittenGenerator:
     """
 
     metadata: GeneratorMetadata
-    """What it says of itself."""
+    """Its metadata: what it was made for, and the usual ranges of its rows and descriptors."""
 
     size_bytes: int
-    """Of the file."""
+    """Size of the file."""
 
     max_row_error: float
-    """Greatest distance of a row from the injector's, in units of the latter's length."""
+    """Greatest distance of a row from the injector's, as a fraction of the row's length."""
 
     num_compared: int
-    """Descriptors that both were given."""
+    """Number of descriptors for which rows were compared."""
 
 
 def write_generator(
@@ -133,7 +133,7 @@ def generator_model(
     injector: Injector, head: Head, seen_descriptors: Float32, *, metadata: GeneratorMetadata, precision: str
 ) -> ir.Model:
     """Return a generator's graph; see `icis_deploy.bundle.generator_metadata` for its inputs and outputs."""
-    graph = GraphBuilder(are_matrices_half=precision == "fp16")
+    graph = GraphBuilder(stores_float16_matrices=precision == "fp16")
     descriptor = ir.Value(
         name=DESCRIPTOR, shape=ir.Shape(["batch", metadata.descriptor_dim]), type=ir.TensorType(ir.DataType.FLOAT)
     )

@@ -40,7 +40,7 @@ def constant_nodes(value: ir.Value) -> list[ir.Node] | None:
         current, fed = stack.pop()
         node = current.producer()
         if node is None:
-            if not _has_default(current):
+            if _default(current) is None:
                 return None
         elif fed:
             ordered.setdefault(node)
@@ -58,9 +58,8 @@ def constant_array(value: ir.Value) -> NDArray[Any]:
     Raises:
         ModelLoadError: If it is not a constant, or the nodes that compute it cannot be evaluated.
     """
-    if _has_default(value):
-        assert value.const_value is not None
-        return np.asarray(value.const_value.numpy())
+    if (stored := _default(value)) is not None:
+        return np.asarray(stored.numpy())
     nodes = constant_nodes(value)
     if not nodes:
         raise ModelLoadError(
@@ -76,9 +75,8 @@ def constant_shape(value: ir.Value) -> tuple[int, ...]:
     Raises:
         ModelLoadError: As `constant_array`.
     """
-    if _has_default(value):
-        assert value.const_value is not None
-        return tuple(int(size) for size in value.const_value.shape.numpy())
+    if (stored := _default(value)) is not None:
+        return tuple(int(size) for size in stored.shape.numpy())
     if value.shape is not None and value.shape.is_static():
         return tuple(int(size) for size in value.shape.numpy())
     return constant_array(value).shape
@@ -95,19 +93,20 @@ def constant_size(value: ir.Value) -> int:
 
 def root_initializers(value: ir.Value) -> tuple[ir.Value, ...]:
     """Return the initializers that a constant is made of, the largest first; none if it is made of Constant nodes."""
-    if _has_default(value):
+    if _default(value) is not None:
         return (value,)
     sources = dict.fromkeys(
         source
         for node in constant_nodes(value) or []
         for source in node.inputs
-        if source is not None and _has_default(source)
+        if source is not None and _default(source) is not None
     )
     return tuple(sorted(sources, key=lambda source: -constant_size(source)))
 
 
-def _has_default(value: ir.Value) -> bool:
-    return value.is_initializer() and value.const_value is not None
+def _default(value: ir.Value) -> ir.TensorProtocol | None:
+    """Return what an initializer holds; `None` for any other value."""
+    return value.const_value if value.is_initializer() else None
 
 
 def _is_pure(node: ir.Node) -> bool:
@@ -122,7 +121,8 @@ def _evaluated(value: ir.Value, nodes: list[ir.Node]) -> NDArray[Any]:
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-    sources = [source for node in nodes for source in node.inputs if source is not None and _has_default(source)]
+    inputs = (source for node in nodes for source in node.inputs if source is not None)
+    sources = [source for source in inputs if _default(source) is not None]
     graph = nodes[-1].graph
     assert isinstance(graph, ir.Graph)
     view = ir.GraphView((), (value,), nodes=nodes, initializers=tuple(dict.fromkeys(sources)), name="constant")

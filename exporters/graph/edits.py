@@ -1,48 +1,47 @@
-"""Small edits of an ONNX graph that head surgery is made of, and the frame that each operation of it runs in."""
+"""Small edits of an ONNX graph that passes are made of, and how passes run: on a copy, with our own errors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-Rewrite = Callable[[ir.Model], ir.Model]
-"""Makes of a model the graph that another runtime computes, or that it can be checked by."""
+from icis_deploy.errors import ICISDeployError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GraphPass:
-    """One operation on a model in three parts; see `run_pass`."""
+# Why: docs/decisions/0062.
+def apply_passes(model: ir.Model, *passes: ir.passes.PassBase) -> ir.Model:
+    """Run passes, one after the other, on a copy of a model that shares its weights.
 
-    requires: Callable[[ir.Model], None]
-    """Raises if the model is not what the operation needs."""
-
-    call: Callable[[ir.Model], bool]
-    """Edits the model in place; says whether it changed anything."""
-
-    ensures: Callable[[ir.Model], None]
-    """Raises if the edited model is not what the operation promises."""
-
-
-def run_pass(graph_pass: GraphPass, model: ir.Model) -> ir.passes.PassResult:
-    """Run a pass on a copy of a model that shares its weights.
+    onnx-ir checks what each pass requires and ensures, and wraps whatever is raised there in its own errors; those of
+    ours come out as they are.
 
     Returns:
-        The edited copy, or the model itself where there was nothing to change; and which of the two it is.
+        The edited copy, or the model itself where no pass had anything to change.
 
     Raises:
-        ICISDeployError: Whatever the pass raises; the model is as it was.
+        ICISDeployError: Whatever a pass raises; the model is as it was.
     """
-    graph_pass.requires(model)
-    copy = model.clone()
-    if not graph_pass.call(copy):
-        return ir.passes.PassResult(model, modified=False)
-    graph_pass.ensures(copy)
-    return ir.passes.PassResult(copy, modified=True)
+    try:
+        result = ir.passes.functionalize(ir.passes.Sequential(*passes))(model)
+    except (ir.passes.PassError, ir.passes.InvariantError) as error:
+        own = _own_error(error)
+        if own is None:
+            raise
+    else:
+        return result.model if result.modified else model
+    raise own
+
+
+def _own_error(error: BaseException) -> ICISDeployError | None:
+    """Return the error of ours that made onnx-ir raise its own, if it was one of ours."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ICISDeployError):
+        cause = cause.__cause__
+    return cause
 
 
 def opset_of(graph: ir.Graph) -> int:

@@ -1,10 +1,10 @@
-"""What belongs to a head after its linear operator, such as scales, offsets and pooling, and what it does to the rows.
+"""The scales, offsets and pooling after a linear operator that belong to its head, and what they do to its rows.
 
 Rules:
 
 1. Every operator that keeps the logits an affine function of the features belongs to the head: a bias that is added
    after a MatMul, a scale per class, a temperature, a cosine head's scale and constant margin, the mean over positions.
-2. The rows are what is left when all of that is folded into them: `logits = features @ weight.T + bias`.
+2. All of it is folded into the rows, so that `logits = features @ weight.T + bias` holds.
 3. A cast belongs to it too: a float16 head's logits are joined to others where they are float32 again.
 4. A value that something else uses as well ends the head.
 """
@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph.class_axis import integers, reduced_axes
+from exporters.graph.class_axis import reduced_axes
 from exporters.graph.constants import constant_array, constant_shape, constant_size, is_constant
+from exporters.graph.reading import input_of, integers, only_user
 from icis_deploy.common.arrays import Float64
 
 FLOAT_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
@@ -29,23 +30,23 @@ _PASSED_THROUGH = frozenset({"Dropout", "Identity", "QuantizeLinear"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeadChain:
+class AffineChain:
     """The nodes after a linear operator that belong to the head."""
 
     nodes: tuple[ir.Node, ...]
-    """In order; each takes what the one before gives, and nothing else uses that."""
+    """In order; each takes the output of the one before, which nothing else uses."""
 
     logits: ir.Value
-    """Where the logits leave the head."""
+    """The value where the logits leave the head."""
 
     class_axis: int
-    """Axis of the classes in `logits`."""
+    """Index of the class axis of `logits`."""
 
-    spread: bool
+    has_positions: bool
     """Whether there are still logits at several positions per image."""
 
 
-def trace_chain(linear: ir.Node, *, num_classes: int, class_axis: int) -> HeadChain:
+def trace_affine_chain(linear: ir.Node, *, num_classes: int, class_axis: int) -> AffineChain:
     """Follow a linear operator's output for as long as it is an affine function of the features.
 
     Args:
@@ -54,9 +55,9 @@ def trace_chain(linear: ir.Node, *, num_classes: int, class_axis: int) -> HeadCh
         class_axis: Axis of the classes in its output.
     """
     value, axis = linear.outputs[0], class_axis
-    chain = HeadChain(nodes=(), logits=value, class_axis=axis, spread=_is_spread(value, axis))
+    chain = AffineChain(nodes=(), logits=value, class_axis=axis, has_positions=_has_positions(value, axis))
     nodes: list[ir.Node] = []
-    while (node := _only_user(value)) is not None:
+    while (node := only_user(value)) is not None:
         following = _axis_after(node, value, axis, num_classes)
         if following is None:
             break
@@ -64,11 +65,13 @@ def trace_chain(linear: ir.Node, *, num_classes: int, class_axis: int) -> HeadCh
         value, axis = node.outputs[0], following
         # What only passes logits through stays outside, unless something that belongs to the head comes after it.
         if node.op_type not in _PASSED_THROUGH | {"Reshape"}:
-            chain = HeadChain(nodes=tuple(nodes), logits=value, class_axis=axis, spread=_is_spread(value, axis))
+            chain = AffineChain(
+                nodes=tuple(nodes), logits=value, class_axis=axis, has_positions=_has_positions(value, axis)
+            )
     return chain
 
 
-def chain_affine(linear: ir.Node, chain: HeadChain) -> tuple[Float64, Float64]:
+def scale_and_offset(linear: ir.Node, chain: AffineChain) -> tuple[Float64, Float64]:
     """Return what is done to `features @ weight`: multiplied by a scale, then an offset added.
 
     Returns:
@@ -92,9 +95,7 @@ def chain_affine(linear: ir.Node, chain: HeadChain) -> tuple[Float64, Float64]:
 
 
 def _apply(node: ir.Node, *, operand_first: bool, scale: Float64, offset: Float64) -> tuple[Float64, Float64]:
-    operand = node.inputs[0] if operand_first else node.inputs[1]
-    assert operand is not None
-    array = _flat(operand)
+    array = _flat(input_of(node, 0 if operand_first else 1))
     if node.op_type == "Add":
         return scale, offset + array
     if node.op_type == "Mul":
@@ -108,12 +109,7 @@ def _flat(constant: ir.Value) -> Float64:
     return constant_array(constant).astype(np.float64).reshape(-1)
 
 
-def _only_user(value: ir.Value) -> ir.Node | None:
-    uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
-
-
-def _is_spread(value: ir.Value, class_axis: int) -> bool:
+def _has_positions(value: ir.Value, class_axis: int) -> bool:
     if value.shape is None:
         return True
     return any(dim != 1 for axis, dim in enumerate(value.shape) if axis not in {0, class_axis})
@@ -155,7 +151,7 @@ def _fits(operand: ir.Value, value: ir.Value, axis: int, num_classes: int) -> bo
         return False
     if constant_size(operand) == 1:
         return True
-    along = [size for place, size in enumerate(shape, start=rank - len(shape)) if place != axis]
+    along = [size for index, size in enumerate(shape, start=rank - len(shape)) if index != axis]
     return constant_size(operand) == num_classes and all(size == 1 for size in along)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.graph.edits import add_initializer, add_node, opset_of
+from exporters.graph.reading import shape_of
 from exporters.head.patterns import HeadPattern
 from exporters.head.tail import resized
 
@@ -13,7 +14,7 @@ _AXES_AS_INPUT_OPSET = 18
 
 
 def add_feature_matrix(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
-    """Return a head's features as `(batch, feature_dim)`, adding the nodes that this takes before the head.
+    """Return a head's features as `(batch, feature_dim)`, adding the nodes for that before the head.
 
     The mean over positions comes before the rows here, where a convolution would come first: the two commute, and this
     order multiplies once per image and not once per position.
@@ -23,8 +24,7 @@ def add_feature_matrix(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
     if pattern.node.op_type != "Conv" and pattern.averages:
         return _mean_over_positions(graph, pattern)
     features = pattern.features
-    shape = features.shape
-    assert shape is not None
+    shape = shape_of(features)
     if pattern.averages:
         features = add_node(
             graph,
@@ -48,10 +48,8 @@ def add_feature_matrix(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
 
 
 def logits_like(graph: ir.Graph, pattern: HeadPattern, logits: ir.Value) -> ir.Value:
-    """Give `(batch, n)` logits the type and the rank of the head's own, adding the nodes that this takes."""
+    """Give `(batch, n)` logits the type and the rank of the head's own, adding the nodes for that."""
     own = pattern.logits
-    assert own.shape is not None
-    assert logits.shape is not None
     if own.dtype is not None and logits.dtype != own.dtype:
         logits = add_node(
             graph,
@@ -59,14 +57,14 @@ def logits_like(graph: ir.Graph, pattern: HeadPattern, logits: ir.Value) -> ir.V
             [logits],
             name=f"{logits.name}_cast",
             dtype=own.dtype,
-            shape=logits.shape,
+            shape=shape_of(logits),
             attributes={"to": own.dtype},
         )
-    if len(own.shape) == 2:
+    own_shape = shape_of(own)
+    if len(own_shape) == 2:
         return logits
-    assert logits.shape is not None
     class_axis = pattern.chain.class_axis
-    axes = np.array([axis for axis in range(1, len(own.shape)) if axis != class_axis], dtype=np.int64)
+    axes = np.array([axis for axis in range(1, len(own_shape)) if axis != class_axis], dtype=np.int64)
     name = f"{logits.name}_unsqueezed"
     return add_node(
         graph,
@@ -74,13 +72,12 @@ def logits_like(graph: ir.Graph, pattern: HeadPattern, logits: ir.Value) -> ir.V
         [logits, add_initializer(graph, f"{name}_axes", axes)],
         name=name,
         dtype=own.dtype,
-        shape=resized(own.shape, class_axis, logits.shape[1]),
+        shape=resized(own_shape, class_axis, shape_of(logits)[1]),
     )
 
 
 def _mean_over_positions(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
     features = pattern.features
-    assert features.shape is not None
     as_input = opset_of(graph) >= _AXES_AS_INPUT_OPSET
     axes = np.array(pattern.positions, dtype=np.int64)
     inputs = [features, add_initializer(graph, "features_pooled_axes", axes)] if as_input else [features]
@@ -91,6 +88,6 @@ def _mean_over_positions(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
         before=pattern.node,
         name="features_pooled",
         dtype=features.dtype,
-        shape=ir.Shape([features.shape[0], pattern.feature_dim]),
+        shape=ir.Shape([shape_of(features)[0], pattern.feature_dim]),
         attributes={"keepdims": 0} if as_input else {"keepdims": 0, "axes": list(pattern.positions)},
     )

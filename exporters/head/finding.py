@@ -16,8 +16,9 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from exporters.graph.class_axis import label, may_follow_logits
+from exporters.graph.class_axis import may_follow_logits
 from exporters.graph.constants import STANDARD_DOMAINS, is_constant, root_initializers
+from exporters.graph.reading import label
 from exporters.head.patterns import (
     HeadPattern,
     Kind,
@@ -58,7 +59,7 @@ class HeadLocation:
     """Type of the weight in the graph, such as `float32`; `int8 (dequantized)` for integers with a scale."""
 
     num_classes: int
-    """Number of rows."""
+    """Number of rows, one per class."""
 
     feature_dim: int
     """Width of a row without its bias."""
@@ -77,14 +78,14 @@ class HeadLocation:
     """Operators between the logits and that output, in order."""
 
     certainty: Literal["certain", "chosen"]
-    """Whether structure alone decided, or `--head-node` did."""
+    """Whether the graph's structure decided, or the user chose."""
 
     reason: str
-    """Why this is the head, in words."""
+    """Why this operator is the head, as a clause for messages."""
 
     @property
-    def is_half(self) -> bool:
-        """Whether its rows have the 16 bits of float16 or bfloat16."""
+    def is_16_bit(self) -> bool:
+        """Whether its rows are stored as float16 or bfloat16."""
         return self.precision in {"float16", "bfloat16"}
 
     @property
@@ -98,14 +99,14 @@ class Candidate:
     """A linear operator that could be the head, with what follows it."""
 
     pattern: HeadPattern
-    """The operator and what belongs to it."""
+    """The operator, and the nodes after it whose effect is folded into its rows."""
 
     tail: Tail
-    """What follows."""
+    """The nodes between its logits and the outputs."""
 
     def describe(self) -> str:
-        """Return the candidate in words, with the first thing that speaks against it."""
-        against = [*self.tail.blocks, *(f"followed by {doubt}" for doubt in self.tail.doubts)]
+        """Return the candidate in words, with the first reason against it."""
+        against = [*self.tail.obstacles, *(f"followed by {warning}" for warning in self.tail.warnings)]
         return ": ".join([describe_linear(self.pattern.node), *against[:1]])
 
 
@@ -114,7 +115,7 @@ def find_head(model: ir.Model, head_node: str | None = None) -> HeadLocation:
 
     Args:
         model: With inferred shapes.
-        head_node: Name of the linear operator that is the head, or of its output; for when structure cannot decide.
+        head_node: Name of the linear operator that is the head, or of its output; where structure alone cannot decide.
 
     Raises:
         AmbiguousHeadError: If several operators, or one that is not certain, could be the head.
@@ -126,8 +127,8 @@ def find_head(model: ir.Model, head_node: str | None = None) -> HeadLocation:
             model, _chosen(model, head_node), certainty="chosen", reason=f"chosen by its name, {head_node}"
         )
     candidates, refusals = _candidates(model)
-    usable = [each for each in candidates if not each.tail.blocks]
-    certain = [each for each in usable if not each.tail.doubts]
+    usable = [each for each in candidates if not each.tail.obstacles]
+    certain = [each for each in usable if not each.tail.warnings]
     if len(certain) == 1:
         return _location(model, certain[0], certainty="certain", reason=_reason(certain[0]))
     if not candidates:
@@ -201,15 +202,15 @@ def pattern_at(model: ir.Model, location: HeadLocation) -> HeadPattern:
 
 
 def _candidates(model: ir.Model) -> tuple[list[Candidate], list[str]]:
-    """Return the last linear operators before the outputs, and why others that were met there are none."""
-    met: dict[ir.Node, None] = {}
+    """Return the last linear operators before the outputs, and why others that were found there cannot be the head."""
+    reached: dict[ir.Node, None] = {}
     refusals: list[str] = []
     for output in model.graph.outputs:
         nodes, dead_ends = _linear_before(output)
-        met.update(dict.fromkeys(nodes))
+        reached.update(dict.fromkeys(nodes))
         refusals += dead_ends
     found: list[Candidate] = []
-    for node in met:
+    for node in reached:
         pattern = match_head(node)
         if isinstance(pattern, str):
             refusals.insert(0, f"{label(node)} ({node.op_type}) is none, as {pattern}")
@@ -262,10 +263,10 @@ def _chosen(model: ir.Model, head_node: str) -> Candidate:
             hint="Choose another `head_node`.",
         )
     tail = trace_tail(pattern.logits, pattern.chain.class_axis, pattern.num_classes)
-    if tail.blocks:
+    if tail.obstacles:
         raise ModelLoadError(
-            f"No class can be added to the head {head_node}: {tail.blocks[0]}.",
-            found=tail.blocks[0],
+            f"No class can be added to the head {head_node}: {tail.obstacles[0]}.",
+            found=tail.obstacles[0],
             where=head_node,
             hint="Export the model without that part.",
         )
@@ -329,7 +330,7 @@ def _last_candidate(model: ir.Model) -> tuple[str, str]:
         if isinstance(pattern, HeadPattern) and pattern.num_classes > 1:
             tail = trace_tail(pattern.logits, pattern.chain.class_axis, pattern.num_classes)
             candidate = Candidate(pattern=pattern, tail=tail)
-            choice = "" if tail.blocks else f"If it is the head, say so with `head_node={label(node)!r}`."
+            choice = "" if tail.obstacles else f"If it is the head, say so with `head_node={label(node)!r}`."
             return f" The last linear operator is {candidate.describe()}.", choice
     return "", ""
 

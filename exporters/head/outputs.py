@@ -1,7 +1,7 @@
 """The outputs of an edited classifier: scores first, features last.
 
 scores    (batch, num_classes)  under the name that the original has for them
-...                             whatever else the original gives, as it was
+...                             the original's other outputs, unchanged
 features  (batch, feature_dim)  float32, if asked for
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from exporters.graph.edits import add_node, free_name, unused_name
+from exporters.graph.reading import shape_of
 from exporters.head.feature_matrix import add_feature_matrix
 from exporters.head.finding import HeadLocation, pattern_at
 from exporters.head.patterns import HeadPattern
@@ -35,12 +36,12 @@ def require_room_for_features(location: HeadLocation, model: ir.Model) -> None:
 
 
 def require_unused(values: Sequence[ir.Value], kind: str, names: Sequence[str]) -> None:
-    """Raise `IncompatibleError` if one of a model's inputs or outputs has a name that an export gives to others.
+    """Raise `IncompatibleError` if an input or output of a model has a name that an export needs.
 
     Args:
         values: All inputs, or all outputs.
-        kind: Which of the two, in a word.
-        names: What must be free.
+        kind: `input` or `output`.
+        names: Those that must be free.
     """
     for value in values:
         if value.name in names:
@@ -64,7 +65,6 @@ def add_features(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
         graph.outputs[:] = [*(output for output in graph.outputs if output is not pattern.features), pattern.features]
         return pattern.features
     features = add_feature_matrix(graph, pattern)
-    assert features.shape is not None
     free_name(graph, FEATURES)
     if features.dtype == ir.DataType.FLOAT and features.producer() is not None and not features.is_graph_output():
         features.name = FEATURES
@@ -77,7 +77,7 @@ def add_features(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
         [features],
         name=FEATURES,
         dtype=ir.DataType.FLOAT,
-        shape=features.shape,
+        shape=shape_of(features),
         attributes={"to": ir.DataType.FLOAT},
     )
     graph.outputs.append(output)
@@ -87,7 +87,7 @@ def add_features(graph: ir.Graph, pattern: HeadPattern) -> ir.Value:
 def put_scores_first(graph: ir.Graph, location: HeadLocation, logits: ir.Value) -> None:
     """Make the output with the scores the first one, and `(batch, n)`; `logits` if there is no such output.
 
-    What was no output is one in float32, whatever the model's precision: a device reads it.
+    Logits that were no output become one in float32, whatever the model's precision: a device reads them.
     """
     outputs = list(graph.outputs)
     scores = next((output for output in outputs if output.name == location.output_name), None)
@@ -127,29 +127,28 @@ def _in_float32(graph: ir.Graph, logits: ir.Value) -> ir.Value:
     """Return logits in float32 under their own name."""
     if logits.dtype == ir.DataType.FLOAT:
         return logits
-    assert logits.shape is not None
     name = str(logits.name)
     logits.name = unused_name(graph, f"{name}_narrow")
     to = int(ir.DataType.FLOAT)
     return add_node(
-        graph, "Cast", [logits], name=name, dtype=ir.DataType.FLOAT, shape=logits.shape, attributes={"to": to}
+        graph, "Cast", [logits], name=name, dtype=ir.DataType.FLOAT, shape=shape_of(logits), attributes={"to": to}
     )
 
 
 def _flattened(graph: ir.Graph, scores: ir.Value) -> ir.Value:
     """Return scores as `(batch, n)` under their own name; the axes that go have length 1."""
-    assert scores.shape is not None
-    if len(scores.shape) == 2:
+    batch, *rest = shape_of(scores)
+    if len(rest) == 1:
         return scores
     name = str(scores.name)
-    (num_classes,) = [dim for dim in list(scores.shape)[1:] if dim != 1] or [1]
+    (num_classes,) = [dim for dim in rest if dim != 1] or [1]
     flat = add_node(
         graph,
         "Flatten",
         [scores],
         name=name,
         dtype=scores.dtype,
-        shape=ir.Shape([scores.shape[0], num_classes]),
+        shape=ir.Shape([batch, num_classes]),
         attributes={"axis": 1},
     )
     scores.name, flat.name = flat.name, name

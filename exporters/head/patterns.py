@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.graph.class_axis import integers, label
 from exporters.graph.constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
-from exporters.head.affine_chain import FLOAT_TYPES, HeadChain, chain_affine, trace_chain
+from exporters.graph.reading import input_of, integers, label, shape_of
+from exporters.head.affine_chain import FLOAT_TYPES, AffineChain, scale_and_offset, trace_affine_chain
 from icis_deploy.head.head import rows_per_block
 
 Kind = Literal["gemm", "matmul", "conv", "cosine"]
@@ -27,39 +27,39 @@ class HeadPattern:
     """A linear operator that can be read as a head, with everything that belongs to it."""
 
     kind: Kind
-    """How the head computes."""
+    """Type of the linear operator, or `cosine` where its features have unit length."""
 
     node: ir.Node
     """The linear operator."""
 
     features: ir.Value
-    """What feeds it."""
+    """Its input: `(batch, feature_dim)`, or with the axes in `positions`."""
 
     weight: ir.Value
-    """Its weight, a constant."""
+    """Its weight, a constant of 2 dimensions, or of 4 with a kernel of 1x1."""
 
-    chain: HeadChain
-    """What belongs to the head after it."""
+    chain: AffineChain
+    """The nodes after it that keep its output affine in the features."""
 
     positions: tuple[int, ...]
     """Axes of `features` besides batch and feature; the rows apply to the mean over them."""
 
     num_classes: int
-    """Number of rows."""
+    """Number of rows, one per class."""
 
     feature_dim: int
     """Width of a row without its bias."""
 
     @property
     def logits(self) -> ir.Value:
-        """Where the logits leave the head."""
+        """The value where the logits leave the head."""
         return self.chain.logits
 
     @property
     def averages(self) -> bool:
         """Whether features stand at several positions, and are to be averaged."""
-        assert self.features.shape is not None
-        return any(self.features.shape[axis] != 1 for axis in self.positions)
+        shape = shape_of(self.features)
+        return any(shape[axis] != 1 for axis in self.positions)
 
     @property
     def is_quantized(self) -> bool:
@@ -69,7 +69,7 @@ class HeadPattern:
 
 
 def is_linear(node: ir.Node) -> bool:
-    """Say whether a node is of a type that can be a head, whatever it does."""
+    """Say whether a node is of a type that can be a head."""
     return node.op_type in _KINDS and node.domain in STANDARD_DOMAINS
 
 
@@ -79,20 +79,18 @@ def has_rows(node: ir.Node) -> bool:
 
 
 def match_head(node: ir.Node) -> HeadPattern | str:
-    """Read a linear operator as a head, or say why it is none."""
+    """Read a linear operator as a head, or return why it is none, as a clause."""
     refusal = _refusal(node)
     if refusal is not None:
         return refusal
-    features, weight = node.inputs[0], node.inputs[1]
-    assert features is not None
-    assert weight is not None
-    assert features.shape is not None
+    features, weight = input_of(node, 0), input_of(node, 1)
+    sizes = shape_of(features)
     num_classes, feature_dim = head_size(node)
-    rank = len(features.shape)
+    rank = len(sizes)
     feature_axis = 1 if node.op_type == "Conv" else rank - 1
-    chain = trace_chain(node, num_classes=num_classes, class_axis=feature_axis)
-    if chain.spread:
-        shape = ", ".join(str(size) for size in features.shape)
+    chain = trace_affine_chain(node, num_classes=num_classes, class_axis=feature_axis)
+    if chain.has_positions:
+        shape = ", ".join(str(size) for size in sizes)
         user = next((use.node for use in chain.logits.uses()), None)
         before = "" if user is None else f" before {label(user)} ({user.op_type})"
         return f"it is applied at every position of features of shape [{shape}], which nothing averages{before}"
@@ -109,7 +107,7 @@ def match_head(node: ir.Node) -> HeadPattern | str:
 
 
 def pattern_rows(pattern: HeadPattern) -> NDArray[np.float32]:
-    """Return a head's rows, with all that belongs to it folded in.
+    """Return a head's rows, with the scales and offsets after it folded in.
 
     Returns:
         `(num_classes, feature_dim + 1)` float32, read-only. Where there is nothing to fold, the initializers' own bits.
@@ -129,10 +127,10 @@ def pattern_row_blocks(pattern: HeadPattern) -> Iterator[NDArray[np.float32]]:
     Yields:
         `(block, feature_dim + 1)` float32.
     """
-    scale, offset = chain_affine(pattern.node, pattern.chain)
+    scale, offset = scale_and_offset(pattern.node, pattern.chain)
     columns = np.broadcast_to(scale.reshape(-1, 1), (pattern.num_classes, 1))
     biases = np.broadcast_to(offset.reshape(-1), (pattern.num_classes,))
-    # A weight that lies in a file is asked for with each block, so that what was read of it is let go of again.
+    # A weight in a file is mapped anew for each block, so that the pages that were read are released again.
     computed = None if pattern.weight.is_initializer() else oriented_weight(pattern.node)
     size = rows_per_block(pattern.feature_dim + 1)
     for start in range(0, pattern.num_classes, size):
@@ -149,15 +147,13 @@ def pattern_row_blocks(pattern: HeadPattern) -> Iterator[NDArray[np.float32]]:
 
 def head_size(node: ir.Node) -> tuple[int, int]:
     """Return a linear operator's `(num_classes, feature_dim)`."""
-    assert node.inputs[1] is not None
-    shape = constant_shape(node.inputs[1])
+    shape = constant_shape(input_of(node, 1))
     return (shape[0], shape[1]) if _has_rows_first(node) else (shape[1], shape[0])
 
 
 def oriented_weight(node: ir.Node) -> NDArray[Any]:
     """Return a linear operator's weight as `(num_classes, feature_dim)`, a view of it where it can be one."""
-    assert node.inputs[1] is not None
-    array = constant_array(node.inputs[1])
+    array = constant_array(input_of(node, 1))
     return array.reshape(array.shape[:2]) if _has_rows_first(node) else array.T
 
 
@@ -174,9 +170,7 @@ def _has_rows_first(node: ir.Node) -> bool:
 def _refusal(node: ir.Node) -> str | None:
     if not has_rows(node):
         return "its weight is not a constant" if not is_constant(node.inputs[1]) else "it does not depend on the input"
-    features, weight = node.inputs[0], node.inputs[1]
-    assert features is not None
-    assert weight is not None
+    features, weight = input_of(node, 0), input_of(node, 1)
     if features.shape is None:
         return "the shape of its features is unknown"
     if weight.dtype not in FLOAT_TYPES:
@@ -194,18 +188,14 @@ def _gemm_refusal(node: ir.Node) -> str | None:
 
 
 def _matmul_refusal(node: ir.Node) -> str | None:
-    features, weight = node.inputs[0], node.inputs[1]
-    assert features is not None
-    assert features.shape is not None
-    assert weight is not None
-    if len(constant_shape(weight)) != 2:
-        return f"its weight has shape {list(constant_shape(weight))}; expected 2 dimensions"
-    return "its features have no batch axis" if len(features.shape) < 2 else None
+    shape = constant_shape(input_of(node, 1))
+    if len(shape) != 2:
+        return f"its weight has shape {list(shape)}; expected 2 dimensions"
+    return "its features have no batch axis" if len(shape_of(input_of(node, 0))) < 2 else None
 
 
 def _conv_refusal(node: ir.Node) -> str | None:
-    assert node.inputs[1] is not None
-    kernel = constant_shape(node.inputs[1])[2:]
+    kernel = constant_shape(input_of(node, 1))[2:]
     if any(size != 1 for size in kernel):
         return f"its kernel is {'x'.join(str(size) for size in kernel)}; expected 1x1"
     if node.attributes.get_int("group", 1) != 1:
@@ -227,7 +217,7 @@ def is_unit_length(features: ir.Value) -> bool:
     """Say whether a value is another one divided by its own Euclidean length.
 
     Sources: ONNX LpNormalization with p = 2; Div by, or Mul with the reciprocal of, a ReduceL2 or the root of a sum of
-    squares, guarded against zero by Clip, Max or Add, as `torch.nn.functional.normalize` and its kin are exported.
+    squares, guarded against zero by Clip, Max or Add, as `torch.nn.functional.normalize` is exported.
     """
     node = features.producer()
     while node is not None and node.op_type in _SHAPE_ONLY | _SHAPE_ONLY_WITH_TARGET:
@@ -239,9 +229,7 @@ def is_unit_length(features: ir.Value) -> bool:
         return bool(node.attributes.get_int("p", 2) == 2)
     if node.op_type not in {"Div", "Mul"}:
         return False
-    first, second = node.inputs[0], node.inputs[1]
-    assert first is not None
-    assert second is not None
+    first, second = input_of(node, 0), input_of(node, 1)
     return _is_length_of(second, first) or (node.op_type == "Mul" and _is_length_of(first, second))
 
 

@@ -1,7 +1,7 @@
 """Put rows into a graph as the weight and bias of a Gemm, in the form that the head's own rows have.
 
 A quantized head stays quantized: its own rows keep their integers and their scales, bit for bit, and each new row gets
-a scale of its own. What cannot be kept so is stored as floats: a weight of another integer type than int8 and uint8,
+a scale of its own. Stored as floats are: a weight of another integer type than int8 and uint8,
 and a bias that does not fit into int32 at the scale that it must have.
 """
 
@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from exporters.graph.constants import constant_array, constant_nodes, constant_size
 from exporters.graph.edits import add_initializer, add_node, add_tensor, unused_name
-from exporters.head.affine_chain import chain_affine
+from exporters.graph.reading import input_of, shape_of
+from exporters.head.affine_chain import scale_and_offset
 from exporters.head.expanded_head import AnyHead
 from exporters.head.patterns import HeadPattern
 from icis_deploy.common.arrays import Float64
@@ -23,7 +24,7 @@ HEAD_BIAS = "head_bias"
 _INTEGERS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 _STEPS_PER_SIDE = 127
 _ROUNDING = 1e-3
-"""Share of a quantization step: a value that lies nearer to a whole number of steps was one."""
+"""Fraction of a quantization step: a value that is this close to a whole number of steps was stored as that."""
 
 
 def add_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead, features: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -33,7 +34,7 @@ def add_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead, features: ir.
         graph: Where to add them.
         pattern: The head that they replace.
         head: The rows.
-        features: What they will be multiplied with; their precision is the rows' precision.
+        features: What multiplies them; its precision becomes theirs.
 
     Returns:
         Weight `(num_classes, feature_dim)` and bias `(num_classes,)` for a Gemm with transB = 1.
@@ -65,8 +66,9 @@ def _row_scales(pattern: HeadPattern, head: AnyHead, stored: ir.Node) -> Float64
     """Return one step per row: the head's own where the row is a whole number of those, else one that spans the row."""
     largest = np.abs(head.weight).max(axis=1).astype(np.float64)
     own = np.where(largest > 0, largest, _STEPS_PER_SIDE) / _STEPS_PER_SIDE
-    assert stored.inputs[1] is not None
-    kept = np.abs(chain_affine(pattern.node, pattern.chain)[0]) * constant_array(stored.inputs[1]).astype(np.float64)
+    kept = np.abs(scale_and_offset(pattern.node, pattern.chain)[0]) * constant_array(input_of(stored, 1)).astype(
+        np.float64
+    )
     if kept.size not in {1, pattern.num_classes}:  # a step per feature, or per block of features
         return own
     num_own = min(pattern.num_classes, head.num_classes)
@@ -120,8 +122,6 @@ def _feature_scale(features: ir.Value) -> float | None:
 def _dequantized(
     graph: ir.Graph, inputs: list[ir.Value], *, name: str, features: ir.Value, before: ir.Node
 ) -> ir.Value:
-    shape = inputs[0].shape
-    assert shape is not None
     return add_node(
         graph,
         "DequantizeLinear",
@@ -129,6 +129,6 @@ def _dequantized(
         before=before,
         name=name,
         dtype=features.dtype,
-        shape=shape,
+        shape=shape_of(inputs[0]),
         attributes={"axis": 0},
     )

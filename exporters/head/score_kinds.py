@@ -1,7 +1,7 @@
-"""What a model's output holds: logits, or what its own last operators made of them.
+"""The kind of scores that a model gives: its logits, or what its own last operators make of them.
 
-A bundle keeps what follows the head, so that it can take the original's place. To compare two models whose outputs are
-probabilities, logarithms are taken: they differ from logits by one number per image only.
+A bundle keeps what follows the head, so that it can replace the original. To compare two models whose outputs are
+probabilities, logarithms are taken: these differ from logits by one number per image only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from icis_deploy.errors import ModelLoadError
 
 # Why: docs/decisions/0055.
 LEAST_LOG = -60.0
-"""Logarithm of a probability below which it is none: a softmax in float32 ends at -87, and what is compared is scaled
-to fewer classes after that."""
+"""Logarithm below which a probability counts as 0: a softmax in float32 underflows at -87, and probabilities are
+renormalised over fewer classes before they are compared."""
 
 _NEUTRAL = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _SCORE_KINDS = {
@@ -33,7 +33,7 @@ def score_kind(location: HeadLocation) -> str:
     """Return `logits`, `probabilities`, `log-probabilities` or `sigmoid`.
 
     Raises:
-        ModelLoadError: If something else follows the head, whose outputs cannot be compared.
+        ModelLoadError: If something else follows the head, so that outputs cannot be compared.
     """
     followed_by = tuple(op_type for op_type in location.followed_by if op_type not in _NEUTRAL)
     kind = _SCORE_KINDS.get(followed_by)
@@ -52,11 +52,11 @@ def score_kind(location: HeadLocation) -> str:
     return kind
 
 
-def comparable(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
+def comparable_from_scores(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
     """Return scores of one kind in the form in which they are compared, `(batch, num_classes)` float64.
 
-    Logits stay as they are; the others are brought to logarithms of probabilities over the classes that are there, so
-    that a softmax over more classes can be compared with one over fewer.
+    Logits and sigmoids stay as they are; others become logarithms of probabilities, renormalised over the given
+    classes, so that a softmax over more classes can be compared with one over fewer.
     """
     values = np.asarray(scores, dtype=np.float64)
     if kind in {"logits", "sigmoid"}:
@@ -66,8 +66,8 @@ def comparable(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
     return _log_probabilities(values, kind)
 
 
-def scores_of_logits(logits: Float64, kind: str) -> Float64:
-    """Return what a model of a kind makes of logits, in the form in which it is compared."""
+def comparable_from_logits(logits: Float64, kind: str) -> Float64:
+    """Return the scores that a model of one kind makes of logits, as `comparable_from_scores` returns them."""
     if kind == "sigmoid":
         return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))
     return logits if kind == "logits" else _log_probabilities(logits, kind)
@@ -79,7 +79,7 @@ def log_softmax(logits: Float64) -> Float64:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def probabilities_of(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
+def probabilities_from_scores(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
     """Return the probabilities that scores of one kind stand for, `(batch, num_classes)` float64."""
     values = np.asarray(scores, dtype=np.float64)
     if kind == "logits":
@@ -87,8 +87,11 @@ def probabilities_of(scores: NDArray[np.floating[Any]], kind: str) -> Float64:
     return np.exp(values) if kind == "log-probabilities" else values
 
 
-def compared_values(values: NDArray[np.floating[Any]], kind: str) -> Float64:
-    """Return what a device gives in the form in which it is compared: it gives logits, or logarithms of the others."""
+def comparable_from_device(values: NDArray[np.floating[Any]], kind: str) -> Float64:
+    """Return a device's values, as `comparable_from_scores` returns scores.
+
+    A device gives logits, or logarithms of other scores.
+    """
     logits = np.asarray(values, dtype=np.float64)
     if kind == "sigmoid":
         return np.asarray(np.exp(logits))
@@ -100,8 +103,8 @@ def _log_probabilities(logits: Float64, kind: str) -> Float64:
     return np.maximum(values, LEAST_LOG) if kind == "probabilities" else values
 
 
-def logits_of_scores(values: NDArray[np.floating[Any]], kind: str) -> Float64:
-    """Return the logits behind what a device gives, up to a number shared by an image's classes after a softmax.
+def logits_from_device(values: NDArray[np.floating[Any]], kind: str) -> Float64:
+    """Return the logits behind a device's values, up to a number shared by all classes of an image after a softmax.
 
     Those of a sigmoid are infinite where it has reached 0 or 1.
     """

@@ -12,44 +12,44 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph.class_axis import Carrier, Followed, follow, label
+from exporters.graph.class_axis import Carrier, Followed, follow
 from exporters.graph.constants import constant_array, is_constant
 from exporters.graph.edits import add_initializer
+from exporters.graph.reading import input_of, label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tail:
-    """Everything downstream of the logits, as one look at the graph found it."""
+    """Everything downstream of the logits, as one pass over the graph found it."""
 
     logits: ir.Value
-    """Where it begins."""
+    """The value, `(batch, num_classes)` or with further axes of length 1, where the logits leave the head."""
 
     num_classes: int
-    """Length of the class axis."""
+    """Length of the class axis, before it grows."""
 
     axes: dict[ir.Value, int | None] = field(default_factory=dict)
-    """Class axis of the logits and of each value after them; `None` where there is none any more, as after ArgMax."""
+    """Index of the class axis of the logits and of each value after them; `None` where it has gone, as after ArgMax."""
 
     nodes: list[ir.Node] = field(default_factory=list)
     """The nodes after the logits, in the graph's order."""
 
-    doubts: list[str] = field(default_factory=list)
-    """Operators that a classifier's logits are usually not followed by."""
+    warnings: list[str] = field(default_factory=list)
+    """Operators, with their names, that a classifier's logits are usually not followed by."""
 
-    blocks: list[str] = field(default_factory=list)
-    """Why no class can be added."""
+    obstacles: list[str] = field(default_factory=list)
+    """Why no class can be added, in words, in the graph's order."""
 
     def path_to(self, output: ir.Value) -> tuple[str, ...]:
         """Return the operators that the classes pass from the logits to an output, in the graph's order.
 
-        What only computes sizes or one number per image, for one of those operators, is not among them.
+        An operator that only computes sizes, or one number per image, for one of those is left out.
         """
         needed: set[ir.Node] = set()
         waiting = [output]
         while waiting:
             node = waiting.pop().producer()
-            if node in self.nodes and node not in needed:
-                assert node is not None
+            if node is not None and node in self.nodes and node not in needed:
                 needed.add(node)
                 waiting.extend(
                     source for source in node.inputs if source is not None and self.axes.get(source) is not None
@@ -69,10 +69,10 @@ def trace_tail(logits: ir.Value, class_axis: int, num_classes: int) -> Tail:
         followed = _follow(node, sources, tail)
         tail.nodes.append(node)
         tail.axes.update(dict.fromkeys(node.outputs, followed.axis))
-        if followed.doubt is not None:
-            tail.doubts.append(followed.doubt)
-        if followed.block is not None:
-            tail.blocks.append(followed.block)
+        if followed.warning is not None:
+            tail.warnings.append(followed.warning)
+        if followed.obstacle is not None:
+            tail.obstacles.append(followed.obstacle)
     return tail
 
 
@@ -82,9 +82,8 @@ def grow_tail(tail: Tail, num_classes: int) -> None:
         if axis is not None and value.shape is not None and value is not tail.logits:
             value.shape = resized(value.shape, axis, num_classes)
     for node in tail.nodes:
-        if node.op_type == "Reshape":
-            axis = tail.axes[node.outputs[0]]
-            assert axis is not None, "a reshape that loses the classes blocks"
+        axis = tail.axes[node.outputs[0]]
+        if node.op_type == "Reshape" and axis is not None:  # a Reshape that loses them is an obstacle
             _grow_reshape(node, axis, tail.num_classes, num_classes)
 
 
@@ -102,13 +101,13 @@ def _follow(node: ir.Node, sources: list[ir.Value], tail: Tail) -> Followed:
         if (axis := tail.axes[source]) is not None
     ]
     followed = follow(node, carriers)
-    if followed.block is None and _turns_round(node, carriers, tail):
-        return Followed(block=f"{label(node)} ({node.op_type}) turns the logits' order round: the lowest would win")
+    if followed.obstacle is None and _reverses_order(node, carriers, tail):
+        return Followed(obstacle=f"{label(node)} ({node.op_type}) reverses the logits' order: the lowest would win")
     return followed
 
 
-def _turns_round(node: ir.Node, carriers: list[Carrier], tail: Tail) -> bool:
-    """Say whether every logit passes this node, and the greatest comes out as the smallest."""
+def _reverses_order(node: ir.Node, carriers: list[Carrier], tail: Tail) -> bool:
+    """Say whether every logit passes through this node, and the greatest comes out as the smallest."""
     on_the_only_path = all(len(value.uses()) <= 1 for value in tail.axes)
     if not on_the_only_path or len(carriers) != 1:
         return False
@@ -127,27 +126,24 @@ def _grow_reshape(node: ir.Node, axis: int, old: int, new: int) -> None:
     The target is a constant, or several numbers joined by a Concat, of which those that are computed from the logits'
     own shape grow by themselves.
     """
-    target = node.inputs[1]
-    assert target is not None
+    target = input_of(node, 1)
     if is_constant(target):
         _grow_constant(node, 1, [axis], old, new)
         return
     joined = target.producer()
     if joined is not None and joined.op_type == "Concat":
         for index, part in enumerate(joined.inputs):
-            if is_constant(part):
-                assert part is not None
+            if part is not None and is_constant(part):
                 _grow_constant(joined, index, range(constant_array(part).size), old, new)
 
 
-def _grow_constant(node: ir.Node, index: int, places: list[int] | range, old: int, new: int) -> None:
-    source = node.inputs[index]
-    assert source is not None
+def _grow_constant(node: ir.Node, input_index: int, indices: list[int] | range, old: int, new: int) -> None:
+    source = input_of(node, input_index)
     array = np.array(constant_array(source))
-    named = [place for place in places if array.reshape(-1)[place] == old]
+    named = [index for index in indices if array.reshape(-1)[index] == old]
     if not named:
         return
     array.reshape(-1)[named] = new
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    node.replace_input_with(index, add_initializer(graph, f"{source.name}_grown", array))
+    node.replace_input_with(input_index, add_initializer(graph, f"{source.name}_grown", array))

@@ -1,5 +1,5 @@
 """Users' models.
 
-An ONNX file, an exported torch program or a factory becomes an ONNX graph, with the original beside it to compare
+An ONNX file, an exported torch program or a factory becomes an ONNX graph; the original is kept to compare
 with.
 """

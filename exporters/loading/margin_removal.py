@@ -1,9 +1,9 @@
-"""Take a training margin that reads labels out of an ONNX graph.
+"""Remove a training margin that reads labels from an ONNX graph.
 
-ArcFace, CosFace and their kin hold back the logit of the image's own class while they train: the exported graph then
-has labels as a second input, and no device has labels. The margin is taken out by saying that no class is the label:
-each mask that is made from the labels becomes the constant that it is for all other classes, and what that makes
-trivial (times one, plus zero, a choice that is always the same) is taken out as well.
+ArcFace, CosFace and similar losses lower the logit of the image's own class in training: the exported graph then
+has labels as a second input, and no device has labels. The margin is removed by assuming that no class is the label:
+each mask that is made from the labels becomes the constant that it is for all other classes, and operations that become
+trivial (times one, plus zero, a choice that is always the same) are removed as well.
 
 Sources: Deng et al. 2019 (ArcFace), Wang et al. 2018 (CosFace); ONNX OneHot, Equal, ScatterElements, ScatterND.
 """
@@ -11,15 +11,15 @@ Sources: Deng et al. 2019 (ArcFace), Wang et al. 2018 (CosFace); ONNX OneHot, Eq
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.graph.class_axis import label as name_of
 from exporters.graph.constants import constant_array, constant_size, is_constant
-from exporters.graph.edits import GraphPass, add_initializer, add_node, remove_unused, run_pass
+from exporters.graph.edits import add_initializer, add_node, remove_unused
+from exporters.graph.reading import graph_input, input_of, label
 from exporters.onnx_io.files import check_model
 from icis_deploy.errors import IncompatibleError, ModelLoadError
 
@@ -32,38 +32,44 @@ Feed = Mapping[str, NDArray[np.generic]]
 NamedRunner = Callable[[Feed, str], NDArray[np.generic]]
 
 
-def remove_margin(model: ir.Model, labels: str, images: str) -> ir.Model:
-    """Return a copy without the input `labels` and without what it does.
-
-    Args:
-        model: With two inputs.
-        labels: Name of the input that takes the labels.
-        images: Name of the other one.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveMarginPass(ir.passes.InPlacePass):
+    """Remove the input for labels, and its effect on the logits.
 
     Raises:
         ModelLoadError: If the labels are used for anything but a mask over the classes.
+        ExportError: If the edited graph is not valid.
     """
-    return run_pass(margin_removal_pass(labels, images), model).model
 
+    labels: str
+    """Name of the input that takes the labels."""
 
-def margin_removal_pass(labels: str, images: str) -> GraphPass:
-    """Return the pass of `remove_margin`."""
+    images: str
+    """Name of the input that takes the images."""
 
-    def call(model: ir.Model) -> bool:
+    def requires(self, model: ir.Model) -> None:
+        """Raise if one of the inputs is not there."""
+        for name in (self.labels, self.images):
+            graph_input(model.graph, name)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Remove the input in place."""
         graph = model.graph
-        label_input, image_input = (_input(graph, name) for name in (labels, images))
-        _ask_images_for_the_batch(graph, label_input, image_input)
-        makers = _mask_makers(label_input)
-        for maker in makers:
-            _replace(maker, _switched_off(graph, maker))
-        trivial = _simplify(graph, {value for maker in makers for value in maker.outputs})
-        remove_unused(graph, [*trivial, *makers])
-        if label_input.uses():
-            raise _refusal(labels, next(iter(label_input.uses())).node)
-        graph.inputs.remove(label_input)
-        return True
+        labels, images = graph_input(graph, self.labels), graph_input(graph, self.images)
+        _read_batch_size_from_images(graph, labels, images)
+        masks = _masks(labels)
+        for node, off in masks.items():
+            _replace(node, add_initializer(graph, _SWITCH, np.asarray(off)))
+        trivial = _simplify(graph, {value for node in masks for value in node.outputs})
+        remove_unused(graph, [*trivial, *masks])
+        if labels.uses():
+            raise _refusal(self.labels, next(iter(labels.uses())).node)
+        graph.inputs.remove(labels)
+        return ir.passes.PassResult(model, modified=True)
 
-    return GraphPass(requires=partial(_require_inputs, labels, images), call=call, ensures=check_model)
+    def ensures(self, model: ir.Model) -> None:
+        """Raise if the graph is not valid."""
+        check_model(model)
 
 
 def without_margin(run: NamedRunner, labels: str, images: str, dtype: np.dtype[np.generic]) -> NamedRunner:
@@ -75,7 +81,7 @@ def without_margin(run: NamedRunner, labels: str, images: str, dtype: np.dtype[n
         run: Runs the original model.
         labels: Name of the input that takes the labels.
         images: Name of the other one.
-        dtype: What the labels must be.
+        dtype: Type of the labels.
     """
 
     def run_without(feed: Feed, output: str) -> NDArray[np.generic]:
@@ -97,24 +103,9 @@ def without_margin(run: NamedRunner, labels: str, images: str, dtype: np.dtype[n
     return run_without
 
 
-def _require_inputs(labels: str, images: str, model: ir.Model) -> None:
-    for name in (labels, images):
-        _input(model.graph, name)
-
-
-def _input(graph: ir.Graph, name: str) -> ir.Value:
-    found = next((value for value in graph.inputs if value.name == name), None)
-    if found is None:
-        raise ModelLoadError(
-            f"The graph has no input {name!r}.",
-            expected=name,
-        )
-    return found
-
-
 def _refusal(labels: str, node: ir.Node) -> ModelLoadError:
     return ModelLoadError(
-        f"The input {labels!r} feeds {name_of(node)} ({node.op_type}), which is no mask over the classes, so the "
+        f"The input {labels!r} feeds {label(node)} ({node.op_type}), which is no mask over the classes, so the "
         f"margin cannot be taken out.",
         found=node.op_type,
         where=labels,
@@ -122,8 +113,8 @@ def _refusal(labels: str, node: ir.Node) -> ModelLoadError:
     )
 
 
-def _ask_images_for_the_batch(graph: ir.Graph, labels: ir.Value, images: ir.Value) -> None:
-    """Let the images say how many they are where the labels did: exporters take either, as both have one batch."""
+def _read_batch_size_from_images(graph: ir.Graph, labels: ir.Value, images: ir.Value) -> None:
+    """Read the batch size from the images where it is read from the labels: exporters use either."""
     shapes = [node for node, _ in labels.uses() if node.op_type == "Shape" and not node.attributes.get_int("start", 0)]
     if not shapes or labels.shape is None or len(labels.shape) != 1:
         return
@@ -146,31 +137,41 @@ def _ask_images_for_the_batch(graph: ir.Graph, labels: ir.Value, images: ir.Valu
         remove_unused(graph, [node])
 
 
-def _mask_makers(labels: ir.Value) -> list[ir.Node]:
-    """Return the nodes that turn labels into one value per class."""
-    makers: dict[ir.Node, None] = {}
+def _masks(labels: ir.Value) -> dict[ir.Node, NDArray[np.generic]]:
+    """Return the nodes that turn labels into one value per class, each with what it gives a class that is no label."""
+    masks: dict[ir.Node, NDArray[np.generic]] = {}
     waiting = [labels]
     while waiting:
         for node, index in waiting.pop().uses():
-            if _makes_mask(node, index):
-                makers.setdefault(node)
+            off = _off_value(node, index)
+            if off is not None:
+                masks.setdefault(node, off)
             elif node.op_type in _MOVES_LABELS:
                 waiting.extend(node.outputs)
-            elif node.op_type != "Shape":  # the shape of the labels can only be that of what a mask is filled with
+            elif node.op_type != "Shape":  # the shape of the labels is only used for that of a mask
                 raise _refusal(str(labels.name), node)
-    return list(makers)
+    return masks
 
 
-def _makes_mask(node: ir.Node, index: int) -> bool:
-    if node.op_type == "Equal":
-        return is_constant(node.inputs[1 - index])
-    if node.op_type == "OneHot":
-        return index == 0 and is_constant(node.inputs[2])
-    return node.op_type in {"ScatterElements", "ScatterND"} and index == 1 and _fill(node.inputs[0]) is not None
+def _off_value(node: ir.Node, index: int) -> NDArray[np.generic] | None:
+    """Return what a mask is for every class that is not the label, as `()`; `None` if the node makes no mask.
+
+    Args:
+        node: Takes labels.
+        index: As which of its inputs.
+    """
+    if node.op_type == "Equal" and is_constant(node.inputs[1 - index]):
+        return np.zeros((), dtype=np.bool_)
+    if node.op_type == "OneHot" and index == 0 and is_constant(node.inputs[2]):
+        off: NDArray[np.generic] = constant_array(input_of(node, 2)).reshape(-1)[0].reshape(())
+        return off
+    if node.op_type in {"ScatterElements", "ScatterND"} and index == 1:
+        return _fill(node.inputs[0])
+    return None
 
 
 def _fill(value: ir.Value | None) -> NDArray[np.generic] | None:
-    """Return the one number that a value is full of, whatever its shape; `None` if there is no such number."""
+    """Return the number that all elements of a value are, as `()`; `None` if they differ or are not constant."""
     node = None if value is None else value.producer()
     if node is not None and node.op_type == "Expand" and is_constant(node.inputs[0]):
         return _fill(node.inputs[0])
@@ -183,21 +184,8 @@ def _fill(value: ir.Value | None) -> NDArray[np.generic] | None:
     return array[0].reshape(()) if array.size and (array == array[0]).all() else None
 
 
-def _switched_off(graph: ir.Graph, maker: ir.Node) -> ir.Value:
-    """Add what a mask is for every class that is not the label."""
-    if maker.op_type == "Equal":
-        off: NDArray[np.generic] | None = np.zeros((), dtype=np.bool_)
-    elif maker.op_type == "OneHot":
-        assert maker.inputs[2] is not None
-        off = constant_array(maker.inputs[2]).reshape(-1)[0].reshape(())
-    else:
-        off = _fill(maker.inputs[0])
-    assert off is not None
-    return add_initializer(graph, _SWITCH, np.asarray(off))
-
-
 def _simplify(graph: ir.Graph, changed: set[ir.Value]) -> list[ir.Node]:
-    """Take out what has become trivial after values became constant; return the nodes that are left over."""
+    """Bypass nodes that became trivial after values became constant; return those."""
     trivial = []
     for node in list(graph):
         sources = [source for source in node.inputs if source is not None]
@@ -230,7 +218,7 @@ def _simplified(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
 
 
 def _cosine_of_angle(angle: ir.Value) -> ir.Value | None:
-    """Return the cosine whose angle a value is; a Clip that only keeps the angle defined goes with it."""
+    """Return the cosine whose angle a value is, without the Clip that only keeps the angle defined."""
     acos = angle.producer()
     cosine = acos.inputs[0] if acos is not None and acos.op_type == "Acos" else None
     clip = None if cosine is None else cosine.producer()
@@ -238,7 +226,7 @@ def _cosine_of_angle(angle: ir.Value) -> ir.Value | None:
 
 
 def _without_neutral(op_type: str, inputs: list[ir.Value], numbers: list[float | None]) -> ir.Value | None:
-    """Return what is left of a sum or product with a term that changes nothing, or with a factor of zero."""
+    """Return the value of a sum or product with a neutral term, or with a factor of zero; `None` if it has neither."""
     (left, right), (left_number, right_number) = inputs, numbers
     commutes = op_type in {"Add", "Mul"}
     if right_number == _NEUTRAL[op_type]:

@@ -1,7 +1,7 @@
-"""Load the user's model, whatever it comes as: an ONNX file, a torch.export program, or a factory with weights.
+"""Load the user's model: an ONNX file, a torch.export program, or a factory with weights.
 
-All head work happens on the ONNX graph, so a torch model is exported here, once. What the user had is kept beside it
-and can still be run in its own runtime: an export is compared with that, never with another export.
+All head work happens on the ONNX graph, so a torch model is exported here, once. The user's own model is
+kept and can still be run in its own runtime: an export is compared with that, never with another export.
 """
 
 # Why: docs/decisions/0001.
@@ -17,8 +17,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.head.topk_output import without_top
-from exporters.loading.margin_removal import Feed, NamedRunner, remove_margin, without_margin
+from exporters.graph.edits import apply_passes
+from exporters.head.topk_output import RemoveTopKPass
+from exporters.loading.margin_removal import Feed, NamedRunner, RemoveMarginPass, without_margin
 from exporters.loading.original import OriginalOnnx
 from exporters.onnx_io.files import first_line, load_onnx_file
 from icis_deploy.errors import (
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
     from exporters.loading.torch_modules import Runner
 
 Source = Literal["onnx", "pt2", "factory"]
-Original = Callable[[NDArray[np.generic], str], NDArray[np.generic]]
 _LABEL_TYPES = frozenset({ir.DataType.INT32, ir.DataType.INT64})
+Original = Callable[[NDArray[np.generic], str], NDArray[np.generic]]
 
 
-def _keep() -> None:
-    """Let go of nothing: a torch model is the user's."""
+def _release_nothing() -> None:
+    """Do nothing: a torch model belongs to the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +55,10 @@ class LoadedModel:
     """The ONNX graph; not to be edited: head surgery returns edited copies."""
 
     source: Source
-    """What it was loaded from."""
+    """The kind of file or object that it was loaded from."""
 
     spec: str
-    """What the user gave."""
+    """The path or import path that it was loaded from, as given."""
 
     input_name: str
     """Name of the graph input that takes the images."""
@@ -66,13 +67,19 @@ class LoadedModel:
     """Shape of that input, batch first; a name, such as `"batch"`, stands for any size."""
 
     input_dtype: np.dtype[np.generic]
-    """What the model itself takes; `original_logits` converts to it."""
+    """Type of that input; `original_logits` converts to it."""
 
     original: Original = field(repr=False)
-    """Runs the original model: images of `input_dtype` and the name of an output in, that output out."""
+    """Runs the original model on images of `input_dtype`, and returns the output of the given name."""
 
-    release: Callable[[], None] = field(repr=False, default=_keep)
-    """Lets go of what the original holds between runs; the next run takes it up again."""
+    release: Callable[[], None] = field(repr=False, default=_release_nothing)
+    """Releases the sessions and weights that the original holds between runs; the next run loads them again."""
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """Batch size of a model that takes no other; `None` for one that takes any."""
+        size = self.input_shape[0]
+        return size if isinstance(size, int) else None
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -80,7 +87,7 @@ class LoadedModel:
         return tuple(str(value.name) for value in self.model.graph.outputs)
 
     def original_logits(self, images: NDArray[np.floating[Any]], output: str | None = None) -> NDArray[np.float32]:
-        """Run the original model in its original runtime: the file as it is in ONNX Runtime, or torch.
+        """Run the original model in its own runtime: the user's file in ONNX Runtime, or torch.
 
         Args:
             images: `(batch, ...)` as the input has it. A model with a fixed batch is run in pieces of that size.
@@ -98,11 +105,10 @@ class LoadedModel:
         _check_images(images, self.input_shape)
         name = self.output_names[0] if output is None else output
         converted = np.ascontiguousarray(images, dtype=self.input_dtype)
-        fixed = self.input_shape[0]
-        size = fixed if isinstance(fixed, int) else len(converted)
+        size = self.fixed_batch or len(converted)
         pieces = [self._run(converted[start : start + size], size, name) for start in range(0, len(converted), size)]
         scores = np.concatenate(pieces).astype(np.float32)
-        return scores.reshape(len(scores), -1)  # what a 1x1 convolution gives has axes of length 1 beside the classes
+        return scores.reshape(len(scores), -1)  # a 1x1 convolution gives axes of length 1 besides the classes
 
     def _run(self, images: NDArray[np.generic], size: int, output: str) -> NDArray[np.generic]:
         missing = size - len(images)
@@ -119,6 +125,16 @@ class LoadedModel:
             ) from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LabelInput:
+    """The input of a model with a training margin that takes one label per image, `(batch,)`."""
+
+    name: str
+
+    dtype: np.dtype[np.generic]
+    """int32 or int64."""
+
+
 def load_model(spec: str, weights: Path | None = None, input_shape: tuple[int, ...] | None = None) -> LoadedModel:
     """Load a model and, where it comes from torch, export it to ONNX.
 
@@ -128,7 +144,7 @@ def load_model(spec: str, weights: Path | None = None, input_shape: tuple[int, .
         input_shape: Shape of one image, such as `(3, 224, 224)`, where the model does not state it.
 
     Raises:
-        UsageError: If the arguments do not go together.
+        UsageError: If the arguments contradict each other.
         ModelLoadError: If the model cannot be loaded, or has not exactly one input.
         ExportError: If torch cannot convert it.
         MissingDependencyError: If torch is needed and not installed.
@@ -180,7 +196,7 @@ def parse_input_shape(text: str) -> tuple[int, ...]:
 
 
 def _load_onnx(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:
-    model, original = without_top(load_onnx_file(Path(spec))), OriginalOnnx(Path(spec))
+    model, original = apply_passes(load_onnx_file(Path(spec)), RemoveTopKPass()), OriginalOnnx(Path(spec))
     loaded = _loaded(model, source="onnx", spec=spec, image_shape=input_shape, run=original)
     return replace(loaded, release=original.release)
 
@@ -223,9 +239,8 @@ def _loaded(
 ) -> LoadedModel:
     images, labels = _inputs_of(model, spec=spec)
     if labels is not None:
-        assert labels.dtype is not None
-        run = without_margin(run, str(labels.name), str(images.name), np.dtype(labels.dtype.numpy()))
-        model = remove_margin(model, str(labels.name), str(images.name))
+        run = without_margin(run, labels.name, str(images.name), labels.dtype)
+        model = apply_passes(model, RemoveMarginPass(labels=labels.name, images=str(images.name)))
     if images.shape is None or len(images.shape) < 2 or images.dtype is None:
         raise ModelLoadError(
             f"{spec} does not state the shape of its input {images.name!r}.",
@@ -247,14 +262,14 @@ def _loaded(
     )
 
 
-def _inputs_of(model: ir.Model, *, spec: str) -> tuple[ir.Value, ir.Value | None]:
+def _inputs_of(model: ir.Model, *, spec: str) -> tuple[ir.Value, _LabelInput | None]:
     """Return the input for images, and the one for labels if a margin has been left in."""
     inputs = [value for value in model.graph.inputs if not value.is_initializer()]
     if len(inputs) == 1:
         return inputs[0], None
-    labels = [value for value in inputs if value.dtype in _LABEL_TYPES and value.shape is not None]
-    if len(inputs) == 2 and len(labels) == 1 and len(labels[0].shape or ()) == 1:
-        return next(value for value in inputs if value is not labels[0]), labels[0]
+    integers = [value for value in inputs if value.dtype in _LABEL_TYPES and value.shape is not None]
+    if len(inputs) == 2 and len(integers) == 1 and (labels := _label_input(integers[0])) is not None:
+        return next(value for value in inputs if value is not integers[0]), labels
     names = ", ".join(str(value.name) for value in inputs) or "none"
     raise ModelLoadError(
         f"{spec} has {len(inputs)} inputs ({names}); expected one, for the images.",
@@ -265,10 +280,17 @@ def _inputs_of(model: ir.Model, *, spec: str) -> tuple[ir.Value, ir.Value | None
     )
 
 
+def _label_input(value: ir.Value) -> _LabelInput | None:
+    """Return an input as one for labels; `None` if it does not take one number per image."""
+    if value.dtype is None or value.shape is None or len(value.shape) != 1:
+        return None
+    return _LabelInput(name=str(value.name), dtype=np.dtype(value.dtype.numpy()))
+
+
 def _with_image_shape(
     stated: tuple[int | str, ...], image_shape: tuple[int, ...] | None, *, spec: str
 ) -> tuple[int | str, ...]:
-    """Put the sizes that the user gave where the model leaves them open."""
+    """Replace the sizes that the model leaves open by those that the user gave."""
     if image_shape is None:
         return stated
     given = (stated[0], *image_shape)
@@ -287,7 +309,7 @@ def _with_image_shape(
 
 
 def _named(run: Runner, model: ir.Model) -> NamedRunner:
-    """Return a runner that knows a torch model's inputs and outputs by the names that they have in its ONNX export."""
+    """Return a runner that takes and gives a torch model's values by their names in its ONNX export."""
     inputs = [str(value.name) for value in model.graph.inputs]
     outputs = [str(value.name) for value in model.graph.outputs]
 

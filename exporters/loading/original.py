@@ -1,4 +1,4 @@
-"""Run the user's ONNX file as it is, in ONNX Runtime."""
+"""Run the user's ONNX file, unchanged, in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from icis_deploy.runtime.sessions.onnxruntime_session import session_options
 
 
 class OriginalOnnx:
-    """A file that can be run: inputs by name and the name of a value in, that value out.
+    """An ONNX file that can be run: takes inputs by name and the name of a value, and returns that value.
 
     A session is made at the first call, and another one for each value that is no output of the file.
     """
@@ -33,7 +33,7 @@ class OriginalOnnx:
         return np.asarray(array)
 
     def release(self) -> None:
-        """Let go of the sessions: each holds all weights of the model."""
+        """Release the sessions: each holds all weights of the model."""
         self._sessions.clear()
 
     def _session_with(self, output: str | None) -> Any:
@@ -44,9 +44,9 @@ class OriginalOnnx:
 
 
 def _with_output(path: Path, output: str) -> bytes:
-    """Return the bytes of a model with one more output, nothing else changed; weights beside it stay there.
+    """Return the bytes of a model with one more output, nothing else changed; external weights stay in their files.
 
-    With them it may be more than a protobuf holds.
+    With them it may exceed what a protobuf holds.
     """
     import onnx
 

@@ -3,7 +3,7 @@
 Rules:
 
 1. A program whose tensors are stored as pickles is refused before torch reads it. torch also runs the guards that a
-   program carries, so a `.pt2` deserves the trust that the code it was made from does, and no less.
+   program carries, so a `.pt2` has to be trusted as much as the code that it was made from.
 2. torch's notes on where each node came from hold this machine's paths and source lines: they are dropped.
 """
 
@@ -52,7 +52,7 @@ def load_program(path: Path) -> ExportedProgram:
     try:
         with quiet_torch():
             program: ExportedProgram = torch.export.load(path)
-    except Exception as error:  # zipfile, json and torch's own types, according to where the file is broken
+    except Exception as error:  # zipfile, json and torch's own types, depending on where the file is broken
         raise ModelLoadError(
             f"{path} is not a torch.export program that torch {torch.__version__} can read: {first_line(error)}.",
             found=first_line(error),
@@ -178,7 +178,7 @@ def _read_capped(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _check_sample_inputs(samples: list[bytes], path: Path) -> None:
-    """Raise if sample inputs are not plain tensors: where they are not, torch would unpickle them without care."""
+    """Raise if sample inputs are not plain tensors: torch would unpickle others without checks."""
     import io
 
     torch = import_torch()

@@ -1,4 +1,4 @@
-"""torch modules as users have them: a factory and its weights, and how to run one.
+"""Users' torch modules: built by a factory, with weights from a file, and run.
 
 Here and in torch_export torch is imported, and only when a function is called: an ONNX model needs none of it.
 """
@@ -95,7 +95,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             with quiet_torch():
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors', zipfile's, pickle's and torch's own types
-        # torch's own words advise to read the file without `weights_only`, which would run whatever code is in it.
+        # torch's own message advises to read the file without `weights_only`, which would run whatever code is in it.
         reason = first_line(error) if path.suffix == ".safetensors" else type(error).__name__
         raise ModelLoadError(
             f"{path} cannot be read as weights ({reason}). Expected a .safetensors file, or a .pth file with nothing "
@@ -195,7 +195,7 @@ def _imported(factory: str) -> Callable[[], object]:
             expected="package.module:function",
         )
     here = str(Path.cwd())
-    sys.path.insert(0, here)  # a console script does not have it, and a user's own model file lies there
+    sys.path.insert(0, here)  # a console script lacks the current folder, where a user's own model file is
     try:
         with quiet_torch():
             found: Any = importlib.import_module(module_name)
@@ -261,6 +261,6 @@ def _tied_names(state: Mapping[str, Tensor]) -> list[list[str]]:
     names: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in state.items():
         if tensor.numel():
-            place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-            names.setdefault(place, []).append(name)
+            storage = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            names.setdefault(storage, []).append(name)
     return [each for each in names.values() if len(each) > 1]

@@ -2,10 +2,10 @@
 
 Rules:
 
-1. A file that the ONNX checker refuses is refused; nothing tries to mend it.
+1. A file that the ONNX checker refuses is refused; nothing tries to repair it.
 2. What is loaded is brought to one form: no local functions, no initializer listed as an input by IR 3's rule, opset 13
    or newer, shapes inferred. The caller's file is never changed.
-3. A model is written as one file; over protobuf's 2 GiB its large tensors go beside it as `<name>.data`.
+3. A model is written as one file; over protobuf's 2 GiB its large tensors go into `<name>.data`.
 4. Large weights are not in memory for being read or written: they stay in their file until something uses them.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from exporters.onnx_io.shape_inference import infer_shapes
-from exporters.onnx_io.streaming import leave_external_weights, model_chunks, read_model, weights_in_memory
+from exporters.onnx_io.streaming import make_external_weights_lazy, model_chunks, read_model, weights_in_memory
 from icis_deploy.common.files import write_file
 from icis_deploy.errors import ExportError, ModelLoadError, StorageError
 
@@ -36,7 +36,7 @@ OVERRIDABLE_IR_VERSION = 4
 
 MAX_PROTOBUF_BYTES = 2**31 - 1
 _GRAPH_BYTES = 64 << 20
-"""Room that a protobuf needs besides its tensors: no graph of nodes, names and shapes comes near this."""
+"""Size that a protobuf may need besides its tensors: no graph of nodes, names and shapes comes near it."""
 
 _MIN_EXTERNAL_BYTES = 1024
 """Smaller tensors stay in the graph, where shape inference can read them."""
@@ -68,7 +68,7 @@ def load_onnx_file(path: Path) -> ir.Model:
         )
     try:
         model = read_model(path)
-    except Exception as error:  # protobuf's, onnx-ir's and our own types, according to where the file is broken
+    except Exception as error:  # protobuf's, onnx-ir's and our own types, depending on where the file is broken
         raise ModelLoadError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as ONNX: {first_line(error)}.",
             found=first_line(error),
@@ -115,7 +115,7 @@ def load_initializers(path: Path, names: Sequence[str]) -> tuple[NDArray[Any], .
 
 
 def normalized(model: ir.Model, *, where: str) -> ir.Model:
-    """Bring a valid model to the one form that head surgery works on, in place where it can be.
+    """Bring a valid model to the one form that head surgery works on, in place where possible.
 
     Inputs may have defaults in it (IR 4 and newer), as slots do.
 
@@ -133,7 +133,7 @@ def normalized(model: ir.Model, *, where: str) -> ir.Model:
         common.RemoveInitializersFromInputsPass()(model)
         model.ir_version = 10
     for node in model.graph.all_nodes():
-        node.name = node.name or node.outputs[0].name  # what a viewer shows of a node without a name
+        node.name = node.name or node.outputs[0].name  # as viewers label a node without a name
     common.NameFixPass()(model)
     infer_shapes(model)
     return model
@@ -155,7 +155,7 @@ def check_model(model: ir.Model) -> None:
 
 
 def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
-    """Write a model to `path`, with `<name>.data` beside it only if it does not fit into one protobuf.
+    """Write a model to `path`, with its weights in `<name>.data` only if it does not fit into one protobuf.
 
     Returns:
         The files that were written.
@@ -169,7 +169,7 @@ def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
     weights = path.with_name(f"{path.name}.data")
     try:
         ir.save(model, path, external_data=weights.name, size_threshold_bytes=_MIN_EXTERNAL_BYTES)
-        weights.chmod(0o644)  # a device's user is not the one who exported
+        weights.chmod(0o644)  # a device's user is another one than who exported
     except OSError as error:
         raise StorageError(
             f"Could not write {path}: {error.strerror or error}.",
@@ -181,7 +181,7 @@ def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
 
 
 def serialize_model(model: ir.Model) -> bytes:
-    """Return the bytes of a model as one protobuf, with external weights taken in.
+    """Return the bytes of a model as one protobuf, external weights included.
 
     Raises:
         ExportError: If it is larger than the 2 GiB that protobuf can hold.
@@ -235,7 +235,7 @@ def _check_external_weights(model: ir.Model, path: Path) -> None:
                 ) from error
             if tensor.nbytes < _MIN_EXTERNAL_BYTES:
                 value.const_value = ir.Tensor(np.array(array), dtype=tensor.dtype, name=tensor.name)
-    leave_external_weights(model)
+    make_external_weights_lazy(model)
 
 
 def _with_current_opset(model: ir.Model, *, where: str) -> ir.Model:

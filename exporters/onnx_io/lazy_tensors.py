@@ -1,8 +1,7 @@
-"""Tensors that are not in memory: parts of a file, or values that are made when they are asked for, piece by piece.
+"""Tensors that are not in memory: parts of a file, or values that are computed when they are read, piece by piece.
 
 A head of 100,000 classes is half a gigabyte. Read, expanded, serialized and written as arrays, it would be in memory
-four times. So weights that lie in a file stay there until something computes with them, and new ones are written in
-pieces.
+four times. So weights in a file stay there until something computes with them, and new ones are written in pieces.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 PIECE_BYTES = 16 << 20
-"""What is held of a streamed tensor at once."""
+"""Size of the piece of a lazy tensor that is in memory at once."""
 
 Pieces = Callable[[], Iterator[NDArray[Any]]]
 
 
-class StreamedTensor:
-    """A tensor that is the concatenation of pieces along its first axis, each made when it is its turn.
+class LazyTensor:
+    """A tensor that is the concatenation of pieces along its first axis, each computed when it is read.
 
-    It is what onnx-ir asks of a tensor (`onnx_ir.TensorProtocol`), and keeps nothing.
+    It implements `onnx_ir.TensorProtocol`, and holds no data.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class StreamedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Number of bytes; an element of a streamed tensor has whole ones."""
+        """Number of bytes; an element of a lazy tensor has whole ones."""
         return self.size * self.dtype.bitwidth // 8
 
     def numpy(self) -> NDArray[Any]:
@@ -75,11 +74,11 @@ class StreamedTensor:
 
     def __dlpack__(self, *, stream: Any = None) -> Any:
         """Refuse: there is no memory to share."""
-        raise BufferError("A streamed tensor has no memory to share; ask for numpy().")
+        raise BufferError("A lazy tensor has no memory to share; ask for numpy().")
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """Refuse: there is no memory to share."""
-        raise BufferError("A streamed tensor has no memory to share; ask for numpy().")
+        raise BufferError("A lazy tensor has no memory to share; ask for numpy().")
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the tensor's bytes in order, little-endian, a piece at a time."""
@@ -96,7 +95,7 @@ class StreamedTensor:
 
 
 class OpenFile:
-    """A file that stays the one it was: what is moved over its path later is another one."""
+    """An open file: what is moved over its path later does not change it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,7 +111,7 @@ class OpenFile:
     def view(self, offset: int, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
         """Return `(count,)` elements from `offset` on, read-only.
 
-        They are read from the disk as they are used, and are out of memory again when the array is gone.
+        They are read from the disk as they are used, and released when the array is.
 
         Raises:
             ValueError: If the file ends before that.
@@ -127,15 +126,13 @@ class OpenFile:
         return np.frombuffer(mapped, dtype=dtype.newbyteorder("<"), count=count, offset=offset - start)
 
 
-def tensor_in_file(
-    file: OpenFile, offset: int, *, dtype: ir.DataType, shape: tuple[int, ...], name: str
-) -> StreamedTensor:
-    """Return a tensor that stays where it is in a file.
+def tensor_in_file(file: OpenFile, offset: int, *, dtype: ir.DataType, shape: tuple[int, ...], name: str) -> LazyTensor:
+    """Return a tensor whose data stay in a file.
 
     Args:
         file: The file.
-        offset: Where in it the tensor starts.
-        dtype: Of whole bytes.
+        offset: Position of the tensor in the file, in bytes.
+        dtype: A type of whole bytes.
         shape: Its shape.
         name: Its name.
     """
@@ -147,14 +144,14 @@ def tensor_in_file(
         for start in range(0, count, step):
             yield file.view(offset + start * element.itemsize, element, min(step, count - start))
 
-    return StreamedTensor(
+    return LazyTensor(
         pieces, dtype=dtype, shape=shape, name=name, whole=lambda: file.view(offset, element, count).reshape(shape)
     )
 
 
 def chunks_of(tensor: ir.TensorProtocol) -> Iterator[bytes]:
-    """Yield the bytes of any tensor, in pieces where it can be."""
-    if isinstance(tensor, StreamedTensor):
+    """Yield the bytes of any tensor, of a lazy one in pieces."""
+    if isinstance(tensor, LazyTensor):
         yield from tensor.chunks()
     else:
         yield tensor.tobytes()

@@ -1,4 +1,4 @@
-"""Shapes of values in an ONNX graph, as far as they can be told without running it.
+"""Shapes of values in an ONNX graph, as far as they can be derived without running it.
 
 ONNX's own inference leaves open what classifiers are full of: `x.view(len(x), -1)`, a Reshape to a target that is
 computed in the graph. Where that feeds a linear operator, the weight says how wide it is.
@@ -27,10 +27,10 @@ def infer_shapes(model: ir.Model) -> None:
         inference(model)
         matrices = [node for node in model.graph if node.op_type == "Gemm" and _of_unknown_shape(node.inputs[0])]
         for node in model.graph:
-            place = _place_of_width(node)
-            if place is not None:
-                _state_width(node, *place)
-        if matrices:  # what follows them can be told now
+            axes = _width_axes(node)
+            if axes is not None:
+                _state_width(node, *axes)
+        if matrices:  # what follows them can be derived now
             inference(model)
 
 
@@ -46,7 +46,7 @@ def _targets_read(model: ir.Model) -> Iterator[None]:
         imports.update(stated)
 
 
-def _place_of_width(node: ir.Node) -> tuple[int, int] | None:
+def _width_axes(node: ir.Node) -> tuple[int, int] | None:
     """Return on which axis of what it takes, and of its weight, a linear operator has as many features."""
     if node.domain not in {"", "ai.onnx"}:
         return None

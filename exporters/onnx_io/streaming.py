@@ -1,4 +1,4 @@
-"""Read and write ONNX models without their large weights in memory; see `onnx_wire.py` for the bytes."""
+"""Read and write ONNX models without their large weights in memory; see `wire_format.py` for the bytes."""
 
 # Why: docs/decisions/0028.
 
@@ -16,15 +16,15 @@ import onnx_ir as ir
 from exporters.onnx_io.lazy_tensors import OpenFile, chunks_of, tensor_in_file
 from exporters.onnx_io.wire_format import Buffer, with_weights, without_weights
 
-MIN_STREAMED_BYTES = 1 << 20
-"""Smaller weights are read at once."""
+MIN_LAZY_BYTES = 1 << 20
+"""Size from which a weight stays in its file; smaller ones are read at once."""
 
 
 def read_model(path: Path) -> ir.Model:
     """Read a model; its large weights stay in the file.
 
     Raises:
-        ValueError, Exception: Ours, protobuf's and onnx-ir's own types, according to where the file is broken.
+        ValueError, Exception: Ours, protobuf's and onnx-ir's own types, depending on where the file is broken.
     """
     import onnx
 
@@ -32,21 +32,23 @@ def read_model(path: Path) -> ir.Model:
         if not os.fstat(file.fileno()).st_size:
             raise ValueError("the file is empty")
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        stripped, runs = without_weights(data, min_bytes=MIN_STREAMED_BYTES)
+        stripped, runs = without_weights(data, min_bytes=MIN_LAZY_BYTES)
     model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(stripped))
     ir.external_data.set_base_dir(model.graph, path.parent)
     source = OpenFile(path)
     for name, run in runs.items():
         value = model.graph.initializers[name]
-        assert value.const_value is not None
-        value.const_value = _tensor_at(source, run.offset, value.const_value)
-        if value.const_value.nbytes != run.length:
-            raise ValueError(f"the weight {name!r} has {run.length} bytes; its shape needs {value.const_value.nbytes}")
+        if value.const_value is None:
+            raise ValueError(f"the weight {name!r} has no type and shape")
+        tensor = _tensor_at(source, run.offset, value.const_value)
+        if tensor.nbytes != run.length:
+            raise ValueError(f"the weight {name!r} has {run.length} bytes; its shape needs {tensor.nbytes}")
+        value.const_value = tensor
     return model
 
 
-def leave_external_weights(model: ir.Model) -> None:
-    """Let the large external weights of a model stay in their files, each mapped only while something reads it.
+def make_external_weights_lazy(model: ir.Model) -> None:
+    """Let the large external weights of a model stay in their files, each mapped only while it is read.
 
     Args:
         model: Whose external files are known to be readable and inside the model's folder.
@@ -55,7 +57,7 @@ def leave_external_weights(model: ir.Model) -> None:
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and _is_streamed(tensor):
+            if isinstance(tensor, ir.ExternalTensor) and _can_stay_in_file(tensor):
                 path = os.fspath(tensor.path)
                 files[path] = files.get(path) or OpenFile(Path(path))
                 value.const_value = _tensor_at(files[path], tensor.offset or 0, tensor)
@@ -70,7 +72,7 @@ def model_chunks(model: ir.Model) -> Iterator[Buffer]:
     large = {
         str(value.name): value.const_value
         for value in model.graph.initializers.values()
-        if value.const_value is not None and _is_streamed(value.const_value)
+        if value.const_value is not None and _can_stay_in_file(value.const_value)
     }
     with weights_in_memory(model), _placeholders(model, large):
         data = ir.to_proto(model).SerializeToString()
@@ -94,7 +96,7 @@ def weights_in_memory(model: ir.Model) -> Iterator[None]:
 
 @contextmanager
 def _placeholders(model: ir.Model, large: dict[str, ir.TensorProtocol]) -> Iterator[None]:
-    """Serialize large weights of the main graph as references that `with_weights` puts the bytes in place of."""
+    """Serialize large weights of the main graph as references, which `with_weights` replaces by the bytes."""
     initializers = model.graph.initializers
     try:
         for name, tensor in large.items():
@@ -113,6 +115,6 @@ def _tensor_at(file: OpenFile, offset: int, tensor: ir.TensorProtocol) -> ir.Ten
     return tensor_in_file(file, offset, dtype=tensor.dtype, shape=shape, name=str(tensor.name))
 
 
-def _is_streamed(tensor: ir.TensorProtocol) -> bool:
+def _can_stay_in_file(tensor: ir.TensorProtocol) -> bool:
     """Say whether a weight is large, and its elements start at whole bytes."""
-    return tensor.nbytes >= MIN_STREAMED_BYTES and tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth % 8 == 0
+    return tensor.nbytes >= MIN_LAZY_BYTES and tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth % 8 == 0

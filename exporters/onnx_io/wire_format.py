@@ -1,8 +1,8 @@
-"""The bytes of an ONNX file, taken apart and put together without its large weights in memory.
+"""The bytes of an ONNX file, split and joined without its large weights in memory.
 
 protobuf reads and writes a message as a whole: a file of one gigabyte takes two to load and three to save. But a weight
-lies in the file as one run of bytes. Here it is left out of the message on the way in, and put between the message's
-bytes on the way out.
+is one run of bytes in the file. Here it is left out of the message when a file is read, and inserted between the
+message's bytes when it is written.
 
 Source: https://protobuf.dev/programming-guides/encoding/; field numbers from onnx.proto3 (ModelProto, GraphProto,
 TensorProto). Only initializers of the main graph are treated so; everything else is small, or stays in the message.
@@ -29,41 +29,41 @@ Chunks = Callable[[], Iterator[bytes]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One field of a message, as it lies in a buffer."""
+    """Position of one field of a message in a buffer; offsets are in bytes from its start."""
 
     number: int
-    """Field number."""
+    """Number of the field in its message's definition."""
 
     start: int
-    """Where its tag starts."""
+    """Offset of its tag."""
 
     value: int
-    """Where its value starts, after tag and length."""
+    """Offset of its value, after tag and length."""
 
     end: int
-    """Where it ends."""
+    """Offset after its last byte."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Where the bytes of a weight lie in a file."""
+    """Position of the bytes of a weight in a file."""
 
     offset: int
-    """From the start of the file."""
+    """In bytes from the start of the file."""
 
     length: int
     """In bytes."""
 
 
 def without_weights(data: Buffer, *, min_bytes: int) -> tuple[bytes, Mapping[str, Run]]:
-    """Return a model's bytes without its large weights, and where those lie.
+    """Return a model's bytes without its large weights, and the positions of those.
 
     Args:
         data: The file; only what is between the weights is read.
         min_bytes: Size from which a weight is left out.
 
     Returns:
-        The bytes of a ModelProto in which those initializers are marked as external; their places by name.
+        The bytes of a ModelProto in which those initializers are marked as external; their positions by name.
 
     Raises:
         ValueError: If these are not the bytes of a message.
@@ -117,21 +117,21 @@ def with_weights(data: bytes, weights: Mapping[str, tuple[int, Chunks]]) -> Iter
 
 
 def fields(view: memoryview, start: int, end: int) -> Iterator[Field]:
-    """Yield the fields of the message between two places.
+    """Yield the fields of the message between two offsets.
 
     Raises:
         ValueError: If there is none.
     """
     while start < end:
-        tag, place = _read_varint(view, start, end)
+        tag, position = _read_varint(view, start, end)
         number, wire_type = tag >> 3, tag & 7
-        value = place
+        value = position
         if wire_type == _VARINT:
-            _, stop = _read_varint(view, place, end)
+            _, stop = _read_varint(view, position, end)
         elif wire_type in {_FIXED64, _FIXED32}:
-            stop = place + (8 if wire_type == _FIXED64 else 4)
+            stop = position + (8 if wire_type == _FIXED64 else 4)
         elif wire_type == _LENGTH_DELIMITED:
-            length, value = _read_varint(view, place, end)
+            length, value = _read_varint(view, position, end)
             stop = value + length
         else:
             raise ValueError(f"wire type {wire_type} at byte {start}")
@@ -142,7 +142,7 @@ def fields(view: memoryview, start: int, end: int) -> Iterator[Field]:
 
 
 def _without_raw_data(view: memoryview, tensor: Field, min_bytes: int, runs: dict[str, Run]) -> bytes | None:
-    """Return an initializer marked as external, and note where its bytes are; `None` if it is small or stored else."""
+    """Return an initializer marked as external, and record where its bytes are; `None` if it is small or not raw."""
     if tensor.end - tensor.value < min_bytes:
         return None
     parts = list(fields(view, tensor.value, tensor.end))
@@ -158,7 +158,7 @@ def _without_raw_data(view: memoryview, tensor: Field, min_bytes: int, runs: dic
 
 
 def _head_of_tensor(view: memoryview, tensor: Field, size: int) -> bytes:
-    """Return an initializer up to the place where its `size` bytes follow."""
+    """Return an initializer up to the point where its `size` bytes follow."""
     dropped = {_TENSOR_RAW_DATA, _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION}
     parts = fields(view, tensor.value, tensor.end)
     head = b"".join([view[part.start : part.end] for part in parts if part.number not in dropped])
@@ -201,8 +201,8 @@ def _varint(value: int) -> bytes:
 
 def _read_varint(view: memoryview, start: int, end: int) -> tuple[int, int]:
     value = 0
-    for place in range(start, min(end, start + _MAX_VARINT_BYTES)):
-        value |= (view[place] & 0x7F) << 7 * (place - start)
-        if view[place] < 0x80:
-            return value, place + 1
+    for position in range(start, min(end, start + _MAX_VARINT_BYTES)):
+        value |= (view[position] & 0x7F) << 7 * (position - start)
+        if view[position] < 0x80:
+            return value, position + 1
     raise ValueError(f"no number at byte {start}")

@@ -10,7 +10,7 @@ from exporters.onnx_io.files import first_line
 from icis_deploy.errors import ExportError
 
 
-def why_no_openvino() -> str | None:
+def openvino_obstacle() -> str | None:
     """Return why OpenVINO files cannot be written here, and what to install; `None` where they can."""
     if find_spec("openvino") is None:
         return "OpenVINO is not installed: pip install 'icis-deploy[openvino]'."
@@ -25,7 +25,7 @@ def openvino_from_onnx(model: Path, folder: Path, name: str) -> Sequence[str]:
     Args:
         model: The `.onnx` file.
         folder: The bundle's folder.
-        name: The `.xml` file, relative to it; the weights go into a `.bin` beside it.
+        name: The `.xml` file, relative to it; the weights go into a `.bin` next to it.
 
     Returns:
         Both files, relative to the folder.
@@ -39,7 +39,7 @@ def openvino_from_onnx(model: Path, folder: Path, name: str) -> Sequence[str]:
     try:
         target.parent.mkdir(exist_ok=True)
         openvino.save_model(openvino.Core().read_model(model), target, compress_to_fp16=False)
-    except Exception as error:  # OpenVINO raises RuntimeError for everything, a full disk included
+    except Exception as error:  # OpenVINO raises RuntimeError for everything, even for a full disk
         raise ExportError(
             f"OpenVINO could not convert {model.name}: {first_line(error)}.",
             found=first_line(error),

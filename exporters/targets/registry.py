@@ -1,14 +1,14 @@
-"""What an export can hold beside `model.onnx`: files for runtimes and servers that want their own.
+"""Targets: what an export can hold besides `model.onnx`, for runtimes and servers that need files of their own.
 
 Rules:
 
-1. A target says why this machine cannot build it before anything is built.
+1. A target states why this machine cannot build it before anything is built.
 2. It writes into one folder of its own in the bundle, and the manifest states every file that it wrote.
-3. An option that no target takes is refused before anything is built; of several targets, each takes what concerns it.
+3. An option that no target takes is refused before anything is built; of several, each takes those that it knows.
 4. `all` is every target. One that cannot be built here, or not of this model, is no failure then: its outcome says why.
-5. What it built passes the same gate as `model.onnx`, in its own runtime. Where that needs a device that this machine
+5. Its files pass the same gate as `model.onnx`, in its own runtime. Where that needs a device that this machine
    lacks, the outcome says so, and `icis-deploy verify --runtime` runs the gate where the device is.
-6. Where it rewrites `model.onnx` into what computes otherwise, the gate runs the rewritten graph too, in ONNX Runtime.
+6. Where it rewrites `model.onnx` into a graph that computes other numbers, the gate runs that too, in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from exporters.graph.edits import Rewrite
-from exporters.targets.openvino_target import openvino_from_onnx, why_no_openvino
+import onnx_ir as ir
+
+from exporters.targets.openvino_target import openvino_from_onnx, openvino_obstacle
 from exporters.targets.tensorrt.engine_settings import require_used, settings_for
-from exporters.targets.tensorrt.target import ENGINE_REWRITES, why_no_engine, write_engine
+from exporters.targets.tensorrt.target import ENGINE_REWRITES, engine_obstacle, write_engine
 from exporters.targets.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository
 from icis_deploy.bundle.engine_sidecar import engine_name
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle, file_entry
@@ -35,16 +36,16 @@ from icis_deploy.runtime.sessions.openvino_session import OPENVINO_NAME
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetJob:
-    """What a target is built from."""
+    """The bundle that a target is built from, and how."""
 
     folder: Path
-    """The bundle's files so far: `model.onnx`, which passed its gate, and the slots."""
+    """Folder of the bundle's files so far: `model.onnx`, which passed its gate, and the slots."""
 
     bundle: Bundle
-    """What its manifest will say of them."""
+    """The manifest as it will be written, with the targets built so far."""
 
     options: TargetOptions
-    """What the user said."""
+    """The user's options, of all targets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,27 +56,27 @@ class Target:
     """What `export` calls it, in `targets`."""
 
     runtime: str | None
-    """The runtime that the gate runs it in (`icis_deploy.runtime.sessions.choice`); `None` where none of ours can."""
+    """The runtime that the gate runs it in (`icis_deploy.runtime.sessions.choice`); `None` where there is none."""
 
     file: str
-    """A path in the bundle, by which one that holds this target is known."""
+    """Path of one of its files, relative to the bundle: a bundle with that file holds this target."""
 
-    why_not: Callable[[TargetOptions], str | None]
-    """Says why this machine cannot build it, and what to install; `None` where it can."""
+    obstacle: Callable[[TargetOptions], str | None]
+    """Returns why this machine cannot build it, and what to install; `None` where it can."""
 
     build: Callable[[TargetJob], Sequence[str]]
-    """Writes it, and returns its files' paths relative to the bundle."""
+    """Writes its files, and returns their paths relative to the bundle."""
 
-    rewrites: Mapping[str, Rewrite] = field(default_factory=dict)
-    """By the model's precision, what it makes of the graph where that computes otherwise."""
+    rewrites: Mapping[str, ir.passes.PassBase] = field(default_factory=dict)
+    """By precision of the model, the pass that it rewrites the graph by where that computes other numbers."""
 
     compare: Callable[[TargetJob], ParityReport] | None = None
-    """Compares what was built with `model.onnx`, which passed its gate, where no runtime of ours runs it as a whole."""
+    """Compares its files with `model.onnx`, which passed its gate, where none of our runtimes runs it as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltTarget:
-    """What became of one target.
+    """The outcome of one target.
 
     Example:
         built = []
@@ -91,16 +92,16 @@ class BuiltTarget:
     """Paths relative to the bundle; empty where it could not be built."""
 
     size_bytes: int = 0
-    """Of all its files."""
+    """Size of all its files together."""
 
     build_seconds: float = 0.0
-    """How long the build took, without the gate."""
+    """Duration of the build, without the gate."""
 
     reports: tuple[ParityReport, ...] = ()
-    """What the gate found; empty where it did not run."""
+    """The gate's reports; empty where it did not run."""
 
     reason: str | None = None
-    """Why it was not built, or why the gate did not run."""
+    """Why it was not built, or why the gate did not run; `None` where both happened."""
 
 
 def _engine_target(runtime: str) -> Target:
@@ -108,7 +109,7 @@ def _engine_target(runtime: str) -> Target:
         name=runtime,
         runtime=runtime,
         file=engine_name(runtime),
-        why_not=lambda options: why_no_engine(runtime, settings_for(runtime, options.engine)),
+        obstacle=lambda options: engine_obstacle(runtime, settings_for(runtime, options.engine)),
         build=lambda job: write_engine(runtime, job.folder, job.bundle, settings_for(runtime, job.options.engine)),
         rewrites=ENGINE_REWRITES,
     )
@@ -125,7 +126,7 @@ TARGETS: dict[str, Target] = {
             name="openvino",
             runtime="openvino",
             file=OPENVINO_NAME,
-            why_not=lambda _options: why_no_openvino(),
+            obstacle=lambda _options: openvino_obstacle(),
             build=_build_openvino,
         ),
         _engine_target("tensorrt"),
@@ -134,13 +135,13 @@ TARGETS: dict[str, Target] = {
             name="triton",
             runtime=None,
             file=ENSEMBLE_NAME,
-            why_not=lambda _options: None,
+            obstacle=lambda _options: None,
             build=lambda job: write_triton_repository(job.folder, job.bundle),
             compare=lambda job: compare_parts(job.folder, job.bundle),
         ),
     )
 }
-"""Every target beside `onnx`, which each bundle holds, by name."""
+"""Every target besides `onnx`, which each bundle holds, by name."""
 
 
 ALL_TARGETS = "all"
@@ -154,10 +155,10 @@ class TargetPlan:
     """In the order in which they are built."""
 
     options: TargetOptions = field(default_factory=TargetOptions)
-    """How."""
+    """How they are built."""
 
     is_all: bool = False
-    """Whether every target was asked for: then the outcome of `model.onnx` is told too, and why one is missing."""
+    """Whether every target was asked for: then the outcome of `model.onnx` is reported too, and why one is missing."""
 
 
 def plan_targets(
@@ -168,9 +169,9 @@ def plan_targets(
     `all` is every target, whether it can be built here or not.
 
     Args:
-        names: What `--target` calls them.
+        names: Names of targets.
         options: How they are built.
-        head_kind: Of the bundle that they are built for.
+        head_kind: `fused` or `updatable`, of the bundle that they are built for.
 
     Raises:
         UsageError: If there is no such target, or an option that none of them takes.
@@ -190,7 +191,7 @@ def plan_targets(
         return TargetPlan(targets=tuple(TARGETS.values()), options=options, is_all=True)
     targets = tuple(TARGETS[name] for name in asked)
     for target in targets:
-        reason = target.why_not(options)
+        reason = target.obstacle(options)
         if reason is not None:
             raise MissingDependencyError(f"The target {target.name!r} cannot be built on this machine: {reason}")
     return TargetPlan(targets=targets, options=options)
@@ -202,7 +203,7 @@ def targets_of(bundle: Bundle) -> tuple[str, ...]:
 
 
 def model_outcome(bundle: Bundle, build_seconds: float, reports: Sequence[ParityReport]) -> BuiltTarget:
-    """Return what became of `model.onnx` itself, which is in every bundle."""
+    """Return the outcome of `model.onnx` itself, which is in every bundle."""
     files = tuple(name for name in bundle.files if name.partition(".data")[0] == MODEL_NAME)
     return BuiltTarget(
         name="onnx",
@@ -214,8 +215,8 @@ def model_outcome(bundle: Bundle, build_seconds: float, reports: Sequence[Parity
 
 
 def add_target_if_possible(target: Target, job: TargetJob, gate: Gate) -> tuple[Bundle, BuiltTarget]:
-    """Do what `add_target` does; where it cannot be done, return the bundle as it was and the reason."""
-    reason = target.why_not(job.options)
+    """Add a target as `add_target` does; where that fails, return the bundle as it was and the reason."""
+    reason = target.obstacle(job.options)
     if reason is not None:
         return job.bundle, BuiltTarget(name=target.name, reason=reason)
     before = _files_below(job.folder)
@@ -237,9 +238,9 @@ class Gate(Protocol):
     """The parity gate with everything but the bundle and its runtime filled in."""
 
     def __call__(
-        self, bundle: Bundle, *, runtime: Runtime | None = None, rewrite: Rewrite | None = None
+        self, bundle: Bundle, *, runtime: Runtime | None = None, rewrite: ir.passes.PassBase | None = None
     ) -> tuple[ParityReport, ...]:
-        """Run the bundle's files in a runtime and compare; see `parity_gate.check_bundle`."""
+        """Run the bundle's files in a runtime and compare; see `exporters.gate.gate.compare_bundle`."""
         ...
 
 
@@ -247,7 +248,7 @@ def add_target(target: Target, job: TargetJob, gate: Gate) -> tuple[Bundle, Buil
     """Build one target into a bundle's folder, and run the gate on it where this machine can.
 
     Returns:
-        The bundle with the new files, and what became of the target; a report in it may be negative.
+        The bundle with the new files, and the outcome; a report in that may be negative.
 
     Raises:
         ExportError: If the build fails.

@@ -7,7 +7,7 @@
 Rules:
 
 1. A class change is a new version of the head alone: its version folder is the head version of the bundle, so that the
-   head of a later export goes beside the one before it, and Triton serves the latest.
+   head of a later export goes next to the earlier one, and Triton serves the latest.
 2. The number of classes is no part of the ensemble's configuration (`dims: [ -1 ]`), so that it need not change.
 3. A model that takes any batch is batched dynamically, up to `MAX_BATCH_SIZE`; one with a fixed batch is not.
 
@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporters.backbone.inputs import gate_inputs
-from exporters.head.score_kinds import comparable
+from exporters.backbone.inputs import input_batches
+from exporters.graph.reading import fixed_batch
+from exporters.head.score_kinds import comparable_from_scores
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.triton_split import split_model
 from icis_deploy.bundle.manifest import MODEL_NAME, SLOTS_NAME, Bundle
@@ -60,7 +61,7 @@ def write_triton_repository(folder: Path, bundle: Bundle) -> tuple[str, ...]:
 
     Args:
         folder: The bundle's files.
-        bundle: What its manifest says, or will say.
+        bundle: Its manifest, written or not.
 
     Returns:
         The files that were written, relative to `folder`.
@@ -81,7 +82,7 @@ def write_triton_repository(folder: Path, bundle: Bundle) -> tuple[str, ...]:
         written.append(_write(root / name / CONFIG_NAME, model_config(name, part, labels=labels)))
     written.append(_write(root / HEAD / LABELS_NAME, "\n".join(score_labels(folder, bundle)) + "\n"))
     (root / ENSEMBLE / "1").mkdir(parents=True)
-    # Triton wants a version folder of an ensemble too, and a folder without a file gets lost on its way.
+    # Triton requires a version folder of an ensemble too, and an empty folder is lost when files are copied.
     written.append(_write(root / ENSEMBLE / "1" / PLACEHOLDER_NAME, "An ensemble has no file of its own.\n"))
     written.append(_write(root / ENSEMBLE / CONFIG_NAME, ensemble_config(parts.backbone, parts.head)))
     return tuple(path.relative_to(folder).as_posix() for path in written)
@@ -97,21 +98,17 @@ def compare_parts(folder: Path, bundle: Bundle) -> ParityReport:
     )
     expected, found = [], []
     graph = load_onnx_file(root / BACKBONE / "1" / MODEL_NAME).graph
-    shape = graph.inputs[0].shape
-    fixed = None if shape is None else shape[0]
-    inputs = gate_inputs(
-        bundle.model_input, bundle.preprocessing, None, fixed_batch=fixed if isinstance(fixed, int) else None
-    )
+    inputs = input_batches(bundle.model_input, bundle.preprocessing, None, fixed_batch=fixed_batch(graph.inputs[0]))
     with closing(inputs):
         for batch in inputs:
             expected.append(whole.run(batch.given).logits)
             found.append(head.run(backbone.run(batch.given).logits).logits)
     kind = bundle.score_kind
-    # Between two models features are float16; within one, ONNX Runtime leaves that rounding out on a CPU.
+    # Between two models features are float16; within one, ONNX Runtime omits that rounding on a CPU.
     precision = "fp16" if graph.outputs[0].dtype == ir.DataType.FLOAT16 else "fp32"
     return compare_logits(
-        comparable(np.concatenate(expected), kind),
-        comparable(np.concatenate(found), kind),
+        comparable_from_scores(np.concatenate(expected), kind),
+        comparable_from_scores(np.concatenate(found), kind),
         profile=GATE_PROFILES[precision],
         compared_with=COMPARED_WITH,
     )
@@ -190,8 +187,7 @@ def ensemble_config(backbone: ir.Model, head: ir.Model) -> str:
 
 
 def _max_batch_size(images: ir.Value) -> int:
-    assert images.shape is not None
-    return 0 if isinstance(images.shape[0], int) else MAX_BATCH_SIZE
+    return MAX_BATCH_SIZE if fixed_batch(images) is None else 0
 
 
 def _tensor(value: ir.Value, max_batch_size: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Cut an exported classifier into two models: the backbone, and the head with everything after it.
 
-The head is small and changes with the classes; the backbone is large and stays. A server that holds them apart loads
-only the head when classes change.
+The head is small and changes with the classes; the backbone is large and stays. A server that holds both apart
+loads only the head when classes change.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from exporters.graph.reading import value_named
 from exporters.head.patterns import HeadPattern, has_rows, is_linear, match_head
 from exporters.head.slot_baking import BAKED_WEIGHT
 from exporters.onnx_io.files import check_model
@@ -23,13 +24,13 @@ class SplitModel:
     """A classifier in two parts that are run one after the other."""
 
     backbone: ir.Model = field(repr=False)
-    """Takes the images, gives the features."""
+    """From the images to the features `(batch, feature_dim)`."""
 
     head: ir.Model = field(repr=False)
-    """Takes the features, gives what the classifier gave; slots are baked into it."""
+    """From the features to the classifier's own outputs; slots are constants in it."""
 
     features_name: str
-    """Name of the value that the one gives and the other takes."""
+    """Name of the backbone's output and of the head's input."""
 
 
 def split_model(model: ir.Model, *, num_classes: int, feature_dim: int) -> SplitModel:
@@ -41,18 +42,18 @@ def split_model(model: ir.Model, *, num_classes: int, feature_dim: int) -> Split
         feature_dim: Width of a row without its bias.
 
     Raises:
-        ExportError: If the head is not found, or what follows it takes something else of the backbone.
+        ExportError: If the head is not found, or what follows it uses another value of the backbone.
     """
     name = str(_head_pattern(model, num_classes, feature_dim).features.name)
     return SplitModel(backbone=_backbone(model, name), head=_head(model, name), features_name=name)
 
 
 def _head_pattern(model: ir.Model, num_classes: int, feature_dim: int) -> HeadPattern:
-    # Rows that a compaction baked stand beside the head and not in it.
+    # Rows that a compaction baked are next to the head, in a Gemm of their own.
     baked = model.graph.initializers.get(BAKED_WEIGHT)
     num_rows = num_classes - (0 if baked is None or baked.const_value is None else len(baked.const_value.numpy()))
     for node in reversed(list(model.graph)):
-        if not is_linear(node) or not has_rows(node) or _is_beside_the_head(node):
+        if not is_linear(node) or not has_rows(node) or _multiplies_other_rows(node):
             continue
         pattern = match_head(node)
         if isinstance(pattern, HeadPattern) and (pattern.num_classes, pattern.feature_dim) == (num_rows, feature_dim):
@@ -63,13 +64,13 @@ def _head_pattern(model: ir.Model, num_classes: int, feature_dim: int) -> HeadPa
     )
 
 
-def _is_beside_the_head(node: ir.Node) -> bool:
+def _multiplies_other_rows(node: ir.Node) -> bool:
     return any(value is not None and value.name in {SLOT_WEIGHT, BAKED_WEIGHT} for value in node.inputs)
 
 
 def _backbone(model: ir.Model, features_name: str) -> ir.Model:
     copy = model.clone()
-    features = _value_named(copy.graph, features_name)
+    features = value_named(copy.graph, features_name)
     copy.graph.outputs[:] = [features]
     _drop_unused(copy)
     return copy
@@ -78,9 +79,9 @@ def _backbone(model: ir.Model, features_name: str) -> ir.Model:
 def _head(model: ir.Model, features_name: str) -> ir.Model:
     copy = model.clone()
     graph = copy.graph
-    features = _value_named(graph, features_name)
+    features = value_named(graph, features_name)
     given = ir.Value(name=features_name, shape=features.shape, type=features.type)
-    # Whatever the user's model gave besides, if it is the backbone's, stays with the backbone.
+    # Other outputs of the user's model that the backbone computes stay with the backbone.
     graph.outputs[:] = [output for output in graph.outputs if output.name != FEATURES and _depends(output, features)]
     features.name = f"{features_name}_of_backbone"
     for node, index in list(features.uses()):
@@ -119,8 +120,3 @@ def _depends(value: ir.Value, source: ir.Value) -> bool:
                 known.add(each)
                 waiting.append(each)
     return False
-
-
-def _value_named(graph: ir.Graph, name: str) -> ir.Value:
-    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    return next(value for value in values if value.name == name)

@@ -41,7 +41,7 @@ def compact(
         ICISDeployError: If something cannot be read or written.
     """
     enable_workbench()
-    from exporters.bundles.compaction import CompactedFrom, write_compacted
+    from exporters.bundles.compaction import FormerBundle, write_compacted
 
     folder = Path(bundle)
     check_free(Path(out), overwrite=overwrite)
@@ -50,7 +50,7 @@ def compact(
     table = store.load_table(described, journal.current)
     return write_compacted(
         Path(out),
-        CompactedFrom(folder=folder, bundle=described, journal=journal, table=table),
+        FormerBundle(folder=folder, bundle=described, journal=journal, table=table),
         capacity=described.capacity if capacity is None else capacity,
         images=load_prepared_list(images, described.preprocessing),
         overwrite=overwrite,

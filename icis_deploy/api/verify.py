@@ -11,7 +11,7 @@ from icis_deploy.api.inputs import PathLike
 from icis_deploy.api.models import Model, OpenedModel, inspect
 from icis_deploy.bundle.manifest import Bundle, load_bundle
 from icis_deploy.bundle.slot_files import load_injected
-from icis_deploy.errors import WrongBaseError
+from icis_deploy.errors import GateFailedError, WrongBaseError
 from icis_deploy.images.loading import load_prepared_list
 from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.sessions.choice import Runtime, runtime_from
@@ -31,19 +31,20 @@ def verify(
         runtime: Where the bundle is run, as in `Device.open`.
 
     Returns:
-        A report for each comparison; one that failed is a report too, not an error.
+        A report for each comparison, all of them passed.
 
     Example:
         reports = icis_deploy.verify("bundle", against="model.onnx", images="images.csv")
-        print(all(report.passed for report in reports))
+        print(max(report.max_scaled_error for report in reports))
 
     Raises:
+        GateFailedError: If the bundle disagrees with the model; its `reports` say in what.
         WrongBaseError: If the bundle was made from a model with another head.
         BundleError: If the bundle is incomplete.
         CorruptFileError: If a file in it was changed.
     """
     enable_workbench()
-    from exporters.gate.gate import check_bundle
+    from exporters.gate.gate import compare_bundle
     from exporters.head.expanded_head import ExpandedHead
 
     folder, chosen = Path(bundle), runtime_from(runtime)
@@ -51,7 +52,7 @@ def verify(
     compared = load_prepared_list(images, described.preprocessing)
     opened = _original_of(folder, described, against)
     loaded, location = opened.loaded, opened.location
-    return check_bundle(
+    reports = compare_bundle(
         folder,
         described,
         loaded=loaded,
@@ -60,6 +61,16 @@ def verify(
         images=compared,
         runtime=chosen,
     )
+    if not all(report.passed for report in reports):
+        failures = "; ".join(failure for report in reports for failure in report.failures)
+        raise GateFailedError(
+            f"The bundle {folder} disagrees with {loaded.spec}: {failures}.",
+            found=failures,
+            where=folder,
+            hint="Export it again.",
+            reports=reports,
+        )
+    return reports
 
 
 def _original_of(folder: Path, described: Bundle, against: Model) -> OpenedModel:

@@ -36,7 +36,10 @@ def verify(
     from icis_deploy.api.verify import verify as verify_bundle
 
     source = model_source(model, weights, input_shape, head_node)
-    found = verify_bundle(bundle, against=source, images=images, runtime=runtime)
+    try:
+        found = verify_bundle(bundle, against=source, images=images, runtime=runtime)
+    except GateFailedError as error:
+        found = error.reports
     reports = [report.to_json() for report in found]
     passed = all(report["passed"] for report in reports)
     result = {"bundle": str(bundle), "against": model, "runtime": runtime, "passed": passed, "parity": reports}

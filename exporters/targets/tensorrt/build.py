@@ -33,19 +33,19 @@ MIN_PORTABLE_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltEngine:
-    """An engine's bytes, and what they take and give."""
+    """An engine's bytes, with its inputs and outputs."""
 
     data: bytes
     """The serialized engine."""
 
     inputs: tuple[EngineInput, ...]
-    """In the network's order."""
+    """Name, type and range of shapes of each, in the network's order."""
 
     outputs: tuple[EngineOutput, ...]
-    """In the network's order."""
+    """Name, type and shape of each, in the network's order; -1 for the batch."""
 
     compute_capabilities: tuple[str, ...]
-    """What it was built for; empty for the GPU of this machine."""
+    """GPU architectures that it was built for, such as `8.6`; empty for the GPU of this machine."""
 
 
 def build_engine(trt: Any, model: Path, settings: EngineSettings, *, refittable: Sequence[str] = ()) -> BuiltEngine:
@@ -53,13 +53,13 @@ def build_engine(trt: Any, model: Path, settings: EngineSettings, *, refittable:
 
     Args:
         trt: The module `tensorrt` or `tensorrt_rtx`.
-        model: The file; weights beside it are found.
+        model: The file; external weights next to it are found.
         settings: How to build.
         refittable: Names of the weights that may be refitted; an ONNX initializer gives its name to the weight.
 
     Raises:
-        ExportError: If the parser or the builder refuses the model; the message has its own words.
-        UsageError: If the settings do not go with the library or the model.
+        ExportError: If the parser or the builder refuses the model; the message quotes it.
+        UsageError: If the settings do not fit the library or the model.
     """
     logger = new_logger(trt)
     builder = trt.Builder(logger)
@@ -116,7 +116,7 @@ def _parser_message(parser: Any) -> str:
 def _add_profile(
     trt: Any, builder: Any, network: Any, config: Any, settings: EngineSettings
 ) -> tuple[EngineInput, ...]:
-    """Let the batch range as the settings say; return the inputs."""
+    """Add the profile with the settings' range of batches; return the inputs."""
     profile = builder.create_optimization_profile()
     batches = (settings.min_batch, settings.opt_batch, settings.max_batch)
     inputs = []
@@ -149,7 +149,7 @@ def _add_profile(
 
 
 def _set_hardware(trt: Any, config: Any, settings: EngineSettings) -> tuple[str, ...]:
-    """Say which GPUs the engine is for; return their architectures, none for the GPU of this machine."""
+    """Set which GPUs the engine is for; return their architectures, none for the GPU of this machine."""
     known = known_capabilities(trt)
     if not known:
         if settings.hardware_compatibility != "none":
@@ -194,7 +194,7 @@ def _mark_refittable(trt: Any, network: Any, config: Any, names: Sequence[str]) 
 
 
 def _load_timing_cache(config: Any, path: Path | None) -> Any:
-    """Give the builder its timings of earlier builds."""
+    """Set the timings of earlier builds, and return the cache; `None` without a file."""
     if path is None:
         return None
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")

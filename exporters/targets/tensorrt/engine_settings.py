@@ -1,6 +1,7 @@
-"""Which of the settings of an engine concerns which of TensorRT's libraries.
+"""Which of the settings of an engine each of TensorRT's libraries takes.
 
-What a library cannot take is refused with the reason, and not left out: who asks for a timing cache counts on it.
+An option that a library does not take is refused with the reason, and not ignored: who asks for a timing cache relies
+on it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _ONLY_FOR: Mapping[str, tuple[str, str, str]] = {
 
 
 def settings_for(target: str, settings: EngineSettings) -> EngineSettings:
-    """Return the settings with the default for each that does not concern a target."""
+    """Return the settings with the default for each that a target does not take."""
     return replace(settings, **{name: _DEFAULTS[name] for name, (_, only, _) in _ONLY_FOR.items() if only != target})
 
 
@@ -46,12 +47,12 @@ def require_used(settings: EngineSettings, targets: Sequence[str], *, head_kind:
     """Refuse settings that none of the targets takes.
 
     Args:
-        settings: What the user said.
-        targets: What is built.
-        head_kind: For which head.
+        settings: The user's settings.
+        targets: Names of the targets that are built.
+        head_kind: `fused` or `updatable`.
 
     Raises:
-        UsageError: If a setting would be left out everywhere.
+        UsageError: If no target that is built takes a setting.
     """
     if settings == EngineSettings():
         return

@@ -2,15 +2,19 @@
 
 TensorRT's parser lets an initializer win over an input of the same name, so slots with defaults would become constants.
 Bytes may only be an engine's input, and nothing but a cast may take them (TensorRT developer guide, "Types"): what
-`pixel_input.py` does to bytes, because there are fewer of them, is done to floats here.
+`pixel_input.py` does to bytes, which are fewer, is done to floats here.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph.edits import GraphPass, add_initializer, add_node, remove_unused, replace_uses, run_pass
+from exporters.graph.constants import constant_array
+from exporters.graph.edits import add_initializer, add_node, apply_passes, remove_unused, replace_uses
+from exporters.graph.reading import input_of, shape_of
 from exporters.head.tail import resized
 from exporters.onnx_io.files import check_model
 from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
@@ -21,7 +25,7 @@ SLOT_ROWS = "slot_rows"
 
 
 def graph_for_tensorrt(model: ir.Model, *, refit: bool = False) -> ir.Model:
-    """Return what TensorRT is given of a bundle's model; the model itself where it can stay as it is.
+    """Return the graph of a bundle's model that TensorRT is given; the model itself where it needs no change.
 
     Args:
         model: A bundle's `model.onnx`.
@@ -31,35 +35,42 @@ def graph_for_tensorrt(model: ir.Model, *, refit: bool = False) -> ir.Model:
         UsageError: If there are no slots to refit.
         ExportError: If the edited graph is not valid.
     """
-    prepared = with_pixels_cast_first(model)
-    if refit:
-        return with_refittable_slots(prepared)
-    return with_slots_as_inputs(prepared) if has_slots(prepared) else prepared
+    slots = [RefittableSlotsPass()] if refit else [SlotsAsInputsPass()] if has_slots(model) else []
+    return apply_passes(model, CastPixelsFirstPass(), *slots)
 
 
 def has_slots(model: ir.Model) -> bool:
-    """Say whether a model has slots with defaults, as `add_slots` makes them."""
+    """Say whether a model has slots with defaults, as `AddSlotsPass` makes them."""
     return {SLOT_WEIGHT, SLOT_BIAS} <= model.graph.initializers.keys()
 
 
-def with_slots_as_inputs(model: ir.Model) -> ir.Model:
-    """Return a copy whose slots are inputs without defaults, of fixed shape.
+@dataclass(frozen=True, slots=True)
+class SlotsAsInputsPass(ir.passes.InPlacePass):
+    """Make the slots inputs without defaults, of fixed shape.
 
     Raises:
         UsageError: If the model has no slots.
         ExportError: If the edited graph is not valid.
     """
 
-    def call(copy: ir.Model) -> bool:
+    def requires(self, model: ir.Model) -> None:
+        """Raise if there are no slots."""
+        _require_slots(model)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Remove the defaults in place."""
         for name in (SLOT_WEIGHT, SLOT_BIAS):
-            copy.graph.initializers.pop(name)
-        return True
+            model.graph.initializers.pop(name)
+        return ir.passes.PassResult(model, modified=True)
 
-    return run_pass(GraphPass(requires=_require_slots, call=call, ensures=check_model), model).model
+    def ensures(self, model: ir.Model) -> None:
+        """Raise if the graph is not valid."""
+        check_model(model)
 
 
-def with_refittable_slots(model: ir.Model) -> ir.Model:
-    """Return a copy whose slots are one weight, `SLOT_ROWS`, that a refit may replace.
+@dataclass(frozen=True, slots=True)
+class RefittableSlotsPass(ir.passes.InPlacePass):
+    """Make the slots one weight, `SLOT_ROWS`, that a refit may replace.
 
     The bias is a further row of the weight, multiplied by a feature that is always 1: a refit may drop the bias of a
     GEMM and treat it as zero (TensorRT 11.3, release notes).
@@ -69,63 +80,68 @@ def with_refittable_slots(model: ir.Model) -> ir.Model:
         ExportError: If the edited graph is not valid.
     """
 
-    def call(copy: ir.Model) -> bool:
-        graph = copy.graph
+    def requires(self, model: ir.Model) -> None:
+        """Raise if there are no slots."""
+        _require_slots(model)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Replace the slots' Gemm in place."""
+        graph = model.graph
         weight, bias = graph.initializers[SLOT_WEIGHT], graph.initializers[SLOT_BIAS]
-        assert weight.const_value is not None
-        assert bias.const_value is not None
         ((gemm, _index),) = weight.uses()
-        features = gemm.inputs[0]
-        assert features is not None
-        assert features.shape is not None
-        rows = np.concatenate([weight.const_value.numpy(), bias.const_value.numpy()[:, None]], axis=1)
-        logits = _rows_product(graph, features, np.ascontiguousarray(rows.T))
+        rows = np.concatenate([constant_array(weight), constant_array(bias)[:, None]], axis=1)
+        logits = _rows_product(graph, input_of(gemm, 0), np.ascontiguousarray(rows.T))
         replace_uses(graph, gemm.outputs[0], logits)
         remove_unused(graph, [gemm])
-        return True
+        return ir.passes.PassResult(model, modified=True)
 
-    return run_pass(GraphPass(requires=_require_slots, call=call, ensures=check_model), model).model
+    def ensures(self, model: ir.Model) -> None:
+        """Raise if the graph is not valid."""
+        check_model(model)
 
 
-def with_pixels_cast_first(model: ir.Model) -> ir.Model:
-    """Return a copy that casts pixels to float32 before anything else; the model itself where it takes none.
+@dataclass(frozen=True, slots=True)
+class CastPixelsFirstPass(ir.passes.InPlacePass):
+    """Cast pixels to float32 before anything else; a model that takes none is not modified.
 
     Raises:
         ExportError: If the edited graph is not valid.
     """
-    return run_pass(GraphPass(requires=lambda _model: None, call=_cast_pixels, ensures=check_model), model).model
 
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Move the cast in place."""
+        graph = model.graph
+        pixels = next((value for value in graph.inputs if value.dtype == ir.DataType.UINT8), None)
+        if pixels is None or pixels.shape is None or all(node.op_type == "Cast" for node, _ in pixels.uses()):
+            return ir.passes.PassResult(model, modified=False)
+        users = list(pixels.uses())
+        cast = add_node(
+            graph,
+            "Cast",
+            [pixels],
+            name=f"{pixels.name}_cast",
+            dtype=ir.DataType.FLOAT,
+            shape=pixels.shape,
+            before=graph[0],
+            attributes={"to": int(ir.DataType.FLOAT)},
+        )
+        for node, index in users:
+            node.replace_input_with(index, cast)
+        # What only moves bytes moves floats now; the cast that ended it casts nothing any more, which is allowed.
+        for node in graph:
+            for output in node.outputs:
+                if output.dtype == ir.DataType.UINT8:
+                    output.type = ir.TensorType(ir.DataType.FLOAT)
+        return ir.passes.PassResult(model, modified=True)
 
-def _cast_pixels(model: ir.Model) -> bool:
-    graph = model.graph
-    pixels = next((value for value in graph.inputs if value.dtype == ir.DataType.UINT8), None)
-    if pixels is None or pixels.shape is None or all(node.op_type == "Cast" for node, _ in pixels.uses()):
-        return False
-    users = list(pixels.uses())
-    cast = add_node(
-        graph,
-        "Cast",
-        [pixels],
-        name=f"{pixels.name}_cast",
-        dtype=ir.DataType.FLOAT,
-        shape=pixels.shape,
-        before=graph[0],
-        attributes={"to": int(ir.DataType.FLOAT)},
-    )
-    for node, index in users:
-        node.replace_input_with(index, cast)
-    # What only moves bytes moves floats now; the cast that ended it casts nothing any more, which is allowed.
-    for node in graph:
-        for output in node.outputs:
-            if output.dtype == ir.DataType.UINT8:
-                output.type = ir.TensorType(ir.DataType.FLOAT)
-    return True
+    def ensures(self, model: ir.Model) -> None:
+        """Raise if the graph is not valid."""
+        check_model(model)
 
 
 def _rows_product(graph: ir.Graph, features: ir.Value, rows: np.ndarray) -> ir.Value:
     """Add `[features | 1] @ rows`; return the logits."""
-    assert features.shape is not None
-    feature_dim, capacity = rows.shape[0] - 1, rows.shape[1]
+    shape, feature_dim, capacity = shape_of(features), rows.shape[0] - 1, rows.shape[1]
     pads = add_initializer(graph, "slot_pads", np.array([0, 0, 0, 1], dtype=np.int64))
     one = add_initializer(graph, "slot_one", np.array(1, dtype=np.float32))
     padded = add_node(
@@ -134,7 +150,7 @@ def _rows_product(graph: ir.Graph, features: ir.Value, rows: np.ndarray) -> ir.V
         [features, pads, one],
         name="features_and_one",
         dtype=ir.DataType.FLOAT,
-        shape=resized(features.shape, 1, feature_dim + 1),
+        shape=resized(shape, 1, feature_dim + 1),
     )
     return add_node(
         graph,
@@ -142,7 +158,7 @@ def _rows_product(graph: ir.Graph, features: ir.Value, rows: np.ndarray) -> ir.V
         [padded, add_initializer(graph, SLOT_ROWS, rows)],
         name="slot_products",
         dtype=ir.DataType.FLOAT,
-        shape=resized(features.shape, 1, capacity),
+        shape=resized(shape, 1, capacity),
     )
 
 

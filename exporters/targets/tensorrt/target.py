@@ -1,19 +1,20 @@
-"""The targets `tensorrt` and `tensorrt-rtx`: an engine in the bundle, with its sidecar beside it."""
+"""The targets `tensorrt` and `tensorrt-rtx`: an engine in the bundle, with its sidecar."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from exporters.graph.edits import apply_passes
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.tensorrt.build import BuiltEngine, build_engine
 from exporters.targets.tensorrt.graph import SLOT_ROWS, graph_for_tensorrt
-from exporters.targets.tensorrt.symmetric_quantization import with_symmetric_quantization
+from exporters.targets.tensorrt.symmetric_quantization import SymmetricQuantizationPass
 from icis_deploy._version import __version__
 from icis_deploy.bundle.engine_sidecar import (
     MAX_SIDECAR_BYTES,
@@ -32,11 +33,11 @@ from icis_deploy.errors import BundleError, ExportError, MissingDependencyError,
 from icis_deploy.runtime.sessions.cuda_calls import load_cuda
 from icis_deploy.runtime.sessions.tensorrt_library import load_tensorrt
 
-ENGINE_REWRITES: Mapping[str, Callable[[ir.Model], ir.Model]] = {"int8": with_symmetric_quantization}
-"""By a model's precision, what TensorRT needs done to its graph that changes what it computes."""
+ENGINE_REWRITES: Mapping[str, ir.passes.PassBase] = {"int8": SymmetricQuantizationPass()}
+"""By a model's precision, the pass that TensorRT needs and that changes what the graph computes."""
 
 
-def why_no_engine(runtime: str, settings: EngineSettings) -> str | None:
+def engine_obstacle(runtime: str, settings: EngineSettings) -> str | None:
     """Return why engines of a runtime cannot be built here, and what to do; `None` where they can.
 
     Args:
@@ -45,7 +46,7 @@ def why_no_engine(runtime: str, settings: EngineSettings) -> str | None:
     """
     try:
         load_tensorrt(runtime)
-        # TensorRT measures kernels on the GPU; TensorRT-RTX leaves that to the device, but not the test of a refit.
+        # TensorRT measures kernels on the GPU; TensorRT-RTX leaves that to the device, but a refit is tested here.
         if runtime == "tensorrt" or settings.refit:
             load_cuda()
     except MissingDependencyError as error:
@@ -59,7 +60,7 @@ def write_engine(runtime: str, folder: Path, bundle: Bundle, settings: EngineSet
     Args:
         runtime: `tensorrt` or `tensorrt-rtx`.
         folder: The bundle's files.
-        bundle: What its manifest will say of them.
+        bundle: Its manifest, written or not.
         settings: How to build.
 
     Returns:
@@ -68,7 +69,7 @@ def write_engine(runtime: str, folder: Path, bundle: Bundle, settings: EngineSet
     Raises:
         MissingDependencyError: If the library is not there, or needs a GPU.
         ExportError: If TensorRT refuses the model.
-        UsageError: If the settings do not go with the library or the model.
+        UsageError: If the settings do not fit the library or the model.
         StorageError: If the disk refuses.
     """
     trt = load_tensorrt(runtime)
@@ -98,7 +99,8 @@ def write_engine(runtime: str, folder: Path, bundle: Bundle, settings: EngineSet
 def _build(trt: Any, model: Path, settings: EngineSettings, *, precision: str) -> BuiltEngine:
     graph = load_onnx_file(model)
     rewrite = ENGINE_REWRITES.get(precision)
-    prepared = graph_for_tensorrt(graph if rewrite is None else rewrite(graph), refit=settings.refit)
+    rewritten = graph if rewrite is None else apply_passes(graph, rewrite)
+    prepared = graph_for_tensorrt(rewritten, refit=settings.refit)
     try:
         return build_engine(trt, model, settings) if prepared is graph else _build_of(trt, prepared, settings)
     except ExportError as error:

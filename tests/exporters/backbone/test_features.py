@@ -6,8 +6,8 @@ import onnx
 import pytest
 
 from exporters.backbone import features as backbone_features
-from exporters.backbone.features import NUM_PICTURES, neutral_features
-from exporters.backbone.inputs import seeded_pictures
+from exporters.backbone.features import NUM_NEUTRAL_IMAGES, neutral_features
+from exporters.backbone.inputs import seeded_images
 from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
 from testing.tiny_project import FEATURE_DIM, SIDE, TinyProject
@@ -42,11 +42,11 @@ def test_features_are_those_of_the_first_pictures_in_order_whatever_batch_the_mo
     batch, tiny_project, preprocessing, tmp_path
 ):
     model = opened(tiny_project, tmp_path, batch)
-    pictures = seeded_pictures((3, SIDE, SIDE), preprocessing, num_inputs=NUM_PICTURES, seed=4)
+    pictures = seeded_images((3, SIDE, SIDE), preprocessing, num_inputs=NUM_NEUTRAL_IMAGES, seed=4)
 
     found = features_of(model, preprocessing, seed=4)
 
-    assert found.shape == (NUM_PICTURES, FEATURE_DIM)
+    assert found.shape == (NUM_NEUTRAL_IMAGES, FEATURE_DIM)
     expected = backbone_features.backbone_features(model.loaded, model.location, [pictures])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from exporters.backbone.inputs import NUM_SEEDED_INPUTS, SEED, gate_inputs, seeded_pictures
+from exporters.backbone.inputs import NUM_SEEDED_INPUTS, SEED, input_batches, seeded_images
 from icis_deploy.bundle.manifest import ModelInput
 from icis_deploy.images.neutral import neutral_images
 from icis_deploy.images.preprocessing import Preprocessing
@@ -10,7 +10,7 @@ PREPROCESSING = Preprocessing(resize=None, crop=16, mean=(0.4, 0.5, 0.6), std=(0
 
 
 def given(model_input: ModelInput, preprocessing: Preprocessing | None) -> np.ndarray:
-    inputs = gate_inputs(model_input, preprocessing, None, fixed_batch="batch")
+    inputs = input_batches(model_input, preprocessing, None, fixed_batch=None)
     try:
         return np.concatenate([batch.given[: batch.count] for batch in inputs])
     finally:
@@ -45,6 +45,6 @@ def test_a_model_of_other_things_gets_noise():
 
 
 def test_seeded_pictures_begin_where_they_are_asked_to():
-    whole = seeded_pictures((3, 16, 16), PREPROCESSING, num_inputs=6, seed=2)
+    whole = seeded_images((3, 16, 16), PREPROCESSING, num_inputs=6, seed=2)
 
-    np.testing.assert_array_equal(seeded_pictures((3, 16, 16), PREPROCESSING, num_inputs=2, seed=2, first=4), whole[4:])
+    np.testing.assert_array_equal(seeded_images((3, 16, 16), PREPROCESSING, num_inputs=2, seed=2, first=4), whole[4:])

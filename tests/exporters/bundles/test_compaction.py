@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import icis_deploy
-from exporters.bundles.compaction import check_compacted
+from exporters.bundles.compaction import compare_compacted
+from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head
-from exporters.head.slot_baking import bake_rows
-from exporters.head.surgery import add_slots, fuse_head, set_slot_defaults
+from exporters.head.slot_baking import BakeRowsPass
+from exporters.head.surgery import AddSlotsPass, FuseHeadPass, SetSlotDefaultsPass
 from icis_deploy.api.compact import compact
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.bundle.model_form import ModelForm
@@ -142,7 +143,7 @@ def test_a_target_that_this_machine_cannot_build_is_named_before_anything_is_wri
     from exporters.targets.registry import TARGETS as KNOWN
     from icis_deploy.bundle.target_options import TargetOptions
 
-    if KNOWN["tensorrt"].why_not(TargetOptions()) is None:
+    if KNOWN["tensorrt"].obstacle(TargetOptions()) is None:
         pytest.skip("TensorRT builds engines here")
     from icis_deploy.bundle.manifest import MANIFEST_NAME, file_entry, serialize_manifest
 
@@ -166,7 +167,7 @@ def test_the_gate_sees_a_row_that_is_not_the_one_it_was(tiny_project: TinyProjec
     assert table is not None
 
     def report(table: SlotTable):
-        (found,) = check_compacted(
+        (found,) = compare_compacted(
             tmp_path / "new", made, former_folder=tmp_path / "bundle", former=device.bundle, table=table
         )
         return found
@@ -200,17 +201,17 @@ def test_rows_keep_their_logits_behind_every_kind_of_head(graph: HeadGraph):
     model = graph.model(*rows(1))
     location = find_head(model)
     filled = table_of(2, 3, prefix="new")
-    slotted = set_slot_defaults(add_slots(model, location, 3), filled.weight, filled.bias)
+    slotted = apply_passes(model, AddSlotsPass(location, 3), SetSlotDefaultsPass(filled.weight, filled.bias))
     before = run_model(slotted, x=graph.images(1))
 
     slots = empty_slots(2, GRAPH_DIM)
-    baked = bake_rows(slotted, num_seen=NUM_CLASSES, baked=filled, slots=slots)
+    baked = apply_passes(slotted, BakeRowsPass(num_seen=NUM_CLASSES, baked=filled, slots=slots))
 
     after = run_model(baked, x=graph.images(1))
     assert list(after) == list(before)
     name = next(iter(before))
     np.testing.assert_allclose(after[name][:, : NUM_CLASSES + 3], before[name], rtol=1e-5, atol=1e-6)
-    again = bake_rows(baked, num_seen=NUM_CLASSES, baked=filled, slots=slots)
+    again = apply_passes(baked, BakeRowsPass(num_seen=NUM_CLASSES, baked=filled, slots=slots))
     assert run_model(again, x=graph.images(1))[name].tobytes() == after[name].tobytes()
     assert sum(node.op_type == "Gemm" for node in again.graph) == sum(node.op_type == "Gemm" for node in baked.graph)
 
@@ -221,16 +222,17 @@ def test_rows_that_are_in_the_head_already_are_not_baked_twice():
     model, former = graph.model(weight, bias), table_of(3, 2, prefix="former")
     all_rows = np.concatenate([np.concatenate([weight, bias[:, None]], axis=1), former.rows()])
     names = tuple(str(index) for index in range(len(all_rows)))
-    fused = fuse_head(model, find_head(model), Head(rows=all_rows, class_names=names))
-    slotted = add_slots(fused, find_head(fused), 2)
+    fused = apply_passes(model, FuseHeadPass(find_head(model), Head(rows=all_rows, class_names=names)))
+    slotted = apply_passes(fused, AddSlotsPass(find_head(fused), 2))
     filled = table_of(2, 2, prefix="new")
     joined = SlotTable(
         weight=np.concatenate([former.weight, filled.weight]),
         bias=np.concatenate([former.bias, filled.bias]),
         class_names=(*former.class_names, *filled.class_names),
     )
-    before = run_model(set_slot_defaults(slotted, filled.weight, filled.bias), x=graph.images(1))["logits"]
-    baked = bake_rows(slotted, num_seen=NUM_CLASSES, baked=joined, slots=empty_slots(4, GRAPH_DIM))
+    with_rows = apply_passes(slotted, SetSlotDefaultsPass(filled.weight, filled.bias))
+    before = run_model(with_rows, x=graph.images(1))["logits"]
+    baked = apply_passes(slotted, BakeRowsPass(num_seen=NUM_CLASSES, baked=joined, slots=empty_slots(4, GRAPH_DIM)))
     after = run_model(baked, x=graph.images(1))["logits"]
     assert after.shape[1] == NUM_CLASSES + 4 + 4
     np.testing.assert_allclose(after[:, : NUM_CLASSES + 4], before, rtol=1e-6)
@@ -239,7 +241,9 @@ def test_rows_that_are_in_the_head_already_are_not_baked_twice():
 def test_a_model_without_slots_is_refused():
     model = GRAPHS["gemm"].model(*rows(1))
     with pytest.raises(IncompatibleError, match="The model has no slots whose logits are joined to those of its head"):
-        bake_rows(model, num_seen=NUM_CLASSES, baked=table_of(2, 1, prefix="n"), slots=empty_slots(1, GRAPH_DIM))
+        apply_passes(
+            model, BakeRowsPass(num_seen=NUM_CLASSES, baked=table_of(2, 1, prefix="n"), slots=empty_slots(1, GRAPH_DIM))
+        )
 
 
 def test_a_capacity_is_refused_that_leaves_fewer_scores_than_the_model_chooses(

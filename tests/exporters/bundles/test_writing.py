@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import icis_deploy
@@ -71,8 +72,15 @@ def write(
 
 def with_changed_head(change: Callable[[Head], Head]) -> Callable[..., Any]:
     """Return a head surgery that does its work right, with the wrong head."""
-    real = bundle_writing.fuse_head
-    return lambda model, location, head: real(model, location, change(in_memory(head)))
+    real = bundle_writing.FuseHeadPass
+    return lambda location, head: real(location, change(in_memory(head)))
+
+
+class LeaveAsIsPass(ir.passes.InPlacePass):
+    """Head surgery that forgets to do its work."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        return ir.passes.PassResult(model, modified=False)
 
 
 def in_memory(expanded: ExpandedHead) -> Head:
@@ -124,7 +132,7 @@ def test_a_wrong_fused_head_is_rejected_with_its_report_and_the_old_bundle_stays
     plan = plan_of(opened, "fused")
     write(target, opened, preprocessing, plan)
     before = {path.name: path.read_bytes() for path in target.iterdir()}
-    monkeypatch.setattr(bundle_writing, "fuse_head", with_changed_head(change))
+    monkeypatch.setattr(bundle_writing, "FuseHeadPass", with_changed_head(change))
     with pytest.raises(GateFailedError, match=r"max_scaled_error .* is above 0.0001") as caught:
         write(target, opened, preprocessing, plan, overwrite=True)
     assert caught.value.exit_code == 1
@@ -138,7 +146,7 @@ def test_a_wrong_fused_head_is_rejected_with_its_report_and_the_old_bundle_stays
 def test_stale_slot_defaults_are_named(
     opened: OpenedModel, preprocessing: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle_writing, "set_slot_defaults", lambda model, *_: model)
+    monkeypatch.setattr(bundle_writing, "SetSlotDefaultsPass", lambda *_: LeaveAsIsPass())
     with pytest.raises(GateFailedError, match=r"the slots baked into model.onnx are not those of slots.safetensors"):
         write(tmp_path / "bundle", opened, preprocessing, plan_of(opened, "updatable"))
     assert not (tmp_path / "bundle").exists()
@@ -149,10 +157,8 @@ def test_an_empty_slot_that_could_win_is_named(
 ) -> None:
     plan = plan_of(opened, "updatable")
     bias = np.where(plan.table.bias < -1e4, 0.0, plan.table.bias)
-    real = bundle_writing.set_slot_defaults
-    monkeypatch.setattr(
-        bundle_writing, "set_slot_defaults", lambda model, weight, _: real(model, weight, bias.astype(np.float32))
-    )
+    real = bundle_writing.SetSlotDefaultsPass
+    monkeypatch.setattr(bundle_writing, "SetSlotDefaultsPass", lambda weight, _: real(weight, bias.astype(np.float32)))
     with pytest.raises(GateFailedError, match="slot"):
         write(tmp_path / "bundle", opened, preprocessing, plan)
 

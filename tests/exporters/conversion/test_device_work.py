@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import icis_deploy
@@ -269,16 +270,13 @@ def test_a_new_class_is_chosen_by_its_own_name_after_an_update(tiny_project: Tin
 def test_a_choice_that_is_not_of_the_greatest_scores_is_rejected_and_named(
     tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = model_conversion.add_top
+    class SmallestPass(model_conversion.AddTopKPass):
+        def call(self, model: ir.Model) -> ir.passes.PassResult:
+            result = super().call(model)
+            next(node for node in model.graph if node.op_type == "TopK").attributes.add(ir.AttrInt64("largest", 0))
+            return result
 
-    def smallest(*arguments: object) -> object:
-        model = real(*arguments)
-        next(node for node in model.graph if node.op_type == "TopK").attributes.add(
-            model_conversion.ir.AttrInt64("largest", 0)
-        )
-        return model
-
-    monkeypatch.setattr(model_conversion, "add_top", smallest)
+    monkeypatch.setattr(model_conversion, "AddTopKPass", SmallestPass)
     with pytest.raises(
         GateFailedError, match="the classes that the model chooses are not those with the greatest scores"
     ):

@@ -18,6 +18,7 @@ import pytest
 
 import icis_deploy
 from exporters.gate import gate as parity_gate
+from exporters.graph.edits import apply_passes
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.tensorrt.graph import graph_for_tensorrt
 from exporters.targets.tensorrt.target import ENGINE_REWRITES
@@ -111,8 +112,9 @@ def exported(request: Any, tiny_project: TinyProject, tmp_path_factory: pytest.T
 
 @pytest.fixture
 def fake_gpu(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
-    rewrite = ENGINE_REWRITES.get(exported.bundle.precision, lambda model: model)
-    graph = graph_for_tensorrt(rewrite(load_onnx_file(exported.folder / MODEL_NAME)))
+    model = load_onnx_file(exported.folder / MODEL_NAME)
+    rewrite = ENGINE_REWRITES.get(exported.bundle.precision)
+    graph = graph_for_tensorrt(model if rewrite is None else apply_passes(model, rewrite))
     save_model(graph, tmp_path / "given.onnx")
     cuda = FakeCuda()
     fake = FakeTensorRT(cuda, graph=tmp_path / "given.onnx")
@@ -208,14 +210,14 @@ def test_equal_scores_may_be_chosen_in_any_order(tiny_project: TinyProject, tmp_
 )
 def test_what_is_no_choice_of_the_greatest_scores_is_noticed(columns: list[list[int]]) -> None:
     scores, order = np.array([[0.5, 1.0, 2.0, 0.7]], np.float32), np.array([[2, 1]])
-    assert parity_gate._is_choice(order, order, scores)
-    assert not parity_gate._is_choice(np.array(columns), order, scores)
+    assert parity_gate._is_topk(order, order, scores)
+    assert not parity_gate._is_topk(np.array(columns), order, scores)
 
 
 @pytest.mark.parametrize(("gap", "is_choice"), [(0.0, True), (1e-7, True), (1e-3, False)])
 def test_scores_of_two_runs_are_equal_as_far_as_float32_tells_them(gap: float, is_choice: bool) -> None:
     scores, order = np.array([[0.5, 1.0, 1.0 + gap, 0.7]], np.float32), np.array([[2, 1]])
-    assert parity_gate._is_choice(order[:, ::-1], order, scores) == is_choice
+    assert parity_gate._is_topk(order[:, ::-1], order, scores) == is_choice
 
 
 @pytest.mark.parametrize("head", ["fused", "updatable"])

@@ -14,7 +14,7 @@ import icis_deploy
 from exporters.conversion import fp16 as fp16_precision
 from exporters.conversion import int8 as int8_precision
 from exporters.conversion.bias_correction import correct_biases, rounding_error
-from exporters.conversion.fp16 import halve_model, overflowing_nodes
+from exporters.conversion.fp16 import convert_to_float16, overflowing_nodes
 from exporters.conversion.int8 import quantize_model
 from exporters.conversion.layer_errors import worst_layers
 from exporters.head.finding import find_head, read_head
@@ -261,7 +261,7 @@ def test_fp16_keeps_inputs_and_outputs_float32_and_sensitive_operators_too() -> 
         "(flat, w, b)\n", "(flat, w, b)\n    scores = Softmax (logits)\n"
     )
     model = parsed_model(text, **{name: v.const_value.numpy() for name, v in deep_model().graph.initializers.items()})
-    halved = halve_model(model, batches())
+    halved = convert_to_float16(model, batches())
     assert halved.graph.inputs[0].dtype == halved.graph.outputs[0].dtype == ir.DataType.FLOAT
     types = {
         node.op_type: node.outputs[0].dtype for node in halved.graph if node.op_type in {"Conv", "Gemm", "Softmax"}
@@ -273,7 +273,7 @@ def test_weights_that_stay_float32_in_fp16_are_stated_so() -> None:
     """With a wrong type in it, shape inference leaves the whole graph as it is, and other tools refuse it."""
     model = transformer_model()
 
-    halved = ir.to_proto(halve_model(model, lambda: iter(token_batches())))
+    halved = ir.to_proto(convert_to_float16(model, lambda: iter(token_batches())))
 
     onnx.checker.check_model(halved, full_check=True)
     stored = {tensor.name: tensor.data_type for tensor in halved.graph.initializer}
@@ -289,7 +289,10 @@ def test_nodes_that_would_overflow_in_fp16_stay_float32() -> None:
     assert "middle" in kept
     assert "first" not in kept
     images = next(batches(1)())
-    expected, found = run_model(model, x=images)["logits"], run_model(halve_model(model, batches()), x=images)["logits"]
+    expected, found = (
+        run_model(model, x=images)["logits"],
+        run_model(convert_to_float16(model, batches()), x=images)["logits"],
+    )
     np.testing.assert_allclose(found, expected, rtol=0.02, atol=1e-2 * np.abs(expected).max())
 
 
@@ -361,9 +364,9 @@ def test_a_form_that_does_not_go_together_is_refused(settings: dict[str, str], m
 
 
 def test_a_model_that_is_float16_already_is_refused() -> None:
-    halved = halve_model(deep_model(), batches())
+    halved = convert_to_float16(deep_model(), batches())
     with pytest.raises(IncompatibleError, match=r"is not float32: its node .* is half precision.*`precision='fp32'`"):
-        halve_model(halved, batches())
+        convert_to_float16(halved, batches())
     with pytest.raises(IncompatibleError, match="is not float32"):
         quantize_model(halved, find_head(halved), "x", batches())
 

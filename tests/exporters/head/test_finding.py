@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head, read_head
-from exporters.head.surgery import add_slots, fuse_head
+from exporters.head.surgery import AddSlotsPass, FuseHeadPass
 from icis_deploy.errors import AmbiguousHeadError, ModelLoadError, UsageError
 from tests.exporters.head_graphs import GRAPHS, HEADER, parsed_model, rows, run_model
 
@@ -83,7 +84,7 @@ def test_a_hidden_layer_that_is_also_an_output_is_not_the_head():
     location = find_head(model)
 
     assert (location.node_name, location.output_name) == ("last", "y")
-    assert list(run_model(add_slots(model, location, 2), x=IMAGES)) == ["y", "hidden", "features"]
+    assert list(run_model(apply_passes(model, AddSlotsPass(location, 2)), x=IMAGES)) == ["y", "hidden", "features"]
 
 
 def test_two_heads_are_listed_and_head_node_chooses_one():
@@ -103,7 +104,7 @@ def test_two_heads_are_listed_and_head_node_chooses_one():
     )
     assert (location.num_classes, location.output_name, location.certainty) == (3, "z", "chosen")
     assert location.reason == "chosen by its name, plants"
-    assert [output.shape[1] for output in add_slots(model, location, 2).graph.outputs] == [5, 5, 4]
+    assert [output.shape[1] for output in apply_passes(model, AddSlotsPass(location, 2)).graph.outputs] == [5, 5, 4]
 
 
 def test_a_head_that_something_unusual_follows_is_not_certain_but_can_be_chosen():
@@ -118,7 +119,7 @@ def test_a_head_that_something_unusual_follows_is_not_certain_but_can_be_chosen(
         "It is not certain that this is the head: head (Gemm, 5 classes, feature_dim 4): followed by Relu rest. If it "
         "is, say so with `head_node='head'`."
     )
-    scores = run_model(fuse_head(model, location, head), x=IMAGES)["y"]
+    scores = run_model(apply_passes(model, FuseHeadPass(location, head)), x=IMAGES)["y"]
     np.testing.assert_allclose(scores, np.maximum(head.logits(IMAGES), 0), rtol=1e-5)
 
 
@@ -150,7 +151,7 @@ def test_a_margin_on_every_class_can_be_kept_when_the_head_is_chosen():
     head = read_head(model, location, NAMES).expand(np.r_[0.5, 0.5, 0.5, 0.5, 0][None], ["new"])
 
     assert location.kind == "cosine"
-    scores = run_model(fuse_head(model, location, head), x=IMAGES)["y"]
+    scores = run_model(apply_passes(model, FuseHeadPass(location, head)), x=IMAGES)["y"]
     cosine = head.logits(IMAGES / np.linalg.norm(IMAGES, axis=1, keepdims=True))
     expected = np.where(cosine > -0.8776, np.cos(np.arccos(cosine) + 0.5), cosine - 0.2397) * 16
     np.testing.assert_allclose(scores, expected, atol=2e-3)
@@ -171,10 +172,10 @@ def test_a_margin_on_every_class_can_be_kept_when_the_head_is_chosen():
             "l = MatMul (x, m) c = ArgMax <axis = 1> (l) [ids] y = Gather (table, c)",
             "ids (Gather) looks classes up in a table",
         ),
-        ("l = MatMul (x, m) [around] y = Neg (l)", "around (Neg) turns the logits' order round: the lowest would win"),
+        ("l = MatMul (x, m) [around] y = Neg (l)", "around (Neg) reverses the logits' order: the lowest would win"),
         (
             "l = MatMul (x, m) r = Identity (l) s = Sigmoid (r) [around] y = Mul (s, minus)",
-            "around (Mul) turns the logits' order",
+            "around (Mul) reverses the logits' order",
         ),
         ("l = MatMul (x, m) [batch_wise] y = Softmax <axis = 0> (l)", "batch_wise (Softmax) is not over the classes"),
         ("l = MatMul (x, m) [mixed] y = Reshape (l, flat)", "mixed (Reshape) mixes classes with another axis"),

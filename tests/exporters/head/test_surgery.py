@@ -11,14 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporters.graph.edits import run_pass
+from exporters.graph.edits import apply_passes
 from exporters.head.finding import HeadLocation, find_head, read_head
 from exporters.head.surgery import (
-    add_features_output,
-    add_slots,
-    features_output_pass,
-    fuse_head,
-    set_slot_defaults,
+    AddFeaturesOutputPass,
+    AddSlotsPass,
+    FuseHeadPass,
+    SetSlotDefaultsPass,
 )
 from icis_deploy.errors import IncompatibleError, ModelLoadError, UsageError
 from icis_deploy.head.head import Head
@@ -71,7 +70,7 @@ def test_the_rows_that_are_read_give_the_models_own_scores(graph: HeadGraph):
     head = read_head(model, location, NAMES)
     images = graph.images(1)
 
-    outputs = run_model(add_features_output(model, location), x=images)
+    outputs = run_model(apply_passes(model, AddFeaturesOutputPass(location)), x=images)
 
     features = outputs["features"]
     assert (location.kind, location.certainty, location.node_name) == (graph.kind, "certain", "head")
@@ -89,10 +88,10 @@ def test_a_fused_head_computes_all_rows(graph: HeadGraph):
     location = find_head(model)
     head = read_head(model, location, NAMES).expand(new_rows(), NEW_NAMES)
     images = graph.images(2)
-    features = run_model(add_features_output(model, location), x=images)["features"]
+    features = run_model(apply_passes(model, AddFeaturesOutputPass(location)), x=images)["features"]
     original = run_model(model, x=images)
 
-    fused = run_model(fuse_head(model, location, head), x=images)
+    fused = run_model(apply_passes(model, FuseHeadPass(location, head)), x=images)
 
     scores = fused[location.output_name]
     assert scores.shape == (3, NUM_CLASSES + len(NEW_NAMES))
@@ -108,10 +107,10 @@ def test_an_updatable_head_keeps_the_seen_scores_and_adds_the_slots(graph: HeadG
     location = find_head(model)
     head = read_head(model, location, NAMES)
     images = graph.images(3)
-    reference = run_model(add_features_output(model, location), x=images)
+    reference = run_model(apply_passes(model, AddFeaturesOutputPass(location)), x=images)
     after = what_follows(graph, model, location.output_name)
 
-    updatable = add_slots(model, location, CAPACITY)
+    updatable = apply_passes(model, AddSlotsPass(location, CAPACITY))
 
     empty = run_model(updatable, x=images)
     scores = empty[location.output_name]
@@ -135,7 +134,7 @@ def test_a_new_class_can_win_whatever_follows_the_head(graph: HeadGraph):
     winner[0, -1] = 1000.0
     head = read_head(model, location, NAMES).expand(winner, ["winner"])
 
-    fused = run_model(fuse_head(model, location, head), x=graph.images(4))
+    fused = run_model(apply_passes(model, FuseHeadPass(location, head)), x=graph.images(4))
 
     choices = fused.get("choices", fused[location.output_name].argmax(axis=1)).reshape(3, -1)
     assert (choices[:, 0] == NUM_CLASSES).all()
@@ -148,7 +147,8 @@ def test_nothing_but_the_head_changes(graph: HeadGraph):
     location = find_head(model)
     head = read_head(model, location, NAMES).expand(new_rows(), NEW_NAMES)
 
-    fused, updatable = fuse_head(model, location, head), add_slots(model, location, CAPACITY)
+    fused = apply_passes(model, FuseHeadPass(location, head))
+    updatable = apply_passes(model, AddSlotsPass(location, CAPACITY))
 
     assert ir.to_proto(model).SerializeToString() == before
     own = {node.name: node.op_type for node in model.graph}
@@ -184,7 +184,7 @@ def test_a_quantized_head_keeps_its_integers_and_gives_each_new_row_its_own_scal
     head = read_head(model, location, NAMES)
     small = new_rows() / 100
 
-    fused = fuse_head(model, location, head.expand(small, NEW_NAMES))
+    fused = apply_passes(model, FuseHeadPass(location, head.expand(small, NEW_NAMES)))
 
     arrays = {name: value.const_value.numpy() for name, value in fused.graph.initializers.items()}
     own = model.graph.initializers["w"].const_value.numpy()
@@ -209,7 +209,7 @@ def test_a_weight_that_is_also_an_input_takes_the_input_with_it():
     location = find_head(model)
     images = GRAPHS["gemm"].images(0)
 
-    fused = fuse_head(model, location, read_head(model, location, NAMES))
+    fused = apply_passes(model, FuseHeadPass(location, read_head(model, location, NAMES)))
 
     assert [value.name for value in fused.graph.inputs] == ["x"]
     np.testing.assert_allclose(run_model(fused, x=images)["logits"], run_model(model, x=images)["logits"], rtol=1e-6)
@@ -223,7 +223,7 @@ def test_a_shared_weight_is_copied_and_not_changed():
     head = read_head(model, location, NAMES).expand(new_rows(), NEW_NAMES)
     images = graph.images(5)
 
-    fused = fuse_head(model, location, head)
+    fused = apply_passes(model, FuseHeadPass(location, head))
 
     np.testing.assert_array_equal(fused.graph.initializers["w"].const_value.numpy(), weight)
     np.testing.assert_array_equal(run_model(fused, x=images)["again"], run_model(model, x=images)["again"])
@@ -232,7 +232,7 @@ def test_a_shared_weight_is_copied_and_not_changed():
 def test_weights_that_did_not_change_are_shared_and_not_copied():
     model = GRAPHS["two linear layers, the last is the head"].model(*rows(0))
 
-    updatable = add_slots(model, find_head(model), CAPACITY)
+    updatable = apply_passes(model, AddSlotsPass(find_head(model), CAPACITY))
 
     assert updatable.graph.initializers["w"].const_value is model.graph.initializers["w"].const_value
 
@@ -240,7 +240,7 @@ def test_weights_that_did_not_change_are_shared_and_not_copied():
 def test_slots_are_overridable_inputs_whose_defaults_are_empty():
     model = GRAPHS["gemm"].model(*rows(0))
 
-    proto = ir.to_proto(add_slots(model, find_head(model), CAPACITY))
+    proto = ir.to_proto(apply_passes(model, AddSlotsPass(find_head(model), CAPACITY)))
 
     onnx.checker.check_model(proto, full_check=True)
     inputs = {
@@ -257,11 +257,11 @@ def test_slots_are_overridable_inputs_whose_defaults_are_empty():
 def test_new_defaults_are_what_a_run_without_slots_uses():
     graph = GRAPHS["gemm"]
     model = graph.model(*rows(0))
-    updatable = add_slots(model, find_head(model), CAPACITY)
+    updatable = apply_passes(model, AddSlotsPass(find_head(model), CAPACITY))
     weight, bias = rows(9, CAPACITY)
     images = graph.images(6)
 
-    filled = set_slot_defaults(updatable, weight, bias)
+    filled = apply_passes(updatable, SetSlotDefaultsPass(weight, bias))
 
     fed = run_model(updatable, x=images, slot_weight=weight, slot_bias=bias)
     np.testing.assert_array_equal(run_model(filled, x=images)["logits"], fed["logits"])
@@ -272,7 +272,8 @@ def test_slots_of_a_negative_head_do_not_win_while_they_are_empty():
     weight, bias = rows(0)
     model = GRAPHS["gemm"].model(-np.abs(weight), bias - 100)
 
-    scores = run_model(add_slots(model, find_head(model), CAPACITY), x=GRAPHS["gemm"].images(1))["logits"]
+    updatable = apply_passes(model, AddSlotsPass(find_head(model), CAPACITY))
+    scores = run_model(updatable, x=GRAPHS["gemm"].images(1))["logits"]
 
     assert (scores.argmax(axis=1) < NUM_CLASSES).all()
 
@@ -292,8 +293,8 @@ def test_names_that_surgery_needs_are_taken_from_inner_values():
     head = read_head(model, location, NAMES)
     images = GRAPHS["gemm"].images(1)
 
-    updatable = run_model(add_slots(model, location, CAPACITY), x=images)
-    fused = run_model(fuse_head(model, location, head), x=images)
+    updatable = run_model(apply_passes(model, AddSlotsPass(location, CAPACITY)), x=images)
+    fused = run_model(apply_passes(model, FuseHeadPass(location, head)), x=images)
 
     expected = run_model(model, x=images)["logits"]
     np.testing.assert_array_equal(updatable["logits"][:, :NUM_CLASSES], expected)
@@ -312,11 +313,12 @@ def test_a_features_output_that_is_there_is_kept():
     )
     location = find_head(model)
 
-    result = run_pass(features_output_pass(location), model)
+    features_output = AddFeaturesOutputPass(location)
 
-    assert not result.modified
-    assert result.model is model
-    assert list(run_model(add_slots(model, location, 2), x=GRAPHS["gemm"].images(1))) == ["logits", "features"]
+    assert not features_output(model.clone()).modified
+    assert apply_passes(model, features_output) is model
+    updatable = apply_passes(model, AddSlotsPass(location, 2))
+    assert list(run_model(updatable, x=GRAPHS["gemm"].images(1))) == ["logits", "features"]
 
 
 def test_outputs_are_brought_into_the_order_scores_others_features():
@@ -332,9 +334,11 @@ def test_outputs_are_brought_into_the_order_scores_others_features():
     )
     location = find_head(model)
 
-    for edited in (add_features_output(model, location), add_slots(model, location, 2)):
+    for graph_pass in (AddFeaturesOutputPass(location), AddSlotsPass(location, 2)):
+        edited = apply_passes(model, graph_pass)
         assert [value.name for value in edited.graph.outputs] == ["logits", "other", "features"]
-    assert [value.name for value in fuse_head(model, location, read_head(model, location, NAMES)).graph.outputs] == [
+    fused = apply_passes(model, FuseHeadPass(location, read_head(model, location, NAMES)))
+    assert [value.name for value in fused.graph.outputs] == [
         "logits",
         "features",
         "other",
@@ -353,7 +357,7 @@ def test_features_in_another_precision_cannot_be_called_features():
     with pytest.raises(
         IncompatibleError, match="an output 'features' already, which is not what feeds the head logits in"
     ):
-        add_features_output(model, find_head(model))
+        apply_passes(model, AddFeaturesOutputPass(find_head(model)))
 
 
 def test_features_that_another_output_or_an_input_gives_are_given_twice():
@@ -374,8 +378,8 @@ def test_features_that_another_output_or_an_input_gives_are_given_twice():
     )
     images = GRAPHS["gemm"].images(1)
 
-    outputs = run_model(add_features_output(model, find_head(model)), x=images)
-    of_input = run_model(add_features_output(linear, find_head(linear)), x=images)
+    outputs = run_model(apply_passes(model, AddFeaturesOutputPass(find_head(model))), x=images)
+    of_input = run_model(apply_passes(linear, AddFeaturesOutputPass(find_head(linear))), x=images)
 
     np.testing.assert_array_equal(outputs["features"], outputs["embedding"])
     np.testing.assert_array_equal(of_input["features"], images)
@@ -396,8 +400,8 @@ def test_scores_at_one_position_are_given_as_a_matrix(output: str):
     location = find_head(model)
     images = GRAPHS["1x1 conv after pooling"].images(0)
 
-    updatable = run_model(add_slots(model, location, 2), x=images)
-    fused = run_model(fuse_head(model, location, read_head(model, location, NAMES)), x=images)
+    updatable = run_model(apply_passes(model, AddSlotsPass(location, 2)), x=images)
+    fused = run_model(apply_passes(model, FuseHeadPass(location, read_head(model, location, NAMES))), x=images)
 
     expected = run_model(model, x=images)[output].reshape(3, 5)
     assert list(updatable) == [output, "features"]
@@ -432,8 +436,8 @@ def test_any_expanded_head_equals_numpy(linear, num_classes, feature_dim, num_ne
     seen = factor * wide @ weight.astype(np.float64).T + offset * bias.astype(np.float64)
     expected = np.c_[seen, wide @ new[:, :-1].astype(np.float64).T + new[:, -1].astype(np.float64)]
 
-    fused = run_model(fuse_head(model, location, head.expand(new, new_names)), x=images)["logits"]
-    updatable = set_slot_defaults(add_slots(model, location, num_new), new[:, :-1], new[:, -1])
+    fused = run_model(apply_passes(model, FuseHeadPass(location, head.expand(new, new_names))), x=images)["logits"]
+    updatable = apply_passes(model, AddSlotsPass(location, num_new), SetSlotDefaultsPass(new[:, :-1], new[:, -1]))
     joined = run_model(updatable, x=images)
 
     # float32 accumulates rounding with the sizes of the terms, not of their sum
@@ -465,7 +469,7 @@ def random_head(linear: str, weight, bias) -> ir.Model:
 
 def test_rows_of_another_width_are_refused(gemm):
     with pytest.raises(IncompatibleError, match="The rows have feature_dim 7; the head head has 4"):
-        fuse_head(*gemm, Head(rows=np.ones((2, 8)), class_names=("a", "b")))
+        apply_passes(gemm[0], FuseHeadPass(gemm[1], Head(rows=np.ones((2, 8)), class_names=("a", "b"))))
 
 
 def test_a_class_list_of_another_length_is_refused(gemm):
@@ -475,30 +479,30 @@ def test_a_class_list_of_another_length_is_refused(gemm):
 
 def test_no_slots_are_refused(gemm):
     with pytest.raises(UsageError, match="A capacity of 0 slots was asked for; expected at least 1"):
-        add_slots(*gemm, 0)
+        apply_passes(gemm[0], AddSlotsPass(gemm[1], 0))
 
 
 def test_slots_on_top_of_slots_are_refused(gemm):
     model, location = gemm
     with pytest.raises(UsageError, match="The model has slots already"):
-        add_slots(add_slots(model, location, 2), location, 2)
+        apply_passes(model, AddSlotsPass(location, 2), AddSlotsPass(location, 2))
 
 
 def test_defaults_for_a_model_without_slots_are_refused(gemm):
     with pytest.raises(UsageError, match="The model has no input 'slot_weight' with a default, so no slots"):
-        set_slot_defaults(gemm[0], np.ones((2, 4)), np.ones(2))
+        apply_passes(gemm[0], SetSlotDefaultsPass(np.ones((2, 4)), np.ones(2)))
 
 
 def test_defaults_of_another_shape_are_refused(gemm):
-    updatable = add_slots(*gemm, 2)
+    updatable = apply_passes(gemm[0], AddSlotsPass(gemm[1], 2))
     with pytest.raises(IncompatibleError, match=r"The new slot_weight has shape \(3, 4\); this model's has \(2, 4\)"):
-        set_slot_defaults(updatable, np.ones((3, 4)), np.ones(3))
+        apply_passes(updatable, SetSlotDefaultsPass(np.ones((3, 4)), np.ones(3)))
 
 
 def test_a_location_from_another_graph_is_refused(gemm):
     other = parsed_model(f"{HEADER} g (float[batch, 4] x) => (float[batch, 4] y) {{ y = Relu (x) }}")
     with pytest.raises(ModelLoadError, match="The head head is not in this graph: there is no such linear operator"):
-        add_slots(other, gemm[1], 2)
+        apply_passes(other, AddSlotsPass(gemm[1], 2))
 
 
 def test_a_location_of_a_head_of_another_size_is_refused(gemm):
@@ -507,7 +511,7 @@ def test_a_location_of_a_head_of_another_size_is_refused(gemm):
         w=np.ones((4, 3), dtype=np.float32),
     )
     with pytest.raises(ModelLoadError, match="The head head is 3 x 4 in this graph; it was found as 5 x 4"):
-        add_slots(other, gemm[1], 2)
+        apply_passes(other, AddSlotsPass(gemm[1], 2))
 
 
 def test_a_refusal_leaves_the_model_as_it_was(gemm):
@@ -515,7 +519,7 @@ def test_a_refusal_leaves_the_model_as_it_was(gemm):
     before = ir.to_proto(model).SerializeToString()
 
     with pytest.raises(UsageError):
-        add_slots(model, location, -1)
+        apply_passes(model, AddSlotsPass(location, -1))
 
     assert ir.to_proto(model).SerializeToString() == before
 
@@ -532,7 +536,7 @@ def test_an_output_called_features_that_does_not_feed_the_head_is_refused():
     )
 
     with pytest.raises(IncompatibleError, match="has an output 'features' already, which is not what feeds the head"):
-        add_slots(model, find_head(model), CAPACITY)
+        apply_passes(model, AddSlotsPass(find_head(model), CAPACITY))
 
 
 @pytest.mark.parametrize(
@@ -548,4 +552,4 @@ def test_an_input_or_output_with_a_name_of_the_exports_own_is_refused(image: str
     model = parsed_model(text, w=rows(0)[0], b=rows(0)[1])
 
     with pytest.raises(IncompatibleError, match=re.escape(message)):
-        add_slots(model, find_head(model), CAPACITY)
+        apply_passes(model, AddSlotsPass(find_head(model), CAPACITY))

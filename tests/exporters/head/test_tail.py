@@ -9,9 +9,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from exporters.graph.class_axis import integers, reduced_axes
+from exporters.graph.class_axis import reduced_axes
+from exporters.graph.edits import apply_passes
+from exporters.graph.reading import integers
 from exporters.head.finding import find_head, read_head
-from exporters.head.surgery import add_slots, fuse_head
+from exporters.head.surgery import AddSlotsPass, FuseHeadPass
 from icis_deploy.errors import ModelLoadError
 from tests.exporters.head_graphs import GRAPHS, parsed_model, rows, run_model, softmax
 
@@ -122,8 +124,8 @@ def test_what_follows_computes_the_same_over_more_classes(tail: str, output: str
     location = find_head(model, "head")
     head = read_head(model, location, NAMES).expand(NEW_ROWS, ["a", "b", "c"])
 
-    fused = fuse_head(model, location, head)
-    updatable = add_slots(model, location, 3)
+    fused = apply_passes(model, FuseHeadPass(location, head))
+    updatable = apply_passes(model, AddSlotsPass(location, 3))
 
     expected = after(head.logits(IMAGES).astype(np.float32))
     slots = {"slot_weight": NEW_ROWS[:, :-1], "slot_bias": NEW_ROWS[:, -1]}
@@ -150,7 +152,7 @@ def test_the_scores_of_a_fixed_single_image_may_be_a_vector(tail: str):
     location = find_head(model)
     head = read_head(model, location, NAMES).expand(NEW_ROWS, ["a", "b", "c"])
 
-    outputs = run_model(fuse_head(model, location, head), x=IMAGES[:1])
+    outputs = run_model(apply_passes(model, FuseHeadPass(location, head)), x=IMAGES[:1])
 
     assert location.output_name == "l"
     logits = head.logits(IMAGES[:1]).astype(np.float32)
@@ -176,8 +178,8 @@ def test_the_scores_of_a_fixed_single_image_may_be_a_vector(tail: str):
             "(TopK) does not choose the greatest logits",
         ),
         ("i = ArgMax <axis = 0> (l) y = Cast <to = 1> (i)", "float[1, 5] y", "(ArgMax) does not choose the greatest"),
-        ("s = Sigmoid (l) y = Sub (half, s)", "float[b, 5] y", "(Sub) turns the logits' order round"),
-        ("f = Mul (half, l) z = Neg (f) y = Exp (z)", "float[b, 5] y", "z (Neg) turns the logits' order round"),
+        ("s = Sigmoid (l) y = Sub (half, s)", "float[b, 5] y", "(Sub) reverses the logits' order"),
+        ("f = Mul (half, l) z = Neg (f) y = Exp (z)", "float[b, 5] y", "z (Neg) reverses the logits' order"),
         (
             "n = Shape (l) u = Unsqueeze (l, n) y = Identity (u)",
             "float y",

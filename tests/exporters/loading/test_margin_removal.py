@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head, read_head
-from exporters.head.surgery import add_slots, fuse_head
-from exporters.loading.margin_removal import remove_margin
+from exporters.head.surgery import AddSlotsPass, FuseHeadPass
+from exporters.loading.margin_removal import RemoveMarginPass
 from exporters.loading.models import load_model
 from icis_deploy.errors import IncompatibleError, ModelLoadError
 from tests.exporters.head_graphs import parsed_model, rows, run_model, unit
@@ -89,7 +90,7 @@ def expected_logits(images: np.ndarray) -> np.ndarray:
 def test_without_its_margin_a_head_is_the_cosine_head_that_was_trained(mask: str, margin: str):
     training = parsed_model(training_graph(mask, margin), **weights())
 
-    model = remove_margin(training, "label", "x")
+    model = apply_passes(training, RemoveMarginPass(labels="label", images="x"))
 
     assert [value.name for value in model.graph.inputs] == ["x"]
     assert [node.op_type for node in model.graph] == ["LpNormalization", "MatMul", "Mul"]
@@ -100,12 +101,12 @@ def test_without_its_margin_a_head_is_the_cosine_head_that_was_trained(mask: str
     np.testing.assert_allclose(run_model(model, x=IMAGES)["logits"], expected_logits(IMAGES), atol=1e-5)
     expanded = head.expand(np.ones((1, 5)), ["new"])
     updatable = run_model(
-        add_slots(model, location, 1),
+        apply_passes(model, AddSlotsPass(location, 1)),
         x=IMAGES,
         slot_weight=np.ones((1, 4), np.float32),
         slot_bias=np.ones(1, np.float32),
     )
-    fused = run_model(fuse_head(model, location, expanded), x=IMAGES)
+    fused = run_model(apply_passes(model, FuseHeadPass(location, expanded)), x=IMAGES)
     np.testing.assert_allclose(updatable["logits"], expanded.logits(updatable["features"]), atol=1e-5)
     np.testing.assert_allclose(fused["logits"], expanded.logits(updatable["features"]), atol=1e-5)
 
@@ -181,7 +182,7 @@ def test_labels_that_are_more_than_a_mask_are_refused():
     model = parsed_model(text, table=np.ones((5, 4), dtype=np.float32), **weights())
 
     with pytest.raises(ModelLoadError) as caught:
-        remove_margin(model, "label", "x")
+        apply_passes(model, RemoveMarginPass(labels="label", images="x"))
 
     assert str(caught.value) == (
         "The input 'label' feeds prior (Gather), which is no mask over the classes, so the margin cannot be taken out. "

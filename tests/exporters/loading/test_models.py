@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
+from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head
 from exporters.loading.models import load_model, parse_input_shape
 from exporters.loading.original import _with_output
@@ -273,13 +274,15 @@ def test_an_onnx_model_is_loaded_edited_and_saved_without_torch(onnx_path: Path)
     program = f"""
 import sys
 from pathlib import Path
+from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head
-from exporters.head.surgery import add_slots
+from exporters.head.surgery import AddSlotsPass
 from exporters.loading.models import load_model
 from exporters.onnx_io.files import save_model
 from exporters.loading.original import _with_output
 loaded = load_model({str(onnx_path)!r})
-save_model(add_slots(loaded.model, find_head(loaded.model), 3), Path({str(onnx_path.with_name("out.onnx"))!r}))
+updatable = apply_passes(loaded.model, AddSlotsPass(find_head(loaded.model), 3))
+save_model(updatable, Path({str(onnx_path.with_name("out.onnx"))!r}))
 print([name for name in ("torch", "onnxscript") if name in sys.modules])
 """
 
@@ -289,13 +292,13 @@ print([name for name in ("torch", "onnxscript") if name in sys.modules])
 
 
 def test_the_real_onnx_file_keeps_its_seen_logits_to_the_last_bit(imagenet_mobilenet: Path, tmp_path: Path):
-    from exporters.head.surgery import add_slots
+    from exporters.head.surgery import AddSlotsPass
 
     loaded = load_model(str(imagenet_mobilenet / "model.onnx"))
     location = find_head(loaded.model)
     images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 224, 224)).astype(np.float32)
 
-    save_model(add_slots(loaded.model, location, 256), tmp_path / "updatable.onnx")
+    save_model(apply_passes(loaded.model, AddSlotsPass(location, 256)), tmp_path / "updatable.onnx")
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

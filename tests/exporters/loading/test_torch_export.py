@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head, read_head
-from exporters.head.surgery import add_slots, fuse_head
+from exporters.head.surgery import AddSlotsPass, FuseHeadPass
 from exporters.loading.torch_export import export_module, load_program, onnx_from_program
 from exporters.onnx_io.files import serialize_model
 from icis_deploy.errors import ExportError, ModelLoadError
@@ -158,9 +159,12 @@ def test_a_torch_model_keeps_its_logits_through_export_and_surgery(factory, kind
     (input_name,) = [value.name for value in model.graph.inputs]
     own = run_model(model, **{input_name: batch})["logits"]
     updatable = run_model(
-        add_slots(model, location, 4), **{input_name: batch}, slot_weight=new[:, :-1], slot_bias=new[:, -1]
+        apply_passes(model, AddSlotsPass(location, 4)),
+        **{input_name: batch},
+        slot_weight=new[:, :-1],
+        slot_bias=new[:, -1],
     )
-    fused = run_model(fuse_head(model, location, expanded), **{input_name: batch})
+    fused = run_model(apply_passes(model, FuseHeadPass(location, expanded)), **{input_name: batch})
 
     assert (location.kind, location.certainty, location.num_classes) == (kind, "certain", NUM_CLASSES)
     expected = expanded.logits(updatable["features"])
@@ -200,7 +204,7 @@ def test_of_several_outputs_each_keeps_its_name_and_the_logits_are_found():
     head = read_head(model, location, NAMES)
 
     assert location.followed_by == ()
-    scores = run_model(add_slots(model, location, 2), image=images())
+    scores = run_model(apply_passes(model, AddSlotsPass(location, 2)), image=images())
     np.testing.assert_allclose(scores[location.output_name][:, :NUM_CLASSES], torch_logits(module, images()), atol=2e-5)
     np.testing.assert_allclose(head.logits(scores["features"]), torch_logits(module, images()), atol=2e-5)
 

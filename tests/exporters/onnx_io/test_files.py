@@ -10,8 +10,9 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
+from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head, read_head
-from exporters.head.surgery import add_slots, fuse_head
+from exporters.head.surgery import AddSlotsPass, FuseHeadPass
 from exporters.onnx_io import files as onnx_files
 from exporters.onnx_io.files import load_onnx_file, save_model, serialize_model, weights_bytes
 from icis_deploy.errors import ExportError, ModelLoadError, StorageError
@@ -88,7 +89,7 @@ def test_external_weights_are_read_edited_and_taken_into_one_file(tmp_path: Path
     folder = tmp_path / "out"
     folder.mkdir()
 
-    save_model(add_slots(loaded, location, 3), folder / "model.onnx")
+    save_model(apply_passes(loaded, AddSlotsPass(location, 3)), folder / "model.onnx")
 
     assert [file.name for file in folder.iterdir()] == ["model.onnx"]
     np.testing.assert_array_equal(head.weight, rows(0)[0])
@@ -122,7 +123,7 @@ def test_external_weights_outside_the_models_folder_are_refused(tmp_path: Path):
 def test_a_model_over_the_limit_of_protobuf_gets_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = GEMM.model(*rows(0))
     location = find_head(model)
-    fused = fuse_head(model, location, read_head(model, location, NAMES))
+    fused = apply_passes(model, FuseHeadPass(location, read_head(model, location, NAMES)))
     monkeypatch.setattr(onnx_files, "MAX_PROTOBUF_BYTES", 300)
     monkeypatch.setattr(onnx_files, "_GRAPH_BYTES", 250)
     monkeypatch.setattr(onnx_files, "_MIN_EXTERNAL_BYTES", 0)
@@ -176,7 +177,9 @@ def test_an_old_opset_is_converted_and_computes_the_same(tmp_path: Path):
     assert (location.kind, location.num_classes) == ("conv", 5)
     logits = head.logits(images.mean(axis=(2, 3)))
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(run_model(fuse_head(model, location, head), x=images)["y"], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        run_model(apply_passes(model, FuseHeadPass(location, head)), x=images)["y"], expected, rtol=1e-5
+    )
 
 
 def test_an_opset_that_is_too_old_is_refused_in_one_line(tmp_path: Path):
@@ -222,7 +225,7 @@ def test_weights_that_ir_3_lists_as_inputs_are_weights(tmp_path: Path):
     model = load_onnx_file(path)
 
     assert [value.name for value in model.graph.inputs] == ["x"]
-    updatable = add_slots(model, find_head(model), 2)
+    updatable = apply_passes(model, AddSlotsPass(find_head(model), 2))
     onnx.checker.check_model(ir.to_proto(updatable))
     assert run_model(updatable, x=GEMM.images(0))["y"].shape == (3, 7)
 

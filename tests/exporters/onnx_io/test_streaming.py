@@ -14,7 +14,7 @@ from exporters.bundles.writing import plan_head, write_bundle
 from exporters.onnx_io import files as onnx_files
 from exporters.onnx_io import lazy_tensors as streamed_tensors
 from exporters.onnx_io.files import load_onnx_file, save_model
-from exporters.onnx_io.lazy_tensors import StreamedTensor
+from exporters.onnx_io.lazy_tensors import LazyTensor
 from icis_deploy.api.models import inspect
 from icis_deploy.api.verify import verify
 from icis_deploy.bundle.manifest import load_bundle
@@ -53,7 +53,7 @@ def head_weight(model: onnx_files.ir.Model) -> object:
 def test_a_large_weight_is_left_in_its_file_and_written_as_it_was(external: bool, tmp_path: Path) -> None:
     weight = write_model(tmp_path / "model.onnx", external=external)
     model = load_onnx_file(tmp_path / "model.onnx")
-    assert isinstance(head_weight(model), StreamedTensor)
+    assert isinstance(head_weight(model), LazyTensor)
     np.testing.assert_array_equal(head_weight(model).numpy(), weight)
     assert save_model(model, tmp_path / "copy.onnx") == (tmp_path / "copy.onnx",)
     copy = onnx.load(tmp_path / "copy.onnx")

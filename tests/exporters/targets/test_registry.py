@@ -95,7 +95,7 @@ UNUSED = {
 @pytest.mark.parametrize("target", ["onnx", "openvino", "triton", "tensorrt", "tensorrt-rtx"])
 @pytest.mark.parametrize("setting", UNUSED)
 def test_an_option_that_no_target_takes_is_refused_with_the_reason(setting, target, monkeypatch):
-    monkeypatch.setitem(TARGETS, target, replace(TARGETS.get(target, TARGETS["triton"]), why_not=lambda _: None))
+    monkeypatch.setitem(TARGETS, target, replace(TARGETS.get(target, TARGETS["triton"]), obstacle=lambda _: None))
     value, taker, reason = UNUSED[setting]
     options = TargetOptions(engine=EngineSettings(**{setting: value}))
     is_engine = target in ("tensorrt", "tensorrt-rtx")
@@ -114,12 +114,12 @@ def test_an_option_that_no_target_takes_is_refused_with_the_reason(setting, targ
 def test_of_several_engines_each_takes_what_concerns_it(names, monkeypatch):
     given: dict[str, EngineSettings] = {}
     monkeypatch.setattr(
-        "exporters.targets.registry.why_no_engine", lambda runtime, settings: given.update({runtime: settings})
+        "exporters.targets.registry.engine_obstacle", lambda runtime, settings: given.update({runtime: settings})
     )
     settings = EngineSettings(timing_cache=Path("t"), compute_capabilities=("8.6",), max_batch=8)
     plan = plan_targets(names, TargetOptions(engine=settings))
     for target in plan.targets:
-        target.why_not(plan.options)
+        target.obstacle(plan.options)
     assert given["tensorrt"] == EngineSettings(timing_cache=Path("t"), max_batch=8)
     assert given["tensorrt-rtx"] == EngineSettings(compute_capabilities=("8.6",), max_batch=8)
 
@@ -232,8 +232,10 @@ def test_all_targets_are_tried_and_each_that_is_missing_says_why(
         (job.folder / "openvino" / "half.xml").write_text("half written")
         raise ExportError("The converter does not know this model.")
 
-    absent = replace(TARGETS["tensorrt-rtx"], why_not=lambda _options: "There is no library. Install it: pip install x")
-    monkeypatch.setitem(TARGETS, "openvino", replace(TARGETS["openvino"], build=breaks, why_not=lambda _options: None))
+    absent = replace(
+        TARGETS["tensorrt-rtx"], obstacle=lambda _options: "There is no library. Install it: pip install x"
+    )
+    monkeypatch.setitem(TARGETS, "openvino", replace(TARGETS["openvino"], build=breaks, obstacle=lambda _options: None))
     monkeypatch.setitem(TARGETS, "tensorrt-rtx", absent)
     monkeypatch.setitem(TARGETS, "tensorrt", replace(absent, name="tensorrt"))
     built = {target.name: target for target in export(opened, update, tmp_path / "all", head="fused", targets=["all"])}

@@ -16,12 +16,13 @@ from onnx import TensorProto, helper
 
 import icis_deploy
 from exporters.conversion.int8 import quantize_model
+from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head
-from exporters.head.surgery import add_slots
+from exporters.head.surgery import AddSlotsPass
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.tensorrt.build import build_engine, known_capabilities
-from exporters.targets.tensorrt.graph import SLOT_ROWS, with_refittable_slots, with_slots_as_inputs
-from exporters.targets.tensorrt.symmetric_quantization import with_symmetric_quantization
+from exporters.targets.tensorrt.graph import SLOT_ROWS, RefittableSlotsPass, SlotsAsInputsPass
+from exporters.targets.tensorrt.symmetric_quantization import SymmetricQuantizationPass
 from icis_deploy.api.models import OpenedModel
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, model_sha256, parse_sidecar, this_platform
 from icis_deploy.bundle.manifest import FEATURES, MODEL_NAME, SLOT_BIAS, SLOT_WEIGHT, load_bundle
@@ -86,7 +87,7 @@ def in_int8(path: Path, out: Path) -> Path:
     model = load_onnx_file(path)
     images = np.random.default_rng(2).uniform(-1, 1, (8, 1, 3, 16, 16)).astype(np.float32)
     quantized = quantize_model(model, find_head(model), "image", lambda: iter(images)).model
-    save_model(with_symmetric_quantization(quantized), out)
+    save_model(apply_passes(quantized, SymmetricQuantizationPass()), out)
     return out
 
 
@@ -170,7 +171,7 @@ def test_the_graph_of_an_int8_engine_passes_the_gate_in_its_place(tiny_project, 
     assert built[0].reports[0].accuracy is not None
     assert built[0].reason.startswith("the gate ran on its graph in ONNX Runtime alone: There is no NVIDIA GPU")
 
-    monkeypatch.setattr("exporters.targets.tensorrt.symmetric_quantization._say_relu", lambda *_: None)
+    monkeypatch.setattr("exporters.targets.tensorrt.symmetric_quantization._add_relu", lambda *_: None)
     reason = r"not passed by tensorrt-rtx: .*the layers that add most noise are \S+ \(exact in, \d+ dB out\)"
     with pytest.raises(GateFailedError, match=reason):
         icis_deploy.export(tiny_project.model, out=tmp_path / "wrong", **settings)
@@ -235,7 +236,8 @@ def test_engines_are_built_for_every_architecture_head_and_precision(
     if head == "updatable":
         loaded = load_onnx_file(model)
         save_model(
-            with_slots_as_inputs(add_slots(loaded, find_head(loaded), CAPACITY)), model := tmp_path / "slots.onnx"
+            apply_passes(loaded, AddSlotsPass(find_head(loaded), CAPACITY), SlotsAsInputsPass()),
+            model := tmp_path / "slots.onnx",
         )
     settings = EngineSettings(compute_capabilities=(architecture,), min_batch=1, opt_batch=4, max_batch=8)
     built = build_engine(trt, model, settings)
@@ -410,7 +412,7 @@ def run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 
 def test_slots_as_inputs_have_no_default_and_a_fixed_shape(updatable, tmp_path):
-    save_model(with_slots_as_inputs(load_onnx_file(updatable)), tmp_path / "inputs.onnx")
+    save_model(apply_passes(load_onnx_file(updatable), SlotsAsInputsPass()), tmp_path / "inputs.onnx")
     graph = onnx.load(tmp_path / "inputs.onnx").graph
 
     assert [value.name for value in graph.input] == ["image", SLOT_WEIGHT, SLOT_BIAS]
@@ -423,7 +425,7 @@ def test_slots_as_inputs_have_no_default_and_a_fixed_shape(updatable, tmp_path):
 
 
 def test_refittable_slots_are_one_weight_with_the_bias_in_it_and_give_the_same_logits(updatable, tmp_path):
-    save_model(with_refittable_slots(load_onnx_file(updatable)), tmp_path / "refit.onnx")
+    save_model(apply_passes(load_onnx_file(updatable), RefittableSlotsPass()), tmp_path / "refit.onnx")
     graph = onnx.load(tmp_path / "refit.onnx").graph
 
     assert [value.name for value in graph.input] == ["image"]
@@ -437,7 +439,7 @@ def test_refittable_slots_are_one_weight_with_the_bias_in_it_and_give_the_same_l
 
 
 def test_only_the_slots_rows_are_marked_refittable(updatable, tmp_path):
-    save_model(with_refittable_slots(load_onnx_file(updatable)), path := tmp_path / "refit.onnx")
+    save_model(apply_passes(load_onnx_file(updatable), RefittableSlotsPass()), path := tmp_path / "refit.onnx")
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(0)
@@ -453,7 +455,7 @@ def test_a_weight_that_the_network_does_not_have_cannot_be_made_refittable(tiny_
         build_engine(trt, tiny_project.model, EngineSettings(), refittable=[SLOT_ROWS])
 
 
-@pytest.mark.parametrize("edit", [with_slots_as_inputs, with_refittable_slots])
+@pytest.mark.parametrize("edit", [SlotsAsInputsPass(), RefittableSlotsPass()])
 def test_a_model_without_slots_cannot_be_given_them(edit, tiny_project):
     with pytest.raises(UsageError, match=r"^The model has no slots, so there is nothing to refit or to feed\."):
-        edit(load_onnx_file(tiny_project.model))
+        apply_passes(load_onnx_file(tiny_project.model), edit)

@@ -9,8 +9,9 @@ import onnx_ir as ir
 import pytest
 
 from exporters.conversion.int8 import quantize_model
+from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head
-from exporters.targets.tensorrt.symmetric_quantization import with_symmetric_quantization
+from exporters.targets.tensorrt.symmetric_quantization import SymmetricQuantizationPass
 from icis_deploy.errors import IncompatibleError
 from tests.exporters.head_graphs import parsed_model, run_model
 
@@ -53,7 +54,7 @@ def quantized(float_model: ir.Model, images: np.ndarray) -> ir.Model:
 
 @pytest.fixture(scope="module")
 def symmetric(quantized: ir.Model) -> ir.Model:
-    return with_symmetric_quantization(quantized)
+    return apply_passes(quantized, SymmetricQuantizationPass())
 
 
 def nodes(model: ir.Model, op_type: str) -> list[ir.Node]:
@@ -139,7 +140,7 @@ def test_a_clip_that_does_not_begin_at_zero_is_kept(
         model.graph.initializers[name].const_value = ir.Tensor(np.float32(bound).reshape(()), name=name)
     integers = quantize_model(model, find_head(model), "x", lambda: iter(images[:, None])).model
     expected = run_model(model, x=images)["logits"]
-    for each in (integers, with_symmetric_quantization(integers)):
+    for each in (integers, apply_passes(integers, SymmetricQuantizationPass())):
         assert np.abs(run_model(each, x=images)["logits"] - expected).std() < 0.02 * expected.std()
 
 
@@ -150,4 +151,4 @@ def test_the_given_model_is_not_changed(quantized: ir.Model, symmetric: ir.Model
 
 def test_a_model_without_quantized_layers_is_refused(float_model: ir.Model) -> None:
     with pytest.raises(IncompatibleError, match=r"^The model holds no quantized activation"):
-        with_symmetric_quantization(float_model)
+        apply_passes(float_model, SymmetricQuantizationPass())
