@@ -74,7 +74,7 @@ def test_there_is_a_color_for_any_number_of_targets(measured):
 
 
 def test_no_result_is_nothing_to_report():
-    with pytest.raises(UsageError, match="nothing to report\. Give at least one result"):
+    with pytest.raises(UsageError, match=r"nothing to report\. Give at least one result"):
         merge([])
 
 
