@@ -1,0 +1,163 @@
+"""Spend a budget of seen accuracy: by an arbiter where held-out classes speak for it, else by a constant offset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from icis_deploy.common.arrays import Float32
+from icis_deploy.errors import UntrustworthyError
+from icis_deploy.head.arbiter import Arbiter, constant_arbiter, deviation_lengths, seen_statistics
+from icis_deploy.injection.arbiter.budget import SpentBudget, images_needed, spend_budget
+from icis_deploy.injection.arbiter.fitting import MIN_SEEN, cross_fitted_offsets, fit_arbiter, held_out_offsets
+from icis_deploy.injection.arbiter.held_out import held_out_rates
+from icis_deploy.injection.arbiter.pretend_new import (
+    NUM_PARTITIONS,
+    NUM_SETS,
+    InjectedHead,
+    PretendNew,
+    plan_sets,
+    play_sets,
+)
+from icis_deploy.injection.arbiter.seen_images import SeenImages
+from icis_deploy.injection.validation.operating_point import Rates
+
+CURVE = (0.01, 0.02, 0.05, 0.1)
+"""Losses of seen accuracy, fractions of 1, that U is estimated at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ArbiterChoice:
+    """How a budget is spent, and what to expect of it."""
+
+    arbiter: Arbiter
+    """What is added to new logits; its constant spends the budget. Where it is the same for all images it can become
+    part of the new rows' biases."""
+
+    reason: str
+    """Why this arbiter, or why a constant offset, in a sentence."""
+
+    spent: SpentBudget
+    """The threshold and what it costs seen classes."""
+
+    curve: Mapping[float, Rates]
+    """Estimates from held-out classes, by loss of seen accuracy: of `CURVE` and the budget those that there are enough
+    images for; empty where no image is of a held-out class."""
+
+    constant_curve: Mapping[float, Rates]
+    """The same with a constant offset; equal to `curve` where that was chosen."""
+
+    @property
+    def estimate(self) -> Rates | None:
+        """What to expect at the budget."""
+        return self.curve.get(self.spent.budget)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values for an update's provenance."""
+        return {
+            "arbiter": self.arbiter.to_json(),
+            "reason": self.reason,
+            **self.spent.to_json(),
+            "curve": [
+                {"loss": loss, **{name: round(float(getattr(rates, name)), 4) for name in ("T", "U", "S", "H")}}
+                for loss, rates in sorted(self.curve.items())
+            ],
+        }
+
+
+def choose_arbiter(
+    images: SeenImages,
+    head: InjectedHead,
+    *,
+    budget: float,
+    seed: int,
+    num_partitions: int = NUM_PARTITIONS,
+    is_arbiter_allowed: bool = True,
+) -> ArbiterChoice:
+    """Choose how new classes are favoured, so that the images lose at most a budget.
+
+    Args:
+        images: Of seen classes; not those that the network was trained on.
+        head: The head with its new rows, and how they were made.
+        budget: Loss of macro-averaged seen accuracy, fraction of 1.
+        seed: Of partitions, folds and halves.
+        num_partitions: How many times all seen classes are played with; each costs `NUM_SETS` fits of the method.
+        is_arbiter_allowed: Whether anything but a constant offset may be chosen.
+
+    Raises:
+        UsageError: If the budget is out of range.
+        IncompatibleError: If there are too few images for it.
+    """
+    new_logits = images.features @ head.new_rows[:, :-1].T + head.new_rows[:, -1]
+    leads = np.asarray(new_logits.max(axis=1) - images.logits.max(axis=1), dtype=np.float32)
+    spent = spend_budget(images, leads, budget=budget, seed=seed)  # first: it refuses what cannot be kept
+    num_seen = len(head.rows)
+    played: tuple[PretendNew, ...] = ()
+    if num_seen > NUM_SETS:
+        sets = plan_sets(
+            images.labels, num_seen=num_seen, num_new=len(head.new_rows), seed=seed, num_partitions=num_partitions
+        )
+        played = play_sets(images, head, sets)
+    constant_curve = _curve(images, played, [0.0] * len(played), budget)
+    try:
+        _require_ground(num_seen, is_arbiter_allowed)
+        curve = _curve(images, played, held_out_offsets(played), budget)
+        reason = _require_gain(curve, constant_curve, budget)
+        arbiter = fit_arbiter(played, is_used=np.ones(images.num_images, dtype=bool))
+        statistics = seen_statistics(images.features, images.logits, deviation_lengths(head.rows))
+        leads = leads + cross_fitted_offsets(played, statistics, seed=seed)
+        spent = spend_budget(images, leads, budget=budget, seed=seed)
+    except UntrustworthyError as refusal:
+        arbiter, curve, reason = constant_arbiter(0.0), constant_curve, f"A constant offset: {refusal}"
+    return ArbiterChoice(
+        arbiter=arbiter.lowered_by(spent.threshold),
+        reason=reason,
+        spent=spent,
+        curve=curve,
+        constant_curve=constant_curve,
+    )
+
+
+def _curve(
+    images: SeenImages, played: Sequence[PretendNew], offsets: Sequence[Float32 | float], budget: float
+) -> dict[float, Rates]:
+    """Return the estimates at each loss of seen accuracy that there are enough images for."""
+    curve = {}
+    for asked in sorted({*CURVE, budget}):
+        rates = held_out_rates(images, played, offsets, budget=asked)
+        if rates is not None:
+            curve[asked] = rates
+    return curve
+
+
+def _require_ground(num_seen: int, is_arbiter_allowed: bool) -> None:
+    """Raise `UntrustworthyError` where an arbiter is not to be tried."""
+    if not is_arbiter_allowed:
+        raise UntrustworthyError("an arbiter was not asked for.")
+    if num_seen < MIN_SEEN:
+        raise UntrustworthyError(
+            f"the head has {num_seen} classes, and below {MIN_SEEN} held-out classes do not tell where an arbiter "
+            f"harms."
+        )
+
+
+def _require_gain(curve: Mapping[float, Rates], constant_curve: Mapping[float, Rates], budget: float) -> str:
+    """Return why an arbiter is chosen; raise `UntrustworthyError` where held-out classes do not speak for it."""
+    if budget not in curve:
+        raise UntrustworthyError(
+            f"too few images are left where classes are held out to compare an arbiter with it (more than "
+            f"{images_needed(budget)} are needed)."
+        )
+    with_arbiter, without = curve[budget].U, constant_curve[budget].U
+    if with_arbiter <= without:
+        raise UntrustworthyError(
+            f"on held-out classes an arbiter gives U {with_arbiter:.1%} and a constant offset {without:.1%} at a loss "
+            f"of {budget:.1%}."
+        )
+    return (
+        f"On held-out classes an arbiter gives U {with_arbiter:.1%} and a constant offset {without:.1%} at a loss of "
+        f"{budget:.1%}."
+    )
