@@ -29,11 +29,13 @@ import numpy as np
 from icis_deploy.common.files import read_plain, sha256_of_file
 from icis_deploy.common.json_fields import (
     Reader,
+    boolean_from_json,
     dataclass_from_json,
     integer_from_json,
     load_strict,
     mapping_from_json,
     names_from_json,
+    number_from_json,
     object_from_json,
     text_from_json,
     tuple_from_json,
@@ -47,12 +49,24 @@ from icis_deploy.images.preprocessing import Preprocessing, preprocessing_from_j
 if TYPE_CHECKING:
     from icis_deploy.head.slots import SlotTable
 
-SCHEMA_VERSION = 2
-_READABLE_VERSIONS = (1, 2)
-_IMPLIED_BY_VERSION_1: Mapping[str, Any] = {"precision": "fp32", "top": 0}
+SCHEMA_VERSION = 3
+_READABLE_VERSIONS = (1, 2, 3)
+_IMPLIED_BY_VERSION: Mapping[int, Mapping[str, Any]] = {
+    1: {"precision": "fp32", "top": 0, "arbiter": False, "max_changed_answers": None},
+    2: {"arbiter": False, "max_changed_answers": None},
+}
+"""For each older schema, what its manifests do not state."""
+
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
 SLOTS_NAME = "slots.safetensors"
+ARBITER_NAME = "arbiter.safetensors"
+"""What a device needs to compute the statistics of an arbiter itself: `row_lengths` `(num_seen,)` float32
+(`icis_deploy.head.arbiter.deviation_lengths`)."""
+
+REFERENCE_NAME = "reference.safetensors"
+"""Features of known classes, on which a device looks for changed answers before it takes an update."""
+
 # Why: docs/decisions/0006.
 INJECTED_NAME = "injected.safetensors"
 MAX_MANIFEST_BYTES = 1 << 27
@@ -70,6 +84,9 @@ SLOT_WEIGHT = "slot_weight"
 
 SLOT_BIAS = "slot_bias"
 """Input `(capacity,)` float32 of an updatable model: the biases of the slots."""
+
+SLOT_ARBITER = "slot_arbiter"
+"""Input `(capacity, 5)` float32 of an updatable model: what the slots' logits follow from statistics of the image."""
 
 FEATURES = "features"
 """Output `(batch, feature_dim)` float32 of an updatable model: what the head multiplies."""
@@ -178,6 +195,12 @@ class Bundle:
     top: int = 0
     """How many classes per image the model selects itself, in addition to the scores of all; 0 if it selects none."""
 
+    arbiter: bool = False
+    """Whether the model adds an arbiter's offsets to the logits of classes that the original model did not know."""
+
+    max_changed_answers: float | None = None
+    """Share of the reference features whose answer a change may change, 0..1; `None` for bundles without a guard."""
+
     created_by: Mapping[str, str] = field(default_factory=dict)
     """Versions of icis-deploy and the libraries that made the bundle, by name."""
 
@@ -208,6 +231,8 @@ class Bundle:
                 expected="seen classes, classes, slots and a head kind that fit together",
             )
         required = {MODEL_NAME} | ({SLOTS_NAME} if self.capacity else set())
+        required |= {ARBITER_NAME} if self.arbiter else set()
+        required |= set() if self.max_changed_answers is None else {REFERENCE_NAME}
         if not required <= set(self.files):
             raise BundleError(
                 f"The bundle's manifest does not name {sorted(required - set(self.files))}.",
@@ -221,6 +246,9 @@ class Bundle:
         wrong = [name for name, bound in least.items() if not _is_count(getattr(self, name), bound)]
         wrong += [] if _is_count(self.head_version, 0, most=MAX_VERSION) else ["head_version"]
         wrong += [] if isinstance(self.base_fingerprint, str) else ["base_fingerprint"]
+        wrong += (
+            [] if self.max_changed_answers is None or 0 <= self.max_changed_answers <= 1 else ["max_changed_answers"]
+        )
         texts = (self.model_input.name, self.model_input.dtype)
         is_input = all(isinstance(text, str) for text in texts) and all(_is_count(n, 1) for n in self.model_input.shape)
         is_input = is_input and math.prod(self.model_input.shape) <= MAX_INPUT_VALUES and _is_numeric(texts[1])
@@ -300,8 +328,7 @@ def parse_manifest(data: bytes) -> Bundle:
             expected=_READABLE_VERSIONS,
             hint="Update icis-deploy, or export the bundle again.",
         )
-    if schema_version == 1:
-        values = {**_IMPLIED_BY_VERSION_1, **values}
+    values = {**_IMPLIED_BY_VERSION.get(schema_version, {}), **values}
     try:
         return dataclass_from_json(Bundle, {"created_by": {}, **values}, readers=_READERS)
     except ICISDeployError as error:
@@ -322,6 +349,10 @@ def _preprocessing(value: object, *, where: str) -> Preprocessing | None:
     if value is None:
         return None
     return preprocessing_from_json(object_from_json(value, where=where), where="the manifest's preprocessing")
+
+
+def _share(value: object, *, where: str) -> float | None:
+    return None if value is None else number_from_json(value, where=where)
 
 
 def _files(value: object, *, where: str) -> dict[str, FileEntry]:
@@ -363,6 +394,8 @@ _READERS: dict[str, Reader[Any]] = {
     "updates": partial(tuple_from_json, read=object_from_json),
     "precision": text_from_json,
     "top": integer_from_json,
+    "arbiter": boolean_from_json,
+    "max_changed_answers": _share,
     "created_by": partial(mapping_from_json, read=text_from_json),
 }
 

@@ -92,6 +92,13 @@ class Arbiter:
         return {"weights": [float(weight) for weight in self.weights], "constant": self.constant}
 
 
+def no_arbiter(num_rows: int) -> Float32:
+    """Return the coefficients of rows without an arbiter, `(num_rows, 5)` float32 zeros, read-only."""
+    coefficients = np.zeros((num_rows, len(STATISTICS)), dtype=np.float32)
+    coefficients.flags.writeable = False
+    return coefficients
+
+
 def constant_arbiter(offset: float) -> Arbiter:
     """Return the arbiter that adds the same number of logits for all images."""
     return Arbiter(weights=np.zeros(len(STATISTICS), dtype=np.float32), constant=offset)

@@ -22,6 +22,7 @@ import numpy as np
 from icis_deploy.common.arrays import Float32, frozen_float32, same_value
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ClassConflictError, IncompatibleError
+from icis_deploy.head.arbiter import STATISTICS
 from icis_deploy.head.class_names import check_unique, quoted
 
 MAX_VERSION = (1 << 63) - 1
@@ -63,6 +64,10 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
     removed: tuple[str, ...] = ()
     """Classes that must be in a slot; their slots become empty."""
 
+    arbiter: Float32 | None = None
+    """`(num_added + num_replaced, 5)` float32, read-only: what each row's logit follows from `arbiter.STATISTICS` of
+    the image; `None` for rows with a constant offset, which is part of their biases."""
+
     version: int = 1
     """1 to `MAX_VERSION`; a device only moves to a greater one."""
 
@@ -89,6 +94,7 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
                 found=self.rows.shape[1],
                 expected="at least 2 columns: weight and bias",
             )
+        self._check_arbiter()
         self._check_range()
         if not _is_sha256(self.base_fingerprint):
             raise IncompatibleError(
@@ -131,6 +137,26 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
             )
         if not (self.added or self.replaced or self.removed):
             raise ClassConflictError("The class update changes nothing: it adds, replaces and removes no class.")
+
+    def _check_arbiter(self) -> None:
+        if self.arbiter is None:
+            return
+        object.__setattr__(self, "arbiter", frozen_float32(self.arbiter, name="arbiter of the class update", ndim=2))
+        expected = (len(self.rows), len(STATISTICS))
+        if self.arbiter.shape != expected:
+            raise IncompatibleError(
+                f"The arbiter of the class update has shape {self.arbiter.shape}; expected {expected}: "
+                f"{len(STATISTICS)} coefficients for each row.",
+                found=self.arbiter.shape,
+                expected=expected,
+            )
+        if np.abs(self.arbiter).max(initial=0.0) > MAX_ROW_VALUE:
+            raise IncompatibleError(
+                f"The arbiter of the class update holds {np.abs(self.arbiter).max():.3g}; with values above "
+                f"{MAX_ROW_VALUE:.0e} logits overflow float32.",
+                found=float(np.abs(self.arbiter).max()),
+                expected=MAX_ROW_VALUE,
+            )
 
     def _check_range(self) -> None:
         # Two passes without a copy: a device asks this of every update.

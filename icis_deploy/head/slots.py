@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.common.arrays import Float32, frozen_float32, same_value
 from icis_deploy.errors import CapacityError, ClassConflictError, IncompatibleError
+from icis_deploy.head.arbiter import STATISTICS, no_arbiter
 from icis_deploy.head.class_names import check_unique, quoted
 from icis_deploy.head.class_update import ClassUpdate
 
@@ -52,6 +53,10 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
     class_names: tuple[str | None, ...]
     """`(capacity,)`: the class in each slot, `None` where it is empty."""
 
+    arbiter: Float32 | None = None
+    """`(capacity, 5)` float32, read-only: what each slot's logit follows from `arbiter.STATISTICS` of the image; zero
+    for a slot without an arbiter. `None` where no slot has one; zeros become `None`."""
+
     filled: NDArray[np.intp] = field(init=False, repr=False)
     """`(num_filled,)`, read-only: the indices of the slots that hold a class, ascending."""
 
@@ -71,8 +76,22 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
                 found=(len(self.weight), len(self.bias), len(self.class_names)),
                 expected="one weight, one bias and one name per slot",
             )
+        if self.arbiter is not None:
+            object.__setattr__(self, "arbiter", self._checked_arbiter(self.arbiter))
         self._find_filled()
         check_unique(self.filled_names)
+
+    def _checked_arbiter(self, arbiter: Float32) -> Float32 | None:
+        arbiter = frozen_float32(arbiter, name="arbiters of the slots", ndim=2)
+        expected = (len(self.class_names), len(STATISTICS))
+        if arbiter.shape != expected:
+            raise IncompatibleError(
+                f"The arbiters of the slots have shape {arbiter.shape}; expected {expected}: {len(STATISTICS)} "
+                f"coefficients for each slot.",
+                found=arbiter.shape,
+                expected=expected,
+            )
+        return arbiter if arbiter.any() else None
 
     def _find_filled(self) -> None:
         filled = [index for index, name in enumerate(self.class_names) if name is not None]
@@ -82,15 +101,21 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         object.__setattr__(self, "filled_names", tuple([self.class_names[index] for index in filled]))
 
     @classmethod
-    def _of_checked(cls, weight: Float32, bias: Float32, class_names: list[str | None]) -> SlotTable:
+    def _of_checked(
+        cls, weight: Float32, bias: Float32, arbiter: Float32 | None, class_names: list[str | None]
+    ) -> SlotTable:
         """Return a table of new arrays, which become read-only, whose rows and names were checked where they are from.
 
         Looking for NaN in all slots again takes as long as changing some of them.
         """
         table = object.__new__(cls)
         weight.flags.writeable = bias.flags.writeable = False
+        if arbiter is not None:
+            arbiter.flags.writeable = False
+            arbiter = arbiter if arbiter.any() else None
         object.__setattr__(table, "weight", weight)
         object.__setattr__(table, "bias", bias)
+        object.__setattr__(table, "arbiter", arbiter)
         object.__setattr__(table, "class_names", tuple(class_names))
         table._find_filled()
         return table
@@ -104,6 +129,11 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
     def feature_dim(self) -> int:
         """Width of a feature."""
         return int(self.weight.shape[1])
+
+    @property
+    def coefficients(self) -> Float32:
+        """`(capacity, 5)` float32, read-only: `arbiter`, with zeros where no slot has one."""
+        return no_arbiter(self.capacity) if self.arbiter is None else self.arbiter
 
     @property
     def fills_first_slots(self) -> bool:
@@ -127,8 +157,11 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
             return self
         weight, bias = self.weight.copy(), self.bias.copy()
         weight[emptied], bias[emptied] = 0.0, EMPTY_SLOT_BIAS
+        arbiter = None if self.arbiter is None else self.arbiter.copy()
+        if arbiter is not None:
+            arbiter[emptied] = 0.0
         names = [None if index in emptied else name for index, name in enumerate(self.class_names)]
-        return SlotTable._of_checked(weight, bias, names)
+        return SlotTable._of_checked(weight, bias, arbiter, names)
 
     def apply(self, update: ClassUpdate, *, seen_names: frozenset[str]) -> SlotTable:
         """Return the table after an update.
@@ -173,7 +206,12 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         if emptied:
             weight[emptied], bias[emptied] = 0.0, EMPTY_SLOT_BIAS
         weight[targets], bias[targets] = update.rows[:, :-1], update.rows[:, -1]
-        return SlotTable._of_checked(weight, bias, names)
+        arbiter = None
+        if self.arbiter is not None or update.arbiter is not None:
+            arbiter = self.coefficients.copy()
+            arbiter[emptied] = 0.0
+            arbiter[targets] = 0.0 if update.arbiter is None else update.arbiter
+        return SlotTable._of_checked(weight, bias, arbiter, names)
 
 
 def empty_slots(capacity: int, feature_dim: int) -> SlotTable:

@@ -157,9 +157,9 @@ def test_what_is_no_json_object_with_a_schema_is_refused(data):
         parse_manifest(data)
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None, [1], True, 1.0, 2.0])
+@pytest.mark.parametrize("version", [0, 4, "1", None, [1], True, 1.0, 2.0])
 def test_another_schema_is_refused_with_what_to_do(version):
-    with pytest.raises(BundleError, match=r"^The manifest has schema version .*; this release reads \(1, 2\)\. Update"):
+    with pytest.raises(BundleError, match=r"^The manifest has schema version .*; this release reads \(1, 2, 3\)\. Update"):
         parse_manifest(manifest_with(schema_version=version))
 
 
