@@ -4,7 +4,7 @@ In a checkout both are folders next to `icis_deploy`. A wheel carries them in `i
 `benchmarks` at the top of site-packages would collide with other projects. Either way the names must mean ours, also in
 a working directory that has a `benchmarks/` of its own, so a finder for exactly these two names goes first.
 
-Where a library of the workbench is not installed, importing a module of `exporters` or `benchmarks` that needs it raises
+Where a library of the workbench is not installed, importing a module of these packages that needs it raises
 `MissingDependencyError` with the command that installs it, whoever imports the module.
 """
 
