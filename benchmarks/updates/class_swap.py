@@ -42,7 +42,7 @@ from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Prediction, top_predictions
 from icis_deploy.runtime.changes.self_test import self_test_input
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.sessions.choice import Runtime
 
 NUM_INPUTS = 8
@@ -157,7 +157,7 @@ def _prepared(copy: BundleCopy, runtime: Runtime | None, num_new_classes: int) -
     features, seen_logits = [], []
     for seed in range(MAX_SEEDS):
         images = self_test_input(device.bundle, seed)
-        output = device.session.run(images, device.state.buffers, with_features=True)
+        output = session_of(device).run(images, state_of(device).buffers, with_features=True)
         if output.features is not None and output.features.any():
             inputs.append(images)
             features.append(output.features)

@@ -32,7 +32,7 @@ from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.runtime.changes.self_test import self_test_input
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session, session_options
 
 NEW_SESSION = "new session"
@@ -141,7 +141,7 @@ def _make_update(
 def _measure_round(run: _Run, update: ClassUpdate, *, is_slow: bool) -> None:
     _apply_update(run, update)
     table = slot_table(run.device)
-    expected = run.device.session.run(run.images, run.device.state.buffers).logits
+    expected = session_of(run.device).run(run.images, state_of(run.device).buffers).logits
     if is_slow:
         found = {
             ADAPTER: _activate_adapter(run, table.weight, table.bias),

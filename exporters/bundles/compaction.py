@@ -48,7 +48,7 @@ from icis_deploy.errors import CapacityError, IncompatibleError, UsageError
 from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images.loading import LabeledImages
 from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.state.head_state import make_head_state
 from icis_deploy.runtime.state.journal import Journal
@@ -285,7 +285,7 @@ def _former_logits(
     folder: Path, opened: Device, table: SlotTable, inputs: InputBatches
 ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Return the classes and their logits, disabled ones included."""
-    bundle, session = opened.bundle, opened.session
+    bundle, session = opened.bundle, session_of(opened)
     state = make_head_state(bundle, session, table=table, version=bundle.head_version)
     device = Device(folder=folder, bundle=bundle, session=session, state=state)
     logits = [device.logits(batch.given).values[: batch.count].copy() for batch in inputs]

@@ -31,7 +31,7 @@ from icis_deploy.common.arrays import Float32, Int64, UInt8
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.images.neutral import neutral_images
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions.protocol import Session
 
 Way = Callable[[UInt8], tuple[Float32, Int64]]
@@ -117,7 +117,7 @@ def main() -> int:
                 options=icis_deploy.ExportOptions(preprocess=preprocessing, form=form),
                 out=out,
             )
-            sessions.append(Device.open(out, runtime=given.runtime, num_threads=given.threads).session)
+            sessions.append(session_of(Device.open(out, runtime=given.runtime, num_threads=given.threads)))
         chooser, plain = sessions
         found = ways(chooser, plain, preprocessing, given.top)
         print(f"{given.model.name}, {given.runtime}, {given.threads} threads, top {given.top}")

@@ -14,6 +14,7 @@ from benchmarks.bench.opened import names_of_bundles, noise
 from benchmarks.results.result import parse_result, serialize_result
 from benchmarks.results.text import text_of
 from icis_deploy.errors import ImageError, IncompatibleError, ModelLoadError, UsageError
+from icis_deploy.runtime.device import session_of
 from testing.tiny_project import write_tiny_project
 
 FAST = replace(PRESETS["quick"], budget_s=0.1)
@@ -109,7 +110,7 @@ def test_features_give_the_accuracy_of_the_images_they_are_of(tiny_bundles, tmp_
     images = load_labeled(tiny_bundles.project.images)
     with opened(tiny_bundles) as targets:
         device = icis_deploy.Device.open(tiny_bundles.updatable)
-        features = device.session.run(device.prepare(images.paths), with_features=True).features
+        features = session_of(device).run(device.prepare(images.paths), with_features=True).features
         np.savez(tmp_path / "features.npz", features=features, labels=np.array(images.labels))
         inputs = labeled_inputs(tmp_path / "features.npz", str(tiny_bundles.project.model))
         by_features = logits_on_features(targets, inputs.labeled)

@@ -23,7 +23,7 @@ from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images.loading import load_image_list
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.runtime.state.store import Store
 from testing.tiny_project import FEATURE_DIM, NUM_SEEN, TinyProject
 from tests.exporters.head_graphs import FEATURE_DIM as GRAPH_DIM
@@ -163,7 +163,7 @@ def test_the_gate_sees_a_row_that_is_not_the_one_it_was(tiny_project: TinyProjec
     device = exported(tiny_project, tmp_path / "bundle")
     device.apply(update_for(device, "okapi", "zebra", version=1), allow_unsigned=True)
     made = compact(tmp_path / "bundle", out=tmp_path / "new")
-    table = device.state.table
+    table = state_of(device).table
     assert table is not None
 
     def report(table: SlotTable):

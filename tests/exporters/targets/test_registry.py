@@ -29,6 +29,7 @@ from icis_deploy.errors import (
     UsageError,
 )
 from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.runtime.device import session_of
 from icis_deploy.runtime.sessions.openvino_session import OPENVINO_NAME, OpenVINOSession
 from testing.tiny_project import FEATURE_DIM, NUM_SEEN, TinyProject
 
@@ -186,7 +187,7 @@ def test_openvino_files_pass_the_gate_and_are_what_the_openvino_runtime_loads(he
     assert bundle.files[OPENVINO_NAME].size_bytes + bundle.files["openvino/model.bin"].size_bytes == built.size_bytes
     assert len(bundle.parity) == 4
     device = icis_deploy.Device.open(tmp_path / "bundle", runtime="openvino")
-    assert isinstance(device.session, OpenVINOSession)
+    assert isinstance(session_of(device), OpenVINOSession)
     images = np.random.default_rng(0).normal(size=(3, 3, 16, 16)).astype(np.float32)
     expected = icis_deploy.Device.open(tmp_path / "bundle").logits(images).values
     np.testing.assert_allclose(device.logits(images).values, expected, rtol=1e-4, atol=1e-4)

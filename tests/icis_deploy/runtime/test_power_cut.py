@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from icis_deploy.runtime.device import state_of
 from icis_deploy.runtime.state.journal import MAX_STATES
 from testing.bundles import FEATURE_DIM, make_update
 from tests.icis_deploy.runtime.file_systems import FailingFiles, Inode, Killed, VolatileDisk
@@ -17,7 +18,7 @@ NUM_SEEDS = 20
 
 def snapshot(device):
     """Everything a device is, so that a mixture of two states equals neither."""
-    state = device.state
+    state = state_of(device)
     return (
         device.version,
         device.classes(),
