@@ -113,7 +113,7 @@ class Device:
 
         Args:
             folder: The bundle's folder.
-            runtime: Where its model is loaded: a name of `runtimes.RUNTIME_NAMES`, or a `Runtime`, which says more.
+            runtime: Where its model is loaded: a name, as `Runtime.name`, or a `Runtime`, which says more.
             num_threads: Threads inside one operator, where `runtime` does not say it.
 
         Raises:
