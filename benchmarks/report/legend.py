@@ -1,4 +1,4 @@
-"""The legend below a picture: what its markers stand for, over its whole width, and numbers that refer points to it.
+"""The legend below a chart: what its markers stand for, over its whole width, and numbers that refer points to it.
 
 Names next to the points would take half of the width on a phone, and overlap where points do, as they often do: heads
 of one model differ by a hundredth of its latency. A number is short, and points in one place share a label.
@@ -24,7 +24,7 @@ NEAR_PT = (30.0, 13.0)
 
 
 def legend_height_in(entries: Sequence[Entry]) -> float:
-    """Return how much higher a picture has to be for its legend, inches."""
+    """Return how much higher a chart has to be for its legend, inches."""
     return 0.1 + LINE_IN * -(-len(entries) // num_columns(entries))
 
 
@@ -34,7 +34,7 @@ def num_columns(entries: Sequence[Entry]) -> int:
 
 
 def draw_legend(axes: Any, entries: Sequence[Entry], handles: Sequence[Any], *, numbered: bool) -> None:
-    """Write below a picture what its markers stand for.
+    """Write below a chart what its markers stand for.
 
     Args:
         axes: Of a figure that is `legend_height_in` higher than it would be without.

@@ -1,10 +1,10 @@
-"""Results of several runs and machines put together: what the page's tables and pictures are made of.
+"""Results of several runs and machines put together: what the page's tables and charts are made of.
 
 Rules:
 
 1. Results of machines with one fingerprint are of one device. Two devices of the same name get their fingerprints
    after it, a target that a device has measured twice the time of its run: no two things have the same name.
-2. A target keeps its colour and its marker in every picture: the colour says which head in which runtime, the marker in
+2. A target keeps its colour and its marker in every chart: the colour says which head in which runtime, the marker in
    which precision.
 """
 

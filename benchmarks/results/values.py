@@ -17,6 +17,9 @@ HeadKind = Literal["original", "fused", "updatable", "other"]
 CLASS_UPDATE = "class update"
 """The way of `UpdateLatency` that the other ways are compared with."""
 
+PART_NAMES = {"probe_ms": "self_test_ms"}
+"""What readers are told, and `ApplyTimings` calls, a part of a class update whose key in results is an older word."""
+
 
 def timing_from_latencies(latencies_ms: Sequence[float]) -> Timing:
     """Return the median and the 99th percentile of latencies in milliseconds, at least one."""

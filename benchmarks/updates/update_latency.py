@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.results.values import CLASS_UPDATE, UpdateLatency, timing_from_latencies
+from benchmarks.results.values import CLASS_UPDATE, PART_NAMES, UpdateLatency, timing_from_latencies
 from benchmarks.timing.rounds import garbage_collector_at_rest
 from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy, slot_table
 from icis_deploy.bundle.manifest import MODEL_NAME, SLOT_BIAS, SLOT_WEIGHT, load_manifest
@@ -39,9 +39,6 @@ NEW_SESSION = "new session"
 ADAPTER = "LoRA adapter"
 REEXPORT = "export, reload"
 PARTS = ("verify_ms", "journal_ms", "sync_ms", "swap_ms", "probe_ms", "inference_ms", "first_answer_ms")
-_FIELDS = {"probe_ms": "self_test_ms"}
-"""Fields of `ApplyTimings` that results know by another name, which they keep."""
-
 SLOW_ROUNDS = 10
 """Slow ways are measured in every tenth round: their medians are far enough from the rest."""
 
@@ -164,7 +161,7 @@ def _apply_update(run: _Run, update: ClassUpdate) -> None:
     run.device.logits(run.images)
     end = time.perf_counter()
     run.add(CLASS_UPDATE, 1e3 * (end - start))
-    parts = {name: getattr(timings, _FIELDS.get(name, name)) for name in PARTS[:-1]}
+    parts = {name: getattr(timings, PART_NAMES.get(name, name)) for name in PARTS[:-1]}
     parts |= {"first_answer_ms": 1e3 * (end - applied), "work_ms": timings.work_ms}
     for name, value in parts.items():
         run.parts_ms.setdefault(name, []).append(value)
@@ -264,5 +261,8 @@ def text_of(report: UpdateLatency) -> str:
         times = "" if way == CLASS_UPDATE else f"  {report.times_faster(way):.1f} x"
         lines.append(f"{way:28}{each.median_ms:>9.3f} ms{each.p99.text:>16}{times}")
     lines += ["", "the class update's parts"]
-    lines += [f"  {part:26}{each.median_ms:>9.3f} ms{each.p99.text:>16}" for part, each in report.parts.items()]
+    lines += [
+        f"  {PART_NAMES.get(part, part):26}{each.median_ms:>9.3f} ms{each.p99.text:>16}"
+        for part, each in report.parts.items()
+    ]
     return "\n".join(lines)

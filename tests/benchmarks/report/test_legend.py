@@ -1,4 +1,4 @@
-"""The key below a picture: points in one place share a label, and long names get the whole width."""
+"""The key below a chart: points in one place share a label, and long names get the whole width."""
 
 from dataclasses import replace
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.report.accuracy_intervals import choices_of, pareto_front
+from benchmarks.report.charts import draw_latency_against_accuracy
 from benchmarks.report.legend import NEAR_PT, groups_of_near, legend_height_in, num_columns
 from benchmarks.report.merging import merge
-from benchmarks.report.pictures import draw_latency_against_accuracy
 
 PIXELS = 100 / 72
 ACROSS, UP = (PIXELS * near for near in NEAR_PT)
