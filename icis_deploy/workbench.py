@@ -31,7 +31,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 @contextmanager
 def libraries_required() -> Iterator[None]:
-    """Turn an import in this block that fails for want of one of `LIBRARIES` into `MissingDependencyError`.
+    """Turn an import in this block that fails because one of `LIBRARIES` is missing into `MissingDependencyError`.
 
     Raises:
         MissingDependencyError: If a module of the block needs a library that is not installed.

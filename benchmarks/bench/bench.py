@@ -69,7 +69,7 @@ class Preset:
     """Name on the command line and in the result."""
 
     percent: float
-    """Percentile for which there shall be enough queries."""
+    """Percentile that must be measured: there are as many queries as it needs."""
 
     budget_s: float
     """Seconds for one target and one batch size."""
@@ -97,7 +97,7 @@ class LabeledInputs:
     """What accuracy is measured on."""
 
     labeled: LabeledImages | HeadFeatures
-    """What is answered, and the right answers."""
+    """What is answered, and the correct answers."""
 
     source: str
     """Where they are from, in words."""

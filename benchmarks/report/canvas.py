@@ -113,7 +113,7 @@ def milliseconds_axis(axes: Any, values: Sequence[float]) -> None:
     axes.grid(axis="x")
 
 
-def plain_number(value: float, _place: int = 0) -> str:
+def plain_number(value: float, _position: int = 0) -> str:
     """Return a tick's label: 0.5, 20, 1,000; never a power of ten."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
 

@@ -50,7 +50,7 @@ class Report:
 
     @property
     def headlines(self) -> list[str]:
-        """What a hurried reader needs, a paragraph for each device: of its `bench` with most targets.
+        """What a reader needs first, a paragraph for each device: of its `bench` with most targets.
 
         Targets of different runs were not measured in turn, so that none of them is the fastest of all.
         """

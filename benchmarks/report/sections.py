@@ -113,7 +113,7 @@ def _latency_against_accuracy(name: str, rows: Sequence[Row]) -> Iterator[Chart]
     if len(choices) > 1:
         front = pareto_front(choices)
         words = say_front(front, measure)  # type: ignore[arg-type]
-        words.append("Filled points are on the Pareto front; points in one place share a label.")
+        words.append("Filled points are on the Pareto front; points that coincide share a label.")
         yield Chart(
             name=name,
             title=f"Latency against accuracy, {images(rows[0].batch_size)}",

@@ -20,7 +20,7 @@ class Cell:
     """What a reader sees first."""
 
     note: str = ""
-    """What stands under it, smaller: the uncertainty, what it is compared with."""
+    """A second, smaller line: the uncertainty, what it is compared with."""
 
     sort_key: float | str | None = None
     """What it is sorted by; None for what is not known, which always comes last."""
@@ -157,7 +157,7 @@ COLUMNS = (
         _verdict, is_number=False,
     ),
 )  # fmt: skip
-"""In the order in which they stand."""
+"""In the order in which they are shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

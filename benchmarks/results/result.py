@@ -6,7 +6,7 @@ Rules:
    merged, and those of different machines are not compared by accident.
 2. Whatever was not measured is null or an empty list; where something was asked for and could not be had, `missing`
    says why.
-3. Latencies stand with their number of queries, their interval and their distribution, never as a bare figure.
+3. Latencies come with their number of queries, their interval and their distribution, never as a bare figure.
 4. `result.schema.json` is the same format for other languages. Any change of it is a new `SCHEMA_VERSION`; a file of
    another version is refused, never half understood. Version 1, which lacks `head_shares` alone, is read as if none had
    been measured.

@@ -7,7 +7,7 @@ Rules:
 2. The result must give the logits that the bundle gave, of every class, or it is not written (`compare_compacted`).
 3. Targets that the bundle holds are built anew, as their sidecars say they were built.
 4. The base fingerprint stays the original head's, so that updates made for it are accepted as before.
-5. What stands outside the rollback stack stays: the highest version, the last time seen, trusted keys, disabled classes
+5. What is outside the rollback stack stays: the highest version, the last time seen, trusted keys, disabled classes
    and the history. The stack itself starts empty: there is no earlier state that a rollback could restore.
 6. A class that was baked can be disabled, and no longer be replaced or removed by an update. Taught classes stay in
    slots: a signed update of the same name must still be able to replace them.
@@ -76,7 +76,7 @@ class FormerBundle:
     """Its manifest."""
 
     journal: Journal
-    """Head version, taught and disabled classes, and what stands outside the rollback stack."""
+    """Head version, taught and disabled classes, and what is outside the rollback stack."""
 
     table: SlotTable | None
     """What its slots hold; `None` for a fused head."""

@@ -181,7 +181,7 @@ def write_bundle(
         overwrite: Whether a bundle at `out` may be replaced.
 
     Raises:
-        GateFailedError: If the gate is not passed. What was built lies in `<out>.rejected` with its report, and `out`
+        GateFailedError: If the gate is not passed. What was built is in `<out>.rejected` with its report, and `out`
             is as it was.
         StorageError: If a file cannot be written; `out` is as it was.
         ExportError: If a target cannot be built; `out` is as it was.

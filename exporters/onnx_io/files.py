@@ -175,7 +175,7 @@ def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
             f"Could not write {path}: {error.strerror or error}.",
             found=error.strerror or str(error),
             where=path,
-            hint="Free some space or choose another place.",
+            hint="Free some space or choose another path.",
         ) from error
     return path, weights
 
@@ -191,7 +191,7 @@ def serialize_model(model: ir.Model) -> bytes:
             f"The model holds {weights_bytes(model)} bytes of weights; one protobuf holds {MAX_PROTOBUF_BYTES}.",
             found=weights_bytes(model),
             expected=MAX_PROTOBUF_BYTES,
-            hint="Save it to a file, which puts the weights beside it.",
+            hint="Save it to a file, which puts the weights next to it.",
         )
     with weights_in_memory(model):
         return bytes(ir.to_proto(model).SerializeToString())
@@ -231,7 +231,7 @@ def _check_external_weights(model: ir.Model, path: Path) -> None:
                     f"{first_line(error)}.",
                     found=first_line(error),
                     where=tensor.location,
-                    hint="Put that file beside the model.",
+                    hint="Put that file next to the model.",
                 ) from error
             if tensor.nbytes < _MIN_EXTERNAL_BYTES:
                 value.const_value = ir.Tensor(np.array(array), dtype=tensor.dtype, name=tensor.name)

@@ -95,7 +95,7 @@ def bench(
         images: What accuracy is measured on: an image list, a folder of class folders, or a file of features
             (`.npz`, `.safetensors`). Without, parity is measured on seeded inputs.
         options: What is measured, and for how long; `BenchOptions()` by default.
-        baseline: An earlier result with which this one shall be compared: refused before anything is measured if it
+        baseline: An earlier result with which this one is compared: refused before anything is measured if it
             cannot be. `icis_deploy.results.find_regressions` then compares the two.
         any_machine: Whether the baseline may be of another machine.
         progress: Called with what is measured next, in words.

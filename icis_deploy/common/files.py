@@ -105,7 +105,7 @@ def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
             f"Could not write {path}: {_reason(error)}. Nothing was changed.",
             found=_reason(error),
             where=path,
-            hint="Free some space or choose another place.",
+            hint="Free some space or choose another path.",
         ) from error
     finally:  # also when interrupted; after the move there is nothing left to remove
         if temporary is not None:
@@ -156,18 +156,18 @@ def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
     check_free(target, overwrite=overwrite)
     if os.path.lexists(target) and not os.path.isdir(target):  # noqa: PTH112 - see check_free
         raise UsageError(
-            f"{target} is a file, where a folder shall be.",
+            f"{target} is a file, where a folder is expected.",
             found="a file",
             expected="a folder",
             where=target,
-            hint="Choose another place.",
+            hint="Choose another path.",
         )
     if _holds_something_else(target, marker):
         raise UsageError(
             f"{target} holds files but no {marker}, so it is not what would be written there, and is not replaced.",
             expected=marker,
             where=target,
-            hint="Choose another place, or remove it yourself.",
+            hint="Choose another path, or remove it yourself.",
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
             f"Could not create {target}: {_reason(error)}.",
             found=_reason(error),
             where=target,
-            hint="Choose another place.",
+            hint="Choose another path.",
         ) from error
     try:
         yield building
@@ -188,7 +188,7 @@ def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
             f"Could not write {target}: {_reason(error)}. What was there before still is.",
             found=_reason(error),
             where=target,
-            hint="Free some space or choose another place.",
+            hint="Free some space or choose another path.",
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -231,7 +231,7 @@ def check_free(target: Path, *, overwrite: bool) -> None:
         raise UsageError(
             f"{target} already exists.",
             where=target,
-            hint="Choose another place, or give `overwrite=True` to replace it.",
+            hint="Choose another path, or give `overwrite=True` to replace it.",
         )
 
 

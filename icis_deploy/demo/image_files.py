@@ -49,6 +49,6 @@ def save_images(
             f"Could not write the images to {folder}: {error.strerror or error}.",
             found=error.strerror or str(error),
             where=folder,
-            hint="Free some space or choose another place.",
+            hint="Free some space or choose another path.",
         ) from error
     return path

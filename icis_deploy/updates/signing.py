@@ -105,7 +105,7 @@ def _check_absent(path: Path, why: str) -> None:
         raise UsageError(
             f"{path} already exists, and {why}.",
             where=path,
-            hint="Choose another place.",
+            hint="Choose another path.",
         )
 
 
@@ -127,7 +127,7 @@ def _write_private(path: Path, data: bytes) -> None:
             f"Could not write the private key {path}: {reason}.",
             found=str(reason),
             where=path,
-            hint="Choose another place.",
+            hint="Choose another path.",
         ) from error
 
 

@@ -131,8 +131,8 @@ def main() -> int:
 def print_comparison(found: dict[str, Way], preprocessing: Preprocessing, batch: int, *, seconds: float) -> None:
     """Measure every way on the same pixels and print a row for each."""
     height, width, channels = preprocessing.pixel_shape
-    pictures = neutral_images(batch, height, width, seed=0)[:, :channels]
-    pixels = np.ascontiguousarray(np.rint(255 * pictures.transpose(0, 2, 3, 1)).astype(np.uint8))
+    neutral = neutral_images(batch, height, width, seed=0)[:, :channels]
+    pixels = np.ascontiguousarray(np.rint(255 * neutral.transpose(0, 2, 3, 1)).astype(np.uint8))
     check_agreement(found, pixels)
     calls = {name: (lambda way=way: way(pixels)) for name, way in found.items()}
     measurement = measure(calls, against=IN_MODEL, plan=Plan(budget_s=seconds))

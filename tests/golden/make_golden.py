@@ -3,7 +3,7 @@
     python tests/golden/make_golden.py
 
 They were written once, for version 1 of the formats, and every later release must read them. So the script refuses to
-replace any: a new version of a format gets a new folder beside `v1`.
+replace any: a new version of a format gets a new folder next to `v1`.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def test_no_other_name_is_touched(tmp_path):
     assert printed.split() == [__import__("json").__file__, "True"]
 
 
-def test_an_installation_without_exporters_says_how_to_mend_it(tmp_path, monkeypatch):
+def test_an_installation_without_exporters_says_how_to_repair_it(tmp_path, monkeypatch):
     monkeypatch.setattr(workbench, "_PACKAGE", tmp_path / "site-packages" / "icis_deploy")
 
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The key below a chart: points in one place share a label, and long names get the whole width."""
+"""The key below a chart: points that coincide share a label, and long names get the whole width."""
 
 from dataclasses import replace
 
@@ -47,4 +47,4 @@ def test_points_in_one_place_share_a_label_and_all_are_named_below(full):
     assert ">1, 2</text>" in together
     assert ">1, 2</text>" not in apart
     for each in (apart, together):
-        assert all(f">{place}  {choice.entry.label}</text>" in each for place, choice in enumerate(choices, 1))
+        assert all(f">{index}  {choice.entry.label}</text>" in each for index, choice in enumerate(choices, 1))

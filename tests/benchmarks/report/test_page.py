@@ -156,7 +156,7 @@ def test_a_missing_library_is_named_with_its_extra(full, name, monkeypatch):
 
 def luminance(color):
     """Relative luminance of a colour (WCAG 2.2)."""
-    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    channels = [int(color[index : index + 2], 16) / 255 for index in (1, 3, 5)]
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 

@@ -68,9 +68,9 @@ def column(browser, title):
         """
         const table = document.getElementById("rows");
         const titles = [...table.tHead.rows[0].cells].map(cell => cell.querySelector("button").firstChild.data.trim());
-        const place = titles.indexOf(arguments[0]);
+        const index = titles.indexOf(arguments[0]);
         return [...table.tBodies[0].rows].filter(row => row.checkVisibility())
-            .map(row => row.cells[place].querySelector(".value").textContent);
+            .map(row => row.cells[index].querySelector(".value").textContent);
         """,
         title,
     )
@@ -230,7 +230,7 @@ def test_no_text_of_a_chart_lies_on_another_one(page, size):
         const overlaps = [];
         for (const svg of document.querySelectorAll("figure svg")) {
           const boxes = [...svg.querySelectorAll("text")].map(text => [text.textContent, text.getBoundingClientRect()]);
-          boxes.forEach(([name, box], place) => boxes.slice(place + 1).forEach(([other, next]) => {
+          boxes.forEach(([name, box], index) => boxes.slice(index + 1).forEach(([other, next]) => {
             const across = Math.min(box.right, next.right) - Math.max(box.left, next.left);
             const up = Math.min(box.bottom, next.bottom) - Math.max(box.top, next.top);
             if (across > 1 && up > 0.35 * Math.min(box.height, next.height)) overlaps.push([svg.id, name, other]);

@@ -1,4 +1,4 @@
-"""What an export holds beside model.onnx: built, gated in its own runtime, stated in the manifest, and used."""
+"""What an export holds besides model.onnx: built, gated in its own runtime, stated in the manifest, and used."""
 
 from __future__ import annotations
 
@@ -206,9 +206,7 @@ def test_a_target_that_fails_its_gate_leaves_no_bundle_and_is_named(opened, upda
         return openvino_from_onnx(tmp_path / "swapped.onnx", folder, name)
 
     monkeypatch.setattr("exporters.targets.registry.openvino_from_onnx", convert_with_two_rows_swapped)
-    with pytest.raises(
-        GateFailedError, match=r"^The parity gate was not passed by openvino: .*; what was built lies in"
-    ):
+    with pytest.raises(GateFailedError, match=r"^The parity gate was not passed by openvino: .*; what was built is in"):
         export(opened, update, tmp_path / "bundle", head="fused", targets=["openvino"])
     assert not (tmp_path / "bundle").exists()
     assert (tmp_path / "bundle.rejected" / OPENVINO_NAME).is_file()

@@ -18,7 +18,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8)
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures and a list of them."""
+    """Three images and a list of them."""
     for index in range(3):
         Image.fromarray(PIXELS // (index + 1)).save(tmp_path / f"{index}.png")
     (tmp_path / "images.csv").write_text("file,class\n0.png,ant\n1.png,bee\n2.png,ant\n")
@@ -149,9 +149,9 @@ FILES = {
     "one bit.png": lambda: encoded(GREY.convert("1"), "PNG"),
     "sixteen bits.png": lambda: encoded(Image.fromarray(PIXELS[:, :, 0].astype(np.uint16) * 257), "PNG"),
     "animation.gif": lambda: encoded(GREY, "GIF", save_all=True, append_images=[GREY.convert("P")]),
-    "picture.webp": lambda: encoded(Image.fromarray(PIXELS), "WEBP"),
-    "picture.bmp": lambda: encoded(Image.fromarray(PIXELS), "BMP"),
-    "picture.tiff": lambda: encoded(Image.fromarray(PIXELS), "TIFF"),
+    "image.webp": lambda: encoded(Image.fromarray(PIXELS), "WEBP"),
+    "image.bmp": lambda: encoded(Image.fromarray(PIXELS), "BMP"),
+    "image.tiff": lambda: encoded(Image.fromarray(PIXELS), "TIFF"),
 }
 
 
@@ -222,7 +222,7 @@ def refusal_or_none(path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["rgb.jpg", "palette.png", "animation.gif", "picture.tiff", "picture.bmp"])
+@pytest.mark.parametrize("name", ["rgb.jpg", "palette.png", "animation.gif", "image.tiff", "image.bmp"])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_damaged_image_is_refused_or_read_but_never_crashes(tmp_path_factory, name, data):

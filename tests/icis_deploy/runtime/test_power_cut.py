@@ -49,7 +49,7 @@ CHANGES = {
         MAX_STATES,
         lambda device, signed: device.apply(signed(make_update("zebra", version=50))),
     ),
-    "an apply that mends a slot table": (2, apply_what_a_damaged_table_of_an_earlier_state_holds),
+    "an apply that repairs a slot table": (2, apply_what_a_damaged_table_of_an_earlier_state_holds),
     "rollback": (3, lambda device, _: device.rollback()),
     "rollback to the exported state": (1, lambda device, _: device.rollback()),
     "disable": (1, lambda device, _: device.disable("okapi")),
