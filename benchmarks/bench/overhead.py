@@ -13,7 +13,7 @@ Rules:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +41,10 @@ class OverheadReport:
     num_rounds: int
     """How often each request was measured."""
 
-    median_ms: dict[str, float]
+    median_ms: Mapping[str, float]
     """Median latency of a request in milliseconds, by what was called."""
 
-    added_us: dict[str, Interval]
+    added_us: Mapping[str, Interval]
     """What a request takes longer than a bare `session.run`, in microseconds, by what was called."""
 
     num_starts: int
