@@ -163,9 +163,7 @@ def write_compacted(
         gate = partial(
             compare_compacted,
             building,
-            former_folder=former.folder,
-            former=bundle,
-            table=former.slot_table(),
+            former=former,
             fixed_batch=fixed_batch(model.graph.inputs[0]),
             images=images,
         )
@@ -236,9 +234,7 @@ def compare_compacted(
     folder: Path,
     bundle: Bundle,
     *,
-    former_folder: Path,
-    former: Bundle,
-    table: SlotTable,
+    former: FormerBundle,
     fixed_batch: int | None = None,
     images: LabeledImages | None = None,
     runtime: Runtime | None = None,
@@ -253,9 +249,7 @@ def compare_compacted(
     Args:
         folder: The compacted bundle's files.
         bundle: Its manifest.
-        former_folder: The bundle that was compacted.
-        former: Its manifest.
-        table: What its slots hold.
+        former: The bundle that was compacted, with an updatable head.
         fixed_batch: Batch size of a model that takes no other; `None` for one that takes any.
         images: Image files to compare on; `None` for seeded inputs.
         runtime: Where both are run; `None` for the default.
@@ -266,16 +260,17 @@ def compare_compacted(
         RuntimeFailureError: If a runtime cannot run one of them.
     """
     paths = None if images is None else images.paths
-    inputs = input_batches(former.model_input, former.preprocessing, paths, fixed_batch=fixed_batch)
+    before = former.bundle
+    inputs = input_batches(before.model_input, before.preprocessing, paths, fixed_batch=fixed_batch)
     with closing(inputs):
-        opened = opened_bundle(former_folder, former, runtime, rewrite)
-        names, expected = _former_logits(former_folder, opened, table, inputs)
+        opened = opened_bundle(former.folder, before, runtime, rewrite)
+        names, expected = _former_logits(former.folder, opened, former.slot_table(), inputs)
         ran = run_bundle(folder, bundle, inputs, runtime, rewrite)
     where = "" if runtime is None or runtime.is_reference else f"; both in {runtime.name}"
     report = compare_logits(
-        comparable_from_device(expected, former.score_kind),
-        comparable_from_device(_in_order(ran, names), former.score_kind),
-        profile=_profile(former.precision, runtime),
+        comparable_from_device(expected, before.score_kind),
+        comparable_from_device(_in_order(ran, names), before.score_kind),
+        profile=_profile(before.precision, runtime),
         compared_with=COMPARED_WITH + where,
     )
     return (replace(report, failures=(*report.failures, *sorted(ran.failures))),)

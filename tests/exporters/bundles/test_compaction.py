@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import icis_deploy
-from exporters.bundles.compaction import compare_compacted
+from exporters.bundles.compaction import FormerBundle, compare_compacted
 from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head
 from exporters.head.slot_baking import BakeRowsPass
@@ -167,9 +167,9 @@ def test_the_gate_sees_a_row_that_is_not_the_one_it_was(tiny_project: TinyProjec
     assert table is not None
 
     def report(table: SlotTable):
-        (found,) = compare_compacted(
-            tmp_path / "new", made, former_folder=tmp_path / "bundle", former=device.bundle, table=table
-        )
+        journal = Store(tmp_path / "bundle").load_journal(device.bundle)
+        former = FormerBundle(folder=tmp_path / "bundle", bundle=device.bundle, journal=journal, table=table)
+        (found,) = compare_compacted(tmp_path / "new", made, former=former)
         return found
 
     assert report(table).passed
