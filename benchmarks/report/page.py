@@ -29,10 +29,10 @@ class Report:
     """Everything that a page or a Markdown text says."""
 
     devices: tuple[Device, ...]
-    """The machines."""
+    """The machines of all results, in the order of the results."""
 
     entries: tuple[Entry, ...]
-    """What was measured on them."""
+    """Every target of every machine, in the order of measurement."""
 
     @property
     def rows(self) -> list[Row]:

@@ -40,13 +40,13 @@ class Chart:
     """Unique on the page; ids begin with it."""
 
     title: str
-    """What is drawn."""
+    """Heading of the chart."""
 
     svg: str
-    """The chart, an `<svg>` element."""
+    """An `<svg>` element."""
 
     words: str
-    """What it shows, in sentences."""
+    """Caption: sentences computed from the same values as the chart."""
 
 
 def charts_of(devices: Sequence[Device], entries: Sequence[Entry]) -> Iterator[Chart]:

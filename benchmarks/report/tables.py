@@ -17,7 +17,7 @@ class Cell:
     """One value of a table."""
 
     text: str
-    """What a reader sees first."""
+    """The value as the table shows it."""
 
     note: str = ""
     """A second, smaller line: the uncertainty, what it is compared with."""
@@ -34,7 +34,7 @@ class Column:
     """One column of a table."""
 
     title: str
-    """Its name."""
+    """Heading of the column, without the unit."""
 
     unit: str
     """Of its numbers; empty where it has none."""
@@ -165,19 +165,19 @@ class SimpleTable:
     """A table of texts."""
 
     title: str
-    """What it shows."""
+    """Heading of the table."""
 
     words: str
     """How to read it, in a sentence."""
 
     titles: tuple[str, ...]
-    """`(num_columns,)`."""
+    """`(num_columns,)` headings."""
 
     num_texts: int
     """So many columns from the left are texts; the others are numbers, aligned to the right."""
 
     rows: tuple[tuple[str, ...], ...]
-    """`(num_rows, num_columns)`."""
+    """`(num_rows, num_columns)` cells, as they are shown."""
 
 
 def extra_tables(devices: Sequence[Device], entries: Sequence[Entry]) -> list[SimpleTable]:

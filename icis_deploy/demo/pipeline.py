@@ -46,7 +46,7 @@ class DemoResult:
     """What the demo measured."""
 
     folder: Path
-    """Where everything is."""
+    """Folder of images, descriptors, models, bundles and the image sheet."""
 
     num_seen: int
     """Classes that the network was trained on."""
