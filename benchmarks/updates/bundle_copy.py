@@ -26,7 +26,12 @@ def slot_table(device: Device) -> SlotTable:
     """
     table = state_of(device).table
     if table is None:
-        raise UsageError("The head has no slots, so nothing can be updated. Export the bundle with an updatable head.")
+        raise UsageError(
+            "The head has no slots, so nothing can be updated.",
+            found="fused",
+            expected="updatable",
+            hint="Export the bundle with `head='updatable'`.",
+        )
     return table
 
 

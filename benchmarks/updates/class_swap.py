@@ -122,7 +122,11 @@ def measure_class_swap(
             expected=f"at most {bundle.capacity} classes, and logits",
         )
     if seconds <= 0 or updates_per_second <= 0 or num_threads < 1 or num_rounds < 1:
-        raise UsageError("ClassSwap needs a time, a rate, threads and rounds that are greater than 0.")
+        raise UsageError(
+            "ClassSwap needs a time, a rate, threads and rounds that are greater than 0.",
+            found=(seconds, updates_per_second, num_threads, num_rounds),
+            expected="greater than 0",
+        )
     with bundle_copy(bundle_folder) as copy:
         run = _prepared(copy, runtime, num_new_classes)
         start, others = time.perf_counter(), read_others_s()

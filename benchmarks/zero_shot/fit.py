@@ -191,7 +191,11 @@ def measure_fit(
     from icis_deploy.injection.predictors.icis import ICISConfig
 
     if num_rounds < 1 or (published_epochs is not None and published_epochs < 1):
-        raise UsageError("Rounds and epochs count from 1.")
+        raise UsageError(
+            "Rounds and epochs count from 1.",
+            found=(num_rounds, published_epochs),
+            expected="at least 1",
+        )
     options = [InjectionOptions(method=method, seed=seed) for method in methods]
     published = ICISConfig.published()
     num_epochs, rows = published_epochs, None

@@ -68,9 +68,17 @@ def report(
 
     pages = [(Path(path), make) for path, make in ((out, html_page), (markdown, markdown_text)) if path is not None]
     if not pages:
-        raise UsageError("There is nothing to write: say where the page goes, the Markdown text, or both.")
+        raise UsageError(
+            "There is nothing to write: say where the page goes, the Markdown text, or both.",
+            hint="Give `out`, `markdown`, or both.",
+        )
     if len({path.resolve() for path, _ in pages}) < len(pages):
-        raise UsageError(f"The page and the Markdown text are both {out}; give each a path of its own.")
+        raise UsageError(
+            f"The page and the Markdown text are both {out}; give each a path of its own.",
+            found=str(out),
+            expected="two paths",
+            where=out,
+        )
     for path, _ in pages:
         check_free(path, overwrite=overwrite)
     merged = report_of([each if isinstance(each, Result) else load_result(Path(each)) for each in results])
