@@ -94,7 +94,8 @@ def measure_update(
         raise UsageError(
             f"{num_updates} updates of {num_new_classes} classes cannot be measured on {bundle.capacity} slots.",
             found=(num_updates, num_new_classes),
-            expected=bundle.capacity,
+            expected=f"at least 1 update of 1 to {bundle.capacity} classes",
+            hint="Measure fewer classes, or a bundle with `head='updatable'` and more slots.",
         )
     with bundle_copy(bundle_folder) as copy, garbage_collector_at_rest():
         device = Device.open(copy.folder, num_threads=num_threads)

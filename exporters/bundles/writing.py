@@ -134,7 +134,7 @@ def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, cap
         table = empty_slots(sum(len(update.added) for update in updates), seen.feature_dim)
     elif capacity is None or capacity < 1:
         raise UsageError(
-            f"An updatable head needs a capacity of at least 1 slot, not {capacity}.",
+            f"An updatable head needs a capacity of at least 1 slot; found {'none' if capacity is None else capacity}.",
             found=capacity,
             expected="at least 1",
             hint="Give `capacity`.",

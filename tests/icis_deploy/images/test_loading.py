@@ -60,10 +60,13 @@ def test_a_file_may_be_in_a_folder_below_or_anywhere(folder):
     [
         ("", r"The image list \S+ has no rows; expected a header `file,class` and a line per image\."),
         ("file,class\n", r"The image list \S+ has no rows; expected a header"),
-        ("file,label\n0.png,ant\n", r"The image list \S+ has \['file', 'label'\]; expected a header `file,class`"),
-        ("path,class\n0.png,ant\n", r"The image list \S+ has \['class', 'path'\]; expected a header"),
-        ("0.png,ant\n1.png,bee\n", r"The image list \S+ has \['0\.png', 'ant'\]; expected a header"),
-        ("file;class\n0.png;ant\n", r"The image list \S+ has \['file;class'\]; expected a header"),
+        (
+            "file,label\n0.png,ant\n",
+            r"The image list \S+ has the columns 'file', 'label'; expected a header `file,class`",
+        ),
+        ("path,class\n0.png,ant\n", r"The image list \S+ has the columns 'path', 'class'; expected a header"),
+        ("0.png,ant\n1.png,bee\n", r"The image list \S+ has the columns '0\.png', 'ant'; expected a header"),
+        ("file;class\n0.png;ant\n", r"The image list \S+ has the columns 'file;class'; expected a header"),
         ("file,class\n0.png,ant\n1.png\n", r"The image list \S+ lacks a file or a class in line 3\."),
         ("file,class\n,ant\n", r"The image list \S+ lacks a file or a class in line 2\."),
         ("file,class\n0.png,ant\nno.png,bee\n", r"The image list \S+ names 'no\.png' in line 3, which is not at /"),
