@@ -22,8 +22,8 @@ from onnx_ir.passes import common
 
 from exporters.onnx_io.shape_inference import infer_shapes
 from exporters.onnx_io.streaming import make_external_weights_lazy, model_chunks, read_model, weights_in_memory
-from icis_deploy.common.files import write_file
-from icis_deploy.errors import ExportError, ModelLoadError, StorageError
+from icis_deploy.common.files import write_failure, write_file
+from icis_deploy.errors import ExportError, ModelLoadError
 
 MIN_OPSET = 13
 """From 13 on, Squeeze, Unsqueeze and ReduceSum take axes as inputs, Softmax means one axis and Q/DQ are per channel."""
@@ -171,12 +171,7 @@ def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
         ir.save(model, path, external_data=weights.name, size_threshold_bytes=_MIN_EXTERNAL_BYTES)
         weights.chmod(0o644)  # a device's user is another one than who exported
     except OSError as error:
-        raise StorageError(
-            f"Could not write {path}: {error.strerror or error}.",
-            found=error.strerror or str(error),
-            where=path,
-            hint="Free some space or choose another path.",
-        ) from error
+        raise write_failure(path, error) from error
     return path, weights
 
 

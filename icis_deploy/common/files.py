@@ -101,12 +101,7 @@ def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        raise StorageError(
-            f"Could not write {path}: {_reason(error)}. Nothing was changed.",
-            found=_reason(error),
-            where=path,
-            hint="Free some space or choose another path.",
-        ) from error
+        raise write_failure(path, error, after="Nothing was changed.") from error
     finally:  # also when interrupted; after the move there is nothing left to remove
         if temporary is not None:
             with suppress(OSError):
@@ -184,12 +179,7 @@ def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
         building.chmod(0o755)
         _swap_in(building, target)
     except OSError as error:
-        raise StorageError(
-            f"Could not write {target}: {_reason(error)}. What was there before still is.",
-            found=_reason(error),
-            where=target,
-            hint="Free some space or choose another path.",
-        ) from error
+        raise write_failure(target, error, after="What was there before still is.") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -283,6 +273,23 @@ def _read_capped(
 
 def _open_any(path: Path) -> IO[bytes]:
     return path.open("rb")
+
+
+def write_failure(path: Path, error: OSError | ValueError, *, what: str = "", after: str = "") -> StorageError:
+    """Return the error of ours for a write that the system refused.
+
+    Args:
+        path: What was written to.
+        error: What the system raised.
+        what: What was written, with `path`; by default the path alone.
+        after: A sentence on what is there now.
+    """
+    return StorageError(
+        f"Could not write {what or path}: {_reason(error)}. {after}".rstrip(),
+        found=_reason(error),
+        where=path,
+        hint="Free some space or choose another path.",
+    )
 
 
 def _reason(error: OSError | ValueError) -> str:
