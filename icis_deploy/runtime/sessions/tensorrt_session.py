@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class SlotStorage:
     loaded: LoadedEngine
     """What runs with these slots: an engine that all storages share, or, where it is refittable, one of its own."""
 
-    memory: dict[str, DeviceMemory]
+    memory: Mapping[str, DeviceMemory]
     """Device memory by input name; empty where slots are in the engine."""
 
 

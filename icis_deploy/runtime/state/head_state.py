@@ -13,19 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.bundle.manifest import Bundle, known_names
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.sessions.protocol import Session, SlotBuffers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadState:
-    """Classes, slots and version that belong together.
-
-    Example:
-        state = icis_deploy.Device.open("bundle").state
-        print(state.version, len(state.class_names))
-    """
+    """Classes, slots and version that belong together."""
 
     version: int
     """Version of the last class update in this state; 0 for the bare original head."""
@@ -101,7 +96,7 @@ def enabled_columns(
     """Return which of the model's outputs are classes to choose among, and their names."""
     num_baked = len(bundle.class_names)
     filled = np.empty(0, dtype=np.intp) if table is None else table.filled
-    names = bundle.known_names(table)
+    names = known_names(bundle, table)
     if not disabled and (table is None or table.fills_first_slots):
         return slice(0, num_baked + filled.size), names
     columns = np.concatenate([np.arange(num_baked, dtype=np.intp), num_baked + filled])

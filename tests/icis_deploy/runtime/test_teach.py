@@ -26,7 +26,7 @@ from icis_deploy.head.head import Head
 from icis_deploy.injection.inject import inject
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection.rows.calibration import Injector
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.state.journal import parse_journal, serialize_journal
 from icis_deploy.updates.signing import KeyPair
 from testing.bundles import (
@@ -105,7 +105,7 @@ def test_a_taught_class_answers_with_the_row_of_the_injector(teachable: Path) ->
     assert (entry.action, entry.class_name, entry.version, entry.signed_by) == ("teach", "okapi", 0, None)
     assert device.classes() == (*HEAD.class_names, "okapi")
     expected = injector.rows(described("okapi")[None])[0]
-    output = device.session.run(images(), device.state.buffers, with_features=True)
+    output = session_of(device).run(images(), state_of(device).buffers, with_features=True)
     np.testing.assert_allclose(
         output.logits[:, NUM_SEEN], output.features @ expected[:-1] + expected[-1], rtol=1e-3, atol=1e-3
     )
@@ -130,8 +130,8 @@ def test_a_signed_update_applies_after_teaching_and_keeps_other_taught_classes(t
     assert device.version == 1
     assert sorted(device.classes()[NUM_SEEN:]) == ["okapi", "quagga"]
     row = update("okapi", version=1).rows[0]
-    slot = device.state.table.class_names.index("okapi")
-    np.testing.assert_array_equal(device.state.table.weight[slot], row[:-1])
+    slot = state_of(device).table.class_names.index("okapi")
+    np.testing.assert_array_equal(state_of(device).table.weight[slot], row[:-1])
     # The publisher's class is no taught one any more: a second teaching does not touch it, the other one may go.
     with pytest.raises(ClassConflictError, match=r"already knows it\. Teach it under another name, or replace it by a"):
         device.teach("okapi", described("okapi"))
@@ -145,11 +145,11 @@ def test_a_signed_update_applies_after_teaching_and_keeps_other_taught_classes(t
 def test_a_class_is_taught_anew_in_its_slot(teachable: Path) -> None:
     device = Device.open(teachable)
     device.teach("okapi", described("okapi"))
-    before = device.state.table
+    before = state_of(device).table
     entry = device.teach("okapi", described("quagga"))
     assert (entry.num_added, entry.num_replaced) == (0, 1)
-    assert device.state.table.class_names == before.class_names
-    assert not np.array_equal(device.state.table.weight, before.weight)
+    assert state_of(device).table.class_names == before.class_names
+    assert not np.array_equal(state_of(device).table.weight, before.weight)
 
 
 def test_teaching_stops_at_the_last_slot(teachable: Path) -> None:

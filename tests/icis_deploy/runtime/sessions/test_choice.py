@@ -12,7 +12,7 @@ import pytest
 
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, UsageError
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES, Runtime, loaded_files, runtime_from
 from testing.bundles import (
     FEATURE_DIM,
@@ -122,7 +122,7 @@ def test_a_fused_head_answers_in_openvino(tmp_path):
     expected = seen_head().logits(features_of(images(3)))
     np.testing.assert_allclose(device.logits(images(3)).values, expected, atol=2e-6)
     with pytest.raises(RuntimeFailureError, match=r"its head is fused\. Export it with `head='updatable'`\.$"):
-        device.session.load_slots(np.zeros((1, FEATURE_DIM), np.float32), np.zeros(1, np.float32))
+        session_of(device).load_slots(np.zeros((1, FEATURE_DIM), np.float32), np.zeros(1, np.float32))
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -137,12 +137,12 @@ def test_an_input_of_another_shape_or_type_is_an_error_that_states_both(runtime,
 def test_openvino_gives_the_baked_slots_where_none_are_fed_and_refuses_slots_of_another_shape(bundle_folder):
     device = Device.open(bundle_folder, runtime="openvino", num_threads=1)
 
-    baked = device.session.run(images(2), with_features=True)
+    baked = session_of(device).run(images(2), with_features=True)
     assert (baked.logits[:, 3:] < -1e4).all()
     np.testing.assert_allclose(baked.features, features_of(images(2)), atol=2e-6)
-    assert device.session.run(images(2)).features is None
+    assert session_of(device).run(images(2)).features is None
     with pytest.raises(RuntimeFailureError, match=r"^The slots' slot_bias has shape \(5,\); this model takes \(4,\)\."):
-        device.session.load_slots(np.zeros((4, FEATURE_DIM), np.float32), np.zeros(5, np.float32))
+        session_of(device).load_slots(np.zeros((4, FEATURE_DIM), np.float32), np.zeros(5, np.float32))
 
 
 def test_a_runtime_that_is_not_installed_is_an_error_that_names_the_extra(bundle_folder, monkeypatch):
