@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from icis_deploy.errors import ICISDeployError
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.head.head import Head
-    from icis_deploy.head.slots import SlotTable
     from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
     from icis_deploy.injection.estimate.class_warnings import Collision
     from icis_deploy.injection.estimate.estimate import Estimate
@@ -69,8 +68,6 @@ if TYPE_CHECKING:
     from icis_deploy.runtime.changes.updater import AppliedUpdate
     from icis_deploy.runtime.device import Device
     from icis_deploy.runtime.sessions.choice import Runtime
-    from icis_deploy.runtime.sessions.protocol import Session, SessionOutput, SlotBuffers
-    from icis_deploy.runtime.state.head_state import ArbiterCorrection, HeadState
     from icis_deploy.runtime.state.journal import HistoryEntry
     from icis_deploy.updates.envelope import load_update, save_update
     from icis_deploy.updates.signing import KeyPair, SignedFile
@@ -81,7 +78,6 @@ _HOMES = {
     "AccuracyReport": "icis_deploy.metrics.accuracy",
     "AppliedUpdate": "icis_deploy.runtime.changes.updater",
     "ApplyTimings": "icis_deploy.runtime.changes.timings",
-    "ArbiterCorrection": "icis_deploy.runtime.state.head_state",
     "BenchOptions": "icis_deploy.api.bench",
     "BuiltTarget": "exporters.targets.registry",
     "Bundle": "icis_deploy.bundle.manifest",
@@ -101,7 +97,6 @@ _HOMES = {
     "GeneratorOptions": "icis_deploy.api.generator",
     "Head": "icis_deploy.head.head",
     "HeadLocation": "exporters.head.finding",
-    "HeadState": "icis_deploy.runtime.state.head_state",
     "HistoryEntry": "icis_deploy.runtime.state.journal",
     "ICISDeployError": "icis_deploy.errors",
     "Injection": "icis_deploy.injection.inject",
@@ -126,11 +121,7 @@ _HOMES = {
     "RowCalibration": "icis_deploy.injection.rows.calibration",
     "RowPredictor": "icis_deploy.injection.rows.predictors",
     "Runtime": "icis_deploy.runtime.sessions.choice",
-    "Session": "icis_deploy.runtime.sessions.protocol",
-    "SessionOutput": "icis_deploy.runtime.sessions.protocol",
     "SignedFile": "icis_deploy.updates.signing",
-    "SlotBuffers": "icis_deploy.runtime.sessions.protocol",
-    "SlotTable": "icis_deploy.head.slots",
     "TargetOptions": "icis_deploy.bundle.target_options",
     "TriedMethod": "icis_deploy.injection.validation.selection",
     "TrustedKeys": "icis_deploy.updates.trusted_keys",
@@ -169,7 +160,6 @@ __all__ = [
     "AccuracyReport",
     "AppliedUpdate",
     "ApplyTimings",
-    "ArbiterCorrection",
     "BenchOptions",
     "BuiltTarget",
     "Bundle",
@@ -189,7 +179,6 @@ __all__ = [
     "GeneratorOptions",
     "Head",
     "HeadLocation",
-    "HeadState",
     "HistoryEntry",
     "ICISDeployError",
     "Injection",
@@ -214,11 +203,7 @@ __all__ = [
     "RowCalibration",
     "RowPredictor",
     "Runtime",
-    "Session",
-    "SessionOutput",
     "SignedFile",
-    "SlotBuffers",
-    "SlotTable",
     "TargetOptions",
     "TriedMethod",
     "TrustedKeys",

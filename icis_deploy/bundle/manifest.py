@@ -284,13 +284,15 @@ class Bundle:
         """`(num_seen,)`: the classes that the original model knew."""
         return self.class_names[: self.num_seen]
 
-    def known_names(self, table: SlotTable | None) -> tuple[str, ...]:
-        """Return all classes of the head, disabled ones included: those baked into the model, then those in slots.
 
-        Args:
-            table: What the slots hold; `None` for a fused head.
-        """
-        return self.class_names if table is None else (*self.class_names, *table.filled_names)
+def known_names(bundle: Bundle, table: SlotTable | None) -> tuple[str, ...]:
+    """Return all classes of a head, disabled ones included: those baked into the model, then those in slots.
+
+    Args:
+        bundle: What the manifest says.
+        table: What the slots hold; `None` for a fused head.
+    """
+    return bundle.class_names if table is None else (*bundle.class_names, *table.filled_names)
 
 
 def _is_count(value: object, least: int, *, most: int = _MAX_COUNT) -> bool:

@@ -43,7 +43,7 @@ def evaluate(bundle: Path, images: Path, unseen: Path | None, runtime: str) -> N
 
 
 def accuracy_result(report: AccuracyReport) -> dict[str, object]:
-    """Return an accuracy report's JSON keys: the five numbers in `accuracy`, fractions of 1, and what they stand on."""
+    """Return an accuracy report's JSON keys: five fractions of 1, and the counts behind them."""
     values = report.to_json()
     return {"accuracy": {name: values.pop(name) for name in MEANINGS}, "details": values}
 

@@ -56,6 +56,16 @@ class _OpenBundle:
     generator: CachedGenerator
 
 
+def session_of(device: Device) -> Session:
+    """Return the model of a device, loaded in its runtime."""
+    return device._opened.session
+
+
+def state_of(device: Device) -> HeadState:
+    """Return the head that the next request to a device will get."""
+    return device._opened.updater.state
+
+
 class Device:
     """A bundle that is open and answers; safe to use from several threads.
 
@@ -105,7 +115,7 @@ class Device:
 
         Args:
             folder: The bundle's folder.
-            runtime: Where its model is loaded: a name of `runtimes.RUNTIME_NAMES`, or a `Runtime`, which says more.
+            runtime: Where its model is loaded: a name, as `Runtime.name`, or a `Runtime`, which says more.
             num_threads: Threads inside one operator, where `runtime` does not say it.
 
         Raises:
@@ -159,16 +169,6 @@ class Device:
             # The gate saw these slots in the reference alone; another runtime may not read the ones that it is given.
             verify_slots(session, bundle, *state.slots, seed=0, constants=ArbiterConstants(folder, bundle))
         return cls(folder=folder, bundle=bundle, session=session, state=state)
-
-    @property
-    def session(self) -> Session:
-        """The model, loaded in its runtime."""
-        return self._opened.session
-
-    @property
-    def state(self) -> HeadState:
-        """The head that the next request will get."""
-        return self._opened.updater.state
 
     @property
     def bundle(self) -> Bundle:

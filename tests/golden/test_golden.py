@@ -16,7 +16,7 @@ from icis_deploy.bundle.generator_metadata import parse_metadata
 from icis_deploy.bundle.manifest import FileEntry, parse_manifest
 from icis_deploy.bundle.slot_files import load_injected, serialize_slots
 from icis_deploy.errors import SignatureError
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.runtime.state.journal import parse_journal, serialize_journal
 from icis_deploy.updates.envelope import load_envelope, load_update, parse_content
 from icis_deploy.updates.payload import serialize_payload
@@ -129,7 +129,7 @@ def test_the_bundle_the_state_and_the_constants_of_version_3(tmp_path):
     device.enable("dog")
     np.testing.assert_allclose(device.logits(batch).values, expected["logits"], rtol=1e-4, atol=1e-4)
     (path,) = (V3 / "bundle" / "state").glob("slots-*")
-    assert serialize_slots(device.state.table) == path.read_bytes()
+    assert serialize_slots(state_of(device).table) == path.read_bytes()
 
 
 def test_the_metadata_of_a_generator_whose_rows_have_an_arbiter():

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants
-from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.bundle.manifest import Bundle, known_names
 from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import BundleError, SelfTestError
 from icis_deploy.head.slots import SlotTable
@@ -101,7 +101,7 @@ def switch_class(
 
     before = store.load_journal(bundle)
     table = load_table(before.current)
-    names = bundle.known_names(table)
+    names = known_names(bundle, table)
     check_disabled(before, names)
     switched = after_switch(before, class_name, enabled=enabled, known_names=names, clock=clock)
     if switched is None:
@@ -214,7 +214,7 @@ class Updater:
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
             table = self._store.load_table(self._bundle, state_before(before))
-            entry, after = after_rollback(before, known_names=self._bundle.known_names(table), clock=self._clock())
+            entry, after = after_rollback(before, known_names=known_names(self._bundle, table), clock=self._clock())
             self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
         return entry
 
@@ -252,7 +252,7 @@ class Updater:
             before = self._store.load_journal(self._bundle)
             table = self._table_before(before)
             entry, after = after_replacement(
-                before, former, known_names=self._bundle.known_names(table), clock=self._clock()
+                before, former, known_names=known_names(self._bundle, table), clock=self._clock()
             )
             self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
         return entry
@@ -279,7 +279,7 @@ class Updater:
                 if attempt + 1 == _NUM_READ_ATTEMPTS or self._store.load_journal(self._bundle) == journal:
                     raise
                 continue
-            check_disabled(journal, self._bundle.known_names(table))
+            check_disabled(journal, known_names(self._bundle, table))
             state = self._state_with(table, version=journal.current.version, disabled=journal.disabled)
             if self_test and state.slots is not None:
                 from icis_deploy.runtime.changes.self_test import verify_slots
@@ -378,5 +378,5 @@ class Updater:
         """Return the slots that a change starts from, of a journal that a device would open."""
         table = self._table_of(journal.current)
         if journal.disabled:
-            check_disabled(journal, self._bundle.known_names(table))
+            check_disabled(journal, known_names(self._bundle, table))
         return table

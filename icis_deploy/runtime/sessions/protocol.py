@@ -54,11 +54,7 @@ def arbiter_to_load(arbiter: Float32 | None, *, capacity: int, is_taken: bool) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotBuffers:
-    """Slots as a runtime wants them; made by `Session.load_slots`, never changed afterwards.
-
-    Example:
-        buffers = icis_deploy.Device.open("bundle").state.buffers
-    """
+    """Slots as a runtime wants them; made by `Session.load_slots`, never changed afterwards."""
 
     weight: Any
     """`(capacity, feature_dim)` float32 in the runtime's own memory."""
@@ -71,13 +67,7 @@ class SlotBuffers:
 
 
 class SessionOutput(NamedTuple):
-    """What one run of a model gives; a tuple, which takes half as long to make while caches are cold.
-
-    Example:
-        device = icis_deploy.Device.open("bundle")
-        output = device.session.run(device.prepare(["okapi.jpg"]), device.state.buffers, with_features=True)
-        print(output.logits.shape, output.features)
-    """
+    """What one run of a model gives; a tuple, which takes half as long to make while caches are cold."""
 
     logits: Float32
     """`(batch, num_outputs)` float32: seen classes first, then every slot, empty ones included."""
@@ -97,12 +87,7 @@ A bare tuple: even a named one takes 6 us to make while caches are cold, and thi
 
 
 class Session(Protocol):
-    """A model loaded in a runtime.
-
-    Example:
-        device = icis_deploy.Device.open("bundle")
-        output = device.session.run(device.prepare(["okapi.jpg"]), device.state.buffers)
-    """
+    """A model loaded in a runtime."""
 
     def load_slots(self, weight: Float32, bias: Float32, arbiter: Float32 | None = None) -> SlotBuffers:
         """Copy slots to where the runtime reads them.

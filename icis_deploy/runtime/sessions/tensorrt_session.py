@@ -64,7 +64,7 @@ class SlotStorage:
     loaded: LoadedEngine
     """What runs with these slots: an engine that all storages share, or, where it is refittable, one of its own."""
 
-    memory: dict[str, DeviceMemory]
+    memory: Mapping[str, DeviceMemory]
     """Device memory by input name; empty where slots are in the engine."""
 
 

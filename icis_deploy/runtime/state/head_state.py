@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants
-from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.bundle.manifest import Bundle, known_names
 from icis_deploy.common.arrays import Float32
 from icis_deploy.head.arbiter import statistics_change
 from icis_deploy.head.slots import SlotTable
@@ -26,11 +26,6 @@ class ArbiterCorrection:
     """What disabled seen classes change in the logits of new ones that have an arbiter.
 
     The model knows nothing of disabled classes, so they take part in the statistics that it computes.
-
-    Example:
-        device = icis_deploy.Device.open("bundle")
-        device.disable("zebra")
-        correction = device.state.correction
     """
 
     row_lengths: Float32
@@ -57,12 +52,7 @@ class ArbiterCorrection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadState:
-    """Classes, slots and version that belong together.
-
-    Example:
-        state = icis_deploy.Device.open("bundle").state
-        print(state.version, len(state.class_names))
-    """
+    """Classes, slots and version that belong together."""
 
     version: int
     """Version of the last class update in this state; 0 for the bare original head."""
@@ -166,7 +156,7 @@ def enabled_columns(
     """Return which of the model's outputs are classes to choose among, and their names."""
     num_baked = len(bundle.class_names)
     filled = np.empty(0, dtype=np.intp) if table is None else table.filled
-    names = bundle.known_names(table)
+    names = known_names(bundle, table)
     if not disabled and (table is None or table.fills_first_slots):
         return slice(0, num_baked + filled.size), names
     columns = np.concatenate([np.arange(num_baked, dtype=np.intp), num_baked + filled])

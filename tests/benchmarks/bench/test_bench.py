@@ -14,6 +14,7 @@ from benchmarks.bench.opened import names_of_bundles, noise
 from benchmarks.results.result import parse_result, serialize_result
 from benchmarks.results.text import text_of
 from icis_deploy.errors import ImageError, IncompatibleError, ModelLoadError, UsageError
+from icis_deploy.runtime.device import session_of
 from testing.tiny_project import write_tiny_project
 
 FAST = replace(PRESETS["quick"], budget_s=0.1)
@@ -109,10 +110,10 @@ def test_features_give_the_accuracy_of_the_images_they_are_of(tiny_bundles, tmp_
     images = load_labeled(tiny_bundles.project.images)
     with opened(tiny_bundles) as targets:
         device = icis_deploy.Device.open(tiny_bundles.updatable)
-        features = device.session.run(device.prepare(images.paths), with_features=True).features
+        features = session_of(device).run(device.prepare(images.paths), with_features=True).features
         np.savez(tmp_path / "features.npz", features=features, labels=np.array(images.labels))
         inputs = labeled_inputs(tmp_path / "features.npz", str(tiny_bundles.project.model))
-        by_features = logits_on_features(targets, inputs.labeled, inputs.seen_rows)
+        by_features = logits_on_features(targets, inputs.labeled)
         by_images = logits_on_images(targets, images.paths)
 
     for name, logits in by_images.items():
@@ -134,13 +135,13 @@ def test_features_of_another_width_are_refused(tiny_bundles, tmp_path):
         opened(tiny_bundles) as targets,
         pytest.raises(IncompatibleError, match="are 23 wide; the head's rows multiply 24"),
     ):
-        logits_on_features(targets, inputs.labeled, inputs.seen_rows)
+        logits_on_features(targets, inputs.labeled)
 
 
 def test_an_image_of_an_unknown_class_is_refused(tiny_bundles):
     images = load_labeled(tiny_bundles.project.images)
     labeled = replace(images, labels=("wombat", *images.labels[1:]))
-    inputs = LabeledInputs(labeled=labeled, source="46 images", seen_rows=None)
+    inputs = LabeledInputs(labeled=labeled, source="46 images")
 
     with opened(tiny_bundles) as targets, pytest.raises(ImageError, match="'wombat', which no target knows"):
         run_bench(targets, preset=FAST, batch_sizes=[1], settings={}, inputs=inputs)

@@ -13,7 +13,7 @@ from icis_deploy.bundle.manifest import ARBITER_NAME, MANIFEST_NAME, load_manife
 from icis_deploy.errors import BundleError, CorruptFileError, IncompatibleError, SelfTestError
 from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.runtime import operations
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of, state_of
 from testing.bundles import (
     FEATURE_DIM,
     TAILS,
@@ -85,7 +85,7 @@ def test_new_classes_are_weighed_image_by_image(runtime, score_kind, tmp_path, k
         np.testing.assert_array_equal(answer.values[:, :3], seen_before)
     names = np.array(device.classes())
     assert [each.class_names[0] for each in device.predict(BATCH)] == names[expected.argmax(axis=1)].tolist()
-    assert device.state.correction is None
+    assert state_of(device).correction is None
 
 
 def test_rows_with_an_arbiter_stand_next_to_rows_without(device, signed):
@@ -108,16 +108,16 @@ def test_a_replaced_class_gives_up_its_arbiter_with_its_row(device, signed):
     device.apply(signed(plain))
 
     close(device.logits(BATCH).values, expected_logits(replace(plain, added=("okapi",), replaced=())))
-    assert device.state.table.arbiter is None
+    assert state_of(device).table.arbiter is None
 
 
 def test_a_slot_that_became_empty_has_no_arbiter(device, signed):
     device.apply(signed(arbitrated("okapi", "zebra", version=1)))
     device.apply(signed(make_update(version=2, removed=("okapi",), rows=np.zeros((0, 5)))))
 
-    assert not device.state.table.coefficients[0].any()
-    assert device.state.table.coefficients[1].any()
-    assert (device.session.run(BATCH, device.state.buffers).logits[:, [3, 5, 6]] < -5e4).all()
+    assert not state_of(device).table.coefficients[0].any()
+    assert state_of(device).table.coefficients[1].any()
+    assert (session_of(device).run(BATCH, state_of(device).buffers).logits[:, [3, 5, 6]] < -5e4).all()
 
 
 # What is kept and given back.
@@ -139,7 +139,7 @@ def test_rollback_restart_and_refresh_give_the_coefficients_of_the_state(device,
             close(opened.logits(BATCH).values, expected_logits(replace(update, added=("okapi",), replaced=())))
     device.rollback()
     assert device.classes() == seen_head().class_names
-    np.testing.assert_array_equal(device.state.table.coefficients, np.zeros((4, 5)))
+    np.testing.assert_array_equal(state_of(device).table.coefficients, np.zeros((4, 5)))
 
 
 def test_a_bundle_that_was_exported_with_an_arbiter_starts_with_it(tmp_path):
@@ -148,8 +148,8 @@ def test_a_bundle_that_was_exported_with_an_arbiter_starts_with_it(tmp_path):
     device = Device.open(write_bundle(tmp_path / "bundle", arbiter=True, table=table))
 
     close(device.logits(BATCH).values, expected_logits(update))
-    baked = device.session.run(BATCH).logits
-    np.testing.assert_array_equal(baked, device.session.run(BATCH, device.state.buffers).logits)
+    baked = session_of(device).run(BATCH).logits
+    np.testing.assert_array_equal(baked, session_of(device).run(BATCH, state_of(device).buffers).logits)
 
 
 def test_a_bundle_in_which_the_classes_are_baked_takes_its_place(device, tmp_path, keys, signed):
@@ -158,7 +158,7 @@ def test_a_bundle_in_which_the_classes_are_baked_takes_its_place(device, tmp_pat
     device.apply(signed(second))
     before = device.logits(BATCH)
     compacted = write_bundle(
-        tmp_path / "compacted", arbiter=True, baked=without_empty_slots(device.state.table), head_version=2
+        tmp_path / "compacted", arbiter=True, baked=without_empty_slots(state_of(device).table), head_version=2
     )
     trust(compacted, keys.public_path)
 
@@ -260,7 +260,7 @@ def test_a_disabled_new_class_changes_the_logit_of_no_other(device, signed):
     before = device.logits(BATCH).values
     device.disable("okapi")
 
-    assert device.state.correction is None
+    assert state_of(device).correction is None
     np.testing.assert_array_equal(device.logits(BATCH).values, before[:, [0, 1, 2, 4]])
 
 
@@ -268,7 +268,7 @@ def test_no_correction_is_made_where_no_class_has_an_arbiter(device, signed):
     device.apply(signed(make_update("okapi")))
     device.disable("cat")
 
-    assert device.state.correction is None
+    assert state_of(device).correction is None
 
 
 def test_a_fused_head_with_baked_classes_leaves_disabled_ones_out_too(tmp_path):
@@ -306,11 +306,11 @@ def test_a_class_disabled_by_an_operator_without_a_runtime_counts_from_the_next_
 
 
 def refused(device, folder, data, error, message):
-    before, state = files_in(folder), device.state
+    before, state = files_in(folder), state_of(device)
     with pytest.raises(error, match=message) as refusal:
         device.apply(data)
     assert files_in(folder) == before
-    assert device.state is state
+    assert state_of(device) is state
     return refusal.value
 
 
@@ -336,7 +336,7 @@ def test_coefficients_that_did_not_arrive_are_taken_back(device, folder, signed)
         def load_slots(self, weight, bias, arbiter=None):
             return self._session.load_slots(weight, bias)
 
-    deaf = Device(folder=folder, bundle=device.bundle, session=Deaf(device.session), state=device.state)
+    deaf = Device(folder=folder, bundle=device.bundle, session=Deaf(session_of(device)), state=state_of(device))
     message = r"2 of 4 slots do not hold their rows after they were written: 'okapi', 'zebra'\. .* taken back"
     refused(deaf, folder, signed(arbitrated("okapi", "zebra")), SelfTestError, message)
 

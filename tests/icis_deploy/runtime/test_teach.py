@@ -28,7 +28,7 @@ from icis_deploy.head.head import Head
 from icis_deploy.injection.inject import inject
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection.rows.calibration import Injector
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.state.journal import parse_journal, serialize_journal
 from icis_deploy.updates.signing import KeyPair
 from testing.bundles import (
@@ -118,7 +118,7 @@ def test_a_taught_class_answers_with_the_row_of_the_injector(teachable: Path) ->
     assert (entry.action, entry.class_name, entry.version, entry.signed_by) == ("teach", "okapi", 0, None)
     assert device.classes() == (*HEAD.class_names, "okapi")
     expected = injector.rows(described("okapi")[None])[0]
-    output = device.session.run(images(), device.state.buffers, with_features=True)
+    output = session_of(device).run(images(), state_of(device).buffers, with_features=True)
     np.testing.assert_allclose(
         output.logits[:, NUM_SEEN], output.features @ expected[:-1] + expected[-1], rtol=1e-3, atol=1e-3
     )
@@ -143,8 +143,8 @@ def test_a_signed_update_applies_after_teaching_and_keeps_other_taught_classes(t
     assert device.version == 1
     assert sorted(device.classes()[NUM_SEEN:]) == ["okapi", "quagga"]
     row = update("okapi", version=1).rows[0]
-    slot = device.state.table.class_names.index("okapi")
-    np.testing.assert_array_equal(device.state.table.weight[slot], row[:-1])
+    slot = state_of(device).table.class_names.index("okapi")
+    np.testing.assert_array_equal(state_of(device).table.weight[slot], row[:-1])
     # The publisher's class is no taught one any more: a second teaching does not touch it, the other one may go.
     with pytest.raises(ClassConflictError, match=r"already knows it\. Teach it under another name, or replace it by a"):
         device.teach("okapi", described("okapi"))
@@ -158,11 +158,11 @@ def test_a_signed_update_applies_after_teaching_and_keeps_other_taught_classes(t
 def test_a_class_is_taught_anew_in_its_slot(teachable: Path) -> None:
     device = Device.open(teachable)
     device.teach("okapi", described("okapi"))
-    before = device.state.table
+    before = state_of(device).table
     entry = device.teach("okapi", described("quagga"))
     assert (entry.num_added, entry.num_replaced) == (0, 1)
-    assert device.state.table.class_names == before.class_names
-    assert not np.array_equal(device.state.table.weight, before.weight)
+    assert state_of(device).table.class_names == before.class_names
+    assert not np.array_equal(state_of(device).table.weight, before.weight)
 
 
 def test_teaching_stops_at_the_last_slot(teachable: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_taught_class_has_the_arbiter_of_its_generator_next_to_those_of_update
     device.teach("okapi", described("okapi"))
 
     np.testing.assert_array_equal(
-        device.state.table.coefficients, np.array([np.ones(5), np.zeros(5), COEFFICIENTS], np.float32)
+        state_of(device).table.coefficients, np.array([np.ones(5), np.zeros(5), COEFFICIENTS], np.float32)
     )
     row = injector.rows(described("okapi")[None])
     found = device.logits(images()).values[:, -1:]
@@ -304,7 +304,7 @@ def test_a_taught_class_has_the_arbiter_of_its_generator_next_to_those_of_update
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     np.testing.assert_array_equal(Device.open(teachable_with_arbiter).logits(images()).values[:, -1:], found)
     device.rollback()
-    assert not device.state.table.coefficients[2].any()
+    assert not state_of(device).table.coefficients[2].any()
 
 
 def test_a_class_that_is_taught_anew_has_the_arbiter_once(teachable_with_arbiter: Path) -> None:
@@ -312,8 +312,8 @@ def test_a_class_that_is_taught_anew_has_the_arbiter_once(teachable_with_arbiter
     device.teach("okapi", described("okapi"))
     device.teach("okapi", described("quagga"))
 
-    np.testing.assert_array_equal(device.state.table.coefficients[0], np.array(COEFFICIENTS, np.float32))
-    assert not device.state.table.coefficients[1:].any()
+    np.testing.assert_array_equal(state_of(device).table.coefficients[0], np.array(COEFFICIENTS, np.float32))
+    assert not state_of(device).table.coefficients[1:].any()
 
 
 def test_a_generator_without_an_arbiter_teaches_classes_with_constant_offsets(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_a_generator_without_an_arbiter_teaches_classes_with_constant_offsets(tm
     device = Device.open(folder)
     device.teach("okapi", described("okapi"))
 
-    assert device.state.table.arbiter is None
+    assert state_of(device).table.arbiter is None
 
 
 def test_a_model_that_takes_no_arbiter_is_not_taught_by_a_generator_that_states_one(teachable: Path) -> None:

@@ -48,7 +48,7 @@ from icis_deploy.errors import (
     RuntimeFailureError,
     SelfTestError,
 )
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions import tensorrt_engine as engine_loading
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls
@@ -205,7 +205,7 @@ def close(found: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("refit", [False, True])
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_every_batch_of_the_range_gives_the_logits_of_its_slots(cuda_graph, refit, stand, tmp_path):
-    session = stand.device(stand.bundle(tmp_path / "b", refit=refit), cuda_graph=cuda_graph).session
+    session = session_of(stand.device(stand.bundle(tmp_path / "b", refit=refit), cuda_graph=cuda_graph))
     given = slots(1)
     buffers = session.load_slots(*given)
 
@@ -219,7 +219,7 @@ def test_every_batch_of_the_range_gives_the_logits_of_its_slots(cuda_graph, refi
 
 
 def test_a_fused_head_has_no_slots_and_needs_none(stand, tmp_path):
-    session = stand.device(stand.bundle(tmp_path / "b", capacity=0)).session
+    session = session_of(stand.device(stand.bundle(tmp_path / "b", capacity=0)))
 
     close(session.run(images(3)).logits, expected_logits(images(3), None))
     with pytest.raises(RuntimeFailureError, match=r"its head is fused\. Export it with `head='updatable'`\.$"):
@@ -229,7 +229,7 @@ def test_a_fused_head_has_no_slots_and_needs_none(stand, tmp_path):
 @pytest.mark.parametrize("cuda_graph", [False, True])
 @pytest.mark.parametrize("refit", [False, True])
 def test_slots_that_were_loaded_earlier_stay_what_they_were(refit, cuda_graph, stand, tmp_path):
-    session = stand.device(stand.bundle(tmp_path / "b", refit=refit), cuda_graph=cuda_graph).session
+    session = session_of(stand.device(stand.bundle(tmp_path / "b", refit=refit), cuda_graph=cuda_graph))
     loaded = [(given, session.load_slots(*given)) for given in (slots(1), slots(2), slots(3))]
 
     for given, buffers in (*loaded, *reversed(loaded), *loaded):
@@ -256,12 +256,12 @@ def test_an_updatable_engine_holds_no_slots_of_its_own(stand, folder):
     with pytest.raises(
         RuntimeFailureError, match=r"holds no slots of its own\. Load them, and give them with each run"
     ):
-        stand.device(folder).session.run(images(1))
+        session_of(stand.device(folder)).run(images(1))
 
 
 def test_slots_of_another_shape_are_refused(stand, folder):
     with pytest.raises(RuntimeFailureError, match=r"slot_weight has shape \(5, 4\); this engine takes \(4, 4\)\.$"):
-        stand.device(folder).session.load_slots(*slots(1, capacity=5))
+        session_of(stand.device(folder)).load_slots(*slots(1, capacity=5))
 
 
 # A device on it.
@@ -329,7 +329,7 @@ def expected_with(batch: np.ndarray, given: tuple[np.ndarray, np.ndarray], arbit
 @pytest.mark.parametrize("refit", [False, True])
 def test_slots_with_arbiters_that_were_loaded_earlier_stay_what_they_were(refit, cuda_graph, stand, tmp_path):
     folder = stand.bundle(tmp_path / "b", refit=refit, arbiter=True)
-    session = stand.device(folder, cuda_graph=cuda_graph).session
+    session = session_of(stand.device(folder, cuda_graph=cuda_graph))
     loaded = [
         (slots(seed), arbiter, session.load_slots(*slots(seed), arbiter))
         for seed, arbiter in ((1, arbiters(1)), (2, np.zeros((CAPACITY, 5), np.float32)), (3, arbiters(3)))
@@ -362,7 +362,7 @@ def test_a_device_takes_arbiters_and_gives_them_back(refit, stand, tmp_path, key
 
 @pytest.mark.parametrize("refit", [False, True])
 def test_an_engine_that_takes_no_arbiters_says_what_to_do(refit, stand, tmp_path):
-    session = stand.device(stand.bundle(tmp_path / "b", refit=refit)).session
+    session = session_of(stand.device(stand.bundle(tmp_path / "b", refit=refit)))
 
     assert session.load_slots(*slots(1), np.zeros((CAPACITY, 5), np.float32)).arbiter is None
     with pytest.raises(RuntimeFailureError, match=r"^The model has no input 'slot_arbiter'.* `arbiter='off'`\.$"):
@@ -370,7 +370,7 @@ def test_an_engine_that_takes_no_arbiters_says_what_to_do(refit, stand, tmp_path
 
 
 def test_arbiters_of_another_shape_are_refused(stand, tmp_path):
-    session = stand.device(stand.bundle(tmp_path / "b", arbiter=True)).session
+    session = session_of(stand.device(stand.bundle(tmp_path / "b", arbiter=True)))
 
     with pytest.raises(RuntimeFailureError, match=r"slot_arbiter has shape \(3, 5\); this engine takes \(4, 5\)\.$"):
         session.load_slots(*slots(1), arbiters(1)[:3])
@@ -420,7 +420,7 @@ def test_many_updates_flip_between_two_places(refit, fake, tmp_path, keys, signe
 
 @pytest.mark.parametrize("refit", [False, True])
 def test_a_request_in_flight_ends_with_the_slots_it_started_with(refit, fake, tmp_path):
-    session = fake.device(fake.bundle(tmp_path / "b", refit=refit), num_streams=2).session
+    session = session_of(fake.device(fake.bundle(tmp_path / "b", refit=refit), num_streams=2))
     first = slots(1)
     buffers = [session.load_slots(*first)]
     in_flight, go_on = threading.Event(), threading.Event()
@@ -443,7 +443,7 @@ def test_a_request_in_flight_ends_with_the_slots_it_started_with(refit, fake, tm
 
 
 def test_requests_run_at_the_same_time_on_as_many_streams_as_there_are(fake, fake_folder):
-    session = fake.device(fake_folder, num_streams=2).session
+    session = session_of(fake.device(fake_folder, num_streams=2))
     buffers = session.load_slots(*slots(1))
     both = threading.Barrier(2, timeout=10)
     fake.cuda.on_synchronize = both.wait
@@ -455,7 +455,7 @@ def test_requests_run_at_the_same_time_on_as_many_streams_as_there_are(fake, fak
 
 
 def test_one_stream_serves_one_request_after_the_other(fake, fake_folder):
-    session = fake.device(fake_folder).session
+    session = session_of(fake.device(fake_folder))
     buffers = session.load_slots(*slots(1))
     running, most = [], []
 
@@ -472,7 +472,7 @@ def test_one_stream_serves_one_request_after_the_other(fake, fake_folder):
 
 
 def test_a_graph_is_captured_once_for_each_batch_and_place_and_then_launched(fake, fake_folder):
-    session = fake.device(fake_folder, cuda_graph=True).session
+    session = session_of(fake.device(fake_folder, cuda_graph=True))
     loaded = [session.load_slots(*slots(seed)) for seed in (1, 2)]
     fake.cuda.calls.clear()
     for size in (1, 2):
@@ -485,7 +485,7 @@ def test_a_graph_is_captured_once_for_each_batch_and_place_and_then_launched(fak
 
 
 def test_batch_sizes_beyond_those_with_graphs_run_without(fake, fake_folder):
-    session = fake.device(fake_folder, cuda_graph=True).session
+    session = session_of(fake.device(fake_folder, cuda_graph=True))
     buffers = session.load_slots(*slots(1))
     for size in range(1, MAX_GRAPH_BATCHES + 1):
         session.run(images(size), buffers)
