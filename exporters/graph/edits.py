@@ -137,9 +137,16 @@ def add_node(
     return output
 
 
-def replace_uses(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
-    """Let `new` stand wherever `old` did, its name and the graph's outputs included; `old` may still feed `new`."""
-    for node, index in list(old.uses()):
+def replace_uses(graph: ir.Graph, old: ir.Value, new: ir.Value, *, users: Iterable[ir.Usage] | None = None) -> None:
+    """Let `new` stand wherever `old` did, its name and the graph's outputs included; `old` may still feed `new`.
+
+    Args:
+        graph: That holds both.
+        old: The value that is replaced.
+        new: What stands there afterwards.
+        users: Where `old` is used and `new` shall be; everywhere but by the node that gives `new` if not given.
+    """
+    for node, index in list(old.uses()) if users is None else users:
         if node is not new.producer():
             node.replace_input_with(index, new)
     for index, output in enumerate(graph.outputs):
