@@ -10,9 +10,8 @@ Rules:
 
 1. Nothing feeds back into the seen logits: they keep their bits.
 2. Everything is float32, whatever the head's precision, and computes what `icis_deploy.head.arbiter.seen_statistics`
-   does. Statistics are finite wherever the seen logits are numbers, since a row without an arbiter multiplies them by 0.
-3. One Gemm multiplies the coefficients and adds the product to the logits: the fewest nodes that can be refitted, fed or
-   baked.
+   does. Statistics are finite where the seen logits are, since a row without an arbiter multiplies them by 0.
+3. One Gemm multiplies the coefficients, whether fed or baked, and adds the product to the logits.
 """
 
 from __future__ import annotations

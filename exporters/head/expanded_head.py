@@ -90,25 +90,29 @@ class ExpandedHead:
     def logits(self, features: NDArray[np.floating]) -> Float64:
         """Return logits in float64, `(batch, num_classes)`, for features `(batch, feature_dim)`; as `Head.logits`."""
         products = self.products(features)
+        if self.arbiter is None:
+            return products
         seen = products[:, : self.location.num_classes]
-        return products + self.offsets(features, seen, seen.argmax(axis=1))
+        return products + self.offsets(self.statistics(features, seen, seen.argmax(axis=1)))
 
     def products(self, features: NDArray[np.floating]) -> Float64:
         """Return `features @ weight.T + bias` in float64, `(batch, num_classes)`: logits without the arbiter."""
         return logits_of_blocks(features, self.blocks())
 
-    def offsets(self, features: NDArray[np.floating], seen_logits: Float64, top: NDArray[np.intp]) -> Float64:
-        """Return what the arbiter adds to each logit, `(batch, num_classes)` float64.
+    def statistics(self, features: NDArray[np.floating], seen_logits: Float64, top: NDArray[np.intp]) -> Float64:
+        """Return what the arbiter's offsets follow from, `(batch, 5)` float64.
 
         Args:
             features: `(batch, feature_dim)`.
             seen_logits: `(batch, num_seen)` float64.
             top: `(batch,)`: which seen class counts as that with the greatest logit; chance, where two are as great.
         """
-        offsets = np.zeros((len(features), self.num_classes))
+        return exact_statistics(np.asarray(features, dtype=np.float64), seen_logits, self.lengths, top)
+
+    def offsets(self, statistics: Float64) -> Float64:
+        """Return what the arbiter adds to each logit, `(batch, num_classes)` float64; zero for seen classes."""
+        offsets = np.zeros((len(statistics), self.num_classes))
         if self.arbiter is not None:
-            wide = np.asarray(features, dtype=np.float64)
-            statistics = exact_statistics(wide, seen_logits, self.lengths, top)
             offsets[:, self.location.num_classes :] = statistics @ self.arbiter.astype(np.float64).T
         return offsets
 
@@ -122,13 +126,20 @@ class ExpandedHead:
         return LazyTensor(pieces, dtype=dtype, shape=(self.num_classes, self.feature_dim), name=name)
 
 
-def expanded_head(model: ir.Model, location: HeadLocation, tables: Sequence[SlotTable | None]) -> ExpandedHead:
+def expanded_head(
+    model: ir.Model,
+    location: HeadLocation,
+    tables: Sequence[SlotTable | None],
+    *,
+    lengths: Float32 | None = None,
+) -> ExpandedHead:
     """Return a model's own rows with those that tables hold, in their order.
 
     Args:
         model: The original model's graph.
         location: Where its head is in that graph.
         tables: Baked rows and slots; empty slots are left out.
+        lengths: From `seen_row_lengths`; `None` computes them where a row has an arbiter.
     """
     held = [table for table in tables if table is not None]
     rows = [np.empty((0, location.feature_dim + 1), np.float32), *(table.rows() for table in held)]
@@ -138,7 +149,7 @@ def expanded_head(model: ir.Model, location: HeadLocation, tables: Sequence[Slot
     return replace(
         injected,
         arbiter=np.concatenate([table.coefficients[table.filled] for table in held]),
-        lengths=seen_row_lengths(model, location),
+        lengths=seen_row_lengths(model, location) if lengths is None else lengths,
     )
 
 

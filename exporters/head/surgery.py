@@ -28,7 +28,7 @@ from exporters.graph.reading import shape_of
 from exporters.head.arbiter import add_offsets, add_statistics, require_lengths
 from exporters.head.expanded_head import AnyHead, ExpandedHead
 from exporters.head.feature_matrix import add_feature_matrix, logits_like
-from exporters.head.finding import HeadLocation, find_head, pattern_at
+from exporters.head.finding import HeadLocation, pattern_at
 from exporters.head.outputs import (
     add_features,
     ensure_outputs,

@@ -17,11 +17,13 @@ from exporters.graph.edits import add_initializer, add_node, apply_passes, remov
 from exporters.graph.reading import input_of, shape_of
 from exporters.head.tail import resized
 from exporters.onnx_io.files import check_model
-from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.bundle.manifest import SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.errors import UsageError
+from icis_deploy.head.arbiter import STATISTICS
 
 SLOT_ROWS = "slot_rows"
-"""Name of the weight `(feature_dim + 1, capacity)` float32 that a refit replaces."""
+"""Name of the weight `(row_dim, capacity)` float32 that a refit replaces: of each slot the weight, the bias and, where
+the model has an arbiter, the five coefficients, so that `row_dim` is `feature_dim + 1` or `feature_dim + 6`."""
 
 
 def graph_for_tensorrt(model: ir.Model, *, refit: bool = False) -> ir.Model:
@@ -59,8 +61,8 @@ class SlotsAsInputsPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Remove the defaults in place."""
-        for name in (SLOT_WEIGHT, SLOT_BIAS):
-            model.graph.initializers.pop(name)
+        for name in (SLOT_WEIGHT, SLOT_BIAS, SLOT_ARBITER):
+            model.graph.initializers.pop(name, None)
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
@@ -73,7 +75,8 @@ class RefittableSlotsPass(ir.passes.InPlacePass):
     """Make the slots one weight, `SLOT_ROWS`, that a refit may replace.
 
     The bias is a further row of the weight, multiplied by a feature that is always 1: a refit may drop the bias of a
-    GEMM and treat it as zero (TensorRT 11.3, release notes).
+    GEMM and treat it as zero (TensorRT 11.3, release notes). An arbiter's coefficients are five more, multiplied by the
+    statistics of the image.
 
     Raises:
         UsageError: If the model has no slots.
@@ -85,14 +88,19 @@ class RefittableSlotsPass(ir.passes.InPlacePass):
         _require_slots(model)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Replace the slots' Gemm in place."""
+        """Replace the slots' Gemm, and that of their arbiters, in place."""
         graph = model.graph
         weight, bias = graph.initializers[SLOT_WEIGHT], graph.initializers[SLOT_BIAS]
         ((gemm, _index),) = weight.uses()
-        rows = np.concatenate([constant_array(weight), constant_array(bias)[:, None]], axis=1)
-        logits = _rows_product(graph, input_of(gemm, 0), np.ascontiguousarray(rows.T))
-        replace_uses(graph, gemm.outputs[0], logits)
-        remove_unused(graph, [gemm])
+        columns, last, statistics = [constant_array(weight), constant_array(bias)[:, None]], gemm, None
+        if (arbiter := graph.initializers.get(SLOT_ARBITER)) is not None:
+            ((last, _index),) = arbiter.uses()
+            columns.append(constant_array(arbiter))
+            statistics = input_of(last, 0)
+        rows = np.ascontiguousarray(np.concatenate(columns, axis=1).T)
+        logits = _rows_product(graph, input_of(gemm, 0), statistics, rows)
+        replace_uses(graph, last.outputs[0], logits)
+        remove_unused(graph, [last])
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
@@ -139,26 +147,36 @@ class CastPixelsFirstPass(ir.passes.InPlacePass):
         check_model(model)
 
 
-def _rows_product(graph: ir.Graph, features: ir.Value, rows: np.ndarray) -> ir.Value:
-    """Add `[features | 1] @ rows`; return the logits."""
-    shape, feature_dim, capacity = shape_of(features), rows.shape[0] - 1, rows.shape[1]
+def _rows_product(graph: ir.Graph, features: ir.Value, statistics: ir.Value | None, rows: np.ndarray) -> ir.Value:
+    """Add `[features | 1 | statistics] @ rows`; return the logits."""
+    shape, row_dim = shape_of(features), rows.shape[0] - (0 if statistics is None else len(STATISTICS))
     pads = add_initializer(graph, "slot_pads", np.array([0, 0, 0, 1], dtype=np.int64))
     one = add_initializer(graph, "slot_one", np.array(1, dtype=np.float32))
-    padded = add_node(
+    multiplied = add_node(
         graph,
         "Pad",
         [features, pads, one],
         name="features_and_one",
         dtype=ir.DataType.FLOAT,
-        shape=resized(shape, 1, feature_dim + 1),
+        shape=resized(shape, 1, row_dim),
     )
+    if statistics is not None:
+        multiplied = add_node(
+            graph,
+            "Concat",
+            [multiplied, statistics],
+            name="features_and_statistics",
+            dtype=ir.DataType.FLOAT,
+            shape=resized(shape, 1, rows.shape[0]),
+            attributes={"axis": 1},
+        )
     return add_node(
         graph,
         "MatMul",
-        [padded, add_initializer(graph, SLOT_ROWS, rows)],
+        [multiplied, add_initializer(graph, SLOT_ROWS, rows)],
         name="slot_products",
         dtype=ir.DataType.FLOAT,
-        shape=resized(shape, 1, capacity),
+        shape=resized(shape, 1, rows.shape[1]),
     )
 
 

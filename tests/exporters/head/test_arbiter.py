@@ -1,4 +1,4 @@
-"""An arbiter in a graph adds to new logits what numpy says, behind every kind of head, and seen scores keep their bits."""
+"""An arbiter in a graph adds to new logits what numpy says, behind every head, and seen scores keep their bits."""
 
 from __future__ import annotations
 
