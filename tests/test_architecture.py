@@ -115,7 +115,7 @@ ROOMS = {
         "onnx_ir",
     ),
     "exporters.targets.tensorrt": Room(
-        "icis_deploy.{bundle,common,head,runtime.sessions} exporters.{conversion,graph,head,onnx_io}", "onnx_ir"
+        "icis_deploy.{bundle,common,runtime.sessions} exporters.{conversion,graph,head,onnx_io}", "onnx_ir"
     ),
     "exporters.targets": Room(
         (

@@ -19,11 +19,10 @@ from exporters.head.tail import resized
 from exporters.onnx_io.files import check_model
 from icis_deploy.bundle.manifest import SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.errors import UsageError
-from icis_deploy.head.arbiter import STATISTICS
 
 SLOT_ROWS = "slot_rows"
-"""Name of the weight `(row_dim, capacity)` float32 that a refit replaces: of each slot the weight, the bias and, where
-the model has an arbiter, the five coefficients, so that `row_dim` is `feature_dim + 1` or `feature_dim + 6`."""
+"""Name of the weight `(feature_dim + 1, capacity)` float32 that a refit replaces; of a model with an arbiter it also
+replaces `SLOT_ARBITER`, `(5, capacity)` float32."""
 
 
 def graph_for_tensorrt(model: ir.Model, *, refit: bool = False) -> ir.Model:
@@ -39,6 +38,11 @@ def graph_for_tensorrt(model: ir.Model, *, refit: bool = False) -> ir.Model:
     """
     slots = [RefittableSlotsPass()] if refit else [SlotsAsInputsPass()] if has_slots(model) else []
     return apply_passes(model, CastPixelsFirstPass(), *slots)
+
+
+def refittable_weights(model: ir.Model) -> tuple[str, ...]:
+    """Return the names of the weights that a refit replaces, of a model with slots."""
+    return (SLOT_ROWS, SLOT_ARBITER) if SLOT_ARBITER in model.graph.initializers else (SLOT_ROWS,)
 
 
 def has_slots(model: ir.Model) -> bool:
@@ -72,11 +76,10 @@ class SlotsAsInputsPass(ir.passes.InPlacePass):
 
 @dataclass(frozen=True, slots=True)
 class RefittableSlotsPass(ir.passes.InPlacePass):
-    """Make the slots one weight, `SLOT_ROWS`, that a refit may replace.
+    """Make the slots one weight, `SLOT_ROWS`, that a refit may replace, and their arbiters another one, `SLOT_ARBITER`.
 
     The bias is a further row of the weight, multiplied by a feature that is always 1: a refit may drop the bias of a
-    GEMM and treat it as zero (TensorRT 11.3, release notes). An arbiter's coefficients are five more, multiplied by the
-    statistics of the image.
+    GEMM and treat it as zero (TensorRT 11.3, release notes).
 
     Raises:
         UsageError: If the model has no slots.
@@ -88,19 +91,16 @@ class RefittableSlotsPass(ir.passes.InPlacePass):
         _require_slots(model)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Replace the slots' Gemm, and that of their arbiters, in place."""
+        """Replace the slots' Gemm in place."""
         graph = model.graph
         weight, bias = graph.initializers[SLOT_WEIGHT], graph.initializers[SLOT_BIAS]
         ((gemm, _index),) = weight.uses()
-        columns, last, statistics = [constant_array(weight), constant_array(bias)[:, None]], gemm, None
+        rows = np.concatenate([constant_array(weight), constant_array(bias)[:, None]], axis=1)
+        logits = _rows_product(graph, input_of(gemm, 0), np.ascontiguousarray(rows.T))
+        replace_uses(graph, gemm.outputs[0], logits)
+        remove_unused(graph, [gemm])
         if (arbiter := graph.initializers.get(SLOT_ARBITER)) is not None:
-            ((last, _index),) = arbiter.uses()
-            columns.append(constant_array(arbiter))
-            statistics = input_of(last, 0)
-        rows = np.ascontiguousarray(np.concatenate(columns, axis=1).T)
-        logits = _rows_product(graph, input_of(gemm, 0), statistics, rows)
-        replace_uses(graph, last.outputs[0], logits)
-        remove_unused(graph, [last])
+            _make_columns(graph, arbiter)
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
@@ -147,37 +147,36 @@ class CastPixelsFirstPass(ir.passes.InPlacePass):
         check_model(model)
 
 
-def _rows_product(graph: ir.Graph, features: ir.Value, statistics: ir.Value | None, rows: np.ndarray) -> ir.Value:
-    """Add `[features | 1 | statistics] @ rows`; return the logits."""
-    shape, row_dim = shape_of(features), rows.shape[0] - (0 if statistics is None else len(STATISTICS))
+def _rows_product(graph: ir.Graph, features: ir.Value, rows: np.ndarray) -> ir.Value:
+    """Add `[features | 1] @ rows`; return the logits."""
+    shape, feature_dim, capacity = shape_of(features), rows.shape[0] - 1, rows.shape[1]
     pads = add_initializer(graph, "slot_pads", np.array([0, 0, 0, 1], dtype=np.int64))
     one = add_initializer(graph, "slot_one", np.array(1, dtype=np.float32))
-    multiplied = add_node(
+    padded = add_node(
         graph,
         "Pad",
         [features, pads, one],
         name="features_and_one",
         dtype=ir.DataType.FLOAT,
-        shape=resized(shape, 1, row_dim),
+        shape=resized(shape, 1, feature_dim + 1),
     )
-    if statistics is not None:
-        multiplied = add_node(
-            graph,
-            "Concat",
-            [multiplied, statistics],
-            name="features_and_statistics",
-            dtype=ir.DataType.FLOAT,
-            shape=resized(shape, 1, rows.shape[0]),
-            attributes={"axis": 1},
-        )
     return add_node(
         graph,
         "MatMul",
-        [multiplied, add_initializer(graph, SLOT_ROWS, rows)],
+        [padded, add_initializer(graph, SLOT_ROWS, rows)],
         name="slot_products",
         dtype=ir.DataType.FLOAT,
-        shape=resized(shape, 1, rows.shape[1]),
+        shape=resized(shape, 1, capacity),
     )
+
+
+def _make_columns(graph: ir.Graph, arbiter: ir.Value) -> None:
+    """Make the input with a row of coefficients for each slot a constant with a column for each."""
+    ((gemm, _index),) = arbiter.uses()
+    gemm.attributes["transB"] = ir.AttrInt64("transB", 0)
+    columns = np.ascontiguousarray(constant_array(arbiter).T)
+    graph.inputs.remove(arbiter)
+    arbiter.const_value, arbiter.shape = ir.Tensor(columns, name=arbiter.name), ir.Shape(columns.shape)
 
 
 def _require_slots(model: ir.Model) -> None:
