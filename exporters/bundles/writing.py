@@ -22,6 +22,7 @@ from exporters.head.surgery import AddSlotsPass, FuseHeadPass, SetSlotDefaultsPa
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import save_model
 from exporters.targets.registry import BuiltTarget, Gate, TargetPlan
+from icis_deploy.bundle.arbiter_constants import serialize_row_lengths
 from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
 from icis_deploy.bundle.manifest import (
     ARBITER_NAME,
@@ -309,18 +310,12 @@ def _with_head(
 def _write_files(folder: Path, plan: HeadPlan, model: ir.Model, lengths: Float32 | None) -> None:
     save_model(model, folder / MODEL_NAME)
     if lengths is not None:
-        write_file(folder / ARBITER_NAME, _serialize_lengths(lengths))
+        write_file(folder / ARBITER_NAME, serialize_row_lengths(lengths))
     if plan.table.capacity:
         name = INJECTED_NAME if plan.head_kind == "fused" else SLOTS_NAME
         write_file(folder / name, serialize_slots(plan.table))
     if plan.generator is not None:
         write_file(folder / GENERATOR_NAME, plan.generator)
-
-
-def _serialize_lengths(lengths: Float32) -> bytes:
-    from safetensors.numpy import save
-
-    return bytes(save({"row_lengths": lengths}))
 
 
 def _describe(

@@ -58,6 +58,7 @@ from exporters.head.surgery import backbone, own_backbone
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import load_initializers, save_model
 from exporters.onnx_io.shape_inference import infer_shapes
+from icis_deploy.bundle.arbiter_constants import load_row_lengths
 from icis_deploy.bundle.manifest import ARBITER_NAME, MODEL_NAME, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT, Bundle
 from icis_deploy.common.arrays import Float32, Float64
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError
@@ -142,7 +143,7 @@ def compare_bundle(
     fault = _fault(features if own is None else own, ran, bundle, expanded, reports[0] if own is None else reports[-1])
     named = [] if fault is None else [fault]
     if bundle.arbiter:
-        named += _length_failures(folder, seen_row_lengths(loaded.model, location))
+        named += _length_failures(folder, bundle, seen_row_lengths(loaded.model, location))
     first = replace(reports[0], failures=(*reports[0].failures, *sorted(ran.failures), *named))
     return first, *reports[1:]
 
@@ -367,12 +368,10 @@ def _baked_slot_failures(model: Path, table: SlotTable | None, *, has_arbiter: b
     return {"the slots baked into model.onnx are not those of slots.safetensors"}
 
 
-def _length_failures(folder: Path, expected: Float32) -> list[str]:
+def _length_failures(folder: Path, bundle: Bundle, expected: Float32) -> list[str]:
     """Return what is wrong with the lengths of seen rows, in the model and in the file that a device reads."""
-    from safetensors.numpy import load_file
-
     (baked,) = load_initializers(folder / MODEL_NAME, (ROW_LENGTHS,))
-    stated = load_file(folder / ARBITER_NAME)["row_lengths"]
+    stated = load_row_lengths(folder, bundle)
     return [
         f"the row lengths in {name} are not those of the seen rows"
         for name, lengths in ((MODEL_NAME, baked), (ARBITER_NAME, stated))
