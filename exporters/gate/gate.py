@@ -170,13 +170,14 @@ def _fault(
         return None
     kind = bundle.score_kind
     found = logits_from_device(ran.logits, kind)
-    expected, statistics = expanded.logits(features), None
     if isinstance(expanded, ExpandedHead) and expanded.arbiter is not None:
-        products = expanded.products(features)
+        expected = expanded.products(features)
         # By the seen logits that the bundle gives: else a wrong seen row would be an error of every new class.
-        seen = _unnormalised(found[:, : bundle.num_seen], products[:, : bundle.num_seen], kind)
+        seen = _unnormalised(found[:, : bundle.num_seen], expected[:, : bundle.num_seen], kind)
         statistics = expanded.statistics(features, seen, seen.argmax(axis=1))
-        expected = products + expanded.offsets(statistics)
+        expanded.add_offsets(expected, statistics)
+    else:
+        expected, statistics = expanded.logits(features), None
     spread = float((clipped(expected) if kind == "sigmoid" else comparable_from_logits(expected, kind)).std())
     run = HeadRun(
         features=features,
@@ -204,12 +205,13 @@ def _expected_logits(expanded: AnyHead, features: NDArray[np.float32], ran: Bund
     """Return the logits that a head should give for features, `(num_images, num_classes)` float64."""
     if not isinstance(expanded, ExpandedHead) or expanded.arbiter is None:
         return expanded.logits(features)
-    products, num_seen = expanded.products(features), expanded.location.num_classes
-    seen = products[:, :num_seen]
+    logits, num_seen = expanded.products(features), expanded.location.num_classes
+    seen = logits[:, :num_seen]
     top, found = seen.argmax(axis=1), ran.logits[:, :num_seen].argmax(axis=1)
     gap = seen.max(axis=1) - seen[np.arange(len(seen)), found]
     is_chance = gap <= min(2 * profile.max_scaled_error, MAX_TIE) * seen.std()
-    return products + expanded.offsets(expanded.statistics(features, seen, np.where(is_chance, found, top)))
+    expanded.add_offsets(logits, expanded.statistics(features, seen, np.where(is_chance, found, top)))
+    return logits
 
 
 def _features(model: ir.Model, inputs: InputBatches, *, prepared: bool) -> NDArray[np.float32]:

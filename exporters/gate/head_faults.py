@@ -75,9 +75,10 @@ class HeadRun:
 
     def offsets(self) -> Float64:
         """Return what arbiters add to the logits, `(num_images, num_classes)`."""
-        if self.statistics is None or not isinstance(self.head, ExpandedHead):
-            return np.zeros_like(self.expected)
-        return self.head.offsets(self.statistics)
+        offsets = np.zeros_like(self.expected)
+        if self.statistics is not None and isinstance(self.head, ExpandedHead):
+            self.head.add_offsets(offsets, self.statistics)
+        return offsets
 
     def known(self, logits: Float64) -> Float64:
         """Return logits as far as the model's scores determine them, so that two classes can be compared."""

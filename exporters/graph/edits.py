@@ -137,7 +137,9 @@ def add_node(
     return output
 
 
-def replace_uses(graph: ir.Graph, old: ir.Value, new: ir.Value, *, users: Iterable[ir.Usage] | None = None) -> None:
+def replace_uses(
+    graph: ir.Graph, old: ir.Value, new: ir.Value, *, users: Iterable[tuple[ir.Node, int]] | None = None
+) -> None:
     """Let `new` stand wherever `old` did, its name and the graph's outputs included; `old` may still feed `new`.
 
     Args:

@@ -49,7 +49,7 @@ def row_lengths(blocks: Callable[[], Iterable[Float32]]) -> Float32:
         count += len(block)
     mean = total / count
     lengths = [np.linalg.norm(block.astype(np.float64) - mean, axis=1) for block in blocks()]
-    return np.minimum(np.concatenate(lengths), _GREATEST).astype(np.float32)
+    return np.asarray(np.minimum(np.concatenate(lengths), _GREATEST), dtype=np.float32)
 
 
 def exact_statistics(features: Float64, seen_logits: Float64, lengths: Float32, top: np.ndarray) -> Float64:

@@ -89,11 +89,11 @@ class ExpandedHead:
 
     def logits(self, features: NDArray[np.floating]) -> Float64:
         """Return logits in float64, `(batch, num_classes)`, for features `(batch, feature_dim)`; as `Head.logits`."""
-        products = self.products(features)
-        if self.arbiter is None:
-            return products
-        seen = products[:, : self.location.num_classes]
-        return products + self.offsets(self.statistics(features, seen, seen.argmax(axis=1)))
+        logits = self.products(features)
+        if self.arbiter is not None:
+            seen = logits[:, : self.location.num_classes]
+            self.add_offsets(logits, self.statistics(features, seen, seen.argmax(axis=1)))
+        return logits
 
     def products(self, features: NDArray[np.floating]) -> Float64:
         """Return `features @ weight.T + bias` in float64, `(batch, num_classes)`: logits without the arbiter."""
@@ -109,12 +109,10 @@ class ExpandedHead:
         """
         return exact_statistics(np.asarray(features, dtype=np.float64), seen_logits, self.lengths, top)
 
-    def offsets(self, statistics: Float64) -> Float64:
-        """Return what the arbiter adds to each logit, `(batch, num_classes)` float64; zero for seen classes."""
-        offsets = np.zeros((len(statistics), self.num_classes))
+    def add_offsets(self, logits: Float64, statistics: Float64) -> None:
+        """Add what the arbiter makes of statistics to injected classes' logits, `(batch, num_classes)`, in place."""
         if self.arbiter is not None:
-            offsets[:, self.location.num_classes :] = statistics @ self.arbiter.astype(np.float64).T
-        return offsets
+            logits[:, self.location.num_classes :] += statistics @ self.arbiter.astype(np.float64).T
 
     def weight_tensor(self, dtype: ir.DataType, name: str) -> LazyTensor:
         """Return the weight as a tensor that is read from the original model when it is written."""

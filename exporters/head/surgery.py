@@ -321,17 +321,19 @@ def _gemm_of_all_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead) -> i
         attributes={"transB": 1},
     )
     if isinstance(head, ExpandedHead) and head.arbiter is not None:
-        logits = _with_arbiter(graph, features, logits, head)
+        logits = _with_arbiter(graph, features, logits, head, head.arbiter)
     return logits_like(graph, pattern, logits)
 
 
-def _with_arbiter(graph: ir.Graph, features: ir.Value, logits: ir.Value, head: ExpandedHead) -> ir.Value:
+def _with_arbiter(
+    graph: ir.Graph, features: ir.Value, logits: ir.Value, head: ExpandedHead, arbiter: Float32
+) -> ir.Value:
     """Let the logits of injected classes follow their arbiters; the seen ones, which only pass by, keep their bits."""
     num_seen, num_classes = head.location.num_classes, head.num_classes
     seen = _columns(graph, logits, 0, num_seen, name="head_seen_logits")
     new = _columns(graph, logits, num_seen, num_classes, name="head_new_logits")
     statistics = add_statistics(graph, features, seen, head.lengths)
-    coefficients = add_initializer(graph, "head_arbiter", head.arbiter)
+    coefficients = add_initializer(graph, "head_arbiter", arbiter)
     favoured = add_offsets(graph, statistics, coefficients, new, name="head_favoured_logits")
     return add_node(
         graph,
