@@ -9,7 +9,8 @@ Comparisons, each of which catches what the others cannot:
 3. *The expanded head on the bundle's own features*, where its backbone computes in another precision: the error of
    that would hide an error in the head, which is as exact as its own precision.
 4. *Slots and arbiter.* The defaults baked into the model must be the slots that the bundle states, and no empty slot
-   may win. The lengths of seen rows, with which a device computes an arbiter's statistics itself, must be right.
+   may win. Slots must follow arbiters of a seed as well as those that they have, which may be none; and the lengths of
+   seen rows, with which a device computes an arbiter's statistics itself, must be right.
 
 New logits that follow an arbiter depend on which seen class has the greatest logit. Where two are as close as a
 profile's errors that is chance, and the reference takes the one that the bundle took.
@@ -58,14 +59,16 @@ from exporters.head.surgery import backbone, own_backbone
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import load_initializers, save_model
 from exporters.onnx_io.shape_inference import infer_shapes
-from icis_deploy.bundle.arbiter_constants import load_row_lengths
+from icis_deploy.bundle.arbiter_constants import ArbiterConstants, load_row_lengths
 from icis_deploy.bundle.manifest import ARBITER_NAME, MODEL_NAME, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT, Bundle
 from icis_deploy.common.arrays import Float32, Float64
-from icis_deploy.errors import IncompatibleError, RuntimeFailureError
+from icis_deploy.errors import IncompatibleError, RuntimeFailureError, SelfTestError
+from icis_deploy.head.arbiter import STATISTICS
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.loading import LabeledImages
 from icis_deploy.metrics.accuracy_loss import compare_accuracy
 from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
+from icis_deploy.runtime.changes.self_test import verify_slots
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
@@ -256,6 +259,7 @@ def run_bundle(
     """Run a bundle's files on inputs, and check its slots and its top-k classes."""
     device = opened_bundle(folder, bundle, runtime, rewrite)
     exported, failures = [], _baked_slot_failures(folder / MODEL_NAME, device.state.table, has_arbiter=bundle.arbiter)
+    failures |= _statistics_failures(folder, device)
     for batch in inputs:
         exported.append(device.logits(batch.given).values[: batch.count].copy())
         if device.state.table is not None or bundle.top:
@@ -368,6 +372,25 @@ def _baked_slot_failures(model: Path, table: SlotTable | None, *, has_arbiter: b
     if all(np.array_equal(found, array) for found, array in zip(baked, stated.values(), strict=True)):
         return set()
     return {"the slots baked into model.onnx are not those of slots.safetensors"}
+
+
+def _statistics_failures(folder: Path, device: Device) -> set[str]:
+    """Return a failure if slots do not follow arbiters as they are given: the rows of an export may have none yet."""
+    bundle, session, table = device.bundle, device.session, device.state.table
+    if table is None or not bundle.arbiter:
+        return set()
+    probe = SlotTable(
+        weight=table.weight,
+        bias=np.zeros(table.capacity, dtype=np.float32),
+        class_names=tuple(f"slot {index}" for index in range(table.capacity)),
+        arbiter=np.random.default_rng(0).normal(size=(table.capacity, len(STATISTICS))).astype(np.float32),
+    )
+    buffers = session.load_slots(probe.weight, probe.bias, probe.coefficients)
+    try:
+        verify_slots(session, bundle, probe, buffers, seed=0, constants=ArbiterConstants(folder, bundle))
+    except SelfTestError as error:
+        return {f"slots do not follow the arbiters that they are given: {error.what.rstrip('.')}"}
+    return set()
 
 
 def _length_failures(folder: Path, bundle: Bundle, expected: Float32) -> list[str]:

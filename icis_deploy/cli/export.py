@@ -136,6 +136,7 @@ def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str
         "num_seen": bundle.num_seen,
         "num_added": _num_added(bundle),
         "capacity": bundle.capacity,
+        "arbiter": bundle.arbiter,
         "precision": bundle.precision,
         "files": {name: entry.size_bytes for name, entry in bundle.files.items()},
         "parity": list(bundle.parity),

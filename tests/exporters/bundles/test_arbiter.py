@@ -316,6 +316,36 @@ def test_a_wrong_arbiter_is_caught_and_named(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize("op_type", ["", "Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("fault", [missing, of_wrong_sign, of_no_class])
+def test_a_fault_is_caught_before_any_row_has_an_arbiter(
+    fault: Callable[[ir.Model], None],
+    op_type: str,
+    tiny_project: TinyProject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = onnx.load(tiny_project.model)
+    (logits, bias) = (each for each in model.graph.initializer if each.name in {"weight", "bias"})
+    for tensor in (logits, bias):  # logits whose probabilities do not vanish
+        values = onnx.numpy_helper.to_array(tensor) / 20
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    if op_type:
+        model.graph.node.append(onnx.helper.make_node(op_type, ["logits"], ["scores"]))
+        model.graph.output[0].name = "scores"
+    onnx.save(model, tmp_path / "model.onnx")
+    options = icis_deploy.ExportOptions(head="updatable", capacity=6)
+    settings = {"classes": tiny_project.classes, "options": options}
+    right = icis_deploy.export(tmp_path / "model.onnx", out=tmp_path / "right", **settings)
+    assert right.arbiter
+    real = bundle_writing.AddSlotsPass
+    monkeypatch.setattr(
+        bundle_writing, "AddSlotsPass", lambda *given: ir.passes.Sequential(real(*given), FaultPass(fault))
+    )
+    with pytest.raises(GateFailedError, match="slots do not follow the arbiters that they are given: 6 of 6 slots do"):
+        icis_deploy.export(tmp_path / "model.onnx", out=tmp_path / "bundle", **settings)
+
+
 def test_stale_arbiters_of_slots_are_named(
     tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
