@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from icis_deploy.runtime.device import Device
     from icis_deploy.runtime.sessions.choice import Runtime
     from icis_deploy.runtime.sessions.protocol import Session, SessionOutput, SlotBuffers
-    from icis_deploy.runtime.state.head_state import HeadState
+    from icis_deploy.runtime.state.head_state import ArbiterCorrection, HeadState
     from icis_deploy.runtime.state.journal import HistoryEntry
     from icis_deploy.updates.envelope import load_update, save_update
     from icis_deploy.updates.signing import KeyPair, SignedFile
@@ -81,6 +81,7 @@ _HOMES = {
     "AccuracyReport": "icis_deploy.metrics.accuracy",
     "AppliedUpdate": "icis_deploy.runtime.changes.updater",
     "ApplyTimings": "icis_deploy.runtime.changes.timings",
+    "ArbiterCorrection": "icis_deploy.runtime.state.head_state",
     "BenchOptions": "icis_deploy.api.bench",
     "BuiltTarget": "exporters.targets.registry",
     "Bundle": "icis_deploy.bundle.manifest",
@@ -168,6 +169,7 @@ __all__ = [
     "AccuracyReport",
     "AppliedUpdate",
     "ApplyTimings",
+    "ArbiterCorrection",
     "BenchOptions",
     "BuiltTarget",
     "Bundle",

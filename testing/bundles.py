@@ -89,9 +89,7 @@ arbitrated ({inputs}) => (float[batch, outputs] {output}, float[batch, 4] featur
 """
 NEW = """
   {kind}_plain = Gemm <transB = 1> (features, {kind}_weight, {kind}_bias)
-  {kind}_columns = Transpose <perm = [1, 0]> ({kind}_arbiter)
-  {kind}_offsets = MatMul (statistics, {kind}_columns)
-  {kind} = Add ({kind}_plain, {kind}_offsets)
+  {kind} = Gemm <transB = 1> (statistics, {kind}_arbiter, {kind}_plain)
 """
 """Logits of new classes that have an arbiter: `slot` or `baked`."""
 

@@ -198,7 +198,7 @@ def parse_metadata(text: str) -> GeneratorMetadata:
 
 def _arbiter(value: object, *, where: str) -> tuple[float, ...]:
     coefficients = tuple_from_json(value, read=number_from_json, where=where)
-    if len(coefficients) != len(STATISTICS) or not max(map(abs, coefficients)) <= MAX_ROW_VALUE:
+    if len(coefficients) != len(STATISTICS) or not max(map(abs, coefficients), default=0.0) <= MAX_ROW_VALUE:
         raise ValueError(f"{where} has not {len(STATISTICS)} numbers of at most {MAX_ROW_VALUE:.0e}")
     return coefficients
 

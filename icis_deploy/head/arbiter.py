@@ -39,8 +39,8 @@ STATISTICS = ("top_logit", "mean_logit", "log_variance", "log_squared_length", "
 variance of the seen logits; logarithm of the squared length of the features; distance of the row of the greatest seen
 logit from the mean seen row."""
 
-TINY = np.float32(1e-12)
-"""Least variance and squared length that a logarithm is taken of."""
+TINY, GREATEST = np.float32(1e-12), np.finfo(np.float32).max
+"""Least and greatest variance and squared length that a logarithm is taken of, so that statistics are finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,17 +109,19 @@ def constant_arbiter(offset: float) -> Arbiter:
 def deviation_lengths(rows: Float32) -> Float32:
     """Return the distance of each seen row from the mean seen row, `(num_seen,)` float32: a constant of a model.
 
+    Computed in float64; a distance beyond float32 becomes its greatest number.
+
     Args:
         rows: `(num_seen, feature_dim + 1)`, biases included.
     """
-    mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return np.asarray(np.linalg.norm(rows - mean, axis=1), dtype=np.float32)
+    lengths = np.linalg.norm(rows - rows.mean(axis=0, dtype=np.float64), axis=1)
+    return np.asarray(np.minimum(lengths, GREATEST), dtype=np.float32)
 
 
 def seen_statistics(features: Float32, seen_logits: Float32, lengths: Float32) -> Float32:
     """Return what an image's offset follows from, `(num_images, 5)` float32 (`STATISTICS`).
 
-    In ONNX: ReduceMax; ReduceMean; Sub, Mul, ReduceMean, Max, Log; ReduceSumSquare, Max, Log; ArgMax, Gather.
+    In ONNX: ReduceMax; ReduceMean; Sub, Mul, ReduceMean, Clip, Log; ReduceSumSquare, Clip, Log; ArgMax, Gather.
 
     Args:
         features: `(num_images, feature_dim)` float32.
@@ -127,14 +129,15 @@ def seen_statistics(features: Float32, seen_logits: Float32, lengths: Float32) -
         lengths: `(num_seen,)` float32, from `deviation_lengths`.
     """
     mean = seen_logits.mean(axis=1, dtype=np.float32)
-    variance = np.square(seen_logits - mean[:, None]).mean(axis=1, dtype=np.float32)
-    squared_length = np.square(features).sum(axis=1, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what overflows becomes the greatest number
+        variance = np.square(seen_logits - mean[:, None]).mean(axis=1, dtype=np.float32)
+        squared_length = np.square(features).sum(axis=1, dtype=np.float32)
     return np.stack(
         [
             seen_logits.max(axis=1),
             mean,
-            np.log(np.maximum(variance, TINY)),
-            np.log(np.maximum(squared_length, TINY)),
+            np.log(np.clip(variance, TINY, GREATEST)),
+            np.log(np.clip(squared_length, TINY, GREATEST)),
             lengths[seen_logits.argmax(axis=1)],
         ],
         axis=1,
@@ -159,7 +162,8 @@ def statistics_change(seen_logits: Float32, lengths: Float32, enabled: NDArray[n
     before = seen_statistics(no_features, seen_logits, lengths)
     if not enabled.size:
         return np.zeros_like(before)
-    change = seen_statistics(no_features, seen_logits[:, enabled], lengths[enabled]) - before
+    others = np.ascontiguousarray(seen_logits[:, enabled])  # summed in the order of an image's own logits
+    change = seen_statistics(no_features, others, lengths[enabled]) - before
     if enabled.size == 1:
         change[:, STATISTICS.index("log_variance")] = 0.0
     return change

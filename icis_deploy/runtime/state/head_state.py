@@ -26,6 +26,11 @@ class ArbiterCorrection:
     """What disabled seen classes change in the logits of new ones that have an arbiter.
 
     The model knows nothing of disabled classes, so they take part in the statistics that it computes.
+
+    Example:
+        device = icis_deploy.Device.open("bundle")
+        device.disable("zebra")
+        correction = device.state.correction
     """
 
     row_lengths: Float32

@@ -31,6 +31,7 @@ from icis_deploy.bundle.engine_sidecar import (
 from icis_deploy.bundle.manifest import (
     FEATURES,
     MANIFEST_NAME,
+    SLOT_ARBITER,
     SLOT_BIAS,
     SLOT_WEIGHT,
     Bundle,
@@ -59,6 +60,7 @@ from testing.bundles import (
     files_in,
     images,
     make_update,
+    new_logits,
     seen_head,
     trust,
     write_bundle,
@@ -78,9 +80,9 @@ class Stand:
     cuda: FakeCuda | None = None
     trt: FakeTensorRT | None = None
 
-    def bundle(self, folder: Path, *, capacity: int = CAPACITY, refit: bool = False) -> Path:
+    def bundle(self, folder: Path, *, capacity: int = CAPACITY, refit: bool = False, arbiter: bool = False) -> Path:
         """Write a bundle with an engine."""
-        write_bundle(folder, capacity=capacity)
+        write_bundle(folder, capacity=capacity, arbiter=arbiter)
         self.add_engine(folder, load_manifest(folder), refit)
         return restated(folder)
 
@@ -106,6 +108,7 @@ def fake_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
         max_shape=(MAX_BATCH, INPUT_DIM),
     )
     shapes = {SLOT_WEIGHT: (bundle.capacity, FEATURE_DIM), SLOT_BIAS: (bundle.capacity,)}
+    shapes |= {SLOT_ARBITER: (bundle.capacity, 5)} if bundle.arbiter else {}
     slots = [
         EngineInput(name=name, dtype="float32", min_shape=shape, opt_shape=shape, max_shape=shape)
         for name, shape in shapes.items()
@@ -125,12 +128,14 @@ def fake_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
         head_fingerprint=bundle.base_fingerprint,
         inputs=(image, *slots),
         outputs=tuple(outputs),
-        refittable=("slot_rows",) if refit else (),
+        refittable=("slot_rows", *([SLOT_ARBITER] if bundle.arbiter else [])) if refit else (),
         precision=bundle.precision,
         created_by="test",
     )
     (folder / "engines").mkdir()
-    (folder / engine_name(RUNTIME)).write_text(json.dumps({"capacity": bundle.capacity, "refit": refit}))
+    (folder / engine_name(RUNTIME)).write_text(
+        json.dumps({"capacity": bundle.capacity, "refit": refit, "arbiter": bundle.arbiter})
+    )
     sidecar = replace(sidecar, engine_sha256=file_entry(folder / engine_name(RUNTIME)).sha256)
     (folder / sidecar_name(RUNTIME)).write_bytes(serialize_sidecar(sidecar))
 
@@ -306,6 +311,84 @@ def test_threads_get_their_own_answers_while_updates_come(stand, folder, signed)
         finally:
             done.set()
         assert set().union(*(each.result() for each in asking)) <= {0, *slots_of}
+
+
+# Slots with an arbiter.
+
+
+def arbiters(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(CAPACITY, 5)).astype(np.float32)
+
+
+def expected_with(batch: np.ndarray, given: tuple[np.ndarray, np.ndarray], arbiter: np.ndarray) -> np.ndarray:
+    new = new_logits(batch, np.hstack([given[0], given[1][:, None]]), arbiter)
+    return np.hstack([seen_head().logits(features_of(batch)), new])
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("refit", [False, True])
+def test_slots_with_arbiters_that_were_loaded_earlier_stay_what_they_were(refit, cuda_graph, stand, tmp_path):
+    folder = stand.bundle(tmp_path / "b", refit=refit, arbiter=True)
+    session = stand.device(folder, cuda_graph=cuda_graph).session
+    loaded = [
+        (slots(seed), arbiter, session.load_slots(*slots(seed), arbiter))
+        for seed, arbiter in ((1, arbiters(1)), (2, np.zeros((CAPACITY, 5), np.float32)), (3, arbiters(3)))
+    ]
+    loaded.append((slots(4), np.zeros((CAPACITY, 5)), session.load_slots(*slots(4))))
+
+    for given, arbiter, buffers in (*loaded, *reversed(loaded), *loaded):
+        close(session.run(images(2), buffers).logits, expected_with(images(2), given, arbiter))
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_device_takes_arbiters_and_gives_them_back(refit, stand, tmp_path, keys, signed):
+    folder = stand.bundle(tmp_path / "b", refit=refit, arbiter=True)
+    trust(folder, keys.public_path)
+    device, reference = stand.device(folder), Device.open(folder, num_threads=1)
+
+    for step in (
+        make_update("okapi", arbiter=arbiters(1)[:1]),
+        make_update("zebra", "quagga", version=2),
+        make_update(version=3, replaced=("okapi",), arbiter=arbiters(2)[:1]),
+        make_update(version=4, replaced=("okapi",)),
+        None,
+        None,
+    ):
+        device.rollback() if step is None else device.apply(signed(step))
+        reference.refresh()
+        close(device.logits(images(3)).values, reference.logits(images(3)).values)
+        close(stand.device(folder).logits(images(3)).values, reference.logits(images(3)).values)
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_an_engine_that_takes_no_arbiters_says_what_to_do(refit, stand, tmp_path):
+    session = stand.device(stand.bundle(tmp_path / "b", refit=refit)).session
+
+    assert session.load_slots(*slots(1), np.zeros((CAPACITY, 5), np.float32)).arbiter is None
+    with pytest.raises(RuntimeFailureError, match=r"^The model has no input 'slot_arbiter'.* `arbiter='off'`\.$"):
+        session.load_slots(*slots(1), arbiters(1))
+
+
+def test_arbiters_of_another_shape_are_refused(stand, tmp_path):
+    session = stand.device(stand.bundle(tmp_path / "b", arbiter=True)).session
+
+    with pytest.raises(RuntimeFailureError, match=r"slot_arbiter has shape \(3, 5\); this engine takes \(4, 5\)\.$"):
+        session.load_slots(*slots(1), arbiters(1)[:3])
+
+
+def test_arbiters_that_a_refit_left_out_are_noticed_before_anything_is_published(fake, tmp_path, keys, signed):
+    folder = fake.bundle(tmp_path / "b", refit=True, arbiter=True)
+    trust(folder, keys.public_path)
+    device = fake.device(folder)
+    device.apply(signed(make_update("okapi", version=1, arbiter=arbiters(1)[:1])))
+    before, bytes_before = device.logits(images(3)).values, files_in(folder)
+    fake.trt.refit_fault = f"without {SLOT_ARBITER}"
+
+    with pytest.raises(SelfTestError, match=r"do not hold their rows after they were written: .*was taken back\.$"):
+        device.apply(signed(make_update("zebra", "quagga", version=2, arbiter=arbiters(2)[:2])))
+    fake.trt.refit_fault = None
+    assert files_in(folder) == bytes_before
+    np.testing.assert_array_equal(device.logits(images(3)).values, before)
 
 
 # Which buffer, in which order: on the fake, which tells.
