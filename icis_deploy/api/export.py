@@ -22,6 +22,8 @@ from icis_deploy.workbench import enable_workbench
 if TYPE_CHECKING:
     from exporters.targets.registry import BuiltTarget
 
+ARBITERS = ("auto", "off")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
@@ -41,6 +43,10 @@ class ExportOptions:
 
     capacity: int | None = None
     """Number of slots of an updatable head, which needs it; `None` for a fused one."""
+
+    arbiter: str = "auto"
+    """`auto`: the logits of new classes follow statistics of the image, where a class update says so; an updatable head
+    is prepared for such updates. `off`: the model is not, and such updates are refused."""
 
     preprocess: PathLike | Preprocessing | None = None
     """How images are prepared, or a JSON file that says it."""
@@ -73,6 +79,13 @@ class ExportOptions:
                 found=self.head,
                 expected=HEAD_KINDS,
                 hint=f"Choose among {', '.join(HEAD_KINDS)}.",
+            )
+        if self.arbiter not in ARBITERS:
+            raise UsageError(
+                f"There is no arbiter {self.arbiter!r}.",
+                found=self.arbiter,
+                expected=ARBITERS,
+                hint=f"Choose among {', '.join(ARBITERS)}.",
             )
         if self.trust and self.head == "fused":
             raise UsageError(
@@ -117,6 +130,8 @@ def export(
     Raises:
         GateFailedError: If the export disagrees with the model; `<out>.rejected` holds it and its report.
         WrongBaseError: If an update or the generator was made for another head.
+        IncompatibleError: If an update has an arbiter and the model gets none: by `arbiter='off'`, or since its classes
+            are independent of each other.
         UsageError: If something that was asked for would be left out: it does not go with the head or the targets.
         MissingDependencyError: If a target cannot be built on this machine.
         ICISDeployError: As `inspect`, and if something cannot be read or written.
@@ -124,6 +139,7 @@ def export(
     enable_workbench()
     from exporters.bundles.writing import BundleSettings, plan_head, write_bundle
     from exporters.generator.writing import with_generator
+    from exporters.head.score_kinds import score_kind
     from exporters.targets.registry import plan_targets
 
     options = options or ExportOptions()
@@ -132,7 +148,14 @@ def export(
     preprocessing = preprocessing_from(options.preprocess)
     opened = inspect(model, classes=classes)
     parsed = [update_from(update) for update in updates]
-    plan = plan_head(head_of(opened), parsed, head_kind=options.head, capacity=options.capacity)
+    plan = plan_head(
+        head_of(opened),
+        parsed,
+        head_kind=options.head,
+        capacity=options.capacity,
+        arbiter=options.arbiter,
+        score_kind=score_kind(opened.location),
+    )
     opened = replace(opened, head=None)  # the rows of a large head are not held while models with it are loaded
     settings = BundleSettings(
         preprocessing=preprocessing,

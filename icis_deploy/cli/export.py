@@ -40,6 +40,13 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
     help="fused: all rows in one layer, the fastest. updatable: rows can be changed on the device.",
 )
 @click.option("--capacity", type=click.IntRange(min=1), help="Number of slots of an updatable head.")
+@click.option(
+    "--arbiter",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="auto: new classes are favoured image by image where an update says so. off: by a constant alone.",
+)
 @click.option("--preprocess", type=EXISTING_FILE, help="JSON: resize, crop, mean, std, color, layout.")
 @click.option("--images", type=EXISTING_FILE, help="Image list for the parity gate. Default: seeded inputs.")
 @form_options
@@ -70,6 +77,7 @@ def export(
     updates: tuple[Path, ...],
     head: str,
     capacity: int | None,
+    arbiter: str,
     preprocess: Path | None,
     images: Path | None,
     trust: tuple[Path, ...],
@@ -93,6 +101,7 @@ def export(
     options = ExportOptions(
         head=head,
         capacity=capacity,
+        arbiter=arbiter,
         preprocess=preprocess,
         images=images,
         form=form,
@@ -127,6 +136,7 @@ def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str
         "num_seen": bundle.num_seen,
         "num_added": _num_added(bundle),
         "capacity": bundle.capacity,
+        "arbiter": bundle.arbiter,
         "precision": bundle.precision,
         "files": {name: entry.size_bytes for name, entry in bundle.files.items()},
         "parity": list(bundle.parity),
