@@ -40,7 +40,15 @@ from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.registry import TargetPlan, plan_targets, targets_of
 from exporters.targets.tensorrt.target import settings_of
 from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
-from icis_deploy.bundle.manifest import INJECTED_NAME, MANIFEST_NAME, MODEL_NAME, SLOTS_NAME, Bundle, file_entry
+from icis_deploy.bundle.manifest import (
+    INJECTED_NAME,
+    MANIFEST_NAME,
+    MODEL_NAME,
+    REFERENCE_NAME,
+    SLOTS_NAME,
+    Bundle,
+    file_entry,
+)
 from icis_deploy.bundle.slot_files import load_injected, serialize_slots
 from icis_deploy.bundle.target_options import TargetOptions
 from icis_deploy.common.files import check_free, new_folder, write_file
@@ -194,6 +202,8 @@ def _write_tables(folder: Path, former: FormerBundle, plan: CompactionPlan) -> N
         write_file(folder / INJECTED_NAME, serialize_slots(plan.baked))
     if GENERATOR_NAME in former.bundle.files:
         shutil.copyfile(former.folder / GENERATOR_NAME, folder / GENERATOR_NAME)
+    if REFERENCE_NAME in former.bundle.files:  # of the original head, which stays
+        shutil.copyfile(former.folder / REFERENCE_NAME, folder / REFERENCE_NAME)
 
 
 def _describe(folder: Path, former: FormerBundle, plan: CompactionPlan) -> Bundle:
