@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from icis_deploy.metrics.accuracy_loss import AccuracyKept
     from icis_deploy.metrics.parity import GateProfile, ParityReport
     from icis_deploy.runtime.answers import Logits, Prediction
+    from icis_deploy.runtime.changes.guard import ChangedAnswers
     from icis_deploy.runtime.changes.timings import ApplyTimings
     from icis_deploy.runtime.changes.updater import AppliedUpdate
     from icis_deploy.runtime.device import Device
@@ -81,6 +82,7 @@ _HOMES = {
     "BenchOptions": "icis_deploy.api.bench",
     "BuiltTarget": "exporters.targets.registry",
     "Bundle": "icis_deploy.bundle.manifest",
+    "ChangedAnswers": "icis_deploy.runtime.changes.guard",
     "ClassUpdate": "icis_deploy.head.class_update",
     "Collision": "icis_deploy.injection.estimate.class_warnings",
     "ComparedMethod": "icis_deploy.api.compare",
@@ -163,6 +165,7 @@ __all__ = [
     "BenchOptions",
     "BuiltTarget",
     "Bundle",
+    "ChangedAnswers",
     "ClassUpdate",
     "Collision",
     "ComparedMethod",

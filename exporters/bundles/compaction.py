@@ -45,6 +45,7 @@ from icis_deploy.bundle.manifest import (
     INJECTED_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
+    REFERENCE_NAME,
     SLOTS_NAME,
     Bundle,
     file_entry,
@@ -198,7 +199,7 @@ def _write_tables(folder: Path, former: FormerBundle, plan: CompactionPlan) -> N
     write_file(folder / SLOTS_NAME, serialize_slots(plan.slots))
     if plan.baked.capacity:
         write_file(folder / INJECTED_NAME, serialize_slots(plan.baked))
-    for name in (GENERATOR_NAME, ARBITER_NAME):
+    for name in (GENERATOR_NAME, ARBITER_NAME, REFERENCE_NAME):
         if name in former.bundle.files:
             shutil.copyfile(former.folder / name, folder / name)
 

@@ -29,12 +29,14 @@ from icis_deploy.bundle.manifest import (
     INJECTED_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
+    REFERENCE_NAME,
     SLOTS_NAME,
     Bundle,
     ModelInput,
     file_entry,
 )
 from icis_deploy.bundle.model_form import ModelForm
+from icis_deploy.bundle.reference import Reference, serialize_reference
 from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, serialize_slots
 from icis_deploy.common.arrays import Float32
 from icis_deploy.common.files import check_free, new_folder, write_file
@@ -76,6 +78,12 @@ class HeadPlan:
 
     generator: bytes | None = None
     """The generator's ONNX file, with which a device makes rows itself; `None` if it gets none."""
+
+    reference: Reference | None = None
+    """Images of known classes on which a device looks for answers that a change would change; `None` for none."""
+
+    max_changed_answers: float | None = None
+    """Share of these answers that one change may change, 0..1; `None` without a reference."""
 
     @property
     def baked_names(self) -> tuple[str, ...]:
@@ -328,6 +336,8 @@ def _write_files(folder: Path, plan: HeadPlan, model: ir.Model, lengths: Float32
         write_file(folder / name, serialize_slots(plan.table))
     if plan.generator is not None:
         write_file(folder / GENERATOR_NAME, plan.generator)
+    if plan.reference is not None:
+        write_file(folder / REFERENCE_NAME, serialize_reference(plan.reference))
 
 
 def _describe(
@@ -356,6 +366,7 @@ def _describe(
         files={path.name: file_entry(path) for path in sorted(folder.iterdir())},
         parity=(),
         updates=plan.updates,
+        max_changed_answers=plan.max_changed_answers,
         created_by=versions(),
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from icis_deploy.api.inputs import PathLike, preprocessing_from, update_from
 from icis_deploy.api.models import Model, head_of, inspect
+from icis_deploy.api.reference import make_reference
 from icis_deploy.bundle.manifest import HEAD_KINDS, Bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.bundle.target_options import TargetOptions
@@ -54,6 +55,15 @@ class ExportOptions:
     images: PathLike | None = None
     """An image list for the parity gate; by default the calibration images, or seeded inputs where there are none."""
 
+    seen_images: PathLike | None = None
+    """Images of classes that the model knows, an image list or a folder, on which devices look for answers that a class
+    update would change; by default those among `images`, or features that are drawn from the head. For updatable
+    heads."""
+
+    max_changed_answers: float | None = 0.05
+    """Share of these answers, 0..1, that one class update may change on a device; `None` leaves the guard out. Of an
+    updatable head whose model takes images."""
+
     form: ModelForm = field(default_factory=ModelForm)
     """What is done to the model besides its head, such as its precision."""
 
@@ -94,6 +104,20 @@ class ExportOptions:
                 expected="updatable",
                 hint="Give `trust` with `head='updatable'`, or leave it out.",
             )
+        if self.max_changed_answers is not None and not 0 <= self.max_changed_answers <= 1:
+            raise UsageError(
+                f"{self.max_changed_answers} is no share of the answers that an update may change.",
+                found=self.max_changed_answers,
+                expected="0 to 1, or None",
+                hint="Give `max_changed_answers` as a share of all answers.",
+            )
+        if self.seen_images is not None and (self.head == "fused" or self.max_changed_answers is None):
+            raise UsageError(
+                "Images of seen classes guard a device against class updates, and this one takes none or has no guard.",
+                found=(self.head, self.max_changed_answers),
+                expected="an updatable head with a share of answers that may change",
+                hint="Give `seen_images` with `head='updatable'` and `max_changed_answers`, or leave it out.",
+            )
         if self.generator is not None and self.head == "fused":
             raise UsageError(
                 "A device can only be taught classes in slots.",
@@ -133,6 +157,7 @@ def export(
         IncompatibleError: If an update has an arbiter and the model gets none: by `arbiter='off'`, or since its classes
             are independent of each other.
         UsageError: If something that was asked for would be left out: it does not go with the head or the targets.
+        IncompatibleError: If one of the images of seen classes is of another class.
         MissingDependencyError: If a target cannot be built on this machine.
         ICISDeployError: As `inspect`, and if something cannot be read or written.
     """
@@ -157,16 +182,31 @@ def export(
         score_kind=score_kind(opened.location),
     )
     opened = replace(opened, head=None)  # the rows of a large head are not held while models with it are loaded
+    images = load_prepared_list(options.images, preprocessing)
+    reference = None
+    if plan.head_kind == "updatable" and options.max_changed_answers is not None:
+        reference = make_reference(
+            opened,
+            seen_names=plan.seen_names,
+            seen_images=options.seen_images,
+            gate_images=images,
+            preprocessing=preprocessing,
+            max_changed_answers=options.max_changed_answers,
+        )
     settings = BundleSettings(
         preprocessing=preprocessing,
-        images=load_prepared_list(options.images, preprocessing),
+        images=images,
         form=options.form,
         trust=tuple(Path(key) for key in options.trust),
         targets=targets,
     )
     return write_bundle(
         Path(out),
-        with_generator(plan, options.generator),
+        replace(
+            with_generator(plan, options.generator),
+            reference=reference,
+            max_changed_answers=None if reference is None else options.max_changed_answers,
+        ),
         loaded=opened.loaded,
         location=opened.location,
         settings=settings,

@@ -10,10 +10,17 @@ import click
 
 from icis_deploy.cli.export_options import engine_options, engine_settings, form_options, split_form
 from icis_deploy.cli.hints import all_commands, command_line_hint
-from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH, classes_option, model_options, model_source
+from icis_deploy.cli.options import (
+    EXISTING_FILE,
+    NEW_PATH,
+    PercentOrNone,
+    classes_option,
+    model_options,
+    model_source,
+)
 from icis_deploy.cli.output import format_option, print_result
 from icis_deploy.cli.verify import parity_text
-from icis_deploy.common.terminal_text import columns
+from icis_deploy.common.terminal_text import columns, percent
 
 if TYPE_CHECKING:
     from exporters.targets.registry import BuiltTarget
@@ -49,6 +56,21 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
 )
 @click.option("--preprocess", type=EXISTING_FILE, help="JSON: resize, crop, mean, std, color, layout.")
 @click.option("--images", type=EXISTING_FILE, help="Image list for the parity gate. Default: seeded inputs.")
+@click.option(
+    "--seen-images",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="LIST|FOLDER",
+    help="Images of classes that the model knows, on which devices look for answers that an update changes. Default: "
+    "those among --images, or features drawn from the head.",
+)
+@click.option(
+    "--max-changed-answers",
+    type=PercentOrNone(),
+    default="5",
+    show_default=True,
+    metavar="PERCENT|none",
+    help="How many of these answers one update may change on a device; none leaves the check out.",
+)
 @form_options
 @click.option(
     "--trust",
@@ -80,6 +102,8 @@ def export(
     arbiter: str,
     preprocess: Path | None,
     images: Path | None,
+    seen_images: Path | None,
+    max_changed_answers: float | str,
     trust: tuple[Path, ...],
     generator: Path | None,
     targets: tuple[str, ...],
@@ -104,6 +128,8 @@ def export(
         arbiter=arbiter,
         preprocess=preprocess,
         images=images,
+        seen_images=seen_images,
+        max_changed_answers=None if isinstance(max_changed_answers, str) else max_changed_answers,
         form=form,
         trust=trust,
         generator=generator,
@@ -137,6 +163,7 @@ def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str
         "num_added": _num_added(bundle),
         "capacity": bundle.capacity,
         "arbiter": bundle.arbiter,
+        "max_changed_answers": bundle.max_changed_answers,
         "precision": bundle.precision,
         "files": {name: entry.size_bytes for name, entry in bundle.files.items()},
         "parity": list(bundle.parity),
@@ -161,10 +188,16 @@ def _text(out: Path, bundle: Bundle) -> str:
             ("bundle", str(out)),
             ("head", f"{bundle.head_kind}, {bundle.num_seen} seen classes, {_num_added(bundle)} added"),
             *([("precision", bundle.precision)] if bundle.precision != "fp32" else []),
-            *([("slots", str(bundle.capacity))] if bundle.capacity else []),
+            *([("slots", str(bundle.capacity)), ("guard", _guard_text(bundle))] if bundle.capacity else []),
             *((name, f"{entry.size_bytes / 1e6:.1f} MB") for name, entry in bundle.files.items()),
         ]
     )
+
+
+def _guard_text(bundle: Bundle) -> str:
+    if bundle.max_changed_answers is None:
+        return "none: devices take updates whatever answers they change"
+    return f"an update may change {percent(bundle.max_changed_answers)} of the answers on known classes"
 
 
 def _targets_text(built: Sequence[BuiltTarget], precision: str) -> str:
