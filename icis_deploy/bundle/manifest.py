@@ -230,6 +230,14 @@ class Bundle:
                 found=(self.num_seen, len(self.class_names), self.capacity, self.head_kind),
                 expected="seen classes, classes, slots and a head kind that fit together",
             )
+        if self.arbiter and self.score_kind == "sigmoid":
+            raise BundleError(
+                "The bundle states an arbiter for a model that ends in a sigmoid, where classes do not compete.",
+                found="sigmoid",
+                expected="logits, probabilities or log-probabilities",
+                where="score kind",
+                hint="Export it with `arbiter='off'`.",
+            )
         required = {MODEL_NAME} | ({SLOTS_NAME} if self.capacity else set())
         required |= {ARBITER_NAME} if self.arbiter else set()
         required |= set() if self.max_changed_answers is None else {REFERENCE_NAME}

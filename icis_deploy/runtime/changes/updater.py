@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from icis_deploy.bundle.arbiter_constants import ArbiterConstants
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import BundleError, SelfTestError
@@ -119,6 +120,7 @@ class Updater:
         session: Session,
         state: HeadState,
         store: Store,
+        constants: ArbiterConstants,
         clock: Callable[[], datetime],
     ) -> None:
         self.state = state
@@ -126,6 +128,7 @@ class Updater:
         self._bundle = bundle
         self._session = session
         self._store = store
+        self._constants = constants
         self._clock = clock
         self._changing = threading.Lock()
         self._journal = initial_journal(bundle)
@@ -172,12 +175,19 @@ class Updater:
             self._change(before, after, prepared, slots=slots, watch=watch)
         return AppliedUpdate(content=content, entry=entry, timings=watch.timings())
 
-    def teach(self, class_name: str, make_row: Callable[[SlotTable | None], Float32]) -> HistoryEntry:
+    def teach(
+        self,
+        class_name: str,
+        make_row: Callable[[SlotTable | None], Float32],
+        *,
+        arbiter: Float32 | None = None,
+    ) -> HistoryEntry:
         """Put a class that the device makes itself into a slot.
 
         Args:
             class_name: The class.
             make_row: Makes its row, given the other classes in slots; a class that is taught again is not among them.
+            arbiter: `(5,)` float32, the row's coefficients; `None` for a constant offset.
         """
         from icis_deploy.runtime.changes.rules import after_update
         from icis_deploy.runtime.changes.teaching_rules import plan_teaching
@@ -187,7 +197,9 @@ class Updater:
             current, held = before.current, self._table_before(before)
             known = (class_name,) if class_name in current.taught else ()
             row = make_row(None if held is None else held.without(known))
-            entry, table = plan_teaching(before, class_name, row, table=held, bundle=self._bundle, clock=self._clock())
+            entry, table = plan_teaching(
+                before, class_name, row, arbiter, table=held, bundle=self._bundle, clock=self._clock()
+            )
             prepared = self._prepared(table, version=current.version, disabled=before.disabled)
             slots = slots_file(table)
             taught = (*(name for name in current.taught if name != class_name), class_name)
@@ -272,7 +284,7 @@ class Updater:
             if self_test and state.slots is not None:
                 from icis_deploy.runtime.changes.self_test import verify_slots
 
-                verify_slots(self._session, self._bundle, *state.slots, seed=0)
+                verify_slots(self._session, self._bundle, *state.slots, seed=0, constants=self._constants)
             self._publish(journal, state, stamp)
             return True
         return False
@@ -295,7 +307,7 @@ class Updater:
         from icis_deploy.runtime.changes.background_call import BackgroundCall
         from icis_deploy.runtime.changes.self_test import verify_slots
 
-        call = partial(verify_slots, self._session, self._bundle, *state.slots, seed=seed)
+        call = partial(verify_slots, self._session, self._bundle, *state.slots, seed=seed, constants=self._constants)
         return _Prepared(state=state, self_test=BackgroundCall(call))
 
     def _tested_before(self, journal: Journal, table: SlotTable | None) -> _Prepared:
@@ -353,6 +365,7 @@ class Updater:
             version=version,
             disabled=disabled,
             buffers=loaded.buffers if table is loaded.table else None,
+            constants=self._constants,
         )
 
     def _table_of(self, entry: StateEntry) -> SlotTable | None:

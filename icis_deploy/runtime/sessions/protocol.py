@@ -11,9 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
+import numpy as np
+
+from icis_deploy.bundle.manifest import SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.common.arrays import Float32, Images, Int64
 from icis_deploy.errors import RuntimeFailureError
+from icis_deploy.head.arbiter import no_arbiter
 
 
 def no_slots_error() -> RuntimeFailureError:
@@ -24,6 +27,29 @@ def no_slots_error() -> RuntimeFailureError:
         expected="updatable",
         hint="Export it with `head='updatable'`.",
     )
+
+
+def arbiter_to_load(arbiter: Float32 | None, *, capacity: int, is_taken: bool) -> Float32 | None:
+    """Return coefficients as a model takes them; `None` for a model that takes none.
+
+    Args:
+        arbiter: `(capacity, 5)` float32, or `None` for zeros.
+        capacity: Number of slots.
+        is_taken: Whether the model has something to put them into.
+
+    Raises:
+        RuntimeFailureError: If a slot has an arbiter and the model takes none.
+    """
+    if is_taken:
+        return np.ascontiguousarray(no_arbiter(capacity) if arbiter is None else arbiter)
+    if arbiter is not None and arbiter.any():
+        raise RuntimeFailureError(
+            f"The model has no input {SLOT_ARBITER!r}, so its slots cannot have an arbiter.",
+            found="slots with an arbiter",
+            expected="slots with constant offsets",
+            hint="Export it again with `arbiter='auto'`, or inject with `arbiter='off'`.",
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +65,9 @@ class SlotBuffers:
 
     bias: Any
     """`(capacity,)` float32 in the runtime's own memory."""
+
+    arbiter: Any = None
+    """`(capacity, 5)` float32 in the runtime's own memory; `None` where the model has no such input."""
 
 
 class SessionOutput(NamedTuple):
@@ -75,15 +104,18 @@ class Session(Protocol):
         output = device.session.run(device.prepare(["okapi.jpg"]), device.state.buffers)
     """
 
-    def load_slots(self, weight: Float32, bias: Float32) -> SlotBuffers:
+    def load_slots(self, weight: Float32, bias: Float32, arbiter: Float32 | None = None) -> SlotBuffers:
         """Copy slots to where the runtime reads them.
 
         Args:
             weight: `(capacity, feature_dim)` float32.
             bias: `(capacity,)` float32.
+            arbiter: `(capacity, 5)` float32, what each slot's logit follows from statistics of the image
+                (`icis_deploy.head.arbiter`); `None` for zeros, which are constant offsets.
 
         Raises:
-            RuntimeFailureError: If the model has no slots, or the runtime refuses them.
+            RuntimeFailureError: If the model has no slots, an arbiter is given to one that takes none, or the runtime
+                refuses them.
         """
         ...
 
