@@ -104,6 +104,18 @@ class ICISDeployError(Exception):
         return cls(f"{where}: {error.what}", found=error.found, expected=error.expected, where=where, hint=error.hint)
 
 
+class ICISDeployWarning(UserWarning):
+    """What a public function could not do as asked, or a reason to doubt what it returns.
+
+    Example:
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", icis_deploy.ICISDeployWarning)
+            update = icis_deploy.inject("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+    """
+
+
 class VerdictError(ICISDeployError):
     """The work was done and its result is negative."""
 

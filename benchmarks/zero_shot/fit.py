@@ -192,7 +192,7 @@ def measure_fit(
 
     if num_rounds < 1 or (published_epochs is not None and published_epochs < 1):
         raise UsageError("Rounds and epochs count from 1.")
-    options = [InjectionOptions(method=method, seed=seed) for method in methods]
+    options = [InjectionOptions(method=method, balance=0.5, seed=seed) for method in methods]
     published = ICISConfig.published()
     num_epochs, rows = published_epochs, None
     if num_epochs is None:

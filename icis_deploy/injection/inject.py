@@ -28,7 +28,7 @@ from icis_deploy.head.head import Head
 from icis_deploy.injection.arbiter.seen_images import SeenImages
 from icis_deploy.injection.estimate.estimate import Estimate
 from icis_deploy.injection.operation import Operation, operate, spend_without_estimate
-from icis_deploy.injection.options import AUTO, DEFAULT_SEEN_ACCURACY, InjectionOptions
+from icis_deploy.injection.options import AUTO, DEFAULT_SEEN_ACCURACY, InjectionOptions, aim_of
 from icis_deploy.injection.owner_images import enough_to_choose, image_warnings
 from icis_deploy.injection.predictors.registry import method_named
 from icis_deploy.injection.promise import Promise
@@ -124,8 +124,7 @@ class Injection:
             "seed": self.options.seed,
             "selection": None if self.selection is None else self.selection.to_json(),
             "estimate": None if self.estimate is None else self.estimate.to_json(),
-            "max_seen_loss": None if self.promise is None else self.promise.max_seen_loss,
-            "promise": None if self.promise is None else self.promise.to_json(),
+            "budget": None if self.promise is None else self.promise.to_json(),
             "arbiter": {
                 "is_used": self.arbiter is not None,
                 "reason": self.arbiter_reason,
@@ -372,7 +371,7 @@ def _select(
         head.rows,
         new.values,
         assumptions=_assumptions(options, features),
-        aim=options.aim,
+        aim=aim_of(options),
         seed=options.seed,
         images=None if images is None else enough_to_choose(images),
     )

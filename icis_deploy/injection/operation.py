@@ -181,7 +181,7 @@ def _spend_by_images(
         )
         curve = tuple(each for _, each in sorted(choice.curve.items()))
     return Operation(
-        selection=selection.at(point),
+        selection=selection.at(point, choice.estimate or candidate.rates),
         calibration=replace(calibration, offset=point.offset),
         arbiter=None if choice.arbiter.is_constant else choice.arbiter.weights,
         arbiter_choice=choice,

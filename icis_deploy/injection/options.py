@@ -88,7 +88,7 @@ class InjectionOptions:
             )
         if self.max_seen_loss is None and self.balance is None:
             object.__setattr__(self, "max_seen_loss", DEFAULT_MAX_SEEN_LOSS)
-        self.aim  # noqa: B018 - checks both numbers
+        aim_of(self)  # checks both numbers
         if self.seen_accuracy is not None and not 0.0 < self.seen_accuracy < 1.0:
             raise UsageError(
                 f"The seen accuracy is {self.seen_accuracy}; expected a fraction between 0 and 1, such as 0.76 for 76 "
@@ -104,11 +104,6 @@ class InjectionOptions:
             )
 
     @property
-    def aim(self) -> Aim:
-        """What the operating point is chosen for."""
-        return Aim(max_seen_loss=self.max_seen_loss, balance=self.balance)
-
-    @property
     def needs_cross_validation(self) -> bool:
         """Whether anything is chosen by cross-validation."""
         return AUTO in {self.method, self.calibration}
@@ -120,3 +115,8 @@ class InjectionOptions:
             method=FALLBACK_METHOD if self.method == AUTO else self.method,
             calibration="length" if self.calibration == AUTO else self.calibration,
         )
+
+
+def aim_of(options: InjectionOptions) -> Aim:
+    """Return what the operating point is chosen for."""
+    return Aim(max_seen_loss=options.max_seen_loss, balance=options.balance)

@@ -141,9 +141,15 @@ class Selection:
             return f"{reason}, the best."
         return f"{reason}, {best.method.name} has {aim.score(best.rates):.1%}."
 
-    def at(self, point: OperatingPoint) -> Selection:
-        """Return the same choice with the chosen candidate at another operating point."""
-        moved = replace(self.chosen, point=point, rates=predicted_rates(self.chosen.outcomes, point))
+    def at(self, point: OperatingPoint, rates: Rates | None = None) -> Selection:
+        """Return the same choice with the chosen candidate at another operating point.
+
+        Args:
+            point: Scale and offset.
+            rates: Accuracies there; those of cross-validation by default.
+        """
+        rates = predicted_rates(self.chosen.outcomes, point) if rates is None else rates
+        moved = replace(self.chosen, point=point, rates=rates)
         others = tuple(moved if one is self.chosen else one for one in self.candidates)
         return replace(self, candidates=others, chosen=moved)
 
