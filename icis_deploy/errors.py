@@ -108,11 +108,8 @@ class ICISDeployWarning(UserWarning):
     """What a public function could not do as asked, or a reason to doubt what it returns.
 
     Example:
-        import warnings
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", icis_deploy.ICISDeployWarning)
-            update = icis_deploy.inject("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        >>> issubclass(icis_deploy.ICISDeployWarning, UserWarning)  # so that `warnings.simplefilter` takes it
+        True
     """
 
 

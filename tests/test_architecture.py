@@ -64,9 +64,7 @@ ROOMS = {
     "icis_deploy.injection.estimate": Room(
         "icis_deploy.{common,descriptors} icis_deploy.injection.{predictors,pseudo_features,rows,validation}"
     ),
-    "icis_deploy.injection.arbiter": Room(
-        "icis_deploy.{common,head,metrics} icis_deploy.injection.{rows,validation}"
-    ),
+    "icis_deploy.injection.arbiter": Room("icis_deploy.{common,head,metrics} icis_deploy.injection.{rows,validation}"),
     "icis_deploy.injection": Room(
         "icis_deploy.{common,descriptors,head,metrics} "
         "icis_deploy.injection.{arbiter,estimate,predictors,rows,validation}"
