@@ -132,6 +132,22 @@ def budget_threshold(leads: Float32, is_right: Bool, weights: Float64, *, budget
     return float(leads[is_right][order][min(index, len(order) - 1)])
 
 
+def expected_threshold(leads: Float32, is_right: Bool, weights: Float64, *, budget: float) -> float:
+    """Return the threshold at which a budget is expected to be spent on further images, for an estimate.
+
+    It lies between two leads: whole ranks, which a promise needs, spend less where images are few.
+
+    Args:
+        leads: As for `budget_threshold`, and so are `is_right`, `weights` and `budget`.
+        is_right: At least one.
+        weights: Summing to 1.
+        budget: Fraction of 1.
+    """
+    order = np.argsort(-leads[is_right], kind="stable")
+    lost = np.cumsum(weights[is_right][order])
+    return float(np.interp(budget * (len(leads) + 1) / len(leads), lost, leads[is_right][order]))
+
+
 def loss(leads: Float32, is_right: Bool, weights: Float64, *, threshold: float) -> float:
     """Return the loss of accuracy, fraction of 1, that a threshold costs the images."""
     return float(weights @ (is_right & (leads > threshold)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from icis_deploy.common.arrays import Float32
-from icis_deploy.injection.arbiter.budget import budget_threshold, images_needed, loss
+from icis_deploy.injection.arbiter.budget import expected_threshold, images_needed
 from icis_deploy.injection.arbiter.pretend_new import PretendNew
 from icis_deploy.injection.arbiter.seen_images import SeenImages
 from icis_deploy.injection.validation.operating_point import CurvePoint
@@ -40,8 +40,8 @@ def held_out_rates(
         if len(is_right) < images_needed(budget) or not is_right.any():
             return None
         weights, of_new = images.weights(~is_new), images.weights(is_new)
-        threshold = budget_threshold(leads[~is_new], is_right, weights, budget=budget)
-        lost = loss(leads[~is_new], is_right, weights, threshold=threshold)
+        threshold = expected_threshold(leads[~is_new], is_right, weights, budget=budget)
+        lost = min(budget, float(weights @ is_right))
         recognised = one.is_hit & (leads > threshold)
         is_near = one.top5_leads + np.asarray(offset, dtype=np.float32) > threshold
         found.append(
