@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from icis_deploy.errors import IncompatibleError, UsageError
-from icis_deploy.injection.arbiter.budget import budget_threshold, halves, images_needed, loss, spend_budget
+from icis_deploy.injection.arbiter.budget import (
+    budget_threshold,
+    expected_threshold,
+    halves,
+    images_needed,
+    loss,
+    spend_budget,
+)
 from icis_deploy.injection.arbiter.seen_images import SeenImages, macro_weights
 
 
