@@ -76,8 +76,8 @@ class Rehearsal:
         return Rates(**{name: self._extrapolated(getattr(less, name), getattr(now, name)) for name in ("T", "U", "S")})
 
     def top5(self, point: OperatingPoint) -> float:
-        """Return U with the right class among the five first, likewise."""
-        return self._extrapolated(top5_rate(self.less, point), top5_rate(self.now, point))
+        """Return U with the right class among the five first, at least U; a learning curve would move it little."""
+        return max(top5_rate(self.now, point), self.rates(point).U)
 
     def _extrapolated(self, less: float, now: float) -> float:
         return min(max(now + self.step * (now - less), 0.0), 1.0)
@@ -206,10 +206,8 @@ class LearningCurve:
             sample: Features to evaluate with, the setup's or others.
             with_top5: As for `evaluate_folds`.
         """
-        now, less = (
-            evaluate_folds(rows, setup.rows, sample, seed=setup.seed, with_top5=with_top5)
-            for rows in (self.candidate.held_out, self.thinned)
-        )
+        now = evaluate_folds(self.candidate.held_out, setup.rows, sample, seed=setup.seed, with_top5=with_top5)
+        less = evaluate_folds(self.thinned, setup.rows, sample, seed=setup.seed)
         return Rehearsal(now=now, less=less, step=self.step)
 
 
