@@ -97,12 +97,43 @@ def bundle(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
 
-def test_injected_classes_are_recognised_and_seen_ones_still_are(fused: Path, imagenet_mobilenet: Path) -> None:
-    names = imagenet_mobilenet / "unseen.txt"
-    report = icis_deploy.evaluate(fused, images=imagenet_mobilenet / "images.csv", unseen=names)
+def exported_and_evaluated(
+    opened: icis_deploy.api.models.OpenedModel, folder: Path, out: Path, **choices: object
+) -> icis_deploy.AccuracyReport:
+    """Inject all unseen classes, export them into a fused head, and evaluate it on the test images."""
+    preprocess = folder / "preprocess.json"
+    update = icis_deploy.inject(
+        opened, descriptors=folder / "descriptors.npz", unseen=folder / "unseen.txt", preprocess=preprocess, **choices
+    )
+    icis_deploy.export(opened, updates=[update], options=icis_deploy.ExportOptions(preprocess=preprocess), out=out)
+    return icis_deploy.evaluate(out, images=folder / "images.csv", unseen=folder / "unseen.txt")
+
+
+def test_a_balance_of_seen_and_unseen_classes_recognises_both(
+    opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
+) -> None:
+    options = InjectionOptions(balance=0.5)
+    report = exported_and_evaluated(opened, imagenet_mobilenet, tmp_path / "bundle", options=options)
     assert abs(report.S_original - 0.884) <= 0.005
     assert report.T >= 0.39
     assert report.H >= 0.43
+
+
+def test_with_the_owners_images_new_classes_are_recognised_within_the_budget(
+    opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
+) -> None:
+    options = InjectionOptions(seen_images=imagenet_mobilenet / "owner-images.csv")
+    report = exported_and_evaluated(opened, imagenet_mobilenet, tmp_path / "bundle", options=options)
+    assert report.T >= 0.39
+    assert report.U >= 0.14
+    assert report.S_original - 0.03 <= report.S
+
+
+def test_without_an_image_seen_classes_lose_no_more_than_the_budget(fused: Path, imagenet_mobilenet: Path) -> None:
+    names = imagenet_mobilenet / "unseen.txt"
+    report = icis_deploy.evaluate(fused, images=imagenet_mobilenet / "images.csv", unseen=names)
+    assert report.U >= 0.05
+    assert report.S_original - 0.02 <= report.S
 
 
 @pytest.mark.parametrize("owner_images", [False, True])
@@ -136,8 +167,7 @@ def test_an_update_of_fifty_classes_passes_the_guard_and_one_that_takes_answers_
         with pytest.raises(GuardError):
             device.apply(bytes_of(row[None], "hijack"), allow_unsigned=True)
         assert files_in(tmp_path / "bundle") == before
-    honest = update.rows[:50] - np.append(np.zeros(dim, np.float32), np.float32(2.0))  # about two points of S
-    entry = device.apply(bytes_of(honest, *update.added[:50]), allow_unsigned=True).entry
+    entry = device.apply(bytes_of(update.rows[:50], *update.added[:50]), allow_unsigned=True).entry
     assert (entry.num_added, entry.changed_answers) == (50, None)
 
 
