@@ -126,8 +126,8 @@ class SeenLoss:
         """The loss and its interval, in words."""
         interval = f"95 % interval {100 * self.interval.low:.1f} to {100 * self.interval.high:.1f}"
         return (
-            f"{100 * self.loss:.1f} points of seen accuracy, {100 * self.before:.1f} -> {100 * self.after:.1f} % on "
-            f"{self.num_images} images ({interval})"
+            f"{points_lost(self.before, self.after)} points of seen accuracy, {100 * self.before:.1f} -> "
+            f"{100 * self.after:.1f} % on {self.num_images} images ({interval})"
         )
 
     @property
@@ -149,6 +149,11 @@ class SeenLoss:
         """Return JSON values."""
         values = asdict(self)
         return {"verdict": self.verdict, "loss": self.loss, **values, "interval": self.interval.to_json()}
+
+
+def points_lost(before: float, after: float) -> str:
+    """Return the difference of two fractions of 1 in points, with one decimal; equal ones always read the same."""
+    return f"{round(100 * (before - after), 6):.1f}"
 
 
 def points_text(fraction: float) -> str:
