@@ -21,7 +21,7 @@ def bundle(tiny_project, tmp_path_factory):
     """A fused head whose new classes take many images."""
     head = head_of(inspect(tiny_project.model, classes=tiny_project.classes))
     rows = np.random.default_rng(0).normal(size=(len(tiny_project.unseen_names), FEATURE_DIM + 1)).astype(np.float32)
-    rows[:, -1] += 5
+    rows[:, -1] += 50
     update = icis_deploy.ClassUpdate(base_fingerprint=head.fingerprint, rows=rows, added=tiny_project.unseen_names)
     out = tmp_path_factory.mktemp("bundles") / "fused"
     options = icis_deploy.ExportOptions(preprocess=tiny_project.preprocess)
