@@ -163,6 +163,7 @@ def write_bundle(
     trust: Sequence[Path] = (),
     targets: TargetPlan | None = None,
     on_target: Callable[[BuiltTarget], None] | None = None,
+    max_seen_loss: float | None = None,
     overwrite: bool,
 ) -> Bundle:
     """Write a bundle to `out`, if it passes the parity gate.
@@ -178,6 +179,8 @@ def write_bundle(
         trust: Public keys for the bundle's `trust/` folder; not in the manifest, since devices may rotate them.
         targets: What the bundle holds besides `model.onnx`.
         on_target: Told what became of each target, as soon as it is known.
+        max_seen_loss: How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what
+            the updates state.
         overwrite: Whether a bundle at `out` may be replaced.
 
     Raises:
@@ -200,7 +203,15 @@ def write_bundle(
         bundle = _describe(building, plan, taken, form, location, preprocessing)
         seconds = time.perf_counter() - start
         seen = calibration if images is None else images
-        compare = partial(compare_bundle, building, loaded=loaded, location=location, expanded=expanded, images=seen)
+        compare = partial(
+            compare_bundle,
+            building,
+            loaded=loaded,
+            location=location,
+            expanded=expanded,
+            images=seen,
+            max_seen_loss=max_seen_loss,
+        )
         gate = partial(explain_rejection, compare, formed)
         reports = gate(bundle)
         bundle = finish_bundle(
@@ -238,7 +249,7 @@ def explain_rejection(
     It is where the quantized graph was compared in ONNX Runtime, itself or as a target rewrites it.
     """
     reports = compare(bundle, runtime=runtime, rewrite=rewrite)
-    wrong = next((index for index, report in enumerate(reports) if not report.passed), None)
+    wrong = next((index for index, report in enumerate(reports) if report.parity_failures), None)
     if wrong is None or formed.explain is None or runtime is not None:
         return reports
     report = replace(reports[wrong], failures=(*reports[wrong].failures, formed.explain(rewrite)))

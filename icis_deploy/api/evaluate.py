@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from icis_deploy.api.inputs import PathLike, class_names_from
+from icis_deploy.api.inputs import PathLike, check_max_seen_loss, class_names_from
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.common.files import write_file
 from icis_deploy.errors import ImageError, SeenLossError, UsageError
@@ -111,21 +111,6 @@ def evaluate(
             report=report,
         )
     return report
-
-
-def check_max_seen_loss(max_seen_loss: float | None) -> None:
-    """Check a budget of seen accuracy.
-
-    Raises:
-        UsageError: If it is not a fraction from 0 to 1.
-    """
-    if max_seen_loss is not None and not 0.0 <= max_seen_loss <= 1.0:
-        raise UsageError(
-            f"The greatest loss of seen accuracy is {max_seen_loss}; expected a fraction from 0 to 1.",
-            found=max_seen_loss,
-            expected="0 to 1",
-            hint="Give 2 points as 0.02 in `max_seen_loss`.",
-        )
 
 
 def labeled_from(images: PathLike | tuple[Images, Sequence[str]]) -> LabeledImages | LabeledArrays:

@@ -10,7 +10,15 @@ import click
 
 from icis_deploy.cli.export_options import engine_options, engine_settings, form_options, split_form
 from icis_deploy.cli.hints import all_commands, command_line_hint
-from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH, classes_option, model_options, model_source
+from icis_deploy.cli.options import (
+    EXISTING_FILE,
+    EXISTING_PATH,
+    NEW_PATH,
+    classes_option,
+    max_seen_loss_option,
+    model_options,
+    model_source,
+)
 from icis_deploy.cli.output import format_option, print_result
 from icis_deploy.cli.verify import parity_text
 from icis_deploy.common.terminal_text import columns
@@ -41,7 +49,14 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
 )
 @click.option("--capacity", type=click.IntRange(min=1), help="Number of slots of an updatable head.")
 @click.option("--preprocess", type=EXISTING_FILE, help="JSON: resize, crop, mean, std, color, layout.")
-@click.option("--images", type=EXISTING_FILE, help="Image list for the parity gate. Default: seeded inputs.")
+@click.option(
+    "--images",
+    type=EXISTING_PATH,
+    help="Labelled images for the gate: file,class CSV or folder of class folders. Default: seeded inputs.",
+)
+@max_seen_loss_option(
+    "Points of seen accuracy, on --images, that the new classes may cost. Default: what the updates state."
+)
 @form_options
 @click.option(
     "--trust",
@@ -72,6 +87,7 @@ def export(
     capacity: int | None,
     preprocess: Path | None,
     images: Path | None,
+    max_seen_loss: float | None,
     trust: tuple[Path, ...],
     generator: Path | None,
     targets: tuple[str, ...],
@@ -95,6 +111,7 @@ def export(
         capacity=capacity,
         preprocess=preprocess,
         images=images,
+        max_seen_loss=max_seen_loss,
         form=form,
         trust=trust,
         generator=generator,
