@@ -287,7 +287,8 @@ def test_a_folder_of_class_folders_is_a_list_too(class_folders):
 def test_a_class_folder_without_an_image_is_named(class_folders):
     (class_folders / "cicada").mkdir()
 
-    with pytest.raises(ImageError, match=r"^There are class folders without an image in .*: 1, such as 'cicada'\.") as raised:
+    message = r"^There are class folders without an image in .*: 1, such as 'cicada'\."
+    with pytest.raises(ImageError, match=message) as raised:
         load_image_list(class_folders)
     assert raised.value.found == ("cicada",)
 
