@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from icis_deploy.errors import ICISDeployError
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.head.head import Head
-    from icis_deploy.head.slots import SlotTable
     from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
     from icis_deploy.injection.estimate.class_warnings import Collision
     from icis_deploy.injection.estimate.estimate import Estimate
@@ -72,8 +71,6 @@ if TYPE_CHECKING:
     from icis_deploy.runtime.changes.updater import AppliedUpdate
     from icis_deploy.runtime.device import Device
     from icis_deploy.runtime.sessions.choice import Runtime
-    from icis_deploy.runtime.sessions.protocol import Session, SessionOutput, SlotBuffers
-    from icis_deploy.runtime.state.head_state import HeadState
     from icis_deploy.runtime.state.journal import HistoryEntry
     from icis_deploy.updates.envelope import load_update, save_update
     from icis_deploy.updates.signing import KeyPair, SignedFile
@@ -105,7 +102,6 @@ _HOMES = {
     "GeneratorOptions": "icis_deploy.api.generator",
     "Head": "icis_deploy.head.head",
     "HeadLocation": "exporters.head.finding",
-    "HeadState": "icis_deploy.runtime.state.head_state",
     "HistoryEntry": "icis_deploy.runtime.state.journal",
     "ICISDeployError": "icis_deploy.errors",
     "Injection": "icis_deploy.injection.inject",
@@ -133,11 +129,7 @@ _HOMES = {
     "RowPredictor": "icis_deploy.injection.rows.predictors",
     "Runtime": "icis_deploy.runtime.sessions.choice",
     "SeenLoss": "icis_deploy.metrics.seen_loss",
-    "Session": "icis_deploy.runtime.sessions.protocol",
-    "SessionOutput": "icis_deploy.runtime.sessions.protocol",
     "SignedFile": "icis_deploy.updates.signing",
-    "SlotBuffers": "icis_deploy.runtime.sessions.protocol",
-    "SlotTable": "icis_deploy.head.slots",
     "TakingClass": "icis_deploy.metrics.seen_loss",
     "TargetOptions": "icis_deploy.bundle.target_options",
     "TriedMethod": "icis_deploy.injection.validation.selection",
@@ -198,7 +190,6 @@ __all__ = [
     "GeneratorOptions",
     "Head",
     "HeadLocation",
-    "HeadState",
     "HistoryEntry",
     "ICISDeployError",
     "Injection",
@@ -226,11 +217,7 @@ __all__ = [
     "RowPredictor",
     "Runtime",
     "SeenLoss",
-    "Session",
-    "SessionOutput",
     "SignedFile",
-    "SlotBuffers",
-    "SlotTable",
     "TakingClass",
     "TargetOptions",
     "TriedMethod",

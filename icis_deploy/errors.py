@@ -6,15 +6,15 @@
     │   ├── SeenLossError                   new classes cost the seen ones more accuracy than is allowed
     │   ├── RegressionError                 a benchmark is worse than its baseline
     │   ├── OutlierError                    a class to be taught on a device is unlike those that its generator knows
-    │   └── UntrustworthyError              an injection that its own estimate calls no better than chance (--strict)
-    ├── UsageError                      2   what was asked for makes no sense
-    │   └── AmbiguousHeadError              several layers could be the head; an option chooses one
+    │   └── UntrustworthyError              an injection that its own estimate calls no better than chance (`strict`)
+    ├── UsageError                      2   an argument is wrong, or arguments contradict each other
+    │   └── AmbiguousHeadError              several layers could be the head; `head_node` chooses one
     ├── LoadError                       3   an input cannot be read
     │   ├── ModelLoadError                  a model
     │   ├── DescriptorError                 a descriptor file, or descriptors that do not fit
     │   ├── ImageError                      an image, or a list of images
     │   └── BundleError                     a bundle
-    ├── IncompatibleError               3   two good things that do not go together
+    ├── IncompatibleError               3   inputs that are valid, and do not fit together
     │   ├── WrongBaseError                  a class update made for another head
     │   ├── CapacityError                   more classes than slots
     │   ├── ClassConflictError              a class added twice, or replaced or removed where it is not
@@ -183,13 +183,13 @@ class UntrustworthyError(VerdictError):
 
 
 class UsageError(ICISDeployError):
-    """What was asked for makes no sense."""
+    """An argument is wrong, or arguments contradict each other."""
 
     exit_code = 2
 
 
 class AmbiguousHeadError(UsageError):
-    """Several layers could be the head; the message lists them and names the option that chooses one."""
+    """Several layers could be the head; the message lists them, and `head_node` chooses one."""
 
 
 class LoadError(ICISDeployError):
@@ -215,7 +215,7 @@ class BundleError(LoadError):
 
 
 class IncompatibleError(ICISDeployError):
-    """Two good inputs that do not go together."""
+    """Inputs that are valid each by itself, and do not fit together."""
 
     exit_code = 3
 

@@ -3,6 +3,9 @@
 In a checkout both are folders next to `icis_deploy`. A wheel carries them in `icis_deploy/_workbench/`, because
 `benchmarks` at the top of site-packages would collide with other projects. Either way the names must mean ours, also in
 a working directory that has a `benchmarks/` of its own, so a finder for exactly these two names goes first.
+
+Where a library of the workbench is not installed, importing a module of these packages that needs it raises
+`MissingDependencyError` with the command that installs it, whoever imports the module.
 """
 
 # Why: docs/decisions/0010.
@@ -10,8 +13,9 @@ a working directory that has a `benchmarks/` of its own, so a finder for exactly
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +23,39 @@ from types import ModuleType
 from icis_deploy.errors import IncompatibleError, MissingDependencyError
 
 NAMES = ("exporters", "benchmarks")
+LIBRARIES = {"onnx", "onnx_ir", "onnxscript", "scipy", "torch"}
+"""Libraries of the extras `train` and `export`, as they are imported; a device has none of them."""
+
 _PACKAGE = Path(__file__).resolve().parent
+
+
+@contextmanager
+def libraries_required() -> Iterator[None]:
+    """Turn an import in this block that fails because one of `LIBRARIES` is missing into `MissingDependencyError`.
+
+    Raises:
+        MissingDependencyError: If a module of the block needs a library that is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in LIBRARIES:
+            raise
+        raise MissingDependencyError(
+            f"This needs {library}, which is not installed.",
+            expected=library,
+            hint="Install what a workbench needs: pip install 'icis-deploy[train,export]'.",
+        ) from error
+
+
+class _WorkbenchLoader(SourceFileLoader):
+    """Python's own loader, which names the command that installs a missing library."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run a module's code."""
+        with libraries_required():
+            super().exec_module(module)
 
 
 class _WorkbenchFinder:
@@ -31,14 +67,19 @@ class _WorkbenchFinder:
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None = None,  # noqa: ARG002 - the protocol's signature
-        target: ModuleType | None = None,  # noqa: ARG002
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,  # noqa: ARG002 - the protocol's signature
     ) -> ModuleSpec | None:
-        """Return the spec of `exporters` or `benchmarks`, `None` for any other name."""
-        if fullname not in NAMES:
+        """Return the spec of `exporters`, `benchmarks` or a module in them, `None` for any other name."""
+        if fullname in NAMES:
+            folder = self.root / fullname
+            return spec_from_file_location(fullname, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        if path is None or fullname.partition(".")[0] not in NAMES:
             return None
-        folder = self.root / fullname
-        return spec_from_file_location(fullname, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _WorkbenchLoader(spec.loader.name, spec.loader.path)
+        return spec
 
 
 def workbench_root() -> Path:
@@ -60,7 +101,8 @@ def enable_workbench() -> None:
     """Make `import exporters` and `import benchmarks` give icis-deploy's own; do nothing if they already do.
 
     Raises:
-        MissingDependencyError: If this installation does not have them.
+        MissingDependencyError: If this installation does not have them. A library that is missing shows when a module
+            that needs it is imported.
         IncompatibleError: If another package of that name is already imported in this process.
     """
     root = workbench_root()

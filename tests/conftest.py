@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def imagenet_mobilenet() -> Path:
-    """The folder of a real classifier with photos and descriptors, which is kept beside the project."""
+    """The folder of a real classifier with photos and descriptors, which is kept next to the project."""
     if not (IMAGENET_MOBILENET / "model.onnx").is_file():
         pytest.skip(f"the real classifier is not at {IMAGENET_MOBILENET}")
     return IMAGENET_MOBILENET

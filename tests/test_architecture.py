@@ -68,7 +68,7 @@ ROOMS = {
         "icis_deploy.{common,descriptors,head} icis_deploy.injection.{estimate,predictors,rows,validation}"
     ),
     "icis_deploy.metrics": Room("icis_deploy.common"),
-    "icis_deploy.runtime.sessions": Room("icis_deploy.{bundle,common}"),
+    "icis_deploy.runtime.sessions": Room("icis_deploy.{bundle,common,head}"),
     "icis_deploy.runtime.teaching": Room("icis_deploy.{bundle,common,head} icis_deploy.runtime.sessions"),
     "icis_deploy.updates": Room("icis_deploy.{common,head}"),
     "icis_deploy.runtime.state": Room(

@@ -55,7 +55,7 @@ def faults_of_numbers(names: Iterable[str]) -> list[str]:
     numbers = sorted(int(name[:4]) for name in names)
     twice = sorted({number for number in numbers if numbers.count(number) > 1})
     missing = sorted(set(range(1, max(numbers) + 1)) - set(numbers))
-    return [f"{number:04} stands twice" for number in twice] + [f"{number:04} is missing" for number in missing]
+    return [f"{number:04} occurs twice" for number in twice] + [f"{number:04} is missing" for number in missing]
 
 
 def faults_of_index(index: str, names: Iterable[str]) -> list[str]:
@@ -200,7 +200,7 @@ def test_a_fault_of_a_decision_is_found(old, new, fault):
 
 
 def test_a_gap_and_a_number_that_stands_twice_are_found():
-    assert faults_of_numbers(["0001-a.md", "0003-b.md", "0003-c.md"]) == ["0003 stands twice", "0002 is missing"]
+    assert faults_of_numbers(["0001-a.md", "0003-b.md", "0003-c.md"]) == ["0003 occurs twice", "0002 is missing"]
 
 
 def test_a_decision_that_the_index_lacks_is_found():

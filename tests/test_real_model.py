@@ -1,4 +1,4 @@
-"""The whole job on a real classifier, which is kept beside the project: what README claims of it."""
+"""The whole job on a real classifier, which is kept next to the project: what README claims of it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from benchmarks.bench.correctness import (
     source_of,
 )
 from benchmarks.bench.head_overhead import head_shares
-from benchmarks.bench.labeled_inputs import LabeledFeatures
+from benchmarks.bench.labeled_inputs import HeadFeatures, LabeledFeatures
 from benchmarks.bench.loadgen import ScenarioName, import_loadgen, run_scenario
 from benchmarks.bench.opened import OpenTarget, names_of_bundles, noise, open_bundle, open_original
 from benchmarks.machine.environment import read_environment
@@ -69,7 +69,7 @@ class Preset:
     """Name on the command line and in the result."""
 
     percent: float
-    """Percentile for which there shall be enough queries."""
+    """Percentile that must be measured: there are as many queries as it needs."""
 
     budget_s: float
     """Seconds for one target and one batch size."""
@@ -96,14 +96,11 @@ PRESETS = {
 class LabeledInputs:
     """What accuracy is measured on."""
 
-    labeled: LabeledImages | LabeledFeatures
-    """Images or features, with labels."""
+    labeled: LabeledImages | HeadFeatures
+    """What is answered, and the correct answers."""
 
     source: str
     """Where they are from, in words."""
-
-    seen_rows: NDArray[np.float32] | None
-    """`(num_seen, feature_dim + 1)`, the rows of the original head; needed for features."""
 
 
 @contextmanager
@@ -265,9 +262,8 @@ def measure_correctness(
     if inputs is None:
         seeded = logits_on_seeded_inputs(targets)
         return {}, parities(targets, seeded, source="seeded noise")
-    if isinstance(inputs.labeled, LabeledFeatures):
-        assert inputs.seen_rows is not None
-        logits = logits_on_features(targets, inputs.labeled, inputs.seen_rows)
+    if isinstance(inputs.labeled, HeadFeatures):
+        logits = logits_on_features(targets, inputs.labeled)
     else:
         logits = logits_on_images(targets, inputs.labeled.paths)
     found = accuracies(targets, logits, inputs.labeled.labels, source=inputs.source, max_seen_loss=max_seen_loss)
@@ -365,9 +361,13 @@ def labeled_inputs(path: Path, against: str | None) -> LabeledInputs:
     """
     from benchmarks.bench.labeled_inputs import load_labeled
 
-    labeled = load_labeled(path)
-    rows = original_rows(path, against) if isinstance(labeled, LabeledFeatures) else None
-    return LabeledInputs(labeled=labeled, source=source_of(labeled, path), seen_rows=rows)
+    loaded = load_labeled(path)
+    source = source_of(loaded, path)
+    if not isinstance(loaded, LabeledFeatures):
+        return LabeledInputs(labeled=loaded, source=source)
+    rows = original_rows(path, against)
+    labeled = HeadFeatures(features=loaded.features, labels=loaded.labels, seen_rows=rows)
+    return LabeledInputs(labeled=labeled, source=source)
 
 
 def original_rows(path: Path, against: str | None) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bench.labeled_inputs import LabeledFeatures
+from benchmarks.bench.labeled_inputs import HeadFeatures, LabeledFeatures
 from benchmarks.bench.opened import ORIGINAL, OpenTarget, noise, prepare
 from benchmarks.results.values import (
     Accuracy,
@@ -103,20 +103,17 @@ def logits_on_seeded_inputs(targets: Sequence[OpenTarget]) -> dict[str, Float64]
     }
 
 
-def logits_on_features(
-    targets: Sequence[OpenTarget], labeled: LabeledFeatures, seen_rows: NDArray[np.float32]
-) -> dict[str, Float64]:
+def logits_on_features(targets: Sequence[OpenTarget], labeled: HeadFeatures) -> dict[str, Float64]:
     """Return the logits of every target's head on features, in float64, by its name.
 
     Args:
         targets: Made from the same model.
-        labeled: Features of that model's backbone.
-        seen_rows: `(num_seen, feature_dim + 1)`, the rows of its head.
+        labeled: Features of that model's backbone, with the rows of its head.
 
     Raises:
         IncompatibleError: If the features have another width than the rows.
     """
-    feature_dim = seen_rows.shape[1] - 1
+    feature_dim = labeled.seen_rows.shape[1] - 1
     if labeled.features.shape[1] != feature_dim:
         raise IncompatibleError(
             f"The features are {labeled.features.shape[1]} wide; the head's rows multiply {feature_dim}. They come "
@@ -126,10 +123,11 @@ def logits_on_features(
         )
     found = {}
     for target in targets:
-        head = Head(rows=np.concatenate([seen_rows, target.added_rows()]), class_names=target.class_names)
+        head = Head(rows=np.concatenate([labeled.seen_rows, target.added_rows()]), class_names=target.class_names)
         logits, arbiter = head.logits(labeled.features), target.added_arbiter()
         if arbiter.any():
-            logits[:, len(seen_rows) :] += statistics_of(labeled.features, seen_rows, logits) @ arbiter.T
+            num_seen = len(labeled.seen_rows)
+            logits[:, num_seen:] += statistics_of(labeled.features, labeled.seen_rows, logits) @ arbiter.T
         found[target.name] = logits
     return found
 

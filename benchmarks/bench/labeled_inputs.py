@@ -37,6 +37,20 @@ class LabeledFeatures:
     """`(num_images,)` class names."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadFeatures:
+    """Features of images with the rows that they are multiplied with, and the class that each image shows."""
+
+    features: NDArray[np.floating]
+    """`(num_images, feature_dim)`, computed by the model's backbone."""
+
+    labels: tuple[str, ...]
+    """`(num_images,)` class names."""
+
+    seen_rows: NDArray[np.float32]
+    """`(num_seen, feature_dim + 1)`, the rows of the model's own head."""
+
+
 def load_labeled(path: Path) -> LabeledImages | LabeledFeatures:
     """Read what accuracy is measured on; the form follows from the path.
 

@@ -29,7 +29,7 @@ CONSTRAINTS = {
 
 
 def read_details(folder: Path) -> dict[str, Any]:
-    """Return what LoadGen wrote to its detail log, by its own names; of a name that stands there again, the last.
+    """Return what LoadGen wrote to its detail log, by its own names; of a name that occurs again, the last.
 
     Raises:
         RuntimeFailureError: If it wrote none.

@@ -23,7 +23,7 @@ from icis_deploy.head.arbiter import no_arbiter
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.loading import load_images, load_pixels
 from icis_deploy.images.preprocessing import Preprocessing
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.sessions.choice import Runtime, loaded_files
 from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession, load_session
 
@@ -124,7 +124,7 @@ def open_bundle(folder: Path, *, name: str, runtime: Runtime) -> OpenTarget:
         head_kind="updatable" if bundle.capacity else "fused",
         precision=bundle.precision,
         runtime=runtime.name,
-        provider=provider_of(device.session),
+        provider=provider_of(session_of(device)),
         num_threads=runtime.num_threads,
         class_names=device.classes(),
         num_seen=bundle.num_seen,
@@ -202,10 +202,10 @@ def with_data(path: Path) -> tuple[Path, ...]:
 
 def phases_of(device: Device, name: str) -> Callable[[Images], Phases] | None:
     """Return what measures the phases of a device; None unless ONNX Runtime runs it on a GPU."""
-    session = device.session
+    session = session_of(device)
     if not isinstance(session, ONNXRuntimeSession) or provider_of(session) not in GPU_PROVIDERS:
         return None
-    return lambda images: measure_phases(session.inference_session, images, device.state.buffers, target=name)
+    return lambda images: measure_phases(session.inference_session, images, state_of(device).buffers, target=name)
 
 
 def added_rows(folder: Path, device: Device) -> Float32:
@@ -241,8 +241,9 @@ def added_tables(folder: Path, device: Device) -> list[SlotTable]:
                 hint="Export it again.",
             )
         tables.append(table)
-    if device.state.table is not None:
-        tables.append(device.state.table)
+    slots = state_of(device).table
+    if slots is not None:
+        tables.append(slots)
     return tables
 
 

@@ -13,7 +13,7 @@ Rules:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from benchmarks.timing.startup import Start, start_once
 from icis_deploy.bundle.manifest import MODEL_NAME, SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.errors import UsageError
 from icis_deploy.runtime.changes.self_test import self_test_input
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession
 
 BARE, LOGITS, PREDICT = "session.run", "Device.logits", "Device.predict"
@@ -41,10 +41,10 @@ class OverheadReport:
     num_rounds: int
     """How often each request was measured."""
 
-    median_ms: dict[str, float]
+    median_ms: Mapping[str, float]
     """Median latency of a request in milliseconds, by what was called."""
 
-    added_us: dict[str, Interval]
+    added_us: Mapping[str, Interval]
     """What a request takes longer than a bare `session.run`, in microseconds, by what was called."""
 
     num_starts: int
@@ -113,8 +113,9 @@ def measure_overhead(
 
 
 def _requests(device: Device, num_rounds: int, seed: int) -> dict[str, list[float]]:
-    assert isinstance(device.session, ONNXRuntimeSession)
-    session, buffers = device.session.inference_session, device.state.buffers
+    opened, buffers = session_of(device), state_of(device).buffers
+    assert isinstance(opened, ONNXRuntimeSession), "the default runtime"
+    session = opened.inference_session
     images = self_test_input(device.bundle, seed)
     feed = {session.get_inputs()[0].name: images}
     if buffers is not None:

@@ -49,7 +49,7 @@ class Regression:
     """In the earlier result: milliseconds, bytes, or a fraction of 1."""
 
     after: float
-    """Now."""
+    """In the new result, in the same unit."""
 
     change: float
     """By how much it is worse, as a fraction of the earlier figure; of a seen loss as a fraction of 1."""

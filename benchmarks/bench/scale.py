@@ -30,7 +30,7 @@ from benchmarks.timing.latency import Plan, measure
 from benchmarks.timing.percentiles import num_queries_needed
 from benchmarks.timing.startup import measure_startup
 from icis_deploy.common.json_fields import json_from_time
-from icis_deploy.errors import MissingDependencyError, UsageError
+from icis_deploy.errors import UsageError
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 
 if TYPE_CHECKING:
@@ -180,16 +180,11 @@ def saved_heads(num_classes: int, feature_dim: int, capacity: int) -> Iterator[d
     Raises:
         MissingDependencyError: If onnx is not installed.
     """
-    try:
-        from exporters.graph.edits import apply_passes
-        from exporters.head.finding import find_head
-        from exporters.head.surgery import AddSlotsPass
-        from exporters.onnx_io.files import save_model
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Heads are made with onnx, and {error.name} is not installed.",
-            hint="Install it: pip install 'icis-deploy[export]'.",
-        ) from error
+    from exporters.graph.edits import apply_passes
+    from exporters.head.finding import find_head
+    from exporters.head.surgery import AddSlotsPass
+    from exporters.onnx_io.files import save_model
+
     model = head_model(num_classes, feature_dim)
     with tempfile.TemporaryDirectory() as name:
         paths: dict[Kind, Path] = {"fused": Path(name) / "fused.onnx", "updatable": Path(name) / "updatable.onnx"}

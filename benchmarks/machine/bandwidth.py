@@ -36,7 +36,11 @@ def memory_bandwidth(num_threads: int, *, array_bytes: int = ARRAY_BYTES, num_pa
         UsageError: If a number is not positive.
     """
     if num_threads < 1 or array_bytes < 8 * num_threads or num_passes < 1:
-        raise UsageError("The memory bandwidth needs at least one thread, one pass, and an array for each thread.")
+        raise UsageError(
+            "The memory bandwidth needs at least one thread, one pass, and an array for each thread.",
+            found=(num_threads, num_passes, array_bytes),
+            expected="at least 1 thread, 1 pass and 8 bytes for each thread",
+        )
     per_thread = array_bytes // num_threads // 4
     sources = [np.ones(per_thread, dtype=np.float32) for _ in range(num_threads)]
     copies = [np.zeros(per_thread, dtype=np.float32) for _ in range(num_threads)]

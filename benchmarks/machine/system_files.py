@@ -57,7 +57,7 @@ def read_numbers(root: Path, pattern: str) -> list[float] | Unavailable:
 
 
 def read_fields(root: Path, name: str, separator: str) -> dict[str, str] | Unavailable:
-    """Return the `key separator value` lines of a file; of a key that stands several times, the first value."""
+    """Return the `key separator value` lines of a file; of a key that occurs several times, the first value."""
     text = read_text(root, name)
     if isinstance(text, Unavailable):
         return text

@@ -25,10 +25,10 @@ class NewClasses:
     """Classes to add, in the forms that peers take."""
 
     rows: Float32
-    """`(num_added, feature_dim + 1)`."""
+    """`(num_added, feature_dim + 1)` float32, `[weight | bias]`."""
 
     descriptors: Float32
-    """`(num_added, descriptor_dim)`; no columns where there are no descriptors."""
+    """`(num_added, descriptor_dim)` float32; no columns where there are no descriptors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +39,10 @@ class Adding:
     """From new classes to what adds them and answers once."""
 
     how: str
-    """What that takes, in words."""
+    """What a user has to do for it, in words."""
 
     num_times: int
-    """How often it is timed."""
+    """Number of repetitions that are timed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Peer:
     """One way, ready to answer."""
 
     target: OpenTarget
-    """What answers."""
+    """Answers images with the classes of the first bundle."""
 
     adding: Adding | None
     """How it adds classes; None where it has no way of its own."""
@@ -61,34 +61,34 @@ class PeerBase:
     """What all peers are made of: one bundle, its original model, and their rows."""
 
     first: OpenTarget
-    """The first bundle, open."""
+    """The first of the bundles that are compared, in ONNX Runtime."""
 
     folder: Path
-    """Its folder."""
+    """Folder of the first bundle."""
 
     bundle: Bundle
-    """Its manifest."""
+    """Manifest of the first bundle."""
 
     model: Path
-    """The original model."""
+    """The model that the bundle was made from, as the user gave it: `.onnx` or `.pt2`."""
 
     onnx_path: Path
-    """The same as ONNX."""
+    """The same model as an ONNX file."""
 
     seen_rows: Float32
-    """`(num_seen, feature_dim + 1)`."""
+    """`(num_seen, feature_dim + 1)` float32, the rows of the original head."""
 
     added_rows: Float32
-    """`(num_classes - num_seen, feature_dim + 1)`."""
+    """`(num_classes - num_seen, feature_dim + 1)` float32, the rows that the bundle has besides."""
 
     descriptors: Descriptors | None
-    """Of every class."""
+    """Descriptors of all classes, seen and added; None where the user gave none."""
 
     num_threads: int | None
-    """Threads of every runtime."""
+    """Threads inside one operator, for every runtime; None lets each choose."""
 
     work_folder: Path
-    """Where files can be written."""
+    """A temporary folder for models that peers export."""
 
     @property
     def image(self) -> Images:

@@ -1,1 +1,1 @@
-"""One page about any number of benchmark results: merged, then said in cells, words and pictures."""
+"""One page about any number of benchmark results: merged, then said in cells, words and charts."""

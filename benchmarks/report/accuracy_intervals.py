@@ -79,10 +79,10 @@ class Choice:
     """A target as a point: how fast and how accurate."""
 
     entry: Entry
-    """The target."""
+    """The target and the run that measured it."""
 
     latency_ms: Interval
-    """Median latency."""
+    """Median latency in milliseconds, with its 99 % interval."""
 
     accuracy: Interval
     """Its accuracy, a fraction of 1; without width where nothing is known of it."""

@@ -58,7 +58,7 @@ STYLE: dict[Any, Any] = {
 
 
 class Canvas:
-    """One picture with one pair of axes."""
+    """One chart with one pair of axes."""
 
     def __init__(self, *, height_in: float) -> None:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -71,7 +71,7 @@ class Canvas:
         self.axes: Any = self.figure.add_subplot()
 
     def svg(self, name: str) -> str:
-        """Return the picture as an `<svg>` element whose ids begin with `name`."""
+        """Return the chart as an `<svg>` element whose ids begin with `name`."""
         file = io.StringIO()
         self.figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
         return _themed(file.getvalue(), name)
@@ -113,7 +113,7 @@ def milliseconds_axis(axes: Any, values: Sequence[float]) -> None:
     axes.grid(axis="x")
 
 
-def plain_number(value: float, _place: int = 0) -> str:
+def plain_number(value: float, _position: int = 0) -> str:
     """Return a tick's label: 0.5, 20, 1,000; never a power of ten."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
 
@@ -124,7 +124,7 @@ def _themed(svg: str, name: str) -> str:
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'( width| height)="[0-9.]+pt"', "", svg, count=2)
     svg = re.sub(r"'?DejaVu Sans'?[^;\"]*(?=[;\"])", "var(--font)", svg)
-    # Several pictures share a page, and an id may be there once.
+    # Several charts share a page, and an id may be there once.
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     for number, variable in _VARIABLES.items():

@@ -1,7 +1,7 @@
-"""The legend below a picture: what its markers stand for, over its whole width, and numbers that refer points to it.
+"""The legend below a chart: what its markers stand for, over its whole width, and numbers that refer points to it.
 
 Names next to the points would take half of the width on a phone, and overlap where points do, as they often do: heads
-of one model differ by a hundredth of its latency. A number is short, and points in one place share a label.
+of one model differ by a hundredth of its latency. A number is short, and points that coincide share a label.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NEAR_PT = (30.0, 13.0)
 
 
 def legend_height_in(entries: Sequence[Entry]) -> float:
-    """Return how much higher a picture has to be for its legend, inches."""
+    """Return how much higher a chart has to be for its legend, inches."""
     return 0.1 + LINE_IN * -(-len(entries) // num_columns(entries))
 
 
@@ -34,13 +34,13 @@ def num_columns(entries: Sequence[Entry]) -> int:
 
 
 def draw_legend(axes: Any, entries: Sequence[Entry], handles: Sequence[Any], *, numbered: bool) -> None:
-    """Write below a picture what its markers stand for.
+    """Write below a chart what its markers stand for.
 
     Args:
         axes: Of a figure that is `legend_height_in` higher than it would be without.
-        entries: In the order in which they stand.
+        entries: In the order in which they are listed.
         handles: What was drawn of each.
-        numbered: Whether numbers from 1 on stand before the names.
+        numbered: Whether the names are numbered from 1 on.
     """
     names = [f"{number}  {entry.label}" if numbered else entry.label for number, entry in enumerate(entries, 1)]
     axes.figure.legend(
@@ -60,7 +60,7 @@ def draw_legend(axes: Any, entries: Sequence[Entry], handles: Sequence[Any], *, 
 
 
 def number_points(axes: Any, points: Sequence[tuple[float, float]]) -> None:
-    """Write numbers from 1 on next to points, one label for those that lie in one place.
+    """Write numbers from 1 on next to points, one label for those that coincide.
 
     Args:
         axes: Whose limits are set.

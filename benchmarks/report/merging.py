@@ -1,10 +1,10 @@
-"""Results of several runs and machines put together: what the page's tables and pictures are made of.
+"""Results of several runs and machines put together: what the page's tables and charts are made of.
 
 Rules:
 
 1. Results of machines with one fingerprint are of one device. Two devices of the same name get their fingerprints
    after it, a target that a device has measured twice the time of its run: no two things have the same name.
-2. A target keeps its colour and its marker in every picture: the colour says which head in which runtime, the marker in
+2. A target keeps its colour and its marker in every chart: the colour says which head in which runtime, the marker in
    which precision.
 """
 
@@ -59,19 +59,19 @@ class Entry:
     """A target on a device."""
 
     device: Device
-    """Where it ran."""
+    """The machine that it ran on."""
 
     result: Result
     """The run that it is of."""
 
     target: Target
-    """What it is."""
+    """The model in a runtime, with size, accuracy and start."""
 
     label: str
     """What the page calls it; no other entry of the device is called so."""
 
     color: int
-    """Index of its colour."""
+    """Index of its colour in the palette of the page."""
 
     @property
     def marker(self) -> str:
@@ -91,13 +91,13 @@ class Row:
     """A target on a device with one batch size."""
 
     entry: Entry
-    """The target."""
+    """The target and the run that measured it."""
 
     batch_size: int
     """Images in a query."""
 
     latency: LatencyReport
-    """How long a query takes."""
+    """Latency of a query: one batch of `batch_size` images."""
 
     comparison: Comparison | None
     """With the target that its run compares everything with; None for that one itself."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.report.merging import Device, Entry, Row, merge
 from benchmarks.report.numbers import enumeration
-from benchmarks.report.sections import pictures_of, smallest_batches
+from benchmarks.report.sections import charts_of, smallest_batches
 from benchmarks.report.sentences import say_accuracies, say_distributions
 from benchmarks.report.tables import Cell, Column, columns_of, extra_tables, facts_of
 from benchmarks.results.result import Result
@@ -29,10 +29,10 @@ class Report:
     """Everything that a page or a Markdown text says."""
 
     devices: tuple[Device, ...]
-    """The machines."""
+    """The machines of all results, in the order of the results."""
 
     entries: tuple[Entry, ...]
-    """What was measured on them."""
+    """Every target of every machine, in the order of measurement."""
 
     @property
     def rows(self) -> list[Row]:
@@ -50,7 +50,7 @@ class Report:
 
     @property
     def headlines(self) -> list[str]:
-        """What a hurried reader needs, a paragraph for each device: of its `bench` with most targets.
+        """What a reader needs first, a paragraph for each device: of its `bench` with most targets.
 
         Targets of different runs were not measured in turn, so that none of them is the fastest of all.
         """
@@ -113,7 +113,7 @@ def html_page(report: Report) -> str:
         rows=rows,
         batches=sorted({row.batch_size for row in report.rows}),
         row_batches=[row.batch_size for row in report.rows],
-        pictures=list(pictures_of(report.devices, report.entries)),
+        charts=list(charts_of(report.devices, report.entries)),
         tables=extra_tables(report.devices, report.entries),
         missing=missing_of(report.entries),
         version=__version__,
@@ -121,7 +121,7 @@ def html_page(report: Report) -> str:
 
 
 def markdown_text(report: Report) -> str:
-    """Return the report for a README: the tables, what the pictures say, the machines.
+    """Return the report for a README: the tables, what the charts say, the machines.
 
     Raises:
         MissingDependencyError: If matplotlib is not installed.
@@ -132,8 +132,8 @@ def markdown_text(report: Report) -> str:
         titles = [f"{column.title} ({column.unit})" if column.unit else column.title for column in columns]
         texts = [[cell.text for cell in row] for row in rows]
         lines += _markdown_table(titles, texts, are_numbers=[column.is_number for column in columns])
-    for picture in pictures_of(report.devices, report.entries):
-        lines += [f"**{escape_markdown(picture.title)}.** {escape_markdown(picture.words)}", ""]
+    for chart in charts_of(report.devices, report.entries):
+        lines += [f"**{escape_markdown(chart.title)}.** {escape_markdown(chart.words)}", ""]
     for table in extra_tables(report.devices, report.entries):
         lines += [f"**{table.title}.** {escape_markdown(table.words)}", ""]
         are_numbers = [index >= table.num_texts for index in range(len(table.titles))]

@@ -1,4 +1,4 @@
-"""The content of the page, in order: every picture with its words, and the machines."""
+"""The content of the page, in order: every chart with its words, and the machines."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.report.accuracy_intervals import choices_of, pareto_front
-from benchmarks.report.merging import Device, Entry, Row
-from benchmarks.report.pictures import (
+from benchmarks.report.charts import (
     draw_accuracies,
     draw_distributions,
     draw_latency_against_accuracy,
@@ -16,6 +15,7 @@ from benchmarks.report.pictures import (
     draw_times,
     draw_trade_off,
 )
+from benchmarks.report.merging import Device, Entry, Row
 from benchmarks.report.sentences import (
     images,
     say_accuracies,
@@ -35,33 +35,33 @@ UPDATABLE_COLOR, OTHER_COLOR = 2, 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """A picture and what it says."""
+class Chart:
+    """A chart and what it says."""
 
     name: str
     """Unique on the page; ids begin with it."""
 
     title: str
-    """What is drawn."""
+    """Heading of the chart."""
 
     svg: str
-    """The picture, an `<svg>` element."""
+    """An `<svg>` element."""
 
     words: str
-    """What it shows, in sentences."""
+    """Caption: sentences computed from the same values as the chart."""
 
 
-def pictures_of(devices: Sequence[Device], entries: Sequence[Entry]) -> Iterator[Picture]:
-    """Yield every picture that the results allow, device by device."""
+def charts_of(devices: Sequence[Device], entries: Sequence[Entry]) -> Iterator[Chart]:
+    """Yield every chart that the results allow, device by device."""
     for index, device in enumerate(devices):
         where = f", {device.label}" if len(devices) > 1 else ""
         for number, result in enumerate(device.results):
             own = [entry for entry in entries if entry.device is device and entry.result is result]
-            for each in _pictures_of_result(f"d{index}r{number}", result, own):
+            for each in _charts_of_result(f"d{index}r{number}", result, own):
                 yield replace(each, title=each.title + where)
 
 
-def _pictures_of_result(name: str, result: Result, entries: Sequence[Entry]) -> Iterator[Picture]:
+def _charts_of_result(name: str, result: Result, entries: Sequence[Entry]) -> Iterator[Chart]:
     rows = smallest_batches(entries)
     if rows:
         yield _distributions(f"{name}-latency", rows)
@@ -70,7 +70,7 @@ def _pictures_of_result(name: str, result: Result, entries: Sequence[Entry]) -> 
     yield from _trade_off(f"{name}-trade-off", entries)
     if len({row.batch_size for entry in entries for row in entry.rows}) > 1:
         measured = [entry for entry in entries if any(True for _ in entry.rows)]
-        yield Picture(
+        yield Chart(
             name=f"{name}-throughput",
             title="Throughput against batch size",
             svg=draw_throughput(f"{name}-throughput", measured),
@@ -86,14 +86,14 @@ def smallest_batches(entries: Sequence[Entry]) -> list[Row]:
     return [row for row in rows if row.batch_size == smallest]
 
 
-def _distributions(name: str, rows: Sequence[Row]) -> Picture:
+def _distributions(name: str, rows: Sequence[Row]) -> Chart:
     limit_ms = drawn_limit_ms(rows)
     words = [
         *say_distributions(rows),
         "The height says how many queries took so long; thick lines are medians, ticks are p90 and p99.",
         *say_cut_off(rows, limit_ms),
     ]
-    return Picture(
+    return Chart(
         name=name,
         title=f"Latency of a query, {images(rows[0].batch_size)}",
         svg=draw_distributions(name, rows, limit_ms),
@@ -110,14 +110,14 @@ def drawn_limit_ms(rows: Sequence[Row]) -> float:
     return min(slowest, 1.25 * max(known)) if known else slowest
 
 
-def _latency_against_accuracy(name: str, rows: Sequence[Row]) -> Iterator[Picture]:
+def _latency_against_accuracy(name: str, rows: Sequence[Row]) -> Iterator[Chart]:
     measure = "H" if any(row.entry.target.accuracy and row.entry.target.accuracy.U is not None for row in rows) else "S"
     choices = choices_of(rows, measure)  # type: ignore[arg-type]
     if len(choices) > 1:
         front = pareto_front(choices)
         words = say_front(front, measure)  # type: ignore[arg-type]
-        words.append("Filled points are on the Pareto front; points in one place share a label.")
-        yield Picture(
+        words.append("Filled points are on the Pareto front; points that coincide share a label.")
+        yield Chart(
             name=name,
             title=f"Latency against accuracy, {images(rows[0].batch_size)}",
             svg=draw_latency_against_accuracy(name, choices, front, measure),
@@ -125,10 +125,10 @@ def _latency_against_accuracy(name: str, rows: Sequence[Row]) -> Iterator[Pictur
         )
 
 
-def _accuracies(name: str, entries: Sequence[Entry]) -> Iterator[Picture]:
+def _accuracies(name: str, entries: Sequence[Entry]) -> Iterator[Chart]:
     measured = [entry for entry in entries if entry.target.accuracy is not None]
     if measured:
-        yield Picture(
+        yield Chart(
             name=name,
             title="Accuracy on unseen and seen classes",
             svg=draw_accuracies(name, measured),
@@ -136,10 +136,10 @@ def _accuracies(name: str, entries: Sequence[Entry]) -> Iterator[Picture]:
         )
 
 
-def _trade_off(name: str, entries: Sequence[Entry]) -> Iterator[Picture]:
+def _trade_off(name: str, entries: Sequence[Entry]) -> Iterator[Chart]:
     measured = [entry for entry in entries if entry.target.accuracy is not None and entry.target.accuracy.curve]
     if measured:
-        yield Picture(
+        yield Chart(
             name=name,
             title="What the old classes keep, and what the new ones give",
             svg=draw_trade_off(name, measured),
@@ -147,9 +147,9 @@ def _trade_off(name: str, entries: Sequence[Entry]) -> Iterator[Picture]:
         )
 
 
-def _others(name: str, result: Result, entries: Sequence[Entry]) -> Iterator[Picture]:
+def _others(name: str, result: Result, entries: Sequence[Entry]) -> Iterator[Chart]:
     if result.scale:
-        yield Picture(
+        yield Chart(
             name=f"{name}-scale",
             title="Latency of the head against its number of classes",
             svg=draw_scale(f"{name}-scale", result.scale),
@@ -160,7 +160,7 @@ def _others(name: str, result: Result, entries: Sequence[Entry]) -> Iterator[Pic
             way: (timing, UPDATABLE_COLOR if way == CLASS_UPDATE else OTHER_COLOR)
             for way, timing in result.update.ways.items()
         }
-        yield Picture(
+        yield Chart(
             name=f"{name}-update",
             title=f"Time until a device answers with {result.update.num_new_classes} new classes",
             svg=draw_times(f"{name}-update", ways),
@@ -171,7 +171,7 @@ def _others(name: str, result: Result, entries: Sequence[Entry]) -> Iterator[Pic
         added = {label: entry.target.add_classes for label, entry in adding.items() if entry.target.add_classes}
         num_classes = max(each.num_classes for each in added.values())
         times = {label: (each.timing, adding[label].color) for label, each in added.items()}
-        yield Picture(
+        yield Chart(
             name=f"{name}-adding",
             title=f"Time to add {num_classes} classes",
             svg=draw_times(f"{name}-adding", times),

@@ -1,4 +1,4 @@
-"""What the pictures say, in words that are computed from the same values; the most important sentence comes first."""
+"""What the charts say, in words that are computed from the same values; the most important sentence comes first."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from benchmarks.report.numbers import (
 )
 from benchmarks.results.values import (
     CLASS_UPDATE,
+    PART_NAMES,
     Accuracy,
     ScalePoint,
     ScaleSeries,
@@ -59,7 +60,7 @@ def say_distributions(rows: Sequence[Row]) -> list[str]:
 
 
 def say_cut_off(rows: Sequence[Row], limit_ms: float) -> list[str]:
-    """Say how many queries were slower than a picture shows, if any were."""
+    """Say how many queries were slower than a chart shows, if any were."""
     num_slower = sum(
         count
         for row in rows
@@ -242,7 +243,9 @@ def say_update(update: UpdateLatency) -> list[str]:
         if others:
             said.append(f"In comparison: {enumeration(others)}.")
     parts = {
-        name.removesuffix("_ms").replace("_", " "): timing for name, timing in update.parts.items() if name != "work_ms"
+        PART_NAMES.get(name, name).removesuffix("_ms").replace("_", " "): timing
+        for name, timing in update.parts.items()
+        if name != "work_ms"
     }
     if parts:
         longest = sorted(parts.items(), key=lambda part: -part[1].median_ms)[:3]

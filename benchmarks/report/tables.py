@@ -17,10 +17,10 @@ class Cell:
     """One value of a table."""
 
     text: str
-    """What a reader sees first."""
+    """The value as the table shows it."""
 
     note: str = ""
-    """What stands under it, smaller: the uncertainty, what it is compared with."""
+    """A second, smaller line: the uncertainty, what it is compared with."""
 
     sort_key: float | str | None = None
     """What it is sorted by; None for what is not known, which always comes last."""
@@ -34,7 +34,7 @@ class Column:
     """One column of a table."""
 
     title: str
-    """Its name."""
+    """Heading of the column, without the unit."""
 
     unit: str
     """Of its numbers; empty where it has none."""
@@ -157,7 +157,7 @@ COLUMNS = (
         _verdict, is_number=False,
     ),
 )  # fmt: skip
-"""In the order in which they stand."""
+"""In the order in which they are shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,19 +165,19 @@ class SimpleTable:
     """A table of texts."""
 
     title: str
-    """What it shows."""
+    """Heading of the table."""
 
     words: str
     """How to read it, in a sentence."""
 
     titles: tuple[str, ...]
-    """`(num_columns,)`."""
+    """`(num_columns,)` headings."""
 
     num_texts: int
     """So many columns from the left are texts; the others are numbers, aligned to the right."""
 
     rows: tuple[tuple[str, ...], ...]
-    """`(num_rows, num_columns)`."""
+    """`(num_rows, num_columns)` cells, as they are shown."""
 
 
 def extra_tables(devices: Sequence[Device], entries: Sequence[Entry]) -> list[SimpleTable]:

@@ -6,7 +6,7 @@ Rules:
    merged, and those of different machines are not compared by accident.
 2. Whatever was not measured is null or an empty list; where something was asked for and could not be had, `missing`
    says why.
-3. Latencies stand with their number of queries, their interval and their distribution, never as a bare figure.
+3. Latencies come with their number of queries, their interval and their distribution, never as a bare figure.
 4. `result.schema.json` is the same format for other languages. Any change of it is a new `SCHEMA_VERSION`; a file of
    another version is refused, never half understood. Older ones are read as if what they lack had not been measured:
    version 1 `head_shares`, and both what accuracies say of the trade between seen and unseen classes.
@@ -54,7 +54,7 @@ class Result:
     """
 
     command: Literal["bench", "bench-update", "bench-peers", "bench-scale"]
-    """What made it."""
+    """The command that made the result."""
 
     created: str
     """When, as `2026-11-23T09:00:00Z`."""
@@ -66,7 +66,7 @@ class Result:
     """The machine, its system, and versions."""
 
     targets: tuple[Target, ...] = ()
-    """What was measured."""
+    """The models in their runtimes that were measured."""
 
     runs: tuple[BatchRun, ...] = ()
     """Latencies and comparisons, by batch size."""
@@ -78,7 +78,7 @@ class Result:
     """What the added rows of targets cost, compared with reading their bytes."""
 
     scenarios: tuple[Scenario, ...] = ()
-    """Targets under load."""
+    """Targets under the loads of LoadGen, or while classes change."""
 
     update: UpdateLatency | None = None
     """How long a class update takes."""

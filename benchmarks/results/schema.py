@@ -55,7 +55,7 @@ def schema_of(kind: type, *, title: str) -> dict[str, Any]:
 def field_docstrings(kind: type) -> dict[str, str]:
     """Return the docstrings under the fields of a dataclass and in its properties, each on one line."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(tree, ast.ClassDef)
+    assert isinstance(tree, ast.ClassDef), "the source of a class"
     found = {}
     for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):

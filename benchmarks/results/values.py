@@ -17,6 +17,9 @@ HeadKind = Literal["original", "fused", "updatable", "other"]
 CLASS_UPDATE = "class update"
 """The way of `UpdateLatency` that the other ways are compared with."""
 
+PART_NAMES = {"probe_ms": "self_test_ms"}
+"""What readers are told, and `ApplyTimings` calls, a part of a class update whose key in results is an older word."""
+
 
 def timing_from_latencies(latencies_ms: Sequence[float]) -> Timing:
     """Return the median and the 99th percentile of latencies in milliseconds, at least one."""
@@ -214,7 +217,7 @@ class Confusion:
     """The class that they were taken for."""
 
     num_images: int
-    """How many there were."""
+    """Number of such images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,13 +225,13 @@ class ClassAccuracy:
     """Accuracy on one class."""
 
     name: str
-    """The class."""
+    """Name of the class."""
 
     is_seen: bool
     """Whether the original model knew it."""
 
     num_images: int
-    """Images of it."""
+    """Number of images of the class."""
 
     accuracy: float
     """Fraction of them that were recognised, choosing among all classes."""
@@ -268,7 +271,7 @@ class Timing:
     """Latency of something that was timed a number of times, outside of interleaved rounds."""
 
     num_queries: int
-    """How often."""
+    """Number of repetitions."""
 
     median_ms: float
     """Median, milliseconds."""
@@ -288,7 +291,7 @@ class AddClasses:
     """From the rows, or the descriptors, in memory to the first answer."""
 
     how: str
-    """What has to be done, in words."""
+    """What a user has to do for it, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,13 +345,13 @@ class Phases:
     """Images in a query."""
 
     host_to_device_ms: Interval
-    """Copying the input there, median."""
+    """Median time of copying the input to the device, milliseconds."""
 
     compute_ms: Interval
-    """The model alone, median."""
+    """Median time of the model alone, milliseconds."""
 
     device_to_host_ms: Interval
-    """Copying the logits back, median."""
+    """Median time of copying the logits back, milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,13 +371,13 @@ class Scenario:
     """Why it is not valid, in words."""
 
     num_queries: int
-    """Queries made."""
+    """Number of queries that were made."""
 
     samples_per_query: int
     """Images in a query."""
 
     duration_s: float
-    """Seconds."""
+    """Duration of the run in seconds."""
 
     samples_per_s: float
     """Images answered in a second."""
@@ -405,22 +408,22 @@ class UpdateLatency:
     """How long a class update takes, compared with other ways to change a head."""
 
     num_new_classes: int
-    """Classes in each update."""
+    """Number of classes in each update."""
 
     capacity: int
-    """Slots of the head."""
+    """Number of slots of the head."""
 
     feature_dim: int
     """Width of a feature."""
 
     update_bytes: int
-    """Size of an update's file."""
+    """Size of an update's file in bytes."""
 
     ways: Mapping[str, Timing]
     """From the file, or the rows, to the first answer, by way."""
 
     parts: Mapping[str, Timing]
-    """The class update's own, by part."""
+    """Where the time of a class update goes, by part."""
 
     def times_faster(self, other: str) -> float:
         """Return how many times as long as a class update another way takes, by the medians."""
@@ -437,13 +440,13 @@ class ScalePoint:
     """A head with so many classes."""
 
     num_classes: int
-    """Classes of the head."""
+    """Number of classes of the head."""
 
     head_bytes: int
     """Bytes of its rows, which every query of batch 1 has to read."""
 
     latency_ms: Interval
-    """Median of a query of the head alone."""
+    """Median latency of a query of the head alone, milliseconds."""
 
     roofline_ms: float
     """`head_bytes` over the measured memory bandwidth: no head that is read from memory is faster."""

@@ -105,10 +105,10 @@ class LatencyReport:
     """Latency of one label."""
 
     label: str
-    """What was measured."""
+    """Name under which it was measured."""
 
     num_queries: int
-    """Queries that count."""
+    """Number of queries that count: those of all rounds, without the warm-up."""
 
     median_ms: Interval
     """Median in milliseconds, with its 99 % interval."""
@@ -126,10 +126,10 @@ class LatencyReport:
     """p90, p95, p99 and p99.9; those that the number of queries does not allow say what they need."""
 
     histogram: Histogram
-    """All queries."""
+    """Latencies of all queries that count."""
 
     warm_up: WarmUp
-    """What came before."""
+    """The queries before any counted."""
 
     drift: Trend | None
     """How the latency changed during the run; None where there are too few rounds to say."""
@@ -149,7 +149,7 @@ class Measurement:
     """Rounds, in each of which everything was measured."""
 
     duration_s: float
-    """Seconds, warm-up included."""
+    """Duration of the run in seconds, warm-up included."""
 
     stopped_by: Literal["precise", "budget"]
     """Whether what was asked for was reached, or the budget used up before."""
@@ -167,7 +167,7 @@ class Measurement:
     """The machine at the end."""
 
     steadiness: Steadiness
-    """What disturbed the run."""
+    """What disturbed the run: throttling, and others on the machine."""
 
 
 def measure(

@@ -42,7 +42,7 @@ class Percentile:
     """Share of queries that are at most this slow, in percent: 99.0 for p99."""
 
     num_queries: int
-    """Queries measured."""
+    """Number of queries that were measured."""
 
     num_needed: int
     """Queries from which this percentile exists."""
@@ -64,13 +64,13 @@ class Interval:
     """An estimate between the two ends of its 99 % interval."""
 
     value: float
-    """The estimate."""
+    """The point estimate, in the unit of what is estimated."""
 
     low: float
-    """Lower end."""
+    """Lower end of the 99 % interval, in the same unit."""
 
     high: float
-    """Upper end."""
+    """Upper end of the 99 % interval, in the same unit."""
 
     @property
     def relative_half_width(self) -> float:

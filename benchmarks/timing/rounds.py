@@ -68,16 +68,16 @@ class WarmUp:
     """What happened before anything counted."""
 
     num_queries: int
-    """Queries made."""
+    """Number of queries before any counted."""
 
     duration_s: float
-    """Seconds taken."""
+    """Duration of the warm-up in seconds."""
 
     first_query_ms: float
-    """Latency of the very first query in this process, in which runtimes allocate and tune."""
+    """Latency of the very first query in this process, in which runtimes allocate and tune, milliseconds."""
 
     last_median_ms: float
-    """Median of the last window."""
+    """Median latency of the last window of queries, milliseconds."""
 
     stable: bool
     """False: the warm-up's share of the budget ran out first, and the figures may still hold some of it."""

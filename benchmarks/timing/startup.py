@@ -47,16 +47,16 @@ class Start:
     """One start of one process."""
 
     cold_start_ms: float
-    """From the start of the process to the first answer: interpreter, imports, load and first inference."""
+    """From the start of the process to the first answer, milliseconds: interpreter, imports, load, first inference."""
 
     load_ms: float
-    """The factory alone: imports of the runtime, and the model."""
+    """The factory alone, milliseconds: imports of the runtime, and the model."""
 
     first_query_ms: float
-    """The first call."""
+    """Latency of the first query after loading, milliseconds."""
 
     second_query_ms: float
-    """The second call, to show what the first one did besides answering."""
+    """Latency of the second query, which shows what the first one did besides answering, milliseconds."""
 
     memory_before_bytes: int | None
     """Peak memory of the process before the factory."""
@@ -76,13 +76,13 @@ class StartupReport:
     """What it costs to start one thing: medians over fresh processes."""
 
     label: str
-    """What was started."""
+    """Name of what was started."""
 
     starts: tuple[Start, ...]
     """Every run, in the order of time."""
 
     size_bytes: int
-    """Size of its files."""
+    """Total size of its files in bytes."""
 
     page_cache: str
     """`dropped`: the files were read from the disk; `warm`: from memory."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.runtime.state.store import STATE_FOLDER, TRUST_FOLDER
 from icis_deploy.updates.envelope import envelope_of, serialize_envelope
 from icis_deploy.updates.signing import keygen, load_private_key
@@ -24,9 +24,15 @@ def slot_table(device: Device) -> SlotTable:
     Raises:
         UsageError: If its head has no slots.
     """
-    if device.state.table is None:
-        raise UsageError("The head has no slots, so nothing can be updated. Export the bundle with an updatable head.")
-    return device.state.table
+    table = state_of(device).table
+    if table is None:
+        raise UsageError(
+            "The head has no slots, so nothing can be updated.",
+            found="fused",
+            expected="updatable",
+            hint="Export the bundle with `head='updatable'`.",
+        )
+    return table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

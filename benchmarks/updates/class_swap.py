@@ -42,7 +42,7 @@ from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Prediction, top_predictions
 from icis_deploy.runtime.changes.self_test import self_test_input
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.sessions.choice import Runtime
 
 NUM_INPUTS = 8
@@ -122,7 +122,11 @@ def measure_class_swap(
             expected=f"at most {bundle.capacity} classes, and logits",
         )
     if seconds <= 0 or updates_per_second <= 0 or num_threads < 1 or num_rounds < 1:
-        raise UsageError("ClassSwap needs a time, a rate, threads and rounds that are greater than 0.")
+        raise UsageError(
+            "ClassSwap needs a time, a rate, threads and rounds that are greater than 0.",
+            found=(seconds, updates_per_second, num_threads, num_rounds),
+            expected="greater than 0",
+        )
     with bundle_copy(bundle_folder) as copy:
         run = _prepared(copy, runtime, num_new_classes)
         start, others = time.perf_counter(), read_others_s()
@@ -157,7 +161,7 @@ def _prepared(copy: BundleCopy, runtime: Runtime | None, num_new_classes: int) -
     features, seen_logits = [], []
     for seed in range(MAX_SEEDS):
         images = self_test_input(device.bundle, seed)
-        output = device.session.run(images, device.state.buffers, with_features=True)
+        output = session_of(device).run(images, state_of(device).buffers, with_features=True)
         if output.features is not None and output.features.any():
             inputs.append(images)
             features.append(output.features)

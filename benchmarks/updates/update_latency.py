@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.results.values import CLASS_UPDATE, UpdateLatency, timing_from_latencies
+from benchmarks.results.values import CLASS_UPDATE, PART_NAMES, UpdateLatency, timing_from_latencies
 from benchmarks.timing.rounds import garbage_collector_at_rest
 from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy, slot_table
 from icis_deploy.bundle.manifest import MODEL_NAME, SLOT_BIAS, SLOT_WEIGHT, load_manifest
@@ -32,16 +32,13 @@ from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.runtime.changes.self_test import self_test_input
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session, session_options
 
 NEW_SESSION = "new session"
 ADAPTER = "LoRA adapter"
 REEXPORT = "export, reload"
 PARTS = ("verify_ms", "journal_ms", "sync_ms", "swap_ms", "probe_ms", "inference_ms", "first_answer_ms")
-_FIELDS = {"probe_ms": "self_test_ms"}
-"""Fields of `ApplyTimings` that results know by another name, which they keep."""
-
 SLOW_ROUNDS = 10
 """Slow ways are measured in every tenth round: their medians are far enough from the rest."""
 
@@ -97,7 +94,8 @@ def measure_update(
         raise UsageError(
             f"{num_updates} updates of {num_new_classes} classes cannot be measured on {bundle.capacity} slots.",
             found=(num_updates, num_new_classes),
-            expected=bundle.capacity,
+            expected=f"at least 1 update of 1 to {bundle.capacity} classes",
+            hint="Measure fewer classes, or a bundle with `head='updatable'` and more slots.",
         )
     with bundle_copy(bundle_folder) as copy, garbage_collector_at_rest():
         device = Device.open(copy.folder, num_threads=num_threads)
@@ -141,7 +139,7 @@ def _make_update(
 def _measure_round(run: _Run, update: ClassUpdate, *, is_slow: bool) -> None:
     _apply_update(run, update)
     table = slot_table(run.device)
-    expected = run.device.session.run(run.images, run.device.state.buffers).logits
+    expected = session_of(run.device).run(run.images, state_of(run.device).buffers).logits
     if is_slow:
         found = {
             ADAPTER: _activate_adapter(run, table.weight, table.bias),
@@ -164,7 +162,7 @@ def _apply_update(run: _Run, update: ClassUpdate) -> None:
     run.device.logits(run.images)
     end = time.perf_counter()
     run.add(CLASS_UPDATE, 1e3 * (end - start))
-    parts = {name: getattr(timings, _FIELDS.get(name, name)) for name in PARTS[:-1]}
+    parts = {name: getattr(timings, PART_NAMES.get(name, name)) for name in PARTS[:-1]}
     parts |= {"first_answer_ms": 1e3 * (end - applied), "work_ms": timings.work_ms}
     for name, value in parts.items():
         run.parts_ms.setdefault(name, []).append(value)
@@ -264,5 +262,8 @@ def text_of(report: UpdateLatency) -> str:
         times = "" if way == CLASS_UPDATE else f"  {report.times_faster(way):.1f} x"
         lines.append(f"{way:28}{each.median_ms:>9.3f} ms{each.p99.text:>16}{times}")
     lines += ["", "the class update's parts"]
-    lines += [f"  {part:26}{each.median_ms:>9.3f} ms{each.p99.text:>16}" for part, each in report.parts.items()]
+    lines += [
+        f"  {PART_NAMES.get(part, part):26}{each.median_ms:>9.3f} ms{each.p99.text:>16}"
+        for part, each in report.parts.items()
+    ]
     return "\n".join(lines)

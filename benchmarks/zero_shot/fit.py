@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -88,7 +88,7 @@ class Way:
     source: Literal["images", "cross-validation", "none"]
     """What the accuracies were measured on."""
 
-    accuracies: dict[str, float | None]
+    accuracies: Mapping[str, float | None]
     """T, U, S and H as fractions of 1; empty where there are none."""
 
     @property
@@ -191,7 +191,11 @@ def measure_fit(
     from icis_deploy.injection.predictors.icis import ICISConfig
 
     if num_rounds < 1 or (published_epochs is not None and published_epochs < 1):
-        raise UsageError("Rounds and epochs count from 1.")
+        raise UsageError(
+            "Rounds and epochs count from 1.",
+            found=(num_rounds, published_epochs),
+            expected="at least 1",
+        )
     options = [InjectionOptions(method=method, seed=seed) for method in methods]
     published = ICISConfig.published()
     num_epochs, rows = published_epochs, None
@@ -286,7 +290,7 @@ def _way(name: str, found: _Found, published_s: Sequence[float], problem: Proble
     if name != PUBLISHED:
         times_faster = compare(published_s, found.seconds, label=PUBLISHED, against=name, margin=0.02).ratio
     source: Literal["images", "cross-validation", "none"] = "none"
-    accuracies: dict[str, float | None] = {}
+    accuracies: Mapping[str, float | None] = {}
     if problem.photos is not None and found.rows is not None:
         report = problem.photos.measure(head_of(problem.opened), found.rows, problem.unseen)
         source, accuracies = "images", {figure: getattr(report, figure) for figure in FIGURES}

@@ -78,10 +78,10 @@ def measure_injection(head: Head, injection: Injection, features: Float32, label
         raise UsageError("This injection has no estimate to compare with; calibration 'auto' makes one.")
     seen, new = head.logits(features), head_logits(injection.rows, features)
     is_unseen = labels >= num_seen
-    is_hit, is_right = new.argmax(axis=1) + num_seen == labels, seen.argmax(axis=1) == labels
+    is_hit, is_correct = new.argmax(axis=1) + num_seen == labels, seen.argmax(axis=1) == labels
     wins = new.max(axis=1) > seen.max(axis=1)
     T, U = float(is_hit[is_unseen].mean()), float((is_hit & wins)[is_unseen].mean())  # noqa: N806
-    S = float((is_right & ~wins)[~is_unseen].mean())  # noqa: N806
+    S = float((is_correct & ~wins)[~is_unseen].mean())  # noqa: N806
     # A row without the mean row and the offset, which its bias contains, competes at other lengths.
     mean = mean_row(head.rows)
     offset = 0.0 if injection.selection is None else injection.selection.offset
@@ -92,7 +92,7 @@ def measure_injection(head: Head, injection: Injection, features: Float32, label
         needed = seen.max(axis=1) - base - scale * deviation
         for bias in np.quantile(needed, np.linspace(0.0, 1.0, NUM_OFFSETS)):
             unseen_rate = float((is_hit & (needed < bias))[is_unseen].mean())
-            best = max(best, _harmonic(unseen_rate, float((is_right & (needed >= bias))[~is_unseen].mean())))
+            best = max(best, _harmonic(unseen_rate, float((is_correct & (needed >= bias))[~is_unseen].mean())))
     return Measured(
         method=injection.method,
         rates=(T, U, S, _harmonic(U, S)),

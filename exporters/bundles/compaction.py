@@ -7,7 +7,7 @@ Rules:
 2. The result must give the logits that the bundle gave, of every class, or it is not written (`compare_compacted`).
 3. Targets that the bundle holds are built anew, as their sidecars say they were built.
 4. The base fingerprint stays the original head's, so that updates made for it are accepted as before.
-5. What stands outside the rollback stack stays: the highest version, the last time seen, trusted keys, disabled classes
+5. What is outside the rollback stack stays: the highest version, the last time seen, trusted keys, disabled classes
    and the history. The stack itself starts empty: there is no earlier state that a rollback could restore.
 6. A class that was baked can be disabled, and no longer be replaced or removed by an update. Taught classes stay in
    slots: a signed update of the same name must still be able to replace them.
@@ -48,7 +48,7 @@ from icis_deploy.errors import CapacityError, IncompatibleError, UsageError
 from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images.loading import LabeledImages
 from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.state.head_state import make_head_state
 from icis_deploy.runtime.state.journal import Journal
@@ -76,7 +76,7 @@ class FormerBundle:
     """Its manifest."""
 
     journal: Journal
-    """Head version, taught and disabled classes, and what stands outside the rollback stack."""
+    """Head version, taught and disabled classes, and what is outside the rollback stack."""
 
     table: SlotTable | None
     """What its slots hold; `None` for a fused head."""
@@ -163,9 +163,7 @@ def write_compacted(
         gate = partial(
             compare_compacted,
             building,
-            former_folder=former.folder,
-            former=bundle,
-            table=former.slot_table(),
+            former=former,
             fixed_batch=fixed_batch(model.graph.inputs[0]),
             images=images,
         )
@@ -236,9 +234,7 @@ def compare_compacted(
     folder: Path,
     bundle: Bundle,
     *,
-    former_folder: Path,
-    former: Bundle,
-    table: SlotTable,
+    former: FormerBundle,
     fixed_batch: int | None = None,
     images: LabeledImages | None = None,
     runtime: Runtime | None = None,
@@ -253,9 +249,7 @@ def compare_compacted(
     Args:
         folder: The compacted bundle's files.
         bundle: Its manifest.
-        former_folder: The bundle that was compacted.
-        former: Its manifest.
-        table: What its slots hold.
+        former: The bundle that was compacted, with an updatable head.
         fixed_batch: Batch size of a model that takes no other; `None` for one that takes any.
         images: Image files to compare on; `None` for seeded inputs.
         runtime: Where both are run; `None` for the default.
@@ -266,16 +260,17 @@ def compare_compacted(
         RuntimeFailureError: If a runtime cannot run one of them.
     """
     paths = None if images is None else images.paths
-    inputs = input_batches(former.model_input, former.preprocessing, paths, fixed_batch=fixed_batch)
+    before = former.bundle
+    inputs = input_batches(before.model_input, before.preprocessing, paths, fixed_batch=fixed_batch)
     with closing(inputs):
-        opened = opened_bundle(former_folder, former, runtime, rewrite)
-        names, expected = _former_logits(former_folder, opened, table, inputs)
+        opened = opened_bundle(former.folder, before, runtime, rewrite)
+        names, expected = _former_logits(former.folder, opened, former.slot_table(), inputs)
         ran = run_bundle(folder, bundle, inputs, runtime, rewrite)
     where = "" if runtime is None or runtime.is_reference else f"; both in {runtime.name}"
     report = compare_logits(
-        comparable_from_device(expected, former.score_kind),
-        comparable_from_device(_in_order(ran, names), former.score_kind),
-        profile=_profile(former.precision, runtime),
+        comparable_from_device(expected, before.score_kind),
+        comparable_from_device(_in_order(ran, names), before.score_kind),
+        profile=_profile(before.precision, runtime),
         compared_with=COMPARED_WITH + where,
     )
     return (replace(report, failures=(*report.failures, *sorted(ran.failures))),)
@@ -285,7 +280,7 @@ def _former_logits(
     folder: Path, opened: Device, table: SlotTable, inputs: InputBatches
 ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Return the classes and their logits, disabled ones included."""
-    bundle, session = opened.bundle, opened.session
+    bundle, session = opened.bundle, session_of(opened)
     state = make_head_state(bundle, session, table=table, version=bundle.head_version)
     device = Device(folder=folder, bundle=bundle, session=session, state=state)
     logits = [device.logits(batch.given).values[: batch.count].copy() for batch in inputs]

@@ -91,7 +91,7 @@ def write_trust(folder: Path, trust: Sequence[Path]) -> None:
     keys = {load_public_key(path).keyid: path.read_bytes() for path in trust}
     if len(keys) > MAX_TRUSTED_KEYS:
         raise UsageError(
-            f"{len(keys)} keys shall be trusted; a device reads at most {MAX_TRUSTED_KEYS}.",
+            f"{len(keys)} keys are to be trusted; a device reads at most {MAX_TRUSTED_KEYS}.",
             found=len(keys),
             expected=MAX_TRUSTED_KEYS,
             hint="Give fewer keys as `trust`.",
@@ -166,7 +166,7 @@ def _reject(building: Path, out: Path, bundle: Bundle, failures: str, reports: S
     is_exact = not any(report.parity_failures for report in reports)
     gate = "The gate for what new classes may cost" if is_exact else "The parity gate"
     raise GateFailedError(
-        f"{gate} was not passed by {failures}. No bundle was written to {out}; what was built lies in "
+        f"{gate} was not passed by {failures}. No bundle was written to {out}; what was built is in "
         f"{rejected}, with the report in {REPORT_NAME}.",
         found=failures,
         where=out,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -81,6 +81,30 @@ class HeadPlan:
         return len(self.seen_names) + self.table.capacity
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleSettings:
+    """What a bundle gets besides its head, and what it is compared on."""
+
+    preprocessing: Preprocessing | None = None
+    """How images are prepared, for the manifest; `None` where users prepare them."""
+
+    images: LabeledImages | None = None
+    """Image files for the gate; `None` for the calibration images, or seeded inputs where there are none."""
+
+    form: ModelForm = field(default_factory=ModelForm)
+    """What is done to the model besides its head."""
+
+    trust: tuple[Path, ...] = ()
+    """Public keys for the bundle's `trust/` folder."""
+
+    targets: TargetPlan = field(default_factory=TargetPlan)
+    """What the bundle holds besides `model.onnx`."""
+
+    max_seen_loss: float | None = None
+    """How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what the updates
+    state."""
+
+
 def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, capacity: int | None) -> HeadPlan:
     """Apply class updates to a head, one after the other.
 
@@ -114,7 +138,7 @@ def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, cap
         table = empty_slots(sum(len(update.added) for update in updates), seen.feature_dim)
     elif capacity is None or capacity < 1:
         raise UsageError(
-            f"An updatable head needs a capacity of at least 1 slot, not {capacity}.",
+            f"An updatable head needs a capacity of at least 1 slot; found {'none' if capacity is None else capacity}.",
             found=capacity,
             expected="at least 1",
             hint="Give `capacity`.",
@@ -157,13 +181,8 @@ def write_bundle(
     *,
     loaded: LoadedModel,
     location: HeadLocation,
-    preprocessing: Preprocessing | None,
-    images: LabeledImages | None,
-    form: ModelForm | None = None,
-    trust: Sequence[Path] = (),
-    targets: TargetPlan | None = None,
+    settings: BundleSettings,
     on_target: Callable[[BuiltTarget], None] | None = None,
-    max_seen_loss: float | None = None,
     overwrite: bool,
 ) -> Bundle:
     """Write a bundle to `out`, if it passes the parity gate.
@@ -173,18 +192,12 @@ def write_bundle(
         plan: Which head it gets.
         loaded: The original model; it is not changed.
         location: Its head.
-        preprocessing: Goes into the manifest.
-        images: Image files for the gate; `None` for the calibration images, or seeded inputs where there are none.
-        form: What is done to the model besides its head; by default nothing.
-        trust: Public keys for the bundle's `trust/` folder; not in the manifest, since devices may rotate them.
-        targets: What the bundle holds besides `model.onnx`.
+        settings: What else it gets, and what it is compared on.
         on_target: Told what became of each target, as soon as it is known.
-        max_seen_loss: How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what
-            the updates state.
         overwrite: Whether a bundle at `out` may be replaced.
 
     Raises:
-        GateFailedError: If the gate is not passed. What was built lies in `<out>.rejected` with its report, and `out`
+        GateFailedError: If the gate is not passed. What was built is in `<out>.rejected` with its report, and `out`
             is as it was.
         StorageError: If a file cannot be written; `out` is as it was.
         ExportError: If a target cannot be built; `out` is as it was.
@@ -192,8 +205,8 @@ def write_bundle(
     check_free(out, overwrite=overwrite)
     with new_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as building:
         start = time.perf_counter()
-        form = ModelForm() if form is None else form
-        form = replace(form, top=min(form.top, plan.num_scores))
+        preprocessing = settings.preprocessing
+        form = replace(settings.form, top=min(settings.form.top, plan.num_scores))
         taken, calibration = model_input(loaded, preprocessing), _calibration(form, preprocessing)
         formed = convert_precision(loaded, location, form, calibration, model_input=taken, preprocessing=preprocessing)
         expanded = _expanded(plan, loaded, location)
@@ -202,7 +215,7 @@ def write_bundle(
         _write_files(building, plan, model)
         bundle = _describe(building, plan, taken, form, location, preprocessing)
         seconds = time.perf_counter() - start
-        seen = calibration if images is None else images
+        seen = calibration if settings.images is None else settings.images
         compare = partial(
             compare_bundle,
             building,
@@ -210,7 +223,7 @@ def write_bundle(
             location=location,
             expanded=expanded,
             images=seen,
-            max_seen_loss=max_seen_loss,
+            max_seen_loss=settings.max_seen_loss,
         )
         gate = partial(explain_rejection, compare, formed)
         reports = gate(bundle)
@@ -218,10 +231,10 @@ def write_bundle(
             BuiltModel(folder=building, bundle=bundle, build_seconds=seconds, reports=reports),
             gate,
             out=out,
-            targets=TargetPlan() if targets is None else targets,
+            targets=settings.targets,
             on_target=on_target,
         )
-        write_trust(building, trust)
+        write_trust(building, settings.trust)
     return bundle
 
 

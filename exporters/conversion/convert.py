@@ -113,7 +113,7 @@ def with_pixels_and_topk(
         preprocessing: How images are prepared.
 
     Raises:
-        UsageError: If it shall take pixels and no preprocessing is given, or choose more classes than it has.
+        UsageError: If it is to take pixels and no preprocessing is given, or choose more classes than it has.
         IncompatibleError: If it takes no images.
         ExportError: If the edited graph is not valid.
     """

@@ -63,7 +63,7 @@ from icis_deploy.images.loading import LabeledImages
 from icis_deploy.metrics.accuracy_loss import compare_accuracy
 from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.metrics.seen_loss import SeenLoss, measure_seen_loss, stated_budget
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 from icis_deploy.runtime.sessions.protocol import Session
@@ -223,11 +223,11 @@ def run_bundle(
 ) -> BundleRun:
     """Run a bundle's files on inputs, and check its slots and its top-k classes."""
     device = opened_bundle(folder, bundle, runtime, rewrite)
-    exported, failures = [], _baked_slot_failures(folder / MODEL_NAME, device.state.table)
+    exported, failures = [], _baked_slot_failures(folder / MODEL_NAME, state_of(device).table)
     for batch in inputs:
         exported.append(device.logits(batch.given).values[: batch.count].copy())
-        if device.state.table is not None or bundle.top:
-            scores = device.session.run(batch.given, device.state.buffers).logits
+        if state_of(device).table is not None or bundle.top:
+            scores = session_of(device).run(batch.given, state_of(device).buffers).logits
             failures |= _empty_slot_failures(device, scores) | _topk_failures(device, batch.given, scores)
     return BundleRun(
         logits=np.concatenate(exported).astype(np.float64),
@@ -359,7 +359,7 @@ def _baked_slot_failures(model: Path, table: SlotTable | None) -> set[str]:
 
 def _empty_slot_failures(device: Device, given: NDArray[np.float32]) -> set[str]:
     """Return a failure if an empty slot comes near a class in these scores; a fused head has none."""
-    state = device.state
+    state = state_of(device)
     if state.table is None:
         return set()
     is_empty = np.ones(given.shape[1], dtype=bool)
@@ -376,7 +376,7 @@ def _topk_failures(device: Device, inputs: NDArray[Any], scores: NDArray[np.floa
     """Return a failure if a model that chooses its top-k classes gives others than those with the greatest scores."""
     if not device.bundle.top:
         return set()
-    chosen = device.session.top(inputs, device.state.buffers)
+    chosen = session_of(device).top(inputs, state_of(device).buffers)
     if chosen is None:
         return {f"the model makes no choice of {device.bundle.top} classes, as its manifest states"}
     probabilities, columns = chosen

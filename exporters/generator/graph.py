@@ -71,7 +71,7 @@ class GraphBuilder:
         return self.op("ReduceL2", vectors, axes=[1], keepdims=1)
 
     def at_length(self, deviations: ir.Value, length: float) -> ir.Value:
-        """Return deviations at one length, as `row_spectrum.at_length` does."""
+        """Return deviations at one length, as `spectrum.at_length` does."""
         negligible = max(1e-6 * length, TINY)
         found = self.length(deviations)
         factor = self.op("Div", length, self.op("Max", found, negligible))

@@ -124,7 +124,7 @@ def _evaluated(value: ir.Value, nodes: list[ir.Node]) -> NDArray[Any]:
     inputs = (source for node in nodes for source in node.inputs if source is not None)
     sources = [source for source in inputs if _default(source) is not None]
     graph = nodes[-1].graph
-    assert isinstance(graph, ir.Graph)
+    assert isinstance(graph, ir.Graph), "the nodes of a constant are in a graph"
     view = ir.GraphView((), (value,), nodes=nodes, initializers=tuple(dict.fromkeys(sources)), name="constant")
     opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in graph.opset_imports.items()]
     try:

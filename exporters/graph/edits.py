@@ -138,7 +138,7 @@ def add_node(
 
 
 def replace_uses(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
-    """Let `new` stand wherever `old` did, its name and the graph's outputs included; `old` may still feed `new`."""
+    """Use `new` wherever `old` was used, its name and the graph's outputs included; `old` may still feed `new`."""
     for node, index in list(old.uses()):
         if node is not new.producer():
             node.replace_input_with(index, new)

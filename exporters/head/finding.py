@@ -144,7 +144,7 @@ def find_head(model: ir.Model, head_node: str | None = None) -> HeadLocation:
             f"It is not certain that this is the head: {_listed(usable)}.",
             found=_listed(usable),
             expected="one certain head",
-            hint=f"If it is, say so with `head_node={label(usable[0].pattern.node)!r}`.",
+            hint=f"If it is, give `head_node={label(usable[0].pattern.node)!r}`.",
         )
     raise AmbiguousHeadError(
         f"Several layers could be the head: {_listed(usable)}.",
@@ -164,7 +164,7 @@ def read_head(model: ir.Model, location: HeadLocation, class_names: Sequence[str
 
     Raises:
         IncompatibleError: If the number of names is not the number of classes, or a weight is NaN or infinite.
-        ClassConflictError: If a name stands twice.
+        ClassConflictError: If a name occurs twice.
     """
     if len(class_names) != location.num_classes:
         raise IncompatibleError(
@@ -330,7 +330,7 @@ def _last_candidate(model: ir.Model) -> tuple[str, str]:
         if isinstance(pattern, HeadPattern) and pattern.num_classes > 1:
             tail = trace_tail(pattern.logits, pattern.chain.class_axis, pattern.num_classes)
             candidate = Candidate(pattern=pattern, tail=tail)
-            choice = "" if tail.obstacles else f"If it is the head, say so with `head_node={label(node)!r}`."
+            choice = "" if tail.obstacles else f"If it is the head, give `head_node={label(node)!r}`."
             return f" The last linear operator is {candidate.describe()}.", choice
     return "", ""
 

@@ -57,7 +57,7 @@ class HeadPattern:
 
     @property
     def averages(self) -> bool:
-        """Whether features stand at several positions, and are to be averaged."""
+        """Whether there are features at several positions, and are to be averaged."""
         shape = shape_of(self.features)
         return any(shape[axis] != 1 for axis in self.positions)
 

@@ -7,7 +7,8 @@ From the value where the logits leave the head, the class axis is followed throu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -28,16 +29,16 @@ class Tail:
     num_classes: int
     """Length of the class axis, before it grows."""
 
-    axes: dict[ir.Value, int | None] = field(default_factory=dict)
+    axes: Mapping[ir.Value, int | None]
     """Index of the class axis of the logits and of each value after them; `None` where it has gone, as after ArgMax."""
 
-    nodes: list[ir.Node] = field(default_factory=list)
+    nodes: tuple[ir.Node, ...]
     """The nodes after the logits, in the graph's order."""
 
-    warnings: list[str] = field(default_factory=list)
+    warnings: tuple[str, ...]
     """Operators, with their names, that a classifier's logits are usually not followed by."""
 
-    obstacles: list[str] = field(default_factory=list)
+    obstacles: tuple[str, ...]
     """Why no class can be added, in words, in the graph's order."""
 
     def path_to(self, output: ir.Value) -> tuple[str, ...]:
@@ -59,21 +60,23 @@ class Tail:
 
 def trace_tail(logits: ir.Value, class_axis: int, num_classes: int) -> Tail:
     """Follow the class axis from `logits` to the outputs of the graph."""
-    tail = Tail(logits=logits, num_classes=num_classes, axes={logits: class_axis})
+    axes: dict[ir.Value, int | None] = {logits: class_axis}
+    found: list[tuple[ir.Node, Followed]] = []
     graph = logits.graph
-    assert graph is not None
+    assert graph is not None, "logits are the output of a node"
     for node in graph:
-        sources = [source for source in node.inputs if source is not None and source in tail.axes]
-        if not sources:
-            continue
-        followed = _follow(node, sources, tail)
-        tail.nodes.append(node)
-        tail.axes.update(dict.fromkeys(node.outputs, followed.axis))
-        if followed.warning is not None:
-            tail.warnings.append(followed.warning)
-        if followed.obstacle is not None:
-            tail.obstacles.append(followed.obstacle)
-    return tail
+        if any(source in axes for source in node.inputs):
+            followed = _follow(node, axes, num_classes)
+            found.append((node, followed))
+            axes.update(dict.fromkeys(node.outputs, followed.axis))
+    return Tail(
+        logits=logits,
+        num_classes=num_classes,
+        axes=axes,
+        nodes=tuple(node for node, _ in found),
+        warnings=tuple(followed.warning for _, followed in found if followed.warning is not None),
+        obstacles=tuple(followed.obstacle for _, followed in found if followed.obstacle is not None),
+    )
 
 
 def grow_tail(tail: Tail, num_classes: int) -> None:
@@ -94,21 +97,21 @@ def resized(shape: ir.Shape, axis: int, size: int | ir.SymbolicDim) -> ir.Shape:
     return ir.Shape(dims)
 
 
-def _follow(node: ir.Node, sources: list[ir.Value], tail: Tail) -> Followed:
+def _follow(node: ir.Node, axes: Mapping[ir.Value, int | None], num_classes: int) -> Followed:
     carriers = [
-        Carrier(value=source, axis=axis, num_classes=tail.num_classes)
-        for source in sources
-        if (axis := tail.axes[source]) is not None
+        Carrier(value=source, axis=axis, num_classes=num_classes)
+        for source in node.inputs
+        if source is not None and (axis := axes.get(source)) is not None
     ]
     followed = follow(node, carriers)
-    if followed.obstacle is None and _reverses_order(node, carriers, tail):
+    if followed.obstacle is None and _reverses_order(node, carriers, axes):
         return Followed(obstacle=f"{label(node)} ({node.op_type}) reverses the logits' order: the lowest would win")
     return followed
 
 
-def _reverses_order(node: ir.Node, carriers: list[Carrier], tail: Tail) -> bool:
+def _reverses_order(node: ir.Node, carriers: list[Carrier], axes: Iterable[ir.Value]) -> bool:
     """Say whether every logit passes through this node, and the greatest comes out as the smallest."""
-    on_the_only_path = all(len(value.uses()) <= 1 for value in tail.axes)
+    on_the_only_path = all(len(value.uses()) <= 1 for value in axes)
     if not on_the_only_path or len(carriers) != 1:
         return False
     logits = carriers[0].value
@@ -145,5 +148,5 @@ def _grow_constant(node: ir.Node, input_index: int, indices: list[int] | range, 
         return
     array.reshape(-1)[named] = new
     graph = node.graph
-    assert isinstance(graph, ir.Graph)
+    assert isinstance(graph, ir.Graph), "a node after the logits is in their graph"
     node.replace_input_with(input_index, add_initializer(graph, f"{source.name}_grown", array))

@@ -210,7 +210,7 @@ def _clear_notes(model: ir.Model) -> None:
 
 
 def _name_batch(model: ir.Model) -> None:
-    """Call the symbol of the input's first dimension `batch`, wherever it stands."""
+    """Call the symbol of the input's first dimension `batch`, wherever it occurs."""
     shape = model.graph.inputs[0].shape
     if shape is None or len(shape) == 0 or not isinstance(shape[0], ir.SymbolicDim) or not shape[0].value:
         return

@@ -22,8 +22,8 @@ from onnx_ir.passes import common
 
 from exporters.onnx_io.shape_inference import infer_shapes
 from exporters.onnx_io.streaming import make_external_weights_lazy, model_chunks, read_model, weights_in_memory
-from icis_deploy.common.files import write_file
-from icis_deploy.errors import ExportError, ModelLoadError, StorageError
+from icis_deploy.common.files import write_failure, write_file
+from icis_deploy.errors import ExportError, ModelLoadError
 
 MIN_OPSET = 13
 """From 13 on, Squeeze, Unsqueeze and ReduceSum take axes as inputs, Softmax means one axis and Q/DQ are per channel."""
@@ -171,12 +171,7 @@ def save_model(model: ir.Model, path: Path) -> tuple[Path, ...]:
         ir.save(model, path, external_data=weights.name, size_threshold_bytes=_MIN_EXTERNAL_BYTES)
         weights.chmod(0o644)  # a device's user is another one than who exported
     except OSError as error:
-        raise StorageError(
-            f"Could not write {path}: {error.strerror or error}.",
-            found=error.strerror or str(error),
-            where=path,
-            hint="Free some space or choose another place.",
-        ) from error
+        raise write_failure(path, error) from error
     return path, weights
 
 
@@ -191,7 +186,7 @@ def serialize_model(model: ir.Model) -> bytes:
             f"The model holds {weights_bytes(model)} bytes of weights; one protobuf holds {MAX_PROTOBUF_BYTES}.",
             found=weights_bytes(model),
             expected=MAX_PROTOBUF_BYTES,
-            hint="Save it to a file, which puts the weights beside it.",
+            hint="Save it to a file, which puts the weights next to it.",
         )
     with weights_in_memory(model):
         return bytes(ir.to_proto(model).SerializeToString())
@@ -231,7 +226,7 @@ def _check_external_weights(model: ir.Model, path: Path) -> None:
                     f"{first_line(error)}.",
                     found=first_line(error),
                     where=tensor.location,
-                    hint="Put that file beside the model.",
+                    hint="Put that file next to the model.",
                 ) from error
             if tensor.nbytes < _MIN_EXTERNAL_BYTES:
                 value.const_value = ir.Tensor(np.array(array), dtype=tensor.dtype, name=tensor.name)

@@ -72,15 +72,25 @@ class BenchOptions:
         ):
             unknown = [name for name in given if name not in known]
             if unknown:
-                raise UsageError(f"There is no {what} {unknown[0]!r}; choose among {', '.join(known)}.")
+                raise UsageError(
+                    f"There is no {what} {unknown[0]!r}; choose among {', '.join(known)}.",
+                    found=unknown[0],
+                    expected=known,
+                )
         if not self.batch_sizes or self.batch_sizes[0] < 1:
             raise UsageError(
-                f"The batch sizes are {self.batch_sizes}; expected at least one, each of 1 or more images."
+                f"The batch sizes are {self.batch_sizes}; expected at least one, each of 1 or more images.",
+                found=self.batch_sizes,
+                expected="at least one size, each at least 1",
             )
         check_max_seen_loss(self.max_seen_loss)
         for what, number in (("seconds", self.max_seconds), ("threads", self.num_threads)):
             if number is not None and not 0 < number < float("inf"):
-                raise UsageError(f"{number} {what} were asked for; expected a positive number.")
+                raise UsageError(
+                    f"{number} {what} were asked for; expected a positive number.",
+                    found=number,
+                    expected="a positive number",
+                )
 
 
 def bench(
@@ -89,7 +99,7 @@ def bench(
     against: PathLike | None = None,
     images: PathLike | None = None,
     options: BenchOptions | None = None,
-    baseline: Result | None = None,
+    baseline: Result | PathLike | None = None,
     any_machine: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Result:
@@ -101,8 +111,8 @@ def bench(
         images: What accuracy is measured on: an image list, a folder of class folders, or a file of features
             (`.npz`, `.safetensors`). Without, parity is measured on seeded inputs.
         options: What is measured, and for how long; `BenchOptions()` by default.
-        baseline: An earlier result with which this one shall be compared: refused before anything is measured if it
-            cannot be. `icis_deploy.results.find_regressions` then compares the two.
+        baseline: An earlier result, or its file, with which this one is to be compared: refused before anything is
+            measured if it cannot be. `icis_deploy.results.find_regressions` then compares the two.
         any_machine: Whether the baseline may be of another machine.
         progress: Called with what is measured next, in words.
 
@@ -111,7 +121,7 @@ def bench(
         icis_deploy.results.save_result(result, "result.json")
 
     Raises:
-        UsageError: If something does not go together, or a batch does not fit into memory.
+        UsageError: If there is no bundle, something does not go together, or a batch does not fit into memory.
         IncompatibleError: If the bundles, the inputs or the baseline do not go together.
         MissingDependencyError: If a runtime is not there, or LoadGen for a scenario.
         ICISDeployError: If something cannot be read or run.
@@ -120,7 +130,11 @@ def bench(
     from benchmarks.bench.bench import PRESETS, labeled_inputs, open_targets, run_bench
     from benchmarks.bench.regression import check_comparable
     from benchmarks.machine.environment import read_environment
+    from benchmarks.results.result import Result, load_result
 
+    if not bundles:
+        raise UsageError("There is no bundle to measure.", found=0, expected="at least 1", hint="Give at least one.")
+    earlier = baseline if baseline is None or isinstance(baseline, Result) else load_result(Path(baseline))
     options = options or BenchOptions()
     preset, model = PRESETS[options.preset], None if against is None else str(against)
     preset = preset if options.max_seconds is None else replace(preset, budget_s=options.max_seconds)
@@ -129,9 +143,9 @@ def bench(
     sizes = options.batch_sizes
     opened = open_targets(folders, against=model, runtimes=options.runtimes, num_threads=options.num_threads)
     with opened as targets:
-        if baseline is not None:
+        if earlier is not None:
             sources = {} if inputs is None else dict.fromkeys((target.name for target in targets), inputs.source)
-            check_comparable(baseline, read_environment(), targets, sizes, sources, any_machine=any_machine)
+            check_comparable(earlier, read_environment(), targets, sizes, sources, any_machine=any_machine)
         return run_bench(
             targets,
             preset=preset,

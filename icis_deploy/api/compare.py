@@ -58,7 +58,7 @@ class ComparisonOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", tuple(self.methods))
         if not self.methods:
-            raise UsageError("There is no method to compare; name at least one.")
+            raise UsageError("There is no method to compare; name at least one.", found=0, expected="at least 1")
         self.by_method()
 
     def by_method(self) -> dict[str, InjectionOptions]:

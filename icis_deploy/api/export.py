@@ -134,7 +134,7 @@ def export(
         ICISDeployError: As `inspect`, and if something cannot be read or written.
     """
     enable_workbench()
-    from exporters.bundles.writing import plan_head, write_bundle
+    from exporters.bundles.writing import BundleSettings, plan_head, write_bundle
     from exporters.generator.writing import with_generator
     from exporters.targets.registry import plan_targets
 
@@ -146,17 +146,20 @@ def export(
     parsed = [update_from(update) for update in updates]
     plan = plan_head(head_of(opened), parsed, head_kind=options.head, capacity=options.capacity)
     opened = replace(opened, head=None)  # the rows of a large head are not held while models with it are loaded
+    settings = BundleSettings(
+        preprocessing=preprocessing,
+        images=load_prepared_list(options.images, preprocessing),
+        form=options.form,
+        trust=tuple(Path(key) for key in options.trust),
+        targets=targets,
+        max_seen_loss=options.max_seen_loss,
+    )
     return write_bundle(
         Path(out),
         with_generator(plan, options.generator),
         loaded=opened.loaded,
         location=opened.location,
-        preprocessing=preprocessing,
-        images=load_prepared_list(options.images, preprocessing),
-        form=options.form,
-        trust=[Path(key) for key in options.trust],
-        targets=targets,
+        settings=settings,
         on_target=on_target,
-        max_seen_loss=options.max_seen_loss,
         overwrite=overwrite,
     )

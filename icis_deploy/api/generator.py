@@ -45,7 +45,11 @@ class GeneratorOptions:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise UsageError(f"There is no precision {self.precision!r}; choose among {', '.join(PRECISIONS)}.")
+            raise UsageError(
+                f"There is no precision {self.precision!r}; choose among {', '.join(PRECISIONS)}.",
+                found=self.precision,
+                expected=tuple(PRECISIONS),
+            )
 
 
 def export_generator(

@@ -57,7 +57,7 @@ def report(
         icis_deploy.report(["laptop.json", "edge.json"], out="report.html", markdown="report.md")
 
     Raises:
-        UsageError: If there are no results, one is given twice, or nothing shall be written.
+        UsageError: If there are no results, one is given twice, or nothing is to be written.
         LoadError: If a file is no benchmark result.
         MissingDependencyError: If matplotlib or Jinja is not installed.
         StorageError: If a file cannot be written.
@@ -68,9 +68,17 @@ def report(
 
     pages = [(Path(path), make) for path, make in ((out, html_page), (markdown, markdown_text)) if path is not None]
     if not pages:
-        raise UsageError("There is nothing to write: say where the page goes, the Markdown text, or both.")
+        raise UsageError(
+            "There is nothing to write: say where the page goes, the Markdown text, or both.",
+            hint="Give `out`, `markdown`, or both.",
+        )
     if len({path.resolve() for path, _ in pages}) < len(pages):
-        raise UsageError(f"The page and the Markdown text are both {out}; give each a place of its own.")
+        raise UsageError(
+            f"The page and the Markdown text are both {out}; give each a path of its own.",
+            found=str(out),
+            expected="two paths",
+            where=out,
+        )
     for path, _ in pages:
         check_free(path, overwrite=overwrite)
     merged = report_of([each if isinstance(each, Result) else load_result(Path(each)) for each in results])

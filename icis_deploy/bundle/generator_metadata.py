@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -32,14 +32,19 @@ from icis_deploy.common.json_fields import (
     number_from_json,
     object_from_json,
     text_from_json,
+    tuple_from_json,
 )
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import CorruptFileError
+from icis_deploy.head.arbiter import STATISTICS
+from icis_deploy.head.class_update import MAX_ROW_VALUE
 
 GENERATOR_NAME = "generator.onnx"
 MAX_GENERATOR_BYTES = 1 << 31
 METADATA_KEY = "icis_deploy.generator"
-SCHEMA_VERSION = 1
+PLAIN_SCHEMA, ARBITER_SCHEMA = 1, 2
+"""Schema of a generator whose rows have constant offsets, and of one whose rows have an arbiter."""
+
 DESCRIPTOR, ROWS, SIMILARITY, NEAREST, MEAN_ROW = "descriptor", "rows", "similarity", "nearest", "mean_row"
 
 LENGTH_SLACK = 1.25
@@ -104,8 +109,26 @@ class GeneratorMetadata:
     """Cosine with the most similar seen descriptor, both less the mean one. Below the range no seen class is like it;
     above it the two classes cannot be told apart."""
 
+    arbiter: tuple[float, ...] | None = None
+    """`(5,)`: the coefficients of every row that it makes, float32 numbers; `None` for constant offsets. The arbiter's
+    constant is part of the rows' biases."""
 
-def measure_limits(seen_rows: Float32, made_rows: Float32, seen_descriptors: Float32) -> dict[str, Limits]:
+    @property
+    def coefficients(self) -> Float32 | None:
+        """`arbiter` as an array, `(5,)` float32."""
+        return None if self.arbiter is None else np.array(self.arbiter, dtype=np.float32)
+
+
+class MeasuredLimits(TypedDict):
+    """The ranges among the fields of `GeneratorMetadata`."""
+
+    row_length: Limits
+    row_cosine: Limits
+    descriptor_length: Limits
+    similarity: Limits
+
+
+def measure_limits(seen_rows: Float32, made_rows: Float32, seen_descriptors: Float32) -> MeasuredLimits:
     """Return what is usual: of seen rows and of those that an injector makes of known descriptors.
 
     Args:
@@ -146,7 +169,11 @@ def _widened(values: Float64) -> Limits:
 
 def serialize_metadata(metadata: GeneratorMetadata) -> str:
     """Return the metadata as JSON, for an ONNX file's entry `METADATA_KEY`."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(metadata)}, sort_keys=True, allow_nan=False)
+    values = {"schema_version": ARBITER_SCHEMA, **asdict(metadata)}
+    if metadata.arbiter is None:  # earlier releases read it
+        del values["arbiter"]
+        values["schema_version"] = PLAIN_SCHEMA
+    return json.dumps(values, sort_keys=True, allow_nan=False)
 
 
 def parse_metadata(text: str) -> GeneratorMetadata:
@@ -158,15 +185,22 @@ def parse_metadata(text: str) -> GeneratorMetadata:
     try:
         fields = object_from_json(load_strict(text))
         version = integer_from_json(fields.pop("schema_version"))
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"its schema version is {version}, this release reads {SCHEMA_VERSION}")
-        return dataclass_from_json(GeneratorMetadata, fields, readers=_READERS)
+        if version not in _READERS_OF_SCHEMA:
+            raise ValueError(f"its schema version is {version}, this release reads {PLAIN_SCHEMA} and {ARBITER_SCHEMA}")
+        return dataclass_from_json(GeneratorMetadata, fields, readers=_READERS_OF_SCHEMA[version])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CorruptFileError(
             f"The generator's metadata is damaged: {reason_of(error)}.",
             found=reason_of(error),
             hint="Fetch the bundle again.",
         ) from error
+
+
+def _arbiter(value: object, *, where: str) -> tuple[float, ...]:
+    coefficients = tuple_from_json(value, read=number_from_json, where=where)
+    if len(coefficients) != len(STATISTICS) or not max(map(abs, coefficients), default=0.0) <= MAX_ROW_VALUE:
+        raise ValueError(f"{where} has not {len(STATISTICS)} numbers of at most {MAX_ROW_VALUE:.0e}")
+    return coefficients
 
 
 _limits = partial(dataclass_from_json, Limits, readers={"low": number_from_json, "high": number_from_json})
@@ -180,3 +214,4 @@ _READERS: dict[str, Reader[Any]] = {
     "descriptor_length": _limits,
     "similarity": _limits,
 }
+_READERS_OF_SCHEMA = {PLAIN_SCHEMA: _READERS, ARBITER_SCHEMA: {**_READERS, "arbiter": _arbiter}}

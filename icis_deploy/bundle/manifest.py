@@ -230,6 +230,14 @@ class Bundle:
                 found=(self.num_seen, len(self.class_names), self.capacity, self.head_kind),
                 expected="seen classes, classes, slots and a head kind that fit together",
             )
+        if self.arbiter and self.score_kind == "sigmoid":
+            raise BundleError(
+                "The bundle states an arbiter for a model that ends in a sigmoid, where classes do not compete.",
+                found="sigmoid",
+                expected="logits, probabilities or log-probabilities",
+                where="score kind",
+                hint="Export it with `arbiter='off'`.",
+            )
         required = {MODEL_NAME} | ({SLOTS_NAME} if self.capacity else set())
         required |= {ARBITER_NAME} if self.arbiter else set()
         required |= set() if self.max_changed_answers is None else {REFERENCE_NAME}
@@ -276,13 +284,15 @@ class Bundle:
         """`(num_seen,)`: the classes that the original model knew."""
         return self.class_names[: self.num_seen]
 
-    def known_names(self, table: SlotTable | None) -> tuple[str, ...]:
-        """Return all classes of the head, disabled ones included: those baked into the model, then those in slots.
 
-        Args:
-            table: What the slots hold; `None` for a fused head.
-        """
-        return self.class_names if table is None else (*self.class_names, *table.filled_names)
+def known_names(bundle: Bundle, table: SlotTable | None) -> tuple[str, ...]:
+    """Return all classes of a head, disabled ones included: those baked into the model, then those in slots.
+
+    Args:
+        bundle: What the manifest says.
+        table: What the slots hold; `None` for a fused head.
+    """
+    return bundle.class_names if table is None else (*bundle.class_names, *table.filled_names)
 
 
 def _is_count(value: object, least: int, *, most: int = _MAX_COUNT) -> bool:

@@ -1,7 +1,8 @@
 """The bytes of a slot table: one safetensors file with the filled rows, and where they belong in one metadata entry.
 
 Empty slots are not in the file, so that its size, and the time to write it, grow with the classes and not with the
-capacity.
+capacity. A table in which a slot has an arbiter is of schema 2, with the coefficients in a second tensor `arbiter`; any
+other one is of schema 1.
 """
 
 from __future__ import annotations
@@ -16,33 +17,42 @@ from numpy.typing import NDArray
 from icis_deploy.bundle.manifest import INJECTED_NAME, Bundle
 from icis_deploy.common.files import read_plain
 from icis_deploy.common.json_fields import integer_from_json, list_from_json, load_strict, names_from_json
-from icis_deploy.common.terminal_text import reason_of
+from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import BundleError, CorruptFileError, ICISDeployError
+from icis_deploy.head.arbiter import STATISTICS
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS, SlotTable
 
 MAX_SLOTS_BYTES = 1 << 31
-SCHEMA_VERSION = 1
+PLAIN_SCHEMA, ARBITER_SCHEMA = 1, 2
+"""Schema of a table without arbiters, and of one with them."""
+
+_TENSORS_OF_SCHEMA = {PLAIN_SCHEMA: {"rows"}, ARBITER_SCHEMA: {"arbiter", "rows"}}
 _METADATA_KEY = "slot_table"
 
 
 def serialize_slots(table: SlotTable) -> bytes:
     """Return the safetensors bytes of a slot table; equal tables give equal bytes."""
+    tensors = {"rows": table.rows()}
+    if table.arbiter is not None:
+        tensors = {"arbiter": table.arbiter[table.filled], **tensors}
     fields = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": PLAIN_SCHEMA if table.arbiter is None else ARBITER_SCHEMA,
         "capacity": table.capacity,
         "slots": table.filled.tolist(),
         "class_names": table.filled_names,
     }
     # One entry only: safetensors writes several in a random order, and equal tables must have equal hashes. Its own
     # writer gives these very bytes, and copies the rows twice more on the way.
-    rows = np.ascontiguousarray(table.rows(), dtype="<f4")
-    header = {
-        "__metadata__": {_METADATA_KEY: json.dumps(fields, sort_keys=True)},
-        "rows": {"dtype": "F32", "shape": rows.shape, "data_offsets": (0, rows.nbytes)},
-    }
+    header: dict[str, object] = {"__metadata__": {_METADATA_KEY: json.dumps(fields, sort_keys=True)}}
+    parts, end = [], 0
+    for name, tensor in tensors.items():
+        array = np.ascontiguousarray(tensor, dtype="<f4")
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": (end, end + array.nbytes)}
+        parts.append(array.data)
+        end += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([struct.pack("<Q", len(text)), text, rows.data])
+    return b"".join([struct.pack("<Q", len(text)), text, *parts])
 
 
 def load_injected(folder: Path, bundle: Bundle) -> SlotTable | None:
@@ -77,7 +87,7 @@ def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
         feature_dim: How wide its rows must be, without their biases.
 
     Raises:
-        CorruptFileError: If they are not a slot table of schema 1 and of these sizes.
+        CorruptFileError: If they are not a slot table of a schema that this release reads, and of these sizes.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -86,9 +96,15 @@ def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
         (size,) = struct.unpack_from("<Q", data)
         fields = load_strict(load_strict(data[8 : 8 + size])["__metadata__"][_METADATA_KEY])
         version = integer_from_json(fields["schema_version"])
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"its schema version is {version}, this release reads {SCHEMA_VERSION}")
-        stated, rows = integer_from_json(fields["capacity"]), load(data)["rows"]
+        if version not in _TENSORS_OF_SCHEMA:
+            raise ValueError(f"its schema version is {version}, this release reads {PLAIN_SCHEMA} and {ARBITER_SCHEMA}")
+        stated, tensors = integer_from_json(fields["capacity"]), load(data)
+        if tensors.keys() != _TENSORS_OF_SCHEMA[version]:
+            raise ValueError(
+                f"it holds the tensors {shown(sorted(tensors))}; one of schema {version} has "
+                f"{sorted(_TENSORS_OF_SCHEMA[version])}"
+            )
+        rows = tensors["rows"]
         if (stated, rows.shape[1:]) != (capacity, (feature_dim + 1,)):
             raise ValueError(
                 f"it has {stated} slots and rows of shape {rows.shape}; expected {capacity} slots and rows of "
@@ -96,6 +112,7 @@ def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
             )
         return _table_from_rows(
             rows,
+            tensors.get("arbiter"),
             capacity=capacity,
             slots=[integer_from_json(slot) for slot in list_from_json(fields["slots"])],
             class_names=names_from_json(fields["class_names"]),
@@ -109,12 +126,19 @@ def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
 
 
 def _table_from_rows(
-    rows: NDArray[np.generic], *, capacity: int, slots: list[int], class_names: tuple[str, ...]
+    rows: NDArray[np.generic],
+    arbiter: NDArray[np.generic] | None,
+    *,
+    capacity: int,
+    slots: list[int],
+    class_names: tuple[str, ...],
 ) -> SlotTable:
     if rows.ndim != 2 or rows.dtype != np.float32 or not len(rows) == len(slots) == len(class_names):
         raise ValueError(
             f"{len(slots)} slots and {len(class_names)} names go with rows of shape {rows.shape} and type {rows.dtype}"
         )
+    if arbiter is not None and (arbiter.dtype != np.float32 or arbiter.shape != (len(slots), len(STATISTICS))):
+        raise ValueError(f"{len(slots)} slots go with an arbiter of shape {arbiter.shape} and type {arbiter.dtype}")
     if slots != sorted(set(slots)) or not all(0 <= slot < capacity for slot in slots):
         raise ValueError(f"its slots are not ascending numbers below its capacity of {capacity}")
     weight = np.zeros((capacity, rows.shape[1] - 1), dtype=np.float32)
@@ -123,5 +147,10 @@ def _table_from_rows(
     weight[slots], bias[slots] = rows[:, :-1], rows[:, -1]
     for slot, name in zip(slots, class_names, strict=True):
         names[slot] = name
+    coefficients = None
+    if arbiter is not None:
+        coefficients = np.zeros((capacity, len(STATISTICS)), dtype=np.float32)
+        coefficients[slots] = arbiter
+        coefficients.flags.writeable = False
     weight.flags.writeable = bias.flags.writeable = False  # so that the table takes them over without a copy
-    return SlotTable(weight=weight, bias=bias, class_names=tuple(names))
+    return SlotTable(weight=weight, bias=bias, arbiter=coefficients, class_names=tuple(names))

@@ -1,1 +1,1 @@
-"""The command line: thin commands over `icis_deploy.api.export`, in pipeline order."""
+"""The command line: thin commands over `icis_deploy.api`, in pipeline order."""

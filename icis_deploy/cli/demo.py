@@ -10,6 +10,7 @@ import click
 from icis_deploy.cli.options import NEW_PATH
 from icis_deploy.cli.output import format_option, print_result
 from icis_deploy.common.terminal_text import columns, percent
+from icis_deploy.workbench import libraries_required
 
 if TYPE_CHECKING:
     from icis_deploy.demo.pipeline import DemoResult
@@ -25,7 +26,8 @@ def demo(out: Path, seed: int, overwrite: bool) -> None:
 
     Needs no data and no download. Takes about a minute or two on two cores.
     """
-    from icis_deploy.demo.pipeline import run_demo
+    with libraries_required():
+        from icis_deploy.demo.pipeline import run_demo
 
     result = run_demo(out, seed=seed, overwrite=overwrite, log=lambda line: click.echo(line, err=True))
     print_result(result.to_json(), text=demo_text(result))

@@ -95,7 +95,7 @@ def _check_folders(paths: dict[str, Path | None]) -> None:
 
 
 def accuracy_result(report: AccuracyReport) -> dict[str, object]:
-    """Return an accuracy report's JSON keys: the five numbers in `accuracy`, fractions of 1, and what they stand on."""
+    """Return an accuracy report's JSON keys: five fractions of 1, and the counts behind them."""
     values = report.to_json()
     return {"accuracy": {name: values.pop(name) for name in MEANINGS}, "details": values}
 

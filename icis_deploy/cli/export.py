@@ -97,7 +97,7 @@ def export(
 ) -> None:
     """Write MODEL with its new classes as a bundle, if it passes the parity gate.
 
-    A bundle holds model.onnx and a manifest. If the gate fails there is none: what was built lies in OUT.rejected with
+    A bundle holds model.onnx and a manifest. If the gate fails there is none: what was built is in OUT.rejected with
     the report, and the exit code is 1.
     """
     from icis_deploy.api.export import ExportOptions

@@ -41,7 +41,7 @@ METHOD_NAMES = (
 """Those of `icis_deploy.injection.predictors.registry`, which is not imported for --help; a test compares them."""
 
 NUM_SHOWN = 5
-"""Doubtful classes and collisions that the summary names; the update holds more."""
+"""Classes of low confidence, and collisions, that the summary names; the update holds more."""
 
 
 @click.command(short_help="Predict rows of unseen classes; write a class update.")
@@ -138,7 +138,7 @@ def _next_command(model: Sequence[str], classes: Path, update: Path, preprocess:
 
 
 def summary(provenance: Mapping[str, Any]) -> str:
-    """Return what was chosen, what is predicted and what to doubt, in lines for people."""
+    """Return what was chosen, what is predicted and which classes may fail, in lines for people."""
     lines = []
     if provenance["selection"] is not None:
         lines.append(provenance["selection"]["reason"])
@@ -147,8 +147,10 @@ def summary(provenance: Mapping[str, Any]) -> str:
         lines.append("Predicted without an image, with 90 % intervals:")
         rows = [(name, percent(estimate[name]["value"]), _interval(estimate[name])) for name in ("T", "U", "S", "H")]
         lines.append(columns(rows, right=[1]))
-        doubtful = list(estimate["confidence"].items())[:NUM_SHOWN]
-        lines.append("Least likely to be recognised: " + ", ".join(f"{name} ({percent(p)})" for name, p in doubtful))
+        least_confident = list(estimate["confidence"].items())[:NUM_SHOWN]
+        lines.append(
+            "Least likely to be recognised: " + ", ".join(f"{name} ({percent(p)})" for name, p in least_confident)
+        )
         lines += [f"Collision: {one['message']}" for one in estimate["collisions"][:NUM_SHOWN]]
     lines += [f"Warning: {message}" for message in provenance["warnings"]]
     return "".join(f"{line}\n" for line in lines)

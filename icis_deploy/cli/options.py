@@ -71,7 +71,7 @@ def calibration_options(function: Command) -> Command:
         click.option(
             "--seen-accuracy",
             type=click.FloatRange(0, 1, min_open=True, max_open=True),
-            help="How often the model is right on images of its classes, such as 0.76; sharpens calibration.",
+            help="Accuracy of the model on images of its classes, such as 0.76; sharpens calibration.",
         ),
         click.option(
             "--balance",

@@ -66,7 +66,7 @@ def visible_lines(text: str) -> str:
 
 
 def json_result(command: str, status: str, result: Mapping[str, Any]) -> str:
-    """Return one JSON object for stdout; what a terminal would obey stands as the escape that JSON has for it."""
+    """Return one JSON object for stdout; what a terminal would obey is written as the escape that JSON has for it."""
     values = {"schema_version": SCHEMA_VERSION, "command": command, "status": status, **result}
     text = json.dumps(values, ensure_ascii=False, allow_nan=False)
     if text.isprintable():

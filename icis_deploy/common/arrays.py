@@ -95,7 +95,12 @@ def same_value(one: Any, other: Any) -> bool:
     """Say whether two dataclasses are of one class and hold the same: arrays bit for bit, the rest by `==`."""
     if type(one) is not type(other):
         return False
-    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)]
-    return all(
-        a.shape == b.shape and a.tobytes() == b.tobytes() if isinstance(a, np.ndarray) else a == b for a, b in pairs
-    )
+    return all(_are_same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.shape == other.shape and one.tobytes() == other.tobytes()
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):  # an optional array that one of them lacks
+        return False
+    return bool(one == other)

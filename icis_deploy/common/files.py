@@ -101,12 +101,7 @@ def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        raise StorageError(
-            f"Could not write {path}: {_reason(error)}. Nothing was changed.",
-            found=_reason(error),
-            where=path,
-            hint="Free some space or choose another place.",
-        ) from error
+        raise write_failure(path, error, after="Nothing was changed.") from error
     finally:  # also when interrupted; after the move there is nothing left to remove
         if temporary is not None:
             with suppress(OSError):
@@ -156,18 +151,18 @@ def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
     check_free(target, overwrite=overwrite)
     if os.path.lexists(target) and not os.path.isdir(target):  # noqa: PTH112 - see check_free
         raise UsageError(
-            f"{target} is a file, where a folder shall be.",
+            f"{target} is a file, where a folder is expected.",
             found="a file",
             expected="a folder",
             where=target,
-            hint="Choose another place.",
+            hint="Choose another path.",
         )
     if _holds_something_else(target, marker):
         raise UsageError(
             f"{target} holds files but no {marker}, so it is not what would be written there, and is not replaced.",
             expected=marker,
             where=target,
-            hint="Choose another place, or remove it yourself.",
+            hint="Choose another path, or remove it yourself.",
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -177,19 +172,14 @@ def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
             f"Could not create {target}: {_reason(error)}.",
             found=_reason(error),
             where=target,
-            hint="Choose another place.",
+            hint="Choose another path.",
         ) from error
     try:
         yield building
         building.chmod(0o755)
         _swap_in(building, target)
     except OSError as error:
-        raise StorageError(
-            f"Could not write {target}: {_reason(error)}. What was there before still is.",
-            found=_reason(error),
-            where=target,
-            hint="Free some space or choose another place.",
-        ) from error
+        raise write_failure(target, error, after="What was there before still is.") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -231,7 +221,7 @@ def check_free(target: Path, *, overwrite: bool) -> None:
         raise UsageError(
             f"{target} already exists.",
             where=target,
-            hint="Choose another place, or give `overwrite=True` to replace it.",
+            hint="Choose another path, or give `overwrite=True` to replace it.",
         )
 
 
@@ -283,6 +273,23 @@ def _read_capped(
 
 def _open_any(path: Path) -> IO[bytes]:
     return path.open("rb")
+
+
+def write_failure(path: Path, error: OSError | ValueError, *, what: str = "", after: str = "") -> StorageError:
+    """Return the error of ours for a write that the system refused.
+
+    Args:
+        path: What was written to.
+        error: What the system raised.
+        what: What was written, with `path`; by default the path alone.
+        after: A sentence on what is there now.
+    """
+    return StorageError(
+        f"Could not write {what or path}: {_reason(error)}. {after}".rstrip(),
+        found=_reason(error),
+        where=path,
+        hint="Free some space or choose another path.",
+    )
 
 
 def _reason(error: OSError | ValueError) -> str:

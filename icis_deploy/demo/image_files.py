@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from icis_deploy.errors import StorageError
+from icis_deploy.common.files import write_failure
 
 
 def save_images(
@@ -45,10 +45,5 @@ def save_images(
                 Image.fromarray(image).save(folder / relative)
                 writer.writerow([relative, name])
     except OSError as error:
-        raise StorageError(
-            f"Could not write the images to {folder}: {error.strerror or error}.",
-            found=error.strerror or str(error),
-            where=folder,
-            hint="Free some space or choose another place.",
-        ) from error
+        raise write_failure(folder, error, what=f"the images to {folder}") from error
     return path

@@ -1,7 +1,7 @@
 """The demo: the whole job on rendered images, through the same functions that a user calls.
 
 Everything is written to one folder, so that each step can be run again by hand: the model, its class list, the
-descriptors, the images, the class update, two bundles, and the picture sheet.
+descriptors, the images, the class update, two bundles, and the image sheet.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from icis_deploy.api.inject import inject
 from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.common.files import new_folder, write_file
 from icis_deploy.demo.image_files import save_images
+from icis_deploy.demo.image_sheet import SheetCard, save_image_sheet
 from icis_deploy.demo.network import PREPROCESSING, export_program, train_network
-from icis_deploy.demo.picture_sheet import SheetCard, save_picture_sheet
 from icis_deploy.demo.rendering import render_classes
 from icis_deploy.demo.world import World, make_world
 from icis_deploy.head.class_update import ClassUpdate
@@ -46,7 +46,7 @@ class DemoResult:
     """What the demo measured."""
 
     folder: Path
-    """Where everything is."""
+    """Folder of images, descriptors, models, bundles and the image sheet."""
 
     num_seen: int
     """Classes that the network was trained on."""
@@ -71,7 +71,7 @@ class DemoResult:
 
     @property
     def sheet(self) -> Path:
-        """The picture sheet: an image of each unseen class, and what the classifier says of it."""
+        """The image sheet: an image of each unseen class, and what the classifier says of it."""
         return self.folder / SHEET_NAME
 
     def to_json(self) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _draw_sheet(folder: Path, world: World, result: DemoResult) -> None:
         )
     ]
     report = result.injected
-    save_picture_sheet(
+    save_image_sheet(
         folder / SHEET_NAME,
         cards,
         title=f"{len(cards)} classes that the network never saw an image of",

@@ -81,7 +81,7 @@ class World:
     """The classes of one run of the demo.
 
     Raises:
-        UsageError: On construction, if a class is both seen and unseen or stands twice, or if an unseen class has an
+        UsageError: On construction, if a class is both seen and unseen or occurs twice, or if an unseen class has an
             attribute value that no seen class has.
     """
 
@@ -94,7 +94,7 @@ class World:
     def __post_init__(self) -> None:
         if len(set(self.classes)) != len(self.classes):
             raise UsageError(
-                "A class of the demo stands twice; each must be either seen or unseen, once.",
+                "A class of the demo occurs twice; each must be either seen or unseen, once.",
                 found=tuple(item.name for item in self.classes),
                 expected="each class once",
             )

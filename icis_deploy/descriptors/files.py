@@ -132,15 +132,24 @@ def _read_csv(data: bytes) -> Descriptors:
                 expected=len(header) - 1,
                 where=f"line {number}",
             )
-    try:
-        values = np.array([[float(cell) for cell in line[1:]] for _, line in body], dtype=np.float64)
-    except ValueError as error:
-        raise DescriptorError(
-            f"a cell is not a number: {error}. Expected the class name, then numbers.",
-            found=str(error),
-            expected="the class name, then numbers",
-        ) from error
+    values = np.array([_numbers(number, line) for number, line in body], dtype=np.float64)
     return _described(np.array([line[0].strip() for _, line in body]), values)
+
+
+def _numbers(number: int, line: list[str]) -> list[float]:
+    values = []
+    for cell in line[1:]:
+        try:
+            values.append(float(cell))
+        except ValueError as error:
+            raise DescriptorError(
+                f"line {number} ({line[0]!r}) has a cell that is not a number: {cell!r}. Expected the class name, then "
+                f"numbers.",
+                found=cell,
+                expected="the class name, then numbers",
+                where=f"line {number}",
+            ) from error
+    return values
 
 
 def _read_mat(data: bytes) -> Descriptors:

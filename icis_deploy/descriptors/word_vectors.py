@@ -219,9 +219,10 @@ def _parse_vector(line: _Line, vector_dim: int, path: Path) -> Vector:
         vector = np.empty(0, dtype=np.float32)
     if len(vector) != vector_dim or vector_dim < 2 or not np.isfinite(vector).all():
         expected = f"{vector_dim} numbers" if vector_dim >= 2 else "its vector"
+        start = line.text[:40].decode(errors="replace").rstrip()
         raise DescriptorError(
-            f"{path}, line {line.number}: {line.text[:40]!r} has {len(fields)} fields after the word; expected a word "
-            f"and {expected}, as text. word2vec's binary form has to be converted first.",
+            f"{path}, line {line.number}: {start!r} has {len(fields)} fields after the word; expected a word and "
+            f"{expected}, as text. word2vec's binary form has to be converted first.",
             found=len(fields),
             expected=expected,
             where=f"{path}, line {line.number}",

@@ -13,8 +13,10 @@ Rules:
 2. The statistics are those of the features and of the seen logits as the model computes them. No new class takes part
    in them: one that is added, replaced, disabled or taught changes the logit of no other class, and an empty slot
    stays far below all of them.
-3. With weights of zero it is a constant offset; with a constant of zero as well there is no arbiter.
-4. Everything is float32, in the order of `seen_statistics`; a model's nodes are the same operations.
+3. A seen class that is disabled takes no part either: the statistics are then those of the others
+   (`statistics_change`).
+4. With weights of zero it is a constant offset; with a constant of zero as well there is no arbiter.
+5. Everything is float32, in the order of `seen_statistics`; a model's nodes are the same operations.
 
 The literature's forms of it: a constant is calibrated stacking (Chao et al., "An Empirical Study and Analysis of
 Generalized Zero-Shot Learning for Object Recognition in the Wild", ECCV 2016); a gate between seen and new classes is
@@ -27,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from icis_deploy.common.arrays import Float32, frozen_float32
 from icis_deploy.errors import IncompatibleError
@@ -37,8 +39,8 @@ STATISTICS = ("top_logit", "mean_logit", "log_variance", "log_squared_length", "
 variance of the seen logits; logarithm of the squared length of the features; distance of the row of the greatest seen
 logit from the mean seen row."""
 
-TINY = np.float32(1e-12)
-"""Least variance and squared length that a logarithm is taken of."""
+TINY, GREATEST = np.float32(1e-12), np.finfo(np.float32).max
+"""Least and greatest variance and squared length that a logarithm is taken of, so that statistics are finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,17 +109,19 @@ def constant_arbiter(offset: float) -> Arbiter:
 def deviation_lengths(rows: Float32) -> Float32:
     """Return the distance of each seen row from the mean seen row, `(num_seen,)` float32: a constant of a model.
 
+    Computed in float64; a distance beyond float32 becomes its greatest number.
+
     Args:
         rows: `(num_seen, feature_dim + 1)`, biases included.
     """
-    mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return np.asarray(np.linalg.norm(rows - mean, axis=1), dtype=np.float32)
+    lengths = np.linalg.norm(rows - rows.mean(axis=0, dtype=np.float64), axis=1)
+    return np.asarray(np.minimum(lengths, GREATEST), dtype=np.float32)
 
 
 def seen_statistics(features: Float32, seen_logits: Float32, lengths: Float32) -> Float32:
     """Return what an image's offset follows from, `(num_images, 5)` float32 (`STATISTICS`).
 
-    In ONNX: ReduceMax; ReduceMean; Sub, Mul, ReduceMean, Max, Log; ReduceSumSquare, Max, Log; ArgMax, Gather.
+    In ONNX: ReduceMax; ReduceMean; Sub, Mul, ReduceMean, Clip, Log; ReduceSumSquare, Clip, Log; ArgMax, Gather.
 
     Args:
         features: `(num_images, feature_dim)` float32.
@@ -125,18 +129,44 @@ def seen_statistics(features: Float32, seen_logits: Float32, lengths: Float32) -
         lengths: `(num_seen,)` float32, from `deviation_lengths`.
     """
     mean = seen_logits.mean(axis=1, dtype=np.float32)
-    variance = np.square(seen_logits - mean[:, None]).mean(axis=1, dtype=np.float32)
-    squared_length = np.square(features).sum(axis=1, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what overflows becomes the greatest number
+        variance = np.square(seen_logits - mean[:, None]).mean(axis=1, dtype=np.float32)
+        squared_length = np.square(features).sum(axis=1, dtype=np.float32)
     return np.stack(
         [
             seen_logits.max(axis=1),
             mean,
-            np.log(np.maximum(variance, TINY)),
-            np.log(np.maximum(squared_length, TINY)),
+            np.log(np.clip(variance, TINY, GREATEST)),
+            np.log(np.clip(squared_length, TINY, GREATEST)),
             lengths[seen_logits.argmax(axis=1)],
         ],
         axis=1,
     )
+
+
+def statistics_change(seen_logits: Float32, lengths: Float32, enabled: NDArray[np.intp]) -> Float32:
+    """Return by how much the statistics change where only some seen classes take part, `(num_images, 5)` float32.
+
+    Logits may be shifted, by another number for each image, as those are that come back from a softmax as logarithms
+    of its probabilities: the greatest and the mean logit are shifted alike with and without the disabled classes, a
+    variance does not see a shift, and the class with the greatest logit stays the same. The length of the features is
+    the same as well. Of one class there is no variance, so where no more than one is enabled that of all stays; where
+    none is, there is nothing that new classes are weighed against, and nothing changes.
+
+    Args:
+        seen_logits: `(num_images, num_seen)` float32, of all seen classes.
+        lengths: `(num_seen,)` float32, from `deviation_lengths`; the mean row is that of all seen classes.
+        enabled: Indices of the seen classes that take part.
+    """
+    no_features = np.zeros((len(seen_logits), 1), dtype=np.float32)
+    before = seen_statistics(no_features, seen_logits, lengths)
+    if not enabled.size:
+        return np.zeros_like(before)
+    others = np.ascontiguousarray(seen_logits[:, enabled])  # summed in the order of an image's own logits
+    change = seen_statistics(no_features, others, lengths[enabled]) - before
+    if enabled.size == 1:
+        change[:, STATISTICS.index("log_variance")] = 0.0
+    return change
 
 
 def arbitrate(

@@ -33,7 +33,8 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
     """The contents of all slots of one head at one moment.
 
     Example:
-        >>> table = icis_deploy.SlotTable(
+        >>> from icis_deploy.head.slots import SlotTable
+        >>> table = SlotTable(
         ...     weight=[[0.0, 1.0], [0.0, 0.0]], bias=[0.5, -6e4], class_names=("okapi", None)
         ... )
         >>> table.capacity, table.filled_names

@@ -83,10 +83,10 @@ def load_image_list(path: Path) -> LabeledImages:
         ) from error
     columns = list(reader.fieldnames or ())
     if not rows or not {"file", "class"} <= set(columns):
-        found = sorted(columns) if rows else "no rows"
+        found = f"the columns {', '.join(map(repr, columns))}" if rows else "no rows"
         raise ImageError(
             f"The image list {path} has {found}; expected a header `file,class` and a line per image.",
-            found=found,
+            found=tuple(columns),
             expected="a header with the columns file and class, and a line per image",
             where=path,
         )

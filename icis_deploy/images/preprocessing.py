@@ -168,7 +168,7 @@ def preprocessing_from_json(values: Mapping[str, Any], *, where: str) -> Preproc
 
     Args:
         values: Keys as in `Preprocessing`; `crop`, `mean` and `std` are required.
-        where: The file that it stands in, for messages.
+        where: The file that it is in, for messages.
 
     Raises:
         IncompatibleError: Naming the key that is missing, unknown, or of the wrong type.

@@ -179,7 +179,7 @@ def unseen_classes(head: Head, descriptors: Descriptors, unseen: Sequence[str] |
 
     Raises:
         DescriptorError: If there are none.
-        ClassConflictError: If the head already has one, or one stands twice.
+        ClassConflictError: If the head already has one, or one occurs twice.
     """
     known = set(head.class_names)
     names = tuple(n for n in descriptors.class_names if n not in known) if unseen is None else tuple(unseen)

@@ -36,11 +36,11 @@ def winners(scores: Logits, columns: Int64) -> Int64:
     return np.where(is_known, columns[best], -1)
 
 
-def mean_by_class(is_right: Bool, labels: Int64, *, num_classes: int) -> Float64:
-    """Return each class's share of right images, NaN for a class without images.
+def mean_by_class(is_correct: Bool, labels: Int64, *, num_classes: int) -> Float64:
+    """Return each class's share of correctly classified images, NaN for a class without images.
 
     Args:
-        is_right: `(num_images,)`.
+        is_correct: `(num_images,)`.
         labels: `(num_images,)`.
         num_classes: Length of the result.
 
@@ -48,9 +48,9 @@ def mean_by_class(is_right: Bool, labels: Int64, *, num_classes: int) -> Float64
         `(num_classes,)` float64.
     """
     num_of_class = np.bincount(labels, minlength=num_classes)
-    num_right = np.bincount(labels, weights=is_right, minlength=num_classes)
+    num_correct = np.bincount(labels, weights=is_correct, minlength=num_classes)
     share = np.full(num_classes, np.nan)
-    np.divide(num_right, num_of_class, out=share, where=num_of_class > 0)
+    np.divide(num_correct, num_of_class, out=share, where=num_of_class > 0)
     return share
 
 

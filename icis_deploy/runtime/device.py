@@ -22,6 +22,7 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
 
+from icis_deploy.bundle.arbiter_constants import ArbiterConstants
 from icis_deploy.bundle.manifest import Bundle, check_files, load_manifest
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
@@ -53,6 +54,16 @@ class _OpenBundle:
     session: Session
     updater: Updater
     generator: CachedGenerator
+
+
+def session_of(device: Device) -> Session:
+    """Return the model of a device, loaded in its runtime."""
+    return device._opened.session
+
+
+def state_of(device: Device) -> HeadState:
+    """Return the head that the next request to a device will get."""
+    return device._opened.updater.state
 
 
 class Device:
@@ -87,6 +98,7 @@ class Device:
                 session=session,
                 state=state,
                 store=Store(folder) if store is None else store,
+                constants=ArbiterConstants(folder, bundle),
                 clock=clock,
             ),
         )
@@ -103,7 +115,7 @@ class Device:
 
         Args:
             folder: The bundle's folder.
-            runtime: Where its model is loaded: a name of `runtimes.RUNTIME_NAMES`, or a `Runtime`, which says more.
+            runtime: Where its model is loaded: a name, as `Runtime.name`, or a `Runtime`, which says more.
             num_threads: Threads inside one operator, where `runtime` does not say it.
 
         Raises:
@@ -155,18 +167,8 @@ class Device:
             from icis_deploy.runtime.changes.self_test import verify_slots
 
             # The gate saw these slots in the reference alone; another runtime may not read the ones that it is given.
-            verify_slots(session, bundle, *state.slots, seed=0)
+            verify_slots(session, bundle, *state.slots, seed=0, constants=ArbiterConstants(folder, bundle))
         return cls(folder=folder, bundle=bundle, session=session, state=state)
-
-    @property
-    def session(self) -> Session:
-        """The model, loaded in its runtime."""
-        return self._opened.session
-
-    @property
-    def state(self) -> HeadState:
-        """The head that the next request will get."""
-        return self._opened.updater.state
 
     @property
     def bundle(self) -> Bundle:
@@ -307,7 +309,7 @@ class Device:
             def make_row_for(table: SlotTable | None) -> Float32:
                 return make_row(generator, class_name, descriptor, bundle=opened.bundle, table=table)
 
-            return opened.updater.teach(class_name, make_row_for)
+            return opened.updater.teach(class_name, make_row_for, arbiter=generator.metadata.coefficients)
 
     def rollback(self) -> HistoryEntry:
         """Go back to the state before the last class update that is still in effect.
@@ -333,6 +335,8 @@ class Device:
 
     def disable(self, class_name: str) -> bool:
         """Leave a class out of all answers, whether baked or in a slot; return whether that changed anything.
+
+        A seen class that is disabled takes no part in the arbiters of new ones either.
 
         Raises:
             ClassConflictError: If the head does not know the class, or no other is enabled.
@@ -398,7 +402,8 @@ class Device:
 
 
 def _run(opened: _OpenBundle, images: Images, state: HeadState) -> Float32:
-    values = opened.session.run(images, state.buffers).logits[:, state.columns]
+    scores, correction = opened.session.run(images, state.buffers).logits, state.correction
+    values = scores[:, state.columns] if correction is None else scores
     if opened.bundle.score_kind in {"probabilities", "sigmoid"}:
         values = np.log(np.maximum(values, np.finfo(np.float32).tiny))
-    return values
+    return values if correction is None else correction.corrected(values)[:, state.columns]

@@ -2,10 +2,11 @@
 
 The payload is one safetensors file: the tensor `rows`, float32, and one metadata entry `class_update`, canonical JSON.
 One entry only, because safetensors keeps metadata in a hash map: two would be written in a random order, and equal
-updates must have equal bytes to be signed and compared. The entry states the SHA-256 of the rows, so that a damaged
+updates must have equal bytes to be signed and compared. The entry states the SHA-256 of each tensor, so that a damaged
 file is noticed before anybody has signed it. `envelope.py` wraps the payload for signing.
 
-Version 1 of this format is frozen: every later release reads it (tests/golden holds one).
+An update whose rows have an arbiter is of schema 2, with a second tensor `arbiter`; any other one is of schema 1, which
+releases before that read as well. Both are frozen: every later release reads them (tests/golden holds one of each).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,9 @@ from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import CorruptFileError, ICISDeployError
 from icis_deploy.head.class_update import ClassUpdate
 
-SCHEMA_VERSION = 1
+PLAIN_SCHEMA, ARBITER_SCHEMA = 1, 2
+"""Schema of an update without an arbiter, and of one with it."""
+
 PAYLOAD_TYPE = "application/vnd.icis-deploy.class-update.v1+safetensors"
 MAX_PAYLOAD_BYTES = 1 << 30
 """21,000 rows of 2048 features are 172 MB; a gigabyte is a mistake or an attack."""
@@ -52,6 +56,9 @@ _FIELDS = frozenset(
         "provenance",
     }
 )
+_FIELDS_OF_SCHEMA = {PLAIN_SCHEMA: _FIELDS, ARBITER_SCHEMA: _FIELDS | {"arbiter_sha256"}}
+_TENSORS_OF_SCHEMA = {PLAIN_SCHEMA: ("rows",), ARBITER_SCHEMA: ("arbiter", "rows")}
+"""The tensors of each schema, in the order of their bytes."""
 
 
 def serialize_payload(update: ClassUpdate) -> bytes:
@@ -59,7 +66,7 @@ def serialize_payload(update: ClassUpdate) -> bytes:
     from safetensors.numpy import save
 
     fields = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": PLAIN_SCHEMA,
         "base_fingerprint": update.base_fingerprint,
         "rows_sha256": _sha256(update.rows),
         "added": update.added,
@@ -70,8 +77,12 @@ def serialize_payload(update: ClassUpdate) -> bytes:
         "probe_seed": update.self_test_seed,  # the format's own name, which is frozen
         "provenance": dict(update.provenance),
     }
+    tensors = {"rows": np.ascontiguousarray(update.rows)}
+    if update.arbiter is not None:
+        fields |= {"schema_version": ARBITER_SCHEMA, "arbiter_sha256": _sha256(update.arbiter)}
+        tensors["arbiter"] = np.ascontiguousarray(update.arbiter)
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return bytes(save({"rows": np.ascontiguousarray(update.rows)}, metadata={_METADATA_KEY: text}))
+    return bytes(save(tensors, metadata={_METADATA_KEY: text}))
 
 
 def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
@@ -79,7 +90,7 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
 
     Args:
         payload: One safetensors file.
-        is_verified: Whether a trusted signature over these bytes was checked, so that the rows' own SHA-256, which
+        is_verified: Whether a trusted signature over these bytes was checked, so that the tensors' own SHA-256, which
             finds damage in what nobody signed, would say nothing new.
 
     Raises:
@@ -93,19 +104,17 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
         )
     header, start = _read_header(payload)
     fields = _fields_of(header)
-    rows = _rows_in_place(payload, header, start)
-    if rows is None:
-        rows = _load_rows(payload)
-    if not is_verified and _sha256(rows) != fields["rows_sha256"]:
-        raise CorruptFileError(
-            "The class update's rows have another SHA-256 than it states; the file is damaged.",
-            found=_sha256(rows),
-            expected=shown(fields["rows_sha256"]),
-        )
+    names = _TENSORS_OF_SCHEMA[fields["schema_version"]]
+    tensors = _tensors_in_place(payload, header, start, names)
+    if tensors is None:
+        tensors = _load_tensors(payload, names)
+    if not is_verified:
+        _check_hashes(tensors, fields)
     try:
         return ClassUpdate(
             base_fingerprint=fields["base_fingerprint"],
-            rows=rows,
+            rows=tensors["rows"],
+            arbiter=tensors.get("arbiter"),
             added=names_from_json(fields["added"]),
             replaced=names_from_json(fields["replaced"]),
             removed=names_from_json(fields["removed"]),
@@ -125,34 +134,53 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
         raise CorruptFileError(f"The class update breaks its own rules: {reason_of(error)}") from error
 
 
-def _sha256(rows: Float32) -> str:
-    return hashlib.sha256(np.ascontiguousarray(rows, dtype="<f4").data).hexdigest()
+def _check_hashes(tensors: Mapping[str, Float32], fields: Mapping[str, Any]) -> None:
+    for name, tensor in tensors.items():
+        stated, found = fields[f"{name}_sha256"], _sha256(tensor)
+        if found != stated:
+            what = "rows have" if name == "rows" else f"{name} has"
+            raise CorruptFileError(
+                f"The class update's {what} another SHA-256 than it states; the file is damaged.",
+                found=found,
+                expected=shown(stated),
+            )
 
 
-def _rows_in_place(payload: bytes, header: dict[str, Any], start: int) -> Float32 | None:
-    """Return the rows as a view of the payload, where its header is like those that `serialize_payload` writes.
+def _sha256(tensor: Float32) -> str:
+    return hashlib.sha256(np.ascontiguousarray(tensor, dtype="<f4").data).hexdigest()
 
-    Of anything else, valid or not, nothing is returned: it is left to safetensors, which copies the rows twice.
+
+def _tensors_in_place(
+    payload: bytes, header: dict[str, Any], start: int, names: tuple[str, ...]
+) -> dict[str, Float32] | None:
+    """Return the tensors as views of the payload, where its header is like those that `serialize_payload` writes.
+
+    Of anything else, valid or not, nothing is returned: it is left to safetensors, which copies the tensors twice.
     """
-    entry = header.get("rows")
-    if header.keys() != {"__metadata__", "rows"} or header["__metadata__"].keys() != {_METADATA_KEY}:
+    if header.keys() != {"__metadata__", *names} or header["__metadata__"].keys() != {_METADATA_KEY} or start % 4:
         return None
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"} or entry["dtype"] != "F32":
-        return None
-    shape, offsets, size = entry["shape"], entry["data_offsets"], len(payload) - start
-    if not _are_two_counts(shape) or not _are_two_counts(offsets) or start % 4:
-        return None
-    if offsets != [0, size] or not 4 * shape[0] * shape[1] == size > 0:
-        return None
-    rows: Float32 = np.frombuffer(payload, dtype="<f4", offset=start).reshape(shape)
-    return rows
+    tensors: dict[str, Float32] = {}
+    end = 0
+    for name in names:
+        entry = header[name]
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"} or entry["dtype"] != "F32":
+            return None
+        shape, offsets = entry["shape"], entry["data_offsets"]
+        if not _are_two_counts(shape) or not _are_two_counts(offsets):
+            return None
+        count = shape[0] * shape[1]
+        if not count or offsets != [end, end + 4 * count] or start + offsets[1] > len(payload):
+            return None
+        tensors[name] = np.frombuffer(payload, dtype="<f4", count=count, offset=start + end).reshape(shape)
+        end = offsets[1]
+    return tensors if start + end == len(payload) else None
 
 
 def _are_two_counts(values: object) -> bool:
     return isinstance(values, list) and len(values) == 2 and all(type(value) is int and value >= 0 for value in values)
 
 
-def _load_rows(payload: bytes) -> Float32:
+def _load_tensors(payload: bytes, names: tuple[str, ...]) -> dict[str, Float32]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -164,15 +192,15 @@ def _load_rows(payload: bytes) -> Float32:
             found=reason_of(error),
             expected="a safetensors file",
         ) from error
-    if set(tensors) != {"rows"} or tensors["rows"].dtype != np.float32:
+    if set(tensors) != set(names) or any(tensor.dtype != np.float32 for tensor in tensors.values()):
         found = shown({name: str(tensor.dtype) for name, tensor in tensors.items()})
+        expected = str(dict.fromkeys(names, "float32"))
         raise CorruptFileError(
-            f"The class update holds the tensors {found}; expected {{'rows': 'float32'}} alone.",
+            f"The class update holds the tensors {found}; expected {expected} alone.",
             found=found,
-            expected="{'rows': 'float32'}",
+            expected=expected,
         )
-    rows: Float32 = tensors["rows"]
-    return rows
+    return {name: tensors[name] for name in names}
 
 
 def _read_header(payload: bytes) -> tuple[dict[str, Any], int]:
@@ -211,17 +239,19 @@ def _fields_of(header: dict[str, Any]) -> dict[str, Any]:
         schema_version = integer_from_json(fields["schema_version"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _no_update(error) from error
-    if schema_version != SCHEMA_VERSION:
+    if schema_version not in _FIELDS_OF_SCHEMA:
         raise CorruptFileError(
-            f"The class update has schema version {schema_version}; this release reads {SCHEMA_VERSION}.",
+            f"The class update has schema version {schema_version}; this release reads {PLAIN_SCHEMA} and "
+            f"{ARBITER_SCHEMA}.",
             found=schema_version,
-            expected=SCHEMA_VERSION,
+            expected=tuple(_FIELDS_OF_SCHEMA),
             hint="Update icis-deploy.",
         )
-    if set(fields) != _FIELDS:
-        difference = shown(sorted(set(fields) ^ _FIELDS))
+    expected = _FIELDS_OF_SCHEMA[schema_version]
+    if set(fields) != expected:
+        difference = shown(sorted(set(fields) ^ expected))
         raise CorruptFileError(
-            f"The class update's fields differ from schema {SCHEMA_VERSION} in {difference}.",
+            f"The class update's fields differ from schema {schema_version} in {difference}.",
             found=difference,
         )
     return fields

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.common.files import read_plain, write_file
+from icis_deploy.common.files import read_plain, write_failure, write_file
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import CorruptFileError, IntegrityError, SignatureError, StorageError, UsageError
 from icis_deploy.head.class_update import MAX_VERSION, ClassUpdate
@@ -105,7 +105,7 @@ def _check_absent(path: Path, why: str) -> None:
         raise UsageError(
             f"{path} already exists, and {why}.",
             where=path,
-            hint="Choose another place.",
+            hint="Choose another path.",
         )
 
 
@@ -122,13 +122,7 @@ def _write_private(path: Path, data: bytes) -> None:
             path.unlink(missing_ok=True)
             raise
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        reason = getattr(error, "strerror", None) or error
-        raise StorageError(
-            f"Could not write the private key {path}: {reason}.",
-            found=str(reason),
-            where=path,
-            hint="Choose another place.",
-        ) from error
+        raise write_failure(path, error, what=f"the private key {path}") from error
 
 
 def load_public_key(path: Path) -> SSlibKey:

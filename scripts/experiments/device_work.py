@@ -31,7 +31,7 @@ from icis_deploy.common.arrays import Float32, Int64, UInt8
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.images.neutral import neutral_images
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions.protocol import Session
 
 Way = Callable[[UInt8], tuple[Float32, Int64]]
@@ -117,7 +117,7 @@ def main() -> int:
                 options=icis_deploy.ExportOptions(preprocess=preprocessing, form=form),
                 out=out,
             )
-            sessions.append(Device.open(out, runtime=given.runtime, num_threads=given.threads).session)
+            sessions.append(session_of(Device.open(out, runtime=given.runtime, num_threads=given.threads)))
         chooser, plain = sessions
         found = ways(chooser, plain, preprocessing, given.top)
         print(f"{given.model.name}, {given.runtime}, {given.threads} threads, top {given.top}")
@@ -131,8 +131,8 @@ def main() -> int:
 def print_comparison(found: dict[str, Way], preprocessing: Preprocessing, batch: int, *, seconds: float) -> None:
     """Measure every way on the same pixels and print a row for each."""
     height, width, channels = preprocessing.pixel_shape
-    pictures = neutral_images(batch, height, width, seed=0)[:, :channels]
-    pixels = np.ascontiguousarray(np.rint(255 * pictures.transpose(0, 2, 3, 1)).astype(np.uint8))
+    neutral = neutral_images(batch, height, width, seed=0)[:, :channels]
+    pixels = np.ascontiguousarray(np.rint(255 * neutral.transpose(0, 2, 3, 1)).astype(np.uint8))
     check_agreement(found, pixels)
     calls = {name: (lambda way=way: way(pixels)) for name, way in found.items()}
     measurement = measure(calls, against=IN_MODEL, plan=Plan(budget_s=seconds))

@@ -5,7 +5,7 @@
 Twelve kinds of head on a small convolutional backbone, and real architectures from their configuration (ResNet-18,
 ResNet-50, a vision transformer: random weights) or from a file (MobileNetV2 with trained weights). A cell is the
 greatest scaled error against the original model, seen classes only, or why the export was rejected. int8 is calibrated
-and judged on 48 procedural pictures, MobileNetV2 on 200 photos where the data is there.
+and judged on 48 neutral images, MobileNetV2 on 200 photos where the data is there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.neutral import neutral_images
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
 
-NUM_CLASSES, WIDTH, SIDE, NUM_PICTURES = 40, 64, 64, 48
+NUM_CLASSES, WIDTH, SIDE, NUM_IMAGES = 40, 64, 64, 48
 PRECISIONS = ("fp32", "fp16", "int8")
 HEADS = ("fused", "updatable")
 
@@ -131,16 +131,16 @@ def write_real_model(path: Path, name: str) -> None:
     )  # fmt: skip
 
 
-def write_pictures(folder: Path) -> Path:
-    """Write procedural pictures and return their list, in which no label is a class."""
-    pictures = neutral_images(NUM_PICTURES, SIDE, SIDE, seed=1).transpose(0, 2, 3, 1)
-    with (folder / "pictures.csv").open("w", newline="") as file:
+def write_images(folder: Path) -> Path:
+    """Write neutral images and return their list, in which no label is a class."""
+    neutral = neutral_images(NUM_IMAGES, SIDE, SIDE, seed=1).transpose(0, 2, 3, 1)
+    with (folder / "images.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["file", "class"])
-        for index, picture in enumerate(pictures):
-            PIL.Image.fromarray(np.rint(255 * picture).astype(np.uint8)).save(folder / f"{index}.png")
+        for index, image in enumerate(neutral):
+            PIL.Image.fromarray(np.rint(255 * image).astype(np.uint8)).save(folder / f"{index}.png")
             rows.writerow([f"{index}.png", "unknown"])
-    return folder / "pictures.csv"
+    return folder / "images.csv"
 
 
 def cell(
@@ -173,15 +173,15 @@ def jobs_in(folder: Path, data: Path) -> list[tuple[str, Path, Path, Preprocessi
     """Write every model; return its name, file, classes, preprocessing and images."""
     rng = np.random.default_rng(0)
     small = Preprocessing(resize=SIDE, crop=SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
-    classes, pictures = folder / "classes.txt", write_pictures(folder)
+    classes, images = folder / "classes.txt", write_images(folder)
     classes.write_text("\n".join(f"class {index}" for index in range(NUM_CLASSES)))
     jobs = []
     for index, (kind, (outputs, head)) in enumerate(KINDS.items()):
         write_small_model(folder / f"small-{index}.onnx", outputs, head, rng)
-        jobs.append((kind, folder / f"small-{index}.onnx", classes, small, pictures))
+        jobs.append((kind, folder / f"small-{index}.onnx", classes, small, images))
     for kind in ("ResNet-18", "ResNet-50", "ViT"):
         write_real_model(folder / f"{kind}.onnx", kind)
-        jobs.append((f"{kind}, random weights", folder / f"{kind}.onnx", classes, small, pictures))
+        jobs.append((f"{kind}, random weights", folder / f"{kind}.onnx", classes, small, images))
     if data.is_dir():
         photos, listed = folder / "photos.csv", (data / "images.csv").read_text().splitlines()
         known = set((data / "classes.txt").read_text().split())

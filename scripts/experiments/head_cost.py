@@ -67,7 +67,7 @@ def query(opened: Any) -> Call:
 class Opening:
     """What was found while all models were open, each in a session of its own."""
 
-    nodes_us: dict[str, dict[str, float]]
+    nodes_us: Mapping[str, Mapping[str, float]]
     """Median time of each node of the head, by model."""
 
     bytes_per_s: float

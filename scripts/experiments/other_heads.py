@@ -136,8 +136,8 @@ def train_backbone(
     is_used = training[1] < num_seen
     images, labels = training[0][is_used], training[1][is_used]
     network = train_network(images, labels, num_classes=num_seen, seed=0, num_epochs=num_epochs)
-    pictures = neutral_images(128, IMAGE_SIZE, IMAGE_SIZE, seed=0).transpose(0, 2, 3, 1)
-    neutral = _features(network, lambda part: torch.from_numpy(PREPROCESSING.normalize(part)), pictures)
+    images = neutral_images(128, IMAGE_SIZE, IMAGE_SIZE, seed=0).transpose(0, 2, 3, 1)
+    neutral = _features(network, lambda part: torch.from_numpy(PREPROCESSING.normalize(part)), images)
     if batch_norm:
         neutral = np.maximum(neutral + expected_features(network) - neutral.mean(axis=0), 0.0)
     weight, bias = network.head.weight.detach().numpy(), network.head.bias.detach().numpy()

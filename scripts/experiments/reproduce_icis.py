@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.json is not None:  # training takes hours
-            _check_place(options.json, overwrite=options.overwrite)
+            _check_output(options.json, overwrite=options.overwrite)
         reports = _reproduce_all(options)
         print(text_of(reports))
         if options.json is not None:
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_place(path: Path, *, overwrite: bool) -> None:
+def _check_output(path: Path, *, overwrite: bool) -> None:
     check_free(path, overwrite=overwrite)
     if not path.absolute().parent.is_dir():
         raise UsageError(f"There is no folder {path.absolute().parent} for the result. Create it, or choose another.")

@@ -37,12 +37,13 @@ def main() -> None:
         target = Target(folder)
         signer = load_private_key(folder / "mutations-key")
         payloads = {parse_envelope(data).payload for data in target.good}
-        good = serialize_payload(make_update("okapi", "bongo"))
+        updates = {"payload": make_update("okapi", "bongo"), "arbiter": make_update("okapi", arbiter=[[1.0] * 5])}
         corpus = folder / "corpus"
         corpus.mkdir()
         for index, data in enumerate(target.good):
             (corpus / f"signed{index}").write_bytes(b"\0" + data)
-        (corpus / "payload").write_bytes(b"\1" + good)
+        for kind, update in updates.items():
+            (corpus / kind).write_bytes(b"\1" + serialize_payload(update))
 
         def try_one(data: bytes) -> None:
             is_payload, rest = data[:1] == b"\1", data[1:]

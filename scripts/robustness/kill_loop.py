@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from icis_deploy.errors import ICISDeployError
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.updates.signing import keygen
 from scripts.robustness.loop import counted, main, say
 from testing.bundles import make_update, signed_bytes, trust, write_bundle
@@ -120,7 +120,7 @@ def kill_one(target: Callable[..., None], arguments: Sequence[object], delay_sec
 
 def _check_whole(device: Device) -> None:
     """Compare the slots with what the version that the device states must hold."""
-    table = device.state.table
+    table = state_of(device).table
     assert table is not None
     assert device.classes()[3:] == (f"class {device.version}",), f"version {device.version} has {device.classes()}"
     update = make_update(f"class {device.version}", version=device.version)

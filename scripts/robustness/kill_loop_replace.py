@@ -20,7 +20,7 @@ import numpy as np
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.errors import ICISDeployError
 from icis_deploy.head.slots import empty_slots
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates.signing import KeyPair, keygen, trusted_keys_from_files
 from scripts.robustness.kill_loop import PRELOADED, PROCESSES, KillReport, kill_one
@@ -110,7 +110,7 @@ def _journal_exists(folder: Path) -> bool:
 def _check_switched(folder: Path) -> None:
     """Compare a bundle that the device held with what it must remember."""
     device, journal = Device.open(folder), Store(folder).load_journal(load_manifest(folder))
-    table = device.state.table
+    table = state_of(device).table
     assert table is not None
     assert device.classes() == ("cat", "owl", f"class {device.version}"), f"{folder.name} has {device.classes()}"
     assert np.array_equal(table.rows(), make_update(f"class {device.version}", version=device.version).rows)

@@ -73,13 +73,17 @@ class MutationReport:
 
 
 class Target:
-    """A device's reader, with two good files to damage."""
+    """A device's reader, with good files of every kind to damage."""
 
     def __init__(self, folder: Path) -> None:
         keys = keygen(folder / "mutations-key")
         self.bundle = load_manifest(write_bundle(folder / "mutations-bundle"))
         self.keys = [load_public_key(keys.public_path)]
-        contents = (make_update("okapi", "zebra"), trusted_keys_from_files([keys.public_path]))
+        contents = (
+            make_update("okapi", "zebra"),
+            trusted_keys_from_files([keys.public_path]),
+            make_update("okapi", "zebra", arbiter=np.ones((2, 5))),
+        )
         self.good = {signed_bytes(content, keys.private_path): content for content in contents}
 
     def read(self, data: bytes) -> ClassUpdate | TrustedKeys:

@@ -89,11 +89,14 @@ class StateTarget:
 
     def __init__(self, folder: Path) -> None:
         keys = keygen(folder / "state-key")
-        self.folder = write_bundle(folder / "state-bundle")
+        self.folder = write_bundle(folder / "state-bundle", arbiter=True)
         trust(self.folder, keys.public_path)
         device = Device.open(self.folder, num_threads=1)
         self.next_update = signed_bytes(make_update("gnu", version=7), keys.private_path)
-        for content in (make_update("okapi", "zebra"), trusted_keys_from_files([keys.public_path])):
+        for content in (
+            make_update("okapi", "zebra", arbiter=np.ones((2, 5))),
+            trusted_keys_from_files([keys.public_path]),
+        ):
             device.apply(signed_bytes(content, keys.private_path))
         device._opened.updater.teach("quagga", lambda _table: np.ones(FEATURE_DIM + 1, np.float32))
         device.disable("owl")

@@ -3,7 +3,7 @@
     python tests/golden/make_golden.py
 
 They were written once, for version 1 of the formats, and every later release must read them. So the script refuses to
-replace any: a new version of a format gets a new folder beside `v1`.
+replace any: a new version of a format gets a new folder next to `v1`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.updates.signing import keygen, trusted_keys_from_files
 from testing.bundles import (
     Clock,
@@ -52,7 +52,9 @@ def main() -> None:
     folder = write_bundle(FOLDER / "bundle")
     trust(folder, keys.public_path)
     opened = Device.open(folder)
-    device = Device(folder=folder, bundle=opened.bundle, session=opened.session, state=opened.state, clock=Clock(TIME))
+    device = Device(
+        folder=folder, bundle=opened.bundle, session=session_of(opened), state=state_of(opened), clock=Clock(TIME)
+    )
     device.apply(FOLDER / "class-update.dsse")
     device.apply(FOLDER / "trusted-keys.dsse")
     device.disable("dog")

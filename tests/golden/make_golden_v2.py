@@ -3,7 +3,7 @@
     python tests/golden/make_golden_v2.py
 
 They hold what `v1` lacks: injected rows, a manifest of schema 2, a journal with taught classes, an engine's sidecar of
-schema 2, and a generator's metadata. The sidecar of schema 1, which states no precision, lies in `v1`.
+schema 2, and a generator's metadata. The sidecar of schema 1, which states no precision, is in `v1`.
 """
 
 from __future__ import annotations

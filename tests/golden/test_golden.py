@@ -16,16 +16,17 @@ from icis_deploy.bundle.generator_metadata import parse_metadata
 from icis_deploy.bundle.manifest import FileEntry, parse_manifest
 from icis_deploy.bundle.slot_files import load_injected, serialize_slots
 from icis_deploy.errors import SignatureError
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.runtime.state.journal import parse_journal, serialize_journal
 from icis_deploy.updates.envelope import load_envelope, load_update, parse_content
 from icis_deploy.updates.payload import serialize_payload
 from icis_deploy.updates.signing import verify_update
 from icis_deploy.updates.trusted_keys import TrustedKeys
+from tests.golden import make_golden_v3
 from tests.golden.make_golden_v2 import INJECTED, JOURNAL, METADATA, SIDECAR, golden_bundle
 
 V1 = Path(__file__).resolve().parent / "v1"
-V2 = V1.with_name("v2")
+V2, V3 = V1.with_name("v2"), V1.with_name("v3")
 EXPECTED = json.loads((V1 / "expected.json").read_text())
 NAMES = ("okapi", "Bärtierchen 水熊")
 
@@ -103,3 +104,33 @@ def test_a_journal_with_taught_classes():
 
 def test_the_metadata_of_a_generator():
     assert parse_metadata((V2 / "generator-facts.json").read_text()) == METADATA
+
+
+def test_a_class_update_of_version_2_has_an_arbiter():
+    update = verify_update(V3 / "class-update.dsse", [V3 / "bundle" / "trust" / "release-key.pub"]).content
+    expected = json.loads((V3 / "expected.json").read_text())
+
+    assert update.added == NAMES
+    np.testing.assert_array_equal(update.rows, np.array(expected["rows"], np.float32))
+    np.testing.assert_array_equal(update.arbiter, make_golden_v3.ARBITER)
+    assert serialize_payload(update) == load_envelope(V3 / "class-update.dsse").payload
+
+
+def test_the_bundle_the_state_and_the_constants_of_version_3(tmp_path):
+    shutil.copytree(V3 / "bundle", tmp_path / "bundle")
+    expected = json.loads((V3 / "expected.json").read_text())
+    batch = np.array(expected["images"], np.float32)
+
+    device = Device.open(tmp_path / "bundle")
+
+    assert (device.version, device.classes()) == (3, ("cat", "owl", *NAMES))
+    assert device.bundle.arbiter
+    np.testing.assert_allclose(device.logits(batch).values, expected["logits_without_dog"], rtol=1e-4, atol=1e-4)
+    device.enable("dog")
+    np.testing.assert_allclose(device.logits(batch).values, expected["logits"], rtol=1e-4, atol=1e-4)
+    (path,) = (V3 / "bundle" / "state").glob("slots-*")
+    assert serialize_slots(state_of(device).table) == path.read_bytes()
+
+
+def test_the_metadata_of_a_generator_whose_rows_have_an_arbiter():
+    assert parse_metadata((V3 / "generator-metadata.json").read_text()) == make_golden_v3.METADATA

@@ -117,7 +117,7 @@ def test_no_other_name_is_touched(tmp_path):
     assert printed.split() == [__import__("json").__file__, "True"]
 
 
-def test_an_installation_without_exporters_says_how_to_mend_it(tmp_path, monkeypatch):
+def test_an_installation_without_exporters_says_how_to_repair_it(tmp_path, monkeypatch):
     monkeypatch.setattr(workbench, "_PACKAGE", tmp_path / "site-packages" / "icis_deploy")
 
     with pytest.raises(
@@ -127,7 +127,85 @@ def test_an_installation_without_exporters_says_how_to_mend_it(tmp_path, monkeyp
         workbench.workbench_root()
 
 
-def test_the_packages_inside_a_wheel_go_before_folders_beside_it(tmp_path, monkeypatch):
+WITHOUT_LIBRARIES = """
+    import sys
+    for name in ("onnx", "onnx_ir", "onnxscript", "scipy", "torch"):
+        sys.modules[name] = None  # as where it is not installed: importing it raises ModuleNotFoundError
+    import icis_deploy
+    """
+
+
+def without_libraries(folder, code):
+    """Run Python code where no library of the workbench is installed; return what it prints."""
+    program = textwrap.dedent(WITHOUT_LIBRARIES) + textwrap.dedent(code)
+    result = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "inspect('model.onnx')",
+        "export('model.onnx', classes='classes.txt', out='bundle')",
+        "inject('model.onnx', classes='classes.txt', descriptors='descriptors.npz')",
+        "export_generator('model.onnx', classes='classes.txt', descriptors='descriptors.npz', out='generator.onnx')",
+        "verify('bundle', against='model.onnx')",
+        "compact('bundle', out='compacted')",
+        "LoadedModel",
+        "WrittenGenerator",
+    ],
+)
+def test_what_needs_a_missing_library_says_how_to_install_it(tmp_path, call):
+    printed = without_libraries(
+        tmp_path,
+        f"""
+        try:
+            icis_deploy.{call}
+        except icis_deploy.errors.MissingDependencyError as error:
+            print(error)
+            print(error.expected, type(error.__cause__).__name__)
+        """,
+    )
+
+    assert printed.splitlines() == [
+        "This needs onnx_ir, which is not installed. Install what a workbench needs: pip install "
+        "'icis-deploy[train,export]'.",
+        "onnx_ir ModuleNotFoundError",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["inspect", __file__], ["demo"], ["bench-scale"]])
+def test_commands_exit_with_the_code_for_a_missing_dependency(tmp_path, arguments):
+    printed = without_libraries(tmp_path, f"from icis_deploy.cli.main import run\nprint(run({arguments!r}))")
+
+    assert printed == "5"
+
+
+def test_results_and_devices_do_without_those_libraries(tmp_path):
+    # Without this, the tests above could pass where nothing can be imported at all.
+    assert without_libraries(tmp_path, "print(icis_deploy.results.Result.__name__, icis_deploy.Device.__name__)") == (
+        "Result Device"
+    )
+
+
+def test_a_module_of_ours_that_is_missing_is_no_missing_dependency(tmp_path):
+    printed = without_libraries(
+        tmp_path,
+        """
+        from icis_deploy.workbench import enable_workbench
+        enable_workbench()
+        try:
+            import benchmarks.nothing
+        except ModuleNotFoundError as error:
+            print(error.name)
+        """,
+    )
+
+    assert printed == "benchmarks.nothing"
+
+
+def test_the_packages_inside_a_wheel_go_before_folders_next_to_it(tmp_path, monkeypatch):
     package = tmp_path / "icis_deploy"
     for name in ("exporters", "benchmarks"):
         for root in (tmp_path, package / "_workbench"):

@@ -42,7 +42,7 @@ def engine_obstacle(runtime: str, settings: EngineSettings) -> str | None:
 
     Args:
         runtime: `tensorrt` or `tensorrt-rtx`.
-        settings: How the engine shall be built.
+        settings: How the engine is built.
     """
     try:
         load_tensorrt(runtime)

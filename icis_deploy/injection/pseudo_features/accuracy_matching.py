@@ -46,7 +46,7 @@ def amount_of_class(needed: Thresholds, mixture: Mixture, recognised: float) -> 
     Args:
         needed: Strengths that the features need, from `needed_strengths`.
         mixture: The features; strengths needed do not depend on how an amount becomes strengths.
-        recognised: Part of the features that the head is right on, 0..1.
+        recognised: Part of the features that the head classifies correctly, 0..1.
     """
     amount, known = needed.find(recognised, mixture.strengths, mixture.amount_at)
     # Only now, when few features are left that must be evaluated there.
@@ -65,7 +65,7 @@ def largest_blend(rows: Float32, mixture: Mixture, amount: float, seen_accuracy:
         rows: `(num_seen, feature_dim + 1)`.
         mixture: The features.
         amount: Of class in them.
-        seen_accuracy: Part of the features that the head is right on, 0..1.
+        seen_accuracy: Part of the features that the head classifies correctly, 0..1.
         start: Where the search begins; the nearer, the fewer features are evaluated again.
     """
     strengths = mixture.strengths(amount)

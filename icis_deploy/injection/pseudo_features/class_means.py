@@ -101,7 +101,7 @@ def recognising_law(rows: Float32, law: FeatureLaw, *, classes: Int64, share: fl
         rows: `(num_seen, feature_dim + 1)`.
         law: Of these rows.
         classes: `(num_classes,)`, those whose means are classified.
-        share: Part of them that the head shall recognise, biases aside.
+        share: Part of them that the head is to recognise, biases aside.
     """
     weights = rows[:, :-1] - mean_row(rows[:, :-1])
     while True:

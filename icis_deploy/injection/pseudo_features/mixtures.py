@@ -204,7 +204,7 @@ class ImageMixture:
 
     @property
     def usual_strength(self) -> float:
-        """A sixth of the spread is class: rather little, since estimates are better on the way up."""
+        """A sixth of the spread is class: little, since estimates are better on the way up."""
         return 0.4
 
     @property

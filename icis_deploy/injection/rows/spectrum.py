@@ -41,7 +41,7 @@ def at_length(deviations: Float32, length: float) -> Float32:
 
     Args:
         deviations: `(num_classes, feature_dim + 1)`.
-        length: The length that each shall have.
+        length: The length that each gets.
     """
     found = np.linalg.norm(deviations, axis=1, keepdims=True)
     negligible = max(1e-6 * length, float(np.finfo(np.float32).tiny))

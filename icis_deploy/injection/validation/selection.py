@@ -34,7 +34,7 @@ class TriedMethod:
     """
 
     method: str
-    """Its name."""
+    """Name of the method, such as `ridge`."""
 
     rates: Rates
     """Accuracies at its operating point, on pseudo-features of held-out classes."""

@@ -9,7 +9,8 @@ Rules, in the order in which they are checked:
 4. A class update must be made for the device's seen head.
 5. Its version must be greater than every version the device ever held, rolled back or not.
 6. It must not have expired. The time is the clock's, or the last time the device saw if the clock is behind it.
-7. Its classes must fit: added ones unknown, replaced and removed ones in a slot, enough empty slots.
+7. Its classes must fit: added ones unknown, replaced and removed ones in a slot, enough empty slots; and its rows may
+   have an arbiter only where the model takes one.
 8. A set of trusted keys must be signed by a key trusted now, whatever the operator allows; rules 5 and 6 hold for it
    with the version of the trusted keys.
 9. `rollback` goes to the state before the current one. It needs no signature: whoever can run it holds the device.
@@ -41,6 +42,7 @@ from icis_deploy.errors import (
     VersionRollbackError,
     WrongBaseError,
 )
+from icis_deploy.head.arbiter import STATISTICS
 from icis_deploy.head.class_names import MAX_NAME_BYTES, quoted
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
@@ -78,7 +80,7 @@ def max_update_bytes(bundle: Bundle) -> int:
     An update has at most a row and two names for each slot; a kilobyte for a name and a megabyte for what is said of
     how the rows were made are generous. Base64 makes four bytes of three.
     """
-    rows = bundle.capacity * (4 * (bundle.feature_dim + 1) + 2 * MAX_NAME_BYTES)
+    rows = bundle.capacity * (4 * (bundle.feature_dim + 1 + len(STATISTICS)) + 2 * MAX_NAME_BYTES)
     return (max(rows, MAX_TRUSTED_KEYS_BYTES) + _PROVENANCE_BYTES) // 3 * 4 + MAX_SIGNATURE_BYTES
 
 
@@ -160,11 +162,24 @@ def plan_update(
         )
     _check_version(update.version, held=journal.highest_version, what="class update")
     _check_expiry(update.expires, journal=journal, clock=clock, what="class update")
+    check_arbiter(update, bundle, hint="Export it again with `arbiter='auto'`, or inject with `arbiter='off'`.")
     taken_over = tuple(name for name in journal.current.taught if name in update.added)
     new_table = table.without(taken_over).apply(update, seen_names=_set_of(bundle.class_names))
     if journal.disabled:
         _check_enabled((*bundle.class_names, *new_table.filled_names), journal.disabled)
     return new_table
+
+
+def check_arbiter(update: ClassUpdate, bundle: Bundle, *, hint: str) -> None:
+    """Raise `IncompatibleError` if rows have an arbiter and the bundle's model takes none (rule 7)."""
+    if bundle.arbiter or update.arbiter is None or not update.arbiter.any():
+        return
+    raise IncompatibleError(
+        f"The rows of {quoted(update.class_names)} have an arbiter, and this bundle's model takes none.",
+        found="rows with an arbiter",
+        expected="rows with constant offsets",
+        hint=hint,
+    )
 
 
 def entry_of_update(

@@ -1,13 +1,15 @@
 """The self-test of slots: what the model computes with them against what they should give.
 
 An updatable model's second output is its features. For one seeded input, the slots' logits must therefore be
-`features @ weight.T + bias`, whatever the runtime, its precision and its memory did to the rows on their way.
+`features @ weight.T + bias + arbiter @ statistics`, whatever the runtime, its precision and its memory did to the rows
+on their way. The statistics are computed from the features and from the model's own seen logits.
 
 Rules:
 
 1. A slot passes if its logit is within `TOLERANCE` of the sum of its products' magnitudes. Reading rows and features as
    float16 or TF32 (11 significant bits) stays below that; a slot with another row, a stale row or a blend does not.
-2. A model that ends in a softmax has no logits to compare. A second run with one known slot gives its scale.
+2. A model that ends in a softmax has no logits to compare. A second run with one known slot gives its scale; slots
+   with an arbiter are compared only where that run shows all seen logits, which their statistics are of.
 3. An input whose features are all zero tests nothing; the next seed is taken, up to `NUM_SEEDS` of them.
 """
 
@@ -21,18 +23,23 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.bundle.arbiter_constants import ArbiterConstants
+from icis_deploy.bundle.manifest import ARBITER_NAME, Bundle
 from icis_deploy.common.arrays import Float32, Float64, Images
 from icis_deploy.errors import SelfTestError
+from icis_deploy.head.arbiter import STATISTICS, seen_statistics
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable
+from icis_deploy.runtime.changes.softmax_scale import (
+    MIN_LOG,
+    SMALLEST,
+    baked_logits,
+    log_scores,
+    logits_from_scores,
+)
 from icis_deploy.runtime.sessions.protocol import Session, SessionOutput, SlotBuffers, TopOutput
 
 TOLERANCE = 1e-3
-_KNOWN_LOGIT_STEPS = (0.0, 80.0, 160.0, 320.0)
-"""A float32 probability shows a logit down to 87 below the greatest."""
-_FAR_LOGITS = (0.0, 80.0, 160.0, 320.0, 1e3, 1e4, 1e5)
-"""For slots so far below the baked classes that a logit like theirs would not show."""
 NUM_SEEDS = 4
 _NOISE_PERIOD = 16381
 """A prime, so that no row or channel of an image that repeats the noise is like another."""
@@ -41,8 +48,6 @@ _NUM_STARTS, _START_STEP, _SEED_STEP = 1023, 16, 401
 _MAX_CACHED_VALUES = 1 << 19
 """An image of 3 channels of 418 by 418 values; larger inputs are made anew for every self-test."""
 
-_SMALLEST = float(np.finfo(np.float32).tiny)
-_MIN_LOG = float(np.log(_SMALLEST))
 _LEAST_SIGMOID = 1e-4
 """Runtimes cut a sigmoid off near 1e-8, and its error there is as great; above this it is below a thousandth."""
 _SOFTMAX_SLACK = 1e-3
@@ -91,7 +96,13 @@ _cached_noise = lru_cache(maxsize=1)(_noise)
 
 
 def verify_slots(
-    session: Session, bundle: Bundle, table: SlotTable, buffers: SlotBuffers, *, seed: int
+    session: Session,
+    bundle: Bundle,
+    table: SlotTable,
+    buffers: SlotBuffers,
+    *,
+    seed: int,
+    constants: ArbiterConstants | None = None,
 ) -> SelfTestResult:
     """Run the model on the seeded input and compare every slot with its row.
 
@@ -101,21 +112,35 @@ def verify_slots(
         table: What the slots should hold.
         buffers: The slots as the session has them.
         seed: Of the input.
+        constants: The bundle's, which are read where a slot has an arbiter; `None` where none has.
 
     Raises:
         SelfTestError: If a slot does not hold its row, or the features do not show it.
         RuntimeFailureError: If the runtime fails.
+        BundleError, CorruptFileError: If the constants cannot be read.
     """
     timed = _TimedSession(session)
     images, output, features = _run_on_seeded_input(timed, bundle, buffers, seed)
     expected, allowed = _expected_logits(features, table)
     found, floor = output.logits[0].astype(np.float64), -np.inf
-    if bundle.score_kind == "sigmoid":
+    if table.arbiter is not None:
+        lengths = _row_lengths(constants)
+        if bundle.score_kind == "logits":
+            _add_arbiter(expected, allowed, table, features, found[: bundle.num_seen], lengths)
+        else:
+            allowed += _SOFTMAX_SLACK
+            baked, all_show = baked_logits(timed, bundle, table, images)
+            seen = baked[: bundle.num_seen]
+            _add_arbiter(expected, allowed, table, features, seen, lengths, slack=_SOFTMAX_SLACK)
+            if not all_show:
+                allowed[table.arbiter.any(axis=1)] = np.inf
+            found, floor = _on_scale_of(baked, log_scores(found, bundle), expected, allowed)
+    elif bundle.score_kind == "sigmoid":
         found, expected = np.log(np.maximum(found, _LEAST_SIGMOID)), -np.logaddexp(0.0, -expected)
         floor, allowed = float(np.log(_LEAST_SIGMOID)), allowed + _SOFTMAX_SLACK
     elif bundle.score_kind != "logits":
         level = float(expected[table.filled].max()) if table.filled.size else 0.0
-        found, floor = _logits_from_scores(found, timed, bundle, table, images, level=level)
+        found, floor = logits_from_scores(found, timed, bundle, table, images, level=level)
         allowed = allowed + _SOFTMAX_SLACK
     expected = np.maximum(expected, floor)
     return SelfTestResult(
@@ -182,9 +207,72 @@ def _expected_logits(features: Float32, table: SlotTable) -> tuple[Float64, Floa
     return expected, TOLERANCE * magnitudes
 
 
+def _row_lengths(constants: ArbiterConstants | None) -> Float32:
+    if constants is None:
+        raise SelfTestError(
+            "Slots with an arbiter cannot be tested without the constants of the model.",
+            found="no constants",
+            expected=ARBITER_NAME,
+            hint="Export the bundle again.",
+        )
+    return constants.row_lengths()
+
+
+def _add_arbiter(
+    expected: Float64,
+    allowed: Float64,
+    table: SlotTable,
+    features: Float32,
+    seen: Float64,
+    lengths: Float32,
+    *,
+    slack: float = 0.0,
+) -> None:
+    """Add to each slot's logit, and to the error allowed for it, what its arbiter gives; both `(capacity,)`, in place.
+
+    A statistic may be off by `TOLERANCE` of itself, a logarithm by as much as its argument. Where several seen classes
+    have the greatest logit, any of them may be the one whose row's deviation counts.
+
+    Args:
+        expected: Logits without the arbiter.
+        allowed: Their errors.
+        table: What the slots should hold.
+        features: `(feature_dim,)`.
+        seen: `(num_seen,)`: the model's own logits.
+        lengths: `(num_seen,)`, from `deviation_lengths`.
+        slack: Error of `seen`.
+    """
+    statistics = seen_statistics(features[None], seen[None].astype(np.float32), lengths)[0].astype(np.float64)
+    sizes = TOLERANCE * np.maximum(np.abs(statistics), 1.0)
+    nearest = lengths[seen >= seen.max() - slack].astype(np.float64)
+    sizes[STATISTICS.index("top_deviation")] += nearest.max() - nearest.min()
+    coefficients = table.coefficients.astype(np.float64)
+    expected += coefficients @ statistics
+    allowed += np.abs(coefficients) @ sizes
+
+
+def _on_scale_of(baked: Float64, logs: Float64, expected: Float64, allowed: Float64) -> tuple[Float64, float]:
+    """Return logits from logarithms of probabilities, given those of the baked classes, and the least that would show.
+
+    Where none of these shows next to the slots, the greatest slot that is compared gives the scale.
+
+    Args:
+        baked: `(num_baked,)` logits.
+        logs: `(num_outputs,)`.
+        expected: `(capacity,)` logits.
+        allowed: `(capacity,)`, infinite for a slot that is not compared.
+    """
+    anchor = int(np.argmax(baked))
+    shift = float(baked[anchor] - logs[anchor])
+    if logs[anchor] <= MIN_LOG:
+        greatest = int(np.argmax(np.where(np.isfinite(allowed), expected, -np.inf)))
+        shift = float(expected[greatest] - logs[len(baked) + greatest])
+    return logs + shift, MIN_LOG + shift
+
+
 def _compare(found: Float64, expected: Float64, allowed: Float64, table: SlotTable) -> float:
     """Return the greatest error as a fraction of what is allowed, or raise `SelfTestError` if it is above 1."""
-    fractions = np.abs(found - expected) / np.maximum(allowed, _SMALLEST)
+    fractions = np.abs(found - expected) / np.maximum(allowed, SMALLEST)
     greatest = float(fractions.max())
     if greatest <= 1.0:  # which NaN is not
         return greatest
@@ -199,43 +287,3 @@ def _compare(found: Float64, expected: Float64, allowed: Float64, table: SlotTab
         expected=float(expected[first]),
         where=str(names[0]),
     )
-
-
-def _logits_from_scores(
-    scores: Float64,
-    session: Session,
-    bundle: Bundle,
-    table: SlotTable,
-    images: Images,
-    *,
-    level: float,
-) -> tuple[Float64, float]:
-    """Return logits from what a softmax made of them, `(num_outputs,)` float64, and the least one that would show.
-
-    A softmax keeps differences of logits only. So the model runs once more, with the first slot at a known logit, from
-    `level` upward until it shows; that gives the logit of the most probable baked class, and that class all others.
-    Where none near `level` shows, no slot does, and greater ones tell that the runtime reads them.
-
-    Raises:
-        SelfTestError: If the known slot never shows: the runtime does not read the slots that it is given.
-    """
-    logs, num_baked = _log_scores(scores, bundle), len(bundle.class_names)
-    for known_logit in (*(level + step for step in _KNOWN_LOGIT_STEPS), *_FAR_LOGITS):
-        weight, bias = table.weight.copy(), table.bias.copy()
-        weight[0], bias[0] = 0.0, known_logit
-        run = session.run(images, session.load_slots(weight, bias))
-        known = _log_scores(run.logits[0].astype(np.float64), bundle)
-        if known[num_baked] > _MIN_LOG:
-            anchor = int(np.argmax(known[:num_baked]))
-            shift = known[anchor] - known[num_baked] + known_logit - logs[anchor]
-            return logs + shift, float(_MIN_LOG + shift)
-    raise SelfTestError(
-        "A slot with a known logit does not show in what the model gives, however great the logit: the runtime does "
-        "not read the slots that it is given."
-    )
-
-
-def _log_scores(scores: Float64, bundle: Bundle) -> Float64:
-    if bundle.score_kind == "probabilities":
-        scores = np.log(np.maximum(scores, _SMALLEST))
-    return np.asarray(np.maximum(scores, _MIN_LOG))

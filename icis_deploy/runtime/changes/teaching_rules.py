@@ -7,6 +7,7 @@ Rules:
 3. It never blocks an update: one that adds a class of the same name takes its slot, as if it replaced it.
    From then on the class is the publisher's.
 4. It is rolled back like an update.
+5. Its row has the arbiter that the generator states for it, whatever those of other classes are.
 """
 
 # Why: docs/decisions/0041.
@@ -20,7 +21,7 @@ from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.changes.rules import trusted_time
+from icis_deploy.runtime.changes.rules import check_arbiter, trusted_time
 from icis_deploy.runtime.state.journal import HistoryEntry, Journal
 
 
@@ -34,17 +35,19 @@ def plan_teaching(
     journal: Journal,
     class_name: str,
     row: Float32,
+    arbiter: Float32 | None,
     *,
     table: SlotTable | None,
     bundle: Bundle,
     clock: datetime,
 ) -> tuple[HistoryEntry, SlotTable]:
-    """Return what a taught class makes of the slots, and its line in the history (rules 2 and 3).
+    """Return what a taught class makes of the slots, and its line in the history (rules 2, 3 and 5).
 
     Args:
         journal: What the device remembers.
         class_name: The class; one that was taught before is taught anew, in the same slot.
         row: `(feature_dim + 1,)`, calibrated.
+        arbiter: `(5,)` float32, the row's coefficients; `None` for a constant offset.
         table: What the slots hold now; `None` for a fused head.
         bundle: The device's.
         clock: The time by the device's clock.
@@ -63,9 +66,11 @@ def plan_teaching(
     update = ClassUpdate(
         base_fingerprint=bundle.base_fingerprint,
         rows=row[None],
+        arbiter=None if arbiter is None else arbiter[None],
         added=() if is_known else (class_name,),
         replaced=(class_name,) if is_known else (),
     )
+    check_arbiter(update, bundle, hint="Export it again with `arbiter='auto'`, or apply a class update.")
     entry = HistoryEntry(
         sequence=journal.sequence + 1,
         time=trusted_time(journal, clock),

@@ -26,7 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.bundle.arbiter_constants import ArbiterConstants
+from icis_deploy.bundle.manifest import Bundle, known_names
 from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import BundleError, SelfTestError
 from icis_deploy.head.slots import SlotTable
@@ -100,7 +101,7 @@ def switch_class(
 
     before = store.load_journal(bundle)
     table = load_table(before.current)
-    names = bundle.known_names(table)
+    names = known_names(bundle, table)
     check_disabled(before, names)
     switched = after_switch(before, class_name, enabled=enabled, known_names=names, clock=clock)
     if switched is None:
@@ -119,6 +120,7 @@ class Updater:
         session: Session,
         state: HeadState,
         store: Store,
+        constants: ArbiterConstants,
         clock: Callable[[], datetime],
     ) -> None:
         self.state = state
@@ -126,6 +128,7 @@ class Updater:
         self._bundle = bundle
         self._session = session
         self._store = store
+        self._constants = constants
         self._clock = clock
         self._changing = threading.Lock()
         self._journal = initial_journal(bundle)
@@ -172,12 +175,19 @@ class Updater:
             self._change(before, after, prepared, slots=slots, watch=watch)
         return AppliedUpdate(content=content, entry=entry, timings=watch.timings())
 
-    def teach(self, class_name: str, make_row: Callable[[SlotTable | None], Float32]) -> HistoryEntry:
+    def teach(
+        self,
+        class_name: str,
+        make_row: Callable[[SlotTable | None], Float32],
+        *,
+        arbiter: Float32 | None = None,
+    ) -> HistoryEntry:
         """Put a class that the device makes itself into a slot.
 
         Args:
             class_name: The class.
             make_row: Makes its row, given the other classes in slots; a class that is taught again is not among them.
+            arbiter: `(5,)` float32, the row's coefficients; `None` for a constant offset.
         """
         from icis_deploy.runtime.changes.rules import after_update
         from icis_deploy.runtime.changes.teaching_rules import plan_teaching
@@ -187,7 +197,9 @@ class Updater:
             current, held = before.current, self._table_before(before)
             known = (class_name,) if class_name in current.taught else ()
             row = make_row(None if held is None else held.without(known))
-            entry, table = plan_teaching(before, class_name, row, table=held, bundle=self._bundle, clock=self._clock())
+            entry, table = plan_teaching(
+                before, class_name, row, arbiter, table=held, bundle=self._bundle, clock=self._clock()
+            )
             prepared = self._prepared(table, version=current.version, disabled=before.disabled)
             slots = slots_file(table)
             taught = (*(name for name in current.taught if name != class_name), class_name)
@@ -202,7 +214,7 @@ class Updater:
         with self._changing, self._store.locked():
             before = self._store.load_journal(self._bundle)
             table = self._store.load_table(self._bundle, state_before(before))
-            entry, after = after_rollback(before, known_names=self._bundle.known_names(table), clock=self._clock())
+            entry, after = after_rollback(before, known_names=known_names(self._bundle, table), clock=self._clock())
             self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
         return entry
 
@@ -240,7 +252,7 @@ class Updater:
             before = self._store.load_journal(self._bundle)
             table = self._table_before(before)
             entry, after = after_replacement(
-                before, former, known_names=self._bundle.known_names(table), clock=self._clock()
+                before, former, known_names=known_names(self._bundle, table), clock=self._clock()
             )
             self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
         return entry
@@ -267,12 +279,12 @@ class Updater:
                 if attempt + 1 == _NUM_READ_ATTEMPTS or self._store.load_journal(self._bundle) == journal:
                     raise
                 continue
-            check_disabled(journal, self._bundle.known_names(table))
+            check_disabled(journal, known_names(self._bundle, table))
             state = self._state_with(table, version=journal.current.version, disabled=journal.disabled)
             if self_test and state.slots is not None:
                 from icis_deploy.runtime.changes.self_test import verify_slots
 
-                verify_slots(self._session, self._bundle, *state.slots, seed=0)
+                verify_slots(self._session, self._bundle, *state.slots, seed=0, constants=self._constants)
             self._publish(journal, state, stamp)
             return True
         return False
@@ -295,7 +307,7 @@ class Updater:
         from icis_deploy.runtime.changes.background_call import BackgroundCall
         from icis_deploy.runtime.changes.self_test import verify_slots
 
-        call = partial(verify_slots, self._session, self._bundle, *state.slots, seed=seed)
+        call = partial(verify_slots, self._session, self._bundle, *state.slots, seed=seed, constants=self._constants)
         return _Prepared(state=state, self_test=BackgroundCall(call))
 
     def _tested_before(self, journal: Journal, table: SlotTable | None) -> _Prepared:
@@ -353,6 +365,7 @@ class Updater:
             version=version,
             disabled=disabled,
             buffers=loaded.buffers if table is loaded.table else None,
+            constants=self._constants,
         )
 
     def _table_of(self, entry: StateEntry) -> SlotTable | None:
@@ -365,5 +378,5 @@ class Updater:
         """Return the slots that a change starts from, of a journal that a device would open."""
         table = self._table_of(journal.current)
         if journal.disabled:
-            check_disabled(journal, self._bundle.known_names(table))
+            check_disabled(journal, known_names(self._bundle, table))
         return table

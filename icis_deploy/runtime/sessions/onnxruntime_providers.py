@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -49,7 +50,7 @@ class ProviderChoice:
     name: str = CPU_PROVIDER
     """The provider that must compute, by ONNX Runtime's name."""
 
-    options: dict[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
     """Options of the provider, by ONNX Runtime's names."""
 
     helpers: tuple[str, ...] = ()
@@ -61,7 +62,7 @@ class ProviderChoice:
     @property
     def requested(self) -> list[tuple[str, dict[str, str]]]:
         """As `onnxruntime.InferenceSession` takes them."""
-        return [(self.name, self.options), *((name, {}) for name in self.helpers)]
+        return [(self.name, dict(self.options)), *((name, {}) for name in self.helpers)]
 
 
 def cuda_choice() -> ProviderChoice:

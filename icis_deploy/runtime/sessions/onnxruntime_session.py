@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
+from icis_deploy.bundle.manifest import (
+    FEATURES,
+    SLOT_ARBITER,
+    SLOT_BIAS,
+    SLOT_WEIGHT,
+    TOP_CLASS_IDS,
+    TOP_PROBABILITIES,
+)
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import (
     MissingDependencyError,
@@ -23,7 +30,13 @@ from icis_deploy.runtime.sessions.onnxruntime_providers import (
     check_session,
     forbid_silent_fallback,
 )
-from icis_deploy.runtime.sessions.protocol import SessionOutput, SlotBuffers, TopOutput, no_slots_error
+from icis_deploy.runtime.sessions.protocol import (
+    SessionOutput,
+    SlotBuffers,
+    TopOutput,
+    arbiter_to_load,
+    no_slots_error,
+)
 
 
 class ONNXRuntimeSession:
@@ -55,6 +68,7 @@ class ONNXRuntimeSession:
         topk_outputs = [TOP_PROBABILITIES, TOP_CLASS_IDS]
         self._topk_outputs = topk_outputs if set(topk_outputs) <= set(outputs) else []
         self._has_slots = {SLOT_WEIGHT, SLOT_BIAS} <= overridable
+        self._has_arbiter = SLOT_ARBITER in overridable
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -66,14 +80,19 @@ class ONNXRuntimeSession:
         """The `onnxruntime.InferenceSession`, for what only ONNX Runtime has."""
         return self._session
 
-    def load_slots(self, weight: Float32, bias: Float32) -> SlotBuffers:
+    def load_slots(self, weight: Float32, bias: Float32, arbiter: Float32 | None = None) -> SlotBuffers:
         """Keep slots for runs; see `Session.load_slots`."""
         if not self._has_slots:
             raise no_slots_error()
         weight, bias = np.ascontiguousarray(weight), np.ascontiguousarray(bias)
+        coefficients = arbiter_to_load(arbiter, capacity=len(bias), is_taken=self._has_arbiter)
         if self._slots_memory is None:
-            return SlotBuffers(weight=weight, bias=bias)
-        return SlotBuffers(weight=self._copied(weight), bias=self._copied(bias))
+            return SlotBuffers(weight=weight, bias=bias, arbiter=coefficients)
+        return SlotBuffers(
+            weight=self._copied(weight),
+            bias=self._copied(bias),
+            arbiter=None if coefficients is None else self._copied(coefficients),
+        )
 
     def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run one batch; see `Session.run`."""
@@ -94,6 +113,8 @@ class ONNXRuntimeSession:
         feed: dict[str, Any] = {self._input_name: images}
         if slots is not None:
             feed[SLOT_WEIGHT], feed[SLOT_BIAS] = slots.weight, slots.bias
+            if slots.arbiter is not None:
+                feed[SLOT_ARBITER] = slots.arbiter
         try:
             if self._slots_memory is None or slots is None:
                 outputs: list[Any] = self._session.run(names, feed)

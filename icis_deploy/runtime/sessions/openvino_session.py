@@ -13,12 +13,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
+from icis_deploy.bundle.manifest import (
+    FEATURES,
+    SLOT_ARBITER,
+    SLOT_BIAS,
+    SLOT_WEIGHT,
+    TOP_CLASS_IDS,
+    TOP_PROBABILITIES,
+)
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, RuntimeFailureError
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
 from icis_deploy.runtime.sessions.pools import ResourcePool
-from icis_deploy.runtime.sessions.protocol import SessionOutput, SlotBuffers, TopOutput, no_slots_error
+from icis_deploy.runtime.sessions.protocol import (
+    SessionOutput,
+    SlotBuffers,
+    TopOutput,
+    arbiter_to_load,
+    no_slots_error,
+)
 
 OPENVINO_NAME = "openvino/model.xml"
 """A bundle's OpenVINO model; its weights are in `model.bin` next to it."""
@@ -48,19 +61,20 @@ class OpenVINOSession:
         self._defaults = defaults
         self._requests: ResourcePool[Any] = ResourcePool(compiled.create_infer_request)
 
-    def load_slots(self, weight: Float32, bias: Float32) -> SlotBuffers:
+    def load_slots(self, weight: Float32, bias: Float32, arbiter: Float32 | None = None) -> SlotBuffers:
         """Keep slots for runs, which read them in place; see `Session.load_slots`."""
         if not self._defaults:
             raise no_slots_error()
-        for name, array in ((SLOT_WEIGHT, weight), (SLOT_BIAS, bias)):
-            if array.shape != self._defaults[name].shape:
+        coefficients = arbiter_to_load(arbiter, capacity=len(bias), is_taken=SLOT_ARBITER in self._defaults)
+        for name, array in ((SLOT_WEIGHT, weight), (SLOT_BIAS, bias), (SLOT_ARBITER, coefficients)):
+            if array is not None and array.shape != self._defaults[name].shape:
                 raise RuntimeFailureError(
                     f"The slots' {name} has shape {array.shape}; this model takes {self._defaults[name].shape}.",
                     found=array.shape,
                     expected=self._defaults[name].shape,
                     where=name,
                 )
-        return SlotBuffers(weight=np.ascontiguousarray(weight), bias=np.ascontiguousarray(bias))
+        return SlotBuffers(weight=np.ascontiguousarray(weight), bias=np.ascontiguousarray(bias), arbiter=coefficients)
 
     def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run one batch; see `Session.run`."""
@@ -82,7 +96,11 @@ class OpenVINOSession:
         # OpenVINO would convert another type without a word.
         if images.dtype != self._input_dtype:
             raise self._refusal(images, "the types differ")
-        given = self._defaults if slots is None else {SLOT_WEIGHT: slots.weight, SLOT_BIAS: slots.bias}
+        given = self._defaults
+        if slots is not None:
+            given = {SLOT_WEIGHT: slots.weight, SLOT_BIAS: slots.bias}
+            if slots.arbiter is not None:
+                given[SLOT_ARBITER] = slots.arbiter
         with self._requests.lend() as request:
             try:
                 outputs = request.infer({self._input_name: images, **given}, share_inputs=True, share_outputs=True)
@@ -144,7 +162,7 @@ def _make_slots_inputs(network: Any) -> dict[str, Float32]:
     defaults: dict[str, Float32] = {}
     for node in network.get_ops():
         name = node.get_friendly_name()
-        if node.get_type_name() == "Constant" and name in {SLOT_WEIGHT, SLOT_BIAS}:
+        if node.get_type_name() == "Constant" and name in {SLOT_WEIGHT, SLOT_BIAS, SLOT_ARBITER}:
             defaults[name] = np.array(node.data, dtype=np.float32)
             slots = opset13.parameter(list(node.shape), node.get_element_type(), name)
             slots.output(0).set_names({name})

@@ -11,9 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
+import numpy as np
+
+from icis_deploy.bundle.manifest import SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.common.arrays import Float32, Images, Int64
 from icis_deploy.errors import RuntimeFailureError
+from icis_deploy.head.arbiter import no_arbiter
 
 
 def no_slots_error() -> RuntimeFailureError:
@@ -26,13 +29,32 @@ def no_slots_error() -> RuntimeFailureError:
     )
 
 
+def arbiter_to_load(arbiter: Float32 | None, *, capacity: int, is_taken: bool) -> Float32 | None:
+    """Return coefficients as a model takes them; `None` for a model that takes none.
+
+    Args:
+        arbiter: `(capacity, 5)` float32, or `None` for zeros.
+        capacity: Number of slots.
+        is_taken: Whether the model has something to put them into.
+
+    Raises:
+        RuntimeFailureError: If a slot has an arbiter and the model takes none.
+    """
+    if is_taken:
+        return np.ascontiguousarray(no_arbiter(capacity) if arbiter is None else arbiter)
+    if arbiter is not None and arbiter.any():
+        raise RuntimeFailureError(
+            f"The model has no input {SLOT_ARBITER!r}, so its slots cannot have an arbiter.",
+            found="slots with an arbiter",
+            expected="slots with constant offsets",
+            hint="Export it again with `arbiter='auto'`, or inject with `arbiter='off'`.",
+        )
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotBuffers:
-    """Slots as a runtime wants them; made by `Session.load_slots`, never changed afterwards.
-
-    Example:
-        buffers = icis_deploy.Device.open("bundle").state.buffers
-    """
+    """Slots as a runtime wants them; made by `Session.load_slots`, never changed afterwards."""
 
     weight: Any
     """`(capacity, feature_dim)` float32 in the runtime's own memory."""
@@ -40,15 +62,12 @@ class SlotBuffers:
     bias: Any
     """`(capacity,)` float32 in the runtime's own memory."""
 
+    arbiter: Any = None
+    """`(capacity, 5)` float32 in the runtime's own memory; `None` where the model has no such input."""
+
 
 class SessionOutput(NamedTuple):
-    """What one run of a model gives; a tuple, which takes half as long to make while caches are cold.
-
-    Example:
-        device = icis_deploy.Device.open("bundle")
-        output = device.session.run(device.prepare(["okapi.jpg"]), device.state.buffers, with_features=True)
-        print(output.logits.shape, output.features)
-    """
+    """What one run of a model gives; a tuple, which takes half as long to make while caches are cold."""
 
     logits: Float32
     """`(batch, num_outputs)` float32: seen classes first, then every slot, empty ones included."""
@@ -68,22 +87,20 @@ A bare tuple: even a named one takes 6 us to make while caches are cold, and thi
 
 
 class Session(Protocol):
-    """A model loaded in a runtime.
+    """A model loaded in a runtime."""
 
-    Example:
-        device = icis_deploy.Device.open("bundle")
-        output = device.session.run(device.prepare(["okapi.jpg"]), device.state.buffers)
-    """
-
-    def load_slots(self, weight: Float32, bias: Float32) -> SlotBuffers:
+    def load_slots(self, weight: Float32, bias: Float32, arbiter: Float32 | None = None) -> SlotBuffers:
         """Copy slots to where the runtime reads them.
 
         Args:
             weight: `(capacity, feature_dim)` float32.
             bias: `(capacity,)` float32.
+            arbiter: `(capacity, 5)` float32, what each slot's logit follows from statistics of the image
+                (`icis_deploy.head.arbiter`); `None` for zeros, which are constant offsets.
 
         Raises:
-            RuntimeFailureError: If the model has no slots, or the runtime refuses them.
+            RuntimeFailureError: If the model has no slots, an arbiter is given to one that takes none, or the runtime
+                refuses them.
         """
         ...
 

@@ -4,7 +4,8 @@ Two kinds of engine keep the promise that a request ends with the slots that it 
 
 - *Slots as inputs* (the default): slots are written to GPU memory that no request reads, and a request passes the
   address of its own. To the next request, new slots are another address.
-- *Refittable*: slots are a weight of the engine. A refit is not atomic and undefined while the engine runs, so an
+- *Refittable*: slots are weights of the engine: the rows, and a second one `SLOT_ARBITER` `(5, capacity)` where the
+  engine takes arbiters, which the sidecar then names. A refit is not atomic and undefined while the engine runs, so an
   engine that nobody uses is refitted, and requests switch to it; the engine is therefore held twice.
 
 Whoever publishes slots must test them first, as the updater does: that a refit returned true proves nothing.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle.engine_sidecar import EngineSidecar
-from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT, TOP_CLASS_IDS, TOP_PROBABILITIES
+from icis_deploy.bundle.manifest import (
+    FEATURES,
+    SLOT_ARBITER,
+    SLOT_BIAS,
+    SLOT_WEIGHT,
+    TOP_CLASS_IDS,
+    TOP_PROBABILITIES,
+)
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls, DeviceMemory
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
 from icis_deploy.runtime.sessions.pools import ResourcePool, SlotLease, SlotStoragePool
-from icis_deploy.runtime.sessions.protocol import SessionOutput, SlotBuffers, TopOutput, no_slots_error
+from icis_deploy.runtime.sessions.protocol import (
+    SessionOutput,
+    SlotBuffers,
+    TopOutput,
+    arbiter_to_load,
+    no_slots_error,
+)
 from icis_deploy.runtime.sessions.tensorrt_context import EngineContext, EngineTensor
 from icis_deploy.runtime.sessions.tensorrt_library import new_logger
 
@@ -50,7 +64,7 @@ class SlotStorage:
     loaded: LoadedEngine
     """What runs with these slots: an engine that all storages share, or, where it is refittable, one of its own."""
 
-    memory: dict[str, DeviceMemory]
+    memory: Mapping[str, DeviceMemory]
     """Device memory by input name; empty where slots are in the engine."""
 
 
@@ -93,11 +107,15 @@ class TensorRTSession:
         self._shared = None if self._refittable else self._load()
         self._storages: SlotStoragePool[SlotStorage] = SlotStoragePool(self._new_storage)
 
-    def load_slots(self, weight: Float32, bias: Float32) -> SlotBuffers:
+    def load_slots(self, weight: Float32, bias: Float32, arbiter: Float32 | None = None) -> SlotBuffers:
         """Write slots to a storage that no request reads; see `Session.load_slots`."""
         if not self._slot_shapes and not self._refittable:
             raise no_slots_error()
         given = {SLOT_WEIGHT: np.ascontiguousarray(weight), SLOT_BIAS: np.ascontiguousarray(bias)}
+        is_taken = SLOT_ARBITER in self._slot_shapes or SLOT_ARBITER in self._refittable
+        coefficients = arbiter_to_load(arbiter, capacity=len(bias), is_taken=is_taken)
+        if coefficients is not None:
+            given[SLOT_ARBITER] = coefficients
         for name, shape in self._slot_shapes.items():
             if given[name].shape != shape:
                 raise RuntimeFailureError(
@@ -109,12 +127,12 @@ class TensorRTSession:
         with self._loading:
             lease = self._storages.lease()
             if self._refittable:
-                self._refit(lease.storage.loaded.engine, given[SLOT_WEIGHT], given[SLOT_BIAS])
+                self._refit(lease.storage.loaded.engine, self._refitted_weights(given))
             else:
                 for name, memory in lease.storage.memory.items():
                     self._cuda.copy_to_device(memory.pointer, given[name], self._copy_stream)
                 self._cuda.synchronize(self._copy_stream)
-        return SlotBuffers(weight=lease, bias=lease)
+        return SlotBuffers(weight=lease, bias=lease, arbiter=None if coefficients is None else lease)
 
     def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run one batch; see `Session.run`. An engine holds no slots of its own, so slots must be given."""
@@ -188,21 +206,29 @@ class TensorRTSession:
 
         return LoadedEngine(engine=engine, contexts=ResourcePool(make_context, limit=self._num_streams))
 
-    def _refit(self, engine: Any, weight: Float32, bias: Float32) -> None:
-        """Replace the slots' rows in an engine that nobody runs."""
-        rows = np.ascontiguousarray(np.concatenate([weight, bias[:, None]], axis=1).T)
+    def _refitted_weights(self, given: Mapping[str, Float32]) -> dict[str, Float32]:
+        """Return what each refittable weight is to hold, by its name: columns of slots."""
+        rows = np.concatenate([given[SLOT_WEIGHT], given[SLOT_BIAS][:, None]], axis=1)
+        return {
+            name: np.ascontiguousarray((given[SLOT_ARBITER] if name == SLOT_ARBITER else rows).T)
+            for name in self._refittable
+        }
+
+    def _refit(self, engine: Any, weights: Mapping[str, Float32]) -> None:
+        """Replace the slots' weights in an engine that nobody runs."""
         logger = new_logger(self._trt)
         refitter = self._trt.Refitter(engine, logger)
-        (name,) = self._refittable
-        if not refitter.set_named_weights(name, self._trt.Weights(rows)):
-            raise RuntimeFailureError(
-                f"TensorRT refused the weight {name!r} of shape {rows.shape}: {logger.last_error()}.",
-                found=rows.shape,
-                where=name,
-            )
+        for name, values in weights.items():
+            if not refitter.set_named_weights(name, self._trt.Weights(values)):
+                raise RuntimeFailureError(
+                    f"TensorRT refused the weight {name!r} of shape {values.shape}: {logger.last_error()}.",
+                    found=values.shape,
+                    where=name,
+                )
         if not refitter.refit_cuda_engine():
+            names = ", ".join(map(repr, weights))
             raise RuntimeFailureError(
-                f"TensorRT could not refit the weight {name!r}: {logger.last_error()}.",
+                f"TensorRT could not refit the weight {names}: {logger.last_error()}.",
                 found=logger.last_error(),
-                where=name,
+                where=names,
             )

@@ -25,7 +25,7 @@ from icis_deploy.bundle.generator_metadata import (
     GeneratorMetadata,
     parse_metadata,
 )
-from icis_deploy.bundle.manifest import Bundle, check_file
+from icis_deploy.bundle.manifest import Bundle, check_file, known_names
 from icis_deploy.common.arrays import Float32, Float64
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
@@ -164,7 +164,7 @@ def make_row(
         CorruptFileError: If the generator gives something that is no row.
         RuntimeFailureError: If the runtime fails.
     """
-    if class_name in bundle.known_names(table):
+    if class_name in known_names(bundle, table):
         way = "." if class_name in bundle.class_names else ", or replace it by a class update."
         raise ClassConflictError(
             f"{shown(class_name)} was not taught: the head already knows it.",

@@ -9,12 +9,13 @@ import pytest
 import icis_deploy
 from benchmarks.bench.bench import PRESETS, LabeledInputs, labeled_inputs, open_targets, run_bench, slot_pairs
 from benchmarks.bench.correctness import logits_on_features, logits_on_images
-from benchmarks.bench.labeled_inputs import LabeledFeatures, load_labeled
+from benchmarks.bench.labeled_inputs import HeadFeatures, load_labeled
 from benchmarks.bench.opened import names_of_bundles, noise
 from benchmarks.results.result import parse_result, serialize_result
 from benchmarks.results.text import text_of
 from icis_deploy.errors import ImageError, IncompatibleError, ModelLoadError, UsageError
 from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
+from icis_deploy.runtime.device import session_of
 from testing.tiny_project import write_tiny_project
 
 FAST = replace(PRESETS["quick"], budget_s=0.1)
@@ -110,10 +111,10 @@ def test_features_give_the_accuracy_of_the_images_they_are_of(tiny_bundles, tmp_
     images = load_labeled(tiny_bundles.project.images)
     with opened(tiny_bundles) as targets:
         device = icis_deploy.Device.open(tiny_bundles.updatable)
-        features = device.session.run(device.prepare(images.paths), with_features=True).features
+        features = session_of(device).run(device.prepare(images.paths), with_features=True).features
         np.savez(tmp_path / "features.npz", features=features, labels=np.array(images.labels))
         inputs = labeled_inputs(tmp_path / "features.npz", str(tiny_bundles.project.model))
-        by_features = logits_on_features(targets, inputs.labeled, inputs.seen_rows)
+        by_features = logits_on_features(targets, inputs.labeled)
         by_images = logits_on_images(targets, images.paths)
 
     for name, logits in by_images.items():
@@ -135,13 +136,13 @@ def test_features_of_another_width_are_refused(tiny_bundles, tmp_path):
         opened(tiny_bundles) as targets,
         pytest.raises(IncompatibleError, match="are 23 wide; the head's rows multiply 24"),
     ):
-        logits_on_features(targets, inputs.labeled, inputs.seen_rows)
+        logits_on_features(targets, inputs.labeled)
 
 
 def test_an_image_of_an_unknown_class_is_refused(tiny_bundles):
     images = load_labeled(tiny_bundles.project.images)
     labeled = replace(images, labels=("wombat", *images.labels[1:]))
-    inputs = LabeledInputs(labeled=labeled, source="46 images", seen_rows=None)
+    inputs = LabeledInputs(labeled=labeled, source="46 images")
 
     with opened(tiny_bundles) as targets, pytest.raises(ImageError, match="'wombat', which no target knows"):
         run_bench(targets, preset=FAST, batch_sizes=[1], settings={}, inputs=inputs)
@@ -217,12 +218,12 @@ def test_features_measure_rows_with_an_arbiter_as_a_device_answers(tiny_bundles,
         target = targets[-1]
         random = np.random.default_rng(0)
         features = random.normal(size=(5, 24)).astype(np.float32)
-        inputs = LabeledFeatures(features=features, labels=("class00",) * 5)
         seen_rows = random.normal(size=(target.num_seen, 25)).astype(np.float32)
+        inputs = HeadFeatures(features=features, labels=("class00",) * 5, seen_rows=seen_rows)
         coefficients = random.normal(size=(len(target.class_names) - target.num_seen, 5)).astype(np.float32)
-        plain = logits_on_features([target], inputs, seen_rows)[target.name]
+        plain = logits_on_features([target], inputs)[target.name]
         with_arbiter = replace(target, added_arbiter=lambda: coefficients)
-        found = logits_on_features([with_arbiter], inputs, seen_rows)[target.name]
+        found = logits_on_features([with_arbiter], inputs)[target.name]
 
     seen_logits = plain[:, : target.num_seen].astype(np.float32)
     statistics = seen_statistics(features, seen_logits, deviation_lengths(seen_rows))

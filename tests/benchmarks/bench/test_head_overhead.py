@@ -1,4 +1,4 @@
-"""What added rows cost beside their bytes: the verdict needs the whole interval, and only like is compared."""
+"""What added rows cost compared with their bytes: the verdict needs the whole interval, and only like is compared."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -18,7 +18,7 @@ def test_requests_and_starts_are_compared_with_a_bare_session_and_the_bundle_is_
 
     assert set(report.median_ms) == {BARE, LOGITS, PREDICT}
     assert set(report.added_us) == {LOGITS, PREDICT}
-    # On a tiny model the device's part is most of a request: choosing classes must show beside the bare run.
+    # On a tiny model the device's part is most of a request: choosing classes must show compared with the bare run.
     assert report.added_us[PREDICT].value > 0
     assert report.device_open_ms > 0
     assert report.bare_open_ms > 0

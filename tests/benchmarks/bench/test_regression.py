@@ -1,4 +1,4 @@
-"""A result beside an earlier one: what is worse is named, what noise explains is not, and unlike is not compared."""
+"""A result and an earlier one: what is worse is named, what noise explains is not, and unlike is not compared."""
 
 from dataclasses import replace
 from pathlib import Path

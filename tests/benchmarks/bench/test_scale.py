@@ -1,4 +1,4 @@
-"""Heads against their number of classes, and the memory's roofline beside them."""
+"""Heads against their number of classes, and the memory's roofline with them."""
 
 from functools import partial
 

@@ -60,7 +60,7 @@ def torch_bundles(tiny_project, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(torch_bundles, tiny_project):
-    inputs = LabeledInputs(labeled=load_image_list(tiny_project.images), source="46 images", seen_rows=None)
+    inputs = LabeledInputs(labeled=load_image_list(tiny_project.images), source="46 images")
     with pytest.MonkeyPatch.context() as patch:
         # Compiling takes a minute: that it is compiled again for more classes is torch's promise and not ours.
         patch.setattr(peer_ways, "compiled", lambda module: module)

@@ -97,7 +97,7 @@ def choice(latency_ms, accuracy):
 def test_the_front_is_what_no_other_beats(points, front):
     choices = [choice(*point) for point in points]
 
-    assert pareto_front(choices) == [choices[place] for place in front]
+    assert pareto_front(choices) == [choices[index] for index in front]
 
 
 def test_along_the_front_what_is_slower_is_more_accurate():

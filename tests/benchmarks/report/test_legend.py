@@ -1,4 +1,4 @@
-"""The key below a picture: points in one place share a label, and long names get the whole width."""
+"""The key below a chart: points that coincide share a label, and long names get the whole width."""
 
 from dataclasses import replace
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.report.accuracy_intervals import choices_of, pareto_front
+from benchmarks.report.charts import draw_latency_against_accuracy
 from benchmarks.report.legend import NEAR_PT, groups_of_near, legend_height_in, num_columns
 from benchmarks.report.merging import merge
-from benchmarks.report.pictures import draw_latency_against_accuracy
 
 PIXELS = 100 / 72
 ACROSS, UP = (PIXELS * near for near in NEAR_PT)
@@ -47,4 +47,4 @@ def test_points_in_one_place_share_a_label_and_all_are_named_below(full):
     assert ">1, 2</text>" in together
     assert ">1, 2</text>" not in apart
     for each in (apart, together):
-        assert all(f">{place}  {choice.entry.label}</text>" in each for place, choice in enumerate(choices, 1))
+        assert all(f">{index}  {choice.entry.label}</text>" in each for index, choice in enumerate(choices, 1))

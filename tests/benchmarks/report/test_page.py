@@ -45,7 +45,7 @@ def test_the_headline_is_of_the_last_bench_with_most_targets_and_names_it(full):
     assert of_four.startswith("bench of 2030-01-02 03:04 UTC: The fastest is ")
 
 
-def test_every_picture_is_drawn_for_each_device_and_said_in_words(page):
+def test_every_chart_is_drawn_for_each_device_and_said_in_words(page):
     titles = re.findall(r"<figure.*?<h3[^>]*>(.*?)</h3>", page, flags=re.DOTALL)
     words = re.findall(r"<figcaption[^>]*>(.*?)</figcaption>", page, flags=re.DOTALL)
 
@@ -81,7 +81,7 @@ def test_every_id_is_there_once_and_every_reference_has_its_id(page):
     assert set(references) | set(labels) <= set(ids)
 
 
-def test_pictures_are_well_formed_and_take_their_colors_and_font_from_the_page(page):
+def test_charts_are_well_formed_and_take_their_colors_and_font_from_the_page(page):
     for svg in svgs_of(page):
         ElementTree.fromstring(svg)
         assert "<text" in svg
@@ -156,7 +156,7 @@ def test_a_missing_library_is_named_with_its_extra(full, name, monkeypatch):
 
 def luminance(color):
     """Relative luminance of a colour (WCAG 2.2)."""
-    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    channels = [int(color[index : index + 2], 16) / 255 for index in (1, 3, 5)]
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 

@@ -68,9 +68,9 @@ def column(browser, title):
         """
         const table = document.getElementById("rows");
         const titles = [...table.tHead.rows[0].cells].map(cell => cell.querySelector("button").firstChild.data.trim());
-        const place = titles.indexOf(arguments[0]);
+        const index = titles.indexOf(arguments[0]);
         return [...table.tBodies[0].rows].filter(row => row.checkVisibility())
-            .map(row => row.cells[place].querySelector(".value").textContent);
+            .map(row => row.cells[index].querySelector(".value").textContent);
         """,
         title,
     )
@@ -97,9 +97,9 @@ def test_it_renders_without_a_word_on_the_console_and_without_a_request(page, ad
     assert browser.title.startswith("Benchmark on ")
     assert browser.get_log("browser") == []
     assert {url for url in requested if not url.startswith("data:")} == {address}
-    pictures = browser.find_elements("css selector", "figure svg")
-    assert len(pictures) == 14
-    assert all(picture.size["width"] > 300 and picture.size["height"] > 100 for picture in pictures)
+    charts = browser.find_elements("css selector", "figure svg")
+    assert len(charts) == 14
+    assert all(chart.size["width"] > 300 and chart.size["height"] > 100 for chart in charts)
 
 
 def test_a_click_on_a_column_sorts_by_it_and_another_one_the_other_way(page):
@@ -191,7 +191,7 @@ def test_a_phone_shows_rows_as_cards_that_sort(page):
     letters = browser.execute_script(
         "return [...document.querySelectorAll('figure svg text')].map(text => text.getBoundingClientRect().height)"
     )
-    assert min(letters) >= 8, "letters of a picture are too small to read"
+    assert min(letters) >= 8, "letters of a chart are too small to read"
 
 
 def test_paper_shows_every_row_in_light_colors(page):
@@ -201,7 +201,7 @@ def test_paper_shows_every_row_in_light_colors(page):
     assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
-def test_dark_mode_changes_the_ground_and_the_pictures(page):
+def test_dark_mode_changes_the_ground_and_the_charts(page):
     seen = {}
     for scheme in ("light", "dark"):
         browser = page(scheme=scheme)
@@ -224,13 +224,13 @@ def test_dark_mode_changes_the_ground_and_the_pictures(page):
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
-def test_no_text_of_a_picture_lies_on_another_one(page, size):
+def test_no_text_of_a_chart_lies_on_another_one(page, size):
     found = page(size=size).execute_script(
         """
         const overlaps = [];
         for (const svg of document.querySelectorAll("figure svg")) {
           const boxes = [...svg.querySelectorAll("text")].map(text => [text.textContent, text.getBoundingClientRect()]);
-          boxes.forEach(([name, box], place) => boxes.slice(place + 1).forEach(([other, next]) => {
+          boxes.forEach(([name, box], index) => boxes.slice(index + 1).forEach(([other, next]) => {
             const across = Math.min(box.right, next.right) - Math.max(box.left, next.left);
             const up = Math.min(box.bottom, next.bottom) - Math.max(box.top, next.top);
             if (across > 1 && up > 0.35 * Math.min(box.height, next.height)) overlaps.push([svg.id, name, other]);

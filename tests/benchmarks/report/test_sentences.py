@@ -1,12 +1,12 @@
-"""What the pictures say is what was measured."""
+"""What the charts say is what was measured."""
 
 from dataclasses import replace
 
 import pytest
 
 from benchmarks.report.accuracy_intervals import Choice
+from benchmarks.report.charts import draw_trade_off
 from benchmarks.report.merging import merge
-from benchmarks.report.pictures import draw_trade_off
 from benchmarks.report.sections import smallest_batches
 from benchmarks.report.sentences import (
     say_accuracies,
@@ -56,7 +56,7 @@ def test_the_fastest_is_the_one_with_the_smallest_median(entries):
     assert said[1].startswith("Measured in turn with original, fused ")
 
 
-def test_queries_beyond_the_picture_are_counted(entries):
+def test_queries_beyond_the_chart_are_counted(entries):
     rows = smallest_batches(entries)
     num_queries = sum(row.latency.num_queries for row in rows)
     slowest = max(row.latency.max_ms for row in rows)

@@ -26,8 +26,8 @@ def test_rates_are_those_of_the_expanded_head_and_best_is_no_less():
 
     measured = measure_injection(head, injection, features, labels)
 
-    is_right = head.expand(injection.rows, injection.class_names).logits(features).argmax(axis=1) == labels
-    U, S = is_right[labels >= 40].mean(), is_right[labels < 40].mean()
+    is_correct = head.expand(injection.rows, injection.class_names).logits(features).argmax(axis=1) == labels
+    U, S = is_correct[labels >= 40].mean(), is_correct[labels < 40].mean()
     assert measured.rates[1:3] == pytest.approx((U, S))
     assert measured.rates[3] == pytest.approx(2 * U * S / (U + S))
     assert measured.best_h >= 0.98 * measured.rates[3]

@@ -42,12 +42,12 @@ def test_features_are_those_of_the_first_pictures_in_order_whatever_batch_the_mo
     batch, tiny_project, preprocessing, tmp_path
 ):
     model = opened(tiny_project, tmp_path, batch)
-    pictures = seeded_images((3, SIDE, SIDE), preprocessing, num_inputs=NUM_NEUTRAL_IMAGES, seed=4)
+    neutral = seeded_images((3, SIDE, SIDE), preprocessing, num_inputs=NUM_NEUTRAL_IMAGES, seed=4)
 
     found = features_of(model, preprocessing, seed=4)
 
     assert found.shape == (NUM_NEUTRAL_IMAGES, FEATURE_DIM)
-    expected = backbone_features.backbone_features(model.loaded, model.location, [pictures])
+    expected = backbone_features.backbone_features(model.loaded, model.location, [neutral])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 

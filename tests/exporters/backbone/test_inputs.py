@@ -22,19 +22,19 @@ def model_input(shape: tuple[int, ...], dtype: str = "float32") -> ModelInput:
 
 
 @pytest.fixture(scope="module", params=[16, 260], ids=["kept", "too large to keep"])
-def pictures(request: pytest.FixtureRequest) -> np.ndarray:
+def neutral(request: pytest.FixtureRequest) -> np.ndarray:
     return neutral_images(NUM_SEEDED_INPUTS, request.param, 8, seed=SEED)
 
 
-def test_a_model_of_pictures_gets_the_same_ones_each_time_as_it_takes_them(pictures):
-    _, channels, height, width = pictures.shape
-    scaled = 2 * pictures - 1
-    normalised = (pictures - np.array(PREPROCESSING.mean)[:, None, None]) / np.array(PREPROCESSING.std)[:, None, None]
+def test_an_image_model_gets_the_same_ones_each_time_as_it_takes_them(neutral):
+    _, channels, height, width = neutral.shape
+    scaled = 2 * neutral - 1
+    normalised = (neutral - np.array(PREPROCESSING.mean)[:, None, None]) / np.array(PREPROCESSING.std)[:, None, None]
     for _ in range(2):
         np.testing.assert_array_equal(given(model_input((channels, height, width)), None), scaled)
         np.testing.assert_allclose(given(model_input((channels, height, width)), PREPROCESSING), normalised, atol=1e-5)
         pixels = given(model_input((height, width, channels), "uint8"), PREPROCESSING)
-        np.testing.assert_allclose(pixels.transpose(0, 3, 1, 2), 255 * pictures, atol=0.5001)
+        np.testing.assert_allclose(pixels.transpose(0, 3, 1, 2), 255 * neutral, atol=0.5001)
 
 
 def test_a_model_of_other_things_gets_noise():

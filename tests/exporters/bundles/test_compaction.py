@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import icis_deploy
-from exporters.bundles.compaction import compare_compacted
+from exporters.bundles.compaction import FormerBundle, compare_compacted
 from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head
 from exporters.head.slot_baking import BakeRowsPass
@@ -23,7 +23,7 @@ from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images.loading import load_image_list
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.runtime.state.store import Store
 from testing.tiny_project import FEATURE_DIM, NUM_SEEN, TinyProject
 from tests.exporters.head_graphs import FEATURE_DIM as GRAPH_DIM
@@ -163,13 +163,13 @@ def test_the_gate_sees_a_row_that_is_not_the_one_it_was(tiny_project: TinyProjec
     device = exported(tiny_project, tmp_path / "bundle")
     device.apply(update_for(device, "okapi", "zebra", version=1), allow_unsigned=True)
     made = compact(tmp_path / "bundle", out=tmp_path / "new")
-    table = device.state.table
+    table = state_of(device).table
     assert table is not None
 
     def report(table: SlotTable):
-        (found,) = compare_compacted(
-            tmp_path / "new", made, former_folder=tmp_path / "bundle", former=device.bundle, table=table
-        )
+        journal = Store(tmp_path / "bundle").load_journal(device.bundle)
+        former = FormerBundle(folder=tmp_path / "bundle", bundle=device.bundle, journal=journal, table=table)
+        (found,) = compare_compacted(tmp_path / "new", made, former=former)
         return found
 
     assert report(table).passed

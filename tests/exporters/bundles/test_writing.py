@@ -14,7 +14,7 @@ import pytest
 
 import icis_deploy
 from exporters.bundles import writing as bundle_writing
-from exporters.bundles.writing import HeadPlan, plan_head, write_bundle
+from exporters.bundles.writing import BundleSettings, HeadPlan, plan_head, write_bundle
 from exporters.head.expanded_head import ExpandedHead
 from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.bundle.manifest import load_bundle
@@ -64,8 +64,7 @@ def write(
         plan,
         loaded=opened.loaded,
         location=opened.location,
-        preprocessing=preprocessing,
-        images=None,
+        settings=BundleSettings(preprocessing=preprocessing),
         overwrite=overwrite,
     )
 

@@ -16,7 +16,7 @@ from icis_deploy.errors import GateFailedError, IncompatibleError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list
 from icis_deploy.images.preprocessing import Preprocessing
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.updates.envelope import save_update
 from testing.tiny_project import FEATURE_DIM, GRAPH, NUM_SEEN, SIDE, TinyProject
 
@@ -155,7 +155,7 @@ def test_a_model_that_chooses_gives_the_same_answers_as_the_device(
     plain = exported(tiny_project.model, tiny_project, tmp_path / "plain", head=head, top=0)
     device = exported(tiny_project.model, tiny_project, tmp_path / "bundle", head=head, model_input="uint8")
     assert (plain.bundle.top, device.bundle.top) == (0, 5)
-    assert plain.session.top(np.zeros((1, 3, SIDE, SIDE), np.float32)) is None
+    assert session_of(plain).top(np.zeros((1, 3, SIDE, SIDE), np.float32)) is None
     files = load_image_list(tiny_project.images).paths
     for top in (1, 5, 9):
         for answer, expected in zip(device.predict(files, top=top), plain.predict(files, top=top), strict=True):
@@ -165,7 +165,7 @@ def test_a_model_that_chooses_gives_the_same_answers_as_the_device(
 
 def test_the_choice_is_two_small_arrays_for_one_array_of_bytes(tiny_project: TinyProject, tmp_path: Path) -> None:
     device = exported(tiny_project.model, tiny_project, tmp_path / "bundle", top=3, model_input="uint8")
-    chosen = device.session.top(np.zeros((2, SIDE, SIDE, 3), np.uint8))
+    chosen = session_of(device).top(np.zeros((2, SIDE, SIDE, 3), np.uint8))
     assert chosen is not None
     assert [array.shape for array in chosen] == [(2, 3), (2, 3)]
     assert [array.dtype for array in chosen] == [np.float32, np.int64]
@@ -231,7 +231,7 @@ def test_an_empty_slot_between_others_is_left_out_of_the_models_choice(
         save_update(update, tmp_path / "removal.icis")
         device.apply(tmp_path / "removal.icis", allow_unsigned=True)
         if top:
-            monkeypatch.setattr(type(device.session), "run", None)  # nothing but the choice is asked for
+            monkeypatch.setattr(type(session_of(device)), "run", None)  # nothing but the choice is asked for
         found.append(device.predict(files, top=NUM_SEEN + 1))
     for answer, expected in zip(found[1], found[0], strict=True):
         assert answer.class_names == expected.class_names

@@ -36,7 +36,7 @@ from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError, IncompatibleError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.sessions import tensorrt_engine as engine_loading
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls
@@ -150,7 +150,7 @@ def test_an_engine_takes_bytes_and_gives_the_choice_beside_the_scores(exported: 
 def test_openvino_takes_bytes_and_chooses_as_onnx_runtime_does(exported: Exported) -> None:
     device = Device.open(exported.folder, runtime="openvino", num_threads=1)
     images = device.prepare(exported.files)
-    probabilities, columns = device.session.top(images, device.state.buffers)
+    probabilities, columns = session_of(device).top(images, state_of(device).buffers)
 
     assert (images.dtype, images.shape[1:]) == (np.uint8, (SIDE, SIDE, 3))
     assert (probabilities.dtype, columns.dtype) == (np.float32, np.int64)

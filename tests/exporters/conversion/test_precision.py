@@ -152,7 +152,9 @@ def transformer_model(text: str = TRANSFORMER) -> ir.Model:
 
 def token_batches() -> np.ndarray:
     tokens = np.random.default_rng(1).normal(size=(32, 1, 4, 8)).astype(np.float32)
-    tokens[:, :, 1:] *= 100  # the first token is small beside the others, as one that stands for the class may be
+    tokens[:, :, 1:] *= (
+        100  # the first token is small compared with the others, as one that stands for the class may be
+    )
     return tokens
 
 

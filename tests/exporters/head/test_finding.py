@@ -117,7 +117,7 @@ def test_a_head_that_something_unusual_follows_is_not_certain_but_can_be_chosen(
 
     assert str(caught.value) == (
         "It is not certain that this is the head: head (Gemm, 5 classes, feature_dim 4): followed by Relu rest. If it "
-        "is, say so with `head_node='head'`."
+        "is, give `head_node='head'`."
     )
     scores = run_model(apply_passes(model, FuseHeadPass(location, head)), x=IMAGES)["y"]
     np.testing.assert_allclose(scores, np.maximum(head.logits(IMAGES), 0), rtol=1e-5)

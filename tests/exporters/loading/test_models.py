@@ -93,7 +93,7 @@ def test_a_value_is_asked_for_without_putting_weights_beside_the_model_into_a_pr
     """So a model of more than 2 GB whose only output is a choice can be compared."""
     images = GRAPHS["softmax"].images(0)
     expected = load_model(str(onnx_path)).original_logits(images, "logits")
-    folder = tmp_path / "beside"
+    folder = tmp_path / "other"
     folder.mkdir()
     options = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
     onnx.save(onnx.load(onnx_path), folder / "model.onnx", **options)
@@ -101,7 +101,7 @@ def test_a_value_is_asked_for_without_putting_weights_beside_the_model_into_a_pr
     extended = _with_output(folder / "model.onnx", "logits")
     assert {tensor.data_location for tensor in onnx.load_from_string(extended).graph.initializer} == {1}
     assert onnx.load_from_string(extended).graph.output[-1].name == "logits"
-    for folder_name, path in ((tmp_path, "beside/model.onnx"), (folder, "model.onnx")):
+    for folder_name, path in ((tmp_path, "other/model.onnx"), (folder, "model.onnx")):
         monkeypatch.chdir(folder_name)
         np.testing.assert_array_equal(load_model(path).original_logits(images, "logits"), expected)
 

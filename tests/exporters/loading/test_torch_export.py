@@ -87,7 +87,7 @@ class Cosine(nn.Module):
 
 
 class WithProbabilities(PooledLinear):
-    """A classifier that returns its probabilities beside its logits."""
+    """A classifier that returns its probabilities besides its logits."""
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = super().forward(image) / 0.7

@@ -10,7 +10,7 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from exporters.bundles.writing import plan_head, write_bundle
+from exporters.bundles.writing import BundleSettings, plan_head, write_bundle
 from exporters.onnx_io import files as onnx_files
 from exporters.onnx_io import lazy_tensors as streamed_tensors
 from exporters.onnx_io.files import load_onnx_file, save_model
@@ -117,9 +117,7 @@ def test_a_bundle_too_large_for_protobuf_names_its_data_file_and_opens(
     # As if protobuf held no more than the graph itself.
     monkeypatch.setattr(onnx_files, "MAX_PROTOBUF_BYTES", onnx_files._GRAPH_BYTES)
     loaded, bundle = opened.loaded, tmp_path / "bundle"
-    write_bundle(
-        bundle, plan, loaded=loaded, location=opened.location, preprocessing=None, images=None, overwrite=False
-    )
+    write_bundle(bundle, plan, loaded=loaded, location=opened.location, settings=BundleSettings(), overwrite=False)
     entry = load_bundle(bundle).files["model.onnx.data"]
     assert entry.size_bytes == (bundle / "model.onnx.data").stat().st_size > (ROWS + 2) * WIDTH * 4
     assert (bundle / "model.onnx.data").stat().st_mode & 0o777 == 0o644

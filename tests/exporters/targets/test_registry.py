@@ -1,4 +1,4 @@
-"""What an export holds beside model.onnx: built, gated in its own runtime, stated in the manifest, and used."""
+"""What an export holds besides model.onnx: built, gated in its own runtime, stated in the manifest, and used."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from icis_deploy.errors import (
     UsageError,
 )
 from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.runtime.device import session_of
 from icis_deploy.runtime.sessions.openvino_session import OPENVINO_NAME, OpenVINOSession
 from testing.tiny_project import FEATURE_DIM, NUM_SEEN, TinyProject
 
@@ -186,7 +187,7 @@ def test_openvino_files_pass_the_gate_and_are_what_the_openvino_runtime_loads(he
     assert bundle.files[OPENVINO_NAME].size_bytes + bundle.files["openvino/model.bin"].size_bytes == built.size_bytes
     assert len(bundle.parity) == 4
     device = icis_deploy.Device.open(tmp_path / "bundle", runtime="openvino")
-    assert isinstance(device.session, OpenVINOSession)
+    assert isinstance(session_of(device), OpenVINOSession)
     images = np.random.default_rng(0).normal(size=(3, 3, 16, 16)).astype(np.float32)
     expected = icis_deploy.Device.open(tmp_path / "bundle").logits(images).values
     np.testing.assert_allclose(device.logits(images).values, expected, rtol=1e-4, atol=1e-4)
@@ -205,9 +206,7 @@ def test_a_target_that_fails_its_gate_leaves_no_bundle_and_is_named(opened, upda
         return openvino_from_onnx(tmp_path / "swapped.onnx", folder, name)
 
     monkeypatch.setattr("exporters.targets.registry.openvino_from_onnx", convert_with_two_rows_swapped)
-    with pytest.raises(
-        GateFailedError, match=r"^The parity gate was not passed by openvino: .*; what was built lies in"
-    ):
+    with pytest.raises(GateFailedError, match=r"^The parity gate was not passed by openvino: .*; what was built is in"):
         export(opened, update, tmp_path / "bundle", head="fused", targets=["openvino"])
     assert not (tmp_path / "bundle").exists()
     assert (tmp_path / "bundle.rejected" / OPENVINO_NAME).is_file()

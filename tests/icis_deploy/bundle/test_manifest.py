@@ -159,7 +159,9 @@ def test_what_is_no_json_object_with_a_schema_is_refused(data):
 
 @pytest.mark.parametrize("version", [0, 4, "1", None, [1], True, 1.0, 2.0])
 def test_another_schema_is_refused_with_what_to_do(version):
-    with pytest.raises(BundleError, match=r"^The manifest has schema version .*; this release reads \(1, 2, 3\)\. Update"):
+    with pytest.raises(
+        BundleError, match=r"^The manifest has schema version .*; this release reads \(1, 2, 3\)\. Update"
+    ):
         parse_manifest(manifest_with(schema_version=version))
 
 

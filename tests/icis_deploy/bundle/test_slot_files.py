@@ -1,5 +1,6 @@
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,10 @@ def tables(draw):
     filled = sorted(draw(st.sets(st.integers(0, capacity - 1))))
     names = draw(st.lists(NAMES, unique=True, min_size=len(filled), max_size=len(filled)))
     rows = np.random.default_rng(draw(st.integers(0, 99))).normal(size=(len(filled), feature_dim + 1))
-    return table_of(capacity, feature_dim, dict(zip(filled, zip(names, rows, strict=True), strict=True)))
+    table = table_of(capacity, feature_dim, dict(zip(filled, zip(names, rows, strict=True), strict=True)))
+    arbiter = np.zeros((capacity, 5), np.float32)
+    arbiter[filled] = np.random.default_rng(0).normal(size=(len(filled), 5)) * draw(st.sampled_from([0, 1]))
+    return replace(table, arbiter=arbiter)
 
 
 def table_of(capacity, feature_dim, filled):
@@ -47,9 +51,17 @@ def bytes_with(table, tensors=None, **changes):
     (size,) = struct.unpack_from("<Q", data)
     fields = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["slot_table"]) | changes
     return save(
-        {"rows": table.rows()} if tensors is None else tensors,
+        tensors_of(table) if tensors is None else tensors,
         metadata={"slot_table": json.dumps(fields, sort_keys=True)},
     )
+
+
+def tensors_of(table, **changes):
+    return {
+        "rows": table.rows(),
+        **({} if table.arbiter is None else {"arbiter": table.arbiter[table.filled]}),
+        **changes,
+    }
 
 
 @given(tables())
@@ -113,6 +125,7 @@ def test_arbitrary_bytes_are_refused(data):
     "change",
     [
         {"schema_version": 2},
+        {"schema_version": 3},
         {"schema_version": True},
         {"schema_version": 1.0},
         {"class_names": ["okapi"]},
@@ -160,3 +173,43 @@ def test_a_table_of_another_head_is_refused_before_it_takes_memory(table, sizes)
     wanted = {"capacity": table.capacity, "feature_dim": table.feature_dim} | sizes
     with pytest.raises(CorruptFileError, match=r"it has 4 slots and rows of shape \(2, 3\); expected"):
         parse_slots(serialize_slots(table), **wanted)
+
+
+# Schema 2: slots with an arbiter.
+
+
+@pytest.fixture
+def arbitrated(table):
+    arbiter = np.zeros((4, 5), np.float32)
+    arbiter[3] = [1, -2, 0, 0.5, 7]
+    return replace(table, arbiter=arbiter)
+
+
+def test_only_a_table_with_an_arbiter_is_of_schema_2(table, arbitrated):
+    assert b'schema_version\\": 1' in serialize_slots(table)
+    assert b'schema_version\\": 2' in serialize_slots(arbitrated)
+    assert serialize_slots(replace(arbitrated, arbiter=np.zeros((4, 5)))) == serialize_slots(table)
+    np.testing.assert_array_equal(parse_as(table, serialize_slots(arbitrated)).arbiter, arbitrated.arbiter)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arbiter": np.zeros((4, 5), np.float32)},
+        {"arbiter": np.zeros((2, 4), np.float32)},
+        {"arbiter": np.zeros((2, 5))},
+        {"arbiter": np.full((2, 5), np.nan, np.float32)},
+        {"more": np.zeros(1, np.float32)},
+    ],
+    ids=["one for each slot", "four numbers", "float64", "NaN", "another tensor"],
+)
+def test_an_arbiter_that_does_not_fit_its_slots_is_refused(changes, arbitrated):
+    with pytest.raises(CorruptFileError, match=r"^The slot table is damaged: "):
+        parse_as(arbitrated, bytes_with(arbitrated, tensors_of(arbitrated, **changes)))
+
+
+def test_a_schema_without_its_own_tensors_is_refused(table, arbitrated):
+    with pytest.raises(CorruptFileError, match=r"it holds the tensors .*arbiter.*; one of schema 1 has \['rows'\]"):
+        parse_as(table, bytes_with(arbitrated, schema_version=1))
+    with pytest.raises(CorruptFileError, match=r"one of schema 2 has \['arbiter', 'rows'\]"):
+        parse_as(table, bytes_with(table, schema_version=2))

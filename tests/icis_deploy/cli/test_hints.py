@@ -210,7 +210,7 @@ def test_the_command_line_names_options_in_text_and_json(tmp_path, capsys):
 
     assert run(command) == 2
     out, err = capsys.readouterr()
-    message = f"{tmp_path / 'd.npz'} already exists. Choose another place, or give --overwrite to replace it."
+    message = f"{tmp_path / 'd.npz'} already exists. Choose another path, or give --overwrite to replace it."
     assert err == f"Error: {message}\n"
     assert json.loads(out) == {
         "schema_version": 1,
@@ -223,7 +223,7 @@ def test_the_command_line_names_options_in_text_and_json(tmp_path, capsys):
             "found": None,
             "expected": None,
             "where": str(tmp_path / "d.npz"),
-            "hint": "Choose another place, or give --overwrite to replace it.",
+            "hint": "Choose another path, or give --overwrite to replace it.",
         },
     }
 

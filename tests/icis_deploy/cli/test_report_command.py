@@ -59,7 +59,7 @@ def test_two_texts_in_one_place_are_a_wrong_use(tmp_path: Path, capsys: pytest.C
     same = [str(tmp_path / "report"), str(tmp_path / "sub" / ".." / "report")]
 
     assert run(["report", RESULT, "--out", same[0], "--markdown", same[1]]) == 2
-    assert "give each a place of its own" in capsys.readouterr().err
+    assert "give each a path of its own" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["sub"]
 
 

@@ -87,6 +87,9 @@ def test_values_are_the_same_if_every_field_is_and_arrays_are_bit_for_bit():
     assert not same_value(pair, Pair(np.array([[0.0, 1.0]]), "a"))
     assert not same_value(pair, Pair(np.array([0.0, 1.0]), "b"))
     assert not same_value(pair, "a")
+    assert not same_value(pair, Pair(None, "a"))
+    assert not same_value(Pair(None, "a"), pair)
+    assert same_value(Pair(None, "a"), Pair(None, "a"))
 
 
 def test_only_memory_that_nobody_can_write_to_is_shared():

@@ -261,7 +261,7 @@ def test_a_new_folder_appears_whole_when_the_block_ends(tmp_path):
 
 
 def test_a_folder_that_is_there_is_not_replaced_unless_asked_for(old_folder):
-    message = r"^\S+bundle already exists\. Choose another place, or give `overwrite=True` to replace it\."
+    message = r"^\S+bundle already exists\. Choose another path, or give `overwrite=True` to replace it\."
     with pytest.raises(UsageError, match=message), new_folder(old_folder, overwrite=False, marker="model.onnx"):
         pytest.fail("the block must not run")
     assert contents(old_folder.parent) == {"bundle": None, "bundle/model.onnx": OLD}
@@ -341,7 +341,7 @@ def test_when_the_old_folder_cannot_step_aside_nothing_is_left(old_folder, monke
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_file_is_never_replaced_by_a_folder(old_file, overwrite):
     with (
-        pytest.raises(UsageError, match=r"^\S+state (already exists|is a file, where a folder shall be)\. Choose"),
+        pytest.raises(UsageError, match=r"^\S+state (already exists|is a file, where a folder is expected)\. Choose"),
         new_folder(old_file, overwrite=overwrite, marker="model.onnx"),
     ):
         pytest.fail("the block must not run")
@@ -411,7 +411,7 @@ def test_an_impossible_folder_is_refused(tmp_path, name, reason):
 def test_a_free_place_is_free_and_a_taken_one_only_with_overwrite(old_file):
     check_free(old_file.with_name("other"), overwrite=False)
     check_free(old_file, overwrite=True)
-    with pytest.raises(UsageError, match=r"^\S+state already exists\. Choose another place, or give `overwrite=True`"):
+    with pytest.raises(UsageError, match=r"^\S+state already exists\. Choose another path, or give `overwrite=True`"):
         check_free(old_file, overwrite=False)
 
 

@@ -37,6 +37,6 @@ def test_a_file_is_named_after_its_class(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("a file, where a folder shall be")
+    (tmp_path / "taken").write_text("a file, where a folder is expected")
     with pytest.raises(StorageError, match=r"Could not write the images to .*taken: Not a directory"):
         save_images(tmp_path / "taken", np.zeros((1, 4, 4, 3), np.uint8), np.array([0]), ["a"], list_name="images.csv")

@@ -81,7 +81,7 @@ def test_an_unknown_value_is_refused_by_name() -> None:
 
 
 def test_a_class_that_is_both_seen_and_unseen_is_refused() -> None:
-    with pytest.raises(UsageError, match="stands twice"):
+    with pytest.raises(UsageError, match="occurs twice"):
         World(seen=(demo_class(),), unseen=(demo_class(),))
 
 

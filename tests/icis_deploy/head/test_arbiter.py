@@ -15,6 +15,7 @@ from icis_deploy.head.arbiter import (
     constant_arbiter,
     deviation_lengths,
     seen_statistics,
+    statistics_change,
 )
 
 RANDOM = np.random.default_rng(0)
@@ -131,6 +132,41 @@ def test_a_threshold_favours_new_classes_less_by_as_much_on_every_image():
 def test_features_of_zero_and_equal_logits_give_finite_offsets():
     statistics = seen_statistics(np.zeros((2, 4), np.float32), np.ones((2, NUM_SEEN), np.float32), LENGTHS)
     assert np.isfinite(ARBITER.offsets(statistics)).all()
+
+
+def test_statistics_are_finite_where_seen_logits_are():
+    logits = np.array([[3e38, -3e38, 0.0], [1.0, 1.0, 1.0]], np.float32)
+    features = np.array([[3e38, 3e38], [0.0, 0.0]], np.float32)
+    statistics = seen_statistics(features, logits, LENGTHS[:3])
+    assert np.isfinite(statistics[:, [0, 2, 3, 4]]).all()
+    assert deviation_lengths(np.array([[3e38, 3e38], [-3e38, -3e38]], np.float32)).max() == np.finfo(np.float32).max
+
+
+def test_without_disabled_classes_the_statistics_are_those_of_the_others():
+    enabled = np.setdiff1d(np.arange(NUM_SEEN), SEEN_LOGITS[0].argsort()[-3:])
+    expected = seen_statistics(FEATURES, SEEN_LOGITS[:, enabled], LENGTHS[enabled])
+    found = seen_statistics(FEATURES, SEEN_LOGITS, LENGTHS) + statistics_change(SEEN_LOGITS, LENGTHS, enabled)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(statistics_change(SEEN_LOGITS, LENGTHS, enabled)[0, [0, 1, 2, 4]]).min() > 1e-3
+
+
+def test_the_change_is_the_same_under_any_shift_of_an_images_logits():
+    """So it can be computed of the logarithms of a softmax's probabilities."""
+    enabled, shifts = np.arange(0, NUM_SEEN, 2), RANDOM.normal(scale=30, size=(len(FEATURES), 1)).astype(np.float32)
+    np.testing.assert_allclose(
+        statistics_change(SEEN_LOGITS + shifts, LENGTHS, enabled),
+        statistics_change(SEEN_LOGITS, LENGTHS, enabled),
+        atol=1e-4,
+    )
+
+
+def test_one_class_has_no_variance_and_no_class_changes_nothing():
+    change = dict(zip(STATISTICS, statistics_change(SEEN_LOGITS, LENGTHS, np.array([4])).T, strict=True))
+    np.testing.assert_array_equal(change["top_logit"], SEEN_LOGITS[:, 4] - SEEN_LOGITS.max(axis=1))
+    assert not change["log_variance"].any()
+    assert not change["log_squared_length"].any()
+    assert not statistics_change(SEEN_LOGITS, LENGTHS, np.array([], np.intp)).any()
+    assert not statistics_change(SEEN_LOGITS, LENGTHS, np.arange(NUM_SEEN)).any()
 
 
 def test_json_keeps_the_bits():

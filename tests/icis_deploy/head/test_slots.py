@@ -18,7 +18,7 @@ def row_of(name, version=1):
     return np.random.default_rng([version, *name.encode()]).normal(size=FEATURE_DIM + 1).astype(np.float32)
 
 
-def update_of(added=(), replaced=(), removed=(), version=1):
+def update_of(added=(), replaced=(), removed=(), version=1, *, arbiter=False):
     rows = [row_of(name, version) for name in (*added, *replaced)]
     return ClassUpdate(
         base_fingerprint=BASE,
@@ -27,6 +27,9 @@ def update_of(added=(), replaced=(), removed=(), version=1):
         replaced=replaced,
         removed=removed,
         version=version,
+        arbiter=np.array([arbiter_of(name, version) for name in (*added, *replaced)]).reshape(-1, 5)
+        if arbiter
+        else None,
     )
 
 
@@ -34,9 +37,16 @@ def table_with(*names, capacity=4):
     return empty_slots(capacity, FEATURE_DIM).apply(update_of(added=names), seen_names=SEEN)
 
 
+def arbiter_of(name, version=1):
+    """Coefficients that only this class and version has; every third version has none."""
+    return np.full(5, len(name) + ord(name[0]) / 100 + version, np.float32) * (version % 3 > 0)
+
+
 def assert_obeys_its_rules(table):
     """Empty slots are empty, and names are unique."""
     empty = [index for index, name in enumerate(table.class_names) if name is None]
+    assert not table.coefficients[empty].any()
+    assert table.arbiter is None or table.arbiter.any()
     assert not table.weight[empty].any()
     assert (table.bias[empty] == np.float32(EMPTY_SLOT_BIAS)).all()
     assert len(set(table.filled_names)) == len(table.filled_names) == len(table.filled)
@@ -122,16 +132,18 @@ def possible_updates(draw, inside, capacity):
 
 @given(st.data(), st.integers(1, 5))
 def test_after_any_updates_every_class_that_was_put_in_last_has_its_own_row(data, capacity):
-    table, expected = empty_slots(capacity, FEATURE_DIM), {}
+    table, expected, arbiters = empty_slots(capacity, FEATURE_DIM), {}, {}
     for version in range(1, 6):
         added, replaced, removed = data.draw(possible_updates(expected, capacity))
         if not (added or replaced or removed):
             continue
         before = {name: index for index, name in enumerate(table.class_names)}
-        table = table.apply(update_of(added, replaced, removed, version), seen_names=SEEN)
+        has_arbiter = data.draw(st.booleans())
+        table = table.apply(update_of(added, replaced, removed, version, arbiter=has_arbiter), seen_names=SEEN)
         for name in removed:
-            del expected[name]
+            del expected[name], arbiters[name]
         expected |= {name: row_of(name, version) for name in (*added, *replaced)}
+        arbiters |= {name: arbiter_of(name, version) * has_arbiter for name in (*added, *replaced)}
 
         assert_obeys_its_rules(table)
         assert table.capacity == capacity
@@ -139,6 +151,7 @@ def test_after_any_updates_every_class_that_was_put_in_last_has_its_own_row(data
         assert found.keys() == expected.keys()
         for name, row in expected.items():
             np.testing.assert_array_equal(found[name], row)
+            np.testing.assert_array_equal(table.coefficients[table.class_names.index(name)], arbiters[name])
         stayed = [name for name in expected if name not in added]
         assert {name: table.class_names.index(name) for name in stayed} == {name: before[name] for name in stayed}
 
@@ -224,3 +237,52 @@ def test_arrays_are_copies_and_cannot_be_written_to():
 def test_what_is_no_slot_table_is_refused(weight, bias, names, error, message):
     with pytest.raises(error, match=f"^{message}"):
         SlotTable(weight=weight, bias=bias, class_names=names)
+
+
+# Slots with an arbiter.
+
+
+def test_a_table_without_coefficients_has_no_arbiter_and_gives_zeros():
+    table = table_with("cat")
+    zeros = SlotTable(weight=table.weight, bias=table.bias, class_names=table.class_names, arbiter=np.zeros((4, 5)))
+
+    assert table.arbiter is None
+    assert zeros == table
+    assert table.coefficients.shape == (4, 5)
+    assert not table.coefficients.any()
+
+
+def test_leaving_a_class_out_takes_its_coefficients_and_no_others():
+    table = empty_slots(4, FEATURE_DIM).apply(update_of(["cat", "dog"], arbiter=True), seen_names=SEEN)
+    fewer = table.without({"cat"})
+
+    assert not fewer.coefficients[0].any()
+    np.testing.assert_array_equal(fewer.coefficients[1], arbiter_of("dog"))
+    assert fewer.without({"dog"}).arbiter is None
+    assert table.coefficients[0].any()
+
+
+def test_coefficients_are_copies_and_cannot_be_written_to():
+    arbiter = np.ones((1, 5), np.float32)
+    table = SlotTable(weight=np.ones((1, 2)), bias=[1], class_names=["cat"], arbiter=arbiter)
+    arbiter[:] = 7
+    applied = empty_slots(2, FEATURE_DIM).apply(update_of(["cat"], arbiter=True), seen_names=SEEN)
+
+    assert table.arbiter.tolist() == [[1] * 5]
+    for array in (table.arbiter, applied.arbiter, empty_slots(1, 2).coefficients):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+@pytest.mark.parametrize(
+    ("arbiter", "message"),
+    [
+        (np.ones((2, 5)), r"The arbiters of the slots have shape \(2, 5\); expected \(1, 5\): 5 coefficients for each"),
+        (np.ones((1, 4)), r"have shape \(1, 4\); expected \(1, 5\)"),
+        (np.ones(5), r"have shape \(5,\); expected 2 dimensions"),
+        (np.full((1, 5), np.nan), r"hold nan at \(0, 0\)"),
+    ],
+)
+def test_coefficients_that_do_not_fit_their_slots_are_refused(arbiter, message):
+    with pytest.raises(IncompatibleError, match=message):
+        SlotTable(weight=np.ones((1, 2)), bias=[1], class_names=["cat"], arbiter=arbiter)

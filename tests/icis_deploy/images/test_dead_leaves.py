@@ -5,7 +5,7 @@ from icis_deploy.images.dead_leaves import LARGEST_LEAF, NUM_LEAVES, SMALLEST_LE
 
 
 def painted_one_by_one(height: int, width: int, random: np.random.Generator) -> np.ndarray:
-    """The same picture in the plain way: every leaf, and every pixel of it, over those before."""
+    """The same image in the plain way: every leaf, and every pixel of it, over those before."""
     image = np.broadcast_to(random.random((3, 1, 1)), (3, height, width)).astype(np.float32)
     palette = random.random((1 + int(random.integers(3, 12)), 3))
     colours = palette[random.integers(len(palette), size=NUM_LEAVES)]
@@ -44,7 +44,7 @@ def test_leaves_hide_the_ground():
 
 
 def test_where_no_leaf_lies_the_ground_shows():
-    """Among a few hundred small pictures some have a pixel that no leaf covers."""
+    """Among a few hundred small images some have a pixel that no leaf covers."""
     shown = 0
     for seed in range(300):
         image = dead_leaves(24, 24, np.random.default_rng(seed))

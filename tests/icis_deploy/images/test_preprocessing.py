@@ -23,7 +23,7 @@ def unchanged(crop, resize=None, **changes):
 
 
 @pytest.fixture
-def picture():
+def rgb():
     """4 x 3 pixels, every value another."""
     return np.arange(36, dtype=np.uint8).reshape(3, 4, 3) * 7
 
@@ -31,8 +31,8 @@ def picture():
 # --- pixels -------------------------------------------------------------------------------------------------------
 
 
-def test_values_are_scaled_normalised_and_laid_out_as_channels_first(picture):
-    prepared = make_preprocessing(crop=2).prepare(Image.fromarray(picture))
+def test_values_are_scaled_normalised_and_laid_out_as_channels_first(rgb):
+    prepared = make_preprocessing(crop=2).prepare(Image.fromarray(rgb))
 
     # The centre of 4 x 3 starts at column 1 and at row 0 (half a pixel, rounded to even).
     assert prepared.dtype == np.float32
@@ -40,14 +40,14 @@ def test_values_are_scaled_normalised_and_laid_out_as_channels_first(picture):
     for channel in range(3):
         for row in range(2):
             for column in range(2):
-                pixel = int(picture[row, column + 1, channel])
+                pixel = int(rgb[row, column + 1, channel])
                 expected = (pixel / 255 - MEAN[channel]) / STD[channel]
                 assert prepared[channel, row, column] == pytest.approx(expected, abs=1e-6)
 
 
-def test_nhwc_is_the_same_with_channels_last(picture):
-    first = make_preprocessing(layout="NCHW").prepare(Image.fromarray(picture))
-    last = make_preprocessing(layout="NHWC").prepare(Image.fromarray(picture))
+def test_nhwc_is_the_same_with_channels_last(rgb):
+    first = make_preprocessing(layout="NCHW").prepare(Image.fromarray(rgb))
+    last = make_preprocessing(layout="NHWC").prepare(Image.fromarray(rgb))
 
     assert last.shape == make_preprocessing(layout="NHWC").input_shape == (2, 2, 3)
     assert last.flags.c_contiguous
@@ -55,26 +55,26 @@ def test_nhwc_is_the_same_with_channels_last(picture):
     np.testing.assert_array_equal(last, first.transpose(1, 2, 0))
 
 
-def test_bgr_reverses_the_channels_and_mean_and_std_are_in_that_order(picture):
-    prepared = make_preprocessing(color="BGR").prepare(Image.fromarray(picture))
-    reversed_picture = make_preprocessing().prepare(Image.fromarray(picture[:, :, ::-1].copy()))
+def test_bgr_reverses_the_channels_and_mean_and_std_are_in_that_order(rgb):
+    prepared = make_preprocessing(color="BGR").prepare(Image.fromarray(rgb))
+    reversed_image = make_preprocessing().prepare(Image.fromarray(rgb[:, :, ::-1].copy()))
 
-    np.testing.assert_array_equal(prepared, reversed_picture)
+    np.testing.assert_array_equal(prepared, reversed_image)
 
 
-def test_grey_is_the_luma_of_the_colours(picture):
-    prepared = unchanged(2, color="L").prepare(Image.fromarray(picture))
-    luma = picture[:2, 1:3] @ [0.299, 0.587, 0.114] / 255
+def test_grey_is_the_luma_of_the_colours(rgb):
+    prepared = unchanged(2, color="L").prepare(Image.fromarray(rgb))
+    luma = rgb[:2, 1:3] @ [0.299, 0.587, 0.114] / 255
 
     assert prepared.shape == (1, 2, 2)
     np.testing.assert_allclose(prepared[0], luma, atol=1 / 255)
 
 
-def test_a_batch_is_normalised_as_single_images_are(picture):
+def test_a_batch_is_normalised_as_single_images_are(rgb):
     preprocessing = make_preprocessing(crop=3, layout="NHWC")
-    pixels = picture[None, :, :3].astype(np.float32) / 255
+    pixels = rgb[None, :, :3].astype(np.float32) / 255
 
-    expected = (picture[:, :3] / 255 - np.array(MEAN)) / np.array(STD)
+    expected = (rgb[:, :3] / 255 - np.array(MEAN)) / np.array(STD)
     np.testing.assert_allclose(preprocessing.normalize(pixels)[0], expected, atol=1e-6)
 
 
@@ -136,7 +136,7 @@ def test_the_centre_is_cut_out_and_a_small_picture_gets_a_black_border(width, he
     np.testing.assert_allclose(prepared * 255, centre_crop_by_definition(pixels, side), atol=1e-4)
 
 
-# --- kinds of picture ---------------------------------------------------------------------------------------------
+# --- kinds of image ---------------------------------------------------------------------------------------------
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 
@@ -173,11 +173,11 @@ def test_a_palette_with_transparency_gives_its_colours():
     np.testing.assert_allclose(unchanged(8).prepare(image)[0], GREY / 255, atol=0.02)
 
 
-def test_the_picture_itself_is_not_changed(picture):
-    image = Image.fromarray(picture)
+def test_the_image_itself_is_not_changed(rgb):
+    image = Image.fromarray(rgb)
     make_preprocessing(color="BGR", resize=2).prepare(image)
 
-    np.testing.assert_array_equal(np.asarray(image), picture)
+    np.testing.assert_array_equal(np.asarray(image), rgb)
 
 
 # --- settings -----------------------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.bundle.manifest import FEATURES, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
 from testing.bundles import FEATURE_DIM, INPUT_DIM, features_of, seen_head
 
 SUCCESS, OUT_OF_MEMORY = 0, 2
@@ -130,7 +131,11 @@ class FakeEngine:
 
     def __init__(self, cuda: FakeCuda, stated: dict[str, Any]) -> None:
         self.cuda, self.capacity, self.is_refittable = cuda, stated["capacity"], stated["refit"]
-        self.rows = np.zeros((FEATURE_DIM + 1, self.capacity), np.float32)
+        self.has_arbiter = stated["arbiter"]
+        self.weights = {
+            "slot_rows": np.zeros((FEATURE_DIM + 1, self.capacity), np.float32),
+            **({SLOT_ARBITER: np.zeros((5, self.capacity), np.float32)} if self.has_arbiter else {}),
+        }
         self.ignores_slots = False
         self.num_pending = 0
 
@@ -157,11 +162,16 @@ class FakeContext:
             features = features_of(array_at(addresses["image"], (batch, INPUT_DIM)))
             logits = seen_head().logits(features)
             if engine.capacity:
-                rows = engine.rows
+                rows, arbiter = engine.weights["slot_rows"], engine.weights.get(SLOT_ARBITER)
                 if not engine.is_refittable and not engine.ignores_slots:
                     weight = array_at(addresses[SLOT_WEIGHT], (engine.capacity, FEATURE_DIM))
                     rows = np.vstack([weight.T, array_at(addresses[SLOT_BIAS], (engine.capacity,))])
-                logits = np.hstack([logits, features @ rows[:-1] + rows[-1]])
+                    arbiter = array_at(addresses[SLOT_ARBITER], (engine.capacity, 5)).T if engine.has_arbiter else None
+                new = features @ rows[:-1] + rows[-1]
+                if arbiter is not None:
+                    lengths = deviation_lengths(seen_head().rows)
+                    new = new + seen_statistics(*(a.astype(np.float32) for a in (features, logits)), lengths) @ arbiter
+                logits = np.hstack([logits, new])
                 array_at(addresses[FEATURES], (batch, FEATURE_DIM))[:] = features
             array_at(addresses["logits"], logits.shape)[:] = logits
             engine.num_pending = 0
@@ -247,11 +257,13 @@ class FakeTensorRT:
                 return False
             # A blend of old and new rows, and True all the same: TensorRT's documentation promises no more.
             count = 2 if self.refit_fault == "blend" else engine.capacity
-            engine.rows[:, :count] = given["slot_rows"][:, :count]
+            for name, weights in given.items():
+                if self.refit_fault != f"without {name}":
+                    engine.weights[name][:, :count] = weights[:, :count]
             return True
 
         def set_weights(name: str, weights: np.ndarray) -> bool:
             given[name] = weights
-            return name == "slot_rows" and weights.shape == engine.rows.shape
+            return name in engine.weights and weights.shape == engine.weights[name].shape
 
         return SimpleNamespace(set_named_weights=set_weights, refit_cuda_engine=refit)

@@ -24,7 +24,7 @@ from icis_deploy.errors import (
     VersionRollbackError,
     WrongBaseError,
 )
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.state.journal import MAX_HISTORY, MAX_STATES
 from icis_deploy.updates.envelope import envelope_of, save_update, serialize_envelope
 from icis_deploy.updates.signing import keygen, load_private_key, trusted_keys_from_files
@@ -53,7 +53,9 @@ def device(bundle_folder):
 def device_at(folder, now):
     opened = Device.open(folder, num_threads=1)
     clock = Clock(now)
-    device = Device(folder=folder, bundle=opened.bundle, session=opened.session, state=opened.state, clock=clock)
+    device = Device(
+        folder=folder, bundle=opened.bundle, session=session_of(opened), state=state_of(opened), clock=clock
+    )
     device.refresh()
     return device, clock
 
@@ -129,11 +131,11 @@ def test_the_parts_of_the_time_add_up(device, signed):
 
 
 def refused(device, folder, data, error, message, **options):
-    before, state = files_in(folder), device.state
+    before, state = files_in(folder), state_of(device)
     with pytest.raises(error, match=message):
         device.apply(data, **options)
     assert files_in(folder) == before
-    assert device.state is state
+    assert state_of(device) is state
 
 
 def test_an_unsigned_update_is_refused(device, bundle_folder):
@@ -428,8 +430,8 @@ def test_slots_that_do_not_hold_their_rows_are_noticed_and_taken_back(score_kind
     folder = write_bundle(tmp_path / score_kind, score_kind=score_kind)
     trust(folder, keys.public_path)
     good = Device.open(folder)
-    stale = StaleSession(good.session, good.state.buffers)
-    device = Device(folder=folder, bundle=good.bundle, session=stale, state=good.state)
+    stale = StaleSession(session_of(good), state_of(good).buffers)
+    device = Device(folder=folder, bundle=good.bundle, session=stale, state=state_of(good))
     message = {
         "logits": r"2 of 4 slots do not hold their rows after they were written: 'okapi', 'zebra'\. 'okapi' gave",
     }.get(score_kind, "A slot with a known logit does not show in what the model gives")
@@ -455,8 +457,8 @@ class PatientSession:
 
 
 def test_a_change_is_written_while_the_model_runs_and_committed_after_it(bundle_folder, device, signed):
-    patient = PatientSession(device.session, bundle_folder / "state")
-    other = Device(folder=bundle_folder, bundle=device.bundle, session=patient, state=device.state)
+    patient = PatientSession(session_of(device), bundle_folder / "state")
+    other = Device(folder=bundle_folder, bundle=device.bundle, session=patient, state=state_of(device))
     applied = other.apply(signed(make_update("okapi", version=1)))
 
     journal, slots = patient.names
@@ -467,8 +469,8 @@ def test_a_change_is_written_while_the_model_runs_and_committed_after_it(bundle_
 
 def test_a_runtime_that_fails_in_the_self_test_leaves_everything_as_it_was(device, bundle_folder, signed):
     device.apply(signed(make_update("okapi", version=1)))
-    broken = BrokenSession(device.session, None)
-    other = Device(folder=bundle_folder, bundle=device.bundle, session=broken, state=device.state)
+    broken = BrokenSession(session_of(device), None)
+    other = Device(folder=bundle_folder, bundle=device.bundle, session=broken, state=state_of(device))
     before = files_in(bundle_folder)
 
     with pytest.raises(RuntimeFailureError, match="the accelerator is gone"):

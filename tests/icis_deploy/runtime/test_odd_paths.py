@@ -53,7 +53,7 @@ def test_no_path_crashes_anything_that_a_device_or_a_publisher_does(
         with pytest.raises(ICISDeployError):
             refused()
     assert files_in(bundle_folder) == before
-    for made in (keygen, lambda place: sign(good, keys.private_path, out=place)):
+    for made in (keygen, lambda path: sign(good, keys.private_path, out=path)):
         try:
             made(path)
         except ICISDeployError:

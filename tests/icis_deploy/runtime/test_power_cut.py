@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from icis_deploy.runtime.device import state_of
 from icis_deploy.runtime.state.journal import MAX_STATES
 from testing.bundles import FEATURE_DIM, make_update
 from tests.icis_deploy.runtime.file_systems import FailingFiles, Inode, Killed, VolatileDisk
@@ -17,7 +18,7 @@ NUM_SEEDS = 20
 
 def snapshot(device):
     """Everything a device is, so that a mixture of two states equals neither."""
-    state = device.state
+    state = state_of(device)
     return (
         device.version,
         device.classes(),
@@ -48,7 +49,7 @@ CHANGES = {
         MAX_STATES,
         lambda device, signed: device.apply(signed(make_update("zebra", version=50))),
     ),
-    "an apply that mends a slot table": (2, apply_what_a_damaged_table_of_an_earlier_state_holds),
+    "an apply that repairs a slot table": (2, apply_what_a_damaged_table_of_an_earlier_state_holds),
     "rollback": (3, lambda device, _: device.rollback()),
     "rollback to the exported state": (1, lambda device, _: device.rollback()),
     "disable": (1, lambda device, _: device.disable("okapi")),

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from exporters.generator.writing import write_generator
-from icis_deploy.bundle.manifest import MANIFEST_NAME, file_entry, load_bundle, serialize_manifest
+from icis_deploy.bundle.generator_metadata import METADATA_KEY, parse_metadata, serialize_metadata
+from icis_deploy.bundle.manifest import MANIFEST_NAME, file_entry, load_manifest, serialize_manifest
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import (
     CapacityError,
@@ -26,7 +28,7 @@ from icis_deploy.head.head import Head
 from icis_deploy.injection.inject import inject
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection.rows.calibration import Injector
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.state.journal import parse_journal, serialize_journal
 from icis_deploy.updates.signing import KeyPair
 from testing.bundles import (
@@ -34,6 +36,7 @@ from testing.bundles import (
     files_in,
     images,
     make_update,
+    new_logits,
     seen_head,
     signed_bytes,
     trust,
@@ -69,7 +72,7 @@ def unlike_all() -> np.ndarray:
     return seen.mean(axis=0) + least * np.linalg.norm(seen, axis=1).mean()
 
 
-def add_generator(folder: Path, *, head: Head = HEAD) -> Injector:
+def add_generator(folder: Path, *, head: Head = HEAD, arbiter: tuple[float, ...] | None = None) -> Injector:
     injector = inject(HEAD, DESCRIPTORS, options=InjectionOptions(method="ridge", calibration="length")).injector
     write_generator(
         folder / "generator.onnx",
@@ -79,10 +82,20 @@ def add_generator(folder: Path, *, head: Head = HEAD) -> Injector:
         unseen_descriptors=DESCRIPTORS.values[NUM_SEEN:],
         method="ridge",
     )
-    bundle = load_bundle(folder)
+    if arbiter is not None:
+        state_arbiter(folder / "generator.onnx", arbiter)
+    bundle = load_manifest(folder)
     files = {**bundle.files, "generator.onnx": file_entry(folder / "generator.onnx")}
     (folder / MANIFEST_NAME).write_bytes(serialize_manifest(replace(bundle, files=files)))
     return injector
+
+
+def state_arbiter(path: Path, arbiter: tuple[float, ...]) -> None:
+    """Let a generator's metadata state the coefficients of its rows."""
+    model = onnx.load(path)
+    (entry,) = [entry for entry in model.metadata_props if entry.key == METADATA_KEY]
+    entry.value = serialize_metadata(replace(parse_metadata(entry.value), arbiter=arbiter))
+    onnx.save(model, path)
 
 
 @pytest.fixture
@@ -105,7 +118,7 @@ def test_a_taught_class_answers_with_the_row_of_the_injector(teachable: Path) ->
     assert (entry.action, entry.class_name, entry.version, entry.signed_by) == ("teach", "okapi", 0, None)
     assert device.classes() == (*HEAD.class_names, "okapi")
     expected = injector.rows(described("okapi")[None])[0]
-    output = device.session.run(images(), device.state.buffers, with_features=True)
+    output = session_of(device).run(images(), state_of(device).buffers, with_features=True)
     np.testing.assert_allclose(
         output.logits[:, NUM_SEEN], output.features @ expected[:-1] + expected[-1], rtol=1e-3, atol=1e-3
     )
@@ -130,8 +143,8 @@ def test_a_signed_update_applies_after_teaching_and_keeps_other_taught_classes(t
     assert device.version == 1
     assert sorted(device.classes()[NUM_SEEN:]) == ["okapi", "quagga"]
     row = update("okapi", version=1).rows[0]
-    slot = device.state.table.class_names.index("okapi")
-    np.testing.assert_array_equal(device.state.table.weight[slot], row[:-1])
+    slot = state_of(device).table.class_names.index("okapi")
+    np.testing.assert_array_equal(state_of(device).table.weight[slot], row[:-1])
     # The publisher's class is no taught one any more: a second teaching does not touch it, the other one may go.
     with pytest.raises(ClassConflictError, match=r"already knows it\. Teach it under another name, or replace it by a"):
         device.teach("okapi", described("okapi"))
@@ -145,11 +158,11 @@ def test_a_signed_update_applies_after_teaching_and_keeps_other_taught_classes(t
 def test_a_class_is_taught_anew_in_its_slot(teachable: Path) -> None:
     device = Device.open(teachable)
     device.teach("okapi", described("okapi"))
-    before = device.state.table
+    before = state_of(device).table
     entry = device.teach("okapi", described("quagga"))
     assert (entry.num_added, entry.num_replaced) == (0, 1)
-    assert device.state.table.class_names == before.class_names
-    assert not np.array_equal(device.state.table.weight, before.weight)
+    assert state_of(device).table.class_names == before.class_names
+    assert not np.array_equal(state_of(device).table.weight, before.weight)
 
 
 def test_teaching_stops_at_the_last_slot(teachable: Path) -> None:
@@ -257,3 +270,69 @@ def test_a_generator_is_loaded_once_and_again_when_its_file_was_touched(teachabl
     assert files_in(teachable) == before
     path.write_bytes(good)
     device.teach("quagga", described("quagga"))
+
+
+# A generator whose rows have an arbiter.
+
+COEFFICIENTS = tuple(np.array([0.25, -0.5, 1.0, 0.5, -2.0], np.float32).tolist())
+
+
+@pytest.fixture
+def teachable_with_arbiter(tmp_path: Path, keys: KeyPair) -> Path:
+    """A bundle whose model takes arbiters, with a generator that states the coefficients of its rows."""
+    folder = write_bundle(tmp_path / "with-arbiter", capacity=3, head=HEAD, arbiter=True)
+    trust(folder, keys.public_path)
+    add_generator(folder, arbiter=COEFFICIENTS)
+    return folder
+
+
+def test_a_taught_class_has_the_arbiter_of_its_generator_next_to_those_of_updates(
+    teachable_with_arbiter: Path, keys: KeyPair
+) -> None:
+    device = Device.open(teachable_with_arbiter)
+    injector = add_generator(teachable_with_arbiter, arbiter=COEFFICIENTS)
+    device.apply(signed_bytes(update("zebu", arbiter=np.ones((1, 5))), keys.private_path))
+    device.apply(signed_bytes(update("gnu", version=2), keys.private_path))
+    device.teach("okapi", described("okapi"))
+
+    np.testing.assert_array_equal(
+        state_of(device).table.coefficients, np.array([np.ones(5), np.zeros(5), COEFFICIENTS], np.float32)
+    )
+    row = injector.rows(described("okapi")[None])
+    found = device.logits(images()).values[:, -1:]
+    expected = new_logits(images(), row, np.array([COEFFICIENTS]), head=HEAD)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(Device.open(teachable_with_arbiter).logits(images()).values[:, -1:], found)
+    device.rollback()
+    assert not state_of(device).table.coefficients[2].any()
+
+
+def test_a_class_that_is_taught_anew_has_the_arbiter_once(teachable_with_arbiter: Path) -> None:
+    device = Device.open(teachable_with_arbiter)
+    device.teach("okapi", described("okapi"))
+    device.teach("okapi", described("quagga"))
+
+    np.testing.assert_array_equal(state_of(device).table.coefficients[0], np.array(COEFFICIENTS, np.float32))
+    assert not state_of(device).table.coefficients[1:].any()
+
+
+def test_a_generator_without_an_arbiter_teaches_classes_with_constant_offsets(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "with-arbiter", capacity=3, head=HEAD, arbiter=True)
+    add_generator(folder)
+    device = Device.open(folder)
+    device.teach("okapi", described("okapi"))
+
+    assert state_of(device).table.arbiter is None
+
+
+def test_a_model_that_takes_no_arbiter_is_not_taught_by_a_generator_that_states_one(teachable: Path) -> None:
+    add_generator(teachable, arbiter=COEFFICIENTS)
+    device, before = Device.open(teachable), files_in(teachable)
+    with pytest.raises(
+        IncompatibleError,
+        match=r"^The rows of 'okapi' have an arbiter, and this bundle's model takes none\. Export it again with "
+        r"`arbiter='auto'`, or apply a class update\.$",
+    ):
+        device.teach("okapi", described("okapi"))
+    assert files_in(teachable) == before
+    assert device.classes() == HEAD.class_names

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import struct
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import numpy as np
@@ -33,6 +34,7 @@ def updates(draw):
     return ClassUpdate(
         base_fingerprint=draw(st.text("0123456789abcdef", min_size=64, max_size=64)),
         rows=draw(hnp.arrays(np.float32, (second, width), elements=FINITE)),
+        arbiter=draw(st.none() | hnp.arrays(np.float32, (second, 5), elements=FINITE)),
         added=names[:first],
         replaced=names[first:second],
         removed=names[second:],
@@ -57,6 +59,12 @@ def update():
     )
 
 
+@pytest.fixture
+def arbitrated(update):
+    """The same update with an arbiter, which makes it one of schema 2."""
+    return replace(update, arbiter=[[0.5, -1.0, 0.0, 2.0, 1e-3], [1.0, 2.0, 3.0, 4.0, 5.0]])
+
+
 def fields_of(payload):
     (size,) = struct.unpack_from("<Q", payload)
     return json.loads(json.loads(payload[8 : 8 + size])["__metadata__"]["class_update"])
@@ -66,7 +74,16 @@ def payload_with(update, tensors=None, **changes):
     """The payload of `update` with some metadata fields changed, or left out where the change is `...`."""
     fields = fields_of(serialize_payload(update)) | changes
     text = json.dumps({name: value for name, value in fields.items() if value is not ...})
-    return save({"rows": np.array(update.rows)} if tensors is None else tensors, metadata={"class_update": text})
+    return save(tensors_of(update) if tensors is None else tensors, metadata={"class_update": text})
+
+
+def tensors_of(update, **changes):
+    arbiter = {} if update.arbiter is None else {"arbiter": np.array(update.arbiter)}
+    return {"rows": np.array(update.rows), **arbiter, **changes}
+
+
+def sha256(array):
+    return hashlib.sha256(array.tobytes()).hexdigest()
 
 
 @given(updates())
@@ -183,9 +200,9 @@ def test_a_refusal_quotes_a_file_shortly_and_without_what_rewrites_a_terminal(fi
 
 
 def test_a_newer_schema_is_refused_with_what_to_do(update):
-    message = r"^The class update has schema version 2; this release reads 1\. Update icis-deploy\."
+    message = r"^The class update has schema version 3; this release reads 1 and 2\. Update icis-deploy\."
     with pytest.raises(CorruptFileError, match=message):
-        parse_payload(payload_with(update, schema_version=2))
+        parse_payload(payload_with(update, schema_version=3))
 
 
 @pytest.mark.parametrize(
@@ -325,3 +342,122 @@ def test_metadata_that_is_no_text_is_refused(metadata, update):
 
     with pytest.raises(CorruptFileError, match="no class update in its header"):
         parse_payload(payload_under(json.dumps(header).encode(), serialize_payload(update)))
+
+
+# Schema 2: rows with an arbiter.
+
+
+def test_only_an_update_with_an_arbiter_is_of_schema_2(update, arbitrated):
+    assert fields_of(serialize_payload(update))["schema_version"] == 1
+    fields = fields_of(serialize_payload(arbitrated))
+    assert fields["schema_version"] == 2
+    assert fields.keys() == update_format._FIELDS | {"arbiter_sha256"}
+    assert fields["arbiter_sha256"] == sha256(arbitrated.arbiter)
+
+
+def test_rows_and_arbiter_are_read_in_place_and_cannot_be_written_to(arbitrated):
+    payload = serialize_payload(arbitrated)
+    parsed = parse_payload(payload)
+
+    for array in (parsed.rows, parsed.arbiter):
+        assert np.shares_memory(array, np.frombuffer(payload, np.uint8))
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+@pytest.mark.parametrize("num_spaces", [0, 1, 2, 8])
+def test_an_arbiter_of_another_writer_is_read_wherever_it_starts(num_spaces, arbitrated):
+    header = json.dumps(header_of(serialize_payload(arbitrated)), indent=1).encode()
+    payload = payload_under(header + b" " * num_spaces, serialize_payload(arbitrated))
+
+    assert parse_payload(payload) == arbitrated
+    assert parse_payload(payload, is_verified=True) == arbitrated
+
+
+def test_an_update_that_only_removes_may_have_an_arbiter_without_rows(update):
+    removing = replace(update, rows=np.zeros((0, 3)), arbiter=np.zeros((0, 5)), added=(), replaced=())
+
+    assert parse_payload(serialize_payload(removing)) == removing
+
+
+@pytest.mark.parametrize(
+    ("schema_version", "tensors", "found"),
+    [
+        (1, {"arbiter": np.zeros((2, 5), np.float32)}, "'arbiter': 'float32'"),
+        (2, {"arbiter": np.zeros((2, 5))}, "'arbiter': 'float64'"),
+        (2, {"arbiter": ...}, r"\{'rows': 'float32'\}"),
+        (2, {"rows": ...}, r"\{'arbiter': 'float32'\}"),
+        (2, {"more": np.zeros(1, np.float32)}, "'more': 'float32'"),
+    ],
+)
+def test_each_schema_has_its_own_tensors_and_no_others(schema_version, tensors, found, arbitrated):
+    given = {name: tensor for name, tensor in tensors_of(arbitrated, **tensors).items() if tensor is not ...}
+    fields = {"schema_version": schema_version} | ({"arbiter_sha256": ...} if schema_version == 1 else {})
+
+    with pytest.raises(CorruptFileError, match=rf"^The class update holds the tensors .*{found}.*; expected .* alone"):
+        parse_payload(payload_with(arbitrated, given, **fields))
+
+
+def test_a_schema_that_lacks_the_hash_of_the_arbiter_or_has_one_too_many_is_refused(update, arbitrated):
+    with pytest.raises(CorruptFileError, match=r"differ from schema 2 in \['arbiter_sha256'\]"):
+        parse_payload(payload_with(arbitrated, arbiter_sha256=...))
+    with pytest.raises(CorruptFileError, match=r"differ from schema 1 in \['arbiter_sha256'\]"):
+        parse_payload(payload_with(update, arbiter_sha256="0" * 64))
+
+
+def test_an_arbiter_that_changed_since_it_was_written_is_refused_unless_a_signature_vouches_for_it(arbitrated):
+    changed = np.array(arbitrated.arbiter)
+    changed[1, 4] += 1
+    payload = payload_with(arbitrated, tensors_of(arbitrated, arbiter=changed))
+
+    with pytest.raises(CorruptFileError, match=r"^The class update's arbiter has another SHA-256 than it states"):
+        parse_payload(payload)
+    np.testing.assert_array_equal(parse_payload(payload, is_verified=True).arbiter, changed)
+
+
+@pytest.mark.parametrize(
+    ("arbiter", "message"),
+    [
+        (np.zeros((2, 4), np.float32), r"has shape \(2, 4\); expected \(2, 5\)"),
+        (np.zeros((1, 5), np.float32), r"has shape \(1, 5\); expected \(2, 5\)"),
+        (np.zeros(10, np.float32), r"have shape \(10,\); expected 2 dimensions|has shape \(10,\)"),
+        (np.full((2, 5), np.nan, np.float32), "hold nan"),
+        (np.full((2, 5), 1.1e30, np.float32), r"logits overflow float32"),
+    ],
+)
+def test_an_arbiter_that_does_not_fit_its_rows_is_refused(arbiter, message, arbitrated):
+    tensors = tensors_of(arbitrated, arbiter=arbiter)
+
+    with pytest.raises(CorruptFileError, match=rf"^The class update breaks its own rules: .*({message})"):
+        parse_payload(payload_with(arbitrated, tensors, arbiter_sha256=sha256(arbiter)))
+
+
+@given(st.data())
+def test_damaged_bytes_of_schema_2_are_refused_or_give_a_valid_update_but_never_crash(data):
+    update = ClassUpdate(base_fingerprint=BASE, rows=[[1, 2]], arbiter=[[1, 2, 3, 4, 5]], added=["a"])
+    payload = bytearray(serialize_payload(update))
+    for _ in range(data.draw(st.integers(1, 3))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+
+    refusal = refusal_or_none(bytes(payload))
+    assert refusal is None or "class update" in refusal
+
+
+def test_every_truncation_of_schema_2_is_refused(arbitrated):
+    payload = serialize_payload(arbitrated)
+    for length in range(len(payload)):
+        with pytest.raises(CorruptFileError):
+            parse_payload(payload[:length])
+
+
+@pytest.mark.parametrize("name", ["rows", "arbiter"])
+@pytest.mark.parametrize(
+    "change", [{"data_offsets": [0, 20]}, {"data_offsets": [40, 60]}, {"shape": [3, 5]}, {"dtype": "I32"}]
+)
+def test_a_header_that_does_not_describe_its_tensors_is_refused(name, change, arbitrated):
+    header = header_of(serialize_payload(arbitrated))
+    header[name] |= change
+    payload = payload_under(json.dumps(header).encode(), serialize_payload(arbitrated))
+
+    with pytest.raises(CorruptFileError):
+        parse_payload(payload, is_verified=True)

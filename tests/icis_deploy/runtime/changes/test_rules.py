@@ -82,10 +82,10 @@ def test_a_reader_that_believes_everything_would_be_noticed(target):
 def test_no_changed_byte_of_a_signed_file_changes_what_it_says(target, data):
     good, content = data.draw(st.sampled_from(list(target.good.items())))
     damaged = bytearray(good)
-    for place, value in data.draw(
+    for index, value in data.draw(
         st.lists(st.tuples(st.integers(0, len(good) - 1), st.integers(0, 255)), min_size=1, max_size=4)
     ):
-        damaged[place] = value
+        damaged[index] = value
     try:
         found = target.read(bytes(damaged))
     except ICISDeployError:

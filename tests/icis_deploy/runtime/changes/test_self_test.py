@@ -49,7 +49,7 @@ def test_rows_of_any_length_pass(scale, model):
 
 @settings(max_examples=50)
 @given(slot=st.integers(0, 3), column=st.integers(0, FEATURE_DIM), factor=st.sampled_from([-1.0, 0.0, 0.5, 2.0]))
-def test_one_wrong_number_is_noticed_where_the_probe_sees_it(model_of_logits, slot, column, factor):
+def test_one_wrong_number_is_noticed_where_the_self_test_sees_it(model_of_logits, slot, column, factor):
     table = table_with(*"abcd")
     weight, bias = table.weight.copy(), table.bias.copy()
     values = bias if column == FEATURE_DIM else weight[:, column]

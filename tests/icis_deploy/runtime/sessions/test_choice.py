@@ -12,7 +12,8 @@ import pytest
 
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, UsageError
-from icis_deploy.runtime.device import Device
+from icis_deploy.head.slots import empty_slots
+from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES, Runtime, loaded_files, runtime_from
 from testing.bundles import (
     FEATURE_DIM,
@@ -20,6 +21,7 @@ from testing.bundles import (
     features_of,
     images,
     make_update,
+    new_logits,
     seen_head,
     trust,
     write_bundle,
@@ -122,7 +124,7 @@ def test_a_fused_head_answers_in_openvino(tmp_path):
     expected = seen_head().logits(features_of(images(3)))
     np.testing.assert_allclose(device.logits(images(3)).values, expected, atol=2e-6)
     with pytest.raises(RuntimeFailureError, match=r"its head is fused\. Export it with `head='updatable'`\.$"):
-        device.session.load_slots(np.zeros((1, FEATURE_DIM), np.float32), np.zeros(1, np.float32))
+        session_of(device).load_slots(np.zeros((1, FEATURE_DIM), np.float32), np.zeros(1, np.float32))
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -137,12 +139,12 @@ def test_an_input_of_another_shape_or_type_is_an_error_that_states_both(runtime,
 def test_openvino_gives_the_baked_slots_where_none_are_fed_and_refuses_slots_of_another_shape(bundle_folder):
     device = Device.open(bundle_folder, runtime="openvino", num_threads=1)
 
-    baked = device.session.run(images(2), with_features=True)
+    baked = session_of(device).run(images(2), with_features=True)
     assert (baked.logits[:, 3:] < -1e4).all()
     np.testing.assert_allclose(baked.features, features_of(images(2)), atol=2e-6)
-    assert device.session.run(images(2)).features is None
+    assert session_of(device).run(images(2)).features is None
     with pytest.raises(RuntimeFailureError, match=r"^The slots' slot_bias has shape \(5,\); this model takes \(4,\)\."):
-        device.session.load_slots(np.zeros((4, FEATURE_DIM), np.float32), np.zeros(5, np.float32))
+        session_of(device).load_slots(np.zeros((4, FEATURE_DIM), np.float32), np.zeros(5, np.float32))
 
 
 def test_a_runtime_that_is_not_installed_is_an_error_that_names_the_extra(bundle_folder, monkeypatch):
@@ -158,3 +160,37 @@ def test_offering_the_names_of_runtimes_loads_no_library():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert result.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_model_without_the_input_takes_no_arbiter_but_zeros(runtime, bundle_folder):
+    session = session_of(Device.open(bundle_folder, runtime=runtime, num_threads=1))
+    weight, bias = np.zeros((4, FEATURE_DIM), np.float32), np.zeros(4, np.float32)
+
+    for nothing in (None, np.zeros((4, 5), np.float32)):
+        buffers = session.load_slots(weight, bias, nothing)
+        assert buffers.arbiter is None
+        assert session.run(images(2), buffers).logits.shape == (2, 7)
+    message = (
+        r"^The model has no input 'slot_arbiter', so its slots cannot have an arbiter\. Export it again with "
+        r"`arbiter='auto'`, or inject with `arbiter='off'`\.$"
+    )
+    with pytest.raises(RuntimeFailureError, match=message):
+        session.load_slots(weight, bias, np.ones((4, 5), np.float32))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_slots_without_an_arbiter_have_none_whatever_the_file_holds(runtime, tmp_path):
+    update = make_update("okapi", arbiter=np.ones((1, 5)))
+    table = empty_slots(4, FEATURE_DIM).apply(update, seen_names=frozenset())
+    device = Device.open(write_bundle(tmp_path / "bundle", arbiter=True, table=table), runtime=runtime, num_threads=1)
+
+    plain = session_of(device).run(images(3), session_of(device).load_slots(table.weight, table.bias)).logits[:, 3]
+    expected = features_of(images(3)) @ update.rows[0, :-1] + update.rows[0, -1]
+    np.testing.assert_allclose(plain, expected, atol=2e-6)
+    baked = session_of(device).run(images(3)).logits[:, 3]
+    np.testing.assert_allclose(baked, new_logits(images(3), update.rows, update.arbiter)[:, 0], rtol=1e-5, atol=1e-4)
+    with pytest.raises(RuntimeFailureError, match=r"slot_arbiter"):
+        session_of(device).run(
+            images(3), session_of(device).load_slots(table.weight, table.bias, np.ones((3, 5), np.float32))
+        )

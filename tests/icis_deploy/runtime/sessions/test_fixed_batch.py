@@ -61,7 +61,7 @@ def test_any_number_of_images_is_answered_one_by_one_and_all_at_once(
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_class_update_is_probed_and_taken(
+def test_a_class_update_is_self_tested_and_taken(
     runtime: str, fixed: Path, tiny_project: TinyProject, tmp_path: Path
 ) -> None:
     device = Device.open(fixed, runtime=runtime, num_threads=1)

@@ -1,4 +1,4 @@
-"""ONNX Runtime's GPU providers: what is asked for, and what is refused. What needs a GPU is in `test_runtimes.py`."""
+"""ONNX Runtime's GPU providers: what is asked for, and what is refused. What needs a GPU is in `test_choice.py`."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ from icis_deploy.bundle.engine_sidecar import (
 from icis_deploy.bundle.manifest import (
     FEATURES,
     MANIFEST_NAME,
+    SLOT_ARBITER,
     SLOT_BIAS,
     SLOT_WEIGHT,
     Bundle,
@@ -47,7 +48,7 @@ from icis_deploy.errors import (
     RuntimeFailureError,
     SelfTestError,
 )
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions import tensorrt_engine as engine_loading
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.cuda_calls import CudaCalls
@@ -59,6 +60,7 @@ from testing.bundles import (
     files_in,
     images,
     make_update,
+    new_logits,
     seen_head,
     trust,
     write_bundle,
@@ -78,9 +80,9 @@ class Stand:
     cuda: FakeCuda | None = None
     trt: FakeTensorRT | None = None
 
-    def bundle(self, folder: Path, *, capacity: int = CAPACITY, refit: bool = False) -> Path:
+    def bundle(self, folder: Path, *, capacity: int = CAPACITY, refit: bool = False, arbiter: bool = False) -> Path:
         """Write a bundle with an engine."""
-        write_bundle(folder, capacity=capacity)
+        write_bundle(folder, capacity=capacity, arbiter=arbiter)
         self.add_engine(folder, load_manifest(folder), refit)
         return restated(folder)
 
@@ -106,6 +108,7 @@ def fake_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
         max_shape=(MAX_BATCH, INPUT_DIM),
     )
     shapes = {SLOT_WEIGHT: (bundle.capacity, FEATURE_DIM), SLOT_BIAS: (bundle.capacity,)}
+    shapes |= {SLOT_ARBITER: (bundle.capacity, 5)} if bundle.arbiter else {}
     slots = [
         EngineInput(name=name, dtype="float32", min_shape=shape, opt_shape=shape, max_shape=shape)
         for name, shape in shapes.items()
@@ -125,12 +128,14 @@ def fake_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
         head_fingerprint=bundle.base_fingerprint,
         inputs=(image, *slots),
         outputs=tuple(outputs),
-        refittable=("slot_rows",) if refit else (),
+        refittable=("slot_rows", *([SLOT_ARBITER] if bundle.arbiter else [])) if refit else (),
         precision=bundle.precision,
         created_by="test",
     )
     (folder / "engines").mkdir()
-    (folder / engine_name(RUNTIME)).write_text(json.dumps({"capacity": bundle.capacity, "refit": refit}))
+    (folder / engine_name(RUNTIME)).write_text(
+        json.dumps({"capacity": bundle.capacity, "refit": refit, "arbiter": bundle.arbiter})
+    )
     sidecar = replace(sidecar, engine_sha256=file_entry(folder / engine_name(RUNTIME)).sha256)
     (folder / sidecar_name(RUNTIME)).write_bytes(serialize_sidecar(sidecar))
 
@@ -200,7 +205,7 @@ def close(found: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("refit", [False, True])
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_every_batch_of_the_range_gives_the_logits_of_its_slots(cuda_graph, refit, stand, tmp_path):
-    session = stand.device(stand.bundle(tmp_path / "b", refit=refit), cuda_graph=cuda_graph).session
+    session = session_of(stand.device(stand.bundle(tmp_path / "b", refit=refit), cuda_graph=cuda_graph))
     given = slots(1)
     buffers = session.load_slots(*given)
 
@@ -214,7 +219,7 @@ def test_every_batch_of_the_range_gives_the_logits_of_its_slots(cuda_graph, refi
 
 
 def test_a_fused_head_has_no_slots_and_needs_none(stand, tmp_path):
-    session = stand.device(stand.bundle(tmp_path / "b", capacity=0)).session
+    session = session_of(stand.device(stand.bundle(tmp_path / "b", capacity=0)))
 
     close(session.run(images(3)).logits, expected_logits(images(3), None))
     with pytest.raises(RuntimeFailureError, match=r"its head is fused\. Export it with `head='updatable'`\.$"):
@@ -224,7 +229,7 @@ def test_a_fused_head_has_no_slots_and_needs_none(stand, tmp_path):
 @pytest.mark.parametrize("cuda_graph", [False, True])
 @pytest.mark.parametrize("refit", [False, True])
 def test_slots_that_were_loaded_earlier_stay_what_they_were(refit, cuda_graph, stand, tmp_path):
-    session = stand.device(stand.bundle(tmp_path / "b", refit=refit), cuda_graph=cuda_graph).session
+    session = session_of(stand.device(stand.bundle(tmp_path / "b", refit=refit), cuda_graph=cuda_graph))
     loaded = [(given, session.load_slots(*given)) for given in (slots(1), slots(2), slots(3))]
 
     for given, buffers in (*loaded, *reversed(loaded), *loaded):
@@ -251,12 +256,12 @@ def test_an_updatable_engine_holds_no_slots_of_its_own(stand, folder):
     with pytest.raises(
         RuntimeFailureError, match=r"holds no slots of its own\. Load them, and give them with each run"
     ):
-        stand.device(folder).session.run(images(1))
+        session_of(stand.device(folder)).run(images(1))
 
 
 def test_slots_of_another_shape_are_refused(stand, folder):
     with pytest.raises(RuntimeFailureError, match=r"slot_weight has shape \(5, 4\); this engine takes \(4, 4\)\.$"):
-        stand.device(folder).session.load_slots(*slots(1, capacity=5))
+        session_of(stand.device(folder)).load_slots(*slots(1, capacity=5))
 
 
 # A device on it.
@@ -308,6 +313,84 @@ def test_threads_get_their_own_answers_while_updates_come(stand, folder, signed)
         assert set().union(*(each.result() for each in asking)) <= {0, *slots_of}
 
 
+# Slots with an arbiter.
+
+
+def arbiters(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(CAPACITY, 5)).astype(np.float32)
+
+
+def expected_with(batch: np.ndarray, given: tuple[np.ndarray, np.ndarray], arbiter: np.ndarray) -> np.ndarray:
+    new = new_logits(batch, np.hstack([given[0], given[1][:, None]]), arbiter)
+    return np.hstack([seen_head().logits(features_of(batch)), new])
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("refit", [False, True])
+def test_slots_with_arbiters_that_were_loaded_earlier_stay_what_they_were(refit, cuda_graph, stand, tmp_path):
+    folder = stand.bundle(tmp_path / "b", refit=refit, arbiter=True)
+    session = session_of(stand.device(folder, cuda_graph=cuda_graph))
+    loaded = [
+        (slots(seed), arbiter, session.load_slots(*slots(seed), arbiter))
+        for seed, arbiter in ((1, arbiters(1)), (2, np.zeros((CAPACITY, 5), np.float32)), (3, arbiters(3)))
+    ]
+    loaded.append((slots(4), np.zeros((CAPACITY, 5)), session.load_slots(*slots(4))))
+
+    for given, arbiter, buffers in (*loaded, *reversed(loaded), *loaded):
+        close(session.run(images(2), buffers).logits, expected_with(images(2), given, arbiter))
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_device_takes_arbiters_and_gives_them_back(refit, stand, tmp_path, keys, signed):
+    folder = stand.bundle(tmp_path / "b", refit=refit, arbiter=True)
+    trust(folder, keys.public_path)
+    device, reference = stand.device(folder), Device.open(folder, num_threads=1)
+
+    for step in (
+        make_update("okapi", arbiter=arbiters(1)[:1]),
+        make_update("zebra", "quagga", version=2),
+        make_update(version=3, replaced=("okapi",), arbiter=arbiters(2)[:1]),
+        make_update(version=4, replaced=("okapi",)),
+        None,
+        None,
+    ):
+        device.rollback() if step is None else device.apply(signed(step))
+        reference.refresh()
+        close(device.logits(images(3)).values, reference.logits(images(3)).values)
+        close(stand.device(folder).logits(images(3)).values, reference.logits(images(3)).values)
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_an_engine_that_takes_no_arbiters_says_what_to_do(refit, stand, tmp_path):
+    session = session_of(stand.device(stand.bundle(tmp_path / "b", refit=refit)))
+
+    assert session.load_slots(*slots(1), np.zeros((CAPACITY, 5), np.float32)).arbiter is None
+    with pytest.raises(RuntimeFailureError, match=r"^The model has no input 'slot_arbiter'.* `arbiter='off'`\.$"):
+        session.load_slots(*slots(1), arbiters(1))
+
+
+def test_arbiters_of_another_shape_are_refused(stand, tmp_path):
+    session = session_of(stand.device(stand.bundle(tmp_path / "b", arbiter=True)))
+
+    with pytest.raises(RuntimeFailureError, match=r"slot_arbiter has shape \(3, 5\); this engine takes \(4, 5\)\.$"):
+        session.load_slots(*slots(1), arbiters(1)[:3])
+
+
+def test_arbiters_that_a_refit_left_out_are_noticed_before_anything_is_published(fake, tmp_path, keys, signed):
+    folder = fake.bundle(tmp_path / "b", refit=True, arbiter=True)
+    trust(folder, keys.public_path)
+    device = fake.device(folder)
+    device.apply(signed(make_update("okapi", version=1, arbiter=arbiters(1)[:1])))
+    before, bytes_before = device.logits(images(3)).values, files_in(folder)
+    fake.trt.refit_fault = f"without {SLOT_ARBITER}"
+
+    with pytest.raises(SelfTestError, match=r"do not hold their rows after they were written: .*was taken back\.$"):
+        device.apply(signed(make_update("zebra", "quagga", version=2, arbiter=arbiters(2)[:2])))
+    fake.trt.refit_fault = None
+    assert files_in(folder) == bytes_before
+    np.testing.assert_array_equal(device.logits(images(3)).values, before)
+
+
 # Which buffer, in which order: on the fake, which tells.
 
 
@@ -337,7 +420,7 @@ def test_many_updates_flip_between_two_places(refit, fake, tmp_path, keys, signe
 
 @pytest.mark.parametrize("refit", [False, True])
 def test_a_request_in_flight_ends_with_the_slots_it_started_with(refit, fake, tmp_path):
-    session = fake.device(fake.bundle(tmp_path / "b", refit=refit), num_streams=2).session
+    session = session_of(fake.device(fake.bundle(tmp_path / "b", refit=refit), num_streams=2))
     first = slots(1)
     buffers = [session.load_slots(*first)]
     in_flight, go_on = threading.Event(), threading.Event()
@@ -360,7 +443,7 @@ def test_a_request_in_flight_ends_with_the_slots_it_started_with(refit, fake, tm
 
 
 def test_requests_run_at_the_same_time_on_as_many_streams_as_there_are(fake, fake_folder):
-    session = fake.device(fake_folder, num_streams=2).session
+    session = session_of(fake.device(fake_folder, num_streams=2))
     buffers = session.load_slots(*slots(1))
     both = threading.Barrier(2, timeout=10)
     fake.cuda.on_synchronize = both.wait
@@ -372,7 +455,7 @@ def test_requests_run_at_the_same_time_on_as_many_streams_as_there_are(fake, fak
 
 
 def test_one_stream_serves_one_request_after_the_other(fake, fake_folder):
-    session = fake.device(fake_folder).session
+    session = session_of(fake.device(fake_folder))
     buffers = session.load_slots(*slots(1))
     running, most = [], []
 
@@ -389,7 +472,7 @@ def test_one_stream_serves_one_request_after_the_other(fake, fake_folder):
 
 
 def test_a_graph_is_captured_once_for_each_batch_and_place_and_then_launched(fake, fake_folder):
-    session = fake.device(fake_folder, cuda_graph=True).session
+    session = session_of(fake.device(fake_folder, cuda_graph=True))
     loaded = [session.load_slots(*slots(seed)) for seed in (1, 2)]
     fake.cuda.calls.clear()
     for size in (1, 2):
@@ -402,7 +485,7 @@ def test_a_graph_is_captured_once_for_each_batch_and_place_and_then_launched(fak
 
 
 def test_batch_sizes_beyond_those_with_graphs_run_without(fake, fake_folder):
-    session = fake.device(fake_folder, cuda_graph=True).session
+    session = session_of(fake.device(fake_folder, cuda_graph=True))
     buffers = session.load_slots(*slots(1))
     for size in range(1, MAX_GRAPH_BATCHES + 1):
         session.run(images(size), buffers)

@@ -1,4 +1,4 @@
-"""Draw the picture sheet: one image of each unseen class, and what the model says about it.
+"""Draw the image sheet: one image of each unseen class, and what the model says about it.
 
 Every card shows the image, what it is, what the model answers now that the class is injected, and what it answered
 before. Right and wrong differ by mark, by word, by the card's edge and, last, by colour; what an answer gets wrong is
@@ -31,7 +31,7 @@ WRONG: Color = (178, 58, 20)
 
 NUM_COLUMNS = 4
 CARD_WIDTH, CARD_HEIGHT = 436, 196
-PICTURE_SIDE = 164
+IMAGE_SIDE = 164
 GAP, MARGIN, PADDING = 18, 44, 16
 HEADER_HEIGHT, FOOTER_HEIGHT = 132, 56
 
@@ -44,7 +44,7 @@ class SheetCard:
     """`(height, width, 3)` uint8, RGB."""
 
     class_name: str
-    """What it is."""
+    """Name of the class that it shows."""
 
     answer: str
     """What the model with the injected classes says, among all classes."""
@@ -56,23 +56,23 @@ class SheetCard:
     """What the model said before the injection, when it knew the seen classes only."""
 
     @property
-    def is_right(self) -> bool:
-        """Whether the answer is what it is."""
+    def is_correct(self) -> bool:
+        """Whether the answer is the class that it shows."""
         return self.answer == self.class_name
 
 
-def save_picture_sheet(path: Path, cards: Sequence[SheetCard], *, title: str, subtitle: str) -> None:
-    """Draw a picture sheet and write it as a PNG.
+def save_image_sheet(path: Path, cards: Sequence[SheetCard], *, title: str, subtitle: str) -> None:
+    """Draw a image sheet and write it as a PNG.
 
     Raises:
         StorageError: If it cannot be written; what was at `path` before is still there.
     """
     buffer = io.BytesIO()
-    draw_picture_sheet(cards, title=title, subtitle=subtitle).save(buffer, format="PNG", optimize=True)
+    draw_image_sheet(cards, title=title, subtitle=subtitle).save(buffer, format="PNG", optimize=True)
     write_file(path, buffer.getvalue())
 
 
-def draw_picture_sheet(cards: Sequence[SheetCard], *, title: str, subtitle: str) -> Image.Image:
+def draw_image_sheet(cards: Sequence[SheetCard], *, title: str, subtitle: str) -> Image.Image:
     """Return the sheet: a header, the cards in rows, and a legend.
 
     Args:
@@ -98,28 +98,28 @@ def draw_picture_sheet(cards: Sequence[SheetCard], *, title: str, subtitle: str)
 def draw_card(sheet: Image.Image, draw: ImageDraw.ImageDraw, card: SheetCard, *, left: int, top: int) -> None:
     """Draw one card with its upper left corner at `(left, top)`."""
     box = (left, top, left + CARD_WIDTH, top + CARD_HEIGHT)
-    edge, edge_width = (LINE, 1) if card.is_right else (WRONG, 3)
+    edge, edge_width = (LINE, 1) if card.is_correct else (WRONG, 3)
     draw.rounded_rectangle(box, radius=10, fill=CARD, outline=edge, width=edge_width)
-    picture = Image.fromarray(card.image).resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)
-    rounded = Image.new("L", (PICTURE_SIDE * 4, PICTURE_SIDE * 4))
+    scaled = Image.fromarray(card.image).resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC)
+    rounded = Image.new("L", (IMAGE_SIDE * 4, IMAGE_SIDE * 4))
     ImageDraw.Draw(rounded).rounded_rectangle((0, 0, rounded.width - 1, rounded.height - 1), radius=28, fill=255)
-    sheet.paste(picture, (left + PADDING, top + PADDING), rounded.reduce(4))
-    draw_answers(draw, card, left=left + PICTURE_SIDE + 2 * PADDING, top=top + PADDING - 3)
+    sheet.paste(scaled, (left + PADDING, top + PADDING), rounded.reduce(4))
+    draw_answers(draw, card, left=left + IMAGE_SIDE + 2 * PADDING, top=top + PADDING - 3)
 
 
 def draw_answers(draw: ImageDraw.ImageDraw, card: SheetCard, *, left: int, top: int) -> None:
     """Draw a card's text: what it is, whether that is the answer, the answer where it is not, the one before."""
-    width = CARD_WIDTH - PICTURE_SIDE - 3 * PADDING
+    width = CARD_WIDTH - IMAGE_SIDE - 3 * PADDING
     y = draw_words(draw, marked(card.class_name, card.class_name), (left, top), width, size=20, color=INK)
-    draw_mark(draw, (left + 9, y + 17), is_right=card.is_right)
-    verdict = f"{'right' if card.is_right else 'wrong'}, {card.probability:.0%} sure"
-    draw.text((left + 26, y + 7), verdict, font=font(17), fill=RIGHT if card.is_right else WRONG, stroke_width=0.3)
+    draw_mark(draw, (left + 9, y + 17), is_correct=card.is_correct)
+    verdict = f"{'right' if card.is_correct else 'wrong'}, {card.probability:.0%} sure"
+    draw.text((left + 26, y + 7), verdict, font=font(17), fill=RIGHT if card.is_correct else WRONG, stroke_width=0.3)
     y += 33
     answer, before = marked(card.answer, card.class_name), marked(card.answer_before, card.class_name)
     if card.answer == card.answer_before:
         draw_words(draw, [("as before:", False), *answer], (left, y), width, size=16, color=WRONG)
         return
-    if not card.is_right:
+    if not card.is_correct:
         y = draw_words(draw, [("says", False), *answer], (left, y), width, size=16, color=WRONG) + 3
     draw_words(draw, [("before:", False), *before], (left, y), width, size=15, color=FAINT)
 
@@ -179,11 +179,11 @@ def draw_words(
     return y + round(size * 1.3)
 
 
-def draw_mark(draw: ImageDraw.ImageDraw, centre: tuple[float, float], *, is_right: bool) -> None:
+def draw_mark(draw: ImageDraw.ImageDraw, centre: tuple[float, float], *, is_correct: bool) -> None:
     """Draw a tick on a disc, or a cross on a square."""
     x, y = centre
     box = (x - 9, y - 9, x + 9, y + 9)
-    if is_right:
+    if is_correct:
         draw.ellipse(box, fill=RIGHT)
         draw.line([(x - 4.5, y + 0.5), (x - 1.5, y + 4), (x + 4.5, y - 4)], fill=CARD, width=2, joint="curve")
     else:
@@ -194,11 +194,11 @@ def draw_mark(draw: ImageDraw.ImageDraw, centre: tuple[float, float], *, is_righ
 
 def draw_legend(draw: ImageDraw.ImageDraw, cards: Sequence[SheetCard], *, left: int, top: int) -> None:
     """Draw what the marks mean, and how many images there are of each."""
-    num_right = sum(card.is_right for card in cards)
+    num_correct = sum(card.is_correct for card in cards)
     face = font(16)
     x: float = left
-    for is_right, text in [(True, f"{num_right} right"), (False, f"{len(cards) - num_right} wrong")]:
-        draw_mark(draw, (x + 9, top + 10), is_right=is_right)
+    for is_correct, text in [(True, f"{num_correct} right"), (False, f"{len(cards) - num_correct} wrong")]:
+        draw_mark(draw, (x + 9, top + 10), is_correct=is_correct)
         draw.text((x + 26, top), text, font=face, fill=INK)
         x += 26 + face.getlength(text) + 28
     note = "before: the answer without the injected classes      underlined: what an answer gets wrong"

@@ -1,4 +1,4 @@
-"""The pictures of a report: each takes what was measured and returns an SVG; `sentences` says what it shows."""
+"""The charts of a report: each takes what was measured and returns an SVG; `sentences` says what it shows."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def draw_times(name: str, times: Mapping[str, tuple[Timing, int]]) -> str:
     """Draw how long ways to do one thing take: median as a bar, p99 as a tick.
 
     Args:
-        name: Of the picture.
+        name: Of the chart.
         times: Time and colour, by way.
     """
     with drawing() as canvas_of:

@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from icis_deploy.demo.picture_sheet import (
+from icis_deploy.demo.image_sheet import (
     CARD_HEIGHT,
     CARD_WIDTH,
     GAP,
     HEADER_HEIGHT,
+    IMAGE_SIDE,
     MARGIN,
     PADDING,
-    PICTURE_SIDE,
     SheetCard,
+    draw_image_sheet,
     draw_mark,
-    draw_picture_sheet,
     draw_words,
     marked,
-    save_picture_sheet,
+    save_image_sheet,
 )
 from icis_deploy.errors import StorageError
 
@@ -30,13 +30,13 @@ def card(answer: str = "small red star", *, answer_before: str = "small red cros
 
 
 def drawn_card(item: SheetCard) -> np.ndarray:
-    sheet = np.asarray(draw_picture_sheet([item], title="t", subtitle="s"))
+    sheet = np.asarray(draw_image_sheet([item], title="t", subtitle="s"))
     return sheet[HEADER_HEIGHT : HEADER_HEIGHT + CARD_HEIGHT, MARGIN : MARGIN + CARD_WIDTH]
 
 
-def test_an_answer_is_right_when_it_names_the_class() -> None:
-    assert card().is_right
-    assert not card("small red cross").is_right
+def test_an_answer_is_correct_when_it_names_the_class() -> None:
+    assert card().is_correct
+    assert not card("small red cross").is_correct
 
 
 def test_words_that_are_not_true_of_the_image_are_marked() -> None:
@@ -57,10 +57,10 @@ def test_a_right_answer_has_nothing_marked() -> None:
 
 def test_right_and_wrong_marks_differ_in_shape_not_only_in_colour() -> None:
     marks = []
-    for is_right in (True, False):
+    for is_correct in (True, False):
         canvas = Image.new("L", (24, 24), 128)
         colored = Image.new("RGB", (24, 24), (128, 128, 128))
-        draw_mark(ImageDraw.Draw(colored), (12, 12), is_right=is_right)
+        draw_mark(ImageDraw.Draw(colored), (12, 12), is_correct=is_correct)
         canvas.paste(colored.convert("L"))
         marks.append(np.asarray(colored).min(axis=-1) > 200)  # the white stroke alone
     assert marks[0].any()
@@ -76,11 +76,11 @@ def test_a_wrong_card_has_a_thicker_edge() -> None:
 
 def test_each_image_is_shown_on_its_own_card_row_by_row() -> None:
     shades = [20, 60, 100, 140, 180]
-    sheet = np.asarray(draw_picture_sheet([card(shade=shade) for shade in shades], title="t", subtitle="s"))
+    sheet = np.asarray(draw_image_sheet([card(shade=shade) for shade in shades], title="t", subtitle="s"))
     for index, shade in enumerate(shades):
         row, column = divmod(index, 4)
-        y = HEADER_HEIGHT + row * (CARD_HEIGHT + GAP) + PADDING + PICTURE_SIDE // 2
-        x = MARGIN + column * (CARD_WIDTH + GAP) + PADDING + PICTURE_SIDE // 2
+        y = HEADER_HEIGHT + row * (CARD_HEIGHT + GAP) + PADDING + IMAGE_SIDE // 2
+        x = MARGIN + column * (CARD_WIDTH + GAP) + PADDING + IMAGE_SIDE // 2
         assert sheet[y, x].tolist() == [shade] * 3
 
 
@@ -94,12 +94,12 @@ def test_the_longest_names_stay_inside_their_card(answer_before: str) -> None:
         probability=1.0,
         answer_before=answer_before,
     )
-    sheet = np.asarray(draw_picture_sheet([item], title="t", subtitle="s"))
+    sheet = np.asarray(draw_image_sheet([item], title="t", subtitle="s"))
     below = sheet[HEADER_HEIGHT + CARD_HEIGHT + 1 : HEADER_HEIGHT + CARD_HEIGHT + GAP]
-    beside = sheet[HEADER_HEIGHT : HEADER_HEIGHT + CARD_HEIGHT, MARGIN + CARD_WIDTH + 1 :]
-    for outside in (below, beside):
+    next_to_it = sheet[HEADER_HEIGHT : HEADER_HEIGHT + CARD_HEIGHT, MARGIN + CARD_WIDTH + 1 :]
+    for outside in (below, next_to_it):
         assert (outside == outside[0, 0]).all()
-    inner_bottom = drawn_card(item)[-8:-4, PADDING + PICTURE_SIDE : -4]
+    inner_bottom = drawn_card(item)[-8:-4, PADDING + IMAGE_SIDE : -4]
     assert inner_bottom.min() > 250
 
 
@@ -111,14 +111,14 @@ def test_words_that_do_not_fit_go_to_the_next_line() -> None:
 
 
 def test_the_sheet_is_written_as_a_png(tmp_path: Path) -> None:
-    save_picture_sheet(tmp_path / "unseen.png", [card()], title="One class", subtitle="U 100 %")
+    save_image_sheet(tmp_path / "unseen.png", [card()], title="One class", subtitle="U 100 %")
     with Image.open(tmp_path / "unseen.png") as image:
         assert image.format == "PNG"
         assert np.array_equal(
-            np.asarray(image), np.asarray(draw_picture_sheet([card()], title="One class", subtitle="U 100 %"))
+            np.asarray(image), np.asarray(draw_image_sheet([card()], title="One class", subtitle="U 100 %"))
         )
 
 
 def test_a_sheet_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="No such file or directory"):
-        save_picture_sheet(tmp_path / "nowhere" / "unseen.png", [card()], title="t", subtitle="s")
+        save_image_sheet(tmp_path / "nowhere" / "unseen.png", [card()], title="t", subtitle="s")
