@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from icis_deploy.metrics.seen_loss import LosingClass, SeenLoss, TakingClass
     from icis_deploy.metrics.trade_off import BudgetPoint, CurvePoint
     from icis_deploy.runtime.answers import Logits, Prediction
+    from icis_deploy.runtime.changes.guard import ChangedAnswers
     from icis_deploy.runtime.changes.timings import ApplyTimings
     from icis_deploy.runtime.changes.updater import AppliedUpdate
     from icis_deploy.runtime.device import Device
@@ -85,6 +86,7 @@ _HOMES = {
     "BudgetPoint": "icis_deploy.metrics.trade_off",
     "BuiltTarget": "exporters.targets.registry",
     "Bundle": "icis_deploy.bundle.manifest",
+    "ChangedAnswers": "icis_deploy.runtime.changes.guard",
     "ClassUpdate": "icis_deploy.head.class_update",
     "Collision": "icis_deploy.injection.estimate.class_warnings",
     "ComparedMethod": "icis_deploy.api.compare",
@@ -173,6 +175,7 @@ __all__ = [
     "BudgetPoint",
     "BuiltTarget",
     "Bundle",
+    "ChangedAnswers",
     "ClassUpdate",
     "Collision",
     "ComparedMethod",

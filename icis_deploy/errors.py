@@ -6,6 +6,7 @@
     │   ├── SeenLossError                   new classes cost the seen ones more accuracy than is allowed
     │   ├── RegressionError                 a benchmark is worse than its baseline
     │   ├── OutlierError                    a class to be taught on a device is unlike those that its generator knows
+    │   ├── GuardError                      a change of classes would change too many answers of a device
     │   └── UntrustworthyError              an injection that its own estimate calls no better than chance (`strict`)
     ├── UsageError                      2   an argument is wrong, or arguments contradict each other
     │   └── AmbiguousHeadError              several layers could be the head; `head_node` chooses one
@@ -176,6 +177,10 @@ class RegressionError(VerdictError):
 
 class OutlierError(VerdictError):
     """A class to be taught on a device, or its row, is unlike those that the generator knows; nothing was changed."""
+
+
+class GuardError(VerdictError):
+    """A change of classes would change more answers on known classes than its bundle allows; nothing was changed."""
 
 
 class UntrustworthyError(VerdictError):

@@ -24,6 +24,7 @@ from icis_deploy.bundle.engine_sidecar import parse_sidecar
 from icis_deploy.bundle.manifest import file_entry, load_bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
+from icis_deploy.errors import GuardError
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list, load_images
@@ -31,6 +32,8 @@ from icis_deploy.images.preprocessing import load_preprocessing
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
+from icis_deploy.updates.envelope import envelope_of, serialize_envelope
+from testing.bundles import files_in
 
 pytestmark = pytest.mark.slow
 
@@ -100,6 +103,42 @@ def test_injected_classes_are_recognised_and_seen_ones_still_are(fused: Path, im
     assert abs(report.S_original - 0.884) <= 0.005
     assert report.T >= 0.39
     assert report.H >= 0.43
+
+
+@pytest.mark.parametrize("owner_images", [False, True])
+def test_an_update_of_fifty_classes_passes_the_guard_and_one_that_takes_answers_does_not(
+    owner_images: bool,
+    opened: icis_deploy.api.models.OpenedModel,
+    update: ClassUpdate,
+    imagenet_mobilenet: Path,
+    tmp_path: Path,
+) -> None:
+    seen_images = imagenet_mobilenet / "owner-images.csv" if owner_images else None
+    preprocess = imagenet_mobilenet / "preprocess.json"
+    options = icis_deploy.ExportOptions(head="updatable", capacity=64, preprocess=preprocess, seen_images=seen_images)
+    icis_deploy.export(opened, options=options, out=tmp_path / "bundle")
+    device = icis_deploy.Device.open(tmp_path / "bundle")
+    before = files_in(tmp_path / "bundle")
+
+    def bytes_of(rows: np.ndarray, *names: str) -> bytes:
+        return serialize_envelope(
+            envelope_of(ClassUpdate(base_fingerprint=update.base_fingerprint, rows=rows, added=names))
+        )
+
+    dim = device.bundle.feature_dim
+    hostile = {
+        "a bias of 50": np.append(np.zeros(dim), 50.0),
+        "all weights 0.05": np.append(np.full(dim, 0.05), 0.0),
+        "a copy": opened.head.rows[0],
+        "a copy with a greater bias": opened.head.rows[0] + np.append(np.zeros(dim), 0.5),
+    }
+    for row in hostile.values():
+        with pytest.raises(GuardError):
+            device.apply(bytes_of(row[None], "hijack"), allow_unsigned=True)
+        assert files_in(tmp_path / "bundle") == before
+    honest = update.rows[:50] - np.append(np.zeros(dim, np.float32), np.float32(2.0))  # about two points of S
+    entry = device.apply(bytes_of(honest, *update.added[:50]), allow_unsigned=True).entry
+    assert (entry.num_added, entry.changed_answers) == (50, None)
 
 
 def test_an_updatable_head_recognises_what_the_fused_one_does(

@@ -157,7 +157,7 @@ def _apply_update(run: _Run, update: ClassUpdate) -> None:
     path.write_bytes(run.copy.signed(update))
     run.update_bytes = path.stat().st_size
     start = time.perf_counter()
-    timings = run.device.apply(path).timings
+    timings = run.device.apply(path, allow_changed_answers=True).timings
     applied = time.perf_counter()
     run.device.logits(run.images)
     end = time.perf_counter()

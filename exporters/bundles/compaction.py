@@ -40,7 +40,16 @@ from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.registry import TargetPlan, plan_targets, targets_of
 from exporters.targets.tensorrt.target import settings_of
 from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
-from icis_deploy.bundle.manifest import INJECTED_NAME, MANIFEST_NAME, MODEL_NAME, SLOTS_NAME, Bundle, file_entry
+from icis_deploy.bundle.manifest import (
+    ARBITER_NAME,
+    INJECTED_NAME,
+    MANIFEST_NAME,
+    MODEL_NAME,
+    REFERENCE_NAME,
+    SLOTS_NAME,
+    Bundle,
+    file_entry,
+)
 from icis_deploy.bundle.slot_files import load_injected, serialize_slots
 from icis_deploy.bundle.target_options import TargetOptions
 from icis_deploy.common.files import check_free, new_folder, write_file
@@ -190,8 +199,9 @@ def _write_tables(folder: Path, former: FormerBundle, plan: CompactionPlan) -> N
     write_file(folder / SLOTS_NAME, serialize_slots(plan.slots))
     if plan.baked.capacity:
         write_file(folder / INJECTED_NAME, serialize_slots(plan.baked))
-    if GENERATOR_NAME in former.bundle.files:
-        shutil.copyfile(former.folder / GENERATOR_NAME, folder / GENERATOR_NAME)
+    for name in (GENERATOR_NAME, ARBITER_NAME, REFERENCE_NAME):
+        if name in former.bundle.files:
+            shutil.copyfile(former.folder / name, folder / name)
 
 
 def _describe(folder: Path, former: FormerBundle, plan: CompactionPlan) -> Bundle:
@@ -224,6 +234,7 @@ def _joined(first: SlotTable, second: SlotTable) -> SlotTable:
         weight=np.concatenate([first.weight, second.weight]),
         bias=np.concatenate([first.bias, second.bias]),
         class_names=(*first.class_names, *second.class_names),
+        arbiter=np.concatenate([first.coefficients, second.coefficients]),
     )
 
 

@@ -15,27 +15,33 @@ from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, wri
 from exporters.conversion.convert import ConvertedModel, convert_precision, with_pixels_and_topk
 from exporters.gate.gate import compare_bundle
 from exporters.graph.edits import apply_passes
-from exporters.head.expanded_head import ExpandedHead
+from exporters.head.expanded_head import ExpandedHead, expanded_head, seen_row_lengths
 from exporters.head.finding import HeadLocation
 from exporters.head.score_kinds import score_kind
 from exporters.head.surgery import AddSlotsPass, FuseHeadPass, SetSlotDefaultsPass
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import save_model
 from exporters.targets.registry import BuiltTarget, Gate, TargetPlan
+from icis_deploy.bundle.arbiter_constants import serialize_row_lengths
 from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
 from icis_deploy.bundle.manifest import (
+    ARBITER_NAME,
     INJECTED_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
+    REFERENCE_NAME,
     SLOTS_NAME,
     Bundle,
     ModelInput,
     file_entry,
 )
 from icis_deploy.bundle.model_form import ModelForm
+from icis_deploy.bundle.reference import Reference, serialize_reference
 from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, serialize_slots
+from icis_deploy.common.arrays import Float32
 from icis_deploy.common.files import check_free, new_folder, write_file
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
+from icis_deploy.head.class_names import quoted
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable, empty_slots
@@ -67,8 +73,17 @@ class HeadPlan:
     version: int
     """Version of the head: the greatest of its updates; 0 for the original head."""
 
+    arbiter: bool = False
+    """Whether the model can let the logits of injected rows follow statistics of the image."""
+
     generator: bytes | None = None
     """The generator's ONNX file, with which a device makes rows itself; `None` if it gets none."""
+
+    reference: Reference | None = None
+    """Images of known classes on which a device looks for answers that a change would change; `None` for none."""
+
+    max_changed_answers: float | None = None
+    """Share of these answers that one change may change, 0..1; `None` without a reference."""
 
     @property
     def baked_names(self) -> tuple[str, ...]:
@@ -105,7 +120,15 @@ class BundleSettings:
     state."""
 
 
-def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, capacity: int | None) -> HeadPlan:
+def plan_head(
+    seen: Head,
+    updates: Sequence[ClassUpdate],
+    *,
+    head_kind: str,
+    capacity: int | None,
+    arbiter: str = "auto",
+    score_kind: str = "logits",
+) -> HeadPlan:
     """Apply class updates to a head, one after the other.
 
     Args:
@@ -113,12 +136,16 @@ def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, cap
         updates: Made for it.
         head_kind: `fused` or `updatable`.
         capacity: Number of slots of an updatable head; must be `None` for a fused one.
+        arbiter: `auto`: the model gets an arbiter where it may need one; `off`: it gets none.
+        score_kind: What the model makes of its logits; see `Bundle.score_kind`.
 
     Raises:
         WrongBaseError: If an update was made for another head.
+        IncompatibleError: If an update has an arbiter, and the model gets none.
         UsageError: If the capacity does not fit the kind of head.
         CapacityError, ClassConflictError, IncompatibleError: As `SlotTable.apply`.
     """
+    can_have_arbiter = arbiter == "auto" and score_kind != "sigmoid"
     for update in updates:
         if update.base_fingerprint != seen.fingerprint:
             raise WrongBaseError(
@@ -128,6 +155,8 @@ def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, cap
                 expected=seen.fingerprint,
                 hint="Inject again with this model and this class list.",
             )
+        if not can_have_arbiter:
+            _refuse_arbiter(update, score_kind)
     if head_kind == "fused":
         if capacity is not None:
             raise UsageError(
@@ -155,6 +184,28 @@ def plan_head(seen: Head, updates: Sequence[ClassUpdate], *, head_kind: str, cap
         head_kind=head_kind,
         updates=tuple(_describe_update(update) for update in updates),
         version=max((update.version for update in updates), default=0),
+        arbiter=can_have_arbiter and (head_kind == "updatable" or table.arbiter is not None),
+    )
+
+
+def _refuse_arbiter(update: ClassUpdate, score_kind: str) -> None:
+    """Raise `IncompatibleError` if an update has an arbiter."""
+    if update.arbiter is None or not update.arbiter.any():
+        return
+    names = quoted(update.class_names)
+    if score_kind == "sigmoid":
+        raise IncompatibleError(
+            f"The class update of {names} (version {update.version}) has an arbiter, which sets new classes against "
+            f"seen ones; this model gives a probability for each class by itself.",
+            found="an arbiter",
+            expected="constant offsets",
+            hint="Inject again with `arbiter='off'`.",
+        )
+    raise IncompatibleError(
+        f"The class update of {names} (version {update.version}) has an arbiter; the model shall get none.",
+        found="an arbiter",
+        expected="constant offsets",
+        hint="Export with `arbiter='auto'`, or inject again with `arbiter='off'`.",
     )
 
 
@@ -172,7 +223,12 @@ def _require_room(capacity: int, feature_dim: int) -> None:
 def compacted(table: SlotTable) -> SlotTable:
     """Return the filled slots alone, in slot order."""
     filled = table.filled
-    return SlotTable(weight=table.weight[filled], bias=table.bias[filled], class_names=table.filled_names)
+    return SlotTable(
+        weight=table.weight[filled],
+        bias=table.bias[filled],
+        class_names=table.filled_names,
+        arbiter=None if table.arbiter is None else table.arbiter[filled],
+    )
 
 
 def write_bundle(
@@ -209,10 +265,11 @@ def write_bundle(
         form = replace(settings.form, top=min(settings.form.top, plan.num_scores))
         taken, calibration = model_input(loaded, preprocessing), _calibration(form, preprocessing)
         formed = convert_precision(loaded, location, form, calibration, model_input=taken, preprocessing=preprocessing)
-        expanded = _expanded(plan, loaded, location)
-        model = _with_head(plan, formed.model, location, expanded)
+        lengths = seen_row_lengths(loaded.model, location) if plan.arbiter else None
+        expanded = expanded_head(loaded.model, location, [plan.table], lengths=lengths)
+        model = _with_head(plan, formed.model, location, expanded, lengths)
         model, taken = with_pixels_and_topk(model, taken, form, kind=score_kind(location), preprocessing=preprocessing)
-        _write_files(building, plan, model)
+        _write_files(building, plan, model, lengths)
         bundle = _describe(building, plan, taken, form, location, preprocessing)
         seconds = time.perf_counter() - start
         seen = calibration if settings.images is None else settings.images
@@ -269,25 +326,30 @@ def explain_rejection(
     return (*reports[:wrong], report, *reports[wrong + 1 :])
 
 
-def _expanded(plan: HeadPlan, loaded: LoadedModel, location: HeadLocation) -> ExpandedHead:
-    return ExpandedHead(model=loaded.model, location=location, injected=plan.table.rows())
-
-
-def _with_head(plan: HeadPlan, base: ir.Model, location: HeadLocation, expanded: ExpandedHead) -> ir.Model:
+def _with_head(
+    plan: HeadPlan, base: ir.Model, location: HeadLocation, expanded: ExpandedHead, lengths: Float32 | None
+) -> ir.Model:
     if plan.head_kind == "fused":
         return apply_passes(base, FuseHeadPass(location, expanded))
+    table = plan.table
     return apply_passes(
-        base, AddSlotsPass(location, plan.table.capacity), SetSlotDefaultsPass(plan.table.weight, plan.table.bias)
+        base,
+        AddSlotsPass(location, table.capacity, lengths),
+        SetSlotDefaultsPass(table.weight, table.bias, table.arbiter),
     )
 
 
-def _write_files(folder: Path, plan: HeadPlan, model: ir.Model) -> None:
+def _write_files(folder: Path, plan: HeadPlan, model: ir.Model, lengths: Float32 | None) -> None:
     save_model(model, folder / MODEL_NAME)
+    if lengths is not None:
+        write_file(folder / ARBITER_NAME, serialize_row_lengths(lengths))
     if plan.table.capacity:
         name = INJECTED_NAME if plan.head_kind == "fused" else SLOTS_NAME
         write_file(folder / name, serialize_slots(plan.table))
     if plan.generator is not None:
         write_file(folder / GENERATOR_NAME, plan.generator)
+    if plan.reference is not None:
+        write_file(folder / REFERENCE_NAME, serialize_reference(plan.reference))
 
 
 def _describe(
@@ -310,11 +372,13 @@ def _describe(
         model_input=taken,
         precision=form.precision,
         top=form.top,
+        arbiter=plan.arbiter,
         score_kind=score_kind(location),
         preprocessing=preprocessing,
         files={path.name: file_entry(path) for path in sorted(folder.iterdir())},
         parity=(),
         updates=plan.updates,
+        max_changed_answers=plan.max_changed_answers,
         created_by=versions(),
     )
 

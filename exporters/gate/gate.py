@@ -8,9 +8,14 @@ Comparisons, each of which catches what the others cannot:
    that changed the backbone, which the first comparison would follow into the error.
 3. *The expanded head on the bundle's own features*, where its backbone computes in another precision: the error of
    that would hide an error in the head, which is as exact as its own precision.
-4. *Slots.* The defaults baked into the model must be the slots that the bundle states, and no empty slot may win.
+4. *Slots and arbiter.* The defaults baked into the model must be the slots that the bundle states, and no empty slot
+   may win. Slots must follow arbiters of a seed as well as those that they have, which may be none; and the lengths of
+   seen rows, with which a device computes an arbiter's statistics itself, must be right.
 5. *What new classes cost*, where images of seen classes are given: an export that is as exact as can be may still take
    from an owner what the model can do today. It is over its budget only with 95 % confidence.
+
+New logits that follow an arbiter depend on which seen class has the greatest logit. Where two are as close as a
+profile's errors that is chance, and the reference takes the one that the bundle took.
 
 The bundle is run in the runtime that is asked for, its references in ONNX Runtime on the CPU and in the original's own.
 
@@ -41,7 +46,8 @@ from exporters.backbone.inputs import InputBatches, input_batches
 from exporters.gate.float16_emulation import EmulateFloat16Pass
 from exporters.gate.head_faults import HeadRun, clipped, name_fault
 from exporters.graph.edits import apply_passes
-from exporters.head.expanded_head import AnyHead
+from exporters.head.arbiter import ROW_LENGTHS
+from exporters.head.expanded_head import AnyHead, ExpandedHead, seen_row_lengths
 from exporters.head.finding import HeadLocation
 from exporters.head.score_kinds import (
     LEAST_LOG,
@@ -55,14 +61,17 @@ from exporters.head.surgery import backbone, own_backbone
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import load_initializers, save_model
 from exporters.onnx_io.shape_inference import infer_shapes
-from icis_deploy.bundle.manifest import MODEL_NAME, SLOT_BIAS, SLOT_WEIGHT, Bundle
-from icis_deploy.common.arrays import Float64
-from icis_deploy.errors import IncompatibleError, RuntimeFailureError, UsageError
+from icis_deploy.bundle.arbiter_constants import ArbiterConstants, load_row_lengths
+from icis_deploy.bundle.manifest import ARBITER_NAME, MODEL_NAME, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT, Bundle
+from icis_deploy.common.arrays import Float32, Float64
+from icis_deploy.errors import IncompatibleError, RuntimeFailureError, SelfTestError, UsageError
+from icis_deploy.head.arbiter import STATISTICS
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.loading import LabeledImages
 from icis_deploy.metrics.accuracy_loss import compare_accuracy
 from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.metrics.seen_loss import SeenLoss, measure_seen_loss, stated_budget
+from icis_deploy.runtime.changes.self_test import verify_slots
 from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
@@ -75,6 +84,8 @@ ORIGINAL_MODEL = "logits of the original model in its own runtime, seen classes 
 OWN_FEATURES = "features that the bundle's own backbone computes and the expanded head in float64"
 VANISHING = {"sigmoid": 1e-6, "probabilities": math.exp(LEAST_LOG)}
 """By score kind, the probability below which it counts as 0."""
+MAX_TIE = 0.5
+"""Greatest difference of two logits between which it may be chance which is greater, in standard deviations."""
 TOPK_TOLERANCE = 1e-5
 """Greatest error of a probability that a model gives with its top-k classes."""
 
@@ -129,18 +140,20 @@ def compare_bundle(
             own = _features(
                 own_features if checked is None else apply_passes(own_features, checked), inputs, prepared=False
             )
-    expected = comparable_from_logits(expanded.logits(features), bundle.score_kind)
     where = "" if runtime is None or is_reference else f"; the bundle in {runtime.name}"
     profile = _profile(bundle.precision, location)
+    expected = comparable_from_logits(_expected_logits(expanded, features, ran, profile), bundle.score_kind)
     reports = _compare_with_original(expected, original, ran.logits, bundle, profile=profile, where=where)
     if own is not None and np.isfinite(own).all():
-        reports.append(_compare_with_own(expanded.logits(own), ran.logits, bundle))
+        reports.append(_compare_with_own(expanded, own, ran, bundle))
     if (min_kept := profile.min_seen_kept) is not None and images is not None:
         reports[0] = _with_accuracy(
             reports[0], expected, ran, bundle=bundle, labels=images.labels, min_seen_kept=min_kept
         )
     fault = _fault(features if own is None else own, ran, bundle, expanded, reports[0] if own is None else reports[-1])
     named = [] if fault is None else [fault]
+    if bundle.arbiter:
+        named += _length_failures(folder, bundle, seen_row_lengths(loaded.model, location))
     loss = _seen_loss(ran, bundle, images, max_seen_loss)
     over = [] if loss is None or loss.failure is None else [loss.failure]
     failures = (*reports[0].failures, *sorted(ran.failures), *named, *over)
@@ -167,19 +180,50 @@ def _fault(
     """Return what is wrong with the head, if the report that compares it is negative and its errors show it."""
     if report.passed or not np.isfinite(features).all():
         return None
-    kind, expected = bundle.score_kind, expanded.logits(features)
+    kind = bundle.score_kind
+    found = logits_from_device(ran.logits, kind)
+    if isinstance(expanded, ExpandedHead) and expanded.arbiter is not None:
+        expected = expanded.products(features)
+        # By the seen logits that the bundle gives: else a wrong seen row would be an error of every new class.
+        seen = _unnormalised(found[:, : bundle.num_seen], expected[:, : bundle.num_seen], kind)
+        statistics = expanded.statistics(features, seen, seen.argmax(axis=1))
+        expanded.add_offsets(expected, statistics)
+    else:
+        expected, statistics = expanded.logits(features), None
     spread = float((clipped(expected) if kind == "sigmoid" else comparable_from_logits(expected, kind)).std())
     run = HeadRun(
         features=features,
         expected=expected,
-        found=logits_from_device(ran.logits, kind),
+        found=found,
         head=expanded,
+        statistics=statistics,
         class_names=ran.class_names,
         num_seen=bundle.num_seen,
         tolerance=report.profile.max_scaled_error * spread,
         score_kind=kind,
     )
     return name_fault(run)
+
+
+def _unnormalised(found: Float64, expected: Float64, kind: str) -> Float64:
+    """Return found logits with what a softmax took from all classes of an image, as far as its scores show it."""
+    if kind == "logits":
+        return found
+    shifted = found + np.median(expected - found, axis=1, keepdims=True)
+    return np.where(found > LEAST_LOG, shifted, expected)
+
+
+def _expected_logits(expanded: AnyHead, features: NDArray[np.float32], ran: BundleRun, profile: GateProfile) -> Float64:
+    """Return the logits that a head should give for features, `(num_images, num_classes)` float64."""
+    if not isinstance(expanded, ExpandedHead) or expanded.arbiter is None:
+        return expanded.logits(features)
+    logits, num_seen = expanded.products(features), expanded.location.num_classes
+    seen = logits[:, :num_seen]
+    top, found = seen.argmax(axis=1), ran.logits[:, :num_seen].argmax(axis=1)
+    gap = seen.max(axis=1) - seen[np.arange(len(seen)), found]
+    is_chance = gap <= min(2 * profile.max_scaled_error, MAX_TIE) * seen.std()
+    expanded.add_offsets(logits, expanded.statistics(features, seen, np.where(is_chance, found, top)))
+    return logits
 
 
 def _features(model: ir.Model, inputs: InputBatches, *, prepared: bool) -> NDArray[np.float32]:
@@ -223,7 +267,11 @@ def run_bundle(
 ) -> BundleRun:
     """Run a bundle's files on inputs, and check its slots and its top-k classes."""
     device = opened_bundle(folder, bundle, runtime, rewrite)
-    exported, failures = [], _baked_slot_failures(folder / MODEL_NAME, state_of(device).table)
+    exported, failures = (
+        [],
+        _baked_slot_failures(folder / MODEL_NAME, state_of(device).table, has_arbiter=bundle.arbiter),
+    )
+    failures |= _statistics_failures(folder, device)
     for batch in inputs:
         exported.append(device.logits(batch.given).values[: batch.count].copy())
         if state_of(device).table is not None or bundle.top:
@@ -290,12 +338,15 @@ def _profile(precision: str, location: HeadLocation) -> GateProfile:
     return GATE_PROFILES[precision]
 
 
-def _compare_with_own(expected: Float64, ours: Float64, bundle: Bundle) -> ParityReport:
+def _compare_with_own(expanded: AnyHead, features: NDArray[np.float32], ran: BundleRun, bundle: Bundle) -> ParityReport:
     # The error of a precision is in the backbone; the head must be as exact as its own precision allows.
     profile = GATE_PROFILES["fp16 head" if bundle.precision == "fp16" else "fp32"]
-    scores = comparable_from_logits(expected, bundle.score_kind)
+    expected = _expected_logits(expanded, features, ran, profile)
     return compare_logits(
-        scores, comparable_from_device(ours, bundle.score_kind), profile=profile, compared_with=OWN_FEATURES
+        comparable_from_logits(expected, bundle.score_kind),
+        comparable_from_device(ran.logits, bundle.score_kind),
+        profile=profile,
+        compared_with=OWN_FEATURES,
     )
 
 
@@ -347,14 +398,47 @@ def _seen_loss(
     )
 
 
-def _baked_slot_failures(model: Path, table: SlotTable | None) -> set[str]:
+def _baked_slot_failures(model: Path, table: SlotTable | None, *, has_arbiter: bool) -> set[str]:
     """Return a failure if the defaults of a model's slots are not those of the table."""
     if table is None:
         return set()
-    baked = load_initializers(model, (SLOT_WEIGHT, SLOT_BIAS))
-    if all(np.array_equal(found, stated) for found, stated in zip(baked, (table.weight, table.bias), strict=True)):
+    stated = {SLOT_WEIGHT: table.weight, SLOT_BIAS: table.bias}
+    if has_arbiter:
+        stated[SLOT_ARBITER] = table.coefficients
+    baked = load_initializers(model, tuple(stated))
+    if all(np.array_equal(found, array) for found, array in zip(baked, stated.values(), strict=True)):
         return set()
     return {"the slots baked into model.onnx are not those of slots.safetensors"}
+
+
+def _statistics_failures(folder: Path, device: Device) -> set[str]:
+    """Return a failure if slots do not follow arbiters as they are given: the rows of an export may have none yet."""
+    bundle, session, table = device.bundle, session_of(device), state_of(device).table
+    if table is None or not bundle.arbiter:
+        return set()
+    probe = SlotTable(
+        weight=table.weight,
+        bias=np.zeros(table.capacity, dtype=np.float32),
+        class_names=tuple(f"slot {index}" for index in range(table.capacity)),
+        arbiter=np.random.default_rng(0).normal(size=(table.capacity, len(STATISTICS))).astype(np.float32),
+    )
+    buffers = session.load_slots(probe.weight, probe.bias, probe.coefficients)
+    try:
+        verify_slots(session, bundle, probe, buffers, seed=0, constants=ArbiterConstants(folder, bundle))
+    except SelfTestError as error:
+        return {f"slots do not follow the arbiters that they are given: {error.what.rstrip('.')}"}
+    return set()
+
+
+def _length_failures(folder: Path, bundle: Bundle, expected: Float32) -> list[str]:
+    """Return what is wrong with the lengths of seen rows, in the model and in the file that a device reads."""
+    (baked,) = load_initializers(folder / MODEL_NAME, (ROW_LENGTHS,))
+    stated = load_row_lengths(folder, bundle)
+    return [
+        f"the row lengths in {name} are not those of the seen rows"
+        for name, lengths in ((MODEL_NAME, baked), (ARBITER_NAME, stated))
+        if lengths.shape != expected.shape or not np.allclose(lengths, expected, rtol=1e-5)
+    ]
 
 
 def _empty_slot_failures(device: Device, given: NDArray[np.float32]) -> set[str]:

@@ -6,6 +6,7 @@ turn:
     order       the scores of a class are those that another one should have
     bias        every class is wrong by its own bias, on all images alike
     transposed  the scores are those of the weight with its numbers read column by column
+    arbiter     the errors of new classes follow from the statistics of the image that their arbiters multiply
     rows        few classes are wrong, the others correct
 
 A fault without such a pattern stays unnamed: a wrong name is worse than none.
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.head.expanded_head import AnyHead
+from exporters.head.expanded_head import AnyHead, ExpandedHead
 from exporters.head.score_kinds import LEAST_LOG, comparable_from_logits
 from icis_deploy.common.arrays import Float64
 from icis_deploy.head.class_names import quoted
@@ -65,8 +66,19 @@ class HeadRun:
     tolerance: float
     """Greatest absolute error of a logit that counts as none."""
 
+    statistics: Float64 | None = None
+    """`(num_images, 5)` float64: what the arbiters of the head multiply (`icis_deploy.head.arbiter.STATISTICS`); `None`
+    where no row has one."""
+
     score_kind: str = "logits"
     """What the model makes of its logits; see `Bundle.score_kind`."""
+
+    def offsets(self) -> Float64:
+        """Return what arbiters add to the logits, `(num_images, num_classes)`."""
+        offsets = np.zeros_like(self.expected)
+        if self.statistics is not None and isinstance(self.head, ExpandedHead):
+            self.head.add_offsets(offsets, self.statistics)
+        return offsets
 
     def known(self, logits: Float64) -> Float64:
         """Return logits as far as the model's scores determine them, so that two classes can be compared."""
@@ -110,7 +122,13 @@ def name_fault(run: HeadRun) -> str | None:
     wrong = np.flatnonzero(np.abs(run.errors(run.expected)).max(axis=0) > run.tolerance)
     if not len(wrong):
         return None
-    return _order_fault(run, wrong) or _bias_fault(run, wrong) or _transposed_fault(run) or _row_fault(run, wrong)
+    return (
+        _order_fault(run, wrong)
+        or _bias_fault(run, wrong)
+        or _transposed_fault(run)
+        or _arbiter_fault(run, wrong)
+        or _row_fault(run, wrong)
+    )
 
 
 def _order_fault(run: HeadRun, wrong: NDArray[np.intp]) -> str | None:
@@ -141,13 +159,34 @@ def _transposed_fault(run: HeadRun) -> str | None:
     if run.head.num_classes * run.head.feature_dim > MAX_WEIGHT_SIZE:
         return None
     weight, bias = np.asarray(run.head.weight, np.float64), np.asarray(run.head.bias, np.float64)
-    features = np.asarray(run.features, np.float64)
+    features, offsets = np.asarray(run.features, np.float64), run.offsets()
     for part in _parts(run):
         logits = np.array(run.expected)
-        logits[:, part] = features @ weight[part].reshape(run.head.feature_dim, -1) + bias[part]
+        logits[:, part] = features @ weight[part].reshape(run.head.feature_dim, -1) + bias[part] + offsets[:, part]
         if run.agrees(logits):
             return f"the weight of {len(run.class_names[part])} classes is transposed"
     return None
+
+
+def _arbiter_fault(run: HeadRun, wrong: NDArray[np.intp]) -> str | None:
+    if run.statistics is None or not isinstance(run.head, ExpandedHead) or run.head.arbiter is None:
+        return None
+    arbiter = run.head.arbiter
+    offsets, count = run.offsets(), int(np.count_nonzero(arbiter.any(axis=1)))
+    for factor, what in ((1, "is missing"), (2, "has the wrong sign")):
+        if run.agrees(run.expected - factor * offsets):
+            return f"the arbiter of {count} classes {what}, such as that of {run.class_names[wrong[0]]!r}"
+    if wrong[0] < run.num_seen or len(run.features) <= 2 * arbiter.shape[1]:
+        return None
+    errors = run.errors(run.expected)[:, wrong]
+    differences = np.linalg.lstsq(run.statistics, errors, rcond=None)[0]
+    if np.abs(run.statistics @ differences - errors).max() > run.tolerance:
+        return None
+    found = arbiter[wrong - run.num_seen] + differences.T
+    distances = np.abs((found[0] - arbiter.astype(np.float64)) @ run.statistics.T).max(axis=1)
+    first, nearest = wrong[0], int(distances.argmin())
+    whose = f" has that of {run.class_names[run.num_seen + nearest]!r}" if distances[nearest] <= run.tolerance else ""
+    return f"the arbiter of {len(wrong)} classes is wrong: {run.class_names[first]!r}{whose}"
 
 
 def _row_fault(run: HeadRun, wrong: NDArray[np.intp]) -> str | None:

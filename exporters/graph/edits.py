@@ -137,9 +137,18 @@ def add_node(
     return output
 
 
-def replace_uses(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
-    """Use `new` wherever `old` was used, its name and the graph's outputs included; `old` may still feed `new`."""
-    for node, index in list(old.uses()):
+def replace_uses(
+    graph: ir.Graph, old: ir.Value, new: ir.Value, *, users: Iterable[tuple[ir.Node, int]] | None = None
+) -> None:
+    """Use `new` wherever `old` was used, its name and the graph's outputs included; `old` may still feed `new`.
+
+    Args:
+        graph: That holds both.
+        old: The value that is replaced.
+        new: The value that is used instead.
+        users: The uses that are replaced; everywhere but by the node that gives `new` if not given.
+    """
+    for node, index in list(old.uses()) if users is None else users:
         if node is not new.producer():
             node.replace_input_with(index, new)
     for index, output in enumerate(graph.outputs):

@@ -7,7 +7,8 @@
 Rules:
 
 1. Everything before the features, and the head that was there, stays as it is: backbone, precision, calibration, bits.
-2. Baked rows are float32 and are multiplied as the slots are, so that a class keeps its logits when it moves there.
+2. Baked rows are float32 and are multiplied as the slots are, so that a class keeps its logits when it moves there;
+   its arbiter, if it has one, multiplies the statistics that are there for the slots.
 3. A model that was compacted before gets one block of baked rows again, not a second one.
 4. Before: the model has slots as `AddSlotsPass` makes them. After: the ONNX checker passes, and the first output has as
    many scores as there are classes and slots.
@@ -18,20 +19,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from exporters.graph.edits import add_initializer, add_node, free_name, remove_unused
 from exporters.graph.reading import input_of, only_user, shape_of
 from exporters.head.tail import grow_tail, resized, trace_tail
 from exporters.onnx_io.files import check_model
-from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.bundle.manifest import SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import ExportError, IncompatibleError
 from icis_deploy.head.slots import SlotTable
 
 BAKED_WEIGHT = "baked_weight"
 BAKED_BIAS = "baked_bias"
+BAKED_ARBITER = "baked_arbiter"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,8 @@ class _SlotNodes:
     """Multiplies the features with the slots' rows."""
 
     path: tuple[ir.Node, ...]
-    """The nodes that bring its logits to the type and the rank of the head's own, in order."""
+    """The nodes that let its logits follow the arbiter, and bring them to the type and the rank of the head's own, in
+    order."""
 
     concat: ir.Node
     """Joins them to the logits of the head and of baked rows."""
@@ -76,8 +78,15 @@ class BakeRowsPass(ir.passes.InPlacePass):
         return self.num_seen + self.baked.capacity + self.slots.capacity
 
     def requires(self, model: ir.Model) -> None:
-        """Raise if there are no slots."""
+        """Raise if there are no slots, or none with an arbiter where a row has one."""
         _slot_nodes(model)
+        has_arbiter = self.baked.arbiter is not None or self.slots.arbiter is not None
+        if has_arbiter and SLOT_ARBITER not in model.graph.initializers:
+            raise IncompatibleError(
+                f"Rows with an arbiter cannot be baked into a model without the input {SLOT_ARBITER!r}.",
+                expected=SLOT_ARBITER,
+                hint="Export it again with `arbiter='auto'`.",
+            )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Bake the rows in place."""
@@ -87,9 +96,10 @@ class BakeRowsPass(ir.passes.InPlacePass):
         _remove_baked(graph)
         _set_slots(graph, nodes, self.slots)
         first = input_of(nodes.concat, 0)
-        rows = self.baked.rows()[_size(first, nodes.axis) - self.num_seen :]
+        num_fused = _size(first, nodes.axis) - self.num_seen
+        rows, arbiter = self.baked.rows()[num_fused:], self.baked.coefficients[num_fused:]
         if len(rows):
-            _set_inputs(nodes.concat, [first, _baked_logits(graph, nodes, rows), nodes.concat.inputs[-1]])
+            _set_inputs(nodes.concat, [first, _baked_logits(graph, nodes, rows, arbiter), nodes.concat.inputs[-1]])
         _resize(joined, nodes.axis, self.num_scores)
         grow_tail(tail, self.num_scores)
         return ir.passes.PassResult(model, modified=True)
@@ -136,8 +146,9 @@ def _remove_baked(graph: ir.Graph) -> None:
 
 
 def _set_slots(graph: ir.Graph, nodes: _SlotNodes, slots: SlotTable) -> None:
-    for name, array in ((SLOT_WEIGHT, slots.weight), (SLOT_BIAS, slots.bias)):
-        value = graph.initializers[name]
+    for name, array in ((SLOT_WEIGHT, slots.weight), (SLOT_BIAS, slots.bias), (SLOT_ARBITER, slots.coefficients)):
+        if (value := graph.initializers.get(name)) is None:  # no arbiter
+            continue
         value.const_value = ir.Tensor(array, name=name)
         value.shape = ir.Shape(array.shape)
     _resize(nodes.gemm.outputs[0], 1, slots.capacity)
@@ -146,20 +157,27 @@ def _set_slots(graph: ir.Graph, nodes: _SlotNodes, slots: SlotTable) -> None:
         _resize(output, 1 if len(shape_of(output)) == 2 else nodes.axis, slots.capacity)
 
 
-def _baked_logits(graph: ir.Graph, nodes: _SlotNodes, rows: NDArray[np.float32]) -> ir.Value:
+def _baked_logits(graph: ir.Graph, nodes: _SlotNodes, rows: Float32, arbiter: Float32) -> ir.Value:
     """Add a copy of the slots' nodes with constant rows; return its logits."""
-    for name in (BAKED_WEIGHT, BAKED_BIAS):
+    for name in (BAKED_WEIGHT, BAKED_BIAS, BAKED_ARBITER):
         free_name(graph, name)
     weight, bias = add_initializer(graph, BAKED_WEIGHT, rows[:, :-1]), add_initializer(graph, BAKED_BIAS, rows[:, -1])
     logits = input_of(nodes.gemm, 0)
     for node in (nodes.gemm, *nodes.path):
         old = node.outputs[0]
         shape = shape_of(old)
-        others = [weight, bias] if node is nodes.gemm else [value for value in node.inputs[1:] if value is not None]
+        if node is nodes.gemm:
+            inputs = [logits, weight, bias]
+        elif not _follows_arbiter(node):
+            inputs = [logits, *(value for value in node.inputs[1:] if value is not None)]
+        elif arbiter.any():
+            inputs = [input_of(node, 0), add_initializer(graph, BAKED_ARBITER, arbiter), logits]
+        else:
+            continue
         logits = add_node(
             graph,
             node.op_type,
-            [logits, *others],
+            inputs,
             name=str(old.name).replace("slot", "baked"),
             dtype=old.dtype,
             shape=resized(shape, 1 if len(shape) == 2 else nodes.axis, len(rows)),
@@ -167,6 +185,11 @@ def _baked_logits(graph: ir.Graph, nodes: _SlotNodes, rows: NDArray[np.float32])
             attributes=dict(node.attributes),
         )
     return logits
+
+
+def _follows_arbiter(node: ir.Node) -> bool:
+    """Say whether a node adds to its last input what follows from statistics and the slots' arbiters."""
+    return any(value is not None and value.name == SLOT_ARBITER for value in node.inputs)
 
 
 def _set_inputs(node: ir.Node, values: Sequence[ir.Value | None]) -> None:

@@ -6,6 +6,7 @@ Rules:
    which did not change, so that the model that it is given stays as it was.
 2. *Fused*: one Gemm with all rows replaces the head. *Updatable*: the head stays untouched, so the seen logits
    keep their bits; the logits of the slots are joined to them on the class axis, before whatever follows (a softmax).
+   In both, new logits may also follow an arbiter (`arbiter.py`).
 3. The output with the scores comes first and is `(batch, num_classes)`, whatever other axes of length 1 it had. A model
    that gives choices only (TopK, ArgMax) gets its logits there.
 4. Required: the head is where the location says, and the sizes fit. Ensured: the ONNX checker passes, and the outputs
@@ -24,9 +25,10 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from exporters.graph.edits import add_initializer, add_node, apply_passes, free_name, remove_unused, replace_uses
 from exporters.graph.reading import shape_of
-from exporters.head.expanded_head import AnyHead
+from exporters.head.arbiter import add_offsets, add_statistics, require_lengths
+from exporters.head.expanded_head import AnyHead, ExpandedHead
 from exporters.head.feature_matrix import add_feature_matrix, logits_like
-from exporters.head.finding import HeadLocation, find_head, pattern_at
+from exporters.head.finding import HeadLocation, pattern_at
 from exporters.head.outputs import (
     add_features,
     ensure_outputs,
@@ -34,17 +36,19 @@ from exporters.head.outputs import (
     require_room_for_features,
     require_unused,
 )
-from exporters.head.patterns import HeadPattern
+from exporters.head.patterns import HeadPattern, match_head
 from exporters.head.rows import add_rows
 from exporters.head.tail import grow_tail, resized, trace_tail
 from exporters.onnx_io.files import check_model
 from exporters.onnx_io.shape_inference import infer_shapes
-from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT
-from icis_deploy.common.arrays import frozen_float32
+from icis_deploy.bundle.manifest import FEATURES, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.common.arrays import Float32, frozen_float32
 from icis_deploy.errors import ExportError, IncompatibleError, UsageError
+from icis_deploy.head.arbiter import no_arbiter
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS
 
 FUSED_LOGITS = "head_logits"
+_SLOT_INPUTS = (SLOT_WEIGHT, SLOT_BIAS, SLOT_ARBITER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +140,8 @@ class FuseHeadPass(ir.passes.InPlacePass):
 class AddSlotsPass(ir.passes.InPlacePass):
     """Add `capacity` slots after the seen classes, and a last output `features`.
 
-    The slots are two float32 inputs with defaults, `slot_weight` `[capacity, feature_dim]` and `slot_bias`
-    `[capacity]`; the defaults are empty slots, which never win.
+    The slots are float32 inputs with defaults, `slot_weight` `[capacity, feature_dim]`, `slot_bias` `[capacity]` and,
+    with an arbiter, `slot_arbiter` `[capacity, 5]`; the defaults are empty slots, which never win.
 
     Raises:
         UsageError: If the capacity is not positive, or the model has slots already.
@@ -151,6 +155,9 @@ class AddSlotsPass(ir.passes.InPlacePass):
     capacity: int
     """Number of slots, at least 1."""
 
+    lengths: Float32 | None = field(default=None, repr=False)
+    """`(num_seen,)` float32, from `arbiter.row_lengths`; `None` for slots without an arbiter."""
+
     def requires(self, model: ir.Model) -> None:
         """Raise if there would be no slot, there are slots already, or a name is taken."""
         if self.capacity < 1:
@@ -159,22 +166,24 @@ class AddSlotsPass(ir.passes.InPlacePass):
                 found=self.capacity,
                 expected="at least 1",
             )
-        if any(value.name in {SLOT_WEIGHT, SLOT_BIAS} for value in model.graph.inputs):
+        if any(value.name in _SLOT_INPUTS for value in model.graph.inputs):
             raise UsageError(
                 "The model has slots already.",
                 hint="Give the model that it was made from.",
             )
-        require_unused(model.graph.outputs, "output", [SLOT_WEIGHT, SLOT_BIAS])
+        require_unused(model.graph.outputs, "output", _SLOT_INPUTS)
         require_room_for_features(self.location, model)
+        if self.lengths is not None:
+            require_lengths(self.lengths, self.location.num_classes)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Add the slots in place."""
         graph, pattern = model.graph, pattern_at(model, self.location)
         tail = trace_tail(pattern.logits, pattern.chain.class_axis, pattern.num_classes)
-        num_classes = pattern.num_classes + self.capacity
-        slots = _slot_logits(graph, pattern, add_features(graph, pattern), self.capacity)
+        num_classes, users = pattern.num_classes + self.capacity, list(pattern.logits.uses())
+        slots = _slot_logits(graph, pattern, add_features(graph, pattern), self.capacity, self.lengths)
         joined = _join(graph, pattern, slots, num_classes)
-        replace_uses(graph, pattern.logits, joined)
+        replace_uses(graph, pattern.logits, joined, users=users)
         grow_tail(tail, num_classes)
         put_scores_first(graph, self.location, joined)
         return ir.passes.PassResult(model, modified=True)
@@ -200,19 +209,25 @@ class SetSlotDefaultsPass(ir.passes.InPlacePass):
     bias: ArrayLike = field(repr=False)
     """`(capacity,)`; kept as float32; `EMPTY_SLOT_BIAS` where the slot is empty."""
 
+    arbiter: ArrayLike | None = field(default=None, repr=False)
+    """`(capacity, 5)`; kept as float32; `None` leaves what the model has, which is zero."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", frozen_float32(self.weight, name="slot weights", ndim=2))
         object.__setattr__(self, "bias", frozen_float32(self.bias, name="slot biases", ndim=1))
+        if self.arbiter is not None:
+            object.__setattr__(self, "arbiter", frozen_float32(self.arbiter, name="slot arbiters", ndim=2))
 
     def requires(self, model: ir.Model) -> None:
         """Raise if there are no slots, or they have other shapes."""
         for name, array in self._defaults():
             value = model.graph.initializers.get(name)
             if value is None or value.const_value is None or not value.is_graph_input():
+                what, how = ("arbiter", "arbiter='auto'") if name == SLOT_ARBITER else ("slots", "head='updatable'")
                 raise UsageError(
-                    f"The model has no input {name!r} with a default, so no slots.",
+                    f"The model has no input {name!r} with a default, so no {what}.",
                     expected=name,
-                    hint="Export it with `head='updatable'`.",
+                    hint=f"Export it with `{how}`.",
                 )
             if value.const_value.shape != array.shape:
                 raise IncompatibleError(
@@ -233,7 +248,8 @@ class SetSlotDefaultsPass(ir.passes.InPlacePass):
         check_model(model)
 
     def _defaults(self) -> tuple[tuple[str, NDArray[np.float32]], ...]:
-        return (SLOT_WEIGHT, np.asarray(self.weight)), (SLOT_BIAS, np.asarray(self.bias))
+        defaults = ((SLOT_WEIGHT, self.weight), (SLOT_BIAS, self.bias), (SLOT_ARBITER, self.arbiter))
+        return tuple((name, np.asarray(array)) for name, array in defaults if array is not None)
 
 
 def backbone(model: ir.Model, location: HeadLocation) -> ir.Model:
@@ -264,7 +280,31 @@ def own_backbone(path: Path) -> ir.Model:
             where=path,
             hint="Export it again.",
         )
-    return backbone(model, find_head(model, str(made[-1].name)))
+    return apply_passes(model, _KeepFeaturesOfPass(str(made[-1].name)))
+
+
+@dataclass(frozen=True, slots=True)
+class _KeepFeaturesOfPass(ir.passes.InPlacePass):
+    """Remove everything but what computes the features that a linear operator multiplies, in float32.
+
+    It asks nothing of what follows that operator: there may be an arbiter, which no head of a user's model has.
+    """
+
+    node_name: str
+    """The operator."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Remove outputs and nodes in place."""
+        pattern = match_head(next(node for node in model.graph if node.name == self.node_name))
+        if isinstance(pattern, str):
+            raise ExportError(
+                f"The head {self.node_name} of the exported model cannot be read: {pattern}.",
+                found=pattern,
+                where=self.node_name,
+                hint="Export it again.",
+            )
+        add_features(model.graph, pattern)
+        return KeepFeaturesOnlyPass().call(model)
 
 
 def _gemm_of_all_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead) -> ir.Value:
@@ -280,10 +320,44 @@ def _gemm_of_all_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead) -> i
         shape=resized(shape_of(features), 1, head.num_classes),
         attributes={"transB": 1},
     )
+    if isinstance(head, ExpandedHead) and head.arbiter is not None:
+        logits = _with_arbiter(graph, features, logits, head, head.arbiter)
     return logits_like(graph, pattern, logits)
 
 
-def _slot_logits(graph: ir.Graph, pattern: HeadPattern, features: ir.Value, capacity: int) -> ir.Value:
+def _with_arbiter(
+    graph: ir.Graph, features: ir.Value, logits: ir.Value, head: ExpandedHead, arbiter: Float32
+) -> ir.Value:
+    """Let the logits of injected classes follow their arbiters; the seen ones, which only pass by, keep their bits."""
+    num_seen, num_classes = head.location.num_classes, head.num_classes
+    seen = _columns(graph, logits, 0, num_seen, name="head_seen_logits")
+    new = _columns(graph, logits, num_seen, num_classes, name="head_new_logits")
+    statistics = add_statistics(graph, features, seen, head.lengths)
+    coefficients = add_initializer(graph, "head_arbiter", arbiter)
+    favoured = add_offsets(graph, statistics, coefficients, new, name="head_favoured_logits")
+    return add_node(
+        graph,
+        "Concat",
+        [seen, favoured],
+        name="head_joined_logits",
+        dtype=logits.dtype,
+        shape=shape_of(logits),
+        attributes={"axis": 1},
+    )
+
+
+def _columns(graph: ir.Graph, logits: ir.Value, first: int, last: int, *, name: str) -> ir.Value:
+    bounds = [
+        add_initializer(graph, f"{name}_{what}", np.array([number], dtype=np.int64))
+        for what, number in (("start", first), ("end", last), ("axis", 1))
+    ]
+    shape = resized(shape_of(logits), 1, last - first)
+    return add_node(graph, "Slice", [logits, *bounds], name=name, dtype=logits.dtype, shape=shape)
+
+
+def _slot_logits(
+    graph: ir.Graph, pattern: HeadPattern, features: ir.Value, capacity: int, lengths: Float32 | None
+) -> ir.Value:
     """Add the slots and their Gemm, in float32 whatever the head's own precision: a class update's rows are float32."""
     weight = _slot_input(graph, SLOT_WEIGHT, np.zeros((capacity, pattern.feature_dim), dtype=np.float32))
     bias = _slot_input(graph, SLOT_BIAS, np.full(capacity, EMPTY_SLOT_BIAS, dtype=np.float32))
@@ -291,11 +365,15 @@ def _slot_logits(graph: ir.Graph, pattern: HeadPattern, features: ir.Value, capa
         graph,
         "Gemm",
         [features, weight, bias],
-        name="slot_logits",
+        name="slot_logits" if lengths is None else "slot_products",
         dtype=ir.DataType.FLOAT,
         shape=resized(shape_of(features), 1, capacity),
         attributes={"transB": 1},
     )
+    if lengths is not None:
+        statistics = add_statistics(graph, features, pattern.logits, lengths)
+        coefficients = _slot_input(graph, SLOT_ARBITER, no_arbiter(capacity))
+        logits = add_offsets(graph, statistics, coefficients, logits, name="slot_logits")
     return logits_like(graph, pattern, logits)
 
 

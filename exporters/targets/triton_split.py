@@ -13,9 +13,9 @@ from onnx_ir.passes import common
 
 from exporters.graph.reading import value_named
 from exporters.head.patterns import HeadPattern, has_rows, is_linear, match_head
-from exporters.head.slot_baking import BAKED_WEIGHT
+from exporters.head.slot_baking import BAKED_ARBITER, BAKED_WEIGHT
 from exporters.onnx_io.files import check_model
-from icis_deploy.bundle.manifest import FEATURES, SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.bundle.manifest import FEATURES, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.errors import ExportError
 
 
@@ -65,7 +65,8 @@ def _head_pattern(model: ir.Model, num_classes: int, feature_dim: int) -> HeadPa
 
 
 def _multiplies_other_rows(node: ir.Node) -> bool:
-    return any(value is not None and value.name in {SLOT_WEIGHT, BAKED_WEIGHT} for value in node.inputs)
+    others = {SLOT_WEIGHT, SLOT_ARBITER, BAKED_WEIGHT, BAKED_ARBITER}
+    return any(value is not None and value.name in others for value in node.inputs)
 
 
 def _backbone(model: ir.Model, features_name: str) -> ir.Model:
@@ -86,7 +87,8 @@ def _head(model: ir.Model, features_name: str) -> ir.Model:
     features.name = f"{features_name}_of_backbone"
     for node, index in list(features.uses()):
         node.replace_input_with(index, given)
-    graph.inputs[:] = [given, *(value for value in graph.inputs if value.name not in {SLOT_WEIGHT, SLOT_BIAS})]
+    slots = {SLOT_WEIGHT, SLOT_BIAS, SLOT_ARBITER}
+    graph.inputs[:] = [given, *(value for value in graph.inputs if value.name not in slots)]
     _drop_unused(copy)
     others = [str(value.name) for value in graph.inputs if value is not given]
     if others:

@@ -7,12 +7,14 @@ Rules:
 2. Closeness is the cosine between weights, without bias: two rows in one direction answer to the same features, and
    only their biases and lengths decide between them.
 3. Nothing here checks signatures: the comparison shows what a file says, not whether to believe it.
+4. For a bundle and an update, the bundle's guard is asked as a device asks it (`icis_deploy.runtime.changes.guard`);
+   what it says is shown, and refuses nothing here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,10 @@ from numpy.typing import NDArray
 from icis_deploy.api.inputs import PathLike
 from icis_deploy.bundle.manifest import Bundle, load_manifest
 from icis_deploy.errors import IncompatibleError, WrongBaseError
+from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
+from icis_deploy.runtime.changes.guard import ChangedAnswers, load_guard
+from icis_deploy.runtime.state.journal import Journal
 from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates.envelope import load_update
 
@@ -88,6 +93,10 @@ class UpdateDiff:
 
     nearest: tuple[NearestClass, ...]
     """For each added or moved class, the closest one there; the closest pair first."""
+
+    changed_answers: ChangedAnswers | None = None
+    """What an update would do to the answers of a bundle on its reference images; `None` for anything but a bundle and
+    an update, and for a bundle without a reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,24 +185,36 @@ def _nearest_classes(
 
 
 def _diff_of_applying(folder: Path, path: Path) -> UpdateDiff:
-    bundle, table = _slots_of(folder)
+    bundle, journal, table = _slots_of(folder)
     update = load_update(path)
     _check_same_base(bundle.base_fingerprint, update.base_fingerprint)
-    after = table.apply(update, seen_names=frozenset(bundle.class_names))
-    return compare_rows(table.filled_names, table.rows(), after.filled_names, after.rows())
+    taken_over = tuple(name for name in journal.current.taught if name in update.added)
+    after = table.without(taken_over).apply(update, seen_names=frozenset(bundle.class_names))
+    found = compare_rows(table.filled_names, table.rows(), after.filled_names, after.rows())
+    return replace(found, changed_answers=_changed_answers(folder, bundle, journal, table, after, update))
+
+
+def _changed_answers(
+    folder: Path, bundle: Bundle, journal: Journal, before: SlotTable, after: SlotTable, update: ClassUpdate
+) -> ChangedAnswers | None:
+    if bundle.max_changed_answers is None:
+        return None
+    guard = load_guard(folder, bundle)
+    return guard.changed_answers(before, after, written=update.class_names, disabled=journal.disabled)
 
 
 def _rows_of(path: Path) -> tuple[str, _NamedRows]:
     if path.is_dir():
-        bundle, table = _slots_of(path)
+        bundle, _, table = _slots_of(path)
         return bundle.base_fingerprint, _NamedRows(class_names=table.filled_names, rows=table.rows())
     update = load_update(path)
     return update.base_fingerprint, _NamedRows(class_names=update.class_names, rows=update.rows)
 
 
-def _slots_of(folder: Path) -> tuple[Bundle, SlotTable]:
+def _slots_of(folder: Path) -> tuple[Bundle, Journal, SlotTable]:
     bundle, store = load_manifest(folder), Store(folder)
-    table = store.load_table(bundle, store.load_journal(bundle).current)
+    journal = store.load_journal(bundle)
+    table = store.load_table(bundle, journal.current)
     if table is None:
         raise IncompatibleError(
             f"The bundle {folder} has a fused head: it has no slots to compare.",
@@ -201,7 +222,7 @@ def _slots_of(folder: Path) -> tuple[Bundle, SlotTable]:
             expected="updatable",
             where=folder,
         )
-    return bundle, table
+    return bundle, journal, table
 
 
 def _check_same_base(old: str, new: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from icis_deploy.api.inputs import PathLike, check_max_seen_loss, preprocessing_from, update_from
 from icis_deploy.api.models import Model, head_of, inspect
+from icis_deploy.api.reference import make_reference
 from icis_deploy.bundle.manifest import HEAD_KINDS, Bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.bundle.target_options import TargetOptions
@@ -21,6 +22,8 @@ from icis_deploy.workbench import enable_workbench
 
 if TYPE_CHECKING:
     from exporters.targets.registry import BuiltTarget
+
+ARBITERS = ("auto", "off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,10 @@ class ExportOptions:
     capacity: int | None = None
     """Number of slots of an updatable head, which needs it; `None` for a fused one."""
 
+    arbiter: str = "auto"
+    """`auto`: the logits of new classes follow statistics of the image, where a class update says so; an updatable head
+    is prepared for such updates. `off`: the model is not, and such updates are refused."""
+
     preprocess: PathLike | Preprocessing | None = None
     """How images are prepared, or a JSON file that says it."""
 
@@ -52,6 +59,15 @@ class ExportOptions:
     max_seen_loss: float | None = None
     """How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what the updates were
     made for, which the gate holds them to where there are images."""
+
+    seen_images: PathLike | None = None
+    """Images of classes that the model knows, an image list or a folder, on which devices look for answers that a class
+    update would change; by default those among `images`, or features that are drawn from the head. For updatable
+    heads."""
+
+    max_changed_answers: float | None = 0.05
+    """Share of these answers, 0..1, that one class update may change on a device; `None` leaves the guard out. Of an
+    updatable head whose model takes images."""
 
     form: ModelForm = field(default_factory=ModelForm)
     """What is done to the model besides its head, such as its precision."""
@@ -85,12 +101,33 @@ class ExportOptions:
                 expected=HEAD_KINDS,
                 hint=f"Choose among {', '.join(HEAD_KINDS)}.",
             )
+        if self.arbiter not in ARBITERS:
+            raise UsageError(
+                f"There is no arbiter {self.arbiter!r}.",
+                found=self.arbiter,
+                expected=ARBITERS,
+                hint=f"Choose among {', '.join(ARBITERS)}.",
+            )
         if self.trust and self.head == "fused":
             raise UsageError(
                 "A device with a fused head takes no class updates, whoever signed them.",
                 found=self.head,
                 expected="updatable",
                 hint="Give `trust` with `head='updatable'`, or leave it out.",
+            )
+        if self.max_changed_answers is not None and not 0 <= self.max_changed_answers <= 1:
+            raise UsageError(
+                f"{self.max_changed_answers} is no share of the answers that an update may change.",
+                found=self.max_changed_answers,
+                expected="0 to 1, or None",
+                hint="Give `max_changed_answers` as a share of all answers.",
+            )
+        if self.seen_images is not None and (self.head == "fused" or self.max_changed_answers is None):
+            raise UsageError(
+                "Images of seen classes guard a device against class updates, and this one takes none or has no guard.",
+                found=(self.head, self.max_changed_answers),
+                expected="an updatable head with a share of answers that may change",
+                hint="Give `seen_images` with `head='updatable'` and `max_changed_answers`, or leave it out.",
             )
         if self.generator is not None and self.head == "fused":
             raise UsageError(
@@ -129,13 +166,17 @@ def export(
         GateFailedError: If the export disagrees with the model, or its new classes cost the seen ones more accuracy
             than is allowed, with 95 % confidence; `<out>.rejected` holds it and its report.
         WrongBaseError: If an update or the generator was made for another head.
+        IncompatibleError: If an update has an arbiter and the model gets none: by `arbiter='off'`, or since its classes
+            are independent of each other.
         UsageError: If something that was asked for would be left out: it does not go with the head or the targets.
+        IncompatibleError: If one of the images of seen classes is of another class.
         MissingDependencyError: If a target cannot be built on this machine.
         ICISDeployError: As `inspect`, and if something cannot be read or written.
     """
     enable_workbench()
     from exporters.bundles.writing import BundleSettings, plan_head, write_bundle
     from exporters.generator.writing import with_generator
+    from exporters.head.score_kinds import score_kind
     from exporters.targets.registry import plan_targets
 
     options = options or ExportOptions()
@@ -144,11 +185,29 @@ def export(
     preprocessing = preprocessing_from(options.preprocess)
     opened = inspect(model, classes=classes)
     parsed = [update_from(update) for update in updates]
-    plan = plan_head(head_of(opened), parsed, head_kind=options.head, capacity=options.capacity)
+    plan = plan_head(
+        head_of(opened),
+        parsed,
+        head_kind=options.head,
+        capacity=options.capacity,
+        arbiter=options.arbiter,
+        score_kind=score_kind(opened.location),
+    )
     opened = replace(opened, head=None)  # the rows of a large head are not held while models with it are loaded
+    images = load_prepared_list(options.images, preprocessing)
+    reference = None
+    if plan.head_kind == "updatable" and options.max_changed_answers is not None:
+        reference = make_reference(
+            opened,
+            seen_names=plan.seen_names,
+            seen_images=options.seen_images,
+            gate_images=images,
+            preprocessing=preprocessing,
+            max_changed_answers=options.max_changed_answers,
+        )
     settings = BundleSettings(
         preprocessing=preprocessing,
-        images=load_prepared_list(options.images, preprocessing),
+        images=images,
         form=options.form,
         trust=tuple(Path(key) for key in options.trust),
         targets=targets,
@@ -156,7 +215,11 @@ def export(
     )
     return write_bundle(
         Path(out),
-        with_generator(plan, options.generator),
+        replace(
+            with_generator(plan, options.generator),
+            reference=reference,
+            max_changed_answers=None if reference is None else options.max_changed_answers,
+        ),
         loaded=opened.loaded,
         location=opened.location,
         settings=settings,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from icis_deploy.api.inputs import PathLike, check_max_seen_loss
 from icis_deploy.api.models import Model, OpenedModel, inspect
@@ -54,7 +53,7 @@ def verify(
     """
     enable_workbench()
     from exporters.gate.gate import compare_bundle
-    from exporters.head.expanded_head import ExpandedHead
+    from exporters.head.expanded_head import expanded_head
 
     check_max_seen_loss(max_seen_loss)
     folder, chosen = Path(bundle), runtime_from(runtime)
@@ -67,7 +66,9 @@ def verify(
         described,
         loaded=loaded,
         location=location,
-        expanded=ExpandedHead(model=loaded.model, location=location, injected=_injected_rows(folder, described)),
+        expanded=expanded_head(
+            loaded.model, location, [load_injected(folder, described), exported_slots(folder, described)]
+        ),
         images=compared,
         runtime=chosen,
         max_seen_loss=max_seen_loss,
@@ -122,9 +123,3 @@ def _original_of(folder: Path, described: Bundle, against: Model) -> OpenedModel
             hint="Verify against the model that it was exported from.",
         )
     return opened
-
-
-def _injected_rows(folder: Path, bundle: Bundle) -> NDArray[np.float32]:
-    """Return the rows added to the original's, `(num_injected, feature_dim + 1)` float32; baked ones come first."""
-    tables = [table for table in (load_injected(folder, bundle), exported_slots(folder, bundle)) if table is not None]
-    return np.concatenate([np.empty((0, bundle.feature_dim + 1), np.float32), *(table.rows() for table in tables)])

@@ -9,26 +9,35 @@ import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE
 from icis_deploy.cli.output import format_option, print_result
-from icis_deploy.common.terminal_text import MAX_SHOWN, columns, printable
+from icis_deploy.common.terminal_text import MAX_SHOWN, columns, percent, printable
 
 if TYPE_CHECKING:
     from icis_deploy.runtime.state.journal import HistoryEntry
+
+
+_allow_changed_answers = click.option(
+    "--allow-changed-answers",
+    is_flag=True,
+    help="Take it even if it changes more answers on known classes than the bundle allows; the history says so.",
+)
 
 
 @click.command(short_help="Apply a class update to a bundle.")
 @click.argument("update", type=EXISTING_FILE)
 @click.option("--to", "bundle", type=BUNDLE, required=True, help="The bundle.")
 @click.option("--allow-unsigned", is_flag=True, help="Take an update that nobody signed; the history says so.")
+@_allow_changed_answers
 @format_option
-def apply(update: Path, bundle: Path, allow_unsigned: bool) -> None:
+def apply(update: Path, bundle: Path, allow_unsigned: bool, allow_changed_answers: bool) -> None:
     """Apply UPDATE to a bundle, wholly or not at all.
 
     It is verified, written, self-tested and committed; else the bundle stays as it was. Refused with exit code 6
-    (signature, rollback, expiry) or 3 (another head, too few slots). Running devices take it over with Device.refresh.
+    (signature, rollback, expiry), 3 (another head, too few slots) or 1 (it changes more answers on images of known
+    classes than the bundle allows). Running devices take it over with Device.refresh.
     """
     from icis_deploy.runtime.operations import apply as apply_update
 
-    applied = apply_update(update, bundle, allow_unsigned=allow_unsigned)
+    applied = apply_update(update, bundle, allow_unsigned=allow_unsigned, allow_changed_answers=allow_changed_answers)
     entry = _entry(applied.entry)
     print_result({"bundle": str(bundle), "update": str(update), "entry": entry}, text=_history_text([applied.entry]))
 
@@ -39,17 +48,20 @@ def apply(update: Path, bundle: Path, allow_unsigned: bool) -> None:
 @click.option(
     "--descriptor", "descriptors", type=EXISTING_FILE, required=True, help="Descriptors, NAME's among them: .npz, .csv."
 )
+@_allow_changed_answers
 @format_option
-def teach(bundle: Path, name: str, descriptors: Path) -> None:
+def teach(bundle: Path, name: str, descriptors: Path, allow_changed_answers: bool) -> None:
     """Teach BUNDLE the class NAME from its descriptor, on the device itself.
 
-    The bundle's generator makes the row (`icis-deploy export --generator`). A class that is unlike all seen ones is
-    refused with exit code 1, one that could not be told from another with 3; the bundle stays as it was.
+    The bundle's generator makes the row (`icis-deploy export --generator`). A class that is unlike all seen ones, or
+    takes too many of their answers, is refused with exit code 1, one that could not be told from another with 3; the
+    bundle stays as it was.
     """
     from icis_deploy.descriptors.files import load_descriptors
     from icis_deploy.runtime.operations import teach as teach_class
 
-    entry = teach_class(bundle, name, load_descriptors(descriptors).select((name,)).values[0])
+    descriptor = load_descriptors(descriptors).select((name,)).values[0]
+    entry = teach_class(bundle, name, descriptor, allow_changed_answers=allow_changed_answers)
     print_result({"bundle": str(bundle), "class": name, "entry": _entry(entry)}, text=_history_text([entry]))
 
 
@@ -69,11 +81,20 @@ def rollback(bundle: Path) -> None:
 @format_option
 def history(bundle: Path) -> None:
     """List the changes of BUNDLE, the oldest first, and who signed each."""
+    from icis_deploy.bundle.manifest import load_manifest
     from icis_deploy.runtime.operations import history as load_history
 
     entries = load_history(bundle)
+    described = load_manifest(bundle)
     text = _history_text(entries) if entries else "Nothing was changed since the export."
-    print_result({"bundle": str(bundle), "history": [_entry(entry) for entry in entries]}, text=text)
+    if described.capacity and described.max_changed_answers is None:
+        text += "\nThis bundle has no reference images: no update is refused for the answers that it changes."
+    result = {
+        "bundle": str(bundle),
+        "max_changed_answers": described.max_changed_answers,
+        "history": [_entry(entry) for entry in entries],
+    }
+    print_result(result, text=text)
 
 
 @click.command(short_help="List the classes that a bundle knows.")
@@ -142,6 +163,7 @@ def _entry(entry: HistoryEntry) -> dict[str, Any]:
         "class": entry.class_name,
         "payload_sha256": entry.payload_sha256,
         "signed_by": entry.signed_by,
+        "changed_answers": entry.changed_answers,
     }
 
 
@@ -162,6 +184,8 @@ def _history_row(entry: HistoryEntry) -> tuple[str, ...]:
         what = f"+{entry.num_added} ~{entry.num_replaced} -{entry.num_removed} classes"
     signed = "UNSIGNED" if entry.signed_by is None else f"signed by {entry.signed_by[:16]}…"
     signer = "by an operator" if entry.payload_sha256 is None else signed
+    if entry.changed_answers is not None:
+        signer += f", ALLOWED past the guard: {percent(entry.changed_answers)} of answers changed"
     return (
         str(entry.sequence),
         f"{entry.time:%Y-%m-%d %H:%M:%S}",

@@ -14,6 +14,7 @@ from icis_deploy.cli.options import (
     EXISTING_FILE,
     EXISTING_PATH,
     NEW_PATH,
+    PercentOrNone,
     classes_option,
     max_seen_loss_option,
     model_options,
@@ -21,7 +22,7 @@ from icis_deploy.cli.options import (
 )
 from icis_deploy.cli.output import format_option, print_result
 from icis_deploy.cli.verify import parity_text
-from icis_deploy.common.terminal_text import columns
+from icis_deploy.common.terminal_text import columns, percent
 
 if TYPE_CHECKING:
     from exporters.targets.registry import BuiltTarget
@@ -48,6 +49,13 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
     help="fused: all rows in one layer, the fastest. updatable: rows can be changed on the device.",
 )
 @click.option("--capacity", type=click.IntRange(min=1), help="Number of slots of an updatable head.")
+@click.option(
+    "--arbiter",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="auto: new classes are favoured image by image where an update says so. off: by a constant alone.",
+)
 @click.option("--preprocess", type=EXISTING_FILE, help="JSON: resize, crop, mean, std, color, layout.")
 @click.option(
     "--images",
@@ -56,6 +64,21 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
 )
 @max_seen_loss_option(
     "Points of seen accuracy, on --images, that the new classes may cost. Default: what the updates state."
+)
+@click.option(
+    "--seen-images",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="LIST|FOLDER",
+    help="Images of classes that the model knows, on which devices look for answers that an update changes. Default: "
+    "those among --images, or features drawn from the head.",
+)
+@click.option(
+    "--max-changed-answers",
+    type=PercentOrNone(),
+    default="5",
+    show_default=True,
+    metavar="PERCENT|none",
+    help="How many of these answers one update may change on a device; none leaves the check out.",
 )
 @form_options
 @click.option(
@@ -85,9 +108,12 @@ def export(
     updates: tuple[Path, ...],
     head: str,
     capacity: int | None,
+    arbiter: str,
     preprocess: Path | None,
     images: Path | None,
     max_seen_loss: float | None,
+    seen_images: Path | None,
+    max_changed_answers: float | str,
     trust: tuple[Path, ...],
     generator: Path | None,
     targets: tuple[str, ...],
@@ -109,9 +135,12 @@ def export(
     options = ExportOptions(
         head=head,
         capacity=capacity,
+        arbiter=arbiter,
         preprocess=preprocess,
         images=images,
         max_seen_loss=max_seen_loss,
+        seen_images=seen_images,
+        max_changed_answers=None if isinstance(max_changed_answers, str) else max_changed_answers,
         form=form,
         trust=trust,
         generator=generator,
@@ -144,6 +173,8 @@ def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str
         "num_seen": bundle.num_seen,
         "num_added": _num_added(bundle),
         "capacity": bundle.capacity,
+        "arbiter": bundle.arbiter,
+        "max_changed_answers": bundle.max_changed_answers,
         "precision": bundle.precision,
         "files": {name: entry.size_bytes for name, entry in bundle.files.items()},
         "parity": list(bundle.parity),
@@ -168,10 +199,16 @@ def _text(out: Path, bundle: Bundle) -> str:
             ("bundle", str(out)),
             ("head", f"{bundle.head_kind}, {bundle.num_seen} seen classes, {_num_added(bundle)} added"),
             *([("precision", bundle.precision)] if bundle.precision != "fp32" else []),
-            *([("slots", str(bundle.capacity))] if bundle.capacity else []),
+            *([("slots", str(bundle.capacity)), ("guard", _guard_text(bundle))] if bundle.capacity else []),
             *((name, f"{entry.size_bytes / 1e6:.1f} MB") for name, entry in bundle.files.items()),
         ]
     )
+
+
+def _guard_text(bundle: Bundle) -> str:
+    if bundle.max_changed_answers is None:
+        return "none: devices take updates whatever answers they change"
+    return f"an update may change {percent(bundle.max_changed_answers)} of the answers on known classes"
 
 
 def _targets_text(built: Sequence[BuiltTarget], precision: str) -> str:

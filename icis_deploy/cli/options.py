@@ -23,6 +23,18 @@ THREADS = click.IntRange(min=1, max=1024)  # a runtime starts every thread that 
 Command = Callable[..., None]
 
 
+class PercentOrNone(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.3 on
+    """A percentage as a share of 1, or the word `none`, which stays one: click's `None` is an option not given."""
+
+    name = "percent"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        """Return the share, 0..1, or `none`."""
+        if isinstance(value, float) or value == "none":
+            return value
+        return float(click.FloatRange(0, 100)(value, param, ctx)) / 100
+
+
 def model_options(function: Command) -> Command:
     """Add the options that say how a MODEL is read; `model_source` turns their values into a `ModelSource`."""
     for option in (

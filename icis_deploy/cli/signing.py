@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
 from icis_deploy.cli.output import format_option, print_result
-from icis_deploy.common.terminal_text import columns, printable
+from icis_deploy.common.terminal_text import columns, percent, printable
 
 if TYPE_CHECKING:
     from icis_deploy.api.diff import UpdateDiff
+    from icis_deploy.runtime.changes.guard import ChangedAnswers
     from icis_deploy.updates.signing import SignedFile
 
 EXISTING_PATH = click.Path(exists=True, path_type=Path)
@@ -122,7 +123,8 @@ def _print_signed(signed: SignedFile) -> None:
 def diff(old: Path, new: Path) -> None:
     """Show which classes change between OLD and NEW, and which come close to another one.
 
-    Both are class updates or bundles; a bundle and an update show what the update would do to the bundle.
+    Both are class updates or bundles; a bundle and an update show what the update would do to the bundle, and whether
+    `apply` would refuse it for the answers that it changes.
     """
     from icis_deploy.api.diff import diff as compare
 
@@ -135,8 +137,35 @@ def diff(old: Path, new: Path) -> None:
         ],
         "num_unchanged": found.num_unchanged,
         "nearest": [{"name": each.name, "nearest": each.nearest, "cosine": each.cosine} for each in found.nearest],
+        "changed_answers": None if found.changed_answers is None else _changed_answers(found.changed_answers),
     }
     print_result(result, text=_diff_text(found))
+
+
+def _changed_answers(changed: ChangedAnswers) -> dict[str, Any]:
+    return {
+        "num_reference": changed.num_reference,
+        "num_changed": changed.num_changed,
+        "share": changed.share,
+        "limit": changed.limit,
+        "is_refused": changed.is_refused,
+        "takers": [{"name": name, "count": count} for name, count in changed.takers],
+        "copies": [{"name": name, "seen": seen} for name, seen in changed.copies],
+    }
+
+
+def _changed_answers_text(changed: ChangedAnswers) -> str:
+    lines = [
+        f"{changed.num_changed} of {changed.num_reference} answers on images of known classes change "
+        f"({percent(changed.share)}; the bundle lets {percent(changed.limit)} change)"
+    ]
+    if changed.takers:
+        takers = [(f"  {name}", str(count)) for name, count in changed.takers[:MAX_LISTED]]
+        lines += ["they go to:", columns(takers, right=[1])]
+    lines += [f"{printable(name)} is a copy of {printable(seen)}" for name, seen in changed.copies[:MAX_LISTED]]
+    if changed.is_refused:
+        lines.append("`icis-deploy apply` REFUSES this update without --allow-changed-answers.")
+    return "\n".join(lines)
 
 
 def _diff_text(found: UpdateDiff) -> str:
@@ -157,4 +186,6 @@ def _diff_text(found: UpdateDiff) -> str:
         lines.append("closest pairs:")
         pairs = [(f"  {each.name}", each.nearest, f"{each.cosine:.3f}") for each in found.nearest[:MAX_LISTED]]
         lines.append(columns(pairs, right=[2]))
+    if found.changed_answers is not None:
+        lines.append(_changed_answers_text(found.changed_answers))
     return "\n".join(lines)

@@ -94,6 +94,7 @@ class Device:
             session=session,
             generator=CachedGenerator(folder, bundle),
             updater=Updater(
+                folder=folder,
                 bundle=bundle,
                 session=session,
                 state=state,
@@ -264,25 +265,32 @@ class Device:
         """
         return self._opened.updater.history()
 
-    def apply(self, update: str | Path | bytes, *, allow_unsigned: bool = False) -> AppliedUpdate:
+    def apply(
+        self, update: str | Path | bytes, *, allow_unsigned: bool = False, allow_changed_answers: bool = False
+    ) -> AppliedUpdate:
         """Take a class update, or a set of trusted keys: all of it, or nothing.
 
         Args:
             update: The file, or its bytes.
             allow_unsigned: Whether a class update that nobody signed is taken; the history says so.
+            allow_changed_answers: Whether one is taken that changes more answers on known classes than the bundle
+                allows; the history says so.
 
         Raises:
             LoadError: If the file cannot be read.
             IntegrityError: If it cannot be trusted, is too old or expired; see `changes/rules.py`.
             IncompatibleError: If it does not fit this head.
+            GuardError: If it changes more answers on known classes than the bundle allows; see `changes/guard.py`.
             SelfTestError: If the slots do not hold their rows after writing.
             StorageError: If the disk refuses.
             RuntimeFailureError: If the runtime fails in the self-test.
         """
         with self._changing:
-            return self._opened.updater.apply(update, allow_unsigned=allow_unsigned)
+            return self._opened.updater.apply(
+                update, allow_unsigned=allow_unsigned, allow_changed_answers=allow_changed_answers
+            )
 
-    def teach(self, class_name: str, descriptor: ArrayLike) -> HistoryEntry:
+    def teach(self, class_name: str, descriptor: ArrayLike, *, allow_changed_answers: bool = False) -> HistoryEntry:
         """Learn a class from its descriptor alone, with the bundle's generator.
 
         The row that the generator makes is checked against the seen ones and put into a slot by the same transaction as
@@ -291,10 +299,12 @@ class Device:
         Args:
             class_name: What to call it; a class that was taught before is taught anew.
             descriptor: `(descriptor_dim,)`, made like those of the seen classes.
+            allow_changed_answers: As `apply`.
 
         Raises:
             DescriptorError: If the descriptor is no finite vector of the right width.
             OutlierError: If it, or its row, is unlike those of the seen classes.
+            GuardError: As `apply`.
             ClassConflictError: If the head knows the class, or another one is described alike; it is named.
             IncompatibleError: If the bundle has no generator or no slots, or no slot is free (CapacityError).
             SelfTestError, StorageError, RuntimeFailureError: As `apply`; the device keeps the state it had.
@@ -309,7 +319,12 @@ class Device:
             def make_row_for(table: SlotTable | None) -> Float32:
                 return make_row(generator, class_name, descriptor, bundle=opened.bundle, table=table)
 
-            return opened.updater.teach(class_name, make_row_for, arbiter=generator.metadata.coefficients)
+            return opened.updater.teach(
+                class_name,
+                make_row_for,
+                arbiter=generator.metadata.coefficients,
+                allow_changed_answers=allow_changed_answers,
+            )
 
     def rollback(self) -> HistoryEntry:
         """Go back to the state before the last class update that is still in effect.

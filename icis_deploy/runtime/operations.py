@@ -53,22 +53,25 @@ class ClassListing:
         return self.capacity - sum(listed.slot is not None for listed in self.classes)
 
 
-def apply(update: Path, folder: Path, *, allow_unsigned: bool = False) -> AppliedUpdate:
+def apply(
+    update: Path, folder: Path, *, allow_unsigned: bool = False, allow_changed_answers: bool = False
+) -> AppliedUpdate:
     """Apply a class update, or a set of trusted keys, to a bundle.
 
     Raises:
         ICISDeployError: As `Device.open` and `Device.apply`; the bundle is as it was.
     """
-    return Device.open(folder).apply(update, allow_unsigned=allow_unsigned)
+    device = Device.open(folder)
+    return device.apply(update, allow_unsigned=allow_unsigned, allow_changed_answers=allow_changed_answers)
 
 
-def teach(folder: Path, class_name: str, descriptor: ArrayLike) -> HistoryEntry:
+def teach(folder: Path, class_name: str, descriptor: ArrayLike, *, allow_changed_answers: bool = False) -> HistoryEntry:
     """Teach a bundle a class from its descriptor, with the bundle's generator.
 
     Raises:
         ICISDeployError: As `Device.open` and `Device.teach`; the bundle is as it was.
     """
-    return Device.open(folder).teach(class_name, descriptor)
+    return Device.open(folder).teach(class_name, descriptor, allow_changed_answers=allow_changed_answers)
 
 
 def rollback(folder: Path) -> HistoryEntry:

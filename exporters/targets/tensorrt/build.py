@@ -47,6 +47,9 @@ class BuiltEngine:
     compute_capabilities: tuple[str, ...]
     """GPU architectures that it was built for, such as `8.6`; empty for the GPU of this machine."""
 
+    refittable: tuple[str, ...] = ()
+    """Names of the weights that may be refitted."""
+
 
 def build_engine(trt: Any, model: Path, settings: EngineSettings, *, refittable: Sequence[str] = ()) -> BuiltEngine:
     """Build an engine from an ONNX file.
@@ -88,6 +91,7 @@ def build_engine(trt: Any, model: Path, settings: EngineSettings, *, refittable:
         inputs=inputs,
         outputs=tuple(EngineOutput(name=o.name, dtype=_dtype_name(trt, o), shape=tuple(o.shape)) for o in outputs),
         compute_capabilities=capabilities,
+        refittable=tuple(refittable),
     )
 
 

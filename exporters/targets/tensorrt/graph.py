@@ -17,11 +17,12 @@ from exporters.graph.edits import add_initializer, add_node, apply_passes, remov
 from exporters.graph.reading import input_of, shape_of
 from exporters.head.tail import resized
 from exporters.onnx_io.files import check_model
-from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
+from icis_deploy.bundle.manifest import SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.errors import UsageError
 
 SLOT_ROWS = "slot_rows"
-"""Name of the weight `(feature_dim + 1, capacity)` float32 that a refit replaces."""
+"""Name of the weight `(feature_dim + 1, capacity)` float32 that a refit replaces; of a model with an arbiter it also
+replaces `SLOT_ARBITER`, `(5, capacity)` float32."""
 
 
 def graph_for_tensorrt(model: ir.Model, *, refit: bool = False) -> ir.Model:
@@ -37,6 +38,11 @@ def graph_for_tensorrt(model: ir.Model, *, refit: bool = False) -> ir.Model:
     """
     slots = [RefittableSlotsPass()] if refit else [SlotsAsInputsPass()] if has_slots(model) else []
     return apply_passes(model, CastPixelsFirstPass(), *slots)
+
+
+def refittable_weights(model: ir.Model) -> tuple[str, ...]:
+    """Return the names of the weights that a refit replaces, of a model with slots."""
+    return (SLOT_ROWS, SLOT_ARBITER) if SLOT_ARBITER in model.graph.initializers else (SLOT_ROWS,)
 
 
 def has_slots(model: ir.Model) -> bool:
@@ -59,8 +65,8 @@ class SlotsAsInputsPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Remove the defaults in place."""
-        for name in (SLOT_WEIGHT, SLOT_BIAS):
-            model.graph.initializers.pop(name)
+        for name in (SLOT_WEIGHT, SLOT_BIAS, SLOT_ARBITER):
+            model.graph.initializers.pop(name, None)
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
@@ -70,7 +76,7 @@ class SlotsAsInputsPass(ir.passes.InPlacePass):
 
 @dataclass(frozen=True, slots=True)
 class RefittableSlotsPass(ir.passes.InPlacePass):
-    """Make the slots one weight, `SLOT_ROWS`, that a refit may replace.
+    """Make the slots one weight, `SLOT_ROWS`, that a refit may replace, and their arbiters another one, `SLOT_ARBITER`.
 
     The bias is a further row of the weight, multiplied by a feature that is always 1: a refit may drop the bias of a
     GEMM and treat it as zero (TensorRT 11.3, release notes).
@@ -93,6 +99,8 @@ class RefittableSlotsPass(ir.passes.InPlacePass):
         logits = _rows_product(graph, input_of(gemm, 0), np.ascontiguousarray(rows.T))
         replace_uses(graph, gemm.outputs[0], logits)
         remove_unused(graph, [gemm])
+        if (arbiter := graph.initializers.get(SLOT_ARBITER)) is not None:
+            _make_columns(graph, arbiter)
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
@@ -160,6 +168,15 @@ def _rows_product(graph: ir.Graph, features: ir.Value, rows: np.ndarray) -> ir.V
         dtype=ir.DataType.FLOAT,
         shape=resized(shape, 1, capacity),
     )
+
+
+def _make_columns(graph: ir.Graph, arbiter: ir.Value) -> None:
+    """Make the input with a row of coefficients for each slot a constant with a column for each."""
+    ((gemm, _index),) = arbiter.uses()
+    gemm.attributes["transB"] = ir.AttrInt64("transB", 0)
+    columns = np.ascontiguousarray(constant_array(arbiter).T)
+    graph.inputs.remove(arbiter)
+    arbiter.const_value, arbiter.shape = ir.Tensor(columns, name=arbiter.name), ir.Shape(columns.shape)
 
 
 def _require_slots(model: ir.Model) -> None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from exporters.graph.edits import apply_passes
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.tensorrt.build import BuiltEngine, build_engine
-from exporters.targets.tensorrt.graph import SLOT_ROWS, graph_for_tensorrt
+from exporters.targets.tensorrt.graph import graph_for_tensorrt, refittable_weights
 from exporters.targets.tensorrt.symmetric_quantization import SymmetricQuantizationPass
 from icis_deploy._version import __version__
 from icis_deploy.bundle.engine_sidecar import (
@@ -85,7 +85,7 @@ def write_engine(runtime: str, folder: Path, bundle: Bundle, settings: EngineSet
         head_fingerprint=bundle.base_fingerprint,
         inputs=built.inputs,
         outputs=built.outputs,
-        refittable=(SLOT_ROWS,) if settings.refit else (),
+        refittable=built.refittable,
         precision=bundle.precision,
         created_by=__version__,
     )
@@ -120,7 +120,7 @@ def _build_of(trt: Any, prepared: ir.Model, settings: EngineSettings) -> BuiltEn
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / MODEL_NAME
             save_model(prepared, path)
-            return build_engine(trt, path, settings, refittable=(SLOT_ROWS,) if settings.refit else ())
+            return build_engine(trt, path, settings, refittable=refittable_weights(prepared) if settings.refit else ())
     except OSError as error:
         raise StorageError(
             f"Could not write the model for TensorRT: {error.strerror or error}.",

@@ -17,6 +17,8 @@ Rules, in the order in which they are checked:
 10. At least one class stays enabled.
 11. A bundle that replaces another one on a device is of the same head and no older version; what the device
     remembers outside the rollback stack is carried over, so that neither a spent version nor a revoked key comes back.
+12. A class update, or a taught class, must not change more answers than the bundle allows, unless the operator does;
+    see `guard.py`.
 
 Each function returns the new journal (and slots); nothing changes until the caller commits them.
 """

@@ -20,7 +20,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from icis_deploy.runtime.state.store import SlotsFile, Store, slots_file
 if TYPE_CHECKING:
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.runtime.changes.background_call import BackgroundCall
+    from icis_deploy.runtime.changes.guard import Guard
     from icis_deploy.runtime.changes.self_test import SelfTestResult
     from icis_deploy.runtime.changes.timings import ApplyTimings, Stopwatch
     from icis_deploy.updates.trusted_keys import TrustedKeys
@@ -116,6 +117,7 @@ class Updater:
     def __init__(
         self,
         *,
+        folder: Path,
         bundle: Bundle,
         session: Session,
         state: HeadState,
@@ -125,6 +127,7 @@ class Updater:
     ) -> None:
         self.state = state
         """What the next request gets: at first, the bundle as it was exported. Replaced by one assignment."""
+        self._folder = folder
         self._bundle = bundle
         self._session = session
         self._store = store
@@ -133,12 +136,15 @@ class Updater:
         self._changing = threading.Lock()
         self._journal = initial_journal(bundle)
         self._stamp: tuple[int, ...] | None = None
+        self._guard: Guard | None = None
 
     def history(self) -> tuple[HistoryEntry, ...]:
         """Return the last changes committed to the bundle, the oldest first."""
         return self._store.load_journal(self._bundle).history
 
-    def apply(self, update: str | Path | bytes, *, allow_unsigned: bool = False) -> AppliedUpdate:
+    def apply(
+        self, update: str | Path | bytes, *, allow_unsigned: bool = False, allow_changed_answers: bool = False
+    ) -> AppliedUpdate:
         """Take a class update or a set of trusted keys."""
         from icis_deploy.runtime.changes import rules
         from icis_deploy.runtime.changes.teaching_rules import still_taught
@@ -164,11 +170,14 @@ class Updater:
             else:
                 clock = self._clock()
                 table = rules.plan_update(before, content, table=held, bundle=self._bundle, clock=clock)
+                entry = rules.entry_of_update(before, verified, content, clock=clock)
+                entry = self._guarded(
+                    entry, held, table, written=content.class_names, before=before, allowed=allow_changed_answers
+                )
                 watch.lap("verify")
                 prepared = self._prepared(
                     table, version=content.version, disabled=before.disabled, seed=content.self_test_seed, watch=watch
                 )
-                entry = rules.entry_of_update(before, verified, content, clock=clock)
                 slots, taught = slots_file(table), still_taught(before, content)
                 state = StateEntry(version=content.version, slots=slots.entry, taught=taught)
                 after = rules.after_update(before, entry, state)
@@ -181,6 +190,7 @@ class Updater:
         make_row: Callable[[SlotTable | None], Float32],
         *,
         arbiter: Float32 | None = None,
+        allow_changed_answers: bool = False,
     ) -> HistoryEntry:
         """Put a class that the device makes itself into a slot.
 
@@ -188,6 +198,7 @@ class Updater:
             class_name: The class.
             make_row: Makes its row, given the other classes in slots; a class that is taught again is not among them.
             arbiter: `(5,)` float32, the row's coefficients; `None` for a constant offset.
+            allow_changed_answers: Whether it may take more answers than the bundle allows.
         """
         from icis_deploy.runtime.changes.rules import after_update
         from icis_deploy.runtime.changes.teaching_rules import plan_teaching
@@ -199,6 +210,9 @@ class Updater:
             row = make_row(None if held is None else held.without(known))
             entry, table = plan_teaching(
                 before, class_name, row, arbiter, table=held, bundle=self._bundle, clock=self._clock()
+            )
+            entry = self._guarded(
+                entry, held, table, written=(class_name,), before=before, allowed=allow_changed_answers
             )
             prepared = self._prepared(table, version=current.version, disabled=before.disabled)
             slots = slots_file(table)
@@ -288,6 +302,41 @@ class Updater:
             self._publish(journal, state, stamp)
             return True
         return False
+
+    def _guarded(
+        self,
+        entry: HistoryEntry,
+        held: SlotTable | None,
+        table: SlotTable,
+        *,
+        written: tuple[str, ...],
+        before: Journal,
+        allowed: bool,
+    ) -> HistoryEntry:
+        """Return a change's line in the history, or refuse the change for the answers that it changes.
+
+        Args:
+            entry: The line.
+            held: The slots that the change starts from.
+            table: What it makes of them.
+            written: Classes whose rows it writes.
+            before: The journal before it.
+            allowed: Whether the operator takes it anyway.
+
+        Raises:
+            GuardError: If it changes more answers than the bundle allows, and the operator does not.
+            BundleError, CorruptFileError: If the bundle's reference cannot be read.
+        """
+        if self._bundle.max_changed_answers is None or held is None:
+            return entry
+        if self._guard is None:
+            from icis_deploy.runtime.changes.guard import load_guard
+
+            self._guard = load_guard(self._folder, self._bundle)
+        changed = self._guard.changed_answers(held, table, written=written, disabled=before.disabled)
+        if not allowed:
+            changed.require_few()
+        return replace(entry, changed_answers=changed.share) if changed.is_refused else entry
 
     def _prepared(
         self,

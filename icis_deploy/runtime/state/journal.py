@@ -57,6 +57,8 @@ _HISTORY_TYPES: Mapping[str, tuple[type, ...]] = {
     "payload_sha256": _OPTIONAL_TEXT,
     "signed_by": _OPTIONAL_TEXT,
 }
+_OPTIONAL_HISTORY_TYPES: Mapping[str, tuple[type, ...]] = {"changed_answers": (float,)}
+"""Fields that a line has only where they say something: other lines stay as releases without them read them."""
 _dumps = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 # The file is one JSON object; the hash is over the exact bytes between these.
 _START, _MIDDLE, _END = b'{"journal":', b',"sha256":"', b'"}\n'
@@ -118,6 +120,10 @@ class HistoryEntry:
 
     signed_by: str | None = None
     """Id of the key that signed it; `None` where nothing was signed: an unsigned update, or an operator's command."""
+
+    changed_answers: float | None = None
+    """Share of the answers on reference images that the change changed, 0..1, where the guard refused it and an
+    operator allowed it; `None` everywhere else."""
 
     _text: str | None = field(default=None, init=False, repr=False, compare=False)
     """Its JSON, once it was written."""
@@ -246,6 +252,7 @@ def history_to_json(entry: HistoryEntry) -> dict[str, Any]:
         "class_name": entry.class_name,
         "payload_sha256": entry.payload_sha256,
         "signed_by": entry.signed_by,
+        **({} if entry.changed_answers is None else {"changed_answers": entry.changed_answers}),
     }
 
 
@@ -289,10 +296,11 @@ def _state_from_json(fields: Mapping[str, Any]) -> StateEntry:
 
 
 def _history_from_json(fields: dict[str, Any]) -> HistoryEntry:
-    if fields.keys() != _HISTORY_TYPES.keys():
+    types = {**_HISTORY_TYPES, **_OPTIONAL_HISTORY_TYPES}
+    if not _HISTORY_TYPES.keys() <= fields.keys() <= types.keys():
         raise ValueError(f"a line of its history has the fields {sorted(fields)}")
     for name, value in fields.items():
-        if type(value) not in _HISTORY_TYPES[name]:
+        if type(value) not in types[name]:
             raise TypeError(f"{name} of a line of its history is {shown(value)}")
     return HistoryEntry(**fields | {"time": time_from_json(fields["time"])})
 

@@ -45,11 +45,11 @@ def test_every_answer_belongs_to_one_version_and_the_bundle_stays_as_it_was(bund
 def test_what_updates_add_to_the_tail_is_a_ratio_with_an_interval(bundle, monkeypatch):
     apply, predict, changing = Device.apply, Device.predict, Event()
 
-    def apply_slowly(device, update):
+    def apply_slowly(device, update, **options):
         changing.set()
         time.sleep(0.02)
         changing.clear()
-        return apply(device, update)
+        return apply(device, update, **options)
 
     def wait_for_updates(device, images, *, top):
         time.sleep(0.02 if changing.is_set() else 0.0)

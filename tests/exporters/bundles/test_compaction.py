@@ -50,6 +50,7 @@ def exported(project: TinyProject, out: Path, *, targets: list[str] | None = Non
             preprocess=project.preprocess,
             form=ModelForm(calibration_images=calibration, **form),
             targets=targets or ["onnx"],
+            max_changed_answers=None,
         ),
         out=out,
     )

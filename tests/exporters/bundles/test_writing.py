@@ -157,7 +157,7 @@ def test_an_empty_slot_that_could_win_is_named(
     plan = plan_of(opened, "updatable")
     bias = np.where(plan.table.bias < -1e4, 0.0, plan.table.bias)
     real = bundle_writing.SetSlotDefaultsPass
-    monkeypatch.setattr(bundle_writing, "SetSlotDefaultsPass", lambda weight, _: real(weight, bias.astype(np.float32)))
+    monkeypatch.setattr(bundle_writing, "SetSlotDefaultsPass", lambda weight, *_: real(weight, bias.astype(np.float32)))
     with pytest.raises(GateFailedError, match="slot"):
         write(tmp_path / "bundle", opened, preprocessing, plan)
 

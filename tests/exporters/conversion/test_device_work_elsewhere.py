@@ -26,6 +26,7 @@ from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, parse_s
 from icis_deploy.bundle.manifest import (
     FEATURES,
     MODEL_NAME,
+    SLOT_ARBITER,
     SLOT_BIAS,
     SLOT_WEIGHT,
     TOP_CLASS_IDS,
@@ -136,7 +137,8 @@ def test_an_engine_takes_bytes_and_gives_the_choice_beside_the_scores(exported: 
         max_shape=(32, SIDE, SIDE, 3),
     )
     capacity = exported.bundle.capacity
-    shapes = {SLOT_WEIGHT: (capacity, FEATURE_DIM), SLOT_BIAS: (capacity,)} if capacity else {}
+    shapes = {SLOT_WEIGHT: (capacity, FEATURE_DIM), SLOT_BIAS: (capacity,), SLOT_ARBITER: (capacity, 5)}
+    shapes = shapes if capacity else {}
     assert {each.name: each.max_shape for each in slots} == shapes
     outputs = [
         EngineOutput(name="logits", dtype="float32", shape=(-1, NUM_SEEN + (capacity or 2))),

@@ -201,7 +201,7 @@ def test_a_stale_slot_is_named(
 ) -> None:
     real = bundle_writing.SetSlotDefaultsPass
     # As if the model had been written before the last change of a row.
-    stale = lambda weight, bias: real(np.roll(weight, 1, axis=1), bias)  # noqa: E731
+    stale = lambda weight, bias, _: real(np.roll(weight, 1, axis=1), bias)  # noqa: E731
     monkeypatch.setattr(bundle_writing, "SetSlotDefaultsPass", stale)
     model, classes = (endings[op_type], square[1]) if op_type else (tiny_project.model, tiny_project.classes)
     reasons = rejected_reasons(model, classes, tmp_path / "bundle", head="updatable", capacity=4)

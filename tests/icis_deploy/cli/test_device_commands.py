@@ -42,13 +42,31 @@ def signed(unsigned: Path, key: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bundle(tiny_project: TinyProject, unsigned: Path, key: Path, tmp_path: Path) -> Path:
-    """An updatable bundle without an update, that trusts the key."""
+    """An updatable bundle without an update, that trusts the key, and has no guard: the images here are noise."""
     out = tmp_path / "bundle"
     arguments = export_arguments(tiny_project, unsigned, out, head="updatable")
     index = arguments.index("--update")
     del arguments[index : index + 2]
-    assert run([*arguments, "--trust", f"{key}.pub"]) == 0
+    assert run([*arguments, "--trust", f"{key}.pub", "--max-changed-answers", "none"]) == 0
     return out
+
+
+@pytest.fixture
+def guarded(tiny_project: TinyProject, unsigned: Path, key: Path, tmp_path: Path) -> Path:
+    """The same bundle with a guard that lets 2.5 % of the answers change."""
+    out = tmp_path / "guarded"
+    arguments = export_arguments(tiny_project, unsigned, out, head="updatable")
+    index = arguments.index("--update")
+    del arguments[index : index + 2]
+    assert run([*arguments, "--trust", f"{key}.pub", "--max-changed-answers", "2.5"]) == 0
+    return out
+
+
+def hijack(unsigned: Path, path: Path, key: Path) -> Path:
+    """Sign an update whose only class answers everything."""
+    row = np.zeros((1, load_update(unsigned).rows.shape[1]), np.float32)
+    row[0, -1] = 1000.0
+    return write_signed(path, replace(load_update(unsigned), added=("hijack",), rows=row, version=1), key)
 
 
 def bytes_in(folder: Path) -> dict[str, bytes]:
@@ -246,6 +264,61 @@ def test_diff_shows_what_an_update_would_do_to_a_bundle(
     assert code == 0
     assert tuple(result["added"]) == tiny_project.unseen_names
     assert len(result["nearest"]) == NUM_UNSEEN
+
+
+def test_an_update_that_takes_too_many_answers_is_refused_unless_it_is_allowed(
+    guarded: Path, unsigned: Path, key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update = str(hijack(unsigned, tmp_path / "hijack.icis", key))
+    before = bytes_in(guarded)
+    capsys.readouterr()
+
+    assert run(["diff", str(guarded), update]) == 0
+    shown = capsys.readouterr().out
+    assert "answers on images of known classes change (100.0 %; the bundle lets 2.5 % change)" in shown
+    assert "`icis-deploy apply` REFUSES this update without --allow-changed-answers." in shown
+    changed = run_json(["diff", str(guarded), update], capsys)[1]["changed_answers"]
+    assert (changed["share"], changed["limit"], changed["is_refused"]) == (1.0, 0.025, True)
+    assert changed["takers"] == [{"name": "hijack", "count": changed["num_reference"]}]
+
+    assert run(["apply", update, "--to", str(guarded)]) == 1
+    error = capsys.readouterr().err
+    assert "They would go to 'hijack'" in error
+    assert "give --allow-changed-answers, and the history says so" in error
+    assert bytes_in(guarded) == before
+
+    assert run(["apply", update, "--to", str(guarded), "--allow-changed-answers"]) == 0
+    assert "ALLOWED past the guard: 100.0 % of answers changed" in capsys.readouterr().out
+    result = run_json(["history", str(guarded)], capsys)[1]
+    assert (result["max_changed_answers"], result["history"][0]["changed_answers"]) == (0.025, 1.0)
+
+
+def test_history_says_that_a_bundle_has_no_guard(
+    bundle: Path, guarded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    for folder, is_said in ((bundle, True), (guarded, False)):
+        assert run(["history", str(folder)]) == 0
+        assert ("has no reference images" in capsys.readouterr().out) == is_said
+
+
+def test_a_compacted_bundle_keeps_its_guard(
+    guarded: Path, unsigned: Path, key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "compacted"
+    assert run(["compact", str(guarded), "--out", str(out)]) == 0
+    name = "reference.safetensors"
+    assert (out / name).read_bytes() == (guarded / name).read_bytes()
+    assert run(["apply", str(hijack(unsigned, tmp_path / "hijack.icis", key)), "--to", str(out)]) == 1
+
+
+@pytest.mark.parametrize("value", ["101", "-1", "many"])
+def test_what_is_no_percentage_is_refused(
+    value: str, tiny_project: TinyProject, unsigned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = export_arguments(tiny_project, unsigned, tmp_path / "out", head="updatable")
+    assert run([*arguments, "--max-changed-answers", value]) == 2
+    assert "--max-changed-answers" in capsys.readouterr().err
 
 
 EVIL = "okapi\x1b[2J\nversion 9, 1 classes\x9b0m\u202etac"

@@ -17,19 +17,21 @@ from onnx import TensorProto, helper
 import icis_deploy
 from exporters.conversion.int8 import quantize_model
 from exporters.graph.edits import apply_passes
+from exporters.head.expanded_head import expanded_head, seen_row_lengths
 from exporters.head.finding import find_head
-from exporters.head.surgery import AddSlotsPass
+from exporters.head.surgery import AddSlotsPass, FuseHeadPass
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.tensorrt.build import build_engine, known_capabilities
-from exporters.targets.tensorrt.graph import SLOT_ROWS, RefittableSlotsPass, SlotsAsInputsPass
+from exporters.targets.tensorrt.graph import SLOT_ROWS, RefittableSlotsPass, SlotsAsInputsPass, refittable_weights
 from exporters.targets.tensorrt.symmetric_quantization import SymmetricQuantizationPass
 from icis_deploy.api.models import OpenedModel
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, model_sha256, parse_sidecar, this_platform
-from icis_deploy.bundle.manifest import FEATURES, MODEL_NAME, SLOT_BIAS, SLOT_WEIGHT, load_bundle
+from icis_deploy.bundle.manifest import FEATURES, MODEL_NAME, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT, load_bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.bundle.target_options import EngineSettings
 from icis_deploy.demo.network import PREPROCESSING, DemoNetwork, export_program
 from icis_deploy.errors import EngineMismatchError, ExportError, GateFailedError, MissingDependencyError, UsageError
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.sessions.cuda_calls import load_cuda
 from testing.tiny_project import FEATURE_DIM, NUM_SEEN, TinyProject
 from tests.exporters.head_graphs import GRAPHS, parsed_model, rows
@@ -66,12 +68,15 @@ def bundle_folder(request: Any, tiny_project: TinyProject, tmp_path_factory: pyt
 
 @pytest.fixture(scope="module")
 def updatable(tiny_project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model of an updatable bundle whose slots hold random rows."""
+    """The model of an updatable bundle whose slots hold random rows with arbiters."""
     folder = tmp_path_factory.mktemp("model")
     rng = np.random.default_rng(0)
     opened = icis_deploy.inspect(tiny_project.model, classes=tiny_project.classes)
     update = icis_deploy.ClassUpdate(
-        base_fingerprint=opened.head.fingerprint, rows=rng.normal(size=(3, FEATURE_DIM + 1)), added=("a", "b", "c")
+        base_fingerprint=opened.head.fingerprint,
+        rows=rng.normal(size=(3, FEATURE_DIM + 1)),
+        added=("a", "b", "c"),
+        arbiter=rng.normal(size=(3, 5)),
     )
     icis_deploy.export(
         opened,
@@ -80,6 +85,16 @@ def updatable(tiny_project: TinyProject, tmp_path_factory: pytest.TempPathFactor
         out=folder / "bundle",
     )
     return folder / "bundle" / MODEL_NAME
+
+
+def table_with_arbiter(num_rows: int) -> SlotTable:
+    rng = np.random.default_rng(0)
+    return SlotTable(
+        weight=rng.normal(size=(num_rows, FEATURE_DIM)).astype(np.float32),
+        bias=rng.normal(size=num_rows).astype(np.float32),
+        class_names=tuple(f"new {index}" for index in range(num_rows)),
+        arbiter=rng.normal(size=(num_rows, 5)).astype(np.float32),
+    )
 
 
 def in_int8(path: Path, out: Path) -> Path:
@@ -136,6 +151,7 @@ def test_the_sidecar_states_versions_platform_hashes_shapes_and_ranges(bundle_fo
         assert {each.name: each.max_shape for each in slots} == {
             SLOT_WEIGHT: (CAPACITY, FEATURE_DIM),
             SLOT_BIAS: (CAPACITY,),
+            SLOT_ARBITER: (CAPACITY, 5),
         }
         assert all(each.min_shape == each.opt_shape == each.max_shape for each in slots)
         assert sidecar.outputs[-1] == EngineOutput(name=FEATURES, dtype="float32", shape=(-1, FEATURE_DIM))
@@ -224,7 +240,7 @@ def test_an_engine_of_another_version_is_refused_before_its_bytes_are_read(field
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("head", ["fused", "updatable"])
+@pytest.mark.parametrize("head", ["fused", "fused with an arbiter", "updatable", "updatable with an arbiter"])
 def test_engines_are_built_for_every_architecture_head_and_precision(
     architecture, precision, head, tiny_project, tmp_path
 ):
@@ -233,21 +249,30 @@ def test_engines_are_built_for_every_architecture_head_and_precision(
         model = in_float16(model, tmp_path / "half.onnx")
     if precision == "int8":
         model = in_int8(model, tmp_path / "int8.onnx")
-    if head == "updatable":
-        loaded = load_onnx_file(model)
-        save_model(
-            apply_passes(loaded, AddSlotsPass(find_head(loaded), CAPACITY), SlotsAsInputsPass()),
-            model := tmp_path / "slots.onnx",
-        )
+    loaded = load_onnx_file(model)
+    location = find_head(loaded)
+    edits = {
+        "fused": [],
+        "fused with an arbiter": [FuseHeadPass(location, expanded_head(loaded, location, [table_with_arbiter(3)]))],
+        "updatable": [AddSlotsPass(location, CAPACITY), SlotsAsInputsPass()],
+        "updatable with an arbiter": [
+            AddSlotsPass(location, CAPACITY, seen_row_lengths(loaded, location)),
+            SlotsAsInputsPass(),
+        ],
+    }[head]
+    if edits:
+        save_model(apply_passes(loaded, *edits), model := tmp_path / "edited.onnx")
     settings = EngineSettings(compute_capabilities=(architecture,), min_batch=1, opt_batch=4, max_batch=8)
     built = build_engine(trt, model, settings)
 
     assert len(built.data) > 50_000
     assert built.compute_capabilities == (architecture,)
     assert built.inputs[0].max_shape == (8, 3, 16, 16)
-    assert [each.name for each in built.inputs[1:]] == ([SLOT_WEIGHT, SLOT_BIAS] if head == "updatable" else [])
+    slots = {"updatable": [SLOT_WEIGHT, SLOT_BIAS], "updatable with an arbiter": [SLOT_WEIGHT, SLOT_BIAS, SLOT_ARBITER]}
+    assert [each.name for each in built.inputs[1:]] == slots.get(head, [])
     assert {each.dtype for each in (*built.inputs, *built.outputs)} == {"float32"}
-    assert built.outputs[0].shape == (-1, NUM_SEEN + (CAPACITY if head == "updatable" else 0))
+    num_new = CAPACITY if head in slots else 3 if head == "fused with an arbiter" else 0
+    assert built.outputs[0].shape == (-1, NUM_SEEN + num_new)
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +302,7 @@ def test_engines_come_of_the_demos_network(head, precision, demo_model, tmp_path
     sidecar = parse_sidecar((tmp_path / "bundle" / "engines" / "tensorrt-rtx.json").read_bytes())
     assert set(ARCHITECTURES) <= set(sidecar.compute_capabilities)
     assert (sidecar.precision, sidecar.model_sha256) == (precision, model_sha256(bundle))
-    slots = [SLOT_WEIGHT, SLOT_BIAS] if head == "updatable" else []
+    slots = [SLOT_WEIGHT, SLOT_BIAS, SLOT_ARBITER] if head == "updatable" else []
     assert [each.name for each in sidecar.inputs] == [bundle.model_input.name, *slots]
     assert sidecar.inputs[0].max_shape == (32, *bundle.model_input.shape)
     assert sidecar.outputs[0].shape == (-1, NUM_SEEN + bundle.capacity)
@@ -415,22 +440,26 @@ def test_slots_as_inputs_have_no_default_and_a_fixed_shape(updatable, tmp_path):
     save_model(apply_passes(load_onnx_file(updatable), SlotsAsInputsPass()), tmp_path / "inputs.onnx")
     graph = onnx.load(tmp_path / "inputs.onnx").graph
 
-    assert [value.name for value in graph.input] == ["image", SLOT_WEIGHT, SLOT_BIAS]
-    assert not {SLOT_WEIGHT, SLOT_BIAS} & {tensor.name for tensor in graph.initializer}
+    names = [SLOT_WEIGHT, SLOT_BIAS, SLOT_ARBITER]
+    assert [value.name for value in graph.input] == ["image", *names]
+    assert not set(names) & {tensor.name for tensor in graph.initializer}
     images = np.random.default_rng(1).normal(size=(5, 3, 16, 16)).astype(np.float32)
     slots = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(updatable).graph.initializer}
-    feeds = {"image": images, SLOT_WEIGHT: slots[SLOT_WEIGHT], SLOT_BIAS: slots[SLOT_BIAS]}
+    feeds = {"image": images, **{name: slots[name] for name in names}}
     for found, expected in zip(run(tmp_path / "inputs.onnx", feeds), run(updatable, {"image": images}), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_refittable_slots_are_one_weight_with_the_bias_in_it_and_give_the_same_logits(updatable, tmp_path):
+def test_refittable_slots_are_one_weight_with_the_bias_in_it_and_one_of_arbiters_and_give_the_same_logits(
+    updatable, tmp_path
+):
     save_model(apply_passes(load_onnx_file(updatable), RefittableSlotsPass()), tmp_path / "refit.onnx")
     graph = onnx.load(tmp_path / "refit.onnx").graph
 
     assert [value.name for value in graph.input] == ["image"]
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     assert shapes[SLOT_ROWS] == (FEATURE_DIM + 1, CAPACITY)
+    assert shapes[SLOT_ARBITER] == (5, CAPACITY)
     images = np.random.default_rng(1).normal(size=(5, 3, 16, 16)).astype(np.float32)
     found, expected = (run(path, {"image": images}) for path in (tmp_path / "refit.onnx", updatable))
     np.testing.assert_array_equal(found[0][:, :NUM_SEEN], expected[0][:, :NUM_SEEN])
@@ -438,15 +467,18 @@ def test_refittable_slots_are_one_weight_with_the_bias_in_it_and_give_the_same_l
     np.testing.assert_array_equal(found[1], expected[1])
 
 
-def test_only_the_slots_rows_are_marked_refittable(updatable, tmp_path):
-    save_model(apply_passes(load_onnx_file(updatable), RefittableSlotsPass()), path := tmp_path / "refit.onnx")
+def test_only_the_slots_rows_and_arbiters_are_marked_refittable(updatable, tmp_path):
+    refittable = apply_passes(load_onnx_file(updatable), RefittableSlotsPass())
+    save_model(refittable, path := tmp_path / "refit.onnx")
+    assert refittable_weights(refittable) == (SLOT_ROWS, SLOT_ARBITER)
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(0)
     assert trt.OnnxParser(network, logger).parse_from_file(str(path))
 
-    assert network.mark_weights_refittable(SLOT_ROWS)
-    assert network.are_weights_marked_refittable(SLOT_ROWS)
+    for name in refittable_weights(refittable):
+        assert network.mark_weights_refittable(name)
+        assert network.are_weights_marked_refittable(name)
     assert not network.are_weights_marked_refittable("weight")
 
 

@@ -104,6 +104,20 @@ def test_a_journal_that_means_nothing_is_refused(changes, message):
         parse_journal(journal_bytes(**changes))
 
 
+def test_an_allowed_change_is_in_its_line_and_others_are_as_they_ever_were():
+    time = datetime(2026, 11, 23, tzinfo=timezone.utc)
+    usual = HistoryEntry(sequence=1, time=time, action="apply", version=1)
+    allowed = replace(usual, sequence=2, changed_answers=0.25)
+    data = serialize_journal(replace(JOURNAL, history=(usual, allowed)))
+
+    lines = json.loads(data)["journal"]["history"]
+    assert "changed_answers" not in lines[0]
+    assert lines[1]["changed_answers"] == 0.25
+    assert parse_journal(data).history == (usual, allowed)
+    with pytest.raises(CorruptFileError, match="changed_answers of a line of its history is 'many'"):
+        parse_journal(journal_bytes(history=[lines[1] | {"changed_answers": "many"}]))
+
+
 def test_a_line_of_the_history_with_a_wrong_type_is_refused():
     time = datetime(2026, 11, 23, tzinfo=timezone.utc)
     entry = HistoryEntry(sequence=1, time=time, action="apply", version=1)

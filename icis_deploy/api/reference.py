@@ -1,0 +1,290 @@
+"""The reference of a bundle: on which images a device looks for answers that a change would change.
+
+Rules:
+
+1. Images of known classes that the owner gives; else those of known classes among the images of the parity gate, if
+   there are `MIN_GATE_IMAGES` of them; else pseudo-features, which are drawn from the head and from neutral images.
+2. As many as fit into the file, at most `MAX_REFERENCE_IMAGES`, spread over the classes. Only those go through the
+   backbone, the original one.
+3. Where labels are known, only images that the original head is right on are kept: a lost error is no loss. What must
+   stay is what it answers, right or not where nobody knows.
+
+Neutral images themselves would refuse honest updates: no class is as sure of them as of a photo, so that new classes
+win a fifth of them where they win 4 % of photos. Pseudo-features are as sure as the head's accuracy says
+(docs/device.md has the figures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.api.inputs import PathLike
+from icis_deploy.api.models import OpenedModel
+from icis_deploy.bundle.reference import Reference, has_sketches, max_reference_images, sketched
+from icis_deploy.common.arrays import Bool, Float32, Int64
+from icis_deploy.errors import ImageError, IncompatibleError, UsageError
+from icis_deploy.head.arbiter import seen_statistics
+from icis_deploy.head.class_names import quoted
+from icis_deploy.images.loading import LabeledImages, iterate_batches, load_image_list
+from icis_deploy.images.preprocessing import Preprocessing
+
+MAX_REFERENCE_IMAGES = 256
+"""A share of 5 % is known to 1.4 points (standard deviation); four times as many images, and of a device's time, would
+halve that."""
+
+MIN_GATE_IMAGES = 100
+"""Fewer images say little of a share, and those of the gate were not given to say it."""
+
+PSEUDO_ACCURACY = 0.8
+"""Accuracy of the head on pseudo-features, where nobody said how accurate it is."""
+
+PSEUDO_CONCENTRATION = 3.2
+"""How alike pseudo-features are in how clearly they show their class: like the least alike of those that injection is
+validated on, which came closest to photos."""
+
+_MAX_ROWS = 2000
+"""Of a larger head so many rows, evenly spaced, are what pseudo-features are drawn from."""
+
+_SPARE = 1.4
+"""Times as many images as are kept go through the backbone: some are answered wrongly."""
+
+_UNKNOWN = -1
+_LOGITS_AT_ONCE = 1 << 24
+_BATCH_SIZE = 16
+_IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Shown:
+    """Features, and what they show."""
+
+    features: Float32
+    """`(num_images, feature_dim)` float32."""
+
+    classes: Int64
+    """`(num_images,)`, indices of seen classes; `_UNKNOWN` where nobody said."""
+
+
+def make_reference(
+    model: OpenedModel,
+    *,
+    seen_names: Sequence[str],
+    seen_images: PathLike | None,
+    gate_images: LabeledImages | None,
+    preprocessing: Preprocessing | None,
+    max_changed_answers: float,
+) -> Reference | None:
+    """Return the reference of a model's bundle; `None` where nothing can be shown to the model without images.
+
+    Args:
+        model: The original model.
+        seen_names: Its classes.
+        seen_images: Images of them: an image list, or a folder of images or of class folders; `None` for none.
+        gate_images: Images for the parity gate, of any classes; `None` for none.
+        preprocessing: How images are prepared.
+        max_changed_answers: Share of the answers that a change may change, 0..1.
+
+    Raises:
+        UsageError: If it is not known how images are prepared, or there are too few of them to tell such a share.
+        IncompatibleError: If one of `seen_images` is of a class that the model does not know.
+        ImageError: If one cannot be read.
+    """
+    most = min(max_reference_images(model.location.feature_dim, model.location.num_classes), MAX_REFERENCE_IMAGES)
+    known = frozenset(seen_names)
+    if seen_images is not None:
+        images = _known_images(Path(seen_images), known)
+        shown = _shown_images(model, images, seen_names, num_images=most, preprocessing=preprocessing)
+        reference = _reference(model, shown, num_images=most)
+        _check_number(0 if reference is None else reference.num_reference, max_changed_answers, Path(seen_images))
+        return reference
+    if gate_images is not None and len((images := _of_classes(gate_images, known)).paths) >= MIN_GATE_IMAGES:
+        shown = _shown_images(model, images, seen_names, num_images=most, preprocessing=preprocessing)
+        reference = _reference(model, shown, num_images=most)
+        if reference is not None and reference.num_reference >= MIN_GATE_IMAGES:
+            return reference
+    drawn = _pseudo_features(model, most, preprocessing)
+    return None if drawn is None else _reference(model, drawn, num_images=most)
+
+
+def _known_images(path: Path, known: frozenset[str]) -> LabeledImages:
+    """Return images of known classes; without labels, all of them have the label ''."""
+    if path.is_dir():
+        found = _images_in(path)
+        if not known & set(found.labels):
+            return LabeledImages(paths=found.paths, labels=("",) * len(found.paths))
+    else:
+        found = load_image_list(path)
+    unknown = sorted(set(found.labels) - known)
+    if unknown:
+        raise IncompatibleError(
+            f"{path} has images of {quoted(unknown)}, which the model does not know; images of seen classes alone show "
+            f"what a new class takes from them.",
+            found=tuple(unknown),
+            expected="classes that the model knows",
+            where=path,
+            hint="Leave them out of `seen_images`.",
+        )
+    return found
+
+
+def _images_in(folder: Path) -> LabeledImages:
+    paths = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES))
+    if not paths:
+        raise ImageError(
+            f"The folder {folder} holds no images.",
+            found="no images",
+            expected=tuple(sorted(_IMAGE_SUFFIXES)),
+            where=folder,
+        )
+    return LabeledImages(paths=paths, labels=tuple(path.relative_to(folder).parts[0] for path in paths))
+
+
+def _of_classes(images: LabeledImages, known: frozenset[str]) -> LabeledImages:
+    pairs = [(path, label) for path, label in zip(images.paths, images.labels, strict=True) if label in known]
+    return LabeledImages(paths=tuple(path for path, _ in pairs), labels=tuple(label for _, label in pairs))
+
+
+def _spread(images: LabeledImages, num_images: int) -> LabeledImages:
+    """Return at most so many of the images: one of each class in random order, then a second one, and so on."""
+    order = np.random.default_rng(0).permutation(len(images.paths))
+    counts: dict[str, int] = {}
+    turns = []
+    for index in order:
+        turn = counts[images.labels[index]] = counts.get(images.labels[index], 0) + 1
+        turns.append(turn)
+    chosen = order[np.argsort(turns, kind="stable")[:num_images]]
+    return LabeledImages(
+        paths=tuple(images.paths[index] for index in chosen), labels=tuple(images.labels[index] for index in chosen)
+    )
+
+
+def _check_number(num_images: int, max_changed_answers: float, where: Path) -> None:
+    needed = 1 if max_changed_answers == 0.0 else int(np.ceil(1.0 / max_changed_answers))
+    if num_images < needed:
+        raise UsageError(
+            f"The model is right on {num_images} of the images of {where}; to tell whether {max_changed_answers:.1%} "
+            f"of the answers change takes {needed} or more.",
+            found=num_images,
+            expected=f"at least {needed}",
+            where=where,
+            hint="Give more `seen_images`, or leave them out.",
+        )
+
+
+def _shown_images(
+    model: OpenedModel,
+    images: LabeledImages,
+    seen_names: Sequence[str],
+    *,
+    num_images: int,
+    preprocessing: Preprocessing | None,
+) -> _Shown:
+    """Run the backbone on somewhat more images than are kept: it is not right on all of them."""
+    from exporters.backbone.features import backbone_features
+
+    if preprocessing is None:
+        raise UsageError(
+            "Images of seen classes can only be used where it is known how they are prepared.",
+            hint="Export with `preprocess`, or leave `seen_images` out.",
+        )
+    chosen = _spread(images, int(_SPARE * num_images))
+    batches = iterate_batches(chosen.paths, preprocessing, batch_size=_BATCH_SIZE)
+    index_of = {name: index for index, name in enumerate(seen_names)}
+    return _Shown(
+        features=backbone_features(model.loaded, model.location, batches),
+        classes=np.array([index_of.get(label, _UNKNOWN) for label in chosen.labels], dtype=np.int64),
+    )
+
+
+def _pseudo_features(model: OpenedModel, num_images: int, preprocessing: Preprocessing | None) -> _Shown | None:
+    """Return features that stand in for images of the classes; `None` where the backbone takes no images.
+
+    They are those of neutral images where the head has too few classes to draw from.
+    """
+    from exporters.backbone.features import neutral_features
+    from icis_deploy.injection.pseudo_features.draws import draw, find_feature_source
+
+    neutral = neutral_features(model.loaded, model.location, preprocessing=preprocessing, seed=0)
+    if neutral is None:
+        return None
+    rows = _some_rows(model)
+    if len(rows) < 3:
+        return _Shown(features=neutral, classes=np.full(len(neutral), _UNKNOWN, dtype=np.int64))
+    count = int(_SPARE * num_images)
+    source = find_feature_source(
+        rows, neutral_features=neutral, seen_accuracy=PSEUDO_ACCURACY, max_features=count, seed=0
+    )
+    draws = draw(source, max_features=count, seed=0).with_lengths()
+    drawn = draws.features(seen_accuracy=PSEUDO_ACCURACY, concentration=PSEUDO_CONCENTRATION)
+    classes = np.flatnonzero(_evenly_spaced(model.location.num_classes, _MAX_ROWS))[drawn.classes]
+    return _Shown(features=drawn.features, classes=classes.astype(np.int64))
+
+
+def _some_rows(model: OpenedModel) -> Float32:
+    """Return the rows of `_evenly_spaced` classes, `(num_chosen, feature_dim + 1)`."""
+    chosen = _evenly_spaced(model.location.num_classes, _MAX_ROWS)
+    start, parts = 0, []
+    for block in _row_blocks(model):
+        parts.append(block[chosen[start : start + len(block)]])
+        start += len(block)
+    return np.concatenate(parts)
+
+
+def _evenly_spaced(num_classes: int, count: int) -> Bool:
+    chosen = np.zeros(num_classes, dtype=np.bool_)
+    chosen[np.unique(np.linspace(0, num_classes - 1, min(num_classes, count)).astype(np.int64))] = True
+    return chosen
+
+
+def _row_blocks(model: OpenedModel) -> Iterator[Float32]:
+    """Yield the rows of the original head, a block at a time: a large one is not held."""
+    from exporters.head.expanded_head import ExpandedHead
+
+    none = np.empty((0, model.location.feature_dim + 1), dtype=np.float32)
+    return ExpandedHead(model=model.loaded.model, location=model.location, injected=none).blocks()
+
+
+def _reference(model: OpenedModel, shown: _Shown, *, num_images: int) -> Reference | None:
+    """Return features with what the original head makes of them, as many images at once as memory is meant for."""
+    with np.errstate(over="ignore"):  # what is no number in float16 is left out
+        features = shown.features.astype(np.float16).astype(np.float32)
+    num_seen = model.location.num_classes
+    lengths, size = _deviation_lengths(model), max(1, _LOGITS_AT_ONCE // num_seen)
+    statistics: list[Float32] = []
+    answers: list[NDArray[np.int32]] = []
+    for start in range(0, len(features), size):
+        part = features[start : start + size]
+        logits = np.concatenate([part @ block[:, :-1].T + block[:, -1] for block in _row_blocks(model)], axis=1)
+        statistics.append(seen_statistics(part, logits, lengths))
+        answers.append(logits.argmax(axis=1).astype(np.int32))
+    answered = np.concatenate(answers)
+    is_right = (shown.classes == answered) | (shown.classes == _UNKNOWN)
+    kept = np.flatnonzero(is_right & np.isfinite(features).all(axis=1))[:num_images]
+    if not len(kept):
+        return None
+    return Reference(
+        features=features[kept],
+        statistics=np.concatenate(statistics)[kept],
+        answers=answered[kept],
+        sketches=_sketches(model),
+    )
+
+
+def _sketches(model: OpenedModel) -> Float32 | None:
+    """Return sketches of all seen weights, `(num_seen, sketch_dim)`; `None` of a large head."""
+    if not has_sketches(model.location.num_classes, model.location.feature_dim):
+        return None
+    sketches = np.concatenate([sketched(block[:, :-1]) for block in _row_blocks(model)])
+    return None if np.abs(sketches).max() > np.finfo(np.float16).max else sketches
+
+
+def _deviation_lengths(model: OpenedModel) -> Float32:
+    """Return `icis_deploy.head.arbiter.deviation_lengths` of rows that are read in blocks, twice."""
+    total = sum(block.sum(axis=0, dtype=np.float64) for block in _row_blocks(model))
+    mean = np.asarray(total / model.location.num_classes, dtype=np.float32)
+    return np.concatenate([np.linalg.norm(block - mean, axis=1) for block in _row_blocks(model)]).astype(np.float32)

@@ -1,0 +1,310 @@
+"""The guard: whether a change of classes would take answers from the classes that a device knows.
+
+A signature says who made an update, not whether it is sane: a row with a great bias answers every image. So a bundle
+carries features of images of classes that its original model knew (`icis_deploy.bundle.reference`), and states how
+many of their answers one change may change. The guard multiplies them with the rows of the slots: no model runs.
+
+Rules:
+
+1. The answer on a reference image is the class with the greatest logit. All seen classes stand as one: what they give
+   is in the reference, and no change of slots changes it. Classes that were baked in by `compact` stand for themselves.
+2. An answer is changed if it is another class after the change than before. It is not counted where it was a class
+   that this very change replaces or removes: its publisher says that these answers change, and no seen class loses by
+   it. So a bad class can always be replaced by a better one, or removed.
+3. Answers are those that the device would give: disabled classes take no part. Where the original model's own answer
+   is a disabled class there is nothing to protect, and the image does not count. The others keep the statistics that
+   an arbiter goes by, in which the disabled class took part: that moves all new classes alike, before and after.
+4. A logit that is no number wins, as it does in a model's answers.
+5. Each change is compared with the state that it starts from. `apply` and `teach` ask the guard. `rollback`, `enable`
+   and `replace` do not: they are an operator's, and go to what was answered before, or to a bundle with a reference of
+   its own.
+6. A row in the direction of a seen class's, within `COPY_COSINE` of it, is a copy of that class: which of the two
+   answers is left to their biases, and one class among hundreds is too little for rule 2 to see. It is refused like
+   too many changed answers, unless that class is disabled. Large heads have nothing to tell it by.
+7. Over the limit, a change is refused before anything is written, whoever signed it. An operator may allow it; the
+   history then says how many answers it changed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.bundle.reference import Reference, load_reference, sketching
+from icis_deploy.bundle.slot_files import load_injected
+from icis_deploy.common.arrays import Bool, Float32
+from icis_deploy.common.terminal_text import MAX_SHOWN, percent, printable
+from icis_deploy.errors import GuardError
+from icis_deploy.head.slots import SlotTable
+
+COPY_COSINE = 0.995
+"""Between a row and a seen one, both less the mean seen row, without biases. Predicted rows of classes that are
+described nearly alike came up to 0.98; of trained heads, two rows up to 0.56."""
+
+_MAX_NAMED = 5
+_SEEN = -1
+"""Stands for all classes that no slot holds, where answers are compared."""
+
+_ROWS_AT_ONCE = 64
+_SINGLE_THREAD_PRODUCTS = (1 << 19) - 1
+"""OpenBLAS gives each thread at least 2^18 multiplications (`SMP_THRESHOLD_MIN` times `GEMM_MULTITHREAD_THRESHOLD`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedAnswers:
+    """What a change of classes does to the answers on a bundle's reference images.
+
+    Example:
+        changed = icis_deploy.diff("bundle", "new.icis").changed_answers
+        if changed is not None and changed.is_refused:
+            print(changed.share, changed.takers)
+    """
+
+    num_reference: int
+    """Number of reference images that count."""
+
+    num_changed: int
+    """Number of them with another answer after the change."""
+
+    limit: float
+    """Share of the answers that the bundle lets a change change, 0..1."""
+
+    takers: tuple[tuple[str, int], ...]
+    """The classes that changed answers go to and how many of them, the one that takes most first."""
+
+    copies: tuple[tuple[str, str], ...] = ()
+    """Classes of the change whose rows are copies of seen ones', each with the seen class."""
+
+    @property
+    def share(self) -> float:
+        """Share of the answers that change, 0..1; 0 where no image counts."""
+        return self.num_changed / self.num_reference if self.num_reference else 0.0
+
+    @property
+    def is_over_limit(self) -> bool:
+        """Whether too many answers change."""
+        return self.share > self.limit
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether a device refuses the change unless it is allowed to."""
+        return self.is_over_limit or bool(self.copies)
+
+    def require_few(self) -> None:
+        """Raise `GuardError` if too many answers change, or a row is a copy of a seen one."""
+        if self.is_over_limit:
+            self._refuse_answers()
+        if self.copies:
+            (name, seen), count = self.copies[0], len(self.copies)
+            more = f", and {count - 1} more such classes" if count > 1 else ""
+            raise GuardError(
+                f"The row of {printable(repr(name), max_length=MAX_SHOWN)} is a copy of that of "
+                f"{printable(repr(seen), max_length=MAX_SHOWN)}, which the head knows{more}: it would take that "
+                f"class's answers. Nothing was changed.",
+                found=seen,
+                expected=f"a cosine below {COPY_COSINE}",
+                where=name,
+                hint=(
+                    "Leave the class out; where it is meant, give `allow_changed_answers=True`, and the history says "
+                    "so."
+                ),
+            )
+
+    def _refuse_answers(self) -> NoReturn:
+        named = [f"{printable(repr(name), max_length=MAX_SHOWN)} ({count})" for name, count in self.takers[:_MAX_NAMED]]
+        others = f" and {len(self.takers) - _MAX_NAMED} others" if len(self.takers) > _MAX_NAMED else ""
+        raise GuardError(
+            f"The change takes {self.num_changed} of {self.num_reference} answers on images of known classes "
+            f"({percent(self.share)}) from the classes that give them now; this bundle lets one change take "
+            f"{percent(self.limit)}. They would go to {', '.join(named)}{others}. Nothing was changed.",
+            found=self.share,
+            expected=f"at most {self.limit}",
+            hint=(
+                "Inject again with a smaller loss of seen accuracy, or leave these classes out; where it is meant, "
+                "give `allow_changed_answers=True`, and the history says so."
+            ),
+        )
+
+
+class Guard:
+    """The reference of an open bundle, and the logits of its slots.
+
+    Not safe for several threads by itself; a device asks it while it changes nothing else.
+    """
+
+    def __init__(self, bundle: Bundle, reference: Reference, *, baked: SlotTable | None = None) -> None:
+        """Keep what does not depend on slots.
+
+        Args:
+            bundle: Whose reference it is.
+            reference: Features of images of known classes.
+            baked: Rows that were baked in after the original's; `None` for none.
+        """
+        self._bundle = bundle
+        self._reference = reference
+        self._right = reference.features.T
+        self._directions: Float32 | None = None
+        if reference.sketches is not None:
+            self._mean = reference.sketches.mean(axis=0, dtype=np.float32)
+            self._directions = np.ascontiguousarray(_unit(reference.sketches - self._mean).T)
+            self._right = np.concatenate([self._right, sketching(bundle.feature_dim)], axis=1)
+        self._right = np.ascontiguousarray(self._right)
+        self._baked = None if baked is None else (baked.class_names, self._products(baked, baked.filled)[0])
+        self._held: tuple[tuple[SlotTable, Float32], ...] = ()
+
+    def changed_answers(
+        self, before: SlotTable, after: SlotTable, *, written: Collection[str], disabled: Sequence[str] = ()
+    ) -> ChangedAnswers:
+        """Compare the answers of two states of the slots.
+
+        Args:
+            before: The state that the change starts from.
+            after: The same but for the rows of `written`, and for classes that it no longer has.
+            written: Classes whose rows the change writes.
+            disabled: Classes that answers leave out.
+        """
+        left_out, written = frozenset(disabled), frozenset(written)
+        slots = np.array([slot for slot, name in enumerate(after.class_names) if name in written], dtype=np.intp)
+        products, sketches = self._products(after, slots)
+        logits_before = self._logits(before)
+        logits_after = logits_before.copy()
+        logits_after[_emptied(before, after)] = -np.inf
+        logits_after[slots] = products
+        # The next change starts from one of these two.
+        self._held = ((before, logits_before), (after, logits_after))
+        fixed, counted = self._fixed_logits(left_out), self._counted(left_out)
+        winners = _winners(logits_before, before, fixed, left_out), _winners(logits_after, after, fixed, left_out)
+        is_written = np.zeros(after.capacity + 1, dtype=np.bool_)  # the last one is for _SEEN
+        is_written[slots] = True
+        suspects = np.flatnonzero(counted & ((winners[0] != winners[1]) | is_written[winners[1]]))
+        staying = frozenset(after.filled_names).difference(written)
+        takers: Counter[str] = Counter()
+        for index, old, new in zip(suspects, winners[0][suspects], winners[1][suspects], strict=True):
+            name_before, name_after = _name(before, old), _name(after, new)
+            if name_after == name_before or not (name_before is None or name_before in staying):
+                continue
+            takers[self._bundle.class_names[self._reference.answers[index]] if name_after is None else name_after] += 1
+        return ChangedAnswers(
+            num_reference=int(np.count_nonzero(counted)),
+            num_changed=takers.total(),
+            limit=self._limit(),
+            takers=tuple(sorted(takers.items(), key=lambda item: (-item[1], item[0]))),
+            copies=self._copies(sketches, [str(after.class_names[slot]) for slot in slots], left_out),
+        )
+
+    def _limit(self) -> float:
+        limit = self._bundle.max_changed_answers
+        return 1.0 if limit is None else limit
+
+    def _products(self, table: SlotTable, slots: NDArray[np.intp]) -> tuple[Float32, Float32]:
+        """Return the logits of some slots on all reference images, and sketches of their rows, by one product.
+
+        Returns:
+            `(num_slots, num_reference)` and `(num_slots, sketch_dim)` float32; without sketches, that has width 0.
+        """
+        reference = self._reference
+        with np.errstate(over="ignore", invalid="ignore"):  # rule 4
+            products = _product(table.weight[slots], self._right)
+            logits = products[:, : reference.num_reference]
+            logits += table.bias[slots][:, None]
+            if table.arbiter is not None:
+                logits += table.arbiter[slots] @ reference.statistics.T
+        return logits, products[:, reference.num_reference :]
+
+    def _copies(self, sketches: Float32, names: Sequence[str], left_out: frozenset[str]) -> tuple[tuple[str, str], ...]:
+        if self._directions is None or not names:
+            return ()
+        cosines = _product(_unit(sketches - self._mean), self._directions)
+        found = []
+        for name, row in zip(names, cosines, strict=True):
+            if row.max() >= COPY_COSINE:
+                seen = self._bundle.class_names[row.argmax()]
+                found += [] if {name, seen} & left_out else [(name, seen)]
+        return tuple(found)
+
+    def _logits(self, table: SlotTable) -> Float32:
+        """Return the logits of all slots, `(capacity, num_reference)`, those of empty ones -inf."""
+        for held, logits in self._held:
+            if held is table:
+                return logits
+        logits = np.full((table.capacity, self._reference.num_reference), -np.inf, dtype=np.float32)
+        logits[table.filled] = self._products(table, table.filled)[0]
+        return logits
+
+    def _fixed_logits(self, left_out: frozenset[str]) -> Float32:
+        """Return the greatest logit of all classes that no slot holds, `(num_reference,)`."""
+        fixed = self._reference.statistics[:, 0]
+        if self._baked is None:
+            return fixed
+        names, logits = self._baked
+        enabled = [index for index, name in enumerate(names) if name not in left_out]
+        return np.asarray(np.maximum(fixed, logits[enabled].max(axis=0, initial=-np.inf)), dtype=np.float32)
+
+    def _counted(self, left_out: frozenset[str]) -> Bool:
+        """Return which images count, `(num_reference,)`: those whose own class is not disabled."""
+        if not left_out:
+            return np.ones(self._reference.num_reference, dtype=np.bool_)
+        enabled = np.array([name not in left_out for name in self._bundle.seen_names])
+        return np.asarray(enabled[self._reference.answers])
+
+
+def _product(left: Float32, right: Float32) -> Float32:
+    """Return a product of matrices, computed in parts that are too small for BLAS to wake its threads for.
+
+    A whole product takes a third less time where the cores are idle. Where they are not, BLAS's threads wait for each
+    other: 20 to 100 ms instead of 0.6, on two cores with other work.
+    """
+    result = np.zeros((len(left), right.shape[1]), dtype=np.float32)
+    for start in range(0, len(left), _ROWS_AT_ONCE):
+        rows, part = left[start : start + _ROWS_AT_ONCE], result[start : start + _ROWS_AT_ONCE]
+        step = max(1, _SINGLE_THREAD_PRODUCTS // max(1, part.size))
+        for first in range(0, len(right), step):
+            part += rows[:, first : first + step] @ right[first : first + step]
+    return result
+
+
+def _emptied(before: SlotTable, after: SlotTable) -> list[int]:
+    """Return the slots that held a class before and do not now."""
+    pairs = zip(before.class_names, after.class_names, strict=True)
+    return [slot for slot, (old, new) in enumerate(pairs) if new is None and old is not None]
+
+
+def _winners(logits: Float32, table: SlotTable, fixed: Float32, left_out: frozenset[str]) -> NDArray[np.intp]:
+    """Return the slot that answers each image, `(num_reference,)`; `_SEEN` where none does."""
+    disabled = [slot for slot, name in enumerate(table.class_names) if name in left_out] if left_out else []
+    if disabled:
+        logits = logits.copy()
+        logits[disabled] = -np.inf
+    winners = np.full(len(fixed), _SEEN, dtype=np.intp)
+    # Few images are answered by a slot, and to find a maximum takes less than to find where it is. NaN is not less.
+    answered = np.flatnonzero(~(logits.max(axis=0) <= fixed))
+    winners[answered] = logits[:, answered].argmax(axis=0)
+    return winners
+
+
+def _unit(vectors: Float32) -> Float32:
+    """Return vectors at length 1, `(num_vectors, dim)`; zero stays zero."""
+    tiny = np.finfo(np.float32).tiny
+    scaled = vectors / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), tiny)  # squares of a row may overflow
+    return np.asarray(scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), tiny), dtype=np.float32)
+
+
+def _name(table: SlotTable, slot: int) -> str | None:
+    return None if slot == _SEEN else table.class_names[slot]
+
+
+def load_guard(folder: Path, bundle: Bundle) -> Guard:
+    """Return the guard of a bundle that states how many answers a change may change.
+
+    Raises:
+        BundleError: If its reference cannot be read.
+        CorruptFileError: If that is not the one that the manifest states.
+    """
+    return Guard(bundle, load_reference(folder, bundle), baked=load_injected(folder, bundle))

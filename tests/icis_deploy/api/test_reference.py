@@ -1,0 +1,158 @@
+"""Which images a device is guarded with."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import icis_deploy
+from icis_deploy.api.models import head_of, inspect
+from icis_deploy.api.reference import MAX_REFERENCE_IMAGES, MIN_GATE_IMAGES
+from icis_deploy.bundle.manifest import REFERENCE_NAME, load_manifest
+from icis_deploy.bundle.reference import MAX_REFERENCE_BYTES, Reference, load_reference
+from icis_deploy.errors import ImageError, IncompatibleError, UsageError
+from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
+from testing.tiny_project import NUM_SEEN, TinyProject
+
+
+def exported(project: TinyProject, out: Path, **options: object) -> Path:
+    icis_deploy.export(
+        project.model,
+        classes=project.classes,
+        out=out,
+        options=icis_deploy.ExportOptions(
+            **{"head": "updatable", "capacity": 4, "preprocess": project.preprocess, **options}
+        ),
+    )
+    return out
+
+
+def reference_in(folder: Path) -> Reference:
+    return load_reference(folder, load_manifest(folder))
+
+
+def noise_images(project: TinyProject, folder: Path, *, num_images: int) -> list[tuple[Path, str]]:
+    """Write images of noise with the classes that the model answers with."""
+    from PIL import Image
+
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    paths = [folder / f"{index}.png" for index in range(num_images)]
+    for path in paths:
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    plain = exported(project, folder.with_name("plain"), max_changed_answers=None)
+    answers = icis_deploy.Device.open(plain).predict(paths, top=1)
+    return [(path, answer.class_names[0]) for path, answer in zip(paths, answers, strict=True)]
+
+
+def write_list(path: Path, rows: list[tuple[Path, str]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "class"])
+        writer.writerows((str(image), name) for image, name in rows)
+    return path
+
+
+def check_statistics(project: TinyProject, reference: Reference) -> None:
+    """The statistics are those of the original head on the rounded features."""
+    head = head_of(inspect(project.model, classes=project.classes))
+    logits = reference.features @ head.weight.T + head.bias
+    expected = seen_statistics(reference.features, logits.astype(np.float32), deviation_lengths(head.rows))
+    np.testing.assert_allclose(reference.statistics, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(reference.answers, logits.argmax(axis=1))
+    np.testing.assert_array_equal(reference.features, reference.features.astype(np.float16))
+    assert reference.sketches is not None
+    np.testing.assert_array_equal(reference.sketches, head.weight.astype(np.float16))
+
+
+def test_without_images_features_are_drawn_from_the_head(tiny_project: TinyProject, tmp_path: Path):
+    folder = exported(tiny_project, tmp_path / "bundle")
+    reference = reference_in(folder)
+
+    check_statistics(tiny_project, reference)
+    assert MIN_GATE_IMAGES < reference.num_reference <= MAX_REFERENCE_IMAGES
+    assert len(set(reference.answers.tolist())) > NUM_SEEN // 2
+    assert load_manifest(folder).max_changed_answers == 0.05
+    assert (folder / REFERENCE_NAME).stat().st_size <= MAX_REFERENCE_BYTES
+    again = exported(tiny_project, tmp_path / "again")
+    assert (again / REFERENCE_NAME).read_bytes() == (folder / REFERENCE_NAME).read_bytes()
+
+
+def test_given_images_are_kept_where_the_model_is_right_on_them(tiny_project: TinyProject, tmp_path: Path):
+    rows = noise_images(tiny_project, tmp_path / "images", num_images=30)
+    wrong = [(path, "class00" if name != "class00" else "class01") for path, name in rows[:5]]
+    listed = write_list(tmp_path / "seen.csv", [*wrong, *rows[5:]])
+
+    reference = reference_in(exported(tiny_project, tmp_path / "bundle", seen_images=listed))
+
+    check_statistics(tiny_project, reference)
+    names = [tiny_project.seen_names[answer] for answer in reference.answers]
+    assert sorted(names) == sorted(name for _, name in rows[5:])
+
+
+def test_a_folder_without_labels_is_kept_whole_and_one_of_classes_is_checked(tiny_project: TinyProject, tmp_path: Path):
+    rows = noise_images(tiny_project, tmp_path / "images", num_images=25)
+    flat = reference_in(exported(tiny_project, tmp_path / "flat", seen_images=tmp_path / "images"))
+    assert flat.num_reference == 25
+
+    for path, name in rows:
+        (tmp_path / "by class" / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "by class" / name)
+    by_class = reference_in(exported(tiny_project, tmp_path / "classes", seen_images=tmp_path / "by class"))
+    assert sorted(by_class.answers) == sorted(flat.answers)
+
+    (tmp_path / "by class" / "okapi").mkdir()
+    shutil.copy(rows[0][0], tmp_path / "by class" / "okapi")
+    with pytest.raises(IncompatibleError, match="has images of 'okapi', which the model does not know"):
+        exported(tiny_project, tmp_path / "refused", seen_images=tmp_path / "by class")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_images_of_the_gate_are_used_if_there_are_enough_of_known_classes(tiny_project: TinyProject, tmp_path: Path):
+    rows = noise_images(tiny_project, tmp_path / "images", num_images=MIN_GATE_IMAGES)
+    unseen = [(path, tiny_project.unseen_names[0]) for path, _ in rows[:7]]
+
+    enough = write_list(tmp_path / "enough.csv", [*unseen, *rows])
+    assert reference_in(exported(tiny_project, tmp_path / "a", images=enough)).num_reference == MIN_GATE_IMAGES
+    few = write_list(tmp_path / "few.csv", [*unseen, *rows[1:]])
+    assert reference_in(exported(tiny_project, tmp_path / "b", images=few)).num_reference > MIN_GATE_IMAGES
+
+
+@pytest.mark.parametrize("num_images", [0, 19])
+def test_too_few_images_to_tell_such_a_share_are_refused(num_images: int, tiny_project: TinyProject, tmp_path: Path):
+    rows = noise_images(tiny_project, tmp_path / "images", num_images=num_images + 1)
+    wrong = [(rows[0][0], "class00" if rows[0][1] != "class00" else "class01")]
+    listed = write_list(tmp_path / "seen.csv", [*wrong, *rows[1:]])
+
+    with pytest.raises(UsageError, match=f"The model is right on {num_images} of the images .* takes 20 or more"):
+        exported(tiny_project, tmp_path / "bundle", seen_images=listed)
+
+
+def test_a_folder_without_images_is_refused(tiny_project: TinyProject, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="holds no images"):
+        exported(tiny_project, tmp_path / "bundle", seen_images=tmp_path / "empty")
+
+
+def test_images_need_preprocessing(tiny_project: TinyProject, tmp_path: Path):
+    with pytest.raises(UsageError, match="known how they are prepared"):
+        exported(tiny_project, tmp_path / "bundle", preprocess=None, seen_images=tiny_project.images.parent)
+
+
+def test_a_fused_head_and_a_bundle_without_a_guard_have_no_reference(tiny_project: TinyProject, tmp_path: Path):
+    for name, options in (("fused", {"head": "fused", "capacity": None}), ("none", {"max_changed_answers": None})):
+        folder = exported(tiny_project, tmp_path / name, **options)
+        assert not (folder / REFERENCE_NAME).exists()
+        assert load_manifest(folder).max_changed_answers is None
+        with pytest.raises(UsageError, match="this one takes none or has no guard"):
+            exported(tiny_project, tmp_path / "refused", seen_images=tiny_project.images, **options)
+
+
+@pytest.mark.parametrize("share", [-0.1, 5])
+def test_a_share_is_one_of_all_answers(share: float):
+    with pytest.raises(UsageError, match="is no share of the answers"):
+        icis_deploy.ExportOptions(head="updatable", capacity=4, max_changed_answers=share)
