@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
     from icis_deploy.descriptors.descriptors import Descriptors
     from icis_deploy.descriptors.files import load_descriptors, save_descriptors
-    from icis_deploy.errors import ICISDeployError
+    from icis_deploy.errors import ICISDeployError, ICISDeployWarning
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.head.head import Head
     from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
@@ -56,16 +56,17 @@ if TYPE_CHECKING:
     from icis_deploy.injection.estimate.intervals import Range
     from icis_deploy.injection.inject import Injection
     from icis_deploy.injection.options import InjectionOptions
+    from icis_deploy.injection.promise import Promise
     from icis_deploy.injection.rows.calibration import Injector, RowCalibration
     from icis_deploy.injection.rows.predictors import RowPredictor
-    from icis_deploy.injection.validation.operating_point import Rates
+    from icis_deploy.injection.validation.operating_point import CurvePoint, Rates
     from icis_deploy.injection.validation.selection import MethodChoice, TriedMethod
     from icis_deploy.metrics.accuracy import AccuracyReport, Crossing
     from icis_deploy.metrics.accuracy_loss import AccuracyKept
     from icis_deploy.metrics.parity import GateProfile, ParityReport
     from icis_deploy.metrics.proportions import Interval
     from icis_deploy.metrics.seen_loss import LosingClass, SeenLoss, TakingClass
-    from icis_deploy.metrics.trade_off import BudgetPoint, CurvePoint
+    from icis_deploy.metrics.trade_off import BudgetPoint, TradeOffPoint
     from icis_deploy.runtime.answers import Logits, Prediction
     from icis_deploy.runtime.changes.guard import ChangedAnswers
     from icis_deploy.runtime.changes.timings import ApplyTimings
@@ -92,7 +93,7 @@ _HOMES = {
     "ComparedMethod": "icis_deploy.api.compare",
     "ComparisonOptions": "icis_deploy.api.compare",
     "Crossing": "icis_deploy.metrics.accuracy",
-    "CurvePoint": "icis_deploy.metrics.trade_off",
+    "CurvePoint": "icis_deploy.injection.validation.operating_point",
     "Descriptors": "icis_deploy.descriptors.descriptors",
     "Device": "icis_deploy.runtime.device",
     "EngineSettings": "icis_deploy.bundle.target_options",
@@ -106,6 +107,7 @@ _HOMES = {
     "HeadLocation": "exporters.head.finding",
     "HistoryEntry": "icis_deploy.runtime.state.journal",
     "ICISDeployError": "icis_deploy.errors",
+    "ICISDeployWarning": "icis_deploy.errors",
     "Injection": "icis_deploy.injection.inject",
     "InjectionOptions": "icis_deploy.injection.options",
     "Injector": "icis_deploy.injection.rows.calibration",
@@ -125,6 +127,7 @@ _HOMES = {
     "ParityReport": "icis_deploy.metrics.parity",
     "Prediction": "icis_deploy.runtime.answers",
     "Preprocessing": "icis_deploy.images.preprocessing",
+    "Promise": "icis_deploy.injection.promise",
     "Range": "icis_deploy.injection.estimate.intervals",
     "Rates": "icis_deploy.injection.validation.operating_point",
     "RowCalibration": "icis_deploy.injection.rows.calibration",
@@ -134,6 +137,7 @@ _HOMES = {
     "SignedFile": "icis_deploy.updates.signing",
     "TakingClass": "icis_deploy.metrics.seen_loss",
     "TargetOptions": "icis_deploy.bundle.target_options",
+    "TradeOffPoint": "icis_deploy.metrics.trade_off",
     "TriedMethod": "icis_deploy.injection.validation.selection",
     "TrustedKeys": "icis_deploy.updates.trusted_keys",
     "UpdateDiff": "icis_deploy.api.diff",
@@ -195,6 +199,7 @@ __all__ = [
     "HeadLocation",
     "HistoryEntry",
     "ICISDeployError",
+    "ICISDeployWarning",
     "Injection",
     "InjectionOptions",
     "Injector",
@@ -214,6 +219,7 @@ __all__ = [
     "ParityReport",
     "Prediction",
     "Preprocessing",
+    "Promise",
     "Range",
     "Rates",
     "RowCalibration",
@@ -223,6 +229,7 @@ __all__ = [
     "SignedFile",
     "TakingClass",
     "TargetOptions",
+    "TradeOffPoint",
     "TriedMethod",
     "TrustedKeys",
     "UpdateDiff",

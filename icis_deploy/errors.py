@@ -107,6 +107,15 @@ class ICISDeployError(Exception):
         return cls(f"{where}: {error.what}", found=error.found, expected=error.expected, where=where, hint=error.hint)
 
 
+class ICISDeployWarning(UserWarning):
+    """What a public function could not do as asked, or a reason to doubt what it returns.
+
+    Example:
+        >>> issubclass(icis_deploy.ICISDeployWarning, UserWarning)  # so that `warnings.simplefilter` takes it
+        True
+    """
+
+
 class VerdictError(ICISDeployError):
     """The work was done and its result is negative."""
 

@@ -64,10 +64,12 @@ ROOMS = {
     "icis_deploy.injection.estimate": Room(
         "icis_deploy.{common,descriptors} icis_deploy.injection.{predictors,pseudo_features,rows,validation}"
     ),
-    "icis_deploy.injection": Room(
-        "icis_deploy.{common,descriptors,head} icis_deploy.injection.{estimate,predictors,rows,validation}"
-    ),
     "icis_deploy.metrics": Room("icis_deploy.common"),
+    "icis_deploy.injection.arbiter": Room("icis_deploy.{common,head,metrics} icis_deploy.injection.{rows,validation}"),
+    "icis_deploy.injection": Room(
+        "icis_deploy.{common,descriptors,head,metrics} "
+        "icis_deploy.injection.{arbiter,estimate,predictors,rows,validation}"
+    ),
     "icis_deploy.runtime.sessions": Room("icis_deploy.{bundle,common,head}"),
     "icis_deploy.runtime.teaching": Room("icis_deploy.{bundle,common,head} icis_deploy.runtime.sessions"),
     "icis_deploy.updates": Room("icis_deploy.{common,head}"),

@@ -196,7 +196,7 @@ def measure_fit(
             found=(num_rounds, published_epochs),
             expected="at least 1",
         )
-    options = [InjectionOptions(method=method, seed=seed) for method in methods]
+    options = [InjectionOptions(method=method, balance=0.5, seed=seed) for method in methods]
     published = ICISConfig.published()
     num_epochs, rows = published_epochs, None
     if num_epochs is None:

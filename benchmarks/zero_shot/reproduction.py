@@ -121,7 +121,7 @@ def reproduce(
     Raises:
         ICISDeployError: If the data cannot be read, or there is no such method.
     """
-    options = [InjectionOptions(method=method) for method in methods]
+    options = [InjectionOptions(method=method, balance=0.5) for method in methods]
     data = load_zero_shot_data(folder, features_name=features_name)
     heads: list[BaseHead] = []
     own_accuracies: list[float] = []

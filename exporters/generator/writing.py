@@ -71,6 +71,7 @@ def write_generator(
     seen_descriptors: Float32,
     unseen_descriptors: Float32,
     method: str,
+    arbiter: Float32 | None = None,
     precision: str = "fp32",
 ) -> WrittenGenerator:
     """Write an injector as a generator, if the two make the same rows.
@@ -82,6 +83,7 @@ def write_generator(
         seen_descriptors: `(num_seen, descriptor_dim)`, in the order of the head.
         unseen_descriptors: `(num_unseen, descriptor_dim)`, those that the injector was trained with.
         method: The method's name.
+        arbiter: `(5,)`, the coefficients of all rows; `None` for constant offsets.
         precision: `fp32`, or `fp16` to store matrices in half the size.
 
     Raises:
@@ -95,6 +97,7 @@ def write_generator(
         method=method,
         descriptor_dim=int(known.shape[1]),
         feature_dim=head.feature_dim,
+        arbiter=None if arbiter is None else tuple(float(one) for one in arbiter),
         **measure_limits(head.rows, injector.rows(known), seen_descriptors),
     )
     model = generator_model(injector, head, seen_descriptors, metadata=metadata, precision=precision)

@@ -12,24 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from icis_deploy.api.evaluate import BATCH_SIZE
 from icis_deploy.api.inject import neutral_features_of
 from icis_deploy.api.inputs import PathLike, class_names_from, descriptors_from, preprocessing_from
 from icis_deploy.api.models import Model, OpenedModel, head_of, inspect
+from icis_deploy.api.notices import tell
+from icis_deploy.api.seen_images import backbone_features_of, load_seen_images
 from icis_deploy.common.arrays import Float32
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import ImageError, UntrustworthyError, UsageError
+from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
-from icis_deploy.images.loading import iterate_batches, load_image_list
+from icis_deploy.images.loading import load_image_list
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.injection.estimate.estimate import Estimate
-from icis_deploy.injection.inject import Injection, inject
+from icis_deploy.injection.inject import Injection, inject, unseen_classes
 from icis_deploy.injection.options import AUTO, InjectionOptions
 from icis_deploy.injection.predictors.registry import METHODS
+from icis_deploy.injection.promise import Promise
+from icis_deploy.injection.validation.operating_point import CurvePoint
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
-from icis_deploy.workbench import enable_workbench
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +50,16 @@ class ComparisonOptions:
     methods: Sequence[str] = (AUTO, *METHODS)
     """What to compare, in this order: `auto`, or names of methods."""
 
-    balance: float = 0.5
+    max_seen_loss: float | None = None
+    """As in `InjectionOptions`."""
+
+    balance: float | None = None
+    """As in `InjectionOptions`."""
+
+    arbiter: str = AUTO
+    """As in `InjectionOptions`."""
+
+    seen_images: PathLike | tuple[ArrayLike, Sequence[str] | None] | None = None
     """As in `InjectionOptions`."""
 
     seen_accuracy: float | None = None
@@ -64,7 +77,15 @@ class ComparisonOptions:
     def by_method(self) -> dict[str, InjectionOptions]:
         """Return the options of each method's injection, by the method's name."""
         return {
-            name: InjectionOptions(method=name, balance=self.balance, seen_accuracy=self.seen_accuracy, seed=self.seed)
+            name: InjectionOptions(
+                method=name,
+                max_seen_loss=self.max_seen_loss,
+                balance=self.balance,
+                arbiter=self.arbiter,
+                seen_images=self.seen_images,
+                seen_accuracy=self.seen_accuracy,
+                seed=self.seed,
+            )
             for name in self.methods
         }
 
@@ -85,13 +106,22 @@ class ComparedMethod:
     """The method that predicted the rows; another than `name` for `auto` only."""
 
     estimate: Estimate
-    """Predicted without an image."""
+    """What to expect."""
 
     measured: AccuracyReport | None
     """On the images; `None` where there were none."""
 
     train_s: float
     """Time in seconds for choices, cross-validation, calibration, estimate and training."""
+
+    curve: tuple[CurvePoint, ...] = ()
+    """What to expect where seen classes lose 1, 2, 5 and 10 points of their accuracy."""
+
+    promise: Promise | None = None
+    """The budget of seen accuracy and on what ground it is kept; `None` where a balance was asked for."""
+
+    warnings: tuple[str, ...] = ()
+    """Reasons to doubt the rows."""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; accuracies are fractions of 1."""
@@ -102,7 +132,9 @@ class ComparedMethod:
             "predicted": {name: getattr(self.estimate, name).to_json() for name in names},
             "measured": None if self.measured is None else {name: getattr(self.measured, name) for name in names},
             "train_s": self.train_s,
-            "warnings": list(self.estimate.warnings),
+            "curve": [point.to_json() for point in self.curve],
+            "budget": None if self.promise is None else self.promise.to_json(),
+            "warnings": list(self.warnings),
         }
 
 
@@ -146,6 +178,9 @@ def compare_methods(
     preprocessing = preprocessing_from(preprocess)
     opened = inspect(model, classes=classes)
     head = head_of(opened)
+    new = unseen_classes(head, described, names)
+    [any_options, *_] = options.by_method().values()
+    seen_images = load_seen_images(opened, any_options, preprocessing, new_classes=new)
     labeled = None if images is None else LabeledImageFeatures.load(images, opened, preprocessing)
     neutral = neutral_features_of(opened, preprocessing=preprocessing, seed=options.seed)
     compared = []
@@ -153,10 +188,15 @@ def compare_methods(
         if on_method is not None:
             on_method(name)
         start = time.perf_counter()
-        injection = inject(head, described, unseen=names, options=each, neutral_features=neutral)
+        injection = inject(head, described, unseen=names, options=each, neutral_features=neutral, images=seen_images)
         train_s = time.perf_counter() - start
-        measured = None if labeled is None else labeled.measure(head, injection.rows, injection.class_names)
+        measured = (
+            None
+            if labeled is None
+            else labeled.measure(head, injection.rows, injection.class_names, arbiter=injection.arbiter)
+        )
         compared.append(_compared(name, injection, measured, train_s))
+    tell(message for one in compared for message in one.warnings)
     return tuple(compared)
 
 
@@ -168,7 +208,14 @@ def _compared(name: str, injection: Injection, measured: AccuracyReport | None, 
             expected="an estimate",
         )
     return ComparedMethod(
-        name=name, method=injection.method, estimate=injection.estimate, measured=measured, train_s=train_s
+        name=name,
+        method=injection.method,
+        estimate=injection.estimate,
+        measured=measured,
+        train_s=train_s,
+        curve=injection.curve,
+        promise=injection.promise,
+        warnings=injection.warnings,
     )
 
 
@@ -193,24 +240,20 @@ class LabeledImageFeatures:
             UsageError: If nothing says how its images are prepared.
             ImageError: If the list or an image cannot be read.
         """
-        if preprocessing is None:
-            raise UsageError(
-                "Images can only be measured on where it is known how they are prepared.",
-                hint="Give `preprocess`, which says it, or leave `images` out.",
-            )
-        enable_workbench()
-        from exporters.backbone.features import backbone_features
-
         listed = load_image_list(Path(images))
-        batches = iterate_batches(listed.paths, preprocessing, batch_size=BATCH_SIZE)
-        return cls(
-            source=str(images),
-            labels=listed.labels,
-            features=backbone_features(opened.loaded, opened.location, batches),
-        )
+        features = backbone_features_of(listed.paths, opened, preprocessing)
+        return cls(source=str(images), labels=listed.labels, features=features)
 
-    def measure(self, head: Head, rows: Float32, class_names: Sequence[str]) -> AccuracyReport:
-        """Return the accuracy of a head with injected rows, `(num_unseen, feature_dim + 1)`.
+    def measure(
+        self, head: Head, rows: Float32, class_names: Sequence[str], *, arbiter: Float32 | None = None
+    ) -> AccuracyReport:
+        """Return the accuracy of a head with injected rows.
+
+        Args:
+            head: The seen classes.
+            rows: `(num_unseen, feature_dim + 1)`.
+            class_names: `(num_unseen,)`.
+            arbiter: `(5,)`, the coefficients of all rows; `None` for constant offsets.
 
         Raises:
             ImageError: If an image shows a class that is neither in the head nor injected.
@@ -228,4 +271,9 @@ class LabeledImageFeatures:
                 hint="Leave their images out, or inject them.",
             )
         labels = np.array([indices[label] for label in self.labels])
-        return accuracy_report(expanded.logits(self.features), labels, seen=head.num_classes)
+        logits = expanded.logits(self.features)
+        if arbiter is not None:
+            seen_logits = np.asarray(logits[:, : head.num_classes], dtype=np.float32)
+            statistics = seen_statistics(self.features, seen_logits, deviation_lengths(head.rows))
+            logits[:, head.num_classes :] += (statistics @ arbiter)[:, None]
+        return accuracy_report(logits, labels, seen=head.num_classes)

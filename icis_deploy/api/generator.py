@@ -108,5 +108,6 @@ def export_generator(
         seen_descriptors=described.select(head.class_names).values,
         unseen_descriptors=described.select(injection.class_names).values,
         method=injection.method,
+        arbiter=injection.arbiter,
         precision=options.precision,
     )

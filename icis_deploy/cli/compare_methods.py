@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.inject import METHOD_NAMES
 from icis_deploy.cli.options import (
     EXISTING_FILE,
@@ -17,10 +18,11 @@ from icis_deploy.cli.options import (
     described_classes_options,
     model_options,
     model_source,
+    points_as_fraction,
     refuse_given,
     seed_option,
 )
-from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.cli.output import format_option, print_result, without_library_warnings
 from icis_deploy.common.terminal_text import columns, percent
 
 if TYPE_CHECKING:
@@ -44,7 +46,10 @@ if TYPE_CHECKING:
 def compare_methods(
     model: str,
     methods: tuple[str, ...],
-    balance: float,
+    max_seen_loss: float | None,
+    balance: float | None,
+    seen_images: Path | None,
+    arbiter: str,
     seen_accuracy: float | None,
     seed: int,
     plot: Path | None,
@@ -56,8 +61,8 @@ def compare_methods(
 ) -> None:
     """Predict rows with every method, calibrate each, and compare their accuracy.
 
-    It is predicted by cross-validation on classes that MODEL knows, without an image. With --images it is also
-    measured; images are used only after all rows are final.
+    It is predicted by cross-validation on classes that MODEL knows, without an image or with --seen-images. With
+    --images it is also measured; they are used only after all rows are final.
     """
     from icis_deploy.api.compare import ComparisonOptions
     from icis_deploy.api.compare import compare_methods as compare
@@ -67,14 +72,22 @@ def compare_methods(
         refuse_given("overwrite", reason="no plot is drawn. Give --plot, or leave it out.")
     else:
         check_free(plot, overwrite=overwrite)
-    compared = compare(
-        model_source(model, weights, input_shape, head_node),
-        options=ComparisonOptions(
-            methods=methods or METHOD_NAMES, balance=balance, seen_accuracy=seen_accuracy, seed=seed
-        ),
-        on_method=lambda name: click.echo(f"Trying {name}", err=True),
-        **files,
+    options = ComparisonOptions(
+        methods=methods or METHOD_NAMES,
+        max_seen_loss=points_as_fraction(max_seen_loss),
+        balance=balance,
+        arbiter=arbiter,
+        seen_images=seen_images,
+        seen_accuracy=seen_accuracy,
+        seed=seed,
     )
+    with without_library_warnings():
+        compared = compare(
+            model_source(model, weights, input_shape, head_node),
+            options=options,
+            on_method=lambda name: click.echo(f"Trying {name}", err=True),
+            **files,
+        )
     if plot is not None:
         from icis_deploy.api.compare_plot import save_comparison_plot
 
@@ -92,4 +105,23 @@ def comparison_text(compared: Sequence[ComparedMethod]) -> str:
         predicted = [percent(getattr(one.estimate, key).value) for key in names]
         measured = [percent(getattr(one.measured, key)) for key in names] if has_images else []
         rows.append([name, *predicted, *measured, f"{one.train_s:.1f}"])
+    lines = [columns(rows, right=range(1, len(rows[0])))]
+    if compared[0].curve:
+        lines += ["Predicted U for what seen classes lose, and U with the right class among the five first:"]
+        lines += [_curves(compared)]
+    messages = dict.fromkeys(message for one in compared for message in one.warnings)
+    commands = all_commands()
+    lines += [f"Warning: {command_line_hint(message, commands)}" for message in messages]
+    return "\n".join(lines)
+
+
+def _curves(compared: Sequence[ComparedMethod]) -> str:
+    """Return a table of the methods' curves."""
+    losses = [point.loss for point in compared[0].curve]
+    rows = [["method", *(f"{100 * loss:g} points" for loss in losses), *(f"five, {100 * loss:g}" for loss in losses)]]
+    for one in compared:
+        points = {point.loss: point for point in one.curve}
+        known = [points.get(loss) for loss in losses]
+        first = ["-" if point is None else percent(point.U) for point in known]
+        rows.append([one.name, *first, *("-" if point is None else percent(point.U_top5) for point in known)])
     return columns(rows, right=range(1, len(rows[0])))

@@ -48,7 +48,8 @@ def demo_text(result: DemoResult) -> str:
     rows.append(("chance", percent(chance_t), percent(chance_u), percent(chance_u), percent(chance_u)))
     return (
         f"{result.num_unseen} classes injected from their attributes into a head of {result.num_seen}; no image "
-        f"of them was used.\n\n{columns(rows, right=[1, 2, 3, 4])}\n\n"
+        f"of them was used.\nSeen classes keep {percent(result.injected.S)} of the {percent(result.without.S)} that "
+        f"they had, where at most 2 points were to be lost.\n\n{columns(rows, right=[1, 2, 3, 4])}\n\n"
         f"T: unseen images, among unseen classes. U: unseen images, S: seen images, among all classes. H: 2US/(U+S).\n"
         f"The device took the class update, and answered with it, in {result.apply_ms:.1f} ms.\n"
         f"Everything is in {result.folder}; look at {result.sheet}. The demo took {result.total_s:.0f} s."

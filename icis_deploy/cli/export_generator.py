@@ -15,6 +15,7 @@ from icis_deploy.cli.options import (
     described_classes_options,
     model_options,
     model_source,
+    points_as_fraction,
     seed_option,
 )
 from icis_deploy.cli.output import format_option, print_result, training_progress
@@ -57,7 +58,10 @@ def export_generator(
     input_shape: str | None,
     head_node: str | None,
     method: str,
-    balance: float,
+    max_seen_loss: float | None,
+    balance: float | None,
+    seen_images: Path | None,
+    arbiter: str,
     seen_accuracy: float | None,
     seed: int,
     preprocess: Path | None,
@@ -72,7 +76,15 @@ def export_generator(
     from icis_deploy.api.generator import export_generator as write
     from icis_deploy.injection.options import InjectionOptions
 
-    options = InjectionOptions(method=method, balance=balance, seen_accuracy=seen_accuracy, seed=seed)
+    options = InjectionOptions(
+        method=method,
+        max_seen_loss=points_as_fraction(max_seen_loss),
+        balance=balance,
+        arbiter=arbiter,
+        seen_images=seen_images,
+        seen_accuracy=seen_accuracy,
+        seed=seed,
+    )
     with training_progress("Training") as progress:
         written = write(
             model_source(model, weights, input_shape, head_node),

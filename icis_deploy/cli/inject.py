@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import (
     NEW_PATH,
     calibration_options,
@@ -17,10 +18,17 @@ from icis_deploy.cli.options import (
     model_arguments,
     model_options,
     model_source,
+    points_as_fraction,
     refuse_given,
     seed_option,
 )
-from icis_deploy.cli.output import format_option, print_result, training_progress
+from icis_deploy.cli.output import (
+    curve_table,
+    format_option,
+    print_result,
+    training_progress,
+    without_library_warnings,
+)
 from icis_deploy.common.terminal_text import columns, percent
 
 if TYPE_CHECKING:
@@ -76,7 +84,10 @@ def inject(
     overwrite: bool,
     method: str,
     calibration: str,
-    balance: float,
+    max_seen_loss: float | None,
+    balance: float | None,
+    seen_images: Path | None,
+    arbiter: str,
     seen_accuracy: float | None,
     seed: int,
     preprocess: Path | None,
@@ -87,8 +98,9 @@ def inject(
 ) -> None:
     """Predict rows of unseen classes from their descriptors, and write them as a class update.
 
-    No image is used: the rows come from the descriptors and the rows of the classes that MODEL knows. What to expect of
-    them is estimated by cross-validation on classes that MODEL knows.
+    No image of a new class is used: the rows come from the descriptors and the rows of the classes that MODEL knows.
+    These lose at most --max-seen-loss points of their accuracy; with --seen-images, some of their own images say how
+    far new classes may be favoured for that. What to expect is estimated on known classes that play new ones.
     """
     from icis_deploy.api.inject import inject as inject_classes
     from icis_deploy.common.files import check_free
@@ -99,11 +111,21 @@ def inject(
     if "auto" not in (method, calibration):
         reason = "it guides what is chosen, and --method and --calibration leave no choice. Let one of them be auto."
         refuse_given("balance", "seen_accuracy", reason=reason)
+    if calibration != "auto":
+        reason = "only --calibration auto keeps a budget of seen accuracy. Leave --calibration out."
+        refuse_given("max_seen_loss", "seen_images", "arbiter", reason=reason)
     source = model_source(model, weights, input_shape, head_node)
     options = InjectionOptions(
-        method=method, calibration=calibration, balance=balance, seen_accuracy=seen_accuracy, seed=seed
+        method=method,
+        calibration=calibration,
+        max_seen_loss=points_as_fraction(max_seen_loss),
+        balance=balance,
+        arbiter=arbiter,
+        seen_images=seen_images,
+        seen_accuracy=seen_accuracy,
+        seed=seed,
     )
-    with training_progress("Training") as progress:
+    with without_library_warnings(), training_progress("Training") as progress:
         update = inject_classes(
             source, classes=classes, options=options, preprocess=preprocess, progress=progress, **given
         )
@@ -144,7 +166,9 @@ def summary(provenance: Mapping[str, Any]) -> str:
         lines.append(provenance["selection"]["reason"])
     estimate = provenance["estimate"]
     if estimate is not None:
-        lines.append("Predicted without an image, with 90 % intervals:")
+        num_images = provenance["selection"]["num_images"]
+        source = f"from {num_images} images of known classes" if num_images else "without an image"
+        lines.append(f"Predicted {source}, with 90 % intervals:")
         rows = [(name, percent(estimate[name]["value"]), _interval(estimate[name])) for name in ("T", "U", "S", "H")]
         lines.append(columns(rows, right=[1]))
         least_confident = list(estimate["confidence"].items())[:NUM_SHOWN]
@@ -152,7 +176,16 @@ def summary(provenance: Mapping[str, Any]) -> str:
             "Least likely to be recognised: " + ", ".join(f"{name} ({percent(p)})" for name, p in least_confident)
         )
         lines += [f"Collision: {one['message']}" for one in estimate["collisions"][:NUM_SHOWN]]
-    lines += [f"Warning: {message}" for message in provenance["warnings"]]
+    if provenance["curve"]:
+        lines += ["What new classes get for what seen ones lose:", curve_table(provenance["curve"])]
+    if provenance["budget"] is not None:
+        lines.append(
+            f"Budget {100 * provenance['budget']['max_seen_loss']:g} points. {provenance['budget']['message']}"
+        )
+    if provenance["arbiter"]["reason"] is not None:
+        lines.append(provenance["arbiter"]["reason"])
+    commands = all_commands()
+    lines += [f"Warning: {command_line_hint(message, commands)}" for message in provenance["warnings"]]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -86,11 +86,30 @@ def calibration_options(function: Command) -> Command:
             help="Accuracy of the model on images of its classes, such as 0.76; sharpens calibration.",
         ),
         click.option(
+            "--arbiter",
+            type=click.Choice(["auto", "off"]),
+            default="auto",
+            show_default=True,
+            help="auto: how far new classes are favoured depends on the image, where --seen-images speak for it.",
+        ),
+        click.option(
+            "--seen-images",
+            metavar="LIST|FOLDER",
+            type=click.Path(exists=True, path_type=Path),
+            help="Images of classes that the model knows: CSV with the columns file and class (or file alone), a "
+            "folder of class folders or of images, or .npz with features and labels. They keep --max-seen-loss, and "
+            "the estimate comes from them. Not those that the model was trained on: they promise too much.",
+        ),
+        click.option(
             "--balance",
             type=click.FloatRange(0, 1, min_open=True, max_open=True),
-            default=0.5,
-            show_default=True,
-            help="Weight of unseen classes against seen ones; more than 0.5 favours unseen classes.",
+            help="Instead of --max-seen-loss, the weight of unseen classes against seen ones; 0.5 is that of papers.",
+        ),
+        click.option(
+            "--max-seen-loss",
+            metavar="POINTS",
+            type=click.FloatRange(0, 100, min_open=True, max_open=True),
+            help="Points of accuracy that seen classes may lose at most.  [default: 2]",
         ),
     ):
         function = option(function)
@@ -103,9 +122,14 @@ def max_seen_loss_option(help_text: str) -> Callable[[Command], Command]:
         "--max-seen-loss",
         metavar="POINTS",
         type=click.FloatRange(0, 100),
-        callback=lambda _context, _parameter, value: None if value is None else value / 100,
+        callback=lambda _context, _parameter, value: points_as_fraction(value),
         help=help_text,
     )
+
+
+def points_as_fraction(points: float | None) -> float | None:
+    """Return points of accuracy as a fraction of 1; `None` stays `None`."""
+    return None if points is None else points / 100.0
 
 
 def seed_option(function: Command) -> Command:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from icis_deploy.common.terminal_text import printable
+from icis_deploy.common.terminal_text import columns, percent, printable
 
 SCHEMA_VERSION = 1
 
@@ -85,6 +86,27 @@ def plain_value(value: object) -> Any:
     if isinstance(value, list | tuple):
         return [plain_value(each) for each in value]
     return str(value)
+
+
+@contextmanager
+def without_library_warnings() -> Iterator[None]:
+    """Keep the library's warnings from stderr, for commands that print them with their result."""
+    from icis_deploy.errors import ICISDeployWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ICISDeployWarning)
+        yield
+
+
+def curve_table(curve: Sequence[Mapping[str, float]]) -> str:
+    """Return what to expect at several losses of seen accuracy, as a table for people.
+
+    Args:
+        curve: JSON values of `CurvePoint`.
+    """
+    rows = [["seen classes lose", "U", "U, five first"]]
+    rows += [[f"{100 * one['loss']:g} points", percent(one["U"]), percent(one["U_top5"])] for one in curve]
+    return columns(rows, right=[1, 2])
 
 
 @contextmanager

@@ -33,6 +33,8 @@ from icis_deploy.updates.envelope import save_update
 
 TRAINING_IMAGES_PER_CLASS = 60
 TEST_IMAGES_PER_CLASS = 10
+OWNER_IMAGES_PER_CLASS = 5
+"""Images of each seen class that the network was not trained on, and that say what seen classes may lose."""
 CAPACITY = 64
 SHEET_NAME = "unseen.png"
 MARKER = "demo.json"
@@ -138,6 +140,8 @@ def _write_inputs(folder: Path, world: World, *, seed: int, log: Log) -> None:
     tests, truth = render_classes(world.classes, TEST_IMAGES_PER_CLASS, seed=seed + 1)
     names = (*world.seen_names, *world.unseen_names)
     save_images(folder, tests, truth, names, list_name="images.csv")
+    owned, seen = render_classes(world.seen, OWNER_IMAGES_PER_CLASS, seed=seed + 2)
+    save_images(folder / "seen", owned, seen, world.seen_names, list_name="images.csv")
     write_file(folder / "classes.txt", "\n".join((*world.seen_names, "")).encode())
     write_file(folder / "unseen.txt", "\n".join((*world.unseen_names, "")).encode())
     descriptors = world.descriptors()
@@ -151,7 +155,7 @@ def _inject(folder: Path, model: OpenedModel, *, seed: int, log: Log) -> ClassUp
         model,
         descriptors=folder / "descriptors.npz",
         preprocess=folder / "preprocess.json",
-        options=InjectionOptions(seed=seed),
+        options=InjectionOptions(seed=seed, seen_images=folder / "seen" / "images.csv"),
     )
     save_update(update, folder / "new.icis")
     return update

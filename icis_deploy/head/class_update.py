@@ -182,6 +182,12 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
         """`(num_rows,)`: the names that the rows belong to, added before replaced."""
         return (*self.added, *self.replaced)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever made the update was warned of, from its provenance; empty where that says nothing."""
+        found = self.provenance.get("warnings")
+        return tuple(str(one) for one in found) if isinstance(found, list) else ()
+
     def with_terms(self, *, version: int, expires: datetime | None) -> ClassUpdate:
         """Return the same change under another version and expiry; what a publisher decides when signing."""
         return replace(self, version=version, expires=expires)

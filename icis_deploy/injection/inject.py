@@ -1,6 +1,7 @@
 """Inject: predict the rows of unseen classes from a head and descriptors, calibrate them, and say what to expect.
 
-With too few seen classes there is no cross-validation: then nothing is chosen, rows get the seen rows' mean
+Images of seen classes, where the owner has some, decide how far new classes are favoured; none of a new class is ever
+needed. With too few seen classes there is no cross-validation: then nothing is chosen, rows get the seen rows' mean
 length, and there is no estimate. Each of these fallbacks is a warning.
 """
 
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
+
 from icis_deploy.common.arrays import Float32, frozen_float32
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import (
@@ -19,15 +22,21 @@ from icis_deploy.errors import (
     IncompatibleError,
     MissingDependencyError,
     UntrustworthyError,
+    UsageError,
 )
 from icis_deploy.head.head import Head
-from icis_deploy.injection.estimate.estimate import Estimate, estimate_injection
-from icis_deploy.injection.options import AUTO, DEFAULT_SEEN_ACCURACY, InjectionOptions
+from icis_deploy.injection.arbiter.seen_images import SeenImages
+from icis_deploy.injection.estimate.estimate import Estimate
+from icis_deploy.injection.operation import Operation, operate, spend_without_estimate
+from icis_deploy.injection.options import AUTO, DEFAULT_SEEN_ACCURACY, InjectionOptions, aim_of
+from icis_deploy.injection.owner_images import enough_to_choose, image_warnings
 from icis_deploy.injection.predictors.registry import method_named
+from icis_deploy.injection.promise import Promise
 from icis_deploy.injection.rows.calibration import Injector, LengthFactor, RowCalibration, matching_length
-from icis_deploy.injection.rows.predictors import Progress
+from icis_deploy.injection.rows.predictors import Progress, RowPredictor
 from icis_deploy.injection.validation.cross_validation import MIN_SEEN
 from icis_deploy.injection.validation.evaluation import Assumptions, set_up_evaluation
+from icis_deploy.injection.validation.operating_point import CurvePoint
 from icis_deploy.injection.validation.selection import MethodChoice, Selection, candidate_methods, select
 
 TOO_FEW_SEEN = (
@@ -72,18 +81,38 @@ class Injection:
     estimate: Estimate | None
     """What cross-validation predicts of the calibrated rows; `None` unless it calibrated them."""
 
+    arbiter: Float32 | None
+    """`(5,)` float32, read-only: what all injected logits get per unit of each statistic of an image, in addition to
+    the rows; `None` where their offset is the same for all images and part of the biases."""
+
+    curve: tuple[CurvePoint, ...]
+    """What to expect where seen classes lose 1, 2, 5 and 10 points of their accuracy; empty where nothing is known."""
+
+    promise: Promise | None
+    """The budget of seen accuracy and on what ground it is kept; `None` where none was asked for."""
+
+    arbiter_reason: str | None
+    """Why there is an arbiter, or a constant offset; `None` where images did not decide."""
+
     warnings: tuple[str, ...]
     """What could not be done as asked, and reasons why the rows may be worse than predicted."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", frozen_float32(self.rows, name="injected rows", ndim=2))
         object.__setattr__(self, "class_names", tuple(self.class_names))
+        if self.arbiter is not None:
+            object.__setattr__(self, "arbiter", frozen_float32(self.arbiter, name="arbiter", ndim=1))
         if len(self.rows) != len(self.class_names):
             raise IncompatibleError(
                 f"There are {len(self.rows)} injected rows but {len(self.class_names)} names.",
                 found=len(self.class_names),
                 expected=len(self.rows),
             )
+
+    @property
+    def row_arbiter(self) -> Float32 | None:
+        """`(num_unseen, 5)` float32: the arbiter once for each row, as class updates have it; `None` without one."""
+        return None if self.arbiter is None else np.tile(self.arbiter, (len(self.rows), 1))
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -95,6 +124,12 @@ class Injection:
             "seed": self.options.seed,
             "selection": None if self.selection is None else self.selection.to_json(),
             "estimate": None if self.estimate is None else self.estimate.to_json(),
+            "budget": None if self.promise is None else self.promise.to_json(),
+            "arbiter": {
+                "is_used": self.arbiter is not None,
+                "reason": self.arbiter_reason,
+            },
+            "curve": [point.to_json() for point in self.curve],
             "warnings": list(self.warnings),
         }
 
@@ -122,9 +157,10 @@ def inject(
     unseen: Sequence[str] | None = None,
     options: InjectionOptions | None = None,
     neutral_features: Float32 | None = None,
+    images: SeenImages | None = None,
     progress: Progress | None = None,
 ) -> Injection:
-    """Predict rows of unseen classes, without an image.
+    """Predict rows of unseen classes, without an image of them.
 
     Args:
         head: The classifier's head: the seen classes.
@@ -132,7 +168,8 @@ def inject(
         unseen: The classes to predict; every described class that the head lacks, in file order, by default.
         options: How to predict and calibrate; `InjectionOptions()` by default.
         neutral_features: `(num_neutral, feature_dim)`, the backbone's features of neutral images; they set the scale
-            of features. Without them it is guessed.
+            of features. Without them it is guessed; with enough images they are not needed.
+        images: Of seen classes, as the head sees them; they replace what is assumed otherwise.
         progress: Called after each epoch, by methods that train.
 
     Raises:
@@ -146,30 +183,85 @@ def inject(
     seen, new = descriptors.select(head.class_names), descriptors.select(names)
     features = checked_neutral_features(neutral_features, head)
     _require_solver()
+    if images is not None:
+        _require_calibration(options)
     options, warnings = _possible_options(options, head.num_classes)
-    selection, estimate = None, None
-    if options.needs_cross_validation:
-        selection = _select(options, head, seen, new, features, progress)
-        prepared = selection.chosen.prepared
-    else:
+    if images is not None:
+        warnings += image_warnings(images, head.class_names, seen_accuracy=options.seen_accuracy)
+    if not options.needs_cross_validation:
         prepared = method_named(options.method).prepare(seen.values, head.rows, options.seed, progress)
-    predictor = prepared.fit(seen.values, head.rows, new.values)
-    if selection is not None and options.calibration == AUTO:
-        calibration: RowCalibration = selection.chosen.calibration(selection.setup)
-        estimate = estimate_injection(selection, predictor, new, seen_names=head.class_names)
-        warnings += estimate.warnings
+        predictor = prepared.fit(seen.values, head.rows, new.values)
+        return _without_estimate(head, new, options, prepared.settings, predictor, images, warnings)
+    selection = _select(options, head, seen, new, features, images, progress)
+    predictor = selection.chosen.prepared.fit(seen.values, head.rows, new.values)
+    if options.calibration != AUTO:
+        fixed = _fixed_calibration(options.calibration, predictor.rows(new.values), head.rows)
+        return _injection(new, options, selection, Injector(predictor=predictor, calibration=fixed), None, warnings)
+    operation = operate(selection, predictor, head, new, images=images, is_arbiter_allowed=options.arbiter == AUTO)
+    injector = Injector(predictor=predictor, calibration=operation.calibration)
+    warnings += [*operation.warnings, *operation.estimate.warnings]
+    return _injection(new, options, operation.selection, injector, operation, warnings)
+
+
+def _injection(
+    new: Descriptors,
+    options: InjectionOptions,
+    selection: Selection,
+    injector: Injector,
+    operation: Operation | None,
+    warnings: Sequence[str],
+) -> Injection:
+    """Return an injection by a method that was cross-validated; the operation where it was also calibrated so."""
+    choice = None if operation is None else operation.arbiter_choice
+    return Injection(
+        rows=injector.rows(new.values),
+        class_names=new.class_names,
+        injector=injector,
+        method=selection.chosen.method.name,
+        settings=selection.chosen.prepared.settings,
+        options=options,
+        selection=selection.choice,
+        estimate=None if operation is None else operation.estimate,
+        arbiter=None if operation is None else operation.arbiter,
+        curve=() if operation is None else operation.curve,
+        promise=None if operation is None else operation.promise,
+        arbiter_reason=None if choice is None else choice.reason,
+        warnings=tuple(warnings),
+    )
+
+
+def _without_estimate(
+    head: Head,
+    new: Descriptors,
+    options: InjectionOptions,
+    settings: Mapping[str, Any],
+    predictor: RowPredictor,
+    images: SeenImages | None,
+    warnings: Sequence[str],
+) -> Injection:
+    """Return an injection of which nothing was cross-validated; images may still set its offset."""
+    calibration: RowCalibration
+    promise = None
+    if images is not None and options.max_seen_loss is not None:
+        calibration, promise = spend_without_estimate(
+            predictor, head, new, images, budget=options.max_seen_loss, seed=options.seed
+        )
     else:
         calibration = _fixed_calibration(options.calibration, predictor.rows(new.values), head.rows)
     injector = Injector(predictor=predictor, calibration=calibration)
     return Injection(
         rows=injector.rows(new.values),
-        class_names=names,
+        class_names=new.class_names,
         injector=injector,
-        method=options.method if selection is None else selection.chosen.method.name,
-        settings=prepared.settings,
+        method=options.method,
+        settings=settings,
         options=options,
-        selection=None if selection is None else selection.choice,
-        estimate=estimate,
+        selection=None,
+        estimate=None,
+        arbiter=None,
+        curve=(),
+        promise=promise,
+        arbiter_reason=None,
         warnings=tuple(warnings),
     )
 
@@ -228,6 +320,17 @@ def _require_solver() -> None:
         )
 
 
+def _require_calibration(options: InjectionOptions) -> None:
+    """Raise `UsageError` where images would do nothing."""
+    if options.calibration != AUTO:
+        raise UsageError(
+            f"Images of seen classes would do nothing: calibration {options.calibration!r} leaves no choice.",
+            found=options.calibration,
+            expected=AUTO,
+            hint="Leave `seen_images` out, or calibrate with `calibration='auto'`.",
+        )
+
+
 def _assumptions(options: InjectionOptions, neutral_features: Float32 | None) -> Assumptions:
     return Assumptions(
         neutral_features=neutral_features,
@@ -260,6 +363,7 @@ def _select(
     seen: Descriptors,
     new: Descriptors,
     features: Float32 | None,
+    images: SeenImages | None,
     progress: Progress | None,
 ) -> Selection:
     setup = set_up_evaluation(
@@ -267,8 +371,9 @@ def _select(
         head.rows,
         new.values,
         assumptions=_assumptions(options, features),
-        balance=options.balance,
+        aim=aim_of(options),
         seed=options.seed,
+        images=None if images is None else enough_to_choose(images),
     )
     methods = candidate_methods(setup) if options.method == AUTO else (method_named(options.method),)
     return select(setup, methods, progress=progress)

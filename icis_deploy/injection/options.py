@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+from numpy.typing import ArrayLike
 
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.predictors.registry import method_named
-from icis_deploy.injection.validation.operating_point import check_balance
+from icis_deploy.injection.validation.operating_point import Aim
+
+PathLike = str | Path
 
 AUTO = "auto"
 CALIBRATIONS = (AUTO, "length", "none")
 FALLBACK_METHOD = "ridge"
 """What `auto` takes where there are too few seen classes to compare methods on."""
+
+ARBITERS = (AUTO, "off")
+
+DEFAULT_MAX_SEEN_LOSS = 0.02
+"""Loss of seen accuracy that is allowed where nobody says otherwise, fraction of 1."""
 
 DEFAULT_SEEN_ACCURACY = 0.85
 """Accuracy that is assumed where the classifier's owner does not state one."""
@@ -33,11 +44,26 @@ class InjectionOptions:
     """One of `registry.METHODS`; "auto" lets cross-validation choose."""
 
     calibration: str = AUTO
-    """How rows are brought to compete with the seen ones: "auto" to where cross-validation predicts the best balance,
-    "length" to the mean length of the seen rows, "none" leaves them as predicted."""
+    """How rows are brought to compete with the seen ones: "auto" to where `max_seen_loss` or `balance` wants them,
+    "length" to the mean length of the seen rows, "none" leaves them as predicted: neither keeps a budget."""
 
-    balance: float = 0.5
-    """Weight of U against S, in 0..1, both excluded; more than 0.5 favours unseen classes."""
+    max_seen_loss: float | None = None
+    """Greatest loss of macro-averaged accuracy on seen classes, in 0..1, both excluded; 0.02 unless a balance is
+    given."""
+
+    balance: float | None = None
+    """Weight of U against S, in 0..1, both excluded, instead of a budget: 0.5 is the harmonic mean of papers, more
+    favours unseen classes."""
+
+    arbiter: str = AUTO
+    """Whether how far new classes are favoured may depend on the image: "auto" where images of seen classes speak for
+    it, "off" never."""
+
+    seen_images: PathLike | tuple[ArrayLike, Sequence[str] | None] | None = None
+    """Images of classes that the model knows, not those that it was trained on: a list of images (CSV with the columns
+    `file` and `class`, or `file` alone), a folder of class folders or of images, an `.npz` with `features` and
+    `labels`, or features `(num_images, feature_dim)` and class names, `None` of unlabelled ones. They set the budget's
+    threshold, choose the method, and are what the estimate is from."""
 
     seen_accuracy: float | None = None
     """Accuracy of the classifier on images of its classes, in 0..1, both excluded; `None` if it is not known."""
@@ -54,7 +80,15 @@ class InjectionOptions:
                 found=self.calibration,
                 expected=CALIBRATIONS,
             )
-        check_balance(self.balance)
+        if self.arbiter not in ARBITERS:
+            raise UsageError(
+                f"There is no arbiter {self.arbiter!r}; choose one of {', '.join(ARBITERS)}.",
+                found=self.arbiter,
+                expected=ARBITERS,
+            )
+        if self.max_seen_loss is None and self.balance is None:
+            object.__setattr__(self, "max_seen_loss", DEFAULT_MAX_SEEN_LOSS)
+        aim_of(self)  # checks both numbers
         if self.seen_accuracy is not None and not 0.0 < self.seen_accuracy < 1.0:
             raise UsageError(
                 f"The seen accuracy is {self.seen_accuracy}; expected a fraction between 0 and 1, such as 0.76 for 76 "
@@ -81,3 +115,8 @@ class InjectionOptions:
             method=FALLBACK_METHOD if self.method == AUTO else self.method,
             calibration="length" if self.calibration == AUTO else self.calibration,
         )
+
+
+def aim_of(options: InjectionOptions) -> Aim:
+    """Return what the operating point is chosen for."""
+    return Aim(max_seen_loss=options.max_seen_loss, balance=options.balance)

@@ -34,7 +34,7 @@ from icis_deploy.metrics.trade_off import (
     BUDGETS,
     TOP,
     BudgetPoint,
-    CurvePoint,
+    TradeOffPoint,
     ausuc,
     budget_point,
     curve_of,
@@ -137,7 +137,7 @@ class AccuracyReport:
     budget_points: tuple[BudgetPoint, ...] = ()
     """The greatest U for a loss of seen accuracy of 1, 2, 5 and 10 points; empty unless both have images."""
 
-    curve: tuple[CurvePoint, ...] = ()
+    curve: tuple[TradeOffPoint, ...] = ()
     """S against U as new logits are shifted, at most 200 points, from where seen classes always win; empty unless both
     have images."""
 

@@ -29,7 +29,7 @@ TOP = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CurvePoint:
+class TradeOffPoint:
     """S and U with a number added to all new logits, fractions of 1.
 
     Example:
@@ -187,7 +187,7 @@ def resampled_ausuc(leads: Leads, drawn: Float64) -> Float64:
     return np.asarray((seen * (gained[:, less] + gained[:, less_or_equal])).sum(axis=1) / 2)
 
 
-def curve_of(leads: Leads) -> tuple[CurvePoint, ...]:
+def curve_of(leads: Leads) -> tuple[TradeOffPoint, ...]:
     """Return the curve from where seen classes always win to where new ones do, at most `MAX_POINTS` of its points."""
     found = np.unique(np.concatenate([leads.seen, leads.unseen]))
     found = found[np.isfinite(found)]
@@ -199,7 +199,7 @@ def curve_of(leads: Leads) -> tuple[CurvePoint, ...]:
         along = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(s)) + np.abs(np.diff(u)))])
         kept = np.unique(np.searchsorted(along, np.linspace(0.0, along[-1], MAX_POINTS - 1), side="left"))
         kept = np.union1d(kept, [0, len(shifts) - 1])
-    return tuple(CurvePoint(shift=float(shifts[i]), S=float(s[i]), U=float(u[i])) for i in kept)
+    return tuple(TradeOffPoint(shift=float(shifts[i]), S=float(s[i]), U=float(u[i])) for i in kept)
 
 
 def budget_point(leads: Leads, *, max_seen_loss: float, before: float | None = None) -> BudgetPoint | None:

@@ -41,7 +41,7 @@ def measure(num_seen: int, num_unseen: int, feature_dim: int, method: str) -> di
     del rows, values
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    injection = inject(head, described, options=InjectionOptions(method=method), neutral_features=neutral)
+    injection = inject(head, described, options=InjectionOptions(method=method, balance=0.5), neutral_features=neutral)
     return {
         "num_seen": num_seen,
         "num_unseen": num_unseen,

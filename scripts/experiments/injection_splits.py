@@ -106,7 +106,7 @@ def main() -> None:
             part,
             case.described,
             unseen=case.unseen,
-            options=InjectionOptions(method=asked.method, seen_accuracy=known),
+            options=InjectionOptions(method=asked.method, balance=0.5, seen_accuracy=known),
             neutral_features=neutral if case.has_backbone else None,
         )
         features, labels = _of_classes(photos, [*case.seen, *case.unseen])

@@ -250,7 +250,7 @@ def main() -> None:
         head = Head(rows=rows, class_names=names[:num_seen])
         is_seen = labels < num_seen
         accuracy = float((head.logits(features[is_seen]).argmax(axis=1) == labels[is_seen]).mean())
-        options = InjectionOptions(method=asked.method, seen_accuracy=min(accuracy, 0.99))
+        options = InjectionOptions(method=asked.method, balance=0.5, seen_accuracy=min(accuracy, 0.99))
         described = Descriptors(values=values[used], class_names=names)
         injection = inject(head, described, options=options, neutral_features=None if asked.no_backbone else neutral)
         found.append(measure_injection(head, injection, features, labels))

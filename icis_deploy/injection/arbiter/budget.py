@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.common.arrays import Bool, Float32, Float64, Int64
-from icis_deploy.errors import IncompatibleError, UsageError
+from icis_deploy.errors import IncompatibleError
 from icis_deploy.injection.arbiter.seen_images import SeenImages
+from icis_deploy.injection.validation.operating_point import check_budget
 from icis_deploy.metrics.proportions import Interval, clopper_pearson, order_statistic_interval
 
 CONFIDENCE = 0.95
@@ -88,19 +89,6 @@ class SpentBudget:
         }
 
 
-def check_budget(budget: float) -> None:
-    """Check a budget of seen accuracy.
-
-    Raises:
-        UsageError: If it is not between 0 and 1, both excluded.
-    """
-    if not 0.0 < budget < 1.0:
-        raise UsageError(
-            f"The greatest loss of seen accuracy is {budget}; expected a fraction between 0 and 1, such as 0.02 for 2 "
-            f"points."
-        )
-
-
 def images_needed(budget: float) -> int:
     """Return how many images a budget needs at least: with fewer even a threshold above all leads promises less."""
     return math.ceil(1.0 / budget - 1e-9) - 1
@@ -129,14 +117,35 @@ def budget_threshold(leads: Float32, is_right: Bool, weights: Float64, *, budget
     if may_lose < -1e-9:
         raise IncompatibleError(
             f"{num_images} images of seen classes cannot set a loss of at most {budget:.1%} of accuracy; it takes "
-            f"{images_needed(budget)}. Give more images, or allow a loss of {1.0 / (num_images + 1):.2%}."
+            f"{images_needed(budget)}.",
+            found=num_images,
+            expected=images_needed(budget),
+            hint=f"Give more images, or allow a loss of {1.0 / (num_images + 1):.2%} with `max_seen_loss`.",
         )
     if not is_right.any():
-        raise IncompatibleError("The head is right on no image: nothing can be lost on them.")
+        raise IncompatibleError(
+            "The head is right on no image: nothing can be lost on them.", found=0, expected="at least one right image"
+        )
     order = np.argsort(-leads[is_right], kind="stable")
     lost_before = np.cumsum(weights[is_right][order])  # what is lost if this image and all before it are
     index = int(np.searchsorted(lost_before, may_lose + 1e-9, side="right"))
     return float(leads[is_right][order][min(index, len(order) - 1)])
+
+
+def expected_threshold(leads: Float32, is_right: Bool, weights: Float64, *, budget: float) -> float:
+    """Return the threshold at which a budget is expected to be spent on further images, for an estimate.
+
+    It lies between two leads: whole ranks, which a promise needs, spend less where images are few.
+
+    Args:
+        leads: As for `budget_threshold`, and so are `is_right`, `weights` and `budget`.
+        is_right: At least one.
+        weights: Summing to 1.
+        budget: Fraction of 1.
+    """
+    order = np.argsort(-leads[is_right], kind="stable")
+    lost = np.cumsum(weights[is_right][order])
+    return float(np.interp(budget * (len(leads) + 1) / len(leads), lost, leads[is_right][order]))
 
 
 def loss(leads: Float32, is_right: Bool, weights: Float64, *, threshold: float) -> float:

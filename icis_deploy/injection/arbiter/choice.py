@@ -23,10 +23,7 @@ from icis_deploy.injection.arbiter.pretend_new import (
     play_sets,
 )
 from icis_deploy.injection.arbiter.seen_images import SeenImages
-from icis_deploy.injection.validation.operating_point import Rates
-
-CURVE = (0.01, 0.02, 0.05, 0.1)
-"""Losses of seen accuracy, fractions of 1, that U is estimated at."""
+from icis_deploy.injection.validation.operating_point import CURVE, CurvePoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,15 +40,15 @@ class ArbiterChoice:
     spent: SpentBudget
     """The threshold and what it costs seen classes."""
 
-    curve: Mapping[float, Rates]
+    curve: Mapping[float, CurvePoint]
     """Estimates from held-out classes, by loss of seen accuracy: of `CURVE` and the budget those that there are enough
     images for; empty where no image is of a held-out class."""
 
-    constant_curve: Mapping[float, Rates]
+    constant_curve: Mapping[float, CurvePoint]
     """The same with a constant offset; equal to `curve` where that was chosen."""
 
     @property
-    def estimate(self) -> Rates | None:
+    def estimate(self) -> CurvePoint | None:
         """What to expect at the budget."""
         return self.curve.get(self.spent.budget)
 
@@ -61,10 +58,7 @@ class ArbiterChoice:
             "arbiter": self.arbiter.to_json(),
             "reason": self.reason,
             **self.spent.to_json(),
-            "curve": [
-                {"loss": loss, **{name: round(float(getattr(rates, name)), 4) for name in ("T", "U", "S", "H")}}
-                for loss, rates in sorted(self.curve.items())
-            ],
+            "curve": [point.to_json() for _, point in sorted(self.curve.items())],
         }
 
 
@@ -123,7 +117,7 @@ def choose_arbiter(
 
 def _curve(
     images: SeenImages, played: Sequence[PretendNew], offsets: Sequence[Float32 | float], budget: float
-) -> dict[float, Rates]:
+) -> dict[float, CurvePoint]:
     """Return the estimates at each loss of seen accuracy that there are enough images for."""
     curve = {}
     for asked in sorted({*CURVE, budget}):
@@ -144,7 +138,7 @@ def _require_ground(num_seen: int, is_arbiter_allowed: bool) -> None:
         )
 
 
-def _require_gain(curve: Mapping[float, Rates], constant_curve: Mapping[float, Rates], budget: float) -> str:
+def _require_gain(curve: Mapping[float, CurvePoint], constant_curve: Mapping[float, CurvePoint], budget: float) -> str:
     """Return why an arbiter is chosen; raise `UntrustworthyError` where held-out classes do not speak for it."""
     if budget not in curve:
         raise UntrustworthyError(

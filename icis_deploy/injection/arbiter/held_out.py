@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from icis_deploy.common.arrays import Float32
-from icis_deploy.injection.arbiter.budget import budget_threshold, images_needed, loss
+from icis_deploy.injection.arbiter.budget import expected_threshold, images_needed
 from icis_deploy.injection.arbiter.pretend_new import PretendNew
 from icis_deploy.injection.arbiter.seen_images import SeenImages
-from icis_deploy.injection.validation.operating_point import Rates
+from icis_deploy.injection.validation.operating_point import CurvePoint
 
 
 def held_out_rates(
     images: SeenImages, played: Sequence[PretendNew], offsets: Sequence[Float32 | float], *, budget: float
-) -> Rates | None:
+) -> CurvePoint | None:
     """Return the accuracies that pretend-new classes have where the images of the others lose no more than a budget.
 
     S is today's accuracy less what the others lost on average, so that it never exceeds what the head has.
@@ -40,12 +40,22 @@ def held_out_rates(
         if len(is_right) < images_needed(budget) or not is_right.any():
             return None
         weights, of_new = images.weights(~is_new), images.weights(is_new)
-        threshold = budget_threshold(leads[~is_new], is_right, weights, budget=budget)
-        lost = loss(leads[~is_new], is_right, weights, threshold=threshold)
+        threshold = expected_threshold(leads[~is_new], is_right, weights, budget=budget)
+        lost = min(budget, float(weights @ is_right))
         recognised = one.is_hit & (leads > threshold)
-        found.append([float(of_new @ one.is_hit[is_new]), float(of_new @ recognised[is_new]), lost])
+        is_near = one.top5_leads + np.asarray(offset, dtype=np.float32) > threshold
+        found.append(
+            [
+                float(of_new @ one.is_hit[is_new]),
+                float(of_new @ recognised[is_new]),
+                float(of_new @ is_near[is_new]),
+                lost,
+            ]
+        )
         num_classes.append(len(np.unique(images.labels[is_new])))
     if not found:
         return None
-    T, U, lost = np.average(found, axis=0, weights=num_classes)  # noqa: N806
-    return Rates(T=float(T), U=float(U), S=float(max(0.0, images.accuracy - lost)))
+    T, U, U_top5, lost = np.average(found, axis=0, weights=num_classes)  # noqa: N806
+    return CurvePoint(
+        loss=budget, T=float(T), U=float(U), U_top5=float(U_top5), S=float(max(0.0, images.accuracy - lost))
+    )

@@ -27,6 +27,7 @@ from icis_deploy.injection.arbiter.seen_images import SeenImages
 from icis_deploy.injection.rows.calibration import DeviationCalibration
 from icis_deploy.injection.rows.predictors import Predict
 from icis_deploy.injection.rows.spectrum import mean_row
+from icis_deploy.injection.validation.cross_validation import needed_for_top5
 
 NUM_SETS = 5
 """Disjoint sets of a partition."""
@@ -73,6 +74,10 @@ class PretendNew:
 
     is_hit: Bool
     """`(num_images,)`: held out, and the first among predicted rows is that of its own class."""
+
+    top5_leads: Float32
+    """`(num_images,)`: of held-out images, logit of the own class less the seen logit that it must exceed to be among
+    the five first of all; -infinite where five predicted rows come before it, and of other images."""
 
     is_right: Bool
     """`(num_images,)`: not held out, and right among the remaining seen classes."""
@@ -139,6 +144,9 @@ def play_sets(images: SeenImages, head: InjectedHead, sets: Sequence[Int64]) -> 
         seen = images.logits[:, rest]
         new = images.features @ predicted[:, :-1].T + predicted[:, -1]
         is_held_out = np.isin(images.labels, held_out)
+        top5_leads = np.full(images.num_images, -np.inf, dtype=np.float32)
+        own = new[is_held_out, np.searchsorted(held_out, images.labels[is_held_out])]
+        top5_leads[is_held_out] = own - needed_for_top5(own, new[is_held_out], seen[is_held_out])
         played.append(
             PretendNew(
                 held_out=held_out,
@@ -146,6 +154,7 @@ def play_sets(images: SeenImages, head: InjectedHead, sets: Sequence[Int64]) -> 
                 best_new=np.asarray(new.max(axis=1), dtype=np.float32),
                 statistics=seen_statistics(images.features, seen, deviation_lengths(rows[rest])),
                 is_hit=is_held_out & (held_out[new.argmax(axis=1)] == images.labels),
+                top5_leads=top5_leads,
                 is_right=~is_held_out & (rest[seen.argmax(axis=1)] == images.labels),
             )
         )

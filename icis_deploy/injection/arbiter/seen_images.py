@@ -38,27 +38,38 @@ class SeenImages:
         if len(self.features) != num_images or self.labels.shape != (num_images,):
             raise IncompatibleError(
                 f"There are {len(self.features)} features, {num_images} rows of logits and labels of shape "
-                f"{self.labels.shape}; expected one of each for every image."
+                f"{self.labels.shape}; expected one of each for every image.",
+                found=(len(self.features), num_images, self.labels.shape),
+                expected="one of each for every image",
             )
         if not num_images:
-            raise IncompatibleError("There is no image of a seen class.")
+            raise IncompatibleError("There is no image of a seen class.", found=0, expected="at least one image")
         outside = (self.labels < 0) | (self.labels >= num_seen)
         if outside.any():
             first = int(outside.argmax())
             raise IncompatibleError(
                 f"Image {first} is labelled {int(self.labels[first])}; the head has the classes 0 to {num_seen - 1}. "
-                f"Only images of classes that the head knows can set a budget."
+                f"Only images of classes that the head knows can set a budget.",
+                found=int(self.labels[first]),
+                expected=f"0 to {num_seen - 1}",
             )
         if not self.is_right.any():
             raise IncompatibleError(
-                f"The head is right on none of the {num_images} images: nothing can be lost on them. Check that the "
-                f"labels are in the order of the head's classes, and how images are prepared."
+                f"The head is right on none of the {num_images} images: nothing can be lost on them.",
+                found=0,
+                expected="at least one right image",
+                hint="Check that the labels are in the order of the head's classes, and how images are prepared.",
             )
 
     @property
     def num_images(self) -> int:
         """Number of images, right or not."""
         return len(self.features)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that have images; of unlabelled images, that are an answer."""
+        return len(np.unique(self.labels))
 
     @property
     def is_right(self) -> Bool:

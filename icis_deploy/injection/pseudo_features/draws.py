@@ -43,6 +43,7 @@ from icis_deploy.injection.pseudo_features.class_means import mixed_law, princip
 from icis_deploy.injection.pseudo_features.mixtures import ImageMixture, NoiseMixture, ShownClasses
 from icis_deploy.injection.pseudo_features.source import FeatureSource, source_by_law
 from icis_deploy.injection.pseudo_features.threshold_search import Thresholds
+from icis_deploy.injection.rows.class_features import ClassFeatures
 from icis_deploy.injection.rows.logits import head_logits
 
 NEIGHBOUR_SHARE = 0.7
@@ -61,29 +62,15 @@ USUAL_BLEND = 1.0
 """Of similar classes, where a search for the largest blend begins."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PseudoFeatures:
-    """Drawn features and the classes that they stand for."""
-
-    features: Float32
-    """`(num_features, feature_dim)` float32."""
-
-    classes: Int64
-    """`(num_features,)`, indices of rows; every class that was drawn has equally many features."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PseudoFeatures(ClassFeatures):
+    """Drawn features; every class that was drawn has equally many."""
 
     class_share: float
     """Mean part of the features' spread that is class, 0..1."""
 
     max_blend: float
     """Largest part of a similar class's direction, in units of the own one's."""
-
-    logits: Float32
-    """`(num_features, num_seen)`, of the untouched head: expensive with many classes, and every fold needs them."""
-
-    @property
-    def accuracy(self) -> float:
-        """Part of the features that the untouched head recognises."""
-        return float(np.mean(self.logits.argmax(axis=1) == self.classes))
 
 
 def find_feature_source(

@@ -19,12 +19,12 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
 from icis_deploy.common.arrays import Bool, Float32, Float64, Int64
-from icis_deploy.injection.pseudo_features.draws import PseudoFeatures
+from icis_deploy.injection.rows.class_features import ClassFeatures
 from icis_deploy.injection.rows.logits import head_logits
 from icis_deploy.injection.rows.predictors import Predict
 from icis_deploy.injection.rows.spectrum import mean_row
@@ -99,6 +99,13 @@ class Outcomes:
     group_sizes: Int64
     """`(num_groups,)`: how many injected classes compete in each group, competitors included."""
 
+    top5_margin: Float32 = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    """`(num_unseen_evaluations,)`: the seen logit that its own class must exceed to be among the five first, less the
+    mean row's; infinite where five injected classes come before it. Empty unless it was asked for."""
+
+    top5_deviation: Float32 = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    """`(num_unseen_evaluations,)`: its own class's deviation logit. Empty unless it was asked for."""
+
     @property
     def chance(self) -> float:
         """Part of hits that guessing among the injected classes would give, 0..1."""
@@ -170,25 +177,28 @@ def hold_out(
     return tuple(held_out)
 
 
-def evaluate_folds(held_out: tuple[HeldOutRows, ...], rows: Float32, pseudo: PseudoFeatures, *, seed: int) -> Outcomes:
-    """Classify pseudo-features in every fold and return the outcomes of all folds together.
+def evaluate_folds(
+    held_out: tuple[HeldOutRows, ...], rows: Float32, sample: ClassFeatures, *, seed: int, with_top5: bool = False
+) -> Outcomes:
+    """Classify features in every fold and return the outcomes of all folds together.
 
     Args:
         held_out: Predictions of the folds.
         rows: `(num_seen, feature_dim + 1)`, the true rows.
-        pseudo: Features of seen classes, and their logits under those rows.
+        sample: Features of seen classes, and their logits under those rows.
         seed: Of the draw of groups, where there are more than `MAX_GROUPS`.
+        with_top5: Whether to find out when a class is among the five first, which takes as long as all else.
     """
     random = np.random.default_rng(seed)
     mean = mean_row(rows)
-    base = pseudo.features @ mean[:-1] + mean[-1]  # (num_features,)
-    first = pseudo.logits.argmax(axis=1)  # (num_features,)
+    base = sample.features @ mean[:-1] + mean[-1]  # (num_features,)
+    first = sample.logits.argmax(axis=1)  # (num_features,)
     injected = [rows for part in held_out for rows in (part.deviations, part.competitors)]
-    logits = head_logits(np.concatenate(injected), pseudo.features)  # one product for all folds is fastest
+    logits = head_logits(np.concatenate(injected), sample.features)  # one product for all folds is fastest
     parts = np.split(logits, np.cumsum([len(rows) for rows in injected])[:-1], axis=1)
     return _joined(
         [
-            _evaluate_fold(one.fold, deviations, competitors, base, first, pseudo, random)
+            _evaluate_fold(one.fold, deviations, competitors, base, first, sample, random, with_top5)
             for one, deviations, competitors in zip(held_out, parts[::2], parts[1::2], strict=True)
         ]
     )
@@ -196,7 +206,7 @@ def evaluate_folds(held_out: tuple[HeldOutRows, ...], rows: Float32, pseudo: Pse
 
 def _joined(outcomes: Sequence[Outcomes]) -> Outcomes:
     """Return the outcomes of several folds as those of one."""
-    names = [field.name for field in fields(Outcomes)]
+    names = [one.name for one in fields(Outcomes)]
     return Outcomes(**{name: np.concatenate([getattr(one, name) for one in outcomes]) for name in names})
 
 
@@ -206,8 +216,9 @@ def _evaluate_fold(
     competitors: Float32,
     base: Float32,
     first: Int64,
-    pseudo: PseudoFeatures,
+    sample: ClassFeatures,
     random: np.random.Generator,
+    with_top5: bool,
 ) -> Outcomes:
     """Return the outcomes of one fold.
 
@@ -217,14 +228,15 @@ def _evaluate_fold(
         competitors: `(num_features, num_competitors)`, likewise.
         base: `(num_features,)`, logits of the mean row.
         first: `(num_features,)`, of all seen classes the one with the largest logit.
-        pseudo: The features.
+        sample: The features.
         random: To draw groups with.
+        with_top5: Whether to find out when a class is among the five first.
     """
-    is_held_out = np.zeros(pseudo.logits.shape[1], dtype=bool)
+    is_held_out = np.zeros(sample.logits.shape[1], dtype=bool)
     is_held_out[fold.held_out] = True
-    seen, unseen = np.flatnonzero(~is_held_out[pseudo.classes]), np.flatnonzero(is_held_out[pseudo.classes])
-    top_seen = _top_logits(pseudo.logits, first, is_held_out) - base
-    own = pseudo.logits[np.arange(len(first)), pseudo.classes] - base
+    seen, unseen = np.flatnonzero(~is_held_out[sample.classes]), np.flatnonzero(is_held_out[sample.classes])
+    top_seen = _top_logits(sample.logits, first, is_held_out) - base
+    own = sample.logits[np.arange(len(first)), sample.classes] - base
     seen_margin = np.where(own[seen] >= top_seen[seen], own[seen], -np.inf)
     competitor = competitors.max(axis=1, initial=-np.inf)  # (num_features,)
     groups = [np.searchsorted(fold.held_out, group) for group in fold.groups]
@@ -234,19 +246,46 @@ def _evaluate_fold(
     group_of = np.empty(len(fold.held_out), dtype=np.int64)
     for number, group in enumerate(groups):
         group_of[group] = number
-    column = np.searchsorted(fold.held_out, pseudo.classes[unseen])  # of each unseen feature's own class
+    column = np.searchsorted(fold.held_out, sample.classes[unseen])  # of each unseen feature's own class
     competes = group_of[column][:, None] == group_of[None, :]  # (num unseen features, num_held_out)
     competing = np.where(competes, deviations[unseen], -np.inf)
     best = competing.max(axis=1)
+    top5_margin, own_deviation = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.float32)
+    if with_top5:
+        own_deviation = deviations[unseen, column]
+        rivals = np.concatenate([competing, competitors[unseen]], axis=1)
+        seen_logits = sample.logits[np.ix_(unseen, np.flatnonzero(~is_held_out))]
+        top5_margin = needed_for_top5(own_deviation, rivals, seen_logits) - base[unseen]
     return Outcomes(
         seen_margin=np.tile(seen_margin, len(drawn)),
         seen_deviation=np.concatenate(seen_deviation),
         unseen_margin=top_seen[unseen],
         unseen_deviation=np.maximum(best, competitor[unseen]),
         is_hit=(competing.argmax(axis=1) == column) & (best > competitor[unseen]),
-        unseen_class=pseudo.classes[unseen],
+        unseen_class=sample.classes[unseen],
+        top5_margin=top5_margin,
+        top5_deviation=own_deviation,
         group_sizes=np.array([len(group) + competitors.shape[1] for group in groups], dtype=np.int64),
     )
+
+
+def needed_for_top5(own: Float32, rivals: Float32, seen: Float32) -> Float32:
+    """Return the seen logit that a class must exceed to be among the five first, `(num_features,)`.
+
+    Args:
+        own: `(num_features,)`: the class's own logit among the injected ones.
+        rivals: `(num_features, num_injected)`: logits of all injected classes, which share its offset.
+        seen: `(num_features, num_seen)`.
+
+    Returns:
+        Infinite where five injected classes come before it, -infinite where there are too few seen ones to matter.
+    """
+    ahead = (rivals > own[:, None]).sum(axis=1)
+    depth = min(5, seen.shape[1])
+    best = -np.sort(-np.partition(seen, seen.shape[1] - depth, axis=1)[:, -depth:], axis=1)
+    padded = np.pad(best, ((0, 0), (0, 5 - depth)), constant_values=-np.inf)  # (num_features, 5), descending
+    needed = padded[np.arange(len(own)), np.maximum(4 - ahead, 0)]
+    return np.asarray(np.where(ahead < 5, needed, np.inf), dtype=np.float32)
 
 
 def _top_logits(logits: Float32, first: Int64, is_held_out: Bool) -> Float32:

@@ -13,6 +13,7 @@ from icis_deploy.injection.predictors.registry import Method, Prepared
 from icis_deploy.injection.pseudo_features.draws import PseudoFeatures, draw, find_feature_source
 from icis_deploy.injection.pseudo_features.source import FeatureSource
 from icis_deploy.injection.rows.calibration import DeviationCalibration
+from icis_deploy.injection.rows.class_features import ClassFeatures
 from icis_deploy.injection.rows.predictors import Progress
 from icis_deploy.injection.rows.spectrum import (
     RowSpectrum,
@@ -33,9 +34,9 @@ from icis_deploy.injection.validation.cross_validation import (
     plan_folds,
 )
 from icis_deploy.injection.validation.operating_point import (
+    Aim,
     OperatingPoint,
     Rates,
-    choose_operating_point,
     predicted_rates,
 )
 
@@ -59,6 +60,17 @@ class Assumptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DrawnFeatures:
+    """Features that stand in for images that nobody has."""
+
+    source: FeatureSource
+    """What they were drawn from."""
+
+    pseudo: PseudoFeatures
+    """The features."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EvaluationSetup:
     """What all methods are evaluated on."""
 
@@ -72,13 +84,10 @@ class EvaluationSetup:
     """`(num_unseen, descriptor_dim)`, of the classes that will be injected."""
 
     assumptions: Assumptions
-    """About features that nobody has seen; the pseudo-features were drawn with them."""
+    """About features that nobody has seen; pseudo-features are drawn with them."""
 
-    source: FeatureSource
-    """What the pseudo-features were drawn from."""
-
-    pseudo: PseudoFeatures
-    """Features of seen classes that stand in for images."""
+    sample: ClassFeatures | DrawnFeatures
+    """Features of seen classes: of the owner's images, or drawn."""
 
     spectrum: RowSpectrum
     """Principal axes of the seen rows and the variance along them."""
@@ -87,11 +96,16 @@ class EvaluationSetup:
     """`(feature_dim,)`: what weights' deviations are multiplied by to give the bias's; `None` where biases do not
     follow from weights (`icis_deploy.injection.rows.spectrum`)."""
 
-    balance: float
-    """Weight of U against S in the harmonic mean that calibration maximises, in 0..1, both excluded."""
+    aim: Aim
+    """What calibration maximises."""
 
     seed: int
     """Seed of everything drawn at random."""
+
+    @property
+    def features(self) -> ClassFeatures:
+        """Features of seen classes that folds are evaluated with."""
+        return self.sample.pseudo if isinstance(self.sample, DrawnFeatures) else self.sample
 
     def calibration(self, exponent: float, point: OperatingPoint) -> DeviationCalibration:
         """Return what brings raw rows to an operating point.
@@ -135,7 +149,7 @@ class Candidate:
     """Of all evaluations in cross-validation."""
 
     point: OperatingPoint
-    """Scale and offset with the best predicted balance of U and S."""
+    """The best scale and offset for the setup's aim."""
 
     rates: Rates
     """Accuracies that cross-validation predicts at this point, fractions of 1."""
@@ -157,19 +171,35 @@ def set_up_evaluation(
     unseen_descriptors: Float32,
     *,
     assumptions: Assumptions,
-    balance: float,
+    aim: Aim,
     seed: int,
+    images: ClassFeatures | None = None,
 ) -> EvaluationSetup:
-    """Return what methods are evaluated on for a head: its pseudo-features and spectrum.
+    """Return what methods are evaluated on for a head: features of its classes, and its spectrum.
 
     Args:
         descriptors: `(num_seen, descriptor_dim)`.
         rows: `(num_seen, feature_dim + 1)`, at least `cross_validation.MIN_SEEN`.
         unseen_descriptors: `(num_unseen, descriptor_dim)`, of the classes that will be injected.
         assumptions: About features that nobody has seen.
-        balance: Weight of U in what calibration maximises, in 0..1, both excluded.
+        aim: What calibration maximises.
         seed: Of everything drawn at random.
+        images: Features of images of seen classes, enough to choose with; features are drawn without them.
     """
+    return EvaluationSetup(
+        descriptors=descriptors,
+        rows=rows,
+        unseen_descriptors=unseen_descriptors,
+        assumptions=assumptions,
+        sample=_draw_features(rows, assumptions, seed) if images is None else images,
+        spectrum=principal_axes(rows),
+        bias_law=bias_law(rows),
+        aim=aim,
+        seed=seed,
+    )
+
+
+def _draw_features(rows: Float32, assumptions: Assumptions, seed: int) -> DrawnFeatures:
     source = find_feature_source(
         rows,
         neutral_features=assumptions.neutral_features,
@@ -178,18 +208,7 @@ def set_up_evaluation(
         seed=seed,
     )
     draws = draw(source, max_features=NUM_PSEUDO_FEATURES, seed=seed)
-    return EvaluationSetup(
-        descriptors=descriptors,
-        rows=rows,
-        unseen_descriptors=unseen_descriptors,
-        assumptions=assumptions,
-        source=source,
-        pseudo=draws.features(seen_accuracy=assumptions.seen_accuracy),
-        spectrum=principal_axes(rows),
-        bias_law=bias_law(rows),
-        balance=balance,
-        seed=seed,
-    )
+    return DrawnFeatures(source=source, pseudo=draws.features(seen_accuracy=assumptions.seen_accuracy))
 
 
 def evaluate_method(method: Method, setup: EvaluationSetup, *, progress: Progress | None = None) -> Candidate:
@@ -201,8 +220,8 @@ def evaluate_method(method: Method, setup: EvaluationSetup, *, progress: Progres
     length = mean_deviation_length(setup.rows)
     exponent = restoring_exponent(np.concatenate([at_length(part.deviations, length) for part in raw]), setup.spectrum)
     held_out = at_competing_length(raw, setup, exponent)
-    outcomes = evaluate_folds(held_out, setup.rows, setup.pseudo, seed=setup.seed)
-    point = choose_operating_point(outcomes, balance=setup.balance)
+    outcomes = evaluate_folds(held_out, setup.rows, setup.features, seed=setup.seed)
+    point = setup.aim.choose(outcomes)
     return Candidate(
         method=method,
         prepared=prepared,

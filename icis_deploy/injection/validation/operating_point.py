@@ -3,12 +3,13 @@
     row = mean seen row + scale * deviation, at the seen rows' mean length;   bias += offset
 
 A scale below 1 is the shrinkage that an uncertain direction calls for; the offset says how far an injected class is
-favoured. Both are chosen where class-level cross-validation (`icis_deploy.injection.validation.cross_validation`)
-predicts the best balance of U and S.
+favoured. Class-level cross-validation (`icis_deploy.injection.validation.cross_validation`) predicts what each costs:
+both are chosen for the most U within a budget of seen accuracy, or for the best balance of U and S.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,9 @@ import numpy as np
 from icis_deploy.common.arrays import Bool, Float32, Float64
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.validation.cross_validation import Outcomes
+
+CURVE = (0.01, 0.02, 0.05, 0.1)
+"""Losses of seen accuracy, fractions of 1, that U is estimated at."""
 
 SCALES = tuple(float(scale) for scale in np.geomspace(0.25, 1.6, 14))
 NUM_OFFSETS = 256
@@ -58,6 +62,84 @@ class Rates:
         return float(weighted_harmonic_mean(self.U, self.S, 0.5))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint(Rates):
+    """What to expect where seen classes lose a certain part of their accuracy.
+
+    Example:
+        injection = icis_deploy.train_injector("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
+        for point in injection.curve:
+            print(point.loss, point.U, point.U_top5)
+    """
+
+    loss: float
+    """Loss of seen accuracy, fraction of 1."""
+
+    U_top5: float
+    """As U, where the right class is among the five first."""
+
+    def to_json(self) -> dict[str, float]:
+        """Return JSON values, rounded."""
+        names = ("T", "U", "U_top5", "S", "H")
+        return {"loss": self.loss, **{name: round(float(getattr(self, name)), 4) for name in names}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aim:
+    """What an operating point is chosen for: a budget of seen accuracy, or a balance of U and S.
+
+    Raises:
+        UsageError: On construction, if a number is out of range, or there is not exactly one.
+    """
+
+    max_seen_loss: float | None = None
+    """Greatest loss of seen accuracy, fraction of 1."""
+
+    balance: float | None = None
+    """Weight of U against S in the harmonic mean that is maximised, in 0..1, both excluded."""
+
+    def __post_init__(self) -> None:
+        if (self.max_seen_loss is None) == (self.balance is None):
+            found = (self.max_seen_loss, self.balance)
+            raise UsageError(
+                f"The greatest loss of seen accuracy is {found[0]} and the balance {found[1]}; expected one of them.",
+                found=found,
+                expected="a loss or a balance",
+                hint="Give `max_seen_loss` to keep a budget, or `balance` to weigh U against S.",
+            )
+        if self.max_seen_loss is not None:
+            check_budget(self.max_seen_loss)
+        if self.balance is not None:
+            check_balance(self.balance)
+
+    def choose(self, outcomes: Outcomes) -> OperatingPoint:
+        """Return the best scale and offset in cross-validation."""
+        if self.max_seen_loss is not None:
+            return choose_within_budget([outcomes], max_seen_loss=self.max_seen_loss)
+        return choose_operating_point(outcomes, balance=self.balance or 0.5)
+
+    def score(self, rates: Rates) -> float:
+        """Return how good the rates at a chosen point are, 0..1: U within a budget, else the weighted mean."""
+        if self.balance is None:
+            return rates.U
+        return float(weighted_harmonic_mean(rates.U, rates.S, self.balance))
+
+
+def check_budget(budget: float) -> None:
+    """Check a budget of seen accuracy.
+
+    Raises:
+        UsageError: If it is not between 0 and 1, both excluded.
+    """
+    if not 0.0 < budget < 1.0:
+        raise UsageError(
+            f"The greatest loss of seen accuracy is {budget}; expected a fraction between 0 and 1, such as 0.02 for 2 "
+            f"points.",
+            found=budget,
+            expected="a fraction between 0 and 1",
+        )
+
+
 def check_balance(balance: float) -> None:
     """Check the weight of U in the harmonic mean of U and S.
 
@@ -91,6 +173,24 @@ def choose_operating_point(outcomes: Outcomes, *, balance: float = 0.5) -> Opera
     return OperatingPoint(scale=SCALES[middle], offset=best[middle][1])
 
 
+def choose_within_budget(kinds: Sequence[Outcomes], *, max_seen_loss: float) -> OperatingPoint:
+    """Return the scale and offset with the greatest U among those whose loss of seen accuracy is within a budget.
+
+    Args:
+        kinds: Outcomes on features of one or more kinds: the loss is within the budget on each of them, U is their
+            mean.
+        max_seen_loss: Fraction of 1; with 0, the greatest offset at which no seen feature is lost.
+    """
+    found = []
+    for scale in SCALES:
+        offset = min(_largest_offset(one, scale, max_seen_loss) for one in kinds)
+        point = OperatingPoint(scale=scale, offset=offset if np.isfinite(offset) else 0.0)
+        found.append((float(np.mean([recognised(one, point).mean() for one in kinds])), point))
+    top = max(U for U, _ in found)
+    good = [point for U, point in found if FLATNESS * top <= U]
+    return good[len(good) // 2]
+
+
 def predicted_rates(outcomes: Outcomes, point: OperatingPoint) -> Rates:
     """Return the accuracies that an operating point has in cross-validation."""
     needed_by_seen, needed_by_unseen = _thresholds(outcomes, point.scale)
@@ -106,6 +206,12 @@ def recognised(outcomes: Outcomes, point: OperatingPoint) -> Bool:
     return np.asarray(_thresholds(outcomes, point.scale)[1] < point.offset)
 
 
+def top5_rate(outcomes: Outcomes, point: OperatingPoint) -> float:
+    """Return U with the right class among the five first; needs outcomes that know it."""
+    needed = outcomes.top5_margin - np.float32(point.scale) * outcomes.top5_deviation
+    return float(np.mean(needed < point.offset))
+
+
 def weighted_harmonic_mean(unseen: float | Float64, seen: float | Float64, balance: float) -> float | Float64:
     """Return `1 / (balance / unseen + (1 - balance) / seen)`, zero where one of them is."""
     denominator = balance * seen + (1.0 - balance) * unseen
@@ -117,6 +223,15 @@ def _thresholds(outcomes: Outcomes, scale: float) -> tuple[Float32, Float32]:
     seen = outcomes.seen_margin - np.float32(scale) * outcomes.seen_deviation
     unseen = outcomes.unseen_margin - np.float32(scale) * outcomes.unseen_deviation
     return seen, np.where(outcomes.is_hit, unseen, np.float32(np.inf))
+
+
+def _largest_offset(outcomes: Outcomes, scale: float, max_seen_loss: float) -> float:
+    """Return the largest offset at which no more seen features are lost; infinite where there is none to lose."""
+    needed = _thresholds(outcomes, scale)[0]
+    bearable = np.sort(needed[np.isfinite(needed)])
+    if not len(bearable):
+        return float("inf")
+    return float(bearable[min(int(max_seen_loss * len(needed)), len(bearable) - 1)])
 
 
 def _best_offset(outcomes: Outcomes, scale: float, balance: float) -> tuple[float, float]:

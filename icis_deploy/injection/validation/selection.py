@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
 from icis_deploy.injection.predictors.registry import METHODS, Method
 from icis_deploy.injection.rows.predictors import Progress
-from icis_deploy.injection.validation.evaluation import Candidate, EvaluationSetup, evaluate_method
-from icis_deploy.injection.validation.operating_point import Rates, weighted_harmonic_mean
+from icis_deploy.injection.validation.evaluation import Candidate, DrawnFeatures, EvaluationSetup, evaluate_method
+from icis_deploy.injection.validation.operating_point import Aim, OperatingPoint, Rates, predicted_rates
 
 # Why: docs/decisions/0038.
 METHODS_TIED = 0.5
@@ -37,7 +37,7 @@ class TriedMethod:
     """Name of the method, such as `ridge`."""
 
     rates: Rates
-    """Accuracies at its operating point, on pseudo-features of held-out classes."""
+    """Accuracies at its operating point, on features of held-out classes."""
 
     row_cosine: float
     """Mean cosine between predicted and true deviations of held-out rows, in -1..1."""
@@ -61,8 +61,14 @@ class MethodChoice:
     candidates: tuple[TriedMethod, ...]
     """All that were tried, at least one."""
 
-    balance: float
-    """Weight of U against S, in 0..1."""
+    balance: float | None
+    """Weight of U against S, in 0..1; `None` where a budget of seen accuracy was kept."""
+
+    max_seen_loss: float | None
+    """Budget of seen accuracy, fraction of 1; `None` where a balance was asked for."""
+
+    num_images: int
+    """The owner's images of seen classes that methods were compared on; 0 where features were drawn."""
 
     seen_accuracy: float
     """Accuracy on seen classes that was assumed of the classifier, a fraction of 1."""
@@ -87,6 +93,8 @@ class MethodChoice:
         return {
             "reason": self.reason,
             "balance": self.balance,
+            "max_seen_loss": self.max_seen_loss,
+            "num_images": self.num_images,
             "seen_accuracy": {"value": self.seen_accuracy, "is_known": self.is_accuracy_known},
             "num_neutral_features": self.num_neutral_features,
             "scale": self.scale,
@@ -121,16 +129,29 @@ class Selection:
         """Why it was chosen, in a sentence."""
         if len(self.candidates) == 1:
             return f"{self.chosen.method.name} was asked for."
-        score = _score(self.chosen, self.setup.balance)
-        best = max(self.candidates, key=lambda one: _score(one, self.setup.balance))
-        name, count = self.chosen.method.name, len(self.candidates)
+        aim = self.setup.aim
+        best = max(self.candidates, key=lambda one: aim.score(one.rates))
+        name, count, score = self.chosen.method.name, len(self.candidates), aim.score(self.chosen.rates)
+        what = "balance of U and S" if aim.max_seen_loss is None else f"U at a loss of {aim.max_seen_loss:.1%} of S"
         reason = (
             f"{name} predicts held-out rows best (cosine {self.chosen.cosine:.2f}) of {count} methods; its "
-            f"cross-validated balance of U and S is {score:.1%}"
+            f"cross-validated {what} is {score:.1%}"
         )
-        if best is self.chosen:
+        if best.method is self.chosen.method:
             return f"{reason}, the best."
-        return f"{reason}, {best.method.name} has {_score(best, self.setup.balance):.1%}."
+        return f"{reason}, {best.method.name} has {aim.score(best.rates):.1%}."
+
+    def at(self, point: OperatingPoint, rates: Rates | None = None) -> Selection:
+        """Return the same choice with the chosen candidate at another operating point.
+
+        Args:
+            point: Scale and offset.
+            rates: Accuracies there; those of cross-validation by default.
+        """
+        rates = predicted_rates(self.chosen.outcomes, point) if rates is None else rates
+        moved = replace(self.chosen, point=point, rates=rates)
+        others = tuple(moved if one is self.chosen else one for one in self.candidates)
+        return replace(self, candidates=others, chosen=moved)
 
     @property
     def choice(self) -> MethodChoice:
@@ -141,7 +162,9 @@ class Selection:
             reason=self.reason,
             chosen=_tried(self.chosen),
             candidates=tuple(_tried(one) for one in self.candidates),
-            balance=self.setup.balance,
+            balance=self.setup.aim.balance,
+            max_seen_loss=self.setup.aim.max_seen_loss,
+            num_images=0 if isinstance(self.setup.sample, DrawnFeatures) else len(self.setup.features.classes),
             seen_accuracy=assumed.seen_accuracy,
             is_accuracy_known=assumed.is_accuracy_known,
             num_neutral_features=0 if neutral is None else len(neutral),
@@ -164,7 +187,7 @@ def select(setup: EvaluationSetup, methods: Sequence[Method], *, progress: Progr
         progress: Called after each epoch, by methods that train.
     """
     candidates = tuple(evaluate_method(method, setup, progress=progress) for method in methods)
-    return Selection(setup=setup, candidates=candidates, chosen=best_candidate(candidates, setup.balance))
+    return Selection(setup=setup, candidates=candidates, chosen=best_candidate(candidates, setup.aim))
 
 
 def candidate_methods(setup: EvaluationSetup, latent_dim: int = 2048) -> tuple[Method, ...]:
@@ -180,16 +203,12 @@ def candidate_methods(setup: EvaluationSetup, latent_dim: int = 2048) -> tuple[M
     return tuple(cheap)
 
 
-def best_candidate(candidates: Sequence[Candidate], balance: float) -> Candidate:
+def best_candidate(candidates: Sequence[Candidate], aim: Aim) -> Candidate:
     """Return the candidate to use.
 
-    The one whose held-out rows point most nearly where the true rows do, which does not depend on pseudo-features,
-    among those whose predicted balance is at least `METHODS_TIED` of the best.
+    The one whose held-out rows point most nearly where the true rows do, which does not depend on drawn features, among
+    those that score at least `METHODS_TIED` of the best.
     """
-    scores = [_score(one, balance) for one in candidates]
+    scores = [aim.score(one.rates) for one in candidates]
     tied = [one for one, score in zip(candidates, scores, strict=True) if score >= METHODS_TIED * max(scores)]
     return max(tied, key=lambda one: one.cosine)
-
-
-def _score(candidate: Candidate, balance: float) -> float:
-    return float(weighted_harmonic_mean(candidate.rates.U, candidate.rates.S, balance))

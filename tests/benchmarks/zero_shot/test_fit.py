@@ -55,7 +55,7 @@ def test_a_ratio_is_of_times_of_the_same_round(report):
 
 def test_accuracies_are_measured_on_images_where_rows_are_known(problem, report):
     assert [way.source for way in report.ways] == ["none", "images", "images"]
-    options = InjectionOptions(method="ridge")
+    options = InjectionOptions(method="ridge", balance=0.5)
     injection = train_injector(
         problem.opened, descriptors=problem.descriptors, options=options, preprocess=problem.preprocessing
     )

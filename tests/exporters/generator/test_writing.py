@@ -45,7 +45,9 @@ def injection_by(method: str, calibration: str = "length") -> Injection:
     return inject(head, descriptors, options=InjectionOptions(method=method, calibration=calibration))
 
 
-def write(path: Path, injector: Injector, *, precision: str = "fp32", method: str = "ridge") -> object:
+def write(
+    path: Path, injector: Injector, *, precision: str = "fp32", method: str = "ridge", arbiter: np.ndarray | None = None
+) -> object:
     head, descriptors = world()
     return write_generator(
         path,
@@ -54,6 +56,7 @@ def write(path: Path, injector: Injector, *, precision: str = "fp32", method: st
         seen_descriptors=descriptors.values[:NUM_SEEN],
         unseen_descriptors=descriptors.values[NUM_SEEN:],
         method=method,
+        arbiter=arbiter,
         precision=precision,
     )
 
@@ -86,6 +89,13 @@ def test_a_law_of_the_biases_is_written_too(tmp_path: Path) -> None:
     law = np.linspace(-3.0, 3.0, len(calibration.mean_row) - 1).astype(np.float32)
     injector = replace(injection.injector, calibration=replace(calibration, bias_law=law))
     assert write(tmp_path / "generator.onnx", injector).max_row_error < 1e-4
+
+
+def test_a_generator_names_the_arbiter_of_its_rows(tmp_path: Path) -> None:
+    arbiter = np.linspace(-1.0, 1.0, 5).astype(np.float32)
+    write(tmp_path / "generator.onnx", injection_by("ridge").injector, arbiter=arbiter)
+    metadata = load_generator(tmp_path / "generator.onnx").metadata
+    np.testing.assert_array_equal(np.array(metadata.arbiter, np.float32), arbiter)
 
 
 def test_similarity_names_the_seen_class_that_is_most_alike(tmp_path: Path) -> None:

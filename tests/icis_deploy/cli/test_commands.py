@@ -149,6 +149,38 @@ def test_inject_refuses_what_guides_a_choice_where_nothing_is_chosen(
     assert names_in(tmp_path) == set()
 
 
+def test_inject_prints_the_curve_and_what_is_promised_and_warns_in_its_own_words(
+    tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--classes", str(tiny_project.classes), "--descriptors", str(tiny_project.descriptors)]
+    options = ["--preprocess", str(tiny_project.preprocess), "--method", "ridge", "--max-seen-loss", "5"]
+    assert run(["inject", str(tiny_project.model), *files, *options, "--out", str(tmp_path / "new.icis")]) == 0
+    out, err = capsys.readouterr()
+    assert "Budget 5 points. " in out
+    assert [line.split()[0] for line in out.splitlines() if " points  " in line] == ["1", "2", "5", "10"]
+    assert "give images of seen classes with --seen-images." in out
+    assert "Warning" not in err
+    provenance = load_update(tmp_path / "new.icis").provenance
+    assert provenance["budget"]["max_seen_loss"] == 0.05
+    assert len(provenance["curve"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-seen-loss", "2", "--balance", "0.5"], "expected one of them. Give --max-seen-loss to keep a budget"),
+        (["--max-seen-loss", "2", "--calibration", "length"], "Error: --max-seen-loss would do nothing: only"),
+    ],
+)
+def test_inject_refuses_a_budget_that_would_not_be_kept(
+    tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    files = ["--classes", str(tiny_project.classes), "--descriptors", str(tiny_project.descriptors)]
+    assert run(["inject", str(tiny_project.model), *files, "--out", str(tmp_path / "new.icis"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert names_in(tmp_path) == set()
+
+
 def test_inject_strict_writes_nothing_when_descriptors_say_nothing(
     tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,7 +215,9 @@ def test_compare_methods_prints_a_table_and_draws_it(
     assert run(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[-5:] == ["T", "U", "S", "H", "seconds"]
-    assert [line.split()[0] for line in lines[1:]] == ["auto", "nearest"]
+    assert [line.split()[0] for line in lines[1:3]] == ["auto", "nearest"]
+    assert lines[3].startswith("Predicted U for what seen classes lose")
+    assert [line.split()[0] for line in lines[4:7]] == ["method", "auto", "nearest"]
     assert run([*arguments, "--overwrite"]) == 2
     assert "--overwrite would do nothing: no plot is drawn. Give --plot" in capsys.readouterr().err
 

@@ -144,3 +144,9 @@ def test_provenance_without_an_end_is_refused():
 
     with pytest.raises(IncompatibleError, match=r"^The class update's provenance is not plain JSON: Circular"):
         make_update(provenance=endless)
+
+
+def test_warnings_are_those_of_the_provenance_and_none_where_it_has_none():
+    assert make_update(provenance={"warnings": ["a", "b"]}).warnings == ("a", "b")
+    assert make_update(provenance={"warnings": 3}).warnings == ()
+    assert make_update().warnings == ()

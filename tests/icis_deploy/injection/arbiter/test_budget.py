@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from icis_deploy.errors import IncompatibleError, UsageError
-from icis_deploy.injection.arbiter.budget import budget_threshold, halves, images_needed, loss, spend_budget
+from icis_deploy.injection.arbiter.budget import (
+    budget_threshold,
+    expected_threshold,
+    halves,
+    images_needed,
+    loss,
+    spend_budget,
+)
 from icis_deploy.injection.arbiter.seen_images import SeenImages, macro_weights
 
 
@@ -141,3 +148,15 @@ def test_of_unlabelled_images_every_change_counts_and_so_less_is_lost_of_accurac
     assert unlabelled.threshold > labelled.threshold
     assert np.mean(leads > unlabelled.threshold) <= 0.05
     assert not unlabelled.are_labelled
+
+
+def test_the_expected_threshold_spends_the_budget_between_two_ranks():
+    random = np.random.default_rng(0)
+    lost = []
+    for _ in range(400):
+        leads = random.normal(size=130).astype(np.float32)
+        is_right = random.random(130) < 0.8
+        threshold = expected_threshold(leads, is_right, np.full(130, 1 / 130), budget=0.02)
+        further = random.normal(size=2000)
+        lost.append(0.8 * np.mean(further > threshold))
+    assert np.mean(lost) == pytest.approx(0.02, abs=0.0015)

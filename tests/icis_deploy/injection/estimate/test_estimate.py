@@ -36,7 +36,7 @@ class World:
 
     def inject(self, *, has_backbone: bool = True, **options) -> Injection:
         described = Descriptors(values=self.descriptors, class_names=self.names)
-        chosen = InjectionOptions(method="ridge", seen_accuracy=self.measure(None)[1], **options)
+        chosen = InjectionOptions(method="ridge", seen_accuracy=self.measure(None)[1], **{"balance": 0.5, **options})
         return inject(self.head, described, options=chosen, neutral_features=self.neutral if has_backbone else None)
 
     def measure(self, injection: Injection | None) -> tuple[float, float]:

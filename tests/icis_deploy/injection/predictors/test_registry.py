@@ -10,12 +10,12 @@ import pytest
 
 from icis_deploy.errors import MissingDependencyError, UsageError
 from icis_deploy.injection.estimate.class_warnings import MAX_COLLISIONS, find_collisions
-from icis_deploy.injection.estimate.estimate import learning_curve
+from icis_deploy.injection.estimate.rehearsal import learning_curve
 from icis_deploy.injection.predictors.icis import ICISConfig, fit_icis, latent_predictor, predict_rows
 from icis_deploy.injection.predictors.registry import METHODS, method_named
 from icis_deploy.injection.rows.spectrum import mean_row
 from icis_deploy.injection.validation.evaluation import Assumptions, EvaluationSetup, evaluate_method, set_up_evaluation
-from icis_deploy.injection.validation.operating_point import FLATNESS
+from icis_deploy.injection.validation.operating_point import FLATNESS, Aim
 from icis_deploy.injection.validation.selection import select
 
 FEATURE_DIM = 24
@@ -36,7 +36,12 @@ def setup_of(num_seen: int = 80, *, noise: float = 1.0, num_unseen: int = 20) ->
     neutral = np.random.default_rng(3).normal(size=(64, FEATURE_DIM)).astype(np.float32)
     assumptions = Assumptions(neutral_features=neutral, seen_accuracy=0.85, is_accuracy_known=True)
     return set_up_evaluation(
-        descriptors[:num_seen], rows[:num_seen], descriptors[num_seen:], assumptions=assumptions, balance=0.5, seed=0
+        descriptors[:num_seen],
+        rows[:num_seen],
+        descriptors[num_seen:],
+        assumptions=assumptions,
+        aim=Aim(balance=0.5),
+        seed=0,
     )
 
 
@@ -113,7 +118,7 @@ def test_accuracies_with_all_seen_classes_are_no_lower_where_more_classes_help()
     candidate = evaluate_method(METHODS["ridge"], setup)
     curve = learning_curve(candidate, setup)
     assert 0 < curve.step <= 1
-    expected = curve.rates(setup, setup.pseudo)
+    expected = curve.rehearsal(setup, setup.features).rates(candidate.point)
     assert expected.T >= candidate.rates.T
     assert 0 <= expected.U <= 1
     for part, thinned in zip(candidate.held_out, curve.thinned, strict=True):

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.validation.cross_validation import Outcomes
 from icis_deploy.injection.validation.operating_point import (
+    Aim,
     OperatingPoint,
     Rates,
     choose_operating_point,
+    choose_within_budget,
     predicted_rates,
     recognised,
     weighted_harmonic_mean,
@@ -97,6 +99,49 @@ def test_the_harmonic_mean_is_weighted_from_one_side_to_the_other(unseen: float,
     assert weighted_harmonic_mean(unseen, seen, 1 - 1e-9) == pytest.approx(unseen, rel=1e-3)
     assert weighted_harmonic_mean(0.0, seen, 0.5) == 0.0
     assert weighted_harmonic_mean(0.0, 0.0, 0.5) == 0.0
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.01, 0.05, 0.3])
+def test_a_budget_is_kept_on_every_kind_of_features_and_spent_on_one(loss: float):
+    random = np.random.default_rng(0)
+    kinds = [
+        outcomes(
+            np.where(random.random(2000) < 0.9, random.normal(mean, 2, 2000), -np.inf),
+            random.normal(6, 2, 2000),
+            seen_deviation=random.normal(2, 1, 2000),
+            unseen_deviation=random.normal(4, 1, 2000),
+        )
+        for mean in (4, 5)
+    ]
+    point = choose_within_budget(kinds, max_seen_loss=loss)
+    lost = [float(np.isfinite(one.seen_margin).mean()) - predicted_rates(one, point).S for one in kinds]
+    assert loss - 0.001 <= max(lost) <= loss + 1e-9
+
+
+def test_more_budget_never_gives_unseen_classes_less():
+    random = np.random.default_rng(1)
+    world = outcomes(random.normal(3, 2, 400), random.normal(4, 2, 400), is_hit=random.random(400) < 0.7)
+    found = [predicted_rates(world, choose_within_budget([world], max_seen_loss=loss)).U for loss in (0.01, 0.1, 0.5)]
+    assert found == sorted(found)
+
+
+def test_a_head_that_is_never_right_has_nothing_to_lose():
+    world = outcomes(np.full(10, -np.inf), np.full(10, 1.0))
+    assert np.isfinite(choose_within_budget([world], max_seen_loss=0.02).offset)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({}, "expected one of them"),
+        ({"max_seen_loss": 0.02, "balance": 0.5}, "expected one of them"),
+        ({"max_seen_loss": 1.0}, "expected a fraction between 0 and 1"),
+        ({"balance": 1.0}, "expected a number between 0"),
+    ],
+)
+def test_an_aim_is_a_budget_or_a_balance(numbers, message):
+    with pytest.raises(UsageError, match=message):
+        Aim(**numbers)
 
 
 @pytest.mark.parametrize("balance", [0.0, 1.0, -1.0, float("nan")])

@@ -1,0 +1,195 @@
+"""Read the owner's images of classes that a model knows, and run its backbone on them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from icis_deploy.api.models import OpenedModel, head_of
+from icis_deploy.common.arrays import Float32, Int64, frozen_float32
+from icis_deploy.common.files import read_capped
+from icis_deploy.errors import ImageError, IncompatibleError, UsageError
+from icis_deploy.head.class_names import quoted
+from icis_deploy.head.head import Head
+from icis_deploy.images.loading import MAX_LIST_BYTES, iterate_batches, load_image_list
+from icis_deploy.images.preprocessing import Preprocessing
+from icis_deploy.injection.arbiter.seen_images import SeenImages, seen_images
+from icis_deploy.injection.options import InjectionOptions
+from icis_deploy.workbench import enable_workbench
+
+BATCH_SIZE = 32
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def load_seen_images(
+    opened: OpenedModel,
+    options: InjectionOptions,
+    preprocessing: Preprocessing | None,
+    *,
+    new_classes: Sequence[str],
+) -> SeenImages | None:
+    """Return the images that the options name, as the model's head sees them; `None` if they name none.
+
+    Args:
+        opened: A model whose classes are known.
+        options: `seen_images` in any of its forms.
+        preprocessing: How images are prepared; features need none.
+        new_classes: Classes that the head lacks, to name an image of one as what it is.
+
+    Raises:
+        UsageError: If nothing says how images are prepared.
+        ImageError: If images cannot be read, or show classes that the head does not know.
+        IncompatibleError: If features do not fit the head, or it is right on none.
+    """
+    given, head = options.seen_images, head_of(opened)
+    if given is None:
+        return None
+    if isinstance(given, tuple):
+        where, (values, names) = "the features", given
+        features = frozen_float32(values, name="features of seen images", ndim=2)
+    else:
+        path = Path(given)
+        where = str(path)
+        if path.suffix == ".npz":
+            features, names = _load_features(path)
+        else:
+            paths, names = _list_images(path)
+            features = backbone_features_of(paths, opened, preprocessing)
+    if features.shape[1] != head.feature_dim:
+        raise IncompatibleError(
+            f"The features of seen images are {features.shape[1]} wide; the head takes {head.feature_dim}.",
+            found=features.shape[1],
+            expected=head.feature_dim,
+            where=where,
+        )
+    labels = None if names is None else _indices(names, head, new_classes, where=where)
+    return seen_images(features, head.rows, labels)
+
+
+def backbone_features_of(paths: Sequence[Path], opened: OpenedModel, preprocessing: Preprocessing | None) -> Float32:
+    """Run a model's backbone on image files, `(num_images, feature_dim)`.
+
+    Raises:
+        UsageError: If nothing says how images are prepared.
+        ImageError: If one cannot be read.
+    """
+    if preprocessing is None:
+        raise UsageError(
+            "Images can only be used where it is known how they are prepared.",
+            found="no preprocessing",
+            expected="how images are prepared",
+            hint="Give `preprocess`, which says it, or leave the images out.",
+        )
+    enable_workbench()
+    from exporters.backbone.features import backbone_features
+
+    batches = iterate_batches(paths, preprocessing, batch_size=BATCH_SIZE)
+    return backbone_features(opened.loaded, opened.location, batches)
+
+
+def _indices(names: Sequence[str], head: Head, new_classes: Sequence[str], *, where: str) -> Int64:
+    """Return the classes of images as indices of the head's."""
+    index_of = {name: index for index, name in enumerate(head.class_names)}
+    unknown = sorted({str(name) for name in names} - set(index_of))
+    new = [name for name in unknown if name in set(new_classes)]
+    if new:
+        raise ImageError(
+            f"The images of seen classes in {where} show {quoted(new)}, which are among the new classes.",
+            found=tuple(new),
+            expected="classes that the model knows",
+            where=where,
+            hint="Leave their images out: only what the model knows today can be lost, and no image of a new class is "
+            "needed.",
+        )
+    if unknown:
+        raise ImageError(
+            f"The images of seen classes in {where} show {quoted(unknown)}, which the model does not know.",
+            found=tuple(unknown),
+            expected="classes that the model knows",
+            where=where,
+            hint="Name classes as `classes` does, or leave these images out.",
+        )
+    return np.array([index_of[str(name)] for name in names], dtype=np.int64)
+
+
+def _load_features(path: Path) -> tuple[Float32, tuple[str, ...] | None]:
+    """Read features and, where they are there, labels."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values = {name: file[name] for name in file.files if name in {"features", "labels"}}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ImageError(
+            f"Cannot read the features {path}: {error}.", found=str(error), expected="an .npz file", where=path
+        ) from error
+    if "features" not in values:
+        raise ImageError(
+            f"{path} holds no array `features`.",
+            found="no features",
+            expected="features (num_images, feature_dim) and labels (num_images,)",
+            where=path,
+        )
+    features = frozen_float32(values["features"], name="features of seen images", ndim=2)
+    if "labels" not in values:
+        return features, None
+    labels = tuple(str(name) for name in values["labels"].ravel())
+    if len(labels) != len(features):
+        raise ImageError(
+            f"{path} holds {len(features)} features and {len(labels)} labels; expected as many.",
+            found=len(labels),
+            expected=len(features),
+            where=path,
+        )
+    return features, labels
+
+
+def _list_images(path: Path) -> tuple[tuple[Path, ...], tuple[str, ...] | None]:
+    """Return the files that a list or a folder names, and their classes where it says them."""
+    if not path.is_dir():
+        if _has_classes(path):
+            listed = load_image_list(path)
+            return listed.paths, listed.labels
+        return _unlabelled_list(path), None
+    found = [(file, folder.name) for folder in sorted(path.iterdir()) if folder.is_dir() for file in _images_in(folder)]
+    loose = _images_in(path)
+    if bool(found) == bool(loose):
+        what = "images both in class folders and next to them" if found else "no image"
+        raise ImageError(
+            f"The folder {path} has {what}; expected a folder of images for each class, or images alone.",
+            found=what,
+            expected="class folders, or images",
+            where=path,
+        )
+    if loose:
+        return tuple(loose), None
+    return tuple(file for file, _ in found), tuple(name for _, name in found)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file())
+
+
+def _has_classes(path: Path) -> bool:
+    """Say whether an image list has more columns than `file`."""
+    data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="image list", error_type=ImageError)
+    header = data.split(b"\n", 1)[0].decode("utf-8-sig", errors="replace").strip()
+    return header != "file"
+
+
+def _unlabelled_list(path: Path) -> tuple[Path, ...]:
+    data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="image list", error_type=ImageError)
+    rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig", errors="replace")))
+    paths = tuple(path.parent / row["file"] for row in rows if row["file"])
+    absent = next((one for one in paths if not one.is_file()), None)
+    if not paths or absent is not None:
+        raise ImageError(
+            f"The image list {path} names {'no image' if absent is None else f'{absent}, which is not there'}.",
+            found="no image" if absent is None else str(absent),
+            expected="files of images",
+            where=path,
+        )
+    return paths
