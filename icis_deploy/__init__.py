@@ -64,6 +64,9 @@ if TYPE_CHECKING:
     from icis_deploy.metrics.accuracy import AccuracyReport, Crossing
     from icis_deploy.metrics.accuracy_loss import AccuracyKept
     from icis_deploy.metrics.parity import GateProfile, ParityReport
+    from icis_deploy.metrics.proportions import Interval
+    from icis_deploy.metrics.seen_loss import LosingClass, SeenLoss, TakingClass
+    from icis_deploy.metrics.trade_off import BudgetPoint, TradeOffPoint
     from icis_deploy.runtime.answers import Logits, Prediction
     from icis_deploy.runtime.changes.guard import ChangedAnswers
     from icis_deploy.runtime.changes.timings import ApplyTimings
@@ -81,6 +84,7 @@ _HOMES = {
     "AppliedUpdate": "icis_deploy.runtime.changes.updater",
     "ApplyTimings": "icis_deploy.runtime.changes.timings",
     "BenchOptions": "icis_deploy.api.bench",
+    "BudgetPoint": "icis_deploy.metrics.trade_off",
     "BuiltTarget": "exporters.targets.registry",
     "Bundle": "icis_deploy.bundle.manifest",
     "ChangedAnswers": "icis_deploy.runtime.changes.guard",
@@ -107,10 +111,12 @@ _HOMES = {
     "Injection": "icis_deploy.injection.inject",
     "InjectionOptions": "icis_deploy.injection.options",
     "Injector": "icis_deploy.injection.rows.calibration",
+    "Interval": "icis_deploy.metrics.proportions",
     "KeyPair": "icis_deploy.updates.signing",
     "Limits": "icis_deploy.bundle.generator_metadata",
     "LoadedModel": "exporters.loading.models",
     "Logits": "icis_deploy.runtime.answers",
+    "LosingClass": "icis_deploy.metrics.seen_loss",
     "MethodChoice": "icis_deploy.injection.validation.selection",
     "ModelForm": "icis_deploy.bundle.model_form",
     "ModelInput": "icis_deploy.bundle.manifest",
@@ -127,8 +133,11 @@ _HOMES = {
     "RowCalibration": "icis_deploy.injection.rows.calibration",
     "RowPredictor": "icis_deploy.injection.rows.predictors",
     "Runtime": "icis_deploy.runtime.sessions.choice",
+    "SeenLoss": "icis_deploy.metrics.seen_loss",
     "SignedFile": "icis_deploy.updates.signing",
+    "TakingClass": "icis_deploy.metrics.seen_loss",
     "TargetOptions": "icis_deploy.bundle.target_options",
+    "TradeOffPoint": "icis_deploy.metrics.trade_off",
     "TriedMethod": "icis_deploy.injection.validation.selection",
     "TrustedKeys": "icis_deploy.updates.trusted_keys",
     "UpdateDiff": "icis_deploy.api.diff",
@@ -167,6 +176,7 @@ __all__ = [
     "AppliedUpdate",
     "ApplyTimings",
     "BenchOptions",
+    "BudgetPoint",
     "BuiltTarget",
     "Bundle",
     "ChangedAnswers",
@@ -193,10 +203,12 @@ __all__ = [
     "Injection",
     "InjectionOptions",
     "Injector",
+    "Interval",
     "KeyPair",
     "Limits",
     "LoadedModel",
     "Logits",
+    "LosingClass",
     "MethodChoice",
     "ModelForm",
     "ModelInput",
@@ -213,8 +225,11 @@ __all__ = [
     "RowCalibration",
     "RowPredictor",
     "Runtime",
+    "SeenLoss",
     "SignedFile",
+    "TakingClass",
     "TargetOptions",
+    "TradeOffPoint",
     "TriedMethod",
     "TrustedKeys",
     "UpdateDiff",

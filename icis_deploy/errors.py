@@ -3,6 +3,7 @@
     ICISDeployError                     1-6
     ├── VerdictError                    1   a valid negative answer: the work was done, the result is "no"
     │   ├── GateFailedError                 an export disagrees with its reference
+    │   ├── SeenLossError                   new classes cost the seen ones more accuracy than is allowed
     │   ├── RegressionError                 a benchmark is worse than its baseline
     │   ├── OutlierError                    a class to be taught on a device is unlike those that its generator knows
     │   ├── GuardError                      a change of classes would change too many answers of a device
@@ -42,6 +43,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from os import PathLike
 
+    from icis_deploy.metrics.accuracy import AccuracyReport
     from icis_deploy.metrics.parity import ParityReport
 
 ErrorT = TypeVar("ErrorT", bound="ICISDeployError")
@@ -147,6 +149,35 @@ class GateFailedError(VerdictError):
     ) -> None:
         super().__init__(what, found=found, expected=expected, where=where, hint=hint)
         self.reports = reports
+
+
+class SeenLossError(VerdictError):
+    """New classes cost the seen ones more accuracy than is allowed.
+
+    Args:
+        what: As of every error.
+        found: As of every error.
+        expected: As of every error.
+        where: As of every error.
+        hint: As of every error.
+        report: What was measured; `None` where the error is of something else than an evaluation.
+
+    Attributes:
+        report: As given.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        found: object = None,
+        expected: object = None,
+        where: str | PathLike[str] | None = None,
+        hint: str | None = None,
+        report: AccuracyReport | None = None,
+    ) -> None:
+        super().__init__(what, found=found, expected=expected, where=where, hint=hint)
+        self.report = report
 
 
 class RegressionError(VerdictError):

@@ -163,6 +163,7 @@ def run_bench(
     inputs: LabeledInputs | None = None,
     scenarios: Sequence[ScenarioName | Literal["class-swap"]] = (),
     logs: Path | None = None,
+    max_seen_loss: float | None = None,
     progress: Progress = lambda _: None,
 ) -> Result:
     """Measure targets.
@@ -175,6 +176,8 @@ def run_bench(
         inputs: What accuracy is measured on; None leaves it out.
         scenarios: Loads under which every target is run.
         logs: Where the load generator's logs are kept; None discards them.
+        max_seen_loss: How much of the accuracy on seen classes new ones may cost, fraction of 1; None for what the
+            updates of each bundle state.
         progress: Called with what is measured next, in words.
 
     Raises:
@@ -193,7 +196,7 @@ def run_bench(
         import_loadgen()  # before minutes are spent on the rest
     environment = read_environment()
     progress("accuracy and parity")
-    accuracy, parity = measure_correctness(targets, inputs)
+    accuracy, parity = measure_correctness(targets, inputs, max_seen_loss=max_seen_loss)
     measured = [start_target(target, preset.num_starts, progress) for target in targets]
     runs = tuple(measure_batch(targets, batch_size, preset, progress) for batch_size in batch_sizes)
     return Result(
@@ -253,7 +256,7 @@ def run_scenarios(
 
 
 def measure_correctness(
-    targets: Sequence[OpenTarget], inputs: LabeledInputs | None
+    targets: Sequence[OpenTarget], inputs: LabeledInputs | None, *, max_seen_loss: float | None = None
 ) -> tuple[dict[str, Accuracy], dict[str, Parity]]:
     """Return accuracy and parity by the targets' names; without inputs, parity alone."""
     if inputs is None:
@@ -263,7 +266,7 @@ def measure_correctness(
         logits = logits_on_features(targets, inputs.labeled)
     else:
         logits = logits_on_images(targets, inputs.labeled.paths)
-    found = accuracies(targets, logits, inputs.labeled.labels, source=inputs.source)
+    found = accuracies(targets, logits, inputs.labeled.labels, source=inputs.source, max_seen_loss=max_seen_loss)
     return found, parities(targets, logits, source=inputs.source)
 
 

@@ -18,14 +18,25 @@ from numpy.typing import NDArray
 
 from benchmarks.bench.labeled_inputs import HeadFeatures, LabeledFeatures
 from benchmarks.bench.opened import ORIGINAL, OpenTarget, noise, prepare
-from benchmarks.results.values import Accuracy, ClassAccuracy, Confusion, Parity
+from benchmarks.results.values import (
+    Accuracy,
+    BudgetGain,
+    ClassAccuracy,
+    Confusion,
+    CurveStep,
+    Parity,
+    SeenCost,
+)
+from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.common.arrays import Float64, Images
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
+from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
 from icis_deploy.images.loading import LabeledImages
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
+from icis_deploy.metrics.seen_loss import SeenLoss, stated_budget
 
 BATCH_SIZE = 16
 NUM_SEEDED_INPUTS = 64
@@ -113,12 +124,28 @@ def logits_on_features(targets: Sequence[OpenTarget], labeled: HeadFeatures) -> 
     found = {}
     for target in targets:
         head = Head(rows=np.concatenate([labeled.seen_rows, target.added_rows()]), class_names=target.class_names)
-        found[target.name] = head.logits(labeled.features)
+        logits, arbiter = head.logits(labeled.features), target.added_arbiter()
+        if arbiter.any():
+            num_seen = len(labeled.seen_rows)
+            logits[:, num_seen:] += statistics_of(labeled.features, labeled.seen_rows, logits) @ arbiter.T
+        found[target.name] = logits
     return found
 
 
+def statistics_of(features: NDArray[np.floating], seen_rows: NDArray[np.float32], logits: Float64) -> Float64:
+    """Return what an arbiter's offsets follow from, `(num_images, 5)`, computed in float32 as a model does."""
+    seen_logits = logits[:, : len(seen_rows)].astype(np.float32)
+    lengths = deviation_lengths(seen_rows)
+    return seen_statistics(features.astype(np.float32), seen_logits, lengths).astype(np.float64)
+
+
 def accuracies(
-    targets: Sequence[OpenTarget], logits: dict[str, Float64], labels: Sequence[str], *, source: str
+    targets: Sequence[OpenTarget],
+    logits: dict[str, Float64],
+    labels: Sequence[str],
+    *,
+    source: str,
+    max_seen_loss: float | None = None,
 ) -> dict[str, Accuracy]:
     """Return the accuracy of every target, by its name.
 
@@ -127,6 +154,8 @@ def accuracies(
         logits: From this module.
         labels: `(num_images,)` class names.
         source: What the logits were computed from, in words.
+        max_seen_loss: How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what
+            the updates of each bundle state.
 
     Raises:
         ImageError: If an image shows a class that no target knows.
@@ -148,15 +177,36 @@ def accuracies(
         padded = np.full((len(columns), len(names)), -np.inf)
         padded[:, [column_of[name] for name in target.class_names]] = logits[target.name]
         original = logits[ORIGINAL] if ORIGINAL in logits else padded[:, :num_seen]
-        report = accuracy_report(padded, columns, seen=num_seen, original_logits=original)
-        found[target.name] = accuracy_from_report(report, names, columns, source)
+        report = accuracy_report(
+            padded,
+            columns,
+            seen=num_seen,
+            original_logits=original,
+            class_names=names,
+            max_seen_loss=stated_by(target) if max_seen_loss is None else max_seen_loss,
+        )
+        has_new = len(target.class_names) > num_seen
+        found[target.name] = accuracy_from_report(report, names, columns, source, has_new=has_new)
     return found
 
 
+def stated_by(target: OpenTarget) -> float | None:
+    """Return how much seen accuracy the updates of a bundle were made to cost; `None` where nobody said."""
+    return None if target.bundle is None else stated_budget(load_manifest(target.bundle).updates)
+
+
 def accuracy_from_report(
-    report: AccuracyReport, names: Sequence[str], columns: NDArray[np.int64], source: str
+    report: AccuracyReport, names: Sequence[str], columns: NDArray[np.int64], source: str, *, has_new: bool
 ) -> Accuracy:
-    """Return an accuracy report with the names of its classes, as a result states it."""
+    """Return an accuracy report with the names of its classes, as a result states it.
+
+    Args:
+        report: Of one target.
+        names: `(num_classes,)`, those of all targets.
+        columns: `(num_images,)`, labels.
+        source: What it was measured on, in words.
+        has_new: Whether the target has classes besides the seen ones, without which nothing can be lost or gained.
+    """
     return Accuracy(
         T=report.T,
         U=report.U,
@@ -174,6 +224,28 @@ def accuracy_from_report(
         ),
         classes=tuple(classes_with_images(report, names, columns)),
         source=source,
+        S_top5=report.top5["S"],
+        U_top5=report.top5["U"],
+        AUSUC=report.AUSUC if has_new else None,
+        seen_cost=seen_cost(report.seen_loss) if has_new and report.seen_loss is not None else None,
+        budgets=tuple(
+            BudgetGain(max_seen_loss=point.max_seen_loss, S=point.S, U=point.U, U_top5=point.U_top5)
+            for point in report.budget_points
+            if has_new
+        ),
+        curve=tuple(CurveStep(S=point.S, U=point.U) for point in report.curve if has_new),
+    )
+
+
+def seen_cost(loss: SeenLoss) -> SeenCost:
+    """Return what new classes cost, as a result states it."""
+    return SeenCost(
+        before=loss.before,
+        after=loss.after,
+        low=loss.interval.low,
+        high=loss.interval.high,
+        num_images=loss.num_images,
+        max_seen_loss=loss.max_seen_loss,
     )
 
 

@@ -23,7 +23,6 @@ from icis_deploy.common.files import read_capped
 from icis_deploy.errors import ImageError, LoadError
 from icis_deploy.images.loading import LabeledImages, load_image_list
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAX_FEATURE_BYTES = 1 << 34
 
 
@@ -58,27 +57,9 @@ def load_labeled(path: Path) -> LabeledImages | LabeledFeatures:
     Raises:
         ImageError: If it cannot be read, or holds no labelled image.
     """
-    if path.is_dir():
-        return load_image_folders(path)
-    if path.suffix in (".npz", ".safetensors"):
+    if not path.is_dir() and path.suffix in (".npz", ".safetensors"):
         return load_features(path)
     return load_image_list(path)
-
-
-def load_image_folders(folder: Path) -> LabeledImages:
-    """Return the images in the folders of a folder; the name of each is its images' class.
-
-    Raises:
-        ImageError: If there is none.
-    """
-    files = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise ImageError(
-            f"There are no images in the folders of {folder}; expected one folder for each class, named as the class.",
-            expected="one folder for each class, named as the class",
-            where=folder,
-        )
-    return LabeledImages(paths=tuple(files), labels=tuple(file.parent.name for file in files))
 
 
 def load_features(path: Path) -> LabeledFeatures:

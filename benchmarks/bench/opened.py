@@ -19,6 +19,8 @@ from icis_deploy.bundle.manifest import INJECTED_NAME, Bundle, ModelInput
 from icis_deploy.bundle.slot_files import load_injected
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import BundleError, IncompatibleError, UsageError
+from icis_deploy.head.arbiter import no_arbiter
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.loading import load_images, load_pixels
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.runtime.device import Device, session_of, state_of
@@ -80,6 +82,9 @@ class OpenTarget:
     added_rows: Callable[[], Float32]
     """Gives `(num_classes - num_seen, feature_dim + 1)`, the rows that the original model does not have."""
 
+    added_arbiter: Callable[[], Float32]
+    """Gives `(num_classes - num_seen, 5)`, what their logits follow from the image's `head.arbiter.STATISTICS`."""
+
     score_kind: str
     """What the model's output holds; as `Bundle.score_kind`. `answer` gives logits whatever it is."""
 
@@ -131,6 +136,7 @@ def open_bundle(folder: Path, *, name: str, runtime: Runtime) -> OpenTarget:
         bundle=folder,
         phases=phases_of(device, name),
         added_rows=lambda: added_rows(folder, device),
+        added_arbiter=lambda: added_arbiter(folder, device),
         score_kind=bundle.score_kind,
         preprocessing=bundle.preprocessing,
         model_input=bundle.model_input,
@@ -179,6 +185,7 @@ def open_original(path: Path, *, like: Bundle, num_threads: int | None) -> OpenT
         bundle=None,
         phases=None,
         added_rows=lambda: np.empty((0, like.feature_dim + 1), dtype=np.float32),
+        added_arbiter=lambda: no_arbiter(0),
         score_kind=like.score_kind,
         preprocessing=like.preprocessing,
         model_input=model_input,
@@ -207,7 +214,23 @@ def added_rows(folder: Path, device: Device) -> Float32:
     Raises:
         BundleError: If a fused bundle does not have the file that holds them.
     """
-    rows = [np.empty((0, device.bundle.feature_dim + 1), dtype=np.float32)]
+    rows = [table.rows() for table in added_tables(folder, device)]
+    return np.concatenate([np.empty((0, device.bundle.feature_dim + 1), dtype=np.float32), *rows])
+
+
+def added_arbiter(folder: Path, device: Device) -> Float32:
+    """Return what the logits of these classes follow from statistics of the image, `(num_added, 5)`.
+
+    Raises:
+        BundleError: As `added_rows`.
+    """
+    found = [table.coefficients[table.filled] for table in added_tables(folder, device)]
+    return np.concatenate([no_arbiter(0), *found])
+
+
+def added_tables(folder: Path, device: Device) -> list[SlotTable]:
+    """Return what holds the classes of a bundle that the original model does not have: baked ones first, then slots."""
+    tables = []
     if len(device.bundle.class_names) > device.bundle.num_seen:
         table = load_injected(folder, device.bundle)
         if table is None:
@@ -217,11 +240,11 @@ def added_rows(folder: Path, device: Device) -> Float32:
                 where=folder,
                 hint="Export it again.",
             )
-        rows.append(table.rows())
-    table = state_of(device).table
-    if table is not None:
-        rows.append(table.rows())
-    return np.concatenate(rows)
+        tables.append(table)
+    slots = state_of(device).table
+    if slots is not None:
+        tables.append(slots)
+    return tables
 
 
 def as_logits(scores: Float32, score_kind: str) -> Float32:

@@ -6,7 +6,9 @@ Rules:
    noise explains is no regression.
 2. Accuracy, size of files and peak memory are worse if they are so by more than what is allowed, as a fraction of the
    earlier figure.
-3. Only like is compared with like: the same machine (unless the user says otherwise), target, runtime, provider,
+3. Seen classes lose too much to new ones if the whole 95 % interval of their loss is over the budget that a bundle's
+   updates state, or that was asked for, and it is greater than in the earlier result.
+4. Only like is compared with like: the same machine (unless the user says otherwise), target, runtime, provider,
    threads and batch size. What the earlier result measured and this one did not is an error, not a pass. All of it is
    known before anything is measured, and checked then, not after minutes of measuring: `check_comparable`.
 """
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from benchmarks.bench.opened import OpenTarget
 
 ACCURACIES = ("T", "U", "S", "H")
-Kind = Literal["latency", "accuracy", "size", "memory"]
+Kind = Literal["latency", "accuracy", "seen-loss", "size", "memory"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +52,14 @@ class Regression:
     """In the new result, in the same unit."""
 
     change: float
-    """By how much it is worse, as a fraction of the earlier figure."""
+    """By how much it is worse, as a fraction of the earlier figure; of a seen loss as a fraction of 1."""
 
     @property
     def text(self) -> str:
         """One line for people."""
+        if self.kind == "seen-loss":
+            before, after = (f"{100 * value:.1f}" for value in (self.before, self.after))
+            return f"{self.target}: {self.what} went from {before} to {after} points"
         before, after = (figure_text(value, self.kind) for value in (self.before, self.after))
         return f"{self.target}: {self.what} went from {before} to {after}, {self.change:.1%} worse"
 
@@ -99,6 +104,7 @@ def find_regressions(
         after = result.target(before.name)
         found += worse_latencies(before.name, result, baseline, max_regression)
         found += worse_accuracies(before, after, max_regression)
+        found += worse_seen_losses(before, after)
         found += worse_sizes(before, after, max_regression)
     return tuple(found)
 
@@ -219,6 +225,23 @@ def worse_accuracies(before: Target, after: Target, max_regression: float) -> It
             yield Regression(
                 kind="accuracy", target=before.name, what=name, before=was, after=now, change=1 - now / was
             )
+
+
+def worse_seen_losses(before: Target, after: Target) -> Iterator[Regression]:
+    """Yield the loss of seen accuracy to new classes if it is over its budget, and greater than before."""
+    was, now = (None if target.accuracy is None else target.accuracy.seen_cost for target in (before, after))
+    if now is None or now.max_seen_loss is None or now.verdict != "over":
+        return
+    lost_before = 0.0 if was is None else was.loss
+    if now.loss > lost_before:
+        yield Regression(
+            kind="seen-loss",
+            target=before.name,
+            what=f"seen accuracy lost to new classes, of which {100 * now.max_seen_loss:.4g} points are allowed,",
+            before=lost_before,
+            after=now.loss,
+            change=now.loss - lost_before,
+        )
 
 
 def worse_sizes(before: Target, after: Target, max_regression: float) -> Iterator[Regression]:

@@ -18,7 +18,7 @@ from benchmarks.report.merging import Entry, Row
 from benchmarks.results.values import Accuracy
 from benchmarks.timing.percentiles import CONFIDENCE, NUM_RESAMPLES, Interval
 from icis_deploy.common.arrays import Float64
-from icis_deploy.metrics.accuracy import harmonic_mean
+from icis_deploy.metrics.averages import harmonic_mean
 
 Measure = Literal["U", "S", "H"]
 MIN_CLASSES = 8

@@ -128,6 +128,31 @@ def _draw_accuracy(axes: Any, base: float, accuracy: Accuracy, measure: Measure,
     axes.text(end + 1.5, middle, f"{value:.1f}", va="center_baseline", color=INK)
 
 
+def draw_trade_off(name: str, entries: Sequence[Entry]) -> str:
+    """Draw S against U of each target that has new classes, the point as measured, and what each budget allows."""
+    measured = [(entry, each) for entry in entries if (each := entry.target.accuracy) is not None and each.curve]
+    with drawing() as canvas_of:
+        canvas = canvas_of(height_in=3.2 + legend_height_in([entry for entry, _ in measured]))
+        axes, handles = canvas.axes, []
+        for entry, accuracy in measured:
+            color = SERIES[entry.color]
+            u, s = [100 * step.U for step in accuracy.curve], [100 * step.S for step in accuracy.curve]
+            axes.plot(u, s, color=color, linewidth=1.8, linestyle=LINE_STYLES[entry.marker], drawstyle="steps-pre")
+            for gain in accuracy.budgets:
+                axes.plot(100 * gain.U, 100 * gain.S, "o", color=color, markersize=4.5, markerfacecolor=SURFACE)
+            point = {"color": color, "markersize": 9, "markeredgewidth": 1.8, "zorder": 5}
+            handles += axes.plot(100 * (accuracy.U or 0.0), 100 * (accuracy.S or 0.0), entry.marker, **point)
+        before = max(each.S_original or each.curve[0].S for _, each in measured)
+        axes.axhline(100 * before, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.set_xlim(0, max(1.06 * 100 * max(each.curve[-1].U for _, each in measured), 1))
+        axes.set_ylim(0, 1.08 * 100 * before + 1)
+        axes.grid(axis="both")
+        axes.set_xlabel("U, percent: what the new classes give")
+        axes.set_ylabel("S, percent: what the old ones keep")
+        draw_legend(axes, [entry for entry, _ in measured], handles, numbered=False)
+        return str(canvas.svg(name))
+
+
 def draw_throughput(name: str, entries: Sequence[Entry]) -> str:
     """Draw images per second against the batch size, the names below, from the fastest on."""
     entries = sorted(entries, key=lambda entry: -list(entry.rows)[-1].images_per_s)

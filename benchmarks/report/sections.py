@@ -13,6 +13,7 @@ from benchmarks.report.charts import (
     draw_scale,
     draw_throughput,
     draw_times,
+    draw_trade_off,
 )
 from benchmarks.report.merging import Device, Entry, Row
 from benchmarks.report.sentences import (
@@ -24,6 +25,7 @@ from benchmarks.report.sentences import (
     say_front,
     say_scale,
     say_throughput,
+    say_trade_off,
     say_update,
 )
 from benchmarks.results.result import Result
@@ -65,6 +67,7 @@ def _charts_of_result(name: str, result: Result, entries: Sequence[Entry]) -> It
         yield _distributions(f"{name}-latency", rows)
         yield from _latency_against_accuracy(f"{name}-pareto", rows)
     yield from _accuracies(f"{name}-accuracy", entries)
+    yield from _trade_off(f"{name}-trade-off", entries)
     if len({row.batch_size for entry in entries for row in entry.rows}) > 1:
         measured = [entry for entry in entries if any(True for _ in entry.rows)]
         yield Chart(
@@ -130,6 +133,17 @@ def _accuracies(name: str, entries: Sequence[Entry]) -> Iterator[Chart]:
             title="Accuracy on unseen and seen classes",
             svg=draw_accuracies(name, measured),
             words=" ".join(say_accuracies(measured)),
+        )
+
+
+def _trade_off(name: str, entries: Sequence[Entry]) -> Iterator[Chart]:
+    measured = [entry for entry in entries if entry.target.accuracy is not None and entry.target.accuracy.curve]
+    if measured:
+        yield Chart(
+            name=name,
+            title="What the old classes keep, and what the new ones give",
+            svg=draw_trade_off(name, measured),
+            words=" ".join(say_trade_off(measured)),
         )
 
 

@@ -18,7 +18,16 @@ from benchmarks.report.numbers import (
     size,
     times,
 )
-from benchmarks.results.values import CLASS_UPDATE, PART_NAMES, Accuracy, ScalePoint, ScaleSeries, Timing, UpdateLatency
+from benchmarks.results.values import (
+    CLASS_UPDATE,
+    PART_NAMES,
+    Accuracy,
+    ScalePoint,
+    ScaleSeries,
+    SeenCost,
+    Timing,
+    UpdateLatency,
+)
 from benchmarks.timing.comparison import MIN_ROUNDS, Comparison
 from benchmarks.timing.percentiles import Interval
 
@@ -147,6 +156,39 @@ def _say_best(names: Sequence[str], accuracy: Accuracy) -> Iterator[str]:
         f"{accuracy.num_unseen_taken_for_seen:,} of {accuracy.num_unseen_images:,} images of unseen classes are taken "
         f"for seen ones, {accuracy.num_seen_taken_for_unseen:,} of {accuracy.num_seen_images:,} the other way."
     )
+
+
+def say_trade_off(entries: Sequence[Entry]) -> list[str]:
+    """Say what new classes cost the old ones, and what could be had for how much."""
+    said: list[str] = []
+    by_cost: dict[SeenCost, list[str]] = {}
+    for entry in entries:
+        cost = None if entry.target.accuracy is None else entry.target.accuracy.seen_cost
+        if cost is not None:
+            by_cost.setdefault(cost, []).append(entry.label)
+    for cost, names in by_cost.items():
+        interval = f"95 % interval {100 * cost.low:.1f} to {100 * cost.high:.1f}"
+        allowed = "" if cost.max_seen_loss is None else f", of {points(cost.max_seen_loss)} allowed"
+        verdict = {"over": ": too much", "within": "", "cannot tell": "", "no budget": ""}[cost.verdict]
+        said.append(
+            f"In {enumeration(names)} the new classes cost {points(max(cost.loss, 0.0))} of S ({interval}){allowed}"
+            f"{verdict}."
+        )
+    best = max(
+        (each for entry in entries if (each := entry.target.accuracy) is not None and each.budgets),
+        key=lambda each: each.AUSUC or 0.0,
+        default=None,
+    )
+    if best is not None:
+        costs = enumeration([f"{100 * gain.max_seen_loss:.4g}" for gain in best.budgets])
+        gains = enumeration([f"{percent(gain.U)} %" for gain in best.budgets])
+        many = len(best.budgets) > 1
+        said.append(
+            f"For {costs} points of S at most there {'are' if many else 'is'} {gains} of U: the open circles, with the "
+            f"best number added to all new logits, as these images show it."
+        )
+    said.append("Filled markers are the targets as they are; the dashed line is S with the original classes alone.")
+    return said
 
 
 def say_throughput(entries: Sequence[Entry]) -> list[str]:

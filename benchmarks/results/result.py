@@ -8,8 +8,8 @@ Rules:
    says why.
 3. Latencies come with their number of queries, their interval and their distribution, never as a bare figure.
 4. `result.schema.json` is the same format for other languages. Any change of it is a new `SCHEMA_VERSION`; a file of
-   another version is refused, never half understood. Version 1, which lacks `head_shares` alone, is read as if none had
-   been measured.
+   another version is refused, never half understood. Older ones are read as if what they lack had not been measured:
+   version 1 `head_shares`, and both what accuracies say of the trade between seen and unseen classes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,16 @@ from icis_deploy.common.json_fields import load_strict, object_from_json
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ICISDeployError, LoadError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_READABLE_VERSIONS = (1, 2, 3)
+_ACCURACY_SINCE_3: Mapping[str, object] = {
+    "S_top5": None,
+    "U_top5": None,
+    "AUSUC": None,
+    "seen_cost": None,
+    "budgets": [],
+    "curve": [],
+}
 MAX_RESULT_BYTES = 1 << 28
 
 
@@ -126,15 +135,17 @@ def parse_result(data: bytes) -> Result:
             "It is not a benchmark result: no JSON object with a `schema_version`.",
             expected="a JSON object with a schema_version",
         ) from error
-    if type(schema_version) is not int or schema_version not in {1, SCHEMA_VERSION}:  # Python calls `true` equal to 1
+    if type(schema_version) is not int or schema_version not in _READABLE_VERSIONS:  # Python calls `true` equal to 1
         raise LoadError(
-            f"It has schema version {shown(schema_version)}; this release reads 1 and {SCHEMA_VERSION}.",
+            f"It has schema version {shown(schema_version)}; this release reads 1 to {SCHEMA_VERSION}.",
             found=shown(schema_version),
-            expected=(1, SCHEMA_VERSION),
+            expected=_READABLE_VERSIONS,
             hint="Measure again, or use the release that made it.",
         )
     if schema_version == 1:
         values.setdefault("head_shares", [])
+    if schema_version < 3:
+        values["targets"] = _with_trade_off(values.get("targets"))
     try:
         return value_from_json(Result, values)
     except (TypeError, ValueError, OverflowError, ICISDeployError) as error:
@@ -143,6 +154,20 @@ def parse_result(data: bytes) -> Result:
             found=str(error),
             expected="a benchmark result",
         ) from error
+
+
+def _with_trade_off(targets: object) -> object:
+    """Return the targets of an older result with what their accuracies could not state; others are refused later."""
+    if not isinstance(targets, list):
+        return targets
+    found = []
+    for target in targets:
+        match target:
+            case {"accuracy": {**accuracy}}:
+                found.append({**target, "accuracy": {**_ACCURACY_SINCE_3, **accuracy}})
+            case _:
+                found.append(target)
+    return found
 
 
 def load_result(path: str | Path) -> Result:

@@ -117,6 +117,94 @@ class Accuracy:
     source: str
     """What it was measured on, in words."""
 
+    S_top5: float | None = None
+    """As S, with the right class among the five greatest logits; null where no more than five compete."""
+
+    U_top5: float | None = None
+    """As U, likewise."""
+
+    AUSUC: float | None = None
+    """Area under the curve of S against U; null unless both have images."""
+
+    seen_cost: SeenCost | None = None
+    """What the new classes cost the seen ones; null where there are no new ones, or no images of seen ones."""
+
+    budgets: tuple[BudgetGain, ...] = ()
+    """The greatest U for a loss of S of 1, 2, 5 and 10 points, with the best number added to all new logits."""
+
+    curve: tuple[CurveStep, ...] = ()
+    """S against U as new logits are raised, from where seen classes always win; empty unless both have images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenCost:
+    """What new classes cost the seen ones: right answers that a new class takes; fractions of 1.
+
+    Both accuracies are of the same logits, so that what a conversion costs is not in it.
+    """
+
+    before: float
+    """Macro accuracy on seen classes, choosing among them alone."""
+
+    after: float
+    """The same where all classes compete."""
+
+    low: float
+    """Lower end of the 95 % interval of what is lost, by Clopper and Pearson."""
+
+    high: float
+    """Upper end of it."""
+
+    num_images: int
+    """Images of seen classes."""
+
+    max_seen_loss: float | None
+    """How much may be lost; null where nobody said."""
+
+    DERIVED: ClassVar = ("loss", "verdict")
+
+    @property
+    def loss(self) -> float:
+        """`before` less `after`."""
+        return self.before - self.after
+
+    @property
+    def verdict(self) -> Literal["within", "over", "cannot tell", "no budget"]:
+        """`within` or `over` the budget if the whole interval says so."""
+        if self.max_seen_loss is None:
+            return "no budget"
+        if self.low > self.max_seen_loss:
+            return "over"
+        return "within" if self.high <= self.max_seen_loss else "cannot tell"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetGain:
+    """The most that unseen classes can have for a loss of seen accuracy, fractions of 1."""
+
+    max_seen_loss: float
+    """The loss that is allowed."""
+
+    S: float
+    """Images of seen classes that are right then."""
+
+    U: float
+    """Images of unseen classes that are right then."""
+
+    U_top5: float
+    """Images of unseen classes with the right one among the first five."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveStep:
+    """A point of the curve of S against U, fractions of 1."""
+
+    S: float
+    """Images of seen classes that are right."""
+
+    U: float
+    """Images of unseen classes that are right."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confusion:

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.zero_shot.xlsa17 import Images, hold_out
 from icis_deploy.common.arrays import Float32
 from icis_deploy.injection.rows.logits import head_logits
-from icis_deploy.metrics.accuracy import macro, mean_by_class
+from icis_deploy.metrics.averages import macro, mean_by_class
 
 LEARNING_RATE = 1e-4
 BATCH_SIZE = 16

@@ -163,10 +163,13 @@ def _reject(building: Path, out: Path, bundle: Bundle, failures: str, reports: S
     with new_folder(rejected, overwrite=True, marker=REPORT_NAME) as folder:
         shutil.copytree(building, folder, dirs_exist_ok=True)
         write_file(folder / REPORT_NAME, text.encode())
+    is_exact = not any(report.parity_failures for report in reports)
+    gate = "The gate for what new classes may cost" if is_exact else "The parity gate"
     raise GateFailedError(
-        f"The parity gate was not passed by {failures}. No bundle was written to {out}; what was built is in "
+        f"{gate} was not passed by {failures}. No bundle was written to {out}; what was built is in "
         f"{rejected}, with the report in {REPORT_NAME}.",
         found=failures,
         where=out,
+        hint="Inject again with a smaller budget, or allow more with `max_seen_loss`." if is_exact else None,
         reports=tuple(reports),
     )

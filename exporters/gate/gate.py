@@ -11,6 +11,8 @@ Comparisons, each of which catches what the others cannot:
 4. *Slots and arbiter.* The defaults baked into the model must be the slots that the bundle states, and no empty slot
    may win. Slots must follow arbiters of a seed as well as those that they have, which may be none; and the lengths of
    seen rows, with which a device computes an arbiter's statistics itself, must be right.
+5. *What new classes cost*, where images of seen classes are given: an export that is as exact as can be may still take
+   from an owner what the model can do today. It is over its budget only with 95 % confidence.
 
 New logits that follow an arbiter depend on which seen class has the greatest logit. Where two are as close as a
 profile's errors that is chance, and the reference takes the one that the bundle took.
@@ -62,12 +64,13 @@ from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants, load_row_lengths
 from icis_deploy.bundle.manifest import ARBITER_NAME, MODEL_NAME, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT, Bundle
 from icis_deploy.common.arrays import Float32, Float64
-from icis_deploy.errors import IncompatibleError, RuntimeFailureError, SelfTestError
+from icis_deploy.errors import IncompatibleError, RuntimeFailureError, SelfTestError, UsageError
 from icis_deploy.head.arbiter import STATISTICS
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.loading import LabeledImages
 from icis_deploy.metrics.accuracy_loss import compare_accuracy
 from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
+from icis_deploy.metrics.seen_loss import SeenLoss, measure_seen_loss, stated_budget
 from icis_deploy.runtime.changes.self_test import verify_slots
 from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.sessions.choice import Runtime
@@ -97,6 +100,7 @@ def compare_bundle(
     images: LabeledImages | None = None,
     runtime: Runtime | None = None,
     rewrite: ir.passes.PassBase | None = None,
+    max_seen_loss: float | None = None,
 ) -> tuple[ParityReport, ...]:
     """Run a bundle and what it was made from on the same inputs, and compare.
 
@@ -109,6 +113,8 @@ def compare_bundle(
         images: Image files to compare on; `None` for seeded inputs.
         runtime: Where the bundle is run; `None` for the default.
         rewrite: A pass that its model is rewritten by first, in the default runtime.
+        max_seen_loss: How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what
+            the bundle's updates state.
 
     Returns:
         A report for each comparison.
@@ -117,6 +123,7 @@ def compare_bundle(
         ModelLoadError: If a runtime cannot load the exported model.
         RuntimeFailureError: If a runtime cannot run it.
         IncompatibleError: If the original model fails on more than one image, although it states that it takes them.
+        UsageError: If `max_seen_loss` is given, and there is nothing to measure it on.
     """
     paths, is_reference = None if images is None else images.paths, runtime is None or runtime.is_reference
     with closing(
@@ -147,8 +154,10 @@ def compare_bundle(
     named = [] if fault is None else [fault]
     if bundle.arbiter:
         named += _length_failures(folder, bundle, seen_row_lengths(loaded.model, location))
-    first = replace(reports[0], failures=(*reports[0].failures, *sorted(ran.failures), *named))
-    return first, *reports[1:]
+    loss = _seen_loss(ran, bundle, images, max_seen_loss)
+    over = [] if loss is None or loss.failure is None else [loss.failure]
+    failures = (*reports[0].failures, *sorted(ran.failures), *named, *over)
+    return replace(reports[0], failures=failures, seen_loss=loss), *reports[1:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,6 +371,31 @@ def _with_accuracy(
         max_h_loss=report.profile.max_h_loss,
     )
     return replace(report, accuracy=kept, failures=(*report.failures, *kept.failures))
+
+
+def _seen_loss(
+    ran: BundleRun, bundle: Bundle, images: LabeledImages | None, max_seen_loss: float | None
+) -> SeenLoss | None:
+    """Return what the new classes cost on images of seen ones; `None` where there are no such images or classes."""
+    column_of = {name: index for index, name in enumerate(bundle.seen_names)}
+    labels = () if images is None else images.labels
+    known = np.array([index for index, label in enumerate(labels) if label in column_of], dtype=np.intp)
+    if max_seen_loss is not None and not len(known):
+        raise UsageError(
+            "A greatest loss of seen accuracy is given, and no image of a class that the original model knows.",
+            found=len(known),
+            expected="at least 1 such image",
+            hint="Give labelled images of these classes in `images`, or leave `max_seen_loss` out.",
+        )
+    if len(ran.class_names) == bundle.num_seen or not len(known):
+        return None
+    return measure_seen_loss(
+        np.nan_to_num(ran.logits[known], nan=-np.inf),  # a NaN is a failure of parity, and said there
+        np.array([column_of[labels[index]] for index in known], dtype=np.int64),
+        is_original=np.arange(len(ran.class_names)) < bundle.num_seen,
+        class_names=ran.class_names,
+        max_seen_loss=stated_budget(bundle.updates) if max_seen_loss is None else max_seen_loss,
+    )
 
 
 def _baked_slot_failures(model: Path, table: SlotTable | None, *, has_arbiter: bool) -> set[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from icis_deploy.api.inputs import check_max_seen_loss
 from icis_deploy.errors import UsageError
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 from icis_deploy.workbench import enable_workbench
@@ -56,6 +57,10 @@ class BenchOptions:
     logs: PathLike | None = None
     """Folder in which LoadGen's own logs are kept; `None` discards them."""
 
+    max_seen_loss: float | None = None
+    """How much of the accuracy on seen classes new ones may cost, fraction of 1: more is a regression; `None` for what
+    the updates of each bundle were made for."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "batch_sizes", tuple(sorted(set(self.batch_sizes))))
         object.__setattr__(self, "runtimes", tuple(dict.fromkeys(self.runtimes)))
@@ -78,6 +83,7 @@ class BenchOptions:
                 found=self.batch_sizes,
                 expected="at least one size, each at least 1",
             )
+        check_max_seen_loss(self.max_seen_loss)
         for what, number in (("seconds", self.max_seconds), ("threads", self.num_threads)):
             if number is not None and not 0 < number < float("inf"):
                 raise UsageError(
@@ -153,5 +159,6 @@ def bench(
             inputs=inputs,
             scenarios=options.scenarios,
             logs=None if options.logs is None else Path(options.logs),
+            max_seen_loss=options.max_seen_loss,
             progress=progress or (lambda _what: None),
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.api.inputs import PathLike, preprocessing_from, update_from
+from icis_deploy.api.inputs import PathLike, check_max_seen_loss, preprocessing_from, update_from
 from icis_deploy.api.models import Model, head_of, inspect
 from icis_deploy.api.reference import make_reference
 from icis_deploy.bundle.manifest import HEAD_KINDS, Bundle
@@ -36,7 +36,7 @@ class ExportOptions:
 
     Raises:
         UsageError: On construction, if there is no such kind of head, or something is given that a fused head has no
-            use for.
+            use for; or a loss of seen accuracy is limited that is no fraction, or that no images measure.
     """
 
     head: str = "fused"
@@ -53,7 +53,12 @@ class ExportOptions:
     """How images are prepared, or a JSON file that says it."""
 
     images: PathLike | None = None
-    """An image list for the parity gate; by default the calibration images, or seeded inputs where there are none."""
+    """Labelled images for the gate, a CSV or class folders; by default the calibration images, or seeded inputs where
+    there are none. On images of seen classes it measures what the new ones cost them."""
+
+    max_seen_loss: float | None = None
+    """How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what the updates were
+    made for, which the gate holds them to where there are images."""
 
     seen_images: PathLike | None = None
     """Images of classes that the model knows, an image list or a folder, on which devices look for answers that a class
@@ -83,6 +88,12 @@ class ExportOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "trust", tuple(self.trust))
         object.__setattr__(self, "targets", tuple(self.targets))
+        check_max_seen_loss(self.max_seen_loss)
+        if self.max_seen_loss is not None and self.images is None and self.form.calibration_images is None:
+            raise UsageError(
+                "A loss of seen accuracy can only be measured on images.",
+                hint="Give labelled images of seen classes in `images`, or leave `max_seen_loss` out.",
+            )
         if self.head not in HEAD_KINDS:
             raise UsageError(
                 f"There is no head {self.head!r}.",
@@ -152,7 +163,8 @@ def export(
         icis_deploy.export("model.onnx", classes="classes.txt", updates=["new.icis"], out="bundle")
 
     Raises:
-        GateFailedError: If the export disagrees with the model; `<out>.rejected` holds it and its report.
+        GateFailedError: If the export disagrees with the model, or its new classes cost the seen ones more accuracy
+            than is allowed, with 95 % confidence; `<out>.rejected` holds it and its report.
         WrongBaseError: If an update or the generator was made for another head.
         IncompatibleError: If an update has an arbiter and the model gets none: by `arbiter='off'`, or since its classes
             are independent of each other.
@@ -199,6 +211,7 @@ def export(
         form=options.form,
         trust=tuple(Path(key) for key in options.trust),
         targets=targets,
+        max_seen_loss=options.max_seen_loss,
     )
     return write_bundle(
         Path(out),

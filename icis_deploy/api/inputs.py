@@ -8,6 +8,7 @@ from typing import overload
 
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
+from icis_deploy.errors import UsageError
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
@@ -43,3 +44,18 @@ def preprocessing_from(given: PathLike | Preprocessing | None) -> Preprocessing 
 def update_from(given: PathLike | ClassUpdate) -> ClassUpdate:
     """Return a class update, read from its file where a path is given; nothing checks who signed it."""
     return given if isinstance(given, ClassUpdate) else load_update(Path(given))
+
+
+def check_max_seen_loss(max_seen_loss: float | None) -> None:
+    """Check a budget of seen accuracy.
+
+    Raises:
+        UsageError: If it is not a fraction from 0 to 1.
+    """
+    if max_seen_loss is not None and not 0.0 <= max_seen_loss <= 1.0:
+        raise UsageError(
+            f"The greatest loss of seen accuracy is {max_seen_loss}; expected a fraction from 0 to 1.",
+            found=max_seen_loss,
+            expected="0 to 1",
+            hint="Give 2 points as 0.02 in `max_seen_loss`.",
+        )

@@ -18,7 +18,7 @@ from icis_deploy.cli.bench_options import (
     out_options,
     show_progress,
 )
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH, THREADS, refuse_given
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH, THREADS, max_seen_loss_option, refuse_given
 from icis_deploy.cli.output import format_option
 from icis_deploy.errors import UsageError
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
@@ -71,6 +71,7 @@ from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
     callback=fraction,
     help="How much worse than the baseline is allowed.",
 )
+@max_seen_loss_option("Points of seen accuracy that new classes may cost: more is worse than the baseline.")
 @click.option("--any-machine", is_flag=True, help="Compare with a baseline of another machine.")
 @out_options
 @format_option
@@ -87,6 +88,7 @@ def bench(
     logs: Path | None,
     baseline: Path | None,
     max_regression: float,
+    max_seen_loss: float | None,
     any_machine: bool,
     out: Path | None,
     overwrite: bool,
@@ -105,6 +107,7 @@ def bench(
         num_threads=threads,
         scenarios=scenarios,
         logs=logs,
+        max_seen_loss=max_seen_loss,
     )
     from icis_deploy.workbench import enable_workbench
 
@@ -132,7 +135,8 @@ def _check_options(baseline: Path | None, scenarios: Sequence[str], logs: Path |
         UsageError: If there is such an option.
     """
     if baseline is None:
-        refuse_given("max_regression", "any_machine", reason="nothing is compared. Give --baseline, or leave them out.")
+        reason = "nothing is compared. Give --baseline, or leave them out."
+        refuse_given("max_regression", "max_seen_loss", "any_machine", reason=reason)
     if not set(scenarios) - {CLASS_SWAP}:
         reason = f"no load of LoadGen is run. Give --scenario {LOADGEN_SCENARIOS[0]} or another, or leave it out."
         refuse_given("logs", reason=reason)

@@ -12,9 +12,11 @@ from icis_deploy.cli.export_options import engine_options, engine_settings, form
 from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import (
     EXISTING_FILE,
+    EXISTING_PATH,
     NEW_PATH,
     PercentOrNone,
     classes_option,
+    max_seen_loss_option,
     model_options,
     model_source,
 )
@@ -55,7 +57,14 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
     help="auto: new classes are favoured image by image where an update says so. off: by a constant alone.",
 )
 @click.option("--preprocess", type=EXISTING_FILE, help="JSON: resize, crop, mean, std, color, layout.")
-@click.option("--images", type=EXISTING_FILE, help="Image list for the parity gate. Default: seeded inputs.")
+@click.option(
+    "--images",
+    type=EXISTING_PATH,
+    help="Labelled images for the gate: file,class CSV or folder of class folders. Default: seeded inputs.",
+)
+@max_seen_loss_option(
+    "Points of seen accuracy, on --images, that the new classes may cost. Default: what the updates state."
+)
 @click.option(
     "--seen-images",
     type=click.Path(exists=True, path_type=Path),
@@ -102,6 +111,7 @@ def export(
     arbiter: str,
     preprocess: Path | None,
     images: Path | None,
+    max_seen_loss: float | None,
     seen_images: Path | None,
     max_changed_answers: float | str,
     trust: tuple[Path, ...],
@@ -128,6 +138,7 @@ def export(
         arbiter=arbiter,
         preprocess=preprocess,
         images=images,
+        max_seen_loss=max_seen_loss,
         seen_images=seen_images,
         max_changed_answers=None if isinstance(max_changed_answers, str) else max_changed_answers,
         form=form,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from icis_deploy.api.models import ModelSource
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+EXISTING_PATH = click.Path(exists=True, path_type=Path)
 BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
 NEW_PATH = click.Path(path_type=Path)
 THREADS = click.IntRange(min=1, max=1024)  # a runtime starts every thread that it is asked for
@@ -113,6 +114,17 @@ def calibration_options(function: Command) -> Command:
     ):
         function = option(function)
     return function
+
+
+def max_seen_loss_option(help_text: str) -> Callable[[Command], Command]:
+    """Return the option `--max-seen-loss`, in points; its parameter is a fraction of 1."""
+    return click.option(
+        "--max-seen-loss",
+        metavar="POINTS",
+        type=click.FloatRange(0, 100),
+        callback=lambda _context, _parameter, value: points_as_fraction(value),
+        help=help_text,
+    )
 
 
 def points_as_fraction(points: float | None) -> float | None:

@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, model_options, model_source, runtime_option
+from icis_deploy.cli.options import (
+    BUNDLE,
+    EXISTING_PATH,
+    max_seen_loss_option,
+    model_options,
+    model_source,
+    runtime_option,
+)
 from icis_deploy.cli.output import format_option, print_result
 from icis_deploy.errors import GateFailedError
 
@@ -16,7 +23,14 @@ from icis_deploy.errors import GateFailedError
 @click.command(short_help="Compare a bundle with the model it was made from.")
 @click.argument("bundle", type=BUNDLE)
 @click.option("--against", "model", metavar="MODEL", required=True, help="The model that the bundle was made from.")
-@click.option("--images", type=EXISTING_FILE, help="Image list to compare on. Default: seeded inputs.")
+@click.option(
+    "--images",
+    type=EXISTING_PATH,
+    help="Labelled images to compare on: file,class CSV or folder of class folders. Default: seeded inputs.",
+)
+@max_seen_loss_option(
+    "Exit with 1 if new classes cost the seen ones more points of accuracy. Default: what the updates state."
+)
 @runtime_option
 @model_options
 @format_option
@@ -24,6 +38,7 @@ def verify(
     bundle: Path,
     model: str,
     images: Path | None,
+    max_seen_loss: float | None,
     runtime: str,
     weights: Path | None,
     input_shape: str | None,
@@ -31,22 +46,26 @@ def verify(
 ) -> None:
     """Compare BUNDLE with the model that it was made from.
 
-    Runs both on the same inputs and compares logits and predictions. The exit code is 1 if they disagree.
+    Runs both on the same inputs and compares logits and predictions. The exit code is 1 if they disagree, or if new
+    classes cost the seen ones more accuracy than is allowed, with 95 % confidence.
     """
     from icis_deploy.api.verify import verify as verify_bundle
 
     source = model_source(model, weights, input_shape, head_node)
+    disagrees = True
     try:
-        found = verify_bundle(bundle, against=source, images=images, runtime=runtime)
+        found = verify_bundle(bundle, against=source, images=images, runtime=runtime, max_seen_loss=max_seen_loss)
     except GateFailedError as error:
         found = error.reports
+        disagrees = any(report.parity_failures for report in found)
     reports = [report.to_json() for report in found]
     passed = all(report["passed"] for report in reports)
     result = {"bundle": str(bundle), "against": model, "runtime": runtime, "passed": passed, "parity": reports}
     print_result(result, text=parity_text(reports), status="ok" if passed else "failed")
     if not passed:
         # The report is already on stdout, so the exit code says the rest.
-        click.echo(f"Error: {bundle} disagrees with {model}.", err=True)
+        what = f"disagrees with {model}" if disagrees else "costs seen classes more than is allowed"
+        click.echo(f"Error: {bundle} {what}.", err=True)
         raise click.exceptions.Exit(GateFailedError.exit_code)
 
 
@@ -68,8 +87,23 @@ def _report_text(report: Mapping[str, Any]) -> str:
     ]
     if report.get("accuracy"):
         lines.append(f"      {_accuracy_text(report['accuracy'])}")
+    if report.get("seen_loss"):
+        lines.append(f"      {_seen_loss_text(report['seen_loss'])}")
     lines.extend(f"      not kept: {failure}" for failure in report["failures"])
     return "\n".join(lines)
+
+
+def _seen_loss_text(loss: Mapping[str, Any]) -> str:
+    from icis_deploy.metrics.seen_loss import points_lost, points_text
+
+    interval = f"95 % interval {100 * loss['interval']['low']:.1f} to {100 * loss['interval']['high']:.1f}"
+    said = {None: "no budget is stated", "within": "within", "over": "over", "cannot tell": "not shown to be over"}
+    budget = "" if loss["max_seen_loss"] is None else f" the budget of {points_text(loss['max_seen_loss'])}"
+    return (
+        f"new classes cost {points_lost(loss['before'], loss['after'])} points of seen accuracy, "
+        f"{100 * loss['before']:.1f} -> {100 * loss['after']:.1f} % on {loss['num_images']} images ({interval}): "
+        f"{said[loss['verdict']]}{budget}"
+    )
 
 
 def _error_text(error: float | None) -> str:

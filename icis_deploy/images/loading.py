@@ -1,20 +1,29 @@
-"""Images and lists of labelled images, read with Pillow."""
+"""Images and labelled images, read with Pillow.
+
+Labelled images come in three forms:
+
+    images.csv    columns `file` and `class`
+    a folder      one folder for each class, named as the class, with its images
+    images.npz    `images` as the model takes them, and `labels`, the names of their classes
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.common.arrays import Float32, UInt8
+from icis_deploy.common.arrays import Float32, Images, UInt8
 from icis_deploy.common.files import open_plain, read_capped
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ImageError, UsageError
 from icis_deploy.images.preprocessing import Preprocessing
 
@@ -22,6 +31,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_LIST_BYTES = 1 << 28
+MAX_ARRAY_BYTES = 1 << 34
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""What is an image among the files of a class folder; a list may name others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +47,29 @@ class LabeledImages:
     """`(num_images,)`, names of the classes that they show."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabeledArrays:
+    """Images as a model takes them, each with the class that it shows."""
+
+    images: Images
+    """`(num_images, *input_shape)` in the dtype of the model's input."""
+
+    labels: tuple[str, ...]
+    """`(num_images,)`, names of the classes that they show."""
+
+
 def load_image_list(path: Path) -> LabeledImages:
-    """Read a CSV with the columns `file` and `class`; files are relative to the folder that the CSV is in.
+    """Read a list of labelled images.
+
+    Args:
+        path: A CSV with the columns `file` and `class`, whose files are relative to the folder that it is in; or a
+            folder of class folders.
 
     Raises:
         ImageError: If it cannot be read, lacks a column, is empty, or names a file that is not there.
     """
+    if path.is_dir():
+        return load_class_folders(path)
     data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="image list", error_type=ImageError)
     try:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True)
@@ -79,6 +108,110 @@ def load_image_list(path: Path) -> LabeledImages:
         paths.append(file)
         labels.append(row["class"])
     return LabeledImages(paths=tuple(paths), labels=tuple(labels))
+
+
+def load_class_folders(folder: Path) -> LabeledImages:
+    """Return the images in the folders of a folder; the name of each is its images' class.
+
+    Files of other kinds are left out, and so are folders whose name starts with a dot.
+
+    Raises:
+        ImageError: If it cannot be read, there is no image in class folders, or one of these folders has none.
+    """
+    paths: list[Path] = []
+    labels: list[str] = []
+    empty: list[str] = []
+    try:
+        for class_folder in sorted(each for each in folder.iterdir() if each.is_dir() and each.name[0] != "."):
+            found = sorted(file for file in class_folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            paths += found
+            labels += [class_folder.name] * len(found)
+            empty += [] if found else [class_folder.name]
+        loose = [file.name for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ImageError(f"Cannot read the folder {folder}: {reason}.", found=reason, where=folder) from error
+    if not paths:
+        instead = f"; {len(loose)} lie in it without a class" if loose else ""
+        raise ImageError(
+            f"There are no images in the folders of {folder}{instead}; expected one folder for each class, named as "
+            f"the class.",
+            found=tuple(loose),
+            expected="one folder for each class, named as the class",
+            where=folder,
+            hint="Move the images of each class into a folder of its name, or give a CSV with the columns file and "
+            "class.",
+        )
+    if empty:
+        raise ImageError(
+            f"There are class folders without an image in {folder}: {len(empty)}, such as {shown(empty[0])}.",
+            found=tuple(empty),
+            expected=tuple(sorted(IMAGE_SUFFIXES)),
+            where=folder,
+            hint="Put images of these classes there, or remove the folders.",
+        )
+    return LabeledImages(paths=tuple(paths), labels=tuple(labels))
+
+
+def load_labeled_arrays(path: Path) -> LabeledArrays:
+    """Read prepared images with their labels from a `.npz` file.
+
+    Raises:
+        ImageError: If it cannot be read, or the two do not fit.
+    """
+    data = read_capped(path, max_bytes=MAX_ARRAY_BYTES, what="file of images", error_type=ImageError)
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            names = tuple(arrays.files)
+            if not {"images", "labels"} <= set(names):
+                raise ImageError(
+                    f"{path} holds {list(names)}; expected `images`, as the model takes them, and `labels`, the names "
+                    f"of their classes.",
+                    found=names,
+                    expected=("images", "labels"),
+                    where=path,
+                    hint="`bench()` measures the accuracy of features." if "features" in names else None,
+                )
+            images, labels = arrays["images"], arrays["labels"]
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ImageError(
+            f"Cannot read the images in {path}: {error}.",
+            found=str(error),
+            expected="an .npz file with images and labels",
+            where=path,
+        ) from error
+    return labeled_arrays(images, labels.tolist() if labels.dtype.kind == "U" else labels, where=str(path))
+
+
+def labeled_arrays(images: Images, labels: Sequence[object] | NDArray[Any], *, where: str) -> LabeledArrays:
+    """Return prepared images with their labels.
+
+    Args:
+        images: `(num_images, *input_shape)`.
+        labels: `(num_images,)` names of classes.
+        where: Whence they come, for messages.
+
+    Raises:
+        ImageError: If they are of different numbers, there are none, or a label is no name.
+    """
+    array = np.asarray(images)
+    if array.ndim < 2 or not len(array) or len(array) != len(labels):
+        raise ImageError(
+            f"{where}: the images have shape {array.shape}, and there are {len(labels)} labels; expected "
+            f"(num_images, *input_shape) and a label for each image.",
+            found=(array.shape, len(labels)),
+            expected="(num_images, *input_shape), and a label for each image",
+            where=where,
+        )
+    wrong = [each for each in labels if not isinstance(each, str)]
+    if wrong:
+        raise ImageError(
+            f"{where}: the label {shown(wrong[0])} is no name of a class.",
+            found=shown(wrong[0]),
+            expected="names of classes, as text",
+            where=where,
+        )
+    return LabeledArrays(images=array, labels=tuple(str(each) for each in labels))
 
 
 def load_prepared_list(path: str | Path | None, preprocessing: Preprocessing | None) -> LabeledImages | None:

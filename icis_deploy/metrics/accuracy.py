@@ -10,23 +10,39 @@ Evaluation of the Good, the Bad and the Ugly", sections 3.1 and 5):
 5. H = 2US / (U + S), and 0 where both are 0.
 6. S_original: images of seen classes, with the logits of the original model, which knows no other classes.
 7. A figure that no image speaks for is None: not 0, which would be a result, and not NaN, which JSON does not have.
+8. Top-5 figures count an image as right where its class is among the five greatest logits; None where there are no more
+   than five classes to choose among.
+9. Intervals are of classes (`class_intervals`), the interval of the seen loss is of images (`seen_loss`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from icis_deploy.common.arrays import Bool, Float64, Int64
 from icis_deploy.errors import IncompatibleError
+from icis_deploy.metrics.averages import Logits, harmonic_mean, macro, mean_by_class, none_for_nan, winners
+from icis_deploy.metrics.class_intervals import class_intervals
+from icis_deploy.metrics.proportions import Interval
+from icis_deploy.metrics.seen_loss import SeenLoss, measure_seen_loss
+from icis_deploy.metrics.trade_off import (
+    BUDGETS,
+    TOP,
+    BudgetPoint,
+    TradeOffPoint,
+    ausuc,
+    budget_point,
+    curve_of,
+    leads_of,
+)
 
 MAX_CROSSINGS = 20
 """As many pairs of confused classes as a report lists."""
-
-Logits = NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +120,41 @@ class AccuracyReport:
     """`(num_classes,)` accuracy less the original model's, -1 to 1; None for a class that is unseen or without images,
     and altogether None where the original logits were not given."""
 
+    top5: Mapping[str, float | None] = field(default_factory=dict)
+    """Top-5 accuracies by the names of the five figures, fractions of 1; None as there, and where no more than five
+    classes compete."""
+
+    AUSUC: float | None = None
+    """Area under the curve of S against U, fraction of 1; None unless both have images."""
+
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """95 % intervals of the five figures and of AUSUC, by name; of those that are over at least eight classes."""
+
+    seen_loss: SeenLoss | None = None
+    """What the new classes cost those that the original model knows, which of them lose, and to whom; None where no
+    image is of one."""
+
+    budget_points: tuple[BudgetPoint, ...] = ()
+    """The greatest U for a loss of seen accuracy of 1, 2, 5 and 10 points; empty unless both have images."""
+
+    curve: tuple[TradeOffPoint, ...] = ()
+    """S against U as new logits are shifted, at most 200 points, from where seen classes always win; empty unless both
+    have images."""
+
+    class_names: tuple[str, ...] = ()
+    """`(num_classes,)`, in the order of the columns; their numbers where names were not given."""
+
+    class_num_images: tuple[int, ...] = ()
+    """`(num_classes,)`: images of each class."""
+
+    class_is_seen: tuple[bool, ...] = ()
+    """`(num_classes,)`: which are seen classes."""
+
+    class_mistake: tuple[int | None, ...] = ()
+    """`(num_classes,)`: column of the most frequent wrong answer for images of each class; None where there is none."""
+
     def __post_init__(self) -> None:
-        for name in ("T", "U", "S", "H", "S_original"):
+        for name in ("T", "U", "S", "H", "S_original", "AUSUC"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise IncompatibleError(
@@ -141,11 +190,27 @@ class AccuracyReport:
             ],
             "class_accuracy": list(self.class_accuracy),
             "class_change": None if self.class_change is None else list(self.class_change),
+            "top5": dict(self.top5),
+            "AUSUC": self.AUSUC,
+            "intervals": {name: interval.to_json() for name, interval in self.intervals.items()},
+            "seen_loss": None if self.seen_loss is None else self.seen_loss.to_json(),
+            "budget_points": [point.to_json() for point in self.budget_points],
+            "curve": [point.to_json() for point in self.curve],
+            "class_names": list(self.class_names),
+            "class_num_images": list(self.class_num_images),
+            "class_is_seen": list(self.class_is_seen),
+            "class_mistake": list(self.class_mistake),
         }
 
 
 def accuracy_report(
-    logits: ArrayLike, labels: ArrayLike, *, seen: int | ArrayLike, original_logits: ArrayLike | None = None
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    seen: int | ArrayLike,
+    original_logits: ArrayLike | None = None,
+    class_names: Sequence[str] | None = None,
+    max_seen_loss: float | None = None,
 ) -> AccuracyReport:
     """Score logits over all classes against labels; of equal logits the first wins.
 
@@ -153,7 +218,10 @@ def accuracy_report(
         logits: `(num_images, num_classes)`, of the classifier with the injected classes.
         labels: `(num_images,)` integer, column of the class that each image is of.
         seen: Which columns are seen classes: `(num_classes,)` bool, or their number where they come first.
-        original_logits: `(num_images, num_seen_classes)`, of the original model, in the order of the seen columns.
+        original_logits: `(num_images, num_seen_classes)`, of the original model, in the order of the seen columns;
+            minus infinity in those that it does not have.
+        class_names: `(num_classes,)`; by default the numbers of the columns.
+        max_seen_loss: Budget for `seen_loss`, fraction of 1.
 
     Raises:
         IncompatibleError: If shapes disagree, a label is not a column, or a logit is NaN.
@@ -162,18 +230,29 @@ def accuracy_report(
     num_images, num_classes = scores.shape
     columns = checked_labels(labels, num_images=num_images, num_classes=num_classes)
     seen_mask = mask_of_seen(seen, num_classes=num_classes)
+    names = tuple(map(str, range(num_classes))) if class_names is None else tuple(class_names)
     of_seen, predictions = seen_mask[columns], winners(scores, np.arange(num_classes))
     crossed = of_seen != seen_mask[predictions]
     class_accuracy = mean_by_class(predictions == columns, columns, num_classes=num_classes)
     among_unseen = winners(scores[~of_seen], np.flatnonzero(~seen_mask)) == columns[~of_seen]
     original_accuracy = original_class_accuracy(original_logits, columns, seen_mask)
     unseen_accuracy, seen_accuracy = macro(class_accuracy[~seen_mask]), macro(class_accuracy[seen_mask])
+    class_t = mean_by_class(among_unseen, columns[~of_seen], num_classes=num_classes)
+    leads = leads_of(scores, columns, seen_mask)
+    before = None if original_accuracy is None else macro(original_accuracy)
+    points = [] if leads is None else [budget_point(leads, max_seen_loss=each, before=before) for each in BUDGETS]
+    by_class = {
+        "T": class_t,
+        "U": np.where(seen_mask, np.nan, class_accuracy),
+        "S": np.where(seen_mask, class_accuracy, np.nan),
+        **({} if original_accuracy is None else {"S_original": original_accuracy}),
+    }
     return AccuracyReport(
-        T=macro(mean_by_class(among_unseen, columns[~of_seen], num_classes=num_classes)),
+        T=macro(class_t),
         U=unseen_accuracy,
         S=seen_accuracy,
         H=harmonic_mean(unseen_accuracy, seen_accuracy),
-        S_original=None if original_accuracy is None else macro(original_accuracy),
+        S_original=before,
         num_images=num_images,
         num_seen_images=int(of_seen.sum()),
         num_classes=num_classes,
@@ -183,57 +262,80 @@ def accuracy_report(
         crossings=most_frequent_crossings(columns[crossed], predictions[crossed]),
         class_accuracy=none_for_nan(class_accuracy),
         class_change=None if original_accuracy is None else none_for_nan(class_accuracy - original_accuracy),
+        top5=top5_accuracies(scores, columns, seen_mask, original_logits),
+        AUSUC=None if leads is None else ausuc(leads),
+        intervals=class_intervals(by_class, seen_mask, leads=leads),
+        seen_loss=measure_seen_loss(
+            scores,
+            columns,
+            is_original=original_mask(original_logits, seen_mask),
+            class_names=names,
+            max_seen_loss=max_seen_loss,
+        ),
+        budget_points=tuple(point for point in points if point is not None),
+        curve=() if leads is None else curve_of(leads),
+        class_names=names,
+        class_num_images=tuple(np.bincount(columns, minlength=num_classes).tolist()),
+        class_is_seen=tuple(seen_mask.tolist()),
+        class_mistake=most_frequent_mistakes(columns, predictions, num_classes=num_classes),
     )
 
 
-def harmonic_mean(unseen_accuracy: float | None, seen_accuracy: float | None) -> float | None:
-    """Return 2US / (U + S), 0 where both are 0, None where either has no images."""
-    if unseen_accuracy is None or seen_accuracy is None:
-        return None
-    total = unseen_accuracy + seen_accuracy
-    return 2 * unseen_accuracy * seen_accuracy / total if total > 0 else 0.0
+def original_mask(original_logits: ArrayLike | None, seen_mask: Bool) -> Bool:
+    """Return which classes the original model has, `(num_classes,)`: all seen ones, unless its logits say otherwise."""
+    if original_logits is None or not np.size(original_logits):
+        return seen_mask
+    mask: Bool = seen_mask.copy()
+    mask[seen_mask] = ~np.isneginf(np.asarray(original_logits)).all(axis=0)
+    return mask
 
 
-def winners(scores: Logits, columns: Int64) -> Int64:
-    """Return, for each image, which of `columns` has the largest logit.
+def top5_accuracies(
+    scores: Logits, columns: Int64, seen_mask: Bool, original_logits: ArrayLike | None
+) -> dict[str, float | None]:
+    """Return the top-5 accuracies by the names of the five figures; `accuracy_report` has checked what they are of."""
+    of_seen, every = seen_mask[columns], np.arange(len(seen_mask))
+    found = {
+        "T": macro_top5(scores[~of_seen], columns[~of_seen], np.flatnonzero(~seen_mask)),
+        "U": macro_top5(scores[~of_seen], columns[~of_seen], every),
+        "S": macro_top5(scores[of_seen], columns[of_seen], every),
+    }
+    found["H"] = harmonic_mean(found["U"], found["S"])
+    found["S_original"] = None
+    if original_logits is not None:
+        original = np.full((int(of_seen.sum()), len(seen_mask)), -np.inf)
+        original[:, seen_mask] = np.asarray(original_logits)[of_seen]
+        found["S_original"] = macro_top5(original, columns[of_seen], np.flatnonzero(seen_mask))
+    return found
+
+
+def macro_top5(scores: Logits, columns: Int64, candidates: Int64) -> float | None:
+    """Return how often the right class is among the five greatest logits of some columns, macro averaged.
 
     Args:
         scores: `(num_images, num_classes)`.
-        columns: `(num_candidates,)`, the columns to choose among; none are needed where there are no images.
-
-    Returns:
-        `(num_images,)` int64; -1 where every candidate is minus infinity, the logit of a class that a head lacks.
+        columns: `(num_images,)`, labels, among the candidates.
+        candidates: The columns to choose among.
     """
-    if len(scores) == 0:
-        return np.zeros(0, dtype=np.int64)
-    candidates = scores if len(columns) == scores.shape[1] else scores[:, columns]
-    best = candidates.argmax(axis=1)
-    is_known = ~np.isneginf(np.take_along_axis(candidates, best[:, None], axis=1)[:, 0])
-    return np.where(is_known, columns[best], -1)
+    if len(candidates) <= TOP or not len(columns):
+        return None
+    own = scores[np.arange(len(columns)), columns]
+    rivals = scores[:, candidates]
+    # Of equal logits the first wins, as in top-1.
+    num_above = (rivals > own[:, None]).sum(axis=1)
+    num_above += ((rivals == own[:, None]) & (candidates < columns[:, None])).sum(axis=1)
+    is_right = (num_above < TOP) & ~np.isneginf(own)
+    return macro(mean_by_class(is_right, columns, num_classes=scores.shape[1]))
 
 
-def mean_by_class(is_correct: Bool, labels: Int64, *, num_classes: int) -> Float64:
-    """Return each class's share of correctly classified images, NaN for a class without images.
-
-    Args:
-        is_correct: `(num_images,)`.
-        labels: `(num_images,)`.
-        num_classes: Length of the result.
-
-    Returns:
-        `(num_classes,)` float64.
-    """
-    num_of_class = np.bincount(labels, minlength=num_classes)
-    num_correct = np.bincount(labels, weights=is_correct, minlength=num_classes)
-    share = np.full(num_classes, np.nan)
-    np.divide(num_correct, num_of_class, out=share, where=num_of_class > 0)
-    return share
-
-
-def macro(class_accuracy: Float64) -> float | None:
-    """Return the mean over the classes that have images, None if none has."""
-    measured = class_accuracy[~np.isnan(class_accuracy)]
-    return float(measured.mean()) if len(measured) else None
+def most_frequent_mistakes(columns: Int64, predictions: Int64, *, num_classes: int) -> tuple[int | None, ...]:
+    """Return the most frequent wrong answer for images of each class, `(num_classes,)`; of equal ones the first."""
+    mistakes: dict[int, int] = {}
+    is_wrong = (predictions != columns) & (predictions >= 0)
+    pairs = Counter(zip(columns[is_wrong].tolist(), predictions[is_wrong].tolist(), strict=True))
+    for (label, prediction), _ in sorted(pairs.items(), key=lambda item: (-item[1], item[0])):
+        mistakes.setdefault(label, prediction)
+    return tuple(mistakes.get(each) for each in range(num_classes))
 
 
 def most_frequent_crossings(labels: Int64, predictions: Int64) -> tuple[Crossing, ...]:
@@ -336,8 +438,3 @@ def mask_of_seen(seen: int | ArrayLike, *, num_classes: int) -> Bool:
             expected=f"bool of shape ({num_classes},)",
         )
     return given
-
-
-def none_for_nan(values: Float64) -> tuple[float | None, ...]:
-    """Return floats with None instead of NaN."""
-    return tuple(None if np.isnan(value) else float(value) for value in values)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from icis_deploy.common.arrays import Float64
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.metrics.accuracy_loss import AccuracyKept
+from icis_deploy.metrics.seen_loss import SeenLoss
 
 CONFIDENCE = 0.99
 
@@ -117,10 +118,19 @@ class ParityReport:
     accuracy: AccuracyKept | None = None
     """Accuracy before and after, where the profile limits its loss and images were given; else `None`."""
 
+    seen_loss: SeenLoss | None = None
+    """What new classes cost the seen ones; `None` where no images of these were given, or there are no new ones."""
+
     @property
     def passed(self) -> bool:
         """Whether every threshold was kept."""
         return not self.failures
+
+    @property
+    def parity_failures(self) -> tuple[str, ...]:
+        """The failures that say how the exported model differs from its reference: all but that of the seen loss."""
+        over = None if self.seen_loss is None else self.seen_loss.failure
+        return tuple(failure for failure in self.failures if failure != over)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values, the verdict first; JSON has no infinity, so that becomes `null`."""
@@ -128,7 +138,8 @@ class ParityReport:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(self).items()
         }
-        return {"passed": self.passed, **values, "failures": list(self.failures)}
+        seen_loss = None if self.seen_loss is None else self.seen_loss.to_json()
+        return {"passed": self.passed, **values, "failures": list(self.failures), "seen_loss": seen_loss}
 
 
 def compare_logits(

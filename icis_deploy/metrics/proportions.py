@@ -21,6 +21,11 @@ _SMALL = 1e-300
 class Interval:
     """A two-sided confidence interval of a proportion, fractions of 1.
 
+    Example:
+        report = icis_deploy.evaluate("bundle", images="images.csv")
+        for name, interval in report.intervals.items():
+            print(name, interval.low, interval.high)
+
     Raises:
         IncompatibleError: On construction, unless 0 <= low <= high <= 1.
     """

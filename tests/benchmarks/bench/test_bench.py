@@ -9,11 +9,12 @@ import pytest
 import icis_deploy
 from benchmarks.bench.bench import PRESETS, LabeledInputs, labeled_inputs, open_targets, run_bench, slot_pairs
 from benchmarks.bench.correctness import logits_on_features, logits_on_images
-from benchmarks.bench.labeled_inputs import load_labeled
+from benchmarks.bench.labeled_inputs import HeadFeatures, load_labeled
 from benchmarks.bench.opened import names_of_bundles, noise
 from benchmarks.results.result import parse_result, serialize_result
 from benchmarks.results.text import text_of
 from icis_deploy.errors import ImageError, IncompatibleError, ModelLoadError, UsageError
+from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
 from icis_deploy.runtime.device import session_of
 from testing.tiny_project import write_tiny_project
 
@@ -210,3 +211,23 @@ def test_what_cannot_be_started_is_left_out_with_its_reason(tiny_bundles):
     assert result.target("updatable").startup is not None
     assert result.target("updatable").parity[0].source == "seeded noise"
     assert json.loads(serialize_result(result))["targets"][0]["accuracy"] is None
+
+
+def test_features_measure_rows_with_an_arbiter_as_a_device_answers(tiny_bundles, tmp_path):
+    with opened(tiny_bundles) as targets:
+        target = targets[-1]
+        random = np.random.default_rng(0)
+        features = random.normal(size=(5, 24)).astype(np.float32)
+        seen_rows = random.normal(size=(target.num_seen, 25)).astype(np.float32)
+        inputs = HeadFeatures(features=features, labels=("class00",) * 5, seen_rows=seen_rows)
+        coefficients = random.normal(size=(len(target.class_names) - target.num_seen, 5)).astype(np.float32)
+        plain = logits_on_features([target], inputs)[target.name]
+        with_arbiter = replace(target, added_arbiter=lambda: coefficients)
+        found = logits_on_features([with_arbiter], inputs)[target.name]
+
+    seen_logits = plain[:, : target.num_seen].astype(np.float32)
+    statistics = seen_statistics(features, seen_logits, deviation_lengths(seen_rows))
+    np.testing.assert_array_equal(found[:, : target.num_seen], plain[:, : target.num_seen])
+    np.testing.assert_allclose(
+        found[:, target.num_seen :] - plain[:, target.num_seen :], statistics @ coefficients.T, rtol=1e-4, atol=1e-4
+    )

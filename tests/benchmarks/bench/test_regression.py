@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.bench.regression import find_regressions
 from benchmarks.results.result import load_result
+from benchmarks.results.values import SeenCost
 from benchmarks.timing.percentiles import Interval
 from icis_deploy.errors import IncompatibleError
 
@@ -133,3 +134,24 @@ def test_batch_sizes_that_are_missing_are_named_with_the_option_that_measures_th
 
     with pytest.raises(IncompatibleError, match=r"batch size 8, which is not measured. Give `batch_sizes=\(1, 8\)`\."):
         find_regressions(without_batch, baseline, max_regression=0.05)
+
+
+@pytest.mark.parametrize(
+    ("low", "budget", "was_lost", "is_worse"),
+    [(0.03, 0.02, 0.0, True), (0.01, 0.02, 0.0, False), (0.03, None, 0.0, False), (0.03, 0.02, 0.05, False)],
+    ids=["over", "not sure", "no budget", "as before"],
+)
+def test_a_loss_of_seen_accuracy_is_worse_if_it_is_over_its_budget_and_was_not_before(
+    baseline, low, budget, was_lost, is_worse
+):
+    def result_with(lost, low):
+        cost = SeenCost(before=0.9, after=0.9 - lost, low=low, high=0.08, num_images=400, max_seen_loss=budget)
+        return with_target(baseline, "fused", accuracy=replace(baseline.target("fused").accuracy, seen_cost=cost))
+
+    found = find_regressions(result_with(0.05, low), result_with(was_lost, 0.0), max_regression=0.05)
+
+    assert bool(found) == is_worse
+    if is_worse:
+        assert found[0].text == (
+            "fused: seen accuracy lost to new classes, of which 2 points are allowed, went from 0.0 to 5.0 points"
+        )

@@ -18,7 +18,7 @@ from benchmarks.results.values import (
     UpdateLatency,
 )
 from benchmarks.timing.percentiles import Interval, Percentile
-from icis_deploy.metrics.accuracy import harmonic_mean
+from icis_deploy.metrics.averages import harmonic_mean
 
 RESULT_PATH = Path(__file__).resolve().parents[1] / "results" / "bench.json"
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.report.accuracy_intervals import Choice
+from benchmarks.report.charts import draw_trade_off
 from benchmarks.report.merging import merge
 from benchmarks.report.sections import smallest_batches
 from benchmarks.report.sentences import (
@@ -15,9 +16,11 @@ from benchmarks.report.sentences import (
     say_front,
     say_scale,
     say_throughput,
+    say_trade_off,
     say_update,
     say_verdict,
 )
+from benchmarks.results.values import BudgetGain, CurveStep, SeenCost
 from benchmarks.timing.comparison import Comparison
 from benchmarks.timing.percentiles import Interval
 from tests.benchmarks.report.conftest import accuracy, timing
@@ -173,3 +176,46 @@ def test_adding_classes_says_what_has_to_be_done():
         "50 more classes are there soonest with a: 2.00 ms (a write).",
         "b takes 150 times as long (an export).",
     ]
+
+
+# --- what old classes keep and new ones give ----------------------------------------------------------------------
+
+
+def with_trade_off(entry, *, max_seen_loss=None):
+    """The entry with what new classes cost and give."""
+    cost = SeenCost(before=0.9, after=0.8, low=0.07, high=0.14, num_images=400, max_seen_loss=max_seen_loss)
+    measured = replace(
+        accuracy(U=0.4, S=0.8),
+        AUSUC=0.4,
+        seen_cost=cost,
+        budgets=(
+            BudgetGain(max_seen_loss=0.01, S=0.89, U=0.1, U_top5=0.5),
+            BudgetGain(max_seen_loss=0.02, S=0.88, U=0.2, U_top5=0.6),
+        ),
+        curve=(CurveStep(S=0.9, U=0.0), CurveStep(S=0.8, U=0.4), CurveStep(S=0.0, U=0.5)),
+    )
+    return replace(entry, target=replace(entry.target, accuracy=measured))
+
+
+def test_what_new_classes_cost_is_said_once_for_targets_that_are_alike(entries):
+    _, fused, updatable = entries
+
+    assert say_trade_off([with_trade_off(fused), with_trade_off(updatable)]) == [
+        "In fused and updatable the new classes cost 10.0 points of S (95 % interval 7.0 to 14.0).",
+        "For 1 and 2 points of S at most there are 10.0 % and 20.0 % of U: the open circles, with the best number "
+        "added to all new logits, as these images show it.",
+        "Filled markers are the targets as they are; the dashed line is S with the original classes alone.",
+    ]
+
+
+def test_a_budget_that_is_exceeded_is_said_to_be(entries):
+    said = say_trade_off([with_trade_off(entries[1], max_seen_loss=0.02)])
+
+    assert said[0].endswith("(95 % interval 7.0 to 14.0), of 2.0 points allowed: too much.")
+
+
+def test_the_curve_is_drawn_for_targets_that_have_one(entries):
+    svg = draw_trade_off("d0r0-trade-off", [with_trade_off(entries[1])])
+
+    assert "what the new classes give" in svg
+    assert "fused" in svg

@@ -49,7 +49,7 @@ def test_the_schema_refuses_what_the_reader_refuses(bench_bytes):
     for wrong in (
         changed(bench_bytes, more=1),
         changed(bench_bytes, created=7),
-        changed(bench_bytes, schema_version=3),
+        changed(bench_bytes, schema_version=4),
     ):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(json.loads(wrong), result_schema())
@@ -62,6 +62,18 @@ def test_a_result_of_version_1_is_read_as_one_without_head_shares(bench_bytes):
     assert values.pop("head_shares") == []
 
     assert parse_result(json.dumps(values).encode()) == parse_result(bench_bytes)
+
+
+def test_a_result_of_version_2_is_read_as_one_without_a_curve(bench_bytes):
+    values = json.loads(bench_bytes) | {"schema_version": 2}
+    added = {"S_top5", "U_top5", "AUSUC", "seen_cost", "budgets", "curve"}
+    for target in values["targets"]:
+        assert added <= set(target["accuracy"])
+        target["accuracy"] = {name: value for name, value in target["accuracy"].items() if name not in added}
+    accuracy = parse_result(json.dumps(values).encode()).target("fused").accuracy
+
+    assert accuracy.S == parse_result(bench_bytes).target("fused").accuracy.S
+    assert (accuracy.AUSUC, accuracy.seen_cost, accuracy.budgets, accuracy.curve) == (None, None, (), ())
 
 
 def test_docstrings_of_fields_and_properties_are_found():
@@ -98,7 +110,7 @@ def test_a_result_is_saved_and_loaded(bench_bytes, tmp_path):
         (b"{", "no JSON object with a `schema_version`"),
         (b"[]", "no JSON object with a `schema_version`"),
         (b"[" * 100_000, "no JSON object with a `schema_version`"),
-        (b'{"schema_version": 99}', "It has schema version 99; this release reads 1 and 2. Measure again"),
+        (b'{"schema_version": 99}', "It has schema version 99; this release reads 1 to 3. Measure again"),
         (b'{"schema_version": true}', "It has schema version True;"),
         (b'{"schema_version": 2.0}', "It has schema version 2.0;"),
         (b'{"schema_version": 1}', r"lacks \['command', 'created'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import onnx
 import onnx.parser
 import pytest
 
+import icis_deploy
 from icis_deploy.cli.inject import inject
 from icis_deploy.cli.main import run
 from icis_deploy.cli.verify import parity_text
@@ -281,6 +283,46 @@ def test_evaluate_prints_five_accuracies_as_fractions(
     assert list(result["accuracy"]) == ["T", "U", "S", "H", "S_original"]
     assert all(0 <= value <= 1 for value in result["accuracy"].values())
     assert result["details"]["num_unseen_images"] == NUM_UNSEEN
+
+
+def test_evaluate_says_first_what_old_classes_keep_and_what_new_ones_give(
+    bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["evaluate", str(bundle), "--images", str(tiny_project.images)]
+    files = ["--per-class", str(tmp_path / "classes.csv"), "--curve", str(tmp_path / "curve.png")]
+    assert run([*arguments, *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"The old classes keep [\d.]+ of [\d.]+ %: [\d.]+ points are lost to new ones \(95 % interval [\d.]+ to "
+        r"[\d.]+\), \d+ of 40 images\.",
+        lines[0],
+    )
+    assert re.fullmatch(r"The new classes give [\d.]+ %, [\d.]+ % among the first five\.", lines[1])
+    assert any(re.fullmatch("S lost, at most +1 +2 +5 +10 +as exported", line) for line in lines)
+    assert (tmp_path / "classes.csv").is_file()
+    assert (tmp_path / "curve.png").is_file()
+
+
+def test_evaluate_exits_with_1_where_new_classes_cost_more_than_is_allowed(
+    bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    device = icis_deploy.Device.open(bundle)
+    images = device.prepare([tiny_project.images.parent / f"class{index:02d}.png" for index in range(46)])
+    answers = device.logits(images).values[:, :NUM_SEEN].argmax(axis=1)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.array(tiny_project.seen_names)[answers])
+    arguments = ["evaluate", str(bundle), "--images", str(tmp_path / "images.npz")]
+    code, result = run_json(arguments, capsys)
+    assert code == 0
+    code, failed = run_json([*arguments, "--max-seen-loss", "2"], capsys)
+    assert (code, failed["status"]) == (1, "failed")
+    assert failed["details"]["seen_loss"] == result["details"]["seen_loss"] | {
+        "max_seen_loss": 0.02,
+        "verdict": "over",
+    }
+    assert run([*arguments, "--max-seen-loss", "2"]) == 1
+    captured = capsys.readouterr()
+    assert "That is over the 2 that are allowed." in captured.out
+    assert "more than the budget of 2 points; most is lost by" in captured.err
 
 
 def test_evaluate_measures_what_the_chosen_runtime_answers(

@@ -9,7 +9,13 @@ from PIL import Image
 
 from icis_deploy.errors import ImageError
 from icis_deploy.images import loading as images
-from icis_deploy.images.loading import iterate_batches, load_image_list, load_images, load_pixels
+from icis_deploy.images.loading import (
+    iterate_batches,
+    load_image_list,
+    load_images,
+    load_labeled_arrays,
+    load_pixels,
+)
 from icis_deploy.images.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(resize=8, crop=8, mean=(0, 0, 0), std=(1, 1, 1))
@@ -256,3 +262,79 @@ def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path):
 
     with pytest.raises(ImageError, match=r"Cannot read the image .*image\.png: it is a pipe and no plain file"):
         load_images([tmp_path / "image.png"], PREPROCESSING)
+
+
+# --- class folders ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def class_folders(folder):
+    """The three pictures in a folder for each class, next to files that are no images."""
+    root = folder / "by class"
+    for name, files in {"ant": ("0.png", "2.png"), "bee": ("1.png",)}.items():
+        (root / name).mkdir(parents=True)
+        for file in files:
+            (folder / file).rename(root / name / file)
+    (root / "ant" / "notes.txt").write_text("no image")
+    (root / ".thumbnails").mkdir()
+    return root
+
+
+def test_a_folder_of_class_folders_is_a_list_too(class_folders):
+    found = load_image_list(class_folders)
+
+    assert found.labels == ("ant", "ant", "bee")
+    assert [path.name for path in found.paths] == ["0.png", "2.png", "1.png"]
+
+
+def test_a_class_folder_without_an_image_is_named(class_folders):
+    (class_folders / "cicada").mkdir()
+
+    message = r"^There are class folders without an image in .*: 1, such as 'cicada'\."
+    with pytest.raises(ImageError, match=message) as raised:
+        load_image_list(class_folders)
+    assert raised.value.found == ("cicada",)
+
+
+def test_images_without_a_class_folder_have_no_class(folder):
+    with pytest.raises(ImageError, match=r"; 3 lie in it without a class; expected one folder for each class, named"):
+        load_image_list(folder)
+
+
+# --- arrays -------------------------------------------------------------------------------------------------------
+
+IMAGES = np.zeros((2, 3, 8, 8), dtype=np.float32)
+
+
+def test_arrays_are_read_with_the_names_of_their_classes(tmp_path):
+    np.savez(tmp_path / "images.npz", images=IMAGES, labels=np.array(["ant", "bee"]))
+    found = load_labeled_arrays(tmp_path / "images.npz")
+
+    np.testing.assert_array_equal(found.images, IMAGES)
+    assert found.labels == ("ant", "bee")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": IMAGES}, r"holds \['images'\]; expected `images`, as the model takes them, and `labels`"),
+        ({"features": IMAGES, "labels": np.array(["ant"])}, "`bench\\(\\)` measures the accuracy of features"),
+        ({"images": IMAGES, "labels": np.array(["ant"])}, r"shape \(2, 3, 8, 8\), and there are 1 labels; expected"),
+        ({"images": IMAGES[:0], "labels": np.array([], dtype=str)}, r"shape \(0, 3, 8, 8\), and there are 0 labels"),
+        ({"images": IMAGES, "labels": np.array([0, 1])}, "the label .* is no name of a class"),
+        ({"images": IMAGES, "labels": np.array([object(), "ant"])}, "Cannot read the images in "),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_with_their_path(tmp_path, arrays, message):
+    np.savez(tmp_path / "images.npz", **arrays)
+
+    with pytest.raises(ImageError, match=message) as raised:
+        load_labeled_arrays(tmp_path / "images.npz")
+    assert "images.npz" in str(raised.value)
+
+
+def test_a_file_that_holds_no_arrays_is_refused(tmp_path):
+    (tmp_path / "images.npz").write_bytes(b"PK\x03\x04 and no more")
+
+    with pytest.raises(ImageError, match=r"^Cannot read the images in "):
+        load_labeled_arrays(tmp_path / "images.npz")

@@ -178,3 +178,59 @@ def test_refuses_an_accuracy_in_percent():
 
     with pytest.raises(IncompatibleError, match=r"The accuracy S is 88\.4; expected a fraction from 0 to 1"):
         AccuracyReport(**{**fields, "S": 88.4})
+
+
+# --- top-5, intervals, classes ------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_top5_agrees_with_sorting_the_logits_of_each_image(seed):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 16, 80)
+    logits = random.integers(0, 4, (80, 16)).astype(np.float64)  # with many ties
+    report = accuracy_report(logits, labels, seen=8, original_logits=logits[:, :8])
+
+    def macro(side, columns):
+        kept = [label for label in np.unique(labels) if label in side]
+        right = [
+            np.mean([label in np.array(columns)[np.argsort(-row[columns], kind="stable")[:5]] for row in rows])
+            for label in kept
+            for rows in [logits[labels == label]]
+        ]
+        return np.mean(right) if right else None
+
+    seen, new = range(8), range(8, 16)
+    found = [report.top5[name] for name in ("T", "U", "S", "S_original")]
+    assert found == pytest.approx([macro(new, new), macro(new, range(16)), macro(seen, range(16)), macro(seen, seen)])
+
+
+def test_top5_among_five_classes_is_none():
+    report = accuracy_report(np.eye(8), range(8), seen=3, original_logits=np.eye(8)[:, :3])
+
+    assert (report.top5["T"], report.top5["S_original"]) == (None, None)
+    assert (report.top5["U"], report.top5["S"], report.top5["H"]) == (1.0, 1.0, 1.0)
+
+
+def test_intervals_hold_the_figures_and_are_of_eight_classes_at_least():
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(40), 10)
+    logits = random.normal(size=(400, 40))
+    logits[np.arange(400), labels] += 2
+    report = accuracy_report(logits, labels, seen=30, original_logits=logits[:, :30])
+    few = accuracy_report(logits[labels < 37], labels[labels < 37], seen=30)
+
+    assert set(report.intervals) == {"T", "U", "S", "H", "S_original", "AUSUC"}
+    for name, interval in report.intervals.items():
+        assert interval.low < getattr(report, name) < interval.high
+    assert set(few.intervals) == {"S"}
+
+
+def test_each_class_has_its_name_its_images_and_its_most_frequent_mistake():
+    report = accuracy_report(
+        logits_that_predict([1, 1, 2, 1, 2], 3), [0, 0, 0, 1, 2], seen=2, class_names=("ant", "bee", "okapi")
+    )
+
+    assert report.class_names == ("ant", "bee", "okapi")
+    assert report.class_num_images == (3, 1, 1)
+    assert report.class_is_seen == (True, True, False)
+    assert report.class_mistake == (1, None, None)

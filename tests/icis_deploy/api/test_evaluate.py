@@ -1,0 +1,120 @@
+"""Accuracy of a bundle, on labelled images in every form, and what its new classes may cost."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import icis_deploy
+from icis_deploy.api.evaluate import save_class_table
+from icis_deploy.api.evaluate_plot import save_curve_plot
+from icis_deploy.api.models import head_of, inspect
+from icis_deploy.errors import ImageError, SeenLossError, UsageError
+from icis_deploy.images.loading import load_image_list
+from testing.tiny_project import FEATURE_DIM
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_project, tmp_path_factory):
+    """A fused head whose new classes take many images."""
+    head = head_of(inspect(tiny_project.model, classes=tiny_project.classes))
+    rows = np.random.default_rng(0).normal(size=(len(tiny_project.unseen_names), FEATURE_DIM + 1)).astype(np.float32)
+    rows[:, -1] += 50
+    update = icis_deploy.ClassUpdate(base_fingerprint=head.fingerprint, rows=rows, added=tiny_project.unseen_names)
+    out = tmp_path_factory.mktemp("bundles") / "fused"
+    options = icis_deploy.ExportOptions(preprocess=tiny_project.preprocess)
+    icis_deploy.export(tiny_project.model, classes=tiny_project.classes, updates=[update], options=options, out=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def report(bundle, tiny_project):
+    return icis_deploy.evaluate(bundle, images=tiny_project.images)
+
+
+@pytest.fixture(scope="module")
+def crowded(bundle):
+    """Random images as the model takes them, each labelled with the seen class that the original model answers with."""
+    device = icis_deploy.Device.open(bundle)
+    images = np.random.default_rng(0).normal(size=(600, *device.bundle.model_input.shape)).astype(np.float32)
+    logits = device.logits(images).values[:, : device.bundle.num_seen]
+    return images, [device.bundle.seen_names[column] for column in logits.argmax(axis=1)]
+
+
+def test_class_folders_and_arrays_measure_what_a_list_does(bundle, tiny_project, report, tmp_path):
+    listed = load_image_list(tiny_project.images)
+    for path, label in zip(listed.paths, listed.labels, strict=True):
+        (tmp_path / "folders" / label).mkdir(parents=True)
+        shutil.copy(path, tmp_path / "folders" / label)
+    device = icis_deploy.Device.open(bundle)
+    prepared = device.prepare(listed.paths)
+    np.savez(tmp_path / "images.npz", images=prepared, labels=np.array(listed.labels))
+
+    for images in (tmp_path / "folders", tmp_path / "images.npz", (prepared, listed.labels)):
+        assert icis_deploy.evaluate(device, images=images).to_json() == report.to_json()
+
+
+def test_a_report_names_its_classes(report, tiny_project):
+    assert report.class_names == (*tiny_project.seen_names, *tiny_project.unseen_names)
+    assert report.S_original == report.seen_loss.before
+    assert pytest.approx(report.seen_loss.after) == report.S
+
+
+def test_a_loss_over_the_budget_is_an_error_that_has_the_report(bundle, crowded):
+    with pytest.raises(SeenLossError, match=r"new classes cost \d+\.\d points of seen accuracy") as raised:
+        icis_deploy.evaluate(bundle, images=crowded, max_seen_loss=0.02)
+
+    assert raised.value.exit_code == 1
+    assert raised.value.report.seen_loss.verdict == "over"
+    assert raised.value.found == raised.value.report.seen_loss.loss > 0.02
+
+
+def test_a_loss_within_the_budget_is_none(bundle, crowded):
+    report = icis_deploy.evaluate(bundle, images=crowded, max_seen_loss=1.0)
+
+    assert report.seen_loss.verdict == "within"
+
+
+def test_a_budget_needs_images_of_seen_classes(bundle, crowded, tiny_project):
+    images, _ = crowded
+    with pytest.raises(UsageError, match="shows none of the classes that the original model knows"):
+        icis_deploy.evaluate(bundle, images=(images[:1], tiny_project.unseen_names[:1]), max_seen_loss=0.02)
+
+
+@pytest.mark.parametrize("budget", [-0.01, 2.0, float("nan")])
+def test_a_budget_is_a_fraction(bundle, crowded, budget):
+    with pytest.raises(UsageError, match="expected a fraction from 0 to 1"):
+        icis_deploy.evaluate(bundle, images=crowded, max_seen_loss=budget)
+
+
+def test_arrays_of_another_shape_than_the_model_takes_are_refused(bundle, crowded):
+    images, labels = crowded
+    with pytest.raises(
+        ImageError, match=r"shape \(3, 8, 8\) and dtype float32; the bundle's model takes \(3, 16, 16\)"
+    ):
+        icis_deploy.evaluate(bundle, images=(images[:, :, :8, :8], labels))
+
+
+def test_the_class_table_has_a_line_for_each_class_with_images(report, tmp_path):
+    save_class_table(tmp_path / "classes.csv", report)
+    with (tmp_path / "classes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    assert [row["class"] for row in rows] == list(report.class_names)
+    assert {row["kind"] for row in rows[:40]} == {"seen"}
+    assert {row["kind"] for row in rows[40:]} == {"unseen"}
+    assert {row["accuracy_before"] for row in rows[40:]} == {""}
+    assert np.mean([float(row["accuracy"]) for row in rows[:40]]) == pytest.approx(report.S)
+    assert all((row["mistake"] != "") == (float(row["accuracy"]) < 1) for row in rows)
+
+
+def test_a_curve_is_drawn_of_images_of_both_sides(report, bundle, crowded, tmp_path):
+    save_curve_plot(tmp_path / "curve.png", report)
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.size == (1050, 690)
+
+    with pytest.raises(ImageError, match=r"There is no curve: 600 images are of seen and 0 of unseen classes\."):
+        save_curve_plot(tmp_path / "none.png", icis_deploy.evaluate(bundle, images=crowded))
+    assert not (tmp_path / "none.png").exists()
