@@ -31,6 +31,8 @@
         ├── ExpiredError                    past its expiry
         └── CorruptFileError                a file does not have the hash that its manifest states
 
+    ICISDeployWarning                   -   a `UserWarning`: a result that its user should doubt; nothing is raised
+
 A message says what failed, what was found, what was expected, where, and what to do next. It speaks of the library:
 what to do next names parameters and functions in backticks, as `preprocess`, `head='updatable'` or
 `Device.rollback()`, which the command line shows as its own options and commands; see `icis_deploy.cli.hints`.

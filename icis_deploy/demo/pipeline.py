@@ -166,7 +166,12 @@ def _deploy(folder: Path, out: Path, world: World, model: OpenedModel, update: C
     log("Exporting a fused and an updatable bundle through the parity gate")
     fused = ExportOptions(preprocess=folder / "preprocess.json", images=folder / "images.csv")
     export(model, out=folder / "fused", updates=[update], options=fused)
-    updatable = ExportOptions(head="updatable", capacity=CAPACITY, preprocess=folder / "preprocess.json")
+    updatable = ExportOptions(
+        head="updatable",
+        capacity=CAPACITY,
+        preprocess=folder / "preprocess.json",
+        seen_images=folder / "seen" / "images.csv",
+    )
     export(model, out=folder / "updatable", options=updatable)
     device = Device.open(folder / "updatable")
     log("Measuring the updatable bundle as it is: the classifier without injection")
