@@ -31,7 +31,7 @@
         ├── ExpiredError                    past its expiry
         └── CorruptFileError                a file does not have the hash that its manifest states
 
-    ICISDeployWarning                   -   a `UserWarning`: a result that its user should doubt; nothing is raised
+A result that its user should doubt is no error: Python's `warnings` tell of it in the category `ICISDeployWarning`.
 
 A message says what failed, what was found, what was expected, where, and what to do next. It speaks of the library:
 what to do next names parameters and functions in backticks, as `preprocess`, `head='updatable'` or
