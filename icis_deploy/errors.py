@@ -31,7 +31,7 @@
         ├── ExpiredError                    past its expiry
         └── CorruptFileError                a file does not have the hash that its manifest states
 
-A result that its user should doubt is no error: Python's `warnings` tell of it in the category `ICISDeployWarning`.
+    ICISDeployWarning                   -   a `UserWarning`, not raised: a reason to doubt what is returned
 
 A message says what failed, what was found, what was expected, where, and what to do next. It speaks of the library:
 what to do next names parameters and functions in backticks, as `preprocess`, `head='updatable'` or

@@ -6,7 +6,10 @@ import pytest
 from icis_deploy import errors
 from icis_deploy.errors import ICISDeployError
 
-LINE = re.compile(r"^    (?P<indent>[ │├└─]*)(?P<name>[A-Z]\w+)\s+(?P<code>[1-6](?:-6)?)?")
+LINE = re.compile(r"^    (?P<indent>[ │├└─]*)(?P<name>[A-Z]\w+)\s+(?P<code>[1-6](?:-6)?|-)?")
+
+ROOTS = {"ICISDeployError": (Exception, "1-6"), "ICISDeployWarning": (UserWarning, "-")}
+"""Classes without a parent in the module: base of Python's, and exit code as the tree states it."""
 
 
 def tree_in_docstring():
@@ -40,8 +43,7 @@ def test_every_class_has_the_parent_and_the_exit_code_that_the_tree_states():
     classes = error_classes()
     for name, (parent, code) in tree_in_docstring().items():
         if parent is None:
-            assert classes[name].__bases__ == (Exception,)
-            assert code == "1-6"
+            assert (classes[name].__bases__, code) == ((ROOTS[name][0],), ROOTS[name][1])
         else:
             assert classes[name].__bases__ == (classes[parent],), name
             assert classes[name].exit_code == int(code), name
