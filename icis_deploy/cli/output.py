@@ -98,6 +98,12 @@ def without_library_warnings() -> Iterator[None]:
         yield
 
 
+def points_text(fraction: float) -> str:
+    """Return a fraction of 1 in points of accuracy, such as "1 point" or "2 points"."""
+    number = f"{100 * fraction:g}"
+    return f"{number} point" if number == "1" else f"{number} points"
+
+
 def curve_table(curve: Sequence[Mapping[str, float]]) -> str:
     """Return what to expect at several losses of seen accuracy, as a table for people.
 
@@ -105,7 +111,7 @@ def curve_table(curve: Sequence[Mapping[str, float]]) -> str:
         curve: JSON values of `CurvePoint`.
     """
     rows = [["seen classes lose", "U", "U, five first"]]
-    rows += [[f"{100 * one['loss']:g} points", percent(one["U"]), percent(one["U_top5"])] for one in curve]
+    rows += [[points_text(one["loss"]), percent(one["U"]), percent(one["U_top5"])] for one in curve]
     return columns(rows, right=[1, 2])
 
 

@@ -157,7 +157,12 @@ def test_inject_prints_the_curve_and_what_is_promised_and_warns_in_its_own_words
     assert run(["inject", str(tiny_project.model), *files, *options, "--out", str(tmp_path / "new.icis")]) == 0
     out, err = capsys.readouterr()
     assert "Budget 5 points. " in out
-    assert [line.split()[0] for line in out.splitlines() if " points  " in line] == ["1", "2", "5", "10"]
+    assert [line.split()[0] for line in out.splitlines() if " point" in line and " %  " in line] == [
+        "1",
+        "2",
+        "5",
+        "10",
+    ]
     assert "give images of seen classes with --seen-images." in out
     assert "Warning" not in err
     provenance = load_update(tmp_path / "new.icis").provenance
