@@ -23,7 +23,7 @@ from icis_deploy.cli.options import (
     seed_option,
 )
 from icis_deploy.cli.output import format_option, print_result, without_library_warnings
-from icis_deploy.common.terminal_text import columns, percent
+from icis_deploy.common.terminal_text import columns, percent, points_text
 
 if TYPE_CHECKING:
     from icis_deploy.api.compare import ComparedMethod
@@ -118,7 +118,7 @@ def comparison_text(compared: Sequence[ComparedMethod]) -> str:
 def _curves(compared: Sequence[ComparedMethod]) -> str:
     """Return a table of the methods' curves."""
     losses = [point.loss for point in compared[0].curve]
-    rows = [["method", *(f"{100 * loss:g} points" for loss in losses), *(f"five, {100 * loss:g}" for loss in losses)]]
+    rows = [["method", *(points_text(loss) for loss in losses), *(f"five, {100 * loss:g}" for loss in losses)]]
     for one in compared:
         points = {point.loss: point for point in one.curve}
         known = [points.get(loss) for loss in losses]

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from icis_deploy.common.terminal_text import columns, percent, printable
+from icis_deploy.common.terminal_text import columns, percent, points_text, printable
 
 SCHEMA_VERSION = 1
 
@@ -105,7 +105,7 @@ def curve_table(curve: Sequence[Mapping[str, float]]) -> str:
         curve: JSON values of `CurvePoint`.
     """
     rows = [["seen classes lose", "U", "U, five first"]]
-    rows += [[f"{100 * one['loss']:g} points", percent(one["U"]), percent(one["U_top5"])] for one in curve]
+    rows += [[points_text(one["loss"]), percent(one["U"]), percent(one["U_top5"])] for one in curve]
     return columns(rows, right=[1, 2])
 
 
