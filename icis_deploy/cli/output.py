@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -96,6 +96,37 @@ def without_library_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ICISDeployWarning)
         yield
+
+
+@contextmanager
+def library_warnings() -> Iterator[list[str]]:
+    """Collect the library's warnings, for commands whose result does not carry them; others stay as they are.
+
+    Yields:
+        The messages, in the order in which they come.
+    """
+    from icis_deploy.errors import ICISDeployWarning
+
+    messages: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ICISDeployWarning)
+        show = warnings.showwarning
+
+        def collect(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, ICISDeployWarning):
+                messages.append(str(message))
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = collect
+        yield messages
 
 
 def curve_table(curve: Sequence[Mapping[str, float]]) -> str:
