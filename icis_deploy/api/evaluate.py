@@ -12,6 +12,7 @@ import numpy as np
 from icis_deploy.api.inputs import PathLike, check_max_seen_loss, class_names_from
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.common.files import write_file
+from icis_deploy.common.terminal_text import points_text
 from icis_deploy.errors import ImageError, SeenLossError, UsageError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.images.loading import (
@@ -22,7 +23,6 @@ from icis_deploy.images.loading import (
     load_labeled_arrays,
 )
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
-from icis_deploy.metrics.seen_loss import points_text
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.choice import Runtime
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from icis_deploy.common.files import write_file
+from icis_deploy.common.terminal_text import points_text
 from icis_deploy.errors import ImageError, MissingDependencyError
 from icis_deploy.metrics.accuracy import AccuracyReport
-from icis_deploy.metrics.seen_loss import points_lost, points_text
+from icis_deploy.metrics.seen_loss import points_lost
 
 INK, FAINT, CURVE, OWN = "#1e2026", "#6c707a", "#2f5d9b", "#b3401f"
 

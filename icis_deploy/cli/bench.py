@@ -71,7 +71,10 @@ from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
     callback=fraction,
     help="How much worse than the baseline is allowed.",
 )
-@max_seen_loss_option("Points of seen accuracy that new classes may cost: more is worse than the baseline.")
+@max_seen_loss_option(
+    "Points of seen accuracy that new classes may cost; with --baseline, exit with 1 if they cost more, with 95 % "
+    "confidence, and more than in the baseline. Default: what the updates state."
+)
 @click.option("--any-machine", is_flag=True, help="Compare with a baseline of another machine.")
 @out_options
 @format_option

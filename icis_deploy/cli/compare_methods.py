@@ -22,8 +22,8 @@ from icis_deploy.cli.options import (
     refuse_given,
     seed_option,
 )
-from icis_deploy.cli.output import format_option, points_text, print_result, without_library_warnings
-from icis_deploy.common.terminal_text import columns, percent
+from icis_deploy.cli.output import format_option, print_result, without_library_warnings
+from icis_deploy.common.terminal_text import columns, percent, points_text
 
 if TYPE_CHECKING:
     from icis_deploy.api.compare import ComparedMethod

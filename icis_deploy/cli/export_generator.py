@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.inject import METHOD_NAMES
 from icis_deploy.cli.options import (
     NEW_PATH,
@@ -18,7 +20,7 @@ from icis_deploy.cli.options import (
     points_as_fraction,
     seed_option,
 )
-from icis_deploy.cli.output import format_option, print_result, training_progress
+from icis_deploy.cli.output import format_option, library_warnings, print_result, training_progress
 from icis_deploy.common.terminal_text import columns
 
 if TYPE_CHECKING:
@@ -85,7 +87,7 @@ def export_generator(
         seen_accuracy=seen_accuracy,
         seed=seed,
     )
-    with training_progress("Training") as progress:
+    with library_warnings() as messages, training_progress("Training") as progress:
         written = write(
             model_source(model, weights, input_shape, head_node),
             options=GeneratorOptions(injection=options, preprocess=preprocess, precision=precision),
@@ -94,10 +96,10 @@ def export_generator(
             progress=progress,
             **files,
         )
-    _print(out, precision, written)
+    _print(out, precision, written, messages)
 
 
-def _print(out: Path, precision: str, written: WrittenGenerator) -> None:
+def _print(out: Path, precision: str, written: WrittenGenerator, messages: Sequence[str]) -> None:
     metadata = written.metadata
     result = {
         "generator": str(out),
@@ -109,6 +111,7 @@ def _print(out: Path, precision: str, written: WrittenGenerator) -> None:
         "size_bytes": written.size_bytes,
         "max_row_error": written.max_row_error,
         "num_compared": written.num_compared,
+        "warnings": list(messages),
     }
     rows = [
         ("generator", f"{out}, {written.size_bytes / 1e6:.1f} MB, {precision}"),
@@ -120,4 +123,6 @@ def _print(out: Path, precision: str, written: WrittenGenerator) -> None:
             f"at most {written.max_row_error:.1e} of their length off inject's, on {written.num_compared} descriptors",
         ),
     ]
-    print_result(result, text=columns(rows))
+    commands = all_commands()
+    warned = [f"Warning: {command_line_hint(message, commands)}" for message in messages]
+    print_result(result, text="\n".join([columns(rows), *warned]))

@@ -12,11 +12,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
-from icis_deploy.common.terminal_text import columns, percent, printable
+from icis_deploy.common.terminal_text import columns, percent, points_text, printable
 
 SCHEMA_VERSION = 1
 
@@ -98,10 +98,35 @@ def without_library_warnings() -> Iterator[None]:
         yield
 
 
-def points_text(fraction: float) -> str:
-    """Return a fraction of 1 in points of accuracy, such as "1 point" or "2 points"."""
-    number = f"{100 * fraction:g}"
-    return f"{number} point" if number == "1" else f"{number} points"
+@contextmanager
+def library_warnings() -> Iterator[list[str]]:
+    """Collect the library's warnings, for commands whose result does not carry them; others stay as they are.
+
+    Yields:
+        The messages, in the order in which they come.
+    """
+    from icis_deploy.errors import ICISDeployWarning
+
+    messages: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ICISDeployWarning)
+        show = warnings.showwarning
+
+        def collect(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, ICISDeployWarning):
+                messages.append(str(message))
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = collect
+        yield messages
 
 
 def curve_table(curve: Sequence[Mapping[str, float]]) -> str:

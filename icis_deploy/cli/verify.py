@@ -17,6 +17,7 @@ from icis_deploy.cli.options import (
     runtime_option,
 )
 from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.common.terminal_text import points_text
 from icis_deploy.errors import GateFailedError
 
 
@@ -87,17 +88,18 @@ def _report_text(report: Mapping[str, Any]) -> str:
     ]
     if report.get("accuracy"):
         lines.append(f"      {_accuracy_text(report['accuracy'])}")
-    if report.get("seen_loss"):
-        lines.append(f"      {_seen_loss_text(report['seen_loss'])}")
+    loss = report.get("seen_loss")
+    if loss and loss["verdict"] != "over":  # otherwise a failure says it
+        lines.append(f"      {_seen_loss_text(loss)}")
     lines.extend(f"      not kept: {failure}" for failure in report["failures"])
     return "\n".join(lines)
 
 
 def _seen_loss_text(loss: Mapping[str, Any]) -> str:
-    from icis_deploy.metrics.seen_loss import points_lost, points_text
+    from icis_deploy.metrics.seen_loss import points_lost
 
     interval = f"95 % interval {100 * loss['interval']['low']:.1f} to {100 * loss['interval']['high']:.1f}"
-    said = {None: "no budget is stated", "within": "within", "over": "over", "cannot tell": "not shown to be over"}
+    said = {None: "no budget is stated", "within": "within", "cannot tell": "not shown to be over"}
     budget = "" if loss["max_seen_loss"] is None else f" the budget of {points_text(loss['max_seen_loss'])}"
     return (
         f"new classes cost {points_lost(loss['before'], loss['after'])} points of seen accuracy, "

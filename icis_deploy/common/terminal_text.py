@@ -65,3 +65,9 @@ def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
 def percent(fraction: float | None) -> str:
     """Return a fraction of 1 as a percentage with one decimal, or a dash where it is unknown."""
     return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def points_text(fraction: float) -> str:
+    """Return a fraction of 1 as points: 2 points, 0.5 points."""
+    number = f"{100 * fraction:.4g}"
+    return f"{number} point{'s' * (number != '1')}"

@@ -20,6 +20,9 @@ MIN_CLASSES = 10
 SUSPECT_ACCURACY = 0.995
 """Accuracy that images have which a network was trained on, and others hardly ever."""
 
+FEW_RIGHT = 0.2
+"""Share of right answers below which labels or preprocessing are more likely to be wrong than the model is."""
+
 SUSPECT_EXCESS = 0.02
 """How far the accuracy on images may exceed what the owner says of the model, beyond chance."""
 
@@ -50,6 +53,12 @@ def image_warnings(images: SeenImages, class_names: Sequence[str], *, seen_accur
                 f"The model is right on {num_right} of {images.num_images} images of seen classes{stated}: they look "
                 f"like images that it was trained on. Such images promise too much: with them a budget of 2 points "
                 f"cost 4. Give others."
+            )
+        elif num_right < FEW_RIGHT * images.num_images:
+            warnings.append(
+                f"The model is right on only {num_right} of {images.num_images} images of seen classes. Check that "
+                f"their labels, the order of the class names and the preprocessing are right: wrong answers cannot be "
+                f"lost, so that such images promise nothing."
             )
     absent = np.setdiff1d(np.arange(len(class_names)), images.labels)
     if images.are_labelled and len(absent):

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from icis_deploy.common.terminal_text import points_text
 from icis_deploy.injection.arbiter.budget import SpentBudget
 from icis_deploy.injection.arbiter.seen_images import SeenImages
+from icis_deploy.metrics.proportions import Interval
 
 FEW_SEEN_WITHOUT_IMAGES = 60
 """Seen classes below which no budget is promised without an image: assumptions about features are off too far."""
@@ -48,17 +50,16 @@ class Promise:
 def promise_by_images(spent: SpentBudget, images: SeenImages) -> Promise:
     """Return what images of seen classes let promise."""
     kind = "labelled" if images.are_labelled else "unlabelled"
-    lost = "seen accuracy" if images.are_labelled else "answers"
+    lost = "seen accuracy" if images.are_labelled else "today's answers"
     message = (
-        f"On further images of the same source at most {spent.budget:.1%} of {lost} is expected to be lost "
-        f"({spent.expected.low:.1%} to {spent.expected.high:.1%}): {images.num_images} {kind} images of "
-        f"{images.num_classes} classes say so."
+        f"On further images of the same source at most {points_text(spent.budget)} of {lost} are expected to be lost "
+        f"(95 % interval {_points(spent.expected)}): {images.num_images} {kind} images of {images.num_classes} classes "
+        f"say so."
     )
     if spent.measured is not None:
-        low, high = spent.measured.interval.low, spent.measured.interval.high
         message += (
-            f" With half of them setting the offset, the other half lost {spent.measured.value:.1%} ({low:.1%} to "
-            f"{high:.1%})."
+            f" With half of them setting the offset, the other half lost {100 * spent.measured.value:.1f} points "
+            f"({_points(spent.measured.interval)})."
         )
     if not images.are_labelled:
         message += " Without labels every change of an answer counts as a loss, so that less accuracy is lost."
@@ -76,8 +77,8 @@ def promise_by_assumptions(budget: float) -> Promise:
         max_seen_loss=budget,
         ground="assumptions",
         message=(
-            f"No image was seen: the offset loses {budget:.1%} of seen accuracy on the most cautious of the features "
-            f"that may be assumed. What is lost on images may be up to twice as much and 3 points."
+            f"No image was seen: the offset loses {points_text(budget)} of seen accuracy on the most cautious of the "
+            f"features that may be assumed. What is lost on images may be up to twice as much and 3 points."
         ),
     )
 
@@ -89,3 +90,8 @@ def no_promise(budget: float) -> Promise:
         ground="none",
         message="Without images of seen classes nothing is promised of so small a head.",
     )
+
+
+def _points(interval: Interval) -> str:
+    """Return an interval of fractions of 1 in points."""
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"

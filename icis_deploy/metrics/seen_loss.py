@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from icis_deploy.common.arrays import Bool, Int64
+from icis_deploy.common.terminal_text import points_text
 from icis_deploy.metrics.averages import Logits, class_weights, winners
 from icis_deploy.metrics.proportions import Interval, clopper_pearson
 
@@ -141,7 +142,7 @@ class SeenLoss:
         ]
         taking = [f"{each.name!r} ({each.num_taken})" for each in self.taking[:_NUM_NAMED]]
         return (
-            f"new classes cost {self.text}, more than the budget of {points_text(self.max_seen_loss)}; most is lost by "
+            f"new classes cost {self.text}, over the budget of {points_text(self.max_seen_loss)}; most is lost by "
             f"{', '.join(losing)}; most is taken by {', '.join(taking)}"
         )
 
@@ -154,12 +155,6 @@ class SeenLoss:
 def points_lost(before: float, after: float) -> str:
     """Return the difference of two fractions of 1 in points, with one decimal; equal ones always read the same."""
     return f"{round(100 * (before - after), 6):.1f}"
-
-
-def points_text(fraction: float) -> str:
-    """Return a fraction of 1 as points: 2 points, 0.5 points."""
-    number = f"{100 * fraction:.4g}"
-    return f"{number} point{'s' * (number != '1')}"
 
 
 def measure_seen_loss(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.common.arrays import Float32
+from icis_deploy.common.terminal_text import points_text
 from icis_deploy.errors import UntrustworthyError
 from icis_deploy.head.arbiter import Arbiter, constant_arbiter, deviation_lengths, seen_statistics
 from icis_deploy.injection.arbiter.budget import SpentBudget, images_needed, spend_budget
@@ -149,9 +150,9 @@ def _require_gain(curve: Mapping[float, CurvePoint], constant_curve: Mapping[flo
     if with_arbiter <= without:
         raise UntrustworthyError(
             f"on held-out classes an arbiter gives U {with_arbiter:.1%} and a constant offset {without:.1%} at a loss "
-            f"of {budget:.1%}."
+            f"of {points_text(budget)}."
         )
     return (
         f"On held-out classes an arbiter gives U {with_arbiter:.1%} and a constant offset {without:.1%} at a loss of "
-        f"{budget:.1%}."
+        f"{points_text(budget)}."
     )

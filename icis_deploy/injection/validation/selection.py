@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
+from icis_deploy.common.terminal_text import points_text
 from icis_deploy.injection.predictors.registry import METHODS, Method
 from icis_deploy.injection.rows.predictors import Progress
 from icis_deploy.injection.validation.evaluation import Candidate, DrawnFeatures, EvaluationSetup, evaluate_method
@@ -132,7 +133,11 @@ class Selection:
         aim = self.setup.aim
         best = max(self.candidates, key=lambda one: aim.score(one.rates))
         name, count, score = self.chosen.method.name, len(self.candidates), aim.score(self.chosen.rates)
-        what = "balance of U and S" if aim.max_seen_loss is None else f"U at a loss of {aim.max_seen_loss:.1%} of S"
+        what = (
+            "balance of U and S"
+            if aim.max_seen_loss is None
+            else f"U at a loss of {points_text(aim.max_seen_loss)} of S"
+        )
         reason = (
             f"{name} predicts held-out rows best (cosine {self.chosen.cosine:.2f}) of {count} methods; its "
             f"cross-validated {what} is {score:.1%}"

@@ -157,12 +157,7 @@ def test_inject_prints_the_curve_and_what_is_promised_and_warns_in_its_own_words
     assert run(["inject", str(tiny_project.model), *files, *options, "--out", str(tmp_path / "new.icis")]) == 0
     out, err = capsys.readouterr()
     assert "Budget 5 points. " in out
-    assert [line.split()[0] for line in out.splitlines() if " point" in line and " %  " in line] == [
-        "1",
-        "2",
-        "5",
-        "10",
-    ]
+    assert [line.split()[0] for line in out.splitlines() if re.match(r"\d+ points?  ", line)] == ["1", "2", "5", "10"]
     assert "give images of seen classes with --seen-images." in out
     assert "Warning" not in err
     provenance = load_update(tmp_path / "new.icis").provenance
@@ -327,7 +322,7 @@ def test_evaluate_exits_with_1_where_new_classes_cost_more_than_is_allowed(
     assert run([*arguments, "--max-seen-loss", "2"]) == 1
     captured = capsys.readouterr()
     assert "That is over the 2 that are allowed." in captured.out
-    assert "more than the budget of 2 points; most is lost by" in captured.err
+    assert "over the budget of 2 points; most is lost by" in captured.err
 
 
 def test_evaluate_measures_what_the_chosen_runtime_answers(

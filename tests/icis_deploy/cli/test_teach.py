@@ -40,6 +40,22 @@ def export_arguments(project: TinyProject, out: Path, *, head: str = "updatable"
     return ["export", str(project.model), *files, "--head", head, *slots]
 
 
+def test_a_generator_is_written_with_the_warnings_of_its_injection(
+    tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (
+        [*generator_arguments(tiny_project, tmp_path / name), "--method", "ridge"] for name in ("1.onnx", "2.onnx")
+    )
+    code, result = run_json(first, capsys)
+    assert code == 0, result
+    assert result["warnings"]
+    capsys.readouterr()
+    assert run(second) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("\nWarning: ") == len(result["warnings"])
+    assert "ICISDeployWarning" not in captured.err
+
+
 def test_a_bundle_is_taught_a_class_and_answers_with_it(
     bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
 ) -> None:

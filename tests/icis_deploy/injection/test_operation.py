@@ -143,6 +143,18 @@ def test_images_that_the_network_was_trained_on_are_suspected():
     assert not any("trained on" in message for message in injected(world, world.images).warnings)
 
 
+def test_labels_that_the_model_hardly_ever_agrees_with_are_suspected():
+    world = made_up_world()
+    labels = world.images.labels.copy()
+    labels[60:] = (labels[60:] + 1) % len(world.head.rows)
+    images = seen_images(world.images.features, world.head.rows, labels)
+    warned = [message for message in injected(world, images).warnings if "is right on only" in message]
+    assert len(warned) == 1
+    assert f"of {world.images.num_images} images" in warned[0]
+    assert "labels" in warned[0]
+    assert not any("is right on only" in message for message in injected(world, world.images).warnings)
+
+
 def test_unlabelled_images_promise_changed_answers():
     world = made_up_world()
     unlabelled = seen_images(world.images.features, world.head.rows, None)

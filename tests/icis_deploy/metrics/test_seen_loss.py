@@ -64,7 +64,7 @@ def test_a_failure_says_how_much_and_names_the_classes():
 
     assert loss.failure == (
         "new classes cost 20.0 points of seen accuracy, 100.0 -> 80.0 % on 100 images (95 % interval 12.7 to 29.2), "
-        "more than the budget of 2 points; most is lost by 'ant' (20 of 50 images, to 'okapi'); most is taken by "
+        "over the budget of 2 points; most is lost by 'ant' (20 of 50 images, to 'okapi'); most is taken by "
         "'okapi' (20)"
     )
 
