@@ -73,13 +73,14 @@ def recorded_calls() -> Iterator[set[tuple[str, str]]]:
     """Record which of our files call which, other libraries in between left out; generators are data, not calls."""
     calls: set[tuple[str, str]] = set()
     root = f"{REPOSITORY}/"
+    ours = tuple(f"{root}{folder}/" for folder in (*PACKAGES, "tests"))  # other libraries may be in `.venv/` of it
 
     def record(frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
-        if event != "call" or not code.co_filename.startswith(root) or code.co_flags & inspect.CO_GENERATOR:
+        if event != "call" or not code.co_filename.startswith(ours) or code.co_flags & inspect.CO_GENERATOR:
             return
         before = frame.f_back
-        while before is not None and not before.f_code.co_filename.startswith(root):
+        while before is not None and not before.f_code.co_filename.startswith(ours):
             before = before.f_back
         if before is not None and "<module>" not in (code.co_name, before.f_code.co_name):
             calls.add((before.f_code.co_filename.removeprefix(root), code.co_filename.removeprefix(root)))
