@@ -30,7 +30,7 @@ from icis_deploy.common.arrays import Bool, Float32, Int64
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.arbiter import seen_statistics
 from icis_deploy.head.class_names import quoted
-from icis_deploy.images.loading import LabeledImages, iterate_batches, load_image_list
+from icis_deploy.images.loading import IMAGE_SUFFIXES, LabeledImages, iterate_batches, load_image_list
 from icis_deploy.images.preprocessing import Preprocessing
 
 MAX_REFERENCE_IMAGES = 256
@@ -56,7 +56,6 @@ _SPARE = 1.4
 _UNKNOWN = -1
 _LOGITS_AT_ONCE = 1 << 24
 _BATCH_SIZE = 16
-_IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -133,12 +132,12 @@ def _known_images(path: Path, known: frozenset[str]) -> LabeledImages:
 
 
 def _images_in(folder: Path) -> LabeledImages:
-    paths = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES))
+    paths = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES))
     if not paths:
         raise ImageError(
             f"The folder {folder} holds no images.",
             found="no images",
-            expected=tuple(sorted(_IMAGE_SUFFIXES)),
+            expected=tuple(sorted(IMAGE_SUFFIXES)),
             where=folder,
         )
     return LabeledImages(paths=paths, labels=tuple(path.relative_to(folder).parts[0] for path in paths))
@@ -251,10 +250,12 @@ def _row_blocks(model: OpenedModel) -> Iterator[Float32]:
 
 def _reference(model: OpenedModel, shown: _Shown, *, num_images: int) -> Reference | None:
     """Return features with what the original head makes of them, as many images at once as memory is meant for."""
+    from exporters.head.expanded_head import seen_row_lengths
+
     with np.errstate(over="ignore"):  # what is no number in float16 is left out
         features = shown.features.astype(np.float16).astype(np.float32)
-    num_seen = model.location.num_classes
-    lengths, size = _deviation_lengths(model), max(1, _LOGITS_AT_ONCE // num_seen)
+    size = max(1, _LOGITS_AT_ONCE // model.location.num_classes)
+    lengths = seen_row_lengths(model.loaded.model, model.location)
     statistics: list[Float32] = []
     answers: list[NDArray[np.int32]] = []
     for start in range(0, len(features), size):
@@ -281,10 +282,3 @@ def _sketches(model: OpenedModel) -> Float32 | None:
         return None
     sketches = np.concatenate([sketched(block[:, :-1]) for block in _row_blocks(model)])
     return None if np.abs(sketches).max() > np.finfo(np.float16).max else sketches
-
-
-def _deviation_lengths(model: OpenedModel) -> Float32:
-    """Return `icis_deploy.head.arbiter.deviation_lengths` of rows that are read in blocks, twice."""
-    total = sum(block.sum(axis=0, dtype=np.float64) for block in _row_blocks(model))
-    mean = np.asarray(total / model.location.num_classes, dtype=np.float32)
-    return np.concatenate([np.linalg.norm(block - mean, axis=1) for block in _row_blocks(model)]).astype(np.float32)

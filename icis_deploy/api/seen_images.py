@@ -16,14 +16,13 @@ from icis_deploy.common.files import read_capped
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
-from icis_deploy.images.loading import MAX_LIST_BYTES, iterate_batches, load_image_list
+from icis_deploy.images.loading import IMAGE_SUFFIXES, MAX_LIST_BYTES, iterate_batches, load_image_list
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.injection.arbiter.seen_images import SeenImages, seen_images
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.workbench import enable_workbench
 
 BATCH_SIZE = 32
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def load_seen_images(
