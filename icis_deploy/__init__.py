@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from icis_deploy.bundle.manifest import Bundle, FileEntry, ModelInput, load_bundle
     from icis_deploy.bundle.model_form import ModelForm
     from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
-    from icis_deploy.descriptors.descriptors import Descriptors
+    from icis_deploy.descriptors.descriptors import DescriptorBlock, Descriptors
     from icis_deploy.descriptors.files import load_descriptors, save_descriptors
     from icis_deploy.errors import ICISDeployError, ICISDeployWarning
     from icis_deploy.head.class_update import ClassUpdate
@@ -94,6 +94,7 @@ _HOMES = {
     "ComparisonOptions": "icis_deploy.api.compare",
     "Crossing": "icis_deploy.metrics.accuracy",
     "CurvePoint": "icis_deploy.injection.validation.operating_point",
+    "DescriptorBlock": "icis_deploy.descriptors.descriptors",
     "Descriptors": "icis_deploy.descriptors.descriptors",
     "Device": "icis_deploy.runtime.device",
     "EngineSettings": "icis_deploy.bundle.target_options",
@@ -186,6 +187,7 @@ __all__ = [
     "ComparisonOptions",
     "Crossing",
     "CurvePoint",
+    "DescriptorBlock",
     "Descriptors",
     "Device",
     "EngineSettings",

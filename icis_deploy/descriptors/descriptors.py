@@ -12,19 +12,68 @@ from icis_deploy.common.arrays import Bool, Float32, frozen_float32, same_value
 from icis_deploy.errors import ClassConflictError, DescriptorError
 from icis_deploy.head.class_names import check_unique, quoted
 
+UNNAMED_BLOCK = "descriptors"
+"""What the only block of descriptors is called that nobody divided into blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptorBlock:
+    """Neighbouring columns of descriptors that come from one source, such as tags or word vectors.
+
+    Example:
+        >>> icis_deploy.DescriptorBlock("tags", 40)
+        DescriptorBlock(name='tags', width=40)
+
+    Raises:
+        DescriptorError: On construction, if the name is not text on one line without spaces around it, or the width is
+            no whole number from 1.
+    """
+
+    name: str
+
+    width: int
+    """Number of columns."""
+
+    def __post_init__(self) -> None:
+        if (
+            not isinstance(self.name, str)
+            or not self.name
+            or not self.name.isprintable()
+            or self.name != self.name.strip()
+        ):
+            raise DescriptorError(
+                f"A block of descriptors is called {self.name!r}; expected printable text without spaces around it.",
+                found=self.name,
+                expected="printable text without spaces around it",
+            )
+        if not isinstance(self.width, int) or isinstance(self.width, bool) or self.width < 1:
+            raise DescriptorError(
+                f"Block {self.name!r} of the descriptors has width {self.width!r}; expected a whole number from 1.",
+                found=self.width,
+                expected="a whole number from 1",
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descriptors:  # noqa: PLW1641 - compared, never a key
-    """Descriptors of named classes, in one space.
+    """Descriptors of named classes, in one space; the columns may be divided into blocks, one for each source.
+
+    A class whose columns of a block are all zero is missing there: nothing is known of it from that source.
 
     Example:
         >>> both = icis_deploy.Descriptors(values=[[1, 0, 1], [0, 1, 1]], class_names=("okapi", "zebra"))
         >>> both.select(["zebra"]).values
         array([[0., 1., 1.]], dtype=float32)
+        >>> tags = icis_deploy.DescriptorBlock("tags", 3)
+        >>> vectors = icis_deploy.Descriptors(values=[[0.5, 2]], class_names=["okapi"])
+        >>> tagged = icis_deploy.Descriptors(values=both.values, class_names=both.class_names, blocks=[tags])
+        >>> icis_deploy.Descriptors.merged([tagged, vectors]).missing_in("descriptors")
+        ('zebra',)
 
     Raises:
         DescriptorError: On construction, naming the first classes whose descriptor is NaN, infinite or zero, or if the
-            values are not a matrix of real numbers with one row per name, or if a name is given twice.
+            values are not a matrix of real numbers with one row per name, or if a name is given twice, or if two blocks
+            have one name, or the widths of the blocks do not sum to `descriptor_dim`.
     """
 
     values: Float32
@@ -32,6 +81,9 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
 
     class_names: tuple[str, ...]
     """`(num_classes,)`, unique."""
+
+    blocks: tuple[DescriptorBlock, ...] = ()
+    """In the order of the columns; one block named `descriptors` where none are given."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
@@ -58,6 +110,27 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
         self._refuse(np.logical_not(np.isfinite(values).all(axis=1)), "a NaN or infinite value in its descriptor")
         self._refuse(np.logical_not(values.any(axis=1)), "an all-zero descriptor, which describes nothing")
         object.__setattr__(self, "values", frozen_float32(raw, name="descriptors", ndim=2))
+        object.__setattr__(self, "blocks", tuple(self.blocks) or (DescriptorBlock(UNNAMED_BLOCK, raw.shape[1]),))
+        self._check_blocks()
+
+    def _check_blocks(self) -> None:
+        names = [block.name for block in self.blocks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DescriptorError(
+                f"Two blocks of the descriptors are called {quoted(twice)}.",
+                found=tuple(names),
+                expected="a name of its own for each block",
+                hint="Give one of them another name.",
+            )
+        total = sum(block.width for block in self.blocks)
+        if total != self.descriptor_dim:
+            raise DescriptorError(
+                f"The blocks of the descriptors ({quoted(names)}) have {total} columns together; the values have "
+                f"{self.descriptor_dim}.",
+                found=total,
+                expected=self.descriptor_dim,
+            )
 
     def _refuse(self, bad: Bool, what: str) -> None:
         if bad.any():
@@ -80,6 +153,55 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
         """Width of a descriptor."""
         return int(self.values.shape[1])
 
+    def block(self, name: str) -> Float32:
+        """Return the columns of one block, `(num_classes, width)` float32, read-only; zero rows are missing classes.
+
+        Raises:
+            DescriptorError: Naming the blocks that there are.
+        """
+        start = 0
+        for block in self.blocks:
+            if block.name == name:
+                return self.values[:, start : start + block.width]
+            start += block.width
+        names = tuple(block.name for block in self.blocks)
+        raise DescriptorError(
+            f"The descriptors have no block {name!r}; they have {quoted(names)}.",
+            found=name,
+            expected=names,
+        )
+
+    def missing_in(self, name: str) -> tuple[str, ...]:
+        """Return the classes of which a block says nothing, in the order of `class_names`.
+
+        Raises:
+            DescriptorError: If there is no block of this name.
+        """
+        present = self.block(name).any(axis=1)
+        return tuple(one for one, is_there in zip(self.class_names, present.tolist(), strict=True) if not is_there)
+
+    @classmethod
+    def merged(cls, parts: Sequence[Descriptors]) -> Descriptors:
+        """Return descriptors with the blocks of all parts, matched by class name.
+
+        The classes are those of any part, in the order in which they first appear; a class that a part does not
+        describe is missing in its blocks.
+
+        Raises:
+            DescriptorError: If there are no parts, or two blocks have one name.
+        """
+        if not parts:
+            raise DescriptorError("There are no descriptors to merge.", found=0, expected="one part or more")
+        class_names = tuple(dict.fromkeys(name for part in parts for name in part.class_names))
+        index_of = {name: index for index, name in enumerate(class_names)}
+        values = np.zeros((len(class_names), sum(part.descriptor_dim for part in parts)), dtype=np.float32)
+        start = 0
+        for part in parts:
+            rows = [index_of[name] for name in part.class_names]
+            values[rows, start : start + part.descriptor_dim] = part.values
+            start += part.descriptor_dim
+        return cls(values=values, class_names=class_names, blocks=tuple(b for part in parts for b in part.blocks))
+
     def select(self, class_names: Sequence[str]) -> Descriptors:
         """Return the descriptors of `class_names`, in that order.
 
@@ -96,7 +218,11 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
                 expected=tuple(missing),
                 hint="Descriptors are matched to classes by name: check that both files use the same names.",
             )
-        return Descriptors(values=self.values[[index_of[name] for name in class_names]], class_names=tuple(class_names))
+        return Descriptors(
+            values=self.values[[index_of[name] for name in class_names]],
+            class_names=tuple(class_names),
+            blocks=self.blocks,
+        )
 
 
 def _real_array(values: ArrayLike) -> NDArray[np.generic]:

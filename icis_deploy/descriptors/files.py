@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from icis_deploy.common.files import read_capped, write_file
-from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import UNNAMED_BLOCK, DescriptorBlock, Descriptors
 from icis_deploy.errors import DescriptorError, LoadError, MissingDependencyError, UsageError
 
 MAX_FILE_BYTES = 1 << 32
+NPZ_ARRAYS = ("names", "values", "blocks", "widths")
 
 
 def load_descriptors(path: str | Path) -> Descriptors:
     """Read descriptors; the ending of the file name gives the format.
 
-    `.npz`: arrays `names` `(num_classes,)` and `values` `(num_classes, descriptor_dim)`, without pickled objects.
+    `.npz`: arrays `names` `(num_classes,)` and `values` `(num_classes, descriptor_dim)`, without pickled objects;
+        where the columns are divided, also `blocks` (names) and `widths` (whole numbers), both `(num_blocks,)`.
     `.csv`: a header line, then a line per class: its name, then the numbers.
     `.mat`: `allclasses_names` and `att` `(descriptor_dim, num_classes)`, as in the proposed splits of Xian et al.
     (xlsa17, "Zero-shot learning: a comprehensive evaluation of the good, the bad and the ugly", TPAMI 2018).
@@ -33,7 +36,7 @@ def load_descriptors(path: str | Path) -> Descriptors:
 
     Raises:
         DescriptorError: If the file is missing, larger than `MAX_FILE_BYTES` or cannot be read as that, or a descriptor
-            is NaN, infinite, zero or given twice.
+            is NaN, infinite, zero or given twice, or the blocks do not fit the values.
         MissingDependencyError: If a `.mat` file is given and scipy is not installed.
     """
     readers: dict[str, Callable[[bytes], Descriptors]] = {".npz": _read_npz, ".csv": _read_csv, ".mat": _read_mat}
@@ -78,7 +81,12 @@ def save_descriptors(descriptors: Descriptors, path: str | Path) -> None:
     path = Path(path)
     check_descriptor_name(path)
     buffer = io.BytesIO()
-    np.savez(buffer, names=np.array(descriptors.class_names), values=descriptors.values)
+    arrays: dict[str, Any] = {"names": np.array(descriptors.class_names), "values": descriptors.values}
+    block_names = [block.name for block in descriptors.blocks]
+    if block_names != [UNNAMED_BLOCK]:  # else the file is what it was before there were blocks
+        arrays["blocks"] = np.array(block_names)
+        arrays["widths"] = np.array([block.width for block in descriptors.blocks], dtype=np.int64)
+    np.savez(buffer, **arrays)
     write_file(path, buffer.getvalue())
 
 
@@ -90,7 +98,7 @@ def _read_npz(data: bytes) -> Descriptors:
         )
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in ("names", "values") if name in archive.files}
+            arrays = {name: archive[name] for name in NPZ_ARRAYS if name in archive.files}
             found = sorted(archive.files)
     except Exception as error:  # numpy lets through what zipfile and zlib raise on a damaged file: a dozen types
         raise DescriptorError(
@@ -98,13 +106,34 @@ def _read_npz(data: bytes) -> Descriptors:
             found=str(error),
             expected="an .npz archive without pickled objects",
         ) from error
-    if len(arrays) < 2:
+    if not {"names", "values"} <= set(arrays):
         raise DescriptorError(
             f"the archive holds {found}; expected the arrays 'names' and 'values'.",
             found=found,
             expected=("names", "values"),
         )
-    return _described(arrays["names"], arrays["values"])
+    return _described(arrays["names"], arrays["values"], _blocks(arrays))
+
+
+def _blocks(arrays: dict[str, NDArray[Any]]) -> tuple[DescriptorBlock, ...]:
+    if "blocks" not in arrays and "widths" not in arrays:
+        return ()
+    if "blocks" not in arrays or "widths" not in arrays:
+        found = "blocks" if "blocks" in arrays else "widths"
+        raise DescriptorError(
+            f"the archive holds {found!r} alone; expected 'blocks' and 'widths', or neither.",
+            found=found,
+            expected=("blocks", "widths"),
+        )
+    names, widths = arrays["blocks"], arrays["widths"]
+    if names.ndim != 1 or names.dtype.kind != "U" or widths.shape != names.shape or widths.dtype.kind not in "iu":
+        raise DescriptorError(
+            f"the blocks have shape {names.shape} and type {names.dtype}, their widths {widths.shape} and "
+            f"{widths.dtype}; expected a list of strings and as many whole numbers.",
+            found=(names.shape, str(names.dtype), widths.shape, str(widths.dtype)),
+            expected="a list of strings and as many whole numbers",
+        )
+    return tuple(DescriptorBlock(str(name), int(width)) for name, width in zip(names, widths, strict=True))
 
 
 def _read_csv(data: bytes) -> Descriptors:
@@ -174,7 +203,7 @@ def _read_mat(data: bytes) -> Descriptors:
     return _described(names, np.asarray(content["att"]).T)
 
 
-def _described(names: Any, values: Any) -> Descriptors:
+def _described(names: Any, values: Any, blocks: tuple[DescriptorBlock, ...] = ()) -> Descriptors:
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise DescriptorError(
             f"the names have shape {names.shape} and type {names.dtype}; expected a list of strings, one per class.",
@@ -195,7 +224,7 @@ def _described(names: Any, values: Any) -> Descriptors:
             found=str(error),
             expected="text in UTF-8",
         ) from error
-    return Descriptors(values=values, class_names=tuple(str(name) for name in texts))
+    return Descriptors(values=values, class_names=tuple(str(name) for name in texts), blocks=blocks)
 
 
 HEADER_BYTES = 128

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import DescriptorBlock, Descriptors
 from icis_deploy.errors import DescriptorError
 
 VALUES = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 4)), elements=st.floats(0.5, 100, width=32))
@@ -86,3 +86,74 @@ def test_what_describes_nothing_is_refused_by_class_name(values, message):
 def test_a_name_that_stands_twice_is_refused():
     with pytest.raises(DescriptorError, match=r"^Descriptors: Class 'ant' is named twice \(again at index 1\)"):
         Descriptors(values=[[1], [2]], class_names=["ant", "ant"])
+
+
+TAGGED = Descriptors(values=[[1, 0], [0, 1]], class_names=["ant", "bee"], blocks=[DescriptorBlock("tags", 2)])
+VECTORS = Descriptors(values=[[3], [4]], class_names=["cat", "bee"], blocks=[DescriptorBlock("vectors", 1)])
+
+
+def test_descriptors_that_nobody_divided_are_one_block(descriptors):
+    assert descriptors.blocks == (DescriptorBlock("descriptors", 2),)
+    assert descriptors.block("descriptors").tolist() == descriptors.values.tolist()
+    assert descriptors.missing_in("descriptors") == ()
+
+
+def test_merging_puts_blocks_side_by_side_and_leaves_zeros_where_a_class_is_missing():
+    merged = Descriptors.merged([TAGGED, VECTORS])
+
+    assert merged.class_names == ("ant", "bee", "cat")
+    assert merged.values.tolist() == [[1, 0, 0], [0, 1, 4], [0, 0, 3]]
+    assert merged.blocks == (DescriptorBlock("tags", 2), DescriptorBlock("vectors", 1))
+    assert merged.block("tags").tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert merged.block("vectors").tolist() == [[0], [4], [3]]
+    assert (merged.missing_in("tags"), merged.missing_in("vectors")) == (("cat",), ("ant",))
+
+
+def test_merging_one_part_gives_that_part():
+    assert Descriptors.merged([TAGGED]) == TAGGED
+
+
+def test_selecting_keeps_the_blocks():
+    selected = Descriptors.merged([TAGGED, VECTORS]).select(["cat", "ant"])
+
+    assert selected.block("vectors").tolist() == [[3], [0]]
+    assert selected.missing_in("tags") == ("cat",)
+
+
+def test_the_columns_of_a_block_cannot_be_written_to():
+    with pytest.raises(ValueError, match="read-only"):
+        TAGGED.block("tags")[0] = 7
+
+
+def test_descriptors_divided_otherwise_are_not_equal(descriptors):
+    halves = [DescriptorBlock("a", 1), DescriptorBlock("b", 1)]
+    assert descriptors != Descriptors(values=descriptors.values, class_names=descriptors.class_names, blocks=halves)
+
+
+def test_a_class_that_is_zero_in_all_blocks_is_refused():
+    blocks = [DescriptorBlock("tags", 1), DescriptorBlock("vectors", 1)]
+    with pytest.raises(DescriptorError, match=r"^'bee' has an all-zero descriptor"):
+        Descriptors(values=[[1, 0], [0, 0]], class_names=["ant", "bee"], blocks=blocks)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Descriptors.merged([TAGGED, TAGGED]), r"^Two blocks of the descriptors are called 'tags'\. Give one"),
+        (lambda: Descriptors.merged([]), r"^There are no descriptors to merge\."),
+        (
+            lambda: Descriptors(values=[[1, 2]], class_names=["ant"], blocks=[DescriptorBlock("tags", 3)]),
+            r"^The blocks of the descriptors \('tags'\) have 3 columns together; the values have 2\.",
+        ),
+        (lambda: TAGGED.block("tag"), r"^The descriptors have no block 'tag'; they have 'tags'\."),
+        (lambda: TAGGED.missing_in("tag"), r"^The descriptors have no block 'tag'; they have 'tags'\."),
+        (lambda: DescriptorBlock("", 1), r"^A block of descriptors is called ''; expected printable text"),
+        (lambda: DescriptorBlock(" tags", 1), r"^A block of descriptors is called ' tags'; expected"),
+        (lambda: DescriptorBlock("a\nb", 1), r"^A block of descriptors is called 'a\\nb'; expected"),
+        (lambda: DescriptorBlock("tags", 0), r"^Block 'tags' of the descriptors has width 0; expected"),
+        (lambda: DescriptorBlock("tags", 1.5), r"^Block 'tags' of the descriptors has width 1\.5; expected"),
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(make, message):
+    with pytest.raises(DescriptorError, match=message):
+        make()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 
 from icis_deploy.descriptors import files as descriptor_files
-from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import DescriptorBlock, Descriptors
 from icis_deploy.descriptors.files import CHUNK_BYTES, load_descriptors, read_mat, save_descriptors
 from icis_deploy.errors import DescriptorError, LoadError, MissingDependencyError, UsageError
 
@@ -46,6 +46,48 @@ def test_what_is_saved_is_read_again_and_has_the_same_bytes_every_time(tmp_path)
 
     assert load_descriptors(tmp_path / "first.npz") == EXPECTED
     assert (tmp_path / "first.npz").read_bytes() == (tmp_path / "second.npz").read_bytes()
+
+
+BLOCKS = (DescriptorBlock("tags", 1), DescriptorBlock("vectors", 1))
+
+
+@pytest.mark.parametrize("blocks", [BLOCKS, (DescriptorBlock("tags", 2),)])
+def test_blocks_are_saved_and_read_again_beside_the_flat_matrix(tmp_path, blocks):
+    divided = Descriptors(values=VALUES, class_names=NAMES, blocks=blocks)
+    for name in ("a.npz", "b.npz"):
+        save_descriptors(divided, tmp_path / name)
+
+    assert load_descriptors(tmp_path / "a.npz") == divided
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    with np.load(tmp_path / "a.npz") as archive:
+        assert archive["values"].tolist() == VALUES.tolist()
+        assert archive["widths"].dtype == np.int64
+
+
+def test_descriptors_that_nobody_divided_are_saved_without_blocks(tmp_path):
+    save_descriptors(EXPECTED, tmp_path / "d.npz")
+    with np.load(tmp_path / "d.npz") as archive:
+        assert archive.files == ["names", "values"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"blocks": ["tags"]}, "the archive holds 'blocks' alone; expected 'blocks' and 'widths', or neither"),
+        ({"widths": [2]}, "the archive holds 'widths' alone; expected 'blocks' and 'widths', or neither"),
+        ({"blocks": ["a", "b"], "widths": [2]}, "expected a list of strings and as many whole numbers"),
+        ({"blocks": ["tags"], "widths": [2.0]}, "expected a list of strings and as many whole numbers"),
+        ({"blocks": [7], "widths": [2]}, "expected a list of strings and as many whole numbers"),
+        ({"blocks": ["tags"], "widths": [3]}, "have 3 columns together; the values have 2"),
+        ({"blocks": ["a", "a"], "widths": [1, 1]}, "Two blocks of the descriptors are called 'a'"),
+        ({"blocks": ["a", "b"], "widths": [3, -1]}, "Block 'b' of the descriptors has width -1"),
+    ],
+)
+def test_blocks_in_an_archive_that_do_not_fit_are_refused(tmp_path, arrays, message):
+    path = write_npz(tmp_path / "d.npz", names=np.array(NAMES), values=VALUES, **arrays)
+    with pytest.raises(DescriptorError, match=message) as caught:
+        load_descriptors(path)
+    assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_descriptors_are_saved_under_a_name_that_can_be_read_again(tmp_path):
