@@ -177,8 +177,8 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
         Raises:
             DescriptorError: If there is no block of this name.
         """
-        present = self.block(name).any(axis=1)
-        return tuple(one for one, is_there in zip(self.class_names, present.tolist(), strict=True) if not is_there)
+        missing = np.flatnonzero(np.logical_not(self.block(name).any(axis=1)))
+        return tuple(self.class_names[index] for index in missing)
 
     @classmethod
     def merged(cls, parts: Sequence[Descriptors]) -> Descriptors:
