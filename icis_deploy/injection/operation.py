@@ -17,7 +17,7 @@ from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.head import Head
 from icis_deploy.injection.arbiter.budget import images_needed
 from icis_deploy.injection.arbiter.choice import ArbiterChoice, choose_arbiter
-from icis_deploy.injection.arbiter.pretend_new import NUM_PARTITIONS, InjectedHead, calibrated
+from icis_deploy.injection.arbiter.pretend_new import InjectedHead, calibrated
 from icis_deploy.injection.arbiter.seen_images import SeenImages
 from icis_deploy.injection.estimate.estimate import Estimate, estimate_from_images, estimate_without_images
 from icis_deploy.injection.estimate.rehearsal import rehearse, rehearse_on_images
@@ -161,12 +161,11 @@ def _spend_by_images(
     injected = InjectedHead(
         rows=head.rows,
         descriptors=setup.descriptors,
+        new_descriptors=new.values,
         new_rows=calibration.apply(predictor.rows(new.values)),
         predict_rows=calibrated(candidate.prepared.predict, calibration),
     )
-    choice = _choose(
-        images, injected, budget, setup.seed, is_arbiter_allowed, 1 if candidate.method.is_trained else NUM_PARTITIONS
-    )
+    choice = _choose(images, injected, budget, setup.seed, is_arbiter_allowed, candidate.method.is_trained)
     point = OperatingPoint(scale=candidate.point.scale, offset=candidate.point.offset + choice.arbiter.constant)
     if isinstance(setup.sample, DrawnFeatures):
         # Too few images to say what to expect: they only set the offset.
@@ -220,6 +219,7 @@ def spend_without_estimate(
     injected = InjectedHead(
         rows=head.rows,
         descriptors=np.zeros((head.num_classes, 1), dtype=np.float32),
+        new_descriptors=np.zeros((new.num_classes, 1), dtype=np.float32),
         new_rows=calibration.apply(predictor.rows(new.values)),
         predict_rows=lambda _descriptors, _rows, asked: np.zeros((len(asked), width), dtype=np.float32),
     )
@@ -242,7 +242,7 @@ def _choose(
     budget: float,
     seed: int,
     is_arbiter_allowed: bool,
-    num_partitions: int,
+    is_fit_expensive: bool,
 ) -> ArbiterChoice:
     """Choose how the budget is spent; where the images are too few for it, say which U is left at what they allow."""
 
@@ -252,8 +252,8 @@ def _choose(
             injected,
             budget=loss,
             seed=seed,
-            num_partitions=num_partitions,
             is_arbiter_allowed=is_arbiter_allowed,
+            is_fit_expensive=is_fit_expensive,
         )
 
     try:
