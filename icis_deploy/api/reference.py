@@ -27,10 +27,10 @@ from icis_deploy.api.inputs import PathLike
 from icis_deploy.api.models import OpenedModel
 from icis_deploy.bundle.reference import Reference, has_sketches, max_reference_images, sketched
 from icis_deploy.common.arrays import Bool, Float32, Int64
-from icis_deploy.errors import ImageError, IncompatibleError, UsageError
+from icis_deploy.errors import IncompatibleError, UsageError
 from icis_deploy.head.arbiter import seen_statistics
 from icis_deploy.head.class_names import quoted
-from icis_deploy.images.loading import IMAGE_SUFFIXES, LabeledImages, iterate_batches, load_image_list
+from icis_deploy.images.loading import LabeledImages, iterate_batches, list_images
 from icis_deploy.images.preprocessing import Preprocessing
 
 MAX_REFERENCE_IMAGES = 256
@@ -112,12 +112,9 @@ def make_reference(
 
 def _known_images(path: Path, known: frozenset[str]) -> LabeledImages:
     """Return images of known classes; without labels, all of them have the label ''."""
-    if path.is_dir():
-        found = _images_in(path)
-        if not known & set(found.labels):
-            return LabeledImages(paths=found.paths, labels=("",) * len(found.paths))
-    else:
-        found = load_image_list(path)
+    found = list_images(path)
+    if found.labels is None:
+        return LabeledImages(paths=found.paths, labels=("",) * len(found.paths))
     unknown = sorted(set(found.labels) - known)
     if unknown:
         raise IncompatibleError(
@@ -128,19 +125,7 @@ def _known_images(path: Path, known: frozenset[str]) -> LabeledImages:
             where=path,
             hint="Leave them out of `seen_images`.",
         )
-    return found
-
-
-def _images_in(folder: Path) -> LabeledImages:
-    paths = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES))
-    if not paths:
-        raise ImageError(
-            f"The folder {folder} holds no images.",
-            found="no images",
-            expected=tuple(sorted(IMAGE_SUFFIXES)),
-            where=folder,
-        )
-    return LabeledImages(paths=paths, labels=tuple(path.relative_to(folder).parts[0] for path in paths))
+    return LabeledImages(paths=found.paths, labels=found.labels)
 
 
 def _of_classes(images: LabeledImages, known: frozenset[str]) -> LabeledImages:

@@ -20,7 +20,7 @@ from icis_deploy.injection.arbiter.seen_images import SeenImages
 from icis_deploy.injection.validation.operating_point import CURVE, CurvePoint
 
 NUM_EXPENSIVE_SETS = 3
-"""Sets that are played where each costs a training: an arbiter that is fitted on them gives as much U as one of ten sets
+"""Sets that are played where each costs a training: an arbiter that is fitted on them gives as much U as one of ten,
 within a point, and one of two sets loses up to 2 (birds and ImageNet, known classes held out)."""
 
 

@@ -134,7 +134,7 @@ def test_too_few_images_to_tell_such_a_share_are_refused(num_images: int, tiny_p
 
 def test_a_folder_without_images_is_refused(tiny_project: TinyProject, tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageError, match="holds no images"):
+    with pytest.raises(ImageError, match="There is no image in the folder"):
         exported(tiny_project, tmp_path / "bundle", seen_images=tmp_path / "empty")
 
 

@@ -42,7 +42,7 @@ def test_estimates_are_nearer_with_the_learning_curve_than_without():
         world = made_up_world(num_seen=60, num_new=20, seed=seed)
         is_new = world.test_labels >= 60
         new = world.test_features[is_new] @ world.head.new_rows[:, :-1].T + world.head.new_rows[:, -1]
-        T = float((new.argmax(axis=1) + 60 == world.test_labels[is_new]).mean())  # noqa: N806
+        T = float((new.argmax(axis=1) + 60 == world.test_labels[is_new]).mean())
         games = games_of(world)
         rates = [one.rates(world.images, [0.0] * 10, budget=BUDGET) for one in (games, replace(games, step=0.0))]
         errors.append([one.T - T for one in rates])
