@@ -61,7 +61,7 @@ class Regression:
             before, after = (f"{100 * value:.1f}" for value in (self.before, self.after))
             return f"{self.target}: {self.what} went from {before} to {after} points"
         before, after = (figure_text(value, self.kind) for value in (self.before, self.after))
-        return f"{self.target}: {self.what} went from {before} to {after}, {self.change:.1%} worse"
+        return f"{self.target}: {self.what} went from {before} to {after}, {100 * self.change:.1f} % worse"
 
 
 def figure_text(value: float, kind: Kind) -> str:

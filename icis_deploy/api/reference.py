@@ -27,6 +27,7 @@ from icis_deploy.api.inputs import PathLike
 from icis_deploy.api.models import OpenedModel
 from icis_deploy.bundle.reference import Reference, has_sketches, max_reference_images, sketched
 from icis_deploy.common.arrays import Bool, Float32, Int64
+from icis_deploy.common.terminal_text import percent
 from icis_deploy.errors import IncompatibleError, UsageError
 from icis_deploy.head.arbiter import seen_statistics
 from icis_deploy.head.class_names import quoted
@@ -151,8 +152,8 @@ def _check_number(num_images: int, max_changed_answers: float, where: Path) -> N
     needed = 1 if max_changed_answers == 0.0 else int(np.ceil(1.0 / max_changed_answers))
     if num_images < needed:
         raise UsageError(
-            f"The model is right on {num_images} of the images of {where}; to tell whether {max_changed_answers:.1%} "
-            f"of the answers change takes {needed} or more.",
+            f"The model is right on {num_images} of the images of {where}; to tell whether "
+            f"{percent(max_changed_answers)} of the answers change takes {needed} or more.",
             found=num_images,
             expected=f"at least {needed}",
             where=where,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from icis_deploy.common.arrays import Float32
+from icis_deploy.common.terminal_text import percent, points_text
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.head import Head
@@ -266,7 +267,7 @@ def _choose(
         if left is None:
             raise
         raise IncompatibleError(
-            f"{error.what} At a loss of {left.loss:.1%}, U is predicted to be {left.U:.1%}.",
+            f"{error.what} At a loss of {points_text(left.loss)}, U is predicted to be {percent(left.U)}.",
             found=error.found,
             expected=error.expected,
             hint=error.hint,
@@ -277,9 +278,9 @@ def _nothing_fits(budget: float, unseen_accuracy: float, curve: Sequence[CurvePo
     """Return a warning where a budget leaves new classes nothing, and what more would give."""
     if unseen_accuracy >= NOTHING_FITS:
         return []
-    more = "; ".join(f"{point.U:.1%} at {point.loss:.1%}" for point in curve if point.loss > budget)
+    more = "; ".join(f"{percent(point.U)} at {points_text(point.loss)}" for point in curve if point.loss > budget)
     others = f" Predicted U at greater losses: {more}." if more else ""
     return [
-        f"Within a loss of {budget:.1%} of seen accuracy hardly any image of a new class is recognised: predicted U "
-        f"is {unseen_accuracy:.1%}.{others}"
+        f"Within a loss of {points_text(budget)} of seen accuracy hardly any image of a new class is recognised: "
+        f"predicted U is {percent(unseen_accuracy)}.{others}"
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
-from icis_deploy.common.terminal_text import points_text
+from icis_deploy.common.terminal_text import percent, points_text
 from icis_deploy.injection.predictors.registry import METHODS, Method
 from icis_deploy.injection.rows.predictors import Progress
 from icis_deploy.injection.validation.evaluation import Candidate, DrawnFeatures, EvaluationSetup, evaluate_method
@@ -140,11 +140,11 @@ class Selection:
         )
         reason = (
             f"{name} predicts held-out rows best (cosine {self.chosen.cosine:.2f}) of {count} methods; its "
-            f"cross-validated {what} is {score:.1%}"
+            f"cross-validated {what} is {percent(score)}"
         )
         if best.method is self.chosen.method:
             return f"{reason}, the best."
-        return f"{reason}, {best.method.name} has {aim.score(best.rates):.1%}."
+        return f"{reason}, {best.method.name} has {percent(aim.score(best.rates))}."
 
     def at(self, point: OperatingPoint, rates: Rates | None = None) -> Selection:
         """Return the same choice with the chosen candidate at another operating point.

@@ -54,7 +54,7 @@ def test_a_latency_is_worse_beyond_the_allowance_and_beyond_the_intervals(baseli
 
     assert bool(found) == is_worse
     if is_worse:
-        assert found[0].text == ("fused: median latency at batch 8 went from 10.000 ms to 12.000 ms, 20.0% worse")
+        assert found[0].text == ("fused: median latency at batch 8 went from 10.000 ms to 12.000 ms, 20.0 % worse")
 
 
 def test_accuracy_size_and_memory_can_be_worse(baseline):
