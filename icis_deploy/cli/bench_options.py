@@ -91,6 +91,7 @@ def finish(
     baseline: Result | None = None,
     max_regression: float = 0.0,
     any_machine: bool = False,
+    max_seen_loss: float | None = None,
 ) -> None:
     """Write a result to its file, if one was asked for, and print it; exit with 1 if it is worse than the baseline.
 
@@ -111,7 +112,9 @@ def finish(
     if baseline is None:
         print_result(values, text=text)
         return
-    found = find_regressions(result, baseline, max_regression=max_regression, any_machine=any_machine)
+    found = find_regressions(
+        result, baseline, max_regression=max_regression, any_machine=any_machine, max_seen_loss=max_seen_loss
+    )
     verdict = "\n".join(each.text for each in found) or f"Nothing is more than {percent(max_regression)} worse."
     values["regressions"] = [json_from_value(each) for each in found]
     print_result(values, text=f"{text}\n\n{verdict}", status="failed" if found else "ok")
