@@ -94,8 +94,11 @@ def choose_arbiter(
     try:
         _require_ground(num_seen, is_arbiter_allowed)
         offsets = held_out_offsets(played)
-        tried = [held_out_rates(images, played, each, budget=budget) for each in (offsets, no_offsets)]
-        reason = _require_gain(*tried, budget)
+        reason = _require_gain(
+            held_out_rates(images, played, offsets, budget=budget),
+            held_out_rates(images, played, no_offsets, budget=budget),
+            budget,
+        )
         curve = _curve(images, games, offsets, budget)
         arbiter = fit_arbiter(played, is_used=np.ones(images.num_images, dtype=bool))
         statistics = seen_statistics(images.features, images.logits, deviation_lengths(head.rows))
