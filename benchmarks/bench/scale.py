@@ -3,7 +3,8 @@
 Rules:
 
 1. The head alone is measured, features in and logits out: the backbone in front of it costs the same for every head.
-2. The updatable head is the fused one with slots added by the same surgery that makes bundles, fed with rows.
+2. The updatable head is the fused one with slots added by the same surgery that makes bundles, fed with rows, whose
+   logits follow an arbiter as those of a bundle do.
 3. The roofline is the bytes of all rows over the memory bandwidth measured just before, with as many threads. A head
    that fits into a cache can be faster; one that is read from memory cannot.
 4. Memory is that of a fresh process that has loaded the head and answered.
@@ -31,6 +32,7 @@ from benchmarks.timing.percentiles import num_queries_needed
 from benchmarks.timing.startup import measure_startup
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import UsageError
+from icis_deploy.head.arbiter import STATISTICS
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 
 if TYPE_CHECKING:
@@ -163,7 +165,7 @@ def start_head(path: str, feature_dim: int, capacity: int, batch_size: int, num_
     features = random.random((batch_size, feature_dim), dtype=np.float32)
     if capacity == 0:
         return lambda: session.run(features)
-    slots = session.load_slots(*random_rows(capacity, feature_dim, seed=1))
+    slots = session.load_slots(*random_rows(capacity, feature_dim, seed=1), random_arbiter(capacity))
     return lambda: session.run(features, slots)
 
 
@@ -171,6 +173,12 @@ def random_rows(num_rows: int, feature_dim: int, *, seed: int) -> tuple[NDArray[
     """Return weights `(num_rows, feature_dim)` and biases `(num_rows,)`, float32."""
     random = np.random.default_rng(seed)
     return random.random((num_rows, feature_dim), dtype=np.float32), random.random(num_rows, dtype=np.float32)
+
+
+def random_arbiter(capacity: int) -> NDArray[np.float32]:
+    """Return coefficients of slots, `(capacity, 5)` float32, the same for all of them as an injection has them."""
+    coefficients = np.random.default_rng(2).random(len(STATISTICS), dtype=np.float32)
+    return np.tile(coefficients, (capacity, 1))
 
 
 @contextmanager
@@ -181,6 +189,7 @@ def saved_heads(num_classes: int, feature_dim: int, capacity: int) -> Iterator[d
         MissingDependencyError: If onnx is not installed.
     """
     from exporters.graph.edits import apply_passes
+    from exporters.head.expanded_head import seen_row_lengths
     from exporters.head.finding import find_head
     from exporters.head.surgery import AddSlotsPass
     from exporters.onnx_io.files import save_model
@@ -189,7 +198,9 @@ def saved_heads(num_classes: int, feature_dim: int, capacity: int) -> Iterator[d
     with tempfile.TemporaryDirectory() as name:
         paths: dict[Kind, Path] = {"fused": Path(name) / "fused.onnx", "updatable": Path(name) / "updatable.onnx"}
         save_model(model, paths["fused"])
-        save_model(apply_passes(model, AddSlotsPass(find_head(model), capacity)), paths["updatable"])
+        location = find_head(model)
+        slots = AddSlotsPass(location, capacity, seen_row_lengths(model, location))
+        save_model(apply_passes(model, slots), paths["updatable"])
         del model
         yield paths
 

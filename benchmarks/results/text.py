@@ -96,7 +96,7 @@ def notes_of(measurement: Measurement) -> Iterator[str]:
         if not latency.warm_up.stable:
             yield f"{latency.label} had not become stable when its warm-up ended"
         if latency.drift is not None and latency.drift.verdict != "steady":
-            yield f"{latency.label} was {latency.drift.verdict}: {latency.drift.change.value:+.0%} over the run"
+            yield f"{latency.label} was {latency.drift.verdict}: {100 * latency.drift.change.value:+.0f} % over the run"
 
 
 def head_shares_text(shares: Sequence[HeadShare]) -> str:

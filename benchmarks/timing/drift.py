@@ -111,7 +111,7 @@ def signs_of_throttling(before: MachineState, after: MachineState, probe: Trend 
     """Return, in words, each sign that the machine slowed itself down."""
     signs = []
     if probe is not None and probe.verdict == "rising":
-        signs.append(f"a fixed computation became {probe.change.value:.0%} slower during the run")
+        signs.append(f"a fixed computation became {100 * probe.change.value:.0f} % slower during the run")
     for what, clock_before, clock_after in (
         ("processor", before.cpu_mhz, after.cpu_mhz),
         ("GPU", before.gpu_mhz, after.gpu_mhz),
@@ -131,10 +131,10 @@ def signs_of_interference(before: MachineState, after: MachineState) -> list[str
     signs = []
     stolen = share_between(before.steal_s, after.steal_s, before.busy_and_idle_s, after.busy_and_idle_s)
     if stolen > INTERFERENCE_SHARE:
-        signs.append(f"the hypervisor gave {stolen:.1%} of the processor time to others")
+        signs.append(f"the hypervisor gave {100 * stolen:.1f} % of the processor time to others")
     waited = share_between(before.waited_s, after.waited_s, before.time_s, after.time_s)
     if waited > INTERFERENCE_SHARE:
-        signs.append(f"other processes held the processor for {waited:.1%} of the run")
+        signs.append(f"other processes held the processor for {100 * waited:.1f} % of the run")
     return signs
 
 
@@ -147,8 +147,8 @@ def signs_of_shared_memory(probe: Trend | None, drifts: Sequence[Trend | None]) 
     how = "slower" if known[0].verdict == "rising" else "faster"
     least, most = (end(abs(drift.change.value) for drift in known) for end in (min, max))
     return [
-        f"everything became {how} during the run, by {least:.0%} to {most:.0%}, a fixed computation did not: others "
-        f"share the memory or its caches"
+        f"everything became {how} during the run, by {100 * least:.0f} % to {100 * most:.0f} %, a fixed computation "
+        f"did not: others share the memory or its caches"
     ]
 
 

@@ -99,7 +99,7 @@ class ClassSwapReport:
 
 def text_of(report: ClassSwapReport) -> str:
     """Return a report as text for people."""
-    others = "unknown" if report.others_share is None else f"{report.others_share:.1%}"
+    others = "unknown" if report.others_share is None else f"{100 * report.others_share:.1f} %"
     return "\n".join(
         [
             f"{report.num_threads} threads, {report.num_updates} updates of {report.num_new_classes} classes in "

@@ -1,18 +1,24 @@
-"""What an injection costs seen classes and gives new ones, on labelled features; macro-averaged fractions of 1."""
+"""What an injection costs seen classes and gives new ones, on labelled features; macro-averaged fractions of 1.
+
+The figures are those of `icis_deploy.metrics`, as `evaluate` reports them of a bundle. They may differ by an image
+where two new classes have the same descriptor: then the last bit of their logits decides.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from icis_deploy.common.arrays import Bool, Float32, Float64, Int64
+from icis_deploy.common.arrays import Float32, Int64
+from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
 from icis_deploy.head.head import Head
-from icis_deploy.injection.arbiter.seen_images import macro_weights
 from icis_deploy.injection.inject import Injection
 from icis_deploy.injection.rows.logits import head_logits
-from icis_deploy.injection.validation.cross_validation import needed_for_top5
+from icis_deploy.metrics.accuracy import accuracy_report
+from icis_deploy.metrics.trade_off import ausuc, best_balance, leads_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,38 +65,33 @@ def measure_budget(head: Head, injection: Injection, features: Float32, labels: 
         injection: With or without an arbiter.
         features: `(num_features, feature_dim)`, of seen and of new classes.
         labels: `(num_features,)`, indices of the head's classes followed by the injected ones.
+
+    Raises:
+        IncompatibleError: If all features are of seen classes, or all of new ones.
     """
     num_seen = head.num_classes
     seen, new = np.asarray(head.logits(features), dtype=np.float32), head_logits(injection.rows, features)
     if injection.arbiter is not None:
         new = new + (seen_statistics(features, seen, deviation_lengths(head.rows)) @ injection.arbiter)[:, None]
-    is_new = labels >= num_seen
-    leads = new.max(axis=1) - seen.max(axis=1)
-    is_right = ~is_new & (seen.argmax(axis=1) == labels)
-    is_hit = is_new & (new.argmax(axis=1) + num_seen == labels)
-    own = new[is_new, labels[is_new] - num_seen]
-    is_near = np.zeros(len(labels), dtype=bool)
-    is_near[is_new] = own > needed_for_top5(own, new[is_new], seen[is_new])
-    weights = np.zeros(len(labels))
-    for side in (is_new, ~is_new):
-        weights[side] = macro_weights(labels[side])
-    before = float(weights @ is_right)
-    best, area = _frontier(leads, is_right, is_hit, weights)
+    logits = np.concatenate([seen, new], axis=1)
+    report = accuracy_report(logits, labels, seen=num_seen, original_logits=seen)
+    leads = leads_of(logits, labels, np.arange(logits.shape[1]) < num_seen)
+    if leads is None:
+        raise IncompatibleError(
+            "An injection is measured on features of seen and of new classes; here they are of one kind.",
+            expected="features of seen and of new classes",
+        )
     return SpentAccuracy(
-        T=float(weights @ is_hit),
-        U=float(weights @ (is_hit & (leads > 0.0))),
-        U_top5=float(weights @ is_near),
-        S_before=before,
-        lost=float(weights @ (is_right & (leads > 0.0))),
-        best_balance=best,
-        AUSUC=area,
+        T=known(report.T),
+        U=known(report.U),
+        U_top5=known(report.top5["U"]),
+        S_before=known(report.S_original),
+        lost=known(report.S_original) - known(report.S),
+        best_balance=best_balance(leads),
+        AUSUC=ausuc(leads),
     )
 
 
-def _frontier(leads: Float32, is_right: Bool, is_hit: Bool, weights: Float64) -> tuple[float, float]:
-    """Return the greatest H and the area under S against U over all thresholds of the leads."""
-    order = np.argsort(-leads, kind="stable")
-    lost, won = (np.append(0.0, np.cumsum((weights * one)[order])) for one in (is_right, is_hit))
-    seen = lost[-1] - lost
-    best = float(np.max(2.0 * seen * won / np.maximum(seen + won, 1e-12)))
-    return best, float(np.sum(np.diff(won) * (seen[1:] + seen[:-1]) / 2.0))
+def known(figure: float | None) -> float:
+    """Return a figure that there are images for; not a number where there is nothing to choose among."""
+    return math.nan if figure is None else figure

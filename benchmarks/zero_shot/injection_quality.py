@@ -110,7 +110,7 @@ def summary(measured: Sequence[Measured]) -> str:
     for word, is_warned in (("no warning", False), ("a warning", True)):
         group = [one for one in measured if bool(one.num_warnings) == is_warned]
         if group:
-            covered = " ".join(f"{share:.0%}" for share in np.mean([one.is_within for one in group], axis=0))
+            covered = " ".join(f"{100 * share:.0f} %" for share in np.mean([one.is_within for one in group], axis=0))
             width = np.mean([high - low for one in group for low, high in one.intervals[3:]])
             error = np.mean([abs(one.rates[3] - one.predicted[3]) for one in group])
             lines.append(

@@ -85,6 +85,9 @@ class HeadPlan:
     max_changed_answers: float | None = None
     """Share of these answers that one change may change, 0..1; `None` without a reference."""
 
+    reference_source: str | None = None
+    """What the reference is of; see `Bundle.reference_source`."""
+
     @property
     def baked_names(self) -> tuple[str, ...]:
         """The classes baked into the model, seen ones first."""
@@ -379,6 +382,7 @@ def _describe(
         parity=(),
         updates=plan.updates,
         max_changed_answers=plan.max_changed_answers,
+        reference_source=plan.reference_source,
         created_by=versions(),
     )
 

@@ -92,7 +92,8 @@ class UpdateDiff:
     """Classes of both with the same bits."""
 
     nearest: tuple[NearestClass, ...]
-    """For each added or moved class, the closest one there; the closest pair first."""
+    """For each added or moved class, the closest one there; the closest pair first. Two such classes that are each
+    other's closest one are one pair."""
 
     changed_answers: ChangedAnswers | None = None
     """What an update would do to the answers of a bundle on its reference images; `None` for anything but a bundle and
@@ -181,6 +182,9 @@ def _nearest_classes(
             NearestClass(name=names[index], nearest=names[other], cosine=float(cosine))
             for index, other, cosine in zip(chunk, others, cosines.max(axis=1), strict=True)
         ]
+    closest = {one.name: one.nearest for one in nearest}
+    place = {name: number for number, name in enumerate(closest)}
+    nearest = [one for one in nearest if closest.get(one.nearest) != one.name or place[one.name] < place[one.nearest]]
     return tuple(sorted(nearest, key=lambda one: -one.cosine))
 
 

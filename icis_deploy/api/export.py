@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from icis_deploy.api.inputs import PathLike, check_max_seen_loss, preprocessing_from, update_from
 from icis_deploy.api.models import Model, head_of, inspect
-from icis_deploy.api.reference import make_reference
+from icis_deploy.api.notices import tell
+from icis_deploy.api.reference import make_reference, refusals_to_expect
 from icis_deploy.bundle.manifest import HEAD_KINDS, Bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.bundle.target_options import TargetOptions
@@ -162,6 +163,8 @@ def export(
     Example:
         icis_deploy.export("model.onnx", classes="classes.txt", updates=["new.icis"], out="bundle")
 
+    Warns `ICISDeployWarning` where the guard of a device would refuse the new classes as an update.
+
     Raises:
         GateFailedError: If the export disagrees with the model, or its new classes cost the seen ones more accuracy
             than is allowed, with 95 % confidence; `<out>.rejected` holds it and its report.
@@ -195,9 +198,9 @@ def export(
     )
     opened = replace(opened, head=None)  # the rows of a large head are not held while models with it are loaded
     images = load_prepared_list(options.images, preprocessing)
-    reference = None
+    made = None
     if plan.head_kind == "updatable" and options.max_changed_answers is not None:
-        reference = make_reference(
+        made = make_reference(
             opened,
             seen_names=plan.seen_names,
             seen_images=options.seen_images,
@@ -213,12 +216,13 @@ def export(
         targets=targets,
         max_seen_loss=options.max_seen_loss,
     )
-    return write_bundle(
+    bundle = write_bundle(
         Path(out),
         replace(
             with_generator(plan, options.generator),
-            reference=reference,
-            max_changed_answers=None if reference is None else options.max_changed_answers,
+            reference=None if made is None else made.reference,
+            reference_source=None if made is None else made.source,
+            max_changed_answers=None if made is None else options.max_changed_answers,
         ),
         loaded=opened.loaded,
         location=opened.location,
@@ -226,3 +230,6 @@ def export(
         on_target=on_target,
         overwrite=overwrite,
     )
+    if made is not None:
+        tell(refusals_to_expect(bundle, made.reference, plan.table))
+    return bundle

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icis_deploy.api.inject import train_injector
 from icis_deploy.api.inputs import PathLike, descriptors_from
 from icis_deploy.api.models import Model, head_of, inspect
+from icis_deploy.api.notices import tell
 from icis_deploy.common.files import check_free
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import UsageError
 from icis_deploy.images.preprocessing import Preprocessing
-from icis_deploy.injection.options import InjectionOptions
+from icis_deploy.injection.options import AUTO, InjectionOptions
 from icis_deploy.workbench import enable_workbench
 
 if TYPE_CHECKING:
     from exporters.generator.writing import WrittenGenerator
 
 PRECISIONS = ("fp32", "fp16")
+
+WITHOUT_CLOSED_FORM = frozenset({"mixture"})
+"""Methods that no graph can be written of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +87,8 @@ def export_generator(
 
     Raises:
         GateFailedError: If the generator does not make the injector's rows.
-        IncompatibleError: If the method has no closed form.
+        IncompatibleError: If the method that was asked for has no closed form. Where `auto` chooses one such, the next
+            best is taken, with a warning.
         ICISDeployError: As `inject`.
     """
     enable_workbench()
@@ -92,14 +98,20 @@ def export_generator(
     check_free(Path(out), overwrite=overwrite)
     described = descriptors_from(descriptors)
     opened = inspect(model, classes=classes)
-    injection = train_injector(
+    train = partial(
+        train_injector,
         opened,
         descriptors=described,
         unseen=unseen,
-        options=options.injection,
         preprocess=options.preprocess,
         progress=progress,
     )
+    injection = train(options=options.injection)
+    if options.injection.method == AUTO and injection.selection is not None and injection.method in WITHOUT_CLOSED_FORM:
+        instead = injection.selection.best_without(WITHOUT_CLOSED_FORM)
+        if instead is not None:
+            tell([_instead(injection.method, instead)])
+            injection = train(options=replace(options.injection, method=instead))
     head = head_of(opened)
     return write_generator(
         Path(out),
@@ -110,4 +122,11 @@ def export_generator(
         method=injection.method,
         arbiter=injection.arbiter,
         precision=options.precision,
+    )
+
+
+def _instead(chosen: str, instead: str) -> str:
+    return (
+        f"The best method here is {chosen}, which solves a problem for each class: a generator cannot. It is made by "
+        f"{instead}, the next best; rows that `inject` makes by {chosen} are other ones, and may be better."
     )

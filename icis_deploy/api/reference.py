@@ -16,6 +16,7 @@ win a fifth of them where they win 4 % of photos. Pseudo-features are as sure as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,18 @@ from numpy.typing import NDArray
 
 from icis_deploy.api.inputs import PathLike
 from icis_deploy.api.models import OpenedModel
+from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.bundle.reference import Reference, has_sketches, max_reference_images, sketched
 from icis_deploy.common.arrays import Bool, Float32, Int64
-from icis_deploy.errors import ImageError, IncompatibleError, UsageError
+from icis_deploy.common.terminal_text import percent
+from icis_deploy.errors import IncompatibleError, UsageError
 from icis_deploy.head.arbiter import seen_statistics
 from icis_deploy.head.class_names import quoted
-from icis_deploy.images.loading import IMAGE_SUFFIXES, LabeledImages, iterate_batches, load_image_list
+from icis_deploy.head.slots import SlotTable
+from icis_deploy.images.loading import LabeledImages, iterate_batches, list_images
 from icis_deploy.images.preprocessing import Preprocessing
+from icis_deploy.metrics.proportions import clopper_pearson
+from icis_deploy.runtime.changes.guard import Guard
 
 MAX_REFERENCE_IMAGES = 256
 """A share of 5 % is known to 1.4 points (standard deviation); four times as many images, and of a device's time, would
@@ -59,6 +65,17 @@ _BATCH_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MadeReference:
+    """The reference of a bundle, and where it is from."""
+
+    reference: Reference
+    """What the bundle carries."""
+
+    source: str
+    """One of `icis_deploy.bundle.manifest.REFERENCE_SOURCES`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Shown:
     """Features, and what they show."""
 
@@ -77,7 +94,7 @@ def make_reference(
     gate_images: LabeledImages | None,
     preprocessing: Preprocessing | None,
     max_changed_answers: float,
-) -> Reference | None:
+) -> MadeReference | None:
     """Return the reference of a model's bundle; `None` where nothing can be shown to the model without images.
 
     Args:
@@ -100,24 +117,62 @@ def make_reference(
         shown = _shown_images(model, images, seen_names, num_images=most, preprocessing=preprocessing)
         reference = _reference(model, shown, num_images=most)
         _check_number(0 if reference is None else reference.num_reference, max_changed_answers, Path(seen_images))
-        return reference
+        return None if reference is None else MadeReference(reference=reference, source="seen images")
     if gate_images is not None and len((images := _of_classes(gate_images, known)).paths) >= MIN_GATE_IMAGES:
         shown = _shown_images(model, images, seen_names, num_images=most, preprocessing=preprocessing)
         reference = _reference(model, shown, num_images=most)
         if reference is not None and reference.num_reference >= MIN_GATE_IMAGES:
-            return reference
+            return MadeReference(reference=reference, source="gate images")
     drawn = _pseudo_features(model, most, preprocessing)
-    return None if drawn is None else _reference(model, drawn, num_images=most)
+    if drawn is None or (reference := _reference(model, drawn, num_images=most)) is None:
+        return None
+    is_neutral = bool((drawn.classes == _UNKNOWN).all())
+    return MadeReference(reference=reference, source="neutral images" if is_neutral else "pseudo-features")
+
+
+def refusals_to_expect(bundle: Bundle, reference: Reference, table: SlotTable) -> tuple[str, ...]:
+    """Put the classes of an export through the guard of its devices, as one update of all of them.
+
+    What a fleet would refuse is seen before a fleet has it. A refusal need not be just: features that stand in for
+    images may change more answers than images do.
+
+    Args:
+        bundle: The bundle, which says what a change may change.
+        reference: Its reference.
+        table: Its slots.
+
+    Returns:
+        A sentence for whoever exports, if the update would be refused.
+    """
+    names = table.filled_names
+    if not names:
+        return ()
+    changed = Guard(bundle, reference).changed_answers(table.without(names), table, written=names)
+    if changed.copies:
+        name, seen = changed.copies[0]
+        return (
+            f"The row of the new class {name!r} is a copy of that of {seen!r}, which the model knows: a device would "
+            f"refuse it as an update.",
+        )
+    if not changed.is_over_limit:
+        return ()
+    likely = clopper_pearson(changed.num_changed, changed.num_reference).high
+    is_drawn = bundle.reference_source in {"pseudo-features", "neutral images"}
+    cure = "give images of classes that the model knows with `seen_images`, or " if is_drawn else ""
+    kind = "features that stand in for images" if is_drawn else "images"
+    return (
+        f"A device would refuse the new classes as an update, and others like them: they change {changed.num_changed} "
+        f"of {changed.num_reference} answers on {kind} of known classes ({percent(changed.share)}), and one update may "
+        f"change {percent(changed.limit)}. Inject with a smaller loss of seen accuracy, {cure}allow "
+        f"{percent(math.ceil(100.0 * likely) / 100.0)} with `max_changed_answers`.",
+    )
 
 
 def _known_images(path: Path, known: frozenset[str]) -> LabeledImages:
     """Return images of known classes; without labels, all of them have the label ''."""
-    if path.is_dir():
-        found = _images_in(path)
-        if not known & set(found.labels):
-            return LabeledImages(paths=found.paths, labels=("",) * len(found.paths))
-    else:
-        found = load_image_list(path)
+    found = list_images(path)
+    if found.labels is None:
+        return LabeledImages(paths=found.paths, labels=("",) * len(found.paths))
     unknown = sorted(set(found.labels) - known)
     if unknown:
         raise IncompatibleError(
@@ -128,19 +183,7 @@ def _known_images(path: Path, known: frozenset[str]) -> LabeledImages:
             where=path,
             hint="Leave them out of `seen_images`.",
         )
-    return found
-
-
-def _images_in(folder: Path) -> LabeledImages:
-    paths = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES))
-    if not paths:
-        raise ImageError(
-            f"The folder {folder} holds no images.",
-            found="no images",
-            expected=tuple(sorted(IMAGE_SUFFIXES)),
-            where=folder,
-        )
-    return LabeledImages(paths=paths, labels=tuple(path.relative_to(folder).parts[0] for path in paths))
+    return LabeledImages(paths=found.paths, labels=found.labels)
 
 
 def _of_classes(images: LabeledImages, known: frozenset[str]) -> LabeledImages:
@@ -166,8 +209,8 @@ def _check_number(num_images: int, max_changed_answers: float, where: Path) -> N
     needed = 1 if max_changed_answers == 0.0 else int(np.ceil(1.0 / max_changed_answers))
     if num_images < needed:
         raise UsageError(
-            f"The model is right on {num_images} of the images of {where}; to tell whether {max_changed_answers:.1%} "
-            f"of the answers change takes {needed} or more.",
+            f"The model is right on {num_images} of the images of {where}; to tell whether "
+            f"{percent(max_changed_answers)} of the answers change takes {needed} or more.",
             found=num_images,
             expected=f"at least {needed}",
             where=where,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +10,10 @@ import numpy as np
 
 from icis_deploy.api.models import OpenedModel, head_of
 from icis_deploy.common.arrays import Float32, Int64, frozen_float32
-from icis_deploy.common.files import read_capped
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
-from icis_deploy.images.loading import IMAGE_SUFFIXES, MAX_LIST_BYTES, iterate_batches, load_image_list
+from icis_deploy.images.loading import iterate_batches, list_images
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.injection.arbiter.seen_images import SeenImages, seen_images
 from icis_deploy.injection.options import InjectionOptions
@@ -57,8 +54,9 @@ def load_seen_images(
         if path.suffix == ".npz":
             features, names = _load_features(path)
         else:
-            paths, names = _list_images(path)
-            features = backbone_features_of(paths, opened, preprocessing)
+            listed = list_images(path)
+            names = listed.labels
+            features = backbone_features_of(listed.paths, opened, preprocessing)
     if features.shape[1] != head.feature_dim:
         raise IncompatibleError(
             f"The features of seen images are {features.shape[1]} wide; the head takes {head.feature_dim}.",
@@ -144,51 +142,3 @@ def _load_features(path: Path) -> tuple[Float32, tuple[str, ...] | None]:
             where=path,
         )
     return features, labels
-
-
-def _list_images(path: Path) -> tuple[tuple[Path, ...], tuple[str, ...] | None]:
-    """Return the files that a list or a folder names, and their classes where it says them."""
-    if not path.is_dir():
-        if _has_classes(path):
-            listed = load_image_list(path)
-            return listed.paths, listed.labels
-        return _unlabelled_list(path), None
-    found = [(file, folder.name) for folder in sorted(path.iterdir()) if folder.is_dir() for file in _images_in(folder)]
-    loose = _images_in(path)
-    if bool(found) == bool(loose):
-        what = "images both in class folders and next to them" if found else "no image"
-        raise ImageError(
-            f"The folder {path} has {what}; expected a folder of images for each class, or images alone.",
-            found=what,
-            expected="class folders, or images",
-            where=path,
-        )
-    if loose:
-        return tuple(loose), None
-    return tuple(file for file, _ in found), tuple(name for _, name in found)
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(one for one in folder.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file())
-
-
-def _has_classes(path: Path) -> bool:
-    """Say whether an image list has more columns than `file`."""
-    data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="image list", error_type=ImageError)
-    header = data.split(b"\n", 1)[0].decode("utf-8-sig", errors="replace").strip()
-    return header != "file"
-
-
-def _unlabelled_list(path: Path) -> tuple[Path, ...]:
-    data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="image list", error_type=ImageError)
-    rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig", errors="replace")))
-    paths = tuple(path.parent / row["file"] for row in rows if row["file"])
-    absent = next((one for one in paths if not one.is_file()), None)
-    if not paths or absent is not None:
-        raise ImageError(
-            f"The image list {path} names {'no image' if absent is None else f'{absent}, which is not there'}.",
-            found="no image" if absent is None else str(absent),
-            expected="files of images",
-            where=path,
-        )
-    return paths

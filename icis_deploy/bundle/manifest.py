@@ -67,6 +67,10 @@ ARBITER_NAME = "arbiter.safetensors"
 REFERENCE_NAME = "reference.safetensors"
 """Features of known classes, on which a device looks for changed answers before it takes an update."""
 
+REFERENCE_SOURCES = ("seen images", "gate images", "pseudo-features", "neutral images")
+"""Images of known classes that the owner gave for it, or among those of the parity gate; else features that stand in
+for images of known classes, or those of images of nothing in particular."""
+
 # Why: docs/decisions/0006.
 INJECTED_NAME = "injected.safetensors"
 MAX_MANIFEST_BYTES = 1 << 27
@@ -201,6 +205,10 @@ class Bundle:
     max_changed_answers: float | None = None
     """Share of the reference features whose answer a change may change, 0..1; `None` for bundles without a guard."""
 
+    reference_source: str | None = None
+    """What the reference features are of, one of `REFERENCE_SOURCES`; `None` for bundles without a guard, and where
+    it was not noted."""
+
     created_by: Mapping[str, str] = field(default_factory=dict)
     """Versions of icis-deploy and the libraries that made the bundle, by name."""
 
@@ -257,6 +265,7 @@ class Bundle:
         wrong += (
             [] if self.max_changed_answers is None or 0 <= self.max_changed_answers <= 1 else ["max_changed_answers"]
         )
+        wrong += [] if self.reference_source in (None, *REFERENCE_SOURCES) else ["reference_source"]
         texts = (self.model_input.name, self.model_input.dtype)
         is_input = all(isinstance(text, str) for text in texts) and all(_is_count(n, 1) for n in self.model_input.shape)
         is_input = is_input and math.prod(self.model_input.shape) <= MAX_INPUT_VALUES and _is_numeric(texts[1])
@@ -340,7 +349,7 @@ def parse_manifest(data: bytes) -> Bundle:
         )
     values = {**_IMPLIED_BY_VERSION.get(schema_version, {}), **values}
     try:
-        return dataclass_from_json(Bundle, {"created_by": {}, **values}, readers=_READERS)
+        return dataclass_from_json(Bundle, {"created_by": {}, "reference_source": None, **values}, readers=_READERS)
     except ICISDeployError as error:
         raise BundleError(
             f"The manifest contradicts itself: {reason_of(error)}",
@@ -363,6 +372,10 @@ def _preprocessing(value: object, *, where: str) -> Preprocessing | None:
 
 def _share(value: object, *, where: str) -> float | None:
     return None if value is None else number_from_json(value, where=where)
+
+
+def _optional_text(value: object, *, where: str) -> str | None:
+    return None if value is None else text_from_json(value, where=where)
 
 
 def _files(value: object, *, where: str) -> dict[str, FileEntry]:
@@ -406,6 +419,7 @@ _READERS: dict[str, Reader[Any]] = {
     "top": integer_from_json,
     "arbiter": boolean_from_json,
     "max_changed_answers": _share,
+    "reference_source": _optional_text,
     "created_by": partial(mapping_from_json, read=text_from_json),
 }
 

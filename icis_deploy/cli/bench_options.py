@@ -12,6 +12,7 @@ import click
 
 from icis_deploy.cli.options import NEW_PATH, refuse_given
 from icis_deploy.cli.output import print_result
+from icis_deploy.common.terminal_text import percent
 
 if TYPE_CHECKING:
     from benchmarks.results.result import Result
@@ -90,6 +91,7 @@ def finish(
     baseline: Result | None = None,
     max_regression: float = 0.0,
     any_machine: bool = False,
+    max_seen_loss: float | None = None,
 ) -> None:
     """Write a result to its file, if one was asked for, and print it; exit with 1 if it is worse than the baseline.
 
@@ -110,11 +112,13 @@ def finish(
     if baseline is None:
         print_result(values, text=text)
         return
-    found = find_regressions(result, baseline, max_regression=max_regression, any_machine=any_machine)
-    verdict = "\n".join(each.text for each in found) or f"Nothing is more than {max_regression:.1%} worse."
+    found = find_regressions(
+        result, baseline, max_regression=max_regression, any_machine=any_machine, max_seen_loss=max_seen_loss
+    )
+    verdict = "\n".join(each.text for each in found) or f"Nothing is more than {percent(max_regression)} worse."
     values["regressions"] = [json_from_value(each) for each in found]
     print_result(values, text=f"{text}\n\n{verdict}", status="failed" if found else "ok")
     if found:
         # What became worse is already on stdout, so the exit code says the rest.
-        click.echo(f"Error: {len(found)} figures are more than {max_regression:.1%} worse.", err=True)
+        click.echo(f"Error: {len(found)} figures are more than {percent(max_regression)} worse.", err=True)
         raise click.exceptions.Exit(RegressionError.exit_code)

@@ -164,6 +164,7 @@ def _entry(entry: HistoryEntry) -> dict[str, Any]:
         "payload_sha256": entry.payload_sha256,
         "signed_by": entry.signed_by,
         "changed_answers": entry.changed_answers,
+        "allowed_past_guard": entry.allowed_past_guard,
     }
 
 
@@ -185,7 +186,8 @@ def _history_row(entry: HistoryEntry) -> tuple[str, ...]:
     signed = "UNSIGNED" if entry.signed_by is None else f"signed by {entry.signed_by[:16]}…"
     signer = "by an operator" if entry.payload_sha256 is None else signed
     if entry.changed_answers is not None:
-        signer += f", ALLOWED past the guard: {percent(entry.changed_answers)} of answers changed"
+        past = "ALLOWED past the guard: " if entry.allowed_past_guard else ""
+        signer += f", {past}{percent(entry.changed_answers)} of answers on known classes changed"
     return (
         str(entry.sequence),
         f"{entry.time:%Y-%m-%d %H:%M:%S}",

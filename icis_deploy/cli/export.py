@@ -20,7 +20,7 @@ from icis_deploy.cli.options import (
     model_options,
     model_source,
 )
-from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.cli.output import format_option, library_warnings, print_result
 from icis_deploy.cli.verify import parity_text
 from icis_deploy.common.terminal_text import columns, percent
 
@@ -148,22 +148,24 @@ def export(
         target_options=TargetOptions(engine=engine_settings(**engine)),
     )
     built: list[BuiltTarget] = []
-    bundle = export_bundle(
-        source,
-        classes=classes,
-        out=out,
-        updates=updates,
-        options=options,
-        on_target=built.append,
-        overwrite=overwrite,
-    )
-    _print(out, bundle, built)
+    with library_warnings() as messages:
+        bundle = export_bundle(
+            source,
+            classes=classes,
+            out=out,
+            updates=updates,
+            options=options,
+            on_target=built.append,
+            overwrite=overwrite,
+        )
+    _print(out, bundle, built, [command_line_hint(one, all_commands(), command="export") for one in messages])
 
 
-def _print(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> None:
+def _print(out: Path, bundle: Bundle, built: Sequence[BuiltTarget], warned: Sequence[str]) -> None:
     targets = [_targets_text(built, bundle.precision)] if built else []
-    text = "\n\n".join([_text(out, bundle), *targets, parity_text(bundle.parity)])
-    print_result(_result(out, bundle, built), text=text)
+    warnings = ["\n".join(f"Warning: {message}" for message in warned)] if warned else []
+    text = "\n\n".join([_text(out, bundle), *targets, parity_text(bundle.parity), *warnings])
+    print_result(_result(out, bundle, built) | {"warnings": list(warned)}, text=text)
 
 
 def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str, Any]:
@@ -175,6 +177,7 @@ def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str
         "capacity": bundle.capacity,
         "arbiter": bundle.arbiter,
         "max_changed_answers": bundle.max_changed_answers,
+        "reference_source": bundle.reference_source,
         "precision": bundle.precision,
         "files": {name: entry.size_bytes for name, entry in bundle.files.items()},
         "parity": list(bundle.parity),
@@ -208,7 +211,8 @@ def _text(out: Path, bundle: Bundle) -> str:
 def _guard_text(bundle: Bundle) -> str:
     if bundle.max_changed_answers is None:
         return "none: devices take updates whatever answers they change"
-    return f"an update may change {percent(bundle.max_changed_answers)} of the answers on known classes"
+    limit = percent(bundle.max_changed_answers)
+    return f"an update may change {limit} of the answers on known classes (reference: {bundle.reference_source})"
 
 
 def _targets_text(built: Sequence[BuiltTarget], precision: str) -> str:

@@ -112,7 +112,7 @@ def draw_answers(draw: ImageDraw.ImageDraw, card: SheetCard, *, left: int, top: 
     width = CARD_WIDTH - IMAGE_SIDE - 3 * PADDING
     y = draw_words(draw, marked(card.class_name, card.class_name), (left, top), width, size=20, color=INK)
     draw_mark(draw, (left + 9, y + 17), is_correct=card.is_correct)
-    verdict = f"{'right' if card.is_correct else 'wrong'}, {card.probability:.0%} sure"
+    verdict = f"{'right' if card.is_correct else 'wrong'}, {100 * card.probability:.0f} % sure"
     draw.text((left + 26, y + 7), verdict, font=font(17), fill=RIGHT if card.is_correct else WRONG, stroke_width=0.3)
     y += 33
     answer, before = marked(card.answer, card.class_name), marked(card.answer_before, card.class_name)

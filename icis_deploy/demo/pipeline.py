@@ -20,6 +20,7 @@ from icis_deploy.api.export import ExportOptions, export
 from icis_deploy.api.inject import inject
 from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.common.files import new_folder, write_file
+from icis_deploy.common.terminal_text import percent
 from icis_deploy.demo.image_files import save_images
 from icis_deploy.demo.image_sheet import SheetCard, save_image_sheet
 from icis_deploy.demo.network import PREPROCESSING, export_program, train_network
@@ -222,8 +223,8 @@ def _draw_sheet(folder: Path, world: World, result: DemoResult) -> None:
         folder / SHEET_NAME,
         cards,
         title=f"{len(cards)} classes that the network never saw an image of",
-        subtitle=f"Injected from their attributes. On {report.num_images} test images: U {report.U:.1%}, "
-        f"S {report.S:.1%}, H {report.H:.1%}; among the unseen classes alone, T {report.T:.1%}.",
+        subtitle=f"Injected from their attributes. On {report.num_images} test images: U {percent(report.U)}, "
+        f"S {percent(report.S)}, H {percent(report.H)}; among the unseen classes alone, T {percent(report.T)}.",
     )
 
 

@@ -5,6 +5,12 @@ Labelled images come in three forms:
     images.csv    columns `file` and `class`
     a folder      one folder for each class, named as the class, with its images
     images.npz    `images` as the model takes them, and `labels`, the names of their classes
+
+Where labels are not needed (`list_images`), a list may have the column `file` alone, and a folder images alone.
+
+Rules for folders: images are the files with a suffix of `IMAGE_SUFFIXES`; folders whose name starts with a dot are left
+out; class folders hold images, no further folders; there is no image next to class folders, and no class folder without
+one.
 """
 
 from __future__ import annotations
@@ -33,7 +39,12 @@ if TYPE_CHECKING:
 MAX_LIST_BYTES = 1 << 28
 MAX_ARRAY_BYTES = 1 << 34
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""What is an image among the files of a class folder; a list may name others."""
+"""What is an image among the files of a folder; a list may name others."""
+
+TO_LABEL = "Move the images of each class into a folder of its name, or give a CSV with the columns file and class."
+"""Hint for images without a class."""
+
+_MAX_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +56,17 @@ class LabeledImages:
 
     labels: tuple[str, ...]
     """`(num_images,)`, names of the classes that they show."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedImages:
+    """A list of image files, with or without the classes that they show."""
+
+    paths: tuple[Path, ...]
+    """`(num_images,)`, files of the images."""
+
+    labels: tuple[str, ...] | None
+    """`(num_images,)`, names of the classes that they show; `None` where nobody says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +88,43 @@ def load_image_list(path: Path) -> LabeledImages:
             folder of class folders.
 
     Raises:
-        ImageError: If it cannot be read, lacks a column, is empty, or names a file that is not there.
+        ImageError: As `list_images`, and if it does not say which classes the images show.
     """
+    listed = list_images(path)
+    if listed.labels is not None:
+        return LabeledImages(paths=listed.paths, labels=listed.labels)
     if path.is_dir():
-        return load_class_folders(path)
+        raise ImageError(
+            f"The folder {path} holds {len(listed.paths)} images without a class; expected one folder for each class, "
+            f"named as the class.",
+            found=len(listed.paths),
+            expected="one folder for each class, named as the class",
+            where=path,
+            hint=TO_LABEL,
+        )
+    raise ImageError(
+        f"The image list {path} has the column 'file' alone; expected a header `file,class` and a line per image.",
+        found=("file",),
+        expected="a header with the columns file and class, and a line per image",
+        where=path,
+    )
+
+
+def list_images(path: Path) -> ListedImages:
+    """Read a list of images, with their classes where it says them.
+
+    Args:
+        path: A CSV with the columns `file` and `class`, or with `file` alone, whose files are relative to the folder
+            that it is in; or a folder, of class folders or of images.
+
+    Raises:
+        ImageError: If it cannot be read, lacks a column, is empty, names a file that is not there, or breaks a rule for
+            folders.
+    """
+    return _list_folder(path) if path.is_dir() else _read_list(path)
+
+
+def _read_list(path: Path) -> ListedImages:
     data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="image list", error_type=ImageError)
     try:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True)
@@ -82,7 +137,8 @@ def load_image_list(path: Path) -> LabeledImages:
             where=path,
         ) from error
     columns = list(reader.fieldnames or ())
-    if not rows or not {"file", "class"} <= set(columns):
+    is_labelled = "class" in columns
+    if not rows or "file" not in columns or not (is_labelled or columns == ["file"]):
         found = f"the columns {', '.join(map(repr, columns))}" if rows else "no rows"
         raise ImageError(
             f"The image list {path} has {found}; expected a header `file,class` and a line per image.",
@@ -93,9 +149,9 @@ def load_image_list(path: Path) -> LabeledImages:
     paths: list[Path] = []
     labels: list[str] = []
     for line, row in rows:
-        if not row["file"] or not row["class"]:
+        if not row["file"] or (is_labelled and not row["class"]):
             raise ImageError(
-                f"The image list {path} lacks a file or a class in line {line}.",
+                f"The image list {path} lacks a file{' or a class' if is_labelled else ''} in line {line}.",
                 where=f"{path}, line {line}",
             )
         file = path.parent / row["file"]
@@ -106,43 +162,44 @@ def load_image_list(path: Path) -> LabeledImages:
                 where=f"{path}, line {line}",
             )
         paths.append(file)
-        labels.append(row["class"])
-    return LabeledImages(paths=tuple(paths), labels=tuple(labels))
+        labels += [row["class"]] if is_labelled else []
+    return ListedImages(paths=tuple(paths), labels=tuple(labels) if is_labelled else None)
 
 
-def load_class_folders(folder: Path) -> LabeledImages:
-    """Return the images in the folders of a folder; the name of each is its images' class.
-
-    Files of other kinds are left out, and so are folders whose name starts with a dot.
-
-    Raises:
-        ImageError: If it cannot be read, there is no image in class folders, or one of these folders has none.
-    """
-    paths: list[Path] = []
-    labels: list[str] = []
-    empty: list[str] = []
+def _list_folder(folder: Path) -> ListedImages:
     try:
-        for class_folder in sorted(each for each in folder.iterdir() if each.is_dir() and each.name[0] != "."):
-            found = sorted(file for file in class_folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-            paths += found
-            labels += [class_folder.name] * len(found)
-            empty += [] if found else [class_folder.name]
-        loose = [file.name for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+        inside = sorted(folder.iterdir())
+        loose = _images_among(inside)
+        of_class = {
+            each.name: _images_among(sorted(each.iterdir()))
+            for each in inside
+            if each.is_dir() and not each.name.startswith(".")
+        }
     except OSError as error:
         reason = error.strerror or str(error)
         raise ImageError(f"Cannot read the folder {folder}: {reason}.", found=reason, where=folder) from error
-    if not paths:
-        instead = f"; {len(loose)} lie in it without a class" if loose else ""
+    pairs = [(path, name) for name, paths in of_class.items() for path in paths]
+    if loose and pairs:
         raise ImageError(
-            f"There are no images in the folders of {folder}{instead}; expected one folder for each class, named as "
-            f"the class.",
-            found=tuple(loose),
-            expected="one folder for each class, named as the class",
+            f"The folder {folder} holds {len(pairs)} images in class folders and {len(loose)} next to them; expected a "
+            f"folder of images for each class, or images alone.",
+            found=tuple(path.name for path in loose),
+            expected="class folders, or images",
             where=folder,
-            hint="Move the images of each class into a folder of its name, or give a CSV with the columns file and "
-            "class.",
+            hint=TO_LABEL,
         )
-    if empty:
+    if loose:
+        return ListedImages(paths=tuple(loose), labels=None)
+    if not pairs:
+        raise ImageError(
+            f"There is no image in the folder {folder}, nor in the folders that it holds; expected one folder for each "
+            f"class, named as the class.",
+            found=tuple(path.name for path in inside[:_MAX_NAMED]),
+            expected=tuple(sorted(IMAGE_SUFFIXES)),
+            where=folder,
+            hint=TO_LABEL,
+        )
+    if empty := [name for name, paths in of_class.items() if not paths]:
         raise ImageError(
             f"There are class folders without an image in {folder}: {len(empty)}, such as {shown(empty[0])}.",
             found=tuple(empty),
@@ -150,7 +207,11 @@ def load_class_folders(folder: Path) -> LabeledImages:
             where=folder,
             hint="Put images of these classes there, or remove the folders.",
         )
-    return LabeledImages(paths=tuple(paths), labels=tuple(labels))
+    return ListedImages(paths=tuple(path for path, _ in pairs), labels=tuple(name for _, name in pairs))
+
+
+def _images_among(paths: Sequence[Path]) -> list[Path]:
+    return [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
 
 
 def load_labeled_arrays(path: Path) -> LabeledArrays:

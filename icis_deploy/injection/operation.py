@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from icis_deploy.common.arrays import Float32
+from icis_deploy.common.terminal_text import percent, points_text
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.head import Head
 from icis_deploy.injection.arbiter.budget import images_needed
 from icis_deploy.injection.arbiter.choice import ArbiterChoice, choose_arbiter
-from icis_deploy.injection.arbiter.pretend_new import NUM_PARTITIONS, InjectedHead, calibrated
+from icis_deploy.injection.arbiter.pretend_new import InjectedHead, calibrated
 from icis_deploy.injection.arbiter.seen_images import SeenImages
 from icis_deploy.injection.estimate.estimate import Estimate, estimate_from_images, estimate_without_images
 from icis_deploy.injection.estimate.rehearsal import rehearse, rehearse_on_images
@@ -161,12 +162,11 @@ def _spend_by_images(
     injected = InjectedHead(
         rows=head.rows,
         descriptors=setup.descriptors,
+        new_descriptors=new.values,
         new_rows=calibration.apply(predictor.rows(new.values)),
         predict_rows=calibrated(candidate.prepared.predict, calibration),
     )
-    choice = _choose(
-        images, injected, budget, setup.seed, is_arbiter_allowed, 1 if candidate.method.is_trained else NUM_PARTITIONS
-    )
+    choice = _choose(images, injected, budget, setup.seed, is_arbiter_allowed, candidate.method.is_trained)
     point = OperatingPoint(scale=candidate.point.scale, offset=candidate.point.offset + choice.arbiter.constant)
     if isinstance(setup.sample, DrawnFeatures):
         # Too few images to say what to expect: they only set the offset.
@@ -220,6 +220,7 @@ def spend_without_estimate(
     injected = InjectedHead(
         rows=head.rows,
         descriptors=np.zeros((head.num_classes, 1), dtype=np.float32),
+        new_descriptors=np.zeros((new.num_classes, 1), dtype=np.float32),
         new_rows=calibration.apply(predictor.rows(new.values)),
         predict_rows=lambda _descriptors, _rows, asked: np.zeros((len(asked), width), dtype=np.float32),
     )
@@ -242,7 +243,7 @@ def _choose(
     budget: float,
     seed: int,
     is_arbiter_allowed: bool,
-    num_partitions: int,
+    is_fit_expensive: bool,
 ) -> ArbiterChoice:
     """Choose how the budget is spent; where the images are too few for it, say which U is left at what they allow."""
 
@@ -252,8 +253,8 @@ def _choose(
             injected,
             budget=loss,
             seed=seed,
-            num_partitions=num_partitions,
             is_arbiter_allowed=is_arbiter_allowed,
+            is_fit_expensive=is_fit_expensive,
         )
 
     try:
@@ -266,7 +267,7 @@ def _choose(
         if left is None:
             raise
         raise IncompatibleError(
-            f"{error.what} At a loss of {left.loss:.1%}, U is predicted to be {left.U:.1%}.",
+            f"{error.what} At a loss of {points_text(left.loss)}, U is predicted to be {percent(left.U)}.",
             found=error.found,
             expected=error.expected,
             hint=error.hint,
@@ -277,9 +278,9 @@ def _nothing_fits(budget: float, unseen_accuracy: float, curve: Sequence[CurvePo
     """Return a warning where a budget leaves new classes nothing, and what more would give."""
     if unseen_accuracy >= NOTHING_FITS:
         return []
-    more = "; ".join(f"{point.U:.1%} at {point.loss:.1%}" for point in curve if point.loss > budget)
+    more = "; ".join(f"{percent(point.U)} at {points_text(point.loss)}" for point in curve if point.loss > budget)
     others = f" Predicted U at greater losses: {more}." if more else ""
     return [
-        f"Within a loss of {budget:.1%} of seen accuracy hardly any image of a new class is recognised: predicted U "
-        f"is {unseen_accuracy:.1%}.{others}"
+        f"Within a loss of {points_text(budget)} of seen accuracy hardly any image of a new class is recognised: "
+        f"predicted U is {percent(unseen_accuracy)}.{others}"
     ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from icis_deploy.common.terminal_text import percent
 from icis_deploy.head.class_names import quoted
 from icis_deploy.injection.arbiter.seen_images import SeenImages
 from icis_deploy.injection.rows.class_features import ClassFeatures
@@ -48,7 +49,7 @@ def image_warnings(images: SeenImages, class_names: Sequence[str], *, seen_accur
     if images.are_labelled:
         too_good = seen_accuracy is not None and low > seen_accuracy + SUSPECT_EXCESS
         if too_good or (seen_accuracy is None and num_right >= SUSPECT_ACCURACY * images.num_images >= 100):
-            stated = "" if seen_accuracy is None else f", and its stated accuracy is {seen_accuracy:.1%}"
+            stated = "" if seen_accuracy is None else f", and its stated accuracy is {percent(seen_accuracy)}"
             warnings.append(
                 f"The model is right on {num_right} of {images.num_images} images of seen classes{stated}: they look "
                 f"like images that it was trained on. Such images promise too much: with them a budget of 2 points "

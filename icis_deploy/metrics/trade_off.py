@@ -189,17 +189,28 @@ def resampled_ausuc(leads: Leads, drawn: Float64) -> Float64:
 
 def curve_of(leads: Leads) -> tuple[TradeOffPoint, ...]:
     """Return the curve from where seen classes always win to where new ones do, at most `MAX_POINTS` of its points."""
-    found = np.unique(np.concatenate([leads.seen, leads.unseen]))
-    found = found[np.isfinite(found)]
-    # Halfway between two leads, where no rounding decides.
-    shifts = np.concatenate([[-np.inf], (found[1:] + found[:-1]) / 2, [np.inf]])
-    s, u = _seen_accuracy(leads, shifts), _unseen_accuracy(leads, shifts)
+    shifts, s, u = _all_points(leads)
     kept = np.arange(len(shifts))
     if len(shifts) > MAX_POINTS:
         along = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(s)) + np.abs(np.diff(u)))])
         kept = np.unique(np.searchsorted(along, np.linspace(0.0, along[-1], MAX_POINTS - 1), side="left"))
         kept = np.union1d(kept, [0, len(shifts) - 1])
     return tuple(TradeOffPoint(shift=float(shifts[i]), S=float(s[i]), U=float(u[i])) for i in kept)
+
+
+def best_balance(leads: Leads) -> float:
+    """Return the greatest harmonic mean of U and S that a shift gives, a fraction of 1."""
+    _, s, u = _all_points(leads)
+    return float(np.max(2.0 * s * u / np.maximum(s + u, np.finfo(np.float64).tiny)))
+
+
+def _all_points(leads: Leads) -> tuple[Float64, Float64, Float64]:
+    """Return the shifts of all points of the curve, ascending, with S and U there."""
+    found = np.unique(np.concatenate([leads.seen, leads.unseen]))
+    found = found[np.isfinite(found)]
+    # Halfway between two leads, where no rounding decides.
+    shifts = np.concatenate([[-np.inf], (found[1:] + found[:-1]) / 2, [np.inf]])
+    return shifts, _seen_accuracy(leads, shifts), _unseen_accuracy(leads, shifts)
 
 
 def budget_point(leads: Leads, *, max_seen_loss: float, before: float | None = None) -> BudgetPoint | None:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.common.arrays import Bool, Float32, Float64, Int64
+from icis_deploy.common.terminal_text import points_text
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.injection.arbiter.seen_images import SeenImages
 from icis_deploy.injection.validation.operating_point import check_budget
@@ -115,12 +116,13 @@ def budget_threshold(leads: Float32, is_right: Bool, weights: Float64, *, budget
     # The further image of rule 1 has the mean weight, and is taken to be lost.
     may_lose = budget * (num_images + 1) / num_images - 1.0 / num_images
     if may_lose < -1e-9:
+        least = math.ceil(1e4 / (num_images + 1)) / 1e4
         raise IncompatibleError(
-            f"{num_images} images of seen classes cannot set a loss of at most {budget:.1%} of accuracy; it takes "
-            f"{images_needed(budget)}.",
+            f"{num_images} images of seen classes cannot set a loss of at most {points_text(budget)} of accuracy; it "
+            f"takes {images_needed(budget)}.",
             found=num_images,
             expected=images_needed(budget),
-            hint=f"Give more images, or allow a loss of {1.0 / (num_images + 1):.2%} with `max_seen_loss`.",
+            hint=f"Give more images, or allow a loss of {points_text(least)} with `max_seen_loss`.",
         )
     if not is_right.any():
         raise IncompatibleError(

@@ -8,10 +8,11 @@ Rules:
 
 1. A set has the share of new classes among all, at most a fifth: five sets are disjoint.
 2. Classes that have images are spread evenly over the sets.
-3. Only a set's own classes compete as new ones. They are predicted from fewer classes than the new ones will be, and
-   are at most as many: the two about cancel in an estimate of T (measured on birds and ImageNet; with rows of the new
-   classes as rivals, T of birds is estimated 8 points too low).
-4. Partitions are drawn more than once: what is learnt of pretend-new classes depends on which ones they are.
+3. As many rows compete as will be injected: where a set has fewer classes, *rivals* complete it, new classes whose rows
+   are predicted from the same classes.
+4. Rows are predicted from fewer classes than the new ones will be. What that costs an estimate is seen by predicting a
+   set from fewer still, `with_less_training` (`icis_deploy.injection.arbiter.held_out`).
+5. Partitions are drawn more than once: what is learnt of pretend-new classes depends on which ones they are.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from icis_deploy.injection.arbiter.seen_images import SeenImages
 from icis_deploy.injection.rows.calibration import DeviationCalibration
 from icis_deploy.injection.rows.predictors import Predict
 from icis_deploy.injection.rows.spectrum import mean_row
-from icis_deploy.injection.validation.cross_validation import needed_for_top5
+from icis_deploy.injection.validation.cross_validation import less_training, needed_for_top5
 
 NUM_SETS = 5
 """Disjoint sets of a partition."""
@@ -48,6 +49,9 @@ class InjectedHead:
 
     descriptors: Float32
     """`(num_seen, descriptor_dim)`, of the seen classes."""
+
+    new_descriptors: Float32
+    """`(num_new, descriptor_dim)`, of the injected classes."""
 
     new_rows: Float32
     """`(num_new, feature_dim + 1)`, calibrated."""
@@ -129,33 +133,57 @@ def plan_sets(
     return tuple(np.asarray(part, dtype=np.int64) for part in sets)
 
 
-def play_sets(images: SeenImages, head: InjectedHead, sets: Sequence[Int64]) -> tuple[PretendNew, ...]:
+def with_less_training(num_seen: int, sets: Sequence[Int64], *, seed: int) -> tuple[Int64, ...]:
+    """Return for each set fewer classes to predict it from: of those that are left, as many less as the set has.
+
+    Args:
+        num_seen: Classes of the head.
+        sets: From `plan_sets`.
+        seed: Of the draw.
+    """
+    random = np.random.default_rng(seed)
+    rest = [np.setdiff1d(np.arange(num_seen, dtype=np.int64), held_out) for held_out in sets]
+    return tuple(less_training(left, len(held_out), random) for left, held_out in zip(rest, sets, strict=True))
+
+
+def play_sets(
+    images: SeenImages, head: InjectedHead, sets: Sequence[Int64], *, training: Sequence[Int64] | None = None
+) -> tuple[PretendNew, ...]:
     """Take each set of classes out of the head, predict its rows, and see what they do to the images.
 
     Args:
         images: Of seen classes.
         head: The head and what makes rows for it.
         sets: From `plan_sets`.
+        training: Classes that the rows of each set are predicted from; all others than the set's by default.
     """
-    rows, descriptors, played = head.rows, head.descriptors, []
-    for held_out in sets:
-        rest = np.setdiff1d(np.arange(len(rows), dtype=np.int64), held_out)
-        predicted = head.predict_rows(descriptors[rest], rows[rest], descriptors[held_out])
-        seen = images.logits[:, rest]
-        new = images.features @ predicted[:, :-1].T + predicted[:, -1]
-        is_held_out = np.isin(images.labels, held_out)
-        top5_leads = np.full(images.num_images, -np.inf, dtype=np.float32)
-        own = new[is_held_out, np.searchsorted(held_out, images.labels[is_held_out])]
-        top5_leads[is_held_out] = own - needed_for_top5(own, new[is_held_out], seen[is_held_out])
-        played.append(
-            PretendNew(
-                held_out=held_out,
-                is_held_out=is_held_out,
-                best_new=np.asarray(new.max(axis=1), dtype=np.float32),
-                statistics=seen_statistics(images.features, seen, deviation_lengths(rows[rest])),
-                is_hit=is_held_out & (held_out[new.argmax(axis=1)] == images.labels),
-                top5_leads=top5_leads,
-                is_right=~is_held_out & (rest[seen.argmax(axis=1)] == images.labels),
-            )
-        )
-    return tuple(played)
+    every = np.arange(len(head.rows), dtype=np.int64)
+    rest = [np.setdiff1d(every, held_out) for held_out in sets]
+    known = rest if training is None else training
+    return tuple(_play(images, head, *one) for one in zip(sets, rest, known, strict=True))
+
+
+def _play(images: SeenImages, head: InjectedHead, held_out: Int64, rest: Int64, training: Int64) -> PretendNew:
+    """Play one set: `rest` stays in the head, and rows are predicted from `training`, a part of it."""
+    rows, descriptors, num_own = head.rows, head.descriptors, len(held_out)
+    rivals = head.new_descriptors[: max(0, len(head.new_descriptors) - num_own)]
+    asked = np.concatenate([descriptors[held_out], rivals])
+    predicted = head.predict_rows(descriptors[training], rows[training], asked)
+    seen = images.logits[:, rest]
+    new = images.features @ predicted[:, :-1].T + predicted[:, -1]
+    is_held_out = np.isin(images.labels, held_out)
+    top5_leads = np.full(images.num_images, -np.inf, dtype=np.float32)
+    column = np.searchsorted(held_out, images.labels[is_held_out])
+    own = new[is_held_out, column]
+    top5_leads[is_held_out] = own - needed_for_top5(own, new[is_held_out], seen[is_held_out])
+    is_hit = np.zeros(images.num_images, dtype=bool)
+    is_hit[is_held_out] = new[is_held_out].argmax(axis=1) == column
+    return PretendNew(
+        held_out=held_out,
+        is_held_out=is_held_out,
+        best_new=np.asarray(new.max(axis=1), dtype=np.float32),
+        statistics=seen_statistics(images.features, seen, deviation_lengths(rows[rest])),
+        is_hit=is_hit,
+        top5_leads=top5_leads,
+        is_right=~is_held_out & (rest[seen.argmax(axis=1)] == images.labels),
+    )

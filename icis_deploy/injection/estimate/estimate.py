@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from icis_deploy.common.terminal_text import percent
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.injection.estimate.class_warnings import Collision, class_confidence, find_collisions
 from icis_deploy.injection.estimate.intervals import WARNED_ERROR_FACTOR, Range, accuracy_ranges
@@ -223,8 +224,8 @@ def _beats_chance(candidate: Candidate) -> bool:
 
 def _no_help(rates: Rates, chance: float) -> str:
     return (
-        f"The descriptors say nothing that helps: rows of held-out seen classes are told apart {rates.T:.1%} of "
-        f"the time, and guessing gives {chance:.1%}. Check that descriptors and classes belong together."
+        f"The descriptors say nothing that helps: rows of held-out seen classes are told apart {percent(rates.T)} of "
+        f"the time, and guessing gives {percent(chance)}. Check that descriptors and classes belong together."
     )
 
 
@@ -267,7 +268,7 @@ def _impossible_features(setup: EvaluationSetup) -> list[str]:
     if found >= wanted - MISSED_ACCURACY - (0.0 if is_known else UNKNOWN_ACCURACY):
         return []
     return [
-        f"No features that are drawn for this head make it as accurate as it is: {found:.1%} of them are "
-        f"recognised, and {wanted:.1%} of images {'are' if is_known else 'are assumed to be'}. "
+        f"No features that are drawn for this head make it as accurate as it is: {percent(found)} of them are "
+        f"recognised, and {percent(wanted)} of images {'are' if is_known else 'are assumed to be'}. "
         f"Its features are of another kind, and the estimate says nothing: measure on images."
     ]

@@ -10,7 +10,6 @@ on others it would be spent two to three times (birds and ImageNet; `scripts/exp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from icis_deploy.injection.validation.cross_validation import (
     Outcomes,
     evaluate_folds,
     hold_out,
+    learning_step,
     with_less_training,
 )
 from icis_deploy.injection.validation.evaluation import (
@@ -160,11 +160,9 @@ def rehearse(candidate: Candidate, setup: EvaluationSetup) -> Rehearsals:
 
 
 def rehearse_on_images(candidate: Candidate, setup: EvaluationSetup) -> Rehearsals:
-    """Return what cross-validation did to images, without any assumption."""
-    now = evaluate_folds(candidate.held_out, setup.rows, setup.features, seed=setup.seed, with_top5=True)
-    return Rehearsals(
-        likely=(Rehearsal(now=now, less=now, step=0.0),), others=(), cautious=(now,), accuracy=setup.features.accuracy
-    )
+    """Return what cross-validation did to images, without any assumption about features."""
+    likely = learning_curve(candidate, setup).rehearsal(setup, setup.features, with_top5=True)
+    return Rehearsals(likely=(likely,), others=(), cautious=(likely.now,), accuracy=setup.features.accuracy)
 
 
 def _kinds(drawn: Draws, setup: EvaluationSetup, max_blend: float) -> Iterator[PseudoFeatures]:
@@ -217,8 +215,7 @@ def learning_curve(candidate: Candidate, setup: EvaluationSetup) -> LearningCurv
     Rows are predicted better the more classes they are learnt from, so that cross-validation, which hides a part of the
     seen classes, is too pessimistic about an injection that learns from all of them. How fast rows get better is seen
     by hiding more: the same held-out classes are predicted from fewer training classes. Accuracies are then
-    extrapolated linearly in the logarithm of the number of training classes, over a step that is never longer than the
-    one observed.
+    extrapolated to all seen classes (`learning_step`).
 
     Args:
         candidate: A method that was cross-validated.
@@ -227,8 +224,9 @@ def learning_curve(candidate: Candidate, setup: EvaluationSetup) -> LearningCurv
     folds = tuple(part.fold for part in candidate.held_out)
     fewer = with_less_training(folds, seed=setup.seed)
     raw = hold_out(candidate.prepared.predict, setup.descriptors, setup.rows, setup.unseen_descriptors, fewer)
-    sizes = [sum(len(fold.training) for fold in group) / len(group) for group in (fewer, folds)]
-    step = math.log(len(setup.rows) / sizes[1]) / max(math.log(sizes[1] / sizes[0]), 1e-9)
+    less, now = (sum(len(fold.training) for fold in group) / len(group) for group in (fewer, folds))
     return LearningCurve(
-        candidate=candidate, thinned=at_competing_length(raw, setup, candidate.exponent), step=min(step, 1.0)
+        candidate=candidate,
+        thinned=at_competing_length(raw, setup, candidate.exponent),
+        step=learning_step(len(setup.rows), now, less),
     )

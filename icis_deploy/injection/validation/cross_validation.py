@@ -18,6 +18,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
@@ -139,9 +140,28 @@ def with_less_training(folds: tuple[Fold, ...], *, seed: int) -> tuple[Fold, ...
     random = np.random.default_rng(seed)
     thinned = []
     for fold in folds:
-        kept = random.permutation(len(fold.training))[min(len(fold.held_out), len(fold.training) // 2) :]
-        thinned.append(replace(fold, training=fold.training[np.sort(kept)]))
+        thinned.append(replace(fold, training=less_training(fold.training, len(fold.held_out), random)))
     return tuple(thinned)
+
+
+def less_training(training: Int64, num_held_out: int, random: np.random.Generator) -> Int64:
+    """Return fewer of these classes, as many less as are held out and at most half, in their order."""
+    kept = random.permutation(len(training))[min(num_held_out, len(training) // 2) :]
+    return training[np.sort(kept)]
+
+
+def learning_step(num_seen: int, num_training: float, num_less: float) -> float:
+    """Return how far it is on a learning curve from a number of training classes to all seen ones, 0..1.
+
+    Accuracies are extrapolated linearly in the logarithm of the number of classes that are learnt from, over a step
+    that is never longer than the one observed. The unit is that one: from less training to more.
+
+    Args:
+        num_seen: Classes that the injection learns from.
+        num_training: Classes that were learnt from, on average.
+        num_less: Classes that were learnt from when they were fewer, on average.
+    """
+    return min(1.0, math.log(num_seen / num_training) / max(math.log(num_training / num_less), 1e-9))
 
 
 def hold_out(

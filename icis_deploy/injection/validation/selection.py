@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
-from icis_deploy.common.terminal_text import points_text
+from icis_deploy.common.terminal_text import percent, points_text
 from icis_deploy.injection.predictors.registry import METHODS, Method
 from icis_deploy.injection.rows.predictors import Progress
 from icis_deploy.injection.validation.evaluation import Candidate, DrawnFeatures, EvaluationSetup, evaluate_method
@@ -89,6 +89,14 @@ class MethodChoice:
     spread_exponent: float
     """Exponent with which the spread of predicted rows along the seen rows' principal axes was restored."""
 
+    def best_without(self, methods: Collection[str]) -> str | None:
+        """Return the method that would have been chosen had some not been tried; `None` if all are among these."""
+        others = [one for one in self.candidates if one.method not in methods]
+        if not others:
+            return None
+        aim = Aim(max_seen_loss=self.max_seen_loss, balance=self.balance)
+        return others[_best([aim.score(one.rates) for one in others], [one.row_cosine for one in others])].method
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, rounded, as a class update's provenance keeps them."""
         return {
@@ -140,11 +148,11 @@ class Selection:
         )
         reason = (
             f"{name} predicts held-out rows best (cosine {self.chosen.cosine:.2f}) of {count} methods; its "
-            f"cross-validated {what} is {score:.1%}"
+            f"cross-validated {what} is {percent(score)}"
         )
         if best.method is self.chosen.method:
             return f"{reason}, the best."
-        return f"{reason}, {best.method.name} has {aim.score(best.rates):.1%}."
+        return f"{reason}, {best.method.name} has {percent(aim.score(best.rates))}."
 
     def at(self, point: OperatingPoint, rates: Rates | None = None) -> Selection:
         """Return the same choice with the chosen candidate at another operating point.
@@ -209,11 +217,15 @@ def candidate_methods(setup: EvaluationSetup, latent_dim: int = 2048) -> tuple[M
 
 
 def best_candidate(candidates: Sequence[Candidate], aim: Aim) -> Candidate:
-    """Return the candidate to use.
+    """Return the candidate to use."""
+    return candidates[_best([aim.score(one.rates) for one in candidates], [one.cosine for one in candidates])]
+
+
+def _best(scores: Sequence[float], cosines: Sequence[float]) -> int:
+    """Return which candidate to use.
 
     The one whose held-out rows point most nearly where the true rows do, which does not depend on drawn features, among
     those that score at least `METHODS_TIED` of the best.
     """
-    scores = [aim.score(one.rates) for one in candidates]
-    tied = [one for one, score in zip(candidates, scores, strict=True) if score >= METHODS_TIED * max(scores)]
-    return max(tied, key=lambda one: one.cosine)
+    tied = [index for index, score in enumerate(scores) if score >= METHODS_TIED * max(scores)]
+    return max(tied, key=lambda index: cosines[index])

@@ -336,7 +336,7 @@ class Updater:
         changed = self._guard.changed_answers(held, table, written=written, disabled=before.disabled)
         if not allowed:
             changed.require_few()
-        return replace(entry, changed_answers=changed.share) if changed.is_refused else entry
+        return replace(entry, changed_answers=changed.share, allowed_past_guard=changed.is_refused)
 
     def _prepared(
         self,

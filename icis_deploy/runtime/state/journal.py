@@ -57,8 +57,12 @@ _HISTORY_TYPES: Mapping[str, tuple[type, ...]] = {
     "payload_sha256": _OPTIONAL_TEXT,
     "signed_by": _OPTIONAL_TEXT,
 }
-_OPTIONAL_HISTORY_TYPES: Mapping[str, tuple[type, ...]] = {"changed_answers": (float,)}
-"""Fields that a line has only where they say something: other lines stay as releases without them read them."""
+_OPTIONAL_HISTORY_TYPES: Mapping[str, tuple[type, ...]] = {
+    "changed_answers": (float,),
+    "allowed_past_guard": (bool,),
+}
+"""Fields that a line has only where they say something: lines of bundles without a guard stay as releases without them
+read them."""
 _dumps = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 # The file is one JSON object; the hash is over the exact bytes between these.
 _START, _MIDDLE, _END = b'{"journal":', b',"sha256":"', b'"}\n'
@@ -122,8 +126,10 @@ class HistoryEntry:
     """Id of the key that signed it; `None` where nothing was signed: an unsigned update, or an operator's command."""
 
     changed_answers: float | None = None
-    """Share of the answers on reference images that the change changed, 0..1, where the guard refused it and an
-    operator allowed it; `None` everywhere else."""
+    """Share of the answers on reference images that the change changed, 0..1; `None` where no guard looked."""
+
+    allowed_past_guard: bool = False
+    """Whether the guard refused the change and an operator allowed it."""
 
     _text: str | None = field(default=None, init=False, repr=False, compare=False)
     """Its JSON, once it was written."""
@@ -253,6 +259,7 @@ def history_to_json(entry: HistoryEntry) -> dict[str, Any]:
         "payload_sha256": entry.payload_sha256,
         "signed_by": entry.signed_by,
         **({} if entry.changed_answers is None else {"changed_answers": entry.changed_answers}),
+        **({"allowed_past_guard": True} if entry.allowed_past_guard else {}),
     }
 
 

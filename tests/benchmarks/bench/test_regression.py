@@ -54,7 +54,7 @@ def test_a_latency_is_worse_beyond_the_allowance_and_beyond_the_intervals(baseli
 
     assert bool(found) == is_worse
     if is_worse:
-        assert found[0].text == ("fused: median latency at batch 8 went from 10.000 ms to 12.000 ms, 20.0% worse")
+        assert found[0].text == ("fused: median latency at batch 8 went from 10.000 ms to 12.000 ms, 20.0 % worse")
 
 
 def test_accuracy_size_and_memory_can_be_worse(baseline):
@@ -148,9 +148,13 @@ def test_a_loss_of_seen_accuracy_is_worse_if_it_is_over_its_budget_and_was_not_b
         cost = SeenCost(before=0.9, after=0.9 - lost, low=low, high=0.08, num_images=400, max_seen_loss=budget)
         return with_target(baseline, "fused", accuracy=replace(baseline.target("fused").accuracy, seen_cost=cost))
 
-    found = find_regressions(result_with(0.05, low), result_with(was_lost, 0.0), max_regression=0.05)
+    now, before = result_with(0.05, low), result_with(was_lost, 0.0)
+    found = find_regressions(now, before, max_regression=0.05)
 
     assert bool(found) == is_worse
+    # A budget that was asked for is kept or not, whatever was lost before.
+    asked = find_regressions(now, before, max_regression=0.05, max_seen_loss=budget)
+    assert bool(asked) == (budget is not None and low > budget)
     if is_worse:
         assert found[0].text == (
             "fused: seen accuracy lost to new classes, of which 2 points are allowed, went from 0.0 to 5.0 points"

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks.bench import scale
-from benchmarks.bench.scale import HeadSettings, head_model, measure_scale, random_rows, saved_heads
+from benchmarks.bench.scale import HeadSettings, head_model, measure_scale, random_arbiter, random_rows, saved_heads
 from benchmarks.machine.bandwidth import memory_bandwidth
 from benchmarks.results.result import parse_result, serialize_result
 from benchmarks.results.text import text_of
 from icis_deploy.errors import UsageError
+from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 
 
@@ -53,11 +54,15 @@ def test_the_heads_give_features_times_rows():
         fused = load_session(paths["fused"]).run(features).logits
         session = load_session(paths["updatable"])
         slot_weight, slot_bias = random_rows(4, 16, seed=1)
-        updatable = session.run(features, session.load_slots(slot_weight, slot_bias)).logits
+        arbiter = random_arbiter(4)
+        updatable = session.run(features, session.load_slots(slot_weight, slot_bias, arbiter)).logits
 
     np.testing.assert_allclose(fused, features @ weight.T + bias, rtol=1e-5)
     np.testing.assert_allclose(updatable[:, :20], fused, rtol=1e-5)
-    np.testing.assert_allclose(updatable[:, 20:], features @ slot_weight.T + slot_bias, rtol=1e-5)
+    lengths = deviation_lengths(np.concatenate([weight, bias[:, None]], axis=1))
+    offsets = seen_statistics(features, fused, lengths) @ arbiter.T
+    assert np.abs(offsets).min() > 0.1
+    np.testing.assert_allclose(updatable[:, 20:], features @ slot_weight.T + slot_bias + offsets, rtol=1e-4)
     assert not paths["fused"].exists()
 
 

@@ -176,6 +176,17 @@ def test_nothing_is_wider_than_a_narrow_screen_or_a_sheet_of_paper(page, medium,
     assert widths == [size[0], 0]
 
 
+@pytest.mark.parametrize("width", [720, 1100, 1215, 1217, 1300])
+def test_no_column_of_a_table_is_cut_off_on_a_desktop(page, width):
+    browser = page(size=(width, 800))
+    hidden = browser.execute_script(
+        "return [...document.querySelectorAll('.table')].map(each => each.scrollWidth - each.clientWidth)"
+    )
+
+    assert hidden
+    assert set(hidden) == {0}
+
+
 def test_a_phone_shows_rows_as_cards_that_sort(page):
     from selenium.webdriver.support.select import Select
 

@@ -61,7 +61,7 @@ def rising_probe():
 @pytest.mark.parametrize(
     ("before", "after", "probe", "sign"),
     [
-        ({}, {}, rising_probe(), "a fixed computation became 25% slower during the run"),
+        ({}, {}, rising_probe(), "a fixed computation became 25 % slower during the run"),
         ({"cpu_mhz": 1900.0}, {"cpu_mhz": 1200.0}, None, "the processor clock fell from 1900 to 1200 MHz"),
         ({"gpu_mhz": 1300.0}, {"gpu_mhz": 612.0}, None, "the GPU clock fell from 1300 to 612 MHz"),
         ({"num_throttles": 3}, {"num_throttles": 10}, None, "the processor reports being throttled 7 times"),
@@ -101,8 +101,8 @@ def test_time_taken_by_others_is_interference():
     after = MachineState(time_s=20.0, steal_s=3.0, busy_and_idle_s=120.0, waited_s=0.5)
 
     assert find_disturbances(before, after, None).interference == (
-        "the hypervisor gave 10.0% of the processor time to others",
-        "other processes held the processor for 5.0% of the run",
+        "the hypervisor gave 10.0 % of the processor time to others",
+        "other processes held the processor for 5.0 % of the run",
     )
 
 
@@ -112,9 +112,9 @@ def test_time_taken_by_others_is_interference():
         (
             (-0.31, -0.22),
             0.0,
-            "everything became faster during the run, by 22% to 31%, a fixed computation did not",
+            "everything became faster during the run, by 22 % to 31 %, a fixed computation did not",
         ),
-        ((0.2, 0.1), 0.0, "everything became slower during the run, by 10% to 20%, a fixed computation did not"),
+        ((0.2, 0.1), 0.0, "everything became slower during the run, by 10 % to 20 %, a fixed computation did not"),
         ((0.2, 0.1), -0.2, "everything became slower during the run"),
         ((0.2, 0.1), 0.2, None),  # the machine as a whole, which is throttling
         ((0.2, -0.1), 0.0, None),

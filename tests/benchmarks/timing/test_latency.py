@@ -71,7 +71,7 @@ def test_a_machine_that_becomes_slower_is_noticed_and_does_not_change_the_verdic
 
     assert measurement.comparisons[0].verdict == "equal"
     assert [report.drift.verdict for report in measurement.latencies] == ["rising", "rising"]
-    assert re.fullmatch(r"a fixed computation became \d+% slower during the run", measurement.steadiness.throttling[0])
+    assert re.fullmatch(r"a fixed computation became \d+ % slower during the run", measurement.steadiness.throttling[0])
 
 
 def test_something_that_becomes_slower_by_itself_is_no_throttling(virtual_machine):

@@ -29,10 +29,10 @@ def test_classes_come_go_move_and_stay():
     assert (report.moved[1].cosine, report.moved[1].length_ratio) == (pytest.approx(1.0), pytest.approx(3.0))
 
 
-def test_the_closest_pairs_come_first():
+def test_the_closest_pairs_come_first_and_each_once():
     report = compare_rows([], rows([0, 0])[:0], ["a", "b", "c"], rows([1, 0], [1, 0.1], [0, 1]))
 
-    assert [(one.name, one.nearest) for one in report.nearest] == [("a", "b"), ("b", "a"), ("c", "b")]
+    assert [(one.name, one.nearest) for one in report.nearest] == [("a", "b"), ("c", "b")]
     assert report.nearest[0].cosine == pytest.approx(1 / np.hypot(1, 0.1))
 
 
@@ -43,9 +43,11 @@ def test_many_classes_are_compared_in_parts():
 
     unit = weights[:, :3] / np.linalg.norm(weights[:, :3], axis=1, keepdims=True)
     cosines = unit @ unit.T - 2 * np.eye(700)
-    assert {one.name: one.nearest for one in report.nearest} == {
-        name: names[cosines[index].argmax()] for index, name in enumerate(names)
-    }
+    nearest = {name: names[cosines[index].argmax()] for index, name in enumerate(names)}
+    found = {one.name: one.nearest for one in report.nearest}
+    assert found.items() <= nearest.items()
+    assert {nearest[name]: name for name in nearest.keys() - found.keys()}.items() <= found.items()
+    assert len({frozenset(pair) for pair in found.items()}) == len(found)
 
 
 def test_rows_without_length_are_no_failure():
@@ -92,7 +94,7 @@ def test_what_an_update_would_do_to_a_bundle(bundle, tmp_path):
         ("okapi",),
         ["zebra"],
     )
-    assert {one.name for one in report.nearest} == {"quagga", "zebra"}
+    assert [(one.name, one.nearest) for one in report.nearest] == [("quagga", "zebra")]
     assert Device.open(bundle).version == 1
 
 

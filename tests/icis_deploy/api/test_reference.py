@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from icis_deploy.bundle.manifest import REFERENCE_NAME, load_manifest
 from icis_deploy.bundle.reference import MAX_REFERENCE_BYTES, Reference, load_reference
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
+from icis_deploy.head.class_update import ClassUpdate
 from testing.tiny_project import NUM_SEEN, TinyProject
 
 
@@ -77,6 +79,7 @@ def test_without_images_features_are_drawn_from_the_head(tiny_project: TinyProje
     assert MIN_GATE_IMAGES < reference.num_reference <= MAX_REFERENCE_IMAGES
     assert len(set(reference.answers.tolist())) > NUM_SEEN // 2
     assert load_manifest(folder).max_changed_answers == 0.05
+    assert load_manifest(folder).reference_source == "pseudo-features"
     assert (folder / REFERENCE_NAME).stat().st_size <= MAX_REFERENCE_BYTES
     again = exported(tiny_project, tmp_path / "again")
     assert (again / REFERENCE_NAME).read_bytes() == (folder / REFERENCE_NAME).read_bytes()
@@ -89,6 +92,7 @@ def test_given_images_are_kept_where_the_model_is_right_on_them(tiny_project: Ti
 
     reference = reference_in(exported(tiny_project, tmp_path / "bundle", seen_images=listed))
 
+    assert load_manifest(tmp_path / "bundle").reference_source == "seen images"
     check_statistics(tiny_project, reference)
     names = [tiny_project.seen_names[answer] for answer in reference.answers]
     assert sorted(names) == sorted(name for _, name in rows[5:])
@@ -118,8 +122,44 @@ def test_images_of_the_gate_are_used_if_there_are_enough_of_known_classes(tiny_p
 
     enough = write_list(tmp_path / "enough.csv", [*unseen, *rows])
     assert reference_in(exported(tiny_project, tmp_path / "a", images=enough)).num_reference == MIN_GATE_IMAGES
+    assert load_manifest(tmp_path / "a").reference_source == "gate images"
     few = write_list(tmp_path / "few.csv", [*unseen, *rows[1:]])
     assert reference_in(exported(tiny_project, tmp_path / "b", images=few)).num_reference > MIN_GATE_IMAGES
+
+
+def hostile_update(project: TinyProject, *, bias: float) -> ClassUpdate:
+    """Return an update of one class, whose row answers everything or nothing."""
+    head = head_of(inspect(project.model, classes=project.classes))
+    row = np.zeros((1, head.feature_dim + 1), np.float32)
+    row[0, -1] = bias
+    return ClassUpdate(base_fingerprint=head.fingerprint, version=1, rows=row, added=("okapi",))
+
+
+def test_an_export_says_that_devices_would_refuse_its_classes_and_what_they_would_take(
+    tiny_project: TinyProject, tmp_path: Path
+):
+    def export_with(bias: float, name: str, **options: object) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            icis_deploy.export(
+                tiny_project.model,
+                classes=tiny_project.classes,
+                out=tmp_path / name,
+                updates=[hostile_update(tiny_project, bias=bias)],
+                options=icis_deploy.ExportOptions(
+                    head="updatable", capacity=4, preprocess=tiny_project.preprocess, **options
+                ),
+            )
+        return [str(one.message) for one in caught if issubclass(one.category, icis_deploy.ICISDeployWarning)]
+
+    (message,) = export_with(1e4, "all")
+    number = reference_in(tmp_path / "all").num_reference
+    assert f"they change {number} of {number} answers on features that stand in for images" in message
+    assert "(100.0 %), and one update may change 5.0 %" in message
+    assert "give images of classes that the model knows with `seen_images`, or allow 100.0 %" in message
+    assert export_with(-1e4, "none") == []
+    assert export_with(1e4, "allowed", max_changed_answers=1.0) == []
+    assert export_with(1e4, "unguarded", max_changed_answers=None) == []
 
 
 @pytest.mark.parametrize("num_images", [0, 19])
@@ -134,7 +174,7 @@ def test_too_few_images_to_tell_such_a_share_are_refused(num_images: int, tiny_p
 
 def test_a_folder_without_images_is_refused(tiny_project: TinyProject, tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageError, match="holds no images"):
+    with pytest.raises(ImageError, match="There is no image in the folder"):
         exported(tiny_project, tmp_path / "bundle", seen_images=tmp_path / "empty")
 
 

@@ -118,7 +118,7 @@ def test_images_need_to_be_prepared(tiny_project, opened, right_answers: Path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder, "has no image"),
+        (lambda folder: folder, "There is no image in the folder"),
         (lambda folder: folder / "absent.csv", "absent.csv"),
         (lambda folder: np.savez(folder / "a.npz", rows=np.zeros(3)) or folder / "a.npz", "holds no array `features`"),
         (
@@ -130,7 +130,7 @@ def test_images_need_to_be_prepared(tiny_project, opened, right_answers: Path):
         (lambda folder: (folder / "a.npz").write_bytes(b"no zip") and folder / "a.npz", "Cannot read the features"),
         (
             lambda folder: (folder / "a.csv").write_text("file\nb.png\n") and folder / "a.csv",
-            "b.png, which is not there",
+            "names 'b.png' in line 2, which is not at",
         ),
     ],
 )

@@ -144,13 +144,13 @@ def test_a_baseline_is_kept_or_missed_with_its_exit_code(bundles, tmp_path, caps
     capsys.readouterr()
 
     assert run([*arguments, "--baseline", str(baseline), "--max-regression", "900%"]) == 0
-    assert "Nothing is more than 900.0% worse." in capsys.readouterr().out
+    assert "Nothing is more than 900.0 % worse." in capsys.readouterr().out
     code = run([*arguments, "--baseline", str(tmp_path / "small.json"), "--max-regression", "0.9", "--format", "json"])
     printed = capsys.readouterr()
     found = json.loads(printed.out)
     assert (code, found["status"]) == (1, "failed")
     assert "size" in [each["kind"] for each in found["regressions"]]
-    assert "figures are more than 90.0% worse" in printed.err
+    assert "figures are more than 90.0 % worse" in printed.err
 
 
 @pytest.mark.parametrize("allowed", ["much", "-5%", "inf", "5"])

@@ -11,6 +11,7 @@ from icis_deploy.errors import ImageError
 from icis_deploy.images import loading as images
 from icis_deploy.images.loading import (
     iterate_batches,
+    list_images,
     load_image_list,
     load_images,
     load_labeled_arrays,
@@ -297,8 +298,35 @@ def test_a_class_folder_without_an_image_is_named(class_folders):
 
 
 def test_images_without_a_class_folder_have_no_class(folder):
-    with pytest.raises(ImageError, match=r"; 3 lie in it without a class; expected one folder for each class, named"):
+    listed = list_images(folder)
+    assert ([path.name for path in listed.paths], listed.labels) == (["0.png", "1.png", "2.png"], None)
+    with pytest.raises(ImageError, match=r"holds 3 images without a class; expected one folder for each class, named"):
         load_image_list(folder)
+
+
+def test_images_next_to_class_folders_are_refused(class_folders):
+    (class_folders / "ant" / "0.png").rename(class_folders / "loose.png")
+    with pytest.raises(ImageError, match=r"holds 2 images in class folders and 1 next to them"):
+        list_images(class_folders)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "ant" / "deep").mkdir(parents=True)
+    with pytest.raises(ImageError, match=r"There is no image in the folder .*, nor in the folders that it holds"):
+        list_images(tmp_path)
+
+
+def test_a_list_of_files_alone_says_no_class(folder):
+    path = listed(folder, b"file\n1.png\n0.png\n")
+    found = list_images(path)
+    assert (found.paths, found.labels) == ((folder / "1.png", folder / "0.png"), None)
+    with pytest.raises(ImageError, match=r"has the column 'file' alone; expected a header `file,class`"):
+        load_image_list(path)
+
+
+def test_a_list_with_classes_under_another_name_is_not_taken_for_one_without(folder):
+    with pytest.raises(ImageError, match=r"has the columns 'file', 'label'; expected a header `file,class`"):
+        list_images(listed(folder, b"file,label\n0.png,ant\n"))
 
 
 # --- arrays -------------------------------------------------------------------------------------------------------

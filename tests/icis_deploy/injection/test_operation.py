@@ -128,7 +128,8 @@ def test_one_class_without_an_image_is_named():
 def test_a_budget_that_the_images_cannot_set_says_what_they_can_and_which_accuracy_is_left():
     world = made_up_world()
     with pytest.raises(
-        IncompatibleError, match=r"600 images .* cannot set .* 0\.1% of accuracy; it takes 999\. At a loss of 1\.0%, U"
+        IncompatibleError,
+        match=r"600 images .* cannot set .* 0\.1 points of accuracy; it takes 999\. At a loss of 1 point, U",
     ):
         injected(world, world.images, options=replace(RIDGE, max_seen_loss=0.001))
 
@@ -139,7 +140,7 @@ def test_images_that_the_network_was_trained_on_are_suspected():
     images = seen_images(world.images.features[right], world.head.rows, world.images.labels[right])
     assert any("look like images that it was trained on" in message for message in injected(world, images).warnings)
     stated = replace(RIDGE, seen_accuracy=0.5)
-    assert any("stated accuracy is 50.0%" in message for message in injected(world, images, options=stated).warnings)
+    assert any("stated accuracy is 50.0 %" in message for message in injected(world, images, options=stated).warnings)
     assert not any("trained on" in message for message in injected(world, world.images).warnings)
 
 

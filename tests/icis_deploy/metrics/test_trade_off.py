@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icis_deploy.metrics.accuracy import accuracy_report
-from icis_deploy.metrics.trade_off import BUDGETS, MAX_POINTS
+from icis_deploy.metrics.trade_off import BUDGETS, MAX_POINTS, best_balance, leads_of
 
 
 def random_case(seed, *, num_images=60):
@@ -71,6 +71,18 @@ def test_ausuc_is_the_area_below_the_curve(seed):
 
     assert len(report.curve) < MAX_POINTS
     assert pytest.approx(((u[1:] - u[:-1]) * (s[1:] + s[:-1]) / 2).sum()) == report.AUSUC
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_best_balance_is_that_of_the_best_shift(seed):
+    logits, labels, num_seen = random_case(seed)
+    leads = leads_of(logits, labels, np.arange(logits.shape[1]) < num_seen)
+    reports = [
+        shifted_report(logits, labels, num_seen, shift)
+        for shift in (point.shift for point in accuracy_report(logits, labels, seen=num_seen).curve)
+        if np.isfinite(shift)
+    ]
+    assert best_balance(leads) == pytest.approx(max((report.H for report in reports), default=0.0))
 
 
 def test_a_curve_of_many_images_keeps_its_ends_and_its_shape():

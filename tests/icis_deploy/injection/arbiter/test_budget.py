@@ -70,7 +70,9 @@ def test_a_class_with_many_images_counts_no_more_than_another():
 def test_too_few_images_are_refused_and_the_message_says_how_many_it_takes():
     assert [images_needed(budget) for budget in (0.01, 0.02, 0.05, 0.5)] == [99, 49, 19, 1]
     leads = np.zeros(48, np.float32)
-    with pytest.raises(IncompatibleError, match=r"48 images .* at most 2\.0% of accuracy; it takes 49\. .* of 2\.04%"):
+    with pytest.raises(
+        IncompatibleError, match=r"48 images .* at most 2 points of accuracy; it takes 49\. .* of 2\.05 points"
+    ):
         budget_threshold(leads, np.ones(48, bool), equal(48), budget=0.02)
     budget_threshold(np.zeros(49, np.float32), np.ones(49, bool), equal(49), budget=0.02)
 

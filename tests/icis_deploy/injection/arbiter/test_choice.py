@@ -109,7 +109,7 @@ def test_too_few_images_where_classes_are_held_out_give_a_constant_offset_that_i
     choice = choose_arbiter(world.images, world.head, budget=0.01, seed=0)  # 100 images of 99 that it takes
     assert choice.arbiter.is_constant
     assert "too few images are left where classes are held out" in choice.reason
-    with pytest.raises(IncompatibleError, match=r"100 images of seen classes cannot set a loss of at most 0\.5%"):
+    with pytest.raises(IncompatibleError, match=r"100 images of seen classes cannot set a loss of at most 0\.5 points"):
         choose_arbiter(world.images, world.head, budget=0.005, seed=0)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icis_deploy.injection.arbiter.pretend_new import NUM_SETS, calibrated, plan_sets, play_sets
+from icis_deploy.injection.arbiter.pretend_new import NUM_SETS, calibrated, plan_sets, play_sets, with_less_training
 from icis_deploy.injection.rows.calibration import DeviationCalibration
 from icis_deploy.injection.rows.predictors import Prediction
 from tests.icis_deploy.injection.arbiter.worlds import made_up_world
@@ -54,7 +54,34 @@ def test_rows_are_predicted_from_the_other_classes_alone():
         rest = np.setdiff1d(np.arange(100), held_out)
         np.testing.assert_array_equal(rows, world.head.rows[rest])
         np.testing.assert_array_equal(descriptors, world.head.descriptors[rest])
-        np.testing.assert_array_equal(asked, world.head.descriptors[held_out])
+        np.testing.assert_array_equal(asked[: len(held_out)], world.head.descriptors[held_out])
+
+
+def test_new_classes_complete_a_set_that_has_fewer_classes_than_are_injected():
+    world, asked_of = made_up_world(num_new=40), []
+
+    def predict(descriptors, rows, asked):
+        asked_of.append(asked)
+        return world.head.predict_rows(descriptors, rows, asked)
+
+    sets = plan_sets(world.images.labels, num_seen=100, num_new=40, seed=0)
+    played = play_sets(world.images, replace(world.head, predict_rows=predict), sets)
+    alone = play_sets(world.images, replace(world.head, new_descriptors=world.head.new_descriptors[:1]), sets)
+    for asked, held_out, one, other in zip(asked_of, sets, played, alone, strict=True):
+        assert len(held_out) == 20
+        np.testing.assert_array_equal(asked[:20], world.head.descriptors[held_out])
+        np.testing.assert_array_equal(asked[20:], world.head.new_descriptors[:20])
+        assert (one.best_new > other.best_new - 0.05).all()
+    assert sum(one.is_hit.sum() for one in played) < sum(one.is_hit.sum() for one in alone)
+
+
+def test_less_training_leaves_out_as_many_classes_as_a_set_has_and_half_at_most():
+    sets = plan_sets(np.arange(100), num_seen=100, num_new=40, seed=0)
+    for held_out, training in zip(sets, with_less_training(100, sets, seed=0), strict=True):
+        assert len(training) == 60
+        assert len(np.union1d(held_out, training)) == 80
+    most = (np.arange(70),)
+    assert [len(one) for one in with_less_training(100, most, seed=0)] == [15]
 
 
 def test_what_a_set_does_is_what_a_head_of_both_kinds_of_rows_does():

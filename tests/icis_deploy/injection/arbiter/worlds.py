@@ -62,7 +62,13 @@ def made_up_world(*, num_seen: int = 100, num_new: int = 20, per_class: int = 6,
     test_features, test_labels = draw(np.arange(num_classes), 20)
     new_rows = predict(descriptors[seen], rows[seen], descriptors[num_seen:])
     return World(
-        head=InjectedHead(rows=rows[seen], descriptors=descriptors[seen], new_rows=new_rows, predict_rows=predict),
+        head=InjectedHead(
+            rows=rows[seen],
+            descriptors=descriptors[seen],
+            new_descriptors=descriptors[num_seen:],
+            new_rows=new_rows,
+            predict_rows=predict,
+        ),
         images=seen_images(features, rows[seen], labels),
         test_features=test_features,
         test_labels=test_labels,

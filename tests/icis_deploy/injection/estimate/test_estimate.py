@@ -103,7 +103,7 @@ def test_a_head_that_is_better_than_any_features_drawn_for_it_is_warned_of():
     world.measure = lambda _injection: (0.0, 0.98)
     estimate = world.inject().estimate
     (message,) = (message for message in estimate.warnings if "No features" in message)
-    assert "98.0% of images are" in message
+    assert "98.0 % of images are" in message
     assert (estimate.H.low, estimate.H.high) == (0.0, 1.0)
 
 

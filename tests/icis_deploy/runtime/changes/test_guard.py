@@ -78,7 +78,8 @@ def test_a_signed_update_that_takes_answers_is_refused_and_every_byte_stays(
     assert files_in(guarded) == before
     assert state_of(device) is state
     # The version is not spent.
-    assert device.apply(signed(honest("okapi", version=2))).entry.changed_answers is None
+    entry = device.apply(signed(honest("okapi", version=2))).entry
+    assert (entry.changed_answers, entry.allowed_past_guard) == (0.0, False)
 
 
 def test_the_message_says_how_many_answers_go_where_and_what_to_do(
@@ -101,16 +102,17 @@ def test_an_operator_may_allow_it_and_the_history_says_so(guarded: Path, signed:
 
     entry = device.apply(data, allow_changed_answers=True).entry
 
-    assert entry.changed_answers == 1.0
+    assert (entry.changed_answers, entry.allowed_past_guard) == (1.0, True)
     assert Device.open(guarded).history() == (entry,)
     with pytest.raises(VersionRollbackError):  # the other rules hold
         device.apply(data, allow_changed_answers=True)
 
 
-def test_what_stays_within_the_limit_leaves_no_trace_when_allowed(
-    guarded: Path, signed: Callable[[ClassUpdate], bytes]
-):
-    assert Device.open(guarded).apply(signed(honest("okapi")), allow_changed_answers=True).entry.changed_answers is None
+def test_the_history_says_how_many_answers_every_change_changed(guarded: Path, signed: Callable[[ClassUpdate], bytes]):
+    device = Device.open(guarded)
+    within = device.apply(signed(honest("okapi")), allow_changed_answers=True).entry
+    assert (within.changed_answers, within.allowed_past_guard) == (0.0, False)
+    assert Device.open(guarded).history() == (within,)
 
 
 def test_a_bundle_without_a_reference_takes_what_it_took_before(
@@ -132,11 +134,11 @@ def test_a_taught_class_obeys_the_same_rule(guarded: Path):
         updater.teach("hijack", lambda _table: row(bias=50.0))
 
     assert files_in(guarded) == before
-    assert updater.teach("okapi", lambda _table: row(bias=-50.0)).changed_answers is None
+    assert updater.teach("okapi", lambda _table: row(bias=-50.0)).changed_answers == 0.0
     with pytest.raises(GuardError):
         updater.teach("okapi", lambda _table: row(bias=50.0))  # taught anew
     entry = updater.teach("okapi", lambda _table: row(bias=50.0), allow_changed_answers=True)
-    assert entry.changed_answers == 1.0
+    assert (entry.changed_answers, entry.allowed_past_guard) == (1.0, True)
 
 
 def test_a_damaged_reference_refuses_updates_by_name(guarded: Path, signed: Callable[[ClassUpdate], bytes]):

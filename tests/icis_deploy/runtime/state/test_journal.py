@@ -104,16 +104,18 @@ def test_a_journal_that_means_nothing_is_refused(changes, message):
         parse_journal(journal_bytes(**changes))
 
 
-def test_an_allowed_change_is_in_its_line_and_others_are_as_they_ever_were():
+def test_what_a_guard_saw_is_in_its_line_and_others_are_as_they_ever_were():
     time = datetime(2026, 11, 23, tzinfo=timezone.utc)
     usual = HistoryEntry(sequence=1, time=time, action="apply", version=1)
-    allowed = replace(usual, sequence=2, changed_answers=0.25)
-    data = serialize_journal(replace(JOURNAL, history=(usual, allowed)))
+    seen = replace(usual, sequence=2, changed_answers=0.0)
+    allowed = replace(usual, sequence=3, changed_answers=0.25, allowed_past_guard=True)
+    data = serialize_journal(replace(JOURNAL, history=(usual, seen, allowed)))
 
     lines = json.loads(data)["journal"]["history"]
-    assert "changed_answers" not in lines[0]
-    assert lines[1]["changed_answers"] == 0.25
-    assert parse_journal(data).history == (usual, allowed)
+    assert not {"changed_answers", "allowed_past_guard"} & lines[0].keys()
+    assert (lines[1]["changed_answers"], "allowed_past_guard" in lines[1]) == (0.0, False)
+    assert (lines[2]["changed_answers"], lines[2]["allowed_past_guard"]) == (0.25, True)
+    assert parse_journal(data).history == (usual, seen, allowed)
     with pytest.raises(CorruptFileError, match="changed_answers of a line of its history is 'many'"):
         parse_journal(journal_bytes(history=[lines[1] | {"changed_answers": "many"}]))
 
