@@ -52,6 +52,7 @@ ROOMS = {
     ),
     "icis_deploy.common": Room(""),
     "icis_deploy.head": Room("icis_deploy.common"),
+    "icis_deploy.few_shot": Room("icis_deploy.common"),
     "icis_deploy.descriptors": Room("icis_deploy.{common,head}"),
     "icis_deploy.images": Room("icis_deploy.common"),
     "icis_deploy.bundle": Room("icis_deploy.{common,head,images}"),
