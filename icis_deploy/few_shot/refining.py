@@ -3,8 +3,8 @@
     direction = unit(prior_photos * prior direction + sum of the photos' directions)
 
 A photo's direction is that of its feature, less the mean feature of seen classes. The prior's direction is that of the
-predicted weights, less the mean seen weights: it counts as a number of photos, so that what it says fades as photos come
-in. A class without a prior is imprinted: the direction is that of its photos alone (Qi, Brown and Lowe, "Low-Shot
+predicted weights, less the mean seen weights: it counts as a number of photos, so that what it says fades as photos
+come in. A class without a prior is imprinted: the direction is that of its photos alone (Qi, Brown and Lowe, "Low-Shot
 Learning with Imprinted Weights", CVPR 2018).
 
 Rules:
@@ -28,7 +28,7 @@ import numpy as np
 from icis_deploy.common.arrays import Bool, Float32, Float64, Int64, frozen_float32
 from icis_deploy.errors import IncompatibleError
 
-DEFAULT_PRIOR_PHOTOS = 1.5
+DEFAULT_PRIOR_PHOTOS = 1.0
 """Photos that a predicted row counts as where no image of a known class says it (docs/results/few-photos.md)."""
 
 
