@@ -101,6 +101,13 @@ def export_generator(
         progress=progress,
     )
     head = head_of(opened)
+    if injection.injector is None or injection.photos is not None:
+        raise UsageError(
+            "A generator makes rows from descriptors alone; photos cannot be part of it.",
+            found="photos of new classes",
+            expected="descriptors alone",
+            hint="Leave `photos` out of the options.",
+        )
     return write_generator(
         Path(out),
         injection.injector,

@@ -17,7 +17,7 @@ import numpy as np
 from icis_deploy.common.arrays import Float32, Float64, Int64, frozen_float32
 from icis_deploy.common.terminal_text import points_text
 from icis_deploy.descriptors.descriptors import Descriptors
-from icis_deploy.errors import ClassConflictError, ImageError, IncompatibleError, UsageError
+from icis_deploy.errors import ClassConflictError, DescriptorError, ImageError, IncompatibleError, UsageError
 from icis_deploy.few_shot.refining import DEFAULT_PRIOR_PHOTOS, FewShotContext, PhotoFeatures, levels, refine_rows
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
@@ -61,6 +61,9 @@ class NewClassPhotos:
 
     digests: tuple[str, ...]
     """`(num_photos,)`: SHA-256 of each file, or of the feature where there is no file."""
+
+    problems: tuple[str, ...] = ()
+    """What was left out because it cannot be read."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", frozen_float32(self.features, name="features of photos", ndim=2))
@@ -151,7 +154,7 @@ def inject_with_photos(
     if predicted:
         base = inject(
             head,
-            Descriptors(class_names=(), values=np.zeros((0, 1), np.float32)) if descriptors is None else descriptors,
+            _required(descriptors, predicted),
             unseen=predicted,
             options=replace(options, arbiter="off"),
             neutral_features=neutral_features,
@@ -167,7 +170,7 @@ def inject_with_photos(
         features=photos.features, classes=np.array([index_of[one] for one in photos.labels], dtype=np.int64)
     )
     context = few_shot_context(head, prior[has_prior], known)
-    prior_photos, reason = DEFAULT_PRIOR_PHOTOS, "Nothing was predicted."
+    prior_photos, reason = DEFAULT_PRIOR_PHOTOS, "No row was predicted from a descriptor."
     if base is not None and descriptors is not None:
         prior_photos, reason = _chosen_prior(base, head, descriptors, images, of_photos, options.seed)
     context = replace(context, prior_photos=prior_photos)
@@ -184,6 +187,7 @@ def inject_with_photos(
         },
         "prior_photos": prior_photos,
         "reason": reason,
+        "is_estimate_from_descriptors": base is not None and base.estimate is not None,
         "without_descriptor": [name for name in names if name not in has_descriptor],
     }
     if base is None:
@@ -249,7 +253,7 @@ def choose_prior_photos(
     hits = np.stack(found) if found else np.zeros((0, len(PRIOR_PHOTOS)))
     if len(hits) < MIN_TESTED:
         return DEFAULT_PRIOR_PHOTOS, (
-            f"A predicted row counts as {DEFAULT_PRIOR_PHOTOS:g} photos: {len(hits)} images of known classes are too "
+            f"A predicted row counts as {_photos(DEFAULT_PRIOR_PHOTOS)}: {len(hits)} images of known classes are too "
             f"few to choose otherwise."
         )
     default = PRIOR_PHOTOS.index(DEFAULT_PRIOR_PHOTOS)
@@ -258,8 +262,8 @@ def choose_prior_photos(
     error = float(gains[:, best].std() / np.sqrt(len(hits)))
     chosen = best if float(gains[:, best].mean()) > error else default
     return PRIOR_PHOTOS[chosen], (
-        f"A predicted row counts as {PRIOR_PHOTOS[chosen]:g} photos: known classes that played new ones with "
-        f"{num_photos} photos each were recognised in {hits[:, chosen].mean():.1%} of their other images."
+        f"A predicted row counts as {_photos(PRIOR_PHOTOS[chosen])}: known classes that played new ones with "
+        f"{_photos(num_photos)} each were recognised in {hits[:, chosen].mean():.1%} of their other images."
     )
 
 
@@ -322,7 +326,7 @@ def _chosen_prior(
         or method.is_trained
     ):
         return DEFAULT_PRIOR_PHOTOS, (
-            f"A predicted row counts as {DEFAULT_PRIOR_PHOTOS:g} photos: no images of known classes said otherwise."
+            f"A predicted row counts as {_photos(DEFAULT_PRIOR_PHOTOS)}: no images of known classes said otherwise."
         )
     seen = descriptors.select(head.class_names).values
     prepared = method.prepare(seen, head.rows, seed, None)
@@ -336,6 +340,10 @@ def _chosen_prior(
         num_photos=int(np.median(counts[counts > 0])),
         seed=seed,
     )
+
+
+def _photos(count: float) -> str:
+    return f"{count:g} photo" if count == 1 else f"{count:g} photos"
 
 
 def _stand_ins(head: Head, options: InjectionOptions, neutral_features: Float32 | None) -> SeenImages:
@@ -358,6 +366,18 @@ def _stand_ins(head: Head, options: InjectionOptions, neutral_features: Float32 
     )
     drawn = draw(source, max_features=NUM_PSEUDO_FEATURES, seed=options.seed).features(seen_accuracy=accuracy)
     return seen_images(drawn.features, head.rows, drawn.classes)
+
+
+def _required(descriptors: Descriptors | None, names: Sequence[str]) -> Descriptors:
+    """Return the descriptors of classes that have no photo."""
+    if descriptors is None:
+        raise DescriptorError(
+            f"There is neither a descriptor nor a photo of {quoted(names)}.",
+            found=tuple(names),
+            expected="a descriptor or a photo of each new class",
+            hint="Give photos of these classes in `photos`, or `descriptors` of them and of all seen classes.",
+        )
+    return descriptors
 
 
 def _assumed(budget: float) -> Promise:
