@@ -52,6 +52,7 @@ ROOMS = {
     ),
     "icis_deploy.common": Room(""),
     "icis_deploy.head": Room("icis_deploy.common"),
+    "icis_deploy.few_shot": Room("icis_deploy.common"),
     "icis_deploy.descriptors": Room("icis_deploy.{common,head}"),
     "icis_deploy.images": Room("icis_deploy.common"),
     "icis_deploy.bundle": Room("icis_deploy.{common,head,images}"),
@@ -67,8 +68,8 @@ ROOMS = {
     "icis_deploy.metrics": Room("icis_deploy.common"),
     "icis_deploy.injection.arbiter": Room("icis_deploy.{common,head,metrics} icis_deploy.injection.{rows,validation}"),
     "icis_deploy.injection": Room(
-        "icis_deploy.{common,descriptors,head,metrics} "
-        "icis_deploy.injection.{arbiter,estimate,predictors,rows,validation}"
+        "icis_deploy.{common,descriptors,few_shot,head,metrics} "
+        "icis_deploy.injection.{arbiter,estimate,predictors,pseudo_features,rows,validation}"
     ),
     "icis_deploy.runtime.sessions": Room("icis_deploy.{bundle,common,head}"),
     "icis_deploy.runtime.teaching": Room("icis_deploy.{bundle,common,head} icis_deploy.runtime.sessions"),

@@ -113,6 +113,13 @@ def export_generator(
             tell([_instead(injection.method, instead)])
             injection = train(options=replace(options.injection, method=instead))
     head = head_of(opened)
+    if injection.injector is None or injection.photos is not None:
+        raise UsageError(
+            "A generator makes rows from descriptors alone; photos cannot be part of it.",
+            found="photos of new classes",
+            expected="descriptors alone",
+            hint="Leave `photos` out of the options.",
+        )
     return write_generator(
         Path(out),
         injection.injector,

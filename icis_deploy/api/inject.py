@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from icis_deploy.api.inputs import PathLike, class_names_from, descriptors_from, preprocessing_from
 from icis_deploy.api.models import Model, OpenedModel, head_of, inspect
 from icis_deploy.api.notices import tell
-from icis_deploy.api.seen_images import load_seen_images
+from icis_deploy.api.photos import check_apart, load_photos
+from icis_deploy.api.seen_images import labelled_seen_images, read_seen_images
 from icis_deploy.common.arrays import Float32
 from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.errors import UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.injection.inject import Injection, unseen_classes
 from icis_deploy.injection.inject import inject as predict_rows
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection.owner_images import enough_to_choose
+from icis_deploy.injection.photos import classes_to_inject, inject_with_photos
 from icis_deploy.workbench import enable_workbench
 
 
@@ -23,7 +27,7 @@ def inject(
     model: Model,
     *,
     classes: PathLike | None = None,
-    descriptors: PathLike | Descriptors,
+    descriptors: PathLike | Descriptors | None = None,
     unseen: PathLike | Sequence[str] | None = None,
     options: InjectionOptions | None = None,
     preprocess: PathLike | Preprocessing | None = None,
@@ -37,7 +41,8 @@ def inject(
     Args:
         model: As in `inspect`.
         classes: As in `inspect`; needed unless the model was opened with it.
-        descriptors: A descriptor file, or descriptors; every seen class must have one.
+        descriptors: A descriptor file, or descriptors; every seen class must have one. A new class with `photos` in
+            the options needs none, and where all have photos, descriptors may be left out.
         unseen: The classes to inject, or a text file of them; by default every described class that the head lacks.
         options: How to predict and calibrate; `InjectionOptions()` by default: seen classes lose at most 2 points of
             accuracy. With `seen_images` the owner's images of seen classes say what that is.
@@ -74,7 +79,7 @@ def train_injector(
     model: Model,
     *,
     classes: PathLike | None = None,
-    descriptors: PathLike | Descriptors,
+    descriptors: PathLike | Descriptors | None = None,
     unseen: PathLike | Sequence[str] | None = None,
     options: InjectionOptions | None = None,
     preprocess: PathLike | Preprocessing | None = None,
@@ -105,7 +110,7 @@ def train_injector(
 
 def _train(
     opened: OpenedModel,
-    descriptors: PathLike | Descriptors,
+    descriptors: PathLike | Descriptors | None,
     unseen: PathLike | Sequence[str] | None,
     options: InjectionOptions | None,
     preprocess: PathLike | Preprocessing | None,
@@ -113,16 +118,45 @@ def _train(
 ) -> Injection:
     """Inject without a word of what there is to doubt."""
     options = options or InjectionOptions()
-    described, names = descriptors_from(descriptors), class_names_from(unseen)
-    head, preprocessing = head_of(opened), preprocessing_from(preprocess)
-    new = unseen_classes(head, described, names)
-    images = load_seen_images(opened, options, preprocessing, new_classes=new)
+    described = None if descriptors is None else descriptors_from(descriptors)
+    names, preprocessing, head = class_names_from(unseen), preprocessing_from(preprocess), head_of(opened)
+    photos = load_photos(opened, options, preprocessing)
+    if photos is not None:
+        new = classes_to_inject(head, described, names, photos)
+    elif described is not None:
+        new = unseen_classes(head, described, names)
+    else:
+        raise UsageError(
+            "Nothing says what the new classes are.",
+            found="neither descriptors nor photos",
+            expected="descriptors of seen and new classes, or photos of the new ones",
+            hint="Give `descriptors`, `photos`, or both.",
+        )
+    read = read_seen_images(opened, options, preprocessing)
+    if read is not None and photos is not None:
+        check_apart(photos, read.digests)
+    images = None if read is None else labelled_seen_images(read, head, new_classes=new)
     neutral = None
     if options.needs_cross_validation and (images is None or enough_to_choose(images) is None):
         neutral = neutral_features_of(opened, preprocessing=preprocessing, seed=options.seed)
-    return predict_rows(
-        head, described, unseen=names, options=options, neutral_features=neutral, images=images, progress=progress
-    )
+    if photos is not None:
+        injection = inject_with_photos(
+            head,
+            described,
+            photos,
+            unseen=names,
+            options=options,
+            neutral_features=neutral,
+            images=images,
+            progress=progress,
+        )
+    else:
+        assert described is not None
+        injection = predict_rows(
+            head, described, unseen=names, options=options, neutral_features=neutral, images=images, progress=progress
+        )
+    problems = (*(() if read is None else read.problems), *(() if photos is None else photos.problems))
+    return replace(injection, warnings=(*problems, *injection.warnings)) if problems else injection
 
 
 def neutral_features_of(model: OpenedModel, *, preprocessing: Preprocessing | None, seed: int) -> Float32 | None:

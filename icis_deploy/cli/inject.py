@@ -11,13 +11,14 @@ import click
 
 from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import (
+    EXISTING_FILE,
     NEW_PATH,
     calibration_options,
     classes_option,
-    described_classes_options,
     model_arguments,
     model_options,
     model_source,
+    photo_options,
     points_as_fraction,
     refuse_given,
     seed_option,
@@ -55,7 +56,18 @@ NUM_SHOWN = 5
 @click.command(short_help="Predict rows of unseen classes; write a class update.")
 @click.argument("model")
 @classes_option(required=True)
-@described_classes_options
+@click.option("--descriptors", type=EXISTING_FILE, help="Class descriptors: .npz, .csv or att_splits.mat.")
+@click.option(
+    "--unseen",
+    type=EXISTING_FILE,
+    help="The classes to inject, one a line. Default: all described or shown classes that the head lacks.",
+)
+@photo_options
+@click.option(
+    "--preprocess",
+    type=EXISTING_FILE,
+    help="How images are prepared, JSON; for images, or the neutral ones that set the scale of features.",
+)
 @click.option(
     "--method",
     type=click.Choice(METHOD_NAMES),
@@ -87,6 +99,8 @@ def inject(
     max_seen_loss: float | None,
     balance: float | None,
     seen_images: Path | None,
+    photos: Path | None,
+    skip_unreadable: bool,
     arbiter: str,
     seen_accuracy: float | None,
     seed: int,
@@ -98,7 +112,8 @@ def inject(
 ) -> None:
     """Predict rows of unseen classes from their descriptors, and write them as a class update.
 
-    No image of a new class is used: the rows come from the descriptors and the rows of the classes that MODEL knows.
+    The rows come from the descriptors and the rows of the classes that MODEL knows; no image of a new class is needed.
+    A few of them in --photos move the rows, more so the more there are, and may stand in for descriptors.
     These lose at most --max-seen-loss points of their accuracy; with --seen-images, some of their own images say how
     far new classes may be favoured for that. What to expect is estimated on known classes that play new ones.
     """
@@ -122,6 +137,8 @@ def inject(
         balance=balance,
         arbiter=arbiter,
         seen_images=seen_images,
+        photos=photos,
+        skip_unreadable=skip_unreadable,
         seen_accuracy=seen_accuracy,
         seed=seed,
     )
@@ -162,6 +179,8 @@ def _next_command(model: Sequence[str], classes: Path, update: Path, preprocess:
 def summary(provenance: Mapping[str, Any]) -> str:
     """Return what was chosen, what is predicted and which classes may fail, in lines for people."""
     lines = []
+    if (photos := provenance.get("photos")) is not None:
+        lines += photo_lines(photos)
     if provenance["selection"] is not None:
         lines.append(provenance["selection"]["reason"])
     estimate = provenance["estimate"]
@@ -187,6 +206,22 @@ def summary(provenance: Mapping[str, Any]) -> str:
     commands = all_commands()
     lines += [f"Warning: {command_line_hint(message, commands)}" for message in provenance["warnings"]]
     return "".join(f"{line}\n" for line in lines)
+
+
+def photo_lines(photos: Mapping[str, Any]) -> list[str]:
+    """Return how many photos moved the rows, and what they stand in for."""
+    counts, absent = photos["num_photos"], photos["without_descriptor"]
+    total = sum(counts.values())
+    few = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:NUM_SHOWN])
+    more = f", and {len(counts) - NUM_SHOWN} more" if len(counts) > NUM_SHOWN else ""
+    of_classes = f"{len(counts)} new {'class' if len(counts) == 1 else 'classes'}"
+    lines = [f"{total} {'photo' if total == 1 else 'photos'} of {of_classes}: {few}{more}. {photos['reason']}"]
+    if absent:
+        more = f", and {len(absent) - NUM_SHOWN} more" if len(absent) > NUM_SHOWN else ""
+        lines.append(f"Without a descriptor, from photos alone: {', '.join(absent[:NUM_SHOWN])}{more}.")
+    if photos["is_estimate_from_descriptors"]:
+        lines.append("The predictions below are of the descriptors alone; photos are expected to raise them.")
+    return lines
 
 
 def _interval(value: Mapping[str, float]) -> str:

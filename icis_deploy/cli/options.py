@@ -77,6 +77,26 @@ def described_classes_options(function: Command) -> Command:
     return function
 
 
+def photo_options(function: Command) -> Command:
+    """Add the options that give a few photos of new classes."""
+    for option in (
+        click.option(
+            "--skip-unreadable",
+            is_flag=True,
+            help="Leave out images of --photos and --seen-images that cannot be read, with a warning.",
+        ),
+        click.option(
+            "--photos",
+            metavar="LIST|FOLDER",
+            type=click.Path(exists=True, path_type=Path),
+            help="A few photos of new classes, of some or all: CSV with the columns file and class, a folder of class "
+            "folders, or .npz with features and labels. They move the rows; a class with photos needs no descriptor.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def calibration_options(function: Command) -> Command:
     """Add the options that say what calibration aims at and what it may take for granted."""
     for option in (

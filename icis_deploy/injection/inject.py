@@ -63,8 +63,8 @@ class Injection:
     class_names: tuple[str, ...]
     """`(num_unseen,)`, unique."""
 
-    injector: Injector
-    """What made the rows; it makes those of further classes too."""
+    injector: Injector | None
+    """What made the rows from descriptors; it makes those of further classes too. `None` where photos alone did."""
 
     method: str
     """Name of the method that predicted the rows."""
@@ -96,6 +96,10 @@ class Injection:
 
     warnings: tuple[str, ...]
     """What could not be done as asked, and reasons why the rows may be worse than predicted."""
+
+    photos: Mapping[str, Any] | None = None
+    """JSON values: how many photos of which class moved the rows, their hashes, and how many of them a predicted row
+    counts as; `None` without photos."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", frozen_float32(self.rows, name="injected rows", ndim=2))
@@ -131,6 +135,7 @@ class Injection:
             },
             "curve": [point.to_json() for point in self.curve],
             "warnings": list(self.warnings),
+            **({} if self.photos is None else {"photos": dict(self.photos)}),
         }
 
     def require_trust(self) -> None:

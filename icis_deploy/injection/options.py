@@ -65,6 +65,13 @@ class InjectionOptions:
     `labels`, or features `(num_images, feature_dim)` and class names, `None` of unlabelled ones. They set the budget's
     threshold, choose the method, and are what the estimate is from."""
 
+    photos: PathLike | tuple[ArrayLike, Sequence[str]] | None = None
+    """A few photos of new classes, of some of them or all, in the forms of `seen_images`, each with its class. They
+    move the rows that descriptors predict; a class with photos needs no descriptor."""
+
+    skip_unreadable: bool = False
+    """Whether images that cannot be read are left out, with a warning, instead of refused."""
+
     seen_accuracy: float | None = None
     """Accuracy of the classifier on images of its classes, in 0..1, both excluded; `None` if it is not known."""
 

@@ -1,0 +1,422 @@
+"""Inject with a few photos of new classes: predicted rows where there are descriptors, and photos that move them.
+
+How much a predicted row counts against photos is chosen on known classes that play new ones with their own images as
+photos, where the owner's images allow it. The offset is set anew for the rows that come out, and is the same for all
+images and all new rows: an arbiter is fitted on rows that no photo moved.
+"""
+
+# Why: docs/decisions/0078 (the rule), docs/decisions/0079 (the offset after it).
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from icis_deploy.common.arrays import Float32, Float64, Int64, frozen_float32
+from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.errors import ClassConflictError, DescriptorError, ImageError, IncompatibleError, UsageError
+from icis_deploy.few_shot.refining import DEFAULT_PRIOR_PHOTOS, FewShotContext, PhotoFeatures, levels, refine_rows
+from icis_deploy.head.class_names import quoted
+from icis_deploy.head.head import Head
+from icis_deploy.injection.arbiter.budget import spend_budget
+from icis_deploy.injection.arbiter.pretend_new import PredictRows, calibrated, plan_sets
+from icis_deploy.injection.arbiter.seen_images import SeenImages, seen_images
+from icis_deploy.injection.inject import Injection, inject
+from icis_deploy.injection.options import AUTO, DEFAULT_SEEN_ACCURACY, InjectionOptions
+from icis_deploy.injection.predictors.registry import method_named
+from icis_deploy.injection.promise import Promise, promise_by_images
+from icis_deploy.injection.pseudo_features.draws import draw, find_feature_source
+from icis_deploy.injection.rows.calibration import DeviationCalibration
+from icis_deploy.injection.rows.logits import head_logits
+from icis_deploy.injection.rows.predictors import Progress
+from icis_deploy.injection.rows.spectrum import mean_row
+
+PRIOR_PHOTOS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Numbers of photos that a prior may count as."""
+
+MIN_TESTED = 50
+"""Images of known classes played as new that must be left to compare them with."""
+
+NUM_PSEUDO_FEATURES = 2400
+NO_PROMISE = (
+    "Without images of seen classes no loss of seen accuracy can be promised of rows that photos moved: a budget of 2 "
+    "points cost up to 14, and 43 without descriptors. Give images of seen classes with `seen_images`."
+)
+IMPRINTED = "photos"
+"""The method of an injection without descriptors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NewClassPhotos:
+    """Features of photos of new classes.
+
+    Raises:
+        IncompatibleError: On construction, if numbers disagree.
+    """
+
+    features: Float32
+    """`(num_photos, feature_dim)` float32, read-only."""
+
+    labels: tuple[str, ...]
+    """`(num_photos,)`: the class of each."""
+
+    digests: tuple[str, ...]
+    """`(num_photos,)`: SHA-256 of each file, or of the feature where there is no file."""
+
+    problems: tuple[str, ...] = ()
+    """What was left out because it cannot be read."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", frozen_float32(self.features, name="features of photos", ndim=2))
+        if not len(self.features) == len(self.labels) == len(self.digests) or not self.labels:
+            raise IncompatibleError(
+                f"There are {len(self.features)} photos, {len(self.labels)} labels and {len(self.digests)} hashes.",
+                found=(len(self.features), len(self.labels), len(self.digests)),
+                expected="one of each for every photo, and at least one photo",
+            )
+
+
+def classes_to_inject(
+    head: Head, descriptors: Descriptors | None, unseen: Sequence[str] | None, photos: NewClassPhotos
+) -> tuple[str, ...]:
+    """Return the new classes: those asked for, else all that are described or shown.
+
+    Raises:
+        ImageError: If a photo shows a class that the head knows, or that is not asked for.
+        ClassConflictError: If a class that is asked for is known, or asked for twice.
+    """
+    known = set(head.class_names)
+    shown = tuple(dict.fromkeys(photos.labels))
+    if old := sorted(set(shown) & known):
+        raise ImageError(
+            f"The photos of new classes show {quoted(old)}, which the model knows already.",
+            found=tuple(old),
+            expected="classes that the model does not know",
+            hint="Give images of known classes as `seen_images`.",
+        )
+    if unseen is None:
+        described = () if descriptors is None else descriptors.class_names
+        return tuple(dict.fromkeys(name for name in (*described, *shown) if name not in known))
+    if strange := sorted(set(shown) - set(unseen)):
+        raise ImageError(
+            f"The photos show {quoted(strange)}, which are not among the classes to inject.",
+            found=tuple(strange),
+            expected=tuple(unseen),
+            hint="Name these classes in `unseen`, or leave their photos out.",
+        )
+    conflicts = [name for name in unseen if name in known] or [n for n in dict.fromkeys(unseen) if unseen.count(n) > 1]
+    if conflicts:
+        raise ClassConflictError(
+            f"Cannot inject {conflicts[:5]}: already in the head, or asked for twice.",
+            found=tuple(conflicts),
+            expected="classes that the head does not know, each once",
+        )
+    return tuple(unseen)
+
+
+def inject_with_photos(
+    head: Head,
+    descriptors: Descriptors | None,
+    photos: NewClassPhotos,
+    *,
+    unseen: Sequence[str] | None = None,
+    options: InjectionOptions | None = None,
+    neutral_features: Float32 | None = None,
+    images: SeenImages | None = None,
+    progress: Progress | None = None,
+) -> Injection:
+    """Predict rows of new classes from descriptors and photos.
+
+    Args:
+        head: The classifier's head: the seen classes.
+        descriptors: Of every seen class, and of new ones; `None` where every new class has photos.
+        photos: Of some new classes, or all.
+        unseen: As in `inject`; every described or shown class that the head lacks by default.
+        options: As in `inject`; the calibration is "auto", and for a budget.
+        neutral_features: `(num_neutral, feature_dim)`; needed where there are no images of seen classes.
+        images: Of seen classes.
+        progress: As in `inject`.
+
+    Raises:
+        UsageError: If the options ask for another calibration or a balance.
+        ImageError: If a photo shows a class that is not new.
+        DescriptorError: If a class has neither descriptor nor photo.
+        IncompatibleError: If nothing shows what features of seen classes are like, or images are too few.
+    """
+    options = _checked(options or InjectionOptions())
+    budget = options.max_seen_loss
+    assert budget is not None
+    names = classes_to_inject(head, descriptors, unseen, photos)
+    shown = set(photos.labels)
+    has_descriptor = set() if descriptors is None else set(descriptors.class_names)
+    predicted = tuple(name for name in names if name in has_descriptor or name not in shown)
+    known = _stand_ins(head, options, neutral_features) if images is None else images
+    base = None
+    if predicted:
+        base = inject(
+            head,
+            _required(descriptors, predicted),
+            unseen=predicted,
+            options=replace(options, arbiter="off"),
+            neutral_features=neutral_features,
+            images=images,
+            progress=progress,
+        )
+    prior = np.zeros((len(names), head.feature_dim + 1), dtype=np.float32)
+    has_prior = np.isin(np.array(names), np.array(predicted))
+    if base is not None:
+        prior[has_prior] = base.rows
+    index_of = {name: index for index, name in enumerate(names)}
+    of_photos = PhotoFeatures(
+        features=photos.features, classes=np.array([index_of[one] for one in photos.labels], dtype=np.int64)
+    )
+    context = few_shot_context(head, prior[has_prior], known)
+    prior_photos, reason = DEFAULT_PRIOR_PHOTOS, "No row was predicted from a descriptor."
+    if base is not None and descriptors is not None:
+        prior_photos, reason = _chosen_prior(base, head, descriptors, images, of_photos, options.seed)
+    context = replace(context, prior_photos=prior_photos)
+    rows = refine_rows(prior, of_photos, context, has_prior=has_prior)
+    leads = np.asarray(head_logits(rows, known.features).max(axis=1) - known.logits.max(axis=1), dtype=np.float32)
+    spent = spend_budget(known, leads, budget=budget, seed=options.seed)
+    rows[:, -1] -= np.float32(spent.threshold)
+    promise = promise_by_images(spent, known) if images is not None else _no_promise(budget)
+    warnings = (NO_PROMISE,) if images is None else ()
+    counts = {name: photos.labels.count(name) for name in names if name in shown}
+    details = {
+        "num_photos": counts,
+        "sha256": {
+            name: [d for d, of in zip(photos.digests, photos.labels, strict=True) if of == name] for name in counts
+        },
+        "prior_photos": prior_photos,
+        "reason": reason,
+        "is_estimate_from_descriptors": base is not None and base.estimate is not None,
+        "without_descriptor": [name for name in names if name not in has_descriptor],
+    }
+    if base is None:
+        return Injection(
+            rows=rows,
+            class_names=names,
+            injector=None,
+            method=IMPRINTED,
+            settings={},
+            options=options,
+            selection=None,
+            estimate=None,
+            arbiter=None,
+            curve=(),
+            promise=promise,
+            arbiter_reason=None,
+            warnings=warnings,
+            photos=details,
+        )
+    return replace(
+        base,
+        rows=rows,
+        class_names=names,
+        promise=promise,
+        options=options,
+        arbiter_reason=None,
+        warnings=(*warnings, *base.warnings),
+        photos=details,
+    )
+
+
+def few_shot_context(head: Head, predicted: Float32, known: SeenImages) -> FewShotContext:
+    """Return what refining rows of a head needs, with the default weight of a prior.
+
+    Args:
+        head: The seen classes.
+        predicted: `(num_predicted, feature_dim + 1)`, calibrated rows; may be none.
+        known: Images of seen classes, or what stands in for them.
+    """
+    mean = mean_row(head.rows)
+    weights = known.weights()
+    centre = np.asarray(weights @ known.features / weights.sum(), dtype=np.float32)
+    like = predicted if len(predicted) else head.rows
+    return FewShotContext(
+        mean_row=mean,
+        feature_mean=centre,
+        length=float(np.linalg.norm((like - mean)[:, :-1], axis=1).mean(dtype=np.float64)),
+        level=float(levels(predicted, mean, centre).mean()) if len(predicted) else 0.0,
+    )
+
+
+def choose_prior_photos(
+    images: SeenImages,
+    head: Head,
+    descriptors: Float32,
+    predict_rows: PredictRows,
+    *,
+    num_new: int,
+    num_photos: int,
+    seed: int,
+) -> tuple[float, str]:
+    """Choose how many photos a predicted row counts as, on known classes that play new ones.
+
+    Each gets so many of its images as photos; the others are tested among the pretend-new classes. The default stays
+    unless another number is better by more than a standard error of the difference.
+
+    Args:
+        images: Of seen classes, labelled.
+        head: The seen classes.
+        descriptors: `(num_seen, descriptor_dim)`, of them.
+        predict_rows: How the injection makes rows.
+        num_new: Classes that are injected.
+        num_photos: Photos that a new class has.
+        seed: Of sets and photos.
+
+    Returns:
+        The number, and why in a sentence.
+    """
+    found: list[Float64] = []
+    for held_out in plan_sets(images.labels, num_seen=head.num_classes, num_new=num_new, seed=seed):
+        found += _played(images, head, descriptors, predict_rows, held_out, num_photos, seed)
+    hits = np.stack(found) if found else np.zeros((0, len(PRIOR_PHOTOS)))
+    if len(hits) < MIN_TESTED:
+        return DEFAULT_PRIOR_PHOTOS, (
+            f"A predicted row counts as {_photos(DEFAULT_PRIOR_PHOTOS)}: {len(hits)} images of known classes are too "
+            f"few to choose otherwise."
+        )
+    default = PRIOR_PHOTOS.index(DEFAULT_PRIOR_PHOTOS)
+    gains = hits - hits[:, [default]]
+    best = int(hits.mean(axis=0).argmax())
+    error = float(gains[:, best].std() / np.sqrt(len(hits)))
+    chosen = best if float(gains[:, best].mean()) > error else default
+    return PRIOR_PHOTOS[chosen], (
+        f"A predicted row counts as {_photos(PRIOR_PHOTOS[chosen])}: known classes that played new ones with "
+        f"{_photos(num_photos)} each were recognised in {hits[:, chosen].mean():.1%} of their other images."
+    )
+
+
+def _played(
+    images: SeenImages,
+    head: Head,
+    descriptors: Float32,
+    predict_rows: PredictRows,
+    held_out: Int64,
+    num_photos: int,
+    seed: int,
+) -> list[Float64]:
+    """Return, of each tested image of held-out classes, whether each of `PRIOR_PHOTOS` recognises it."""
+    random = np.random.default_rng(seed)
+    is_photo = np.zeros(images.num_images, dtype=bool)
+    for index in held_out:
+        of_class = random.permutation(np.flatnonzero(images.labels == index))
+        is_photo[of_class[: min(num_photos, len(of_class) - 1)]] = len(of_class) > 1
+    is_new = np.isin(images.labels, held_out)
+    has_photos = np.isin(images.labels, images.labels[is_photo])
+    is_tested = is_new & has_photos & ~is_photo
+    if not is_tested.any() or is_new.all():
+        return []
+    rest = np.setdiff1d(np.arange(head.num_classes, dtype=np.int64), held_out)
+    prior = predict_rows(descriptors[rest], head.rows[rest], descriptors[held_out])
+    mean, centre = mean_row(head.rows[rest]), images.features[~is_new].mean(axis=0, dtype=np.float64)
+    context = FewShotContext(
+        mean_row=mean,
+        feature_mean=centre.astype(np.float32),
+        length=float(np.linalg.norm((prior - mean)[:, :-1], axis=1).mean()),
+        level=float(levels(prior, mean, centre.astype(np.float32)).mean()),
+    )
+    photos = PhotoFeatures(
+        features=images.features[is_photo], classes=np.searchsorted(held_out, images.labels[is_photo])
+    )
+    hits = []
+    for count in PRIOR_PHOTOS:
+        rows = refine_rows(prior, photos, replace(context, prior_photos=count))
+        answers = head_logits(rows, images.features[is_tested]).argmax(axis=1)
+        hits.append(held_out[answers] == images.labels[is_tested])
+    return list(np.stack(hits, axis=1).astype(np.float64))
+
+
+def _chosen_prior(
+    base: Injection,
+    head: Head,
+    descriptors: Descriptors,
+    images: SeenImages | None,
+    photos: PhotoFeatures,
+    seed: int,
+) -> tuple[float, str]:
+    """Choose how much predicted rows count, where images of seen classes and a fast method allow it."""
+    calibration = None if base.injector is None else base.injector.calibration
+    method = None if base.selection is None else method_named(base.method)
+    if (
+        images is None
+        or not images.are_labelled
+        or not isinstance(calibration, DeviationCalibration)
+        or method is None
+        or method.is_trained
+    ):
+        return DEFAULT_PRIOR_PHOTOS, (
+            f"A predicted row counts as {_photos(DEFAULT_PRIOR_PHOTOS)}: no images of known classes said otherwise."
+        )
+    seen = descriptors.select(head.class_names).values
+    prepared = method.prepare(seen, head.rows, seed, None)
+    counts = np.bincount(photos.classes)
+    return choose_prior_photos(
+        images,
+        head,
+        seen,
+        calibrated(prepared.predict, calibration),
+        num_new=len(base.class_names),
+        num_photos=int(np.median(counts[counts > 0])),
+        seed=seed,
+    )
+
+
+def _photos(count: float) -> str:
+    return f"{count:g} photo" if count == 1 else f"{count:g} photos"
+
+
+def _stand_ins(head: Head, options: InjectionOptions, neutral_features: Float32 | None) -> SeenImages:
+    """Return pseudo-features in the place of images of seen classes."""
+    if neutral_features is None or head.num_classes < 3:
+        raise IncompatibleError(
+            "Photos of new classes need to be compared with what the model knows: the backbone shows no features of "
+            "neutral images, and there are no images of seen classes.",
+            found="nothing that seen classes look like",
+            expected="images of seen classes",
+            hint="Give images of seen classes with `seen_images`.",
+        )
+    accuracy = DEFAULT_SEEN_ACCURACY if options.seen_accuracy is None else options.seen_accuracy
+    source = find_feature_source(
+        head.rows,
+        neutral_features=neutral_features,
+        seen_accuracy=accuracy,
+        max_features=NUM_PSEUDO_FEATURES,
+        seed=options.seed,
+    )
+    drawn = draw(source, max_features=NUM_PSEUDO_FEATURES, seed=options.seed).features(seen_accuracy=accuracy)
+    return seen_images(drawn.features, head.rows, drawn.classes)
+
+
+def _required(descriptors: Descriptors | None, names: Sequence[str]) -> Descriptors:
+    """Return the descriptors of classes that have no photo."""
+    if descriptors is None:
+        raise DescriptorError(
+            f"There is neither a descriptor nor a photo of {quoted(names)}.",
+            found=tuple(names),
+            expected="a descriptor or a photo of each new class",
+            hint="Give photos of these classes in `photos`, or `descriptors` of them and of all seen classes.",
+        )
+    return descriptors
+
+
+def _no_promise(budget: float) -> Promise:
+    """Return what is promised without an image of a seen class.
+
+    Features that are drawn from the head lack what photos have in common (docs/results/few-photos.md).
+    """
+    return Promise(max_seen_loss=budget, ground="none", message=NO_PROMISE)
+
+
+def _checked(options: InjectionOptions) -> InjectionOptions:
+    if options.calibration != AUTO or options.max_seen_loss is None:
+        raise UsageError(
+            "With photos of new classes the offset is set anew for a budget of seen accuracy.",
+            found=options.calibration if options.calibration != AUTO else "a balance",
+            expected="calibration 'auto', and a budget",
+            hint="Leave `balance` out, and calibrate with `calibration='auto'`.",
+        )
+    return options

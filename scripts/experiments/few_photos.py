@@ -1,0 +1,231 @@
+"""Measure what a few photos of new classes give: photos alone, descriptors alone, and both.
+
+T, and U at a measured loss of seen accuracy of 2 points (the threshold is set on the test images of seen classes, for
+all three alike), besides U and loss at the product's own operating point. Photos are drawn anew five times; the other
+images are the test. Images of seen classes: half of each class's, ten at most, are the owner's.
+
+Usage: python scripts/experiments/few_photos.py FOLDER [--model model.onnx --classes classes.txt] [--images LIST...]
+           [--descriptors descriptors.npz] [--photos 1 2 5 10] [--draws 5] [--play N] [--no-seen-images]
+           [--cache FILE]
+New classes are those of the images that the head lacks. With `--play N`, N known classes leave the head in each draw
+and play new ones: for data without several photos of new classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.zero_shot.budget_quality import measure_budget
+from icis_deploy.api.compare import LabeledImageFeatures
+from icis_deploy.api.inject import neutral_features_of
+from icis_deploy.api.models import head_of, inspect
+from icis_deploy.common.arrays import Bool, Float32, Int64
+from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.descriptors.files import load_descriptors
+from icis_deploy.head.head import Head
+from icis_deploy.images.preprocessing import load_preprocessing
+from icis_deploy.injection.arbiter.seen_images import macro_weights, seen_images
+from icis_deploy.injection.inject import Injection, inject
+from icis_deploy.injection.options import InjectionOptions
+from icis_deploy.injection.photos import NewClassPhotos, inject_with_photos
+from icis_deploy.injection.rows.logits import head_logits
+
+LOSS = 0.02
+MAX_OWNER = 10
+WAYS = ("photos", "descriptors", "both")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Problem:
+    """One draw: what is injected into, and with which images."""
+
+    head: Head
+    described: Descriptors
+    new: tuple[str, ...]
+    neutral: Float32 | None
+    features: Float32
+    labels: Int64
+    """Indices of the head's classes followed by the new ones."""
+    is_photo: Bool
+    is_owner: Bool
+    has_seen_images: bool
+    seed: int
+
+    def inject(self, way: str) -> Injection:
+        """Inject in one of `WAYS`; all with a constant offset."""
+        known = None
+        if self.has_seen_images:
+            known = seen_images(self.features[self.is_owner], self.head.rows, self.labels[self.is_owner])
+        options = InjectionOptions(method="ridge", arbiter="off", seed=self.seed)
+        if way == "descriptors":
+            return inject(
+                self.head,
+                self.described,
+                unseen=self.new,
+                options=options,
+                neutral_features=self.neutral,
+                images=known,
+            )
+        shown = self.labels[self.is_photo] - self.head.num_classes
+        photos = NewClassPhotos(
+            features=self.features[self.is_photo],
+            labels=tuple(self.new[index] for index in shown),
+            digests=tuple(map(str, range(len(shown)))),
+        )
+        return inject_with_photos(
+            self.head,
+            self.described if way == "both" else None,
+            photos,
+            unseen=self.new,
+            options=options,
+            neutral_features=self.neutral,
+            images=known,
+        )
+
+    def measure(self, injection: Injection) -> tuple[float, float, float, float]:
+        """Return T, U at a loss of 2 points on the test, and U and loss at the injection's own point, in percent."""
+        is_test = ~self.is_photo & ~self.is_owner
+        features, labels = self.features[is_test], self.labels[is_test]
+        found = measure_budget(self.head, injection, features, labels)
+        seen = np.asarray(self.head.logits(features), dtype=np.float32)
+        new = head_logits(injection.rows, features)
+        leads, is_new = new.max(axis=1) - seen.max(axis=1), labels >= self.head.num_classes
+        is_right = ~is_new & (seen.argmax(axis=1) == labels)
+        is_hit = is_new & (new.argmax(axis=1) + self.head.num_classes == labels)
+        weights = np.zeros(len(labels))
+        for side in (is_new, ~is_new):
+            weights[side] = macro_weights(labels[side])
+        order = np.argsort(-leads[is_right])
+        threshold = leads[is_right][order][int(np.searchsorted(np.cumsum(weights[is_right][order]), LOSS))]
+        at_loss = float(weights @ (is_hit & (leads > threshold)))
+        return 100 * found.T, 100 * at_loss, 100 * found.U, 100 * found.lost
+
+
+def main() -> None:
+    """Print the table of one data set."""
+    asked = parsed_arguments()
+    rows, names, features, labels, neutral = read(asked)
+    described = load_descriptors(asked.folder / asked.descriptors)
+    print("photos  way          T (sd)        U at 2 (sd)   own point: U  lost   prior counts as")
+    for num_photos in asked.photos:
+        found: dict[str, list[tuple[float, ...]]] = {way: [] for way in WAYS}
+        priors: list[float] = []
+        for seed in range(asked.draws):
+            problem = drawn(rows, names, features, labels, neutral, described, asked, num_photos, seed)
+            for way in WAYS:
+                injection = problem.inject(way)
+                found[way].append(problem.measure(injection))
+                if way == "both" and injection.photos is not None:
+                    priors.append(injection.photos["prior_photos"])
+        for way in WAYS:
+            mean, spread = np.mean(found[way], axis=0), np.std(found[way], axis=0)
+            count = " ".join(f"{one:g}" for one in priors) if way == "both" else ""
+            print(
+                f"{num_photos:6}  {way:11}  {mean[0]:4.1f} ({spread[0]:3.1f})    {mean[1]:4.1f} ({spread[1]:3.1f})"
+                f"     {mean[2]:4.1f}  {mean[3]:4.1f}   {count}",
+                flush=True,
+            )
+
+
+def drawn(
+    rows: Float32,
+    names: tuple[str, ...],
+    features: Float32,
+    labels: tuple[str, ...],
+    neutral: Float32 | None,
+    described: Descriptors,
+    asked: argparse.Namespace,
+    num_photos: int,
+    seed: int,
+) -> Problem:
+    """Draw new classes where known ones play them, photos of these, and the owner's images."""
+    random = np.random.default_rng(seed)
+    of = np.array(labels)
+    known = set(names)
+    if asked.play:
+        counts = {name: int((of == name).sum()) for name in dict.fromkeys(labels)}
+        able = [name for name in names if counts.get(name, 0) > num_photos]
+        new = tuple(random.permutation(able)[: asked.play].tolist())
+        of_known = np.isin(of, names)
+    else:
+        new = tuple(name for name in dict.fromkeys(labels) if name not in known and name in described.class_names)
+        of_known = np.isin(of, [*names, *new])
+    kept = [index for index, name in enumerate(names) if name not in set(new)]
+    head = Head(rows=rows[kept], class_names=tuple(names[index] for index in kept))
+    index_of = {name: index for index, name in enumerate((*head.class_names, *new))}
+    shown = np.array([index_of[name] for name in of[of_known]], dtype=np.int64)
+    is_photo, is_owner = np.zeros(len(shown), dtype=bool), np.zeros(len(shown), dtype=bool)
+    for one in np.unique(shown):
+        order = random.permutation(np.flatnonzero(shown == one))
+        if one >= head.num_classes:
+            is_photo[order[:num_photos]] = True
+        else:
+            is_owner[order[: min(MAX_OWNER, len(order) // 2)]] = True
+    return Problem(
+        head=head,
+        described=described,
+        new=new,
+        neutral=neutral,
+        features=features[of_known],
+        labels=shown,
+        is_photo=is_photo,
+        is_owner=is_owner,
+        has_seen_images=not asked.no_seen_images,
+        seed=seed,
+    )
+
+
+def read(
+    asked: argparse.Namespace,
+) -> tuple[Float32, tuple[str, ...], Float32, tuple[str, ...], Float32 | None]:
+    """Return rows, class names, features, their labels and neutral features, from the cache where there is one."""
+    if asked.cache is not None and asked.cache.exists():
+        with np.load(asked.cache) as cached:
+            return (
+                cached["rows"],
+                tuple(cached["classes"].tolist()),
+                cached["features"],
+                tuple(cached["labels"].tolist()),
+                cached["neutral"],
+            )
+    preprocessing = load_preprocessing(asked.folder / "preprocess.json")
+    opened = inspect(asked.folder / asked.model, classes=asked.folder / asked.classes)
+    head = head_of(opened)
+    images = [LabeledImageFeatures.load(asked.folder / name, opened, preprocessing) for name in asked.images]
+    features = np.concatenate([one.features for one in images])
+    labels = tuple(str(label) for one in images for label in one.labels)
+    neutral = neutral_features_of(opened, preprocessing=preprocessing, seed=0)
+    if asked.cache is not None and neutral is not None:
+        np.savez(
+            asked.cache,
+            rows=head.rows,
+            classes=np.array(head.class_names),
+            features=features,
+            labels=np.array(labels),
+            neutral=neutral,
+        )
+    return head.rows, head.class_names, features, labels, neutral
+
+
+def parsed_arguments() -> argparse.Namespace:
+    """Return what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="model.onnx")
+    parser.add_argument("--classes", default="classes.txt")
+    parser.add_argument("--images", nargs="+", default=["images.csv"])
+    parser.add_argument("--descriptors", default="descriptors.npz")
+    parser.add_argument("--photos", nargs="+", type=int, default=[1, 2, 5, 10])
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--play", type=int, default=0)
+    parser.add_argument("--no-seen-images", action="store_true")
+    parser.add_argument("--cache", type=Path, help="Features, read where the file exists and written where not.")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
