@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from icis_deploy.descriptors.descriptors import Descriptors
     from icis_deploy.descriptors.files import load_descriptors, save_descriptors
     from icis_deploy.errors import ICISDeployError, ICISDeployWarning
-    from icis_deploy.head.class_update import ClassUpdate
+    from icis_deploy.head.class_update import ClassUpdate, FollowedState
     from icis_deploy.head.head import Head
     from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
     from icis_deploy.injection.estimate.class_warnings import Collision
@@ -100,6 +100,7 @@ _HOMES = {
     "Estimate": "icis_deploy.injection.estimate.estimate",
     "ExportOptions": "icis_deploy.api.export",
     "FileEntry": "icis_deploy.bundle.manifest",
+    "FollowedState": "icis_deploy.head.class_update",
     "GateProfile": "icis_deploy.metrics.parity",
     "GeneratorMetadata": "icis_deploy.bundle.generator_metadata",
     "GeneratorOptions": "icis_deploy.api.generator",
@@ -192,6 +193,7 @@ __all__ = [
     "Estimate",
     "ExportOptions",
     "FileEntry",
+    "FollowedState",
     "GateProfile",
     "GeneratorMetadata",
     "GeneratorOptions",

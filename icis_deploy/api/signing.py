@@ -7,8 +7,12 @@ from datetime import datetime
 from pathlib import Path
 
 from icis_deploy.api.inputs import PathLike
+from icis_deploy.bundle.manifest import load_manifest, target_digest
+from icis_deploy.errors import IncompatibleError
+from icis_deploy.head.class_update import FollowedState
+from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates import signing
-from icis_deploy.updates.signing import KeyPair, SignedFile
+from icis_deploy.updates.signing import Binding, KeyPair, SignedFile
 
 
 def keygen(out: PathLike) -> KeyPair:
@@ -35,10 +39,18 @@ def sign(
     version: int | None = None,
     expires: datetime | None = None,
     out: PathLike | None = None,
+    bundle: PathLike | None = None,
+    complete: bool = False,
+    force: bool = False,
 ) -> SignedFile:
     """Sign a class update, or a set of trusted keys.
 
-    What already has its version and expiry gets one more signature; setting one of the two drops those that it has.
+    What already has its terms gets one more signature; setting one of them drops those that it has.
+
+    A class update should say what it follows, or a carrier can leave one out. `complete=True` is the robust way: the
+    update lists every class that devices shall have beside the baked ones, so it fits whatever they had, and one that
+    never arrived is made good by the next. Otherwise `bundle` is a copy of the bundle in the state that devices are in:
+    those in another state refuse the update, and say which version is missing.
 
     Args:
         update: The file, signed or not.
@@ -46,9 +58,14 @@ def sign(
         version: A new version; `None` keeps the file's. Devices only take greater ones.
         expires: When devices stop taking it; `None` keeps the file's expiry.
         out: Where the signed file goes; `None` replaces `update`.
+        bundle: The bundle that the update is for, in the state that it follows: only bundles with the same model file
+            and preparation of images take it. `None`: every bundle of the head, and, unless `complete`, in any state.
+        complete: Whether the update's added classes are all that devices shall have in slots, but for those that they
+            were taught themselves.
+        force: Whether to sign a version more than 2^32 above the greatest before it, which spends all below it.
 
     Example:
-        icis_deploy.sign("new.icis", key="publisher.key", version=1)
+        icis_deploy.sign("new.icis", key="publisher.key", version=1, complete=True)
 
     Raises:
         LoadError, CorruptFileError: If the file cannot be read or is not one of ours.
@@ -57,7 +74,39 @@ def sign(
         StorageError: If the result cannot be written; what was there before is still there.
     """
     target = None if out is None else Path(out)
-    return signing.sign(Path(update), Path(key), out=target, version=version, expires=expires)
+    binding = None if bundle is None and not complete else _binding(bundle, complete=complete)
+    return signing.sign(
+        Path(update), Path(key), out=target, version=version, expires=expires, binding=binding, force=force
+    )
+
+
+def _binding(bundle: PathLike | None, *, complete: bool) -> Binding:
+    """Return what a class update is bound to: the bundle's model, and the state that it is in unless it is complete.
+
+    Raises:
+        BundleError, CorruptFileError, IncompatibleError: If the bundle's manifest, journal or slots cannot be read.
+    """
+    if bundle is None:
+        return Binding(complete=complete)
+    folder = Path(bundle)
+    described, store = load_manifest(folder), Store(folder)
+    journal = store.load_journal(described)
+    table = store.load_table(described, journal.current)
+    if table is None:
+        raise IncompatibleError(
+            f"The head of {folder} is fused: it has no slots for a class update.",
+            found="fused",
+            expected="updatable",
+            where=folder,
+            hint="Export it with `head='updatable'`.",
+        )
+    follows = FollowedState(version=journal.current.version, digest=table.digest(leaving_out=journal.current.taught))
+    return Binding(
+        follows=None if complete else follows,
+        complete=complete,
+        targets=(target_digest(described),),
+        highest_version=journal.highest_version,
+    )
 
 
 def rotate_keys(

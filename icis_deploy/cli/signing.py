@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH
 from icis_deploy.cli.output import format_option, print_result
 from icis_deploy.common.terminal_text import columns, percent, printable
 
 if TYPE_CHECKING:
     from icis_deploy.api.diff import UpdateDiff
+    from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.runtime.changes.guard import ChangedAnswers
     from icis_deploy.updates.signing import SignedFile
+    from icis_deploy.updates.trusted_keys import TrustedKeys
 
 EXISTING_PATH = click.Path(exists=True, path_type=Path)
 UTC_TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
@@ -49,13 +51,32 @@ def keygen(out: Path) -> None:
 @click.option("--version", type=click.IntRange(min=1), help="Version of the update; devices only move up.")
 @click.option("--expires", type=UTC_TIME, help="When devices stop taking it, in UTC.")
 @click.option("--out", type=NEW_PATH, help="Where the signed file goes. Default: UPDATE itself.")
+@click.option("--bundle", type=BUNDLE, help="The bundle that it is for, in the state that it follows.")
+@click.option("--complete", is_flag=True, help="Its added classes are all that devices shall have in slots.")
+@click.option("--force", is_flag=True, help="Sign a version more than 2^32 above the greatest before it.")
 @format_option
-def sign(update: Path, key: Path, version: int | None, expires: datetime | None, out: Path | None) -> None:
-    """Sign UPDATE, and set its version and expiry."""
+def sign(
+    update: Path,
+    key: Path,
+    version: int | None,
+    expires: datetime | None,
+    out: Path | None,
+    bundle: Path | None,
+    complete: bool,
+    force: bool,
+) -> None:
+    """Sign UPDATE, set its version and expiry, and say what it follows.
+
+    With --complete devices take it whatever they had. With --bundle alone only devices in the state of that bundle take
+    it. With neither it is applied to whatever a device has, and one before it that was left out is never noticed.
+    """
     from icis_deploy.api.signing import sign as sign_file
 
     in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
-    _print_signed(sign_file(update, key=key, out=out, version=version, expires=in_utc))
+    signed = sign_file(
+        update, key=key, out=out, version=version, expires=in_utc, bundle=bundle, complete=complete, force=force
+    )
+    _print_signed(signed)
 
 
 @click.command("rotate-keys", short_help="Replace the keys that devices trust.")
@@ -106,14 +127,40 @@ def _print_signed(signed: SignedFile) -> None:
         "version": content.version,
         "expires": expires,
         "signed_by": signed.signed_by,
+        **_binding(content),
     }
     text = [
         ("update", f"{signed.path} ({type(content).__name__})"),
         ("version", str(content.version)),
         ("expires", expires or "never"),
+        *_binding_text(content),
         ("signed by", signed.signed_by),
     ]
     print_result(result, text=columns(text))
+
+
+def _binding(content: ClassUpdate | TrustedKeys) -> dict[str, Any]:
+    if not hasattr(content, "follows"):
+        return {}
+    follows = content.follows
+    return {
+        "follows": None if follows is None else {"version": follows.version, "digest": follows.digest},
+        "complete": content.complete,
+        "targets": list(content.targets),
+    }
+
+
+def _binding_text(content: ClassUpdate | TrustedKeys) -> list[tuple[str, str]]:
+    if not hasattr(content, "follows"):
+        return []
+    if content.complete:
+        follows = "nothing: it is complete"
+    elif content.follows is None:
+        follows = "whatever a device has; an update that was left out is not noticed"
+    else:
+        follows = f"version {content.follows.version} ({content.follows.digest[:16]}…)"
+    targets = ", ".join(f"{target[:16]}…" for target in content.targets)
+    return [("follows", follows), ("for bundles", targets or "all of this head")]
 
 
 @click.command(short_help="Show what a class update changes.")

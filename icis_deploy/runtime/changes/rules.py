@@ -6,7 +6,8 @@ Rules, in the order in which they are checked:
 2. It must be signed by a trusted key. An unsigned class update passes only where the operator allowed it; a file that
    is signed by somebody else never does. Trusted keys are the journal's, else those of the bundle's `trust/` folder.
 3. Only then is the payload parsed.
-4. A class update must be made for the device's seen head.
+4. A class update must be made for the device's seen head, for this bundle where it names bundles, and for the state
+   that the device is in where it says what it follows. What a device was taught or disabled is no part of that state.
 5. Its version must be greater than every version the device ever held, rolled back or not.
 6. It must not have expired. The time is the clock's, or the last time the device saw if the clock is behind it.
 7. Its classes must fit: added ones unknown, replaced and removed ones in a slot, enough empty slots; and its rows may
@@ -32,7 +33,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.bundle.manifest import Bundle, target_digest
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import (
     ClassConflictError,
@@ -40,6 +41,7 @@ from icis_deploy.errors import (
     ExpiredError,
     IncompatibleError,
     SignatureError,
+    UpdateOrderError,
     UsageError,
     VersionRollbackError,
     WrongBaseError,
@@ -142,7 +144,8 @@ def plan_update(
         clock: The time by the device's clock.
 
     Raises:
-        WrongBaseError: If it was made for another head.
+        WrongBaseError: If it was made for another head, or signed for other bundles.
+        UpdateOrderError: If it follows a state that the device is not in.
         VersionRollbackError: If it is not newer than every version the device held.
         ExpiredError: If it expired.
         IncompatibleError, ClassConflictError, CapacityError: If its classes do not fit.
@@ -162,14 +165,51 @@ def plan_update(
             expected=bundle.base_fingerprint,
             hint="Inject again with this device's model and class list.",
         )
+    _check_target(update, bundle)
     _check_version(update.version, held=journal.highest_version, what="class update")
     _check_expiry(update.expires, journal=journal, clock=clock, what="class update")
+    _check_follows(update, journal, table)
     check_arbiter(update, bundle, hint="Export it again with `arbiter='auto'`, or inject with `arbiter='off'`.")
-    taken_over = tuple(name for name in journal.current.taught if name in update.added)
-    new_table = table.without(taken_over).apply(update, seen_names=_set_of(bundle.class_names))
+    taught = journal.current.taught
+    taken_over = tuple(name for name in taught if name in update.added)
+    new_table = table.without(taken_over).apply(update, seen_names=_set_of(bundle.class_names), keeping=taught)
     if journal.disabled:
         _check_enabled((*bundle.class_names, *new_table.filled_names), journal.disabled)
     return new_table
+
+
+def _check_target(update: ClassUpdate, bundle: Bundle) -> None:
+    if update.targets and (found := target_digest(bundle)) not in update.targets:
+        raise WrongBaseError(
+            f"The class update was signed for other bundles ({', '.join(each[:16] for each in update.targets[:4])}); "
+            f"this one is {found[:16]}: its model or the preparation of its images is another.",
+            found=found,
+            expected=update.targets,
+            hint="Sign it for this bundle with `sign()` and its `bundle`.",
+        )
+
+
+def _check_follows(update: ClassUpdate, journal: Journal, table: SlotTable) -> None:
+    if update.follows is None:
+        return
+    held = journal.current.version
+    found = table.digest(leaving_out=journal.current.taught)
+    if found == update.follows.digest:
+        return
+    missing = update.follows.version
+    if missing > journal.highest_version:
+        hint = f"Deliver version {missing} first, or an update that was signed with `complete=True`."
+    else:
+        hint = (
+            f"Sign it for the classes of version {held}, or sign an update with `complete=True`, which any state takes."
+        )
+    raise UpdateOrderError(
+        f"Class update {update.version} follows version {missing} ({update.follows.digest[:16]}…); this device is at "
+        f"version {held} ({found[:16]}…), whose classes differ.",
+        found=(held, found),
+        expected=(missing, update.follows.digest),
+        hint=hint,
+    )
 
 
 def check_arbiter(update: ClassUpdate, bundle: Bundle, *, hint: str) -> None:
