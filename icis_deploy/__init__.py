@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from icis_deploy.api.inject import inject, train_injector
     from icis_deploy.api.models import ModelSource, OpenedModel, inspect
     from icis_deploy.api.report import WrittenReport, report
-    from icis_deploy.api.signing import keygen, rotate_keys, sign, verify_update
+    from icis_deploy.api.signing import keygen, rotate_keys, sign, sign_bundle, verify_bundle, verify_update
     from icis_deploy.api.verify import verify
     from icis_deploy.bundle.generator_metadata import GeneratorMetadata, Limits
     from icis_deploy.bundle.manifest import Bundle, FileEntry, ModelInput, load_bundle
@@ -166,8 +166,10 @@ _HOMES = {
     "save_descriptors": "icis_deploy.descriptors.files",
     "save_update": "icis_deploy.updates.envelope",
     "sign": "icis_deploy.api.signing",
+    "sign_bundle": "icis_deploy.api.signing",
     "train_injector": "icis_deploy.api.inject",
     "verify": "icis_deploy.api.verify",
+    "verify_bundle": "icis_deploy.api.signing",
     "verify_update": "icis_deploy.api.signing",
 }
 
@@ -260,8 +262,10 @@ __all__ = [
     "save_descriptors",
     "save_update",
     "sign",
+    "sign_bundle",
     "train_injector",
     "verify",
+    "verify_bundle",
     "verify_update",
 ]
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from icis_deploy.api.inputs import PathLike
-from icis_deploy.bundle.manifest import load_manifest, target_digest
-from icis_deploy.errors import IncompatibleError
+from icis_deploy.bundle.manifest import load_bundle, load_manifest, target_digest
+from icis_deploy.common.files import read_plain, write_file
+from icis_deploy.errors import IncompatibleError, SignatureError
 from icis_deploy.head.class_update import FollowedState
+from icis_deploy.runtime.state.bundle_trust import signed_files, verify_bundle_signature
 from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates import signing
+from icis_deploy.updates.bundle_signature import MAX_BUNDLE_SIGNATURE_BYTES, SIGNATURE_NAME
 from icis_deploy.updates.signing import Binding, KeyPair, SignedFile
 
 
@@ -107,6 +111,65 @@ def _binding(bundle: PathLike | None, *, complete: bool) -> Binding:
         targets=(target_digest(described),),
         highest_version=journal.highest_version,
     )
+
+
+def sign_bundle(bundle: PathLike, *, key: PathLike) -> str:
+    """Sign a bundle: its manifest, which holds the hashes of all its files, and the keys in its `trust/` folder.
+
+    `Device.open(bundle, trust=[...])` then refuses a bundle that was changed or that somebody else made. A bundle that
+    is signed already gets one more signature. What devices change later, in `state/`, is no part of it.
+
+    Args:
+        bundle: The bundle's folder.
+        key: The private key that `keygen` wrote.
+
+    Returns:
+        The id of the key.
+
+    Example:
+        icis_deploy.sign_bundle("bundle", key="publisher.key")
+        device = icis_deploy.Device.open("bundle", trust=["publisher.key.pub"])
+
+    Raises:
+        BundleError, CorruptFileError: If it is not a complete bundle.
+        SignatureError: If a key cannot be read.
+        StorageError: If the signature cannot be written.
+    """
+    folder = Path(bundle)
+    load_bundle(folder)
+    path = folder / SIGNATURE_NAME
+    former = None
+    if os.path.lexists(path):
+        former = read_plain(
+            path, max_bytes=MAX_BUNDLE_SIGNATURE_BYTES, what="bundle signature", error_type=SignatureError
+        )
+    data, signed_by = signing.sign_bundle_files(signed_files(folder), former, Path(key))
+    write_file(path, data)
+    return signed_by
+
+
+def verify_bundle(bundle: PathLike, *, trust: Sequence[PathLike]) -> str:
+    """Check that a bundle is signed by one of these keys, and that every file of it is the one that was signed.
+
+    Args:
+        bundle: The bundle's folder.
+        trust: Files of public keys that are not in the bundle; a signature by one of them is enough.
+
+    Returns:
+        The id of the key that signed it.
+
+    Example:
+        signed_by = icis_deploy.verify_bundle("bundle", trust=["publisher.key.pub"])
+
+    Raises:
+        SignatureError: If the bundle is not signed, or by none of the keys.
+        BundleError: If it is incomplete.
+        CorruptFileError: If a file in it was changed.
+    """
+    folder = Path(bundle)
+    signed_by = verify_bundle_signature(folder, [Path(each) for each in trust])
+    load_bundle(folder)
+    return signed_by
 
 
 def rotate_keys(

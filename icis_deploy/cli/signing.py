@@ -79,6 +79,42 @@ def sign(
     _print_signed(signed)
 
 
+@click.command("sign-bundle", short_help="Sign a bundle.")
+@click.argument("bundle", type=BUNDLE)
+@click.option("--key", type=EXISTING_FILE, required=True, help="The private key that keygen wrote.")
+@format_option
+def sign_bundle(bundle: Path, key: Path) -> None:
+    """Sign BUNDLE: its manifest, which holds the hashes of all files, and the keys in its trust/ folder.
+
+    The signature is written to BUNDLE/bundle.dsse. Devices that open the bundle with keys to trust then refuse it where
+    anything was changed.
+    """
+    from icis_deploy.api.signing import sign_bundle as sign_folder
+
+    _print_bundle(bundle, sign_folder(bundle, key=key))
+
+
+@click.command("verify-bundle", short_help="Check who signed a bundle.")
+@click.argument("bundle", type=BUNDLE)
+@click.option(
+    "--trust", type=EXISTING_FILE, multiple=True, required=True, help="A public key; may be given more than once."
+)
+@format_option
+def verify_bundle(bundle: Path, trust: tuple[Path, ...]) -> None:
+    """Check that BUNDLE is signed by one of the keys, and that no file of it was changed.
+
+    The exit code is 6 if it is not.
+    """
+    from icis_deploy.api.signing import verify_bundle as verify_folder
+
+    _print_bundle(bundle, verify_folder(bundle, trust=trust))
+
+
+def _print_bundle(bundle: Path, signed_by: str) -> None:
+    result = {"bundle": str(bundle), "signed_by": signed_by}
+    print_result(result, text=columns([("bundle", str(bundle)), ("signed by", signed_by)]))
+
+
 @click.command("rotate-keys", short_help="Replace the keys that devices trust.")
 @click.option(
     "--trust", type=EXISTING_FILE, multiple=True, required=True, help="A key to trust afterwards; repeat for several."

@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,6 +22,7 @@ from icis_deploy.common.files import read_plain, write_failure, write_file
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import CorruptFileError, IntegrityError, SignatureError, StorageError, UsageError
 from icis_deploy.head.class_update import MAX_VERSION, ClassUpdate, FollowedState
+from icis_deploy.updates.bundle_signature import bundle_envelope, parse_bundle_envelope
 from icis_deploy.updates.envelope import (
     envelope_of,
     load_envelope,
@@ -248,6 +249,25 @@ def sign(
     signature = envelope.sign(load_private_key(key_path))
     write_file(target, serialize_envelope(envelope))
     return SignedFile(path=target, content=content, signed_by=signature.keyid)
+
+
+def sign_bundle_files(files: Mapping[str, bytes], signature: bytes | None, key_path: Path) -> tuple[bytes, str]:
+    """Return the signature of a bundle's files, and the id of the key that made it.
+
+    Args:
+        files: As `bundle_envelope` takes them.
+        signature: The one that the bundle has, to which one more is added where it is over the same files; or `None`.
+        key_path: The private key.
+
+    Raises:
+        SignatureError: If the key cannot be read.
+        CorruptFileError: If the signature that the bundle has is none.
+    """
+    envelope = bundle_envelope(files)
+    if signature is not None and (former := parse_bundle_envelope(signature)).payload == envelope.payload:
+        envelope = former
+    signed = envelope.sign(load_private_key(key_path))
+    return serialize_envelope(envelope), signed.keyid
 
 
 def _bound(content: ClassUpdate | TrustedKeys, binding: Binding, *, path: Path) -> ClassUpdate:
