@@ -173,9 +173,21 @@ def verify_bundle(bundle: PathLike, *, trust: Sequence[PathLike]) -> str:
 
 
 def rotate_keys(
-    trust: Sequence[PathLike], *, key: PathLike, version: int, out: PathLike, expires: datetime | None = None
+    trust: Sequence[PathLike],
+    *,
+    key: PathLike,
+    version: int,
+    out: PathLike,
+    expires: datetime | None = None,
+    root: Sequence[PathLike] = (),
+    threshold: int = 1,
+    highest_version: int | None = None,
 ) -> SignedFile:
     """Write a signed set of trusted keys: a device that applies it trusts these keys, and no others.
+
+    Without root keys one stolen key is enough to replace all others. A set with `root` gives a device root keys: from
+    then on `threshold` of them must sign every set, and they alone can. `sign` adds their signatures to the file. The
+    first such set is signed by a key that the device trusts, and by the root keys that it brings.
 
     Args:
         trust: Files of all public keys that devices trust afterwards.
@@ -183,6 +195,10 @@ def rotate_keys(
         version: Of the set: 1 for the first rotation, then greater than in every one before.
         out: The file to apply on devices.
         expires: When devices stop taking it; `None` is never.
+        root: Files of the public keys that may sign the next sets, kept offline; none: devices keep those they have.
+        threshold: How many of `root` must sign.
+        highest_version: The last good version of a class update, after a stolen key spent greater ones: devices take
+            back what came after it, and accept greater versions again. It takes root keys; `None` changes nothing.
 
     Example:
         icis_deploy.rotate_keys(["next.key.pub"], key="publisher.key", version=1, out="keys.icis")
@@ -194,7 +210,14 @@ def rotate_keys(
         StorageError: If it cannot be written.
     """
     return signing.rotate_keys(
-        [Path(each) for each in trust], Path(key), out=Path(out), version=version, expires=expires
+        [Path(each) for each in trust],
+        Path(key),
+        out=Path(out),
+        version=version,
+        expires=expires,
+        root_key_paths=[Path(each) for each in root],
+        root_threshold=threshold,
+        highest_version=highest_version,
     )
 
 

@@ -125,17 +125,48 @@ def _print_bundle(bundle: Path, signed_by: str) -> None:
 )
 @click.option("--expires", type=UTC_TIME, help="When devices stop taking it, in UTC.")
 @click.option("--out", type=NEW_PATH, required=True, help="The file to `apply` on devices.")
+@click.option(
+    "--root", type=EXISTING_FILE, multiple=True, help="A key that may sign the next sets, kept offline; repeat."
+)
+@click.option(
+    "--threshold", type=click.IntRange(min=1), default=1, show_default=True, help="How many root keys must sign."
+)
+@click.option(
+    "--highest-version",
+    type=click.IntRange(min=0),
+    help="The last good version of an update: devices take back what came after it. It takes root keys.",
+)
 @format_option
-def rotate_keys(trust: tuple[Path, ...], key: Path, version: int, expires: datetime | None, out: Path) -> None:
+def rotate_keys(
+    trust: tuple[Path, ...],
+    key: Path,
+    version: int,
+    expires: datetime | None,
+    out: Path,
+    root: tuple[Path, ...],
+    threshold: int,
+    highest_version: int | None,
+) -> None:
     """Write a file that makes devices trust the given public keys, and no others.
 
     It is signed by a key that they trust now and applied like a class update: `apply OUT --to BUNDLE`. No rollback
-    brings the old keys back. Keep a second key offline, and among the trusted ones, to replace one that was stolen.
+    brings the old keys back. With --root, --threshold of the root keys must sign this file (`sign` adds a signature)
+    and every later one; without root keys, any one trusted key may replace the others.
     """
     from icis_deploy.api.signing import rotate_keys as write_rotation
 
     in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
-    _print_signed(write_rotation(trust, key=key, out=out, version=version, expires=in_utc))
+    signed = write_rotation(
+        trust,
+        key=key,
+        out=out,
+        version=version,
+        expires=in_utc,
+        root=root,
+        threshold=threshold,
+        highest_version=highest_version,
+    )
+    _print_signed(signed)
 
 
 @click.command("verify-update", short_help="Check who signed a class update.")
@@ -176,7 +207,9 @@ def _print_signed(signed: SignedFile) -> None:
 
 
 def _binding(content: ClassUpdate | TrustedKeys) -> dict[str, Any]:
-    if not hasattr(content, "follows"):
+    from icis_deploy.head.class_update import ClassUpdate
+
+    if not isinstance(content, ClassUpdate):
         return {}
     follows = content.follows
     return {
@@ -187,7 +220,9 @@ def _binding(content: ClassUpdate | TrustedKeys) -> dict[str, Any]:
 
 
 def _binding_text(content: ClassUpdate | TrustedKeys) -> list[tuple[str, str]]:
-    if not hasattr(content, "follows"):
+    from icis_deploy.head.class_update import ClassUpdate
+
+    if not isinstance(content, ClassUpdate):
         return []
     if content.complete:
         follows = "nothing: it is complete"

@@ -339,7 +339,11 @@ def trusted_keys_from_files(public_key_paths: Sequence[Path]) -> TrustedKeys:
         SignatureError: If a file cannot be read or is no Ed25519 public key.
         IncompatibleError: If there is no key, or too many.
     """
-    return TrustedKeys(public_keys=tuple(pem_from_public_key(load_public_key(path)) for path in public_key_paths))
+    return TrustedKeys(public_keys=_pems(public_key_paths))
+
+
+def _pems(paths: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(pem_from_public_key(load_public_key(path)) for path in paths)
 
 
 def rotate_keys(
@@ -349,6 +353,9 @@ def rotate_keys(
     out: Path,
     version: int,
     expires: datetime | None = None,
+    root_key_paths: Sequence[Path] = (),
+    root_threshold: int = 1,
+    highest_version: int | None = None,
 ) -> SignedFile:
     """Write a signed set of trusted keys: a device that applies it trusts these keys and no others.
 
@@ -358,6 +365,9 @@ def rotate_keys(
         out: The file.
         version: Of the set; greater than that of every set the devices applied before.
         expires: When devices stop taking the file; `None` is never.
+        root_key_paths: Public keys that alone may sign the next set; none: devices keep those they have.
+        root_threshold: How many of them must sign.
+        highest_version: The greatest version of a class update that counts as held; `None` changes nothing.
 
     Raises:
         SignatureError: If a key cannot be read.
@@ -367,7 +377,14 @@ def rotate_keys(
     """
     _check_absent(out, "signing replaces no other file")
     _check_terms(version, expires)
-    keys = trusted_keys_from_files(public_key_paths).with_terms(version=version, expires=expires)
+    keys = TrustedKeys(
+        public_keys=_pems(public_key_paths),
+        version=version,
+        expires=expires,
+        root_keys=_pems(root_key_paths),
+        root_threshold=root_threshold,
+        highest_version=highest_version,
+    )
     envelope = envelope_of(keys)
     signature = envelope.sign(load_private_key(key_path))
     write_file(out, serialize_envelope(envelope))
