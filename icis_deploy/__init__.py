@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from icis_deploy.api.inject import inject, train_injector
     from icis_deploy.api.models import ModelSource, OpenedModel, inspect
     from icis_deploy.api.report import WrittenReport, report
-    from icis_deploy.api.signing import keygen, rotate_keys, sign, verify_update
+    from icis_deploy.api.signing import keygen, rotate_keys, sign, sign_bundle, verify_bundle, verify_update
     from icis_deploy.api.verify import verify
     from icis_deploy.bundle.generator_metadata import GeneratorMetadata, Limits
     from icis_deploy.bundle.manifest import Bundle, FileEntry, ModelInput, load_bundle
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from icis_deploy.descriptors.descriptors import DescriptorBlock, Descriptors
     from icis_deploy.descriptors.files import load_descriptors, save_descriptors
     from icis_deploy.errors import ICISDeployError, ICISDeployWarning
-    from icis_deploy.head.class_update import ClassUpdate
+    from icis_deploy.head.class_update import ClassUpdate, FollowedState
     from icis_deploy.head.head import Head
     from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
     from icis_deploy.injection.estimate.class_warnings import Collision
@@ -101,6 +101,7 @@ _HOMES = {
     "Estimate": "icis_deploy.injection.estimate.estimate",
     "ExportOptions": "icis_deploy.api.export",
     "FileEntry": "icis_deploy.bundle.manifest",
+    "FollowedState": "icis_deploy.head.class_update",
     "GateProfile": "icis_deploy.metrics.parity",
     "GeneratorMetadata": "icis_deploy.bundle.generator_metadata",
     "GeneratorOptions": "icis_deploy.api.generator",
@@ -166,8 +167,10 @@ _HOMES = {
     "save_descriptors": "icis_deploy.descriptors.files",
     "save_update": "icis_deploy.updates.envelope",
     "sign": "icis_deploy.api.signing",
+    "sign_bundle": "icis_deploy.api.signing",
     "train_injector": "icis_deploy.api.inject",
     "verify": "icis_deploy.api.verify",
+    "verify_bundle": "icis_deploy.api.signing",
     "verify_update": "icis_deploy.api.signing",
 }
 
@@ -194,6 +197,7 @@ __all__ = [
     "Estimate",
     "ExportOptions",
     "FileEntry",
+    "FollowedState",
     "GateProfile",
     "GeneratorMetadata",
     "GeneratorOptions",
@@ -260,8 +264,10 @@ __all__ = [
     "save_descriptors",
     "save_update",
     "sign",
+    "sign_bundle",
     "train_injector",
     "verify",
+    "verify_bundle",
     "verify_update",
 ]
 

@@ -28,6 +28,7 @@
     └── IntegrityError                  6   refused: the bytes are not to be trusted
         ├── SignatureError                  unsigned, or not signed by a trusted key
         ├── VersionRollbackError            older than what the device holds
+        ├── UpdateOrderError                made for a state that the device is not in: an update was left out
         ├── ExpiredError                    past its expiry
         └── CorruptFileError                a file does not have the hash that its manifest states
 
@@ -288,6 +289,10 @@ class SignatureError(IntegrityError):
 
 class VersionRollbackError(IntegrityError):
     """A class update is older than what the device holds."""
+
+
+class UpdateOrderError(IntegrityError):
+    """A class update follows a state that the device is not in: one before it was not delivered, or rolled back."""
 
 
 class ExpiredError(IntegrityError):

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from icis_deploy.api.inputs import PathLike
+from icis_deploy.bundle.manifest import load_bundle, load_manifest, target_digest
+from icis_deploy.common.files import read_plain, write_file
+from icis_deploy.errors import IncompatibleError, SignatureError
+from icis_deploy.head.class_update import FollowedState
+from icis_deploy.runtime.state.bundle_trust import signed_files, verify_bundle_signature
+from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates import signing
-from icis_deploy.updates.signing import KeyPair, SignedFile
+from icis_deploy.updates.bundle_signature import MAX_BUNDLE_SIGNATURE_BYTES, SIGNATURE_NAME
+from icis_deploy.updates.signing import Binding, KeyPair, SignedFile
 
 
 def keygen(out: PathLike) -> KeyPair:
@@ -35,10 +43,18 @@ def sign(
     version: int | None = None,
     expires: datetime | None = None,
     out: PathLike | None = None,
+    bundle: PathLike | None = None,
+    complete: bool = False,
+    force: bool = False,
 ) -> SignedFile:
     """Sign a class update, or a set of trusted keys.
 
-    What already has its version and expiry gets one more signature; setting one of the two drops those that it has.
+    What already has its terms gets one more signature; setting one of them drops those that it has.
+
+    A class update should say what it follows, or a carrier can leave one out. `complete=True` is the robust way: the
+    update lists every class that devices shall have beside the baked ones, so it fits whatever they had, and one that
+    never arrived is made good by the next. Otherwise `bundle` is a copy of the bundle in the state that devices are in:
+    those in another state refuse the update, and say which version is missing.
 
     Args:
         update: The file, signed or not.
@@ -46,9 +62,14 @@ def sign(
         version: A new version; `None` keeps the file's. Devices only take greater ones.
         expires: When devices stop taking it; `None` keeps the file's expiry.
         out: Where the signed file goes; `None` replaces `update`.
+        bundle: The bundle that the update is for, in the state that it follows: only bundles with the same model file
+            and preparation of images take it. `None`: every bundle of the head, and, unless `complete`, in any state.
+        complete: Whether the update's added classes are all that devices shall have in slots, but for those that they
+            were taught themselves.
+        force: Whether to sign a version more than 2^32 above the greatest before it, which spends all below it.
 
     Example:
-        icis_deploy.sign("new.icis", key="publisher.key", version=1)
+        icis_deploy.sign("new.icis", key="publisher.key", version=1, complete=True)
 
     Raises:
         LoadError, CorruptFileError: If the file cannot be read or is not one of ours.
@@ -57,13 +78,116 @@ def sign(
         StorageError: If the result cannot be written; what was there before is still there.
     """
     target = None if out is None else Path(out)
-    return signing.sign(Path(update), Path(key), out=target, version=version, expires=expires)
+    binding = None if bundle is None and not complete else _binding(bundle, complete=complete)
+    return signing.sign(
+        Path(update), Path(key), out=target, version=version, expires=expires, binding=binding, force=force
+    )
+
+
+def _binding(bundle: PathLike | None, *, complete: bool) -> Binding:
+    """Return what a class update is bound to: the bundle's model, and the state that it is in unless it is complete.
+
+    Raises:
+        BundleError, CorruptFileError, IncompatibleError: If the bundle's manifest, journal or slots cannot be read.
+    """
+    if bundle is None:
+        return Binding(complete=complete)
+    folder = Path(bundle)
+    described, store = load_manifest(folder), Store(folder)
+    journal = store.load_journal(described)
+    table = store.load_table(described, journal.current)
+    if table is None:
+        raise IncompatibleError(
+            f"The head of {folder} is fused: it has no slots for a class update.",
+            found="fused",
+            expected="updatable",
+            where=folder,
+            hint="Export it with `head='updatable'`.",
+        )
+    follows = FollowedState(version=journal.current.version, digest=table.digest(leaving_out=journal.current.taught))
+    return Binding(
+        follows=None if complete else follows,
+        complete=complete,
+        targets=(target_digest(described),),
+        highest_version=journal.highest_version,
+    )
+
+
+def sign_bundle(bundle: PathLike, *, key: PathLike) -> str:
+    """Sign a bundle: its manifest, which holds the hashes of all its files, and the keys in its `trust/` folder.
+
+    `Device.open(bundle, trust=[...])` then refuses a bundle that was changed or that somebody else made. A bundle that
+    is signed already gets one more signature. What devices change later, in `state/`, is no part of it.
+
+    Args:
+        bundle: The bundle's folder.
+        key: The private key that `keygen` wrote.
+
+    Returns:
+        The id of the key.
+
+    Example:
+        icis_deploy.sign_bundle("bundle", key="publisher.key")
+        device = icis_deploy.Device.open("bundle", trust=["publisher.key.pub"])
+
+    Raises:
+        BundleError, CorruptFileError: If it is not a complete bundle.
+        SignatureError: If a key cannot be read.
+        StorageError: If the signature cannot be written.
+    """
+    folder = Path(bundle)
+    load_bundle(folder)
+    path = folder / SIGNATURE_NAME
+    former = None
+    if os.path.lexists(path):
+        former = read_plain(
+            path, max_bytes=MAX_BUNDLE_SIGNATURE_BYTES, what="bundle signature", error_type=SignatureError
+        )
+    data, signed_by = signing.sign_bundle_files(signed_files(folder), former, Path(key))
+    write_file(path, data)
+    return signed_by
+
+
+def verify_bundle(bundle: PathLike, *, trust: Sequence[PathLike]) -> str:
+    """Check that a bundle is signed by one of these keys, and that every file of it is the one that was signed.
+
+    Args:
+        bundle: The bundle's folder.
+        trust: Files of public keys that are not in the bundle; a signature by one of them is enough.
+
+    Returns:
+        The id of the key that signed it.
+
+    Example:
+        signed_by = icis_deploy.verify_bundle("bundle", trust=["publisher.key.pub"])
+
+    Raises:
+        SignatureError: If the bundle is not signed, or by none of the keys.
+        BundleError: If it is incomplete.
+        CorruptFileError: If a file in it was changed.
+    """
+    folder = Path(bundle)
+    signed_by = verify_bundle_signature(folder, [Path(each) for each in trust])
+    load_bundle(folder)
+    return signed_by
 
 
 def rotate_keys(
-    trust: Sequence[PathLike], *, key: PathLike, version: int, out: PathLike, expires: datetime | None = None
+    trust: Sequence[PathLike],
+    *,
+    key: PathLike,
+    version: int,
+    out: PathLike,
+    expires: datetime | None = None,
+    root: Sequence[PathLike] = (),
+    threshold: int = 1,
+    highest_version: int | None = None,
 ) -> SignedFile:
     """Write a signed set of trusted keys: a device that applies it trusts these keys, and no others.
+
+    Without root keys one stolen key is enough to replace all others. A set with `root` gives a device root keys: from
+    then on `threshold` of them must sign every set, and they alone can. `sign` adds their signatures to the file. The
+    first such set is signed by a key that the device trusts, and by the root keys that it brings.
 
     Args:
         trust: Files of all public keys that devices trust afterwards.
@@ -71,6 +195,10 @@ def rotate_keys(
         version: Of the set: 1 for the first rotation, then greater than in every one before.
         out: The file to apply on devices.
         expires: When devices stop taking it; `None` is never.
+        root: Files of the public keys that may sign the next sets, kept offline; none: devices keep those they have.
+        threshold: How many of `root` must sign.
+        highest_version: The last good version of a class update, after a stolen key spent greater ones: devices take
+            back what came after it, and accept greater versions again. It takes root keys; `None` changes nothing.
 
     Example:
         icis_deploy.rotate_keys(["next.key.pub"], key="publisher.key", version=1, out="keys.icis")
@@ -82,7 +210,14 @@ def rotate_keys(
         StorageError: If it cannot be written.
     """
     return signing.rotate_keys(
-        [Path(each) for each in trust], Path(key), out=Path(out), version=version, expires=expires
+        [Path(each) for each in trust],
+        Path(key),
+        out=Path(out),
+        version=version,
+        expires=expires,
+        root_key_paths=[Path(each) for each in root],
+        root_threshold=threshold,
+        highest_version=highest_version,
     )
 
 

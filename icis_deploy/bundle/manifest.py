@@ -15,6 +15,7 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -292,6 +293,21 @@ class Bundle:
     def seen_names(self) -> tuple[str, ...]:
         """`(num_seen,)`: the classes that the original model knew."""
         return self.class_names[: self.num_seen]
+
+
+def target_digest(bundle: Bundle) -> str:
+    """Return what a class update names a bundle by that may take it: a SHA-256, lower-case hexadecimal.
+
+    It covers what makes a row mean what it meant where it was made: the model's own file (backbone, precision, head and
+    what follows it), the width of its features and how images are prepared.
+    """
+    values = {
+        "model_sha256": bundle.files[MODEL_NAME].sha256,
+        "base_fingerprint": bundle.base_fingerprint,
+        "feature_dim": bundle.feature_dim,
+        "preprocessing": None if bundle.preprocessing is None else bundle.preprocessing.to_json(),
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def known_names(bundle: Bundle, table: SlotTable | None) -> tuple[str, ...]:

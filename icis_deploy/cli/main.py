@@ -29,7 +29,7 @@ from icis_deploy.cli.inspect import inspect
 from icis_deploy.cli.output import json_result, plain_value
 from icis_deploy.cli.predict import predict
 from icis_deploy.cli.report import report
-from icis_deploy.cli.signing import diff, keygen, rotate_keys, sign, verify_update
+from icis_deploy.cli.signing import diff, keygen, rotate_keys, sign, sign_bundle, verify_bundle, verify_update
 from icis_deploy.cli.verify import verify
 from icis_deploy.common.terminal_text import printable
 from icis_deploy.errors import ICISDeployError
@@ -39,7 +39,7 @@ BROKEN_PIPE = 141
 INTERNAL_ERROR = 4
 COMMANDS = (
     *(inspect, describe, compare_methods, inject, export_generator, export, verify, evaluate, predict),
-    *(keygen, sign, rotate_keys, verify_update, diff),
+    *(keygen, sign, rotate_keys, sign_bundle, verify_update, verify_bundle, diff),
     *(apply, teach, rollback, history, classes, enable, disable, compact),
     *(bench, bench_fit, bench_update, bench_peers, bench_scale, report),
     demo,

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH
 from icis_deploy.cli.output import format_option, print_result
 from icis_deploy.common.terminal_text import columns, percent, printable
 
 if TYPE_CHECKING:
     from icis_deploy.api.diff import UpdateDiff
+    from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.runtime.changes.guard import ChangedAnswers
     from icis_deploy.updates.signing import SignedFile
+    from icis_deploy.updates.trusted_keys import TrustedKeys
 
 EXISTING_PATH = click.Path(exists=True, path_type=Path)
 UTC_TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
@@ -49,13 +51,68 @@ def keygen(out: Path) -> None:
 @click.option("--version", type=click.IntRange(min=1), help="Version of the update; devices only move up.")
 @click.option("--expires", type=UTC_TIME, help="When devices stop taking it, in UTC.")
 @click.option("--out", type=NEW_PATH, help="Where the signed file goes. Default: UPDATE itself.")
+@click.option("--bundle", type=BUNDLE, help="The bundle that it is for, in the state that it follows.")
+@click.option("--complete", is_flag=True, help="Its added classes are all that devices shall have in slots.")
+@click.option("--force", is_flag=True, help="Sign a version more than 2^32 above the greatest before it.")
 @format_option
-def sign(update: Path, key: Path, version: int | None, expires: datetime | None, out: Path | None) -> None:
-    """Sign UPDATE, and set its version and expiry."""
+def sign(
+    update: Path,
+    key: Path,
+    version: int | None,
+    expires: datetime | None,
+    out: Path | None,
+    bundle: Path | None,
+    complete: bool,
+    force: bool,
+) -> None:
+    """Sign UPDATE, set its version and expiry, and say what it follows.
+
+    With --complete devices take it whatever they had. With --bundle alone only devices in the state of that bundle take
+    it. With neither it is applied to whatever a device has, and one before it that was left out is never noticed.
+    """
     from icis_deploy.api.signing import sign as sign_file
 
     in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
-    _print_signed(sign_file(update, key=key, out=out, version=version, expires=in_utc))
+    signed = sign_file(
+        update, key=key, out=out, version=version, expires=in_utc, bundle=bundle, complete=complete, force=force
+    )
+    _print_signed(signed)
+
+
+@click.command("sign-bundle", short_help="Sign a bundle.")
+@click.argument("bundle", type=BUNDLE)
+@click.option("--key", type=EXISTING_FILE, required=True, help="The private key that keygen wrote.")
+@format_option
+def sign_bundle(bundle: Path, key: Path) -> None:
+    """Sign BUNDLE: its manifest, which holds the hashes of all files, and the keys in its trust/ folder.
+
+    The signature is written to BUNDLE/bundle.dsse. Devices that open the bundle with keys to trust then refuse it where
+    anything was changed.
+    """
+    from icis_deploy.api.signing import sign_bundle as sign_folder
+
+    _print_bundle(bundle, sign_folder(bundle, key=key))
+
+
+@click.command("verify-bundle", short_help="Check who signed a bundle.")
+@click.argument("bundle", type=BUNDLE)
+@click.option(
+    "--trust", type=EXISTING_FILE, multiple=True, required=True, help="A public key; may be given more than once."
+)
+@format_option
+def verify_bundle(bundle: Path, trust: tuple[Path, ...]) -> None:
+    """Check that BUNDLE is signed by one of the keys, and that no file of it was changed.
+
+    The exit code is 6 if it is not.
+    """
+    from icis_deploy.api.signing import verify_bundle as verify_folder
+
+    _print_bundle(bundle, verify_folder(bundle, trust=trust))
+
+
+def _print_bundle(bundle: Path, signed_by: str) -> None:
+    result = {"bundle": str(bundle), "signed_by": signed_by}
+    print_result(result, text=columns([("bundle", str(bundle)), ("signed by", signed_by)]))
 
 
 @click.command("rotate-keys", short_help="Replace the keys that devices trust.")
@@ -68,17 +125,48 @@ def sign(update: Path, key: Path, version: int | None, expires: datetime | None,
 )
 @click.option("--expires", type=UTC_TIME, help="When devices stop taking it, in UTC.")
 @click.option("--out", type=NEW_PATH, required=True, help="The file to `apply` on devices.")
+@click.option(
+    "--root", type=EXISTING_FILE, multiple=True, help="A key that may sign the next sets, kept offline; repeat."
+)
+@click.option(
+    "--threshold", type=click.IntRange(min=1), default=1, show_default=True, help="How many root keys must sign."
+)
+@click.option(
+    "--highest-version",
+    type=click.IntRange(min=0),
+    help="The last good version of an update: devices take back what came after it. It takes root keys.",
+)
 @format_option
-def rotate_keys(trust: tuple[Path, ...], key: Path, version: int, expires: datetime | None, out: Path) -> None:
+def rotate_keys(
+    trust: tuple[Path, ...],
+    key: Path,
+    version: int,
+    expires: datetime | None,
+    out: Path,
+    root: tuple[Path, ...],
+    threshold: int,
+    highest_version: int | None,
+) -> None:
     """Write a file that makes devices trust the given public keys, and no others.
 
     It is signed by a key that they trust now and applied like a class update: `apply OUT --to BUNDLE`. No rollback
-    brings the old keys back. Keep a second key offline, and among the trusted ones, to replace one that was stolen.
+    brings the old keys back. With --root, --threshold of the root keys must sign this file (`sign` adds a signature)
+    and every later one; without root keys, any one trusted key may replace the others.
     """
     from icis_deploy.api.signing import rotate_keys as write_rotation
 
     in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
-    _print_signed(write_rotation(trust, key=key, out=out, version=version, expires=in_utc))
+    signed = write_rotation(
+        trust,
+        key=key,
+        out=out,
+        version=version,
+        expires=in_utc,
+        root=root,
+        threshold=threshold,
+        highest_version=highest_version,
+    )
+    _print_signed(signed)
 
 
 @click.command("verify-update", short_help="Check who signed a class update.")
@@ -106,14 +194,44 @@ def _print_signed(signed: SignedFile) -> None:
         "version": content.version,
         "expires": expires,
         "signed_by": signed.signed_by,
+        **_binding(content),
     }
     text = [
         ("update", f"{signed.path} ({type(content).__name__})"),
         ("version", str(content.version)),
         ("expires", expires or "never"),
+        *_binding_text(content),
         ("signed by", signed.signed_by),
     ]
     print_result(result, text=columns(text))
+
+
+def _binding(content: ClassUpdate | TrustedKeys) -> dict[str, Any]:
+    from icis_deploy.head.class_update import ClassUpdate
+
+    if not isinstance(content, ClassUpdate):
+        return {}
+    follows = content.follows
+    return {
+        "follows": None if follows is None else {"version": follows.version, "digest": follows.digest},
+        "complete": content.complete,
+        "targets": list(content.targets),
+    }
+
+
+def _binding_text(content: ClassUpdate | TrustedKeys) -> list[tuple[str, str]]:
+    from icis_deploy.head.class_update import ClassUpdate
+
+    if not isinstance(content, ClassUpdate):
+        return []
+    if content.complete:
+        follows = "nothing: it is complete"
+    elif content.follows is None:
+        follows = "whatever a device has; an update that was left out is not noticed"
+    else:
+        follows = f"version {content.follows.version} ({content.follows.digest[:16]}…)"
+    targets = ", ".join(f"{target[:16]}…" for target in content.targets)
+    return [("follows", follows), ("for bundles", targets or "all of this head")]
 
 
 @click.command(short_help="Show what a class update changes.")

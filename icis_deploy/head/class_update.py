@@ -6,7 +6,11 @@ Rules:
 2. `version` only ever grows on a device; an older one is refused.
 3. Rows come in one matrix: first those of `added` classes, then those of `replaced` ones. `removed` classes have none.
 4. A class is in one of the three lists at most.
+5. An update says what it follows: a state (`follows`), or nothing because it is `complete`. One that says neither is as
+   updates were before they could, and is applied to whatever state a device has.
 """
+
+# Why: docs/decisions/0087.
 
 from __future__ import annotations
 
@@ -31,6 +35,39 @@ MAX_VERSION = (1 << 63) - 1
 MAX_ROW_VALUE = np.float32(1e30)
 """Far above any row of a trained head. The products of a greater number with features overflow float32, whose greatest
 is 3.4e38, and an answer would be infinite or no number."""
+
+
+MAX_TARGETS = 64
+"""A fleet has a handful of exports at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowedState:
+    """The state of a device that a class update was made for.
+
+    Example:
+        update = icis_deploy.load_update("new.icis")
+        if update.follows is not None:
+            print(update.follows.version, update.follows.digest)
+
+    Raises:
+        IncompatibleError: On construction, if a field is out of its range.
+    """
+
+    version: int
+    """Version of the head, 0 for a fresh export; for people, who have to find what is missing."""
+
+    digest: str
+    """`SlotTable.digest` of the classes that came with the bundle or by updates: SHA-256, lower-case hexadecimal."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.version <= MAX_VERSION or not _is_sha256(self.digest):
+            raise IncompatibleError(
+                f"A class update follows version {shown(self.version)} with the digest {shown(self.digest)}; expected "
+                f"0 to 2^63 - 1 and 64 hexadecimal digits.",
+                found=(shown(self.version), shown(self.digest)),
+                expected="a version and 64 hexadecimal digits",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +114,16 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
     self_test_seed: int = 0
     """Seed of the input with which a device tests the rows after writing them."""
 
+    follows: FollowedState | None = None
+    """The state that the change was made for, which a device must be in; `None` if the update does not say."""
+
+    complete: bool = False
+    """Whether `added` is every class that shall be in slots, so that the result does not depend on what was there."""
+
+    targets: tuple[str, ...] = ()
+    """Digests of the bundles that may take the update (`icis_deploy.bundle.manifest.target_digest`); empty: all of this
+    head."""
+
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """How the rows were made: method, seed, calibration, estimates. JSON values only; no code reads it to decide."""
 
@@ -96,6 +143,7 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
             )
         self._check_arbiter()
         self._check_range()
+        self._check_binding()
         if not _is_sha256(self.base_fingerprint):
             raise IncompatibleError(
                 f"The class update's base fingerprint is {shown(self.base_fingerprint)}; expected 64 hexadecimal "
@@ -135,7 +183,7 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
                 found=len(self.rows),
                 expected=len(self.added) + len(self.replaced),
             )
-        if not (self.added or self.replaced or self.removed):
+        if not (self.added or self.replaced or self.removed or self.complete):
             raise ClassConflictError("The class update changes nothing: it adds, replaces and removes no class.")
 
     def _check_arbiter(self) -> None:
@@ -172,6 +220,30 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
             hint="Inject again: injected rows have the range of the seen ones.",
         )
 
+    def _check_binding(self) -> None:
+        object.__setattr__(self, "targets", tuple(sorted(set(self.targets))))
+        if len(self.targets) > MAX_TARGETS or not all(_is_sha256(target) for target in self.targets):
+            raise IncompatibleError(
+                f"The class update names {len(self.targets)} targets; expected at most {MAX_TARGETS}, each as 64 "
+                f"hexadecimal digits.",
+                found=len(self.targets),
+                expected=f"at most {MAX_TARGETS} digests",
+            )
+        if self.complete and (self.replaced or self.removed or self.follows is not None):
+            raise ClassConflictError(
+                "The class update is complete, so it follows nothing and can only add classes; it replaces "
+                f"{len(self.replaced)}, removes {len(self.removed)} and "
+                f"{'follows nothing' if self.follows is None else f'follows version {self.follows.version}'}.",
+                found=(len(self.replaced), len(self.removed), self.follows is not None),
+                expected="added classes alone",
+                hint="List every class that devices shall have as added, or leave out `complete`.",
+            )
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the update says what it follows, or which bundles may take it."""
+        return self.complete or self.follows is not None or bool(self.targets)
+
     @property
     def feature_dim(self) -> int:
         """Width of a feature of the model that the rows are for."""
@@ -187,6 +259,12 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
         """What whoever made the update was warned of, from its provenance; empty where that says nothing."""
         found = self.provenance.get("warnings")
         return tuple(str(one) for one in found) if isinstance(found, list) else ()
+
+    def bound(
+        self, *, follows: FollowedState | None = None, complete: bool = False, targets: tuple[str, ...] = ()
+    ) -> ClassUpdate:
+        """Return the same change for a state and for bundles, as its publisher decides when signing."""
+        return replace(self, follows=follows, complete=complete, targets=targets)
 
     def with_terms(self, *, version: int, expires: datetime | None) -> ClassUpdate:
         """Return the same change under another version and expiry; what a publisher decides when signing."""

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -151,6 +152,26 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         rows[:, :-1], rows[:, -1] = self.filled_weight(), self.bias[self.filled]
         return rows
 
+    def digest(self, *, leaving_out: Collection[str] = ()) -> str:
+        """Return the SHA-256 of the classes in slots, whichever slots they are in, lower-case hexadecimal.
+
+        It covers names, weights, biases and arbiters, in the order of the names' UTF-8 bytes. Two devices with the same
+        classes have the same digest, whatever their capacity and however they came to them.
+
+        Args:
+            leaving_out: Classes that are no part of it: those that a device was taught.
+        """
+        indices = [(name.encode(), index) for index, name in enumerate(self.class_names) if name is not None]
+        indices = sorted(pair for pair in indices if pair[0].decode() not in leaving_out)
+        found = hashlib.sha256(b"icis-deploy slots 1")
+        for name, index in indices:
+            found.update(len(name).to_bytes(4, "little") + name)
+            found.update(np.ascontiguousarray(self.weight[index], dtype="<f4").data)
+            found.update(np.asarray(self.bias[index], dtype="<f4").tobytes())
+            arbiter = np.zeros(len(STATISTICS), "<f4") if self.arbiter is None else self.arbiter[index]
+            found.update(np.ascontiguousarray(arbiter, dtype="<f4").tobytes())
+        return found.hexdigest()
+
     def without(self, class_names: Collection[str]) -> SlotTable:
         """Return the table with the slots of these classes empty; a class that is in no slot is left out."""
         emptied = [index for index, name in enumerate(self.class_names) if name is not None and name in class_names]
@@ -164,18 +185,21 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         names = [None if index in emptied else name for index, name in enumerate(self.class_names)]
         return SlotTable._of_checked(weight, bias, arbiter, names)
 
-    def apply(self, update: ClassUpdate, *, seen_names: frozenset[str]) -> SlotTable:
+    def apply(self, update: ClassUpdate, *, seen_names: frozenset[str], keeping: Collection[str] = ()) -> SlotTable:
         """Return the table after an update.
 
         Args:
             update: Made for the head that these slots extend; the caller has compared the fingerprints.
             seen_names: The classes in the baked part of the head, which no update can change.
+            keeping: Classes that a complete update leaves in their slots; it empties all others.
 
         Raises:
             IncompatibleError: If the rows have another width.
             ClassConflictError: If an added class is already known, or a replaced or removed one is in no slot.
             CapacityError: If there are more added classes than empty slots.
         """
+        if update.complete and (dropped := [name for name in self.filled_names if name not in keeping]):
+            return self.without(dropped).apply(update, seen_names=seen_names, keeping=keeping)
         if update.feature_dim != self.feature_dim:
             raise IncompatibleError(
                 f"The class update's rows are for feature_dim {update.feature_dim}; this head has {self.feature_dim}.",

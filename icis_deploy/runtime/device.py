@@ -111,6 +111,7 @@ class Device:
         *,
         runtime: Runtime | str = "onnxruntime",
         num_threads: int | None = None,
+        trust: Sequence[str | Path] | None = None,
     ) -> Device:
         """Open a bundle with the head it had when it was last changed.
 
@@ -118,9 +119,12 @@ class Device:
             folder: The bundle's folder.
             runtime: Where its model is loaded: a name, as `Runtime.name`, or a `Runtime`, which says more.
             num_threads: Threads inside one operator, where `runtime` does not say it.
+            trust: Files of public keys, from outside of the bundle, one of which must have signed it
+                (`icis_deploy.sign_bundle`); `None` takes it signed or not, and believes whoever wrote its folder.
 
         Raises:
             BundleError: If it is not a complete bundle.
+            SignatureError: If `trust` is given and none of its keys signed the bundle.
             CorruptFileError: If a file has another hash than its manifest or the journal states.
             IncompatibleError: If its state belongs to another bundle.
             ModelLoadError: If the runtime cannot load the model.
@@ -130,6 +134,10 @@ class Device:
         """
         folder = Path(folder)
         chosen = runtime_from(runtime, num_threads=num_threads)
+        if trust is not None:
+            from icis_deploy.runtime.state.bundle_trust import verify_bundle_signature
+
+            verify_bundle_signature(folder, [Path(path) for path in trust])
         bundle = load_manifest(folder)
         # Reading and hashing leave Python's lock to the import, which takes longer. Nothing of the bundle but its
         # manifest is used before the comparison has ended, so what cannot be trusted is not loaded.
@@ -372,7 +380,12 @@ class Device:
         return self._opened.updater.refresh()
 
     def replace(
-        self, folder: str | Path, *, runtime: Runtime | str = "onnxruntime", num_threads: int | None = None
+        self,
+        folder: str | Path,
+        *,
+        runtime: Runtime | str = "onnxruntime",
+        num_threads: int | None = None,
+        trust: Sequence[str | Path] | None = None,
     ) -> HistoryEntry:
         """Switch to another bundle of the same head, such as a compacted one, without a pause.
 
@@ -385,6 +398,7 @@ class Device:
             folder: The new bundle, in a folder of its own.
             runtime: As `open`.
             num_threads: As `open`.
+            trust: As `open`.
 
         Raises:
             UsageError: If it is the folder that is open already.
@@ -400,7 +414,7 @@ class Device:
                 where=folder,
                 hint="Put the new bundle into a folder of its own.",
             )
-        new = Device.open(folder, runtime=runtime, num_threads=num_threads)._opened
+        new = Device.open(folder, runtime=runtime, num_threads=num_threads, trust=trust)._opened
         with self._changing, self._opened.updater.locked() as journal:
             if new.bundle.base_fingerprint != self._opened.bundle.base_fingerprint:
                 raise WrongBaseError(

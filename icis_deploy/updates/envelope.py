@@ -136,12 +136,13 @@ def _has_more_values(data: bytes, limit: int) -> bool:
     return False
 
 
-def verify_signature(envelope: Envelope, keys: Sequence[SSlibKey]) -> str:
+def verify_signature(envelope: Envelope, keys: Sequence[SSlibKey], *, threshold: int = 1) -> str:
     """Return the id of a trusted key that signed the payload.
 
     Args:
         envelope: As parsed.
-        keys: The trusted public keys; one signature by one of them is enough.
+        keys: The trusted public keys.
+        threshold: How many different ones of them must have signed.
 
     Raises:
         SignatureError: If there is no signature, none by a trusted key, or none that fits the payload.
@@ -164,8 +165,16 @@ def verify_signature(envelope: Envelope, keys: Sequence[SSlibKey]) -> str:
                 "or, where keys were rotated, by `rotate_keys()`."
             ),
         )
+    if len(trusted & set(envelope.signatures)) < threshold:
+        raise SignatureError(
+            f"The file is signed by {len(trusted & set(envelope.signatures))} of the trusted keys; {threshold} must "
+            f"sign it.",
+            found=tuple(sorted(trusted & set(envelope.signatures))),
+            expected=threshold,
+            hint="Sign it with further keys: `sign()` adds a signature.",
+        )
     try:
-        accepted = envelope.verify(list(keys), threshold=1)
+        accepted = envelope.verify(list(keys), threshold=threshold)
     except Exception as error:  # a malformed signature raises whatever its bytes cause; none of it may pass
         raise SignatureError(
             f"The signature by {_shown(sorted(trusted & set(envelope.signatures)))} does not fit the file: it was "

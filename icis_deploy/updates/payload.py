@@ -5,8 +5,10 @@ One entry only, because safetensors keeps metadata in a hash map: two would be w
 updates must have equal bytes to be signed and compared. The entry states the SHA-256 of each tensor, so that a damaged
 file is noticed before anybody has signed it. `envelope.py` wraps the payload for signing.
 
-An update whose rows have an arbiter is of schema 2, with a second tensor `arbiter`; any other one is of schema 1, which
-releases before that read as well. Both are frozen: every later release reads them (tests/golden holds one of each).
+An update that says what it follows, or which bundles may take it, is of schema 3, whose tensor `arbiter` is there where
+its hash is. Any other one is of schema 2 if its rows have an arbiter, with a second tensor, and else of schema 1, which
+older releases read as well; they refuse what is newer. All are frozen: every later release reads them (tests/golden
+holds some of each).
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ import numpy as np
 
 from icis_deploy.common.arrays import Float32
 from icis_deploy.common.json_fields import (
+    boolean_from_json,
     integer_from_json,
     json_from_time,
+    list_from_json,
     load_strict,
     names_from_json,
     object_from_json,
@@ -31,10 +35,10 @@ from icis_deploy.common.json_fields import (
 )
 from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import CorruptFileError, ICISDeployError
-from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.head.class_update import ClassUpdate, FollowedState
 
-PLAIN_SCHEMA, ARBITER_SCHEMA = 1, 2
-"""Schema of an update without an arbiter, and of one with it."""
+PLAIN_SCHEMA, ARBITER_SCHEMA, BOUND_SCHEMA = 1, 2, 3
+"""Schema of an update without an arbiter, of one with it, and of one that says what it follows."""
 
 PAYLOAD_TYPE = "application/vnd.icis-deploy.class-update.v1+safetensors"
 MAX_PAYLOAD_BYTES = 1 << 30
@@ -56,9 +60,11 @@ _FIELDS = frozenset(
         "provenance",
     }
 )
-_FIELDS_OF_SCHEMA = {PLAIN_SCHEMA: _FIELDS, ARBITER_SCHEMA: _FIELDS | {"arbiter_sha256"}}
-_TENSORS_OF_SCHEMA = {PLAIN_SCHEMA: ("rows",), ARBITER_SCHEMA: ("arbiter", "rows")}
-"""The tensors of each schema, in the order of their bytes."""
+_FIELDS_OF_SCHEMA = {
+    PLAIN_SCHEMA: _FIELDS,
+    ARBITER_SCHEMA: _FIELDS | {"arbiter_sha256"},
+    BOUND_SCHEMA: _FIELDS | {"arbiter_sha256", "follows", "complete", "targets"},
+}
 
 
 def serialize_payload(update: ClassUpdate) -> bytes:
@@ -81,6 +87,15 @@ def serialize_payload(update: ClassUpdate) -> bytes:
     if update.arbiter is not None:
         fields |= {"schema_version": ARBITER_SCHEMA, "arbiter_sha256": _sha256(update.arbiter)}
         tensors["arbiter"] = np.ascontiguousarray(update.arbiter)
+    if update.is_bound:
+        follows = update.follows
+        fields |= {
+            "schema_version": BOUND_SCHEMA,
+            "arbiter_sha256": None if update.arbiter is None else _sha256(update.arbiter),
+            "follows": None if follows is None else {"version": follows.version, "digest": follows.digest},
+            "complete": update.complete,
+            "targets": update.targets,
+        }
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return bytes(save(tensors, metadata={_METADATA_KEY: text}))
 
@@ -104,7 +119,7 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
         )
     header, start = _read_header(payload)
     fields = _fields_of(header)
-    names = _TENSORS_OF_SCHEMA[fields["schema_version"]]
+    names = ("rows",) if fields.get("arbiter_sha256") is None else ("arbiter", "rows")  # in the order of their bytes
     tensors = _tensors_in_place(payload, header, start, names)
     if tensors is None:
         tensors = _load_tensors(payload, names)
@@ -121,6 +136,9 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
             version=integer_from_json(fields["version"]),
             expires=None if fields["expires"] is None else time_from_json(fields["expires"]),
             self_test_seed=integer_from_json(fields["probe_seed"]),
+            follows=_followed_state(fields.get("follows")),
+            complete=boolean_from_json(fields.get("complete", False)),
+            targets=tuple(list_from_json(fields.get("targets", []))),
             provenance=object_from_json(fields["provenance"]),
         )
     except ICISDeployError as error:
@@ -132,6 +150,15 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
         ) from error
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"The class update breaks its own rules: {reason_of(error)}") from error
+
+
+def _followed_state(value: object) -> FollowedState | None:
+    if value is None:
+        return None
+    fields = object_from_json(value)
+    if set(fields) != {"version", "digest"}:
+        raise ValueError(f"what it follows has the fields {shown(sorted(fields))}")
+    return FollowedState(version=integer_from_json(fields["version"]), digest=text_from_json(fields["digest"]))
 
 
 def _check_hashes(tensors: Mapping[str, Float32], fields: Mapping[str, Any]) -> None:
@@ -241,8 +268,8 @@ def _fields_of(header: dict[str, Any]) -> dict[str, Any]:
         raise _no_update(error) from error
     if schema_version not in _FIELDS_OF_SCHEMA:
         raise CorruptFileError(
-            f"The class update has schema version {schema_version}; this release reads {PLAIN_SCHEMA} and "
-            f"{ARBITER_SCHEMA}.",
+            f"The class update has schema version {schema_version}; this release reads {PLAIN_SCHEMA} to "
+            f"{BOUND_SCHEMA}.",
             found=schema_version,
             expected=tuple(_FIELDS_OF_SCHEMA),
             hint="Update icis-deploy.",
@@ -254,4 +281,6 @@ def _fields_of(header: dict[str, Any]) -> dict[str, Any]:
             f"The class update's fields differ from schema {schema_version} in {difference}.",
             found=difference,
         )
+    if schema_version == ARBITER_SCHEMA and fields["arbiter_sha256"] is None:
+        raise CorruptFileError("The class update states no SHA-256 of its arbiter.", found=None, expected="a SHA-256")
     return fields

@@ -4,14 +4,15 @@ Rules:
 
 1. A private key is a file that only its owner can read (mode 600) and that is never overwritten.
 2. Version and expiry are the publisher's decision: they are set when signing, and setting them drops older signatures.
-   Terms that no device takes are refused before a key is read: a version out of range, an expiry in the past.
+   Terms that no device takes are refused before a key is read: a version out of range, an expiry in the past. So is a
+   version far beyond those before it: it would spend all of them.
 3. Signing what already has its terms adds a signature, so two keys can sign one file.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING
 from icis_deploy.common.files import read_plain, write_failure, write_file
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import CorruptFileError, IntegrityError, SignatureError, StorageError, UsageError
-from icis_deploy.head.class_update import MAX_VERSION, ClassUpdate
+from icis_deploy.head.class_update import MAX_VERSION, ClassUpdate, FollowedState
+from icis_deploy.updates.bundle_signature import bundle_envelope, parse_bundle_envelope
 from icis_deploy.updates.envelope import (
     envelope_of,
     load_envelope,
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner, SSlibKey
 
 PUBLIC_SUFFIX = ".pub"
+MAX_VERSION_STEP = 1 << 32
+"""A publisher who counts seconds, or milliseconds for fifty days, stays below it. What is beyond leaves no way back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,23 @@ class KeyPair:
 
     key_id: str
     """SHA-256 of the public key, lower-case hexadecimal, by which signatures and histories name it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """What a publisher binds a class update to when signing it."""
+
+    follows: FollowedState | None = None
+    """The state that devices must be in; `None` for a complete update, or for any state."""
+
+    complete: bool = False
+    """Whether the update brings every class that shall be in slots."""
+
+    targets: tuple[str, ...] = ()
+    """Digests of the bundles that may take it; empty: all of its head."""
+
+    highest_version: int = 0
+    """The greatest version before it, as far as that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +205,8 @@ def sign(
     out: Path | None = None,
     version: int | None = None,
     expires: datetime | None = None,
+    binding: Binding | None = None,
+    force: bool = False,
 ) -> SignedFile:
     """Sign a class update or a set of trusted keys.
 
@@ -193,6 +216,8 @@ def sign(
         out: Where the signed file goes; `None` replaces `path`.
         version: A new version; `None` keeps the file's.
         expires: A new expiry; `None` keeps the file's.
+        binding: What a class update follows, and for which bundles it is; `None` keeps what the file says.
+        force: Whether a version far beyond those before it is signed.
 
     Raises:
         LoadError, CorruptFileError: If the file cannot be read or is not one of ours.
@@ -209,6 +234,9 @@ def sign(
         content = parse_content(envelope)
     except CorruptFileError as error:
         raise CorruptFileError.at(path, error) from error
+    if binding is not None:
+        content = _bound(content, binding, path=path)
+        envelope = envelope_of(content)
     if version is not None or expires is not None:
         content = content.with_terms(
             version=content.version if version is None else version,
@@ -216,9 +244,54 @@ def sign(
         )
         envelope = envelope_of(content)
     _check_terms(content.version, content.expires)
+    if not force:
+        _check_step(content.version, held=0 if binding is None else binding.highest_version)
     signature = envelope.sign(load_private_key(key_path))
     write_file(target, serialize_envelope(envelope))
     return SignedFile(path=target, content=content, signed_by=signature.keyid)
+
+
+def sign_bundle_files(files: Mapping[str, bytes], signature: bytes | None, key_path: Path) -> tuple[bytes, str]:
+    """Return the signature of a bundle's files, and the id of the key that made it.
+
+    Args:
+        files: As `bundle_envelope` takes them.
+        signature: The one that the bundle has, to which one more is added where it is over the same files; or `None`.
+        key_path: The private key.
+
+    Raises:
+        SignatureError: If the key cannot be read.
+        CorruptFileError: If the signature that the bundle has is none.
+    """
+    envelope = bundle_envelope(files)
+    if signature is not None and (former := parse_bundle_envelope(signature)).payload == envelope.payload:
+        envelope = former
+    signed = envelope.sign(load_private_key(key_path))
+    return serialize_envelope(envelope), signed.keyid
+
+
+def _bound(content: ClassUpdate | TrustedKeys, binding: Binding, *, path: Path) -> ClassUpdate:
+    if isinstance(content, TrustedKeys):
+        raise UsageError(
+            f"{path} holds trusted keys, which follow no state and are for every bundle.",
+            found="trusted keys",
+            expected="a class update",
+            where=path,
+            hint="Sign them without `bundle` and `complete`.",
+        )
+    return content.bound(follows=binding.follows, complete=binding.complete, targets=binding.targets)
+
+
+def _check_step(version: int, *, held: int) -> None:
+    """Raise `UsageError` if a version is so far beyond those before it that it must be a mistake."""
+    if version > held + MAX_VERSION_STEP:
+        raise UsageError(
+            f"Version {version} is more than 2^32 above {held}, the greatest before it: every version below it would "
+            f"be spent on the devices that take it.",
+            found=version,
+            expected=f"at most {held + MAX_VERSION_STEP}",
+            hint="Give a smaller `version`, or `force=True` if it is meant.",
+        )
 
 
 def _check_terms(version: int | None, expires: datetime | None) -> None:
@@ -266,7 +339,11 @@ def trusted_keys_from_files(public_key_paths: Sequence[Path]) -> TrustedKeys:
         SignatureError: If a file cannot be read or is no Ed25519 public key.
         IncompatibleError: If there is no key, or too many.
     """
-    return TrustedKeys(public_keys=tuple(pem_from_public_key(load_public_key(path)) for path in public_key_paths))
+    return TrustedKeys(public_keys=_pems(public_key_paths))
+
+
+def _pems(paths: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(pem_from_public_key(load_public_key(path)) for path in paths)
 
 
 def rotate_keys(
@@ -276,6 +353,9 @@ def rotate_keys(
     out: Path,
     version: int,
     expires: datetime | None = None,
+    root_key_paths: Sequence[Path] = (),
+    root_threshold: int = 1,
+    highest_version: int | None = None,
 ) -> SignedFile:
     """Write a signed set of trusted keys: a device that applies it trusts these keys and no others.
 
@@ -285,6 +365,9 @@ def rotate_keys(
         out: The file.
         version: Of the set; greater than that of every set the devices applied before.
         expires: When devices stop taking the file; `None` is never.
+        root_key_paths: Public keys that alone may sign the next set; none: devices keep those they have.
+        root_threshold: How many of them must sign.
+        highest_version: The greatest version of a class update that counts as held; `None` changes nothing.
 
     Raises:
         SignatureError: If a key cannot be read.
@@ -294,7 +377,14 @@ def rotate_keys(
     """
     _check_absent(out, "signing replaces no other file")
     _check_terms(version, expires)
-    keys = trusted_keys_from_files(public_key_paths).with_terms(version=version, expires=expires)
+    keys = TrustedKeys(
+        public_keys=_pems(public_key_paths),
+        version=version,
+        expires=expires,
+        root_keys=_pems(root_key_paths),
+        root_threshold=root_threshold,
+        highest_version=highest_version,
+    )
     envelope = envelope_of(keys)
     signature = envelope.sign(load_private_key(key_path))
     write_file(out, serialize_envelope(envelope))

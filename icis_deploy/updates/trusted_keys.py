@@ -5,9 +5,14 @@ Rules:
 1. Keys are Ed25519, as PEM (SubjectPublicKeyInfo); `icis-deploy keygen` writes them.
 2. A file of trusted keys replaces the whole set, so a key that is not in it is revoked.
 3. `version` only ever grows on a device, in a sequence of its own; an old set cannot come back.
+4. Where a device has root keys, `root_threshold` of them must sign a set, and no other key can; the keys that sign
+   class updates cannot. Without root keys, any trusted key may replace the set, as was before there were roles.
 
-The file is a DSSE envelope like a class update's, with canonical JSON as payload. Version 1 of this format is frozen.
+The file is a DSSE envelope like a class update's, with canonical JSON as payload. A set with root keys, or one that
+gives versions back, is of schema 2, any other of schema 1, byte for byte as before; both are frozen.
 """
+
+# Why: docs/decisions/0089.
 
 from __future__ import annotations
 
@@ -32,12 +37,16 @@ from icis_deploy.head.class_update import MAX_VERSION
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
 
-SCHEMA_VERSION = 1
+PLAIN_SCHEMA, ROLES_SCHEMA = 1, 2
 TRUSTED_KEYS_TYPE = "application/vnd.icis-deploy.trusted-keys.v1+json"
 MAX_TRUSTED_KEYS = 16
 MAX_KEY_BYTES = 1 << 12
 MAX_TRUSTED_KEYS_BYTES = MAX_TRUSTED_KEYS * MAX_KEY_BYTES
 _FIELDS = frozenset({"schema_version", "public_keys", "version", "expires"})
+_FIELDS_OF_SCHEMA = {
+    PLAIN_SCHEMA: _FIELDS,
+    ROLES_SCHEMA: _FIELDS | {"root_keys", "root_threshold", "highest_version"},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +72,16 @@ class TrustedKeys:
     expires: datetime | None = None
     """When devices stop taking this set, in UTC with a resolution of a second; `None` is never."""
 
+    root_keys: tuple[str, ...] = ()
+    """Ed25519 public keys, as `public_keys`, that alone may sign the next set; empty: the device keeps those it has."""
+
+    root_threshold: int = 1
+    """How many of `root_keys` must sign."""
+
+    highest_version: int | None = None
+    """The greatest version of a class update that counts as held: devices take back what came after it, and accept
+    greater versions again. `None` changes neither. Only root keys can do that."""
+
     def __post_init__(self) -> None:
         canonical = dict.fromkeys(canonical_pem(key) for key in self.public_keys)
         object.__setattr__(self, "public_keys", tuple(canonical))
@@ -72,6 +91,7 @@ class TrustedKeys:
                 found=len(self.public_keys),
                 expected=f"1 to {MAX_TRUSTED_KEYS}",
             )
+        self._check_roles()
         if self.version < 1:
             raise IncompatibleError(
                 f"The trusted keys have version {self.version}; expected at least 1.",
@@ -93,6 +113,32 @@ class TrustedKeys:
                     expected="a time in UTC",
                 )
             object.__setattr__(self, "expires", self.expires.astimezone(timezone.utc).replace(microsecond=0))
+
+    def _check_roles(self) -> None:
+        roots = tuple(dict.fromkeys(canonical_pem(key) for key in self.root_keys))
+        object.__setattr__(self, "root_keys", roots)
+        if len(roots) > MAX_TRUSTED_KEYS or not 1 <= self.root_threshold <= max(1, len(roots)):
+            raise IncompatibleError(
+                f"{self.root_threshold} of {len(roots)} root keys are to sign; expected at least one, and no more than "
+                f"there are (at most {MAX_TRUSTED_KEYS}).",
+                found=(self.root_threshold, len(roots)),
+                expected=f"1 to {len(roots)} of at most {MAX_TRUSTED_KEYS}",
+                hint="Give another `threshold`, or more keys as `root`.",
+            )
+        if both := set(roots) & set(self.public_keys):
+            raise IncompatibleError(
+                f"{len(both)} keys are both root keys and keys that sign updates: whoever steals one has both roles.",
+                found=len(both),
+                expected="different keys",
+                hint="Make root keys of their own with `keygen()`, and keep them offline.",
+            )
+        if self.highest_version is not None and not 0 <= self.highest_version <= MAX_VERSION:
+            raise IncompatibleError(
+                "The highest version of the trusted keys is out of range.",
+                found=self.highest_version,
+                expected=f"0 to {MAX_VERSION}",
+                hint="Give another `highest_version`.",
+            )
 
     def with_terms(self, *, version: int, expires: datetime | None) -> TrustedKeys:
         """Return the same set under another version and expiry; what a publisher decides when signing."""
@@ -154,12 +200,19 @@ def key_ids(public_keys: Sequence[str]) -> tuple[str, ...]:
 
 def serialize_trusted_keys(keys: TrustedKeys) -> bytes:
     """Return the canonical JSON of a set of trusted keys; equal sets give equal bytes."""
-    fields = {
-        "schema_version": SCHEMA_VERSION,
+    fields: dict[str, object] = {
+        "schema_version": PLAIN_SCHEMA,
         "public_keys": keys.public_keys,
         "version": keys.version,
         "expires": None if keys.expires is None else json_from_time(keys.expires),
     }
+    if keys.root_keys or keys.highest_version is not None:
+        fields |= {
+            "schema_version": ROLES_SCHEMA,
+            "root_keys": keys.root_keys,
+            "root_threshold": keys.root_threshold,
+            "highest_version": keys.highest_version,
+        }
     return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -178,14 +231,20 @@ def parse_trusted_keys(payload: bytes) -> TrustedKeys:
     try:
         fields = load_strict(payload)
         schema_version = integer_from_json(fields["schema_version"])
-        if schema_version != SCHEMA_VERSION:
-            raise ValueError(f"its schema version is {schema_version}, this release reads {SCHEMA_VERSION}")
-        if set(fields) != _FIELDS:
-            raise ValueError(f"its fields differ from the schema in {sorted(set(fields) ^ _FIELDS)}")
+        if schema_version not in _FIELDS_OF_SCHEMA:
+            raise ValueError(
+                f"its schema version is {schema_version}, this release reads {PLAIN_SCHEMA} and {ROLES_SCHEMA}"
+            )
+        if difference := set(fields) ^ _FIELDS_OF_SCHEMA[schema_version]:
+            raise ValueError(f"its fields differ from the schema in {sorted(difference)}")
+        highest = fields.get("highest_version")
         return TrustedKeys(
             public_keys=names_from_json(fields["public_keys"]),
             version=integer_from_json(fields["version"]),
             expires=None if fields["expires"] is None else time_from_json(fields["expires"]),
+            root_keys=names_from_json(fields.get("root_keys", [])),
+            root_threshold=integer_from_json(fields.get("root_threshold", 1)),
+            highest_version=None if highest is None else integer_from_json(highest),
         )
     except (ICISDeployError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFileError(

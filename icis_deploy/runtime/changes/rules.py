@@ -6,13 +6,16 @@ Rules, in the order in which they are checked:
 2. It must be signed by a trusted key. An unsigned class update passes only where the operator allowed it; a file that
    is signed by somebody else never does. Trusted keys are the journal's, else those of the bundle's `trust/` folder.
 3. Only then is the payload parsed.
-4. A class update must be made for the device's seen head.
+4. A class update must be made for the device's seen head, for this bundle where it names bundles, and for the state
+   that the device is in where it says what it follows. What a device was taught or disabled is no part of that state.
 5. Its version must be greater than every version the device ever held, rolled back or not.
 6. It must not have expired. The time is the clock's, or the last time the device saw if the clock is behind it.
 7. Its classes must fit: added ones unknown, replaced and removed ones in a slot, enough empty slots; and its rows may
    have an arbiter only where the model takes one.
-8. A set of trusted keys must be signed by a key trusted now, whatever the operator allows; rules 5 and 6 hold for it
-   with the version of the trusted keys.
+8. A set of trusted keys must be signed by a key trusted now, whatever the operator allows; where the device has root
+   keys, by as many of them as their threshold says and by nobody else. New root keys must sign the set that brings them
+   as well. Rules 5 and 6 hold for it with the version of the trusted keys. One that root keys signed may give versions
+   back that a stolen key spent; what came with them is taken back.
 9. `rollback` goes to the state before the current one. It needs no signature: whoever can run it holds the device.
 10. At least one class stays enabled.
 11. A bundle that replaces another one on a device is of the same head and no older version; what the device
@@ -32,7 +35,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.bundle.manifest import Bundle, target_digest
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import (
     ClassConflictError,
@@ -40,6 +43,7 @@ from icis_deploy.errors import (
     ExpiredError,
     IncompatibleError,
     SignatureError,
+    UpdateOrderError,
     UsageError,
     VersionRollbackError,
     WrongBaseError,
@@ -48,9 +52,21 @@ from icis_deploy.head.arbiter import STATISTICS
 from icis_deploy.head.class_names import MAX_NAME_BYTES, quoted
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.state.journal import MAX_HISTORY, MAX_STATES, HistoryEntry, Journal, StateEntry
+from icis_deploy.runtime.state.journal import (
+    MAX_HISTORY,
+    MAX_STATES,
+    HistoryEntry,
+    Journal,
+    StateEntry,
+    initial_journal,
+)
 from icis_deploy.updates.envelope import MAX_SIGNATURE_BYTES, parse_content, parse_envelope, verify_signature
-from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS_BYTES, TrustedKeys
+from icis_deploy.updates.trusted_keys import (
+    MAX_TRUSTED_KEYS_BYTES,
+    TRUSTED_KEYS_TYPE,
+    TrustedKeys,
+    public_key_from_pem,
+)
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
@@ -87,7 +103,12 @@ def max_update_bytes(bundle: Bundle) -> int:
 
 
 def verify_bytes(
-    data: bytes, *, bundle: Bundle, trusted_keys: Sequence[SSlibKey], allow_unsigned: bool
+    data: bytes,
+    *,
+    bundle: Bundle,
+    trusted_keys: Sequence[SSlibKey],
+    allow_unsigned: bool,
+    journal: Journal | None = None,
 ) -> VerifiedContent:
     """Return what a file holds, if it may be believed (rules 1, 2, 3 and 8).
 
@@ -96,6 +117,7 @@ def verify_bytes(
         bundle: The device's.
         trusted_keys: The public keys trusted now.
         allow_unsigned: Whether the operator takes a class update that nobody signed.
+        journal: What the device remembers, whose root keys alone may sign trusted keys; `None` if it has none.
 
     Raises:
         CorruptFileError: If it is too large, or not one of our files.
@@ -111,7 +133,11 @@ def verify_bytes(
     envelope = parse_envelope(data)
     signed_by = None
     if envelope.signatures or not allow_unsigned:
-        signed_by = verify_signature(envelope, trusted_keys)
+        if journal is not None and journal.root_keys and envelope.payload_type == TRUSTED_KEYS_TYPE:
+            roots = [public_key_from_pem(text) for text in journal.root_keys]
+            signed_by = verify_signature(envelope, roots, threshold=journal.root_threshold)
+        else:
+            signed_by = verify_signature(envelope, trusted_keys)
     content = parse_content(envelope, is_verified=signed_by is not None)
     if isinstance(content, TrustedKeys) and signed_by is None:
         raise SignatureError(
@@ -120,6 +146,12 @@ def verify_bytes(
             expected="a signature by a trusted key",
             hint="Sign them with `sign()`; `allow_unsigned` is for updates.",
         )
+    if isinstance(content, TrustedKeys) and content.root_keys:
+        new_roots = [public_key_from_pem(text) for text in content.root_keys]
+        try:
+            verify_signature(envelope, new_roots, threshold=content.root_threshold)
+        except SignatureError as error:
+            raise SignatureError.at("The root keys that the set brings must sign it too", error) from error
     return VerifiedContent(content=content, payload=envelope.payload, signed_by=signed_by)
 
 
@@ -142,7 +174,8 @@ def plan_update(
         clock: The time by the device's clock.
 
     Raises:
-        WrongBaseError: If it was made for another head.
+        WrongBaseError: If it was made for another head, or signed for other bundles.
+        UpdateOrderError: If it follows a state that the device is not in.
         VersionRollbackError: If it is not newer than every version the device held.
         ExpiredError: If it expired.
         IncompatibleError, ClassConflictError, CapacityError: If its classes do not fit.
@@ -162,14 +195,51 @@ def plan_update(
             expected=bundle.base_fingerprint,
             hint="Inject again with this device's model and class list.",
         )
+    _check_target(update, bundle)
     _check_version(update.version, held=journal.highest_version, what="class update")
     _check_expiry(update.expires, journal=journal, clock=clock, what="class update")
+    _check_follows(update, journal, table)
     check_arbiter(update, bundle, hint="Export it again with `arbiter='auto'`, or inject with `arbiter='off'`.")
-    taken_over = tuple(name for name in journal.current.taught if name in update.added)
-    new_table = table.without(taken_over).apply(update, seen_names=_set_of(bundle.class_names))
+    taught = journal.current.taught
+    taken_over = tuple(name for name in taught if name in update.added)
+    new_table = table.without(taken_over).apply(update, seen_names=_set_of(bundle.class_names), keeping=taught)
     if journal.disabled:
         _check_enabled((*bundle.class_names, *new_table.filled_names), journal.disabled)
     return new_table
+
+
+def _check_target(update: ClassUpdate, bundle: Bundle) -> None:
+    if update.targets and (found := target_digest(bundle)) not in update.targets:
+        raise WrongBaseError(
+            f"The class update was signed for other bundles ({', '.join(each[:16] for each in update.targets[:4])}); "
+            f"this one is {found[:16]}: its model or the preparation of its images is another.",
+            found=found,
+            expected=update.targets,
+            hint="Sign it for this bundle with `sign()` and its `bundle`.",
+        )
+
+
+def _check_follows(update: ClassUpdate, journal: Journal, table: SlotTable) -> None:
+    if update.follows is None:
+        return
+    held = journal.current.version
+    found = table.digest(leaving_out=journal.current.taught)
+    if found == update.follows.digest:
+        return
+    missing = update.follows.version
+    if missing > journal.highest_version:
+        hint = f"Deliver version {missing} first, or an update that was signed with `complete=True`."
+    else:
+        hint = (
+            f"Sign it for the classes of version {held}, or sign an update with `complete=True`, which any state takes."
+        )
+    raise UpdateOrderError(
+        f"Class update {update.version} follows version {missing} ({update.follows.digest[:16]}…); this device is at "
+        f"version {held} ({found[:16]}…), whose classes differ.",
+        found=(held, found),
+        expected=(missing, update.follows.digest),
+        hint=hint,
+    )
 
 
 def check_arbiter(update: ClassUpdate, bundle: Bundle, *, hint: str) -> None:
@@ -247,7 +317,7 @@ def after_update(journal: Journal, entry: HistoryEntry, state: StateEntry) -> Jo
 
 
 def after_trusted_keys(
-    journal: Journal, verified: VerifiedContent, keys: TrustedKeys, *, clock: datetime
+    journal: Journal, verified: VerifiedContent, keys: TrustedKeys, *, bundle: Bundle, clock: datetime
 ) -> tuple[HistoryEntry, Journal]:
     """Return the journal after a new set of trusted keys (rule 8), and its line in the history.
 
@@ -266,7 +336,26 @@ def after_trusted_keys(
         signed_by=verified.signed_by,
     )
     changed = replace(journal, trust_version=keys.version, trusted_keys=keys.public_keys)
+    if keys.root_keys:
+        changed = replace(changed, root_keys=keys.root_keys, root_threshold=keys.root_threshold)
+    if keys.highest_version is not None:
+        changed = _with_versions_back(changed, keys.highest_version, journal=journal, bundle=bundle)
+        entry = replace(entry, version=changed.current.version)
     return entry, _recorded(changed, entry)
+
+
+def _with_versions_back(changed: Journal, highest: int, *, journal: Journal, bundle: Bundle) -> Journal:
+    if not journal.root_keys:
+        raise SignatureError(
+            "The set of trusted keys gives versions back, and this device has no root keys, which alone may do that.",
+            found="no root keys",
+            expected="root keys",
+            hint="Install the bundle again; `rotate_keys()` with `root` gives devices root keys.",
+        )
+    kept = tuple(state for state in changed.states if state.version <= highest)
+    kept = kept or initial_journal(bundle).states
+    # `_check_version` lets a set of trusted keys in once, so what it gives back cannot be given back again.
+    return replace(changed, states=kept, highest_version=max(highest, *(state.version for state in kept)))
 
 
 def state_before(journal: Journal) -> StateEntry:
@@ -352,6 +441,8 @@ def after_replacement(
         disabled=disabled,
         trust_version=keys.trust_version,
         trusted_keys=keys.trusted_keys,
+        root_keys=keys.root_keys,
+        root_threshold=keys.root_threshold,
         history=former.history,
     )
     return entry, _recorded(merged, entry)

@@ -160,13 +160,21 @@ class Updater:
                 bundle=self._bundle,
                 trusted_keys=self._store.trusted_keys(before),
                 allow_unsigned=allow_unsigned,
+                journal=before,
             )
             held = self._table_before(before)
             content, slots = verified.content, None
             if isinstance(content, TrustedKeys):
-                entry, after = rules.after_trusted_keys(before, verified, content, clock=self._clock())
+                entry, after = rules.after_trusted_keys(
+                    before, verified, content, bundle=self._bundle, clock=self._clock()
+                )
                 watch.lap("verify")
-                prepared = self._tested_before(after, held)
+                if after.current == before.current:
+                    prepared = self._tested_before(after, held)
+                else:  # versions were given back, and what came with them is taken back
+                    table = self._store.load_table(self._bundle, after.current)
+                    check_disabled(after, known_names(self._bundle, table))
+                    prepared = self._prepared(table, version=after.current.version, disabled=after.disabled)
             else:
                 clock = self._clock()
                 table = rules.plan_update(before, content, table=held, bundle=self._bundle, clock=clock)

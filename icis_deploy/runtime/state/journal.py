@@ -160,6 +160,12 @@ class Journal:
     trusted_keys: tuple[str, ...] | None = None
     """PEM of the keys that replaced those in `trust/`; `None` before the first replacement."""
 
+    root_keys: tuple[str, ...] = ()
+    """PEM of the keys that alone may replace the trusted ones; empty where any trusted key may."""
+
+    root_threshold: int = 1
+    """How many of them must sign."""
+
     history: tuple[HistoryEntry, ...] = ()
     """The last `MAX_HISTORY` changes, the oldest first."""
 
@@ -196,6 +202,8 @@ def serialize_journal(journal: Journal) -> bytes:
         "trusted_keys": journal.trusted_keys,
         "history": [],
     }
+    if journal.root_keys:  # journals without roles stay as they ever were
+        fields |= {"root_keys": journal.root_keys, "root_threshold": journal.root_threshold}
     # All states and lines of the history but one are those of the journal before, so their JSON is cached. Quotes in a
     # text are escaped, so each empty list is found exactly once.
     text = _dumps(fields)
@@ -276,6 +284,9 @@ def _journal_from_json(fields: Mapping[str, Any]) -> Journal:
     ):
         raise ValueError("its versions contradict each other, or are out of range")
     keys, last_seen = fields["trusted_keys"], fields["last_seen"]
+    root_keys, threshold = names_from_json(fields.get("root_keys", [])), fields.get("root_threshold", 1)
+    if not 1 <= integer_from_json(threshold) <= max(1, len(root_keys)):
+        raise ValueError(f"{shown(threshold)} of its {len(root_keys)} root keys must sign")
     return Journal(
         base_fingerprint=text_from_json(fields["base_fingerprint"]),
         states=states,
@@ -284,6 +295,8 @@ def _journal_from_json(fields: Mapping[str, Any]) -> Journal:
         disabled=names_from_json(fields["disabled"]),
         trust_version=trust_version,
         trusted_keys=None if keys is None else names_from_json(keys),
+        root_keys=root_keys,
+        root_threshold=threshold,
         history=tuple(_history_from_json(object_from_json(entry)) for entry in list_from_json(fields["history"])),
     )
 

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save
 
 from icis_deploy.errors import CorruptFileError
-from icis_deploy.head.class_update import MAX_ROW_VALUE, ClassUpdate
+from icis_deploy.head.class_update import MAX_ROW_VALUE, ClassUpdate, FollowedState
 from icis_deploy.updates import payload as update_format
 from icis_deploy.updates.payload import parse_payload, serialize_payload
 
@@ -200,9 +200,9 @@ def test_a_refusal_quotes_a_file_shortly_and_without_what_rewrites_a_terminal(fi
 
 
 def test_a_newer_schema_is_refused_with_what_to_do(update):
-    message = r"^The class update has schema version 3; this release reads 1 and 2\. Update icis-deploy\."
+    message = r"^The class update has schema version 4; this release reads 1 to 3\. Update icis-deploy\."
     with pytest.raises(CorruptFileError, match=message):
-        parse_payload(payload_with(update, schema_version=3))
+        parse_payload(payload_with(update, schema_version=4))
 
 
 @pytest.mark.parametrize(
@@ -461,3 +461,54 @@ def test_a_header_that_does_not_describe_its_tensors_is_refused(name, change, ar
 
     with pytest.raises(CorruptFileError):
         parse_payload(payload, is_verified=True)
+
+
+BOUND = [
+    {"complete": True},
+    {"follows": FollowedState(version=2, digest="ab" * 32)},
+    {"targets": ("cd" * 32, "ab" * 32)},
+    {"follows": FollowedState(version=0, digest="ab" * 32), "targets": ("cd" * 32,)},
+]
+
+
+@pytest.mark.parametrize("binding", BOUND)
+@pytest.mark.parametrize("has_arbiter", [False, True])
+def test_what_an_update_follows_is_of_schema_3_and_comes_back(binding, has_arbiter, update, arbitrated):
+    base = arbitrated if has_arbiter else update
+    base = replace(base, added=base.class_names, replaced=(), removed=()) if binding.get("complete") else base
+    bound = replace(base, **binding)
+
+    payload = serialize_payload(bound)
+
+    assert b'\\"schema_version\\":3' in payload
+    assert parse_payload(payload) == bound
+    assert parse_payload(payload, is_verified=True) == bound
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"follows": {"version": 2}},
+        {"follows": {"version": 2, "digest": "xy"}},
+        {"follows": {"version": -1, "digest": "ab" * 32}},
+        {"follows": {"version": True, "digest": "ab" * 32}},
+        {"follows": []},
+        {"complete": 1},
+        {"complete": None},
+        {"targets": "ab"},
+        {"targets": ["ab"]},
+        {"targets": [7]},
+        {"targets": [["ab" * 32]]},
+        {"targets": [f"{number:064x}" for number in range(65)]},
+    ],
+)
+def test_a_binding_of_the_wrong_type_or_out_of_range_is_refused(change, update):
+    fields = {"schema_version": 3, "arbiter_sha256": None, "follows": None, "complete": False, "targets": []}
+
+    with pytest.raises(CorruptFileError):
+        parse_payload(payload_with(update, **fields | change))
+
+
+def test_schema_2_without_the_hash_of_its_arbiter_is_refused(update):
+    with pytest.raises(CorruptFileError, match="no SHA-256 of its arbiter"):
+        parse_payload(payload_with(update, schema_version=2, arbiter_sha256=None))

@@ -84,7 +84,7 @@ def test_what_is_no_ed25519_key_is_refused(pairs):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, "its schema version is 2, this release reads 1"),
+        ({"schema_version": 3}, "its schema version is 3, this release reads 1 and 2"),
         ({"schema_version": True}, "expected a whole number, found True"),
         ({"schema_version": 1.0}, r"expected a whole number, found 1\.0"),
         ({"extra": 1}, r"its fields differ from the schema in \['extra'\]"),

@@ -1,0 +1,75 @@
+"""Whether a bundle is signed: its files read and compared, before anything of it is believed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from icis_deploy.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from icis_deploy.common.files import read_plain
+from icis_deploy.errors import BundleError, IntegrityError, SignatureError
+from icis_deploy.runtime.state.store import TRUST_FOLDER
+
+
+def signed_files(folder: Path) -> dict[str, bytes]:
+    """Return the manifest and everything in `trust/`, by the path inside the bundle: what a signature is over.
+
+    Raises:
+        BundleError: If there is no manifest.
+        SignatureError: If something in `trust/` cannot be read, or there is too much of it.
+    """
+    from icis_deploy.updates.trusted_keys import MAX_KEY_BYTES, MAX_TRUSTED_KEYS
+
+    files = {
+        MANIFEST_NAME: read_plain(
+            folder / MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES, what="manifest", error_type=BundleError
+        )
+    }
+    trust = folder / TRUST_FOLDER
+    names = sorted(os.listdir(trust)) if trust.is_dir() else []  # noqa: PTH208
+    if len(names) > MAX_TRUSTED_KEYS:
+        raise SignatureError(
+            f"{trust} holds {len(names)} files; at most {MAX_TRUSTED_KEYS} are read.",
+            found=len(names),
+            expected=MAX_TRUSTED_KEYS,
+            where=trust,
+            hint="Remove what is no key of a publisher.",
+        )
+    for name in names:
+        data = read_plain(trust / name, max_bytes=MAX_KEY_BYTES, what="trusted key", error_type=SignatureError)
+        files[f"{TRUST_FOLDER}/{name}"] = data
+    return files
+
+
+def verify_bundle_signature(folder: Path, trust: Sequence[Path]) -> str:
+    """Return the id of the key that signed a bundle.
+
+    Args:
+        folder: The bundle.
+        trust: Files of public keys that are not in the bundle.
+
+    Raises:
+        BundleError: If there is no manifest.
+        SignatureError: If it is not signed, or by none of the keys, or a key cannot be read.
+        CorruptFileError: If the manifest or a trusted key is not what was signed.
+    """
+    from icis_deploy.updates.bundle_signature import (
+        MAX_BUNDLE_SIGNATURE_BYTES,
+        SIGNATURE_NAME,
+        unsigned_bundle_error,
+        verify_bundle_files,
+    )
+    from icis_deploy.updates.signing import load_public_key
+
+    keys = [load_public_key(path) for path in trust]
+    path = folder / SIGNATURE_NAME
+    if not os.path.lexists(path):
+        raise unsigned_bundle_error(str(folder))
+    signature = read_plain(
+        path, max_bytes=MAX_BUNDLE_SIGNATURE_BYTES, what="bundle signature", error_type=SignatureError
+    )
+    try:
+        return verify_bundle_files(signature, signed_files(folder), keys)
+    except IntegrityError as error:
+        raise type(error).at(folder, error) from error

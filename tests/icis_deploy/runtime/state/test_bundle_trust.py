@@ -1,0 +1,180 @@
+"""A signed bundle: what a carrier changes in it is found before anything of it is believed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+
+import pytest
+
+import icis_deploy
+from icis_deploy.cli.main import run
+from icis_deploy.errors import BundleError, CorruptFileError, SignatureError
+from icis_deploy.runtime.device import Device
+from icis_deploy.updates.signing import keygen
+from testing.bundles import make_update, trust
+
+
+@pytest.fixture
+def signed_bundle(bundle_folder, keys):
+    icis_deploy.sign_bundle(bundle_folder, key=keys.private_path)
+    return bundle_folder
+
+
+def test_a_signed_bundle_opens_with_the_key_that_signed_it_and_takes_updates(signed_bundle, keys, signed):
+    device = Device.open(signed_bundle, trust=[keys.public_path])
+    device.apply(signed(make_update("okapi")))
+
+    again = Device.open(signed_bundle, trust=[keys.public_path])
+
+    assert again.classes() == ("cat", "dog", "owl", "okapi")
+    assert icis_deploy.verify_bundle(signed_bundle, trust=[keys.public_path]) == keys.key_id
+
+
+def test_an_unsigned_bundle_is_refused_only_where_keys_are_given(bundle_folder, keys):
+    with pytest.raises(SignatureError, match="is not signed"):
+        Device.open(bundle_folder, trust=[keys.public_path])
+
+    assert Device.open(bundle_folder).version == 0
+
+
+def test_no_keys_at_all_trust_nobody(signed_bundle):
+    with pytest.raises(SignatureError, match="trusted are none"):
+        Device.open(signed_bundle, trust=[])
+
+
+def test_a_strangers_signature_does_not_count(bundle_folder, keys, tmp_path):
+    stranger = keygen(tmp_path / "stranger")
+    icis_deploy.sign_bundle(bundle_folder, key=stranger.private_path)
+
+    with pytest.raises(SignatureError, match=stranger.key_id[:16]):
+        Device.open(bundle_folder, trust=[keys.public_path])
+
+
+def test_each_of_two_signatures_is_enough(signed_bundle, keys, tmp_path):
+    second = keygen(tmp_path / "second")
+    icis_deploy.sign_bundle(signed_bundle, key=second.private_path)
+
+    for each in (keys, second):
+        assert icis_deploy.verify_bundle(signed_bundle, trust=[each.public_path]) == each.key_id
+
+
+def test_signing_a_bundle_that_was_changed_drops_the_signatures_over_what_it_was(signed_bundle, keys, tmp_path):
+    second = keygen(tmp_path / "second")
+    trust(signed_bundle, second.public_path)
+    icis_deploy.sign_bundle(signed_bundle, key=second.private_path)
+
+    with pytest.raises(SignatureError):
+        icis_deploy.verify_bundle(signed_bundle, trust=[keys.public_path])
+    assert icis_deploy.verify_bundle(signed_bundle, trust=[second.public_path]) == second.key_id
+
+
+def _add_key(folder, tmp_path):
+    trust(folder, keygen(tmp_path / "evil").public_path)
+
+
+def _exchange_key(folder, tmp_path):
+    shutil.copy(keygen(tmp_path / "evil").public_path, folder / "trust" / "release-key.pub")
+
+
+def _change_manifest(folder, _tmp_path):
+    path = folder / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"cat"', b'"dgo"'))
+
+
+def _change_model(folder, _tmp_path):
+    data = bytearray((folder / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(data)
+
+
+def _remove_key(folder, _tmp_path):
+    (folder / "trust" / "release-key.pub").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_add_key, r"trust/evil\.pub'? was added"),
+        (_exchange_key, r"trust/release-key\.pub'? was changed"),
+        (_change_manifest, r"manifest\.json'? was changed"),
+        (_change_model, "changed or damaged"),
+        (_remove_key, r"trust/release-key\.pub'? is missing"),
+    ],
+)
+def test_what_a_carrier_changes_is_named(change, message, signed_bundle, keys, tmp_path):
+    change(signed_bundle, tmp_path)
+
+    with pytest.raises(CorruptFileError, match=message):
+        Device.open(signed_bundle, trust=[keys.public_path])
+
+
+def test_a_signature_of_another_bundle_does_not_fit(signed_bundle, new_folder, keys):
+    shutil.copy(signed_bundle / "bundle.dsse", new_folder)
+
+    with pytest.raises(CorruptFileError, match=r"manifest\.json'? was changed"):
+        Device.open(new_folder, trust=[keys.public_path])
+
+
+def test_a_device_goes_over_to_a_signed_bundle_alone_where_keys_are_given(signed_bundle, new_folder, keys):
+    device = Device.open(signed_bundle, trust=[keys.public_path])
+
+    with pytest.raises(SignatureError, match="is not signed"):
+        device.replace(new_folder, trust=[keys.public_path])
+
+    icis_deploy.sign_bundle(new_folder, key=keys.private_path)
+    device.replace(new_folder, trust=[keys.public_path])
+    assert device.version == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bomb", "no statement", "another kind", "subject twice", "folder"])
+def test_a_damaged_signature_is_refused_in_one_line(damage, signed_bundle, keys):
+    path = signed_bundle / "bundle.dsse"
+    values = json.loads(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-3])
+    elif damage == "bomb":
+        path.write_bytes(b"[" * (1 << 20))
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        from securesystemslib.dsse import Envelope
+
+        from icis_deploy.updates.envelope import serialize_envelope
+        from icis_deploy.updates.signing import load_private_key
+
+        statement = json.loads(base64.b64decode(values["payload"]))
+        kind = values["payloadType"]
+        if damage == "no statement":
+            statement = {}
+        elif damage == "another kind":
+            kind = "application/x"
+        else:
+            statement["subject"] *= 2
+        envelope = Envelope(json.dumps(statement).encode(), kind, {})
+        envelope.sign(load_private_key(keys.private_path))
+        path.write_bytes(serialize_envelope(envelope))
+
+    with pytest.raises((CorruptFileError, SignatureError)) as refused:
+        Device.open(signed_bundle, trust=[keys.public_path])
+
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 400
+
+
+def test_the_commands_sign_and_check_a_bundle(bundle_folder, keys, capsys):
+    check = ["verify-bundle", str(bundle_folder), "--trust", str(keys.public_path)]
+    assert run(check) == 6
+    assert "is not signed" in capsys.readouterr().err
+
+    assert run(["sign-bundle", str(bundle_folder), "--key", str(keys.private_path)]) == 0
+    assert run(check) == 0
+
+    assert keys.key_id in capsys.readouterr().out
+
+
+def test_no_bundle_is_signed_where_there_is_none(tmp_path, keys):
+    with pytest.raises(BundleError, match="no bundle"):
+        icis_deploy.sign_bundle(tmp_path / "absent", key=keys.private_path)
