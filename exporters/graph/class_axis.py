@@ -28,6 +28,13 @@ _UNUSUAL_ELEMENTWISE = frozenset(
 _REDUCTIONS = frozenset(
     {"ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"}
 )
+_KEEPS_CLASS_IDS = frozenset(
+    {"Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""What gives the indices that it takes as its first input in another shape or type, or some of them."""
+
+_GIVES_CLASS_IDS = _KEEPS_CLASS_IDS | {"Add", "Concat", "Sub"}
+_TAKES_ONE_NUMBER = frozenset({"Add", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Sub"})
 _TABLE_LOOKUPS = frozenset({"Gather", "GatherElements", "GatherND", "OneHot"})
 
 
@@ -69,13 +76,16 @@ class Followed:
     """Why no class can be added, in words; `None` where one can."""
 
 
-def follow(node: ir.Node, carriers: list[Carrier]) -> Followed:
+def follow(node: ir.Node, carriers: list[Carrier], class_ids: frozenset[ir.Value] = frozenset()) -> Followed:
     """Follow the class axis through a node.
 
     Args:
         node: Takes something that is computed from the logits.
         carriers: Those of its inputs that have a class axis; none, if it only takes what has none any more.
+        class_ids: Those of its inputs that are indices of chosen classes.
     """
+    if class_ids and not carriers:
+        return _follow_class_ids(node, class_ids)
     if not carriers:
         # Input 1 holds the indices; a Gather of a shape's entry has what is computed from the logits as input 0.
         looks_up = node.op_type in _TABLE_LOOKUPS and is_constant(node.inputs[0])
@@ -91,6 +101,45 @@ def follow(node: ir.Node, carriers: list[Carrier]) -> Followed:
         if handler is not None and carriers[0].value is node.inputs[0]:
             return handler(node, carriers[0])
     return Followed(obstacle=f"{label(node)} ({node.op_type}) mixes classes, or takes a fixed number of them")
+
+
+def class_ids_of(node: ir.Node, takes_class_ids: bool) -> frozenset[ir.Value]:
+    """Return those outputs of a node that are indices of chosen classes.
+
+    Args:
+        node: May be followed.
+        takes_class_ids: Whether it takes indices of chosen classes.
+    """
+    if node.domain not in STANDARD_DOMAINS:
+        return frozenset()
+    if node.op_type == "TopK" and not takes_class_ids:
+        return frozenset(node.outputs[1:])
+    is_choice = node.op_type in {"ArgMax", "ArgMin"} or (node.op_type in _GIVES_CLASS_IDS and takes_class_ids)
+    return frozenset(node.outputs) if is_choice else frozenset()
+
+
+def _follow_class_ids(node: ir.Node, class_ids: frozenset[ir.Value]) -> Followed:
+    """Follow indices of chosen classes, of which there may be greater ones than the model was made for.
+
+    An operator that only moves them, adds a number, or compares them with one gives the right result for these too.
+    Whatever else takes them may look them up in a table, of any operator, domain or form, and has no entry for a new
+    class: ONNX Runtime gives the last entry, a default, or an error.
+    """
+    if node.domain in STANDARD_DOMAINS:
+        others = [value for value in node.inputs if value is not None and value not in class_ids]
+        if node.op_type in _KEEPS_CLASS_IDS and node.inputs[0] in class_ids and not class_ids & {*node.inputs[1:]}:
+            return Followed()
+        if node.op_type == "Shape" or (node.op_type == "Concat" and not others):
+            return Followed()
+        if node.op_type in _TAKES_ONE_NUMBER and all(_is_one_number(value) for value in others):
+            return Followed()
+    return Followed(
+        obstacle=f"{label(node)} ({node.op_type}) looks classes up in a table, or takes a fixed number of them"
+    )
+
+
+def _is_one_number(value: ir.Value) -> bool:
+    return is_constant(value) and constant_size(value) == 1
 
 
 def may_follow_logits(node: ir.Node) -> bool:

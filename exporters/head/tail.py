@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph.class_axis import Carrier, Followed, follow
+from exporters.graph.class_axis import Carrier, Followed, class_ids_of, follow
 from exporters.graph.constants import constant_array, is_constant
 from exporters.graph.edits import add_initializer
 from exporters.graph.reading import input_of, label
@@ -61,14 +61,22 @@ class Tail:
 def trace_tail(logits: ir.Value, class_axis: int, num_classes: int) -> Tail:
     """Follow the class axis from `logits` to the outputs of the graph."""
     axes: dict[ir.Value, int | None] = {logits: class_axis}
+    class_ids: set[ir.Value] = set()
     found: list[tuple[ir.Node, Followed]] = []
     graph = logits.graph
     assert graph is not None, "logits are the output of a node"
     for node in graph:
-        if any(source in axes for source in node.inputs):
-            followed = _follow(node, axes, num_classes)
+        if any(value in axes for value in _taken_inside(node)):
+            found.append(
+                (node, Followed(obstacle=f"{label(node)} ({node.op_type}) takes classes in a graph of its own"))
+            )
+            axes.update(dict.fromkeys(node.outputs, None))
+        elif any(source in axes for source in node.inputs):
+            ids = frozenset(value for value in node.inputs if value is not None and value in class_ids)
+            followed = _follow(node, axes, num_classes, ids)
             found.append((node, followed))
             axes.update(dict.fromkeys(node.outputs, followed.axis))
+            class_ids |= class_ids_of(node, takes_class_ids=bool(ids))
     return Tail(
         logits=logits,
         num_classes=num_classes,
@@ -97,13 +105,28 @@ def resized(shape: ir.Shape, axis: int, size: int | ir.SymbolicDim) -> ir.Shape:
     return ir.Shape(dims)
 
 
-def _follow(node: ir.Node, axes: Mapping[ir.Value, int | None], num_classes: int) -> Followed:
+def _taken_inside(node: ir.Node) -> set[ir.Value]:
+    """Return the values that the graphs inside a node, such as the branches of an If, take from around it."""
+    graphs: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs.extend(attribute.as_graphs())
+    nodes = [inner for graph in graphs for inner in graph.all_nodes()]
+    taken = {value for inner in nodes for value in inner.inputs if value is not None}
+    return taken | {value for graph in graphs for value in graph.outputs}
+
+
+def _follow(
+    node: ir.Node, axes: Mapping[ir.Value, int | None], num_classes: int, class_ids: frozenset[ir.Value]
+) -> Followed:
     carriers = [
         Carrier(value=source, axis=axis, num_classes=num_classes)
         for source in node.inputs
         if source is not None and (axis := axes.get(source)) is not None
     ]
-    followed = follow(node, carriers)
+    followed = follow(node, carriers, class_ids)
     if followed.obstacle is None and _reverses_order(node, carriers, axes):
         return Followed(obstacle=f"{label(node)} ({node.op_type}) reverses the logits' order: the lowest would win")
     return followed

@@ -4,7 +4,7 @@ Rules:
 
 1. A file that the ONNX checker refuses is refused; nothing tries to repair it.
 2. What is loaded is brought to one form: no local functions, no initializer listed as an input by IR 3's rule, opset 13
-   or newer, shapes inferred. The caller's file is never changed.
+   or newer, dimensions that are positive numbers or open, shapes inferred. The caller's file is never changed.
 3. A model is written as one file; over protobuf's 2 GiB its large tensors go into `<name>.data`.
 4. Large weights are not in memory for being read or written: they stay in their file until something uses them.
 """
@@ -73,7 +73,7 @@ def load_onnx_file(path: Path) -> ir.Model:
             f"{path} ({path.stat().st_size} bytes) cannot be read as ONNX: {first_line(error)}.",
             found=first_line(error),
             where=path,
-            hint="It may be truncated or another kind of file; copy it again.",
+            hint=_unread_hint(path),
         ) from error
     _check_external_weights(model, path)
     common.TopologicalSortPass()(model)  # runtimes take a graph in any order, and some converters write one
@@ -86,6 +86,21 @@ def load_onnx_file(path: Path) -> ir.Model:
             hint="Export it again, or check it with onnx.checker.",
         ) from error
     return normalized(model, where=str(path))
+
+
+def _unread_hint(path: Path) -> str:
+    """Say what to do about a file that cannot be held in memory as a graph, valid or not."""
+    import onnx
+
+    try:
+        # Lazily: a valid file of gigabytes is rare here, and one that is damaged is refused at its first bytes.
+        onnx.checker.check_model(str(path))
+    except Exception:  # the checker's, protobuf's and the system's own types
+        return "It may be truncated or another kind of file; copy it again."
+    return (
+        "It is valid ONNX, of a kind that cannot be edited here, such as outputs that are sequences or maps; export it "
+        "with tensors as outputs (scikit-learn: options={'zipmap': False})."
+    )
 
 
 def newest_opset() -> int:
@@ -126,6 +141,7 @@ def normalized(model: ir.Model, *, where: str) -> ir.Model:
     Raises:
         ModelLoadError: If its opset is too old and cannot be converted.
     """
+    _open_dimensions(model)
     model = _with_current_opset(model, where=where)
     if model.functions:
         common.InlinePass()(model)
@@ -231,6 +247,25 @@ def _check_external_weights(model: ir.Model, path: Path) -> None:
             if tensor.nbytes < _MIN_EXTERNAL_BYTES:
                 value.const_value = ir.Tensor(np.array(array), dtype=tensor.dtype, name=tensor.name)
     make_external_weights_lazy(model)
+
+
+def _open_dimensions(model: ir.Model) -> None:
+    """Let dimensions that are no positive numbers be of any size, in place.
+
+    Converters write -1, 0 or "-1" where a size is open; ONNX Runtime takes any size there. The ONNX standard has no
+    negative dimension, and a constant without elements keeps its 0: it is no stated shape, but its own.
+    """
+    values = [*model.graph.inputs, *model.graph.outputs]
+    values += [output for node in model.graph.all_nodes() for output in node.outputs]
+    for value in values:
+        if value.shape is not None and value.const_value is None and any(_is_open(dim) for dim in value.shape):
+            value.shape = ir.Shape([None if _is_open(dim) else dim for dim in value.shape])
+
+
+def _is_open(dim: int | ir.SymbolicDim) -> bool:
+    if isinstance(dim, int):
+        return dim <= 0
+    return dim.value is not None and dim.value.lstrip("+-").isdigit()
 
 
 def _with_current_opset(model: ir.Model, *, where: str) -> ir.Model:

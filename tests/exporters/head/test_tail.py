@@ -234,3 +234,54 @@ def test_attributes_that_list_integers_are_empty_where_there_are_none():
 
     assert integers(model.graph[0], "pads") == (1, 1, 1, 1)
     assert integers(model.graph[0], "strides") == ()
+
+
+CHOICES = {
+    "the index of the best class": "best = ArgMax <axis = 1, keepdims = 0> (l)",
+    "the indices of the best classes": "values, best = TopK (l, two_best)",
+    "an index that was moved": "raw = ArgMax <axis = 1> (l) flat = Squeeze (raw, one) best = Cast <to = 7> (flat)",
+    "an index counted from 1": "raw = ArgMax <axis = 1, keepdims = 0> (l) best = Add (raw, one)",
+    "one of several indices": "values, raw = TopK (l, two_best) best = Gather <axis = 1> (raw, zero)",
+}
+TABLES = {
+    "Gather": "y = Gather (table, best)",
+    "OneHot": "y = OneHot (best, depth, on_off)",
+    "LabelEncoder": 'y = ai.onnx.ml.LabelEncoder <keys_int64s = [0, 1], values_strings = ["a", "b"]> (best)',
+    "an operator of a domain that nobody knows": "y = maker.Lookup (best)",
+    "one column for each class": "y = Equal (best, table)",
+    "an index that is divided": "y = Div (best, two_best)",
+    "a branch": "c = Equal (flag, zero) y = If <then_branch = t () => (float a) { a = Cast <to = 1> (best) }, "
+    "else_branch = e () => (float d) { d = Cast <to = 1> (best) }> (c)",
+}
+
+
+def chosen(choice: str, rest: str) -> ir.Model:
+    return parsed_model(
+        f"""<ir_version: 10, opset_import: ["": 20, "ai.onnx.ml": 3, "maker": 1]>
+        g (float[batch, 4] x) => (y) {CONSTANTS[:-1]}, int64[1] two_best = {{2}}, int64[1] flag = {{0}},
+            int64 depth = {{5}}, int64[2] on_off = {{0, 1}}, int64[5] table = {{7, 8, 9, 10, 11}}> {{
+            [head] l = Gemm <transB = 1> (x, w, b)
+            {choice}
+            {rest}
+        }}""".replace("=> (y)", "=> (int64[a] y)"),
+        w=WEIGHT,
+        b=BIAS,
+    )
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_of_classes_is_an_obstacle_whatever_looks_up_in_it(choice: str, table: str):
+    with pytest.raises(ModelLoadError, match=r"looks classes up in a table|takes classes in a graph of its own"):
+        find_head(chosen(CHOICES[choice], TABLES[table]), "head")
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_an_index_of_a_new_class_leaves_by_every_operator_that_only_moves_it(choice: str):
+    model = chosen(CHOICES[choice], "y = Identity (best)")
+    location = find_head(model, "head")
+    head = read_head(model, location, NAMES).expand(np.stack([NEW_ROWS[0]]) + 50, ["new"])
+
+    outputs = run_model(apply_passes(model, FuseHeadPass(location, head)), x=np.abs(IMAGES))
+
+    assert outputs["y"].reshape(len(IMAGES), -1)[:, 0].tolist() == [6 if "from 1" in choice else 5] * len(IMAGES)

@@ -295,3 +295,49 @@ def test_external_weights_that_are_cut_off_are_refused(tmp_path: Path):
 
     with pytest.raises(ModelLoadError, match=r"keeps the weight 'w' in big\.data, which cannot be read"):
         load_onnx_file(tmp_path / "big.onnx")
+
+
+@pytest.mark.parametrize("dims", [(-1, -1), (0, 0), ("-1", "0"), (-1, 0)])
+def test_a_dimension_that_is_no_positive_number_is_open(tmp_path: Path, dims: tuple[int | str, int | str]):
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 20]> g (float[n, 4] x) => (float[n, 5] y) { y = MatMul (x, w) }"""
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 5), dtype=np.float32), "w"))
+    for value, dim in zip((*proto.graph.input, *proto.graph.output), dims, strict=True):
+        entry = value.type.tensor_type.shape.dim[0]
+        entry.Clear()
+        if isinstance(dim, int):
+            entry.dim_value = dim
+        else:
+            entry.dim_param = dim
+    file = tmp_path / "model.onnx"
+    file.write_bytes(proto.SerializeToString())
+
+    model = load_onnx_file(file)
+
+    shapes = [value.shape for value in (*model.graph.inputs, *model.graph.outputs)]
+    assert all(shape is not None and isinstance(shape[0], ir.SymbolicDim) for shape in shapes)
+    assert all(shape is not None and not str(shape[0]).lstrip("-").isdigit() for shape in shapes)
+    assert run_model(model, x=np.ones((3, 4), dtype=np.float32))["y"].shape == (3, 5)
+
+
+def test_a_valid_file_that_cannot_be_edited_is_not_called_truncated(tmp_path: Path):
+    zipmap = onnx.helper.make_node("ZipMap", ["p"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3])
+    entry = onnx.helper.make_map_type_proto(
+        onnx.TensorProto.INT64, onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])
+    )
+    output = onnx.helper.make_value_info("y", onnx.helper.make_sequence_type_proto(entry))
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Softmax", ["x"], ["p"]), zipmap],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 4])],
+        [output],
+    )
+    imports = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("ai.onnx.ml", 3)]
+    file = tmp_path / "model.onnx"
+    file.write_bytes(onnx.helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString())
+
+    with pytest.raises(ModelLoadError, match="It is valid ONNX, of a kind that cannot be edited here") as caught:
+        load_onnx_file(file)
+
+    assert "truncated" not in str(caught.value)
