@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from icis_deploy.common.files import read_capped
+from icis_deploy.common.text_lines import split_lines
 from icis_deploy.errors import DescriptorError
 from icis_deploy.head.class_names import MAX_LIST_BYTES, quoted
 
@@ -37,7 +38,7 @@ def load_class_texts(path: Path) -> dict[str, tuple[str, ...]]:
     """
     data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="text list", error_type=DescriptorError)
     try:
-        lines = data.decode("utf-8-sig").splitlines()
+        lines = split_lines(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DescriptorError(
             f"The text list {path} is not text in UTF-8: {error}.",

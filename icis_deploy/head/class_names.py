@@ -7,6 +7,7 @@ from pathlib import Path
 
 from icis_deploy.common.files import read_capped
 from icis_deploy.common.terminal_text import shown
+from icis_deploy.common.text_lines import split_lines
 from icis_deploy.errors import ClassConflictError, LoadError
 
 MAX_LIST_BYTES = 1 << 26
@@ -50,7 +51,7 @@ def check_unique(class_names: Sequence[str]) -> None:
                 found=name,
                 expected="unique names",
                 where=f"class {index}",
-                hint="Rename or drop one.",
+                hint="Rename one of them.",
             )
         seen.add(name)
 
@@ -82,15 +83,16 @@ def quoted(class_names: Sequence[str]) -> str:
 def load_class_list(path: Path) -> tuple[str, ...]:
     """Read a text file with one class name a line, in the order of the logits.
 
-    Spaces around a name and empty lines at the end are dropped; an empty line between names is an error, because it
-    would shift every class after it.
+    Lines end as in text files of any system; a line separator or form feed within a name is part of it. Spaces around a
+    name and empty lines at the end are dropped; an empty line between names is an error, because it would shift every
+    class after it.
 
     Raises:
         LoadError: If the file cannot be read, is not UTF-8, is empty, or has an empty or repeated name.
     """
     data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="class list", error_type=LoadError)
     try:
-        lines = data.decode("utf-8-sig").rstrip().splitlines()
+        lines = split_lines(data.decode("utf-8-sig").rstrip())
     except UnicodeDecodeError as error:
         raise LoadError(
             f"The class list {path} is not text in UTF-8: {error}. Expected one class name a line.",

@@ -21,7 +21,7 @@ def test_unique_names_pass():
     [
         (
             ["ant", "bee", "ant"],
-            r"Class 'ant' is named twice \(again at index 2\); names must be unique\. Rename or drop",
+            r"Class 'ant' is named twice \(again at index 2\); names must be unique\. Rename one of them\.",
         ),
         (["ant", ""], r"Class 1 has an empty name; every class needs one\."),
         ([1], r"Class 0 is named 1; a name is a text that UTF-8 can hold\."),
@@ -52,6 +52,13 @@ def test_a_message_quotes_the_first_names_and_counts_the_others():
 )
 def test_a_class_list_is_read_in_order(tmp_path, data):
     assert load_class_list(class_list(tmp_path, data)) == ("ant", "honey bee")
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0c", "\x0b", "\x1c", "\x1d", "\x1e"])
+def test_only_a_line_end_ends_a_name(tmp_path, mark):
+    names = load_class_list(class_list(tmp_path, f"ant\nhoney{mark}bee\r\nwasp\rhornet\n".encode()))
+
+    assert names == ("ant", f"honey{mark}bee", "wasp", "hornet")
 
 
 def test_names_keep_their_own_letters(tmp_path):
