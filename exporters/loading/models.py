@@ -18,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.graph.edits import apply_passes
+from exporters.graph.softmax_fusion import FuseSoftmaxPass
 from exporters.graph.training_mode import refuse_training_mode
 from exporters.head.topk_output import RemoveTopKPass
 from exporters.loading.margin_removal import Feed, NamedRunner, RemoveMarginPass, without_margin
@@ -199,7 +200,7 @@ def parse_input_shape(text: str) -> tuple[int, ...]:
 def _load_onnx(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:
     read = load_onnx_file(Path(spec))
     refuse_training_mode(read, where=spec)
-    model, original = apply_passes(read, RemoveTopKPass()), OriginalOnnx(Path(spec))
+    model, original = apply_passes(read, RemoveTopKPass(), FuseSoftmaxPass()), OriginalOnnx(Path(spec))
     loaded = _loaded(model, source="onnx", spec=spec, image_shape=input_shape, run=original)
     return replace(loaded, release=original.release)
 
