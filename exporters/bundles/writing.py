@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_trust
+from exporters.bundles.requirements import model_input, require_exportable
 from exporters.conversion.convert import ConvertedModel, convert_precision, with_pixels_and_topk
 from exporters.gate.gate import compare_bundle
 from exporters.graph.edits import apply_passes
@@ -262,6 +262,7 @@ def write_bundle(
         ExportError: If a target cannot be built; `out` is as it was.
     """
     check_free(out, overwrite=overwrite)
+    require_exportable(loaded, location, settings.preprocessing)
     with new_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as building:
         start = time.perf_counter()
         preprocessing = settings.preprocessing
@@ -385,42 +386,6 @@ def _describe(
         reference_source=plan.reference_source,
         created_by=versions(),
     )
-
-
-def model_input(loaded: LoadedModel, preprocessing: Preprocessing | None) -> ModelInput:
-    """Return the input of a model, with the size that preprocessing gives where the model leaves it open.
-
-    Raises:
-        IncompatibleError: If the preprocessing gives images of another shape or type than the model takes.
-        UsageError: If the model leaves its size open and there is no preprocessing.
-    """
-    found = loaded.input_shape[1:]
-    shape = found if preprocessing is None else preprocessing.input_shape
-    if len(shape) != len(found) or any(isinstance(a, int) and a != b for a, b in zip(found, shape, strict=True)):
-        raise IncompatibleError(
-            f"The preprocessing gives images of shape {shape}; {loaded.spec} takes {found}.",
-            found=shape,
-            expected=found,
-            where=loaded.spec,
-            hint="Change crop, color or layout.",
-        )
-    sizes = tuple(size for size in shape if isinstance(size, int))
-    if len(sizes) != len(shape):
-        raise UsageError(
-            f"{loaded.spec} takes images of any size ({found}).",
-            found=found,
-            where=loaded.spec,
-            hint="Say which with `preprocess`.",
-        )
-    if loaded.input_dtype != np.float32:
-        raise IncompatibleError(
-            f"{loaded.spec} takes {loaded.input_dtype}; a bundle holds models that take float32.",
-            found=loaded.input_dtype,
-            expected="float32",
-            where=loaded.spec,
-            hint="Export it with a float32 input.",
-        )
-    return ModelInput(name=loaded.input_name, shape=sizes, dtype=str(loaded.input_dtype))
 
 
 def _describe_update(update: ClassUpdate) -> Mapping[str, object]:

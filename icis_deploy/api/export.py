@@ -177,6 +177,7 @@ def export(
         ICISDeployError: As `inspect`, and if something cannot be read or written.
     """
     enable_workbench()
+    from exporters.bundles.requirements import require_exportable
     from exporters.bundles.writing import BundleSettings, plan_head, write_bundle
     from exporters.generator.writing import with_generator
     from exporters.head.score_kinds import score_kind
@@ -187,6 +188,7 @@ def export(
     targets = plan_targets(options.targets, options.target_options, head_kind=options.head)
     preprocessing = preprocessing_from(options.preprocess)
     opened = inspect(model, classes=classes)
+    require_exportable(opened.loaded, opened.location, preprocessing)
     parsed = [update_from(update) for update in updates]
     plan = plan_head(
         head_of(opened),

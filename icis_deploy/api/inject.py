@@ -117,9 +117,12 @@ def _train(
     progress: Callable[[int, float], None] | None,
 ) -> Injection:
     """Inject without a word of what there is to doubt."""
+    from exporters.bundles.requirements import require_exportable
+
     options = options or InjectionOptions()
     described = None if descriptors is None else descriptors_from(descriptors)
     names, preprocessing, head = class_names_from(unseen), preprocessing_from(preprocess), head_of(opened)
+    require_exportable(opened.loaded, opened.location, preprocessing)
     photos = load_photos(opened, options, preprocessing)
     if photos is not None:
         new = classes_to_inject(head, described, names, photos)

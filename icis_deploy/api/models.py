@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icis_deploy.api.inputs import PathLike
-from icis_deploy.errors import UsageError
+from icis_deploy.errors import ICISDeployError, UsageError
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.head import Head
 from icis_deploy.workbench import enable_workbench
@@ -57,6 +57,17 @@ class OpenedModel:
 
     head: Head | None
     """Its rows and class names; `None` if no class list was given."""
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no bundle can hold the model, in words, and what to do; `None` where one can."""
+        from exporters.bundles.requirements import require_exportable
+
+        try:
+            require_exportable(self.loaded, self.location, None)
+        except ICISDeployError as error:
+            return str(error)
+        return None
 
 
 Model = PathLike | ModelSource | OpenedModel

@@ -49,6 +49,7 @@ def _result(opened: OpenedModel) -> dict[str, Any]:
             "reason": location.reason,
             "fingerprint": None if opened.head is None else opened.head.fingerprint,
         },
+        "obstacle": opened.obstacle,
     }
 
 
@@ -65,6 +66,7 @@ def _text(opened: OpenedModel) -> str:
             ("feature_dim", str(location.feature_dim)),
             ("followed by", ", ".join(location.followed_by) or "nothing"),
             ("certainty", f"{location.certainty}: {location.reason}"),
+            ("export", "possible" if opened.obstacle is None else f"not possible: {opened.obstacle}"),
             ("fingerprint", no_fingerprint if opened.head is None else opened.head.fingerprint),
         ]
     )

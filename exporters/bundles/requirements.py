@@ -1,0 +1,63 @@
+"""What a model must be so that a bundle can hold it: asked before anything is predicted, and when it is exported."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from exporters.head.finding import HeadLocation
+from exporters.head.score_kinds import score_kind
+from exporters.loading.models import LoadedModel
+from icis_deploy.bundle.manifest import ModelInput
+from icis_deploy.errors import IncompatibleError, UsageError
+from icis_deploy.images.preprocessing import Preprocessing
+
+
+def require_exportable(loaded: LoadedModel, location: HeadLocation, preprocessing: Preprocessing | None) -> None:
+    """Check that a bundle can hold a model.
+
+    Args:
+        loaded: The model.
+        location: Its head.
+        preprocessing: How images are prepared; `None` where that is not known (yet).
+
+    Raises:
+        ModelLoadError: If what follows the head are no scores that can be compared.
+        IncompatibleError: If it takes another type than float32, or the preprocessing gives images of another shape.
+    """
+    score_kind(location)
+    found = loaded.input_shape[1:]
+    shape = found if preprocessing is None else preprocessing.input_shape
+    if len(shape) != len(found) or any(isinstance(a, int) and a != b for a, b in zip(found, shape, strict=True)):
+        raise IncompatibleError(
+            f"The preprocessing gives images of shape {shape}; {loaded.spec} takes {found}.",
+            found=shape,
+            expected=found,
+            where=loaded.spec,
+            hint="Change crop, color or layout.",
+        )
+    if loaded.input_dtype != np.float32:
+        raise IncompatibleError(
+            f"{loaded.spec} takes {loaded.input_dtype}; a bundle holds models that take float32.",
+            found=loaded.input_dtype,
+            expected="float32",
+            where=loaded.spec,
+            hint="Export it with a float32 input.",
+        )
+
+
+def model_input(loaded: LoadedModel, preprocessing: Preprocessing | None) -> ModelInput:
+    """Return the input of a model that can be exported, with the size that preprocessing gives where it is open.
+
+    Raises:
+        UsageError: If the model leaves its size open and there is no preprocessing.
+    """
+    shape = loaded.input_shape[1:] if preprocessing is None else preprocessing.input_shape
+    sizes = tuple(size for size in shape if isinstance(size, int))
+    if len(sizes) != len(shape):
+        raise UsageError(
+            f"{loaded.spec} takes images of any size ({shape}).",
+            found=shape,
+            where=loaded.spec,
+            hint="Say which with `preprocess`.",
+        )
+    return ModelInput(name=loaded.input_name, shape=sizes, dtype=str(loaded.input_dtype))
