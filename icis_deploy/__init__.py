@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.head.head import Head
     from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
+    from icis_deploy.injection.blocks import BlockWeight
     from icis_deploy.injection.estimate.class_warnings import Collision
     from icis_deploy.injection.estimate.estimate import Estimate
     from icis_deploy.injection.estimate.intervals import Range
@@ -84,6 +85,7 @@ _HOMES = {
     "AppliedUpdate": "icis_deploy.runtime.changes.updater",
     "ApplyTimings": "icis_deploy.runtime.changes.timings",
     "BenchOptions": "icis_deploy.api.bench",
+    "BlockWeight": "icis_deploy.injection.blocks",
     "BudgetPoint": "icis_deploy.metrics.trade_off",
     "BuiltTarget": "exporters.targets.registry",
     "Bundle": "icis_deploy.bundle.manifest",
@@ -177,6 +179,7 @@ __all__ = [
     "AppliedUpdate",
     "ApplyTimings",
     "BenchOptions",
+    "BlockWeight",
     "BudgetPoint",
     "BuiltTarget",
     "Bundle",
