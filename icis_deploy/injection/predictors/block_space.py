@@ -9,7 +9,8 @@ Rules:
    kernel for each block, its exponent in proportion to the weight.
 3. A block that says nothing of a class is zero there before the vector is brought to unit length: the class is compared
    by the blocks that it has. Two classes are never alike because both lack a block.
-4. Whatever follows takes these vectors as it takes the descriptors of one block, which stay as they are.
+4. Whatever follows takes these vectors as it takes the descriptors of one block. Where one block is left that all seen
+   classes have, it is taken as it is: a block that is dropped changes nothing.
 """
 
 # Why: docs/decisions/0072.
@@ -44,6 +45,9 @@ class StandardBlock:
     negligible: float
     """Length up to which a centred part counts as zero."""
 
+    is_complete: bool
+    """Whether it describes all seen classes."""
+
     def points(self, columns: Float32) -> Float64:
         """Return centred parts of unit length, `(num_classes, width)`; zero where a class is missing or average."""
         centred = columns.astype(np.float64) - self.centre
@@ -62,17 +66,26 @@ class BlockSpace:
     weights: tuple[float, ...]
     """`(num_blocks,)`, of each block, 0 or more; a block of weight 0 is left out. Their sum is 1."""
 
+    @property
+    def sole(self) -> int | None:
+        """Index of the block that is taken as it is; `None` where blocks are joined."""
+        kept = [index for index, weight in enumerate(self.weights) if weight > 0.0]
+        return kept[0] if len(kept) == 1 and self.blocks[kept[0]].is_complete else None
+
     def apply(self, descriptors: Float32) -> Float32:
         """Return what methods take, `(num_classes, descriptor_dim)` -> `(num_classes, kept columns)` float32.
 
         A class that no kept block describes is zero.
         """
+        if self.sole is not None:
+            return self.columns(descriptors)[self.sole]
         return concatenated(
-            [block.points(part) for block, part in zip(self.blocks, self._parts(descriptors), strict=True)],
+            [block.points(part) for block, part in zip(self.blocks, self.columns(descriptors), strict=True)],
             self.weights,
         )
 
-    def _parts(self, descriptors: Float32) -> list[Float32]:
+    def columns(self, descriptors: Float32) -> list[Float32]:
+        """Return the columns of each block, `(num_classes, width)`."""
         return np.split(descriptors, np.cumsum([block.width for block in self.blocks])[:-1], axis=1)
 
 
@@ -101,10 +114,15 @@ def standard_block(name: str, columns: Float32) -> StandardBlock:
     width = columns.shape[1]
     known = columns[columns.any(axis=1)].astype(np.float64)
     if not len(known):
-        return StandardBlock(name=name, width=width, centre=np.zeros(width, dtype=np.float32), negligible=np.inf)
-    usual = float(np.linalg.norm(known, axis=1).mean())
-    centre = known.mean(axis=0).astype(np.float32)
-    return StandardBlock(name=name, width=width, centre=centre, negligible=NEGLIGIBLE * usual)
+        nothing = np.zeros(width, dtype=np.float32)
+        return StandardBlock(name=name, width=width, centre=nothing, negligible=np.inf, is_complete=False)
+    return StandardBlock(
+        name=name,
+        width=width,
+        centre=known.mean(axis=0).astype(np.float32),
+        negligible=NEGLIGIBLE * float(np.linalg.norm(known, axis=1).mean()),
+        is_complete=len(known) == len(columns),
+    )
 
 
 def concatenated(points: Sequence[Float64], weights: Sequence[float]) -> Float32:

@@ -265,6 +265,13 @@ def test_a_block_of_noise_leaves_rows_as_they_are_without_it_and_is_named():
     ]
 
 
+def test_one_good_block_beside_noise_is_taken_as_if_it_were_alone():
+    head, vectors, _ = two_blocks()
+    alone = inject(head, vectors, options=RIDGE)
+    beside = inject(head, Descriptors.merged([noise_like(vectors), vectors]), options=RIDGE)
+    np.testing.assert_array_equal(beside.rows, alone.rows)
+
+
 def test_blocks_together_predict_better_than_each_alone():
     head, vectors, tags = two_blocks(num_seen=150)
     options = InjectionOptions(method="ridge")
