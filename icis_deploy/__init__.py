@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from icis_deploy.api.report import WrittenReport, report
     from icis_deploy.api.signing import keygen, rotate_keys, sign, verify_update
     from icis_deploy.api.verify import verify
-    from icis_deploy.bundle.generator_metadata import GeneratorMetadata, Limits
+    from icis_deploy.bundle.generator_metadata import GeneratorBlock, GeneratorMetadata, Limits
     from icis_deploy.bundle.manifest import Bundle, FileEntry, ModelInput, load_bundle
     from icis_deploy.bundle.model_form import ModelForm
     from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
@@ -104,6 +104,7 @@ _HOMES = {
     "ExportOptions": "icis_deploy.api.export",
     "FileEntry": "icis_deploy.bundle.manifest",
     "GateProfile": "icis_deploy.metrics.parity",
+    "GeneratorBlock": "icis_deploy.bundle.generator_metadata",
     "GeneratorMetadata": "icis_deploy.bundle.generator_metadata",
     "GeneratorOptions": "icis_deploy.api.generator",
     "Head": "icis_deploy.head.head",
@@ -198,6 +199,7 @@ __all__ = [
     "ExportOptions",
     "FileEntry",
     "GateProfile",
+    "GeneratorBlock",
     "GeneratorMetadata",
     "GeneratorOptions",
     "Head",
