@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from icis_deploy.api.report import WrittenReport, report
     from icis_deploy.api.signing import keygen, rotate_keys, sign, sign_bundle, verify_bundle, verify_update
     from icis_deploy.api.verify import verify
-    from icis_deploy.bundle.generator_metadata import GeneratorMetadata, Limits
+    from icis_deploy.bundle.generator_metadata import GeneratorBlock, GeneratorMetadata, Limits
     from icis_deploy.bundle.manifest import Bundle, FileEntry, ModelInput, load_bundle
     from icis_deploy.bundle.model_form import ModelForm
     from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from icis_deploy.head.class_update import ClassUpdate, FollowedState
     from icis_deploy.head.head import Head
     from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
+    from icis_deploy.injection.blocks import BlockWeight
     from icis_deploy.injection.estimate.class_warnings import Collision
     from icis_deploy.injection.estimate.estimate import Estimate
     from icis_deploy.injection.estimate.intervals import Range
@@ -84,6 +85,7 @@ _HOMES = {
     "AppliedUpdate": "icis_deploy.runtime.changes.updater",
     "ApplyTimings": "icis_deploy.runtime.changes.timings",
     "BenchOptions": "icis_deploy.api.bench",
+    "BlockWeight": "icis_deploy.injection.blocks",
     "BudgetPoint": "icis_deploy.metrics.trade_off",
     "BuiltTarget": "exporters.targets.registry",
     "Bundle": "icis_deploy.bundle.manifest",
@@ -103,6 +105,7 @@ _HOMES = {
     "FileEntry": "icis_deploy.bundle.manifest",
     "FollowedState": "icis_deploy.head.class_update",
     "GateProfile": "icis_deploy.metrics.parity",
+    "GeneratorBlock": "icis_deploy.bundle.generator_metadata",
     "GeneratorMetadata": "icis_deploy.bundle.generator_metadata",
     "GeneratorOptions": "icis_deploy.api.generator",
     "Head": "icis_deploy.head.head",
@@ -180,6 +183,7 @@ __all__ = [
     "AppliedUpdate",
     "ApplyTimings",
     "BenchOptions",
+    "BlockWeight",
     "BudgetPoint",
     "BuiltTarget",
     "Bundle",
@@ -199,6 +203,7 @@ __all__ = [
     "FileEntry",
     "FollowedState",
     "GateProfile",
+    "GeneratorBlock",
     "GeneratorMetadata",
     "GeneratorOptions",
     "Head",

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from icis_deploy.errors import IncompatibleError
+from icis_deploy.injection.predictors.block_space import BlockSpace
 from icis_deploy.injection.predictors.mixtures import (
     AVERAGE_NEIGHBOURS,
     AVERAGE_SHARPNESS,
@@ -76,6 +77,28 @@ class GraphBuilder:
         found = self.length(deviations)
         factor = self.op("Div", length, self.op("Max", found, negligible))
         return self.op("Mul", deviations, self.op("Where", self.op("Greater", found, negligible), factor, 0.0))
+
+
+def add_space(graph: GraphBuilder, space: BlockSpace, descriptors: ir.Value) -> ir.Value:
+    """Add the nodes that join the blocks of descriptors, as `BlockSpace.apply` does, and return what methods take."""
+    parts, start = [], 0
+    for index, (block, weight) in enumerate(zip(space.blocks, space.weights, strict=True)):
+        end = start + block.width
+        if weight > 0.0:
+            bounds = [np.array([at], dtype=np.int64) for at in (start, end, 1)]
+            columns = graph.op("Slice", descriptors, *bounds)
+            if index == space.sole:
+                return columns
+            centred = graph.op("Sub", columns, block.centre)
+            length = graph.length(centred)
+            greatest = graph.op("ReduceMax", graph.op("Abs", columns), axes=[1], keepdims=1)
+            is_known = graph.op(
+                "And", graph.op("Greater", greatest, 0.0), graph.op("Greater", length, block.negligible)
+            )
+            factor = graph.op("Div", float(np.sqrt(weight)), graph.op("Max", length, TINY))
+            parts.append(graph.op("Mul", centred, graph.op("Where", is_known, factor, 0.0)))
+        start = end
+    return graph.unit(graph.op("Concat", *parts, axis=1))
 
 
 def add_predictor(graph: GraphBuilder, predictor: RowPredictor, descriptors: ir.Value) -> ir.Value:

@@ -1,7 +1,7 @@
 """Write a trained injector as a generator: an ONNX model with which a device makes rows itself.
 
 A generator is compared with the injector before it is written: on the descriptors of all seen and unseen classes,
-and on as many means of two of them.
+and on as many means of two of them; of several blocks also without one of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.bundles.writing import HeadPlan
-from exporters.generator.graph import OPSET, GraphBuilder, add_calibration, add_predictor, add_similarity
+from exporters.generator.graph import OPSET, GraphBuilder, add_calibration, add_predictor, add_similarity, add_space
 from exporters.onnx_io.files import check_model, serialize_model
 from icis_deploy._version import __version__
 from icis_deploy.bundle.generator_metadata import (
@@ -24,7 +24,9 @@ from icis_deploy.bundle.generator_metadata import (
     NEAREST,
     ROWS,
     SIMILARITY,
+    GeneratorBlock,
     GeneratorMetadata,
+    measure_block,
     measure_limits,
     serialize_metadata,
 )
@@ -32,6 +34,7 @@ from icis_deploy.common.arrays import Float32
 from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.errors import GateFailedError, ModelLoadError
 from icis_deploy.head.head import Head
+from icis_deploy.injection.predictors.block_space import BlockPredictor, BlockSpace
 from icis_deploy.injection.rows.calibration import Injector
 from icis_deploy.runtime.teaching.generator import Generator, check_base, load_generator
 
@@ -92,18 +95,23 @@ def write_generator(
         StorageError: If the disk refuses; what was there before still is.
     """
     known = np.concatenate([seen_descriptors, unseen_descriptors])
+    space = injector.predictor.space if isinstance(injector.predictor, BlockPredictor) else None
+    joined = seen_descriptors if space is None else space.apply(seen_descriptors)
     metadata = GeneratorMetadata(
         base_fingerprint=head.fingerprint,
         method=method,
         descriptor_dim=int(known.shape[1]),
         feature_dim=head.feature_dim,
         arbiter=None if arbiter is None else tuple(float(one) for one in arbiter),
-        **measure_limits(head.rows, injector.rows(known), seen_descriptors),
+        blocks=() if space is None else _blocks(space, seen_descriptors),
+        **measure_limits(head.rows, injector.rows(known), seen_descriptors, joined=joined),
     )
-    model = generator_model(injector, head, seen_descriptors, metadata=metadata, precision=precision)
+    model = generator_model(injector, head, joined, metadata=metadata, precision=precision)
     check_model(model)
     data = serialize_model(model)
     compared = np.concatenate([known, (known + np.roll(known, 1, axis=0)) / 2])
+    if space is not None:
+        compared = np.concatenate([compared, _with_gaps(space, known)])
     error = _max_row_error(load_generator(data), injector, compared)
     if not error <= MAX_ROW_ERROR[precision]:
         raise GateFailedError(
@@ -135,13 +143,25 @@ def with_generator(plan: HeadPlan, path: str | Path | None) -> HeadPlan:
 def generator_model(
     injector: Injector, head: Head, seen_descriptors: Float32, *, metadata: GeneratorMetadata, precision: str
 ) -> ir.Model:
-    """Return a generator's graph; see `icis_deploy.bundle.generator_metadata` for its inputs and outputs."""
+    """Return a generator's graph; see `icis_deploy.bundle.generator_metadata` for its inputs and outputs.
+
+    Args:
+        injector: What the graph computes.
+        head: The seen classes.
+        seen_descriptors: `(num_seen, columns)`; of several blocks, joined.
+        metadata: What devices read.
+        precision: `fp32` or `fp16`.
+    """
     graph = GraphBuilder(stores_float16_matrices=precision == "fp16")
     descriptor = ir.Value(
         name=DESCRIPTOR, shape=ir.Shape(["batch", metadata.descriptor_dim]), type=ir.TensorType(ir.DataType.FLOAT)
     )
-    rows = add_calibration(graph, injector.calibration, add_predictor(graph, injector.predictor, descriptor))
-    cosines = add_similarity(graph, descriptor, seen_descriptors)
+    predictor, point = injector.predictor, descriptor
+    if isinstance(predictor, BlockPredictor):
+        point = add_space(graph, predictor.space, descriptor)
+        predictor = predictor.predictor
+    rows = add_calibration(graph, injector.calibration, add_predictor(graph, predictor, point))
+    cosines = add_similarity(graph, point, seen_descriptors)
     mean = graph.constant(head.rows.mean(axis=0, dtype=np.float64))
     outputs: dict[str, tuple[ir.Value, list[int | str], ir.DataType]] = {
         ROWS: (graph.op("Identity", rows), ["batch", metadata.feature_dim + 1], ir.DataType.FLOAT),
@@ -162,6 +182,26 @@ def generator_model(
     properties = {METADATA_KEY: serialize_metadata(metadata)}
     return ir.Model(
         built, ir_version=8, producer_name="icis-deploy", producer_version=__version__, metadata_props=properties
+    )
+
+
+def _with_gaps(space: BlockSpace, descriptors: Float32) -> Float32:
+    """Return descriptors of which each lacks one of the blocks that count, in turn, where another is left."""
+    gapped, start = descriptors.copy(), 0
+    used = [index for index, weight in enumerate(space.weights) if weight > 0.0]
+    for index, block in enumerate(space.blocks):
+        if index in used:
+            gapped[used.index(index) :: len(used), start : start + block.width] = 0.0
+        start += block.width
+    return np.asarray(gapped[space.apply(gapped).any(axis=1)])
+
+
+def _blocks(space: BlockSpace, seen_descriptors: Float32) -> tuple[GeneratorBlock, ...]:
+    """Return what devices know of the blocks."""
+    columns = space.columns(seen_descriptors)
+    return tuple(
+        measure_block(block.name, part, is_used=weight > 0.0)
+        for block, part, weight in zip(space.blocks, columns, space.weights, strict=True)
     )
 
 

@@ -60,7 +60,8 @@ def teach(bundle: Path, name: str, descriptors: Path, allow_changed_answers: boo
     from icis_deploy.descriptors.files import load_descriptors
     from icis_deploy.runtime.operations import teach as teach_class
 
-    descriptor = load_descriptors(descriptors).select((name,)).values[0]
+    described = load_descriptors(descriptors).select((name,))
+    descriptor = {block.name: described.block(block.name)[0] for block in described.blocks}
     entry = teach_class(bundle, name, descriptor, allow_changed_answers=allow_changed_answers)
     print_result({"bundle": str(bundle), "class": name, "entry": _entry(entry)}, text=_history_text([entry]))
 

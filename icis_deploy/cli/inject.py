@@ -178,9 +178,13 @@ def _next_command(model: Sequence[str], classes: Path, update: Path, preprocess:
 
 def summary(provenance: Mapping[str, Any]) -> str:
     """Return what was chosen, what is predicted and which classes may fail, in lines for people."""
+    from icis_deploy.injection.blocks import BlockWeight, weights_text
+
     lines = []
     if (photos := provenance.get("photos")) is not None:
         lines += photo_lines(photos)
+    if len(provenance["blocks"]) > 1:
+        lines.append(weights_text([BlockWeight(**block) for block in provenance["blocks"]]))
     if provenance["selection"] is not None:
         lines.append(provenance["selection"]["reason"])
     estimate = provenance["estimate"]

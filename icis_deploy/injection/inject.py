@@ -26,6 +26,7 @@ from icis_deploy.errors import (
 )
 from icis_deploy.head.head import Head
 from icis_deploy.injection.arbiter.seen_images import SeenImages
+from icis_deploy.injection.blocks import BlockWeight, JoinedBlocks, join_blocks
 from icis_deploy.injection.estimate.estimate import Estimate
 from icis_deploy.injection.operation import Operation, operate, spend_without_estimate
 from icis_deploy.injection.options import AUTO, DEFAULT_SEEN_ACCURACY, InjectionOptions, aim_of
@@ -71,6 +72,9 @@ class Injection:
 
     settings: Mapping[str, Any]
     """The choices that the method made, by name; JSON values."""
+
+    blocks: tuple[BlockWeight, ...]
+    """How much each block of the descriptors counts, in their order."""
 
     options: InjectionOptions
     """The options that took effect: without cross-validation, what replaced "auto"."""
@@ -124,6 +128,7 @@ class Injection:
         return {
             "method": self.method,
             "settings": dict(self.settings),
+            "blocks": [block.to_json() for block in self.blocks],
             "calibration": self.options.calibration,
             "seed": self.options.seed,
             "selection": None if self.selection is None else self.selection.to_json(),
@@ -193,35 +198,39 @@ def inject(
     options, warnings = _possible_options(options, head.num_classes)
     if images is not None:
         warnings += image_warnings(images, head.class_names, seen_accuracy=options.seen_accuracy)
+    joined = join_blocks(seen, new, head.rows, seed=options.seed)
     if not options.needs_cross_validation:
-        prepared = method_named(options.method).prepare(seen.values, head.rows, options.seed, progress)
-        predictor = prepared.fit(seen.values, head.rows, new.values)
-        return _without_estimate(head, new, options, prepared.settings, predictor, images, warnings)
-    selection = _select(options, head, seen, new, features, images, progress)
-    predictor = selection.chosen.prepared.fit(seen.values, head.rows, new.values)
+        prepared = method_named(options.method).prepare(joined.seen, head.rows, options.seed, progress)
+        predictor = prepared.fit(joined.seen, head.rows, joined.new.values)
+        return _without_estimate(head, joined, options, prepared.settings, predictor, images, warnings)
+    selection = _select(options, head, joined, features, images, progress)
+    predictor = selection.chosen.prepared.fit(joined.seen, head.rows, joined.new.values)
     if options.calibration != AUTO:
-        fixed = _fixed_calibration(options.calibration, predictor.rows(new.values), head.rows)
-        return _injection(new, options, selection, Injector(predictor=predictor, calibration=fixed), None, warnings)
-    operation = operate(selection, predictor, head, new, images=images, is_arbiter_allowed=options.arbiter == AUTO)
-    injector = Injector(predictor=predictor, calibration=operation.calibration)
+        fixed = _fixed_calibration(options.calibration, predictor.rows(joined.new.values), head.rows)
+        return _injection(joined, options, selection, predictor, fixed, None, warnings)
+    operation = operate(
+        selection, predictor, head, joined.new, images=images, is_arbiter_allowed=options.arbiter == AUTO
+    )
     warnings += [*operation.warnings, *operation.estimate.warnings]
-    return _injection(new, options, operation.selection, injector, operation, warnings)
+    return _injection(joined, options, operation.selection, predictor, operation.calibration, operation, warnings)
 
 
 def _injection(
-    new: Descriptors,
+    joined: JoinedBlocks,
     options: InjectionOptions,
     selection: Selection,
-    injector: Injector,
+    predictor: RowPredictor,
+    calibration: RowCalibration,
     operation: Operation | None,
     warnings: Sequence[str],
 ) -> Injection:
     """Return an injection by a method that was cross-validated; the operation where it was also calibrated so."""
     choice = None if operation is None else operation.arbiter_choice
     return Injection(
-        rows=injector.rows(new.values),
-        class_names=new.class_names,
-        injector=injector,
+        rows=calibration.apply(predictor.rows(joined.new.values)),
+        class_names=joined.new.class_names,
+        injector=Injector(predictor=joined.predictor(predictor), calibration=calibration),
+        blocks=joined.weights,
         method=selection.chosen.method.name,
         settings=selection.chosen.prepared.settings,
         options=options,
@@ -237,7 +246,7 @@ def _injection(
 
 def _without_estimate(
     head: Head,
-    new: Descriptors,
+    joined: JoinedBlocks,
     options: InjectionOptions,
     settings: Mapping[str, Any],
     predictor: RowPredictor,
@@ -249,15 +258,15 @@ def _without_estimate(
     promise = None
     if images is not None and options.max_seen_loss is not None:
         calibration, promise = spend_without_estimate(
-            predictor, head, new, images, budget=options.max_seen_loss, seed=options.seed
+            predictor, head, joined.new, images, budget=options.max_seen_loss, seed=options.seed
         )
     else:
-        calibration = _fixed_calibration(options.calibration, predictor.rows(new.values), head.rows)
-    injector = Injector(predictor=predictor, calibration=calibration)
+        calibration = _fixed_calibration(options.calibration, predictor.rows(joined.new.values), head.rows)
     return Injection(
-        rows=injector.rows(new.values),
-        class_names=new.class_names,
-        injector=injector,
+        rows=calibration.apply(predictor.rows(joined.new.values)),
+        class_names=joined.new.class_names,
+        injector=Injector(predictor=joined.predictor(predictor), calibration=calibration),
+        blocks=joined.weights,
         method=options.method,
         settings=settings,
         options=options,
@@ -365,16 +374,15 @@ def _fixed_calibration(kind: str, rows: Float32, seen_rows: Float32) -> RowCalib
 def _select(
     options: InjectionOptions,
     head: Head,
-    seen: Descriptors,
-    new: Descriptors,
+    joined: JoinedBlocks,
     features: Float32 | None,
     images: SeenImages | None,
     progress: Progress | None,
 ) -> Selection:
     setup = set_up_evaluation(
-        seen.values,
+        joined.seen,
         head.rows,
-        new.values,
+        joined.new.values,
         assumptions=_assumptions(options, features),
         aim=aim_of(options),
         seed=options.seed,

@@ -25,6 +25,7 @@ from icis_deploy.injection.arbiter.pretend_new import PredictRows, calibrated, p
 from icis_deploy.injection.arbiter.seen_images import SeenImages, seen_images
 from icis_deploy.injection.inject import Injection, inject
 from icis_deploy.injection.options import AUTO, DEFAULT_SEEN_ACCURACY, InjectionOptions
+from icis_deploy.injection.predictors.block_space import BlockPredictor
 from icis_deploy.injection.predictors.registry import method_named
 from icis_deploy.injection.promise import Promise, promise_by_images
 from icis_deploy.injection.pseudo_features.draws import draw, find_feature_source
@@ -199,6 +200,7 @@ def inject_with_photos(
             rows=rows,
             class_names=names,
             injector=None,
+            blocks=(),
             method=IMPRINTED,
             settings={},
             options=options,
@@ -330,6 +332,12 @@ def _played(
     return list(np.stack(hits, axis=1).astype(np.float64))
 
 
+def _joined_as(base: Injection, descriptors: Float32) -> Float32:
+    """Return descriptors as the method of an injection took them: with their blocks joined, where there are several."""
+    predictor = None if base.injector is None else base.injector.predictor
+    return predictor.space.apply(descriptors) if isinstance(predictor, BlockPredictor) else descriptors
+
+
 def _chosen_prior(
     base: Injection,
     head: Head,
@@ -351,7 +359,7 @@ def _chosen_prior(
         return DEFAULT_PRIOR_PHOTOS, (
             f"A predicted row counts as {_photos(DEFAULT_PRIOR_PHOTOS)}: no images of known classes said otherwise."
         )
-    seen = descriptors.select(head.class_names).values
+    seen = _joined_as(base, descriptors.select(head.class_names).values)
     prepared = method.prepare(seen, head.rows, seed, None)
     counts = np.bincount(photos.classes)
     return choose_prior_photos(

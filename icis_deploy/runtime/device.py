@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -298,7 +298,13 @@ class Device:
                 update, allow_unsigned=allow_unsigned, allow_changed_answers=allow_changed_answers
             )
 
-    def teach(self, class_name: str, descriptor: ArrayLike, *, allow_changed_answers: bool = False) -> HistoryEntry:
+    def teach(
+        self,
+        class_name: str,
+        descriptor: ArrayLike | Mapping[str, ArrayLike],
+        *,
+        allow_changed_answers: bool = False,
+    ) -> HistoryEntry:
         """Learn a class from its descriptor alone, with the bundle's generator.
 
         The row that the generator makes is checked against the seen ones and put into a slot by the same transaction as
@@ -306,7 +312,8 @@ class Device:
 
         Args:
             class_name: What to call it; a class that was taught before is taught anew.
-            descriptor: `(descriptor_dim,)`, made like those of the seen classes.
+            descriptor: `(descriptor_dim,)`, made like those of the seen classes; where these have several blocks, also
+                `(width,)` by name of the block, and a block that is left out says nothing of the class.
             allow_changed_answers: As `apply`.
 
         Raises:

@@ -6,6 +6,7 @@ bundle's small files, so it works where no runtime is installed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -65,7 +66,13 @@ def apply(
     return device.apply(update, allow_unsigned=allow_unsigned, allow_changed_answers=allow_changed_answers)
 
 
-def teach(folder: Path, class_name: str, descriptor: ArrayLike, *, allow_changed_answers: bool = False) -> HistoryEntry:
+def teach(
+    folder: Path,
+    class_name: str,
+    descriptor: ArrayLike | Mapping[str, ArrayLike],
+    *,
+    allow_changed_answers: bool = False,
+) -> HistoryEntry:
     """Teach a bundle a class from its descriptor, with the bundle's generator.
 
     Raises:

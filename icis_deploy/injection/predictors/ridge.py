@@ -104,16 +104,32 @@ def choose_ridge(descriptors: Float32, rows: Float32, *, seed: int) -> RidgeSett
         descriptors, rows = descriptors[chosen], rows[chosen]
     if len(rows) < 3:
         return RidgeSettings(inverse_width=INVERSE_WIDTHS[1], noise=NOISES[2])
+    return tune_ridge(descriptors, rows)[0]
+
+
+def tune_ridge(descriptors: Float32, rows: Float32) -> tuple[RidgeSettings, Float64]:
+    """Return the settings under which leave-one-out predicts the best directions, and their cosines with the true ones.
+
+    Args:
+        descriptors: `(num_seen, descriptor_dim)`, of at least 3 classes.
+        rows: `(num_seen, feature_dim + 1)`.
+
+    Returns:
+        Bandwidth and noise, and of each class the cosine between its deviation and the one that the other classes
+        predict, `(num_seen,)`.
+    """
     points = _standardised(descriptors, descriptors.mean(axis=0, dtype=np.float64))
     deviations = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
     squared = _squared_distances(points, points)
     gram = (deviations @ deviations.T).astype(np.float32)
-    scores = {}
+    cosines = {}
     for inverse_width in INVERSE_WIDTHS:
         kernel = np.exp(-inverse_width * squared).astype(np.float32)
-        scores.update({(inverse_width, noise): _left_out_cosine(_with_noise(kernel, noise), gram) for noise in NOISES})
-    best = max(scores, key=lambda setting: scores[setting])
-    return RidgeSettings(inverse_width=best[0], noise=best[1])
+        cosines.update(
+            {(inverse_width, noise): _left_out_cosines(_with_noise(kernel, noise), gram) for noise in NOISES}
+        )
+    best = max(cosines, key=lambda setting: float(np.mean(cosines[setting])))
+    return RidgeSettings(inverse_width=best[0], noise=best[1]), cosines[best]
 
 
 def fit_ridge(descriptors: Float32, rows: Float32, *, settings: RidgeSettings, seed: int = 0) -> KernelPredictor:
@@ -211,12 +227,12 @@ def _kernel(left: Float64, right: Float64, settings: RidgeSettings) -> Float64:
     return np.asarray(np.exp(-settings.inverse_width * _squared_distances(left, right)))
 
 
-def _left_out_cosine(system: Float32, gram: Float32) -> float:
-    """Return the mean cosine between true deviations and those that leave-one-out predicts.
+def _left_out_cosines(system: Float32, gram: Float32) -> Float64:
+    """Return the cosine between each true deviation and the one that leave-one-out predicts, `(num_seen,)`.
 
     `true - a_i / p_ii` is what it predicts of class i, with `P = system^-1` and `a = P true`. Its products with itself
     and the true deviation follow from `P` and the Gram matrix of the deviations: the width of the rows does not matter.
-    What comes out is a mean of cosines, for which float32 is enough.
+    What comes out are cosines, for which float32 is enough.
 
     Args:
         system: `(num_seen, num_seen)`, the kernel with noise on its diagonal.
@@ -229,7 +245,7 @@ def _left_out_cosine(system: Float32, gram: Float32) -> float:
     own = np.einsum("ij,ij->i", product, inverse) / leverage**2
     # A prediction a thousand times shorter than the truth is rounding, and has no direction.
     length = np.sqrt(np.maximum(square - 2.0 * shared + own, 1e-6 * square) * square)
-    return float(np.mean((square - shared) / np.maximum(length, np.finfo(np.float64).tiny)))
+    return np.asarray((square - shared) / np.maximum(length, np.finfo(np.float64).tiny))
 
 
 def _with_noise(kernel: Floats, noise: float) -> Floats:

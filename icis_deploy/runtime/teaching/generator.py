@@ -22,6 +22,7 @@ from icis_deploy.bundle.generator_metadata import (
     NEAREST,
     ROWS,
     SIMILARITY,
+    GeneratorBlock,
     GeneratorMetadata,
     parse_metadata,
 )
@@ -145,14 +146,19 @@ def check_base(metadata: GeneratorMetadata, base_fingerprint: str, feature_dim: 
 
 
 def make_row(
-    generator: Generator, class_name: str, descriptor: ArrayLike, *, bundle: Bundle, table: SlotTable | None
+    generator: Generator,
+    class_name: str,
+    descriptor: ArrayLike | Mapping[str, ArrayLike],
+    *,
+    bundle: Bundle,
+    table: SlotTable | None,
 ) -> Float32:
     """Return the calibrated row of a class, `(feature_dim + 1,)` float32, if nothing speaks against it.
 
     Args:
         generator: The bundle's.
         class_name: What the class will be called, for messages.
-        descriptor: `(descriptor_dim,)`.
+        descriptor: `(descriptor_dim,)`, or `(width,)` by name of its block; blocks left out say nothing of the class.
         bundle: The bundle whose head the row is for.
         table: The classes in slots; `None` where there are none.
 
@@ -195,21 +201,77 @@ def make_row(
     return np.asarray(row, dtype=np.float32)
 
 
-def _checked(descriptor: ArrayLike, metadata: GeneratorMetadata, class_name: str) -> Float32:
+def _checked(descriptor: ArrayLike | Mapping[str, ArrayLike], metadata: GeneratorMetadata, class_name: str) -> Float32:
+    if isinstance(descriptor, Mapping):
+        return _of_blocks(descriptor, metadata, class_name)
+    vector = _finite_vector(descriptor, metadata.descriptor_dim, class_name)
+    _check_says_something(vector, metadata, class_name)
+    return vector
+
+
+def _of_blocks(parts: Mapping[str, ArrayLike], metadata: GeneratorMetadata, class_name: str) -> Float32:
+    """Return the descriptor that has these parts, zero in the blocks that are not among them."""
+    if not metadata.blocks and len(parts) == 1:
+        (only,) = parts.values()
+        return _finite_vector(only, metadata.descriptor_dim, class_name)
+    names = [block.name for block in metadata.blocks]
+    unknown = [name for name in parts if name not in names]
+    if unknown:
+        takes = f"the blocks {', '.join(map(shown, names))}" if names else "descriptors of one block, as one vector"
+        raise DescriptorError(
+            f"The descriptor of {class_name!r} has a block {shown(unknown[0])}; the generator takes {takes}.",
+            found=tuple(parts),
+            expected=tuple(names),
+            hint="Describe the class as those were described that the generator was trained with.",
+        )
+    vector = np.concatenate(
+        [
+            _finite_vector(parts[block.name], block.width, class_name, block=block.name)
+            if block.name in parts
+            else np.zeros(block.width, dtype=np.float32)
+            for block in metadata.blocks
+        ]
+    )
+    _check_says_something(vector, metadata, class_name)
+    return vector
+
+
+def _check_says_something(vector: Float32, metadata: GeneratorMetadata, class_name: str) -> None:
+    """Raise `DescriptorError` if a descriptor is zero in all blocks that rows depend on."""
+    if not metadata.blocks or any(part.any() for block, part in _parts(vector, metadata) if block.is_used):
+        return
+    used = tuple(block.name for block in metadata.blocks if block.is_used)
+    raise DescriptorError(
+        f"The descriptor of {class_name!r} says nothing in the blocks that rows are made of: "
+        f"{', '.join(map(shown, used))}.",
+        found="zeros",
+        expected=used,
+        hint="Describe it in one of them at least.",
+    )
+
+
+def _parts(vector: Float32, metadata: GeneratorMetadata) -> list[tuple[GeneratorBlock, Float32]]:
+    """Return the blocks of a descriptor."""
+    ends = np.cumsum([block.width for block in metadata.blocks])
+    return list(zip(metadata.blocks, np.split(vector, ends[:-1]), strict=True))
+
+
+def _finite_vector(descriptor: ArrayLike, width: int, class_name: str, *, block: str | None = None) -> Float32:
+    where = "" if block is None else f" in block {shown(block)}"
     try:
         vector = np.asarray(descriptor, dtype=np.float32)
     except (ValueError, TypeError) as error:
         raise DescriptorError(
-            f"The descriptor of {class_name!r} is no vector of numbers: {error}.",
+            f"The descriptor of {class_name!r}{where} is no vector of numbers: {error}.",
             found=str(error),
-            expected=f"{metadata.descriptor_dim} finite numbers",
+            expected=f"{width} finite numbers",
         ) from error
-    if vector.shape != (metadata.descriptor_dim,) or not np.isfinite(vector).all():
+    if vector.shape != (width,) or not np.isfinite(vector).all():
         raise DescriptorError(
-            f"The descriptor of {class_name!r} has shape {vector.shape}; expected {metadata.descriptor_dim} finite "
-            f"numbers, made as those that the generator was trained with.",
+            f"The descriptor of {class_name!r} has shape {vector.shape}{where}; expected {width} finite numbers, made "
+            f"as those that the generator was trained with.",
             found=vector.shape,
-            expected=(metadata.descriptor_dim,),
+            expected=(width,),
         )
     return vector
 
@@ -234,8 +296,15 @@ def _check_usual(
             where=nearest,
             hint="Check the descriptor, or add the class by a class update.",
         )
+    lengths = [("length of its descriptor", vector, metadata.descriptor_length)]
+    if metadata.blocks:
+        lengths = [
+            (f"length of its descriptor in block {shown(block.name)}", part, block.length)
+            for block, part in _parts(vector, metadata)
+            if block.is_used and part.any()
+        ]
     measured = (
-        ("length of its descriptor", float(np.linalg.norm(vector.astype(np.float64))), metadata.descriptor_length),
+        *((what, float(np.linalg.norm(part.astype(np.float64))), limits) for what, part, limits in lengths),
         ("length of its row", float(np.linalg.norm(row.astype(np.float64))), metadata.row_length),
         ("cosine of its row with the mean row", float(_cosines(row[None], mean)[0]), metadata.row_cosine),
     )

@@ -17,7 +17,7 @@ from icis_deploy.bundle.generator_metadata import (
     parse_metadata,
     serialize_metadata,
 )
-from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import DescriptorBlock, Descriptors
 from icis_deploy.errors import CorruptFileError, GateFailedError, IncompatibleError, ModelLoadError
 from icis_deploy.head.head import Head
 from icis_deploy.injection.inject import Injection, inject
@@ -158,3 +158,84 @@ def test_damaged_metadata_is_one_clear_error(damage: str, tmp_path: Path) -> Non
     changed = {"schema": text.replace('"schema_version": 1', '"schema_version": 2'), "limits": text.replace("low", "l")}
     with pytest.raises(CorruptFileError, match="The generator's metadata is damaged"):
         parse_metadata(changed.get(damage, damage))
+
+
+# --- several blocks of descriptors --------------------------------------------------------------------------------
+
+
+def blocks_world(*, useless: bool = True) -> tuple[Head, Descriptors]:
+    """Return a head and descriptors of two blocks that help and, first, one that does not; some classes lack tags."""
+    head, vectors = world()
+    rng = np.random.default_rng(5)
+    names = vectors.class_names
+    seen = head.rows - head.rows.mean(axis=0)
+    # Rows follow from more than the vectors: the tags show the rest.
+    hidden = rng.normal(size=(len(names), 6))
+    head = Head(
+        rows=seen + 3.0 * hidden[:NUM_SEEN] @ rng.normal(size=(6, FEATURE_DIM + 1)), class_names=head.class_names
+    )
+    tags = (hidden @ rng.normal(size=(6, 40)) > 0.0).astype(np.float32)
+    has_tags = [name for index, name in enumerate(names) if index % 9 and index != NUM_SEEN + 1]
+    parts = [
+        Descriptors(values=vectors.values, class_names=names, blocks=(DescriptorBlock("vectors", DESCRIPTOR_DIM),)),
+        Descriptors(values=tags, class_names=names, blocks=(DescriptorBlock("tags", 40),)).select(has_tags),
+    ]
+    if useless:
+        noise = rng.normal(size=(len(names), 30))
+        parts.insert(0, Descriptors(values=noise, class_names=names, blocks=(DescriptorBlock("noise", 30),)))
+    return head, Descriptors.merged(parts)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("method", CLOSED_FORMS)
+def test_a_generator_of_several_blocks_makes_the_rows_of_its_injector(
+    method: str, precision: str, tmp_path: Path
+) -> None:
+    head, descriptors = blocks_world()
+    injection = inject(head, descriptors, options=InjectionOptions(method=method, calibration="length"))
+    assert [block.weight > 0.0 for block in injection.blocks] == [False, True, True]
+    path = tmp_path / "generator.onnx"
+    new = descriptors.select(injection.class_names).values
+    written = write_generator(
+        path,
+        injection.injector,
+        head=head,
+        seen_descriptors=descriptors.select(head.class_names).values,
+        unseen_descriptors=new,
+        method=method,
+        precision=precision,
+    )
+    assert [(block.name, block.width, block.is_used) for block in written.metadata.blocks] == [
+        ("noise", 30, False),
+        ("vectors", DESCRIPTOR_DIM, True),
+        ("tags", 40, True),
+    ]
+    generator = load_generator(path)
+    assert generator.metadata == written.metadata
+    outputs = generator.run(new)
+    scale = np.linalg.norm(injection.rows, axis=1).max()
+    np.testing.assert_allclose(
+        outputs[ROWS] / scale, injection.rows / scale, atol=1e-4 if precision == "fp32" else 1e-2
+    )
+    # What a dropped block says makes no difference.
+    other = new.copy()
+    other[:, :30] = 100.0
+    np.testing.assert_array_equal(generator.run(other)[ROWS], outputs[ROWS])
+
+
+def test_similarity_of_several_blocks_is_that_of_the_joined_descriptors(tmp_path: Path) -> None:
+    head, descriptors = blocks_world()
+    injection = inject(head, descriptors, options=InjectionOptions(method="ridge", calibration="length"))
+    seen = descriptors.select(head.class_names).values
+    path = tmp_path / "generator.onnx"
+    write_generator(
+        path,
+        injection.injector,
+        head=head,
+        seen_descriptors=seen,
+        unseen_descriptors=descriptors.select(injection.class_names).values,
+        method="ridge",
+    )
+    outputs = load_generator(path).run(seen)
+    np.testing.assert_array_equal(outputs[NEAREST], np.arange(NUM_SEEN))
+    np.testing.assert_allclose(outputs[SIMILARITY], 1.0, atol=1e-5)

@@ -6,7 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from icis_deploy.bundle.generator_metadata import GeneratorMetadata, Limits, parse_metadata, serialize_metadata
+from icis_deploy.bundle.generator_metadata import (
+    GeneratorBlock,
+    GeneratorMetadata,
+    Limits,
+    parse_metadata,
+    serialize_metadata,
+)
 from icis_deploy.errors import CorruptFileError
 
 RANGE = Limits(low=0.5, high=2.5)
@@ -21,6 +27,38 @@ PLAIN = GeneratorMetadata(
     similarity=RANGE,
 )
 COEFFICIENTS = tuple(np.array([0.1, -0.9, 0.0, 1.7, 1e-3], np.float32).tolist())
+
+
+BLOCKS = (
+    GeneratorBlock(name="vectors", width=200, is_used=True, length=RANGE),
+    GeneratorBlock(name="tags", width=100, is_used=False, length=RANGE),
+)
+
+
+@pytest.mark.parametrize("arbiter", [None, COEFFICIENTS])
+def test_only_a_generator_of_several_blocks_is_of_schema_3(arbiter):
+    metadata = replace(PLAIN, arbiter=arbiter, blocks=BLOCKS)
+    values = json.loads(serialize_metadata(metadata))
+    assert values["schema_version"] == 3
+    assert [block["name"] for block in values["blocks"]] == ["vectors", "tags"]
+    assert parse_metadata(serialize_metadata(metadata)) == metadata
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda blocks: blocks[:1], "not two or more blocks with names of their own"),
+        (lambda blocks: [blocks[0], {**blocks[1], "name": "vectors"}], "not two or more blocks with names"),
+        (lambda blocks: [blocks[0], {**blocks[1], "width": 0}], "not two or more blocks"),
+        (lambda blocks: [blocks[0], {**blocks[1], "width": 99}], "widths of its blocks do not sum to descriptor_dim"),
+        (lambda blocks: [blocks[0], {**blocks[1], "is_used": 1}], "is_used: expected"),
+        (lambda _: None, "blocks: expected a list"),
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(change, message):
+    values = json.loads(serialize_metadata(replace(PLAIN, blocks=BLOCKS)))
+    with pytest.raises(CorruptFileError, match=message):
+        parse_metadata(json.dumps(values | {"blocks": change(values["blocks"])}))
 
 
 def test_only_a_generator_with_an_arbiter_is_of_schema_2():
@@ -55,7 +93,8 @@ def test_the_coefficients_are_float32_numbers():
         ({"arbiter": [1, 2, 3, 4, True]}, r"arbiter\[4\]: expected a number"),
         ({"arbiter": None}, "arbiter: expected a list"),
         ({"schema_version": 1}, r"has the unknown .*arbiter"),
-        ({"schema_version": 3}, "its schema version is 3, this release reads 1 and 2"),
+        ({"schema_version": 3}, "lacks .*blocks"),
+        ({"schema_version": 4}, "its schema version is 4, this release reads 1, 2 and 3"),
         ({"arbiter": ...}, "lacks .*arbiter"),
     ],
 )

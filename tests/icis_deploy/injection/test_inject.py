@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import DescriptorBlock, Descriptors
 from icis_deploy.errors import (
     ClassConflictError,
     DescriptorError,
@@ -18,9 +19,11 @@ from icis_deploy.errors import (
     UsageError,
 )
 from icis_deploy.head.head import Head
+from icis_deploy.injection.blocks import BlockWeight, weights_text
 from icis_deploy.injection.estimate.estimate import NO_NEUTRAL_FEATURES
 from icis_deploy.injection.inject import inject, unseen_classes
 from icis_deploy.injection.options import InjectionOptions
+from icis_deploy.injection.predictors.ridge import KernelPredictor
 
 RIDGE = InjectionOptions(method="ridge", calibration="length")
 
@@ -208,3 +211,129 @@ def test_a_missing_solver_is_named_with_the_command_that_installs_it(monkeypatch
 def test_options_out_of_range_are_refused(change, message):
     with pytest.raises(UsageError, match=message):
         InjectionOptions(**change)
+
+
+# --- several blocks of descriptors --------------------------------------------------------------------------------
+
+
+def two_blocks(num_seen: int = 60, num_new: int = 4, *, scale: float = 1.0) -> tuple[Head, Descriptors, Descriptors]:
+    """Return a head whose rows follow from two blocks, and these."""
+    random = np.random.default_rng(7)
+    names = tuple(f"class{index}" for index in range(num_seen + num_new))
+    group = random.integers(0, 8, len(names))
+    factors = random.normal(size=(8, 8))[group] + 0.4 * random.normal(size=(len(names), 8))
+    rows = factors @ random.normal(size=(8, 17)) + random.normal(size=17)
+    head = Head(rows=rows[:num_seen], class_names=names[:num_seen])
+    vectors = factors[:, :4] @ random.normal(size=(4, 10))
+    tags = (factors[:, 4:] @ random.normal(size=(4, 30)) > 0.5) * scale
+    tags[:, 0] = scale  # so that no class is missing
+    return head, as_block("vectors", vectors, names), as_block("tags", tags, names)
+
+
+def as_block(name: str, values: np.ndarray, names: tuple[str, ...]) -> Descriptors:
+    return Descriptors(values=values, class_names=names, blocks=(DescriptorBlock(name, values.shape[1]),))
+
+
+def noise_like(descriptors: Descriptors) -> Descriptors:
+    values = np.random.default_rng(9).normal(size=(descriptors.num_classes, 40))
+    return as_block("noise", values, descriptors.class_names)
+
+
+@pytest.mark.parametrize("method", ["ridge", "icis-centred", "mixture", "wavg", "costa", "ensemble"])
+def test_the_scale_of_a_block_does_not_change_rows(method: str):
+    options = InjectionOptions(method=method, calibration="length")
+    found = []
+    for scale in (1.0, 1000.0):
+        head, vectors, tags = two_blocks(scale=scale)
+        found.append(inject(head, Descriptors.merged([vectors, tags]), options=options).rows)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_block_of_noise_leaves_rows_as_they_are_without_it_and_is_named():
+    head, vectors, tags = two_blocks()
+    without = inject(head, Descriptors.merged([vectors, tags]), options=RIDGE)
+    beside = inject(head, Descriptors.merged([noise_like(tags), vectors, tags]), options=RIDGE)
+    np.testing.assert_allclose(beside.rows, without.rows, rtol=1e-4, atol=1e-5)
+    assert [block.name for block in beside.blocks] == ["noise", "vectors", "tags"]
+    assert beside.blocks[0].weight == 0.0
+    assert "Block noise was left out: it does not help to predict rows of known classes" in weights_text(beside.blocks)
+    assert beside.provenance["blocks"][0]["weight"] == 0.0
+    assert [BlockWeight(**one).name for one in json.loads(json.dumps(beside.provenance["blocks"]))] == [
+        "noise",
+        "vectors",
+        "tags",
+    ]
+
+
+def test_one_good_block_beside_noise_is_taken_as_if_it_were_alone():
+    head, vectors, _ = two_blocks()
+    alone = inject(head, vectors, options=RIDGE)
+    beside = inject(head, Descriptors.merged([noise_like(vectors), vectors]), options=RIDGE)
+    np.testing.assert_array_equal(beside.rows, alone.rows)
+
+
+def test_blocks_together_predict_better_than_each_alone():
+    head, vectors, tags = two_blocks(num_seen=150)
+    options = InjectionOptions(method="ridge")
+
+    def cosine(descriptors: Descriptors) -> float:
+        selection = inject(head, descriptors, options=options).selection
+        assert selection is not None
+        return selection.chosen.row_cosine
+
+    assert cosine(Descriptors.merged([vectors, tags])) > max(cosine(vectors), cosine(tags)) + 0.05
+
+
+def test_one_block_is_taken_as_it_is_whatever_its_name():
+    head, vectors, _ = two_blocks()
+    unnamed = Descriptors(values=vectors.values, class_names=vectors.class_names)
+    named, plain = inject(head, vectors, options=RIDGE), inject(head, unnamed, options=RIDGE)
+    np.testing.assert_array_equal(named.rows, plain.rows)
+    assert isinstance(named.injector.predictor, KernelPredictor)
+    assert named.blocks[0].weight == 1.0
+
+
+def test_the_injector_takes_descriptors_of_all_blocks_and_makes_the_same_rows():
+    head, vectors, tags = two_blocks()
+    both = Descriptors.merged([vectors, tags])
+    for options in (RIDGE, InjectionOptions(method="ridge")):
+        injection = inject(head, both, options=options)
+        made = injection.injector.rows(both.select(injection.class_names).values)
+        np.testing.assert_array_equal(made, injection.rows)
+
+
+def test_a_class_that_lacks_a_block_is_predicted_from_the_others_and_counted():
+    head, vectors, tags = two_blocks()
+    known = [name for name in tags.class_names if name not in {"class60", "class3"}]
+    injection = inject(head, Descriptors.merged([vectors, tags.select(known)]), options=RIDGE)
+    counted = {block.name: (block.num_seen_missing, block.num_unseen_missing) for block in injection.blocks}
+    assert counted == {"vectors": (0, 0), "tags": (1, 1)}
+    assert np.isfinite(injection.rows).all()
+
+
+def test_a_new_class_that_only_a_dropped_block_describes_is_refused():
+    head, vectors, tags = two_blocks()
+    known = list(vectors.class_names[:-1])
+    parts = [vectors.select(known), tags.select(known), noise_like(tags)]
+    with pytest.raises(
+        DescriptorError, match=r"Nothing useful is known of 'class63'.*Block noise was left out"
+    ) as info:
+        inject(head, Descriptors.merged(parts), options=RIDGE)
+    assert info.value.expected == ("vectors", "tags")
+
+
+def test_blocks_that_describe_no_class_of_the_head_differently_are_refused():
+    head, _, tags = two_blocks()
+    same = [as_block(name, np.ones((64, 3)), tags.class_names) for name in ("one", "two")]
+    with pytest.raises(DescriptorError, match=r"No block of the descriptors .* tells the classes of the head apart"):
+        inject(head, Descriptors.merged(same), options=RIDGE)
+
+
+def test_weights_text_says_what_counts():
+    weight = BlockWeight(
+        name="tags", weight=0.75, cosine_with=0.3, cosine_without=0.2, num_seen_missing=0, num_unseen_missing=0
+    )
+    empty = replace(weight, name="empty", weight=0.0, cosine_with=None, cosine_without=None)
+    assert weights_text([weight, replace(weight, name="vectors", weight=0.25), empty]) == (
+        "Descriptors: tags 75.0 %, vectors 25.0 %. Block empty was left out: it tells no two classes of the head apart."
+    )

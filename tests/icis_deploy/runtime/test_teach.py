@@ -14,7 +14,7 @@ import pytest
 from exporters.generator.writing import write_generator
 from icis_deploy.bundle.generator_metadata import METADATA_KEY, parse_metadata, serialize_metadata
 from icis_deploy.bundle.manifest import MANIFEST_NAME, file_entry, load_manifest, serialize_manifest
-from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import DescriptorBlock, Descriptors
 from icis_deploy.errors import (
     CapacityError,
     ClassConflictError,
@@ -336,3 +336,102 @@ def test_a_model_that_takes_no_arbiter_is_not_taught_by_a_generator_that_states_
         device.teach("okapi", described("okapi"))
     assert files_in(teachable) == before
     assert device.classes() == HEAD.class_names
+
+
+# --- generators of several blocks ---------------------------------------------------------------------------------
+
+
+def blocks_of(descriptors: Descriptors) -> tuple[Head, Descriptors]:
+    """Return a head that follows from the descriptors and from tags, and both as blocks; the okapi has no tags."""
+    rng = np.random.default_rng(11)
+    hidden = rng.normal(size=(descriptors.num_classes, 4))
+    rows = descriptors.values @ rng.normal(size=(DESCRIPTOR_DIM, FEATURE_DIM + 1))
+    rows = rows + 2.0 * hidden @ rng.normal(size=(4, FEATURE_DIM + 1))
+    tags = 100.0 * (hidden @ rng.normal(size=(4, 30)) > 0.0)
+    names = descriptors.class_names
+    parts = [
+        Descriptors(values=descriptors.values, class_names=names, blocks=(DescriptorBlock("vectors", DESCRIPTOR_DIM),)),
+        Descriptors(values=tags, class_names=names, blocks=(DescriptorBlock("tags", 30),)).select(
+            [name for name in names if name != "okapi"]
+        ),
+    ]
+    return Head(rows=rows[:NUM_SEEN], class_names=names[:NUM_SEEN]), Descriptors.merged(parts)
+
+
+@pytest.fixture
+def of_blocks(tmp_path: Path) -> tuple[Path, Injector, Descriptors]:
+    """A bundle whose generator takes two blocks, the injector that it was written from, and descriptors."""
+    head, descriptors = blocks_of(DESCRIPTORS)
+    folder = write_bundle(tmp_path / "teachable", capacity=3, head=head)
+    injection = inject(head, descriptors, options=InjectionOptions(method="ridge", calibration="length"))
+    assert min(block.weight for block in injection.blocks) > 0.0
+    write_generator(
+        folder / "generator.onnx",
+        injection.injector,
+        head=head,
+        seen_descriptors=descriptors.select(head.class_names).values,
+        unseen_descriptors=descriptors.select(injection.class_names).values,
+        method="ridge",
+    )
+    bundle = load_manifest(folder)
+    files = {**bundle.files, "generator.onnx": file_entry(folder / "generator.onnx")}
+    (folder / MANIFEST_NAME).write_bytes(serialize_manifest(replace(bundle, files=files)))
+    return folder, injection.injector, descriptors
+
+
+def parts_of(descriptors: Descriptors, name: str) -> dict[str, np.ndarray]:
+    one = descriptors.select((name,))
+    return {block.name: one.block(block.name)[0] for block in one.blocks}
+
+
+@pytest.mark.parametrize("name", ["okapi", "quagga"])
+def test_a_class_is_taught_from_its_blocks_in_any_order_and_without_one_that_says_nothing(
+    of_blocks: tuple[Path, Injector, Descriptors], name: str
+) -> None:
+    folder, injector, descriptors = of_blocks
+    flat = descriptors.select((name,)).values
+    expected = injector.rows(flat)[0]
+    parts = {block: part for block, part in reversed(parts_of(descriptors, name).items()) if part.any()}
+    assert ("tags" in parts) == (name != "okapi")
+    for descriptor in (flat[0], parts):
+        device = Device.open(folder)
+        device.teach(name, descriptor)
+        output = session_of(device).run(images(), state_of(device).buffers, with_features=True)
+        np.testing.assert_allclose(
+            output.logits[:, NUM_SEEN], output.features @ expected[:-1] + expected[-1], rtol=1e-3, atol=1e-3
+        )
+        device.rollback()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colours": np.ones(3)}, "has a block 'colours'; the generator takes the blocks 'vectors', 'tags'"),
+        ({"tags": np.ones(29)}, r"has shape \(29,\) in block 'tags'; expected 30 finite numbers"),
+        ({"tags": ["red"]}, "in block 'tags' is no vector of numbers"),
+        ({"vectors": np.zeros(8), "tags": np.zeros(30)}, "says nothing in the blocks that rows are made of"),
+    ],
+)
+def test_blocks_that_the_generator_does_not_take_are_refused(
+    of_blocks: tuple[Path, Injector, Descriptors], change: dict[str, np.ndarray], message: str
+) -> None:
+    folder, _, descriptors = of_blocks
+    before = files_in(folder)
+    with pytest.raises(DescriptorError, match=message):
+        Device.open(folder).teach("quagga", parts_of(descriptors, "quagga") | change)
+    assert files_in(folder) == before
+
+
+def test_a_block_of_another_scale_is_refused_by_name(of_blocks: tuple[Path, Injector, Descriptors]) -> None:
+    folder, _, descriptors = of_blocks
+    parts = parts_of(descriptors, "quagga")
+    with pytest.raises(OutlierError, match="length of its descriptor in block 'tags' is"):
+        Device.open(folder).teach("quagga", parts | {"tags": parts["tags"] / 100.0})
+
+
+def test_a_generator_of_one_block_takes_one_under_any_name_and_no_two(teachable: Path) -> None:
+    device = Device.open(teachable)
+    with pytest.raises(DescriptorError, match="the generator takes descriptors of one block, as one vector"):
+        device.teach("okapi", {"vectors": described("okapi"), "tags": np.ones(3)})
+    device.teach("okapi", {"vectors": described("okapi")})
+    assert device.classes() == (*HEAD.class_names, "okapi")
