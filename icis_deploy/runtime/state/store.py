@@ -38,9 +38,9 @@ from icis_deploy.runtime.state.journal import (
     MAX_JOURNAL_BYTES,
     Journal,
     StateEntry,
-    check_journal_belongs_to,
     check_table,
     initial_journal,
+    journal_of,
     parse_journal,
     serialize_journal,
 )
@@ -130,10 +130,9 @@ class Store:
         if last is not None and last[0] == data:  # equal bytes are an equal journal, and parsing is most of reading it
             return last[1]
         try:
-            journal = parse_journal(data)
+            journal = journal_of(bundle, parse_journal(data))
         except CorruptFileError as error:
             raise CorruptFileError.at(self._journal_path, error) from error
-        check_journal_belongs_to(bundle, journal)
         self._last_journal = data, journal
         return journal
 
