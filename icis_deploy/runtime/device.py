@@ -63,7 +63,7 @@ def session_of(device: Device) -> Session:
 
 def state_of(device: Device) -> HeadState:
     """Return the head that the next request to a device will get."""
-    return device._opened.updater.state
+    return device._opened.updater.held.state
 
 
 class Device:
@@ -179,11 +179,11 @@ class Device:
     @property
     def version(self) -> int:
         """Version of the head that the next request will get."""
-        return self._opened.updater.state.version
+        return self._opened.updater.held.state.version
 
     def classes(self) -> tuple[str, ...]:
         """Return the classes that the next request will choose among, in the order of the logits."""
-        return self._opened.updater.state.class_names
+        return self._opened.updater.held.state.class_names
 
     def logits(self, images: Images) -> Logits:
         """Return the logits of a batch of prepared images.
@@ -198,7 +198,7 @@ class Device:
             RuntimeFailureError: If the runtime fails, which includes images of another shape or dtype.
         """
         opened = self._opened
-        state = opened.updater.state
+        state = opened.updater.held.state
         return Logits(values=_run(opened, images, state), class_names=state.class_names, version=state.version)
 
     def predict(self, images: Images | Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
@@ -223,7 +223,7 @@ class Device:
         # A look at the type is enough for most, and takes 4 us less than `isinstance` while caches are cold.
         batch = images if type(images) is ndarray or isinstance(images, ndarray) else self.prepare(images)
         opened = self._opened
-        state = opened.updater.state
+        state = opened.updater.held.state
         # Where more classes are asked for than the model selects, or one is disabled, they are selected here.
         if top <= state.max_model_top:
             topk = opened.session.top(batch, state.buffers)

@@ -23,7 +23,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,6 +101,7 @@ class Store:
         self._new_journal_path = self._folder / f"{JOURNAL_NAME}.new"
         self._files: FileSystem = OSFileSystem() if files is None else files
         self._last_journal: tuple[bytes, Journal] | None = None
+        self._lock: AbstractContextManager[None] | None = None
         self.sync_seconds = 0.0
         """How long all syncs together took: the disk's share of a change, which the rest is measured without."""
 
@@ -244,12 +245,16 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the bundle's lock against other threads and processes.
+        """Hold the bundle's lock against other processes, and other stores of this one.
+
+        One thread at a time may ask a store for it.
 
         Raises:
             StorageError: If another one holds it for too long, or the folder cannot be opened.
         """
-        lock = self._files.locked(self._bundle_folder, LOCK_TIMEOUT_SECONDS)
+        # An interruption can come before the block that would leave the lock, and a kept traceback keeps it then.
+        self._unlock()
+        self._lock = lock = self._files.locked(self._bundle_folder, LOCK_TIMEOUT_SECONDS)
         try:
             lock.__enter__()
         except TimeoutError as error:
@@ -268,7 +273,12 @@ class Store:
         try:
             yield
         finally:
-            lock.__exit__(None, None, None)
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.__exit__(None, None, None)
+            self._lock = None
 
     @contextmanager
     def change(self, before: Journal, after: Journal, slots: SlotsFile | None = None) -> Iterator[None]:
