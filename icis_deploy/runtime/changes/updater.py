@@ -167,7 +167,7 @@ class Updater:
 
         watch, limit = Stopwatch(), rules.max_update_bytes(self._bundle)
         data = update if isinstance(update, bytes) else self._store.read_update(Path(update), limit)
-        with self._changing, self._store.locked():
+        with self._changing, self._store.locked(self._bundle):
             before = self._caught_up()
             verified = rules.verify_bytes(
                 data,
@@ -217,7 +217,7 @@ class Updater:
         from icis_deploy.runtime.changes.rules import after_update
         from icis_deploy.runtime.changes.teaching_rules import plan_teaching
 
-        with self._changing, self._store.locked():
+        with self._changing, self._store.locked(self._bundle):
             before = self._caught_up()
             current, held = before.current, self._table_before(before)
             known = (class_name,) if class_name in current.taught else ()
@@ -239,7 +239,7 @@ class Updater:
         """Go back to the state before."""
         from icis_deploy.runtime.changes.rules import after_rollback, state_before
 
-        with self._changing, self._store.locked():
+        with self._changing, self._store.locked(self._bundle):
             before = self._store.load_journal(self._bundle)
             table = self._store.load_table(self._bundle, state_before(before))
             entry, after = after_rollback(before, known_names=known_names(self._bundle, table), clock=self._clock())
@@ -248,7 +248,7 @@ class Updater:
 
     def switch(self, class_name: str, *, enabled: bool) -> bool:
         """Enable or disable a class; return whether that changed anything."""
-        with self._changing, self._store.locked():
+        with self._changing, self._store.locked(self._bundle):
             self._caught_up()
             return switch_class(
                 self._store,
@@ -260,9 +260,13 @@ class Updater:
                 commit=lambda before, after, table: self._change(before, after, self._tested_before(after, table)),
             )
 
+    def is_behind(self) -> bool:
+        """Return whether the disk may have another state than memory, which takes one `stat`."""
+        return self._store.stamp() != self.held.stamp
+
     def refresh(self) -> bool:
         """Take over what another process committed since; return whether there was anything."""
-        if self._store.stamp() == self.held.stamp:
+        if not self.is_behind():
             return False
         with self._changing:
             return self._take_over(self_test=True)
@@ -270,14 +274,14 @@ class Updater:
     @contextmanager
     def locked(self) -> Iterator[Journal]:
         """Keep all other threads and processes from changing the bundle, and give its journal."""
-        with self._changing, self._store.locked():
+        with self._changing, self._store.locked(self._bundle):
             yield self._store.load_journal(self._bundle)
 
     def inherit(self, former: Journal) -> HistoryEntry:
         """Commit what a device remembered of another bundle of the same head to this one, and test its slots."""
         from icis_deploy.runtime.changes.rules import after_replacement
 
-        with self._changing, self._store.locked():
+        with self._changing, self._store.locked(self._bundle):
             before = self._store.load_journal(self._bundle)
             table = self._table_before(before)
             entry, after = after_replacement(
@@ -297,7 +301,7 @@ class Updater:
 
     def _caught_up(self) -> Journal:
         """Return the journal, after taking over what it says; the caller holds the lock."""
-        if self._store.stamp() != self.held.stamp:
+        if self.is_behind():
             self._take_over(self_test=True)
         return self._store.load_journal(self._bundle)
 

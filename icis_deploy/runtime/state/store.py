@@ -28,10 +28,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.bundle.manifest import SLOTS_NAME, Bundle, FileEntry, check_file
+from icis_deploy.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, SLOTS_NAME, Bundle, FileEntry, check_file
 from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, parse_slots, serialize_slots
 from icis_deploy.common.files import read_plain
-from icis_deploy.errors import BundleError, CorruptFileError, LoadError, SignatureError, StorageError
+from icis_deploy.errors import (
+    BundleError,
+    CorruptFileError,
+    IncompatibleError,
+    LoadError,
+    SignatureError,
+    StorageError,
+)
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.state.filesystem import FileSystem, OSFileSystem
 from icis_deploy.runtime.state.journal import (
@@ -244,12 +251,16 @@ class Store:
             raise SignatureError.at(path, error) from error
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, bundle: Bundle) -> Iterator[None]:
         """Hold the bundle's lock against other processes, and other stores of this one.
 
         One thread at a time may ask a store for it.
 
+        Args:
+            bundle: The bundle that the caller means.
+
         Raises:
+            IncompatibleError: If the folder holds another bundle by now.
             StorageError: If another one holds it for too long, or the folder cannot be opened.
         """
         # An interruption can come before the block that would leave the lock, and a kept traceback keeps it then.
@@ -271,9 +282,32 @@ class Store:
                 where=self._bundle_folder,
             ) from error
         try:
+            self._require(bundle)
             yield
         finally:
-            self._unlock()
+            try:
+                self._unlock()
+            except BaseException:  # interrupted: others wait for it
+                self._unlock()
+                raise
+
+    def _require(self, bundle: Bundle) -> None:
+        """Raise `IncompatibleError` if the folder does not hold this bundle any more."""
+        if bundle.manifest_sha256 is None:
+            return
+        path = self._bundle_folder / MANIFEST_NAME
+        try:
+            found = hashlib.sha256(self._files.read(path, MAX_MANIFEST_BYTES + 1)).hexdigest()
+        except OSError as error:
+            found = error.strerror or str(error)
+        if found != bundle.manifest_sha256:
+            raise IncompatibleError(
+                f"{self._bundle_folder} holds another bundle than when it was opened. Nothing was changed.",
+                found=found,
+                expected=bundle.manifest_sha256,
+                where=path,
+                hint="Open it again, or call `Device.refresh()`.",
+            )
 
     def _unlock(self) -> None:
         if self._lock is not None:
