@@ -44,7 +44,9 @@ class FileSystem(Protocol):
         ...
 
     def create(self, path: Path, data: bytes) -> None:
-        """Write a new file; what it holds and that it is there may be lost until both are synced.
+        """Write a new file, which others may read and not write, or less where the umask says so.
+
+        What it holds and that it is there may be lost until both are synced.
 
         Raises:
             OSError: If there is a file already, or the disk refuses; a part of the file may be there then.
@@ -145,7 +147,7 @@ class OSFileSystem:
 
     def create(self, path: Path, data: bytes) -> None:
         """Write a new file; see `FileSystem.create`."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSE_ON_EXEC, 0o666)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSE_ON_EXEC, 0o644)
         try:
             view = memoryview(data)
             while view:
@@ -169,7 +171,7 @@ class OSFileSystem:
     def make_folder(self, path: Path) -> bool:
         """Make a folder; see `FileSystem.make_folder`."""
         try:
-            path.mkdir()
+            path.mkdir(mode=0o755)
         except FileExistsError:
             return False
         return True
