@@ -447,7 +447,7 @@ class Device:
                 found=new.bundle.manifest_sha256,
                 expected=opened.bundle.manifest_sha256,
                 where=opened.named,
-                hint="Go over to it with `Device.replace()`, or open it as a device of its own.",
+                hint="Go over to it by Device.replace, which carries that over, or open it as a device of its own.",
             )
         self._opened = new
         return True

@@ -364,8 +364,8 @@ def journal_of(bundle: Bundle, journal: Journal) -> Journal:
             found=journal.bundle_sha256,
             expected=bundle.manifest_sha256,
             hint=(
-                "Put the new bundle into a folder of its own and go over to it with `Device.replace()`, or fetch the "
-                "bundle again. To delete state/ forgets spent versions and replaced keys."
+                "Put the new bundle into a folder of its own, to which a running device goes over by Device.replace, "
+                "or fetch the bundle again. To delete state/ forgets spent versions and replaced keys."
             ),
         )
     return journal

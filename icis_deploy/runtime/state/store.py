@@ -306,7 +306,7 @@ class Store:
                 found=found,
                 expected=bundle.manifest_sha256,
                 where=path,
-                hint="Open it again, or call `Device.refresh()`.",
+                hint="Open it again; a running device goes over to it by Device.refresh.",
             )
 
     def _unlock(self) -> None:
@@ -351,7 +351,7 @@ class Store:
             self._take_back(written, remove_folder=made_folder)
             if isinstance(error, OSError):
                 raise StorageError(
-                    f"Could not write to {self._folder}: {error.strerror or error}. The device keeps the state it had.",
+                    f"Could not write to {self._folder}: {error.strerror or error}. {self._outcome(before, after)}",
                     found=error.strerror or str(error),
                     where=self._folder,
                     hint="Free some space, or make the disk writable.",
@@ -360,6 +360,23 @@ class Store:
         with suppress(OSError):  # the change is committed; the next one removes them
             # Under the lock the folder held what `before` names and nothing else, so it need not be listed again.
             self._remove([self._folder / name for name in sorted(self._named(before) - self._named(after))])
+
+    def _outcome(self, before: Journal, after: Journal) -> str:
+        """Return which state a failed change left, as a sentence."""
+        try:
+            data = self._files.read(self._journal_path, MAX_JOURNAL_BYTES + 1)
+        except FileNotFoundError:
+            data = b"" if not before.history else None
+        except OSError:
+            data = None
+        if data == serialize_journal(after):
+            return (
+                "The disk has the new state, and refused to take it back: the next start, refresh or change finds it, "
+                "or after a power cut the state before."
+            )
+        if data is None:
+            return "Which state is on the disk cannot be read; the next start finds the one before or the new one."
+        return "The device keeps the state it had."
 
     def _write_slots(self, before: Journal, slots: SlotsFile, written: list[Path]) -> None:
         """Write a slot table and name it in `written`, unless one of the states before has the same one."""

@@ -71,11 +71,11 @@ def changes(signed) -> dict[str, Callable[[Device, Path], object]]:
     data = signed(make_update("gnu", version=3))
 
     return {
-        "apply": lambda device, new: device.apply(data),
-        "rollback": lambda device, new: device.rollback(),
-        "teach": lambda device, new: device._opened.updater.teach("bongo", lambda table: row),
-        "disable": lambda device, new: device.disable("cat"),
-        "refresh": lambda device, new: device.refresh(),
+        "apply": lambda device, _: device.apply(data),
+        "rollback": lambda device, _: device.rollback(),
+        "teach": lambda device, _: device._opened.updater.teach("bongo", lambda _: row),
+        "disable": lambda device, _: device.disable("cat"),
+        "refresh": lambda device, _: device.refresh(),
         "replace": lambda device, new: device.replace(new, num_threads=1),
     }
 
@@ -145,7 +145,7 @@ def test_an_interruption_between_commit_and_publication_is_made_good_by_refresh(
 
 
 def test_an_interrupted_change_does_not_keep_the_lock_while_its_traceback_lives(world, signed):
-    device, new = world(0)
+    device, _ = world(0)
     errors = []
     for at in range(1, 400, 7):
         try:
