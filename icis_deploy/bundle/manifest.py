@@ -213,6 +213,9 @@ class Bundle:
     created_by: Mapping[str, str] = field(default_factory=dict)
     """Versions of icis-deploy and the libraries that made the bundle, by name."""
 
+    manifest_sha256: str | None = field(default=None, init=False, repr=False, compare=False)
+    """SHA-256 of the file that it was read from, lower-case hexadecimal; `None` where it was not read from a file."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
         for name, value, allowed in (
@@ -333,7 +336,9 @@ def _is_numeric(dtype: str) -> bool:
 
 def serialize_manifest(bundle: Bundle) -> bytes:
     """Return the bytes of `manifest.json`."""
-    values = asdict(bundle) | {
+    values = asdict(bundle)
+    del values["manifest_sha256"]  # which no file can hold of itself
+    values |= {
         "schema_version": SCHEMA_VERSION,
         "files": {name: asdict(entry) for name, entry in sorted(bundle.files.items())},
         "preprocessing": None if bundle.preprocessing is None else bundle.preprocessing.to_json(),
@@ -488,9 +493,11 @@ def load_manifest(folder: Path) -> Bundle:
         hint = "Name a folder that `export()` wrote."
         raise BundleError(error.what, found=error.found, expected=error.expected, where=folder, hint=hint) from error
     try:
-        return parse_manifest(data)
+        bundle = parse_manifest(data)
     except BundleError as error:
         raise BundleError.at(path, error) from error
+    object.__setattr__(bundle, "manifest_sha256", hashlib.sha256(data).hexdigest())
+    return bundle
 
 
 def check_file(path: Path, entry: FileEntry) -> None:

@@ -17,6 +17,8 @@ from icis_deploy.errors import ICISDeployError, StorageError, UsageError
 
 _CHUNK_BYTES = 1 << 20
 _HASHED_BYTES = 1 << 24
+_MAX_KEPT_NAME = 60
+"""Characters of a file's name in its temporary one, which must not be longer than file systems allow."""
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -70,10 +72,10 @@ def sha256_of_file(path: Path) -> str:
         # Few large pieces: in one of several threads, each of them waits for Python's lock twice. They lie outside the
         # heap: glibc keeps more of what is allocated after a block of this size was freed, for a session up to 7 MB.
         size = min(_HASHED_BYTES, os.fstat(file.fileno()).st_size + 1)
-        with mmap.mmap(-1, size) as memory, memoryview(memory) as view:
-            while count := file.readinto(view):
-                with view[:count] as piece:
-                    digest.update(piece)
+        # Not closed here: after an interruption that would fail, as a piece of it is still in use.
+        view = memoryview(mmap.mmap(-1, size))
+        while count := file.readinto(view):
+            digest.update(view[:count])
     return digest.hexdigest()
 
 
@@ -88,23 +90,21 @@ def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
         StorageError: If that fails; what was at `path` before is still there, unless only the folder could not be
             synced: then the message says that the new bytes are there, but may not survive a power cut.
     """
-    import tempfile  # here, as a device that only answers opens without it
-
     temporary = None
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name[:_MAX_KEPT_NAME]}.{_random_text()}.tmp")
+        # Others may read it and not write it, or less where the umask says so.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o644)
         with os.fdopen(descriptor, "wb") as file:
             file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise write_failure(path, error, after="Nothing was changed.") from error
     finally:  # also when interrupted; after the move there is nothing left to remove
         if temporary is not None:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 temporary.unlink()
     try:
         sync_folder(path.parent)
@@ -116,6 +116,11 @@ def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
             where=path,
             hint="Check the disk, then write it again.",
         ) from error
+
+
+def _random_text() -> str:
+    """Return a part of a name that no other file has."""
+    return os.urandom(8).hex()
 
 
 def sync_folder(folder: Path) -> None:
@@ -146,7 +151,6 @@ def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
         StorageError: If the disk refuses; what was at `target` before is still there.
     """
     import shutil
-    import tempfile
 
     check_free(target, overwrite=overwrite)
     if os.path.lexists(target) and not os.path.isdir(target):  # noqa: PTH112 - see check_free
@@ -166,7 +170,8 @@ def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".building"))
+        building = target.with_name(f".{target.name}.{_random_text()}.building")
+        building.mkdir(mode=0o755)
     except (OSError, ValueError) as error:
         raise StorageError(
             f"Could not create {target}: {_reason(error)}.",
@@ -176,7 +181,6 @@ def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
         ) from error
     try:
         yield building
-        building.chmod(0o755)
         _swap_in(building, target)
     except OSError as error:
         raise write_failure(target, error, after="What was there before still is.") from error

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from icis_deploy.common.arrays import Float32
+from icis_deploy.errors import RuntimeFailureError
 from icis_deploy.runtime.sessions.protocol import TopOutput
 
 _SAFE_EXPONENT = 60.0
@@ -110,6 +111,8 @@ def predictions_from_topk(
     all_values = all_probabilities.tolist()
     for columns in all_columns.tolist():
         values, names = all_values[len(predictions)], []
+        if values[0] != values[0]:  # NaN, of which a softmax makes all of an image's
+            raise _no_numbers(values[0])
         for column in columns:
             name = score_names[column]
             if name is None:
@@ -151,6 +154,15 @@ def _top_by_argmax(row: Float32, top: int, independent: bool) -> tuple[list[int]
     return (order, probabilities) if item(argmax()) < least else None
 
 
+def _no_numbers(score: float) -> RuntimeFailureError:
+    return RuntimeFailureError(
+        f"The model gave the score {score} for an image, which is no answer.",
+        found=str(score),
+        expected="finite scores",
+        hint="Check that the image is finite: NaN, or values out of the model's range, give such scores.",
+    )
+
+
 @lru_cache(maxsize=8)
 def _ones(size: int) -> Float32:
     return np.ones(size, dtype=np.float32)
@@ -158,7 +170,10 @@ def _ones(size: int) -> Float32:
 
 def _top_by_sorting(row: Float32, top: int, independent: bool) -> tuple[list[int], list[float]]:
     """Return what `_top_by_argmax` does, of any logits: in their own order, equal ones in the order of the head."""
-    exponentials = np.exp(row.astype(np.float64) - (0.0 if independent else row.max()))
+    greatest = row.max()
+    if not greatest < math.inf:  # numpy's maximum of numbers and NaN is NaN
+        raise _no_numbers(greatest)
+    exponentials = np.exp(row.astype(np.float64) - (0.0 if independent else greatest))
     total = 1.0 if independent else exponentials.sum()
     order = (-row).argsort(kind="stable")[:top]
     return order.tolist(), (exponentials.take(order) / total).tolist()

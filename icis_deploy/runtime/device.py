@@ -6,14 +6,16 @@ Rules:
 2. Everything that changes the state is the updater's; see `changes/updater.py`.
 """
 
-# Why: docs/decisions/0024 (hand-over), docs/decisions/0035 (self-test at opening), docs/decisions/0057 (late imports).
+# Why: docs/decisions/0024 and 0080 (hand-over), docs/decisions/0081 (processes), docs/decisions/0035 (self-test at
+# opening), docs/decisions/0057 (late imports).
 
 from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants
-from icis_deploy.bundle.manifest import Bundle, check_files, load_manifest
+from icis_deploy.bundle.manifest import MANIFEST_NAME, Bundle, check_files, load_manifest
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import check_unique
@@ -34,7 +36,7 @@ from icis_deploy.runtime.changes.updater import AppliedUpdate, Updater
 from icis_deploy.runtime.sessions.choice import Runtime, import_library, open_session, runtime_from
 from icis_deploy.runtime.sessions.protocol import Session
 from icis_deploy.runtime.state.head_state import HeadState, make_head_state
-from icis_deploy.runtime.state.journal import HistoryEntry
+from icis_deploy.runtime.state.journal import HistoryEntry, continues
 from icis_deploy.runtime.state.store import Store, exported_slots
 from icis_deploy.runtime.teaching.cached_generator import CachedGenerator
 
@@ -54,6 +56,13 @@ class _OpenBundle:
     session: Session
     updater: Updater
     generator: CachedGenerator
+    runtime: Runtime
+    named: Path
+    """What the caller called the folder: perhaps a link, which leads to another bundle later."""
+    stamp: tuple[int, ...] | None
+    """Of the manifest there, before it was read."""
+    trust: tuple[Path, ...] | None
+    """Files of the keys one of which must have signed it; `None` where none was asked for."""
 
 
 def session_of(device: Device) -> Session:
@@ -63,13 +72,18 @@ def session_of(device: Device) -> Session:
 
 def state_of(device: Device) -> HeadState:
     """Return the head that the next request to a device will get."""
-    return device._opened.updater.state
+    return device._opened.updater.held.state
 
 
 class Device:
     """A bundle that is open and answers; safe to use from several threads.
 
     Every answer carries the version of the head that gave it, and comes from exactly one.
+
+    A process that is forked cannot use the session and the locks of its parent, whose threads it does not have: there a
+    device opens its bundle again with its first call, as `open` does, whatever the parent was doing. It pickles to the
+    path, the runtime and the trusted keys that it was opened with, so that `multiprocessing`'s spawn, Ray and Spark
+    open it again.
 
     Example:
         device = icis_deploy.Device.open("bundle")
@@ -86,9 +100,15 @@ class Device:
         state: HeadState,
         store: Store | None = None,
         clock: Callable[[], datetime] = _utc_now,
+        runtime: Runtime | None = None,
     ) -> None:
         self._changing = threading.RLock()
+        _DEVICES.add(self)
         self._opened = _OpenBundle(
+            runtime=Runtime() if runtime is None else runtime,
+            named=folder,
+            stamp=None,
+            trust=None,
             folder=folder,
             bundle=bundle,
             session=session,
@@ -132,8 +152,10 @@ class Device:
             SelfTestError: If the runtime does not compute with the slots that it is given.
             UsageError: If there is no such runtime.
         """
-        folder = Path(folder)
-        chosen = runtime_from(runtime, num_threads=num_threads)
+        named = Path(folder)
+        # What a link leads to now: files of one bundle are read and written, wherever the link leads meanwhile.
+        folder = Path(os.path.realpath(named)) if os.path.isdir(named) else named  # noqa: PTH112 - see `replace`
+        chosen, stamp = runtime_from(runtime, num_threads=num_threads), _manifest_stamp(named)
         if trust is not None:
             from icis_deploy.runtime.state.bundle_trust import verify_bundle_signature
 
@@ -146,6 +168,12 @@ class Device:
         check.result()
         device = cls.from_parts(folder, bundle, runtime=chosen)
         device._opened.updater.take_over(self_test=not chosen.is_reference)
+        device._opened = replace(
+            device._opened,
+            named=Path(os.path.abspath(named)),  # noqa: PTH100
+            stamp=stamp,
+            trust=None if trust is None else tuple(Path(os.path.abspath(path)) for path in trust),  # noqa: PTH100
+        )
         return device
 
     @classmethod
@@ -177,7 +205,27 @@ class Device:
 
             # The gate saw these slots in the reference alone; another runtime may not read the ones that it is given.
             verify_slots(session, bundle, *state.slots, seed=0, constants=ArbiterConstants(folder, bundle))
-        return cls(folder=folder, bundle=bundle, session=session, state=state)
+        return cls(folder=folder, bundle=bundle, session=session, state=state, runtime=runtime)
+
+    def __reduce__(self) -> tuple[Callable[..., Device], tuple[Path, Runtime, tuple[Path, ...] | None]]:
+        opened = self._opened
+        return _open_again, (opened.named, opened.runtime, opened.trust)
+
+    def __getattr__(self, name: str) -> object:
+        # Called for attributes that are not there: what is open, in a process that was forked.
+        inherited = self.__dict__.get("_inherited") if name == "_opened" else None
+        if inherited is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        with self._changing:
+            if "_opened" not in self.__dict__:
+                self._opened = _open_again(inherited.named, inherited.runtime, inherited.trust)._opened
+            return self.__dict__["_opened"]
+
+    def _forget_parent(self) -> None:
+        """Leave what the parent had open, in a process that was forked."""
+        self._changing = threading.RLock()
+        # Kept for ever: to end a session would wait for threads that are not in this process.
+        self._inherited = self.__dict__.pop("_opened", None) or self.__dict__.get("_inherited")
 
     @property
     def bundle(self) -> Bundle:
@@ -187,11 +235,11 @@ class Device:
     @property
     def version(self) -> int:
         """Version of the head that the next request will get."""
-        return self._opened.updater.state.version
+        return self._opened.updater.held.state.version
 
     def classes(self) -> tuple[str, ...]:
         """Return the classes that the next request will choose among, in the order of the logits."""
-        return self._opened.updater.state.class_names
+        return self._opened.updater.held.state.class_names
 
     def logits(self, images: Images) -> Logits:
         """Return the logits of a batch of prepared images.
@@ -206,7 +254,7 @@ class Device:
             RuntimeFailureError: If the runtime fails, which includes images of another shape or dtype.
         """
         opened = self._opened
-        state = opened.updater.state
+        state = opened.updater.held.state
         return Logits(values=_run(opened, images, state), class_names=state.class_names, version=state.version)
 
     def predict(self, images: Images | Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
@@ -231,7 +279,7 @@ class Device:
         # A look at the type is enough for most, and takes 4 us less than `isinstance` while caches are cold.
         batch = images if type(images) is ndarray or isinstance(images, ndarray) else self.prepare(images)
         opened = self._opened
-        state = opened.updater.state
+        state = opened.updater.held.state
         # Where more classes are asked for than the model selects, or one is disabled, they are selected here.
         if top <= state.max_model_top:
             topk = opened.session.top(batch, state.buffers)
@@ -294,6 +342,7 @@ class Device:
             RuntimeFailureError: If the runtime fails in the self-test.
         """
         with self._changing:
+            self._follow()
             return self._opened.updater.apply(
                 update, allow_unsigned=allow_unsigned, allow_changed_answers=allow_changed_answers
             )
@@ -328,6 +377,7 @@ class Device:
 
         check_unique((class_name,))
         with self._changing:
+            self._follow()
             opened = self._opened
             generator = opened.generator.load()
 
@@ -351,6 +401,7 @@ class Device:
             SelfTestError, StorageError, RuntimeFailureError: As `apply`; the device keeps the state it had.
         """
         with self._changing:
+            self._follow()
             return self._opened.updater.rollback()
 
     def enable(self, class_name: str) -> bool:
@@ -361,6 +412,7 @@ class Device:
             StorageError: If the disk refuses; nothing changes.
         """
         with self._changing:
+            self._follow()
             return self._opened.updater.switch(class_name, enabled=True)
 
     def disable(self, class_name: str) -> bool:
@@ -373,18 +425,56 @@ class Device:
             StorageError: If the disk refuses; nothing changes.
         """
         with self._changing:
+            self._follow()
             return self._opened.updater.switch(class_name, enabled=False)
 
     def refresh(self) -> bool:
         """Take over what another process committed since; return whether there was anything.
 
-        Cheap when there is nothing (one `stat`), so a server can call it between any two requests.
+        Where the path that was opened leads to another bundle by now, because a link was pointed at one that a process
+        went over to with `replace`, this device goes over to it as well, whole. Every change looks for that too.
+
+        Cheap when there is nothing (two calls of `stat`), so a server can call it between any two requests.
 
         Raises:
             BundleError, CorruptFileError: If the new state cannot be read; the device keeps the state it had.
+            WrongBaseError, IncompatibleError: If the path leads to a bundle of another head, or one that does not
+                remember what this device does; the device keeps the bundle it had.
             SelfTestError, RuntimeFailureError: If its slots fail the self-test; the device keeps the state it had.
         """
-        return self._opened.updater.refresh()
+        opened = self._opened
+        if opened.updater.is_behind() or (opened.stamp is not None and _manifest_stamp(opened.named) != opened.stamp):
+            with self._changing:
+                return self._follow() or self._opened.updater.refresh()
+        return False
+
+    def _follow(self) -> bool:
+        """Go over to the bundle that the opened path leads to now; return whether it is another one.
+
+        The caller holds `_changing`.
+        """
+        opened = self._opened
+        if opened.stamp is None or (stamp := _manifest_stamp(opened.named)) == opened.stamp:
+            return False
+        bundle = load_manifest(opened.named)
+        is_same_bundle = bundle.manifest_sha256 == opened.bundle.manifest_sha256
+        if is_same_bundle and os.path.realpath(opened.named) == os.path.realpath(opened.folder):
+            self._opened = replace(opened, stamp=stamp)
+            return False
+        _check_same_head(opened, bundle, opened.named)
+        new = Device.open(opened.named, runtime=opened.runtime, trust=opened.trust)._opened
+        _check_same_head(opened, new.bundle, opened.named)
+        if not continues(new.updater.held.journal, opened.updater.held.journal):
+            raise IncompatibleError(
+                f"{opened.named} leads to another bundle by now, which does not remember what this device does "
+                f"(spent versions, replaced keys, disabled classes). The device keeps the bundle it had.",
+                found=new.bundle.manifest_sha256,
+                expected=opened.bundle.manifest_sha256,
+                where=opened.named,
+                hint="Go over to it by Device.replace, which carries that over, or open it as a device of its own.",
+            )
+        self._opened = new
+        return True
 
     def replace(
         self,
@@ -423,18 +513,50 @@ class Device:
             )
         new = Device.open(folder, runtime=runtime, num_threads=num_threads, trust=trust)._opened
         with self._changing, self._opened.updater.locked() as journal:
-            if new.bundle.base_fingerprint != self._opened.bundle.base_fingerprint:
-                raise WrongBaseError(
-                    f"The bundle {folder} was made from the head {new.bundle.base_fingerprint[:16]}…; this device's "
-                    f"is {self._opened.bundle.base_fingerprint[:16]}….",
-                    found=new.bundle.base_fingerprint,
-                    expected=self._opened.bundle.base_fingerprint,
-                    where=folder,
-                    hint="Open it as a device of its own.",
-                )
+            _check_same_head(self._opened, new.bundle, folder)
             entry = new.updater.inherit(journal)
             self._opened = new
         return entry
+
+
+def _open_again(folder: Path, runtime: Runtime, trust: tuple[Path, ...] | None) -> Device:
+    return Device.open(folder, runtime=runtime, trust=trust)
+
+
+_DEVICES: weakref.WeakSet[Device] = weakref.WeakSet()
+_LEFT_TO_PARENTS: list[object] = []
+
+
+def _forget_parents() -> None:
+    for device in tuple(_DEVICES):
+        device._forget_parent()
+        _LEFT_TO_PARENTS.append(device._inherited)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parents)
+
+
+def _manifest_stamp(folder: Path) -> tuple[int, ...] | None:
+    """Return numbers that change when a folder, or what a link to it leads to, is replaced by another bundle."""
+    try:
+        status = os.stat(f"{folder}/{MANIFEST_NAME}")  # noqa: PTH116 - asked for with every request
+    except (OSError, ValueError):  # ValueError: a path with a null byte
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _check_same_head(opened: _OpenBundle, bundle: Bundle, where: str | Path) -> None:
+    expected = opened.bundle.base_fingerprint
+    if bundle.base_fingerprint != expected:
+        raise WrongBaseError(
+            f"The bundle {where} was made from the head {bundle.base_fingerprint[:16]}…; this device's is "
+            f"{expected[:16]}….",
+            found=bundle.base_fingerprint,
+            expected=expected,
+            where=where,
+            hint="Open it as a device of its own.",
+        )
 
 
 def _run(opened: _OpenBundle, images: Images, state: HeadState) -> Float32:

@@ -150,7 +150,7 @@ def _switch(folder: Path, class_name: str, *, enabled: bool) -> bool:
         with store.change(before, after):
             pass
 
-    with store.locked():
+    with store.locked(bundle):
         return switch_class(
             store,
             bundle,

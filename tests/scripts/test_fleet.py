@@ -90,6 +90,28 @@ def test_mender_rolls_back_what_was_applied_and_nothing_else_however_often_it_as
     assert [entry.action for entry in history(bundle)] == ["apply", "apply", "rollback"]
 
 
+@pytest.mark.parametrize("num_updates", [7, 8])
+def test_mender_installs_no_more_than_the_device_can_take_back(num_updates, bundle, key, tmp_path):
+    files = {
+        f"{version}.icis": signed_bytes(
+            make_update("okapi", version=version)
+            if version == 1
+            else make_update(version=version, replaced=("okapi",)),
+            key.private_path,
+        )
+        for version in range(1, num_updates + 1)
+    }
+    work = artifact(tmp_path / "work", files)
+
+    install = shell("icis-class-update", "ArtifactInstall", work, bundle=bundle)
+
+    assert install.returncode == (0 if num_updates == 7 else 1), install.stderr
+    assert ("holds 8 files; a device can take back 7. Nothing applied." in install.stderr) == (num_updates == 8)
+    assert classes(bundle).version == (7 if num_updates == 7 else 0)
+    assert shell("icis-class-update", "ArtifactRollback", work, bundle=bundle).returncode == 0
+    assert classes(bundle).version == 0
+
+
 def test_mender_rolls_nothing_back_where_nothing_was_installed(bundle, tmp_path):
     work = artifact(tmp_path / "work", {})
 

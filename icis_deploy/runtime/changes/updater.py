@@ -8,6 +8,8 @@ Rules:
    waits for both. Whatever fails before the commit leaves disk and memory as they were; publishing is one assignment
    and cannot fail.
 3. What another process committed is taken over by `refresh`, never in the middle of a request.
+4. An interruption can come after a commit and before its publication. So journal, stamp and head state are published
+   together, and every change begins with taking over what the disk has and memory does not.
 
 What may change is decided in `rules.py`, how it reaches the disk in `state/store.py`. Rules, self-test and stopwatch
 are imported with the first change: a device that only answers opens without them.
@@ -62,6 +64,20 @@ class AppliedUpdate:
     """Its line in the history."""
 
     timings: ApplyTimings
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What of the disk is in memory; replaced by one assignment, so that no interruption leaves a part of it."""
+
+    state: HeadState
+    """What the next request gets."""
+
+    journal: Journal
+    """The journal that it came of."""
+
+    stamp: tuple[int, ...] | None
+    """The store's, before that journal was read; `None` where nothing was committed, or nothing was read yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +141,8 @@ class Updater:
         constants: ArbiterConstants,
         clock: Callable[[], datetime],
     ) -> None:
-        self.state = state
-        """What the next request gets: at first, the bundle as it was exported. Replaced by one assignment."""
+        self.held = Held(state=state, journal=initial_journal(bundle), stamp=None)
+        """What the next request gets: at first, the bundle as it was exported."""
         self._folder = folder
         self._bundle = bundle
         self._session = session
@@ -134,8 +150,6 @@ class Updater:
         self._constants = constants
         self._clock = clock
         self._changing = threading.Lock()
-        self._journal = initial_journal(bundle)
-        self._stamp: tuple[int, ...] | None = None
         self._guard: Guard | None = None
 
     def history(self) -> tuple[HistoryEntry, ...]:
@@ -153,8 +167,8 @@ class Updater:
 
         watch, limit = Stopwatch(), rules.max_update_bytes(self._bundle)
         data = update if isinstance(update, bytes) else self._store.read_update(Path(update), limit)
-        with self._changing, self._store.locked():
-            before = self._store.load_journal(self._bundle)
+        with self._changing, self._store.locked(self._bundle):
+            before = self._caught_up()
             verified = rules.verify_bytes(
                 data,
                 bundle=self._bundle,
@@ -211,8 +225,8 @@ class Updater:
         from icis_deploy.runtime.changes.rules import after_update
         from icis_deploy.runtime.changes.teaching_rules import plan_teaching
 
-        with self._changing, self._store.locked():
-            before = self._store.load_journal(self._bundle)
+        with self._changing, self._store.locked(self._bundle):
+            before = self._caught_up()
             current, held = before.current, self._table_before(before)
             known = (class_name,) if class_name in current.taught else ()
             row = make_row(None if held is None else held.without(known))
@@ -233,7 +247,7 @@ class Updater:
         """Go back to the state before."""
         from icis_deploy.runtime.changes.rules import after_rollback, state_before
 
-        with self._changing, self._store.locked():
+        with self._changing, self._store.locked(self._bundle):
             before = self._store.load_journal(self._bundle)
             table = self._store.load_table(self._bundle, state_before(before))
             entry, after = after_rollback(before, known_names=known_names(self._bundle, table), clock=self._clock())
@@ -242,7 +256,8 @@ class Updater:
 
     def switch(self, class_name: str, *, enabled: bool) -> bool:
         """Enable or disable a class; return whether that changed anything."""
-        with self._changing, self._store.locked():
+        with self._changing, self._store.locked(self._bundle):
+            self._caught_up()
             return switch_class(
                 self._store,
                 self._bundle,
@@ -253,9 +268,13 @@ class Updater:
                 commit=lambda before, after, table: self._change(before, after, self._tested_before(after, table)),
             )
 
+    def is_behind(self) -> bool:
+        """Return whether the disk may have another state than memory, which takes one `stat`."""
+        return self._store.stamp() != self.held.stamp
+
     def refresh(self) -> bool:
         """Take over what another process committed since; return whether there was anything."""
-        if self._store.stamp() == self._stamp:
+        if not self.is_behind():
             return False
         with self._changing:
             return self._take_over(self_test=True)
@@ -263,14 +282,14 @@ class Updater:
     @contextmanager
     def locked(self) -> Iterator[Journal]:
         """Keep all other threads and processes from changing the bundle, and give its journal."""
-        with self._changing, self._store.locked():
+        with self._changing, self._store.locked(self._bundle):
             yield self._store.load_journal(self._bundle)
 
     def inherit(self, former: Journal) -> HistoryEntry:
         """Commit what a device remembered of another bundle of the same head to this one, and test its slots."""
         from icis_deploy.runtime.changes.rules import after_replacement
 
-        with self._changing, self._store.locked():
+        with self._changing, self._store.locked(self._bundle):
             before = self._store.load_journal(self._bundle)
             table = self._table_before(before)
             entry, after = after_replacement(
@@ -288,11 +307,17 @@ class Updater:
         with self._changing:
             self._take_over(self_test=self_test)
 
+    def _caught_up(self) -> Journal:
+        """Return the journal, after taking over what it says; the caller holds the lock."""
+        if self.is_behind():
+            self._take_over(self_test=True)
+        return self._store.load_journal(self._bundle)
+
     def _take_over(self, *, self_test: bool) -> bool:
         for attempt in range(_NUM_READ_ATTEMPTS):
             stamp, journal = self._store.stamp(), self._store.load_journal(self._bundle)
-            if journal == self._journal:
-                self._stamp = stamp
+            if journal == self.held.journal:
+                self._publish(journal, self.held.state, stamp)
                 return False
             try:
                 table = self._table_of(journal.current)
@@ -410,11 +435,10 @@ class Updater:
         watch.lap("swap")
 
     def _publish(self, journal: Journal, state: HeadState, stamp: tuple[int, ...] | None) -> None:
-        self._journal, self._stamp = journal, stamp
-        self.state = state
+        self.held = Held(state=state, journal=journal, stamp=stamp)
 
     def _state_with(self, table: SlotTable | None, *, version: int, disabled: tuple[str, ...]) -> HeadState:
-        loaded = self.state
+        loaded = self.held.state
         return make_head_state(
             self._bundle,
             self._session,
@@ -427,8 +451,9 @@ class Updater:
 
     def _table_of(self, entry: StateEntry) -> SlotTable | None:
         """Return a state's slots, from memory if it is the one that requests get."""
-        if self._journal.current == entry:
-            return self.state.table
+        held = self.held
+        if held.journal.current == entry:
+            return held.state.table
         return self._store.load_table(self._bundle, entry)
 
     def _table_before(self, journal: Journal) -> SlotTable | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Protocol
 
 from icis_deploy.common.files import plain_descriptor
@@ -44,7 +44,9 @@ class FileSystem(Protocol):
         ...
 
     def create(self, path: Path, data: bytes) -> None:
-        """Write a new file; what it holds and that it is there may be lost until both are synced.
+        """Write a new file, which others may read and not write, or less where the umask says so.
+
+        What it holds and that it is there may be lost until both are synced.
 
         Raises:
             OSError: If there is a file already, or the disk refuses; a part of the file may be there then.
@@ -102,6 +104,8 @@ class FileSystem(Protocol):
     def locked(self, folder: Path, timeout_seconds: float) -> AbstractContextManager[None]:
         """Return a context in which no other thread or process holds this folder's lock.
 
+        A process that is forked meanwhile does not hold it, whatever it inherits. Leaving it twice is leaving it once.
+
         Raises:
             TimeoutError: On entering, if another one holds it for longer than `timeout_seconds`.
             OSError: On entering, if the folder cannot be opened.
@@ -143,7 +147,7 @@ class OSFileSystem:
 
     def create(self, path: Path, data: bytes) -> None:
         """Write a new file; see `FileSystem.create`."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSE_ON_EXEC, 0o666)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSE_ON_EXEC, 0o644)
         try:
             view = memoryview(data)
             while view:
@@ -167,7 +171,7 @@ class OSFileSystem:
     def make_folder(self, path: Path) -> bool:
         """Make a folder; see `FileSystem.make_folder`."""
         try:
-            path.mkdir()
+            path.mkdir(mode=0o755)
         except FileExistsError:
             return False
         return True
@@ -180,26 +184,78 @@ class OSFileSystem:
         """Sync a folder; see `FileSystem.sync_folder`."""
         _sync(path)
 
-    @contextmanager
-    def locked(self, folder: Path, timeout_seconds: float) -> Iterator[None]:
+    def locked(self, folder: Path, timeout_seconds: float) -> AbstractContextManager[None]:
         """Hold a folder's lock; see `FileSystem.locked`."""
+        return _FolderLock(folder, timeout_seconds)
+
+
+class _FolderLock:
+    """The lock of a folder, which the folder itself carries.
+
+    So there is no lock file to create, to leave behind, or to miss on a read-only disk.
+    """
+
+    # Why: docs/decisions/0081.
+    def __init__(self, folder: Path, timeout_seconds: float) -> None:
+        self._folder, self._timeout_seconds = folder, timeout_seconds
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> None:
         import fcntl
 
-        # The folder itself carries the lock: no lock file to create, to leave behind, or to miss on a read-only disk.
-        descriptor = os.open(folder, os.O_RDONLY)
+        _LOCKS.add(self)
         try:
-            deadline = time.monotonic() + timeout_seconds
+            self._descriptor = os.open(self._folder, os.O_RDONLY | _CLOSE_ON_EXEC)
+            deadline = time.monotonic() + self._timeout_seconds
             while True:
                 try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
+                    fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
                 except BlockingIOError:
                     if time.monotonic() >= deadline:
                         raise TimeoutError from None
                     time.sleep(_POLL_SECONDS)
-            yield
-        finally:
-            os.close(descriptor)  # which also releases the lock
+        except BaseException:
+            self._release()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        import fcntl
+
+        descriptor = self._descriptor
+        if descriptor is not None:
+            # To close it is not enough: a process that was forked meanwhile has it open as well.
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            self._descriptor = None
+            os.close(descriptor)
+        _LOCKS.discard(self)
+
+    def abandon(self) -> None:
+        """Close a forked process's copy, without which the lock would outlive a parent that is killed."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+_LOCKS: set[_FolderLock] = set()
+"""The locks that this process holds or waits for."""
+
+
+def _abandon_locks() -> None:
+    for lock in tuple(_LOCKS):
+        lock.abandon()
+    _LOCKS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_locks)
 
 
 def _sync(path: Path) -> None:

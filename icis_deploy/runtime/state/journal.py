@@ -7,19 +7,21 @@ Rules:
 3. `highest_version`, `trust_version`, `last_seen`, the trusted keys and the disabled classes are no part of a state:
    no rollback brings back the permission of an old version, a revoked key, an earlier time, or a class that an
    operator switched off.
-4. `history` is for people. No rule reads it.
+4. `history` is for people. No rule reads it but `continues`, which asks whether one journal came of another.
+5. A journal belongs to one bundle: it notes the hash of the bundle's manifest. One that was written before journals did
+   is taken to belong to the bundle in whose folder it is, and notes it with the next change.
 
 The file is JSON with its own SHA-256, because a flipped bit in a version number would still be JSON.
 """
 
-# Why: docs/decisions/0021 (what no rollback brings back).
+# Why: docs/decisions/0021 (what no rollback brings back), docs/decisions/0080 (which bundle it belongs to).
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -169,6 +171,9 @@ class Journal:
     history: tuple[HistoryEntry, ...] = ()
     """The last `MAX_HISTORY` changes, the oldest first."""
 
+    bundle_sha256: str | None = None
+    """SHA-256 of the manifest of the bundle that it belongs to; `None` where the bundle has no manifest yet."""
+
     @property
     def current(self) -> StateEntry:
         """The state the device holds now."""
@@ -186,7 +191,19 @@ def initial_journal(bundle: Bundle) -> Journal:
         base_fingerprint=bundle.base_fingerprint,
         states=(StateEntry(version=bundle.head_version, slots=None),),
         highest_version=bundle.head_version,
+        bundle_sha256=bundle.manifest_sha256,
     )
+
+
+def continues(journal: Journal, former: Journal) -> bool:
+    """Return whether a journal remembers what another one does, because changes made it of that one.
+
+    Every change adds a line to the history and keeps those before, also where a bundle replaces another one. So the
+    last line of the former journal is among the later one's, or older than all that those keep.
+    """
+    if not former.history or former.history[-1] in journal.history:
+        return True
+    return len(journal.history) >= MAX_HISTORY and journal.history[0].sequence > former.sequence
 
 
 def serialize_journal(journal: Journal) -> bytes:
@@ -204,6 +221,8 @@ def serialize_journal(journal: Journal) -> bytes:
     }
     if journal.root_keys:  # journals without roles stay as they ever were
         fields |= {"root_keys": journal.root_keys, "root_threshold": journal.root_threshold}
+    if journal.bundle_sha256 is not None:
+        fields["bundle_sha256"] = journal.bundle_sha256
     # All states and lines of the history but one are those of the journal before, so their JSON is cached. Quotes in a
     # text are escaped, so each empty list is found exactly once.
     text = _dumps(fields)
@@ -298,6 +317,7 @@ def _journal_from_json(fields: Mapping[str, Any]) -> Journal:
         root_keys=root_keys,
         root_threshold=threshold,
         history=tuple(_history_from_json(object_from_json(entry)) for entry in list_from_json(fields["history"])),
+        bundle_sha256=_sha256(fields["bundle_sha256"]) if "bundle_sha256" in fields else None,
     )
 
 
@@ -333,8 +353,12 @@ def _sha256(value: object) -> str:
     return text
 
 
-def check_journal_belongs_to(bundle: Bundle, journal: Journal) -> None:
-    """Raise `IncompatibleError` if the journal in a bundle's folder is of another bundle."""
+def journal_of(bundle: Bundle, journal: Journal) -> Journal:
+    """Return the journal in a bundle's folder, bound to the bundle (rule 5).
+
+    Raises:
+        IncompatibleError: If it is of another bundle.
+    """
     if journal.base_fingerprint != bundle.base_fingerprint:
         raise IncompatibleError(
             f"The bundle's state/ folder is of another head ({journal.base_fingerprint[:16]}…; this bundle's is "
@@ -343,6 +367,21 @@ def check_journal_belongs_to(bundle: Bundle, journal: Journal) -> None:
             expected=bundle.base_fingerprint,
             hint="Delete it if the bundle was replaced.",
         )
+    if journal.bundle_sha256 is None or bundle.manifest_sha256 is None:
+        return replace(journal, bundle_sha256=bundle.manifest_sha256)
+    if journal.bundle_sha256 != bundle.manifest_sha256:
+        raise IncompatibleError(
+            f"The bundle's state/ folder is of another bundle of the same head (manifest "
+            f"{journal.bundle_sha256[:16]}…; this bundle's is {bundle.manifest_sha256[:16]}…): its versions and slots "
+            f"do not go with this model.",
+            found=journal.bundle_sha256,
+            expected=bundle.manifest_sha256,
+            hint=(
+                "Put the new bundle into a folder of its own, to which a running device goes over by Device.replace, "
+                "or fetch the bundle again. To delete state/ forgets spent versions and replaced keys."
+            ),
+        )
+    return journal
 
 
 def check_table(bundle: Bundle, state: StateEntry, table: SlotTable | None) -> None:

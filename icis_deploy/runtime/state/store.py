@@ -23,24 +23,31 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.bundle.manifest import SLOTS_NAME, Bundle, FileEntry, check_file
+from icis_deploy.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, SLOTS_NAME, Bundle, FileEntry, check_file
 from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, parse_slots, serialize_slots
 from icis_deploy.common.files import read_plain
-from icis_deploy.errors import BundleError, CorruptFileError, LoadError, SignatureError, StorageError
+from icis_deploy.errors import (
+    BundleError,
+    CorruptFileError,
+    IncompatibleError,
+    LoadError,
+    SignatureError,
+    StorageError,
+)
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.state.filesystem import FileSystem, OSFileSystem
 from icis_deploy.runtime.state.journal import (
     MAX_JOURNAL_BYTES,
     Journal,
     StateEntry,
-    check_journal_belongs_to,
     check_table,
     initial_journal,
+    journal_of,
     parse_journal,
     serialize_journal,
 )
@@ -101,6 +108,7 @@ class Store:
         self._new_journal_path = self._folder / f"{JOURNAL_NAME}.new"
         self._files: FileSystem = OSFileSystem() if files is None else files
         self._last_journal: tuple[bytes, Journal] | None = None
+        self._lock: AbstractContextManager[None] | None = None
         self.sync_seconds = 0.0
         """How long all syncs together took: the disk's share of a change, which the rest is measured without."""
 
@@ -130,10 +138,9 @@ class Store:
         if last is not None and last[0] == data:  # equal bytes are an equal journal, and parsing is most of reading it
             return last[1]
         try:
-            journal = parse_journal(data)
+            journal = journal_of(bundle, parse_journal(data))
         except CorruptFileError as error:
             raise CorruptFileError.at(self._journal_path, error) from error
-        check_journal_belongs_to(bundle, journal)
         self._last_journal = data, journal
         return journal
 
@@ -244,13 +251,21 @@ class Store:
             raise SignatureError.at(path, error) from error
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the bundle's lock against other threads and processes.
+    def locked(self, bundle: Bundle) -> Iterator[None]:
+        """Hold the bundle's lock against other processes, and other stores of this one.
+
+        One thread at a time may ask a store for it.
+
+        Args:
+            bundle: The bundle that the caller means.
 
         Raises:
+            IncompatibleError: If the folder holds another bundle by now.
             StorageError: If another one holds it for too long, or the folder cannot be opened.
         """
-        lock = self._files.locked(self._bundle_folder, LOCK_TIMEOUT_SECONDS)
+        # An interruption can come before the block that would leave the lock, and a kept traceback keeps it then.
+        self._unlock()
+        self._lock = lock = self._files.locked(self._bundle_folder, LOCK_TIMEOUT_SECONDS)
         try:
             lock.__enter__()
         except TimeoutError as error:
@@ -267,9 +282,37 @@ class Store:
                 where=self._bundle_folder,
             ) from error
         try:
+            self._require(bundle)
             yield
         finally:
-            lock.__exit__(None, None, None)
+            try:
+                self._unlock()
+            except BaseException:  # interrupted: others wait for it
+                self._unlock()
+                raise
+
+    def _require(self, bundle: Bundle) -> None:
+        """Raise `IncompatibleError` if the folder does not hold this bundle any more."""
+        if bundle.manifest_sha256 is None:
+            return
+        path = self._bundle_folder / MANIFEST_NAME
+        try:
+            found = hashlib.sha256(self._files.read(path, MAX_MANIFEST_BYTES + 1)).hexdigest()
+        except OSError as error:
+            found = error.strerror or str(error)
+        if found != bundle.manifest_sha256:
+            raise IncompatibleError(
+                f"{self._bundle_folder} holds another bundle than when it was opened. Nothing was changed.",
+                found=found,
+                expected=bundle.manifest_sha256,
+                where=path,
+                hint="Open it again; a running device goes over to it by Device.refresh.",
+            )
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.__exit__(None, None, None)
+            self._lock = None
 
     @contextmanager
     def change(self, before: Journal, after: Journal, slots: SlotsFile | None = None) -> Iterator[None]:
@@ -308,7 +351,7 @@ class Store:
             self._take_back(written, remove_folder=made_folder)
             if isinstance(error, OSError):
                 raise StorageError(
-                    f"Could not write to {self._folder}: {error.strerror or error}. The device keeps the state it had.",
+                    f"Could not write to {self._folder}: {error.strerror or error}. {self._outcome(before, after)}",
                     found=error.strerror or str(error),
                     where=self._folder,
                     hint="Free some space, or make the disk writable.",
@@ -317,6 +360,23 @@ class Store:
         with suppress(OSError):  # the change is committed; the next one removes them
             # Under the lock the folder held what `before` names and nothing else, so it need not be listed again.
             self._remove([self._folder / name for name in sorted(self._named(before) - self._named(after))])
+
+    def _outcome(self, before: Journal, after: Journal) -> str:
+        """Return which state a failed change left, as a sentence."""
+        try:
+            data = self._files.read(self._journal_path, MAX_JOURNAL_BYTES + 1)
+        except FileNotFoundError:
+            data = b"" if not before.history else None
+        except OSError:
+            data = None
+        if data == serialize_journal(after):
+            return (
+                "The disk has the new state, and refused to take it back: the next start, refresh or change finds it, "
+                "or after a power cut the state before."
+            )
+        if data is None:
+            return "Which state is on the disk cannot be read; the next start finds the one before or the new one."
+        return "The device keeps the state it had."
 
     def _write_slots(self, before: Journal, slots: SlotsFile, written: list[Path]) -> None:
         """Write a slot table and name it in `written`, unless one of the states before has the same one."""

@@ -162,7 +162,7 @@ def test_when_a_file_may_not_grow_the_old_one_stays_and_nothing_is_left(old_file
     assert contents(old_file.parent) == {"state": OLD}
 
 
-@pytest.mark.parametrize("step", ["fsync", "fdopen", "chmod", "replace"])
+@pytest.mark.parametrize("step", ["open", "fsync", "fdopen", "replace"])
 def test_whichever_step_fails_the_old_file_stays_and_nothing_is_left(old_file, monkeypatch, step):
     def fail(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -524,3 +524,23 @@ def test_a_link_to_a_plain_file_is_one(old_file, tmp_path):
 
     with open_plain(tmp_path / "link") as file:
         assert file.read() == OLD
+
+
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o000, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_others_cannot_write_what_is_written_and_the_umask_takes_more(umask, file_mode, folder_mode, tmp_path):
+    before = os.umask(umask)
+    try:
+        write_file(tmp_path / "file", b"data")
+        with new_folder(tmp_path / "folder", overwrite=False, marker="file") as folder:
+            write_file(folder / "file", b"data")
+    finally:
+        os.umask(before)
+
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "folder", "folder/file")]
+    assert modes == [file_mode, folder_mode, file_mode]
+
+
+def test_a_name_as_long_as_the_file_system_allows_can_be_written(tmp_path):
+    path = tmp_path / ("n" * 255)
+    write_file(path, b"data")
+    assert path.read_bytes() == b"data"

@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from icis_deploy.runtime.answers import top_predictions
+from icis_deploy.errors import RuntimeFailureError
+from icis_deploy.runtime.answers import predictions_from_topk, top_predictions
+from icis_deploy.runtime.device import Device
+from testing.bundles import images
 
 
 def predictions_of(values, top):
@@ -56,3 +59,27 @@ def test_logits_whose_probabilities_vanish_or_are_equal_still_come_in_their_own_
 
     assert prediction.class_names == ("1", "0", "3", "4", "5", "2")[:top]
     assert sum(prediction.probabilities) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("independent", [False, True])
+def test_scores_that_are_no_numbers_are_no_answer(value, independent):
+    logits = np.array([[0.0, 1.0, 2.0], [0.0, value, 2.0]], np.float32)
+
+    with pytest.raises(RuntimeFailureError, match=f"gave the score {value} for an image, which is no answer"):
+        top_predictions(logits, 2, class_names=("a", "b", "c"), version=1, independent=independent)
+
+
+def test_probabilities_of_the_model_that_are_no_numbers_are_no_answer():
+    topk = np.full((1, 2), np.nan, np.float32), np.array([[0, 1]])
+
+    with pytest.raises(RuntimeFailureError, match="gave the score nan"):
+        predictions_from_topk(topk, ("a", "b"), 1, 2)
+
+
+def test_an_image_that_is_not_finite_is_refused_by_name(bundle_folder):
+    batch = images(2)
+    batch[1] = np.nan
+
+    with pytest.raises(RuntimeFailureError, match="Check that the image is finite"):
+        Device.open(bundle_folder).predict(batch)

@@ -51,7 +51,7 @@ def opened(folder, files, monkeypatch):
 
 def committed(device):
     """What a restart finds, with what stands outside the rollback stack."""
-    journal = device._opened.updater._journal
+    journal = device._opened.updater.held.journal
     return (*without_times(snapshot(device)), journal.highest_version, journal.disabled)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import threading
 
 import pytest
@@ -17,7 +18,7 @@ from icis_deploy.runtime.state.filesystem import OSFileSystem
 from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS
 from testing.bundles import files_in, make_update, seen_head, trust, write_bundle
-from tests.icis_deploy.runtime.file_systems import FailingFiles
+from tests.icis_deploy.runtime.file_systems import WRITING_CALLS, FailingFiles
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -308,3 +309,45 @@ def test_only_pub_files_are_trusted(bundle_folder, keys, tmp_path):
     store, bundle = Store(bundle_folder), load_bundle(bundle_folder)
 
     assert [key.keyid for key in store.trusted_keys(store.load_journal(bundle))] == [keys.key_id]
+
+
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o000, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_others_cannot_write_the_state_and_the_umask_takes_more(umask, file_mode, folder_mode, bundle_folder, signed):
+    device = Device.open(bundle_folder)
+    before = os.umask(umask)
+    try:
+        device.apply(signed(make_update("okapi")))
+    finally:
+        os.umask(before)
+
+    state = bundle_folder / "state"
+    assert stat.S_IMODE(state.stat().st_mode) == folder_mode
+    assert {stat.S_IMODE(path.stat().st_mode) for path in state.iterdir()} == {file_mode}
+
+
+def test_a_disk_that_dies_after_the_rename_is_said_to_have_the_new_state(bundle_folder, open_with, signed):
+    class DyingFiles(FailingFiles):
+        """Takes the rename of the journal, and nothing afterwards."""
+
+        def __getattr__(self, name):
+            real = super().__getattr__(name)
+            if name in WRITING_CALLS and self.calls[-1:] == ["replace"]:
+                self.dead = True
+            if name in WRITING_CALLS and getattr(self, "dead", False):
+                return self._refuse
+            return real
+
+        def _refuse(self, *arguments):
+            raise OSError(errno.EIO, "Input/output error")
+
+    device = open_with(FailingFiles())
+    device.disable("cat")
+    device = open_with(DyingFiles())
+
+    with pytest.raises(StorageError, match="The disk has the new state, and refused to take it back"):
+        device.apply(signed(make_update("okapi")))
+
+    assert device.version == 0
+    assert Device.open(bundle_folder).version == 1
+    assert device.refresh() is True
+    assert device.version == 1
