@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from icis_deploy.bundle.manifest import ModelInput, load_bundle
 from icis_deploy.errors import SelfTestError
 from icis_deploy.head.slots import empty_slots
-from icis_deploy.runtime.changes.self_test import TOLERANCE, self_test_input, verify_slots
+from icis_deploy.runtime.changes.self_test import TOLERANCE, self_test_input, verify_computed
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 from icis_deploy.runtime.sessions.protocol import SessionOutput
 from testing.bundles import FEATURE_DIM, TAILS, make_update, write_bundle
@@ -32,7 +32,7 @@ def check(model, table, buffers=None, *, session=None):
     session_of_model, bundle = model
     session = session_of_model if session is None else session
     buffers = session.load_slots(table.weight, table.bias) if buffers is None else buffers
-    return verify_slots(session, bundle, table, buffers, seed=0)
+    return verify_computed(session, bundle, table, buffers, seed=0)
 
 
 @pytest.mark.parametrize("num_classes", [0, 1, 4])
@@ -137,7 +137,7 @@ def test_a_model_without_features_cannot_be_tested(tmp_path):
     folder = write_bundle(tmp_path / "fused", capacity=0)
 
     with pytest.raises(SelfTestError, match="no output 'features', so its slots cannot be tested"):
-        verify_slots(load_session(folder / "model.onnx"), load_bundle(folder), table_with("a"), None, seed=0)
+        verify_computed(load_session(folder / "model.onnx"), load_bundle(folder), table_with("a"), None, seed=0)
 
 
 @pytest.mark.parametrize(("dtype", "low", "high"), [("float32", -1, 1), ("float16", -1, 1), ("uint8", 0, 255)])
