@@ -278,7 +278,10 @@ class Updater:
             entry, after = after_replacement(
                 before, former, known_names=known_names(self._bundle, table), clock=self._clock()
             )
-            self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
+            prepared = self._tested_before(after, table)
+            if prepared.state.slots is not None:
+                self._test_computed(*prepared.state.slots)  # this device has not run the model of this bundle yet
+            self._change(before, after, prepared)
         return entry
 
     def take_over(self, *, self_test: bool = False) -> None:

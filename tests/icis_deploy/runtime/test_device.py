@@ -140,6 +140,16 @@ def refused(device, folder, data, error, message, **options):
     assert state_of(device) is state
 
 
+@pytest.mark.parametrize("allow_unsigned", [False, True])
+def test_a_damaged_unsigned_update_is_refused_whatever_is_allowed(allow_unsigned, device, bundle_folder):
+    envelope = envelope_of(make_update("okapi"))
+    payload = bytearray(envelope.payload)
+    payload[-2] ^= 0x10  # within the last row
+    envelope.payload = bytes(payload)
+    error, message = (CorruptFileError, "is damaged") if allow_unsigned else (SignatureError, "is not signed")
+    refused(device, bundle_folder, serialize_envelope(envelope), error, message, allow_unsigned=allow_unsigned)
+
+
 def test_an_unsigned_update_is_refused(device, bundle_folder):
     data = serialize_envelope(envelope_of(make_update("okapi")))
     refused(device, bundle_folder, data, SignatureError, r"The file is not signed\. .*allow_unsigned=True")

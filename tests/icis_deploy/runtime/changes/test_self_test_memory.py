@@ -106,6 +106,15 @@ def refuses(before, update, after, parts, slot, *, is_in_table):
     assert caught.value.where == name
 
 
+@pytest.mark.parametrize("name", ["weight", "bias", "arbiter"])
+def test_a_copy_is_compared_with_the_table_where_nothing_was_written(change, name):
+    after = change[2]
+    parts, memory = parts_of(after), Memory(copies=True)
+    parts[name].reshape(CAPACITY, -1)[2, 0] += 1
+    with pytest.raises(SelfTestError, match=r"^1 of 6 slots"):
+        verify_loaded(memory, after, memory.load_slots(*parts.values()))
+
+
 def test_exchanged_rows_are_seen(change):
     before, update, after = change
     parts = parts_of(after)
