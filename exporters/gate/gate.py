@@ -71,7 +71,7 @@ from icis_deploy.images.loading import LabeledImages
 from icis_deploy.metrics.accuracy_loss import compare_accuracy
 from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.metrics.seen_loss import SeenLoss, measure_seen_loss, stated_budget
-from icis_deploy.runtime.changes.self_test import verify_slots
+from icis_deploy.runtime.changes.self_test import verify_computed
 from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
@@ -424,7 +424,7 @@ def _statistics_failures(folder: Path, device: Device) -> set[str]:
     )
     buffers = session.load_slots(probe.weight, probe.bias, probe.coefficients)
     try:
-        verify_slots(session, bundle, probe, buffers, seed=0, constants=ArbiterConstants(folder, bundle))
+        verify_computed(session, bundle, probe, buffers, seed=0, constants=ArbiterConstants(folder, bundle))
     except SelfTestError as error:
         return {f"slots do not follow the arbiters that they are given: {error.what.rstrip('.')}"}
     return set()

@@ -201,10 +201,10 @@ class Device:
         table = exported_slots(folder, bundle)
         state = make_head_state(bundle, session, table=table, version=bundle.head_version)
         if state.slots is not None and not runtime.is_reference:
-            from icis_deploy.runtime.changes.self_test import verify_slots
+            from icis_deploy.runtime.changes.self_test import verify_computed
 
             # The gate saw these slots in the reference alone; another runtime may not read the ones that it is given.
-            verify_slots(session, bundle, *state.slots, seed=0, constants=ArbiterConstants(folder, bundle))
+            verify_computed(session, bundle, *state.slots, seed=0, constants=ArbiterConstants(folder, bundle))
         return cls(folder=folder, bundle=bundle, session=session, state=state, runtime=runtime)
 
     def __reduce__(self) -> tuple[Callable[..., Device], tuple[Path, Runtime, tuple[Path, ...] | None]]:

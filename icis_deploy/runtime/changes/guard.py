@@ -223,10 +223,9 @@ class Guard:
             return ()
         cosines = _product(_unit(sketches - self._mean), self._directions)
         found = []
-        for name, row in zip(names, cosines, strict=True):
-            if row.max() >= COPY_COSINE:
-                seen = self._bundle.class_names[row.argmax()]
-                found += [] if {name, seen} & left_out else [(name, seen)]
+        for index in np.flatnonzero(cosines.max(axis=1) >= COPY_COSINE):
+            name, seen = names[index], self._bundle.class_names[cosines[index].argmax()]
+            found += [] if {name, seen} & left_out else [(name, seen)]
         return tuple(found)
 
     def _logits(self, table: SlotTable) -> Float32:

@@ -1,8 +1,15 @@
-"""The self-test of slots: what the model computes with them against what they should give.
+"""The self-test of slots: the runtime has the rows that it was given, and computes with them.
 
-An updatable model's second output is its features. For one seeded input, the slots' logits must therefore be
-`features @ weight.T + bias + arbiter @ statistics`, whatever the runtime, its precision and its memory did to the rows
-on their way. The statistics are computed from the features and from the model's own seen logits.
+Two questions, asked at different times:
+
+- *Does the runtime's memory hold the rows?* With each change (`verify_loaded`): the memory that requests read is
+  compared, bit for bit, with the rows that were verified and with the slots before the change. No model runs.
+- *Does the model compute with them?* At export, when another runtime than the default opens a bundle, and with each
+  change of an engine that shows nobody its weights (`verify_computed`).
+
+For the second question: an updatable model's second output is its features. For one seeded input, the slots' logits
+must therefore be `features @ weight.T + bias + arbiter @ statistics`, whatever the runtime, its precision and its
+memory did to the rows on their way. The statistics are computed from the features and from the model's own seen logits.
 
 Rules:
 
@@ -10,8 +17,12 @@ Rules:
    float16 or TF32 (11 significant bits) stays below that; a slot with another row, a stale row or a blend does not.
 2. A model that ends in a softmax has no logits to compare. A second run with one known slot gives its scale; slots
    with an arbiter are compared only where that run shows all seen logits, which their statistics are of.
-3. An input whose features are all zero tests nothing; the next seed is taken, up to `NUM_SEEDS` of them.
+3. An input whose features are all zero tests nothing; the next seed is taken, up to `NUM_SEEDS` of them. Where single
+   features are zero, it does not see their column: it finds slots that are not read, or are read wrongly, and not every
+   wrong number in one. These are for the comparison of memory to find.
 """
+
+# Why: docs/decisions/0090.
 
 from __future__ import annotations
 
@@ -19,17 +30,18 @@ import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants
 from icis_deploy.bundle.manifest import ARBITER_NAME, Bundle
-from icis_deploy.common.arrays import Float32, Float64, Images
+from icis_deploy.common.arrays import Bool, Float32, Float64, Images
 from icis_deploy.errors import SelfTestError
-from icis_deploy.head.arbiter import STATISTICS, seen_statistics
+from icis_deploy.head.arbiter import STATISTICS, no_arbiter, seen_statistics
 from icis_deploy.head.class_names import quoted
-from icis_deploy.head.slots import SlotTable
+from icis_deploy.head.slots import EMPTY_SLOT_BIAS, SlotTable
 from icis_deploy.runtime.changes.softmax_scale import (
     MIN_LOG,
     SMALLEST,
@@ -37,7 +49,7 @@ from icis_deploy.runtime.changes.softmax_scale import (
     log_scores,
     logits_from_scores,
 )
-from icis_deploy.runtime.sessions.protocol import Session, SessionOutput, SlotBuffers, TopOutput
+from icis_deploy.runtime.sessions.protocol import Session, SessionOutput, SlotBuffers, SlotContents, TopOutput
 
 TOLERANCE = 1e-3
 NUM_SEEDS = 4
@@ -95,7 +107,110 @@ _cached_noise = lru_cache(maxsize=1)(_noise)
 """Drawing an image takes a tenth of the time that an update needs without its inference."""
 
 
-def verify_slots(
+class Written(NamedTuple):
+    """What a change writes to slots."""
+
+    before: SlotTable
+    """The slots that it started from."""
+
+    class_names: tuple[str, ...]
+    """`(num_written,)`: the classes that it added or replaced; others that are new stay out of every slot."""
+
+    rows: Float32
+    """`(num_written, feature_dim + 1)` float32, biases last, as they were verified."""
+
+    arbiter: Float32 | None
+    """`(num_written, 5)` float32; `None` where no row has an arbiter."""
+
+
+def verify_loaded(session: Session, table: SlotTable, buffers: SlotBuffers, *, written: Written | None = None) -> bool:
+    """Compare the memory that the runtime reads slots from with what they should hold, bit for bit.
+
+    Where the runtime reads the table's own arrays, comparing them with the table would prove nothing. A change is
+    therefore compared with what it was made of: the rows that were verified, and the slots before it.
+
+    Args:
+        session: Where the slots are loaded.
+        table: What the slots should hold.
+        buffers: The slots as the session has them.
+        written: What made this table of the one before; `None` where no slot was written.
+
+    Returns:
+        False, and nothing was compared, where the runtime gives nobody its slots: then ask `verify_computed`.
+
+    Raises:
+        SelfTestError: If a slot does not hold its row.
+        RuntimeFailureError: If the runtime fails.
+    """
+    held = session.read_slots(buffers)
+    if held is None:
+        return False
+    wrong = _differs_from_table(held, table)
+    if written is not None:
+        wrong |= _differs_from_origin(held, table, written)
+    if wrong.any():
+        names = _names_of(np.flatnonzero(wrong), table)
+        raise SelfTestError(
+            f"{len(names)} of {table.capacity} slots do not hold their rows after they were written: {quoted(names)}. "
+            f"The memory that the runtime reads has other numbers.",
+            found="other numbers in memory",
+            expected="the rows of the change and of the slots before it, bit for bit",
+            where=names[0],
+            hint="Apply the change again; if it fails again, test the memory of this machine.",
+        )
+    return True
+
+
+def _differs_from_table(held: SlotContents, table: SlotTable) -> Bool:
+    """Return which slots of a runtime's copy differ from the table, `(capacity,)`."""
+    wrong = np.zeros(table.capacity, dtype=np.bool_)
+    if held.weight is not table.weight:
+        wrong |= _differ(held.weight, table.weight)
+    if held.bias is not table.bias:
+        wrong |= _differ(held.bias, table.bias)
+    if held.arbiter is None:
+        wrong |= table.coefficients.any(axis=1)
+    elif held.arbiter is not table.arbiter:
+        wrong |= _coefficients_differ(held.arbiter, table.coefficients)
+    return wrong
+
+
+def _differs_from_origin(held: SlotContents, table: SlotTable, written: Written) -> Bool:
+    """Return which slots hold neither the row that a change writes there nor the one that was there before it."""
+    before = written.before
+    wrong = _differ(held.weight, before.weight) | _differ(held.bias, before.bias)
+    if held.arbiter is not None:
+        wrong |= _coefficients_differ(held.arbiter, before.coefficients)
+    slot_of = {name: slot for slot, name in enumerate(table.class_names) if name is not None}
+    targets = np.array([slot_of[name] for name in written.class_names], dtype=np.intp)
+    wrong[targets] = _differ(held.weight[targets], written.rows[:, :-1])
+    wrong[targets] |= _differ(held.bias[targets], written.rows[:, -1])
+    if held.arbiter is not None:
+        arbiter = no_arbiter(targets.size) if written.arbiter is None else written.arbiter
+        wrong[targets] |= _coefficients_differ(held.arbiter[targets], arbiter)
+    emptied = [slot for slot, name in enumerate(table.class_names) if name is None and before.class_names[slot]]
+    wrong[emptied] = held.weight[emptied].any(axis=1) | (held.bias[emptied] != EMPTY_SLOT_BIAS)
+    if held.arbiter is not None:
+        wrong[emptied] |= held.arbiter[emptied].any(axis=1)
+    return wrong
+
+
+def _differ(found: Float32, expected: Float32) -> Bool:
+    """Return which slots differ in any bit, `(num_slots,)`; of arrays `(num_slots,)` or `(num_slots, width)`."""
+    differs = found.view(np.uint32) != expected.view(np.uint32)
+    return np.asarray(differs if differs.ndim == 1 else differs.any(axis=1), dtype=np.bool_)
+
+
+def _coefficients_differ(found: Float32, expected: Float32) -> Bool:
+    """Return which slots have other coefficients, `(num_slots,)`. A table keeps no sign of a zero, and NaN is wrong."""
+    return np.asarray((found != expected).any(axis=1), dtype=np.bool_)
+
+
+def _names_of(slots: NDArray[np.intp], table: SlotTable) -> tuple[str, ...]:
+    return tuple(table.class_names[index] or f"(empty slot {index})" for index in slots)
+
+
+def verify_computed(
     session: Session,
     bundle: Bundle,
     table: SlotTable,
@@ -167,6 +282,10 @@ class _TimedSession:
     def top(self, images: Images, slots: SlotBuffers | None = None) -> TopOutput | None:
         """Run one batch; see `Session.top`."""
         return self._session.top(images, slots)
+
+    def read_slots(self, slots: SlotBuffers) -> SlotContents | None:
+        """Read slots back; see `Session.read_slots`."""
+        return self._session.read_slots(slots)
 
 
 def _run_on_seeded_input(
@@ -277,7 +396,7 @@ def _compare(found: Float64, expected: Float64, allowed: Float64, table: SlotTab
     if greatest <= 1.0:  # which NaN is not
         return greatest
     wrong = np.flatnonzero(~(fractions <= 1.0))
-    names = tuple(table.class_names[index] or f"(empty slot {index})" for index in wrong)
+    names = _names_of(wrong, table)
     first = wrong[0]
     raise SelfTestError(
         f"{wrong.size} of {table.capacity} slots do not hold their rows after they were written: {quoted(names)}. "

@@ -4,9 +4,9 @@ Rules:
 
 1. A change holds the bundle's lock from reading the journal to replacing the head state, so that changes of several
    threads and processes come one after the other, each on top of the one before.
-2. A change is: verify, write and self-test, commit, publish. The self-test runs while the change is written; the commit
-   waits for both. Whatever fails before the commit leaves disk and memory as they were; publishing is one assignment
-   and cannot fail.
+2. A change is: verify, load and self-test, write, commit, publish. Where the self-test has to run the model, it does
+   so while the change is written, and the commit waits for both. Whatever fails before the commit leaves disk and
+   memory as they were; publishing is one assignment and cannot fail.
 3. What another process committed is taken over by `refresh`, never in the middle of a request.
 4. An interruption can come after a commit and before its publication. So journal, stamp and head state are published
    together, and every change begins with taking over what the disk has and memory does not.
@@ -33,7 +33,7 @@ from icis_deploy.bundle.manifest import Bundle, known_names
 from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import BundleError, SelfTestError
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.sessions.protocol import Session
+from icis_deploy.runtime.sessions.protocol import Session, SlotBuffers
 from icis_deploy.runtime.state.head_state import HeadState, make_head_state
 from icis_deploy.runtime.state.journal import HistoryEntry, Journal, StateEntry, check_disabled, initial_journal
 from icis_deploy.runtime.state.store import SlotsFile, Store, slots_file
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.runtime.changes.background_call import BackgroundCall
     from icis_deploy.runtime.changes.guard import Guard
-    from icis_deploy.runtime.changes.self_test import SelfTestResult
+    from icis_deploy.runtime.changes.self_test import SelfTestResult, Written
     from icis_deploy.runtime.changes.timings import ApplyTimings, Stopwatch
     from icis_deploy.updates.trusted_keys import TrustedKeys
 
@@ -198,7 +198,12 @@ class Updater:
                 )
                 watch.lap("verify")
                 prepared = self._prepared(
-                    table, version=content.version, disabled=before.disabled, seed=content.self_test_seed, watch=watch
+                    table,
+                    version=content.version,
+                    disabled=before.disabled,
+                    written=_written(held, content.class_names, content.rows, content.arbiter),
+                    seed=content.self_test_seed,
+                    watch=watch,
                 )
                 slots, taught = slots_file(table), still_taught(before, content)
                 state = StateEntry(version=content.version, slots=slots.entry, taught=taught)
@@ -236,7 +241,12 @@ class Updater:
             entry = self._guarded(
                 entry, held, table, written=(class_name,), before=before, allowed=allow_changed_answers
             )
-            prepared = self._prepared(table, version=current.version, disabled=before.disabled)
+            prepared = self._prepared(
+                table,
+                version=current.version,
+                disabled=before.disabled,
+                written=_written(held, (class_name,), row[None], None if arbiter is None else arbiter[None]),
+            )
             slots = slots_file(table)
             taught = (*(name for name in current.taught if name != class_name), class_name)
             state = StateEntry(version=current.version, slots=slots.entry, taught=taught)
@@ -277,7 +287,7 @@ class Updater:
         if not self.is_behind():
             return False
         with self._changing:
-            return self._take_over(self_test=True)
+            return self._take_over(self._test)
 
     @contextmanager
     def locked(self) -> Iterator[Journal]:
@@ -295,7 +305,10 @@ class Updater:
             entry, after = after_replacement(
                 before, former, known_names=known_names(self._bundle, table), clock=self._clock()
             )
-            self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
+            prepared = self._tested_before(after, table)
+            if prepared.state.slots is not None:
+                self._test_computed(*prepared.state.slots)  # this device has not run the model of this bundle yet
+            self._change(before, after, prepared)
         return entry
 
     def take_over(self, *, self_test: bool = False) -> None:
@@ -305,15 +318,15 @@ class Updater:
             self_test: Whether to test its slots: they passed when they were committed, but perhaps in another runtime.
         """
         with self._changing:
-            self._take_over(self_test=self_test)
+            self._take_over(self._test_computed if self_test else None)
 
     def _caught_up(self) -> Journal:
         """Return the journal, after taking over what it says; the caller holds the lock."""
         if self.is_behind():
-            self._take_over(self_test=True)
+            self._take_over(self._test)
         return self._store.load_journal(self._bundle)
 
-    def _take_over(self, *, self_test: bool) -> bool:
+    def _take_over(self, test: Callable[[SlotTable, SlotBuffers], object] | None) -> bool:
         for attempt in range(_NUM_READ_ATTEMPTS):
             stamp, journal = self._store.stamp(), self._store.load_journal(self._bundle)
             if journal == self.held.journal:
@@ -328,13 +341,23 @@ class Updater:
                 continue
             check_disabled(journal, known_names(self._bundle, table))
             state = self._state_with(table, version=journal.current.version, disabled=journal.disabled)
-            if self_test and state.slots is not None:
-                from icis_deploy.runtime.changes.self_test import verify_slots
-
-                verify_slots(self._session, self._bundle, *state.slots, seed=0, constants=self._constants)
+            if test is not None and state.slots is not None:
+                test(*state.slots)
             self._publish(journal, state, stamp)
             return True
         return False
+
+    def _test(self, table: SlotTable, buffers: SlotBuffers) -> None:
+        """Test slots without running the model, where the runtime lets itself be asked."""
+        from icis_deploy.runtime.changes.self_test import verify_loaded
+
+        if not verify_loaded(self._session, table, buffers):
+            self._test_computed(table, buffers)
+
+    def _test_computed(self, table: SlotTable, buffers: SlotBuffers) -> None:
+        from icis_deploy.runtime.changes.self_test import verify_computed
+
+        verify_computed(self._session, self._bundle, table, buffers, seed=0, constants=self._constants)
 
     def _guarded(
         self,
@@ -377,19 +400,29 @@ class Updater:
         *,
         version: int,
         disabled: tuple[str, ...],
+        written: Written | None = None,
         seed: int = 0,
         watch: Stopwatch | None = None,
     ) -> _Prepared:
-        """Load a new state and start its self-test, which runs while the change is written."""
+        """Load a new state and test its slots; where that takes an inference, it runs while the change is written."""
         state = self._state_with(table, version=version, disabled=disabled)
         if watch is not None:
             watch.lap("swap")
         if state.slots is None:
             return _Prepared(state=state)
-        from icis_deploy.runtime.changes.background_call import BackgroundCall
-        from icis_deploy.runtime.changes.self_test import verify_slots
+        from icis_deploy.runtime.changes.self_test import verify_computed, verify_loaded
 
-        call = partial(verify_slots, self._session, self._bundle, *state.slots, seed=seed, constants=self._constants)
+        try:
+            compared = verify_loaded(self._session, *state.slots, written=written)
+        except SelfTestError as error:
+            raise _taken_back(error) from error
+        if watch is not None:
+            watch.lap("self_test")
+        if compared:
+            return _Prepared(state=state)
+        from icis_deploy.runtime.changes.background_call import BackgroundCall
+
+        call = partial(verify_computed, self._session, self._bundle, *state.slots, seed=seed, constants=self._constants)
         return _Prepared(state=state, self_test=BackgroundCall(call))
 
     def _tested_before(self, journal: Journal, table: SlotTable | None) -> _Prepared:
@@ -418,13 +451,7 @@ class Updater:
                 try:
                     inference_seconds = prepared.self_test.result().inference_seconds
                 except SelfTestError as error:
-                    raise SelfTestError(
-                        f"{error.what} The change was taken back.",
-                        found=error.found,
-                        expected=error.expected,
-                        where=error.where,
-                        hint=error.hint,
-                    ) from error
+                    raise _taken_back(error) from error
                 watch.lap("self_test")
                 written |= {"self_test_seconds": prepared.self_test.seconds, "inference_seconds": inference_seconds}
             watch.share(**written)
@@ -462,3 +489,22 @@ class Updater:
         if journal.disabled:
             check_disabled(journal, known_names(self._bundle, table))
         return table
+
+
+def _written(
+    before: SlotTable | None, class_names: tuple[str, ...], rows: Float32, arbiter: Float32 | None
+) -> Written | None:
+    """Return what a change writes to slots, for the self-test; `None` for a fused head."""
+    from icis_deploy.runtime.changes.self_test import Written
+
+    return None if before is None else Written(before, class_names, rows, arbiter)
+
+
+def _taken_back(error: SelfTestError) -> SelfTestError:
+    return SelfTestError(
+        f"{error.what} The change was taken back.",
+        found=error.found,
+        expected=error.expected,
+        where=error.where,
+        hint=error.hint,
+    )

@@ -33,6 +33,7 @@ from icis_deploy.runtime.sessions.onnxruntime_providers import (
 from icis_deploy.runtime.sessions.protocol import (
     SessionOutput,
     SlotBuffers,
+    SlotContents,
     TopOutput,
     arbiter_to_load,
     no_slots_error,
@@ -93,6 +94,20 @@ class ONNXRuntimeSession:
             bias=self._copied(bias),
             arbiter=None if coefficients is None else self._copied(coefficients),
         )
+
+    def read_slots(self, slots: SlotBuffers) -> SlotContents:
+        """Return what is fed with each run; see `Session.read_slots`."""
+        if self._slots_memory is None:
+            return SlotContents(slots.weight, slots.bias, slots.arbiter)
+        try:
+            arbiter = None if slots.arbiter is None else slots.arbiter.numpy()
+            return SlotContents(slots.weight.numpy(), slots.bias.numpy(), arbiter)
+        except Exception as error:  # see _fetch
+            raise RuntimeFailureError(
+                f"ONNX Runtime could not copy slots back from {self._slots_memory}: {error}",
+                found=str(error),
+                where=self._slots_memory,
+            ) from error
 
     def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run one batch; see `Session.run`."""

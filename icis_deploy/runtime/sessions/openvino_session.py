@@ -28,6 +28,7 @@ from icis_deploy.runtime.sessions.pools import ResourcePool
 from icis_deploy.runtime.sessions.protocol import (
     SessionOutput,
     SlotBuffers,
+    SlotContents,
     TopOutput,
     arbiter_to_load,
     no_slots_error,
@@ -75,6 +76,10 @@ class OpenVINOSession:
                     where=name,
                 )
         return SlotBuffers(weight=np.ascontiguousarray(weight), bias=np.ascontiguousarray(bias), arbiter=coefficients)
+
+    def read_slots(self, slots: SlotBuffers) -> SlotContents:
+        """Return what each run reads in place; see `Session.read_slots`."""
+        return SlotContents(slots.weight, slots.bias, slots.arbiter)
 
     def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run one batch; see `Session.run`."""

@@ -66,6 +66,19 @@ class SlotBuffers:
     """`(capacity, 5)` float32 in the runtime's own memory; `None` where the model has no such input."""
 
 
+class SlotContents(NamedTuple):
+    """What a runtime's memory holds for its slots, as arrays of the host."""
+
+    weight: Float32
+    """`(capacity, feature_dim)` float32."""
+
+    bias: Float32
+    """`(capacity,)` float32."""
+
+    arbiter: Float32 | None
+    """`(capacity, 5)` float32; `None` where the model has no such input."""
+
+
 class SessionOutput(NamedTuple):
     """What one run of a model gives; a tuple, which takes half as long to make while caches are cold."""
 
@@ -101,6 +114,21 @@ class Session(Protocol):
         Raises:
             RuntimeFailureError: If the model has no slots, an arbiter is given to one that takes none, or the runtime
                 refuses them.
+        """
+        ...
+
+    def read_slots(self, slots: SlotBuffers) -> SlotContents | None:
+        """Return what `run` and `top` read for these slots, from the memory that they read it from.
+
+        Args:
+            slots: From `load_slots`.
+
+        Returns:
+            The arrays that are read in place, or copies of device memory; not to be changed. `None`, without reading
+            anything, where the runtime gives nobody its slots.
+
+        Raises:
+            RuntimeFailureError: If the runtime fails.
         """
         ...
 

@@ -8,7 +8,8 @@ Two kinds of engine keep the promise that a request ends with the slots that it 
   engine takes arbiters, which the sidecar then names. A refit is not atomic and undefined while the engine runs, so an
   engine that nobody uses is refitted, and requests switch to it; the engine is therefore held twice.
 
-Whoever publishes slots must test them first, as the updater does: that a refit returned true proves nothing.
+Slots in memory of their own can be read back. An engine's weights cannot, and that a refit returned true proves
+nothing: whoever publishes them must run the model first, as the updater does.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from icis_deploy.runtime.sessions.pools import ResourcePool, SlotLease, SlotStor
 from icis_deploy.runtime.sessions.protocol import (
     SessionOutput,
     SlotBuffers,
+    SlotContents,
     TopOutput,
     arbiter_to_load,
     no_slots_error,
@@ -133,6 +135,18 @@ class TensorRTSession:
                     self._cuda.copy_to_device(memory.pointer, given[name], self._copy_stream)
                 self._cuda.synchronize(self._copy_stream)
         return SlotBuffers(weight=lease, bias=lease, arbiter=None if coefficients is None else lease)
+
+    def read_slots(self, slots: SlotBuffers) -> SlotContents | None:
+        """Copy slots back from the GPU; see `Session.read_slots`. A refittable engine does not show its weights."""
+        if self._refittable:
+            return None
+        memory = slots.weight.storage.memory
+        held = {name: np.empty(shape, dtype=np.float32) for name, shape in self._slot_shapes.items()}
+        with self._loading:
+            for name, array in held.items():
+                self._cuda.copy_to_host(array, memory[name].pointer, self._copy_stream)
+            self._cuda.synchronize(self._copy_stream)
+        return SlotContents(held[SLOT_WEIGHT], held[SLOT_BIAS], held.get(SLOT_ARBITER))
 
     def run(self, images: Images, slots: SlotBuffers | None = None, *, with_features: bool = False) -> SessionOutput:
         """Run one batch; see `Session.run`. An engine holds no slots of its own, so slots must be given."""

@@ -22,7 +22,7 @@ from icis_deploy.errors import (
     WrongBaseError,
 )
 from icis_deploy.head.class_update import MAX_VERSION
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.runtime.state.journal import parse_journal
 from icis_deploy.updates.envelope import envelope_of, serialize_envelope
 from icis_deploy.updates.signing import keygen, load_private_key
@@ -90,7 +90,7 @@ def test_a_frozen_device_at_least_takes_nothing_that_expired(bundle_folder, keys
         folder=bundle_folder,
         bundle=opened.bundle,
         session=opened._opened.session,
-        state=opened._opened.updater.state,
+        state=state_of(opened),
         clock=Clock(now),
     )
 

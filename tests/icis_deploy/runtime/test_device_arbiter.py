@@ -331,7 +331,7 @@ def test_coefficients_that_did_not_arrive_are_taken_back(device, folder, signed)
         """A session that loads rows and no coefficients."""
 
         def __init__(self, session):
-            self.run, self._session = session.run, session
+            self.run, self.read_slots, self._session = session.run, session.read_slots, session
 
         def load_slots(self, weight, bias, arbiter=None):
             return self._session.load_slots(weight, bias)

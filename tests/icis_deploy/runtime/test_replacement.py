@@ -11,12 +11,14 @@ import pytest
 from icis_deploy.errors import (
     ClassConflictError,
     CorruptFileError,
+    SelfTestError,
     SignatureError,
     UsageError,
     VersionRollbackError,
     WrongBaseError,
 )
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, state_of
+from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession
 from icis_deploy.updates.signing import keygen, trusted_keys_from_files
 from testing.bundles import FEATURE_DIM, files_in, images, make_update, seen_head, write_bundle
 
@@ -100,6 +102,20 @@ def test_a_taught_class_does_not_get_lost_on_the_way(device, new_folder, signed)
     Device.open(new_folder).apply(signed(make_update("zebra", version=3)))
     device.replace(new_folder, num_threads=1)
     assert device.classes() == ("cat", "dog", "owl", "zebra")
+
+
+def test_the_model_of_a_new_bundle_is_run_before_anything_is_committed(device, new_folder, monkeypatch):
+    before, state, run = files_in(new_folder), state_of(device), ONNXRuntimeSession.run
+
+    def wrong(self, images, slots=None, *, with_features=False):
+        output = run(self, images, slots, with_features=with_features)
+        return output._replace(logits=output.logits + np.float32(1000.0))  # empty slots have -6e4
+
+    monkeypatch.setattr(ONNXRuntimeSession, "run", wrong)
+    with pytest.raises(SelfTestError, match="do not hold their rows"):
+        device.replace(new_folder, num_threads=1)
+    assert files_in(new_folder) == before
+    assert state_of(device) is state
 
 
 def test_a_clock_that_was_set_back_stays_behind_the_last_time_seen(bundle_folder, new_folder, signed, tmp_path):

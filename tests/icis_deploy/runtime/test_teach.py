@@ -22,6 +22,8 @@ from icis_deploy.errors import (
     DescriptorError,
     IncompatibleError,
     OutlierError,
+    SelfTestError,
+    VersionRollbackError,
     WrongBaseError,
 )
 from icis_deploy.head.head import Head
@@ -133,6 +135,42 @@ def test_a_taught_class_is_rolled_back_like_an_update(teachable: Path) -> None:
     assert device.classes() == (*HEAD.class_names, "okapi")
     assert device.rollback().version == 0
     assert device.classes() == HEAD.class_names
+
+
+def test_a_version_stays_spent_after_a_rollback_and_a_taught_class(teachable: Path, keys: KeyPair) -> None:
+    device = Device.open(teachable)
+    spent = signed_bytes(update("zebu", version=3), keys.private_path)
+    device.apply(spent)
+    device.rollback()
+    device.teach("okapi", described("okapi"))
+    before = files_in(teachable)
+
+    with pytest.raises(VersionRollbackError, match=r"has version 3; this device has held version 3"):
+        device.apply(spent)
+    assert files_in(teachable) == before
+
+
+def test_one_wrong_bit_of_a_taught_row_is_noticed(teachable: Path) -> None:
+    device = Device.open(teachable)
+    session, before = session_of(device), files_in(teachable)
+
+    class Damaged:
+        """A session whose memory loses the sign of a number."""
+
+        run, read_slots = session.run, session.read_slots
+
+        def load_slots(self, weight: np.ndarray, bias: np.ndarray, arbiter: np.ndarray | None = None) -> object:
+            wrong = bias.copy()
+            wrong[0] = -wrong[0]
+            # As where the runtime reads the table's own arrays, the table is wrong as well.
+            bias.flags.writeable = True
+            bias[...] = wrong
+            return session.load_slots(weight, bias, arbiter)
+
+    other = Device(folder=teachable, bundle=device.bundle, session=Damaged(), state=state_of(device))
+    with pytest.raises(SelfTestError, match=r"1 of \d+ slots do not hold their rows .*: 'okapi'\."):
+        other.teach("okapi", described("okapi"))
+    assert files_in(teachable) == before
 
 
 def test_a_signed_update_applies_after_teaching_and_keeps_other_taught_classes(teachable: Path, keys: KeyPair) -> None:

@@ -81,6 +81,35 @@ def test_a_key_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_key_that_appears_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+    (tmp_path / "key").write_text("precious")
+    monkeypatch.setattr("icis_deploy.updates.signing._check_absent", lambda *_: None)
+
+    with pytest.raises(StorageError, match=r"Could not write the private key .*File exists"):
+        keygen(tmp_path / "key")
+    assert (tmp_path / "key").read_text() == "precious"
+
+
+def test_a_private_key_is_on_the_disk_before_its_public_half(tmp_path, monkeypatch):
+    events, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: events.append(os.fstat(descriptor).st_ino) or fsync(descriptor))
+
+    keys = keygen(tmp_path / "key")
+
+    assert events[0] == keys.private_path.stat().st_ino
+    assert keys.public_path.stat().st_ino in events[1:]
+
+
+def test_a_private_key_that_cannot_be_synced_is_not_kept(tmp_path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(StorageError, match="the disk is gone"):
+        keygen(tmp_path / "key")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_signing_sets_the_terms_and_keeps_the_change(path, keys):
     signed = sign(path, keys.private_path, version=7, expires=EXPIRES)
 

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
+from securesystemslib.signer import CryptoSigner
 
 from icis_deploy.errors import CorruptFileError, IncompatibleError, SignatureError
 from icis_deploy.updates.signing import keygen
@@ -18,6 +19,7 @@ from icis_deploy.updates.trusted_keys import (
     canonical_pem,
     key_ids,
     parse_trusted_keys,
+    pem_from_public_key,
     serialize_trusted_keys,
 )
 
@@ -39,6 +41,13 @@ def test_parsing_gives_back_what_was_serialized(texts, version, expires):
     keys = TrustedKeys(public_keys=texts, version=version, expires=expires)
 
     assert parse_trusted_keys(serialize_trusted_keys(keys)) == keys
+
+
+def test_no_more_keys_than_a_device_reads_can_be_trusted():
+    texts = tuple(pem_from_public_key(CryptoSigner.generate_ed25519().public_key) for _ in range(MAX_TRUSTED_KEYS + 1))
+    assert len(TrustedKeys(public_keys=texts[:-1]).public_keys) == MAX_TRUSTED_KEYS
+    with pytest.raises(IncompatibleError, match=f"A set of {MAX_TRUSTED_KEYS + 1} trusted keys was given"):
+        TrustedKeys(public_keys=texts)
 
 
 def test_a_key_stands_once_however_it_is_written(texts):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from icis_deploy.bundle.manifest import ModelInput, load_bundle
 from icis_deploy.errors import SelfTestError
 from icis_deploy.head.slots import empty_slots
-from icis_deploy.runtime.changes.self_test import TOLERANCE, self_test_input, verify_slots
+from icis_deploy.runtime.changes.self_test import TOLERANCE, self_test_input, verify_computed
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 from icis_deploy.runtime.sessions.protocol import SessionOutput
 from testing.bundles import FEATURE_DIM, TAILS, make_update, write_bundle
@@ -32,7 +32,7 @@ def check(model, table, buffers=None, *, session=None):
     session_of_model, bundle = model
     session = session_of_model if session is None else session
     buffers = session.load_slots(table.weight, table.bias) if buffers is None else buffers
-    return verify_slots(session, bundle, table, buffers, seed=0)
+    return verify_computed(session, bundle, table, buffers, seed=0)
 
 
 @pytest.mark.parametrize("num_classes", [0, 1, 4])
@@ -137,7 +137,7 @@ def test_a_model_without_features_cannot_be_tested(tmp_path):
     folder = write_bundle(tmp_path / "fused", capacity=0)
 
     with pytest.raises(SelfTestError, match="no output 'features', so its slots cannot be tested"):
-        verify_slots(load_session(folder / "model.onnx"), load_bundle(folder), table_with("a"), None, seed=0)
+        verify_computed(load_session(folder / "model.onnx"), load_bundle(folder), table_with("a"), None, seed=0)
 
 
 @pytest.mark.parametrize(("dtype", "low", "high"), [("float32", -1, 1), ("float16", -1, 1), ("uint8", 0, 255)])
@@ -176,3 +176,27 @@ def test_an_input_cannot_be_written_to_whether_it_is_kept_or_made_anew(side, mod
 
     with pytest.raises(ValueError, match="read-only"):
         self_test_input(bundle, 7)[:] = 0
+
+
+class SigmoidSession:
+    """A model of logits with a float32 sigmoid behind it, as a multi-label model gives them."""
+
+    def __init__(self, session):
+        self._session, self.load_slots = session, session.load_slots
+
+    def run(self, images, slots=None, *, with_features=False):
+        output = self._session.run(images, slots, with_features=with_features)
+        return output._replace(logits=1 / (1 + np.exp(-np.maximum(output.logits, -80.0))))
+
+
+@pytest.mark.parametrize("logit", [-8.0, -7.0, -5.5, 3.0])
+def test_a_wrong_slot_of_a_sigmoid_is_noticed_above_its_floor(logit, model_of_logits):
+    session, bundle = model_of_logits
+    model = SigmoidSession(session), replace(bundle, score_kind="sigmoid")
+    filled = table_with("a")
+    table = replace(filled, weight=np.zeros_like(filled.weight), bias=np.array([logit, -6e4, -6e4, -6e4]))
+    wrong = table.bias + np.array([0.5, 0, 0, 0], dtype=np.float32)
+
+    check(model, table)
+    with pytest.raises(SelfTestError, match=r"1 of 4 slots do not hold their rows .*: 'a'\."):
+        check(model, table, session.load_slots(table.weight, wrong))

@@ -13,7 +13,7 @@ from icis_deploy.errors import BundleError, SelfTestError
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.changes import softmax_scale
-from icis_deploy.runtime.changes.self_test import self_test_input, verify_slots
+from icis_deploy.runtime.changes.self_test import self_test_input, verify_computed
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 from icis_deploy.runtime.sessions.protocol import SessionOutput
 from testing.bundles import FEATURE_DIM, SEEN_NAMES, TAILS, features_of, make_update, seen_head, write_bundle
@@ -32,7 +32,7 @@ class Opened:
         return self.session.load_slots(table.weight, table.bias, table.arbiter)
 
     def check(self, table, buffers=None, *, session=None, seed=0):
-        return verify_slots(
+        return verify_computed(
             self.session if session is None else session,
             self.bundle,
             table,
@@ -230,9 +230,9 @@ def test_slots_whose_statistics_cannot_be_known_are_not_compared_and_others_are(
 def test_constants_that_are_missing_are_named(opened, tmp_path):
     table = table_with("a")
     with pytest.raises(SelfTestError, match=r"cannot be tested without the constants of the model"):
-        verify_slots(opened.session, opened.bundle, table, opened.load(table), seed=0)
+        verify_computed(opened.session, opened.bundle, table, opened.load(table), seed=0)
     with pytest.raises(BundleError, match="Cannot read the constants of the arbiter"):
-        verify_slots(
+        verify_computed(
             opened.session,
             opened.bundle,
             table,
@@ -246,7 +246,7 @@ def test_constants_are_not_read_where_no_slot_has_an_arbiter(opened, tmp_path):
     table = table_with("a", arbiter=np.zeros((1, 5)))
     nowhere = ArbiterConstants(tmp_path, opened.bundle)
 
-    verify_slots(opened.session, opened.bundle, table, opened.load(table), seed=0, constants=nowhere)
+    verify_computed(opened.session, opened.bundle, table, opened.load(table), seed=0, constants=nowhere)
 
 
 def test_the_known_slot_never_shows_in_a_runtime_that_gives_it_no_probability(opened):

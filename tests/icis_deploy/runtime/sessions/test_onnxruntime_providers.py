@@ -14,7 +14,7 @@ import pytest
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, StorageError
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.changes.self_test import verify_slots
+from icis_deploy.runtime.changes.self_test import verify_computed
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.onnxruntime_providers import (
     CPU_PROVIDER,
@@ -194,7 +194,7 @@ def test_slots_that_are_kept_elsewhere_give_the_same_answers_and_pass_the_self_t
     np.testing.assert_array_equal(found.logits, expected.logits)
     np.testing.assert_array_equal(found.features, expected.features)
     np.testing.assert_array_equal(session.run(images(3)).logits, plain.run(images(3)).logits)
-    verify_slots(session, load_bundle(bundle_folder), table, buffers, seed=0)
+    verify_computed(session, load_bundle(bundle_folder), table, buffers, seed=0)
 
 
 def test_memory_that_is_not_there_is_an_error(bundle_folder):
