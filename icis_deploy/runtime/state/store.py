@@ -363,6 +363,7 @@ class Store:
 
     def _outcome(self, before: Journal, after: Journal) -> str:
         """Return which state a failed change left, as a sentence."""
+        data: bytes | None
         try:
             data = self._files.read(self._journal_path, MAX_JOURNAL_BYTES + 1)
         except FileNotFoundError:
