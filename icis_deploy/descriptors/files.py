@@ -13,11 +13,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.archives import read_npz
 from icis_deploy.common.files import read_capped, write_file
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.descriptors.descriptors import UNNAMED_BLOCK, DescriptorBlock, Descriptors
 from icis_deploy.errors import DescriptorError, LoadError, MissingDependencyError, UsageError
 
-MAX_FILE_BYTES = 1 << 32
+MAX_FILE_BYTES = 1 << 30
+"""Of a file, and of what it unpacks to: descriptors of 100,000 classes in 2,000 columns of float32 have 0.8 GB."""
+
 NPZ_ARRAYS = ("names", "values", "blocks", "widths")
 
 
@@ -97,10 +101,8 @@ def _read_npz(data: bytes) -> Descriptors:
             expected="an .npz archive",
         )
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in NPZ_ARRAYS if name in archive.files}
-            found = sorted(archive.files)
-    except Exception as error:  # numpy lets through what zipfile and zlib raise on a damaged file: a dozen types
+        arrays, names = read_npz(io.BytesIO(data), NPZ_ARRAYS, max_bytes=MAX_FILE_BYTES)
+    except ValueError as error:
         raise DescriptorError(
             f"not a readable .npz archive without pickled objects: {error}.",
             found=str(error),
@@ -108,8 +110,8 @@ def _read_npz(data: bytes) -> Descriptors:
         ) from error
     if not {"names", "values"} <= set(arrays):
         raise DescriptorError(
-            f"the archive holds {found}; expected the arrays 'names' and 'values'.",
-            found=found,
+            f"the archive holds {shown(sorted(names))}; expected the arrays 'names' and 'values'.",
+            found=names,
             expected=("names", "values"),
         )
     return _described(arrays["names"], arrays["values"], _blocks(arrays))

@@ -18,7 +18,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.archives import read_npz
 from icis_deploy.common.arrays import Float32, Images, UInt8
 from icis_deploy.common.files import open_plain, read_capped
-from icis_deploy.common.terminal_text import shown
+from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import ImageError, UsageError
 from icis_deploy.images.preprocessing import Preprocessing
 
@@ -222,25 +222,24 @@ def load_labeled_arrays(path: Path) -> LabeledArrays:
     """
     data = read_capped(path, max_bytes=MAX_ARRAY_BYTES, what="file of images", error_type=ImageError)
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            names = tuple(arrays.files)
-            if not {"images", "labels"} <= set(names):
-                raise ImageError(
-                    f"{path} holds {list(names)}; expected `images`, as the model takes them, and `labels`, the names "
-                    f"of their classes.",
-                    found=names,
-                    expected=("images", "labels"),
-                    where=path,
-                    hint="`bench()` measures the accuracy of features." if "features" in names else None,
-                )
-            images, labels = arrays["images"], arrays["labels"]
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        arrays, names = read_npz(io.BytesIO(data), ("images", "labels"), max_bytes=MAX_ARRAY_BYTES)
+    except ValueError as error:
         raise ImageError(
-            f"Cannot read the images in {path}: {error}.",
-            found=str(error),
+            f"Cannot read the images in {path}: {reason_of(error)}.",
+            found=reason_of(error),
             expected="an .npz file with images and labels",
             where=path,
         ) from error
+    if len(arrays) < 2:
+        raise ImageError(
+            f"{path} holds {shown(list(names))}; expected `images`, as the model takes them, and `labels`, the names "
+            f"of their classes.",
+            found=names,
+            expected=("images", "labels"),
+            where=path,
+            hint="`bench()` measures the accuracy of features." if "features" in names else None,
+        )
+    images, labels = arrays["images"], arrays["labels"]
     return labeled_arrays(images, labels.tolist() if labels.dtype.kind == "U" else labels, where=str(path))
 
 
