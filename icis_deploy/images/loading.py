@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 MAX_LIST_BYTES = 1 << 28
 MAX_ARRAY_BYTES = 1 << 34
+MAX_IMAGE_BYTES = 1 << 29
+"""Of one image file: as many pixels as are taken, not compressed, of four channels and 16 bits. Some of Pillow's
+readers take the whole file into memory."""
+
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """What is an image among the files of a folder; a list may name others."""
 
@@ -325,8 +329,24 @@ def _read_image(path: Path, prepare: Callable[[Image], NDArray[np.generic]]) -> 
     import PIL.Image
 
     try:
-        with open_plain(path) as raw, io.BufferedReader(raw) as file, PIL.Image.open(file) as image:
-            return prepare(image)
+        with open_plain(path) as raw, io.BufferedReader(raw) as file:
+            if (size := os.fstat(raw.fileno()).st_size) > MAX_IMAGE_BYTES:
+                raise ImageError(
+                    f"it is {size} bytes; at most {MAX_IMAGE_BYTES} are read.",
+                    found=size,
+                    expected=f"at most {MAX_IMAGE_BYTES} bytes",
+                    hint="Save it compressed.",
+                )
+            with PIL.Image.open(file) as image:
+                return prepare(image)
+    except ImageError as error:
+        raise ImageError(
+            f"Cannot read the image {path}: {error.what.rstrip('.')}.",
+            found=error.found,
+            expected=error.expected,
+            where=path,
+            hint=error.hint,
+        ) from error
     except PIL.UnidentifiedImageError as error:
         raise ImageError(
             f"{path} is not an image that Pillow can read.",
@@ -334,10 +354,10 @@ def _read_image(path: Path, prepare: Callable[[Image], NDArray[np.generic]]) -> 
             where=path,
         ) from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or reason_of(error) or type(error).__name__
         raise ImageError(
             f"Cannot read the image {path}: {reason}.",
-            found=str(reason),
+            found=reason,
             where=path,
         ) from error
 

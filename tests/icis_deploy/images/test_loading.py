@@ -366,3 +366,10 @@ def test_a_file_that_holds_no_arrays_is_refused(tmp_path):
 
     with pytest.raises(ImageError, match=r"^Cannot read the images in "):
         load_labeled_arrays(tmp_path / "images.npz")
+
+
+def test_an_image_file_over_the_cap_is_not_opened(folder, monkeypatch):
+    monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 10)
+
+    with pytest.raises(ImageError, match=r"^Cannot read the image \S+0\.png: it is \d+ bytes; at most 10 are read\."):
+        load_images([folder / "0.png"], PREPROCESSING)
