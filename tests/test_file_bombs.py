@@ -1,12 +1,14 @@
 """Files that are small, or state little, and would take gigabytes: each is refused in one line, with little memory."""
 
 import io
+import json
 import struct
 import zlib
 
 import PIL.Image
 import pytest
 
+from testing.bundles import write_bundle
 from testing.peak_memory import peak_of
 
 MAX_BYTES = 400 << 20
@@ -76,3 +78,28 @@ def assert_refused(peak, error_type, message, *, max_bytes=MAX_BYTES):
     assert re.search(message, peak.said), peak.said
     assert "\n" not in peak.said
     assert peak.num_bytes < max_bytes
+
+
+def manifest_of(folder, **changes):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+BUNDLE_BOMBS = {
+    "all slots": ({"capacity": 2**31 - 1}, r"The bundle states 2147483647 slots; at most \d+ with rows of \d+ values"),
+    "many slots": ({"capacity": 1_000_000}, r"states 1000000 slots of \d+ values, \d+ bytes; the model .* has \d+\."),
+    "wide rows": ({"feature_dim": 2**31 - 1}, r"slots; at most 0 with rows of 2147483648 values are kept"),
+    "nested": ({"parity": [{"a": [[]] * 1_500_000}]}, r"it holds more than 2097152 JSON values"),
+    "long": ({"base_fingerprint": "é" * (1 << 26)}, r"larger than 67108864 bytes, which no manifest is"),
+}
+
+
+@pytest.mark.parametrize("name", BUNDLE_BOMBS)
+def test_a_manifest_that_asks_for_too_much_is_refused(tmp_path, name):
+    changes, message = BUNDLE_BOMBS[name]
+    folder = write_bundle(tmp_path / "bundle")
+    manifest_of(folder, **changes)
+
+    peak = peak_of("from icis_deploy import Device; import onnxruntime", "Device.open(sys.argv[1])", folder)
+
+    assert_refused(peak, "BundleError", message, max_bytes=300 << 20)

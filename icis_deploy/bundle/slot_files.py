@@ -8,13 +8,14 @@ other one is of schema 1.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.bundle.manifest import INJECTED_NAME, Bundle
+from icis_deploy.bundle.manifest import INJECTED_NAME, MAX_SLOTS_BYTES, MODEL_NAME, Bundle
 from icis_deploy.common.files import read_plain
 from icis_deploy.common.json_fields import integer_from_json, list_from_json, load_strict, names_from_json
 from icis_deploy.common.terminal_text import reason_of, shown
@@ -22,7 +23,6 @@ from icis_deploy.errors import BundleError, CorruptFileError, ICISDeployError
 from icis_deploy.head.arbiter import STATISTICS
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS, SlotTable
 
-MAX_SLOTS_BYTES = 1 << 31
 PLAIN_SCHEMA, ARBITER_SCHEMA = 1, 2
 """Schema of a table without arbiters, and of one with them."""
 
@@ -75,6 +75,35 @@ def load_injected(folder: Path, bundle: Bundle) -> SlotTable | None:
             hint="Fetch the bundle again.",
         )
     return table
+
+
+def check_capacity(folder: Path, bundle: Bundle) -> None:
+    """Compare the slots that a manifest states with the model, before memory is taken for them.
+
+    An updatable model holds a default for each slot, `feature_dim` float32 values, so that its file cannot be smaller.
+
+    Raises:
+        BundleError: If it is, or is not there.
+    """
+    stated = bundle.capacity * bundle.feature_dim * 4
+    try:
+        found = sum(os.stat(folder / name).st_size for name in bundle.files if name.startswith(MODEL_NAME))  # noqa: PTH116
+    except OSError as error:
+        raise BundleError(
+            f"The bundle's model at {folder / MODEL_NAME} cannot be read: {error.strerror or error}.",
+            found=error.strerror or str(error),
+            where=folder / MODEL_NAME,
+            hint="Fetch the bundle again.",
+        ) from error
+    if stated > found:
+        raise BundleError(
+            f"The manifest states {bundle.capacity} slots of {bundle.feature_dim} values, {stated} bytes; the model "
+            f"that holds them has {found}.",
+            found=found,
+            expected=f"at least {stated} bytes",
+            where=folder / MODEL_NAME,
+            hint="Fetch the bundle again.",
+        )
 
 
 def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
