@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import zipfile
 import zlib
 
 import PIL.Image
@@ -103,3 +104,72 @@ def test_a_manifest_that_asks_for_too_much_is_refused(tmp_path, name):
     peak = peak_of("from icis_deploy import Device; import onnxruntime", "Device.open(sys.argv[1])", folder)
 
     assert_refused(peak, "BundleError", message, max_bytes=300 << 20)
+
+
+def mat_v5(unpacked_size, *, stated=None):
+    """A packed element of zeros that unpacks to `unpacked_size` bytes."""
+    packer = zlib.compressobj(9)
+    packed = packer.compress(struct.pack("<II", 14, unpacked_size if stated is None else stated))
+    packed += b"".join(packer.compress(bytes(1 << 22)) for _ in range(unpacked_size >> 22)) + packer.flush()
+    return b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM" + struct.pack("<II", 15, len(packed)) + packed
+
+
+def mat_array(kind, shape, values=b"", *, name=b"att", stored=9):
+    def element(number, data):
+        return struct.pack("<II", number, len(data)) + data + bytes(-len(data) % 8)
+
+    dimensions = struct.pack(f"<{len(shape)}i", *shape)
+    inside = (
+        element(6, struct.pack("<II", kind, 0)) + element(5, dimensions) + element(1, name) + element(stored, values)
+    )
+    return b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM" + struct.pack("<II", 14, len(inside)) + inside
+
+
+def npz_of_zeros(num_bytes):
+    def array(shape, dtype):
+        header = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode() + b"\n"
+        return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("names.npy", array((2,), "<U1") + "ab".encode("utf-32-le"))
+        with archive.open("values.npy", "w", force_zip64=True) as member:
+            member.write(array((2, num_bytes // 8), "<f4"))
+            for _ in range(num_bytes >> 22):
+                member.write(bytes(1 << 22))
+    return buffer.getvalue()
+
+
+def v4():
+    return struct.pack("<iiiii", 0, 2**30, 2, 0, 4) + b"att\0" + bytes(200)
+
+
+DESCRIPTOR_BOMBS = {
+    "zeros.npz": (lambda: npz_of_zeros(1 << 29), r"unpack to 536871\d+; at most 268435456 are read of such a file"),
+    "zeros.mat": (lambda: mat_v5(1 << 29), r"its arrays unpack to more than 268435456 bytes"),
+    "level 4.mat": (v4, r"it is no MATLAB file of level 5"),
+    "numbers.mat": (lambda: mat_array(6, (2**30, 8)), r"'att' of shape \(1073741824, 8\) has 0 bytes of values"),
+    "text.mat": (lambda: mat_array(4, (1, 2**31 - 1), stored=16), r"'att' of shape \(1, 2147483647\) has 0 bytes"),
+    "cells.mat": (lambda: mat_array(1, (1, 2**31 - 1)), r"'att' states 2147483647 cells in \d+ bytes"),
+    "cells in cells.mat": (
+        lambda: mat_array(1, (1, 1), mat_array(1, (1, 1))[136:], stored=14),
+        r"a cell of the array 'att' holds neither",
+    ),
+    "struct.mat": (lambda: mat_array(2, (2**20, 2**10)), r"'att' holds neither real numbers nor text"),
+    "cells.csv": (lambda: b"name" + b",a" * (1 << 25) + b"\n", r"more than \d+ cells"),
+    "row.csv": (lambda: b"name" + b",a" * 3_000_000 + b"\ncat" + b",1" * 3_000_000, r"line 1 is longer than \d+ "),
+    "lines.csv": (lambda: b"\n" * (2 + (1 << 25)), r"more than \d+ cells"),
+    "field.csv": (lambda: b"name,a\ncat," + b"1" * 200_000, r"field larger than field limit"),
+}
+
+
+@pytest.mark.parametrize("name", DESCRIPTOR_BOMBS)
+def test_a_descriptor_file_that_unpacks_to_too_much_is_refused(tmp_path, name):
+    make, message = DESCRIPTOR_BOMBS[name]
+    path = tmp_path / name
+    path.write_bytes(make())
+
+    setup = "import scipy.io; from icis_deploy.descriptors.files import load_descriptors"
+    peak = peak_of(setup, "load_descriptors(sys.argv[1])", path)
+
+    assert_refused(peak, "DescriptorError", message)

@@ -18,8 +18,10 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +30,9 @@ from numpy.typing import NDArray
 
 from icis_deploy.common.archives import read_npz
 from icis_deploy.common.arrays import Float32, Images, UInt8
+from icis_deploy.common.csv_rows import csv_rows
 from icis_deploy.common.files import open_plain, read_capped
-from icis_deploy.common.terminal_text import reason_of, shown
+from icis_deploy.common.terminal_text import MAX_SHOWN, printable, reason_of, shown
 from icis_deploy.errors import ImageError, UsageError
 from icis_deploy.images.preprocessing import Preprocessing
 
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_LIST_BYTES = 1 << 28
+MAX_LIST_CELLS = 1 << 25
+"""Files and classes of 16 million images; ImageNet-21k has 14 million."""
+
 MAX_ARRAY_BYTES = 1 << 34
 MAX_IMAGE_BYTES = 1 << 29
 """Of one image file: as many pixels as are taken, not compressed, of four channels and 16 bits. Some of Pillow's
@@ -131,42 +137,49 @@ def list_images(path: Path) -> ListedImages:
 def _read_list(path: Path) -> ListedImages:
     data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="image list", error_type=ImageError)
     try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True)
-        rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
+        rows = csv_rows(data, max_cells=MAX_LIST_CELLS)
+        _, header = next(rows, (0, []))
+        return _listed(path, header, rows)
+    except (ValueError, csv.Error) as error:
         raise ImageError(
-            f"The image list {path} is not a CSV file in UTF-8: {error}.",
-            found=str(error),
+            f"The image list {path} is not a CSV file in UTF-8: {reason_of(error)}.",
+            found=reason_of(error),
             expected="a CSV file in UTF-8",
             where=path,
         ) from error
-    columns = list(reader.fieldnames or ())
-    is_labelled = "class" in columns
-    if not rows or "file" not in columns or not (is_labelled or columns == ["file"]):
-        found = f"the columns {', '.join(map(repr, columns))}" if rows else "no rows"
+
+
+def _listed(path: Path, header: list[str], rows: Iterator[tuple[int, list[str]]]) -> ListedImages:
+    is_labelled, first = "class" in header, next(rows, None)
+    if first is None or "file" not in header or not (is_labelled or header == ["file"]):
+        columns = printable(", ".join(map(repr, header)), max_length=MAX_SHOWN)
+        found = "no rows" if first is None else f"the columns {columns}"
         raise ImageError(
             f"The image list {path} has {found}; expected a header `file,class` and a line per image.",
-            found=tuple(columns),
+            found=tuple(header),
             expected="a header with the columns file and class, and a line per image",
             where=path,
         )
     paths: list[Path] = []
     labels: list[str] = []
-    for line, row in rows:
-        if not row["file"] or (is_labelled and not row["class"]):
+    for line, row in chain([first], rows):
+        values = dict(zip(header, row, strict=False))  # a row may have fewer cells than the header, or more
+        name, label = values.get("file"), values.get("class")
+        if not name or (is_labelled and not label):
             raise ImageError(
                 f"The image list {path} lacks a file{' or a class' if is_labelled else ''} in line {line}.",
                 where=f"{path}, line {line}",
             )
-        file = path.parent / row["file"]
+        file = path.parent / name
         if not os.path.isfile(file):  # noqa: PTH113 - pathlib raises for a name that is too long
             raise ImageError(
-                f"The image list {path} names {row['file']!r} in line {line}, which is not at {file}.",
-                found=row["file"],
+                f"The image list {path} names {shown(name)} in line {line}, which is not at {file}.",
+                found=name,
                 where=f"{path}, line {line}",
             )
         paths.append(file)
-        labels += [row["class"]] if is_labelled else []
+        if label:
+            labels.append(sys.intern(label))
     return ListedImages(paths=tuple(paths), labels=tuple(labels) if is_labelled else None)
 
 
