@@ -11,7 +11,6 @@ Features measure a head alone, in float64 and without a runtime; the backbone, w
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from numpy.typing import NDArray
 
 from icis_deploy.common.archives import read_npz
 from icis_deploy.common.files import read_capped
+from icis_deploy.common.json_fields import load_strict, text_from_json
+from icis_deploy.common.tensor_files import load_tensors
 from icis_deploy.errors import ImageError, LoadError
 from icis_deploy.images.loading import LabeledImages, load_image_list
 
@@ -100,15 +101,8 @@ def _parse_npz(data: bytes) -> tuple[NDArray[np.floating], tuple[str, ...]]:
 
 
 def _parse_safetensors(data: bytes) -> tuple[NDArray[np.floating], tuple[str, ...]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        features = load(data)["features"]
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    labels = json.loads(header["__metadata__"]["labels"])
+    tensors, metadata = load_tensors(data)
+    features, labels = tensors["features"], load_strict(text_from_json(metadata["labels"]))
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise TypeError("the labels are not a JSON list of names")
     return features, tuple(labels)

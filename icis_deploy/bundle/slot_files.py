@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from icis_deploy.bundle.manifest import INJECTED_NAME, MAX_SLOTS_BYTES, MODEL_NAME, Bundle
 from icis_deploy.common.files import read_plain
-from icis_deploy.common.json_fields import integer_from_json, list_from_json, load_strict, names_from_json
+from icis_deploy.common.json_fields import (
+    integer_from_json,
+    list_from_json,
+    load_strict,
+    names_from_json,
+    object_from_json,
+    text_from_json,
+)
+from icis_deploy.common.tensor_files import load_tensors
 from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import BundleError, CorruptFileError, ICISDeployError
 from icis_deploy.head.arbiter import STATISTICS
@@ -118,16 +126,13 @@ def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
     Raises:
         CorruptFileError: If they are not a slot table of a schema that this release reads, and of these sizes.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     try:
-        (size,) = struct.unpack_from("<Q", data)
-        fields = load_strict(load_strict(data[8 : 8 + size])["__metadata__"][_METADATA_KEY])
+        tensors, metadata = load_tensors(data)
+        fields = object_from_json(load_strict(text_from_json(metadata[_METADATA_KEY])))
         version = integer_from_json(fields["schema_version"])
         if version not in _TENSORS_OF_SCHEMA:
             raise ValueError(f"its schema version is {version}, this release reads {PLAIN_SCHEMA} and {ARBITER_SCHEMA}")
-        stated, tensors = integer_from_json(fields["capacity"]), load(data)
+        stated = integer_from_json(fields["capacity"])
         if tensors.keys() != _TENSORS_OF_SCHEMA[version]:
             raise ValueError(
                 f"it holds the tensors {shown(sorted(tensors))}; one of schema {version} has "
@@ -146,7 +151,7 @@ def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
             slots=[integer_from_json(slot) for slot in list_from_json(fields["slots"])],
             class_names=names_from_json(fields["class_names"]),
         )
-    except (SafetensorError, ICISDeployError, ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
+    except (ICISDeployError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFileError(
             f"The slot table is damaged: {reason_of(error)}.",
             found=reason_of(error),
