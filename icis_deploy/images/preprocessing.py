@@ -5,7 +5,6 @@ The settings travel in the bundle, so that a device prepares images as the model
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from icis_deploy.common.arrays import Float32, UInt8
 from icis_deploy.common.files import read_capped
+from icis_deploy.common.json_fields import load_strict
 from icis_deploy.common.terminal_text import printable, reason_of
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError
 
@@ -213,7 +213,7 @@ def load_preprocessing(path: str | Path) -> Preprocessing:
     """
     data = read_capped(Path(path), max_bytes=MAX_JSON_BYTES, what="preprocessing file", error_type=LoadError)
     try:
-        values = json.loads(data)
+        values = load_strict(data)
     except (ValueError, RecursionError) as error:
         raise LoadError(
             f"The preprocessing file {path} is not JSON: {error}.",
