@@ -173,3 +173,48 @@ def test_a_descriptor_file_that_unpacks_to_too_much_is_refused(tmp_path, name):
     peak = peak_of(setup, "load_descriptors(sys.argv[1])", path)
 
     assert_refused(peak, "DescriptorError", message)
+
+
+def safetensors_of(num_tensors):
+    entry = '"t%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    text = ("{" + ",".join(entry % index for index in range(num_tensors)) + "}").encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+LIST_BOMBS = {
+    "tensors": (
+        lambda: safetensors_of(200_000),
+        "from icis_deploy.common.tensor_files import load_tensors",
+        "load_tensors(Path(sys.argv[1]).read_bytes())",
+        r"ValueError: it names 200000 tensors; at most 64 are read",
+    ),
+    "header": (
+        lambda: safetensors_of(500_000),
+        "from icis_deploy.common.tensor_files import load_tensors",
+        "load_tensors(Path(sys.argv[1]).read_bytes())",
+        r"ValueError: its header claims \d+ bytes, of \d+ and at most 16777216",
+    ),
+    "class list": (
+        lambda: b"\n" * (1 << 25),
+        "from icis_deploy.head.class_names import load_class_list",
+        "load_class_list(Path(sys.argv[1]))",
+        r"LoadError: The class list \S+ has 33554432 lines; at most 4194304 are read\.",
+    ),
+    "image list": (
+        lambda: b"file,class\n" + b"a,b\n" * (1 << 24),
+        "from icis_deploy.images.loading import load_image_list",
+        "load_image_list(Path(sys.argv[1]))",
+        r"ImageError: The image list \S+ is not a CSV file in UTF-8: it has more than 33554432 cells",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIST_BOMBS)
+def test_a_list_of_too_many_things_is_refused(tmp_path, name):
+    make, setup, call, message = LIST_BOMBS[name]
+    path = tmp_path / "bomb"
+    path.write_bytes(make())
+
+    peak = peak_of(setup, call, path)
+
+    assert_refused(peak, message.partition(":")[0], message)
