@@ -106,7 +106,7 @@ ROOMS = {
     "exporters.onnx_io": Room("icis_deploy.common", "onnx_ir"),
     "exporters.graph": Room("exporters.onnx_io", "onnx_ir"),
     "exporters.head": Room("icis_deploy.{bundle,common,head} exporters.{graph,onnx_io}", "onnx_ir"),
-    "exporters.loading": Room("icis_deploy.{head,runtime.sessions} exporters.{graph,head,onnx_io}", "onnx_ir"),
+    "exporters.loading": Room("icis_deploy.{common,head,runtime.sessions} exporters.{graph,head,onnx_io}", "onnx_ir"),
     "exporters.backbone": Room(
         "icis_deploy.{bundle,common,images,runtime.sessions} exporters.{graph,head,loading,onnx_io}", "onnx_ir"
     ),

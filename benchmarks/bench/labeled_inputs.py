@@ -11,15 +11,16 @@ Features measure a head alone, in float64 and without a runtime; the backbone, w
 from __future__ import annotations
 
 import io
-import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.archives import read_npz
 from icis_deploy.common.files import read_capped
+from icis_deploy.common.json_fields import load_strict, text_from_json
+from icis_deploy.common.tensor_files import load_tensors
 from icis_deploy.errors import ImageError, LoadError
 from icis_deploy.images.loading import LabeledImages, load_image_list
 
@@ -71,7 +72,7 @@ def load_features(path: Path) -> LabeledFeatures:
     data = read_capped(path, max_bytes=MAX_FEATURE_BYTES, what="file of features", error_type=ImageError)
     try:
         features, labels = _parse_npz(data) if path.suffix == ".npz" else _parse_safetensors(data)
-    except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile, LoadError) as error:
+    except (KeyError, ValueError, TypeError, LoadError) as error:
         raise ImageError(
             f"Cannot read the features in {path}: {error}. Expected `features` (num_images, feature_dim) and "
             f"`labels`, one class name for each.",
@@ -92,23 +93,16 @@ def load_features(path: Path) -> LabeledFeatures:
 
 
 def _parse_npz(data: bytes) -> tuple[NDArray[np.floating], tuple[str, ...]]:
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        labels = arrays["labels"]
-        if labels.dtype.kind != "U":
-            raise TypeError(f"the labels have the type {labels.dtype}, not text")
-        return arrays["features"], tuple(labels.tolist())
+    arrays, _ = read_npz(io.BytesIO(data), ("features", "labels"), max_bytes=MAX_FEATURE_BYTES)
+    labels = arrays["labels"]
+    if labels.ndim != 1 or labels.dtype.kind != "U":
+        raise TypeError(f"the labels have shape {labels.shape} and type {labels.dtype}; expected a list of texts")
+    return arrays["features"], tuple(labels.tolist())
 
 
 def _parse_safetensors(data: bytes) -> tuple[NDArray[np.floating], tuple[str, ...]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        features = load(data)["features"]
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    labels = json.loads(header["__metadata__"]["labels"])
+    tensors, metadata = load_tensors(data)
+    features, labels = tensors["features"], load_strict(text_from_json(metadata["labels"]))
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise TypeError("the labels are not a JSON list of names")
     return features, tuple(labels)

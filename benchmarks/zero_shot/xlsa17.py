@@ -9,6 +9,7 @@ on. They are not used: a head needs every seen class, and is selected on images 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.common.arrays import Bool, Float32, Int64
+from icis_deploy.common.files import open_plain
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors, read_mat
 from icis_deploy.errors import LoadError
@@ -140,7 +142,7 @@ def hold_out(labels: Int64, *, share: float, seed: int) -> Bool:
 
 def _load_mat(path: Path, names: Sequence[str]) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as raw, io.BufferedReader(raw) as file:
             content = read_mat(file, names)
     except (LoadError, OSError) as error:
         raise LoadError(

@@ -34,10 +34,11 @@ from icis_deploy.bundle.manifest import (
     Bundle,
     ModelInput,
     file_entry,
+    max_capacity,
 )
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.bundle.reference import Reference, serialize_reference
-from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, serialize_slots
+from icis_deploy.bundle.slot_files import serialize_slots
 from icis_deploy.common.arrays import Float32
 from icis_deploy.common.files import check_free, new_folder, write_file
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
@@ -213,7 +214,7 @@ def _refuse_arbiter(update: ClassUpdate, score_kind: str) -> None:
 
 
 def _require_room(capacity: int, feature_dim: int) -> None:
-    most = MAX_SLOTS_BYTES // (4 * (feature_dim + 1))
+    most = max_capacity(feature_dim)
     if capacity > most:
         raise UsageError(
             f"{capacity} slots for {feature_dim} features are more than a bundle holds; expected at most {most}.",

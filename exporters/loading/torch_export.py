@@ -10,7 +10,6 @@ Rules:
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import zipfile
 from pathlib import Path
@@ -19,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from exporters.graph.edits import unused_name
-from exporters.loading.torch_modules import import_torch, quiet_torch
+from exporters.loading.torch_modules import MAX_MEMBERS, import_torch, quiet_torch
 from exporters.onnx_io.files import check_model, first_line, normalized
+from icis_deploy.common.archives import open_archive
+from icis_deploy.common.files import open_plain
+from icis_deploy.common.json_fields import load_strict
 from icis_deploy.errors import ExportError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ OPSET = 20
 BATCH = "batch"
 LOGITS = "logits"
 _PICKLED_NAMES = ("custom_obj_", "opaque_obj_")
-_MAX_CONFIG_BYTES = 1 << 26
+_MAX_MEMBER_BYTES = 1 << 26
+"""Of a configuration, or of a sample input: an image of 2,000 by 2,000 pixels in float32."""
 
 
 def load_program(path: Path) -> ExportedProgram:
@@ -139,12 +142,12 @@ def _refuse_pickles(path: Path) -> None:
     it is a pickle, and objects have file names of their own. Archives of torch before 2.8 hold pickles throughout.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_plain(path) as file, open_archive(file, max_members=MAX_MEMBERS, max_bytes=2**63) as archive:
             configs = [
                 name for name in archive.namelist() if re.search(r"/data/(weights|constants)/[^/]*\.json$", name)
             ]
-            payloads = {name: json.loads(_read_capped(archive, name)).get("config", {}) for name in configs}
-            samples = [archive.read(name) for name in archive.namelist() if "/data/sample_inputs/" in name]
+            payloads = {name: load_strict(_read_capped(archive, name)).get("config", {}) for name in configs}
+            samples = [_read_capped(archive, name) for name in archive.namelist() if "/data/sample_inputs/" in name]
     except (zipfile.BadZipFile, OSError, ValueError, AttributeError, EOFError) as error:
         raise ModelLoadError(
             f"{path} ({path.stat().st_size} bytes) is not a .pt2 archive: {first_line(error)}.",
@@ -172,8 +175,8 @@ def _refuse_pickles(path: Path) -> None:
 
 def _read_capped(archive: zipfile.ZipFile, name: str) -> bytes:
     size = archive.getinfo(name).file_size
-    if size > _MAX_CONFIG_BYTES:
-        raise ValueError(f"{name} is {size} bytes long")
+    if size > _MAX_MEMBER_BYTES:
+        raise ValueError(f"{name} is {size} bytes long; at most {_MAX_MEMBER_BYTES} are read of such a member")
     return archive.read(name)
 
 

@@ -11,6 +11,7 @@ import io
 import logging
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.onnx_io.files import first_line
+from icis_deploy.common.archives import open_archive
+from icis_deploy.common.files import open_plain
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, UsageError
 from icis_deploy.head.class_names import quoted
 
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 Runner = Callable[..., tuple[NDArray[np.generic], ...]]
 _NESTED_STATES = ("state_dict", "model_state_dict", "model")
+MAX_MEMBERS = 1 << 18
+"""Of an archive of torch: each weight is one."""
+
 _PARALLEL_PREFIX = "module."
 
 
@@ -92,6 +98,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
             found: Any = load_file(path)
         else:
+            _check_archive(path)
             with quiet_torch():
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors', zipfile's, pickle's and torch's own types
@@ -119,6 +126,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if all(name.startswith(_PARALLEL_PREFIX) for name in tensors):
         return {name.removeprefix(_PARALLEL_PREFIX): value for name, value in tensors.items()}
     return tensors
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a checkpoint that unpacks to much more than it is; torch stores weights unpacked, or in no archive."""
+    with open_plain(path) as file:
+        if zipfile.is_zipfile(file):
+            open_archive(file, max_members=MAX_MEMBERS, max_bytes=2**63).close()
 
 
 def stated_image_shape(module: Module) -> tuple[int, ...] | None:

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from onnx_ir.passes import common
 
 from exporters.onnx_io.shape_inference import infer_shapes
 from exporters.onnx_io.streaming import make_external_weights_lazy, model_chunks, read_model, weights_in_memory
-from icis_deploy.common.files import write_failure, write_file
+from icis_deploy.common.files import open_plain, write_failure, write_file
 from icis_deploy.errors import ExportError, ModelLoadError
 
 MIN_OPSET = 13
@@ -235,6 +236,9 @@ def _check_external_weights(model: ir.Model, path: Path) -> None:
             if not isinstance(tensor, ir.ExternalTensor):
                 continue
             try:
+                with open_plain(Path(tensor.path)) as file:  # no pipe, which would be waited for, and no device
+                    if (tensor.offset or 0) + tensor.nbytes > os.fstat(file.fileno()).st_size:
+                        raise ValueError("the file is too short for it")
                 array = tensor.numpy()  # memory-mapped: this opens the file, and reads none of it
             except Exception as error:  # onnx-ir's, numpy's and the system's own types
                 raise ModelLoadError(

@@ -17,6 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from icis_deploy.common.files import plain_descriptor
+
 PIECE_BYTES = 16 << 20
 """Size of the piece of a lazy tensor that is in memory at once."""
 
@@ -100,7 +102,7 @@ class OpenFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size_bytes = 0
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._descriptor = plain_descriptor(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self.size_bytes = os.fstat(self._descriptor).st_size
 
     def __del__(self) -> None:

@@ -15,9 +15,13 @@ import onnx_ir as ir
 
 from exporters.onnx_io.lazy_tensors import OpenFile, chunks_of, tensor_in_file
 from exporters.onnx_io.wire_format import Buffer, with_weights, without_weights
+from icis_deploy.common.files import open_plain
 
 MIN_LAZY_BYTES = 1 << 20
 """Size from which a weight stays in its file; smaller ones are read at once."""
+
+MAX_GRAPH_BYTES = 1 << 29
+"""Of a model without its large weights: nodes, names, shapes and small weights, which are objects in memory."""
 
 
 def read_model(path: Path) -> ir.Model:
@@ -28,11 +32,13 @@ def read_model(path: Path) -> ir.Model:
     """
     import onnx
 
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         if not os.fstat(file.fileno()).st_size:
             raise ValueError("the file is empty")
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         stripped, runs = without_weights(data, min_bytes=MIN_LAZY_BYTES)
+    if len(stripped) > MAX_GRAPH_BYTES:
+        raise ValueError(f"it has {len(stripped)} bytes besides its large weights; at most {MAX_GRAPH_BYTES} are read")
     model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(stripped))
     ir.external_data.set_base_dir(model.graph, path.parent)
     source = OpenFile(path)

@@ -29,8 +29,8 @@ from exporters.graph.reading import fixed_batch
 from exporters.head.score_kinds import comparable_from_scores
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.triton_split import split_model
-from icis_deploy.bundle.manifest import MODEL_NAME, SLOTS_NAME, Bundle
-from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, parse_slots
+from icis_deploy.bundle.manifest import MAX_SLOTS_BYTES, MODEL_NAME, SLOTS_NAME, Bundle
+from icis_deploy.bundle.slot_files import parse_slots
 from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.errors import BundleError, ExportError
 from icis_deploy.metrics.parity import GATE_PROFILES, ParityReport, compare_logits

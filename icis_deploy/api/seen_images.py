@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,13 @@ from numpy.typing import ArrayLike
 
 from icis_deploy.api.inputs import PathLike
 from icis_deploy.api.models import OpenedModel, head_of
+from icis_deploy.common.archives import read_npz
 from icis_deploy.common.arrays import Float32, Int64, frozen_float32
+from icis_deploy.common.files import open_plain
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
-from icis_deploy.images.loading import iterate_batches, list_images, load_images
+from icis_deploy.images.loading import MAX_ARRAY_BYTES, iterate_batches, list_images, load_images
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.injection.arbiter.seen_images import SeenImages, seen_images
 from icis_deploy.injection.options import InjectionOptions
@@ -229,9 +230,9 @@ def _indices(names: Sequence[str], head: Head, new_classes: Sequence[str], *, wh
 def _load_features(path: Path) -> tuple[Float32, tuple[str, ...] | None]:
     """Read features and, where they are there, labels."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            values = {name: file[name] for name in file.files if name in {"features", "labels"}}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        with open_plain(path) as file:
+            values, _ = read_npz(file, ("features", "labels"), max_bytes=MAX_ARRAY_BYTES)
+    except (OSError, ValueError) as error:
         raise ImageError(
             f"Cannot read the features {path}: {error}.", found=str(error), expected="an .npz file", where=path
         ) from error

@@ -18,6 +18,7 @@ from icis_deploy.bundle.manifest import ARBITER_NAME, INJECTED_NAME, Bundle, Fil
 from icis_deploy.bundle.slot_files import load_injected
 from icis_deploy.common.arrays import Float32, frozen_float32
 from icis_deploy.common.files import read_plain
+from icis_deploy.common.tensor_files import load_tensors
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import BundleError, CorruptFileError, ICISDeployError
 from icis_deploy.head.arbiter import no_arbiter
@@ -79,9 +80,6 @@ def serialize_row_lengths(lengths: Float32) -> bytes:
 
 def load_row_lengths(folder: Path, bundle: Bundle) -> Float32:
     """Read `arbiter.safetensors`; see `ArbiterConstants.row_lengths`."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     path = folder / ARBITER_NAME
     if ARBITER_NAME not in bundle.files:
         raise BundleError(
@@ -95,13 +93,13 @@ def load_row_lengths(folder: Path, bundle: Bundle) -> Float32:
     if found != bundle.files[ARBITER_NAME]:
         raise _damaged(path, "it does not have the SHA-256 that the manifest states", found.sha256)
     try:
-        tensors = load(data)
+        tensors, _ = load_tensors(data)
         if tensors.keys() != {_LENGTHS} or tensors[_LENGTHS].dtype != np.float32:
             raise ValueError(f"expected one float32 tensor {_LENGTHS!r}")
         lengths = frozen_float32(tensors[_LENGTHS], name="row lengths", ndim=1)
         if lengths.shape != (bundle.num_seen,) or lengths.min() < 0:
             raise ValueError(f"expected a length for each of {bundle.num_seen} seen classes, found {lengths.shape}")
-    except (SafetensorError, ICISDeployError, ValueError, KeyError) as error:
+    except (ICISDeployError, ValueError) as error:
         raise _damaged(path, reason_of(error), reason_of(error)) from error
     return lengths
 

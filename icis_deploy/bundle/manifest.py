@@ -74,9 +74,15 @@ for images of known classes, or those of images of nothing in particular."""
 
 # Why: docs/decisions/0006.
 INJECTED_NAME = "injected.safetensors"
-MAX_MANIFEST_BYTES = 1 << 27
+MAX_MANIFEST_BYTES = 1 << 26
+"""Names and files of a million classes have half of that."""
+
 MAX_INPUT_VALUES = 1 << 26
 """An image of 4,700 by 4,700 pixels; the self-test makes an input of this size before the model sees it."""
+
+MAX_CAPACITY = 1 << 20
+MAX_SLOTS_BYTES = 1 << 31
+"""Of all slots of a head, empty ones included: a device has them in memory."""
 
 _MAX_COUNT = (1 << 31) - 1
 HEAD_KINDS = ("fused", "updatable")
@@ -231,6 +237,7 @@ class Bundle:
                     where=name,
                 )
         self._check_types()
+        self._check_capacity()
         try:
             check_unique(self.class_names)
         except ClassConflictError as error:
@@ -292,6 +299,17 @@ class Bundle:
                 expected="fields of the right type and range",
             )
 
+    def _check_capacity(self) -> None:
+        most = max_capacity(self.feature_dim)
+        if self.capacity > most:
+            raise BundleError(
+                f"The bundle states {self.capacity} slots; at most {most} with rows of {self.feature_dim + 1} values "
+                f"are kept.",
+                found=self.capacity,
+                expected=f"at most {most}",
+                where="capacity",
+            )
+
     @property
     def seen_names(self) -> tuple[str, ...]:
         """`(num_seen,)`: the classes that the original model knew."""
@@ -321,6 +339,11 @@ def known_names(bundle: Bundle, table: SlotTable | None) -> tuple[str, ...]:
         table: What the slots hold; `None` for a fused head.
     """
     return bundle.class_names if table is None else (*bundle.class_names, *table.filled_names)
+
+
+def max_capacity(feature_dim: int) -> int:
+    """Return how many slots a head of this width has at most."""
+    return min(MAX_CAPACITY, MAX_SLOTS_BYTES // (4 * (feature_dim + 1)))
 
 
 def _is_count(value: object, least: int, *, most: int = _MAX_COUNT) -> bool:

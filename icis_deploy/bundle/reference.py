@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from icis_deploy.bundle.manifest import REFERENCE_NAME, Bundle, check_file
 from icis_deploy.common.arrays import Float32, frozen_float32
 from icis_deploy.common.files import read_plain
+from icis_deploy.common.tensor_files import load_tensors
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import BundleError, CorruptFileError, ICISDeployError, IncompatibleError
 from icis_deploy.head.arbiter import STATISTICS
@@ -167,11 +168,8 @@ def parse_reference(data: bytes, *, feature_dim: int, num_seen: int) -> Referenc
     Raises:
         CorruptFileError: If they are none of this width.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     try:
-        tensors = load(data)
+        tensors, _ = load_tensors(data)
         types = _TYPES | ({"sketches": _SKETCH_TYPE} if "sketches" in tensors else {})
         found = {name: (tensor.dtype.type, tensor.ndim) for name, tensor in tensors.items()}
         sketches = tensors.get("sketches")
@@ -194,7 +192,7 @@ def parse_reference(data: bytes, *, feature_dim: int, num_seen: int) -> Referenc
             answers=answers,
             sketches=None if sketches is None else sketches.astype(np.float32),
         )
-    except (SafetensorError, ICISDeployError, ValueError, KeyError, TypeError) as error:
+    except (ICISDeployError, ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(
             f"The reference is damaged: {reason_of(error)}.",
             found=reason_of(error),

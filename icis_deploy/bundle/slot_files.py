@@ -8,21 +8,29 @@ other one is of schema 1.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.bundle.manifest import INJECTED_NAME, Bundle
+from icis_deploy.bundle.manifest import INJECTED_NAME, MAX_SLOTS_BYTES, MODEL_NAME, Bundle
 from icis_deploy.common.files import read_plain
-from icis_deploy.common.json_fields import integer_from_json, list_from_json, load_strict, names_from_json
+from icis_deploy.common.json_fields import (
+    integer_from_json,
+    list_from_json,
+    load_strict,
+    names_from_json,
+    object_from_json,
+    text_from_json,
+)
+from icis_deploy.common.tensor_files import load_tensors
 from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import BundleError, CorruptFileError, ICISDeployError
 from icis_deploy.head.arbiter import STATISTICS
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS, SlotTable
 
-MAX_SLOTS_BYTES = 1 << 31
 PLAIN_SCHEMA, ARBITER_SCHEMA = 1, 2
 """Schema of a table without arbiters, and of one with them."""
 
@@ -77,6 +85,35 @@ def load_injected(folder: Path, bundle: Bundle) -> SlotTable | None:
     return table
 
 
+def check_capacity(folder: Path, bundle: Bundle) -> None:
+    """Compare the slots that a manifest states with the model, before memory is taken for them.
+
+    An updatable model holds a default for each slot, `feature_dim` float32 values, so that its file cannot be smaller.
+
+    Raises:
+        BundleError: If it is, or is not there.
+    """
+    stated = bundle.capacity * bundle.feature_dim * 4
+    try:
+        found = sum(os.stat(folder / name).st_size for name in bundle.files if name.startswith(MODEL_NAME))  # noqa: PTH116
+    except OSError as error:
+        raise BundleError(
+            f"The bundle's model at {folder / MODEL_NAME} cannot be read: {error.strerror or error}.",
+            found=error.strerror or str(error),
+            where=folder / MODEL_NAME,
+            hint="Fetch the bundle again.",
+        ) from error
+    if stated > found:
+        raise BundleError(
+            f"The manifest states {bundle.capacity} slots of {bundle.feature_dim} values, {stated} bytes; the model "
+            f"that holds them has {found}.",
+            found=found,
+            expected=f"at least {stated} bytes",
+            where=folder / MODEL_NAME,
+            hint="Fetch the bundle again.",
+        )
+
+
 def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
     """Return the slot table that these bytes hold.
 
@@ -89,16 +126,13 @@ def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
     Raises:
         CorruptFileError: If they are not a slot table of a schema that this release reads, and of these sizes.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     try:
-        (size,) = struct.unpack_from("<Q", data)
-        fields = load_strict(load_strict(data[8 : 8 + size])["__metadata__"][_METADATA_KEY])
+        tensors, metadata = load_tensors(data)
+        fields = object_from_json(load_strict(text_from_json(metadata[_METADATA_KEY])))
         version = integer_from_json(fields["schema_version"])
         if version not in _TENSORS_OF_SCHEMA:
             raise ValueError(f"its schema version is {version}, this release reads {PLAIN_SCHEMA} and {ARBITER_SCHEMA}")
-        stated, tensors = integer_from_json(fields["capacity"]), load(data)
+        stated = integer_from_json(fields["capacity"])
         if tensors.keys() != _TENSORS_OF_SCHEMA[version]:
             raise ValueError(
                 f"it holds the tensors {shown(sorted(tensors))}; one of schema {version} has "
@@ -117,7 +151,7 @@ def parse_slots(data: bytes, *, capacity: int, feature_dim: int) -> SlotTable:
             slots=[integer_from_json(slot) for slot in list_from_json(fields["slots"])],
             class_names=names_from_json(fields["class_names"]),
         )
-    except (SafetensorError, ICISDeployError, ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
+    except (ICISDeployError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFileError(
             f"The slot table is damaged: {reason_of(error)}.",
             found=reason_of(error),

@@ -16,6 +16,10 @@ from typing import IO
 from icis_deploy.errors import ICISDeployError, StorageError, UsageError
 
 _CHUNK_BYTES = 1 << 20
+MAX_LINES = 1 << 22
+"""Of a list in text: four million names. Each line takes 50 bytes of memory and its own."""
+
+_LINE_ENDS = tuple(bytes([end]) for end in b"\n\r\x0b\x0c\x1c\x1d\x1e")
 _HASHED_BYTES = 1 << 24
 _MAX_KEPT_NAME = 60
 """Characters of a file's name in its temporary one, which must not be longer than file systems allow."""
@@ -236,6 +240,24 @@ def read_capped(path: Path, *, max_bytes: int, what: str, error_type: type[ICISD
         error_type: If it cannot be read or is larger.
     """
     return _read_capped(path, _open_any, max_bytes=max_bytes, what=what, error_type=error_type)
+
+
+def read_list(path: Path, *, max_bytes: int, what: str, error_type: type[ICISDeployError]) -> bytes:
+    """Return the bytes of a text whose lines are all taken into memory; else as `read_capped`.
+
+    Raises:
+        error_type: As `read_capped`, and if it has more than `MAX_LINES` lines, as `str.splitlines` counts them.
+    """
+    data = read_capped(path, max_bytes=max_bytes, what=what, error_type=error_type)
+    num_lines = sum(map(data.count, _LINE_ENDS))
+    if num_lines > MAX_LINES:
+        raise error_type(
+            f"The {what} {path} has {num_lines} lines; at most {MAX_LINES} are read.",
+            found=num_lines,
+            expected=f"at most {MAX_LINES} lines",
+            where=path,
+        )
+    return data
 
 
 def read_plain(path: Path, *, max_bytes: int, what: str, error_type: type[ICISDeployError]) -> bytes:

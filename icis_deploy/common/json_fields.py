@@ -28,15 +28,47 @@ Reader = Callable[..., Value]
 """Called as `reader(value, where=...)`; gives the value, or raises `TypeError`, `ValueError` or `OverflowError`."""
 
 
-def load_strict(data: str | bytes) -> Any:
+MAX_VALUES = 1 << 21
+"""Values of one JSON file: four times what the names of half a million classes need. Each may take 100 bytes of memory,
+and three of the file."""
+
+
+def load_strict(data: str | bytes, *, max_values: int = MAX_VALUES) -> Any:
     """Return the JSON value of a file (rule 1).
 
+    Args:
+        data: What is in the file; how many bytes may be read of it is for the caller to say.
+        max_values: How many values it may hold, the empty ones included. More are refused before any is made.
+
     Raises:
-        ValueError: If it is no JSON in UTF-8, has a key twice in an object, or a number that JSON does not have.
+        ValueError: If it is no JSON in UTF-8, has a key twice in an object, a number that JSON does not have, or more
+            values.
         RecursionError: If it is nested too deeply.
     """
+    if has_more_values(data, max_values):
+        raise ValueError(f"it holds more than {max_values} JSON values")
     # `json.loads` makes a decoder with every call, which takes longer than to read a small file with it.
     return _STRICT.decode(data.decode() if isinstance(data, bytes) else data)
+
+
+def has_more_values(data: str | bytes, limit: int) -> bool:
+    """Say whether `[`, `{` and `,`, one of which precedes each JSON value but the first, are more than `limit`.
+
+    Those inside of texts are counted too, which errs on the safe side.
+    """
+    if len(data) <= limit:  # nearly every file: each mark is a byte
+        return False
+    marks: tuple[Any, ...] = ("[", "{", ",") if isinstance(data, str) else (b"[", b"{", b",")
+    # A search skips long texts, such as the payload of an update, ten times as fast as a count.
+    num_found = 0
+    for mark in marks:
+        index = data.find(mark)
+        while index >= 0:
+            num_found += 1
+            if num_found > limit:
+                return True
+            index = data.find(mark, index + 1)
+    return False
 
 
 def _object_from_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from icis_deploy.common.files import read_capped
+from icis_deploy.common.files import read_list
 from icis_deploy.common.text_lines import split_lines
 from icis_deploy.errors import DescriptorError
 from icis_deploy.head.class_names import MAX_LIST_BYTES, quoted
@@ -36,7 +36,7 @@ def load_class_texts(path: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         DescriptorError: If the file cannot be read, is not UTF-8, or a line is not a name, a tab and a text.
     """
-    data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="text list", error_type=DescriptorError)
+    data = read_list(path, max_bytes=MAX_LIST_BYTES, what="text list", error_type=DescriptorError)
     try:
         lines = split_lines(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

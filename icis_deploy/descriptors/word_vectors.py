@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import gzip
 import heapq
+import io
 import re
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -29,12 +30,17 @@ from typing import IO
 import numpy as np
 
 from icis_deploy.common.arrays import Float32
+from icis_deploy.common.files import open_plain
 from icis_deploy.descriptors.class_texts import ClassTexts
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import DescriptorError
 
 MAX_LINE_BYTES = 1 << 20
 """No vector is written in more; a longer line means that this is no text file of vectors."""
+
+MAX_LINES = 1 << 25
+"""Of a file, packed or not: 34 million vectors. The largest that are shared have nine million; a gzip file of 1 GB may
+have a thousand times as many."""
 
 NUM_SUGGESTIONS = 3
 MAX_MISSING_SHOWN = 10
@@ -197,6 +203,13 @@ def _lines_of(path: Path) -> Iterator[_Line]:
                     expected="a word and its vector on each line, as text",
                     where=f"{path}, line {number}",
                 )
+            if number > MAX_LINES:
+                raise DescriptorError(
+                    f"The vector file {path} has more than {MAX_LINES} lines. Not read further.",
+                    found=f"more than {MAX_LINES} lines",
+                    expected=f"at most {MAX_LINES} lines",
+                    where=path,
+                )
             if number == 1 and _is_header(text):
                 continue
             first = text.split(None, 1)[:1] or [b""]
@@ -234,7 +247,7 @@ def _parse_vector(line: _Line, vector_dim: int, path: Path) -> Vector:
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that may be gzipped, whatever its name, and wrap what reading it raises."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as raw, io.BufferedReader(raw) as file:
             is_gzip = file.read(2) == _GZIP_MAGIC
             file.seek(0)
             if is_gzip:

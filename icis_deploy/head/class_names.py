@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from icis_deploy.common.files import read_capped
+from icis_deploy.common.files import read_list
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.common.text_lines import split_lines
 from icis_deploy.errors import ClassConflictError, LoadError
@@ -90,7 +90,7 @@ def load_class_list(path: Path) -> tuple[str, ...]:
     Raises:
         LoadError: If the file cannot be read, is not UTF-8, is empty, or has an empty or repeated name.
     """
-    data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="class list", error_type=LoadError)
+    data = read_list(path, max_bytes=MAX_LIST_BYTES, what="class list", error_type=LoadError)
     try:
         lines = split_lines(data.decode("utf-8-sig").rstrip())
     except UnicodeDecodeError as error:

@@ -18,18 +18,21 @@ from __future__ import annotations
 import csv
 import io
 import os
-import zipfile
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.archives import read_npz
 from icis_deploy.common.arrays import Float32, Images, UInt8
+from icis_deploy.common.csv_rows import csv_rows
 from icis_deploy.common.files import open_plain, read_capped
-from icis_deploy.common.terminal_text import shown
+from icis_deploy.common.terminal_text import MAX_SHOWN, printable, reason_of, shown
 from icis_deploy.errors import ImageError, UsageError
 from icis_deploy.images.preprocessing import Preprocessing
 
@@ -37,7 +40,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_LIST_BYTES = 1 << 28
+MAX_LIST_CELLS = 1 << 25
+"""Files and classes of 16 million images; ImageNet-21k has 14 million."""
+
 MAX_ARRAY_BYTES = 1 << 34
+MAX_IMAGE_BYTES = 1 << 29
+"""Of one image file: as many pixels as are taken, not compressed, of four channels and 16 bits. Some of Pillow's
+readers take the whole file into memory."""
+
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """What is an image among the files of a folder; a list may name others."""
 
@@ -127,42 +137,49 @@ def list_images(path: Path) -> ListedImages:
 def _read_list(path: Path) -> ListedImages:
     data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="image list", error_type=ImageError)
     try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True)
-        rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
+        rows = csv_rows(data, max_cells=MAX_LIST_CELLS)
+        _, header = next(rows, (0, []))
+        return _listed(path, header, rows)
+    except (ValueError, csv.Error) as error:
         raise ImageError(
-            f"The image list {path} is not a CSV file in UTF-8: {error}.",
-            found=str(error),
+            f"The image list {path} is not a CSV file in UTF-8: {reason_of(error)}.",
+            found=reason_of(error),
             expected="a CSV file in UTF-8",
             where=path,
         ) from error
-    columns = list(reader.fieldnames or ())
-    is_labelled = "class" in columns
-    if not rows or "file" not in columns or not (is_labelled or columns == ["file"]):
-        found = f"the columns {', '.join(map(repr, columns))}" if rows else "no rows"
+
+
+def _listed(path: Path, header: list[str], rows: Iterator[tuple[int, list[str]]]) -> ListedImages:
+    is_labelled, first = "class" in header, next(rows, None)
+    if first is None or "file" not in header or not (is_labelled or header == ["file"]):
+        columns = printable(", ".join(map(repr, header)), max_length=MAX_SHOWN)
+        found = "no rows" if first is None else f"the columns {columns}"
         raise ImageError(
             f"The image list {path} has {found}; expected a header `file,class` and a line per image.",
-            found=tuple(columns),
+            found=tuple(header),
             expected="a header with the columns file and class, and a line per image",
             where=path,
         )
     paths: list[Path] = []
     labels: list[str] = []
-    for line, row in rows:
-        if not row["file"] or (is_labelled and not row["class"]):
+    for line, row in chain([first], rows):
+        values = dict(zip(header, row, strict=False))  # a row may have fewer cells than the header, or more
+        name, label = values.get("file"), values.get("class")
+        if not name or (is_labelled and not label):
             raise ImageError(
                 f"The image list {path} lacks a file{' or a class' if is_labelled else ''} in line {line}.",
                 where=f"{path}, line {line}",
             )
-        file = path.parent / row["file"]
+        file = path.parent / name
         if not os.path.isfile(file):  # noqa: PTH113 - pathlib raises for a name that is too long
             raise ImageError(
-                f"The image list {path} names {row['file']!r} in line {line}, which is not at {file}.",
-                found=row["file"],
+                f"The image list {path} names {shown(name)} in line {line}, which is not at {file}.",
+                found=name,
                 where=f"{path}, line {line}",
             )
         paths.append(file)
-        labels += [row["class"]] if is_labelled else []
+        if label:
+            labels.append(sys.intern(label))
     return ListedImages(paths=tuple(paths), labels=tuple(labels) if is_labelled else None)
 
 
@@ -222,25 +239,24 @@ def load_labeled_arrays(path: Path) -> LabeledArrays:
     """
     data = read_capped(path, max_bytes=MAX_ARRAY_BYTES, what="file of images", error_type=ImageError)
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            names = tuple(arrays.files)
-            if not {"images", "labels"} <= set(names):
-                raise ImageError(
-                    f"{path} holds {list(names)}; expected `images`, as the model takes them, and `labels`, the names "
-                    f"of their classes.",
-                    found=names,
-                    expected=("images", "labels"),
-                    where=path,
-                    hint="`bench()` measures the accuracy of features." if "features" in names else None,
-                )
-            images, labels = arrays["images"], arrays["labels"]
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        arrays, names = read_npz(io.BytesIO(data), ("images", "labels"), max_bytes=MAX_ARRAY_BYTES)
+    except ValueError as error:
         raise ImageError(
-            f"Cannot read the images in {path}: {error}.",
-            found=str(error),
+            f"Cannot read the images in {path}: {reason_of(error)}.",
+            found=reason_of(error),
             expected="an .npz file with images and labels",
             where=path,
         ) from error
+    if len(arrays) < 2:
+        raise ImageError(
+            f"{path} holds {shown(list(names))}; expected `images`, as the model takes them, and `labels`, the names "
+            f"of their classes.",
+            found=names,
+            expected=("images", "labels"),
+            where=path,
+            hint="`bench()` measures the accuracy of features." if "features" in names else None,
+        )
+    images, labels = arrays["images"], arrays["labels"]
     return labeled_arrays(images, labels.tolist() if labels.dtype.kind == "U" else labels, where=str(path))
 
 
@@ -326,8 +342,24 @@ def _read_image(path: Path, prepare: Callable[[Image], NDArray[np.generic]]) -> 
     import PIL.Image
 
     try:
-        with open_plain(path) as raw, io.BufferedReader(raw) as file, PIL.Image.open(file) as image:
-            return prepare(image)
+        with open_plain(path) as raw, io.BufferedReader(raw) as file:
+            if (size := os.fstat(raw.fileno()).st_size) > MAX_IMAGE_BYTES:
+                raise ImageError(
+                    f"it is {size} bytes; at most {MAX_IMAGE_BYTES} are read.",
+                    found=size,
+                    expected=f"at most {MAX_IMAGE_BYTES} bytes",
+                    hint="Save it compressed.",
+                )
+            with PIL.Image.open(file) as image:
+                return prepare(image)
+    except ImageError as error:
+        raise ImageError(
+            f"Cannot read the image {path}: {error.what.rstrip('.')}.",
+            found=error.found,
+            expected=error.expected,
+            where=path,
+            hint=error.hint,
+        ) from error
     except PIL.UnidentifiedImageError as error:
         raise ImageError(
             f"{path} is not an image that Pillow can read.",
@@ -335,10 +367,10 @@ def _read_image(path: Path, prepare: Callable[[Image], NDArray[np.generic]]) -> 
             where=path,
         ) from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or reason_of(error) or type(error).__name__
         raise ImageError(
             f"Cannot read the image {path}: {reason}.",
-            found=str(reason),
+            found=reason,
             where=path,
         ) from error
 

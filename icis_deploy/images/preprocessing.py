@@ -5,7 +5,6 @@ The settings travel in the bundle, so that a device prepares images as the model
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from icis_deploy.common.arrays import Float32, UInt8
 from icis_deploy.common.files import read_capped
+from icis_deploy.common.json_fields import load_strict
 from icis_deploy.common.terminal_text import printable, reason_of
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError
 
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_JSON_BYTES = 1 << 16
+MAX_PIXELS = 1 << 26
+"""Of an image as it is read, and of what it is resized to before it is cropped: 67 million, four bytes each in memory.
+An image of one colour compresses to nearly nothing, and a narrow one is stretched until its short side is long enough:
+20,000 pixels in a row are 1.3 billion with a short side of 256."""
+
 _LAYOUTS = ("NCHW", "NHWC")
 _COLORS = ("RGB", "BGR", "L")
 
@@ -118,11 +123,14 @@ class Preprocessing:
         An EXIF orientation is not applied, and transparency is dropped, as training pipelines do.
 
         Raises:
-            ImageError: If the image's values have no known range (32-bit integers, floats).
+            ImageError: If the image's values have no known range (32-bit integers, floats), or it has more than
+                `MAX_PIXELS` pixels, as it is or resized.
         """
+        scaled = image.size if self.resize is None else _scaled_size(image.size, self.resize)
+        _check_pixels(image.size, scaled)
         image = _to_color(image, "L" if self.color == "L" else "RGB")
         if self.resize is not None:
-            image = _resize_short_side(image, self.resize)
+            image = _resized(image, scaled)
         return np.asarray(_crop_centre(image, self.crop), dtype=np.uint8).reshape(self.pixel_shape)
 
     def from_pixels(self, pixels: UInt8) -> Float32:
@@ -205,7 +213,7 @@ def load_preprocessing(path: str | Path) -> Preprocessing:
     """
     data = read_capped(Path(path), max_bytes=MAX_JSON_BYTES, what="preprocessing file", error_type=LoadError)
     try:
-        values = json.loads(data)
+        values = load_strict(data)
     except (ValueError, RecursionError) as error:
         raise LoadError(
             f"The preprocessing file {path} is not JSON: {error}.",
@@ -243,15 +251,31 @@ def _to_color(image: Image, mode: str) -> Image:
     return image.convert(mode)
 
 
-def _resize_short_side(image: Image, size: int) -> Image:
+def _check_pixels(size: tuple[int, int], scaled: tuple[int, int]) -> None:
+    """Refuse an image of too many pixels; Pillow knows its size before it decodes one."""
+    for (width, height), what in ((size, "it has"), (scaled, "resized for the model it would have")):
+        if width * height > MAX_PIXELS:
+            raise ImageError(
+                f"{what} {width} x {height} pixels; at most {MAX_PIXELS} are taken.",
+                found=(width, height),
+                expected=f"at most {MAX_PIXELS} pixels",
+                hint="Scale it down, or cut out what it is to be asked about.",
+            )
+
+
+def _scaled_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """Return width and height of an image whose short side is resized."""
+    width, height = size
+    if not width or not height:  # there is nothing to resize, which Pillow says
+        return size
+    # Rounded down, as torchvision's Resize does: one pixel of the long side moves the centre crop.
+    return (short_side, short_side * height // width) if width <= height else (short_side * width // height, short_side)
+
+
+def _resized(image: Image, size: tuple[int, int]) -> Image:
     from PIL.Image import Resampling
 
-    width, height = image.size
-    if min(width, height) == size:
-        return image
-    # Rounded down, as torchvision's Resize does: one pixel of the long side moves the centre crop.
-    scaled = (size, size * height // width) if width <= height else (size * width // height, size)
-    return image.resize((max(scaled[0], 1), max(scaled[1], 1)), Resampling.BILINEAR)
+    return image if image.size == size else image.resize(size, Resampling.BILINEAR)
 
 
 def _crop_centre(image: Image, side: int) -> Image:

@@ -33,6 +33,7 @@ from icis_deploy.common.json_fields import (
     text_from_json,
     time_from_json,
 )
+from icis_deploy.common.tensor_files import load_tensors
 from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import CorruptFileError, ICISDeployError
 from icis_deploy.head.class_update import ClassUpdate, FollowedState
@@ -208,12 +209,9 @@ def _are_two_counts(values: object) -> bool:
 
 
 def _load_tensors(payload: bytes, names: tuple[str, ...]) -> dict[str, Float32]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     try:
-        tensors = load(payload)
-    except (SafetensorError, ValueError, KeyError) as error:
+        tensors, _ = load_tensors(payload)
+    except ValueError as error:
         raise CorruptFileError(
             f"The class update is not a valid safetensors file: {reason_of(error)}.",
             found=reason_of(error),

@@ -28,8 +28,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, SLOTS_NAME, Bundle, FileEntry, check_file
-from icis_deploy.bundle.slot_files import MAX_SLOTS_BYTES, parse_slots, serialize_slots
+from icis_deploy.bundle.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    MAX_SLOTS_BYTES,
+    SLOTS_NAME,
+    Bundle,
+    FileEntry,
+    check_file,
+)
+from icis_deploy.bundle.slot_files import check_capacity, parse_slots, serialize_slots
 from icis_deploy.common.files import read_plain
 from icis_deploy.errors import (
     BundleError,
@@ -88,6 +96,7 @@ def exported_slots(folder: Path, bundle: Bundle) -> SlotTable | None:
     """
     if bundle.capacity == 0:
         return None
+    check_capacity(folder, bundle)
     path = folder / SLOTS_NAME
     check_file(path, bundle.files[SLOTS_NAME])
     data = read_plain(path, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError)
@@ -152,6 +161,7 @@ class Store:
         """
         if bundle.capacity == 0:
             return None
+        check_capacity(self._bundle_folder, bundle)
         table = (
             exported_slots(self._bundle_folder, bundle)
             if state.slots is None

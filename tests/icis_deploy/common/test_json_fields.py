@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from icis_deploy.common.json_fields import (
     boolean_from_json,
     dataclass_from_json,
+    has_more_values,
     integer_from_json,
     json_from_time,
     list_from_json,
@@ -136,3 +137,15 @@ def test_values_inside_others_are_read_by_their_own_readers():
 def test_what_does_not_fit_is_named_with_its_path(value, error, message):
     with pytest.raises(error, match=message):
         tuple_from_json([{"width": 1, "height": 2}, value], read=READ_SIZE, where="the file")
+
+
+@pytest.mark.parametrize("data", [b"[1,2,[],{}]", "[1,2,[],{}]"])
+def test_values_are_counted_before_any_is_made(data):
+    assert load_strict(data, max_values=6) == [1, 2, [], {}]
+    with pytest.raises(ValueError, match=r"^it holds more than 5 JSON values$"):
+        load_strict(data, max_values=5)
+
+
+def test_a_file_of_as_many_bytes_as_values_is_not_searched():
+    assert not has_more_values(b"[[[", 3)
+    assert has_more_values(b"[[[", 2)

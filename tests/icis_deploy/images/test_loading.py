@@ -78,7 +78,7 @@ def test_a_file_may_be_in_a_folder_below_or_anywhere(folder):
         ("file,class\n,ant\n", r"The image list \S+ lacks a file or a class in line 2\."),
         ("file,class\n0.png,ant\nno.png,bee\n", r"The image list \S+ names 'no\.png' in line 3, which is not at /"),
         ("file,class\n.,ant\n", r"The image list \S+ names '\.' in line 2, which is not at "),
-        ("file,class\n" + "x" * 300 + ",ant\n", r"The image list \S+ names 'x{300}' in line 2, which is not at "),
+        ("file,class\n" + "x" * 300 + ",ant\n", r"The image list \S+ names 'x{79}… in line 2, which is not at "),
         ("file,class\nnull\0byte,ant\n", r"The image list \S+ names 'null\\x00byte' in line 2, which is not at "),
         ('file,class\n"0.png,ant\n', r"The image list \S+ is not a CSV file in UTF-8: unexpected end of data\."),
         (b"file,class\n\xff.png,ant\n", r"The image list \S+ is not a CSV file in UTF-8: 'utf-8' codec can't decode"),
@@ -366,3 +366,10 @@ def test_a_file_that_holds_no_arrays_is_refused(tmp_path):
 
     with pytest.raises(ImageError, match=r"^Cannot read the images in "):
         load_labeled_arrays(tmp_path / "images.npz")
+
+
+def test_an_image_file_over_the_cap_is_not_opened(folder, monkeypatch):
+    monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 10)
+
+    with pytest.raises(ImageError, match=r"^Cannot read the image \S+0\.png: it is \d+ bytes; at most 10 are read\."):
+        load_images([folder / "0.png"], PREPROCESSING)

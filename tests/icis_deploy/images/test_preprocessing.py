@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError
+from icis_deploy.images import preprocessing
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing, preprocessing_from_json
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
@@ -279,3 +280,25 @@ def test_a_file_that_is_no_json_object_is_refused(tmp_path, data, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(LoadError, match=r"^Cannot read the preprocessing file \S+missing\.json: No such file"):
         load_preprocessing(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "message"),
+    [
+        ((10, 10), None, None),
+        ((11, 10), None, r"^it has 11 x 10 pixels; at most 100 are taken\. Scale it down"),
+        ((2, 6), 5, None),
+        ((2, 9), 5, r"^resized for the model it would have 5 x 22 pixels; at most 100 are taken\."),
+        ((9, 2), 5, r"^resized for the model it would have 22 x 5 pixels"),
+    ],
+)
+def test_an_image_has_so_many_pixels_at_most_as_it_is_and_resized(monkeypatch, size, resize, message):
+    monkeypatch.setattr(preprocessing, "MAX_PIXELS", 100)
+    settings = Preprocessing(resize=resize, crop=4, mean=(0, 0, 0), std=(1, 1, 1))
+
+    if message is None:
+        assert settings.crop_pixels(Image.new("RGB", size)).shape == (4, 4, 3)
+        return
+    with pytest.raises(ImageError, match=message) as caught:
+        settings.crop_pixels(Image.new("RGB", size))
+    assert caught.value.expected == "at most 100 pixels"
