@@ -7,7 +7,7 @@ Rules:
 3. `highest_version`, `trust_version`, `last_seen`, the trusted keys and the disabled classes are no part of a state:
    no rollback brings back the permission of an old version, a revoked key, an earlier time, or a class that an
    operator switched off.
-4. `history` is for people. No rule reads it.
+4. `history` is for people. No permission comes from it; a file that is in effect is known by it when it comes again.
 
 The file is JSON with its own SHA-256, because a flipped bit in a version number would still be JSON.
 """
