@@ -40,7 +40,7 @@ def keygen(out: Path) -> None:
         ("public key", str(keys.public_path)),
         ("key id", keys.key_id),
     ]
-    print_result(result, text=columns(text))
+    print_result(result, text=columns(text), after_change=True)
 
 
 @click.command(short_help="Sign a class update.")
@@ -55,7 +55,7 @@ def sign(update: Path, key: Path, version: int | None, expires: datetime | None,
     from icis_deploy.api.signing import sign as sign_file
 
     in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
-    _print_signed(sign_file(update, key=key, out=out, version=version, expires=in_utc))
+    _print_signed(sign_file(update, key=key, out=out, version=version, expires=in_utc), after_change=True)
 
 
 @click.command("rotate-keys", short_help="Replace the keys that devices trust.")
@@ -78,7 +78,7 @@ def rotate_keys(trust: tuple[Path, ...], key: Path, version: int, expires: datet
     from icis_deploy.api.signing import rotate_keys as write_rotation
 
     in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
-    _print_signed(write_rotation(trust, key=key, out=out, version=version, expires=in_utc))
+    _print_signed(write_rotation(trust, key=key, out=out, version=version, expires=in_utc), after_change=True)
 
 
 @click.command("verify-update", short_help="Check who signed a class update.")
@@ -94,10 +94,10 @@ def verify_update(update: Path, trust: tuple[Path, ...]) -> None:
     """
     from icis_deploy.api.signing import verify_update as verify_file
 
-    _print_signed(verify_file(update, trust=trust))
+    _print_signed(verify_file(update, trust=trust), after_change=False)
 
 
-def _print_signed(signed: SignedFile) -> None:
+def _print_signed(signed: SignedFile, *, after_change: bool) -> None:
     content = signed.content
     expires = None if content.expires is None else content.expires.isoformat()
     result = {
@@ -113,7 +113,7 @@ def _print_signed(signed: SignedFile) -> None:
         ("expires", expires or "never"),
         ("signed by", signed.signed_by),
     ]
-    print_result(result, text=columns(text))
+    print_result(result, text=columns(text), after_change=after_change)
 
 
 @click.command(short_help="Show what a class update changes.")
