@@ -24,6 +24,7 @@ from icis_deploy.cli.evaluate import evaluate
 from icis_deploy.cli.export import export
 from icis_deploy.cli.export_generator import export_generator
 from icis_deploy.cli.hints import command_line_hint
+from icis_deploy.cli.inbox import inbox
 from icis_deploy.cli.inject import inject
 from icis_deploy.cli.inspect import inspect
 from icis_deploy.cli.output import (
@@ -47,7 +48,7 @@ INTERNAL_ERROR = 4
 COMMANDS = (
     *(inspect, describe, compare_methods, inject, export_generator, export, verify, evaluate, predict),
     *(keygen, sign, rotate_keys, verify_update, diff),
-    *(apply, teach, rollback, history, classes, enable, disable, compact),
+    *(apply, inbox, teach, rollback, history, classes, enable, disable, compact),
     *(bench, bench_fit, bench_update, bench_peers, bench_scale, report),
     demo,
 )
