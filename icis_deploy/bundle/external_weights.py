@@ -1,8 +1,8 @@
 """Which files an ONNX model would make a runtime open, read from its bytes, without onnx.
 
 A model may keep weights in other files (`TensorProto.external_data`), named by a path. A runtime opens them when it
-loads the model; old ones take absolute paths, `..` and links. So a bundle's models may name files of its manifest alone,
-whose hashes were compared, and that is checked before any runtime sees the model.
+loads the model; old ones take absolute paths, `..` and links. So a bundle's models may name files of its manifest
+alone, whose hashes were compared, and that is checked before any runtime sees the model.
 
 Source: onnx.proto3 of ONNX 1.19 for the numbers of fields; the encoding of Protocol Buffers for the rest.
 """

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from icis_deploy.bundle.external_weights import external_locations
+from icis_deploy.bundle.external_weights import check_external_weights, external_locations
 from icis_deploy.bundle.manifest import MANIFEST_NAME, MODEL_NAME, file_entry
 from icis_deploy.errors import BundleError
 from icis_deploy.runtime.device import Device
@@ -77,3 +77,12 @@ def test_the_word_alone_is_nothing(tmp_path):
 def test_a_model_that_is_cut_off_is_refused(cut):
     with pytest.raises(ValueError, match="it ends inside of"):
         list(external_locations(next(places("a.bin")).SerializeToString()[:-cut]))
+
+
+def test_weights_that_the_manifest_lists_pass(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(next(places("model.onnx.data")).SerializeToString())
+
+    check_external_weights(path, {"model.onnx": None, "model.onnx.data": None})
+    with pytest.raises(BundleError, match="keeps weights in 'model.onnx.data'"):
+        check_external_weights(path, {"model.onnx": None})
