@@ -84,5 +84,5 @@ def test_weights_that_the_manifest_lists_pass(tmp_path):
     path.write_bytes(next(places("model.onnx.data")).SerializeToString())
 
     check_external_weights(path, {"model.onnx": None, "model.onnx.data": None})
-    with pytest.raises(BundleError, match="keeps weights in 'model.onnx.data'"):
+    with pytest.raises(BundleError, match=r"keeps weights in 'model\.onnx\.data'"):
         check_external_weights(path, {"model.onnx": None})
