@@ -486,14 +486,19 @@ def load_bundle(folder: str | Path) -> Bundle:
 
 
 def check_files(folder: Path, bundle: Bundle) -> None:
-    """Compare every file that a manifest names with what it states.
+    """Compare every file that a manifest names with what it states; models may name no others.
 
     Raises:
-        BundleError: If one cannot be read.
+        BundleError: If one cannot be read, or a model keeps weights in a file that the manifest does not name.
         CorruptFileError: If one has another size or hash.
     """
+    from icis_deploy.bundle.external_weights import check_external_weights
+
     for name, entry in bundle.files.items():
         check_file(folder / name, entry)
+    for name in bundle.files:
+        if name.endswith(".onnx") and "/" not in name:
+            check_external_weights(folder / name, bundle.files)
 
 
 def load_manifest(folder: Path) -> Bundle:

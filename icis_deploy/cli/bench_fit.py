@@ -14,7 +14,7 @@ from icis_deploy.cli.options import (
     model_options,
     model_source,
 )
-from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.cli.output import format_option, note, print_result
 
 
 @click.command("bench-fit", short_help="Time the prediction of rows against the published recipe.")
@@ -79,6 +79,6 @@ def bench_fit(
         published_epochs=published_epochs,
         num_rounds=rounds,
         seed=seed,
-        on_step=lambda step: click.echo(step, err=True),
+        on_step=note,
     )
     print_result(json_from_value(report), text=text_of(report))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from icis_deploy.cli.options import NEW_PATH, refuse_given
-from icis_deploy.cli.output import print_result
+from icis_deploy.cli.output import note, print_result
 from icis_deploy.common.terminal_text import percent
 
 if TYPE_CHECKING:
@@ -110,15 +110,16 @@ def finish(
         save_result(result, out)
         text += f"\n\nwritten to {out}"
     if baseline is None:
-        print_result(values, text=text)
+        print_result(values, text=text, after_change=out is not None)
         return
     found = find_regressions(
         result, baseline, max_regression=max_regression, any_machine=any_machine, max_seen_loss=max_seen_loss
     )
     verdict = "\n".join(each.text for each in found) or f"Nothing is more than {percent(max_regression)} worse."
     values["regressions"] = [json_from_value(each) for each in found]
-    print_result(values, text=f"{text}\n\n{verdict}", status="failed" if found else "ok")
+    status = "failed" if found else "ok"
+    print_result(values, text=f"{text}\n\n{verdict}", status=status, after_change=out is not None)
     if found:
         # What became worse is already on stdout, so the exit code says the rest.
-        click.echo(f"Error: {len(found)} figures are more than {percent(max_regression)} worse.", err=True)
+        note(f"Error: {len(found)} figures are more than {percent(max_regression)} worse.")
         raise click.exceptions.Exit(RegressionError.exit_code)

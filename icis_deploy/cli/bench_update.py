@@ -78,7 +78,7 @@ def bench_update(
         from benchmarks.updates.reports import result_from_update
 
         save_result(result_from_update(report, num_threads=threads), out)
-    print_result({"bundle": str(bundle), **report.to_json()}, text=text_of(report))
+    print_result({"bundle": str(bundle), **report.to_json()}, text=text_of(report), after_change=out is not None)
 
 
 def _measure_class_swap(bundle: Path, *, num_classes: int, seconds: float, threads: int, out: Path | None) -> None:
@@ -93,6 +93,8 @@ def _measure_class_swap(bundle: Path, *, num_classes: int, seconds: float, threa
     if out is not None:
         save_result(result_from_swap(report, target=bundle.name, num_threads=threads), out)
     status = "ok" if report.is_clean else "failed"
-    print_result({"bundle": str(bundle), **report.to_json()}, text=text_of(report), status=status)
+    print_result(
+        {"bundle": str(bundle), **report.to_json()}, text=text_of(report), status=status, after_change=out is not None
+    )
     if not report.is_clean:
         click.get_current_context().exit(1)

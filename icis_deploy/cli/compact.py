@@ -50,4 +50,4 @@ def compact(
         ("head", f"updatable, {made.num_seen} seen classes, {num_baked} baked after them"),
         ("slots", f"{made.capacity}, {num_free} free"),
     ]
-    print_result(result, text=columns(text))
+    print_result(result, text=columns(text), after_change=True)

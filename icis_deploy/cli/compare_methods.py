@@ -22,7 +22,7 @@ from icis_deploy.cli.options import (
     refuse_given,
     seed_option,
 )
-from icis_deploy.cli.output import format_option, print_result, without_library_warnings
+from icis_deploy.cli.output import format_option, note, print_result, without_library_warnings
 from icis_deploy.common.terminal_text import columns, percent, points_text
 
 if TYPE_CHECKING:
@@ -85,14 +85,15 @@ def compare_methods(
         compared = compare(
             model_source(model, weights, input_shape, head_node),
             options=options,
-            on_method=lambda name: click.echo(f"Trying {name}", err=True),
+            on_method=lambda name: note(f"Trying {name}"),
             **files,
         )
     if plot is not None:
         from icis_deploy.api.compare_plot import save_comparison_plot
 
         save_comparison_plot(plot, compared)
-    print_result({"methods": [one.to_json() for one in compared]}, text=comparison_text(compared))
+    result = {"methods": [one.to_json() for one in compared]}
+    print_result(result, text=comparison_text(compared), after_change=plot is not None)
 
 
 def comparison_text(compared: Sequence[ComparedMethod]) -> str:

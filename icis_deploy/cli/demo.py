@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from icis_deploy.cli.options import NEW_PATH
-from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.cli.output import format_option, note, print_result
 from icis_deploy.common.terminal_text import columns, percent
 from icis_deploy.workbench import libraries_required
 
@@ -29,8 +29,8 @@ def demo(out: Path, seed: int, overwrite: bool) -> None:
     with libraries_required():
         from icis_deploy.demo.pipeline import run_demo
 
-    result = run_demo(out, seed=seed, overwrite=overwrite, log=lambda line: click.echo(line, err=True))
-    print_result(result.to_json(), text=demo_text(result))
+    result = run_demo(out, seed=seed, overwrite=overwrite, log=note)
+    print_result(result.to_json(), text=demo_text(result), after_change=True)
 
 
 def demo_text(result: DemoResult) -> str:

@@ -54,4 +54,4 @@ def describe(
     }
     lines = [f"{out}: {made.num_classes} classes, {made.descriptor_dim} numbers each, from {vectors or model}."]
     lines += [f"Warning: the same descriptor for {', '.join(group)}; give them different texts." for group in same]
-    print_result(result, text="\n".join(lines))
+    print_result(result, text="\n".join(lines), after_change=True)

@@ -33,13 +33,17 @@ def apply(update: Path, bundle: Path, allow_unsigned: bool, allow_changed_answer
 
     It is verified, written, self-tested and committed; else the bundle stays as it was. Refused with exit code 6
     (signature, rollback, expiry), 3 (another head, too few slots) or 1 (it changes more answers on images of known
-    classes than the bundle allows). Running devices take it over with Device.refresh.
+    classes than the bundle allows). An update that is in effect already changes nothing, with exit code 0. Running
+    devices take it over with Device.refresh.
     """
     from icis_deploy.runtime.operations import apply as apply_update
 
     applied = apply_update(update, bundle, allow_unsigned=allow_unsigned, allow_changed_answers=allow_changed_answers)
-    entry = _entry(applied.entry)
-    print_result({"bundle": str(bundle), "update": str(update), "entry": entry}, text=_history_text([applied.entry]))
+    result = {"bundle": str(bundle), "update": str(update), "changed": applied.changed, "entry": _entry(applied.entry)}
+    text = _history_text([applied.entry])
+    if not applied.changed:
+        text = f"Nothing was changed: it is in effect already.\n{text}"
+    print_result(result, text=text, after_change=True)
 
 
 @click.command(short_help="Teach a bundle a class from its descriptor.")
@@ -63,7 +67,9 @@ def teach(bundle: Path, name: str, descriptors: Path, allow_changed_answers: boo
     described = load_descriptors(descriptors).select((name,))
     descriptor = {block.name: described.block(block.name)[0] for block in described.blocks}
     entry = teach_class(bundle, name, descriptor, allow_changed_answers=allow_changed_answers)
-    print_result({"bundle": str(bundle), "class": name, "entry": _entry(entry)}, text=_history_text([entry]))
+    print_result(
+        {"bundle": str(bundle), "class": name, "entry": _entry(entry)}, text=_history_text([entry]), after_change=True
+    )
 
 
 @click.command(short_help="Take a bundle back to the state before.")
@@ -74,7 +80,7 @@ def rollback(bundle: Path) -> None:
     from icis_deploy.runtime.operations import rollback as roll_back
 
     entry = roll_back(bundle)
-    print_result({"bundle": str(bundle), "entry": _entry(entry)}, text=_history_text([entry]))
+    print_result({"bundle": str(bundle), "entry": _entry(entry)}, text=_history_text([entry]), after_change=True)
 
 
 @click.command(short_help="List what was changed in a bundle.")
@@ -149,7 +155,9 @@ def disable(bundle: Path, name: str) -> None:
 def _print_switch(bundle: Path, name: str, *, enabled: bool, changed: bool) -> None:
     state = "enabled" if enabled else "disabled"
     text = f"{name} is {state} now." if changed else f"{name} was {state} already."
-    print_result({"bundle": str(bundle), "class": name, "is_enabled": enabled, "changed": changed}, text=text)
+    print_result(
+        {"bundle": str(bundle), "class": name, "is_enabled": enabled, "changed": changed}, text=text, after_change=True
+    )
 
 
 def _entry(entry: HistoryEntry) -> dict[str, Any]:

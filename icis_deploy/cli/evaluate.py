@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, EXISTING_PATH, NEW_PATH, max_seen_loss_option, runtime_option
-from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.cli.output import format_option, note, print_result
 from icis_deploy.common.terminal_text import columns, percent
 from icis_deploy.errors import SeenLossError, UsageError
 
@@ -73,10 +73,15 @@ def evaluate(
     if curve is not None:
         save_curve_plot(curve, report)
     result = {"bundle": str(bundle), "runtime": runtime, **accuracy_result(report)}
-    print_result(result, text=accuracy_text(report), status="ok" if failure is None else "failed")
+    print_result(
+        result,
+        text=accuracy_text(report),
+        status="ok" if failure is None else "failed",
+        after_change=per_class is not None or curve is not None,
+    )
     if failure is not None:
         # The report is already on stdout, so the exit code says the rest.
-        click.echo(f"Error: {failure}", err=True)
+        note(f"Error: {failure}")
         raise click.exceptions.Exit(SeenLossError.exit_code)
 
 

@@ -165,7 +165,7 @@ def _print(out: Path, bundle: Bundle, built: Sequence[BuiltTarget], warned: Sequ
     targets = [_targets_text(built, bundle.precision)] if built else []
     warnings = ["\n".join(f"Warning: {message}" for message in warned)] if warned else []
     text = "\n\n".join([_text(out, bundle), *targets, parity_text(bundle.parity), *warnings])
-    print_result(_result(out, bundle, built) | {"warnings": list(warned)}, text=text)
+    print_result(_result(out, bundle, built) | {"warnings": list(warned)}, text=text, after_change=True)
 
 
 def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str, Any]:

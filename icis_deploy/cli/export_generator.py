@@ -125,4 +125,4 @@ def _print(out: Path, precision: str, written: WrittenGenerator, messages: Seque
     ]
     commands = all_commands()
     warned = [f"Warning: {command_line_hint(message, commands)}" for message in messages]
-    print_result(result, text="\n".join([columns(rows), *warned]))
+    print_result(result, text="\n".join([columns(rows), *warned]), after_change=True)

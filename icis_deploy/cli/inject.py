@@ -166,7 +166,7 @@ def _print(out: Path, update: ClassUpdate, next_command: str) -> None:
         f"seed {provenance['seed']}.\n{summary(provenance)}"
         f"Next: {next_command}"
     )
-    print_result(result, text=text)
+    print_result(result, text=text, after_change=True)
 
 
 def _next_command(model: Sequence[str], classes: Path, update: Path, preprocess: Path | None) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
+from io import StringIO
 from typing import Any, NoReturn
 
 import click
@@ -24,9 +24,18 @@ from icis_deploy.cli.evaluate import evaluate
 from icis_deploy.cli.export import export
 from icis_deploy.cli.export_generator import export_generator
 from icis_deploy.cli.hints import command_line_hint
+from icis_deploy.cli.inbox import inbox
 from icis_deploy.cli.inject import inject
 from icis_deploy.cli.inspect import inspect
-from icis_deploy.cli.output import json_result, plain_value
+from icis_deploy.cli.output import (
+    BROKEN_PIPE,
+    drop_stdout,
+    json_result,
+    note,
+    open_standard_streams,
+    plain_value,
+    write_stdout,
+)
 from icis_deploy.cli.predict import predict
 from icis_deploy.cli.report import report
 from icis_deploy.cli.signing import diff, keygen, rotate_keys, sign, sign_bundle, verify_bundle, verify_update
@@ -35,12 +44,11 @@ from icis_deploy.common.terminal_text import printable
 from icis_deploy.errors import ICISDeployError
 
 INTERRUPTED = 130
-BROKEN_PIPE = 141
 INTERNAL_ERROR = 4
 COMMANDS = (
     *(inspect, describe, compare_methods, inject, export_generator, export, verify, evaluate, predict),
     *(keygen, sign, rotate_keys, sign_bundle, verify_update, verify_bundle, diff),
-    *(apply, teach, rollback, history, classes, enable, disable, compact),
+    *(apply, inbox, teach, rollback, history, classes, enable, disable, compact),
     *(bench, bench_fit, bench_update, bench_peers, bench_scale, report),
     demo,
 )
@@ -72,43 +80,62 @@ for _command in COMMANDS:
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    open_standard_streams()
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; results go to stdout, everything else to stderr."""
     state: dict[str, Any] = {}
+    streams = sys.stdout, sys.stderr
     try:
         # Not standalone: click returns the code of its own exits, such as the one after --help.
         stopped = cli.main(arguments, prog_name="icis-deploy", standalone_mode=False, obj=state)
         return stopped if isinstance(stopped, int) else 0
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
+        note("Interrupted.")
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has left, as `head` does; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:
+        # Where a reader leaves while click prints a help text, click exchanges the streams and ends the process.
+        if sys.stdout is streams[0]:
+            raise
+        sys.stdout, sys.stderr = streams
+        drop_stdout()
         return BROKEN_PIPE
     except Exception as error:
         command = next((name for name in arguments if name in cli.commands), "")
         exit_code = _report(error, command)
         if state.get("format") == "json":
-            _print_json_error(error, exit_code, command)
+            try:
+                _print_json_error(error, exit_code, command)
+            except OSError:
+                drop_stdout()
         return exit_code
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Say whether it was raised where click prints: a help text, or the version."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename == click.utils.__file__
 
 
 def _report(error: Exception, command: str) -> int:
     """Say on stderr what went wrong, and return the exit code."""
     if isinstance(error, click.ClickException):
-        error.show()
+        shown = StringIO()
+        error.show(shown)
+        note(shown.getvalue().removesuffix("\n"))
         return error.exit_code
+    if isinstance(error, OSError) and _is_of_output(error):
+        drop_stdout()
+        note(f"Error: The output could not be written: {error.strerror or error}.")
+        return INTERNAL_ERROR
     if isinstance(error, ICISDeployError):
         # One line, also where a runtime's own message, which has several, is part of it.
-        click.echo(f"Error: {printable(' '.join(_message(error, command).split()))}", err=True)
+        note(f"Error: {printable(' '.join(_message(error, command).split()))}")
         return error.exit_code
     # A bug. Python's own exit code for it is 1, which would read as a verdict.
-    traceback.print_exception(error)
-    click.echo("Error: this is a bug in icis-deploy; please report it with the lines above.", err=True)
+    note("".join(traceback.format_exception(error)).rstrip())
+    note("Error: this is a bug in icis-deploy; please report it with the lines above.")
     return INTERNAL_ERROR
 
 
@@ -134,7 +161,7 @@ def _print_json_error(error: Exception, exit_code: int, command: str) -> None:
             "where": None if error.where is None else str(error.where),
             "hint": _hint(error, command),
         }
-    click.echo(json_result(command, "failed" if exit_code == 1 else "error", {"error": details}))
+    write_stdout(json_result(command, "failed" if exit_code == 1 else "error", {"error": details}))
 
 
 if __name__ == "__main__":

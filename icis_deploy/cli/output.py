@@ -2,23 +2,37 @@
 
 A JSON result is one object: `schema_version`, `command`, `status` (`ok`, `failed` for a negative verdict, `error`), and
 the command's own keys. Text is for people and may change; JSON only changes with `schema_version`.
+
+Rules for output that cannot be written, because the disk is full, the pipe's reader has left or the stream is closed:
+
+1. A command that has changed something keeps its verdict: the change is in, whoever could not read of it.
+2. A command that only reads has failed, with exit code 4; where the reader has left, as `head` does, silently with 141,
+   as if the signal had ended it.
+3. stderr is for people who watch: what it does not take is lost, and nothing else changes.
 """
+
+# Why: docs/decisions/0084.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 import click
 
 from icis_deploy.common.terminal_text import columns, percent, points_text, printable
+from icis_deploy.errors import RuntimeFailureError
 
 SCHEMA_VERSION = 1
+BROKEN_PIPE = 141
+"""Exit code of a process that SIGPIPE ends, by the rules of shells."""
 
 
 def format_option(function: Callable[..., None]) -> Callable[..., None]:
@@ -46,19 +60,101 @@ def is_json(context: click.Context | None = None) -> bool:
     return bool(root.obj and root.obj.get("format") == "json")
 
 
-def print_result(result: Mapping[str, Any], *, text: str, status: str = "ok") -> None:
+def print_result(result: Mapping[str, Any], *, text: str, status: str = "ok", after_change: bool = False) -> None:
     """Print a command's result in the format that was asked for.
 
     Args:
         result: The command's own JSON keys.
         text: The same for people.
         status: `ok` or `failed`.
+        after_change: Whether the command has changed something, which stays changed if nobody can be told.
+
+    Raises:
+        RuntimeFailureError: If stdout cannot be written, and nothing was changed.
     """
     context = click.get_current_context()
-    if is_json(context):
-        click.echo(json_result(str(context.info_name), status, result))
-    else:
-        click.echo(visible_lines(text))
+    printed = json_result(str(context.info_name), status, result) if is_json(context) else visible_lines(text)
+    try:
+        write_stdout(printed)
+    except OSError as error:
+        drop_stdout()
+        reason = error.strerror or str(error)
+        if after_change:
+            if not isinstance(error, BrokenPipeError):
+                note(f"Done, but the result could not be printed: {reason}.")
+            return
+        if isinstance(error, BrokenPipeError):
+            raise click.exceptions.Exit(BROKEN_PIPE) from error
+        raise RuntimeFailureError(
+            f"The result could not be printed: {reason}.",
+            found=reason,
+            expected="a standard output that takes it",
+            where="standard output",
+            hint="Nothing was changed; direct the output to a place that can be written and run it again.",
+        ) from error
+
+
+def write_stdout(text: str) -> None:
+    """Write lines to stdout, all of them before it returns.
+
+    Raises:
+        OSError: If stdout does not take them, or there is none.
+    """
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "standard output is closed")
+    click.echo(_encodable(text, sys.stdout))
+
+
+def note(text: str) -> None:
+    """Write a line to stderr, if stderr takes it."""
+    if sys.stderr is None:
+        return
+    try:
+        click.echo(_encodable(text, sys.stderr), file=sys.stderr)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """Return a text in which what a stream's encoding lacks is an escape, of a form that JSON reads as well."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return "".join([char if _fits(char, encoding) else json.dumps(char)[1:-1] for char in text])
+    return text
+
+
+def _fits(char: str, encoding: str) -> bool:
+    try:
+        char.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def drop_stdout() -> None:
+    """Lose what stdout still holds and whatever comes; else Python tries again at exit, and ends with its own code."""
+    _drop(sys.stdout)
+
+
+def _drop(stream: TextIO | None) -> None:
+    with suppress(OSError, ValueError, AttributeError):  # no file of the system behind it, as in tests
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, stream.fileno())  # type: ignore[union-attr]
+        os.close(descriptor)
+
+
+def open_standard_streams() -> None:
+    """Open what the caller has closed of descriptors 0 to 2, to nowhere.
+
+    Else the next file that is opened gets the number, the journal perhaps, and a library that prints writes into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free is this one
 
 
 def visible_lines(text: str) -> str:

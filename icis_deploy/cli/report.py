@@ -35,4 +35,5 @@ def report(results: tuple[Path, ...], out: Path | None, markdown: Path | None, o
             "num_rows": written.num_rows,
         },
         text="\n".join(lines),
+        after_change=True,
     )

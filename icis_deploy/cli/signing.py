@@ -42,7 +42,7 @@ def keygen(out: Path) -> None:
         ("public key", str(keys.public_path)),
         ("key id", keys.key_id),
     ]
-    print_result(result, text=columns(text))
+    print_result(result, text=columns(text), after_change=True)
 
 
 @click.command(short_help="Sign a class update.")
@@ -76,7 +76,7 @@ def sign(
     signed = sign_file(
         update, key=key, out=out, version=version, expires=in_utc, bundle=bundle, complete=complete, force=force
     )
-    _print_signed(signed)
+    _print_signed(signed, after_change=True)
 
 
 @click.command("sign-bundle", short_help="Sign a bundle.")
@@ -91,7 +91,7 @@ def sign_bundle(bundle: Path, key: Path) -> None:
     """
     from icis_deploy.api.signing import sign_bundle as sign_folder
 
-    _print_bundle(bundle, sign_folder(bundle, key=key))
+    _print_bundle(bundle, sign_folder(bundle, key=key), after_change=True)
 
 
 @click.command("verify-bundle", short_help="Check who signed a bundle.")
@@ -110,9 +110,9 @@ def verify_bundle(bundle: Path, trust: tuple[Path, ...]) -> None:
     _print_bundle(bundle, verify_folder(bundle, trust=trust))
 
 
-def _print_bundle(bundle: Path, signed_by: str) -> None:
+def _print_bundle(bundle: Path, signed_by: str, *, after_change: bool = False) -> None:
     result = {"bundle": str(bundle), "signed_by": signed_by}
-    print_result(result, text=columns([("bundle", str(bundle)), ("signed by", signed_by)]))
+    print_result(result, text=columns([("bundle", str(bundle)), ("signed by", signed_by)]), after_change=after_change)
 
 
 @click.command("rotate-keys", short_help="Replace the keys that devices trust.")
@@ -166,7 +166,7 @@ def rotate_keys(
         threshold=threshold,
         highest_version=highest_version,
     )
-    _print_signed(signed)
+    _print_signed(signed, after_change=True)
 
 
 @click.command("verify-update", short_help="Check who signed a class update.")
@@ -182,10 +182,10 @@ def verify_update(update: Path, trust: tuple[Path, ...]) -> None:
     """
     from icis_deploy.api.signing import verify_update as verify_file
 
-    _print_signed(verify_file(update, trust=trust))
+    _print_signed(verify_file(update, trust=trust), after_change=False)
 
 
-def _print_signed(signed: SignedFile) -> None:
+def _print_signed(signed: SignedFile, *, after_change: bool) -> None:
     content = signed.content
     expires = None if content.expires is None else content.expires.isoformat()
     result = {
@@ -203,7 +203,7 @@ def _print_signed(signed: SignedFile) -> None:
         *_binding_text(content),
         ("signed by", signed.signed_by),
     ]
-    print_result(result, text=columns(text))
+    print_result(result, text=columns(text), after_change=after_change)
 
 
 def _binding(content: ClassUpdate | TrustedKeys) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from icis_deploy.cli.options import (
     model_source,
     runtime_option,
 )
-from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.cli.output import format_option, note, print_result
 from icis_deploy.common.terminal_text import points_text
 from icis_deploy.errors import GateFailedError
 
@@ -66,7 +66,7 @@ def verify(
     if not passed:
         # The report is already on stdout, so the exit code says the rest.
         what = f"disagrees with {model}" if disagrees else "costs seen classes more than is allowed"
-        click.echo(f"Error: {bundle} {what}.", err=True)
+        note(f"Error: {bundle} {what}.")
         raise click.exceptions.Exit(GateFailedError.exit_code)
 
 

@@ -326,6 +326,9 @@ class Device:
     ) -> AppliedUpdate:
         """Take a class update, or a set of trusted keys: all of it, or nothing.
 
+        One that is in effect already changes nothing, and `AppliedUpdate.changed` says so; so whoever does not know
+        whether it arrived can apply it again. An older one is refused.
+
         Args:
             update: The file, or its bytes.
             allow_unsigned: Whether a class update that nobody signed is taken; the history says so.

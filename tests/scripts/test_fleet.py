@@ -148,76 +148,12 @@ def test_mender_does_not_commit_where_the_health_check_fails(bundle, tmp_path):
     assert shell("icis-class-update", "ArtifactCommit", tmp_path, bundle=bundle, ICIS_HEALTH="false").returncode == 1
 
 
-def test_the_inbox_is_applied_in_order_and_sorted_with_the_reason_of_a_refusal(bundle, key, tmp_path):
-    inbox = tmp_path / "inbox"
-    inbox.mkdir()
-    (inbox / "1.icis").write_bytes(signed_bytes(make_update("okapi", version=1), key.private_path))
-    (inbox / "2.icis").write_bytes(b"not an update")
-    (inbox / "3.icis.part").write_bytes(b"half of one")
-
-    result = shell("icis-apply", inbox, bundle, bundle=bundle)
-
-    assert result.returncode == 6
-    left = {str(path.relative_to(inbox)) for path in inbox.rglob("*") if path.is_file()}
-    assert left == {"3.icis.part", "done/1.icis", "refused/2.icis", "refused/2.icis.reason"}
-    assert "not a class update" in (inbox / "refused" / "2.icis.reason").read_text()
-    assert classes(bundle).version == 1
-
-
-def test_a_file_stays_in_the_inbox_where_the_device_is_at_fault(bundle, tmp_path):
-    inbox = tmp_path / "inbox"
-    inbox.mkdir()
-    (inbox / "1.icis").write_bytes(b"anything")
-    (bundle / "manifest.json").unlink()
-
-    assert shell("icis-apply", inbox, bundle, bundle=bundle).returncode == 4
-    assert (inbox / "1.icis").exists()
-
-
-def test_nothing_is_written_through_a_link_that_lies_in_the_inbox(bundle, key, tmp_path):
-    inbox, private = tmp_path / "inbox", tmp_path / "private"
-    inbox.mkdir()
-    private.write_text("of the device's user")
-    for name in (".reason", "reason"):
-        (inbox / name).symlink_to(private)
-    (inbox / "refused").mkdir()
-    (inbox / "refused" / "1.icis.reason").symlink_to(private)
-    (inbox / "1.icis").write_bytes(b"not an update")
-
-    assert shell("icis-apply", inbox, bundle, bundle=bundle).returncode == 6
-    assert private.read_text() == "of the device's user"
-    assert "not a class update" in (inbox / "refused" / "1.icis.reason").read_text()
-
-    (inbox / "done").rmdir()
-    (inbox / "done").symlink_to(bundle / "trust")
-    (inbox / "2.icis").write_bytes(signed_bytes(make_update("okapi"), key.private_path))
-    result = shell("icis-apply", inbox, bundle, bundle=bundle)
-    assert (result.returncode, "is a link; expected a folder" in result.stderr) == (4, True)
-    assert classes(bundle).version == 0
-
-
-def test_what_is_no_plain_file_neither_stays_in_the_inbox_nor_stops_it(bundle, key, tmp_path):
-    inbox = tmp_path / "inbox"
-    (inbox / "1.icis").mkdir(parents=True)
-    (inbox / "2.icis").symlink_to("/nowhere")
-    (inbox / "3.icis").symlink_to(bundle / "manifest.json")
-    os.mkfifo(inbox / "4.icis")
-    (inbox / "5.icis").write_bytes(signed_bytes(make_update("okapi"), key.private_path))
-
-    result = shell("icis-apply", inbox, bundle, bundle=bundle)
-
-    assert result.returncode == 6
-    assert list(inbox.glob("*.icis")) == []  # systemd would start the service again and again
-    assert (inbox / "refused" / "1.icis.reason").read_text() == "Error: It is no plain file.\n"
-    assert classes(bundle).version == 1
-
-
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_takes_the_units(tmp_path):
     for name in ("icis-apply.path", "icis-apply.service"):
         text = (FLEET / name).read_text()
         # Where the command will be installed is no business of this machine.
-        (tmp_path / name).write_text(text.replace("/usr/local/bin/icis-apply", str(FLEET / "icis-apply")))
+        (tmp_path / name).write_text(text.replace("/usr/local/bin/icis-deploy", "/bin/true"))
     result = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", tmp_path / "icis-apply.path", tmp_path / "icis-apply.service"],
         capture_output=True,

@@ -22,6 +22,8 @@ Rules, in the order in which they are checked:
     remembers outside the rollback stack is carried over, so that neither a spent version nor a revoked key comes back.
 12. A class update, or a taught class, must not change more answers than the bundle allows, unless the operator does;
     see `guard.py`.
+13. A file that is in effect is no news, and no error: when it comes again, nothing changes and the caller learns so.
+    It is known by its signed bytes, as the history has them. An older one stays refused.
 
 Each function returns the new journal (and slots); nothing changes until the caller commits them.
 """
@@ -153,6 +155,40 @@ def verify_bytes(
         except SignatureError as error:
             raise SignatureError.at("The root keys that the set brings must sign it too", error) from error
     return VerifiedContent(content=content, payload=envelope.payload, signed_by=signed_by)
+
+
+def update_in_effect(
+    journal: Journal, data: bytes, *, bundle: Bundle, known_names: Sequence[str]
+) -> tuple[ClassUpdate | TrustedKeys, HistoryEntry] | None:
+    """Return what a file holds and its line in the history, if it is in effect now (rule 13); else `None`.
+
+    No signature is asked for: the device verified these bytes when it took them, and the key that signed them may have
+    been replaced since, by these very bytes.
+
+    Args:
+        journal: What the device remembers.
+        data: The file.
+        bundle: The device's.
+        known_names: All classes of the current state, disabled ones included.
+    """
+    if len(data) > max_update_bytes(bundle):
+        return None
+    try:
+        envelope = parse_envelope(data)
+        sha256 = hashlib.sha256(envelope.payload).hexdigest()
+        entry = next((each for each in reversed(journal.history) if each.payload_sha256 == sha256), None)
+        if entry is None:
+            return None
+        content = parse_content(envelope, is_verified=True)
+    except CorruptFileError:
+        return None
+    if isinstance(content, TrustedKeys):
+        is_current = (content.version, content.public_keys) == (journal.trust_version, journal.trusted_keys)
+        return (content, entry) if is_current else None
+    names = set(known_names)
+    # The version alone would also be that of a bundle that took this one's place with other classes in it.
+    has_effect = names.issuperset(content.class_names) and names.isdisjoint(content.removed)
+    return (content, entry) if content.version == journal.current.version and has_effect else None
 
 
 def trusted_time(journal: Journal, clock: datetime) -> datetime:

@@ -7,7 +7,8 @@ Rules:
 3. `highest_version`, `trust_version`, `last_seen`, the trusted keys and the disabled classes are no part of a state:
    no rollback brings back the permission of an old version, a revoked key, an earlier time, or a class that an
    operator switched off.
-4. `history` is for people. No rule reads it but `continues`, which asks whether one journal came of another.
+4. No permission comes from `history`, which is for people. A file that is in effect is known by it when it comes again,
+   and `continues` asks it whether one journal came of another.
 5. A journal belongs to one bundle: it notes the hash of the bundle's manifest. One that was written before journals did
    is taken to belong to the bundle in whose folder it is, and notes it with the next change.
 
