@@ -43,9 +43,10 @@ _AFTER_NAME = re.compile(r"[ *_`\"'\u201c\u201d\])}]*(?:\([^()]*\)[ *_`\"'\]]*)?
 _SEPARATOR = re.compile(r"(?::|\t|=>|=|->|\u2192|\u2013|\u2014|\||,|;|-{1,2}(?=\s))[\s*_`\"']*")
 _CELL = re.compile(r"(?<!\\)\|")
 _TRAILING_COMMA = re.compile(r",(\s*[}\]])")
-_LABELS = frozenset(
+_CLASS_LABELS = frozenset(("class", "name", "species", "label", "item", "object", "id"))
+_LABELS = _CLASS_LABELS.union(
     (
-        *("class", "classes", "name", "names", "species", "label", "item", "object", "id", "group", "own", "shared"),
+        *("classes", "names", "group", "own", "shared"),
         *("word", "words", "tag", "tags", "attribute", "attributes", "feature", "features", "description"),
         *("vocabulary", "answer", "batch", "note", "notes"),
     )
@@ -166,7 +167,7 @@ class _Names:
                 owners[parts_of(name)] = {name}
         owners.pop((), None)
         by_parts = {parts: next(iter(names)) for parts, names in owners.items() if len(names) == 1}
-        return cls({name: name for name in class_names}, by_parts, max(map(len, by_parts), default=0))
+        return cls({name: name for name in class_names}, by_parts, max(map(len, owners), default=0))
 
     def whole(self, text: str) -> str | None:
         """Return the class that a text is the name of."""
@@ -184,7 +185,7 @@ class _Names:
         starts = [0]
         if parts and parts[0][0].isdigit():
             starts.append(1)
-        if parts and parts[0][0].lower() in _LABELS:
+        if parts and parts[0][0].lower() in _CLASS_LABELS:
             starts += [1, 2]
         for start in starts:
             for stop in range(min(len(parts), start + 2 * self.max_parts), start, -1):
@@ -289,14 +290,21 @@ class _Reader:
         if begun is None:
             return False
         name, rest = begun
-        if not rest and self.block is not None and self.block.name is not None and self.block.holds(line):
-            return False  # `- black` in the list of a class, where there is a class `black`
+        if self._is_list_of_words(line, rest):
+            return False  # `- black` or `black, white` below a class, where there is a class `black`
         words = _words_after(rest)
         is_heading = not rest.strip(" :*_[{\t\"'")
         goes_on = is_heading or line.rstrip().endswith((",", ";", "["))
         self.add(name, words)
         self.block = _Block(name, line, is_heading, bool(words), goes_on)
         return True
+
+    def _is_list_of_words(self, line: str, rest: str) -> bool:
+        """Say whether a line that begins like a class goes on with the words of the class above it."""
+        block = self.block
+        if block is None or block.name is None:
+            return False
+        return (not rest.strip(" ,;.") and block.holds(line)) or (block.goes_on and rest.startswith((",", ";")))
 
     def _without_label(self, line: str) -> str | None:
         """Return a line without what stands before its colon; `None` for one that begins something else."""

@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icis_deploy.descriptors.tag_answers import load_tag_answers, read_tag_answers
@@ -64,7 +64,7 @@ WRAPPINGS = {
     "a word in each cell": lambda t: "| Class | 1 | 2 |\n|---|---|---|\n" + "\n".join(
         f"| {name} | {' | '.join(words)} |" for name, words in t.items()
     ),
-    "objects of JSON": lambda t: json.dumps(t),
+    "objects of JSON": json.dumps,
     "indented JSON in a fence": lambda t: f"Here it is:\n```json\n{json.dumps(spoken(t), indent=2)}\n```\nDone.",
     "JSON with a comma too many": lambda t: json.dumps(t, indent=1).replace('"\n ]', '",\n ]'),
     "JSON without its end": lambda t: json.dumps(t, indent=2)[:-2],
@@ -77,17 +77,20 @@ WRAPPINGS = {
     "several batches": lambda t: "\n\n".join(
         [entries({n: w for n, w in t.items() if n < "a"}, "{name}: {words}"), json.dumps({n: w for n, w in t.items() if n >= "a"})]
     ),
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
+@settings(max_examples=25, deadline=None)
 @given(
+    ends=st.sampled_from(["\n", "\r\n", "\r"]),
     table=st.dictionaries(
-        st.sampled_from(CLASSES), st.lists(st.sampled_from(WORDS), min_size=2, max_size=6, unique=True), min_size=1
-    )
+        st.sampled_from(CLASSES), st.lists(st.sampled_from(WORDS), min_size=3, max_size=6, unique=True), min_size=1
+    ),
 )
 def test_an_answer_says_the_same_however_it_is_wrapped(wrapping: str, ends: str, table: Table):
+    # A class's own name is no word of it.
+    table = {name: [word for word in words if word != name.lower()] for name, words in table.items()}
     text = "\ufeff" + WRAPPINGS[wrapping](table).replace("\n", ends)
 
     answers = read_tag_answers(text, CLASSES, texts=TEXTS)
@@ -109,14 +112,14 @@ def test_an_answer_that_broke_off_gives_what_is_there():
 
 
 def test_spellings_of_one_word_are_one_word_in_the_most_common_spelling():
-    text = "a: Grey, long necks, stripes, it's-odd\nb: gray, Long-Neck, stripe\nc: gray, long_neck, stripes"
+    text = "a: Grey, long necks, stripes\nb: gray, Long-Neck, stripe\nc: gray, long_neck, stripes"
 
     tags = read_tag_answers(text, ["a", "b", "c"]).tags
 
     assert tags == {
-        "a": ("gray", "long-necks", "stripes", "its-odd"),
-        "b": ("gray", "long-necks", "stripes"),
-        "c": ("gray", "long-necks", "stripes"),
+        "a": ("gray", "long-neck", "stripes"),
+        "b": ("gray", "long-neck", "stripes"),
+        "c": ("gray", "long-neck", "stripes"),
     }
     assert vocabulary_of(tags)["gray"] == 3
 
