@@ -270,6 +270,10 @@ class ExportError(RuntimeFailureError):
     """A conversion failed."""
 
 
+class LanguageModelError(RuntimeFailureError):
+    """The server of a language model cannot be reached, fails, or does not answer what it was asked."""
+
+
 class MissingDependencyError(ICISDeployError):
     """An extra or a device is missing; the message names the command that installs it."""
 
