@@ -1,18 +1,13 @@
-"""A real HTTP server on this machine stands for the language model's, and does what a test tells it."""
-
 import json
 import logging
 import socket
-import threading
-import time
 import traceback
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from icis_deploy.descriptors.language_model import LanguageModel, ask_about_classes
 from icis_deploy.errors import LanguageModelError, UsageError
+from testing.chat_server import SILENT, running_chat_server
 
 CLASSES = tuple(f"class {index}" for index in range(7))
 KEY = "sk-topsecret-1234567890"
@@ -35,74 +30,11 @@ def all_asked(question):
     return tagged(*question.splitlines()[0].removeprefix("Describe: ").split(", "))
 
 
-class Server:
-    """Answers each request by the next of its behaviours: a text, a function of the question, or a status."""
-
-    def __init__(self):
-        self.requests = []  # (path, headers, body) of every request
-        self.behaviours = []  # a str, a callable, a (status, body, headers), or "silent"; `all_asked` after the last
-        self.finish_reason = "stop"
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                server.requests.append((self.path, headers, body))
-                behaviour = server.behaviours.pop(0) if server.behaviours else all_asked
-                if behaviour == "silent":
-                    time.sleep(1.0)
-                    self.close_connection = True
-                    return
-                if isinstance(behaviour, tuple):
-                    self.send(*behaviour)
-                    return
-                text = behaviour if isinstance(behaviour, str) else behaviour(server.questions[-1])
-                message = {"role": "assistant", "content": text}
-                choice = {"index": 0, "finish_reason": server.finish_reason, "message": message}
-                completion = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-                self.send(200, json.dumps(completion), {})
-
-            def send(self, status, body, headers):
-                data = body.encode()
-                self.send_response(status)
-                for name, value in {"Content-Type": "application/json", **headers}.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *arguments):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-
-    @property
-    def questions(self):
-        return [json.loads(body)["messages"][0]["content"] for _, _, body in self.requests]
-
-
-@contextmanager
-def running_server():
-    server = Server()
-    thread = threading.Thread(target=server.http.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.http.shutdown()
-        thread.join()
-        server.http.server_close()
-
-
 @pytest.fixture
 def server(monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.delenv(name, raising=False)
-    with running_server() as running:
+    with running_chat_server(all_asked) as running:
         yield running
 
 
@@ -168,7 +100,7 @@ def test_a_server_that_recovers_is_not_noticed(server, tmp_path, status):
         (busy(401), r"refused the key \(status 401\)", 1),
         (busy(404), r"knows no model 'small'", 1),
         (busy(400), r"failed \(status 400\)", 1),
-        ("silent", r"was silent for 0\.3 s, 3 times", 3),
+        (SILENT, r"was silent for 0\.3 s, 3 times", 3),
         ((200, "<html>welcome</html>", {"Content-Type": "text/html"}), r"no answer of an OpenAI-compatible server", 1),
         ((200, "{}", {}), r"no answer of an OpenAI-compatible server", 1),
         ((200, '{"choices": []}', {}), r"no answer of an OpenAI-compatible server", 1),
@@ -298,7 +230,7 @@ def test_the_key_of_a_named_variable_is_sent(server, tmp_path, monkeypatch):
         busy(429, message=f"quota of {KEY}"),
         busy(500, message=KEY),
         (200, KEY, {"Content-Type": "text/plain"}),
-        "silent",
+        SILENT,
     ],
 )
 def test_the_key_is_in_no_file_log_error_or_traceback(server, tmp_path, monkeypatch, caplog, behaviour):
