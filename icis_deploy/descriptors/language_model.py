@@ -30,7 +30,7 @@ from icis_deploy.errors import LanguageModelError, MissingDependencyError, Usage
 from icis_deploy.head.class_names import quoted
 
 if TYPE_CHECKING:
-    import openai
+    from openai import OpenAI, OpenAIError
 
 INSTALL = "pip install 'icis-deploy[llm]'"
 MAX_RETRIES = 2
@@ -232,7 +232,7 @@ def _asked(question: str, model: LanguageModel, *, folder: Path) -> str:
     return answer[:MAX_ANSWER_BYTES]
 
 
-def _client(model: LanguageModel, key: str) -> openai.OpenAI:
+def _client(model: LanguageModel, key: str) -> OpenAI:
     import openai
 
     silenced = dict.fromkeys(_STATED_BY_THE_CLIENT, openai.Omit())
@@ -265,7 +265,7 @@ def _key(model: LanguageModel) -> str:
     return key or NO_KEY
 
 
-def _failure(error: openai.OpenAIError, model: LanguageModel, key: str, folder: Path) -> LanguageModelError:
+def _failure(error: OpenAIError, model: LanguageModel, key: str, folder: Path) -> LanguageModelError:
     """Return what a failure of the client means here, without anything of the request."""
     import openai
 
@@ -284,7 +284,7 @@ def _failure(error: openai.OpenAIError, model: LanguageModel, key: str, folder: 
     )
 
 
-def _explained(error: openai.OpenAIError, model: LanguageModel) -> tuple[str, str | int, str]:
+def _explained(error: OpenAIError, model: LanguageModel) -> tuple[str, str | int, str]:
     """Return what the server did, in words and as a value, and what helps."""
     import openai as client
 
