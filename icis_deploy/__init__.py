@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from icis_deploy.api.bench import BenchOptions, bench
     from icis_deploy.api.compact import compact
     from icis_deploy.api.compare import ComparedMethod, ComparisonOptions, compare_methods
-    from icis_deploy.api.describe import describe
+    from icis_deploy.api.describe import DescribeOptions, describe
     from icis_deploy.api.diff import MovedClass, NearestClass, UpdateDiff, diff
     from icis_deploy.api.evaluate import evaluate
     from icis_deploy.api.export import ExportOptions, export
@@ -96,6 +96,7 @@ _HOMES = {
     "ComparisonOptions": "icis_deploy.api.compare",
     "Crossing": "icis_deploy.metrics.accuracy",
     "CurvePoint": "icis_deploy.injection.validation.operating_point",
+    "DescribeOptions": "icis_deploy.api.describe",
     "DescriptorBlock": "icis_deploy.descriptors.descriptors",
     "Descriptors": "icis_deploy.descriptors.descriptors",
     "Device": "icis_deploy.runtime.device",
@@ -191,6 +192,7 @@ __all__ = [
     "ComparisonOptions",
     "Crossing",
     "CurvePoint",
+    "DescribeOptions",
     "DescriptorBlock",
     "Descriptors",
     "Device",

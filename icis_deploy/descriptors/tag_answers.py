@@ -39,6 +39,7 @@ EXAMPLE = "zebra: mammal, hoofed, four-legs, striped, black, white, mane, savann
 
 _PART = re.compile(r"[^\W_]+(?:['\u2018\u2019`\u00b4][^\W_]+)*")
 _BULLET = re.compile(r"^\s*(?:[-*+\u2022\u2013>#\"'\[{]|\d+[.)]\s)")
+_ITEM = re.compile(r"\s*(?:[-*+\u2022\u2013]|\d+[.)])\s")
 _AFTER_NAME = re.compile(r"[ *_`\"'\u201c\u201d\])}]*(?:\([^()]*\)[ *_`\"'\]]*)?")
 _SEPARATOR = re.compile(r"(?::|\t|=>|=|->|\u2192|\u2013|\u2014|\||,|;|-{1,2}(?=\s))[\s*_`\"']*")
 _CELL = re.compile(r"(?<!\\)\|")
@@ -219,8 +220,8 @@ class _Block:
 
     def holds(self, line: str) -> bool:
         """Say whether a line stands below this one, as an item of its list."""
-        is_item = bool(_BULLET.match(line)) and not line.startswith("#")
-        return self.is_heading and (_indent(line) > _indent(self.line) or (is_item and not _BULLET.match(self.line)))
+        is_first_item = bool(_ITEM.match(line)) and not _ITEM.match(self.line)
+        return self.is_heading and (_indent(line) > _indent(self.line) or is_first_item)
 
 
 @dataclass(slots=True)
@@ -304,7 +305,9 @@ class _Reader:
         block = self.block
         if block is None or block.name is None:
             return False
-        return (not rest.strip(" ,;.") and block.holds(line)) or (block.goes_on and rest.startswith((",", ";")))
+        if not rest.strip(" ,;."):
+            return block.holds(line) or (block.goes_on and block.is_counted)
+        return block.goes_on and rest.startswith((",", ";"))
 
     def _without_label(self, line: str) -> str | None:
         """Return a line without what stands before its colon; `None` for one that begins something else."""

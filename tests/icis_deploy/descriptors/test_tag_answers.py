@@ -49,7 +49,7 @@ WRAPPINGS = {
     "emphasis around the colon": lambda t: entries(t, "* **{name}:** {words}"),
     "dashes": lambda t: entries(spoken(t), "- {name} \u2013 {words}"),
     "a fence and prose around": lambda t: (
-        f"Sure! Here are the words:\n\n```text\n{entries(t, '{name}: {words}')}\n```\n\nLet me know if I can help further!"
+        f"Sure! Here are the words:\n\n```text\n{entries(t, '{name}: {words}')}\n```\n\nTell me if you need more!"
     ),
     "labels": lambda t: entries(t, "Class: {name}\nWords: {words}\n"),
     "headings and bullets": lambda t: sections(t, "### {}", "- {}"),
@@ -60,22 +60,30 @@ WRAPPINGS = {
     "names over words": lambda t: entries(t, "{name}\n{words}\n"),
     "long lines broken": lambda t: entries(t, "{name}: {words}").replace(", ", ",\n    "),
     "a table": lambda t: "| Class | Words |\n|---|:---|\n" + entries(t, "| {name} | {words} |"),
-    "a table with numbers": lambda t: "| # | Class | Words |\n|--|--|--|\n" + entries(spoken(t), "| {number} | **{name}** | {words} |"),
-    "a word in each cell": lambda t: "| Class | 1 | 2 |\n|---|---|---|\n" + "\n".join(
-        f"| {name} | {' | '.join(words)} |" for name, words in t.items()
+    "a table with numbers": lambda t: (
+        "| # | Class | Words |\n|--|--|--|\n" + entries(spoken(t), "| {number} | **{name}** | {words} |")
+    ),
+    "a word in each cell": lambda t: (
+        "| Class | 1 | 2 |\n|---|---|---|\n"
+        + "\n".join(f"| {name} | {' | '.join(words)} |" for name, words in t.items())
     ),
     "objects of JSON": json.dumps,
     "indented JSON in a fence": lambda t: f"Here it is:\n```json\n{json.dumps(spoken(t), indent=2)}\n```\nDone.",
     "JSON with a comma too many": lambda t: json.dumps(t, indent=1).replace('"\n ]', '",\n ]'),
     "JSON without its end": lambda t: json.dumps(t, indent=2)[:-2],
     "a list of objects": lambda t: json.dumps([{"class": name, "words": words} for name, words in t.items()]),
-    "an object in an object": lambda t: json.dumps({"classes": [{"name": n, "tags": ", ".join(w)} for n, w in t.items()]}),
+    "an object in an object": lambda t: json.dumps(
+        {"classes": [{"name": name, "tags": ", ".join(words)} for name, words in t.items()]}
+    ),
     "lines of JSON": lambda t: "\n".join(json.dumps({"id": name, "words": words}) for name, words in t.items()),
     "a list of pairs": lambda t: json.dumps([[name, words] for name, words in t.items()], indent=1),
     "words that are true or false": lambda t: json.dumps({n: {w: w in words for w in WORDS} for n, words in t.items()}),
     "words by group in JSON": lambda t: json.dumps({n: {"group": w[:1], "own": w[1:]} for n, w in t.items()}),
     "several batches": lambda t: "\n\n".join(
-        [entries({n: w for n, w in t.items() if n < "a"}, "{name}: {words}"), json.dumps({n: w for n, w in t.items() if n >= "a"})]
+        [
+            entries({n: w for n, w in t.items() if n < "a"}, "{name}: {words}"),
+            json.dumps({n: w for n, w in t.items() if n >= "a"}),
+        ]
     ),
 }
 
