@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from exporters.loading.models import LoadedModel
     from exporters.targets.registry import BuiltTarget
     from icis_deploy import errors, results
+    from icis_deploy.api.ask_tags import ask_tags
     from icis_deploy.api.bench import BenchOptions, bench
     from icis_deploy.api.compact import compact
     from icis_deploy.api.compare import ComparedMethod, ComparisonOptions, compare_methods
-    from icis_deploy.api.describe import describe
+    from icis_deploy.api.describe import DescribeOptions, describe
     from icis_deploy.api.diff import MovedClass, NearestClass, UpdateDiff, diff
     from icis_deploy.api.evaluate import evaluate
     from icis_deploy.api.export import ExportOptions, export
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
     from icis_deploy.descriptors.descriptors import DescriptorBlock, Descriptors
     from icis_deploy.descriptors.files import load_descriptors, save_descriptors
+    from icis_deploy.descriptors.language_model import LanguageModel
     from icis_deploy.errors import ICISDeployError, ICISDeployWarning
     from icis_deploy.head.class_update import ClassUpdate, FollowedState
     from icis_deploy.head.head import Head
@@ -96,6 +98,7 @@ _HOMES = {
     "ComparisonOptions": "icis_deploy.api.compare",
     "Crossing": "icis_deploy.metrics.accuracy",
     "CurvePoint": "icis_deploy.injection.validation.operating_point",
+    "DescribeOptions": "icis_deploy.api.describe",
     "DescriptorBlock": "icis_deploy.descriptors.descriptors",
     "Descriptors": "icis_deploy.descriptors.descriptors",
     "Device": "icis_deploy.runtime.device",
@@ -118,6 +121,7 @@ _HOMES = {
     "Injector": "icis_deploy.injection.rows.calibration",
     "Interval": "icis_deploy.metrics.proportions",
     "KeyPair": "icis_deploy.updates.signing",
+    "LanguageModel": "icis_deploy.descriptors.language_model",
     "Limits": "icis_deploy.bundle.generator_metadata",
     "LoadedModel": "exporters.loading.models",
     "Logits": "icis_deploy.runtime.answers",
@@ -148,6 +152,7 @@ _HOMES = {
     "UpdateDiff": "icis_deploy.api.diff",
     "WrittenGenerator": "exporters.generator.writing",
     "WrittenReport": "icis_deploy.api.report",
+    "ask_tags": "icis_deploy.api.ask_tags",
     "bench": "icis_deploy.api.bench",
     "compact": "icis_deploy.api.compact",
     "compare_methods": "icis_deploy.api.compare",
@@ -194,6 +199,7 @@ __all__ = [
     "ComparisonOptions",
     "Crossing",
     "CurvePoint",
+    "DescribeOptions",
     "DescriptorBlock",
     "Descriptors",
     "Device",
@@ -216,6 +222,7 @@ __all__ = [
     "Injector",
     "Interval",
     "KeyPair",
+    "LanguageModel",
     "Limits",
     "LoadedModel",
     "Logits",
@@ -247,6 +254,7 @@ __all__ = [
     "WrittenGenerator",
     "WrittenReport",
     "__version__",
+    "ask_tags",
     "bench",
     "compact",
     "compare_methods",

@@ -23,7 +23,8 @@
     ├── RuntimeFailureError             4   it should have worked: a runtime, the disk, a device
     │   ├── StorageError                    a file could not be written; what was there before is still there
     │   ├── SelfTestError                   a self-test of the slots failed; a change was taken back
-    │   └── ExportError                     a conversion failed
+    │   ├── ExportError                     a conversion failed
+    │   └── LanguageModelError              a language model's server failed, or did not answer
     ├── MissingDependencyError          5   an extra or a device that is not there; names the command that installs it
     └── IntegrityError                  6   refused: the bytes are not to be trusted
         ├── SignatureError                  unsigned, or not signed by a trusted key
@@ -269,6 +270,10 @@ class SelfTestError(RuntimeFailureError):
 
 class ExportError(RuntimeFailureError):
     """A conversion failed."""
+
+
+class LanguageModelError(RuntimeFailureError):
+    """The server of a language model cannot be reached, fails, or does not answer what it was asked."""
 
 
 class MissingDependencyError(ICISDeployError):

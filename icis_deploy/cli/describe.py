@@ -6,52 +6,112 @@ from pathlib import Path
 
 import click
 
+from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
 from icis_deploy.cli.output import format_option, print_result
 
 
-@click.command(short_help="Make descriptors from class names.")
+@click.command(short_help="Make descriptors from words, vectors, attributes or texts.")
 @click.argument("classes", type=EXISTING_FILE, nargs=-1, required=True)
-@click.option("--texts", type=EXISTING_FILE, help="What classes are called: class name, tab, text on each line.")
+@click.option("--ask", is_flag=True, help="Write the question about words to --out, for any language model.")
+@click.option("--tags", type=EXISTING_FILE, help="Words for each class, or answers to --ask, however wrapped.")
+@click.option("--attributes", type=EXISTING_FILE, help="Numbers for each class: .csv, att_splits.mat or .npz.")
 @click.option("--vectors", type=EXISTING_FILE, help="Word vectors as text, also .gz: GloVe, word2vec, Numberbatch.")
+@click.option("--texts", type=EXISTING_FILE, help="What classes are called: class name, tab, text on each line.")
 @click.option("--model", metavar="FOLDER", help="A transformers or sentence-transformers model, or its hub name.")
 @click.option("--template", "templates", multiple=True, help="A prompt for the model, such as 'a photo of a {}.'.")
+@click.option("--blocks", type=EXISTING_FILE, help="Descriptors that are there already; the new ones are added.")
+@click.option("--replace", is_flag=True, help="Let a new block take the place of one of the same name in --blocks.")
 @click.option("--out", type=NEW_PATH, required=True, help="The file to write, such as descriptors.npz.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 @format_option
 def describe(
     classes: tuple[Path, ...],
-    texts: Path | None,
+    ask: bool,
+    tags: Path | None,
+    attributes: Path | None,
     vectors: Path | None,
+    texts: Path | None,
     model: str | None,
     templates: tuple[str, ...],
+    blocks: Path | None,
+    replace: bool,
     out: Path,
     overwrite: bool,
 ) -> None:
-    """Make a descriptor of every class in the lists CLASSES, seen and unseen ones, from what they are called.
+    """Make a descriptor of every class in the lists CLASSES, seen and unseen ones, seen ones first.
 
-    Without --texts the class names themselves are read, `_` and `+` as spaces. Give --vectors or --model. Several
-    texts of a class and several --template are averaged. A model in a folder is read as it is; only a hub name is
-    downloaded.
+    Several sources may be given; each is a block of the file. With none, a small text model reads the names. Without
+    --texts the class names themselves are read, `_` and `+` as spaces. Several texts of a class and several --template
+    are averaged. A model in a folder is read as it is; only a hub name is downloaded.
+
+    With --ask, a question for any language model is written instead. Where it is not about all classes, add the answer
+    to a file and ask again with that file as --tags, until no class is left.
     """
-    from icis_deploy.api.describe import describe as describe_classes
-    from icis_deploy.api.describe import indistinguishable_classes
+    from icis_deploy.api.describe import DescribeOptions, describe_with_notes, indistinguishable_classes
     from icis_deploy.common.files import check_free
     from icis_deploy.descriptors.files import check_descriptor_name, save_descriptors
     from icis_deploy.head.class_names import load_class_list
 
     check_free(out, overwrite=overwrite)
-    check_descriptor_name(out)  # a text model may take minutes
     names = tuple(dict.fromkeys(name for path in classes for name in load_class_list(path)))
-    made = describe_classes(names, texts=texts, vectors=vectors, model=model, templates=templates)
+    if ask:
+        given = (attributes, vectors, model, blocks)
+        if any(given) or templates or replace:
+            raise click.UsageError("--ask takes --tags and --texts, and no other source.")
+        _write_question(names, tags=tags, texts=texts, out=out)
+        return
+    check_descriptor_name(out)  # a text model may take minutes
+    described = describe_with_notes(
+        names,
+        tags=tags,
+        attributes=attributes,
+        vectors=vectors,
+        model=model,
+        texts=texts,
+        blocks=blocks,
+        options=DescribeOptions(templates=templates, replace=replace),
+    )
+    made = described.descriptors
     save_descriptors(made, out)
     same = indistinguishable_classes(made)
+    notes = [command_line_hint(note, all_commands(), command="describe") for note in described.notes]
     result = {
         "descriptors": str(out),
         "num_classes": made.num_classes,
         "descriptor_dim": made.descriptor_dim,
+        "blocks": [
+            {"name": block.name, "width": block.width, "missing": list(made.missing_in(block.name))}
+            for block in made.blocks
+        ],
+        "notes": notes,
         "same_descriptor": [list(group) for group in same],
     }
-    lines = [f"{out}: {made.num_classes} classes, {made.descriptor_dim} numbers each, from {vectors or model}."]
+    widths = ", ".join(f"{block.name} {block.width}" for block in made.blocks)
+    lines = [f"{out}: {made.num_classes} classes, {made.descriptor_dim} numbers each ({widths}).", *notes]
     lines += [f"Warning: the same descriptor for {', '.join(group)}; give them different texts." for group in same]
+    print_result(result, text="\n".join(lines), after_change=True)
+
+
+def _write_question(names: tuple[str, ...], *, tags: Path | None, texts: Path | None, out: Path) -> None:
+    from icis_deploy.common.files import write_file
+    from icis_deploy.descriptors.class_texts import load_class_texts
+    from icis_deploy.descriptors.tag_answers import load_tag_answers
+    from icis_deploy.descriptors.tag_questions import next_classes, question_about
+
+    known = None if texts is None else load_class_texts(texts)
+    words = {} if tags is None else load_tag_answers(tags, names, texts=known).tags
+    asked = next_classes(names, words)
+    num_left = len(names) - len(words) - len(asked)
+    result = {"question": str(out) if asked else None, "num_asked": len(asked), "num_left": num_left}
+    if not asked:
+        print_result(result, text=f"All {len(names)} classes have words in {tags}: nothing to ask.")
+        return
+    write_file(out, question_about(asked, tags=words, texts=known).encode())
+    lines = [f"{out}: a question about {len(asked)} classes, for any language model."]
+    lines.append(
+        f"Add its answer to a file and ask for the other {num_left} with --ask --tags FILE."
+        if num_left
+        else "Put its answer, after those before it, into a file, and give it as --tags FILE without --ask."
+    )
     print_result(result, text="\n".join(lines), after_change=True)

@@ -23,7 +23,14 @@ from collections.abc import Iterator, Mapping
 
 import click
 
-PARAMETERS = {"batch_sizes": "batch", "num_threads": "threads", "workspace_bytes": "workspace"}
+PARAMETERS = {
+    "base_url": "llm",
+    "batch_sizes": "batch",
+    "key_variable": "llm_key",
+    "num_threads": "threads",
+    "timeout_s": "llm_timeout",
+    "workspace_bytes": "workspace",
+}
 """Parameters of the library whose options have other names, by the name of click's parameter."""
 
 _BACKTICKED = re.compile(r"`([^`]+)`")

@@ -82,8 +82,7 @@ def describe_with_vectors(texts: ClassTexts, path: Path) -> Descriptors:
     Raises:
         DescriptorError: If a word has no vector, or the file is no text file of vectors.
     """
-    wanted = {term for each in texts.values() for text in each for term in _terms_of(text)}
-    vectors = read_vectors(path, wanted)
+    vectors = _vectors_of(texts, path)
     missing = _missing_words(texts, vectors)
     if missing:
         raise DescriptorError(
@@ -92,6 +91,25 @@ def describe_with_vectors(texts: ClassTexts, path: Path) -> Descriptors:
             where=path,
             hint="Give these classes another text, in a file with class name, tab and text on each line, as `texts`.",
         )
+    return _described(texts, vectors)
+
+
+def describe_known_with_vectors(texts: ClassTexts, path: Path) -> Descriptors:
+    """Return descriptors of those classes whose words all have vectors, where other sources describe the others.
+
+    Raises:
+        DescriptorError: If no class has vectors for all of its words, or the file is no text file of vectors.
+    """
+    vectors = _vectors_of(texts, path)
+    known = {name: each for name, each in texts.items() if not _missing_words({name: each}, vectors)}
+    return _described(known, vectors) if known else describe_with_vectors(texts, path)
+
+
+def _vectors_of(texts: ClassTexts, path: Path) -> dict[str, Vector]:
+    return read_vectors(path, {term for each in texts.values() for text in each for term in _terms_of(text)})
+
+
+def _described(texts: ClassTexts, vectors: Mapping[str, Vector]) -> Descriptors:
     values = [np.mean([_unit(_vector_of(text, vectors)) for text in each], axis=0) for each in texts.values()]
     return Descriptors(values=np.array([_unit(value) for value in values]), class_names=tuple(texts))
 

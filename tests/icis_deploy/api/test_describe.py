@@ -7,7 +7,7 @@ import icis_deploy
 from icis_deploy.api.describe import describe, indistinguishable_classes
 from icis_deploy.cli.main import run
 from icis_deploy.descriptors.descriptors import Descriptors
-from icis_deploy.errors import ClassConflictError, UsageError
+from icis_deploy.errors import ClassConflictError, DescriptorError, UsageError
 
 
 @pytest.fixture
@@ -34,18 +34,9 @@ def test_the_facade_describes_and_saves_what_inject_reads(tmp_path, vectors):
     assert icis_deploy.load_descriptors(tmp_path / "d.npz") == made
 
 
-@pytest.mark.parametrize("sources", [{}, {"vectors": "a", "model": "b"}])
-def test_exactly_one_source_is_needed(sources):
-    with pytest.raises(
-        UsageError,
-        match=r"either a file of word vectors or a text model, and .* given. Give either `vectors` or `model`",
-    ):
-        describe(["zebra"], **sources)
-
-
 def test_templates_are_refused_where_they_mean_nothing(vectors):
     with pytest.raises(UsageError, match="Templates are for a text model"):
-        describe(["zebra"], vectors=vectors, templates=["a {}"])
+        describe(["zebra"], vectors=vectors, options=icis_deploy.DescribeOptions(templates=["a {}"]))
 
 
 def test_a_class_named_twice_is_refused(vectors):
@@ -99,3 +90,113 @@ def test_a_missing_word_ends_the_command_with_3_and_writes_nothing(tmp_path, vec
 
     assert "'zebre' (of 'zebre'; closest: 'zebra')" in capsys.readouterr().err
     assert not (tmp_path / "d.npz").exists()
+
+
+ANSWERS = """Here are the words:
+
+- **okapi**: striped, hoofed, brown, only-okapi
+- **Zebra**: Striped, hoofed, white, mane
+- **unicorn**: horned, white
+- zebra: white
+
+| 001.Black_crane | white, long-legs |
+| polar+bear | white, brown |
+"""
+
+
+@pytest.fixture
+def answers(tmp_path):
+    path = tmp_path / "answers.txt"
+    path.write_bytes(ANSWERS.replace("\n", "\r\n").encode())
+    return path
+
+
+def test_several_sources_become_blocks_that_name_what_is_missing(tmp_path, vectors, answers):
+    (tmp_path / "attributes.csv").write_text("class,size,weight\nokapi,2,300\nzebra,1,400\nhorse,1,1\n")
+    names = ["okapi", "zebra", "polar+bear", "001.Black_crane"]
+
+    with pytest.warns(icis_deploy.ICISDeployWarning) as told:
+        made = describe(names, tags=answers, attributes=tmp_path / "attributes.csv", vectors=vectors)
+
+    assert [(block.name, block.width) for block in made.blocks] == [("tags", 4), ("attributes", 2), ("vectors", 2)]
+    assert made.class_names == tuple(names)
+    np.testing.assert_array_equal(made.block("attributes")[:2], [[2, 300], [1, 400]])  # in its own units
+    assert made.missing_in("attributes") == ("polar+bear", "001.Black_crane")
+    assert made.missing_in("vectors") == ("001.Black_crane",)
+    text = "\n".join(str(each.message) for each in told)
+    assert "4 words are shared by classes; 3 of one class are dropped" in text
+    assert "'zebra' more than once" in text
+    assert "'unicorn', which no list of classes has" in text
+    assert "Block 'attributes' says nothing of 2 classes: 'polar+bear', '001.Black_crane'." in text
+
+
+def test_a_block_is_added_to_descriptors_and_replaced_only_if_said(vectors, answers):
+    with pytest.warns(icis_deploy.ICISDeployWarning):
+        tagged = describe(["okapi", "zebra"], tags=answers)
+    both = describe(["zebra", "okapi"], vectors=vectors, blocks=tagged)
+
+    assert [block.name for block in both.blocks] == ["tags", "vectors"]
+    np.testing.assert_array_equal(both.block("tags"), tagged.select(["zebra", "okapi"]).values)
+    with pytest.raises(UsageError, match=r"a block 'vectors' already. Give `replace=True`"):
+        describe(["okapi", "zebra"], vectors=vectors, blocks=both)
+    again = describe(["okapi"], vectors=vectors, blocks=both, options=icis_deploy.DescribeOptions(replace=True))
+    assert [block.name for block in again.blocks] == ["tags", "vectors"]
+
+
+def test_a_class_that_no_source_describes_is_refused(answers):
+    with pytest.raises(DescriptorError, match="No source describes 'horse'"):
+        describe(["okapi", "zebra", "horse"], tags=answers)
+
+
+def test_words_of_one_class_alone_are_refused():
+    with pytest.raises(DescriptorError, match="Each of the 2 words of the tags is used by one class alone"):
+        describe(["okapi", "zebra"], tags={"okapi": ("brown",), "zebra": ("white",)})
+
+
+def test_a_class_whose_words_are_all_dropped_is_named(vectors):
+    tags = {"okapi": ("brown", "hoofed"), "zebra": ("hoofed",), "crane": ("long-legs",)}
+
+    with pytest.warns(icis_deploy.ICISDeployWarning, match="No word of 'crane' is used by another class"):
+        made = describe(list(tags), tags=tags, vectors=vectors)
+
+    assert made.missing_in("tags") == ("crane",)
+
+
+def test_questions_in_turn_ask_about_all_classes_with_the_words_so_far(tmp_path, capsys):
+    names = [f"bird {index}" for index in range(70)]
+    (tmp_path / "seen.txt").write_text("\n".join(names[:60]))
+    (tmp_path / "unseen.txt").write_text("\n".join(names[60:]))
+    arguments = ["describe", str(tmp_path / "seen.txt"), str(tmp_path / "unseen.txt"), "--ask", "--format", "json"]
+
+    assert run([*arguments, "--out", str(tmp_path / "1.txt")]) == 0
+    assert json.loads(capsys.readouterr().out)["num_left"] == 20
+    first = (tmp_path / "1.txt").read_text()
+    assert first.splitlines()[-50:] == names[:50]
+    assert "Words in use" not in first
+
+    answers = tmp_path / "answers.txt"
+    answers.write_text("\n".join(f"{name}: red-bill, wings" for name in names[:50]))
+    assert run([*arguments, "--tags", str(answers), "--out", str(tmp_path / "2.txt")]) == 0
+    second = (tmp_path / "2.txt").read_text()
+    assert second.splitlines()[-20:] == names[50:]
+    assert "red-bill, wings" in second
+
+    answers.write_text("\n".join(f"{name}: red-bill, wings" for name in names))
+    capsys.readouterr()
+    assert run([*arguments, "--tags", str(answers), "--out", str(tmp_path / "3.txt")]) == 0
+    assert json.loads(capsys.readouterr().out)["question"] is None
+    assert not (tmp_path / "3.txt").exists()
+
+
+def test_the_command_says_blocks_and_prose_ends_it_with_3(tmp_path, vectors, answers, capsys):
+    (tmp_path / "classes.txt").write_text("okapi\nzebra\n")
+    arguments = ["describe", str(tmp_path / "classes.txt"), "--vectors", str(vectors), "--out", str(tmp_path / "d.npz")]
+
+    assert run([*arguments, "--tags", str(answers), "--format", "json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [block["name"] for block in result["blocks"]] == ["tags", "vectors"]
+    assert len(icis_deploy.load_descriptors(tmp_path / "d.npz").blocks) == 2
+
+    answers.write_text("The okapi is a forest animal, and the zebra is not.")
+    assert run([*arguments, "--tags", str(answers), "--overwrite"]) == 3
+    assert "gives words to none of the 2 classes" in capsys.readouterr().err
