@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from icis_deploy.cli.hints import all_commands, command_line_hint
+from icis_deploy.cli.llm_options import LLMChoice, llm_options, tags_from_llm
 from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
 from icis_deploy.cli.output import format_option, print_result
 
@@ -22,6 +23,7 @@ from icis_deploy.cli.output import format_option, print_result
 @click.option("--template", "templates", multiple=True, help="A prompt for the model, such as 'a photo of a {}.'.")
 @click.option("--blocks", type=EXISTING_FILE, help="Descriptors that are there already; the new ones are added.")
 @click.option("--replace", is_flag=True, help="Let a new block take the place of one of the same name in --blocks.")
+@llm_options
 @click.option("--out", type=NEW_PATH, required=True, help="The file to write, such as descriptors.npz.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 @format_option
@@ -36,6 +38,7 @@ def describe(
     templates: tuple[str, ...],
     blocks: Path | None,
     replace: bool,
+    llm: LLMChoice | None,
     out: Path,
     overwrite: bool,
 ) -> None:
@@ -46,7 +49,9 @@ def describe(
     are averaged. A model in a folder is read as it is; only a hub name is downloaded.
 
     With --ask, a question for any language model is written instead. Where it is not about all classes, add the answer
-    to a file and ask again with that file as --tags, until no class is left.
+    to a file and ask again with that file as --tags, until no class is left. With --llm a server is asked: class names,
+    texts and words go there, and nothing else; without this option nothing leaves this machine. Its answers are kept
+    beside --out, and what is there is not asked again.
     """
     from icis_deploy.api.describe import DescribeOptions, describe_with_notes, indistinguishable_classes
     from icis_deploy.common.files import check_free
@@ -56,15 +61,17 @@ def describe(
     check_free(out, overwrite=overwrite)
     names = tuple(dict.fromkeys(name for path in classes for name in load_class_list(path)))
     if ask:
-        given = (attributes, vectors, model, blocks)
+        given = (attributes, vectors, model, blocks, llm)
         if any(given) or templates or replace:
             raise click.UsageError("--ask takes --tags and --texts, and no other source.")
         _write_question(names, tags=tags, texts=texts, out=out)
         return
     check_descriptor_name(out)  # a text model may take minutes
+    if llm is not None and tags is not None:
+        raise click.UsageError("--tags and --llm both give words. Give one of them.")
     described = describe_with_notes(
         names,
-        tags=tags,
+        tags=tags if llm is None else tags_from_llm(llm, names, texts=texts, out=out),
         attributes=attributes,
         vectors=vectors,
         model=model,

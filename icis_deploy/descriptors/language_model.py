@@ -155,7 +155,8 @@ def ask_about_classes(
     texts: list[str] = []
     unanswered: list[str] = []
     for start in range(0, len(class_names), batch_size):
-        asked = list(class_names[start : start + batch_size])
+        batch = class_names[start : start + batch_size]
+        asked = list(batch)
         num_questions = 0
         while asked and num_questions < MAX_QUESTIONS:
             question = question_of(asked, "\n".join(texts))
@@ -169,7 +170,7 @@ def ask_about_classes(
             if not described:
                 if path.exists():  # somebody else's file, or one that was damaged
                     path.unlink()
-                elif num_questions == MAX_QUESTIONS:
+                elif num_questions == MAX_QUESTIONS and len(asked) == len(batch):
                     raise _nonsense(answer, asked, model, folder)
                 continue
             if not path.exists():
