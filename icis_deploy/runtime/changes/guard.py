@@ -223,7 +223,7 @@ class Guard:
             return ()
         cosines = _product(_unit(sketches - self._mean), self._directions)
         found = []
-        for index in np.flatnonzero(cosines.max(axis=1) >= COPY_COSINE):
+        for index in np.flatnonzero(cosines.max(axis=1) >= COPY_COSINE).tolist():
             name, seen = names[index], self._bundle.class_names[cosines[index].argmax()]
             found += [] if {name, seen} & left_out else [(name, seen)]
         return tuple(found)
