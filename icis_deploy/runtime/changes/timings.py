@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class ApplyTimings:
     """Where the time of applying an update went, in milliseconds; the parts add up to the whole.
 
-    Where the self-test has to run the model, slots and journal are written meanwhile. Writing then counts only as far as
-    it takes longer than the self-test, which is the time that the caller waits for it.
+    Where the self-test has to run the model, slots and journal are written meanwhile. Writing then counts only as far
+    as it takes longer than the self-test, which is the time that the caller waits for it.
 
     Example:
         timings = icis_deploy.Device.open("bundle").apply("new.icis").timings
