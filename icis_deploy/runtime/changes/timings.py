@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class ApplyTimings:
     """Where the time of applying an update went, in milliseconds; the parts add up to the whole.
 
-    Slots and journal are written while the self-test runs. Writing counts only as far as it takes longer than the
-    self-test, which is the time that the caller waits for it.
+    Where the self-test has to run the model, slots and journal are written meanwhile. Writing then counts only as far
+    as it takes longer than the self-test, which is the time that the caller waits for it.
 
     Example:
         timings = icis_deploy.Device.open("bundle").apply("new.icis").timings
@@ -31,7 +31,7 @@ class ApplyTimings:
     """Comparing the slots with their rows, without running the model."""
 
     inference_ms: float
-    """Running the model for the self-test."""
+    """Running the model for the self-test; 0 where the runtime's memory is compared instead."""
 
     swap_ms: float
     """Loading the slots into the runtime's memory and replacing the head state."""
