@@ -40,7 +40,7 @@ def named_block(descriptors: Descriptors, name: str, class_names: Sequence[str])
             hint="Descriptors are matched to classes by name: check that both use the same names.",
         )
     values = descriptors.select(found).values
-    return Descriptors(values=values, class_names=found, blocks=(DescriptorBlock(name, values.shape[1]),))
+    return Descriptors(values=values, class_names=tuple(found), blocks=(DescriptorBlock(name, values.shape[1]),))
 
 
 def joined_blocks(
@@ -98,6 +98,6 @@ def _block_of(descriptors: Descriptors, name: str) -> Descriptors:
     rows = [index for index, row in enumerate(values) if row.any()]
     return Descriptors(
         values=values[rows],
-        class_names=[descriptors.class_names[index] for index in rows],
+        class_names=tuple(descriptors.class_names[index] for index in rows),
         blocks=(DescriptorBlock(name, values.shape[1]),),
     )

@@ -28,12 +28,15 @@ from icis_deploy.descriptors.tag_words import SENTENCE_PARTS, parts_of, with_one
 from icis_deploy.errors import DescriptorError
 from icis_deploy.head.class_names import quoted
 
-MAX_ANSWER_BYTES = 1 << 26
+MAX_ANSWER_BYTES = 1 << 24
 MAX_CELLS_BEFORE_WORDS = 3
 """Cells of a table in which a class may be named: a number may come first, and an id."""
 
 MAX_INVENTED_PARTS = 6
 """Parts of what may be the name of a class that nobody asked for; what has more is a sentence."""
+
+MAX_OPEN_BRACKETS = 20
+"""Brackets without an end, each of which takes a search to the end of the text; what follows is read as text alone."""
 
 EXAMPLE = "zebra: mammal, hoofed, four-legs, striped, black, white, mane, savanna"
 
@@ -369,10 +372,11 @@ class _Reader:
 def _pieces(text: str) -> Iterator[Any]:
     """Yield the text outside JSON, and the values of JSON, in order."""
     decoder = json.JSONDecoder(object_pairs_hook=_Object)
-    start = at = 0
-    while match := re.compile(r"^[ \t]*[\[{]", re.MULTILINE).search(text, at):
+    start = at = num_open = 0
+    while num_open < MAX_OPEN_BRACKETS and (match := re.compile(r"^[ \t]*[\[{]", re.MULTILINE).search(text, at)):
         value, end = _decoded(decoder, text, match.end() - 1)
         if value is None:
+            num_open += end == len(text)
             at = match.end()
             continue
         yield text[start : match.start()]
@@ -393,7 +397,7 @@ def _decoded(decoder: json.JSONDecoder, text: str, start: int) -> tuple[Any, int
         try:
             value, _ = decoder.raw_decode(_TRAILING_COMMA.sub(r"\1", text[start:end]))
         except (ValueError, RecursionError):
-            return None, start
+            return None, end
     return (
         (value, end)
         if isinstance(value, _Object) or any(isinstance(e, list | _Object) for e in value)
@@ -414,7 +418,7 @@ def _bracket_end(text: str, start: int) -> int:
             depth -= 1
             if depth == 0:
                 return match.end()
-    return start
+    return len(text)
 
 
 def _json_words(value: Any) -> tuple[str, ...]:

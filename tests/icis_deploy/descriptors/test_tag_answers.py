@@ -113,6 +113,12 @@ def test_any_text_is_read_without_an_error(text: str):
     read_tag_answers(text, CLASSES, texts=TEXTS)
 
 
+def test_brackets_without_an_end_do_not_hide_what_follows():
+    answers = read_tag_answers("[\n" * 20_000 + "okapi: striped, brown", ["okapi"])
+
+    assert answers.tags == {"okapi": ("striped", "brown")}
+
+
 def test_an_answer_that_broke_off_gives_what_is_there():
     text = '{"okapi": ["striped", "brown"],\n "zebra": ["striped", "ma'
 
