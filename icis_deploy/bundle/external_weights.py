@@ -7,7 +7,7 @@ alone, whose hashes were compared, and that is checked before any runtime sees t
 Source: onnx.proto3 of ONNX 1.19 for the numbers of fields; the encoding of Protocol Buffers for the rest.
 """
 
-# Why: docs/decisions/0086.
+# Why: docs/decisions/0081.
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ Rules for output that cannot be written, because the disk is full, the pipe's re
 3. stderr is for people who watch: what it does not take is lost, and nothing else changes.
 """
 
-# Why: docs/decisions/0084.
+# Why: docs/decisions/0079.
 
 from __future__ import annotations
 

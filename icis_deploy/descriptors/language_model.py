@@ -125,7 +125,7 @@ class Answers:
     """Classes that no answer describes."""
 
 
-# Why files and not one journal: docs/decisions/0077.
+# Why files and not one journal: docs/decisions/0074.
 def ask_about_classes(
     class_names: Sequence[str],
     model: LanguageModel,

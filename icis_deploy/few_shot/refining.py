@@ -17,7 +17,7 @@ Rules:
 4. Closed form, float64 inside: the same inputs give the same rows. numpy alone, so that a device can run it.
 """
 
-# Why: docs/decisions/0078 (closed form and how much a prior counts).
+# Why: docs/decisions/0075 (closed form and how much a prior counts).
 
 from __future__ import annotations
 

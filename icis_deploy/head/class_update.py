@@ -10,7 +10,7 @@ Rules:
    updates were before they could, and is applied to whatever state a device has.
 """
 
-# Why: docs/decisions/0087.
+# Why: docs/decisions/0082.
 
 from __future__ import annotations
 

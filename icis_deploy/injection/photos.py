@@ -5,7 +5,7 @@ photos, where the owner's images allow it. The offset is set anew for the rows t
 images and all new rows: an arbiter is fitted on rows that no photo moved.
 """
 
-# Why: docs/decisions/0078 (the rule), docs/decisions/0079 (the offset after it).
+# Why: docs/decisions/0075 (the rule), docs/decisions/0076 (the offset after it).
 
 from __future__ import annotations
 

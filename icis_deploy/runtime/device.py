@@ -6,7 +6,7 @@ Rules:
 2. Everything that changes the state is the updater's; see `changes/updater.py`.
 """
 
-# Why: docs/decisions/0024 and 0080 (hand-over), docs/decisions/0081 (processes), docs/decisions/0035 (self-test at
+# Why: docs/decisions/0024 and 0077 (hand-over), docs/decisions/0078 (processes), docs/decisions/0035 (self-test at
 # opening), docs/decisions/0057 (late imports).
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Rules:
    of one: it is looked at again when it has rested for `REST_SECONDS`.
 """
 
-# Why: docs/decisions/0085.
+# Why: docs/decisions/0080.
 
 from __future__ import annotations
 

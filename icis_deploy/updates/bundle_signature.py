@@ -11,7 +11,7 @@ Rules:
 3. What a device changes itself (`state/`) is no part of it.
 """
 
-# Why: docs/decisions/0088.
+# Why: docs/decisions/0083.
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ The file is a DSSE envelope like a class update's, with canonical JSON as payloa
 gives versions back, is of schema 2, any other of schema 1, byte for byte as before; both are frozen.
 """
 
-# Why: docs/decisions/0089.
+# Why: docs/decisions/0084.
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ they are learnt from. So sets are played once more with less training, and what 
 classes, as it is on drawn features (`icis_deploy.injection.validation.cross_validation.learning_step`).
 """
 
-# Why: docs/decisions/0070.
+# Why: docs/decisions/0068.
 
 from __future__ import annotations
 

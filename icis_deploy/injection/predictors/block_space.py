@@ -13,7 +13,7 @@ Rules:
    classes have, it is taken as it is: a block that is dropped changes nothing.
 """
 
-# Why: docs/decisions/0072.
+# Why: docs/decisions/0070.
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ sets of weights are compared class by class: the mean difference of the cosines 
    errors: with few classes weights stay equal.
 """
 
-# Why: docs/decisions/0073.
+# Why: docs/decisions/0071.
 
 from __future__ import annotations
 

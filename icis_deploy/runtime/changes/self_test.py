@@ -22,7 +22,7 @@ Rules:
    wrong number in one. These are for the comparison of memory to find.
 """
 
-# Why: docs/decisions/0090.
+# Why: docs/decisions/0085.
 
 from __future__ import annotations
 

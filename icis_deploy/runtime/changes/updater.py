@@ -180,7 +180,7 @@ class Updater:
                 raise
             return applied
 
-    # Why: docs/decisions/0084.
+    # Why: docs/decisions/0079.
     def _already_there(self, data: bytes, watch: Stopwatch) -> AppliedUpdate | None:
         """Return what is in effect since an earlier call, if that is what the bytes hold; else `None`."""
         from icis_deploy.runtime.changes import rules

@@ -195,7 +195,7 @@ class _FolderLock:
     So there is no lock file to create, to leave behind, or to miss on a read-only disk.
     """
 
-    # Why: docs/decisions/0081.
+    # Why: docs/decisions/0078.
     def __init__(self, folder: Path, timeout_seconds: float) -> None:
         self._folder, self._timeout_seconds = folder, timeout_seconds
         self._descriptor: int | None = None

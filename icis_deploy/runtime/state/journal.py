@@ -15,7 +15,7 @@ Rules:
 The file is JSON with its own SHA-256, because a flipped bit in a version number would still be JSON.
 """
 
-# Why: docs/decisions/0021 (what no rollback brings back), docs/decisions/0080 (which bundle it belongs to).
+# Why: docs/decisions/0021 (what no rollback brings back), docs/decisions/0077 (which bundle it belongs to).
 
 from __future__ import annotations
 
