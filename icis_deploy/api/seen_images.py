@@ -14,7 +14,7 @@ from icis_deploy.api.inputs import PathLike
 from icis_deploy.api.models import OpenedModel, head_of
 from icis_deploy.common.archives import read_npz
 from icis_deploy.common.arrays import Float32, Int64, frozen_float32
-from icis_deploy.common.files import open_plain
+from icis_deploy.common.files import open_plain, sha256_of_file
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
@@ -144,8 +144,10 @@ def read_images(
             expected=head.feature_dim,
             where=where,
         )
-    content = (path.read_bytes() for path in paths) if paths is not None else (one.tobytes() for one in features)
-    digests = tuple(hashlib.sha256(one).hexdigest() for one in content)
+    if paths is not None:
+        digests = tuple(sha256_of_file(path) for path in paths)
+    else:
+        digests = tuple(hashlib.sha256(one.tobytes()).hexdigest() for one in features)
     return ReadImages(features=features, labels=names, digests=digests, where=where, problems=problems)
 
 
