@@ -185,7 +185,7 @@ def write_compacted(
 
 def journal_after_compaction(journal: Journal) -> Journal:
     """Return the journal of a compacted bundle (rule 5)."""
-    return replace(journal, states=(replace(journal.current, slots=None),))
+    return replace(journal, states=(replace(journal.current, slots=None),), bundle_sha256=None)
 
 
 def _targets(former: FormerBundle) -> TargetPlan:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from icis_deploy.common.arrays import Float32, Float64, Int64, frozen_float32
+from icis_deploy.common.terminal_text import percent
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import ClassConflictError, DescriptorError, ImageError, IncompatibleError, UsageError
 from icis_deploy.few_shot.refining import DEFAULT_PRIOR_PHOTOS, FewShotContext, PhotoFeatures, levels, refine_rows
@@ -288,7 +289,7 @@ def choose_prior_photos(
     chosen = best if float(gains[:, best].mean()) > error else default
     return PRIOR_PHOTOS[chosen], (
         f"A predicted row counts as {_photos(PRIOR_PHOTOS[chosen])}: known classes that played new ones with "
-        f"{_photos(num_photos)} each were recognised in {hits[:, chosen].mean():.1%} of their other images."
+        f"{_photos(num_photos)} each were recognised in {percent(float(hits[:, chosen].mean()))} of their other images."
     )
 
 

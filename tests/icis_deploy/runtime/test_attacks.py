@@ -141,8 +141,7 @@ def test_fast_forward_by_a_stolen_key_is_undone_by_the_root_keys(device, bundle_
     again.apply(signed_by(make_update("zebra", version=3), evil))
     with refused(again, bundle_folder, SignatureError, "trusted are"):
         again.apply(signed_by(make_update("poison", version=4), keys))
-    with refused(again, bundle_folder, VersionRollbackError, "set of trusted keys has version 2"):
-        again.apply(signed_by(new_set, roots[2], roots[0]))
+    assert not again.apply(signed_by(new_set, roots[2], roots[0])).changed  # the highest version is set once
 
 
 def test_a_recovery_behind_every_kept_state_gives_the_bundle_as_it_was_exported(device, keys, roots):

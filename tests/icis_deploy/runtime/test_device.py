@@ -480,7 +480,7 @@ def test_one_wrong_bit_in_the_memory_of_a_runtime_is_noticed_and_taken_back(chan
     other = Device(folder=bundle_folder, bundle=device.bundle, session=damaged, state=state_of(device))
     before = files_in(bundle_folder)
 
-    with pytest.raises(SelfTestError, match=r"1 of 4 slots do not hold their rows .*: 'okapi'\. .* was taken back"):
+    with pytest.raises(SelfTestError, match=r"1 of 4 slots do not hold their rows .*: 'okapi'\."):
         other.rollback() if change == "rollback" else other.apply(signed(make_update("ibex", version=3)))
     assert files_in(bundle_folder) == before
 
