@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.api.bundle_slots import slots_of
 from icis_deploy.api.inputs import PathLike
-from icis_deploy.bundle.manifest import Bundle, load_manifest
-from icis_deploy.errors import IncompatibleError, WrongBaseError
+from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.errors import WrongBaseError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.changes.guard import ChangedAnswers, load_guard
 from icis_deploy.runtime.state.journal import Journal
-from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates.envelope import load_update
 
 _CHUNK = 256
@@ -189,7 +189,7 @@ def _nearest_classes(
 
 
 def _diff_of_applying(folder: Path, path: Path) -> UpdateDiff:
-    bundle, journal, table = _slots_of(folder)
+    bundle, journal, table = slots_of(folder, purpose="to compare")
     update = load_update(path)
     _check_same_base(bundle.base_fingerprint, update.base_fingerprint)
     taken_over = tuple(name for name in journal.current.taught if name in update.added)
@@ -209,24 +209,10 @@ def _changed_answers(
 
 def _rows_of(path: Path) -> tuple[str, _NamedRows]:
     if path.is_dir():
-        bundle, _, table = _slots_of(path)
+        bundle, _, table = slots_of(path, purpose="to compare")
         return bundle.base_fingerprint, _NamedRows(class_names=table.filled_names, rows=table.rows())
     update = load_update(path)
     return update.base_fingerprint, _NamedRows(class_names=update.class_names, rows=update.rows)
-
-
-def _slots_of(folder: Path) -> tuple[Bundle, Journal, SlotTable]:
-    bundle, store = load_manifest(folder), Store(folder)
-    journal = store.load_journal(bundle)
-    table = store.load_table(bundle, journal.current)
-    if table is None:
-        raise IncompatibleError(
-            f"The bundle {folder} has a fused head: it has no slots to compare.",
-            found="fused",
-            expected="updatable",
-            where=folder,
-        )
-    return bundle, journal, table
 
 
 def _check_same_base(old: str, new: str) -> None:

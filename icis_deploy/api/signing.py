@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from icis_deploy.api.bundle_slots import slots_of
 from icis_deploy.api.inputs import PathLike
-from icis_deploy.bundle.manifest import load_bundle, load_manifest, target_digest
+from icis_deploy.bundle.manifest import load_bundle, target_digest
 from icis_deploy.common.files import read_plain, write_file
-from icis_deploy.errors import IncompatibleError, SignatureError
+from icis_deploy.errors import SignatureError
 from icis_deploy.head.class_update import FollowedState
 from icis_deploy.runtime.state.bundle_trust import signed_files, verify_bundle_signature
-from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates import signing
 from icis_deploy.updates.bundle_signature import MAX_BUNDLE_SIGNATURE_BYTES, SIGNATURE_NAME
 from icis_deploy.updates.signing import Binding, KeyPair, SignedFile
@@ -92,18 +92,7 @@ def _binding(bundle: PathLike | None, *, complete: bool) -> Binding:
     """
     if bundle is None:
         return Binding(complete=complete)
-    folder = Path(bundle)
-    described, store = load_manifest(folder), Store(folder)
-    journal = store.load_journal(described)
-    table = store.load_table(described, journal.current)
-    if table is None:
-        raise IncompatibleError(
-            f"The head of {folder} is fused: it has no slots for a class update.",
-            found="fused",
-            expected="updatable",
-            where=folder,
-            hint="Export it with `head='updatable'`.",
-        )
+    described, journal, table = slots_of(Path(bundle), purpose="for a class update")
     follows = FollowedState(version=journal.current.version, digest=table.digest(leaving_out=journal.current.taught))
     return Binding(
         follows=None if complete else follows,

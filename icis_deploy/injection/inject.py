@@ -296,14 +296,20 @@ def unseen_classes(head: Head, descriptors: Descriptors, unseen: Sequence[str] |
             expected="at least one class that the head does not know",
             hint="Add descriptors of the classes to inject.",
         )
-    conflicts = [name for name in names if name in known] or [n for n in set(names) if names.count(n) > 1]
+    check_new(names, head)
+    return names
+
+
+def check_new(names: Sequence[str], head: Head) -> None:
+    """Raise `ClassConflictError` if the head knows one of these classes, or one is there twice."""
+    known = set(head.class_names)
+    conflicts = [name for name in names if name in known] or [n for n in dict.fromkeys(names) if names.count(n) > 1]
     if conflicts:
         raise ClassConflictError(
             f"Cannot inject {conflicts[:5]}: already in the head, or asked for twice.",
             found=tuple(conflicts),
             expected="classes that the head does not know, each once",
         )
-    return names
 
 
 def checked_neutral_features(features: Float32 | None, head: Head) -> Float32 | None:

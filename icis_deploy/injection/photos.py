@@ -17,14 +17,14 @@ import numpy as np
 from icis_deploy.common.arrays import Float32, Float64, Int64, frozen_float32
 from icis_deploy.common.terminal_text import percent
 from icis_deploy.descriptors.descriptors import Descriptors
-from icis_deploy.errors import ClassConflictError, DescriptorError, ImageError, IncompatibleError, UsageError
+from icis_deploy.errors import DescriptorError, ImageError, IncompatibleError, UsageError
 from icis_deploy.few_shot.refining import DEFAULT_PRIOR_PHOTOS, FewShotContext, PhotoFeatures, levels, refine_rows
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
 from icis_deploy.injection.arbiter.budget import spend_budget
 from icis_deploy.injection.arbiter.pretend_new import PredictRows, calibrated, plan_sets
 from icis_deploy.injection.arbiter.seen_images import SeenImages, seen_images
-from icis_deploy.injection.inject import Injection, inject
+from icis_deploy.injection.inject import Injection, check_new, inject
 from icis_deploy.injection.options import AUTO, DEFAULT_SEEN_ACCURACY, InjectionOptions
 from icis_deploy.injection.predictors.block_space import BlockPredictor
 from icis_deploy.injection.predictors.registry import method_named
@@ -108,13 +108,7 @@ def classes_to_inject(
             expected=tuple(unseen),
             hint="Name these classes in `unseen`, or leave their photos out.",
         )
-    conflicts = [name for name in unseen if name in known] or [n for n in dict.fromkeys(unseen) if unseen.count(n) > 1]
-    if conflicts:
-        raise ClassConflictError(
-            f"Cannot inject {conflicts[:5]}: already in the head, or asked for twice.",
-            found=tuple(conflicts),
-            expected="classes that the head does not know, each once",
-        )
+    check_new(unseen, head)
     return tuple(unseen)
 
 
