@@ -39,7 +39,10 @@ def test_features_are_read_from_npz_and_safetensors(tmp_path):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(ImageError, match=r"There is no image in the folder .*expected one folder for each class"):
+    with pytest.raises(
+        ImageError,
+        match=r"no image in the folder .*, nor in the folders that it holds; expected one folder for each class",
+    ):
         load_labeled(tmp_path)
 
 

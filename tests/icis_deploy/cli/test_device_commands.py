@@ -151,6 +151,21 @@ def test_a_refused_update_leaves_every_byte_of_the_bundle(
     assert bytes_in(bundle) == before
 
 
+def test_an_update_that_is_in_effect_is_no_error_and_leaves_every_byte(
+    bundle: Path, signed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["apply", str(signed), "--to", str(bundle)]) == 0
+    before = bytes_in(bundle)
+    capsys.readouterr()
+
+    assert run(["apply", str(signed), "--to", str(bundle)]) == 0
+
+    captured = capsys.readouterr()
+    assert "already" in captured.out
+    assert captured.err == ""
+    assert bytes_in(bundle) == before
+
+
 def test_an_unsigned_update_is_taken_when_allowed_and_the_history_says_so(
     bundle: Path, unsigned: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_complete_update_jumps_and_its_result_does_not_depend_on_history(bundl
     assert one.classes() == other.classes() == ("cat", "dog", "owl", "zebra", "okapi")
     assert state_of(one).table == state_of(other).table
     assert not one.apply(whole).changed  # it is in effect
+    assert state_of(one).version == 5
 
 
 def test_a_complete_update_may_take_every_class_back(bundle_folder, publish):
