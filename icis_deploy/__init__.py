@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from icis_deploy.api.generator import GeneratorOptions, export_generator
     from icis_deploy.api.inject import inject, train_injector
     from icis_deploy.api.models import ModelSource, OpenedModel, inspect
+    from icis_deploy.api.module import add_to_module
     from icis_deploy.api.report import WrittenReport, report
     from icis_deploy.api.signing import keygen, rotate_keys, sign, sign_bundle, verify_bundle, verify_update
     from icis_deploy.api.verify import verify
@@ -152,6 +153,7 @@ _HOMES = {
     "UpdateDiff": "icis_deploy.api.diff",
     "WrittenGenerator": "exporters.generator.writing",
     "WrittenReport": "icis_deploy.api.report",
+    "add_to_module": "icis_deploy.api.module",
     "ask_tags": "icis_deploy.api.ask_tags",
     "bench": "icis_deploy.api.bench",
     "compact": "icis_deploy.api.compact",
@@ -254,6 +256,7 @@ __all__ = [
     "WrittenGenerator",
     "WrittenReport",
     "__version__",
+    "add_to_module",
     "ask_tags",
     "bench",
     "compact",

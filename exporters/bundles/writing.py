@@ -102,6 +102,10 @@ class HeadPlan:
         return len(self.seen_names) + self.table.capacity
 
 
+DEFAULT_CAPACITY = 256
+"""Slots of an updatable head where nobody says how many; 256 rows of 1,280 features are 1.3 MB."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleSettings:
     """What a bundle gets besides its head, and what it is compared on."""
@@ -171,9 +175,11 @@ def plan_head(
                 hint="Give `capacity` with `head='updatable'` only.",
             )
         table = empty_slots(sum(len(update.added) for update in updates), seen.feature_dim)
-    elif capacity is None or capacity < 1:
+    elif capacity is None:
+        table = empty_slots(_default_capacity(updates, seen.feature_dim), seen.feature_dim)
+    elif capacity < 1:
         raise UsageError(
-            f"An updatable head needs a capacity of at least 1 slot; found {'none' if capacity is None else capacity}.",
+            f"An updatable head needs a capacity of at least 1 slot; found {capacity}.",
             found=capacity,
             expected="at least 1",
             hint="Give `capacity`.",
@@ -213,6 +219,12 @@ def _refuse_arbiter(update: ClassUpdate, score_kind: str) -> None:
         expected="constant offsets",
         hint="Export with `arbiter='auto'`, or inject again with `arbiter='off'`.",
     )
+
+
+def _default_capacity(updates: Sequence[ClassUpdate], feature_dim: int) -> int:
+    """Return how many slots a head gets where nobody says it: as many again as are filled, and not few."""
+    num_added = sum(len(update.added) for update in updates)
+    return min(max(DEFAULT_CAPACITY, 2 * num_added), max_capacity(feature_dim))
 
 
 def _require_room(capacity: int, feature_dim: int) -> None:

@@ -101,6 +101,7 @@ def compare_bundle(
     runtime: Runtime | None = None,
     rewrite: ir.passes.PassBase | None = None,
     max_seen_loss: float | None = None,
+    served: ServedSlots | None = None,
 ) -> tuple[ParityReport, ...]:
     """Run a bundle and what it was made from on the same inputs, and compare.
 
@@ -115,6 +116,7 @@ def compare_bundle(
         rewrite: A pass that its model is rewritten by first, in the default runtime.
         max_seen_loss: How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what
             the bundle's updates state.
+        served: What the slots hold since a change on a device; `None` for what they were exported with.
 
     Returns:
         A report for each comparison.
@@ -132,7 +134,7 @@ def compare_bundle(
         features = _features(backbone(loaded.model, location), inputs, prepared=True)
         original = _original_scores(loaded, location, inputs)
         loaded.release()
-        ran = run_bundle(folder, bundle, inputs, runtime, rewrite)
+        ran = run_bundle(folder, bundle, inputs, runtime, rewrite, served)
         own = None
         if bundle.precision != "fp32" and is_reference:
             checked = _rewrite_for(bundle, runtime, rewrite)
@@ -141,6 +143,7 @@ def compare_bundle(
                 own_features if checked is None else apply_passes(own_features, checked), inputs, prepared=False
             )
     where = "" if runtime is None or is_reference else f"; the bundle in {runtime.name}"
+    where += "" if served is None else f"; slots of version {served.version}, as a device serves them"
     profile = _profile(bundle.precision, location)
     expected = comparable_from_logits(_expected_logits(expanded, features, ran, profile), bundle.score_kind)
     reports = _compare_with_original(expected, original, ran.logits, bundle, profile=profile, where=where)
@@ -163,6 +166,15 @@ def compare_bundle(
     over = [] if loss is None or loss.failure is None else [loss.failure]
     failures = (*reports[0].failures, *sorted(ran.failures), *named, *over)
     return replace(reports[0], failures=failures, seen_loss=loss), *reports[1:]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedSlots:
+    """What the slots of a bundle hold after changes on a device."""
+
+    table: SlotTable
+    version: int
+    """Of the last class update in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +280,12 @@ def _original_scores(loaded: LoadedModel, location: HeadLocation, inputs: InputB
 
 
 def run_bundle(
-    folder: Path, bundle: Bundle, inputs: InputBatches, runtime: Runtime | None, rewrite: ir.passes.PassBase | None
+    folder: Path,
+    bundle: Bundle,
+    inputs: InputBatches,
+    runtime: Runtime | None,
+    rewrite: ir.passes.PassBase | None,
+    served: ServedSlots | None = None,
 ) -> BundleRun:
     """Run a bundle's files on inputs, and check its slots and its top-k classes."""
     device = opened_bundle(folder, bundle, runtime, rewrite)
@@ -276,6 +293,10 @@ def run_bundle(
         [],
         _baked_slot_failures(folder / MODEL_NAME, state_of(device).table, has_arbiter=bundle.arbiter),
     )
+    if served is not None:
+        session = session_of(device)
+        state = make_head_state(bundle, session, table=served.table, version=served.version)
+        device = Device(folder=folder, bundle=bundle, session=session, state=state, runtime=runtime)
     failures |= _statistics_failures(folder, device)
     for batch in inputs:
         exported.append(device.logits(batch.given).values[: batch.count].copy())

@@ -201,6 +201,9 @@ def pattern_at(model: ir.Model, location: HeadLocation) -> HeadPattern:
     return pattern
 
 
+_ONE_NUMBER = "gives one number, which is no choice between classes"
+
+
 def _candidates(model: ir.Model) -> tuple[list[Candidate], list[str]]:
     """Return the last linear operators before the outputs, and why others that were found there cannot be the head."""
     reached: dict[ir.Node, None] = {}
@@ -215,7 +218,7 @@ def _candidates(model: ir.Model) -> tuple[list[Candidate], list[str]]:
         if isinstance(pattern, str):
             refusals.insert(0, f"{label(node)} ({node.op_type}) is none, as {pattern}")
         elif pattern.num_classes < 2:
-            refusals.insert(0, f"{describe_linear(node)} gives one number, which is no choice between classes")
+            refusals.insert(0, f"{describe_linear(node)} {_ONE_NUMBER}")
         else:
             tail = trace_tail(pattern.logits, pattern.chain.class_axis, pattern.num_classes)
             found.append(Candidate(pattern=pattern, tail=tail))
@@ -294,6 +297,14 @@ def _listed(candidates: list[Candidate]) -> str:
 
 
 def _nothing_found(model: ir.Model, refusals: list[str]) -> ModelLoadError:
+    if refusals and refusals[0].endswith(_ONE_NUMBER):
+        return ModelLoadError(
+            f"No head was found: {refusals[0]}. Expected a row for each class, at least two.",
+            found=refusals[0],
+            expected="a row for each class, at least two",
+            hint="If the model answers yes or no by a sigmoid, give its last layer two rows, one of zeros and the one "
+            "that it has, and a softmax instead of the sigmoid: the softmax of (0, z) is the sigmoid of z.",
+        )
     found = (
         refusals[0] if refusals else f"the outputs of its {model.graph.num_nodes()} nodes depend on no linear operator"
     )

@@ -66,11 +66,22 @@ def evaluate(
     where = None if isinstance(bundle, Device) else Path(bundle)
     head_names = device.classes()
     named = class_names_from(unseen)
-    unseen_names = frozenset(head_names[device.bundle.num_seen :] if named is None else named)
+    original_names = frozenset(device.bundle.seen_names)
+    unseen_names = (
+        frozenset(name for name in head_names if name not in original_names) if named is None else frozenset(named)
+    )
     absent = tuple(sorted(unseen_names - set(head_names)))
     names = (*head_names, *absent)
     indices = {name: index for index, name in enumerate(names)}
     unknown = sorted({label for label in labels if label not in indices})
+    if disabled := [name for name in unknown if name in device.disabled_classes()]:
+        raise ImageError(
+            f"{source} shows {quoted(disabled)}, disabled on this device, which no answer can choose.",
+            found=tuple(disabled),
+            expected="classes that are enabled",
+            where=source,
+            hint="Enable them by `Device.enable()`, or leave their inputs out.",
+        )
     if unknown:
         raise ImageError(
             f"{source} shows {quoted(unknown)}, which the bundle's head does not know.",
@@ -79,7 +90,6 @@ def evaluate(
             where=source,
             hint="Name them in `unseen` if they count as classes it should know, or leave their images out.",
         )
-    original_names = frozenset(device.bundle.seen_names)
     is_seen = np.array([name not in unseen_names for name in names])
     is_original = np.array([name in original_names for name in names])
     if max_seen_loss is not None and not any(label in original_names - unseen_names for label in labels):

@@ -51,7 +51,8 @@ class ExportOptions:
     """`fused`: all rows in one layer, the fastest. `updatable`: rows can be changed on the device."""
 
     capacity: int | None = None
-    """Number of slots of an updatable head, which needs it; `None` for a fused one."""
+    """Number of slots of an updatable head; `None` for 256, or twice as many as the updates fill where that is more, as
+    far as a bundle holds so many. A fused head has none."""
 
     arbiter: str = "auto"
     """`auto`: the logits of new classes follow statistics of the image, where a class update says so; an updatable head

@@ -16,7 +16,7 @@ from icis_deploy.common.files import open_plain, sha256_of_file
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
-from icis_deploy.images.array_files import MAX_ARRAY_BYTES, holds_features_alone
+from icis_deploy.images.array_files import MAX_ARRAY_BYTES, holds_inputs
 from icis_deploy.images.inputs import InputForm, as_array, holds_images, open_shape, prepare, prepared_batches
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.images.python_values import PythonInputs, source_from
@@ -151,7 +151,7 @@ def _features_given(
 ) -> tuple[Float32, tuple[str, ...] | None, str] | None:
     """Return features with their labels, where features are given and not inputs of the model."""
     if isinstance(given, str | Path):
-        if Path(given).suffix != ".npz" or not holds_features_alone(Path(given)):
+        if Path(given).suffix != ".npz" or holds_inputs(Path(given)):
             return None
         return *_load_features(Path(given)), str(given)
     if not (isinstance(given, tuple) and len(given) == 2):

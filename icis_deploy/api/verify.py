@@ -14,7 +14,7 @@ from icis_deploy.errors import GateFailedError, WrongBaseError
 from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.sessions.choice import Runtime, runtime_from
-from icis_deploy.runtime.state.store import exported_slots
+from icis_deploy.runtime.state.store import Store
 from icis_deploy.workbench import enable_workbench
 
 
@@ -27,6 +27,9 @@ def verify(
     max_seen_loss: float | None = None,
 ) -> tuple[ParityReport, ...]:
     """Run a bundle and the model that it was made from on the same inputs, and compare.
+
+    The classes are those that a device with this bundle has now, with every update since the export, and
+    `ParityReport.compared_with` says so. A disabled class is compared like all others: it keeps its row.
 
     Args:
         bundle: The bundle's folder.
@@ -52,12 +55,16 @@ def verify(
         CorruptFileError: If a file in it was changed.
     """
     enable_workbench()
-    from exporters.gate.gate import compare_bundle
+    from exporters.gate.gate import ServedSlots, compare_bundle
     from exporters.head.expanded_head import expanded_head
 
     check_max_seen_loss(max_seen_loss)
     folder, chosen = Path(bundle), runtime_from(runtime)
     described = load_bundle(folder)
+    store = Store(folder)
+    journal = store.load_journal(described)
+    table = store.load_table(described, journal.current)
+    was_changed = table is not None and journal.current.slots is not None
     compared = inputs_from(images, described.preprocessing)
     opened = _original_of(folder, described, against)
     loaded, location = opened.loaded, opened.location
@@ -66,9 +73,8 @@ def verify(
         described,
         loaded=loaded,
         location=location,
-        expanded=expanded_head(
-            loaded.model, location, [load_injected(folder, described), exported_slots(folder, described)]
-        ),
+        expanded=expanded_head(loaded.model, location, [load_injected(folder, described), table]),
+        served=ServedSlots(table=table, version=journal.current.version) if table is not None and was_changed else None,
         images=compared,
         runtime=chosen,
         max_seen_loss=max_seen_loss,

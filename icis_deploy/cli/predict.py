@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, runtime_option
-from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.cli.output import format_option, note, print_result
 from icis_deploy.common.terminal_text import columns, percent
 
 
@@ -19,32 +20,42 @@ from icis_deploy.common.terminal_text import columns, percent
 @runtime_option
 @format_option
 def predict(bundle: Path, images: tuple[Path, ...], top: int, batch_size: int, runtime: str) -> None:
-    """Classify each IMAGE with BUNDLE."""
-    from icis_deploy.runtime.device import Device
+    """Classify each IMAGE with BUNDLE.
+
+    An IMAGE is an image file, or a file of arrays as the model takes them: .npy, .npz, .safetensors or .parquet.
+    """
+    from icis_deploy.head.class_names import quoted
+    from icis_deploy.images.inputs import prepare
+    from icis_deploy.images.python_values import single_values
+    from icis_deploy.runtime.device import Device, input_form
 
     device = Device.open(bundle, runtime=runtime)
-    predictions = [
-        prediction
-        for start in range(0, len(images), batch_size)
-        for prediction in device.predict(images[start : start + batch_size], top=top)
-    ]
+    form = input_form(device.bundle)
+    named = (one for image in images for one in single_values(image, form))
+    keys: list[str] = []
+    predictions = []
+    while part := list(islice(named, batch_size)):
+        keys += [key for key, _ in part]
+        predictions += device.predict(
+            prepare([value for _, value in part], form, keys=[key for key, _ in part]), top=top
+        )
+    disabled = device.disabled_classes()
     result = {
         "bundle": str(bundle),
+        "disabled": list(disabled),
         "predictions": [
             {
-                "image": str(path),
-                "version": prediction.version,
-                "classes": [
-                    {"name": name, "probability": probability}
-                    for name, probability in zip(prediction.class_names, prediction.probabilities, strict=True)
-                ],
+                "image": key,
+                **prediction.to_dict(),
             }
-            for path, prediction in zip(images, predictions, strict=True)
+            for key, prediction in zip(keys, predictions, strict=True)
         ],
     }
     rows = [
-        (str(path) if rank == 0 else "", percent(probability), name)
-        for path, prediction in zip(images, predictions, strict=True)
+        (key if rank == 0 else "", percent(probability), name)
+        for key, prediction in zip(keys, predictions, strict=True)
         for rank, (name, probability) in enumerate(zip(prediction.class_names, prediction.probabilities, strict=True))
     ]
     print_result(result, text=columns(rows, right=[1]))
+    if disabled:
+        note(f"Disabled, and in no answer: {quoted(disabled)}.")

@@ -76,7 +76,7 @@ def sign(
     signed = sign_file(
         update, key=key, out=out, version=version, expires=in_utc, bundle=bundle, complete=complete, force=force
     )
-    _print_signed(signed, after_change=True)
+    _print_signed(signed, after_change=True, is_version_kept=version is None, is_expiry_kept=expires is None)
 
 
 @click.command("sign-bundle", short_help="Sign a bundle.")
@@ -185,7 +185,10 @@ def verify_update(update: Path, trust: tuple[Path, ...]) -> None:
     _print_signed(verify_file(update, trust=trust), after_change=False)
 
 
-def _print_signed(signed: SignedFile, *, after_change: bool) -> None:
+def _print_signed(
+    signed: SignedFile, *, after_change: bool, is_version_kept: bool = False, is_expiry_kept: bool = False
+) -> None:
+    """Print what a signed file says, and which of its terms are those that it had before it was signed."""
     content = signed.content
     expires = None if content.expires is None else content.expires.isoformat()
     result = {
@@ -196,14 +199,22 @@ def _print_signed(signed: SignedFile, *, after_change: bool) -> None:
         "signed_by": signed.signed_by,
         **_binding(content),
     }
+    if after_change:
+        result["kept"] = [name for name, kept in (("version", is_version_kept), ("expires", is_expiry_kept)) if kept]
     text = [
         ("update", f"{signed.path} ({type(content).__name__})"),
-        ("version", str(content.version)),
-        ("expires", expires or "never"),
+        ("version", f"{content.version}{', as the file had it' if is_version_kept else ''}"),
+        ("expires", _expiry_text(expires, is_kept=is_expiry_kept)),
         *_binding_text(content),
         ("signed by", signed.signed_by),
     ]
     print_result(result, text=columns(text), after_change=after_change)
+
+
+def _expiry_text(expires: str | None, *, is_kept: bool) -> str:
+    if not is_kept:
+        return expires or "never"
+    return f"{expires or 'never'}, as the file had it; --expires sets another"
 
 
 def _binding(content: ClassUpdate | TrustedKeys) -> dict[str, Any]:

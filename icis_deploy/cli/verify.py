@@ -27,7 +27,7 @@ from icis_deploy.errors import GateFailedError
 @click.option(
     "--images",
     type=EXISTING_PATH,
-    help="Labelled images to compare on: file,class CSV or folder of class folders. Default: seeded inputs.",
+    help="Inputs to compare on: file,class CSV, folder of class folders, or a file of arrays. Default: seeded ones.",
 )
 @max_seen_loss_option(
     "Exit with 1 if new classes cost the seen ones more points of accuracy. Default: what the updates state."
@@ -47,10 +47,12 @@ def verify(
 ) -> None:
     """Compare BUNDLE with the model that it was made from.
 
-    Runs both on the same inputs and compares logits and predictions. The exit code is 1 if they disagree, or if new
-    classes cost the seen ones more accuracy than is allowed, with 95 % confidence.
+    Compares the classes that a device with BUNDLE has now, with every update since the export. Runs both on the same
+    inputs and compares logits and predictions. The exit code is 1 if they disagree, or if new classes cost the seen
+    ones more accuracy than is allowed, with 95 % confidence.
     """
     from icis_deploy.api.verify import verify as verify_bundle
+    from icis_deploy.runtime.operations import classes as list_classes
 
     source = model_source(model, weights, input_shape, head_node)
     disagrees = True
@@ -61,13 +63,35 @@ def verify(
         disagrees = any(report.parity_failures for report in found)
     reports = [report.to_json() for report in found]
     passed = all(report["passed"] for report in reports)
-    result = {"bundle": str(bundle), "against": model, "runtime": runtime, "passed": passed, "parity": reports}
-    print_result(result, text=parity_text(reports), status="ok" if passed else "failed")
+    listing = list_classes(bundle)
+    disabled = [each.name for each in listing.classes if not each.is_enabled]
+    state = {
+        "version": listing.version,
+        "num_classes": len(listing.classes),
+        "num_in_slots": sum(each.slot is not None for each in listing.classes),
+        "disabled": disabled,
+    }
+    result = {
+        "bundle": str(bundle),
+        "against": model,
+        "runtime": runtime,
+        "passed": passed,
+        "state": state,
+        "parity": reports,
+    }
+    print_result(result, text=f"{_state_text(state)}\n{parity_text(reports)}", status="ok" if passed else "failed")
     if not passed:
         # The report is already on stdout, so the exit code says the rest.
         what = f"disagrees with {model}" if disagrees else "costs seen classes more than is allowed"
         note(f"Error: {bundle} {what}.")
         raise click.exceptions.Exit(GateFailedError.exit_code)
+
+
+def _state_text(state: Mapping[str, Any]) -> str:
+    """Say which state was compared: the one that a device with this bundle answers from now."""
+    in_slots = f", {state['num_in_slots']} of them in slots" if state["num_in_slots"] else ""
+    disabled = f"; disabled, and compared all the same: {', '.join(state['disabled'])}" if state["disabled"] else ""
+    return f"State {state['version']}, as a device serves it: {state['num_classes']} classes{in_slots}{disabled}."
 
 
 def parity_text(reports: Sequence[Mapping[str, Any]]) -> str:

@@ -119,16 +119,25 @@ def map_array(path: Path) -> NDArray[Any]:
 
 def holds_features_alone(path: Path) -> bool:
     """Say whether a `.npz` or `.safetensors` file holds features and no inputs; what cannot be read holds none."""
+    names = _array_names(path)
+    return "features" in names and not any(name in names for name in _INPUT_NAMES)
+
+
+def holds_inputs(path: Path) -> bool:
+    """Say whether a `.npz` or `.safetensors` file says that it holds inputs; what cannot be read holds none."""
+    names = _array_names(path)
+    return any(name in names for name in _INPUT_NAMES)
+
+
+def _array_names(path: Path) -> Collection[str]:
     try:
         with open_plain(path) as file:
             if path.suffix.lower() == ".npz":
-                names: Collection[str] = read_npz(file, (), max_bytes=MAX_ARRAY_BYTES)[1]
-            else:
-                start = file.read(8)
-                names = read_header(start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER_BYTES)))
+                return read_npz(file, (), max_bytes=MAX_ARRAY_BYTES)[1]
+            start = file.read(8)
+            return read_header(start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER_BYTES)))
     except (OSError, ValueError):
-        return False
-    return "features" in names and not any(name in names for name in _INPUT_NAMES)
+        return ()
 
 
 def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -9,15 +9,16 @@ from PIL import Image
 
 from icis_deploy.errors import ImageError
 from icis_deploy.images import loading as images
+from icis_deploy.images.inputs import InputForm, prepared_batches
 from icis_deploy.images.loading import (
-    iterate_batches,
     list_images,
     load_image_list,
     load_images,
-    load_labeled_arrays,
     load_pixels,
+    open_inputs,
 )
 from icis_deploy.images.preprocessing import Preprocessing
+from icis_deploy.images.sources import labels_of
 
 PREPROCESSING = Preprocessing(resize=8, crop=8, mean=(0, 0, 0), std=(1, 1, 1))
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8)
@@ -122,15 +123,16 @@ def test_images_are_prepared_in_the_order_asked_for(folder):
 
 def test_no_images_are_an_empty_batch():
     assert load_images([], PREPROCESSING).shape == (0, 3, 8, 8)
-    assert list(iterate_batches([], PREPROCESSING, batch_size=2)) == []
 
 
 def test_batches_together_are_all_images_and_the_last_may_be_smaller(folder):
-    paths = [folder / f"{index}.png" for index in range(3)]
-    batches = list(iterate_batches(paths, PREPROCESSING, batch_size=2))
+    form = InputForm(shape=PREPROCESSING.input_shape, preprocessing=PREPROCESSING)
+    batches = list(prepared_batches(list_images(folder / "images.csv"), form, batch_size=2))
 
-    assert [len(batch) for batch in batches] == [2, 1]
-    np.testing.assert_array_equal(np.concatenate(batches), load_images(paths, PREPROCESSING))
+    assert [batch.labels for batch in batches] == [("ant", "bee"), ("ant",)]
+    assert batches[1].keys == (str(folder / "2.png"),)
+    expected = load_images([folder / f"{index}.png" for index in range(3)], PREPROCESSING)
+    np.testing.assert_array_equal(np.concatenate([batch.inputs for batch in batches]), expected)
 
 
 def encoded(image, kind, **options):
@@ -336,36 +338,45 @@ IMAGES = np.zeros((2, 3, 8, 8), dtype=np.float32)
 
 def test_arrays_are_read_with_the_names_of_their_classes(tmp_path):
     np.savez(tmp_path / "images.npz", images=IMAGES, labels=np.array(["ant", "bee"]))
-    found = load_labeled_arrays(tmp_path / "images.npz")
+    found = open_inputs(tmp_path / "images.npz")
 
-    np.testing.assert_array_equal(found.images, IMAGES)
+    np.testing.assert_array_equal(np.stack([item.value for item in found]), IMAGES)
     assert found.labels == ("ant", "bee")
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": IMAGES}, r"holds \['images'\]; expected `images`, as the model takes them, and `labels`"),
         ({"features": IMAGES, "labels": np.array(["ant"])}, "`bench\\(\\)` measures the accuracy of features"),
-        ({"images": IMAGES, "labels": np.array(["ant"])}, r"shape \(2, 3, 8, 8\), and there are 1 labels; expected"),
-        ({"images": IMAGES[:0], "labels": np.array([], dtype=str)}, r"shape \(0, 3, 8, 8\), and there are 0 labels"),
+        (
+            {"images": IMAGES, "labels": np.array(["ant"])},
+            r"there are 2 inputs and 1 labels; expected a label for each",
+        ),
+        ({"images": IMAGES[:0], "labels": np.array([], dtype=str)}, r"the array has shape \(0, 3, 8, 8\); expected"),
         ({"images": IMAGES, "labels": np.array([0, 1])}, "the label .* is no name of a class"),
-        ({"images": IMAGES, "labels": np.array([object(), "ant"])}, "Cannot read the images in "),
+        ({"images": IMAGES, "labels": np.array([object(), "ant"])}, "Cannot read the inputs in "),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_with_their_path(tmp_path, arrays, message):
     np.savez(tmp_path / "images.npz", **arrays)
 
     with pytest.raises(ImageError, match=message) as raised:
-        load_labeled_arrays(tmp_path / "images.npz")
+        open_inputs(tmp_path / "images.npz")
     assert "images.npz" in str(raised.value)
+
+
+def test_inputs_without_classes_are_refused_where_these_are_needed(tmp_path):
+    np.savez(tmp_path / "images.npz", images=IMAGES)
+
+    with pytest.raises(ImageError, match=r"Nothing says which classes the 2 inputs of .*images\.npz show"):
+        labels_of(open_inputs(tmp_path / "images.npz"))
 
 
 def test_a_file_that_holds_no_arrays_is_refused(tmp_path):
     (tmp_path / "images.npz").write_bytes(b"PK\x03\x04 and no more")
 
-    with pytest.raises(ImageError, match=r"^Cannot read the images in "):
-        load_labeled_arrays(tmp_path / "images.npz")
+    with pytest.raises(ImageError, match=r"^Cannot read the inputs in "):
+        open_inputs(tmp_path / "images.npz")
 
 
 def test_an_image_file_over_the_cap_is_not_opened(folder, monkeypatch):
