@@ -18,6 +18,7 @@ from icis_deploy.api.notices import tell
 from icis_deploy.api.photos import check_apart, load_photos
 from icis_deploy.api.seen_images import labelled_seen_images, read_seen_images
 from icis_deploy.common.arrays import Float32
+from icis_deploy.common.terminal_text import called_inputs
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.preprocessing import Preprocessing
@@ -166,7 +167,11 @@ def _train(
             head, described, unseen=names, options=options, neutral_features=neutral, images=images, progress=progress
         )
     problems = (*(() if read is None else read.problems), *(() if photos is None else photos.problems))
-    return replace(injection, warnings=(*problems, *injection.warnings)) if problems else injection
+    warnings = (*problems, *injection.warnings)
+    # Where inputs were given that are no images, nothing is said of images.
+    if read is not None and read.are_arrays:
+        warnings = tuple(called_inputs(warning) for warning in warnings)
+    return replace(injection, warnings=warnings)
 
 
 def neutral_features_of(model: OpenedModel, *, preprocessing: Preprocessing | None, seed: int) -> Float32 | None:

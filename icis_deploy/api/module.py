@@ -57,8 +57,8 @@ def add_to_module(model: nn.Module, update: PathLike | ClassUpdate, *, classes: 
     change, names = update_from(update), _names_of(model, classes)
     if change.replaced or change.removed:
         raise ClassConflictError(
-            f"The class update replaces or removes {quoted((*change.replaced, *change.removed))}, which a module without "
-            f"slots does not know.",
+            f"The class update replaces or removes {quoted((*change.replaced, *change.removed))}, which a module "
+            f"without slots does not know.",
             found=(*change.replaced, *change.removed),
             expected="an update that only adds classes",
             hint="Give the update that `inject()` made.",
@@ -137,7 +137,7 @@ def _head_of(model: nn.Module, names: tuple[str, ...], update: ClassUpdate) -> t
             found=tuple(alike),
             expected=update.base_fingerprint,
             where=type(model).__name__,
-            hint="Give the module as it was when its classes were injected, and the class list that `inject()` was given.",
+            hint="Give the module as it was when the classes were injected, and the class list that `inject()` was given.",
         )
     return found, head
 

@@ -97,6 +97,9 @@ class ReadImages:
     problems: tuple[str, ...] = ()
     """What was left out because it cannot be read, in a sentence."""
 
+    are_arrays: bool = False
+    """Whether they are inputs of a model that is not given images."""
+
 
 def read_images(
     given: PythonInputs,
@@ -126,11 +129,13 @@ def read_images(
         features, names, where = found
         digests = tuple(hashlib.sha256(one.tobytes()).hexdigest() for one in features)
         problems: tuple[str, ...] = ()
+        are_arrays = False
     else:
         source = source_from(given, where=f"the {what}")
         source, problems = _readable(source, form) if skip_unreadable else (source, ())
         features = backbone_features_of(source, opened, preprocessing)
         names, where = source.labels, source.where
+        are_arrays = not holds_images(source)
         digests = tuple(_digest(item.value) for item in source)
     if features.shape[1] != head.feature_dim:
         raise IncompatibleError(
@@ -139,7 +144,9 @@ def read_images(
             expected=head.feature_dim,
             where=where,
         )
-    return ReadImages(features=features, labels=names, digests=digests, where=where, problems=problems)
+    return ReadImages(
+        features=features, labels=names, digests=digests, where=where, problems=problems, are_arrays=are_arrays
+    )
 
 
 def _form_of(opened: OpenedModel, preprocessing: Preprocessing | None) -> InputForm:

@@ -23,11 +23,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
-from icis_deploy.common.terminal_text import columns, percent, points_text, printable
+from icis_deploy.common.terminal_text import called_inputs, columns, percent, points_text, printable
 from icis_deploy.errors import RuntimeFailureError
 
 SCHEMA_VERSION = 1
@@ -73,7 +74,11 @@ def print_result(result: Mapping[str, Any], *, text: str, status: str = "ok", af
         RuntimeFailureError: If stdout cannot be written, and nothing was changed.
     """
     context = click.get_current_context()
-    printed = json_result(str(context.info_name), status, result) if is_json(context) else visible_lines(text)
+    printed = (
+        json_result(str(context.info_name), status, result)
+        if is_json(context)
+        else visible_lines(_in_words_of_inputs(text, context))
+    )
     try:
         write_stdout(printed)
     except OSError as error:
@@ -103,6 +108,19 @@ def write_stdout(text: str) -> None:
     if sys.stdout is None:
         raise OSError(errno.EBADF, "standard output is closed")
     click.echo(_encodable(text, sys.stdout))
+
+
+_INPUT_OPTIONS = ("images", "seen_images", "photos", "calibration_images")
+
+
+def _in_words_of_inputs(text: str, context: click.Context) -> str:
+    """Return text for people in the words of what a command was given: images, or inputs that are arrays."""
+    from icis_deploy.images.array_files import holds_features_alone, is_array_file
+
+    given = [context.params.get(name) for name in _INPUT_OPTIONS]
+    paths = [each for one in given for each in (one if isinstance(one, tuple) else (one,)) if isinstance(each, Path)]
+    is_of_arrays = any(is_array_file(path) and not holds_features_alone(path) for path in paths)
+    return called_inputs(text) if is_of_arrays else text
 
 
 def note(text: str) -> None:

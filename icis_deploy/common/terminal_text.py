@@ -6,6 +6,7 @@ turns the direction of what follows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from icis_deploy.errors import ICISDeployError
@@ -41,6 +42,17 @@ def printable(text: str, *, max_length: int | None = None) -> str:
     if cut.isprintable():
         return cut
     return "".join([char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut])
+
+
+_IMAGE_WORDS = re.compile(r"(?<![-\w`/])([Ii])mage(s?)(?![-\w`(])")
+
+
+def called_inputs(text: str) -> str:
+    """Return sentences about images in the words of a model that takes none: what it is run on are inputs.
+
+    One word is as long as the other, so that tables keep their columns. Names of options and of parameters stay.
+    """
+    return _IMAGE_WORDS.sub(lambda found: f"{found[1]}nput{found[2]}", text)
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
