@@ -128,16 +128,15 @@ def _head_of(model: nn.Module, names: tuple[str, ...], update: ClassUpdate) -> t
     if head is None:
         shape = f"{len(names)} rows of {update.rows.shape[1] - 1} weights"
         listed = ", ".join(alike[:_MAX_NAMED])
-        what = (
-            f"its layers with {shape} ({listed}) hold other rows" if alike else f"it has no linear layer with {shape}"
-        )
+        none = f"it has no linear layer with {shape}"
+        what = f"its layers with {shape} ({listed}) hold other rows" if alike else none
         raise WrongBaseError(
-            f"The class update was made for the head {update.base_fingerprint[:16]}…, which this module is not: {what}, "
-            f"or the class names are others.",
+            f"The class update was made for the head {update.base_fingerprint[:16]}…, which this module lacks: {what}, or "
+            f"the class names are others.",
             found=tuple(alike),
             expected=update.base_fingerprint,
             where=type(model).__name__,
-            hint="Give the module as it was when the classes were injected, and the class list that `inject()` was given.",
+            hint="Give the module as it was when its classes were injected, with the class list of then.",
         )
     return found, head
 

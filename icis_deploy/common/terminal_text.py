@@ -44,13 +44,13 @@ def printable(text: str, *, max_length: int | None = None) -> str:
     return "".join([char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut])
 
 
-_IMAGE_WORDS = re.compile(r"(?<![-\w`/])([Ii])mage(s?)(?![-\w`(])")
+_IMAGE_WORDS = re.compile(r"(?<![-\w`/])([Ii])mage(s?)(?![-\w`(]|/(?!s\b)|\.\w)")
 
 
 def called_inputs(text: str) -> str:
     """Return sentences about images in the words of a model that takes none: what it is run on are inputs.
 
-    One word is as long as the other, so that tables keep their columns. Names of options and of parameters stay.
+    One word is as long as the other, so that tables keep their columns. Names of options, of parameters and of files stay.
     """
     return _IMAGE_WORDS.sub(lambda found: f"{found[1]}nput{found[2]}", text)
 
