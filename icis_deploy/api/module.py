@@ -131,8 +131,8 @@ def _head_of(model: nn.Module, names: tuple[str, ...], update: ClassUpdate) -> t
         none = f"it has no linear layer with {shape}"
         what = f"its layers with {shape} ({listed}) hold other rows" if alike else none
         raise WrongBaseError(
-            f"The class update was made for the head {update.base_fingerprint[:16]}…, which this module lacks: {what}, or "
-            f"the class names are others.",
+            f"The class update was made for the head {update.base_fingerprint[:16]}…, which this module lacks: {what}, "
+            f"or the class names are others.",
             found=tuple(alike),
             expected=update.base_fingerprint,
             where=type(model).__name__,

@@ -50,7 +50,7 @@ _IMAGE_WORDS = re.compile(r"(?<![-\w`/])([Ii])mage(s?)(?![-\w`(]|/(?!s\b)|\.\w)"
 def called_inputs(text: str) -> str:
     """Return sentences about images in the words of a model that takes none: what it is run on are inputs.
 
-    One word is as long as the other, so that tables keep their columns. Names of options, of parameters and of files stay.
+    One word is as long as the other, so that tables keep their columns. Names of options, parameters and files stay.
     """
     return _IMAGE_WORDS.sub(lambda found: f"{found[1]}nput{found[2]}", text)
 

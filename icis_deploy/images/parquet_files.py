@@ -96,14 +96,18 @@ def load_parquet(path: Path) -> ParquetRows:
         with _opened(path) as file:
             schema = file.schema_arrow
             label = next((name for name in _LABEL_COLUMNS if name in schema.names), None)
-            columns = _input_columns(schema, label, path)
-            labels = None if label is None else tuple(_labels(file, label, schema, path))
-            return ParquetRows(path=path, columns=columns, num_rows=file.metadata.num_rows, labels=labels)
+            columns, num_rows = _input_columns(schema, label, path), file.metadata.num_rows
+        if label is None:
+            return ParquetRows(path=path, columns=columns, num_rows=num_rows, labels=None)
+        # As a dictionary, or a page of a few bytes could become one long text a million times.
+        with _opened(path, dictionary=[label]) as file:
+            labels = tuple(_labels(file, label, schema, path))
+        return ParquetRows(path=path, columns=columns, num_rows=num_rows, labels=labels)
     except (ValueError, OSError) as error:
         raise _unreadable(path, error) from error
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path, dictionary: Sequence[str] = ()) -> Any:
     """Return the file, whose stated sizes are within limits."""
     try:
         from pyarrow.parquet import ParquetFile
@@ -115,7 +119,7 @@ def _opened(path: Path) -> Any:
             where=path,
             hint="Install it: pip install 'icis-deploy[parquet]'.",
         ) from error
-    file = ParquetFile(path, read_dictionary=list(_LABEL_COLUMNS))
+    file = ParquetFile(path, read_dictionary=list(dictionary))
     metadata = file.metadata
     limit = unpacked_limit(path.stat().st_size, MAX_BYTES)
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]

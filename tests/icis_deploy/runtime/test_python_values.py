@@ -119,7 +119,9 @@ def test_nothing_gives_no_answers(device):
 
 def test_images_need_a_bundle_that_says_how_they_are_prepared(tmp_path, path):
     device = Device.open(write_bundle(tmp_path / "bundle"))
-    for given in (path, [Image.open(path)], path.read_bytes()):
+    with Image.open(path) as image:
+        picture = image.copy()
+    for given in (path, [picture], path.read_bytes()):
         with pytest.raises(IncompatibleError, match="does not state how images are prepared"):
             device.predict(given)
 
