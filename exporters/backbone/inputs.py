@@ -32,9 +32,13 @@ class SpooledBatches:
     def __init__(self, batches: Iterable[NDArray[Any]]) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - closed with this object
         self._num_batches = 0
-        for batch in batches:
-            np.save(self._file, batch, allow_pickle=False)
-            self._num_batches += 1
+        try:
+            for batch in batches:
+                np.save(self._file, batch, allow_pickle=False)
+                self._num_batches += 1
+        except BaseException:  # an input that cannot be read: there is nothing to close this object later
+            self._file.close()
+            raise
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         """Yield the batches in order."""

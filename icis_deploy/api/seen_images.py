@@ -135,7 +135,7 @@ def read_images(
         source, problems = _readable(source, form) if skip_unreadable else (source, ())
         features = backbone_features_of(source, opened, preprocessing)
         names, where = source.labels, source.where
-        are_arrays = not holds_images(source)
+        are_arrays = preprocessing is None and not holds_images(source)
         digests = tuple(_digest(item.value) for item in source)
     if features.shape[1] != head.feature_dim:
         raise IncompatibleError(

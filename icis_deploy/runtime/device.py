@@ -31,6 +31,7 @@ from icis_deploy.bundle.manifest import MANIFEST_NAME, Bundle, check_files, load
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import check_unique
+from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_from_topk, top_predictions
 from icis_deploy.runtime.changes.background_call import BackgroundCall
@@ -407,7 +408,11 @@ class Device:
         return self._opened.updater.history()
 
     def apply(
-        self, update: str | Path | bytes, *, allow_unsigned: bool = False, allow_changed_answers: bool = False
+        self,
+        update: str | Path | bytes | ClassUpdate,
+        *,
+        allow_unsigned: bool = False,
+        allow_changed_answers: bool = False,
     ) -> AppliedUpdate:
         """Take a class update, or a set of trusted keys: all of it, or nothing.
 
@@ -415,7 +420,7 @@ class Device:
         whether it arrived can apply it again. An older one is refused.
 
         Args:
-            update: The file, or its bytes.
+            update: The file, its bytes, or a class update, which nobody has signed.
             allow_unsigned: Whether a class update that nobody signed is taken; the history says so.
             allow_changed_answers: Whether one is taken that changes more answers on known classes than the bundle
                 allows; the history says so.

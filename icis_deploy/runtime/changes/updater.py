@@ -160,14 +160,25 @@ class Updater:
         return self._store.load_journal(self._bundle).history
 
     def apply(
-        self, update: str | Path | bytes, *, allow_unsigned: bool = False, allow_changed_answers: bool = False
+        self,
+        update: str | Path | bytes | ClassUpdate,
+        *,
+        allow_unsigned: bool = False,
+        allow_changed_answers: bool = False,
     ) -> AppliedUpdate:
         """Take a class update or a set of trusted keys; or find that it is in effect already."""
         from icis_deploy.runtime.changes import rules
         from icis_deploy.runtime.changes.timings import Stopwatch
 
         watch, limit = Stopwatch(), rules.max_update_bytes(self._bundle)
-        data = update if isinstance(update, bytes) else self._store.read_update(Path(update), limit)
+        if isinstance(update, bytes):
+            data = update
+        elif isinstance(update, ClassUpdate):
+            from icis_deploy.updates.envelope import envelope_of, serialize_envelope
+
+            data = serialize_envelope(envelope_of(update))  # goes the way of every file, unsigned
+        else:
+            data = self._store.read_update(Path(update), limit)
         try:
             return self._apply_bytes(
                 data, watch, allow_unsigned=allow_unsigned, allow_changed_answers=allow_changed_answers

@@ -8,7 +8,7 @@ import pytest
 
 import icis_deploy
 from benchmarks.bench.bench import PRESETS, LabeledInputs, labeled_inputs, open_targets, run_bench, slot_pairs
-from benchmarks.bench.correctness import logits_on_features, logits_on_images
+from benchmarks.bench.correctness import logits_on_features, logits_on_inputs
 from benchmarks.bench.labeled_inputs import HeadFeatures, load_labeled
 from benchmarks.bench.opened import names_of_bundles, noise
 from benchmarks.results.result import parse_result, serialize_result
@@ -115,7 +115,7 @@ def test_features_give_the_accuracy_of_the_images_they_are_of(tiny_bundles, tmp_
         np.savez(tmp_path / "features.npz", features=features, labels=np.array(images.labels))
         inputs = labeled_inputs(tmp_path / "features.npz", str(tiny_bundles.project.model))
         by_features = logits_on_features(targets, inputs.labeled)
-        by_images = logits_on_images(targets, images.paths)
+        by_images = logits_on_inputs(targets, images.paths)
 
     for name, logits in by_images.items():
         np.testing.assert_allclose(by_features[name], logits, rtol=1e-4, atol=1e-4)

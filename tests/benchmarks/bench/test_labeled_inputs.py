@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from benchmarks.bench.labeled_inputs import LabeledFeatures, load_labeled
 from icis_deploy.errors import ImageError
-from icis_deploy.images.loading import LabeledImages
+from icis_deploy.images.loading import ListedImages
 
 FEATURES = np.arange(6, dtype=np.float32).reshape(3, 2)
 LABELS = ("okapi", "zebra", "okapi")
@@ -22,7 +22,7 @@ def test_a_csv_and_a_folder_of_folders_give_the_same_images(tiny_project, tmp_pa
     (tmp_path / "class00" / "notes.txt").write_text("no image")
     found = load_labeled(tmp_path)
 
-    assert isinstance(found, LabeledImages)
+    assert isinstance(found, ListedImages)
     assert sorted(found.labels) == sorted(listed.labels)
     assert {path.parent.name for path in found.paths} == set(listed.labels)
 
@@ -36,6 +36,19 @@ def test_features_are_read_from_npz_and_safetensors(tmp_path):
         assert isinstance(found, LabeledFeatures)
         assert found.labels == LABELS
         np.testing.assert_array_equal(found.features, FEATURES)
+
+
+def test_arrays_that_the_models_take_are_inputs_and_no_features(tmp_path):
+    np.savez(tmp_path / "inputs.npz", inputs=FEATURES, features=FEATURES, labels=np.array(LABELS))
+    save_file({"inputs": FEATURES}, tmp_path / "inputs.safetensors", metadata={"labels": json.dumps(LABELS)})
+
+    for given in (tmp_path / "inputs.npz", tmp_path / "inputs.safetensors", (FEATURES, LABELS)):
+        found = load_labeled(given)
+        assert not isinstance(found, LabeledFeatures)
+        assert found.labels == LABELS
+        np.testing.assert_array_equal(np.stack([item.value for item in found]), FEATURES)
+    with pytest.raises(ImageError, match="Nothing says which classes the 3 inputs"):
+        load_labeled(FEATURES)
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
@@ -69,5 +82,5 @@ def test_features_that_do_not_fit_are_refused_with_their_path(arrays, tmp_path):
 def test_a_file_that_is_something_else_is_refused(name, tmp_path):
     (tmp_path / name).write_bytes(b"something else, longer than a header")
 
-    with pytest.raises(ImageError, match="Cannot read the features"):
+    with pytest.raises(ImageError, match="Cannot read the inputs"):
         load_labeled(tmp_path / name)

@@ -90,9 +90,7 @@ def test_python_takes_it_the_whole_way_and_rows_are_worth_something(project, tmp
     )
     bundle = icis_deploy.export(opened, out=tmp_path / "bundle", options=options)
     with icis_deploy.Device.open(tmp_path / "bundle") as device:
-        device.apply(
-            icis_deploy.save_update(update, tmp_path / "new.icis") or tmp_path / "new.icis", allow_unsigned=True
-        )
+        device.apply(update, allow_unsigned=True)
         report = icis_deploy.evaluate(device, images=(project.inputs[1::2], project.labels[1::2]))
         answers = device.predict(iter(project.inputs[-8:]), top=1)
     reports = icis_deploy.verify(tmp_path / "bundle", against=opened, images=project.inputs)
