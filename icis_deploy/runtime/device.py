@@ -31,7 +31,6 @@ from icis_deploy.bundle.manifest import MANIFEST_NAME, Bundle, check_files, load
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import check_unique
-from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_from_topk, top_predictions
 from icis_deploy.runtime.changes.background_call import BackgroundCall
@@ -46,6 +45,7 @@ from icis_deploy.runtime.teaching.cached_generator import CachedGenerator
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.images.inputs import InputForm
     from icis_deploy.images.python_values import PythonInputs
 

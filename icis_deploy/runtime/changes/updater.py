@@ -173,12 +173,12 @@ class Updater:
         watch, limit = Stopwatch(), rules.max_update_bytes(self._bundle)
         if isinstance(update, bytes):
             data = update
-        elif isinstance(update, ClassUpdate):
+        elif isinstance(update, str | Path):
+            data = self._store.read_update(Path(update), limit)
+        else:
             from icis_deploy.updates.envelope import envelope_of, serialize_envelope
 
             data = serialize_envelope(envelope_of(update))  # goes the way of every file, unsigned
-        else:
-            data = self._store.read_update(Path(update), limit)
         try:
             return self._apply_bytes(
                 data, watch, allow_unsigned=allow_unsigned, allow_changed_answers=allow_changed_answers
