@@ -25,9 +25,8 @@ def predict(bundle: Path, images: tuple[Path, ...], top: int, batch_size: int, r
     An IMAGE is an image file, or a file of arrays as the model takes them: .npy, .npz, .safetensors or .parquet.
     """
     from icis_deploy.head.class_names import quoted
-    from icis_deploy.images.inputs import prepare
     from icis_deploy.images.python_values import single_values
-    from icis_deploy.runtime.device import Device, input_form
+    from icis_deploy.runtime.device import Device, input_form, prepare_named
 
     device = Device.open(bundle, runtime=runtime)
     form = input_form(device.bundle)
@@ -36,9 +35,7 @@ def predict(bundle: Path, images: tuple[Path, ...], top: int, batch_size: int, r
     predictions = []
     while part := list(islice(named, batch_size)):
         keys += [key for key, _ in part]
-        predictions += device.predict(
-            prepare([value for _, value in part], form, keys=[key for key, _ in part]), top=top
-        )
+        predictions += device.predict(prepare_named(device, part), top=top)
     disabled = device.disabled_classes()
     result = {
         "bundle": str(bundle),

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.images.inputs import InputForm
     from icis_deploy.images.python_values import PythonInputs
+    from icis_deploy.images.sources import InputValue
 
 __all__ = ["AppliedUpdate", "Device", "Logits", "Prediction"]
 
@@ -84,6 +85,32 @@ def input_form(bundle: Bundle) -> InputForm:
 
     taken = bundle.model_input
     return InputForm(shape=taken.shape, dtype=taken.dtype, preprocessing=bundle.preprocessing)
+
+
+def prepare_named(device: Device, named: Sequence[tuple[str, InputValue]]) -> Images:
+    """Return inputs as one batch of a device's model, `(batch, *input_shape)`.
+
+    Args:
+        device: Whose bundle says how images are prepared.
+        named: Each with what it is called in messages.
+
+    Raises:
+        ImageError: If one cannot be read, or is none that the model takes.
+        IncompatibleError: If one is an image, and the bundle does not state its preprocessing.
+    """
+    from icis_deploy.images.inputs import needs_preparing, prepare
+
+    opened = device._opened
+    form = input_form(opened.bundle)
+    if form.preprocessing is None and any(needs_preparing(value) for _, value in named):
+        raise IncompatibleError(
+            f"The bundle {opened.folder} does not state how images are prepared.",
+            where=opened.folder,
+            hint="Export it with `preprocess`, or give prepared arrays.",
+        )
+    if not named:
+        return np.empty((0, *opened.bundle.model_input.shape), dtype=form.dtype)
+    return prepare([value for _, value in named], form, keys=[key for key, _ in named])
 
 
 def session_of(device: Device) -> Session:
@@ -383,21 +410,9 @@ class Device:
             ImageError, UsageError: As `predict`.
             IncompatibleError: If the bundle does not state its preprocessing.
         """
-        from icis_deploy.images.inputs import needs_preparing, prepare
         from icis_deploy.images.python_values import single_values
 
-        opened = self._opened
-        form = input_form(opened.bundle)
-        named = list(single_values(images, form))
-        if form.preprocessing is None and any(needs_preparing(value) for _, value in named):
-            raise IncompatibleError(
-                f"The bundle {opened.folder} does not state how images are prepared.",
-                where=opened.folder,
-                hint="Export it with `preprocess`, or give prepared arrays.",
-            )
-        if not named:
-            return np.empty((0, *opened.bundle.model_input.shape), dtype=form.dtype)
-        return prepare([value for _, value in named], form, keys=[key for key, _ in named])
+        return prepare_named(self, list(single_values(images, input_form(self._opened.bundle))))
 
     def history(self) -> tuple[HistoryEntry, ...]:
         """Return the last changes committed to the bundle, by this process or another, the oldest first.
