@@ -86,6 +86,7 @@ ROOMS = {
     ),
     "icis_deploy.api": Room(
         "icis_deploy.{bundle,common,descriptors,head,images,injection,metrics,runtime,updates}",
+        "torch",
         later=(
             "exporters.{backbone,bundles,gate,generator,head,loading,targets} benchmarks.{bench,machine,report,results}"
         ),
@@ -97,7 +98,7 @@ ROOMS = {
         "icis_deploy.{api,common,runtime.sessions}",
         "click",
         later=(
-            "icis_deploy.{bundle,demo,descriptors,head,injection,metrics,runtime,updates} "
+            "icis_deploy.{bundle,demo,descriptors,head,images,injection,metrics,runtime,updates} "
             "exporters.{generator,loading,targets} "
             "benchmarks.{bench,peers,results,updates,zero_shot}"
         ),

@@ -34,9 +34,8 @@ def add_to_module(model: nn.Module, update: PathLike | ClassUpdate, *, classes: 
         classes: The class names that the head was read with; by default those of `model.config.id2label`.
 
     Example:
-        update = icis_deploy.inject("model.onnx", classes="classes.txt", descriptors="descriptors.npz")
-        larger = icis_deploy.add_to_module(model, update, classes="classes.txt")
-        optimizer = torch.optim.AdamW(larger.parameters())
+        def with_new_classes(model):
+            return icis_deploy.add_to_module(model, "new.icis", classes="classes.txt")
 
     Raises:
         WrongBaseError: If no linear layer of the module, with these class names, is the head that the update was made

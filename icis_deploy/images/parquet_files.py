@@ -12,7 +12,6 @@ values, since a page of a few bytes can repeat one value for millions of rows.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.common.archives import unpacked_limit
+from icis_deploy.common.json_fields import load_strict
 from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import ImageError, MissingDependencyError
 from icis_deploy.images.sources import InputItem, InputValue, ListedValues
@@ -182,7 +182,7 @@ def _labels(file: Any, label: str, schema: Any, path: Path) -> Iterator[str]:
 def _label_names(schema: Any, label: str) -> list[str] | None:
     """Return the names of numbered classes, as Hugging Face's `datasets` writes them; `None` where it did not."""
     try:
-        stated = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        stated = load_strict((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = stated["info"]["features"][label]["names"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
