@@ -53,7 +53,7 @@ from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 @click.option(
     "--images",
     type=click.Path(exists=True, path_type=Path),
-    help="What accuracy is measured on: file,class CSV, folder of class folders, or features (.npz, .safetensors).",
+    help="What accuracy is measured on: file,class CSV, class folders, a file of arrays, or of features.",
 )
 @click.option(
     "--scenario",

@@ -15,7 +15,11 @@ from icis_deploy.common.terminal_text import columns
 @click.argument("bundle", type=BUNDLE)
 @click.option("--out", type=NEW_PATH, required=True, help="The new bundle's folder.")
 @click.option("--capacity", type=click.IntRange(min=1), help="Number of slots. Default: as many as BUNDLE has.")
-@click.option("--images", type=EXISTING_FILE, help="Image list for the parity gate. Default: seeded inputs.")
+@click.option(
+    "--images",
+    type=EXISTING_FILE,
+    help="Inputs for the parity gate: a list, or a file of arrays. Default: seeded inputs.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle at --out.")
 @format_option
 def compact(

@@ -37,7 +37,11 @@ if TYPE_CHECKING:
     "--method", "methods", type=click.Choice(METHOD_NAMES), multiple=True, help="What to compare. Default: all."
 )
 @calibration_options
-@click.option("--images", type=EXISTING_FILE, help="Image list to measure on: CSV with the columns file and class.")
+@click.option(
+    "--images",
+    type=EXISTING_FILE,
+    help="Labelled inputs to measure on: CSV with the columns file and class, or a file of arrays.",
+)
 @seed_option
 @click.option("--plot", type=NEW_PATH, help="PNG to draw the comparison to.")
 @click.option("--overwrite", is_flag=True, help="Replace a plot that is there.")

@@ -48,7 +48,11 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
     show_default=True,
     help="fused: all rows in one layer, the fastest. updatable: rows can be changed on the device.",
 )
-@click.option("--capacity", type=click.IntRange(min=1), help="Number of slots of an updatable head.")
+@click.option(
+    "--capacity",
+    type=click.IntRange(min=1),
+    help="Number of slots of an updatable head. Default: 256, or twice as many as are filled.",
+)
 @click.option(
     "--arbiter",
     type=click.Choice(["auto", "off"]),
@@ -60,7 +64,7 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
 @click.option(
     "--images",
     type=EXISTING_PATH,
-    help="Labelled images for the gate: file,class CSV or folder of class folders. Default: seeded inputs.",
+    help="Inputs for the gate: file,class CSV, folder of class folders, or a file of arrays. Default: seeded inputs.",
 )
 @max_seen_loss_option(
     "Points of seen accuracy, on --images, that the new classes may cost. Default: what the updates state."

@@ -85,7 +85,7 @@ def form_options(command: Command) -> Command:
             click.option(
                 "--calibration-images",
                 type=EXISTING_FILE,
-                help="Image list of what the device will see, for int8; the gate's, unless --images names another.",
+                help="Images or arrays of what the device will see, for int8; the gate's, unless --images names others.",
             ),
             click.option(
                 "--input",

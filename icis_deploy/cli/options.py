@@ -90,7 +90,8 @@ def photo_options(function: Command) -> Command:
             metavar="LIST|FOLDER",
             type=click.Path(exists=True, path_type=Path),
             help="A few photos of new classes, of some or all: CSV with the columns file and class, a folder of class "
-            "folders, or .npz with features and labels. They move the rows; a class with photos needs no descriptor.",
+            "folders, or a file of arrays or features with labels. They move the rows; a class with photos needs no "
+            "descriptor.",
         ),
     ):
         function = option(function)
@@ -117,7 +118,7 @@ def calibration_options(function: Command) -> Command:
             metavar="LIST|FOLDER",
             type=click.Path(exists=True, path_type=Path),
             help="Images of classes that the model knows: CSV with the columns file and class (or file alone), a "
-            "folder of class folders or of images, or .npz with features and labels. They keep --max-seen-loss, and "
+            "folder of class folders or of images, or a file of arrays or features with labels. They keep --max-seen-loss, and "
             "the estimate comes from them. Not those that the model was trained on: they promise too much.",
         ),
         click.option(
