@@ -33,7 +33,7 @@ NUM_NAMED = 5
     "--images",
     type=EXISTING_PATH,
     required=True,
-    help="Labelled inputs: file,class CSV, folder of class folders, or .npz, .safetensors, .parquet with their classes.",
+    help="Labelled inputs: file,class CSV, folder of class folders, or a file of arrays with classes.",
 )
 @click.option(
     "--unseen", type=EXISTING_FILE, help="Classes that count as unseen, one a line. Default: those that were injected."

@@ -85,7 +85,7 @@ def form_options(command: Command) -> Command:
             click.option(
                 "--calibration-images",
                 type=EXISTING_FILE,
-                help="Images or arrays of what the device will see, for int8; the gate's, unless --images names others.",
+                help="Images or arrays of what the device will see, for int8; the gate's unless --images is given.",
             ),
             click.option(
                 "--input",

@@ -115,7 +115,7 @@ def test_features_give_the_accuracy_of_the_images_they_are_of(tiny_bundles, tmp_
         np.savez(tmp_path / "features.npz", features=features, labels=np.array(images.labels))
         inputs = labeled_inputs(tmp_path / "features.npz", str(tiny_bundles.project.model))
         by_features = logits_on_features(targets, inputs.labeled)
-        by_images = logits_on_inputs(targets, images.paths)
+        by_images = logits_on_inputs(targets, images)
 
     for name, logits in by_images.items():
         np.testing.assert_allclose(by_features[name], logits, rtol=1e-4, atol=1e-4)
