@@ -113,9 +113,9 @@ def _features(kind: str, inputs: Float32, constants: dict[str, Float32]) -> NDAr
     if kind == "spectrogram":
         windows = inputs.reshape(len(inputs), 20, 6, 5).transpose(0, 2, 1, 3).reshape(len(inputs), 6, 100)
         maps = windows @ constants["filters"].reshape(FEATURE_DIM, 100).T
-        return np.maximum(maps, 0).mean(axis=1).astype(np.float64)
+        return np.asarray(np.maximum(maps, 0).mean(axis=1), dtype=np.float64)
     pooled = inputs.mean(axis=1) if kind == "text" else inputs
-    return np.maximum(pooled @ constants["backbone"], 0).astype(np.float64)
+    return np.asarray(np.maximum(pooled @ constants["backbone"], 0), dtype=np.float64)
 
 
 def _ridge(features: NDArray[np.float64], classes: NDArray[np.int64]) -> Float32:
@@ -123,7 +123,7 @@ def _ridge(features: NDArray[np.float64], classes: NDArray[np.int64]) -> Float32
     targets = 10.0 * np.eye(NUM_SEEN)[classes]
     extended = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     solved = np.linalg.solve(extended.T @ extended + 0.1 * np.eye(extended.shape[1]), extended.T @ targets)
-    return solved.T.astype(np.float32)
+    return np.asarray(solved.T, dtype=np.float32)
 
 
 def _save(path: Path, kind: str, constants: dict[str, Float32]) -> None:
