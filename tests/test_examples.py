@@ -39,7 +39,8 @@ def test_values_in_python_touch_no_file_but_those_of_the_model(tmp_path, monkeyp
     assert found["logits"].shape == (1, 45)
     assert found["model"][-1].out_features == 40
     assert all(str(tmp_path) in name or name == "/dev/null" for name in written), written
-    assert list(tmp_path.iterdir()) == []
+    # A cache of torch itself goes into the folder for temporary files.
+    assert [path for path in tmp_path.iterdir() if not path.name.startswith("torchinductor")] == []
 
 
 def test_every_example_is_numbered_and_tested():

@@ -55,9 +55,9 @@ def model_input(loaded: LoadedModel, preprocessing: Preprocessing | None) -> Mod
     sizes = tuple(size for size in shape if isinstance(size, int))
     if len(sizes) != len(shape):
         raise UsageError(
-            f"{loaded.spec} takes images of any size ({shape}).",
+            f"{loaded.spec} takes inputs of any size ({shape}).",
             found=shape,
             where=loaded.spec,
-            hint="Say which with `preprocess`.",
+            hint="Say which with `preprocess`, or with `input_shape` where they are no images.",
         )
     return ModelInput(name=loaded.input_name, shape=sizes, dtype=str(loaded.input_dtype))

@@ -119,8 +119,8 @@ def calibration_options(function: Command) -> Command:
             type=click.Path(exists=True, path_type=Path),
             help="Images of classes that the model knows: CSV with the columns file and class (or file alone), a "
             "folder of class folders or of images, or a file of arrays or features with labels. They keep "
-            "--max-seen-loss, and the estimate comes from them. Not those that the model was trained on: they promise too "
-            "much.",
+            "--max-seen-loss, and the estimate comes from them. Not those that the model was trained on: they promise "
+            "too much.",
         ),
         click.option(
             "--balance",

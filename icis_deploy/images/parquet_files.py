@@ -155,7 +155,7 @@ def _input_columns(schema: Any, label: str | None, path: Path) -> tuple[str, ...
             found=tuple(schema.names),
             expected="image, file, inputs, or columns of numbers; and class",
             where=path,
-            hint="Name the column of lists `inputs`, or leave out those that are no input of the model.",
+            hint="Name the column of lists 'inputs', or leave out those that are no input of the model.",
         )
     return tuple(others)
 

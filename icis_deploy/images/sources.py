@@ -118,7 +118,7 @@ def checked_labels(labels: Sequence[object] | NDArray[Any], num_inputs: int, *, 
             found=shown(wrong),
             expected="names of classes, as text",
             where=where,
-            hint="Labels are names; of numbers they are made by `[class_names[number] for number in labels]`.",
+            hint="Labels are names: write the name of the class for each number.",
         )
     return tuple(str(each) for each in listed)
 

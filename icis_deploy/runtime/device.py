@@ -268,7 +268,7 @@ class Device:
                 found="a closed device",
                 expected="an open one",
                 where=closed,
-                hint="Open it again with `Device.open`.",
+                hint="Open it again with Device.open.",
             )
         if inherited is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

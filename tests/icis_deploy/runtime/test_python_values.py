@@ -179,7 +179,7 @@ def test_a_device_closes_at_the_end_of_its_block(tmp_path):
             f"<Device {str(folder)!r}: version 0, 3 classes, 0 of 4 slots filled, takes (6,) float32, onnxruntime>"
         )
     for use in (lambda: device.predict(inputs), device.classes, lambda: device.version, lambda: device.apply(b"")):
-        with pytest.raises(UsageError, match=r"is closed\. Open it again with `Device\.open`"):
+        with pytest.raises(UsageError, match=r"is closed\. Open it again with Device\.open"):
             use()
     device.close()
     assert repr(device) == f"<Device {str(folder)!r}, closed>"
