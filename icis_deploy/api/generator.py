@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icis_deploy.api.inject import train_injector
-from icis_deploy.api.inputs import PathLike, descriptors_from
+from icis_deploy.api.inputs import ClassNames, DescriptorsLike, PathLike, descriptors_from
 from icis_deploy.api.models import Model, head_of, inspect
 from icis_deploy.api.notices import tell
 from icis_deploy.common.files import check_free
-from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import UsageError
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.injection.options import AUTO, InjectionOptions
@@ -60,8 +59,8 @@ class GeneratorOptions:
 def export_generator(
     model: Model,
     *,
-    classes: PathLike | None = None,
-    descriptors: PathLike | Descriptors,
+    classes: ClassNames | None = None,
+    descriptors: DescriptorsLike,
     out: PathLike,
     unseen: PathLike | Sequence[str] | None = None,
     options: GeneratorOptions | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from icis_deploy.bundle.manifest import PRECISIONS
 from icis_deploy.errors import UsageError
@@ -26,8 +26,8 @@ class ModelForm:
     precision: str = "fp32"
     """What the backbone computes in: `fp32` leaves it as it is, `fp16`, `int8`. Slots are float32 in all of them."""
 
-    calibration_images: str | Path | None = None
-    """An image list of what the device will see, for `int8`: a CSV with the columns `file` and `class`."""
+    calibration_images: Any = None
+    """Images or arrays of what the device will see, for `int8`, in any form of `evaluate`, with or without classes."""
 
     model_input: str = "float32"
     """What it takes: `float32` prepared images, or `uint8` pixels, which it prepares itself after resize and crop."""

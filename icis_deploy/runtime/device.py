@@ -291,9 +291,9 @@ class Device:
         A request that is in flight in another thread ends with what it started with.
         """
         with self._changing:
-            closed = self.__dict__.pop("_opened", None)
-            self._closed = self.__dict__.get("_closed") or (None if closed is None else closed.named)
-            self.__dict__.pop("_inherited", None)
+            # In a process that was forked, what the parent has open may not have been opened again yet.
+            held = [self.__dict__.pop(name, None) for name in ("_opened", "_inherited")]
+            self._closed = self.__dict__.get("_closed") or next(one.named for one in held if one is not None)
 
     def __repr__(self) -> str:
         if (closed := self.__dict__.get("_closed")) is not None:

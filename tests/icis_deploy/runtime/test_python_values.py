@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -184,6 +185,18 @@ def test_a_device_closes_at_the_end_of_its_block(tmp_path):
     device.close()
     assert repr(device) == f"<Device {str(folder)!r}, closed>"
     assert Device.open(folder).predict(inputs) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_closes_what_it_never_used(tmp_path):
+    folder = write_bundle(tmp_path / "bundle")
+    device = Device.open(folder)
+    child = os.fork()
+    if child == 0:
+        device.close()
+        os._exit(0 if repr(device) == f"<Device {str(folder)!r}, closed>" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert device.classes()
 
 
 def test_an_error_in_the_block_closes_it_and_is_raised(tmp_path):
