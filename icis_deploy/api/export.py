@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from numpy.typing import ArrayLike
+
 from icis_deploy.api.inputs import PathLike, check_max_seen_loss, preprocessing_from, update_from
 from icis_deploy.api.models import Model, head_of, inspect
 from icis_deploy.api.notices import tell
@@ -61,10 +63,10 @@ class ExportOptions:
     """How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what the updates were
     made for, which the gate holds them to where there are images."""
 
-    seen_images: PathLike | None = None
-    """Images of classes that the model knows, an image list or a folder, on which devices look for answers that a class
-    update would change; by default those among `images`, or features that are drawn from the head. For updatable
-    heads."""
+    seen_images: PathLike | tuple[ArrayLike, Sequence[str] | None] | None = None
+    """Images of classes that the model knows, or their features, in the forms of `InjectionOptions.seen_images`; on them
+    devices look for answers that a class update would change. By default those among `images`, or features that are
+    drawn from the head. For updatable heads."""
 
     max_changed_answers: float | None = 0.05
     """Share of these answers, 0..1, that one class update may change on a device; `None` leaves the guard out. Of an

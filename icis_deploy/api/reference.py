@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.api.inputs import PathLike
 from icis_deploy.api.models import OpenedModel
+from icis_deploy.api.seen_images import GivenImages, given_features, where_of
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.bundle.reference import Reference, has_sketches, max_reference_images, sketched
 from icis_deploy.common.arrays import Bool, Float32, Int64
@@ -90,7 +90,7 @@ def make_reference(
     model: OpenedModel,
     *,
     seen_names: Sequence[str],
-    seen_images: PathLike | None,
+    seen_images: GivenImages | None,
     gate_images: LabeledImages | None,
     preprocessing: Preprocessing | None,
     max_changed_answers: float,
@@ -100,7 +100,8 @@ def make_reference(
     Args:
         model: The original model.
         seen_names: Its classes.
-        seen_images: Images of them: an image list, or a folder of images or of class folders; `None` for none.
+        seen_images: Images of them: an image list, a folder of images or of class folders, or their features; `None`
+            for none.
         gate_images: Images for the parity gate, of any classes; `None` for none.
         preprocessing: How images are prepared.
         max_changed_answers: Share of the answers that a change may change, 0..1.
@@ -113,10 +114,10 @@ def make_reference(
     most = min(max_reference_images(model.location.feature_dim, model.location.num_classes), MAX_REFERENCE_IMAGES)
     known = frozenset(seen_names)
     if seen_images is not None:
-        images = _known_images(Path(seen_images), known)
-        shown = _shown_images(model, images, seen_names, num_images=most, preprocessing=preprocessing)
+        shown = _given_images(model, seen_images, seen_names, num_images=most, preprocessing=preprocessing)
         reference = _reference(model, shown, num_images=most)
-        _check_number(0 if reference is None else reference.num_reference, max_changed_answers, Path(seen_images))
+        num_reference = 0 if reference is None else reference.num_reference
+        _check_number(num_reference, max_changed_answers, where_of(seen_images))
         return None if reference is None else MadeReference(reference=reference, source="seen images")
     if gate_images is not None and len((images := _of_classes(gate_images, known)).paths) >= MIN_GATE_IMAGES:
         shown = _shown_images(model, images, seen_names, num_images=most, preprocessing=preprocessing)
@@ -168,22 +169,55 @@ def refusals_to_expect(bundle: Bundle, reference: Reference, table: SlotTable) -
     )
 
 
-def _known_images(path: Path, known: frozenset[str]) -> LabeledImages:
-    """Return images of known classes; without labels, all of them have the label ''."""
-    found = list_images(path)
-    if found.labels is None:
-        return LabeledImages(paths=found.paths, labels=("",) * len(found.paths))
-    unknown = sorted(set(found.labels) - known)
+def _given_images(
+    model: OpenedModel,
+    given: GivenImages,
+    seen_names: Sequence[str],
+    *,
+    num_images: int,
+    preprocessing: Preprocessing | None,
+) -> _Shown:
+    """Return what was given for this purpose: images, or features that somebody has already."""
+    found = given_features(given, feature_dim=model.location.feature_dim, what="seen images")
+    if found is None:
+        assert not isinstance(given, tuple), "a pair holds features"
+        listed = list_images(Path(given))
+        labels = _checked_labels(listed.labels, len(listed.paths), seen_names, where=str(given))
+        images = LabeledImages(paths=listed.paths, labels=labels)
+        return _shown_images(model, images, seen_names, num_images=num_images, preprocessing=preprocessing)
+    features, names = found
+    labels = _checked_labels(names, len(features), seen_names, where=where_of(given))
+    chosen = _spread(labels, int(_SPARE * num_images))
+    return _Shown(features=features[chosen], classes=_classes([labels[index] for index in chosen], seen_names))
+
+
+def _checked_labels(
+    labels: Sequence[str] | None, num_images: int, seen_names: Sequence[str], *, where: str
+) -> tuple[str, ...]:
+    """Return the label of each image, which is '' where nobody said.
+
+    Raises:
+        IncompatibleError: If one is of another class than the model's.
+    """
+    if labels is None:
+        return ("",) * num_images
+    unknown = sorted(set(labels) - set(seen_names))
     if unknown:
         raise IncompatibleError(
-            f"{path} has images of {quoted(unknown)}, which the model does not know; images of seen classes alone show "
-            f"what a new class takes from them.",
+            f"{where} has images of {quoted(unknown)}, which the model does not know; images of seen classes alone "
+            f"show what a new class takes from them.",
             found=tuple(unknown),
             expected="classes that the model knows",
-            where=path,
+            where=where,
             hint="Leave them out of `seen_images`.",
         )
-    return LabeledImages(paths=found.paths, labels=found.labels)
+    return tuple(labels)
+
+
+def _classes(labels: Sequence[str], seen_names: Sequence[str]) -> Int64:
+    """Return the index of each label's class, `(num_images,)`; `_UNKNOWN` where nobody said."""
+    index_of = {name: index for index, name in enumerate(seen_names)}
+    return np.array([index_of.get(label, _UNKNOWN) for label in labels], dtype=np.int64)
 
 
 def _of_classes(images: LabeledImages, known: frozenset[str]) -> LabeledImages:
@@ -191,21 +225,18 @@ def _of_classes(images: LabeledImages, known: frozenset[str]) -> LabeledImages:
     return LabeledImages(paths=tuple(path for path, _ in pairs), labels=tuple(label for _, label in pairs))
 
 
-def _spread(images: LabeledImages, num_images: int) -> LabeledImages:
-    """Return at most so many of the images: one of each class in random order, then a second one, and so on."""
-    order = np.random.default_rng(0).permutation(len(images.paths))
+def _spread(labels: Sequence[str], num_images: int) -> Int64:
+    """Return at most so many of the images, by index: one of each class in random order, then a second one, and so on."""
+    order = np.random.default_rng(0).permutation(len(labels))
     counts: dict[str, int] = {}
     turns = []
     for index in order:
-        turn = counts[images.labels[index]] = counts.get(images.labels[index], 0) + 1
+        turn = counts[labels[index]] = counts.get(labels[index], 0) + 1
         turns.append(turn)
-    chosen = order[np.argsort(turns, kind="stable")[:num_images]]
-    return LabeledImages(
-        paths=tuple(images.paths[index] for index in chosen), labels=tuple(images.labels[index] for index in chosen)
-    )
+    return np.asarray(order[np.argsort(turns, kind="stable")[:num_images]], dtype=np.int64)
 
 
-def _check_number(num_images: int, max_changed_answers: float, where: Path) -> None:
+def _check_number(num_images: int, max_changed_answers: float, where: str) -> None:
     needed = 1 if max_changed_answers == 0.0 else int(np.ceil(1.0 / max_changed_answers))
     if num_images < needed:
         raise UsageError(
@@ -232,14 +263,13 @@ def _shown_images(
     if preprocessing is None:
         raise UsageError(
             "Images of seen classes can only be used where it is known how they are prepared.",
-            hint="Export with `preprocess`, or leave `seen_images` out.",
+            hint="Export with `preprocess`, give features in `seen_images`, or leave it out.",
         )
-    chosen = _spread(images, int(_SPARE * num_images))
-    batches = iterate_batches(chosen.paths, preprocessing, batch_size=_BATCH_SIZE)
-    index_of = {name: index for index, name in enumerate(seen_names)}
+    chosen = _spread(images.labels, int(_SPARE * num_images))
+    batches = iterate_batches([images.paths[index] for index in chosen], preprocessing, batch_size=_BATCH_SIZE)
     return _Shown(
         features=backbone_features(model.loaded, model.location, batches),
-        classes=np.array([index_of.get(label, _UNKNOWN) for label in chosen.labels], dtype=np.int64),
+        classes=_classes([images.labels[index] for index in chosen], seen_names),
     )
 
 

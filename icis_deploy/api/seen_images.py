@@ -26,6 +26,9 @@ from icis_deploy.workbench import enable_workbench
 
 BATCH_SIZE = 32
 
+GivenImages = PathLike | tuple[ArrayLike, Sequence[str] | None]
+"""Images as users give them: a list, a folder, an `.npz` of features, or features and labels."""
+
 
 def load_seen_images(
     opened: OpenedModel,
@@ -98,7 +101,7 @@ class ReadImages:
 
 
 def read_images(
-    given: PathLike | tuple[ArrayLike, Sequence[str] | None],
+    given: GivenImages,
     opened: OpenedModel,
     preprocessing: Preprocessing | None,
     *,
@@ -119,36 +122,70 @@ def read_images(
         ImageError: If images cannot be read.
         IncompatibleError: If features do not fit the head.
     """
-    head = head_of(opened)
     names: tuple[str, ...] | None
     paths: tuple[Path, ...] | None = None
     problems: tuple[str, ...] = ()
-    if isinstance(given, tuple):
-        where, (values, labels) = "the features", given
-        features = frozen_float32(np.asarray(values), name=f"features of {what}", ndim=2)
-        names = None if labels is None else tuple(str(one) for one in labels)
+    where = where_of(given)
+    if (found := given_features(given, feature_dim=opened.location.feature_dim, what=what)) is not None:
+        features, names = found
     else:
-        where = str(given)
-        if Path(given).suffix == ".npz":
-            features, names = _load_features(Path(given))
-        else:
-            listed = list_images(Path(given))
-            paths, names = listed.paths, listed.labels
-            if skip_unreadable:
-                paths, names, problems = _readable(paths, names, preprocessing, where=where)
-            features = backbone_features_of(paths, opened, preprocessing)
-    if features.shape[1] != head.feature_dim:
-        raise IncompatibleError(
-            f"The features of {what} are {features.shape[1]} wide; the head takes {head.feature_dim}.",
-            found=features.shape[1],
-            expected=head.feature_dim,
-            where=where,
-        )
+        assert not isinstance(given, tuple), "a pair holds features"
+        listed = list_images(Path(given))
+        paths, names = listed.paths, listed.labels
+        if skip_unreadable:
+            paths, names, problems = _readable(paths, names, preprocessing, where=where)
+        features = backbone_features_of(paths, opened, preprocessing)
     if paths is not None:
         digests = tuple(sha256_of_file(path) for path in paths)
     else:
         digests = tuple(hashlib.sha256(one.tobytes()).hexdigest() for one in features)
     return ReadImages(features=features, labels=names, digests=digests, where=where, problems=problems)
+
+
+def where_of(given: GivenImages) -> str:
+    """Return whence images come, for messages."""
+    return "the features" if isinstance(given, tuple) else str(given)
+
+
+def given_features(given: GivenImages, *, feature_dim: int, what: str) -> tuple[Float32, tuple[str, ...] | None] | None:
+    """Return features that were given in place of images, and their classes where somebody says them.
+
+    Args:
+        given: As for `read_images`.
+        feature_dim: What the head takes.
+        what: "seen images" or "photos", for messages.
+
+    Returns:
+        `(num_images, feature_dim)` float32 and names; `None` where images were given, which nobody has run yet.
+
+    Raises:
+        ImageError: If a file cannot be read, or labels are of another number.
+        IncompatibleError: If features do not fit the head.
+    """
+    if isinstance(given, tuple):
+        values, labels = given
+        features = frozen_float32(np.asarray(values), name=f"features of {what}", ndim=2)
+        names = None if labels is None else tuple(str(one) for one in labels)
+    elif Path(given).suffix == ".npz":
+        features, names = _load_features(Path(given))
+    else:
+        return None
+    where = where_of(given)
+    if features.shape[1] != feature_dim:
+        raise IncompatibleError(
+            f"The features of {what} are {features.shape[1]} wide; the head takes {feature_dim}.",
+            found=features.shape[1],
+            expected=feature_dim,
+            where=where,
+        )
+    if names is not None and len(names) != len(features):
+        raise ImageError(
+            f"There are {len(features)} features and {len(names)} labels in {where}; expected as many.",
+            found=len(names),
+            expected=len(features),
+            where=where,
+        )
+    return features, names
 
 
 def _readable(
@@ -246,14 +283,5 @@ def _load_features(path: Path) -> tuple[Float32, tuple[str, ...] | None]:
             where=path,
         )
     features = frozen_float32(values["features"], name="features of seen images", ndim=2)
-    if "labels" not in values:
-        return features, None
-    labels = tuple(str(name) for name in values["labels"].ravel())
-    if len(labels) != len(features):
-        raise ImageError(
-            f"{path} holds {len(features)} features and {len(labels)} labels; expected as many.",
-            found=len(labels),
-            expected=len(features),
-            where=path,
-        )
-    return features, labels
+    labels = values.get("labels")
+    return features, None if labels is None else tuple(str(name) for name in labels.ravel())
