@@ -64,7 +64,7 @@ class ExportOptions:
     made for, which the gate holds them to where there are images."""
 
     seen_images: PathLike | tuple[ArrayLike, Sequence[str] | None] | None = None
-    """Images of classes that the model knows, or their features, in the forms of `InjectionOptions.seen_images`; on them
+    """Images of classes that the model knows, or features, in the forms of `InjectionOptions.seen_images`: on them
     devices look for answers that a class update would change. By default those among `images`, or features that are
     drawn from the head. For updatable heads."""
 

@@ -226,7 +226,7 @@ def _of_classes(images: LabeledImages, known: frozenset[str]) -> LabeledImages:
 
 
 def _spread(labels: Sequence[str], num_images: int) -> Int64:
-    """Return at most so many of the images, by index: one of each class in random order, then a second one, and so on."""
+    """Return at most so many of the images, by index: one of each class at random, then a second one, and so on."""
     order = np.random.default_rng(0).permutation(len(labels))
     counts: dict[str, int] = {}
     turns = []
