@@ -8,7 +8,8 @@
 
 Rules:
 
-1. All know the same classes, and all are measured in turn, compared with the first bundle.
+1. All know the same classes, with their arbiter where the first bundle has one, and but for ConSE give the same
+   answers. All are measured in turn, compared with the first bundle.
 2. Adding classes ends with the first answer that chooses among them. What has to be done is stated with the time.
 3. A peer that cannot run here is left out with its reason.
 """
@@ -142,6 +143,7 @@ def open_base(
         onnx_path=onnx_file(str(model), work_folder),
         seen_rows=seen_rows,
         added_rows=added_rows,
+        added_arbiter=first.added_arbiter(),
         descriptors=descriptors,
         num_threads=first.num_threads,
         work_folder=work_folder,

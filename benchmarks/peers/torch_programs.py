@@ -1,7 +1,8 @@
 """The model in PyTorch, with more classes by the usual way: rows concatenated to its last layer.
 
 The last layer is found by its values: the parameter that holds the seen rows, which were read from the ONNX graph made
-of the same model. A parameter that is replaced needs no change of the code that uses it.
+of the same model. A parameter that is replaced needs no change of the code that uses it. Where new logits follow an
+arbiter, a call after the last layer adds what it gives them, as the bundle's model does.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ import numpy as np
 
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, UsageError
+from icis_deploy.head.arbiter import GREATEST, TINY, deviation_lengths
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.nn import Module
 
 COMPILERS = ("c++", "g++", "clang++")
+
+LENGTHS, COEFFICIENTS = "seen_row_lengths", "arbiter_coefficients"
+"""Buffers of a module with an arbiter: `(num_seen,)` and `(num_added, 5)` float32."""
 
 
 def load_module(path: Path) -> Module:
@@ -70,6 +76,84 @@ def add_rows(module: Module, seen_rows: Float32, rows: Float32) -> None:
         owner, _, attribute = name.rpartition(".")
         grown = np.concatenate([values, added])
         setattr(module.get_submodule(owner), attribute, torch.nn.Parameter(torch.from_numpy(grown)))
+
+
+def add_arbiter(module: Module, seen_rows: Float32, coefficients: Float32) -> None:
+    """Let the logits of added rows follow an arbiter, as those of a bundle do.
+
+    Args:
+        module: A torch program's, changed in place; coefficients given before are replaced.
+        seen_rows: `(num_seen, feature_dim + 1)`, as for `add_rows`.
+        coefficients: `(num_added, 5)`: of each added row, for `icis_deploy.head.arbiter.STATISTICS`.
+
+    Raises:
+        ModelLoadError: If the last layer is no call of the linear operator, where its features are seen.
+    """
+    from exporters.loading.torch_modules import import_torch
+
+    torch = import_torch()
+    if hasattr(module, COEFFICIENTS):
+        module.register_buffer(COEFFICIENTS, torch.tensor(coefficients))
+        return
+    weight = parameter_with(module, seen_rows[:, :-1])
+    graph = module.graph if isinstance(module, torch.fx.GraphModule) else None
+    heads = [
+        node
+        for node in ([] if graph is None else graph.nodes)
+        if node.target is torch.ops.aten.linear.default and getattr(node.args[1], "target", None) == weight
+    ]
+    if graph is None or len(heads) != 1:
+        raise ModelLoadError(
+            "The new logits follow an arbiter, which needs the features of the torch model: none of its operators is "
+            "the one linear call with the weights of the head.",
+            found=len(heads),
+            expected="one call of torch.ops.aten.linear",
+        )
+    module.register_buffer(LENGTHS, torch.tensor(deviation_lengths(seen_rows)))
+    module.register_buffer(COEFFICIENTS, torch.tensor(coefficients))
+    (head,) = heads
+    users = list(head.users)
+    with graph.inserting_after(head):
+        lengths = graph.get_attr(LENGTHS)
+    with graph.inserting_after(lengths):
+        given = graph.get_attr(COEFFICIENTS)
+    with graph.inserting_after(given):
+        answer = graph.call_function(arbitrated, (head.args[0], head, lengths, given))
+    for user in users:
+        user.replace_input_with(head, answer)
+    module.recompile()
+
+
+def arbitrated(features: Tensor, logits: Tensor, lengths: Tensor, coefficients: Tensor) -> Tensor:
+    """Return logits of which the added ones follow an arbiter; `icis_deploy.head.arbiter` in torch.
+
+    Args:
+        features: `(batch, feature_dim)` float32.
+        logits: `(batch, num_seen + num_added)` float32.
+        lengths: `(num_seen,)` float32, of the seen rows' deviations.
+        coefficients: `(num_added, 5)` float32.
+    """
+    from exporters.loading.torch_modules import import_torch
+
+    torch = import_torch()
+    least, greatest = float(TINY), float(GREATEST)
+    seen, added = logits[:, : lengths.shape[0]], logits[:, lengths.shape[0] :]
+    top, first = seen.max(dim=1)
+    mean = seen.mean(dim=1)
+    variance = (seen - mean[:, None]).square().mean(dim=1)
+    squared_length = features.square().sum(dim=1)
+    statistics = torch.stack(
+        [
+            top,
+            mean,
+            variance.clamp(least, greatest).log(),
+            squared_length.clamp(least, greatest).log(),
+            lengths[first],
+        ],
+        dim=1,
+    )
+    joined: Tensor = torch.cat([seen, added + statistics @ coefficients.T], dim=1)
+    return joined
 
 
 def parameter_with(module: Module, values: Float32) -> str | None:

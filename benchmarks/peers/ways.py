@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.bench.opened import OpenTarget, float_input, noise, open_bundle
-from benchmarks.peers.torch_programs import add_rows, compiled, load_module, runner, save_as_onnx
+from benchmarks.peers.torch_programs import add_arbiter, add_rows, compiled, load_module, runner, save_as_onnx
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import ICISDeployError, UsageError
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 Add = Callable[["NewClasses"], Callable[[], Float32]]
 
@@ -81,6 +85,9 @@ class PeerBase:
     added_rows: Float32
     """`(num_classes - num_seen, feature_dim + 1)` float32, the rows that the bundle has besides."""
 
+    added_arbiter: Float32
+    """`(num_classes - num_seen, 5)` float32, what the logits of these rows follow from an image's statistics."""
+
     descriptors: Descriptors | None
     """Descriptors of all classes, seen and added; None where the user gave none."""
 
@@ -95,9 +102,26 @@ class PeerBase:
         """One prepared image."""
         return noise(float_input(self.bundle), 1)
 
-    def with_more(self, rows: Float32) -> Float32:
-        """Return the added rows and more after them."""
-        return np.concatenate([self.added_rows, rows])
+    def load_module(self) -> Module:
+        """Return the torch model with the classes of the first bundle.
+
+        Raises:
+            ICISDeployError: If there is no torch model, or its head is not found.
+        """
+        module = load_module(self.model)
+        self.give_classes(module)
+        return module
+
+    def give_classes(self, module: Module, more: Float32 | None = None) -> None:
+        """Give a torch model the classes of the first bundle, and more after them, `(num_more, feature_dim + 1)`.
+
+        More classes follow the arbiter that is there, as a class that a device is taught does.
+        """
+        more = self.added_rows[:0] if more is None else more
+        add_rows(module, self.seen_rows, np.concatenate([self.added_rows, more]))
+        if self.added_arbiter.any():
+            last = np.repeat(self.added_arbiter[-1:], len(more), axis=0)
+            add_arbiter(module, self.seen_rows, np.concatenate([self.added_arbiter, last]))
 
     def target(self, name: str, answer: Callable[[Images], Float32], *, runtime: str, file: Path) -> OpenTarget:
         """Return another way as a target: the classes of the first bundle, answered in another way."""
@@ -152,13 +176,12 @@ def openvino_peer(base: PeerBase, name: str) -> Peer:
 
 def eager_peer(base: PeerBase, name: str) -> Peer:
     """Return the torch model with all rows, as it is."""
-    module = load_module(base.model)
-    add_rows(module, base.seen_rows, base.added_rows)
+    module = base.load_module()
     answer = runner(module, base.num_threads)
 
     def add(new: NewClasses) -> Callable[[], Float32]:
         def call() -> Float32:
-            add_rows(module, base.seen_rows, base.with_more(new.rows))
+            base.give_classes(module, new.rows)
             return answer(base.image)
 
         return call
@@ -170,12 +193,11 @@ def eager_peer(base: PeerBase, name: str) -> Peer:
 
 def compiled_peer(base: PeerBase, name: str) -> Peer:
     """Return the torch model with all rows, compiled."""
-    module = load_module(base.model)
-    add_rows(module, base.seen_rows, base.added_rows)
+    module = base.load_module()
 
     def add(new: NewClasses) -> Callable[[], Float32]:
         def call() -> Float32:
-            add_rows(module, base.seen_rows, base.with_more(new.rows))
+            base.give_classes(module, new.rows)
             return runner(compiled(module), base.num_threads)(base.image)
 
         return call
@@ -187,20 +209,23 @@ def compiled_peer(base: PeerBase, name: str) -> Peer:
 
 def reexport_peer(base: PeerBase, name: str) -> Peer:
     """Return the torch model with all rows, exported by torch to ONNX."""
-    module = load_module(base.model)
+    module = base.load_module()
     path = base.work_folder / "exported_again.onnx"
     shape = float_input(base.bundle).shape
 
-    def export(rows: Float32) -> Callable[[Images], Float32]:
-        add_rows(module, base.seen_rows, rows)
+    def export() -> Callable[[Images], Float32]:
         save_as_onnx(module, shape, path)
         session = load_session(path, num_threads=base.num_threads)
         return lambda images: session.run(images).logits
 
     def add(new: NewClasses) -> Callable[[], Float32]:
-        return lambda: export(base.with_more(new.rows))(base.image)
+        def call() -> Float32:
+            base.give_classes(module, new.rows)
+            return export()(base.image)
 
-    target = base.target(name, export(base.added_rows), runtime="onnxruntime", file=path)
+        return call
+
+    target = base.target(name, export(), runtime="onnxruntime", file=path)
     how = "rows concatenated to the last layer, exported by torch to ONNX, and a new session"
     return Peer(target=target, adding=Adding(add=add, how=how, num_times=1))
 

@@ -26,11 +26,11 @@ import numpy as np
 from benchmarks.results.values import CLASS_UPDATE, PART_NAMES, UpdateLatency, timing_from_latencies
 from benchmarks.timing.rounds import garbage_collector_at_rest
 from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy, slot_table
-from icis_deploy.bundle.manifest import MODEL_NAME, SLOT_BIAS, SLOT_WEIGHT, load_manifest
+from icis_deploy.bundle.manifest import MODEL_NAME, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT, load_manifest
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import RuntimeFailureError, UsageError
+from icis_deploy.head.arbiter import STATISTICS
 from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.head.head import Head
 from icis_deploy.runtime.changes.self_test import self_test_input
 from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session, session_options
@@ -105,7 +105,7 @@ def measure_update(
             images=self_test_input(bundle, seed),
             num_threads=num_threads,
             folder=copy.folder.parent,
-            reexport=None if original is None else _exporter(original, bundle.class_names[: bundle.num_seen]),
+            reexport=None if original is None else _exporter(original),
         )
         random, removed = np.random.default_rng(seed), device.classes()[len(bundle.class_names) :]
         for index in range(num_updates):
@@ -126,9 +126,11 @@ def _make_update(
     device: Device, random: np.random.Generator, *, index: int, num_classes: int, removed: tuple[str, ...]
 ) -> ClassUpdate:
     rows = random.normal(scale=device.bundle.feature_dim**-0.5, size=(num_classes, device.bundle.feature_dim + 1))
+    coefficients = random.normal(scale=0.1, size=(num_classes, len(STATISTICS)))
     return ClassUpdate(
         base_fingerprint=device.bundle.base_fingerprint,
         rows=rows.astype(np.float32),
+        arbiter=coefficients.astype(np.float32) if device.bundle.arbiter else None,
         added=tuple(f"update {index} class {number}" for number in range(num_classes)),
         removed=removed,
         version=device.version + 1,
@@ -138,13 +140,10 @@ def _make_update(
 
 def _measure_round(run: _Run, update: ClassUpdate, *, is_slow: bool) -> None:
     _apply_update(run, update)
-    table = slot_table(run.device)
     expected = session_of(run.device).run(run.images, state_of(run.device).buffers).logits
     if is_slow:
-        found = {
-            ADAPTER: _activate_adapter(run, table.weight, table.bias),
-            NEW_SESSION: _make_new_session(run, table.weight, table.bias),
-        }
+        values = _slot_values(run.device)
+        found = {ADAPTER: _activate_adapter(run, values), NEW_SESSION: _make_new_session(run, values)}
         if run.reexport is not None:
             answers = run.device.logits(run.images)
             _check(REEXPORT, _export_and_reload(run, run.reexport, update), answers.values)
@@ -168,14 +167,23 @@ def _apply_update(run: _Run, update: ClassUpdate) -> None:
         run.parts_ms.setdefault(name, []).append(value)
 
 
-def _make_new_session(run: _Run, weight: Float32, bias: Float32) -> Float32:
+def _slot_values(device: Device) -> dict[str, Float32]:
+    """Return what the inputs of the slots hold, by name: rows, and their arbiter where the model takes one."""
+    table = slot_table(device)
+    values = {SLOT_WEIGHT: table.weight, SLOT_BIAS: table.bias}
+    if device.bundle.arbiter:
+        values[SLOT_ARBITER] = table.coefficients
+    return {name: np.ascontiguousarray(value) for name, value in values.items()}
+
+
+def _make_new_session(run: _Run, slots: dict[str, Float32]) -> Float32:
     import onnxruntime
 
     start = time.perf_counter()
     options = session_options(run.num_threads)
     # The session reads these values for as long as it lives; they must not be collected before it.
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in (weight, bias)]
-    for name, value in zip((SLOT_WEIGHT, SLOT_BIAS), values, strict=True):
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in slots.items()}
+    for name, value in values.items():
         options.add_initializer(name, value)
     session = onnxruntime.InferenceSession(_model_path(run), options, providers=["CPUExecutionProvider"])
     logits = session.run(None, {session.get_inputs()[0].name: run.images})[0]
@@ -183,16 +191,13 @@ def _make_new_session(run: _Run, weight: Float32, bias: Float32) -> Float32:
     return np.asarray(logits)
 
 
-def _activate_adapter(run: _Run, weight: Float32, bias: Float32) -> Float32:
+def _activate_adapter(run: _Run, slots: dict[str, Float32]) -> Float32:
     import onnxruntime
 
     path = run.folder / "rows.onnx_adapter"
     adapter_format = onnxruntime.AdapterFormat()
     adapter_format.set_parameters(
-        {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-            for name, array in ((SLOT_WEIGHT, weight), (SLOT_BIAS, bias))
-        }
+        {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in slots.items()}
     )
     adapter_format.export_adapter(str(path))
     options = session_options(run.num_threads)
@@ -218,10 +223,11 @@ def _export_and_reload(run: _Run, reexport: Reexport, update: ClassUpdate) -> Fl
     return logits
 
 
-def _exporter(original: Path, seen_names: tuple[str, ...]) -> Reexport:
+def _exporter(original: Path) -> Reexport:
     """Return what exports the original again, with the rows of an update fused into its head."""
     from exporters.graph.edits import apply_passes
-    from exporters.head.finding import find_head, read_head
+    from exporters.head.expanded_head import ExpandedHead, seen_row_lengths
+    from exporters.head.finding import find_head
     from exporters.head.surgery import FuseHeadPass
     from exporters.loading.models import load_model
     from exporters.onnx_io.files import save_model
@@ -229,8 +235,15 @@ def _exporter(original: Path, seen_names: tuple[str, ...]) -> Reexport:
     def export(path: Path, update: ClassUpdate) -> None:
         model = load_model(str(original)).model
         location = find_head(model)
-        seen: Head = read_head(model, location, seen_names)
-        save_model(apply_passes(model, FuseHeadPass(location, seen.expand(update.rows, update.added))), path)
+        has_arbiter = update.arbiter is not None
+        head = ExpandedHead(
+            model=model,
+            location=location,
+            injected=update.rows,
+            arbiter=update.arbiter,
+            **({"lengths": seen_row_lengths(model, location)} if has_arbiter else {}),
+        )
+        save_model(apply_passes(model, FuseHeadPass(location, head)), path)
 
     return export
 

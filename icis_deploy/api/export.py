@@ -70,9 +70,9 @@ class ExportOptions:
     made for, which the gate holds them to where there are images."""
 
     seen_images: PythonInputs | None = None
-    """Images or arrays of classes that the model knows, in any form of `evaluate`, on which devices look for answers
-    that a class update would change; by default those among `images`, or features that are drawn from the head. For
-    updatable heads."""
+    """Images or arrays of classes that the model knows, in any form of `evaluate`, or their features, in the forms of
+    `InjectionOptions.seen_images`: on them devices look for answers that a class update would change. By default those
+    among `images`, or features that are drawn from the head. For updatable heads."""
 
     max_changed_answers: float | None = 0.05
     """Share of these answers, 0..1, that one class update may change on a device; `None` leaves the guard out. Of an

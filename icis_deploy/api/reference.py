@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.api.models import OpenedModel
+from icis_deploy.api.seen_images import form_of, given_features
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.bundle.reference import Reference, has_sketches, max_reference_images, sketched
 from icis_deploy.common.arrays import Bool, Float32, Int64
@@ -32,7 +33,7 @@ from icis_deploy.errors import IncompatibleError, UsageError
 from icis_deploy.head.arbiter import seen_statistics
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.images.inputs import InputForm, holds_images, open_shape, prepared_batches
+from icis_deploy.images.inputs import holds_images, prepared_batches
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.images.python_values import PythonInputs, source_from
 from icis_deploy.images.sources import InputSource
@@ -85,6 +86,9 @@ class _Shown:
     classes: Int64
     """`(num_images,)`, indices of seen classes; `_UNKNOWN` where nobody said."""
 
+    where: str = "the images"
+    """Whence they come, for messages."""
+
 
 def make_reference(
     model: OpenedModel,
@@ -100,7 +104,7 @@ def make_reference(
     Args:
         model: The original model.
         seen_names: Its classes.
-        seen_images: Images or arrays of them, in any form of `source_from`; `None` for none.
+        seen_images: Images or arrays of them, in any form of `source_from`, or their features; `None` for none.
         gate_images: Images for the parity gate, of any classes; `None` for none.
         preprocessing: How images are prepared.
         max_changed_answers: Share of the answers that a change may change, 0..1.
@@ -113,11 +117,10 @@ def make_reference(
     most = min(max_reference_images(model.location.feature_dim, model.location.num_classes), MAX_REFERENCE_IMAGES)
     known = frozenset(seen_names)
     if seen_images is not None:
-        images = source_from(seen_images, where="`seen_images`")
-        _check_known(images, known)
-        shown = _shown_images(model, images, seen_names, num_images=most, preprocessing=preprocessing)
+        shown = _given_images(model, seen_images, seen_names, num_images=most, preprocessing=preprocessing)
         reference = _reference(model, shown, num_images=most)
-        _check_number(0 if reference is None else reference.num_reference, max_changed_answers, images.where)
+        num_reference = 0 if reference is None else reference.num_reference
+        _check_number(num_reference, max_changed_answers, shown.where)
         return None if reference is None else MadeReference(reference=reference, source="seen images")
     if gate_images is not None and len(images := _of_classes(gate_images, known)) >= MIN_GATE_IMAGES:
         shown = _shown_images(model, images, seen_names, num_images=most, preprocessing=preprocessing)
@@ -169,34 +172,64 @@ def refusals_to_expect(bundle: Bundle, reference: Reference, table: SlotTable) -
     )
 
 
-def _check_known(images: InputSource, known: frozenset[str]) -> None:
+def _given_images(
+    model: OpenedModel,
+    given: PythonInputs,
+    seen_names: Sequence[str],
+    *,
+    num_images: int,
+    preprocessing: Preprocessing | None,
+) -> _Shown:
+    """Return what was given for this purpose: images, or features that somebody has already."""
+    form = form_of(model, preprocessing)
+    found = given_features(given, form, feature_dim=model.location.feature_dim, what="seen images")
+    if found is None:
+        images = source_from(given, where="`seen_images`")
+        _check_known(images.labels, frozenset(seen_names), where=images.where)
+        return _shown_images(model, images, seen_names, num_images=num_images, preprocessing=preprocessing)
+    _check_known(found.labels, frozenset(seen_names), where=found.where)
+    labels = ("",) * len(found.features) if found.labels is None else found.labels
+    chosen = _spread(labels, int(_SPARE * num_images))
+    return _Shown(
+        features=found.features[chosen],
+        classes=_classes([labels[index] for index in chosen], seen_names),
+        where=found.where,
+    )
+
+
+def _check_known(labels: Sequence[str] | None, known: frozenset[str], *, where: str) -> None:
     """Check that images with labels are all of known classes."""
-    unknown = sorted(set(images.labels or ()) - known)
+    unknown = sorted(set(labels or ()) - known)
     if unknown:
         raise IncompatibleError(
-            f"{images.where} has images of {quoted(unknown)}, which the model does not know; images of seen classes "
-            f"alone show what a new class takes from them.",
+            f"{where} has images of {quoted(unknown)}, which the model does not know; images of seen classes alone "
+            f"show what a new class takes from them.",
             found=tuple(unknown),
             expected="classes that the model knows",
-            where=images.where,
+            where=where,
             hint="Leave them out of `seen_images`.",
         )
+
+
+def _classes(labels: Sequence[str], seen_names: Sequence[str]) -> Int64:
+    """Return the index of each label's class, `(num_images,)`; `_UNKNOWN` where nobody said."""
+    index_of = {name: index for index, name in enumerate(seen_names)}
+    return np.array([index_of.get(label, _UNKNOWN) for label in labels], dtype=np.int64)
 
 
 def _of_classes(images: InputSource, known: frozenset[str]) -> InputSource:
     return images.select([index for index, label in enumerate(images.labels or ()) if label in known])
 
 
-def _spread(images: InputSource, num_images: int) -> InputSource:
-    """Return at most so many of the images: one of each class in random order, then a second one, and so on."""
-    labels = ("",) * len(images) if images.labels is None else images.labels
-    order = np.random.default_rng(0).permutation(len(images))
+def _spread(labels: Sequence[str], num_images: int) -> Int64:
+    """Return at most so many of the images, by index: one of each class at random, then a second one, and so on."""
+    order = np.random.default_rng(0).permutation(len(labels))
     counts: dict[str, int] = {}
     turns = []
     for index in order:
         turn = counts[labels[index]] = counts.get(labels[index], 0) + 1
         turns.append(turn)
-    return images.select(order[np.argsort(turns, kind="stable")[:num_images]].tolist())
+    return np.asarray(order[np.argsort(turns, kind="stable")[:num_images]], dtype=np.int64)
 
 
 def _check_number(num_images: int, max_changed_answers: float, where: str) -> None:
@@ -226,17 +259,18 @@ def _shown_images(
     if preprocessing is None and holds_images(images):
         raise UsageError(
             "Images of seen classes can only be used where it is known how they are prepared.",
-            hint="Export with `preprocess`, give arrays as the model takes them, or leave `seen_images` out.",
+            hint="Export with `preprocess`, give arrays as the model takes them or features, or leave `seen_images` "
+            "out.",
         )
-    chosen = _spread(images, int(_SPARE * num_images))
-    form = InputForm(shape=open_shape(model.loaded.input_shape), preprocessing=preprocessing)
-    prepared = prepared_batches(chosen, form, batch_size=_BATCH_SIZE)
+    labels = ("",) * len(images) if images.labels is None else images.labels
+    order = _spread(labels, int(_SPARE * num_images))
+    chosen = images.select(order.tolist())
+    prepared = prepared_batches(chosen, form_of(model, preprocessing), batch_size=_BATCH_SIZE)
     batches = (np.asarray(batch.inputs, dtype=np.float32) for batch in prepared)
-    index_of = {name: index for index, name in enumerate(seen_names)}
-    labels = ("",) * len(chosen) if chosen.labels is None else chosen.labels
     return _Shown(
         features=backbone_features(model.loaded, model.location, batches),
-        classes=np.array([index_of.get(label, _UNKNOWN) for label in labels], dtype=np.int64),
+        classes=_classes([labels[index] for index in order], seen_names),
+        where=images.where,
     )
 
 

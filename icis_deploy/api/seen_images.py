@@ -123,62 +123,96 @@ def read_images(
         ImageError: If images cannot be read.
         IncompatibleError: If features do not fit the head.
     """
-    head, form = head_of(opened), _form_of(opened, preprocessing)
-    found = _features_given(given, form, head, what)
+    form = form_of(opened, preprocessing)
+    found = given_features(given, form, feature_dim=opened.location.feature_dim, what=what)
     if found is not None:
-        features, names, where = found
-        digests = tuple(hashlib.sha256(one.tobytes()).hexdigest() for one in features)
-        problems: tuple[str, ...] = ()
-        are_arrays = False
-    else:
-        source = source_from(given, where=f"the {what}")
-        source, problems = _readable(source, form) if skip_unreadable else (source, ())
-        features = backbone_features_of(source, opened, preprocessing)
-        names, where = source.labels, source.where
-        are_arrays = preprocessing is None and not holds_images(source)
-        digests = tuple(_digest(item.value) for item in source)
-    if features.shape[1] != head.feature_dim:
-        raise IncompatibleError(
-            f"The features of {what} are {features.shape[1]} wide; the head takes {head.feature_dim}.",
-            found=features.shape[1],
-            expected=head.feature_dim,
-            where=where,
-        )
+        digests = tuple(hashlib.sha256(one.tobytes()).hexdigest() for one in found.features)
+        return ReadImages(features=found.features, labels=found.labels, digests=digests, where=found.where)
+    source = source_from(given, where=f"the {what}")
+    source, problems = _readable(source, form) if skip_unreadable else (source, ())
     return ReadImages(
-        features=features, labels=names, digests=digests, where=where, problems=problems, are_arrays=are_arrays
+        features=backbone_features_of(source, opened, preprocessing),
+        labels=source.labels,
+        digests=tuple(_digest(item.value) for item in source),
+        where=source.where,
+        problems=problems,
+        are_arrays=preprocessing is None and not holds_images(source),
     )
 
 
-def _form_of(opened: OpenedModel, preprocessing: Preprocessing | None) -> InputForm:
+def form_of(opened: OpenedModel, preprocessing: Preprocessing | None) -> InputForm:
+    """Return what one input of a model is."""
     return InputForm(shape=open_shape(opened.loaded.input_shape), preprocessing=preprocessing)
 
 
-def _features_given(
-    given: PythonInputs, form: InputForm, head: Head, what: str
-) -> tuple[Float32, tuple[str, ...] | None, str] | None:
-    """Return features with their labels, where features are given and not inputs of the model."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GivenFeatures:
+    """Features that were given in place of images, which somebody has run already."""
+
+    features: Float32
+    """`(num_images, feature_dim)`."""
+
+    labels: tuple[str, ...] | None
+    """`(num_images,)`, the classes of the images; `None` where nobody says them."""
+
+    where: str
+    """Whence they come, for messages."""
+
+
+def given_features(given: PythonInputs, form: InputForm, *, feature_dim: int, what: str) -> GivenFeatures | None:
+    """Return features, where features are given and not inputs of the model.
+
+    Args:
+        given: As for `read_images`.
+        form: What the model takes.
+        feature_dim: What the head takes.
+        what: "seen images" or "photos", for messages.
+
+    Raises:
+        ImageError: If a file cannot be read, or labels are of another number.
+        IncompatibleError: If features do not fit the head.
+        UsageError: If nothing tells features from inputs.
+    """
     if isinstance(given, str | Path):
         if Path(given).suffix != ".npz" or holds_inputs(Path(given)):
             return None
-        return *_load_features(Path(given)), str(given)
-    if not (isinstance(given, tuple) and len(given) == 2):
-        return None
-    values, labels = as_array(given[0]), given[1]
-    if not isinstance(values, np.ndarray) or values.ndim != 2 or isinstance(labels, str | Path):
-        return None
-    is_input = form.fits(values.shape[1:])
-    if is_input and values.shape[1] != head.feature_dim:
-        return None
-    if is_input:
-        raise UsageError(
-            f"The {what} are an array with rows of {values.shape[1]} numbers: these can be inputs of the model or its "
-            f"features, which are as wide.",
-            found=values.shape,
-            expected="inputs or features, and which of them",
-            hint="Give inputs as a list of arrays, or features as an .npz file with features and labels.",
+        features, labels = _load_features(Path(given))
+        where = str(given)
+    else:
+        if not (isinstance(given, tuple) and len(given) == 2):
+            return None
+        values, names = as_array(given[0]), given[1]
+        if not isinstance(values, np.ndarray) or values.ndim != 2 or isinstance(names, str | Path):
+            return None
+        is_input = form.fits(values.shape[1:])
+        if is_input and values.shape[1] != feature_dim:
+            return None
+        if is_input:
+            raise UsageError(
+                f"The {what} are an array with rows of {values.shape[1]} numbers: these can be inputs of the model or "
+                f"its features, which are as wide.",
+                found=values.shape,
+                expected="inputs or features, and which of them",
+                hint="Give inputs as a list of arrays, or features as an .npz file with features and labels.",
+            )
+        features = frozen_float32(values, name=f"features of {what}", ndim=2)
+        labels = None if names is None else tuple(str(one) for one in names)
+        where = "the features"
+    if features.shape[1] != feature_dim:
+        raise IncompatibleError(
+            f"The features of {what} are {features.shape[1]} wide; the head takes {feature_dim}.",
+            found=features.shape[1],
+            expected=feature_dim,
+            where=where,
         )
-    features = frozen_float32(values, name=f"features of {what}", ndim=2)
-    return features, None if labels is None else tuple(str(one) for one in labels), "the features"
+    if labels is not None and len(labels) != len(features):
+        raise ImageError(
+            f"There are {len(features)} features and {len(labels)} labels in {where}; expected as many.",
+            found=len(labels),
+            expected=len(features),
+            where=where,
+        )
+    return GivenFeatures(features=features, labels=labels, where=where)
 
 
 def _readable(source: InputSource, form: InputForm) -> tuple[InputSource, tuple[str, ...]]:
@@ -236,7 +270,7 @@ def backbone_features_of(source: InputSource, opened: OpenedModel, preprocessing
     enable_workbench()
     from exporters.backbone.features import backbone_features
 
-    form = _form_of(opened, preprocessing)
+    form = form_of(opened, preprocessing)
     prepared = prepared_batches(source, form, batch_size=BATCH_SIZE)
     batches = (np.asarray(batch.inputs, dtype=np.float32) for batch in prepared)
     return backbone_features(opened.loaded, opened.location, batches)
@@ -284,14 +318,5 @@ def _load_features(path: Path) -> tuple[Float32, tuple[str, ...] | None]:
             where=path,
         )
     features = frozen_float32(values["features"], name="features of seen images", ndim=2)
-    if "labels" not in values:
-        return features, None
-    labels = tuple(str(name) for name in values["labels"].ravel())
-    if len(labels) != len(features):
-        raise ImageError(
-            f"{path} holds {len(features)} features and {len(labels)} labels; expected as many.",
-            found=len(labels),
-            expected=len(features),
-            where=path,
-        )
-    return features, labels
+    labels = values.get("labels")
+    return features, None if labels is None else tuple(str(name) for name in labels.ravel())

@@ -114,6 +114,7 @@ def comparison_text(compared: Sequence[ComparedMethod]) -> str:
     if compared[0].curve:
         lines += ["Predicted U for what seen classes lose, and U with the right class among the five first:"]
         lines += [_curves(compared)]
+    lines.append(compared[0].estimate.limit)
     messages = dict.fromkeys(message for one in compared for message in one.warnings)
     commands = all_commands()
     lines += [f"Warning: {command_line_hint(message, commands)}" for message in messages]

@@ -73,8 +73,8 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
     "--seen-images",
     type=click.Path(exists=True, path_type=Path),
     metavar="LIST|FOLDER",
-    help="Images of classes that the model knows, on which devices look for answers that an update changes. Default: "
-    "those among --images, or features drawn from the head.",
+    help="Images of classes that the model knows, or .npz with features and labels: on them devices look for answers "
+    "that an update changes. Default: those among --images, or features drawn from the head.",
 )
 @click.option(
     "--max-changed-answers",

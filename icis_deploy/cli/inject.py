@@ -193,7 +193,7 @@ def summary(provenance: Mapping[str, Any]) -> str:
         source = f"from {num_images} images of known classes" if num_images else "without an image"
         lines.append(f"Predicted {source}, with 90 % intervals:")
         rows = [(name, percent(estimate[name]["value"]), _interval(estimate[name])) for name in ("T", "U", "S", "H")]
-        lines.append(columns(rows, right=[1]))
+        lines += [columns(rows, right=[1]), estimate["limit"]]
         least_confident = list(estimate["confidence"].items())[:NUM_SHOWN]
         lines.append(
             "Least likely to be recognised: " + ", ".join(f"{name} ({percent(p)})" for name, p in least_confident)

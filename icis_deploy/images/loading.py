@@ -58,6 +58,10 @@ TO_LABEL = "Move the images of each class into a folder of its name, or give a C
 _MAX_NAMED = 5
 
 
+ARRAY_SUFFIXES = frozenset({".npz", ".npy", ".safetensors"})
+"""Of files that are no list of images, but may be taken for one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedImages:
     """A list of image files, with or without the classes that they show: an `InputSource`."""
@@ -154,6 +158,15 @@ def list_images(path: Path) -> ListedImages:
 
 
 def _read_list(path: Path) -> ListedImages:
+    if path.suffix in ARRAY_SUFFIXES:
+        raise ImageError(
+            f"{path} holds arrays, and no image can be read from it.",
+            found=path.suffix,
+            expected="a CSV that lists image files, or a folder of them",
+            where=path,
+            hint="Give a list or a folder of images. Features of seen classes can be given in `seen_images` alone: in "
+            "an .npz with `features` and `labels`.",
+        )
     data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="image list", error_type=ImageError)
     try:
         rows = csv_rows(data, max_cells=MAX_LIST_CELLS)

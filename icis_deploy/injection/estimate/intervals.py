@@ -22,7 +22,7 @@ from icis_deploy.injection.validation.operating_point import Rates
 
 NORMAL_90 = 1.645
 
-# Why: docs/decisions/0053.
+# Why: docs/decisions/0053, 9010.
 MODEL_ERROR: Mapping[str, float] = MappingProxyType({"T": 0.13, "U": 0.14, "S": 0.10, "H": 0.07})
 """Standard deviation of what was measured from what was predicted, in radians, beyond the draw of classes: of heads
 without a warning 0.13, 0.14, 0.09 and 0.05 in one world of rendered images, 0.15, 0.16, 0.10 and 0.09 in another
@@ -56,7 +56,14 @@ class Range:
 
 
 def accuracy_ranges(
-    expected: Rates, others: Sequence[Rates], *, num_unseen: int, num_seen: int, num_held_out: int, error_factor: float
+    expected: Rates,
+    others: Sequence[Rates],
+    *,
+    num_unseen: int,
+    num_seen: int,
+    num_held_out: int,
+    error_factor: float,
+    error_factor_below: float,
 ) -> dict[str, Range]:
     """Return the ranges of T, U, S and H.
 
@@ -68,17 +75,23 @@ def accuracy_ranges(
         num_held_out: Classes that were held out in cross-validation.
         error_factor: How many times as large as usual the model's error may be: 1, or `WARNED_ERROR_FACTOR` where there
             is a warning; `math.inf` where nothing is known, and an interval holds everything.
+        error_factor_below: The same for the lower ends of T, U and H, which new classes lower that are harder than
+            those held out.
     """
     counts = {"T": num_unseen, "U": num_unseen, "S": num_seen, "H": min(num_unseen, num_seen)}
     ranges = {}
     for name, count in counts.items():
         value, *moved = (_angle(getattr(rates, name)) for rates in (expected, *others))
-        drawn = NORMAL_90**2 * (0.25 / count + 0.25 / num_held_out + (error_factor * MODEL_ERROR[name]) ** 2)
+        factors = (error_factor if name == "S" else error_factor_below, error_factor)
+        drawn_below, drawn_above = (
+            NORMAL_90**2 * (0.25 / count + 0.25 / num_held_out + (factor * MODEL_ERROR[name]) ** 2)
+            for factor in factors
+        )
         below, above = (max([0.0, *(sign * (one - value) for one in moved)]) for sign in (-1.0, 1.0))
         ranges[name] = Range(
             value=float(getattr(expected, name)),
-            low=_accuracy(value - float(np.hypot(below, np.sqrt(drawn)))),
-            high=_accuracy(value + float(np.hypot(above, np.sqrt(drawn)))),
+            low=_accuracy(value - float(np.hypot(below, np.sqrt(drawn_below)))),
+            high=_accuracy(value + float(np.hypot(above, np.sqrt(drawn_above)))),
         )
     return ranges
 

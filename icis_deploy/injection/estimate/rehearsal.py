@@ -39,6 +39,7 @@ from icis_deploy.injection.validation.operating_point import (
     OperatingPoint,
     Rates,
     choose_within_budget,
+    choose_within_budgets,
     predicted_rates,
     top5_rate,
 )
@@ -120,8 +121,7 @@ class Rehearsals:
     def curve(self) -> tuple[CurvePoint, ...]:
         """Return what to expect at the losses of `CURVE`."""
         points = []
-        for loss in CURVE:
-            point = self.within(loss)
+        for loss, point in zip(CURVE, choose_within_budgets(self.cautious, CURVE), strict=True):
             rates = self.expected(point)
             points.append(
                 CurvePoint(

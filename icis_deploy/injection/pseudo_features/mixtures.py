@@ -232,12 +232,18 @@ class ImageMixture:
             return quantile(shares, share)
         from scipy.special import betainc
 
+        # Greater amounts are enough for more features: what a step has found of a feature need not be found again.
+        is_open, num_strong = np.flatnonzero(needed <= 1.0), 0
         lower, upper = 0.0, 1.0
         while upper - lower > AMOUNT_STEP:
             middle = 0.5 * (lower + upper)
-            rank = betainc(self.concentration * middle, self.concentration * (1.0 - middle), shares)
-            is_enough = np.mean((rank <= self.clarity) & (needed <= 1.0)) >= share
-            lower, upper = (lower, middle) if is_enough else (middle, upper)
+            rank = betainc(self.concentration * middle, self.concentration * (1.0 - middle), shares[is_open])
+            is_strong = rank <= self.clarity[is_open]
+            num_now = num_strong + int(np.count_nonzero(is_strong))
+            if num_now / len(needed) >= share:
+                upper, is_open = middle, is_open[is_strong]
+            else:
+                lower, is_open, num_strong = middle, is_open[~is_strong], num_now
         return upper
 
     def features(self, strengths: Float64, max_blend: Float64 | float) -> Float32:

@@ -181,13 +181,29 @@ def choose_within_budget(kinds: Sequence[Outcomes], *, max_seen_loss: float) -> 
             mean.
         max_seen_loss: Fraction of 1; with 0, the greatest offset at which no seen feature is lost.
     """
-    found = []
+    return choose_within_budgets(kinds, [max_seen_loss])[0]
+
+
+def choose_within_budgets(kinds: Sequence[Outcomes], max_seen_losses: Sequence[float]) -> tuple[OperatingPoint, ...]:
+    """Return for each budget what `choose_within_budget` does; several take hardly longer than one."""
+    found: list[list[tuple[float, OperatingPoint]]] = [[] for _ in max_seen_losses]
     for scale in SCALES:
-        offset = min(_largest_offset(one, scale, max_seen_loss) for one in kinds)
-        point = OperatingPoint(scale=scale, offset=offset if np.isfinite(offset) else 0.0)
-        found.append((float(np.mean([recognised(one, point).mean() for one in kinds])), point))
-    top = max(U for U, _ in found)
-    good = [point for U, point in found if FLATNESS * top <= U]
+        needed = [_thresholds(one, scale) for one in kinds]
+        bearable = [np.sort(by_seen[np.isfinite(by_seen)]) for by_seen, _ in needed]
+        for tried, loss in zip(found, max_seen_losses, strict=True):
+            offset = min(
+                _largest_offset(sorted_needed, int(loss * len(by_seen)))
+                for sorted_needed, (by_seen, _) in zip(bearable, needed, strict=True)
+            )
+            point = OperatingPoint(scale=scale, offset=offset if np.isfinite(offset) else 0.0)
+            tried.append((float(np.mean([(by_unseen < point.offset).mean() for _, by_unseen in needed])), point))
+    return tuple(_middle_of_best(tried) for tried in found)
+
+
+def _middle_of_best(tried: Sequence[tuple[float, OperatingPoint]]) -> OperatingPoint:
+    """Return the middle one of the points whose score, the first value, is about the best."""
+    top = max(score for score, _ in tried)
+    good = [point for score, point in tried if FLATNESS * top <= score]
     return good[len(good) // 2]
 
 
@@ -225,13 +241,14 @@ def _thresholds(outcomes: Outcomes, scale: float) -> tuple[Float32, Float32]:
     return seen, np.where(outcomes.is_hit, unseen, np.float32(np.inf))
 
 
-def _largest_offset(outcomes: Outcomes, scale: float, max_seen_loss: float) -> float:
-    """Return the largest offset at which no more seen features are lost; infinite where there is none to lose."""
-    needed = _thresholds(outcomes, scale)[0]
-    bearable = np.sort(needed[np.isfinite(needed)])
-    if not len(bearable):
-        return float("inf")
-    return float(bearable[min(int(max_seen_loss * len(needed)), len(bearable) - 1)])
+def _largest_offset(bearable: Float32, num_lost: int) -> float:
+    """Return the largest offset at which no more seen features are lost; infinite where there is none to lose.
+
+    Args:
+        bearable: `(num_right,)`, ascending: the offset up to which each seen feature stays right.
+        num_lost: How many may be lost.
+    """
+    return float(bearable[min(num_lost, len(bearable) - 1)]) if len(bearable) else float("inf")
 
 
 def _best_offset(outcomes: Outcomes, scale: float, balance: float) -> tuple[float, float]:

@@ -15,7 +15,8 @@ from benchmarks.peers.ways import conse_from
 from benchmarks.results.result import parse_result, serialize_result
 from benchmarks.results.text import text_of
 from icis_deploy.descriptors.descriptors import Descriptors
-from icis_deploy.errors import IncompatibleError, MissingDependencyError, UsageError
+from icis_deploy.errors import IncompatibleError, MissingDependencyError, ModelLoadError, UsageError
+from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list
 
@@ -34,6 +35,18 @@ class TinyNetwork(torch.nn.Module):
         return self.classifier(self.maps(image).relu().mean((2, 3)))
 
 
+class TinyNetworkFeatures(torch.nn.Module):
+    """What the last layer of a network or of its program is given."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.maps = module.maps
+
+    def forward(self, image):
+        weight, bias = self.maps.weight, self.maps.bias
+        return torch.nn.functional.conv2d(image, weight, bias, stride=3).relu().mean((2, 3))
+
+
 @pytest.fixture(scope="module")
 def torch_bundles(tiny_project, tmp_path_factory):
     """A torch program, and bundles made from it."""
@@ -46,7 +59,11 @@ def torch_bundles(tiny_project, tmp_path_factory):
     opened = icis_deploy.inspect(folder / "model.pt2", classes=tiny_project.classes)
     rows = np.random.default_rng(0).normal(size=(UNSEEN, 25)).astype(np.float32)
     update = ClassUpdate(
-        base_fingerprint=opened.head.fingerprint, rows=rows, added=tiny_project.unseen_names, self_test_seed=0
+        base_fingerprint=opened.head.fingerprint,
+        rows=rows,
+        arbiter=np.tile(np.float32([0.3, -0.5, 0.4, 0.2, -0.6]), (UNSEEN, 1)),
+        added=tiny_project.unseen_names,
+        self_test_seed=0,
     )
     for head, capacity in (("fused", None), ("updatable", 64)):
         icis_deploy.export(
@@ -153,6 +170,34 @@ def test_rows_are_added_to_a_torch_model_and_the_seen_logits_stay():
         after = torch_peers.runner(module, 1)(images)
         assert after.shape == (2, SEEN + number)
         np.testing.assert_allclose(after[:, :SEEN], before, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_of_a_torch_model_follow_an_arbiter_as_those_of_a_head_do():
+    module = torch.export.export(
+        TinyNetwork().eval(), (torch.zeros(2, 3, 16, 16),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+    ).module()
+    seen = torch.cat([module.classifier.weight, module.classifier.bias[:, None]], dim=1).detach().numpy()
+    random = np.random.default_rng(0)
+    images = random.random((5, 3, 16, 16), dtype=np.float32)
+    features = torch_peers.runner(TinyNetworkFeatures(module), 1)(images)
+    for number in (3, 5):  # classes may be added again
+        rows = random.normal(size=(number, 25)).astype(np.float32)
+        coefficients = random.normal(size=(number, 5)).astype(np.float32)
+        torch_peers.add_rows(module, seen, rows)
+        torch_peers.add_arbiter(module, seen, coefficients)
+        found = torch_peers.runner(module, 1)(images)
+
+        logits = features @ np.concatenate([seen, rows])[:, :-1].T + np.concatenate([seen, rows])[:, -1]
+        statistics = seen_statistics(features, logits[:, :SEEN], deviation_lengths(seen))
+        logits[:, SEEN:] += statistics @ coefficients.T
+        np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_torch_model_whose_features_are_not_seen_gets_no_arbiter():
+    module = TinyNetwork().eval()
+    seen = torch.cat([module.classifier.weight, module.classifier.bias[:, None]], dim=1).detach().numpy()
+    with pytest.raises(ModelLoadError, match="needs the features of the torch model"):
+        torch_peers.add_arbiter(module, seen, np.ones((2, 5), dtype=np.float32))
 
 
 def test_conse_prefers_the_class_whose_descriptor_is_between_the_probable_ones():

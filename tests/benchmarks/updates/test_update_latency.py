@@ -16,12 +16,26 @@ from benchmarks.updates.update_latency import (
     text_of,
 )
 from icis_deploy.errors import RuntimeFailureError, UsageError
-from testing.bundles import files_in, write_bundle
+from icis_deploy.head.slots import empty_slots
+from testing.bundles import FEATURE_DIM, files_in, make_update, write_bundle
 
 
 @pytest.fixture
 def bundle(tmp_path):
     return write_bundle(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("arbiter", [False, True])
+def test_all_ways_give_the_answers_of_the_updated_head(arbiter, tmp_path):
+    """Ways that answer otherwise are refused; rows that the slots hold at first have other values than the updates'."""
+    fields = {"arbiter": np.full((1, 5), 0.7)} if arbiter else {}
+    table = empty_slots(4, FEATURE_DIM).apply(make_update("okapi", **fields), seen_names=frozenset())
+    bundle = write_bundle(tmp_path / "bundle", arbiter=arbiter, table=table)
+    original = write_bundle(tmp_path / "original", capacity=0) / "model.onnx"
+
+    report = measure_update(bundle, original=original, num_new_classes=2, num_updates=12)
+
+    assert set(report.ways) == {CLASS_UPDATE, ADAPTER, NEW_SESSION, REEXPORT}
 
 
 @pytest.fixture

@@ -13,11 +13,13 @@ import pytest
 import icis_deploy
 from icis_deploy.api.models import head_of, inspect
 from icis_deploy.api.reference import MAX_REFERENCE_IMAGES, MIN_GATE_IMAGES
+from icis_deploy.api.seen_images import backbone_features_of
 from icis_deploy.bundle.manifest import REFERENCE_NAME, load_manifest
 from icis_deploy.bundle.reference import MAX_REFERENCE_BYTES, Reference, load_reference
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
 from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.images.preprocessing import load_preprocessing
 from testing.tiny_project import NUM_SEEN, TinyProject
 
 
@@ -114,6 +116,46 @@ def test_a_folder_without_labels_is_kept_whole_and_one_of_classes_is_checked(tin
     with pytest.raises(IncompatibleError, match="has images of 'okapi', which the model does not know"):
         exported(tiny_project, tmp_path / "refused", seen_images=tmp_path / "by class")
     assert not (tmp_path / "refused").exists()
+
+
+def test_features_of_images_need_no_preprocessing_and_give_what_images_do(tiny_project: TinyProject, tmp_path: Path):
+    rows = noise_images(tiny_project, tmp_path / "images", num_images=25)
+    paths, names = [path for path, _ in rows], [name for _, name in rows]
+    opened = icis_deploy.inspect(tiny_project.model, classes=tiny_project.classes)
+    features = backbone_features_of(paths, opened, load_preprocessing(tiny_project.preprocess))
+    np.savez(tmp_path / "features.npz", features=features, labels=np.array(names))
+    shown = reference_in(exported(tiny_project, tmp_path / "bundle", seen_images=tmp_path / "images"))
+
+    forms = (tmp_path / "features.npz", (features, names), (features, None))
+    for number, given in enumerate(forms):
+        out = exported(tiny_project, tmp_path / str(number), seen_images=given, preprocess=None)
+        assert load_manifest(out).reference_source == "seen images"
+        found = reference_in(out)
+        assert sorted(map(bytes, found.features)) == sorted(map(bytes, shown.features))
+
+    wrong = [tiny_project.seen_names[tiny_project.seen_names.index(name) - 1] for name in names[:5]]
+    given = (features, [*wrong, *names[5:]])
+    assert (
+        reference_in(exported(tiny_project, tmp_path / "wrong", seen_images=given, preprocess=None)).num_reference == 20
+    )
+
+
+def test_features_that_do_not_fit_are_refused(tiny_project: TinyProject, tmp_path: Path):
+    for given, error, message in (
+        ((np.ones((30, 7), np.float32), None), IncompatibleError, "7 wide; the head takes 24"),
+        ((np.ones((30, 24), np.float32), ["okapi"] * 30), IncompatibleError, "has images of 'okapi'"),
+        ((np.ones((30, 24), np.float32), ["class00"]), ImageError, "30 features and 1 labels"),
+    ):
+        with pytest.raises(error, match=message):
+            exported(tiny_project, tmp_path / "bundle", seen_images=given)
+        assert not (tmp_path / "bundle").exists()
+
+
+def test_arrays_are_refused_where_only_images_can_be_run(tiny_project: TinyProject, tmp_path: Path):
+    np.savez(tmp_path / "features.npz", features=np.ones((30, 24), np.float32))
+    with pytest.raises(ImageError, match="holds arrays, and no image can be read") as caught:
+        exported(tiny_project, tmp_path / "bundle", images=tmp_path / "features.npz")
+    assert "`features` and `labels`" in caught.value.hint
 
 
 def test_images_of_the_gate_are_used_if_there_are_enough_of_known_classes(tiny_project: TinyProject, tmp_path: Path):

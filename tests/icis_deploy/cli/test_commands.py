@@ -104,6 +104,8 @@ def test_inject_says_what_was_chosen_what_it_predicts_and_what_to_doubt(
     text = capsys.readouterr().out
     provenance = load_update(tmp_path / "new.icis").provenance
     assert provenance["selection"]["reason"] in text
+    assert "Of classes that the whole network never saw, U was up to 22 points lower" in text
+    assert provenance["estimate"]["limit"] in text
     for name in ("T", "U", "S", "H"):
         assert f"{name}  {100 * provenance['estimate'][name]['value']:.1f} %" in text.replace("   ", "  ")
     confidence = provenance["estimate"]["confidence"]
@@ -218,6 +220,7 @@ def test_compare_methods_prints_a_table_and_draws_it(
     assert [line.split()[0] for line in lines[1:3]] == ["auto", "nearest"]
     assert lines[3].startswith("Predicted U for what seen classes lose")
     assert [line.split()[0] for line in lines[4:7]] == ["method", "auto", "nearest"]
+    assert lines[7].startswith("Predictions are of classes that the backbone knows.")
     assert run([*arguments, "--overwrite"]) == 2
     assert "--overwrite would do nothing: no plot is drawn. Give --plot" in capsys.readouterr().err
 

@@ -15,6 +15,7 @@ EXPECTED = Rates(T=0.5, U=0.4, S=0.97)
 
 def ranges(others: tuple[Rates, ...] = (), **changes) -> dict[str, Range]:
     asked = {"num_unseen": 200, "num_seen": 800, "num_held_out": 800, "error_factor": 1.0, **changes}
+    asked = {"error_factor_below": asked["error_factor"], **asked}
     return accuracy_ranges(EXPECTED, others, **asked)
 
 
@@ -53,3 +54,11 @@ def test_of_many_classes_and_no_error_of_the_model_it_is_what_a_draw_of_classes_
     one = ranges(num_unseen=1000, num_held_out=10**9)["T"]
     drawn = np.random.default_rng(0).binomial(1000, 0.5, size=20000) / 1000
     assert np.mean((one.low <= drawn) & (drawn <= one.high)) == pytest.approx(0.9, abs=0.01)
+
+
+def test_new_classes_may_be_harder_than_those_held_out():
+    usual, harder = ranges(error_factor=0.5), ranges(error_factor=0.5, error_factor_below=1.0)
+    for name in ("T", "U", "H"):
+        assert harder[name].low < usual[name].low
+        assert harder[name].high == usual[name].high
+    assert harder["S"] == usual["S"]
