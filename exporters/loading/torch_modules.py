@@ -6,6 +6,7 @@ Here and in torch_export torch is imported, and only when a function is called: 
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import io
 import logging
@@ -135,8 +136,11 @@ def _check_archive(path: Path) -> None:
             open_archive(file, max_members=MAX_MEMBERS, max_bytes=2**63).close()
 
 
-def stated_image_shape(module: Module) -> tuple[int, ...] | None:
+def stated_image_shape(module: object) -> tuple[int, ...] | None:
     """Return the shape of one image where a module states it, as timm's and transformers' modules do.
+
+    Args:
+        module: Or anything else with a `config` of transformers.
 
     Returns:
         `(channels, height, width)`; `None` where the module does not say.
@@ -152,6 +156,25 @@ def stated_image_shape(module: Module) -> tuple[int, ...] | None:
     if isinstance(size, list | tuple) and len(size) == 2:
         return (channels, int(size[0]), int(size[1]))
     return None
+
+
+def own_copy(module: Module) -> Module:
+    """Return a module of the caller as ours: on the CPU, in evaluation mode, and not touched by further training.
+
+    Raises:
+        ModelLoadError: If it cannot be copied.
+    """
+    import_torch()
+    try:
+        copied: Module = copy.deepcopy(module).cpu().eval()
+    except Exception as error:  # tensors that are part of a graph, and whatever a module holds besides
+        raise ModelLoadError(
+            f"{type(module).__name__} cannot be copied: {first_line(error)}.",
+            found=first_line(error),
+            where=type(module).__name__,
+            hint="Export it yourself and give the .onnx or .pt2 file.",
+        ) from error
+    return copied
 
 
 def module_runner(module: Module) -> Runner:

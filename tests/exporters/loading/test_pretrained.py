@@ -1,0 +1,1 @@
+"""Models of transformers: folders, names on the hub, and what is refused."""
