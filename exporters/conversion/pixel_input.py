@@ -51,7 +51,7 @@ class AddPixelInputPass(ir.passes.InPlacePass):
                 found=self.preprocessing.antialias,
                 expected=PILLOW,
                 where="antialias",
-                hint="Leave `input='uint8'` out, or prepare images with antialias 'pillow'.",
+                hint="Leave `model_input='uint8'` out, or prepare images with antialias 'pillow'.",
             )
         value = graph_input(model.graph, self.input_name)
         expected = self.preprocessing.input_shape

@@ -159,7 +159,7 @@ class _LabelInput:
 
 
 def load_model(
-    spec: str | Module,
+    spec: str | Callable[..., Any],
     weights: Path | None = None,
     input_shape: tuple[int, ...] | None = None,
     *,
@@ -279,7 +279,10 @@ def _load_pretrained(
 
 
 def _load_module(
-    module: Module, weights: Path | None, input_shape: tuple[int, ...] | None, preprocessing: Preprocessing | None
+    module: Callable[..., Any],
+    weights: Path | None,
+    input_shape: tuple[int, ...] | None,
+    preprocessing: Preprocessing | None,
 ) -> LoadedModel:
     from exporters.loading.torch_modules import own_copy
 

@@ -88,7 +88,13 @@ def load_pretrained(spec: str, *, needs_preprocessing: bool) -> Pretrained:
     try:
         with quiet_torch():
             found, report = transformers.AutoModelForImageClassification.from_pretrained(
-                name, trust_remote_code=False, weights_only=True, output_loading_info=True, **options
+                name,
+                trust_remote_code=False,
+                weights_only=True,
+                # torch.onnx cannot take apart what the faster ways of attention become, in Swin for one.
+                attn_implementation="eager",
+                output_loading_info=True,
+                **options,
             )
     except Exception as error:  # transformers', huggingface_hub's, safetensors' and pickle's own types
         raise _refusal(spec, error) from error
@@ -175,13 +181,13 @@ def _refusal(spec: str, error: Exception) -> ModelLoadError:
             found=first_line(error),
             expected="a path, or the name of a model on the hub",
             where=spec,
-            hint="Check the name. Without a network, download the model elsewhere, with `hf download NAME --local-dir "
-            "FOLDER`, and give the folder.",
+            hint="Check the name. Without a network, download the model where there is one (hf download NAME), and give "
+            "its folder.",
         )
     return ModelLoadError(
         f"transformers cannot load {spec} as an image classifier: {first_line(error)}.",
         found=first_line(error),
-        expected="a folder that `save_pretrained` wrote, of an image classifier",
+        expected="a folder of an image classifier of transformers",
         where=spec,
-        hint="Save it again with `save_pretrained`, or export it yourself and give the .onnx file.",
+        hint="Save it again with save_pretrained(), or export it yourself and give the .onnx file.",
     )

@@ -158,13 +158,21 @@ def stated_image_shape(module: object) -> tuple[int, ...] | None:
     return None
 
 
-def own_copy(module: Module) -> Module:
+def own_copy(module: object) -> Module:
     """Return a module of the caller as ours: on the CPU, in evaluation mode, and not touched by further training.
 
     Raises:
-        ModelLoadError: If it cannot be copied.
+        ModelLoadError: If it is no module, or cannot be copied.
+        MissingDependencyError: If torch is not installed.
     """
-    import_torch()
+    torch = import_torch()
+    if not isinstance(module, torch.nn.Module):
+        raise ModelLoadError(
+            f"A {type(module).__name__} is no model; expected a torch.nn.Module, or a path.",
+            found=type(module).__name__,
+            expected="torch.nn.Module",
+            hint="Call what makes the module, and give what it returns.",
+        )
     try:
         copied: Module = copy.deepcopy(module).cpu().eval()
     except Exception as error:  # tensors that are part of a graph, and whatever a module holds besides

@@ -20,6 +20,10 @@ class Statement(Generic[Value]):
     """What a model says of its classes, or of how its images are prepared.
 
     Whoever says it otherwise, explicitly, is believed instead: an obstacle matters to nobody then.
+
+    Example:
+        said = icis_deploy.inspect("my-vit").loaded.stated_classes
+        print("nothing" if said is None else f"{said.source}: {said.value}")
     """
 
     source: str

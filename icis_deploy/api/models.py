@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,8 +17,6 @@ from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.workbench import enable_workbench
 
 if TYPE_CHECKING:
-    from torch.nn import Module
-
     from exporters.head.finding import HeadLocation
     from exporters.loading.models import LoadedModel
 
@@ -31,7 +30,7 @@ class ModelSource:
         icis_deploy.inspect(source)
     """
 
-    spec: PathLike | Module
+    spec: PathLike | Callable[..., Any]
     """Path of a `.onnx` or `.pt2` file, or of a folder that `save_pretrained` of transformers wrote; `owner/name` or
     `owner/name@revision` on its hub; `package.module:factory`; or an `nn.Module`, which is copied and not changed."""
 
@@ -85,7 +84,8 @@ class OpenedModel:
         return None
 
 
-Model: TypeAlias = "PathLike | ModelSource | OpenedModel | Module"
+Model = PathLike | ModelSource | OpenedModel | Callable[..., Any]
+"""What `inspect` takes; the last stands for `torch.nn.Module`, and torch is imported by whoever has one."""
 
 
 def inspect(model: Model, *, classes: PathLike | None = None) -> OpenedModel:
@@ -199,7 +199,7 @@ def _input_shape(source: ModelSource) -> tuple[int, ...] | None:
             f"of that shape.",
             found=shape,
             expected=source.input_shape,
-            hint="Give `example` or `input_shape`.",
+            hint="Give a batch of images as the example, or `input_shape` instead.",
         )
     return shape[1:]
 

@@ -101,7 +101,8 @@ class OffByOne(transformers.CLIPImageProcessorPil):
 @pytest.mark.parametrize("make", [Odd, OffByOne])
 def test_a_processor_that_does_something_of_its_own_is_refused(make):
     with pytest.raises(
-        IncompatibleError, match=rf"^{make.__name__} of my-model prepares images in a way of its own: a picture of 230 x"
+        IncompatibleError,
+        match=rf"^{make.__name__} of my-model prepares images in a way of its own: a picture of 230 x",
     ) as caught:
         preprocessing_of_processor(make(), where="my-model")
     assert caught.value.hint == "Give `preprocess`, which says how images are prepared."
@@ -111,7 +112,11 @@ def test_a_processor_that_does_something_of_its_own_is_refused(make):
 @pytest.mark.parametrize(
     ("processor", "settings", "message"),
     [
-        ("PerceiverImageProcessorPil", {}, r"PerceiverImageProcessorPil of here gives images of shape \(3, 224, 224\); "),
+        (
+            "PerceiverImageProcessorPil",
+            {},
+            r"PerceiverImageProcessorPil of here gives images of shape \(3, 224, 224\); ",
+        ),
         ("CLIPImageProcessorPil", {"do_center_crop": False}, r".* has size .*shortest_edge.*: images differ in shape"),
         (
             "ViTImageProcessorPil",

@@ -79,7 +79,12 @@ def test_a_classifier_of_ultralytics_states_names_and_size(size, num_channels, e
 
 @pytest.mark.parametrize(
     ("change", "found"),
-    [({"task": "detect"}, "detect"), ({"imgsz": "64"}, "64"), ({"imgsz": "[64, x]"}, "x"), ({"imgsz": "((" * 999}, r"\(\(")],
+    [
+        ({"task": "detect"}, "detect"),
+        ({"imgsz": "64"}, "64"),
+        ({"imgsz": "[64, x]"}, "x"),
+        ({"imgsz": "((" * 999}, r"\(\("),
+    ],
 )
 def test_other_models_of_ultralytics_are_refused_by_name(change, found):
     said = preprocessing_of_metadata(METADATA | change, num_channels=3, where="m.onnx")

@@ -14,7 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from exporters.stated.modules import names_of_weights, preprocessing_of_module, preprocessing_of_weights, published_weights
+from exporters.stated.modules import (
+    names_of_weights,
+    preprocessing_of_module,
+    preprocessing_of_weights,
+    published_weights,
+)
 from exporters.stated.transforms import is_transforms, preprocessing_of_timm, preprocessing_of_transforms
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.images.preprocessing import Preprocessing
@@ -34,7 +39,14 @@ class ImageClassification(torch.nn.Module):
     """As in torchvision/transforms/_presets.py."""
 
     def __init__(
-        self, *, crop_size, resize_size=256, mean=MEAN, std=STD, interpolation=InterpolationMode.BILINEAR, antialias=True
+        self,
+        *,
+        crop_size,
+        resize_size=256,
+        mean=MEAN,
+        std=STD,
+        interpolation=InterpolationMode.BILINEAR,
+        antialias=True,
     ):
         super().__init__()
         self.crop_size = [crop_size]
@@ -132,10 +144,16 @@ def test_composed_transforms_are_read(name):
 
 
 REFUSED = {
-    "unknown": ([resize((8, 8)), step("Lambda", lambd=abs), TO_TENSOR], r"The transforms of mine have Lambda; expected"),
+    "unknown": (
+        [resize((8, 8)), step("Lambda", lambd=abs), TO_TENSOR],
+        r"The transforms of mine have Lambda; expected",
+    ),
     "order": ([crop(8), resize(8), TO_TENSOR], r"The transforms of mine have Resize after CenterCrop; expected Grays"),
     "twice": ([resize(9), resize(8), TO_TENSOR], r"The transforms of mine have Resize after Resize; expected"),
-    "shapes": ([resize(8), TO_TENSOR], r"The transforms of mine leave images of different shapes; expected Resize to a"),
+    "shapes": (
+        [resize(8), TO_TENSOR],
+        r"The transforms of mine leave images of different shapes; expected Resize to a",
+    ),
     "max_size": ([resize(8, max_size=20), crop(8)], r"Resize of mine has max_size '?20'?; expected none"),
     "filter": ([resize((8, 8), step("Other", value="cubic"))], r"The transforms of mine interpolate by '?cubic'?; exp"),
     "bytes": ([step("ToImage"), resize(8, antialias=False), crop(8)], r"Resize of mine resizes 8-bit tensors without"),
@@ -193,7 +211,10 @@ def test_a_configuration_of_timm_is_read(change, expected):
     ("change", "message"),
     [
         ({"crop_mode": "border"}, r"timm's configuration of mine has crop_mode '?border'? and images of 224 x 224"),
-        ({"input_size": (3, 192, 128)}, r"timm's configuration of mine has crop_mode '?center'? and images of 192 x 128"),
+        (
+            {"input_size": (3, 192, 128)},
+            r"timm's configuration of mine has crop_mode '?center'? and images of 192 x 128",
+        ),
         ({"input_size": (6, 8, 8)}, r"mine takes images of 6 channels; expected one of \(1, 3, 4\)"),
     ],
 )
