@@ -15,7 +15,7 @@ NEW_NAMES = tuple(f"new kind {index}" for index in range(4))
 DESCRIPTOR_DIM = 12
 
 
-def _vit(labels: Mapping[int, str]) -> Any:
+def _vit(labels: dict[int, str]) -> Any:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
@@ -30,7 +30,7 @@ def _vit(labels: Mapping[int, str]) -> Any:
     return ViTForImageClassification(config)
 
 
-def _convnext(labels: Mapping[int, str]) -> Any:
+def _convnext(labels: dict[int, str]) -> Any:
     from transformers import ConvNextConfig, ConvNextForImageClassification
 
     config = ConvNextConfig(
@@ -39,7 +39,7 @@ def _convnext(labels: Mapping[int, str]) -> Any:
     return ConvNextForImageClassification(config)
 
 
-def _mobilenet_v2(labels: Mapping[int, str]) -> Any:
+def _mobilenet_v2(labels: dict[int, str]) -> Any:
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
     return MobileNetV2ForImageClassification(
@@ -47,14 +47,14 @@ def _mobilenet_v2(labels: Mapping[int, str]) -> Any:
     )
 
 
-def _resnet(labels: Mapping[int, str]) -> Any:
+def _resnet(labels: dict[int, str]) -> Any:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(embedding_size=16, hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], id2label=labels)
     return ResNetForImageClassification(config)
 
 
-def _swin(labels: Mapping[int, str]) -> Any:
+def _swin(labels: dict[int, str]) -> Any:
     from transformers import SwinConfig, SwinForImageClassification
 
     config = SwinConfig(
@@ -63,7 +63,7 @@ def _swin(labels: Mapping[int, str]) -> Any:
     return SwinForImageClassification(config)
 
 
-MODELS: Mapping[str, tuple[Callable[[Mapping[int, str]], Any], str, Mapping[str, Any]]] = {
+MODELS: Mapping[str, tuple[Callable[[dict[int, str]], Any], str, Mapping[str, Any]]] = {
     "vit": (_vit, "ViTImageProcessorPil", {"size": {"height": 48, "width": 48}}),
     "convnext": (_convnext, "ConvNextImageProcessorPil", {"size": {"shortest_edge": 64}, "crop_pct": 0.875}),
     "mobilenet_v2": (

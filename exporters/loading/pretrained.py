@@ -181,8 +181,8 @@ def _refusal(spec: str, error: Exception) -> ModelLoadError:
             found=first_line(error),
             expected="a path, or the name of a model on the hub",
             where=spec,
-            hint="Check the name. Without a network, download the model where there is one (hf download NAME), and give "
-            "its folder.",
+            hint="Check the name. Without a network, download the model where there is one (hf download NAME), and "
+            "give its folder.",
         )
     return ModelLoadError(
         f"transformers cannot load {spec} as an image classifier: {first_line(error)}.",

@@ -1,7 +1,7 @@
 """Transforms of torchvision and configurations of timm, read by their attributes.
 
-Neither can be installed beside the CPU build of torch that the tests use, so the classes here have their names and their
-attributes (torchvision 0.25, timm 1.0), and do nothing else.
+Neither can be installed beside the CPU build of torch that the tests use, so the classes here have their names and
+their attributes (torchvision 0.25, timm 1.0), and do nothing else.
 """
 
 from __future__ import annotations
@@ -94,9 +94,15 @@ def test_the_transforms_of_published_weights_are_read():
 
 TENSORS = torch.tensor(MEAN), torch.tensor(STD)
 COMPOSED = {
-    "the usual": ([resize(256), crop(224), TO_TENSOR, NORMALIZE], {"resize": 256, "crop": 224, "mean": MEAN, "std": STD}),
+    "the usual": (
+        [resize(256), crop(224), TO_TENSOR, NORMALIZE],
+        {"resize": 256, "crop": 224, "mean": MEAN, "std": STD},
+    ),
     "lists and tuples": ([resize([256]), crop((224, 192)), TO_TENSOR], {"resize": 256, "crop": (224, 192)}),
-    "squash": ([resize((224, 200), InterpolationMode.BICUBIC), TO_TENSOR], {"resize": (224, 200), "interpolation": "bicubic"}),
+    "squash": (
+        [resize((224, 200), InterpolationMode.BICUBIC), TO_TENSOR],
+        {"resize": (224, 200), "interpolation": "bicubic"},
+    ),
     "exact nearest is Pillow's": (
         [resize((8, 8), InterpolationMode.NEAREST_EXACT), TO_TENSOR],
         {"resize": (8, 8), "interpolation": "nearest"},
@@ -116,15 +122,31 @@ COMPOSED = {
         {"resize": 40, "crop": 32, "mean": MEAN, "std": STD},
     ),
     "timm's": (
-        [resize(235, InterpolationMode.BICUBIC), crop((224, 224)), step("MaybeToTensor"), step("Normalize", mean=TENSORS[0], std=TENSORS[1])],
-        {"resize": 235, "crop": 224, "mean": TENSORS[0].tolist(), "std": TENSORS[1].tolist(), "interpolation": "bicubic"},
+        [
+            resize(235, InterpolationMode.BICUBIC),
+            crop((224, 224)),
+            step("MaybeToTensor"),
+            step("Normalize", mean=TENSORS[0], std=TENSORS[1]),
+        ],
+        {
+            "resize": 235,
+            "crop": 224,
+            "mean": TENSORS[0].tolist(),
+            "std": TENSORS[1].tolist(),
+            "interpolation": "bicubic",
+        },
     ),
     "bytes stay": (
         [resize((8, 8)), step("PILToTensor"), step("ToDtype", dtype=torch.float32, scale=False)],
         {"resize": (8, 8), "rescale": 1.0},
     ),
     "grey": (
-        [step("Grayscale", num_output_channels=1), resize((8, 8)), TO_TENSOR, step("Normalize", mean=(0.5,), std=(0.2,))],
+        [
+            step("Grayscale", num_output_channels=1),
+            resize((8, 8)),
+            TO_TENSOR,
+            step("Normalize", mean=(0.5,), std=(0.2,)),
+        ],
         {"resize": (8, 8), "color": "L", "mean": 0.5, "std": 0.2},
     ),
     "grey for three": (
