@@ -148,7 +148,7 @@ def test_an_onnx_model_of_ultralytics_says_all(tiny_project, tmp_path):
     model = with_metadata(tiny_project, tmp_path / "m.onnx", names=str(names), imgsz="[16, 16]", task="classify")
 
     update = icis_deploy.inject(
-        model, descriptors=tiny_project.descriptors, options=icis_deploy.InjectionOptions("ridge")
+        model, descriptors=tiny_project.descriptors, options=icis_deploy.InjectionOptions(method="ridge")
     )
     bundle = icis_deploy.export(model, updates=[update], out=tmp_path / "bundle")
 
