@@ -312,9 +312,7 @@ def test_squashing_instead_of_the_short_side_changes_many_answers(imagenet_mobil
     birds = imagenet_mobilenet.parent / "inat-birds-mobilenet-v2"
     if not (birds / "model.onnx").is_file():
         pytest.skip(f"the classifier of birds is not at {birds}")
-    listed = load_image_list(birds / "images.csv")
-    paths, labels = listed.paths[:400], np.array(listed.labels[:400])
-    names = np.array(load_class_list(birds / "classes.txt"))
+    paths = load_image_list(birds / "images.csv").paths[:400]
     session, own = load_session(birds / "model.onnx"), load_preprocessing(birds / "preprocess.json")
     ways = {
         "own": own,
@@ -332,8 +330,6 @@ def test_squashing_instead_of_the_short_side_changes_many_answers(imagenet_mobil
         for name, way in ways.items()
     }
     changed = {name: int((found != answers["own"]).sum()) for name, found in answers.items()}
-    right = {name: float((names[found] == labels).mean()) for name, found in answers.items()}
 
     assert 30 <= changed["squash"] <= 40  # 35, a few of them by how a machine rounds
     assert 0 < changed["torch"] <= 8 < changed["bicubic"] < changed["squash"]
-    assert right["own"] > right["squash"]

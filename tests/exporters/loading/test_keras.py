@@ -14,6 +14,9 @@ from icis_deploy.api.models import head_of
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras", reason="Keras is not installed")
 
+# Keras calls an exporter that torch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+
 NAMES = tuple(f"kind {index}" for index in range(12))
 
 

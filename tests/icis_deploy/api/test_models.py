@@ -15,7 +15,7 @@ from PIL import Image
 import icis_deploy
 from icis_deploy.api.inputs import preprocessing_from
 from icis_deploy.api.models import head_of, open_with_preprocessing
-from icis_deploy.cli.main import main
+from icis_deploy.cli.main import run
 from icis_deploy.errors import IncompatibleError, LoadError, ModelLoadError, UsageError
 from icis_deploy.images.loading import load_image_list
 from icis_deploy.images.preprocessing import Preprocessing
@@ -31,9 +31,9 @@ def test_a_folder_of_transformers_goes_the_whole_way_without_a_word_about_it(nam
     monkeypatch.chdir(tmp_path)
     model = f"./my-{name}"
 
-    assert main(["inject", model, "--descriptors", "descriptors.npz", "--method", "ridge", "--out", "new.icis"]) == 0
-    assert main(["export", model, "--update", "new.icis", "--out", "bundle"]) == 0
-    assert main(["verify", "bundle", "--against", model]) == 0
+    assert run(["inject", model, "--descriptors", "descriptors.npz", "--method", "ridge", "--out", "new.icis"]) == 0
+    assert run(["export", model, "--update", "new.icis", "--out", "bundle"]) == 0
+    assert run(["verify", "bundle", "--against", model]) == 0
 
     bundle = icis_deploy.load_bundle("bundle")
     assert bundle.class_names == (*NAMES, *NEW_NAMES)
