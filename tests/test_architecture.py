@@ -46,7 +46,7 @@ ROOMS = {
         "",
         later=(
             "icis_deploy.{api,bundle,descriptors,head,images,injection,metrics,runtime,updates} "
-            "exporters.{generator,head,loading,targets} "
+            "exporters.{generator,head,loading,stated,targets} "
             "benchmarks.{bench,machine,results,timing}"
         ),
     ),
