@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from exporters.generator.writing import WrittenGenerator
     from exporters.head.finding import HeadLocation
     from exporters.loading.models import LoadedModel
+    from exporters.stated.statement import Statement
     from exporters.targets.registry import BuiltTarget
     from icis_deploy import errors, results
     from icis_deploy.api.ask_tags import ask_tags
@@ -146,6 +147,7 @@ _HOMES = {
     "SeenLoss": "icis_deploy.metrics.seen_loss",
     "SignedFile": "icis_deploy.updates.signing",
     "TakingClass": "icis_deploy.metrics.seen_loss",
+    "Statement": "exporters.stated.statement",
     "TargetOptions": "icis_deploy.bundle.target_options",
     "TradeOffPoint": "icis_deploy.metrics.trade_off",
     "TriedMethod": "icis_deploy.injection.validation.selection",
@@ -247,6 +249,7 @@ __all__ = [
     "Runtime",
     "SeenLoss",
     "SignedFile",
+    "Statement",
     "TakingClass",
     "TargetOptions",
     "TradeOffPoint",

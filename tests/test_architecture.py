@@ -46,7 +46,7 @@ ROOMS = {
         "",
         later=(
             "icis_deploy.{api,bundle,descriptors,head,images,injection,metrics,runtime,updates} "
-            "exporters.{generator,head,loading,targets} "
+            "exporters.{generator,head,loading,stated,targets} "
             "benchmarks.{bench,machine,results,timing}"
         ),
     ),
@@ -88,7 +88,8 @@ ROOMS = {
         "icis_deploy.{bundle,common,descriptors,head,images,injection,metrics,runtime,updates}",
         "torch",
         later=(
-            "exporters.{backbone,bundles,gate,generator,head,loading,targets} benchmarks.{bench,machine,report,results}"
+            "exporters.{backbone,bundles,gate,generator,head,loading,stated,targets} "
+            "benchmarks.{bench,machine,report,results}"
         ),
     ),
     "icis_deploy.demo": Room(
@@ -99,7 +100,7 @@ ROOMS = {
         "click",
         later=(
             "icis_deploy.{bundle,demo,descriptors,head,images,injection,metrics,runtime,updates} "
-            "exporters.{generator,loading,targets} "
+            "exporters.{generator,loading,stated,targets} "
             "benchmarks.{bench,peers,results,updates,zero_shot}"
         ),
     ),
@@ -107,7 +108,10 @@ ROOMS = {
     "exporters.onnx_io": Room("icis_deploy.common", "onnx_ir"),
     "exporters.graph": Room("exporters.onnx_io", "onnx_ir"),
     "exporters.head": Room("icis_deploy.{bundle,common,head} exporters.{graph,onnx_io}", "onnx_ir"),
-    "exporters.loading": Room("icis_deploy.{common,head,runtime.sessions} exporters.{graph,head,onnx_io}", "onnx_ir"),
+    "exporters.stated": Room("icis_deploy.{common,head,images}"),
+    "exporters.loading": Room(
+        "icis_deploy.{common,head,images,runtime.sessions} exporters.{graph,head,onnx_io,stated}", "onnx_ir"
+    ),
     "exporters.backbone": Room(
         "icis_deploy.{bundle,common,images,runtime.sessions} exporters.{graph,head,loading,onnx_io}", "onnx_ir"
     ),

@@ -34,13 +34,13 @@ from benchmarks.timing.rounds import garbage_collector_at_rest
 from icis_deploy.api.compare import LabeledImageFeatures
 from icis_deploy.api.inject import train_injector
 from icis_deploy.api.inputs import PathLike
-from icis_deploy.api.models import Model, OpenedModel, head_of, inspect
+from icis_deploy.api.models import Model, OpenedModel, head_of, open_with_preprocessing
 from icis_deploy.common.arrays import Float32
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_names import load_class_list
-from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
+from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.injection.inject import unseen_classes
 from icis_deploy.injection.options import InjectionOptions
 
@@ -149,10 +149,9 @@ def load_problem(
     Raises:
         ICISDeployError: If a file cannot be read, or they do not fit together.
     """
-    opened = inspect(model, classes=classes)
+    opened, preprocessing = open_with_preprocessing(model, classes=classes, preprocess=preprocess)
     described = load_descriptors(Path(descriptors))
     names = None if unseen is None else load_class_list(Path(unseen))
-    preprocessing = None if preprocess is None else load_preprocessing(Path(preprocess))
     return Problem(
         opened=opened,
         descriptors=described,

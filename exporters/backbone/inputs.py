@@ -128,11 +128,11 @@ def _given_batches(
         return
     if model_input.takes_pixels:
         height, width, channels = model_input.shape
-        neutral = _comparison_images(height, width)[:, :channels]
+        neutral = _with_channels(_comparison_images(height, width), channels, preprocessing)
         inputs: NDArray[np.generic] = np.rint(255 * neutral.transpose(0, 2, 3, 1)).astype(np.uint8)
     elif is_image_input(model_input.shape, preprocessing):
         channels, height, width = _channels_first(model_input.shape, preprocessing)
-        inputs = _prepared(_comparison_images(height, width)[:, :channels], preprocessing)
+        inputs = _prepared(_with_channels(_comparison_images(height, width), channels, preprocessing), preprocessing)
     else:
         shape = (NUM_SEEDED_INPUTS, *model_input.shape)
         inputs = np.random.default_rng(SEED).uniform(-1, 1, shape).astype(np.float32)
@@ -169,7 +169,20 @@ def seeded_images(
         `(num_inputs, *shape)` float32.
     """
     channels, height, width = _channels_first(shape, preprocessing)
-    return _prepared(neutral_images(num_inputs, height, width, seed=seed, first=first)[:, :channels], preprocessing)
+    images = neutral_images(num_inputs, height, width, seed=seed, first=first)
+    return _prepared(_with_channels(images, channels, preprocessing), preprocessing)
+
+
+def _with_channels(
+    images: NDArray[np.float32], num_channels: int, preprocessing: Preprocessing | None
+) -> NDArray[np.float32]:
+    """Return `(num_images, num_channels, height, width)` of images with three channels, in 0..1."""
+    if preprocessing is not None and preprocessing.color in ("LA", "RGBA"):
+        opaque = np.ones_like(images[:, :1])
+        return np.concatenate([images[:, : num_channels - 1], opaque], axis=1)
+    if preprocessing is not None and preprocessing.channels is not None:
+        return images[:, :1].repeat(num_channels, axis=1)
+    return images[:, np.arange(num_channels) % images.shape[1]]
 
 
 def _prepared(images: NDArray[np.float32], preprocessing: Preprocessing | None) -> NDArray[np.float32]:

@@ -19,6 +19,7 @@ from exporters.onnx_io.files import check_model
 from icis_deploy.bundle.manifest import ModelInput
 from icis_deploy.errors import ExportError, IncompatibleError
 from icis_deploy.images.preprocessing import Preprocessing
+from icis_deploy.images.resampling import PILLOW
 
 
 def pixel_input(model_input: ModelInput, preprocessing: Preprocessing) -> ModelInput:
@@ -31,7 +32,8 @@ class AddPixelInputPass(ir.passes.InPlacePass):
     """Let a model take `(batch, *pixel_shape)` uint8, red before green before blue, under the same input name.
 
     Raises:
-        IncompatibleError: If the input is not of the shape and type that preparing gives.
+        IncompatibleError: If the input is not of the shape and type that preparing gives, or resized images are no
+            8-bit pixels.
         ExportError: If the edited graph is not valid.
     """
 
@@ -42,7 +44,15 @@ class AddPixelInputPass(ir.passes.InPlacePass):
     """Size, scale, mean, deviation, layout and colour order of those."""
 
     def requires(self, model: ir.Model) -> None:
-        """Raise if the input does not take prepared images."""
+        """Raise if the input does not take prepared images, or pixels are not all that goes into them."""
+        if (obstacle := self.preprocessing.obstacle_to_pixels) is not None:
+            raise IncompatibleError(
+                f"The preprocessing has {obstacle}: a model that takes 8-bit pixels cannot do the rest itself.",
+                found=self.preprocessing.antialias,
+                expected=PILLOW,
+                where="antialias",
+                hint="Leave `model_input='uint8'` out, or prepare images with antialias 'pillow'.",
+            )
         value = graph_input(model.graph, self.input_name)
         expected = self.preprocessing.input_shape
         stated = () if value.shape is None else tuple(value.shape)[1:]
@@ -107,7 +117,7 @@ def _nodes(graph: ir.Graph, pixels: ir.Value, preprocessing: Preprocessing) -> l
     value = append("Cast", [value], to=int(ir.DataType.FLOAT))
     shape = (1, -1, 1, 1) if channels_first else (1, 1, 1, -1)
     mean, std = (np.asarray(part, dtype=np.float64) for part in (preprocessing.mean, preprocessing.std))
-    scale = add_initializer(graph, "pixel_scale", (1 / (255 * std)).astype(np.float32).reshape(shape))
+    scale = add_initializer(graph, "pixel_scale", (preprocessing.rescale / std).astype(np.float32).reshape(shape))
     offset = add_initializer(graph, "pixel_offset", (-mean / std).astype(np.float32).reshape(shape))
     append("Add", [append("Mul", [value, scale]), offset])
     return nodes

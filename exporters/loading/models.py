@@ -1,4 +1,4 @@
-"""Load the user's model: an ONNX file, a torch.export program, or a factory with weights.
+"""Load the user's model: an ONNX file, a torch.export program, a torch module or its factory, or one of transformers.
 
 All head work happens on the ONNX graph, so a torch model is exported here, once. The user's own model is
 kept and can still be run in its own runtime: an export is compared with that, never with another export.
@@ -8,6 +8,7 @@ kept and can still be run in its own runtime: an export is compared with that, n
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,18 @@ from exporters.graph.training_mode import refuse_training_mode
 from exporters.head.topk_output import RemoveTopKPass
 from exporters.loading.margin_removal import Feed, NamedRunner, RemoveMarginPass, without_margin
 from exporters.loading.original import OriginalOnnx
+from exporters.loading.pretrained import is_pretrained
+from exporters.loading.torch_modules import stated_image_shape
 from exporters.onnx_io.files import first_line, load_onnx_file
+from exporters.stated.modules import (
+    names_of_module,
+    names_of_weights,
+    preprocessing_of_module,
+    preprocessing_of_weights,
+    published_weights,
+)
+from exporters.stated.statement import Statement
+from exporters.stated.ultralytics import names_of_metadata, preprocessing_of_metadata
 from icis_deploy.errors import (
     ICISDeployError,
     IncompatibleError,
@@ -31,11 +43,14 @@ from icis_deploy.errors import (
     RuntimeFailureError,
     UsageError,
 )
+from icis_deploy.images.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from exporters.loading.torch_modules import Runner
 
-Source = Literal["onnx", "pt2", "factory"]
+Source = Literal["onnx", "pt2", "factory", "module", "transformers"]
 _LABEL_TYPES = frozenset({ir.DataType.INT32, ir.DataType.INT64})
 Original = Callable[[NDArray[np.generic], str], NDArray[np.generic]]
 
@@ -73,6 +88,12 @@ class LoadedModel:
 
     original: Original = field(repr=False)
     """Runs the original model on images of `input_dtype`, and returns the output of the given name."""
+
+    stated_classes: Statement[tuple[str, ...]] | None = field(repr=False, default=None)
+    """The class names that the model states, in the order of its logits; `None` where it states none."""
+
+    stated_preprocessing: Statement[Preprocessing] | None = field(repr=False, default=None)
+    """How the model says its images are prepared; `None` where it does not, or somebody else did."""
 
     release: Callable[[], None] = field(repr=False, default=_release_nothing)
     """Releases the sessions and weights that the original holds between runs; the next run loads them again."""
@@ -137,13 +158,22 @@ class _LabelInput:
     """int32 or int64."""
 
 
-def load_model(spec: str, weights: Path | None = None, input_shape: tuple[int, ...] | None = None) -> LoadedModel:
+def load_model(
+    spec: str | Callable[..., Any],
+    weights: Path | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+) -> LoadedModel:
     """Load a model and, where it comes from torch, export it to ONNX.
 
     Args:
-        spec: A path to a `.onnx` or `.pt2` file, or `package.module:factory`.
+        spec: A path to a `.onnx` or `.pt2` file, or to a folder that `save_pretrained` of transformers wrote;
+            `owner/name` of a model on its hub; `package.module:factory`; or an `nn.Module`.
         weights: A `.safetensors`, `.pth` or `.pt` file, for a factory and only there.
         input_shape: Shape of one image, such as `(3, 224, 224)`, where the model does not state it.
+        preprocessing: How images are prepared, if somebody says it: the model is not asked then, and where nothing
+            states the shape of its images they have the shape that this gives.
 
     Raises:
         UsageError: If the arguments contradict each other.
@@ -151,26 +181,26 @@ def load_model(spec: str, weights: Path | None = None, input_shape: tuple[int, .
         ExportError: If torch cannot convert it.
         MissingDependencyError: If torch is needed and not installed.
     """
+    if not isinstance(spec, str):
+        return _load_module(spec, weights, input_shape, preprocessing)
     suffix = Path(spec).suffix.lower()
     if suffix in {".onnx", ".pt2"}:
-        if weights is not None:
-            raise UsageError(
-                f"{spec} holds its own weights; others go with package.module:factory only.",
-                where=spec,
-                hint="Leave `weights` out.",
-            )
-        return _load_onnx(spec, input_shape) if suffix == ".onnx" else _load_program(spec, input_shape)
+        _refuse_weights(weights, spec=spec)
+        return _load_onnx(spec, input_shape, preprocessing) if suffix == ".onnx" else _load_program(spec, input_shape)
     if ":" in spec and not Path(spec).exists():
-        return _load_factory(spec, weights, input_shape)
+        return _load_factory(spec, weights, input_shape, preprocessing)
+    if is_pretrained(spec):
+        _refuse_weights(weights, spec=spec)
+        return _load_pretrained(spec, input_shape, preprocessing)
     if Path(spec).is_dir():
-        found = "a folder"
+        found = "a folder without a config.json of transformers"
     else:
         found = f"a file of type {suffix or 'unknown'}" if Path(spec).exists() else "nothing of that name"
     raise ModelLoadError(
         f"{spec} is no model that can be loaded: found {found}. Expected a .onnx file, a .pt2 torch.export program, "
-        f"or package.module:factory with weights.",
+        f"a folder of transformers or the name of a model on its hub, or package.module:factory with weights.",
         found=found,
-        expected="a .onnx file, a .pt2 program, or package.module:factory",
+        expected="a .onnx file, a .pt2 program, a folder of transformers, or package.module:factory",
         where=spec,
         hint="Check the path, or give a factory with `weights`.",
     )
@@ -197,12 +227,29 @@ def parse_input_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def _load_onnx(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:
+def _refuse_weights(weights: Path | None, *, spec: str) -> None:
+    if weights is not None:
+        raise UsageError(
+            f"{spec} holds its own weights; others go with package.module:factory only.",
+            where=spec,
+            hint="Leave `weights` out.",
+        )
+
+
+def _load_onnx(spec: str, input_shape: tuple[int, ...] | None, preprocessing: Preprocessing | None) -> LoadedModel:
     read = load_onnx_file(Path(spec))
     refuse_training_mode(read, where=spec)
     model, original = apply_passes(read, RemoveTopKPass(), FuseSoftmaxPass()), OriginalOnnx(Path(spec))
     loaded = _loaded(model, source="onnx", spec=spec, image_shape=input_shape, run=original)
-    return replace(loaded, release=original.release)
+    metadata, shape = dict(read.metadata_props), loaded.input_shape
+    channels = shape[1] if len(shape) == 4 and isinstance(shape[1], int) else 3
+    stated = preprocessing_of_metadata(metadata, num_channels=channels, where=spec) if preprocessing is None else None
+    return replace(
+        loaded,
+        release=original.release,
+        stated_classes=names_of_metadata(metadata, where=spec),
+        stated_preprocessing=stated,
+    )
 
 
 def _load_program(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:
@@ -215,9 +262,47 @@ def _load_program(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel
     return _loaded(model, source="pt2", spec=spec, image_shape=input_shape, run=run)
 
 
-def _load_factory(spec: str, weights: Path | None, input_shape: tuple[int, ...] | None) -> LoadedModel:
-    from exporters.loading.torch_export import export_module, onnx_from_program
-    from exporters.loading.torch_modules import build_module, module_runner, stated_image_shape
+def _load_pretrained(
+    spec: str, input_shape: tuple[int, ...] | None, preprocessing: Preprocessing | None
+) -> LoadedModel:
+    from exporters.loading.pretrained import load_pretrained
+
+    read = load_pretrained(spec, needs_preprocessing=preprocessing is None)
+    return _from_torch(
+        read.module,
+        source="transformers",
+        spec=spec,
+        input_shape=input_shape or _shape_of(preprocessing, read.preprocessing) or stated_image_shape(read),
+        classes=read.class_names,
+        preprocessing=read.preprocessing,
+    )
+
+
+def _load_module(
+    module: Callable[..., Any],
+    weights: Path | None,
+    input_shape: tuple[int, ...] | None,
+    preprocessing: Preprocessing | None,
+) -> LoadedModel:
+    from exporters.loading.torch_modules import own_copy
+
+    copied, spec = own_copy(module), type(module).__name__
+    _refuse_weights(weights, spec=spec)
+    stated = preprocessing_of_module(copied, where=spec) if preprocessing is None else None
+    return _from_torch(
+        copied,
+        source="module",
+        spec=spec,
+        input_shape=input_shape or _shape_of(preprocessing, stated) or stated_image_shape(copied),
+        classes=names_of_module(copied, where=spec),
+        preprocessing=stated,
+    )
+
+
+def _load_factory(
+    spec: str, weights: Path | None, input_shape: tuple[int, ...] | None, preprocessing: Preprocessing | None
+) -> LoadedModel:
+    from exporters.loading.torch_modules import build_module
 
     if weights is None:
         raise UsageError(
@@ -226,16 +311,52 @@ def _load_factory(spec: str, weights: Path | None, input_shape: tuple[int, ...] 
             hint="Give a file (.safetensors or .pth) as `weights`.",
         )
     module = build_module(spec, weights)
-    shape = input_shape or stated_image_shape(module)
-    if shape is None:
+    package, _, builder = spec.partition(":")
+    published = published_weights(sys.modules[package], builder, weights)
+    classes, stated = names_of_module(module, where=spec), None
+    if published is not None:
+        classes = names_of_weights(published, where=spec)
+    if preprocessing is None:
+        stated = preprocessing_of_module(module, where=spec)
+        stated = stated if published is None else preprocessing_of_weights(published, where=spec)
+    return _from_torch(
+        module,
+        source="factory",
+        spec=spec,
+        input_shape=input_shape or _shape_of(preprocessing, stated) or stated_image_shape(module),
+        classes=classes,
+        preprocessing=stated,
+    )
+
+
+def _shape_of(given: Preprocessing | None, stated: Statement[Preprocessing] | None) -> tuple[int, ...] | None:
+    """Return the shape of one prepared image; what somebody said counts before what the model states."""
+    preprocessing = given or (None if stated is None else stated.value)
+    return None if preprocessing is None else preprocessing.input_shape
+
+
+def _from_torch(
+    module: Module,
+    *,
+    source: Source,
+    spec: str,
+    input_shape: tuple[int, ...] | None,
+    classes: Statement[tuple[str, ...]] | None,
+    preprocessing: Statement[Preprocessing] | None,
+) -> LoadedModel:
+    from exporters.loading.torch_export import export_module, onnx_from_program
+    from exporters.loading.torch_modules import module_runner
+
+    if input_shape is None:
         raise UsageError(
             f"{spec} does not state the shape of its input.",
             where=spec,
             hint="Give it, such as `input_shape=(3, 224, 224)`.",
         )
-    model = onnx_from_program(export_module(module, shape))
+    model = onnx_from_program(export_module(module, input_shape))
     run = _named(module_runner(module), model)
-    return _loaded(model, source="factory", spec=spec, image_shape=shape, run=run)
+    loaded = _loaded(model, source=source, spec=spec, image_shape=input_shape, run=run)
+    return replace(loaded, stated_classes=classes, stated_preprocessing=preprocessing)
 
 
 def _loaded(

@@ -6,6 +6,7 @@ Here and in torch_export torch is imported, and only when a function is called: 
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import io
 import logging
@@ -135,8 +136,11 @@ def _check_archive(path: Path) -> None:
             open_archive(file, max_members=MAX_MEMBERS, max_bytes=2**63).close()
 
 
-def stated_image_shape(module: Module) -> tuple[int, ...] | None:
+def stated_image_shape(module: object) -> tuple[int, ...] | None:
     """Return the shape of one image where a module states it, as timm's and transformers' modules do.
+
+    Args:
+        module: Or anything else with a `config` of transformers.
 
     Returns:
         `(channels, height, width)`; `None` where the module does not say.
@@ -152,6 +156,33 @@ def stated_image_shape(module: Module) -> tuple[int, ...] | None:
     if isinstance(size, list | tuple) and len(size) == 2:
         return (channels, int(size[0]), int(size[1]))
     return None
+
+
+def own_copy(module: object) -> Module:
+    """Return a module of the caller as ours: on the CPU, in evaluation mode, and not touched by further training.
+
+    Raises:
+        ModelLoadError: If it is no module, or cannot be copied.
+        MissingDependencyError: If torch is not installed.
+    """
+    torch = import_torch()
+    if not isinstance(module, torch.nn.Module):
+        raise ModelLoadError(
+            f"A {type(module).__name__} is no model; expected a torch.nn.Module, or a path.",
+            found=type(module).__name__,
+            expected="torch.nn.Module",
+            hint="Call what makes the module, and give what it returns.",
+        )
+    try:
+        copied: Module = copy.deepcopy(module).cpu().eval()
+    except Exception as error:  # tensors that are part of a graph, and whatever a module holds besides
+        raise ModelLoadError(
+            f"{type(module).__name__} cannot be copied: {first_line(error)}.",
+            found=first_line(error),
+            where=type(module).__name__,
+            hint="Export it yourself and give the .onnx or .pt2 file.",
+        ) from error
+    return copied
 
 
 def module_runner(module: Module) -> Runner:

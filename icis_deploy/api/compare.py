@@ -16,12 +16,16 @@ from icis_deploy.api.inject import neutral_features_of
 from icis_deploy.api.inputs import (
     ClassNames,
     DescriptorsLike,
-    PathLike,
+    Preprocess,
     class_names_from,
     descriptors_from,
-    preprocessing_from,
 )
-from icis_deploy.api.models import Model, OpenedModel, head_of, inspect
+from icis_deploy.api.models import (
+    Model,
+    OpenedModel,
+    head_of,
+    open_with_preprocessing,
+)
 from icis_deploy.api.notices import tell
 from icis_deploy.api.seen_images import backbone_features_of, load_seen_images
 from icis_deploy.common.arrays import Float32
@@ -151,7 +155,7 @@ def compare_methods(
     descriptors: DescriptorsLike,
     unseen: ClassNames | None = None,
     options: ComparisonOptions | None = None,
-    preprocess: PathLike | Preprocessing | None = None,
+    preprocess: Preprocess | None = None,
     images: PythonInputs | None = None,
     on_method: Callable[[str], None] | None = None,
 ) -> tuple[ComparedMethod, ...]:
@@ -159,11 +163,11 @@ def compare_methods(
 
     Args:
         model: As in `inspect`.
-        classes: As in `inspect`; needed unless the model was opened with it.
+        classes: As in `inspect`; needed unless the model was opened with it, or states its classes.
         descriptors: As in `inject`, and so are `unseen` and `preprocess`.
         unseen: The classes to inject.
         options: What to compare; by default all methods.
-        preprocess: How images are prepared; needed where there are images.
+        preprocess: As in `inject`; needed where there are images and the model does not state it.
         images: An image list to measure on; classes that are neither seen nor injected may not be in it.
         on_method: Called with each method's name before its turn.
 
@@ -181,8 +185,7 @@ def compare_methods(
     """
     options = options or ComparisonOptions()
     described, names = descriptors_from(descriptors), class_names_from(unseen)
-    preprocessing = preprocessing_from(preprocess)
-    opened = inspect(model, classes=classes)
+    opened, preprocessing = open_with_preprocessing(model, classes=classes, preprocess=preprocess)
     head = head_of(opened)
     new = unseen_classes(head, described, names)
     [any_options, *_] = options.by_method().values()

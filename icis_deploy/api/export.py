@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 from icis_deploy.api.inputs import (
     ClassNames,
     PathLike,
+    Preprocess,
     check_max_seen_loss,
     inputs_from,
-    preprocessing_from,
     update_from,
 )
-from icis_deploy.api.models import Model, head_of, inspect
+from icis_deploy.api.models import (
+    Model,
+    head_of,
+    open_with_preprocessing,
+)
 from icis_deploy.api.notices import tell
 from icis_deploy.api.reference import make_reference, refusals_to_expect
 from icis_deploy.bundle.manifest import HEAD_KINDS, Bundle
@@ -24,7 +28,6 @@ from icis_deploy.bundle.target_options import TargetOptions
 from icis_deploy.common.files import check_free
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.workbench import enable_workbench
 
@@ -58,8 +61,9 @@ class ExportOptions:
     """`auto`: the logits of new classes follow statistics of the image, where a class update says so; an updatable head
     is prepared for such updates. `off`: the model is not, and such updates are refused."""
 
-    preprocess: PathLike | Preprocessing | None = None
-    """How images are prepared, or a JSON file that says it."""
+    preprocess: Preprocess | None = None
+    """How images are prepared: a JSON file, a mapping or a `Preprocessing` that says it, an image processor of
+    transformers or transforms of torchvision; by default what the model states."""
 
     images: PythonInputs | None = None
     """Images or arrays for the gate, in any form of `evaluate`; by default the calibration images, or seeded inputs
@@ -161,7 +165,7 @@ def export(
 
     Args:
         model: As in `inspect`.
-        classes: As in `inspect`; needed unless the model was opened with it.
+        classes: As in `inspect`; needed unless the model was opened with it, or states its classes.
         out: The bundle's folder.
         updates: Class updates, or files of them, applied in order.
         options: What else the bundle gets; `ExportOptions()` by default.
@@ -194,8 +198,7 @@ def export(
     options = options or ExportOptions()
     check_free(Path(out), overwrite=overwrite)
     targets = plan_targets(options.targets, options.target_options, head_kind=options.head)
-    preprocessing = preprocessing_from(options.preprocess)
-    opened = inspect(model, classes=classes)
+    opened, preprocessing = open_with_preprocessing(model, classes=classes, preprocess=options.preprocess)
     require_exportable(opened.loaded, opened.location, preprocessing)
     parsed = [update_from(update) for update in updates]
     plan = plan_head(

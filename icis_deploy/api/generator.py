@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icis_deploy.api.inject import train_injector
-from icis_deploy.api.inputs import ClassNames, DescriptorsLike, PathLike, descriptors_from
-from icis_deploy.api.models import Model, head_of, inspect
+from icis_deploy.api.inputs import (
+    ClassNames,
+    DescriptorsLike,
+    PathLike,
+    Preprocess,
+    descriptors_from,
+    preprocessing_from,
+)
+from icis_deploy.api.models import (
+    Model,
+    head_of,
+    open_model,
+)
 from icis_deploy.api.notices import tell
 from icis_deploy.common.files import check_free
 from icis_deploy.errors import UsageError
-from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.injection.options import AUTO, InjectionOptions
 from icis_deploy.workbench import enable_workbench
 
@@ -41,8 +51,8 @@ class GeneratorOptions:
     injection: InjectionOptions = field(default_factory=InjectionOptions)
     """How the injector predicts and calibrates."""
 
-    preprocess: PathLike | Preprocessing | None = None
-    """How images are prepared, or a JSON file that says it; as in `inject`."""
+    preprocess: Preprocess | None = None
+    """How images are prepared, as in `inject`."""
 
     precision: str = "fp32"
     """`fp32`, or `fp16` for a file of half the size."""
@@ -96,7 +106,7 @@ def export_generator(
     options = options or GeneratorOptions()
     check_free(Path(out), overwrite=overwrite)
     described = descriptors_from(descriptors)
-    opened = inspect(model, classes=classes)
+    opened = open_model(model, classes=classes, preprocessing=preprocessing_from(options.preprocess))
     train = partial(
         train_injector,
         opened,

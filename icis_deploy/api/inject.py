@@ -8,12 +8,16 @@ from dataclasses import replace
 from icis_deploy.api.inputs import (
     ClassNames,
     DescriptorsLike,
-    PathLike,
+    Preprocess,
     class_names_from,
     descriptors_from,
-    preprocessing_from,
 )
-from icis_deploy.api.models import Model, OpenedModel, head_of, inspect
+from icis_deploy.api.models import (
+    Model,
+    OpenedModel,
+    head_of,
+    open_with_preprocessing,
+)
 from icis_deploy.api.notices import tell
 from icis_deploy.api.photos import check_apart, load_photos
 from icis_deploy.api.seen_images import labelled_seen_images, read_seen_images
@@ -37,7 +41,7 @@ def inject(
     descriptors: DescriptorsLike | None = None,
     unseen: ClassNames | None = None,
     options: InjectionOptions | None = None,
-    preprocess: PathLike | Preprocessing | None = None,
+    preprocess: Preprocess | None = None,
     strict: bool = False,
     progress: Callable[[int, float], None] | None = None,
 ) -> ClassUpdate:
@@ -47,15 +51,17 @@ def inject(
 
     Args:
         model: As in `inspect`.
-        classes: As in `inspect`; needed unless the model was opened with it.
+        classes: As in `inspect`; needed unless the model was opened with it, or states its classes.
         descriptors: A descriptor file, descriptors, a vector by class name, or a table of pandas with a row for each
             class, whose index has the names; every seen class must have one. A new class with `photos` in
             the options needs none, and where all have photos, descriptors may be left out.
         unseen: The classes to inject, or a text file of them; by default every described class that the head lacks.
         options: How to predict and calibrate; `InjectionOptions()` by default: seen classes lose at most 2 points of
             accuracy. With `seen_images` the owner's images of seen classes say what that is.
-        preprocess: How images are prepared, or a JSON file that says it; for images of seen classes, or else the
-            neutral images that the backbone is run on. By default pixels of these are scaled to -1..1.
+        preprocess: How images are prepared: a JSON file, a mapping or a `Preprocessing` that says it, an image
+            processor of transformers or transforms of torchvision; for images of seen classes, or else the neutral
+            images that the backbone is run on. By default what the model states; where it states nothing, pixels of
+            neutral images are scaled to -1..1.
         strict: Whether to refuse rows that their own estimate gives reason to doubt.
         progress: Called after each epoch of a training with its number and mean loss.
 
@@ -68,8 +74,8 @@ def inject(
         UntrustworthyError: If `strict`, and the estimate warns or there is none.
         ICISDeployError: As `inspect`.
     """
-    opened = inspect(model, classes=classes)
-    injection = _train(opened, descriptors, unseen, options, preprocess, progress)
+    opened, preprocessing = open_with_preprocessing(model, classes=classes, preprocess=preprocess)
+    injection = _train(opened, descriptors, unseen, options, preprocessing, progress)
     if strict:
         injection.require_trust()
     tell(injection.warnings)
@@ -90,7 +96,7 @@ def train_injector(
     descriptors: DescriptorsLike | None = None,
     unseen: ClassNames | None = None,
     options: InjectionOptions | None = None,
-    preprocess: PathLike | Preprocessing | None = None,
+    preprocess: Preprocess | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Injection:
     """Do what `inject` does, and return all that it knows: rows, estimate, and the injector, which makes further rows.
@@ -111,7 +117,8 @@ def train_injector(
     Raises:
         ICISDeployError: As `inject`.
     """
-    injection = _train(inspect(model, classes=classes), descriptors, unseen, options, preprocess, progress)
+    opened, preprocessing = open_with_preprocessing(model, classes=classes, preprocess=preprocess)
+    injection = _train(opened, descriptors, unseen, options, preprocessing, progress)
     tell(injection.warnings)
     return injection
 
@@ -121,7 +128,7 @@ def _train(
     descriptors: DescriptorsLike | None,
     unseen: ClassNames | None,
     options: InjectionOptions | None,
-    preprocess: PathLike | Preprocessing | None,
+    preprocessing: Preprocessing | None,
     progress: Callable[[int, float], None] | None,
 ) -> Injection:
     """Inject without a word of what there is to doubt."""
@@ -129,7 +136,7 @@ def _train(
 
     options = options or InjectionOptions()
     described = None if descriptors is None else descriptors_from(descriptors)
-    names, preprocessing, head = class_names_from(unseen), preprocessing_from(preprocess), head_of(opened)
+    names, head = class_names_from(unseen), head_of(opened)
     require_exportable(opened.loaded, opened.location, preprocessing)
     photos = load_photos(opened, options, preprocessing)
     if photos is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,16 +18,20 @@ from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.inputs import as_array, holds_images
 from icis_deploy.images.loading import ListedImages, check_labelled
-from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
+from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing, preprocessing_from_json
 from icis_deploy.images.python_values import PythonInputs, source_from
 from icis_deploy.images.sources import InputSource
 from icis_deploy.updates.envelope import load_update
+from icis_deploy.workbench import enable_workbench
 
 PathLike = str | Path
 ClassNames = PathLike | Sequence[str] | Mapping[int, str]
 """A text file with one class name a line, the names, or the names by number, as `id2label` of a configuration."""
 DescriptorsLike = PathLike | Descriptors | Mapping[str, ArrayLike] | Any
 """A descriptor file, descriptors, a vector by class name, or a table of pandas with a row for each class."""
+
+Preprocess = PathLike | Preprocessing | Mapping[str, Any] | Callable[..., Any]
+"""What says how images are prepared (`preprocessing_from`); image processors and transforms are called."""
 
 
 def descriptors_from(given: Any) -> Descriptors:
@@ -153,9 +157,56 @@ def inputs_from(
     return source
 
 
-def preprocessing_from(given: PathLike | Preprocessing | None) -> Preprocessing | None:
-    """Return how images are prepared, read from its JSON file where a path is given; `None` stays `None`."""
-    return load_preprocessing(Path(given)) if isinstance(given, str | Path) else given
+def preprocessing_from(given: Preprocess | None) -> Preprocessing | None:
+    """Return how images are prepared; `None` stays `None`.
+
+    Args:
+        given: What says it: a preprocessing; a JSON file or a mapping with the same keys; an image processor of
+            transformers, or its `preprocessor_config.json`; or transforms of torchvision or timm.
+
+    Raises:
+        LoadError: If a file cannot be read.
+        IncompatibleError: If a setting is wrong, or a library does what no preprocessing says.
+        UsageError: If it is nothing of these.
+    """
+    if given is None or isinstance(given, Preprocessing):
+        return given
+    if isinstance(given, Mapping):
+        return preprocessing_from_json(given, where="preprocess")
+    if not isinstance(given, str | Path):
+        return _preprocessing_of_library(given)
+    path = Path(given)
+    return _processor_in(path) if path.name == _PROCESSOR_FILE and path.is_file() else load_preprocessing(path)
+
+
+_PROCESSOR_FILE = "preprocessor_config.json"
+"""What transformers writes an image processor to; with its class the file also says what it leaves out."""
+
+
+def _processor_in(path: Path) -> Preprocessing:
+    enable_workbench()
+    from exporters.stated.processors import load_processor, preprocessing_of_processor
+
+    processor = load_processor(str(path.parent), local_files_only=True)
+    return preprocessing_of_processor(processor, where=str(path))
+
+
+def _preprocessing_of_library(given: object) -> Preprocessing:
+    enable_workbench()
+    from exporters.stated.processors import preprocessing_of_processor
+    from exporters.stated.transforms import is_transforms, preprocessing_of_transforms
+
+    name = type(given).__name__
+    if is_transforms(given):
+        return preprocessing_of_transforms(given, where=name)
+    if hasattr(given, "to_dict"):
+        return preprocessing_of_processor(given, where=name)
+    raise UsageError(
+        f"A {name} does not say how images are prepared.",
+        found=name,
+        expected="a JSON file, a mapping, a Preprocessing, an image processor or transforms of torchvision",
+        hint="Give `preprocess` as one of these.",
+    )
 
 
 def update_from(given: PathLike | ClassUpdate) -> ClassUpdate:

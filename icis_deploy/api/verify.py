@@ -6,8 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from icis_deploy.api.inputs import PathLike, check_max_seen_loss, inputs_from
-from icis_deploy.api.models import Model, OpenedModel, inspect
+from icis_deploy.api.inputs import (
+    PathLike,
+    check_max_seen_loss,
+    inputs_from,
+)
+from icis_deploy.api.models import (
+    Model,
+    OpenedModel,
+    locate_head,
+)
 from icis_deploy.bundle.manifest import Bundle, load_bundle
 from icis_deploy.bundle.slot_files import load_injected
 from icis_deploy.errors import GateFailedError, WrongBaseError
@@ -99,7 +107,7 @@ def _original_of(folder: Path, described: Bundle, against: Model) -> OpenedModel
     """Open the model that a bundle was made from, or raise `WrongBaseError`."""
     from exporters.head.finding import read_head
 
-    opened = inspect(against)
+    opened = locate_head(against, preprocessing=described.preprocessing)
     loaded, location = opened.loaded, opened.location
     if loaded.input_dtype != np.float32:
         raise WrongBaseError(

@@ -19,7 +19,7 @@ from icis_deploy.cli.output import format_option, note, print_result
 
 @click.command("bench-fit", short_help="Time the prediction of rows against the published recipe.")
 @click.argument("model")
-@classes_option(required=True)
+@classes_option
 @described_classes_options
 @click.option("--images", type=EXISTING_FILE, help="Image list to measure on: CSV with the columns file and class.")
 @click.option(
@@ -42,7 +42,7 @@ from icis_deploy.cli.output import format_option, note, print_result
 @format_option
 def bench_fit(
     model: str,
-    classes: Path,
+    classes: Path | None,
     descriptors: Path,
     unseen: Path | None,
     preprocess: Path | None,

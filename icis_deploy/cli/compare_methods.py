@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @click.command("compare-methods", short_help="Compare all methods of inject, with or without images.")
 @click.argument("model")
-@classes_option(required=True)
+@classes_option
 @described_classes_options
 @click.option(
     "--method", "methods", type=click.Choice(METHOD_NAMES), multiple=True, help="What to compare. Default: all."

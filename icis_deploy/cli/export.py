@@ -33,7 +33,7 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
 
 @click.command(short_help="Write a checked bundle that knows the new classes.")
 @click.argument("model")
-@classes_option(required=True)
+@classes_option
 @click.option(
     "--update",
     "updates",
@@ -60,7 +60,11 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
     show_default=True,
     help="auto: new classes are favoured image by image where an update says so. off: by a constant alone.",
 )
-@click.option("--preprocess", type=EXISTING_FILE, help="JSON: resize, crop, mean, std, color, layout.")
+@click.option(
+    "--preprocess",
+    type=EXISTING_FILE,
+    help="How images are prepared, JSON: resize, crop, mean, std and more. Default: what the model states.",
+)
 @click.option(
     "--images",
     type=EXISTING_PATH,
@@ -108,7 +112,7 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
 @format_option
 def export(
     model: str,
-    classes: Path,
+    classes: Path | None,
     updates: tuple[Path, ...],
     head: str,
     capacity: int | None,

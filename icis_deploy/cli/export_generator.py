@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.command("export-generator", short_help="Write what makes rows, for devices that are taught classes.")
 @click.argument("model")
-@classes_option(required=True)
+@classes_option
 @described_classes_options
 @click.option(
     "--method",

@@ -55,7 +55,7 @@ NUM_SHOWN = 5
 
 @click.command(short_help="Predict rows of unseen classes; write a class update.")
 @click.argument("model")
-@classes_option(required=True)
+@classes_option
 @click.option("--descriptors", type=EXISTING_FILE, help="Class descriptors: .npz, .csv or att_splits.mat.")
 @click.option(
     "--unseen",
@@ -91,7 +91,7 @@ NUM_SHOWN = 5
 @format_option
 def inject(
     model: str,
-    classes: Path,
+    classes: Path | None,
     out: Path,
     overwrite: bool,
     method: str,
@@ -169,11 +169,11 @@ def _print(out: Path, update: ClassUpdate, next_command: str) -> None:
     print_result(result, text=text, after_change=True)
 
 
-def _next_command(model: Sequence[str], classes: Path, update: Path, preprocess: Path | None) -> str:
+def _next_command(model: Sequence[str], classes: Path | None, update: Path, preprocess: Path | None) -> str:
     """Return the command that puts an update into a bundle, as a shell takes it."""
-    images = () if preprocess is None else ("--preprocess", str(preprocess))
-    files = ("--classes", str(classes), "--update", str(update), *images)
-    return shlex.join(["icis-deploy", "export", *model, *files, "--head", "fused", "--out", "bundle"])
+    files = (("--classes", classes), ("--update", update), ("--preprocess", preprocess))
+    options = [part for name, path in files if path is not None for part in (name, str(path))]
+    return shlex.join(["icis-deploy", "export", *model, *options, "--head", "fused", "--out", "bundle"])
 
 
 def summary(provenance: Mapping[str, Any]) -> str:

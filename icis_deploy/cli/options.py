@@ -46,14 +46,13 @@ def model_options(function: Command) -> Command:
     return function
 
 
-def classes_option(*, required: bool) -> Callable[[Command], Command]:
-    """Return the option `--classes`."""
+def classes_option(function: Command) -> Command:
+    """Add the option `--classes`."""
     return click.option(
         "--classes",
         type=EXISTING_FILE,
-        required=required,
-        help="The head's class names, one a line, in the order of the logits.",
-    )
+        help="The head's class names, one a line, in the order of the logits. Default: those that the model states.",
+    )(function)
 
 
 def described_classes_options(function: Command) -> Command:
@@ -62,7 +61,8 @@ def described_classes_options(function: Command) -> Command:
         click.option(
             "--preprocess",
             type=EXISTING_FILE,
-            help="How images are prepared, JSON; for the neutral images that set the scale of features.",
+            help="How images are prepared, JSON; for the neutral images that set the scale of features. Default: what "
+            "the model states.",
         ),
         click.option(
             "--unseen",

@@ -1,34 +1,52 @@
-"""From an image to a model's input: resize, crop, scale, normalise, lay out.
+"""From an image to a model's input: orient, pad, resize, crop, scale, normalise, lay out.
 
 The settings travel in the bundle, so that a device prepares images as the model's owner did.
+
+    file -> [turned as EXIF says] -> colour -> [padded to a square] -> resized -> cropped -> * rescale - mean, / std
+
+Rules:
+
+1. Settings that are left out mean what they meant before there were any: Pillow's bilinear resize of the short side.
+   `to_json` leaves them out again, so that the manifest and the digest of a bundle stay what they were.
+2. A setting has one form: `crop` is a number where the cut is a square, and a pair where it is not.
+3. Nothing but Pillow and numpy, whatever the model was trained with: a device has no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from icis_deploy.common.arrays import Float32, UInt8
 from icis_deploy.common.files import read_capped
 from icis_deploy.common.json_fields import load_strict
-from icis_deploy.common.terminal_text import printable, reason_of
+from icis_deploy.common.terminal_text import printable, reason_of, shown
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError
+from icis_deploy.images.resampling import ANTIALIASING, FILTERS, PILLOW, TORCH_FILTERS, resize_as_torch, resize_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_JSON_BYTES = 1 << 16
 MAX_PIXELS = 1 << 26
-"""Of an image as it is read, and of what it is resized to before it is cropped: 67 million, four bytes each in memory.
-An image of one colour compresses to nearly nothing, and a narrow one is stretched until its short side is long enough:
-20,000 pixels in a row are 1.3 billion with a short side of 256."""
+"""Of an image as it is read, padded to a square, and of what it is resized to before it is cropped: 67 million, four
+bytes each in memory. An image of one colour compresses to nearly nothing, and a narrow one is stretched until its short
+side is long enough: 20,000 pixels in a row are 1.3 billion with a short side of 256."""
+
+MAX_CHANNELS = 1 << 10
+EIGHT_BITS = 1 / 255
+"""What brings pixels to 0..1."""
 
 _LAYOUTS = ("NCHW", "NHWC")
-_COLORS = ("RGB", "BGR", "L")
+_NUM_CHANNELS = {"RGB": 3, "BGR": 3, "L": 1, "LA": 2, "RGBA": 4, "CMYK": 4}
+_COLORS = tuple(_NUM_CHANNELS)
+_CROP_ROUNDINGS = ("even", "down")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,32 +56,73 @@ class Preprocessing:
     Example:
         >>> icis_deploy.Preprocessing(resize=256, crop=224, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).input_shape
         (3, 224, 224)
+        >>> icis_deploy.Preprocessing(resize=(192, 256), mean=0.5, std=0.5, interpolation="bicubic").input_shape
+        (3, 192, 256)
 
     Raises:
         IncompatibleError: On construction, if a setting is out of its range.
     """
 
-    resize: int | None
-    """Length in pixels that the short side is resized to, bilinear with antialiasing; `None` leaves the size."""
+    resize: int | tuple[int, int] | None
+    """Length in pixels that the short side is resized to, the long one in proportion, rounded down; or `(height,
+    width)`, to which the image is squashed; `None` leaves the size."""
 
-    crop: int
-    """Side in pixels of the square cut from the centre."""
+    crop: int | tuple[int, int] | None = None
+    """Side in pixels of the square cut from the centre, or `(height, width)` of a cut that is none. May be left out
+    where `resize` is `(height, width)`: nothing is cut off. What an image lacks is black."""
 
     mean: tuple[float, ...]
-    """`(num_channels,)`, subtracted from values in 0..1."""
+    """`(num_channels,)`, subtracted from pixels times `rescale`; a single number stands for all channels."""
 
     std: tuple[float, ...]
-    """`(num_channels,)`, divided by afterwards; greater than 0."""
+    """`(num_channels,)`, divided by afterwards; greater than 0; a single number stands for all channels."""
 
     color: str = "RGB"
-    """Order of the channels: `RGB`, `BGR` or `L` (grey)."""
+    """Order of the channels: `RGB`, `BGR`, `L` (grey), `LA`, `RGBA` or `CMYK`."""
 
     layout: str = "NCHW"
     """Order of the input's dimensions: `NCHW` or `NHWC`."""
 
+    channels: int | None = None
+    """How often grey is repeated, for models that take it so; `None` for once, and for colours."""
+
+    interpolation: str = "bilinear"
+    """How it is resized: `nearest`, `bilinear`, `bicubic`, `lanczos`, `box` or `hamming`."""
+
+    antialias: str = PILLOW
+    """`pillow`: as Pillow resizes 8-bit pixels, and torchvision images of Pillow: antialiased and rounded. `torch`: as
+    torch resizes a tensor of floats with `antialias=True`, not rounded; `bilinear` or `bicubic`. `off`: as torch does
+    with `antialias=False`; these and `nearest`."""
+
+    crop_rounding: str = "even"
+    """Where a cut begins that lies between two pixels: `even`, as torchvision rounds; `down`, as transformers does."""
+
+    rescale: float = EIGHT_BITS
+    """What pixels, 0..255, are multiplied by; greater than 0. 1 for a mean and deviation in pixels."""
+
+    pad_to_square: bool = False
+    """Whether an image is padded to a square first, itself in the middle."""
+
+    fill: tuple[int, ...] = (0,)
+    """`(num_channels,)` or `(1,)`, colour of that padding, 0..255, red before green before blue; a single number stands
+    for all."""
+
+    exif_orientation: bool = False
+    """Whether an image is turned as its EXIF data says first. Training pipelines do not; cameras rely on it."""
+
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
-        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        self._check_choices()
+        self._check_size()
+        self._check_statistics()
+        if self.fill != (0,) and not self.pad_to_square:
+            raise IncompatibleError(
+                f"Preprocessing has fill {self.fill} and nothing to fill.",
+                found=self.fill,
+                expected="fill with pad_to_square",
+                hint="Set pad_to_square to true, or leave fill out.",
+            )
+
+    def _check_choices(self) -> None:
         if self.color not in _COLORS or self.layout not in _LAYOUTS:
             raise IncompatibleError(
                 f"Preprocessing has color {printable(repr(self.color), max_length=20)} and layout "
@@ -71,6 +130,55 @@ class Preprocessing:
                 found=(self.color, self.layout),
                 expected=(_COLORS, _LAYOUTS),
             )
+        for name, allowed in (
+            ("antialias", ANTIALIASING),
+            ("interpolation", FILTERS if self.antialias == PILLOW else TORCH_FILTERS.get(str(self.antialias), ())),
+            ("crop_rounding", _CROP_ROUNDINGS),
+            ("pad_to_square", (False, True)),
+            ("exif_orientation", (False, True)),
+        ):
+            value: object = getattr(self, name)
+            if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
+                with_antialias = f" with antialias {self.antialias!r}" if name == "interpolation" else ""
+                raise IncompatibleError(
+                    f"Preprocessing has {name} {printable(repr(value), max_length=20)}; expected one of "
+                    f"{tuple(allowed)}{with_antialias}.",
+                    found=shown(value),
+                    expected=tuple(allowed),
+                    where=name,
+                )
+        if self.channels == _NUM_CHANNELS[self.color]:
+            object.__setattr__(self, "channels", None)
+        elif self.channels is not None and not (
+            self.color == "L" and _is_length(self.channels) and self.channels <= MAX_CHANNELS
+        ):
+            raise IncompatibleError(
+                f"Preprocessing has color {self.color!r} and channels {printable(str(self.channels), max_length=20)}; "
+                f"expected {_NUM_CHANNELS[self.color]}. Only grey (L) can be repeated, {MAX_CHANNELS} times at most.",
+                found=(self.color, shown(self.channels)),
+                expected=_NUM_CHANNELS[self.color],
+                where="channels",
+            )
+
+    def _check_size(self) -> None:
+        resize, crop = _as_size(self.resize), _as_size(self.crop)
+        if crop is None and isinstance(resize, tuple):
+            crop = resize
+        fits = _is_size(crop) and (resize is None or _is_size(resize))
+        if not fits:
+            raise IncompatibleError(
+                f"Preprocessing has resize {printable(str(resize), max_length=20)} and crop "
+                f"{printable(str(crop), max_length=20)}; expected whole numbers of pixels, at least 1. Give one number "
+                f"for the short side and a square, or height and width.",
+                found=(resize, crop),
+                expected="whole numbers of pixels, at least 1",
+            )
+        object.__setattr__(self, "resize", resize)
+        object.__setattr__(self, "crop", crop[0] if isinstance(crop, tuple) and crop[0] == crop[1] else crop)
+
+    def _check_statistics(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _for_channels(getattr(self, name), self.num_channels))
         if not len(self.mean) == len(self.std) == self.num_channels:
             raise IncompatibleError(
                 f"Preprocessing has {len(self.mean)} means and {len(self.std)} deviations; {self.color} has "
@@ -80,34 +188,59 @@ class Preprocessing:
             )
         with np.errstate(over="ignore", under="ignore"):  # they are used in float32
             mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+            rescale = np.float32(self.rescale)
         if not np.isfinite(mean).all() or not (np.isfinite(std) & (std > 0)).all():
             raise IncompatibleError(
                 f"Preprocessing has mean {self.mean} and std {self.std}; expected finite numbers, and std above 0.",
                 found=(self.mean, self.std),
                 expected="finite numbers, and std above 0",
             )
-        if not _is_length(self.crop) or not (self.resize is None or _is_length(self.resize)):
+        if isinstance(self.rescale, bool) or not np.isfinite(rescale) or rescale <= 0:
             raise IncompatibleError(
-                f"Preprocessing has resize {printable(str(self.resize), max_length=20)} and crop "
-                f"{printable(str(self.crop), max_length=20)}; expected whole numbers of pixels, at least 1.",
-                found=(self.resize, self.crop),
-                expected="whole numbers of pixels, at least 1",
+                f"Preprocessing has rescale {self.rescale}; expected a finite number above 0.",
+                found=self.rescale,
+                expected="a finite number above 0",
+                where="rescale",
             )
+        object.__setattr__(self, "rescale", float(self.rescale))
+        given: Any = self.fill
+        fill = (given,) if isinstance(given, int) else tuple(given)
+        num_colours = _NUM_CHANNELS[self.color]
+        if len(fill) not in (1, num_colours) or not all(_is_length(value + 1) and value <= 255 for value in fill):
+            raise IncompatibleError(
+                f"Preprocessing has fill {printable(str(fill), max_length=40)}; expected whole numbers from 0 to 255, "
+                f"one or {num_colours}.",
+                found=fill,
+                expected="whole numbers from 0 to 255",
+                where="fill",
+            )
+        object.__setattr__(self, "fill", fill)
 
     @property
     def num_channels(self) -> int:
         """Number of colour channels."""
-        return 1 if self.color == "L" else 3
+        return self.channels or _NUM_CHANNELS[self.color]
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width in pixels of a prepared image."""
+        assert self.crop is not None, "set on construction"
+        return self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Shape of one prepared image, without the batch."""
-        return self._shape_of(self.crop, self.crop)
+        return self._shape_of(*self.crop_size)
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
         """Shape of one image that is resized and cropped and nothing else."""
-        return (self.crop, self.crop, self.num_channels)
+        return (*self.crop_size, self.num_channels)
+
+    @property
+    def obstacle_to_pixels(self) -> str | None:
+        """The setting for which no model can take 8-bit pixels and do the rest itself; `None` where one can."""
+        return None if self.antialias == PILLOW else f"antialias {self.antialias!r}, whose pixels are not whole numbers"
 
     def prepare(self, image: Image) -> Float32:
         """Return one image as the model's input, `input_shape` float32.
@@ -115,35 +248,66 @@ class Preprocessing:
         Raises:
             ImageError: As `crop_pixels`.
         """
-        return np.asarray(self.from_pixels(self.crop_pixels(image)[None])[0])
+        return np.asarray(self.from_pixels(self._cropped(image)[None])[0])
 
     def crop_pixels(self, image: Image) -> UInt8:
         """Return one image resized and cropped, `pixel_shape` uint8, red before green before blue.
 
-        An EXIF orientation is not applied, and transparency is dropped, as training pipelines do.
+        Transparency is dropped unless the model takes it, as training pipelines do.
 
         Raises:
             ImageError: If the image's values have no known range (32-bit integers, floats), or it has more than
-                `MAX_PIXELS` pixels, as it is or resized.
+                `MAX_PIXELS` pixels, as it is, padded or resized.
+            IncompatibleError: If resized pixels are no whole numbers (`obstacle_to_pixels`).
         """
-        scaled = image.size if self.resize is None else _scaled_size(image.size, self.resize)
-        _check_pixels(image.size, scaled)
-        image = _to_color(image, "L" if self.color == "L" else "RGB")
-        if self.resize is not None:
-            image = _resized(image, scaled)
-        return np.asarray(_crop_centre(image, self.crop), dtype=np.uint8).reshape(self.pixel_shape)
+        if (obstacle := self.obstacle_to_pixels) is not None:
+            raise IncompatibleError(
+                f"The preprocessing has {obstacle}: there are no 8-bit pixels to give.",
+                found=self.antialias,
+                expected=PILLOW,
+                where="antialias",
+            )
+        return self._cropped(image).astype(np.uint8, copy=False)
 
-    def from_pixels(self, pixels: UInt8) -> Float32:
+    def _cropped(self, image: Image) -> UInt8 | Float32:
+        """Return `pixel_shape`, uint8; float32 in 0..255 where torch's way of resizing does not round."""
+        if self.exif_orientation:
+            image = _upright(image)
+        padded = (max(image.size),) * 2 if self.pad_to_square else image.size
+        scaled = _scaled_size(padded, self.resize)
+        _check_pixels(image.size, padded, scaled)
+        image = _to_color(image, "RGB" if self.color == "BGR" else self.color)
+        if image.size != padded:
+            image = _padded(image, padded, self.fill)
+        height, width = self.crop_size
+        left, top = (
+            _crop_start(length, side, rounding=self.crop_rounding)
+            for length, side in zip(scaled, (width, height), strict=True)
+        )
+        pixels: UInt8 | Float32
+        if self.antialias == PILLOW:
+            resized = resize_image(image, scaled, self.interpolation)
+            # Outside the image crop() fills with black, as a centre crop of a small image does elsewhere.
+            pixels = np.asarray(resized.crop((left, top, left + width, top + height)), dtype=np.uint8)
+        else:
+            resized_pixels = resize_as_torch(image, scaled, self.interpolation, antialias=self.antialias)
+            pixels = _crop_array(resized_pixels, left=left, top=top, height=height, width=width)
+        pixels = pixels.reshape(height, width, -1)
+        return pixels if self.channels is None else pixels.repeat(self.channels, axis=2)
+
+    def from_pixels(self, pixels: UInt8 | Float32) -> Float32:
         """Return cropped images as the model's input.
 
         Args:
-            pixels: `(batch, *pixel_shape)` uint8, as `crop_pixels` gives them.
+            pixels: `(batch, *pixel_shape)` uint8, as `crop_pixels` gives them, or float32 in 0..255.
 
         Returns:
             `(batch, *input_shape)` float32, contiguous.
         """
         ordered = pixels[..., ::-1] if self.color == "BGR" else pixels
-        return self.normalize(ordered.astype(np.float32) / np.float32(255))
+        if self.rescale == EIGHT_BITS:  # the same to the last bit for all 256 values, and faster
+            return self._standardized(ordered.astype(np.float32) / np.float32(255))
+        return self._standardized((ordered.astype(np.float64) * self.rescale).astype(np.float32))
 
     def normalize(self, pixels: Float32) -> Float32:
         """Return normalised images in the model's layout.
@@ -154,6 +318,10 @@ class Preprocessing:
         Returns:
             `(batch, *input_shape)` float32, contiguous.
         """
+        scale = self.rescale / EIGHT_BITS
+        return self._standardized(pixels if scale == 1 else pixels * np.float32(scale))
+
+    def _standardized(self, pixels: Float32) -> Float32:
         values = np.empty((len(pixels), *self._shape_of(*pixels.shape[1:3])), dtype=np.float32)
         channels = np.moveaxis(values, self.layout.index("C"), 0)
         # One channel after the other: numpy is slow along an axis of three.
@@ -167,22 +335,32 @@ class Preprocessing:
         return (channels, height, width) if self.layout == "NCHW" else (height, width, channels)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        """Return the settings as JSON values, without those that have their default and are newer than the format."""
+        return {
+            each.name: list(value) if isinstance(value, tuple) else value
+            for each in fields(self)
+            if (value := getattr(self, each.name)) != each.default or each.name in _FIRST_SETTINGS
+        }
+
+
+_FIRST_SETTINGS = frozenset({"resize", "crop", "mean", "std", "color", "layout"})
+"""What every file states (rule 1)."""
 
 
 def preprocessing_from_json(values: Mapping[str, Any], *, where: str) -> Preprocessing:
     """Return the settings that a JSON object states.
 
     Args:
-        values: Keys as in `Preprocessing`; `crop`, `mean` and `std` are required.
+        values: Keys as in `Preprocessing`; `crop`, `mean` and `std` are required, `crop` not where `resize` is a pair.
+            `crop_fraction` may stand for `resize`: the part of the short side that the cut takes, 0..1.
         where: The file that it is in, for messages.
 
     Raises:
         IncompatibleError: Naming the key that is missing, unknown, or of the wrong type.
     """
-    known = set(Preprocessing.__dataclass_fields__)
-    unknown, missing = sorted(set(values) - known), sorted({"crop", "mean", "std"} - set(values))
+    known = {*Preprocessing.__dataclass_fields__, "crop_fraction"}
+    required = {"mean", "std"} if isinstance(values.get("resize"), list | tuple) else {"crop", "mean", "std"}
+    unknown, missing = sorted(map(str, set(values) - known)), sorted(required - set(values))
     if unknown or missing:
         raise IncompatibleError(
             f"{where}: unknown keys {unknown}, missing keys {missing}. Preprocessing has {sorted(known)}.",
@@ -190,14 +368,34 @@ def preprocessing_from_json(values: Mapping[str, Any], *, where: str) -> Preproc
             expected=tuple(sorted(known)),
             where=where,
         )
+    settings = {"resize": None, **values}
     try:
-        return Preprocessing(**{"resize": None, **values})
+        if (fraction := settings.pop("crop_fraction", None)) is not None:
+            settings["resize"] = _resize_of(settings["crop"], fraction, resize=settings["resize"], where=where)
+        return Preprocessing(**settings)
     except (TypeError, ValueError, OverflowError) as error:
         raise IncompatibleError(
             f"{where}: a preprocessing setting has the wrong type: {reason_of(error)}.",
             found=reason_of(error),
             where=where,
         ) from error
+
+
+def _resize_of(crop: object, fraction: object, *, resize: object, where: str) -> int:
+    """Return the short side of which a square cut takes a part, rounded down as timm and transformers do."""
+    side = crop[0] if isinstance(crop, list | tuple) and len(crop) == 2 and crop[0] == crop[1] else crop
+    is_fraction = isinstance(fraction, int | float) and not isinstance(fraction, bool) and 0 < fraction <= 1
+    if resize is not None or not _is_length(side) or not is_fraction:
+        raise IncompatibleError(
+            f"{where}: crop_fraction {shown(fraction)} with resize {shown(resize)} and crop {shown(crop)}; expected a "
+            f"number above 0 and at most 1 with a square crop, and no resize.",
+            found=(shown(fraction), shown(resize), shown(crop)),
+            expected="a number above 0 and at most 1 with a square crop, and no resize",
+            where=where,
+        )
+    assert isinstance(side, int)
+    assert isinstance(fraction, int | float)
+    return math.floor(side / fraction)
 
 
 def load_preprocessing(path: str | Path) -> Preprocessing:
@@ -235,6 +433,29 @@ def _is_length(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _is_size(value: object) -> bool:
+    """Say whether it is a length in pixels, or a pair of them."""
+    return all(map(_is_length, value)) if isinstance(value, tuple) and len(value) == 2 else _is_length(value)
+
+
+def _as_size(value: object) -> Any:
+    """Return a size with a pair as a tuple; anything else, right or wrong, as it is."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value
+
+
+def _for_channels(value: Any, num_channels: int) -> tuple[float, ...]:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return (float(value),) * num_channels
+    return tuple(float(each) for each in value)
+
+
+def _upright(image: Image) -> Image:
+    from PIL.ImageOps import exif_transpose
+
+    _check_pixels(image.size)  # turning decodes it
+    return exif_transpose(image)
+
+
 def _to_color(image: Image, mode: str) -> Image:
     import PIL.Image
 
@@ -248,12 +469,18 @@ def _to_color(image: Image, mode: str) -> Image:
         image = PIL.Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns of the direct way
+    if mode == "CMYK" and image.mode not in ("CMYK", "RGB"):  # Pillow converts no other to it
+        image = image.convert("RGB")
     return image.convert(mode)
 
 
-def _check_pixels(size: tuple[int, int], scaled: tuple[int, int]) -> None:
+def _check_pixels(size: tuple[int, int], padded: tuple[int, int] = (0, 0), scaled: tuple[int, int] = (0, 0)) -> None:
     """Refuse an image of too many pixels; Pillow knows its size before it decodes one."""
-    for (width, height), what in ((size, "it has"), (scaled, "resized for the model it would have")):
+    for (width, height), what in (
+        (size, "it has"),
+        (padded, "padded to a square it would have"),
+        (scaled, "resized for the model it would have"),
+    ):
         if width * height > MAX_PIXELS:
             raise ImageError(
                 f"{what} {width} x {height} pixels; at most {MAX_PIXELS} are taken.",
@@ -263,28 +490,41 @@ def _check_pixels(size: tuple[int, int], scaled: tuple[int, int]) -> None:
             )
 
 
-def _scaled_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Return width and height of an image whose short side is resized."""
+def _padded(image: Image, size: tuple[int, int], fill: tuple[int, ...]) -> Image:
+    from PIL.Image import new
+
+    square = new(image.mode, size, fill * len(image.getbands()) if len(fill) == 1 else fill)
+    # The odd pixel goes behind, as a centre crop of a small image has it.
+    square.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return square
+
+
+def _scaled_size(size: tuple[int, int], resize: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Return width and height of an image that is resized."""
     width, height = size
-    if not width or not height:  # there is nothing to resize, which Pillow says
+    if resize is None or not width or not height:  # without a pixel there is nothing to resize, which Pillow says
         return size
+    if isinstance(resize, tuple):
+        return resize[1], resize[0]
     # Rounded down, as torchvision's Resize does: one pixel of the long side moves the centre crop.
-    return (short_side, short_side * height // width) if width <= height else (short_side * width // height, short_side)
+    return (resize, resize * height // width) if width <= height else (resize * width // height, resize)
 
 
-def _resized(image: Image, size: tuple[int, int]) -> Image:
-    from PIL.Image import Resampling
-
-    return image if image.size == size else image.resize(size, Resampling.BILINEAR)
-
-
-def _crop_centre(image: Image, side: int) -> Image:
-    width, height = image.size
-    left, top = _crop_start(width, side), _crop_start(height, side)
-    # Outside the image crop() fills with black, as a centre crop of a small image does elsewhere.
-    return image.crop((left, top, left + side, top + side))
+def _crop_array(pixels: NDArray[np.float32], *, left: int, top: int, height: int, width: int) -> NDArray[np.float32]:
+    """Return a cut of `(height, width, num_channels)`, 0 outside the image."""
+    cut = np.zeros((height, width, pixels.shape[2]), dtype=np.float32)
+    inside = pixels[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
+    below, right = max(-top, 0), max(-left, 0)
+    cut[below : below + inside.shape[0], right : right + inside.shape[1]] = inside
+    return cut
 
 
-def _crop_start(length: int, side: int) -> int:
-    # Rounded as torchvision's CenterCrop does: to even where it cuts, down where it pads.
+def _crop_start(length: int, side: int, *, rounding: str) -> int:
+    """Return where a centre crop begins, in pixels; negative where it begins outside of the image.
+
+    Sources: torchvision.transforms.functional.center_crop, which rounds to even where it cuts and down where it pads;
+    transformers.image_transforms.center_crop.
+    """
+    if rounding == "down":
+        return (length - side) // 2
     return round((length - side) / 2) if length >= side else -((side - length) // 2)

@@ -75,7 +75,7 @@ def ways(chooser: Session, plain: Session, preprocessing: Preprocessing, top: in
 def affine(preprocessing: Preprocessing) -> tuple[list[float], list[float]]:
     """Return what bytes are multiplied with and what is added then, by channel."""
     pairs = list(zip(preprocessing.mean, preprocessing.std, strict=True))
-    return [1 / (255 * std) for _, std in pairs], [-mean / std for mean, std in pairs]
+    return [preprocessing.rescale / std for _, std in pairs], [-mean / std for mean, std in pairs]
 
 
 def softmax(logits: Float32) -> Float32:

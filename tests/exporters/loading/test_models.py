@@ -176,7 +176,11 @@ def test_weights_for_a_file_that_has_its_own_are_refused(onnx_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [("model.h5", "a file of type .h5"), ("folder", "a folder"), ("nothing", "nothing of that name")],
+    [
+        ("model.h5", "a file of type .h5"),
+        ("folder", "a folder without a config.json of transformers"),
+        ("nothing", "nothing of that name"),
+    ],
 )
 def test_anything_else_says_what_was_found_and_what_was_expected(tmp_path: Path, name: str, found: str):
     (tmp_path / "model.h5").touch()
@@ -187,7 +191,8 @@ def test_anything_else_says_what_was_found_and_what_was_expected(tmp_path: Path,
 
     assert str(caught.value) == (
         f"{tmp_path / name} is no model that can be loaded: found {found}. Expected a .onnx file, a .pt2 torch.export "
-        f"program, or package.module:factory with weights. Check the path, or give a factory with `weights`."
+        f"program, a folder of transformers or the name of a model on its hub, or package.module:factory with weights. "
+        f"Check the path, or give a factory with `weights`."
     )
 
 

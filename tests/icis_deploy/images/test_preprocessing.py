@@ -210,7 +210,7 @@ def test_settings_are_read_from_a_file_and_what_is_left_out_has_its_default(tmp_
 
 
 WRONG = [
-    ({"color": "HSV"}, r"Preprocessing has color 'HSV' and layout 'NCHW'; expected one of \('RGB', 'BGR', 'L'\)"),
+    ({"color": "HSV"}, r"Preprocessing has color 'HSV' and layout 'NCHW'; expected one of \('RGB', 'BGR', 'L', "),
     ({"layout": "CHW"}, r"Preprocessing has color 'RGB' and layout 'CHW'"),
     ({"color": "L"}, r"Preprocessing has 3 means and 3 deviations; L has 1 channels\."),
     ({"mean": [0.5]}, r"Preprocessing has 1 means and 3 deviations; RGB has 3 channels\."),
@@ -239,10 +239,13 @@ def test_settings_out_of_their_range_are_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scale": 1}, r"bundle: unknown keys \['scale'\], missing keys \[\]\. Preprocessing has \['color', 'crop', "),
+        (
+            {"scale": 1},
+            r"bundle: unknown keys \['scale'\], missing keys \[\]\. Preprocessing has \['antialias', 'channels', ",
+        ),
         ({"crop": ...}, r"bundle: unknown keys \[\], missing keys \['crop'\]\."),
         ({"mean": ..., "std": ..., "sdt": [1]}, r"bundle: unknown keys \['sdt'\], missing keys \['mean', 'std'\]\."),
-        ({"mean": 0.5}, r"bundle: a preprocessing setting has the wrong type: 'float' object is not iterable\."),
+        ({"mean": True}, r"bundle: a preprocessing setting has the wrong type: 'bool' object is not iterable\."),
         ({"mean": ["a", "b", "c"]}, r"bundle: a preprocessing setting has the wrong type: could not convert string"),
         ({"std": None}, r"bundle: a preprocessing setting has the wrong type: 'NoneType' object is not iterable\."),
         ({"std": [None, 1, 1]}, r"bundle: a preprocessing setting has the wrong type: "),
@@ -302,3 +305,241 @@ def test_an_image_has_so_many_pixels_at_most_as_it_is_and_resized(monkeypatch, s
     with pytest.raises(ImageError, match=message) as caught:
         settings.crop_pixels(Image.new("RGB", size))
     assert caught.value.expected == "at most 100 pixels"
+
+
+# --- what the settings beyond the first six say -------------------------------------------------------------------
+
+FIRST = {"resize": 256, "crop": 224, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.5], "color": "RGB", "layout": "NCHW"}
+
+
+def noise(width, height, mode="RGB"):
+    shape = (height, width) if mode == "L" else (height, width, len(mode))
+    return Image.fromarray(np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8), mode=None)
+
+
+def test_settings_of_the_first_format_are_written_as_they_were():
+    """The digest of a bundle is made of them: a device would refuse updates that were made for it."""
+    assert preprocessing_from_json(FIRST, where="here").to_json() == FIRST
+    assert list(preprocessing_from_json(FIRST, where="here").to_json()) == list(FIRST)
+
+
+def test_a_setting_has_one_form():
+    square = unchanged((8, 8), (8, 8))
+
+    assert (square.crop, square.resize) == (8, (8, 8))
+    assert unchanged([8, 8], [8, 8]) == unchanged(None, (8, 8)) == unchanged(8, (8, 8)) == square
+    assert make_preprocessing(mean=0.5, std=1) == make_preprocessing(mean=[0.5] * 3, std=[1.0] * 3)
+    assert unchanged(8, color="L", channels=1) == unchanged(8, color="L")
+    assert json.loads(json.dumps(square.to_json()))["resize"] == [8, 8]
+
+
+ADDED = st.fixed_dictionaries(
+    {},
+    optional={
+        "resize": st.tuples(st.integers(1, 99), st.integers(1, 99)),
+        "crop": st.tuples(st.integers(1, 99), st.integers(1, 99)),
+        "crop_rounding": st.sampled_from(["even", "down"]),
+        "rescale": st.floats(1e-3, 1),
+        "exif_orientation": st.booleans(),
+    },
+)
+
+
+@given(
+    ADDED,
+    st.sampled_from([("pillow", "lanczos"), ("torch", "bicubic"), ("off", "nearest")]),
+    st.sampled_from([{}, {"pad_to_square": True}, {"pad_to_square": True, "fill": 7}]),
+)
+def test_added_settings_survive_json(added, filters, padding):
+    settings = make_preprocessing(antialias=filters[0], interpolation=filters[1], **added, **padding)
+
+    assert preprocessing_from_json(json.loads(json.dumps(settings.to_json())), where="here") == settings
+
+
+def test_a_pair_squashes_and_needs_no_crop():
+    image = noise(40, 20)
+    prepared = unchanged(None, (10, 30)).prepare(image)
+
+    assert prepared.shape == (3, 10, 30)
+    expected = np.asarray(image.resize((30, 10), Image.Resampling.BILINEAR)).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(prepared, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_a_crop_that_is_no_square_is_height_and_width(layout):
+    image = noise(9, 7)
+    settings = unchanged((3, 5), layout=layout)
+
+    assert settings.crop_size == (3, 5)
+    assert settings.pixel_shape == (3, 5, 3)
+    prepared = settings.prepare(image)
+    assert prepared.shape == settings.input_shape == {"NCHW": (3, 3, 5), "NHWC": (3, 5, 3)}[layout]
+    np.testing.assert_array_equal(settings.crop_pixels(image), np.asarray(image)[2:5, 2:7])
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, getattr(Image.Resampling, n.upper())) for n in preprocessing.FILTERS])
+def test_the_filter_is_pillows(name, value):
+    image = noise(31, 23)
+
+    expected = np.asarray(image.resize((9, 12), value))
+    np.testing.assert_array_equal(unchanged(None, (12, 9), interpolation=name).crop_pixels(image), expected)
+
+
+@pytest.mark.parametrize(("antialias", "name"), [("torch", "bicubic"), ("off", "bilinear"), ("off", "nearest")])
+def test_what_torch_resizes_is_cropped_and_filled_up_as_pixels_are(antialias, name):
+    image = noise(31, 23)
+    settings = unchanged((20, 8), 12, interpolation=name, antialias=antialias, layout="NHWC")
+
+    resized = preprocessing.resize_as_torch(image, (16, 12), name, antialias=antialias)
+    expected = np.zeros((20, 8, 3))
+    expected[4:16] = resized[:, 4:12] / 255
+    np.testing.assert_allclose(settings.prepare(image), expected, atol=1e-6)
+    with pytest.raises(IncompatibleError, match=rf"antialias '{antialias}', whose pixels are not whole numbers"):
+        settings.crop_pixels(image)
+
+
+@given(st.integers(1, 30), st.integers(1, 30))
+def test_a_cut_between_two_pixels_begins_as_torchvision_or_as_transformers_rounds(length, side):
+    line = Image.fromarray(np.arange(1, length + 1, dtype=np.uint8)[None])
+    cut = {
+        rounding: unchanged((1, side), color="L", crop_rounding=rounding).crop_pixels(line)[0, :, 0].tolist()
+        for rounding in ("even", "down")
+    }
+    around = [0] * side + list(range(1, length + 1)) + [0] * side
+
+    down = (length - side) // 2
+    even = round((length - side) / 2) if length >= side else -((side - length) // 2)
+    assert cut == {"down": around[side + down :][:side], "even": around[side + even :][:side]}
+
+
+@pytest.mark.parametrize(("scale", "mean", "std"), [(1.0, (120, 110, 100), (1, 1, 1)), (1 / 127.5, (1, 1, 1), 1)])
+def test_pixels_are_multiplied_by_the_rescale_factor(rgb, scale, mean, std):
+    settings = unchanged((3, 4)) if scale == 1 / 255 else make_preprocessing(crop=(3, 4), mean=mean, std=std)
+    settings = preprocessing_from_json({**settings.to_json(), "rescale": scale}, where="here")
+
+    expected = (rgb * scale - np.array(mean)).transpose(2, 0, 1)
+    np.testing.assert_allclose(settings.prepare(Image.fromarray(rgb)), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        settings.normalize(rgb[None].astype(np.float32) / 255)[0], expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_picture_is_padded_to_a_square_in_its_middle():
+    image = noise(5, 2)
+    pixels = unchanged(5, pad_to_square=True, fill=(9, 8, 7)).crop_pixels(image)
+
+    expected = np.full((5, 5, 3), (9, 8, 7))
+    expected[1:3] = np.asarray(image)
+    np.testing.assert_array_equal(pixels, expected)
+    high = unchanged(5, pad_to_square=True, fill=3, color="L").crop_pixels(noise(2, 5, "L"))
+    assert high[:, [0, 3, 4]].min() == high[:, [0, 3, 4]].max() == 3
+
+
+def test_a_narrow_picture_that_padding_would_blow_up_is_refused(monkeypatch):
+    monkeypatch.setattr(preprocessing, "MAX_PIXELS", 100)
+
+    with pytest.raises(ImageError, match=r"^padded to a square it would have 20 x 20 pixels; at most 100"):
+        unchanged(4, 4, pad_to_square=True).prepare(noise(20, 1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_exif_data_says_where_that_is_asked_for(orientation, tmp_path):
+    image = noise(8, 6)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "turned.png", exif=exif)
+    turned = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+        7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+        8: lambda a: a.transpose(1, 0, 2)[::-1],
+    }[orientation]
+    expected = turned(np.asarray(image))
+
+    asked = unchanged(expected.shape[:2], exif_orientation=True)
+    with Image.open(tmp_path / "turned.png") as opened:
+        np.testing.assert_array_equal(asked.crop_pixels(opened), expected)
+    with Image.open(tmp_path / "turned.png") as opened:
+        np.testing.assert_array_equal(unchanged((6, 8)).crop_pixels(opened), np.asarray(image))
+
+
+@pytest.mark.parametrize(("color", "num_channels"), [("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4), ("CMYK", 4)])
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_a_model_of_any_number_of_channels_gets_them_from_pictures_of_any_mode(color, num_channels, mode):
+    image = Image.fromarray(GREY).convert("RGB").convert(mode) if mode != "LA" else Image.fromarray(GREY).convert(mode)
+    settings = Preprocessing(resize=None, crop=8, mean=0, std=1, color=color)
+
+    assert settings.num_channels == num_channels
+    expected = image.convert("RGB") if color == "CMYK" and mode != "CMYK" else image
+    np.testing.assert_array_equal(
+        settings.crop_pixels(image).reshape(8, 8, -1), np.asarray(expected.convert(color)).reshape(8, 8, -1)
+    )
+
+
+def test_grey_is_repeated_for_models_that_take_it_so():
+    settings = Preprocessing(resize=None, crop=8, mean=0.5, std=0.5, color="L", channels=5)
+    prepared = settings.prepare(Image.fromarray(GREY))
+
+    assert prepared.shape == settings.input_shape == (5, 8, 8)
+    assert (prepared == prepared[:1]).all()
+
+
+@pytest.mark.parametrize(
+    ("crop", "fraction", "resize"), [(224, 0.875, 256), (224, 0.9, 248), (384, 1.0, 384), ([224, 224], 0.95, 235)]
+)
+def test_a_crop_fraction_stands_for_the_short_side_that_it_is_a_part_of(crop, fraction, resize):
+    values = {"crop": crop, "crop_fraction": fraction, "mean": 0, "std": 1}
+
+    settings = preprocessing_from_json(values, where="here")
+
+    assert (settings.resize, settings.crop) == (resize, 224 if crop != 384 else 384)
+    assert "crop_fraction" not in settings.to_json()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop_fraction": 0}, r"here: crop_fraction '?0'? with resize .*; expected a number above 0 and at most 1"),
+        ({"crop_fraction": 1.5}, r"here: crop_fraction '?1\.5'? with resize"),
+        ({"crop_fraction": True}, r"here: crop_fraction '?True'? with resize"),
+        ({"crop_fraction": 0.9, "resize": 4}, r"here: crop_fraction '?0\.9'? with resize '?4'? and crop"),
+        ({"crop_fraction": 0.9, "crop": [2, 3]}, r"here: crop_fraction '?0\.9'? with resize"),
+        ({"crop": [2, 3, 4]}, r"Preprocessing has resize None and crop \(2, 3, 4\); expected whole numbers"),
+        ({"crop": [2, 0]}, r"Preprocessing has resize None and crop \(2, 0\); expected whole numbers"),
+        ({"resize": [2, 1.5]}, r"Preprocessing has resize \(2, 1\.5\) and crop 2; expected whole numbers"),
+        ({"resize": "22"}, r"Preprocessing has resize 22 and crop 2; expected whole numbers"),
+        ({"crop": None}, r"Preprocessing has resize None and crop None; expected whole numbers"),
+        ({"interpolation": "cubic"}, r"Preprocessing has interpolation 'cubic'; expected one of \('nearest', "),
+        ({"interpolation": 3}, r"Preprocessing has interpolation 3; expected one of"),
+        ({"antialias": True}, r"Preprocessing has antialias True; expected one of \('pillow', 'torch', 'off'\)"),
+        (
+            {"antialias": "torch", "interpolation": "lanczos"},
+            r"Preprocessing has interpolation 'lanczos'; expected one of \('bilinear', 'bicubic'\) with antialias '",
+        ),
+        ({"crop_rounding": "up"}, r"Preprocessing has crop_rounding 'up'; expected one of \('even', 'down'\)"),
+        ({"pad_to_square": 1}, r"Preprocessing has pad_to_square 1; expected one of \(False, True\)"),
+        ({"exif_orientation": "yes"}, r"Preprocessing has exif_orientation 'yes'; expected one of"),
+        ({"rescale": 0}, r"Preprocessing has rescale 0; expected a finite number above 0"),
+        ({"rescale": float("nan")}, r"Preprocessing has rescale nan; expected a finite number above 0"),
+        ({"rescale": True}, r"Preprocessing has rescale True; expected a finite number above 0"),
+        ({"rescale": "1/255"}, r"here: a preprocessing setting has the wrong type"),
+        ({"fill": 3}, r"Preprocessing has fill \(3,\) and nothing to fill\."),
+        (
+            {"fill": 256, "pad_to_square": True},
+            r"Preprocessing has fill \(256,\); expected whole numbers from 0 to 255",
+        ),
+        ({"fill": [1, 2], "pad_to_square": True}, r"Preprocessing has fill \(1, 2\); expected .*, one or 3"),
+        ({"fill": [0.5], "pad_to_square": True}, r"Preprocessing has fill \(0\.5,\); expected whole numbers"),
+        ({"channels": 4}, r"Preprocessing has color 'RGB' and channels 4; expected 3\. Only grey"),
+        ({"channels": 0, "color": "L"}, r"Preprocessing has color 'L' and channels 0; expected 1\. Only grey"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_by_name(change, message):
+    values = {"crop": 2, "mean": list(MEAN), "std": list(STD)} | change
+
+    with pytest.raises(IncompatibleError, match=f"^{message}"):
+        preprocessing_from_json(values, where="here")
