@@ -156,7 +156,7 @@ ROOMS = {
         later="exporters.{graph,head,loading,onnx_io}",
     ),
     "benchmarks.peers": Room(
-        ("icis_deploy.{bundle,common,descriptors,runtime.sessions} benchmarks.{bench,machine,results,updates}"),
+        ("icis_deploy.{bundle,common,descriptors,head,runtime.sessions} benchmarks.{bench,machine,results,updates}"),
         later="exporters.{loading,onnx_io}",
     ),
     "benchmarks.zero_shot": Room(

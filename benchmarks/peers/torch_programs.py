@@ -121,7 +121,7 @@ def add_arbiter(module: Module, seen_rows: Float32, coefficients: Float32) -> No
         answer = graph.call_function(arbitrated, (head.args[0], head, lengths, given))
     for user in users:
         user.replace_input_with(head, answer)
-    module.recompile()
+    module.recompile()  # type: ignore[operator]  # the module is that of the graph above
 
 
 def arbitrated(features: Tensor, logits: Tensor, lengths: Tensor, coefficients: Tensor) -> Tensor:

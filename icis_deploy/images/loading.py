@@ -164,8 +164,8 @@ def _read_list(path: Path) -> ListedImages:
             found=path.suffix,
             expected="a CSV that lists image files, or a folder of them",
             where=path,
-            hint="Give a list or a folder of images. Features of seen classes can be given in `seen_images` alone: in "
-            "an .npz with `features` and `labels`.",
+            hint="Give a list or a folder of images. Features can be given in `seen_images`: an .npz of features and "
+            "labels.",
         )
     data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="image list", error_type=ImageError)
     try:

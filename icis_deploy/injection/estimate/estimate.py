@@ -210,7 +210,10 @@ def _estimate(
     )
     ranges["S"] = replace(ranges["S"], high=max(ranges["S"].value, min(ranges["S"].high, greatest_S)))
     return Estimate(
-        **ranges,
+        T=ranges["T"],
+        U=ranges["U"],
+        S=ranges["S"],
+        H=ranges["H"],
         chance=chance,
         class_names=unseen.class_names,
         confidence=class_confidence(candidate, setup, predictor, unseen.values),

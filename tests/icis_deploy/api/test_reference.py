@@ -155,7 +155,7 @@ def test_arrays_are_refused_where_only_images_can_be_run(tiny_project: TinyProje
     np.savez(tmp_path / "features.npz", features=np.ones((30, 24), np.float32))
     with pytest.raises(ImageError, match="holds arrays, and no image can be read") as caught:
         exported(tiny_project, tmp_path / "bundle", images=tmp_path / "features.npz")
-    assert "`features` and `labels`" in caught.value.hint
+    assert "an .npz of features and labels" in caught.value.hint
 
 
 def test_images_of_the_gate_are_used_if_there_are_enough_of_known_classes(tiny_project: TinyProject, tmp_path: Path):

@@ -15,6 +15,7 @@ from icis_deploy.injection.validation.operating_point import (
     Rates,
     choose_operating_point,
     choose_within_budget,
+    choose_within_budgets,
     predicted_rates,
     recognised,
     weighted_harmonic_mean,
@@ -148,3 +149,15 @@ def test_an_aim_is_a_budget_or_a_balance(numbers, message):
 def test_a_balance_out_of_range_is_refused(balance: float):
     with pytest.raises(UsageError, match="expected a number between 0"):
         choose_operating_point(outcomes([1.0], [1.0]), balance=balance)
+
+
+def test_several_budgets_at_once_give_each_its_own_point():
+    random = np.random.default_rng(2)
+    kinds = [
+        outcomes(random.normal(mean, 2, 400), random.normal(4, 2, 400), unseen_deviation=random.normal(3, 1, 400))
+        for mean in (3, 4)
+    ]
+    losses = (0.0, 0.01, 0.05, 0.3)
+    together = choose_within_budgets(kinds, losses)
+    assert together == tuple(choose_within_budget(kinds, max_seen_loss=loss) for loss in losses)
+    assert [point.offset for point in together] != [together[0].offset] * len(losses)
