@@ -39,7 +39,7 @@ def test_a_full_disk_at_any_call_leaves_disk_and_device_as_they_were(is_first, b
         assert files_in(bundle_folder) == before, files.calls
         refusals.append(refusal)
 
-    assert len(refusals) >= 7
+    assert len(refusals) >= 5, "two files are created, both synced, one renamed, and its name synced"
     assert device.version == 2
 
 
