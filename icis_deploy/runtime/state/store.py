@@ -94,12 +94,12 @@ def exported_slots(folder: Path, bundle: Bundle) -> SlotTable | None:
 class PendingChange:
     """A change that is being written, whose caller has not decided yet; see `Store.change`."""
 
-    def __init__(self, store: Store, before: Journal, table: SlotTable | None) -> None:
-        """Begin to write `table`, if there is one, in a thread that the store keeps."""
+    def __init__(self, store: Store, before: Journal, table: SlotTable | None, written: list[Path]) -> None:
+        """Begin to write `table`, if there is one, in the store's thread; files that are new get into `written`."""
         self.journal: Journal | None = None
         """What `write_journal` was called with."""
         self._store = store
-        self._written: list[Path] = []
+        self._written = written
         self._is_written: Future[None] | None = None
         if table is not None:
             from concurrent.futures import Future
@@ -134,14 +134,6 @@ class PendingChange:
         self._store._write_new_journal(journal)
         if self._is_written is not None:
             self._store._sync(self._is_written.result)
-
-    def written(self) -> list[Path]:
-        """Return the files of slots that are there now and were not before, when no thread writes any more."""
-        if self._is_written is not None:
-            from concurrent.futures import wait
-
-            wait([self._is_written])
-        return self._written
 
 
 def _slots_name(entry: FileEntry) -> str:
@@ -382,6 +374,7 @@ class Store:
                 well, the next open finds the old state or the new one, whole.
         """
         pending: PendingChange | None = None
+        written: list[Path] = []
         made_folder = False
         try:
             names = self._files.names(self._folder)
@@ -392,14 +385,15 @@ class Store:
                 # After a crash between rename and sync, the journal before this one could come back and need them.
                 self._sync(self._files.sync_folder, self._folder)
                 self._remove(stale)
-            pending = PendingChange(self, before, table)
+            pending = PendingChange(self, before, table, written)
             yield pending
             after = pending.journal
             if after is None:
                 raise RuntimeError("a change ended without a journal")
-            self._commit(before, pending.written(), had_journal=JOURNAL_NAME in names)
+            self._commit(before, written, had_journal=JOURNAL_NAME in names)
         except BaseException as error:
-            self._take_back([] if pending is None else pending.written(), remove_folder=made_folder)
+            self._await_thread()  # also where the interruption came between its start and the knowledge of it
+            self._take_back(written, remove_folder=made_folder)
             if isinstance(error, OSError):
                 after = None if pending is None else pending.journal
                 raise StorageError(
@@ -456,6 +450,11 @@ class Store:
             self._files.replace(repaired, path)
             return entry, partial(self._files.sync_folder, self._folder)
         return entry, lambda: None
+
+    def _await_thread(self) -> None:
+        """Wait until the store's thread has done what it was given."""
+        if self._thread is not None:
+            self._in_background(lambda: None).exception()
 
     def _sync_named(self, path: Path) -> None:
         self._files.sync_file(path)
