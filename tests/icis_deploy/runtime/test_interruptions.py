@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -32,11 +33,13 @@ class Interrupter:
         self._at = at
 
     def __enter__(self) -> Interrupter:
+        gc.disable()  # what it would finalize now and then has lines too
         sys.settrace(self._call)
         return self
 
     def __exit__(self, *error: object) -> None:
         sys.settrace(None)
+        gc.enable()
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Callable | None:
         return self._line if frame.f_code.co_filename.startswith(PACKAGE) else None
