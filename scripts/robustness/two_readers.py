@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from icis_deploy.bundle.manifest import load_manifestfrom cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
+from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.errors import ICISDeployError
 from icis_deploy.head.class_update import ClassUpdate, FollowedState
 from icis_deploy.runtime.changes.rules import verify_bytes
