@@ -1,5 +1,6 @@
 """Files that are small, or state little, and would take gigabytes: each is refused in one line, with little memory."""
 
+import gzip
 import io
 import json
 import struct
@@ -214,6 +215,92 @@ def test_a_list_of_too_many_things_is_refused(tmp_path, name):
     make, setup, call, message = LIST_BOMBS[name]
     path = tmp_path / "bomb"
     path.write_bytes(make())
+
+    peak = peak_of(setup, call, path)
+
+    assert_refused(peak, message.partition(":")[0], message)
+
+
+def pt2_of_zeros(num_bytes):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("weights", "constants"):
+            archive.writestr(f"model/data/{name}/model_{name}_config.json", json.dumps({"config": {}}))
+        with archive.open("model/data/weights/weight_0", "w", force_zip64=True) as member:
+            for _ in range(num_bytes >> 20):
+                member.write(bytes(1 << 20))
+    return buffer.getvalue()
+
+
+def onnx_of_external(num_values):
+    """A model whose one weight states more values than its file, which is not there, or any memory has."""
+    import onnx
+
+    weight = onnx.TensorProto(name="head", dims=[num_values // 4, 4], data_type=onnx.TensorProto.FLOAT)
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": "bomb", "offset": "0", "length": str(4 * num_values)}.items():
+        weight.external_data.add(key=key, value=value)
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["batch", 4])
+    logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", num_values // 4])
+    node = onnx.helper.make_node("Gemm", ["image", "head"], ["logits"], transB=1)
+    graph = onnx.helper.make_graph([node], "bomb", [image], [logits], [weight])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]).SerializeToString()
+
+
+OTHER_BOMBS = {
+    "vectors in one line": (
+        lambda: b"word " + b"0.5 " * (1 << 25),
+        "from icis_deploy.descriptors.word_vectors import read_vectors",
+        "read_vectors(Path(sys.argv[1]), {'word'})",
+        r"DescriptorError: .*, line 1: longer than 1048576 bytes",
+    ),
+    "packed vectors": (
+        lambda: gzip.compress(b"0" * (1 << 30), 1),
+        "from icis_deploy.descriptors.word_vectors import read_vectors",
+        "read_vectors(Path(sys.argv[1]), {'word'})",
+        r"DescriptorError: .*, line 1: longer than 1048576 bytes",
+    ),
+    "public key": (
+        lambda: b"-----BEGIN PUBLIC KEY-----\n" + b"A" * (1 << 28),
+        "from icis_deploy.updates.signing import load_public_key",
+        "load_public_key(Path(sys.argv[1]))",
+        r"SignatureError: The public key \S+ is larger than 4096 bytes",
+    ),
+    "private key": (
+        lambda: b"-----BEGIN PRIVATE KEY-----\n" + b"A" * (1 << 28),
+        "from icis_deploy.updates.signing import load_private_key",
+        "load_private_key(Path(sys.argv[1]))",
+        r"SignatureError: The private key \S+ is larger than 4096 bytes",
+    ),
+    "result": (
+        lambda: b'{"schema_version": 1, "runs": [' + b"[]," * (1 << 26) + b"[]]}",
+        "from icis_deploy.results import load_result",
+        "load_result(Path(sys.argv[1]))",
+        r"LoadError: .*(holds more than \d+ JSON values|than 268435456 bytes)",
+    ),
+    "program": (
+        lambda: pt2_of_zeros(1 << 30),
+        "from exporters.loading.torch_export import load_program; import torch",
+        "load_program(Path(sys.argv[1]))",
+        r"ModelLoadError: .*unpack to 10737\d+; at most \d+ are read",
+    ),
+    "weights in another file": (
+        lambda: onnx_of_external(1 << 40),
+        "from exporters.loading.models import load_model; import onnxruntime",
+        "load_model(sys.argv[1])",
+        r"ModelLoadError: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_BOMBS)
+def test_vectors_keys_results_programs_and_weights_are_bounded(tmp_path, name):
+    make, setup, call, message = OTHER_BOMBS[name]
+    suffixes = {"packed vectors": ".gz", "program": ".pt2", "weights in another file": ".onnx"}
+    path = tmp_path / f"bomb{suffixes.get(name, '')}"
+    path.write_bytes(make())
+    if name == "weights in another file":
+        (tmp_path / "bomb").write_bytes(bytes(64))
 
     peak = peak_of(setup, call, path)
 

@@ -62,7 +62,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     ),
     "icis_deploy/common/csv_rows.py": ("csv.reader", "reads lines of bounded size, after counting the cells"),
     "icis_deploy/common/files.py": (
-        "FileIO mmap.mmap os.fdopen os.open os.open os.open path.open",
+        "FileIO mmap.mmap os.fdopen os.open os.open path.open",
         "what others read through, with limits; hashes piece by piece; writes",
     ),
     "icis_deploy/common/tensor_files.py": (
@@ -84,10 +84,9 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "path.read_bytes",
         "of the size and hash that the manifest states",
     ),
-    "icis_deploy/runtime/state/filesystem.py": (
-        "os.open os.open os.open",
-        "each read is given a number of bytes; writes",
-    ),
+    "icis_deploy/runtime/state/filesystem.py": ("os.open", "writes; reads what plain_descriptor opened, so many bytes"),
+    "icis_deploy/runtime/state/locking.py": ("_lockable.open os.open os.open", "locks; nothing is read"),
+    "icis_deploy/common/syncing.py": ("os.open", "syncs; nothing is read"),
     "icis_deploy/updates/signing.py": ("os.fdopen os.open", "writes"),
     "exporters/backbone/inputs.py": ("np.load", "reads what this process has just written"),
     "exporters/bundles/finishing.py": ("path.read_bytes", "of keys that were read within their limit just before"),

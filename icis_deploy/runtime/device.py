@@ -29,11 +29,11 @@ from numpy.typing import ArrayLike
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants
 from icis_deploy.bundle.manifest import MANIFEST_NAME, Bundle, check_files, load_manifest
 from icis_deploy.common.arrays import Float32, Images
+from icis_deploy.common.background_call import BackgroundCall
 from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
 from icis_deploy.head.class_names import check_unique
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_from_topk, top_predictions
-from icis_deploy.runtime.changes.background_call import BackgroundCall
 from icis_deploy.runtime.changes.updater import AppliedUpdate, Updater
 from icis_deploy.runtime.sessions.choice import Runtime, import_library, open_session, runtime_from
 from icis_deploy.runtime.sessions.protocol import Session

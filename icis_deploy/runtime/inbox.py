@@ -27,6 +27,7 @@ import heapq
 import os
 import re
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from icis_deploy.bundle.manifest import load_manifest
+from icis_deploy.common.syncing import CLOSE_ON_EXEC
 from icis_deploy.common.terminal_text import MAX_REASON, printable, reason_of
 from icis_deploy.errors import (
     CorruptFileError,
@@ -61,8 +63,9 @@ _OF_THE_DEVICE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Reasons not to open a file that would be the same for any other; all else is a matter of the one file."""
 _READ_BYTES = 1 << 20
 _BUG = "This is a bug in icis-deploy; please report it with the file."
-_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_FILE_FLAGS = os.O_RDONLY | CLOSE_ON_EXEC | _NO_LINK | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+_FOLDER_FLAGS = os.O_RDONLY | CLOSE_ON_EXEC | getattr(os, "O_DIRECTORY", 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +105,18 @@ def process_inbox(inbox: Path, folder: Path, *, sleep: Callable[[float], None] =
         sleep: Waits for a number of seconds.
 
     Raises:
-        StorageError: If the inbox cannot be read, or nothing can be moved out of it.
+        StorageError: If the inbox cannot be read, or nothing can be moved out of it, or on a system such as Windows.
         ICISDeployError: As `Device.open`, if there is something to apply, or `operations.history`.
     """
+    if os.open not in os.supports_dir_fd:
+        raise StorageError(
+            "This system opens no files by their folder's descriptor, without which a carrier could exchange the inbox "
+            "while it is sorted.",
+            found=sys.platform,
+            expected="Linux or macOS",
+            where=inbox,
+            hint="Apply the files one by one with `Device.apply()`.",
+        )
     bundle = load_manifest(folder)
     Store(folder).load_journal(bundle)  # what is wrong with a device is said also where nothing waits
     with _opened(inbox) as descriptor:
@@ -122,7 +134,7 @@ def process_inbox(inbox: Path, folder: Path, *, sleep: Callable[[float], None] =
 @contextmanager
 def _opened(inbox: Path) -> Iterator[int]:
     try:
-        descriptor = os.open(inbox, _FOLDER_FLAGS | os.O_CLOEXEC)
+        descriptor = os.open(inbox, _FOLDER_FLAGS)
     except OSError as error:
         raise _storage_error(inbox, error) from error
     try:
@@ -280,7 +292,7 @@ class _Run:
             with suppress(FileExistsError):
                 os.mkdir(name, 0o750, dir_fd=self._descriptor)
             try:
-                folder = os.open(name, _FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=self._descriptor)
+                folder = os.open(name, _FOLDER_FLAGS | _NO_LINK, dir_fd=self._descriptor)
             except OSError:
                 self._hide(name)
                 continue
@@ -307,7 +319,7 @@ def _write(folder: int, name: str, data: bytes) -> None:
     temporary = f".{name}.new"
     with suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=folder)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640, dir_fd=folder)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CLOSE_ON_EXEC, 0o640, dir_fd=folder)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
     os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)

@@ -147,8 +147,8 @@ def _switch(folder: Path, class_name: str, *, enabled: bool) -> bool:
     bundle, store = load_manifest(folder), Store(folder)
 
     def commit(before: Journal, after: Journal, _table: SlotTable | None) -> None:
-        with store.change(before, after):
-            pass
+        with store.change(before) as pending:
+            pending.write_journal(after)
 
     with store.locked(bundle):
         return switch_class(

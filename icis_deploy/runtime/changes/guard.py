@@ -21,7 +21,7 @@ Rules:
 6. A row in the direction of a seen class's, within `COPY_COSINE` of it, is a copy of that class: which of the two
    answers is left to their biases, and one class among hundreds is too little for rule 2 to see. It is refused like
    too many changed answers, unless that class is disabled. Large heads have nothing to tell it by.
-7. Over the limit, a change is refused before anything is written, whoever signed it. An operator may allow it; the
+7. Over the limit, a change is refused before anything is committed, whoever signed it. An operator may allow it; the
    history then says how many answers it changed.
 """
 

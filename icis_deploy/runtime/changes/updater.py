@@ -4,9 +4,10 @@ Rules:
 
 1. A change holds the bundle's lock from reading the journal to replacing the head state, so that changes of several
    threads and processes come one after the other, each on top of the one before.
-2. A change is: verify, load and self-test, write, commit, publish. Where the self-test has to run the model, it does
-   so while the change is written, and the commit waits for both. Whatever fails before the commit leaves disk and
-   memory as they were; publishing is one assignment and cannot fail.
+2. A change is: verify, load and self-test, write, commit, publish. Slots go to the disk while the self-test and the
+   guard look at them, and the journal, which needs the verdict, after that. Where the self-test has to run the model,
+   it does so meanwhile, and the commit waits for all of it. Whatever fails before the commit leaves disk and memory as
+   they were; publishing is one assignment and cannot fail.
 3. What another process committed is taken over by `refresh`, never in the middle of a request.
 4. An interruption can come after a commit and before its publication. So journal, stamp and head state are published
    together, and every change begins with taking over what the disk has and memory does not.
@@ -15,7 +16,7 @@ What may change is decided in `rules.py`, how it reaches the disk in `state/stor
 are imported with the first change: a device that only answers opens without them.
 """
 
-# Why: docs/decisions/0022 (the order), docs/decisions/0057 (late imports).
+# Why: docs/decisions/0022 (the order), docs/decisions/0057 (late imports), docs/decisions/9036 (disk and guard).
 
 from __future__ import annotations
 
@@ -36,11 +37,11 @@ from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.sessions.protocol import Session, SlotBuffers
 from icis_deploy.runtime.state.head_state import HeadState, make_head_state
 from icis_deploy.runtime.state.journal import HistoryEntry, Journal, StateEntry, check_disabled, initial_journal
-from icis_deploy.runtime.state.store import SlotsFile, Store, slots_file
+from icis_deploy.runtime.state.store import PendingChange, Store
 
 if TYPE_CHECKING:
+    from icis_deploy.common.background_call import BackgroundCall
     from icis_deploy.head.class_update import ClassUpdate
-    from icis_deploy.runtime.changes.background_call import BackgroundCall
     from icis_deploy.runtime.changes.guard import Guard
     from icis_deploy.runtime.changes.self_test import SelfTestResult, Written
     from icis_deploy.runtime.changes.timings import ApplyTimings, Stopwatch
@@ -100,7 +101,7 @@ def switch_class(
     enabled: bool,
     clock: datetime,
     load_table: Callable[[StateEntry], SlotTable | None],
-    commit: Callable[[Journal, Journal, SlotTable | None], None],
+    commit: Callable[[Journal, Journal, SlotTable | None], object],
 ) -> bool:
     """Enable or disable a class of a bundle; return whether that changed anything. The caller holds the bundle's lock.
 
@@ -224,7 +225,7 @@ class Updater:
                 journal=before,
             )
             held = self._table_before(before)
-            content, slots = verified.content, None
+            content = verified.content
             if isinstance(content, TrustedKeys):
                 entry, after = rules.after_trusted_keys(
                     before, verified, content, bundle=self._bundle, clock=self._clock()
@@ -236,14 +237,13 @@ class Updater:
                     table = self._store.load_table(self._bundle, after.current)
                     check_disabled(after, known_names(self._bundle, table))
                     prepared = self._prepared(table, version=after.current.version, disabled=after.disabled)
-            else:
-                clock = self._clock()
-                table = rules.plan_update(before, content, table=held, bundle=self._bundle, clock=clock)
-                entry = rules.entry_of_update(before, verified, content, clock=clock)
-                entry = self._guarded(
-                    entry, held, table, written=content.class_names, before=before, allowed=allow_changed_answers
-                )
-                watch.lap("verify")
+                self._change(before, _decided(after, prepared), watch=watch)
+                return AppliedUpdate(content=content, entry=entry, timings=watch.timings())
+            clock = self._clock()
+            table = rules.plan_update(before, content, table=held, bundle=self._bundle, clock=clock)
+            watch.lap("verify")
+
+            def decide(pending: PendingChange) -> tuple[Journal, _Prepared]:
                 prepared = self._prepared(
                     table,
                     version=content.version,
@@ -252,11 +252,22 @@ class Updater:
                     seed=content.self_test_seed,
                     watch=watch,
                 )
-                slots, taught = slots_file(table), still_taught(before, content)
-                state = StateEntry(version=content.version, slots=slots.entry, taught=taught)
-                after = rules.after_update(before, entry, state)
-            self._change(before, after, prepared, slots=slots, watch=watch)
-        return AppliedUpdate(content=content, entry=entry, timings=watch.timings())
+                entry = self._guarded(
+                    rules.entry_of_update(before, verified, content, clock=clock),
+                    held,
+                    table,
+                    written=content.class_names,
+                    before=before,
+                    allowed=allow_changed_answers,
+                )
+                if prepared.self_test is None:  # else the model runs meanwhile, which is counted as running it
+                    watch.lap("verify")
+                slots, taught = pending.slots_entry(), still_taught(before, content)
+                state = StateEntry(version=content.version, slots=slots, taught=taught)
+                return rules.after_update(before, entry, state), prepared
+
+            after = self._change(before, decide, table=table, watch=watch)
+        return AppliedUpdate(content=content, entry=after.history[-1], timings=watch.timings())
 
     def teach(
         self,
@@ -285,20 +296,22 @@ class Updater:
             entry, table = plan_teaching(
                 before, class_name, row, arbiter, table=held, bundle=self._bundle, clock=self._clock()
             )
-            entry = self._guarded(
-                entry, held, table, written=(class_name,), before=before, allowed=allow_changed_answers
-            )
-            prepared = self._prepared(
-                table,
-                version=current.version,
-                disabled=before.disabled,
-                written=_written(held, (class_name,), row[None], None if arbiter is None else arbiter[None]),
-            )
-            slots = slots_file(table)
-            taught = (*(name for name in current.taught if name != class_name), class_name)
-            state = StateEntry(version=current.version, slots=slots.entry, taught=taught)
-            self._change(before, after_update(before, entry, state), prepared, slots=slots)
-        return entry
+
+            def decide(pending: PendingChange) -> tuple[Journal, _Prepared]:
+                prepared = self._prepared(
+                    table,
+                    version=current.version,
+                    disabled=before.disabled,
+                    written=_written(held, (class_name,), row[None], None if arbiter is None else arbiter[None]),
+                )
+                judged = self._guarded(
+                    entry, held, table, written=(class_name,), before=before, allowed=allow_changed_answers
+                )
+                taught = (*(name for name in current.taught if name != class_name), class_name)
+                state = StateEntry(version=current.version, slots=pending.slots_entry(), taught=taught)
+                return after_update(before, judged, state), prepared
+
+            return self._change(before, decide, table=table).history[-1]
 
     def rollback(self) -> HistoryEntry:
         """Go back to the state before."""
@@ -308,7 +321,8 @@ class Updater:
             before = self._store.load_journal(self._bundle)
             table = self._store.load_table(self._bundle, state_before(before))
             entry, after = after_rollback(before, known_names=known_names(self._bundle, table), clock=self._clock())
-            self._change(before, after, self._prepared(table, version=after.current.version, disabled=after.disabled))
+            prepared = self._prepared(table, version=after.current.version, disabled=after.disabled)
+            self._change(before, _decided(after, prepared))
         return entry
 
     def switch(self, class_name: str, *, enabled: bool) -> bool:
@@ -322,7 +336,9 @@ class Updater:
                 enabled=enabled,
                 clock=self._clock(),
                 load_table=self._table_of,
-                commit=lambda before, after, table: self._change(before, after, self._tested_before(after, table)),
+                commit=lambda before, after, table: self._change(
+                    before, _decided(after, self._tested_before(after, table))
+                ),
             )
 
     def is_behind(self) -> bool:
@@ -355,7 +371,7 @@ class Updater:
             prepared = self._tested_before(after, table)
             if prepared.state.slots is not None:
                 self._test_computed(*prepared.state.slots)  # this device has not run the model of this bundle yet
-            self._change(before, after, prepared)
+            self._change(before, _decided(after, prepared))
         return entry
 
     def take_over(self, *, self_test: bool = False) -> None:
@@ -467,7 +483,7 @@ class Updater:
             watch.lap("self_test")
         if compared:
             return _Prepared(state=state)
-        from icis_deploy.runtime.changes.background_call import BackgroundCall
+        from icis_deploy.common.background_call import BackgroundCall
 
         call = partial(verify_computed, self._session, self._bundle, *state.slots, seed=seed, constants=self._constants)
         return _Prepared(state=state, self_test=BackgroundCall(call))
@@ -479,17 +495,26 @@ class Updater:
     def _change(
         self,
         before: Journal,
-        after: Journal,
-        prepared: _Prepared,
+        decide: Callable[[PendingChange], tuple[Journal, _Prepared]],
         *,
-        slots: SlotsFile | None = None,
+        table: SlotTable | None = None,
         watch: Stopwatch | None = None,
-    ) -> None:
-        """Write, wait for the self-test, commit and publish."""
+    ) -> Journal:
+        """Write, wait for the self-test, commit and publish; return the journal that was committed.
+
+        Args:
+            before: The journal before the change.
+            decide: Returns the journal after it and the state that requests get then, or raises what refuses it. It is
+                called while the slots are being written.
+            table: The slots to write; `None` where the journal names none that is new.
+            watch: What times the change.
+        """
         from icis_deploy.runtime.changes.timings import Stopwatch
 
         watch, start_sync = Stopwatch() if watch is None else watch, self._store.sync_seconds
-        with self._store.change(before, after, slots):
+        with self._store.change(before, table) as pending:
+            after, prepared = decide(pending)
+            pending.write_journal(after)
             written = {
                 "writing_seconds": watch.lap("journal"),
                 "sync_seconds": self._store.sync_seconds - start_sync,
@@ -507,6 +532,7 @@ class Updater:
         watch.move("journal", "sync", self._store.sync_seconds - start_sync - written["sync_seconds"])
         self._publish(after, prepared.state, stamp)
         watch.lap("swap")
+        return after
 
     def _publish(self, journal: Journal, state: HeadState, stamp: tuple[int, ...] | None) -> None:
         self.held = Held(state=state, journal=journal, stamp=stamp)
@@ -545,6 +571,11 @@ def _written(
     from icis_deploy.runtime.changes.self_test import Written
 
     return None if before is None else Written(before, class_names, rows, arbiter)
+
+
+def _decided(after: Journal, prepared: _Prepared) -> Callable[[PendingChange], tuple[Journal, _Prepared]]:
+    """Return the decision of a change for which nothing has to be found out while it is written."""
+    return lambda _: (after, prepared)
 
 
 def _taken_back(error: SelfTestError) -> SelfTestError:

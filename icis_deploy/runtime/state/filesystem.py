@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from icis_deploy.common.files import plain_descriptor
+from icis_deploy.common.syncing import BINARY, CLOSE_ON_EXEC, IS_WINDOWS, sync_file, sync_folder
+from icis_deploy.runtime.state.locking import FolderFlock, FolderLock, LockedByte
 
-_POLL_SECONDS = 0.005
 _READ_BYTES = 1 << 16
-_CLOSE_ON_EXEC = getattr(os, "O_CLOEXEC", 0)
+_POLL_SECONDS = 0.005
+_SHARING_SECONDS = 2.0
+"""How long Windows is asked again for a file that another process has open: readers of a journal take microseconds."""
+
+Result = TypeVar("Result")
 
 
 class FileSystem(Protocol):
@@ -94,7 +100,7 @@ class FileSystem(Protocol):
         ...
 
     def sync_folder(self, path: Path) -> None:
-        """Wait until a folder's names are on the disk.
+        """Wait until a folder's names are on the disk, as far as the system can be asked for that.
 
         Raises:
             OSError: If they cannot be brought there.
@@ -118,7 +124,7 @@ class OSFileSystem:
 
     def read(self, path: Path, max_bytes: int) -> bytes:
         """Return a file's bytes; see `FileSystem.read`."""
-        descriptor = plain_descriptor(path, os.O_RDONLY | _CLOSE_ON_EXEC)
+        descriptor = plain_descriptor(path, os.O_RDONLY | CLOSE_ON_EXEC)
         try:
             # A read reserves as much memory as it is asked for, and caps are a thousand times what a file usually has.
             pieces, left = [], max_bytes
@@ -147,7 +153,7 @@ class OSFileSystem:
 
     def create(self, path: Path, data: bytes) -> None:
         """Write a new file; see `FileSystem.create`."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSE_ON_EXEC, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CLOSE_ON_EXEC | BINARY, 0o644)
         try:
             view = memoryview(data)
             while view:
@@ -157,7 +163,7 @@ class OSFileSystem:
 
     def sync_file(self, path: Path) -> None:
         """Sync a file; see `FileSystem.sync_file`."""
-        _sync(path)
+        sync_file(path)
 
     def replace(self, source: Path, target: Path) -> None:
         """Rename a file over another; see `FileSystem.replace`."""
@@ -182,85 +188,49 @@ class OSFileSystem:
 
     def sync_folder(self, path: Path) -> None:
         """Sync a folder; see `FileSystem.sync_folder`."""
-        _sync(path)
+        sync_folder(path)
 
     def locked(self, folder: Path, timeout_seconds: float) -> AbstractContextManager[None]:
         """Hold a folder's lock; see `FileSystem.locked`."""
-        return _FolderLock(folder, timeout_seconds)
+        return FolderLock(FolderFlock(), folder, timeout_seconds)
 
 
-class _FolderLock:
-    """The lock of a folder, which the folder itself carries.
+class WindowsFileSystem(OSFileSystem):
+    """The file system of Windows; see `FileSystem` for what its methods promise.
 
-    So there is no lock file to create, to leave behind, or to miss on a read-only disk.
+    Windows replaces and removes no file that any process has open, and opens none that is being replaced. Whoever reads
+    a journal without the lock closes it at once, so the call is tried again for a while.
     """
 
-    # Why: docs/decisions/0078.
-    def __init__(self, folder: Path, timeout_seconds: float) -> None:
-        self._folder, self._timeout_seconds = folder, timeout_seconds
-        self._descriptor: int | None = None
+    def read(self, path: Path, max_bytes: int) -> bytes:
+        """Return a file's bytes; see `FileSystem.read`."""
+        return _patiently(partial(super().read, path, max_bytes))
 
-    def __enter__(self) -> None:
-        import fcntl
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename a file over another; see `FileSystem.replace`."""
+        _patiently(partial(super().replace, source, target))
 
-        _LOCKS.add(self)
+    def remove(self, path: Path) -> None:
+        """Remove a file; see `FileSystem.remove`."""
+        _patiently(partial(super().remove, path))
+
+    def locked(self, folder: Path, timeout_seconds: float) -> AbstractContextManager[None]:
+        """Hold a folder's lock; see `FileSystem.locked`."""
+        return FolderLock(LockedByte(), folder, timeout_seconds)
+
+
+def system_files() -> FileSystem:
+    """Return the file system of this machine."""
+    return WindowsFileSystem() if IS_WINDOWS else OSFileSystem()
+
+
+def _patiently(call: Callable[[], Result]) -> Result:
+    """Call, again while another process has the file open, and raise what the last call raised."""
+    deadline = time.monotonic() + _SHARING_SECONDS
+    while True:
         try:
-            self._descriptor = os.open(self._folder, os.O_RDONLY | _CLOSE_ON_EXEC)
-            deadline = time.monotonic() + self._timeout_seconds
-            while True:
-                try:
-                    fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise TimeoutError from None
-                    time.sleep(_POLL_SECONDS)
-        except BaseException:
-            self._release()
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._release()
-
-    def _release(self) -> None:
-        import fcntl
-
-        descriptor = self._descriptor
-        if descriptor is not None:
-            # To close it is not enough: a process that was forked meanwhile has it open as well.
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-            self._descriptor = None
-            os.close(descriptor)
-        _LOCKS.discard(self)
-
-    def abandon(self) -> None:
-        """Close a forked process's copy, without which the lock would outlive a parent that is killed."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            with suppress(OSError):
-                os.close(descriptor)
-
-
-_LOCKS: set[_FolderLock] = set()
-"""The locks that this process holds or waits for."""
-
-
-def _abandon_locks() -> None:
-    for lock in tuple(_LOCKS):
-        lock.abandon()
-    _LOCKS.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_locks)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            return call()
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_POLL_SECONDS)

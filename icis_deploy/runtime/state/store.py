@@ -5,9 +5,10 @@
 
 Rules:
 
-1. A slot table and its name in the folder are on the disk before the journal that names it is.
-2. A new journal is written next to the old one, synced, renamed over it, and the folder synced. Whoever opens the
-   bundle finds the old journal or the new one, and behind either its slot table: there is nothing to recover.
+1. A new journal is written next to the old one. Its bytes, those of the slot table that it names, and the names of
+   both are on the disk, in whichever order, before it is renamed over the old one.
+2. Then the folder is synced again, and the change is committed. Whoever opens the bundle finds the old journal or the
+   new one, and behind either its slot table: there is nothing to recover.
 3. What a change wrote is removed again if it does not commit. After a power cut such files may stay; the next change
    removes those that no journal names, and nothing else in the folder.
 4. Reading takes no lock and writes nothing, so a bundle on a read-only disk works. Changes take the folder's lock.
@@ -15,7 +16,8 @@ Rules:
    is compared byte for byte, and replaced where it is damaged.
 """
 
-# Why: docs/decisions/0019 (the journal), docs/decisions/0020 (the lock), docs/decisions/0050 (what is removed).
+# Why: docs/decisions/0019 (the journal), docs/decisions/0020 (the lock), docs/decisions/0050 (what is removed),
+# docs/decisions/9036 (what waits for the disk).
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +50,7 @@ from icis_deploy.errors import (
     StorageError,
 )
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.state.filesystem import FileSystem, OSFileSystem
+from icis_deploy.runtime.state.filesystem import FileSystem, system_files
 from icis_deploy.runtime.state.journal import (
     MAX_JOURNAL_BYTES,
     Journal,
@@ -61,6 +63,8 @@ from icis_deploy.runtime.state.journal import (
 )
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     from securesystemslib.signer import SSlibKey
 
 STATE_FOLDER = "state"
@@ -69,22 +73,6 @@ JOURNAL_NAME = "journal.json"
 LOCK_TIMEOUT_SECONDS = 30.0
 _PUBLIC_SUFFIX = ".pub"
 _OUR_NAMES = re.compile(r"journal\.json\.new|slots-[0-9a-f]{64}\.safetensors(\.new)?")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlotsFile:
-    """The bytes of a slot table, and what a journal says of them."""
-
-    data: bytes
-    """As `serialize_slots` gives them."""
-
-    entry: FileEntry
-
-
-def slots_file(table: SlotTable) -> SlotsFile:
-    """Return a slot table as a file to be."""
-    data = serialize_slots(table)
-    return SlotsFile(data=data, entry=FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)))
 
 
 def exported_slots(folder: Path, bundle: Bundle) -> SlotTable | None:
@@ -103,6 +91,51 @@ def exported_slots(folder: Path, bundle: Bundle) -> SlotTable | None:
     return parse_slots(data, capacity=bundle.capacity, feature_dim=bundle.feature_dim)
 
 
+class PendingChange:
+    """A change that is being written, whose caller has not decided yet; see `Store.change`."""
+
+    def __init__(self, store: Store, before: Journal, table: SlotTable | None, written: list[Path]) -> None:
+        """Begin to write `table`, if there is one, in the store's thread; files that are new get into `written`."""
+        self.journal: Journal | None = None
+        """What `write_journal` was called with."""
+        self._store = store
+        self._written = written
+        self._is_written: Future[None] | None = None
+        if table is not None:
+            from concurrent.futures import Future
+
+            self._entry: Future[FileEntry] = Future()
+            self._is_written = store._in_background(lambda: self._write(before, table))
+
+    def _write(self, before: Journal, table: SlotTable) -> None:
+        try:
+            entry, sync = self._store._write_slots(before, table, self._written)
+        except BaseException as error:
+            self._entry.set_exception(error)
+            raise
+        self._entry.set_result(entry)
+        sync()
+
+    def slots_entry(self) -> FileEntry | None:
+        """Return what the journal must say of the slot table, which the system has by then; `None` without one.
+
+        Raises:
+            OSError: If it could not be written.
+        """
+        return None if self._is_written is None else self._entry.result()
+
+    def write_journal(self, journal: Journal) -> None:
+        """Write the journal to commit, and wait until the disk has it and the slot table.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        self.journal = journal
+        self._store._write_new_journal(journal)
+        if self._is_written is not None:
+            self._store._sync(self._is_written.result)
+
+
 def _slots_name(entry: FileEntry) -> str:
     return f"slots-{entry.sha256}.safetensors"
 
@@ -115,9 +148,10 @@ class Store:
         self._folder = folder / STATE_FOLDER
         self._journal_path = self._folder / JOURNAL_NAME
         self._new_journal_path = self._folder / f"{JOURNAL_NAME}.new"
-        self._files: FileSystem = OSFileSystem() if files is None else files
+        self._files: FileSystem = system_files() if files is None else files
         self._last_journal: tuple[bytes, Journal] | None = None
         self._lock: AbstractContextManager[None] | None = None
+        self._thread: ThreadPoolExecutor | None = None
         self.sync_seconds = 0.0
         """How long all syncs together took: the disk's share of a change, which the rest is measured without."""
 
@@ -325,20 +359,21 @@ class Store:
             self._lock = None
 
     @contextmanager
-    def change(self, before: Journal, after: Journal, slots: SlotsFile | None = None) -> Iterator[None]:
-        """Write a change, let the caller test it in the block, and commit it when the block ends without an error.
+    def change(self, before: Journal, table: SlotTable | None = None) -> Iterator[PendingChange]:
+        """Write a slot table while the caller decides in the block, and commit when the block ends without an error.
 
-        The caller holds the lock. All that is left to do after the block is to rename the journal.
+        The caller holds the lock. In the block it calls `PendingChange.write_journal` once. All that is left to do
+        after the block is to rename the journal.
 
         Args:
             before: The journal as it is on the disk.
-            after: The journal to commit.
-            slots: A slot table that `after` names and `before` perhaps does not.
+            table: A slot table that the new journal names and `before` perhaps does not.
 
         Raises:
             StorageError: If the disk refuses. The old state is still there, or there again; if the disk refuses that as
                 well, the next open finds the old state or the new one, whole.
         """
+        pending: PendingChange | None = None
         written: list[Path] = []
         made_folder = False
         try:
@@ -350,16 +385,17 @@ class Store:
                 # After a crash between rename and sync, the journal before this one could come back and need them.
                 self._sync(self._files.sync_folder, self._folder)
                 self._remove(stale)
-            if slots is not None:
-                self._write_slots(before, slots, written)
-            self._write_new_journal(after)
-            # The slot table's name must be on the disk before the journal that needs it: hence a sync before that is.
-            self._sync(self._files.sync_folder, self._folder)
-            yield
+            pending = PendingChange(self, before, table, written)
+            yield pending
+            after = pending.journal
+            if after is None:
+                raise RuntimeError("a change ended without a journal")
             self._commit(before, written, had_journal=JOURNAL_NAME in names)
         except BaseException as error:
+            self._await_thread()  # also where the interruption came between its start and the knowledge of it
             self._take_back(written, remove_folder=made_folder)
             if isinstance(error, OSError):
+                after = None if pending is None else pending.journal
                 raise StorageError(
                     f"Could not write to {self._folder}: {error.strerror or error}. {self._outcome(before, after)}",
                     found=error.strerror or str(error),
@@ -371,8 +407,10 @@ class Store:
             # Under the lock the folder held what `before` names and nothing else, so it need not be listed again.
             self._remove([self._folder / name for name in sorted(self._named(before) - self._named(after))])
 
-    def _outcome(self, before: Journal, after: Journal) -> str:
-        """Return which state a failed change left, as a sentence."""
+    def _outcome(self, before: Journal, after: Journal | None) -> str:
+        """Return which state a failed change left, as a sentence; `after` is `None` where it had no journal yet."""
+        if after is None:
+            return "The device keeps the state it had."
         data: bytes | None
         try:
             data = self._files.read(self._journal_path, MAX_JOURNAL_BYTES + 1)
@@ -389,19 +427,57 @@ class Store:
             return "Which state is on the disk cannot be read; the next start finds the one before or the new one."
         return "The device keeps the state it had."
 
-    def _write_slots(self, before: Journal, slots: SlotsFile, written: list[Path]) -> None:
-        """Write a slot table and name it in `written`, unless one of the states before has the same one."""
-        path = self._slots_path(slots.entry)
-        if slots.entry not in [state.slots for state in before.states]:
+    def _write_slots(
+        self, before: Journal, table: SlotTable, written: list[Path]
+    ) -> tuple[FileEntry, Callable[[], None]]:
+        """Write a slot table and name it in `written`, unless one of the states before has the same one.
+
+        Returns:
+            What a journal says of it, and what waits until the disk has its bytes and its name.
+        """
+        data = serialize_slots(table)
+        entry = FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+        path = self._slots_path(entry)
+        if entry not in [state.slots for state in before.states]:
             written.append(path)
-            self._files.create(path, slots.data)
-            self._sync(self._files.sync_file, path)
-        elif not self._holds(path, slots.data):
+            self._files.create(path, data)
+            return entry, partial(self._sync_named, path)
+        if not self._holds(path, data):
             # Renamed over the damaged one, whose state thereby becomes whole again; it is not taken back.
             repaired = path.with_name(f"{path.name}.new")
-            self._files.create(repaired, slots.data)
-            self._sync(self._files.sync_file, repaired)
+            self._files.create(repaired, data)
+            self._files.sync_file(repaired)
             self._files.replace(repaired, path)
+            return entry, partial(self._files.sync_folder, self._folder)
+        return entry, lambda: None
+
+    def _await_thread(self) -> None:
+        """Wait until the store's thread has done what it was given."""
+        if self._thread is not None:
+            self._in_background(lambda: None).exception()
+
+    def _sync_named(self, path: Path) -> None:
+        self._files.sync_file(path)
+        self._files.sync_folder(self._folder)
+
+    def _in_background(self, call: Callable[[], None]) -> Future[None]:
+        """Call in the store's thread, or, where the system has no thread for it, at once."""
+        from concurrent.futures import Future, ThreadPoolExecutor
+
+        # A thread that waits for work is woken without waiting for it; a new one is waited for until it runs.
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="icis-deploy slots")
+        try:
+            return self._thread.submit(call)
+        except RuntimeError:  # "can't start new thread"
+            self._thread = None
+        done: Future[None] = Future()
+        try:
+            call()
+            done.set_result(None)
+        except BaseException as error:  # it is raised where the result is asked for
+            done.set_exception(error)
+        return done
 
     def _holds(self, path: Path, data: bytes) -> bool:
         try:
@@ -460,9 +536,9 @@ class Store:
     def _named(self, journal: Journal) -> set[str]:
         return {_slots_name(state.slots) for state in journal.states if state.slots is not None} | {JOURNAL_NAME}
 
-    def _sync(self, call: Callable[[Path], None], path: Path) -> None:
+    def _sync(self, call: Callable[..., None], *paths: Path) -> None:
         start = time.perf_counter()
-        call(path)
+        call(*paths)
         self.sync_seconds += time.perf_counter() - start
 
     def _slots_path(self, entry: FileEntry) -> Path:

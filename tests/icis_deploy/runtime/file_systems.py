@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import threading
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ class FailingFiles:
 
     def __init__(self, *, fail_at: int = 1 << 30, mode: str = "once") -> None:
         self.calls: list[str] = []
+        self._counting = threading.Lock()
         self._real = OSFileSystem()
         self._fail_at = fail_at
         self._mode = mode
@@ -34,8 +37,9 @@ class FailingFiles:
 
     def _guarded(self, name: str, real: Any) -> Any:
         def call(*arguments: Any) -> Any:
-            number = len(self.calls)
-            self.calls.append(name)
+            with self._counting:  # slots are written in a thread of their own
+                number = len(self.calls)
+                self.calls.append(name)
             if number == self._fail_at and name == "create":
                 path, data = arguments
                 real(path, data[: len(data) // 2])
@@ -57,6 +61,17 @@ class Inode:
 FOLDER = Inode(b"", b"")
 
 
+def one_at_a_time(call: Any) -> Any:
+    """Let only one thread at a time call methods of a disk."""
+
+    @wraps(call)
+    def locked(disk: VolatileDisk, *arguments: Any) -> Any:
+        with disk.calling:
+            return call(disk, *arguments)
+
+    return locked
+
+
 @dataclass
 class VolatileDisk:
     """A disk that forgets what was not synced when the power goes, in the worst order that POSIX allows.
@@ -69,9 +84,10 @@ class VolatileDisk:
     seen: dict[Path, Inode] = field(default_factory=dict)
     synced: dict[Path, Inode] = field(default_factory=dict)
     cut_at: int = 1 << 30
-    skipped_sync: int | None = None
+    skipped_sync: str | None = None
     num_calls: int = 0
-    num_syncs: int = 0
+    syncs: list[str] = field(default_factory=list)
+    calling: threading.Lock = field(default_factory=threading.Lock)
 
     def after_power_cut(self, seed: int) -> VolatileDisk:
         """The disk as the next start finds it: one of the possible ones."""
@@ -97,6 +113,7 @@ class VolatileDisk:
             raise Killed
         return self.num_calls == self.cut_at + 1
 
+    @one_at_a_time
     def read(self, path: Path, max_bytes: int) -> bytes:
         if not self._is_mine(path):
             return OSFileSystem().read(path, max_bytes)
@@ -104,6 +121,7 @@ class VolatileDisk:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory")
         return self.seen[path].seen[:max_bytes]
 
+    @one_at_a_time
     def names(self, folder: Path) -> tuple[str, ...]:
         if not self._is_mine(folder):
             return OSFileSystem().names(folder)
@@ -112,6 +130,7 @@ class VolatileDisk:
     def stamp(self, path: Path) -> tuple[int, ...] | None:
         return (id(self.seen[path]),) if path in self.seen else None
 
+    @one_at_a_time
     def create(self, path: Path, data: bytes) -> None:
         cut = self._call()
         assert path not in self.seen
@@ -119,22 +138,35 @@ class VolatileDisk:
         self.seen[path] = Inode(data[: len(data) // 2] if cut else data)
         self._end(cut)
 
+    @one_at_a_time
     def sync_file(self, path: Path) -> None:
         cut = self._call()
-        if self._syncs() and not cut:
+        if self._syncs(path) and not cut:
             self.seen[path].synced = self.seen[path].seen
         self._end(cut)
 
+    @one_at_a_time
+    def sync_folder(self, path: Path) -> None:
+        cut = self._call()
+        if self._syncs(path) and not cut:
+            self.synced = {one: inode for one, inode in self.synced.items() if one.parent != path} | {
+                one: inode for one, inode in self.seen.items() if one.parent == path
+            }
+        self._end(cut)
+
+    @one_at_a_time
     def replace(self, source: Path, target: Path) -> None:
         cut = self._call()
         self.seen[target] = self.seen.pop(source)
         self._end(cut)
 
+    @one_at_a_time
     def remove(self, path: Path) -> None:
         cut = self._call()
         self.seen.pop(path, None)
         self._end(cut)
 
+    @one_at_a_time
     def make_folder(self, path: Path) -> bool:
         cut = self._call()
         is_new = path not in self.seen
@@ -142,26 +174,20 @@ class VolatileDisk:
         self._end(cut)
         return is_new
 
+    @one_at_a_time
     def remove_folder(self, path: Path) -> None:
         cut = self._call()
         del self.seen[path]
         self._end(cut)
 
-    def sync_folder(self, path: Path) -> None:
-        cut = self._call()
-        if self._syncs() and not cut:
-            self.synced = {one: inode for one, inode in self.synced.items() if one.parent != path} | {
-                one: inode for one, inode in self.seen.items() if one.parent == path
-            }
-        self._end(cut)
-
     def locked(self, folder: Path, timeout_seconds: float) -> Any:
         return nullcontext()
 
-    def _syncs(self) -> bool:
-        """Count a sync; return whether it is one that does something."""
-        self.num_syncs += 1
-        return self.num_syncs - 1 != self.skipped_sync
+    def _syncs(self, path: Path) -> bool:
+        """Name a sync by what it is of and how often that was synced; return whether it is one that does something."""
+        name = path.suffix or path.name
+        self.syncs.append(f"{name} {sum(each.startswith(name) for each in self.syncs)}")
+        return self.syncs[-1] != self.skipped_sync
 
     def _end(self, cut: bool) -> None:
         if cut:

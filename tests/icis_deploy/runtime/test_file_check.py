@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 
 from icis_deploy.bundle.manifest import check_files, load_manifest
+from icis_deploy.common.background_call import BackgroundCall
 from icis_deploy.errors import BundleError, CorruptFileError
 from icis_deploy.runtime import device
-from icis_deploy.runtime.changes.background_call import BackgroundCall
 
 
 def no_more_threads(_self):

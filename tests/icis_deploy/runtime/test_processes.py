@@ -5,15 +5,18 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from icis_deploy.runtime.device import Device
+from scripts.robustness.crowd import is_right, run_crowd
 from scripts.robustness.kill_loop import run_kill_loop
 from scripts.robustness.kill_loop_replace import check_all, run_replace_kill_loop
-from testing.bundles import make_update, write_signed
+from scripts.robustness.soak import run_soak
+from testing.bundles import images, make_update, write_signed
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -39,6 +42,46 @@ def test_processes_killed_while_they_go_over_to_another_bundle_leave_whole_bundl
 
     assert (report.num_kills, report.num_lost) == (4, 0)
     assert report.num_changes_committed > report.num_kills  # each applies an update before it goes over to anything
+
+
+def test_a_crowd_of_processes_and_threads_gets_no_wrong_answer(tmp_path):
+    report = run_crowd(tmp_path, 2, seed=0)
+
+    assert report.num_wrong == 0
+    assert report.num_answers > 50
+    assert report.num_changes > 0
+
+
+def test_an_answer_of_two_states_mixed_would_be_noticed(bundle_folder, signed):
+    device, batch = Device.open(bundle_folder), images(2)
+    device.apply(signed(make_update("class 1", version=1)))
+    one = device.logits(batch)
+    device.apply(signed(make_update("class 2", version=2, removed=("class 1",))))
+    other = device.logits(batch)
+
+    assert is_right(one, batch)
+    assert is_right(other, batch)
+    assert not is_right(one._replace(values=other.values), batch)
+    assert not is_right(one._replace(version=2), batch)
+    assert not is_right(one._replace(class_names=other.class_names), batch)
+    assert not is_right(one._replace(class_names=one.class_names[:3], values=one.values[:, :3]), batch)
+
+
+def test_many_updates_leave_a_process_with_what_it_had(tmp_path):
+    report = run_soak(tmp_path, 100, seed=0)
+
+    assert report.num_wrong == 0
+    assert report.is_clean, report.summary
+
+
+def test_what_a_process_keeps_would_be_noticed(tmp_path):
+    report = run_soak(tmp_path, 15, seed=0)
+    more = replace(report.early, num_descriptors=report.early.num_descriptors + 1)
+
+    assert not replace(report, late=more).is_clean
+    assert not replace(
+        report, late=replace(report.early, resident_bytes=report.early.resident_bytes + (3 << 20))
+    ).is_clean
 
 
 def test_a_bundle_that_forgot_what_the_device_remembered_would_be_noticed(bundle_folder, signed):

@@ -65,6 +65,15 @@ def test_requests_are_answered_by_one_of_the_two_all_the_time(device, new_folder
         assert answer.values.shape[1] == len(names[answer.version])
 
 
+def test_a_bundle_of_the_version_that_the_device_holds_is_taken_and_an_older_one_is_not(device, new_folder, signed):
+    device.apply(signed(make_update("bongo", version=2)))
+    assert device.replace(new_folder, num_threads=1).version == 2
+
+    device.apply(signed(make_update("bongo", version=3)))
+    with pytest.raises(VersionRollbackError, match="The bundle holds version 2; this device holds version 3"):
+        Device.open(new_folder, num_threads=1).replace(write_bundle(new_folder.with_name("older"), head_version=2))
+
+
 def test_a_spent_version_a_disabled_class_and_the_time_go_along(bundle_folder, device, new_folder, signed):
     device.apply(signed(make_update("bongo", version=5)))
     device.rollback()

@@ -20,6 +20,7 @@ from icis_deploy.runtime.state.journal import initial_journal
 from icis_deploy.updates.envelope import envelope_of, load_envelope, serialize_envelope
 from icis_deploy.updates.payload import serialize_payload
 from scripts.robustness.mutations import MUTATIONS, MutationReport, Target, run_mutations
+from scripts.robustness.two_readers import differences, read_payload, run_readers
 from testing.bundles import make_update, signed_bytes, write_bundle
 
 NOW = datetime(2026, 11, 23, tzinfo=timezone.utc)
@@ -43,6 +44,29 @@ def test_damaged_files_are_refused_without_a_crash_or_a_waste_of_memory(tmp_path
     assert report.is_clean
     assert report.num_files == 1500
     assert report.num_refused > 1300
+
+
+def test_a_reader_that_shares_no_code_reads_the_same_in_malformed_files(tmp_path):
+    report = run_readers(tmp_path, 600, seed=4)
+
+    assert report.num_wrong == 0
+    assert report.num_both_took > 20
+    assert report.num_both_refused > 100
+
+
+def test_what_two_readers_read_differently_would_be_noticed():
+    update = make_update("okapi", version=5, removed=("gnu",), arbiter=np.ones((1, 5)))
+    found = read_payload(serialize_payload(update))
+
+    assert differences(found, update) == []
+    assert differences(found, make_update("okapi", version=6, removed=("gnu",), arbiter=np.ones((1, 5)), seed=5)) == [
+        "version"
+    ]
+    assert differences(found, make_update("okapi", version=5, removed=("gnu",), arbiter=np.zeros((1, 5)))) == [
+        "arbiter"
+    ]
+    assert differences(found | {"rows": found["rows"] * 2}, update) == ["rows"]
+    assert differences(found | {"version": True}, update) == ["version"]
 
 
 def test_every_kind_of_damage_is_refused_at_least_once(target):

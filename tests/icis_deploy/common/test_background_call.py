@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
+from icis_deploy.common.background_call import BackgroundCall
 from icis_deploy.errors import SelfTestError
-from icis_deploy.runtime.changes.background_call import BackgroundCall
 
 
 def test_it_runs_while_its_caller_goes_on():

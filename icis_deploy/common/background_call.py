@@ -38,14 +38,18 @@ class BackgroundCall(Generic[Result]):
 
     def result(self) -> Result:
         """Wait for the call and return what it returned, or raise what it raised."""
-        if self._thread is None:
-            self._start = time.perf_counter()
-            self._run()
-        else:
-            self._thread.join()
+        self.wait()
         if self._error is not None:
             raise self._error
         return self._result[0]
+
+    def wait(self) -> None:
+        """Wait until the call has ended, however it did."""
+        if self._thread is not None:
+            self._thread.join()
+        elif not self._result and self._error is None:
+            self._start = time.perf_counter()
+            self._run()
 
     def _run(self) -> None:
         try:
