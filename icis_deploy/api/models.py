@@ -154,7 +154,7 @@ def locate_head(model: Model, *, preprocessing: Preprocessing | None) -> OpenedM
 
 
 def open_with_preprocessing(
-    model: Model, *, classes: PathLike | None, preprocess: Preprocess | None
+    model: Model, *, classes: ClassNames | None, preprocess: Preprocess | None
 ) -> tuple[OpenedModel, Preprocessing | None]:
     """Load a model and find its head; return also how its images are prepared, as somebody or the model itself says.
 
