@@ -1,0 +1,278 @@
+"""Outcomes of inputs on a device.
+
+`outcomes_of` is a function of one batch: the same on one machine, and on a cluster, whose workers have a device each.
+`measure` calls it for a source of any length. Each thread prepares its own batch and runs the model on it: what Pillow,
+numpy and the runtimes do leaves Python's lock to the others, and small batches, whose activations stay in a core's
+cache, one for each core, use less time than one large batch on all cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from icis_deploy.errors import ImageError, IncompatibleError
+from icis_deploy.evaluation.ahead import map_ahead
+from icis_deploy.head.class_names import quoted
+from icis_deploy.images.inputs import InputForm, prepare
+from icis_deploy.images.sources import InputItem, InputSource, InputValue
+from icis_deploy.metrics.accuracy import checked_logits
+from icis_deploy.metrics.outcomes import OutcomeHead, Outcomes, measure_outcomes, merge
+from icis_deploy.runtime.device import Device, input_form, state_of
+
+BATCH_SIZE = 4
+"""Inputs that a thread runs the model on at once, where the model is run on a CPU."""
+
+ACCELERATOR_BATCH_SIZE = 32
+"""The same where it is not: an accelerator is not full with less."""
+
+Progress: TypeAlias = Callable[[int], None]
+"""Called with the number of inputs that are done."""
+
+OnError: TypeAlias = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """An input that could not be read, and was left out.
+
+    Example:
+        report = icis_deploy.evaluate("bundle", images="images.csv", on_error="skip")
+        print([(each.key, each.reason) for each in report.skipped])
+    """
+
+    key: str
+    """What the input is called: a path, or the source with a number."""
+
+    reason: str
+    """Why it was left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How inputs are measured; none of it changes their outcomes."""
+
+    batch_size: int = BATCH_SIZE
+    workers: int = field(default_factory=lambda: usable_cores())
+    on_error: OnError = "stop"
+
+
+class Checkpoint(Protocol):
+    """What keeps outcomes while others are measured."""
+
+    def is_done(self, items: Sequence[InputItem]) -> Sequence[bool]:
+        """Say which inputs have outcomes."""
+
+    def add(self, outcomes: Outcomes, keys: Sequence[str]) -> None:
+        """Keep outcomes of inputs."""
+
+    def outcomes(self) -> Iterator[Outcomes]:
+        """Yield all outcomes that are kept, those that were there before too."""
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
+def outcome_head(device: Device, unseen: Collection[str] | None = None) -> OutcomeHead:
+    """Return the classes that inputs are measured on, with the state of the device that they come from.
+
+    Args:
+        device: With the head that answers now.
+        unseen: The classes that count as unseen; by default those that the original model lacks. One that the head
+            lacks counts as never recognised.
+    """
+    state, num_seen = state_of(device), device.bundle.num_seen
+    unseen_names = frozenset(state.class_names[num_seen:] if unseen is None else unseen)
+    names = (*state.class_names, *sorted(unseen_names - set(state.class_names)))
+    original = frozenset(device.bundle.seen_names)
+    table = state.table
+    return OutcomeHead(
+        class_names=names,
+        is_seen=np.array([name not in unseen_names for name in names]),
+        is_original=np.array([name in original for name in names]),
+        has_original=True,
+        version=state.version,
+        digest=f"{device.bundle.base_fingerprint}:{'' if table is None else table.digest()}",
+    )
+
+
+def outcomes_of(
+    device: Device, inputs: Sequence[InputValue], *, labels: Sequence[str], keys: Sequence[str], head: OutcomeHead
+) -> Outcomes:
+    """Return the outcomes of one batch.
+
+    Args:
+        device: Runs the model.
+        inputs: At least one: files, bytes of files, pictures or arrays.
+        labels: `(num_inputs,)`, the names of the classes that they show.
+        keys: `(num_inputs,)`, what each is called; no two inputs of an evaluation have the same.
+        head: From `outcome_head` of the same device.
+
+    Raises:
+        ImageError: If one cannot be read, or shows a class that the head does not have.
+        IncompatibleError: If the device has changed its classes since `head` was made, or gives NaN.
+        RuntimeFailureError: If the runtime fails.
+    """
+    return _run(device, prepare(inputs, input_form(device.bundle), keys=keys), labels, keys, head, _columns(head))
+
+
+def _run(
+    device: Device,
+    prepared: np.ndarray,
+    labels: Sequence[str],
+    keys: Sequence[str],
+    head: OutcomeHead,
+    columns: dict[str, int],
+) -> Outcomes:
+    answer = device.logits(prepared)
+    if answer.version != head.version or answer.class_names != head.class_names[: len(answer.class_names)]:
+        raise IncompatibleError(
+            f"The device changed its classes while it was evaluated: it had version {head.version}, and has "
+            f"{answer.version}.",
+            found=answer.version,
+            expected=head.version,
+            hint="Evaluate a device that takes no updates meanwhile, or a copy of its bundle.",
+        )
+    unknown = sorted({label for label in labels if label not in columns})
+    if unknown:
+        raise ImageError(
+            f"{keys[0]} and what follows show {quoted(unknown)}, which the bundle's head does not know.",
+            found=tuple(unknown),
+            expected="classes of the bundle's head",
+            where=keys[0],
+            hint="Name them in `unseen` if they count as classes it should know, or leave their images out.",
+        )
+    # A class that the head lacks gets a logit that never wins.
+    absent = len(head.class_names) - len(answer.class_names)
+    scores = np.pad(checked_logits(answer.values, name="logits"), ((0, 0), (0, absent)), constant_values=-np.inf)
+    return measure_outcomes(
+        scores,
+        np.array([columns[label] for label in labels], dtype=np.int64),
+        head,
+        keys=keys,
+        original_scores=np.where(head.is_original & head.is_seen, scores, -np.inf),
+    )
+
+
+def _columns(head: OutcomeHead) -> dict[str, int]:
+    return {name: index for index, name in enumerate(head.class_names)}
+
+
+def measure(
+    device: Device,
+    source: InputSource,
+    head: OutcomeHead,
+    *,
+    settings: Settings,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+) -> tuple[Outcomes, tuple[Skipped, ...]]:
+    """Return the outcomes of all inputs of a source, with those that were left out.
+
+    Memory holds a row of 57 bytes for each input, and a few batches; a checkpoint keeps what is done.
+
+    Args:
+        device: Runs the model.
+        source: Labelled inputs.
+        head: From `outcome_head`.
+        settings: How many are read and run at once, and what is done with one that cannot be read.
+        checkpoint: Where outcomes are kept.
+        progress: Is told how many are done.
+
+    Raises:
+        ImageError: As `outcomes_of`, unless such inputs are skipped; if none is left; if an input has no label.
+        IncompatibleError: As `outcomes_of`, and if an input comes twice.
+        RuntimeFailureError: If the runtime fails.
+    """
+    form, columns = input_form(device.bundle), _columns(head)
+
+    def work(items: Sequence[InputItem]) -> tuple[Outcomes | None, tuple[str, ...], list[Skipped], int]:
+        left, skipped = list(items), []
+        if settings.on_error == "skip":
+            left, prepared, skipped = _prepared_or_skipped(items, form)
+        else:
+            prepared = prepare([item.value for item in items], form, keys=[item.key for item in items])
+        if not left:
+            return None, (), skipped, len(items)
+        keys = tuple(item.key for item in left)
+        return _run(device, prepared, [_label(item) for item in left], keys, head, columns), keys, skipped, len(items)
+
+    skipped: list[Skipped] = []
+    found: list[Outcomes] = []
+    num_done = 0
+
+    def waiting() -> Iterator[Sequence[InputItem]]:
+        nonlocal num_done
+        items = iter(source)
+        while part := list(islice(items, settings.batch_size)):
+            is_done = [False] * len(part) if checkpoint is None else checkpoint.is_done(part)
+            num_done += sum(is_done)
+            if left := [item for item, done in zip(part, is_done, strict=True) if not done]:
+                yield left
+
+    for outcomes, keys, left_out, count in map_ahead(work, waiting(), workers=settings.workers):
+        skipped += left_out
+        if outcomes is not None and checkpoint is None:
+            found.append(outcomes)
+        elif outcomes is not None and checkpoint is not None:
+            checkpoint.add(outcomes, keys)
+        num_done += count
+        if progress is not None:
+            progress(num_done)
+    if checkpoint is not None:
+        found = list(checkpoint.outcomes())
+    num_found = sum(map(len, found))
+    if not num_found:
+        raise ImageError(
+            f"None of the {len(skipped)} inputs of {source.where} could be read. {skipped[0].reason}"
+            if skipped
+            else f"{source.where} holds no input.",
+            found=0,
+            expected="at least 1 input that can be read",
+            where=source.where,
+        )
+    if num_found > num_done - len(skipped):
+        raise IncompatibleError(
+            f"The checkpoint holds outcomes of {num_found - num_done + len(skipped)} inputs that {source.where} does "
+            f"not name.",
+            found=num_found,
+            expected=num_done - len(skipped),
+            where=source.where,
+            hint="Keep a folder for each list; a list that became shorter is another one.",
+        )
+    return merge(found, keys=(item.key for item in source)), tuple(skipped)
+
+
+def _label(item: InputItem) -> str:
+    if item.label is None:
+        raise ImageError(
+            f"Nothing says which class {item.key} shows.",
+            found="no label",
+            expected="the name of its class",
+            where=item.key,
+        )
+    return item.label
+
+
+def _prepared_or_skipped(
+    items: Sequence[InputItem], form: InputForm
+) -> tuple[list[InputItem], np.ndarray, list[Skipped]]:
+    """Return the inputs that can be read, prepared, and the others with the reason."""
+    left, prepared, skipped = [], [], []
+    for item in items:
+        try:
+            prepared.append(prepare([item.value], form, keys=[item.key]))
+            left.append(item)
+        except ImageError as error:
+            skipped.append(Skipped(key=item.key, reason=error.what))
+    return left, np.concatenate(prepared) if prepared else np.zeros(0), skipped
