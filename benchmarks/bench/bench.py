@@ -27,7 +27,7 @@ from benchmarks.bench.correctness import (
     accuracies,
     check_same_base,
     logits_on_features,
-    logits_on_images,
+    logits_on_inputs,
     logits_on_seeded_inputs,
     parities,
     source_of,
@@ -48,7 +48,8 @@ from benchmarks.updates.reports import scenario_from_swap
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import ICISDeployError, UsageError
-from icis_deploy.images.loading import LabeledImages
+from icis_deploy.images.python_values import PythonInputs
+from icis_deploy.images.sources import InputSource, labels_of
 from icis_deploy.runtime.sessions.choice import Runtime
 
 NUM_INPUTS = 4
@@ -96,7 +97,7 @@ PRESETS = {
 class LabeledInputs:
     """What accuracy is measured on."""
 
-    labeled: LabeledImages | HeadFeatures
+    labeled: InputSource | HeadFeatures
     """What is answered, and the correct answers."""
 
     source: str
@@ -263,10 +264,10 @@ def measure_correctness(
         seeded = logits_on_seeded_inputs(targets)
         return {}, parities(targets, seeded, source="seeded noise")
     if isinstance(inputs.labeled, HeadFeatures):
-        logits = logits_on_features(targets, inputs.labeled)
+        logits, labels = logits_on_features(targets, inputs.labeled), inputs.labeled.labels
     else:
-        logits = logits_on_images(targets, inputs.labeled.paths)
-    found = accuracies(targets, logits, inputs.labeled.labels, source=inputs.source, max_seen_loss=max_seen_loss)
+        logits, labels = logits_on_inputs(targets, inputs.labeled), labels_of(inputs.labeled)
+    found = accuracies(targets, logits, labels, source=inputs.source, max_seen_loss=max_seen_loss)
     return found, parities(targets, logits, source=inputs.source)
 
 
@@ -348,11 +349,11 @@ def query_of(target: OpenTarget, batch_size: int) -> Call:
     return calls_over(target.answer, inputs)
 
 
-def labeled_inputs(path: Path, against: str | None) -> LabeledInputs:
+def labeled_inputs(given: PythonInputs, against: str | None) -> LabeledInputs:
     """Read what accuracy is measured on, and for features the rows of the original head.
 
     Args:
-        path: As `load_labeled`.
+        given: As `load_labeled`.
         against: The model that the bundles were made from, which features need.
 
     Raises:
@@ -361,11 +362,11 @@ def labeled_inputs(path: Path, against: str | None) -> LabeledInputs:
     """
     from benchmarks.bench.labeled_inputs import load_labeled
 
-    loaded = load_labeled(path)
-    source = source_of(loaded, path)
+    loaded = load_labeled(given)
+    source = source_of(loaded, Path(given).name if isinstance(given, str | Path) else "values in Python")
     if not isinstance(loaded, LabeledFeatures):
         return LabeledInputs(labeled=loaded, source=source)
-    rows = original_rows(path, against)
+    rows = original_rows(Path(given), against)
     labeled = HeadFeatures(features=loaded.features, labels=loaded.labels, seen_rows=rows)
     return LabeledInputs(labeled=labeled, source=source)
 

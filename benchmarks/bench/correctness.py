@@ -11,13 +11,13 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.bench.labeled_inputs import HeadFeatures, LabeledFeatures
-from benchmarks.bench.opened import ORIGINAL, OpenTarget, noise, prepare
+from benchmarks.bench.opened import ORIGINAL, OpenTarget, noise
 from benchmarks.results.values import (
     Accuracy,
     BudgetGain,
@@ -33,8 +33,8 @@ from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
-from icis_deploy.images.loading import LabeledImages
-from icis_deploy.images.preprocessing import Preprocessing
+from icis_deploy.images.inputs import InputForm, holds_images, prepare
+from icis_deploy.images.sources import InputItem, InputSource, labels_of
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
 from icis_deploy.metrics.seen_loss import SeenLoss, stated_budget
 
@@ -62,33 +62,40 @@ def check_same_base(targets: Sequence[OpenTarget]) -> None:
             )
 
 
-def logits_on_images(targets: Sequence[OpenTarget], paths: Sequence[Path]) -> dict[str, Float64]:
-    """Return the logits of every target on image files, by its name.
+def logits_on_inputs(targets: Sequence[OpenTarget], source: InputSource) -> dict[str, Float64]:
+    """Return the logits of every target on images or arrays, by its name.
 
     Returns:
-        `(num_images, num_classes)` float64 each.
+        `(num_inputs, num_classes)` float64 each.
 
     Raises:
-        ImageError: If a file is no image.
-        UsageError: If a target does not say how images are prepared.
+        ImageError: If a file is no image, or an array is no input of a target.
+        UsageError: If there are images, and a target does not say how images are prepared.
     """
-    prepared_as: list[tuple[OpenTarget, Preprocessing]] = []
-    for target in targets:
-        if target.preprocessing is None:
-            raise UsageError(
-                f"{target.name} does not state how images are prepared.",
-                where=target.name,
-                hint="Export it with `preprocess`.",
-            )
-        prepared_as.append((target, target.preprocessing))
+    if holds_images(source):
+        for target in targets:
+            if target.preprocessing is None:
+                raise UsageError(
+                    f"{target.name} does not state how images are prepared.",
+                    where=target.name,
+                    hint="Export it with `preprocess`.",
+                )
+    forms = {
+        target.name: InputForm(
+            shape=target.model_input.shape, dtype=target.model_input.dtype, preprocessing=target.preprocessing
+        )
+        for target in targets
+    }
     found: dict[str, list[Float64]] = {target.name: [] for target in targets}
-    for start in range(0, len(paths), BATCH_SIZE):
-        prepared: dict[object, Images] = {}
-        for target, preprocessing in prepared_as:
-            key = (preprocessing, target.model_input.takes_pixels)
-            if key not in prepared:
-                prepared[key] = prepare(paths[start : start + BATCH_SIZE], preprocessing, target.model_input)
-            found[target.name].append(np.asarray(target.answer(prepared[key]), dtype=np.float64))
+    items: Iterator[InputItem] = iter(source)
+    while part := list(islice(items, BATCH_SIZE)):
+        values, keys = [item.value for item in part], [item.key for item in part]
+        prepared: dict[InputForm, Images] = {}
+        for target in targets:
+            form = forms[target.name]
+            if form not in prepared:
+                prepared[form] = prepare(values, form, keys=keys)
+            found[target.name].append(np.asarray(target.answer(prepared[form]), dtype=np.float64))
     return {name: np.concatenate(batches) for name, batches in found.items()}
 
 
@@ -295,7 +302,10 @@ def parity_of(target: OpenTarget, first: OpenTarget, logits: dict[str, Float64],
     )
 
 
-def source_of(labeled: LabeledImages | LabeledFeatures, path: Path) -> str:
+def source_of(labeled: InputSource | LabeledFeatures, name: str) -> str:
     """Return what accuracy was measured on, in words."""
-    what = "feature" if isinstance(labeled, LabeledFeatures) else "image"
-    return f"{len(labeled.labels)} {what}{'s' * (len(labeled.labels) != 1)} of {path.name}"
+    if isinstance(labeled, LabeledFeatures):
+        what, count = "feature", len(labeled.labels)
+    else:
+        what, count = "image" if holds_images(labeled) else "input", len(labels_of(labeled))
+    return f"{count} {what}{'s' * (count != 1)} of {name}"

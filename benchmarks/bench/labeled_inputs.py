@@ -1,7 +1,7 @@
-"""What accuracy is measured on: images or features, each with the class that it shows.
+"""What accuracy is measured on: inputs of the models or features, each with the class that it shows.
 
-    images.csv              columns `file` and `class`
-    a folder                one folder for each class, named as the class, with its images
+    images.csv, a folder,
+    inputs.npz, ...         inputs in any form of `icis_deploy.images.python_values`, with their classes
     features.npz            `features` (num_images, feature_dim) and `labels` (num_images,), names of classes
     features.safetensors    `features`; the names as a JSON list under `labels` in the metadata
 
@@ -22,7 +22,10 @@ from icis_deploy.common.files import read_capped
 from icis_deploy.common.json_fields import load_strict, text_from_json
 from icis_deploy.common.tensor_files import load_tensors
 from icis_deploy.errors import ImageError, LoadError
-from icis_deploy.images.loading import LabeledImages, load_image_list
+from icis_deploy.images.array_files import holds_features_alone
+from icis_deploy.images.loading import ListedImages, check_labelled
+from icis_deploy.images.python_values import PythonInputs, source_from
+from icis_deploy.images.sources import InputSource, labels_of
 
 MAX_FEATURE_BYTES = 1 << 34
 
@@ -52,15 +55,21 @@ class HeadFeatures:
     """`(num_seen, feature_dim + 1)`, the rows of the model's own head."""
 
 
-def load_labeled(path: Path) -> LabeledImages | LabeledFeatures:
+def load_labeled(given: PythonInputs) -> InputSource | LabeledFeatures:
     """Read what accuracy is measured on; the form follows from the path.
 
     Raises:
-        ImageError: If it cannot be read, or holds no labelled image.
+        ImageError: If it cannot be read, or nothing says which classes it shows.
     """
-    if not path.is_dir() and path.suffix in (".npz", ".safetensors"):
-        return load_features(path)
-    return load_image_list(path)
+    if isinstance(given, str | Path) and Path(given).suffix.lower() in (".npz", ".safetensors"):
+        path = Path(given)
+        if not path.is_dir() and holds_features_alone(path):
+            return load_features(path)
+    source = source_from(given, where="`images`")
+    if isinstance(source, ListedImages):
+        check_labelled(source)
+    labels_of(source)
+    return source
 
 
 def load_features(path: Path) -> LabeledFeatures:

@@ -21,7 +21,6 @@ from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import BundleError, IncompatibleError, UsageError
 from icis_deploy.head.arbiter import no_arbiter
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.images.loading import load_images, load_pixels
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.sessions.choice import Runtime, loaded_files
@@ -258,15 +257,6 @@ def float_input(bundle: Bundle) -> ModelInput:
         return bundle.model_input
     assert bundle.preprocessing is not None, "a bundle that takes pixels states the rest"
     return ModelInput(name=bundle.model_input.name, shape=bundle.preprocessing.input_shape, dtype="float32")
-
-
-def prepare(paths: Sequence[Path], preprocessing: Preprocessing, model_input: ModelInput) -> Images:
-    """Return image files as one batch of a model's input.
-
-    Raises:
-        ImageError: If a file is no image.
-    """
-    return load_pixels(paths, preprocessing) if model_input.takes_pixels else load_images(paths, preprocessing)
 
 
 def noise(model_input: ModelInput, batch_size: int, *, seed: int = 0) -> Images:

@@ -1,21 +1,21 @@
-"""Inputs that both sides of a comparison are run on: image files, or seeded images; prepared once, used often."""
+"""Inputs that both sides of a comparison are run on: what a user gives, or seeded ones; prepared once, used often."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.bundle.manifest import ModelInput
-from icis_deploy.images.loading import load_images, load_pixels
+from icis_deploy.images.inputs import InputForm, prepared_batches
 from icis_deploy.images.neutral import neutral_images
 from icis_deploy.images.preprocessing import Preprocessing
+from icis_deploy.images.sources import InputSource
 
 NUM_SEEDED_INPUTS = 64
 BATCH_SIZE = 16
@@ -98,7 +98,7 @@ class InputBatches:
 def input_batches(
     model_input: ModelInput,
     preprocessing: Preprocessing | None,
-    images: Sequence[Path] | None,
+    images: InputSource | None,
     *,
     fixed_batch: int | None,
 ) -> InputBatches:
@@ -107,7 +107,7 @@ def input_batches(
     Args:
         model_input: The bundle's input.
         preprocessing: How images are prepared; also scales the seeded inputs to the range of real ones.
-        images: Image files to use; `None` for seeded inputs.
+        images: Image files or arrays to use; `None` for seeded inputs.
         fixed_batch: Batch size of a model that takes no other; `None` for one that takes any.
     """
     batches = _given_batches(model_input, preprocessing, images, batch_size=fixed_batch or BATCH_SIZE)
@@ -115,12 +115,12 @@ def input_batches(
 
 
 def _given_batches(
-    model_input: ModelInput, preprocessing: Preprocessing | None, images: Sequence[Path] | None, *, batch_size: int
+    model_input: ModelInput, preprocessing: Preprocessing | None, images: InputSource | None, *, batch_size: int
 ) -> Iterator[NDArray[np.generic]]:
-    if images is not None and preprocessing is not None:
-        load = load_pixels if model_input.takes_pixels else load_images
-        for start in range(0, len(images), batch_size):
-            yield load(images[start : start + batch_size], preprocessing)
+    if images is not None:
+        form = InputForm(shape=model_input.shape, dtype=model_input.dtype, preprocessing=preprocessing)
+        for batch in prepared_batches(images, form, batch_size=batch_size):
+            yield batch.inputs
         return
     if model_input.takes_pixels:
         height, width, channels = model_input.shape

@@ -55,7 +55,7 @@ from icis_deploy.bundle.target_options import TargetOptions
 from icis_deploy.common.files import check_free, new_folder, write_file
 from icis_deploy.errors import CapacityError, IncompatibleError, UsageError
 from icis_deploy.head.slots import SlotTable, empty_slots
-from icis_deploy.images.loading import LabeledImages
+from icis_deploy.images.sources import InputSource
 from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions.choice import Runtime
@@ -142,7 +142,7 @@ def plan_compaction(former: FormerBundle, capacity: int) -> CompactionPlan:
 
 
 def write_compacted(
-    out: Path, former: FormerBundle, *, capacity: int, images: LabeledImages | None, overwrite: bool
+    out: Path, former: FormerBundle, *, capacity: int, images: InputSource | None, overwrite: bool
 ) -> Bundle:
     """Write a bundle that replaces another one, with free slots, if it gives the same logits.
 
@@ -150,7 +150,7 @@ def write_compacted(
         out: The new bundle's folder.
         former: The bundle; it is not changed.
         capacity: Number of its slots, including those of taught classes.
-        images: Image files to compare on; `None` for seeded inputs.
+        images: Image files or arrays to compare on; `None` for seeded inputs.
         overwrite: Whether a bundle at `out` may be replaced.
 
     Raises:
@@ -247,7 +247,7 @@ def compare_compacted(
     *,
     former: FormerBundle,
     fixed_batch: int | None = None,
-    images: LabeledImages | None = None,
+    images: InputSource | None = None,
     runtime: Runtime | None = None,
     rewrite: ir.passes.PassBase | None = None,
 ) -> tuple[ParityReport, ...]:
@@ -262,7 +262,7 @@ def compare_compacted(
         bundle: Its manifest.
         former: The bundle that was compacted, with an updatable head.
         fixed_batch: Batch size of a model that takes no other; `None` for one that takes any.
-        images: Image files to compare on; `None` for seeded inputs.
+        images: Image files or arrays to compare on; `None` for seeded inputs.
         runtime: Where both are run; `None` for the default.
         rewrite: A pass that both models are rewritten by first, in the default runtime.
 
@@ -270,9 +270,8 @@ def compare_compacted(
         ModelLoadError: If a runtime cannot load one of them.
         RuntimeFailureError: If a runtime cannot run one of them.
     """
-    paths = None if images is None else images.paths
     before = former.bundle
-    inputs = input_batches(before.model_input, before.preprocessing, paths, fixed_batch=fixed_batch)
+    inputs = input_batches(before.model_input, before.preprocessing, images, fixed_batch=fixed_batch)
     with closing(inputs):
         opened = opened_bundle(former.folder, before, runtime, rewrite)
         names, expected = _former_logits(former.folder, opened, former.slot_table(), inputs)

@@ -46,8 +46,10 @@ from icis_deploy.head.class_names import quoted
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import SlotTable, empty_slots
-from icis_deploy.images.loading import LabeledImages, load_image_list
+from icis_deploy.images.inputs import holds_images
 from icis_deploy.images.preprocessing import Preprocessing
+from icis_deploy.images.python_values import source_from
+from icis_deploy.images.sources import InputSource
 from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.sessions.choice import Runtime
 
@@ -107,8 +109,8 @@ class BundleSettings:
     preprocessing: Preprocessing | None = None
     """How images are prepared, for the manifest; `None` where users prepare them."""
 
-    images: LabeledImages | None = None
-    """Image files for the gate; `None` for the calibration images, or seeded inputs where there are none."""
+    images: InputSource | None = None
+    """Image files or arrays for the gate; `None` for the calibration images, or seeded inputs where there are none."""
 
     form: ModelForm = field(default_factory=ModelForm)
     """What is done to the model besides its head."""
@@ -300,15 +302,16 @@ def write_bundle(
     return bundle
 
 
-def _calibration(form: ModelForm, preprocessing: Preprocessing | None) -> LabeledImages | None:
+def _calibration(form: ModelForm, preprocessing: Preprocessing | None) -> InputSource | None:
     if form.calibration_images is None:
         return None
-    if preprocessing is None:
+    source = source_from(form.calibration_images, where="the calibration inputs")
+    if preprocessing is None and holds_images(source):
         raise UsageError(
             "Calibration needs to know how images are prepared.",
             hint="Give `preprocess`.",
         )
-    return load_image_list(Path(form.calibration_images))
+    return source
 
 
 def explain_rejection(

@@ -22,8 +22,8 @@ from exporters.loading.models import LoadedModel
 from icis_deploy.bundle.manifest import ModelInput
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import UsageError
-from icis_deploy.images.loading import LabeledImages
 from icis_deploy.images.preprocessing import Preprocessing
+from icis_deploy.images.sources import InputSource
 
 _NUM_NAMED = 5
 
@@ -44,7 +44,7 @@ def convert_precision(
     loaded: LoadedModel,
     location: HeadLocation,
     form: ModelForm,
-    calibration: LabeledImages | None,
+    calibration: InputSource | None,
     *,
     model_input: ModelInput,
     preprocessing: Preprocessing | None,
@@ -55,7 +55,7 @@ def convert_precision(
         loaded: The classifier; it is not changed.
         location: Its head.
         form: States the precision.
-        calibration: Images that activations are calibrated on, for int8.
+        calibration: Images or arrays that activations are calibrated on, for int8.
         model_input: Its input, with the sizes of its images.
         preprocessing: How images are prepared.
 
@@ -65,8 +65,7 @@ def convert_precision(
     """
     if form.precision == "fp32":
         return ConvertedModel(model=loaded.model)
-    paths = None if calibration is None else calibration.paths
-    with closing(input_batches(model_input, preprocessing, paths, fixed_batch=loaded.fixed_batch)) as images:
+    with closing(input_batches(model_input, preprocessing, calibration, fixed_batch=loaded.fixed_batch)) as images:
         if form.precision == "fp16":
             return ConvertedModel(
                 model=_with_named_logits(convert_to_float16(loaded.model, images.one_by_one), location)
@@ -74,7 +73,7 @@ def convert_precision(
         quantized = quantize_model(loaded.model, location, loaded.input_name, images.one_by_one)
 
     def explain(rewrite: ir.passes.PassBase | None) -> str:
-        few = None if paths is None else paths[:NUM_BATCHES]
+        few = None if calibration is None else calibration.select(range(min(NUM_BATCHES, len(calibration))))
         judged = (
             quantized if rewrite is None else replace(quantized, backbone=apply_passes(quantized.backbone, rewrite))
         )

@@ -67,7 +67,7 @@ from icis_deploy.common.arrays import Float32, Float64
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError, SelfTestError, UsageError
 from icis_deploy.head.arbiter import STATISTICS
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.images.loading import LabeledImages
+from icis_deploy.images.sources import InputSource
 from icis_deploy.metrics.accuracy_loss import compare_accuracy
 from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
 from icis_deploy.metrics.seen_loss import SeenLoss, measure_seen_loss, stated_budget
@@ -97,7 +97,7 @@ def compare_bundle(
     loaded: LoadedModel,
     location: HeadLocation,
     expanded: AnyHead,
-    images: LabeledImages | None = None,
+    images: InputSource | None = None,
     runtime: Runtime | None = None,
     rewrite: ir.passes.PassBase | None = None,
     max_seen_loss: float | None = None,
@@ -110,7 +110,7 @@ def compare_bundle(
         loaded: The original model.
         location: Its head.
         expanded: The original head's rows and the injected ones, in the order of the bundle's classes.
-        images: Image files to compare on; `None` for seeded inputs.
+        images: Image files or arrays to compare on; `None` for seeded inputs.
         runtime: Where the bundle is run; `None` for the default.
         rewrite: A pass that its model is rewritten by first, in the default runtime.
         max_seen_loss: How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what
@@ -125,9 +125,9 @@ def compare_bundle(
         IncompatibleError: If the original model fails on more than one image, although it states that it takes them.
         UsageError: If `max_seen_loss` is given, and there is nothing to measure it on.
     """
-    paths, is_reference = None if images is None else images.paths, runtime is None or runtime.is_reference
+    is_reference = runtime is None or runtime.is_reference
     with closing(
-        input_batches(bundle.model_input, bundle.preprocessing, paths, fixed_batch=loaded.fixed_batch)
+        input_batches(bundle.model_input, bundle.preprocessing, images, fixed_batch=loaded.fixed_batch)
     ) as inputs:
         features = _features(backbone(loaded.model, location), inputs, prepared=True)
         original = _original_scores(loaded, location, inputs)
@@ -148,7 +148,12 @@ def compare_bundle(
         reports.append(_compare_with_own(expanded, own, ran, bundle))
     if (min_kept := profile.min_seen_kept) is not None and images is not None:
         reports[0] = _with_accuracy(
-            reports[0], expected, ran, bundle=bundle, labels=images.labels, min_seen_kept=min_kept
+            reports[0],
+            expected,
+            ran,
+            bundle=bundle,
+            labels=images.labels or ("",) * len(images),
+            min_seen_kept=min_kept,
         )
     fault = _fault(features if own is None else own, ran, bundle, expanded, reports[0] if own is None else reports[-1])
     named = [] if fault is None else [fault]
@@ -374,11 +379,11 @@ def _with_accuracy(
 
 
 def _seen_loss(
-    ran: BundleRun, bundle: Bundle, images: LabeledImages | None, max_seen_loss: float | None
+    ran: BundleRun, bundle: Bundle, images: InputSource | None, max_seen_loss: float | None
 ) -> SeenLoss | None:
     """Return what the new classes cost on images of seen ones; `None` where there are no such images or classes."""
     column_of = {name: index for index, name in enumerate(bundle.seen_names)}
-    labels = () if images is None else images.labels
+    labels = () if images is None or images.labels is None else images.labels
     known = np.array([index for index, label in enumerate(labels) if label in column_of], dtype=np.intp)
     if max_seen_loss is not None and not len(known):
         raise UsageError(

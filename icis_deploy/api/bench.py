@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from icis_deploy.api.inputs import check_max_seen_loss
 from icis_deploy.errors import UsageError
+from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 from icis_deploy.workbench import enable_workbench
 
@@ -97,7 +98,7 @@ def bench(
     bundles: Sequence[PathLike],
     *,
     against: PathLike | None = None,
-    images: PathLike | None = None,
+    images: PythonInputs | None = None,
     options: BenchOptions | None = None,
     baseline: Result | PathLike | None = None,
     any_machine: bool = False,
@@ -108,8 +109,8 @@ def bench(
     Args:
         bundles: The bundles' folders.
         against: What all are compared with: another bundle, or the original model as in `inspect`.
-        images: What accuracy is measured on: an image list, a folder of class folders, or a file of features
-            (`.npz`, `.safetensors`). Without, parity is measured on seeded inputs.
+        images: What accuracy is measured on: labelled inputs in any form of `evaluate`, or a file of features (`.npz`,
+            `.safetensors`). Without, parity is measured on seeded inputs.
         options: What is measured, and for how long; `BenchOptions()` by default.
         baseline: An earlier result, or its file, with which this one is to be compared: refused before anything is
             measured if it cannot be. `icis_deploy.results.find_regressions` then compares the two.
@@ -138,7 +139,7 @@ def bench(
     options = options or BenchOptions()
     preset, model = PRESETS[options.preset], None if against is None else str(against)
     preset = preset if options.max_seconds is None else replace(preset, budget_s=options.max_seconds)
-    inputs = None if images is None else labeled_inputs(Path(images), model)
+    inputs = None if images is None else labeled_inputs(images, model)
     folders = [Path(bundle) for bundle in bundles]
     sizes = options.batch_sizes
     opened = open_targets(folders, against=model, runtimes=options.runtimes, num_threads=options.num_threads)

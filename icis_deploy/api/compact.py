@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from icis_deploy.api.inputs import PathLike
+from icis_deploy.api.inputs import PathLike, inputs_from
 from icis_deploy.bundle.manifest import Bundle, load_bundle
 from icis_deploy.common.files import check_free
-from icis_deploy.images.loading import load_prepared_list
+from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.runtime.state.store import Store
 from icis_deploy.workbench import enable_workbench
 
@@ -17,7 +17,7 @@ def compact(
     *,
     out: PathLike,
     capacity: int | None = None,
-    images: PathLike | None = None,
+    images: PythonInputs | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle whose model has baked what is in another one's slots, with free slots after it.
@@ -28,7 +28,7 @@ def compact(
         bundle: The bundle's folder; it is not changed.
         out: The new bundle's folder.
         capacity: Number of slots; `None` for as many as it has.
-        images: An image list to compare both on; seeded inputs by default.
+        images: Images or arrays to compare both on, in any form of `evaluate`; seeded inputs by default.
         overwrite: Whether a bundle at `out` may be replaced.
 
     Example:
@@ -52,6 +52,6 @@ def compact(
         Path(out),
         FormerBundle(folder=folder, bundle=described, journal=journal, table=table),
         capacity=described.capacity if capacity is None else capacity,
-        images=load_prepared_list(images, described.preprocessing),
+        images=inputs_from(images, described.preprocessing),
         overwrite=overwrite,
     )

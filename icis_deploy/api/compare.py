@@ -8,25 +8,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from icis_deploy.api.inject import neutral_features_of
-from icis_deploy.api.inputs import PathLike, class_names_from, descriptors_from, preprocessing_from
+from icis_deploy.api.inputs import (
+    ClassNames,
+    DescriptorsLike,
+    PathLike,
+    class_names_from,
+    descriptors_from,
+    preprocessing_from,
+)
 from icis_deploy.api.models import Model, OpenedModel, head_of, inspect
 from icis_deploy.api.notices import tell
 from icis_deploy.api.seen_images import backbone_features_of, load_seen_images
 from icis_deploy.common.arrays import Float32
-from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import ImageError, UntrustworthyError, UsageError
 from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
-from icis_deploy.images.loading import load_image_list
+from icis_deploy.images.loading import ListedImages, check_labelled
 from icis_deploy.images.preprocessing import Preprocessing
+from icis_deploy.images.python_values import PythonInputs, source_from
+from icis_deploy.images.sources import labels_of
 from icis_deploy.injection.estimate.estimate import Estimate
 from icis_deploy.injection.inject import Injection, inject, unseen_classes
 from icis_deploy.injection.options import AUTO, InjectionOptions
@@ -59,7 +65,7 @@ class ComparisonOptions:
     arbiter: str = AUTO
     """As in `InjectionOptions`."""
 
-    seen_images: PathLike | tuple[ArrayLike, Sequence[str] | None] | None = None
+    seen_images: PythonInputs | None = None
     """As in `InjectionOptions`."""
 
     seen_accuracy: float | None = None
@@ -141,12 +147,12 @@ class ComparedMethod:
 def compare_methods(
     model: Model,
     *,
-    classes: PathLike | None = None,
-    descriptors: PathLike | Descriptors,
-    unseen: PathLike | Sequence[str] | None = None,
+    classes: ClassNames | None = None,
+    descriptors: DescriptorsLike,
+    unseen: ClassNames | None = None,
     options: ComparisonOptions | None = None,
     preprocess: PathLike | Preprocessing | None = None,
-    images: PathLike | None = None,
+    images: PythonInputs | None = None,
     on_method: Callable[[str], None] | None = None,
 ) -> tuple[ComparedMethod, ...]:
     """Inject the same classes with every method.
@@ -233,16 +239,20 @@ class LabeledImageFeatures:
     """`(num_images, feature_dim)` float32."""
 
     @classmethod
-    def load(cls, images: PathLike, opened: OpenedModel, preprocessing: Preprocessing | None) -> LabeledImageFeatures:
+    def load(
+        cls, images: PythonInputs, opened: OpenedModel, preprocessing: Preprocessing | None
+    ) -> LabeledImageFeatures:
         """Run the backbone on an image list.
 
         Raises:
             UsageError: If nothing says how its images are prepared.
             ImageError: If the list or an image cannot be read.
         """
-        listed = load_image_list(Path(images))
-        features = backbone_features_of(listed.paths, opened, preprocessing)
-        return cls(source=str(images), labels=listed.labels, features=features)
+        given = source_from(images, where="`images`")
+        if isinstance(given, ListedImages):
+            check_labelled(given)
+        features = backbone_features_of(given, opened, preprocessing)
+        return cls(source=given.where, labels=labels_of(given), features=features)
 
     def measure(
         self, head: Head, rows: Float32, class_names: Sequence[str], *, arbiter: Float32 | None = None

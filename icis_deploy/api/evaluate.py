@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from icis_deploy.api.inputs import PathLike, check_max_seen_loss, class_names_from
-from icis_deploy.common.arrays import Float32, Images
+from icis_deploy.api.inputs import ClassNames, PathLike, check_max_seen_loss, class_names_from
+from icis_deploy.common.arrays import Float32
 from icis_deploy.common.files import write_file
 from icis_deploy.common.terminal_text import points_text
 from icis_deploy.errors import ImageError, SeenLossError, UsageError
 from icis_deploy.head.class_names import quoted
-from icis_deploy.images.loading import (
-    LabeledArrays,
-    LabeledImages,
-    labeled_arrays,
-    load_image_list,
-    load_labeled_arrays,
-)
+from icis_deploy.images.inputs import holds_images, prepared_batches
+from icis_deploy.images.loading import ListedImages, check_labelled
+from icis_deploy.images.python_values import PythonInputs, source_from
+from icis_deploy.images.sources import InputSource, labels_of
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, input_form
 from icis_deploy.runtime.sessions.choice import Runtime
 
 BATCH_SIZE = 32
@@ -32,8 +28,8 @@ BATCH_SIZE = 32
 def evaluate(
     bundle: PathLike | Device,
     *,
-    images: PathLike | tuple[Images, Sequence[str]],
-    unseen: PathLike | Sequence[str] | None = None,
+    images: PythonInputs,
+    unseen: ClassNames | None = None,
     runtime: Runtime | str = "onnxruntime",
     max_seen_loss: float | None = None,
 ) -> AccuracyReport:
@@ -41,9 +37,10 @@ def evaluate(
 
     Args:
         bundle: The bundle's folder, or an open device.
-        images: Labelled images, of seen and unseen classes together: a CSV with the columns `file` and `class`, a
-            folder with a folder for each class, a `.npz` file with `images` as the model takes them and `labels`, or
-            these two as a pair.
+        images: Labelled inputs, of seen and unseen classes together: a CSV with the columns `file` and `class`, a
+            folder with a folder for each class, an `.npz` or `.safetensors` file with `inputs` as the model takes them
+            and `labels`, a `.parquet` file with a column `class`, a pair of inputs and labels, or inputs by class name.
+            Inputs in Python are paths, bytes, Pillow images, arrays or tensors.
         unseen: The classes that count as unseen, or a text file of them; by default those that were injected. One that
             the head does not know counts as never recognised: that is the classifier without injection.
         runtime: Where the bundle is run, as in `Device.open`; an open device keeps its own.
@@ -62,19 +59,21 @@ def evaluate(
     """
     check_max_seen_loss(max_seen_loss)
     device = bundle if isinstance(bundle, Device) else Device.open(bundle, runtime=runtime)
-    labeled = labeled_from(images)
-    source = str(images) if isinstance(images, str | Path) else "arrays"
+    given = source_from(images, where="`images`")
+    if isinstance(given, ListedImages):
+        check_labelled(given)
+    labels, source = labels_of(given), given.where
     where = None if isinstance(bundle, Device) else Path(bundle)
     head_names = device.classes()
-    given = class_names_from(unseen)
-    unseen_names = frozenset(head_names[device.bundle.num_seen :] if given is None else given)
+    named = class_names_from(unseen)
+    unseen_names = frozenset(head_names[device.bundle.num_seen :] if named is None else named)
     absent = tuple(sorted(unseen_names - set(head_names)))
     names = (*head_names, *absent)
     indices = {name: index for index, name in enumerate(names)}
-    unknown = sorted({label for label in labeled.labels if label not in indices})
+    unknown = sorted({label for label in labels if label not in indices})
     if unknown:
         raise ImageError(
-            f"The image list {source} shows {quoted(unknown)}, which the bundle's head does not know.",
+            f"{source} shows {quoted(unknown)}, which the bundle's head does not know.",
             found=tuple(unknown),
             expected="classes of the bundle's head",
             where=source,
@@ -83,7 +82,7 @@ def evaluate(
     original_names = frozenset(device.bundle.seen_names)
     is_seen = np.array([name not in unseen_names for name in names])
     is_original = np.array([name in original_names for name in names])
-    if max_seen_loss is not None and not any(label in original_names - unseen_names for label in labeled.labels):
+    if max_seen_loss is not None and not any(label in original_names - unseen_names for label in labels):
         raise UsageError(
             f"{source} shows none of the classes that the original model knows, on which a loss could be measured.",
             found=0,
@@ -92,10 +91,10 @@ def evaluate(
             hint="Add images of these classes, or leave `max_seen_loss` out.",
         )
     # A class that the head lacks gets a logit that never wins.
-    padded = np.pad(_logits(device, labeled), ((0, 0), (0, len(absent))), constant_values=-np.inf)
+    padded = np.pad(_logits(device, given), ((0, 0), (0, len(absent))), constant_values=-np.inf)
     report = accuracy_report(
         padded,
-        np.array([indices[label] for label in labeled.labels]),
+        np.array([indices[label] for label in labels]),
         seen=is_seen,
         original_logits=np.where(is_original, padded, -np.inf)[:, is_seen],
         class_names=names,
@@ -113,49 +112,19 @@ def evaluate(
     return report
 
 
-def labeled_from(images: PathLike | tuple[Images, Sequence[str]]) -> LabeledImages | LabeledArrays:
-    """Return labelled images, read where a path is given.
-
-    Raises:
-        ImageError: If they cannot be read, or do not fit.
-    """
-    if not isinstance(images, str | Path):
-        arrays, labels = images
-        return labeled_arrays(arrays, labels, where="the arrays")
-    path = Path(images)
-    if path.suffix == ".npz" and not path.is_dir():
-        return load_labeled_arrays(path)
-    return load_image_list(path)
-
-
-def _logits(device: Device, labeled: LabeledImages | LabeledArrays) -> Float32:
-    """Return `(num_images, num_classes)` float32."""
-    found = []
-    for start in range(0, len(labeled.labels), BATCH_SIZE):
-        if isinstance(labeled, LabeledArrays):
-            batch = labeled.images[start : start + BATCH_SIZE]
-            _check_batch(device, batch)
-        else:
-            if device.bundle.preprocessing is None:
-                raise UsageError(
-                    "The bundle does not state how images are prepared.",
-                    hint="Export it with `preprocess`.",
-                )
-            batch = device.prepare(labeled.paths[start : start + BATCH_SIZE])
-        found.append(device.logits(batch).values)
-    return np.concatenate(found)
-
-
-def _check_batch(device: Device, batch: Images) -> None:
-    taken = device.bundle.model_input
-    if batch.shape[1:] != taken.shape or str(batch.dtype) != taken.dtype:
-        raise ImageError(
-            f"The images have shape {batch.shape[1:]} and dtype {batch.dtype}; the bundle's model takes {taken.shape} "
-            f"and {taken.dtype}.",
-            found=(batch.shape[1:], str(batch.dtype)),
-            expected=(taken.shape, taken.dtype),
-            hint="Prepare them as the bundle's model takes them.",
+def _logits(device: Device, source: InputSource) -> Float32:
+    """Return `(num_inputs, num_classes)` float32."""
+    form = input_form(device.bundle)
+    if form.preprocessing is None and holds_images(source):
+        raise UsageError(
+            f"The bundle does not state how images are prepared, and {source.where} holds images.",
+            found="images",
+            expected="arrays as the model takes them, or images and how they are prepared",
+            where=source.where,
+            hint="Export it with `preprocess`, or give arrays.",
         )
+    batches = prepared_batches(source, form, batch_size=BATCH_SIZE)
+    return np.concatenate([device.logits(batch.inputs).values for batch in batches])
 
 
 def save_class_table(path: Path, report: AccuracyReport) -> None:

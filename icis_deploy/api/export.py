@@ -7,7 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.api.inputs import PathLike, check_max_seen_loss, preprocessing_from, update_from
+from icis_deploy.api.inputs import (
+    ClassNames,
+    PathLike,
+    check_max_seen_loss,
+    inputs_from,
+    preprocessing_from,
+    update_from,
+)
 from icis_deploy.api.models import Model, head_of, inspect
 from icis_deploy.api.notices import tell
 from icis_deploy.api.reference import make_reference, refusals_to_expect
@@ -17,8 +24,8 @@ from icis_deploy.bundle.target_options import TargetOptions
 from icis_deploy.common.files import check_free
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.images.loading import load_prepared_list
 from icis_deploy.images.preprocessing import Preprocessing
+from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.workbench import enable_workbench
 
 if TYPE_CHECKING:
@@ -53,18 +60,18 @@ class ExportOptions:
     preprocess: PathLike | Preprocessing | None = None
     """How images are prepared, or a JSON file that says it."""
 
-    images: PathLike | None = None
-    """Labelled images for the gate, a CSV or class folders; by default the calibration images, or seeded inputs where
-    there are none. On images of seen classes it measures what the new ones cost them."""
+    images: PythonInputs | None = None
+    """Images or arrays for the gate, in any form of `evaluate`; by default the calibration images, or seeded inputs
+    where there are none. On images of seen classes it measures what the new ones cost them."""
 
     max_seen_loss: float | None = None
     """How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what the updates were
     made for, which the gate holds them to where there are images."""
 
-    seen_images: PathLike | None = None
-    """Images of classes that the model knows, an image list or a folder, on which devices look for answers that a class
-    update would change; by default those among `images`, or features that are drawn from the head. For updatable
-    heads."""
+    seen_images: PythonInputs | None = None
+    """Images or arrays of classes that the model knows, in any form of `evaluate`, on which devices look for answers
+    that a class update would change; by default those among `images`, or features that are drawn from the head. For
+    updatable heads."""
 
     max_changed_answers: float | None = 0.05
     """Share of these answers, 0..1, that one class update may change on a device; `None` leaves the guard out. Of an
@@ -142,7 +149,7 @@ class ExportOptions:
 def export(
     model: Model,
     *,
-    classes: PathLike | None = None,
+    classes: ClassNames | None = None,
     out: PathLike,
     updates: Sequence[PathLike | ClassUpdate] = (),
     options: ExportOptions | None = None,
@@ -199,7 +206,7 @@ def export(
         score_kind=score_kind(opened.location),
     )
     opened = replace(opened, head=None)  # the rows of a large head are not held while models with it are loaded
-    images = load_prepared_list(options.images, preprocessing)
+    images = inputs_from(options.images, preprocessing)
     made = None
     if plan.head_kind == "updatable" and options.max_changed_answers is not None:
         made = make_reference(

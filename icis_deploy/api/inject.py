@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
-from icis_deploy.api.inputs import PathLike, class_names_from, descriptors_from, preprocessing_from
+from icis_deploy.api.inputs import (
+    ClassNames,
+    DescriptorsLike,
+    PathLike,
+    class_names_from,
+    descriptors_from,
+    preprocessing_from,
+)
 from icis_deploy.api.models import Model, OpenedModel, head_of, inspect
 from icis_deploy.api.notices import tell
 from icis_deploy.api.photos import check_apart, load_photos
 from icis_deploy.api.seen_images import labelled_seen_images, read_seen_images
 from icis_deploy.common.arrays import Float32
-from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.preprocessing import Preprocessing
@@ -26,9 +32,9 @@ from icis_deploy.workbench import enable_workbench
 def inject(
     model: Model,
     *,
-    classes: PathLike | None = None,
-    descriptors: PathLike | Descriptors | None = None,
-    unseen: PathLike | Sequence[str] | None = None,
+    classes: ClassNames | None = None,
+    descriptors: DescriptorsLike | None = None,
+    unseen: ClassNames | None = None,
     options: InjectionOptions | None = None,
     preprocess: PathLike | Preprocessing | None = None,
     strict: bool = False,
@@ -41,7 +47,8 @@ def inject(
     Args:
         model: As in `inspect`.
         classes: As in `inspect`; needed unless the model was opened with it.
-        descriptors: A descriptor file, or descriptors; every seen class must have one. A new class with `photos` in
+        descriptors: A descriptor file, descriptors, a vector by class name, or a table of pandas with a row for each
+            class, whose index has the names; every seen class must have one. A new class with `photos` in
             the options needs none, and where all have photos, descriptors may be left out.
         unseen: The classes to inject, or a text file of them; by default every described class that the head lacks.
         options: How to predict and calibrate; `InjectionOptions()` by default: seen classes lose at most 2 points of
@@ -78,9 +85,9 @@ def inject(
 def train_injector(
     model: Model,
     *,
-    classes: PathLike | None = None,
-    descriptors: PathLike | Descriptors | None = None,
-    unseen: PathLike | Sequence[str] | None = None,
+    classes: ClassNames | None = None,
+    descriptors: DescriptorsLike | None = None,
+    unseen: ClassNames | None = None,
     options: InjectionOptions | None = None,
     preprocess: PathLike | Preprocessing | None = None,
     progress: Callable[[int, float], None] | None = None,
@@ -110,8 +117,8 @@ def train_injector(
 
 def _train(
     opened: OpenedModel,
-    descriptors: PathLike | Descriptors | None,
-    unseen: PathLike | Sequence[str] | None,
+    descriptors: DescriptorsLike | None,
+    unseen: ClassNames | None,
     options: InjectionOptions | None,
     preprocess: PathLike | Preprocessing | None,
     progress: Callable[[int, float], None] | None,

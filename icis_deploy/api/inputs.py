@@ -2,38 +2,155 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
-from icis_deploy.errors import UsageError
+from icis_deploy.errors import DescriptorError, UsageError
 from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.images.inputs import as_array, holds_images
+from icis_deploy.images.loading import ListedImages, check_labelled
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
+from icis_deploy.images.python_values import PythonInputs, source_from
+from icis_deploy.images.sources import InputSource
 from icis_deploy.updates.envelope import load_update
 
 PathLike = str | Path
+ClassNames = PathLike | Sequence[str] | Mapping[int, str]
+"""A text file with one class name a line, the names, or the names by number, as `id2label` of a configuration."""
+DescriptorsLike = PathLike | Descriptors | Mapping[str, ArrayLike] | Any
+"""A descriptor file, descriptors, a vector by class name, or a table of pandas with a row for each class."""
 
 
-def descriptors_from(given: PathLike | Descriptors) -> Descriptors:
-    """Return descriptors, read from their file where a path is given."""
-    return given if isinstance(given, Descriptors) else load_descriptors(Path(given))
+def descriptors_from(given: Any) -> Descriptors:
+    """Return descriptors, read from their file where a path is given.
+
+    Of a table the column `class`, or else the index, has the names, and all other columns are numbers.
+
+    Raises:
+        DescriptorError: If a vector has another width than the first, or something is no number.
+    """
+    if isinstance(given, Descriptors):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return load_descriptors(Path(given))
+    if hasattr(given, "columns") and hasattr(given, "to_numpy"):
+        names = list(given["class"]) if "class" in given.columns else list(given.index)
+        values = given[[name for name in given.columns if name != "class"]].to_numpy()
+        return _described(names, list(values))
+    if isinstance(given, Mapping):
+        return _described(list(given), [as_array(value) for value in given.values()])
+    raise UsageError(
+        f"Descriptors cannot be {shown(type(given).__name__)}.",
+        found=type(given).__name__,
+        expected="a file, Descriptors, a vector by class name, or a table with a row for each class",
+        hint="Give a dict, such as {'okapi': vector}.",
+    )
+
+
+def _described(names: list[Any], vectors: list[Any]) -> Descriptors:
+    arrays: list[NDArray[np.float64]] = []
+    for name, vector in zip(names, vectors, strict=True):
+        if not isinstance(name, str):
+            raise DescriptorError(
+                f"A descriptor is of {shown(name)}; expected the name of a class, as text.",
+                found=shown(name),
+                expected="names of classes",
+                where="descriptors",
+                hint="Give a dict with class names as keys, or a table with them as its index.",
+            )
+        try:
+            array = np.asarray(vector, dtype=np.float64)
+        except (TypeError, ValueError):
+            array = np.empty((0, 0))
+        if array.ndim != 1 or not array.size or (arrays and len(array) != len(arrays[0])):
+            expected = f"{len(arrays[0])} numbers, as the first has" if arrays else "numbers, one after the other"
+            raise DescriptorError(
+                f"The descriptor of {shown(name)} is {shown(vector)}; expected {expected}.",
+                found=np.shape(array),
+                expected=expected,
+                where="descriptors",
+            )
+        arrays.append(array)
+    if not arrays:
+        raise DescriptorError("There are no descriptors.", found=0, expected="one for each class", where="descriptors")
+    return Descriptors(values=np.stack(arrays), class_names=tuple(names))
 
 
 @overload
-def class_names_from(given: PathLike | Sequence[str]) -> tuple[str, ...]: ...
+def class_names_from(given: ClassNames) -> tuple[str, ...]: ...
 @overload
-def class_names_from(given: PathLike | Sequence[str] | None) -> tuple[str, ...] | None: ...
-def class_names_from(given: PathLike | Sequence[str] | None) -> tuple[str, ...] | None:
+def class_names_from(given: ClassNames | None) -> tuple[str, ...] | None: ...
+def class_names_from(given: ClassNames | None) -> tuple[str, ...] | None:
     """Return class names, read from their list where a path is given; `None` stays `None`.
 
     A lone string is a path, never a class name.
+
+    Raises:
+        UsageError: If one is no text, or numbered names leave a number out.
     """
     if given is None:
         return None
-    return load_class_list(Path(given)) if isinstance(given, str | Path) else tuple(given)
+    if isinstance(given, str | os.PathLike):
+        return load_class_list(Path(given))
+    if isinstance(given, Mapping):
+        by_number = {int(number): name for number, name in given.items()}
+        missing = next((number for number in range(len(by_number)) if number not in by_number), None)
+        if missing is not None:
+            raise UsageError(
+                f"The names by number have none for {missing}.",
+                found=tuple(sorted(by_number)),
+                expected=f"0 to {len(by_number) - 1}",
+                hint="Give a name for each output of the model, from 0 on.",
+            )
+        names: list[Any] = [by_number[number] for number in range(len(by_number))]
+    else:
+        names = list(given)
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise UsageError(
+            f"The class name {shown(wrong)} is {shown(type(wrong).__name__)}; expected text.",
+            found=shown(wrong),
+            expected="names of classes, as text",
+        )
+    return tuple(str(name) for name in names)
+
+
+def inputs_from(
+    given: PythonInputs | None, preprocessing: Preprocessing | None, *, parameter: str = "images"
+) -> InputSource | None:
+    """Return inputs to run models on; `None` stays `None`.
+
+    Args:
+        given: As `source_from`. Lists and folders of images must say what they show; arrays need not.
+        preprocessing: How images are prepared; arrays need none.
+        parameter: What the caller calls them, for messages.
+
+    Raises:
+        UsageError: If they are images, and it is not known how these are prepared.
+        ImageError: As `source_from`.
+    """
+    if given is None:
+        return None
+    source = source_from(given, where=f"`{parameter}`")
+    if preprocessing is None and holds_images(source):
+        raise UsageError(
+            "Images can only be used where it is known how they are prepared.",
+            found="no preprocessing",
+            expected="how images are prepared",
+            hint=f"Export with `preprocess`, give arrays as the model takes them, or leave `{parameter}` out.",
+        )
+    if isinstance(source, ListedImages):
+        check_labelled(source)
+    return source
 
 
 def preprocessing_from(given: PathLike | Preprocessing | None) -> Preprocessing | None:

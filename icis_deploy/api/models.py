@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.api.inputs import PathLike
+from icis_deploy.api.inputs import ClassNames, PathLike, class_names_from
 from icis_deploy.errors import ICISDeployError, UsageError
-from icis_deploy.head.class_names import load_class_list
 from icis_deploy.head.head import Head
 from icis_deploy.workbench import enable_workbench
 
@@ -73,13 +72,13 @@ class OpenedModel:
 Model = PathLike | ModelSource | OpenedModel
 
 
-def inspect(model: Model, *, classes: PathLike | None = None) -> OpenedModel:
+def inspect(model: Model, *, classes: ClassNames | None = None) -> OpenedModel:
     """Load a model and find its head.
 
     Args:
         model: A path, `package.module:factory`, a `ModelSource` that says more, or an `OpenedModel`, which is not
             loaded again: a torch model takes seconds to become an ONNX graph.
-        classes: A text file with one class name a line, in the order of the logits.
+        classes: The class names in the order of the logits: a list, a text file with one a line, or names by number.
 
     Example:
         opened = icis_deploy.inspect("model.onnx")
@@ -94,7 +93,7 @@ def inspect(model: Model, *, classes: PathLike | None = None) -> OpenedModel:
     from exporters.head.finding import find_head, read_head
     from exporters.loading.models import load_model
 
-    names = None if classes is None else load_class_list(Path(classes))
+    names = class_names_from(classes)
     if isinstance(model, OpenedModel):
         opened = model
     else:

@@ -19,12 +19,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.api.inputs import PathLike
 from icis_deploy.api.models import OpenedModel
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.bundle.reference import Reference, has_sketches, max_reference_images, sketched
@@ -34,8 +32,10 @@ from icis_deploy.errors import IncompatibleError, UsageError
 from icis_deploy.head.arbiter import seen_statistics
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.images.loading import LabeledImages, iterate_batches, list_images
+from icis_deploy.images.inputs import InputForm, holds_images, open_shape, prepared_batches
 from icis_deploy.images.preprocessing import Preprocessing
+from icis_deploy.images.python_values import PythonInputs, source_from
+from icis_deploy.images.sources import InputSource
 from icis_deploy.metrics.proportions import clopper_pearson
 from icis_deploy.runtime.changes.guard import Guard
 
@@ -90,8 +90,8 @@ def make_reference(
     model: OpenedModel,
     *,
     seen_names: Sequence[str],
-    seen_images: PathLike | None,
-    gate_images: LabeledImages | None,
+    seen_images: PythonInputs | None,
+    gate_images: InputSource | None,
     preprocessing: Preprocessing | None,
     max_changed_answers: float,
 ) -> MadeReference | None:
@@ -100,7 +100,7 @@ def make_reference(
     Args:
         model: The original model.
         seen_names: Its classes.
-        seen_images: Images of them: an image list, or a folder of images or of class folders; `None` for none.
+        seen_images: Images or arrays of them, in any form of `source_from`; `None` for none.
         gate_images: Images for the parity gate, of any classes; `None` for none.
         preprocessing: How images are prepared.
         max_changed_answers: Share of the answers that a change may change, 0..1.
@@ -113,12 +113,13 @@ def make_reference(
     most = min(max_reference_images(model.location.feature_dim, model.location.num_classes), MAX_REFERENCE_IMAGES)
     known = frozenset(seen_names)
     if seen_images is not None:
-        images = _known_images(Path(seen_images), known)
+        images = source_from(seen_images, where="`seen_images`")
+        _check_known(images, known)
         shown = _shown_images(model, images, seen_names, num_images=most, preprocessing=preprocessing)
         reference = _reference(model, shown, num_images=most)
-        _check_number(0 if reference is None else reference.num_reference, max_changed_answers, Path(seen_images))
+        _check_number(0 if reference is None else reference.num_reference, max_changed_answers, images.where)
         return None if reference is None else MadeReference(reference=reference, source="seen images")
-    if gate_images is not None and len((images := _of_classes(gate_images, known)).paths) >= MIN_GATE_IMAGES:
+    if gate_images is not None and len(images := _of_classes(gate_images, known)) >= MIN_GATE_IMAGES:
         shown = _shown_images(model, images, seen_names, num_images=most, preprocessing=preprocessing)
         reference = _reference(model, shown, num_images=most)
         if reference is not None and reference.num_reference >= MIN_GATE_IMAGES:
@@ -168,44 +169,37 @@ def refusals_to_expect(bundle: Bundle, reference: Reference, table: SlotTable) -
     )
 
 
-def _known_images(path: Path, known: frozenset[str]) -> LabeledImages:
-    """Return images of known classes; without labels, all of them have the label ''."""
-    found = list_images(path)
-    if found.labels is None:
-        return LabeledImages(paths=found.paths, labels=("",) * len(found.paths))
-    unknown = sorted(set(found.labels) - known)
+def _check_known(images: InputSource, known: frozenset[str]) -> None:
+    """Check that images with labels are all of known classes."""
+    unknown = sorted(set(images.labels or ()) - known)
     if unknown:
         raise IncompatibleError(
-            f"{path} has images of {quoted(unknown)}, which the model does not know; images of seen classes alone show "
-            f"what a new class takes from them.",
+            f"{images.where} has images of {quoted(unknown)}, which the model does not know; images of seen classes "
+            f"alone show what a new class takes from them.",
             found=tuple(unknown),
             expected="classes that the model knows",
-            where=path,
+            where=images.where,
             hint="Leave them out of `seen_images`.",
         )
-    return LabeledImages(paths=found.paths, labels=found.labels)
 
 
-def _of_classes(images: LabeledImages, known: frozenset[str]) -> LabeledImages:
-    pairs = [(path, label) for path, label in zip(images.paths, images.labels, strict=True) if label in known]
-    return LabeledImages(paths=tuple(path for path, _ in pairs), labels=tuple(label for _, label in pairs))
+def _of_classes(images: InputSource, known: frozenset[str]) -> InputSource:
+    return images.select([index for index, label in enumerate(images.labels or ()) if label in known])
 
 
-def _spread(images: LabeledImages, num_images: int) -> LabeledImages:
+def _spread(images: InputSource, num_images: int) -> InputSource:
     """Return at most so many of the images: one of each class in random order, then a second one, and so on."""
-    order = np.random.default_rng(0).permutation(len(images.paths))
+    labels = ("",) * len(images) if images.labels is None else images.labels
+    order = np.random.default_rng(0).permutation(len(images))
     counts: dict[str, int] = {}
     turns = []
     for index in order:
-        turn = counts[images.labels[index]] = counts.get(images.labels[index], 0) + 1
+        turn = counts[labels[index]] = counts.get(labels[index], 0) + 1
         turns.append(turn)
-    chosen = order[np.argsort(turns, kind="stable")[:num_images]]
-    return LabeledImages(
-        paths=tuple(images.paths[index] for index in chosen), labels=tuple(images.labels[index] for index in chosen)
-    )
+    return images.select(order[np.argsort(turns, kind="stable")[:num_images]].tolist())
 
 
-def _check_number(num_images: int, max_changed_answers: float, where: Path) -> None:
+def _check_number(num_images: int, max_changed_answers: float, where: str) -> None:
     needed = 1 if max_changed_answers == 0.0 else int(np.ceil(1.0 / max_changed_answers))
     if num_images < needed:
         raise UsageError(
@@ -220,7 +214,7 @@ def _check_number(num_images: int, max_changed_answers: float, where: Path) -> N
 
 def _shown_images(
     model: OpenedModel,
-    images: LabeledImages,
+    images: InputSource,
     seen_names: Sequence[str],
     *,
     num_images: int,
@@ -229,17 +223,20 @@ def _shown_images(
     """Run the backbone on somewhat more images than are kept: it is not right on all of them."""
     from exporters.backbone.features import backbone_features
 
-    if preprocessing is None:
+    if preprocessing is None and holds_images(images):
         raise UsageError(
             "Images of seen classes can only be used where it is known how they are prepared.",
-            hint="Export with `preprocess`, or leave `seen_images` out.",
+            hint="Export with `preprocess`, give arrays as the model takes them, or leave `seen_images` out.",
         )
     chosen = _spread(images, int(_SPARE * num_images))
-    batches = iterate_batches(chosen.paths, preprocessing, batch_size=_BATCH_SIZE)
+    form = InputForm(shape=open_shape(model.loaded.input_shape), preprocessing=preprocessing)
+    prepared = prepared_batches(chosen, form, batch_size=_BATCH_SIZE)
+    batches = (np.asarray(batch.inputs, dtype=np.float32) for batch in prepared)
     index_of = {name: index for index, name in enumerate(seen_names)}
+    labels = ("",) * len(chosen) if chosen.labels is None else chosen.labels
     return _Shown(
         features=backbone_features(model.loaded, model.location, batches),
-        classes=np.array([index_of.get(label, _UNKNOWN) for label in chosen.labels], dtype=np.int64),
+        classes=np.array([index_of.get(label, _UNKNOWN) for label in labels], dtype=np.int64),
     )
 
 

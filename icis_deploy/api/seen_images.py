@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from icis_deploy.api.inputs import PathLike
 from icis_deploy.api.models import OpenedModel, head_of
 from icis_deploy.common.archives import read_npz
 from icis_deploy.common.arrays import Float32, Int64, frozen_float32
@@ -18,8 +16,11 @@ from icis_deploy.common.files import open_plain, sha256_of_file
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
-from icis_deploy.images.loading import MAX_ARRAY_BYTES, iterate_batches, list_images, load_images
+from icis_deploy.images.array_files import MAX_ARRAY_BYTES, holds_features_alone
+from icis_deploy.images.inputs import InputForm, as_array, holds_images, open_shape, prepare, prepared_batches
 from icis_deploy.images.preprocessing import Preprocessing
+from icis_deploy.images.python_values import PythonInputs, source_from
+from icis_deploy.images.sources import InputSource, InputValue
 from icis_deploy.injection.arbiter.seen_images import SeenImages, seen_images
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.workbench import enable_workbench
@@ -88,7 +89,7 @@ class ReadImages:
     """`(num_images,)` names of classes; `None` where nobody says them."""
 
     digests: tuple[str, ...]
-    """`(num_images,)`: SHA-256 of each file; of the float32 feature where features were given."""
+    """`(num_images,)`: SHA-256 of each file, or of its bytes; of the numbers where arrays or features were given."""
 
     where: str
     """Whence they come, for messages."""
@@ -98,7 +99,7 @@ class ReadImages:
 
 
 def read_images(
-    given: PathLike | tuple[ArrayLike, Sequence[str] | None],
+    given: PythonInputs,
     opened: OpenedModel,
     preprocessing: Preprocessing | None,
     *,
@@ -108,35 +109,29 @@ def read_images(
     """Read images in any of the forms of `InjectionOptions.seen_images`, and run the backbone on them.
 
     Args:
-        given: A list, a folder, an `.npz` of features, or features and labels.
+        given: Inputs in any form of `source_from`, an `.npz` of features, or features and labels.
         opened: A model whose classes are known.
-        preprocessing: How images are prepared; features need none.
+        preprocessing: How images are prepared; features and arrays need none.
         skip_unreadable: Whether to leave out, with a warning, what cannot be read.
         what: "seen images" or "photos", for messages.
 
     Raises:
-        UsageError: If nothing says how images are prepared.
+        UsageError: If nothing says how images are prepared, or an array could be features or inputs.
         ImageError: If images cannot be read.
         IncompatibleError: If features do not fit the head.
     """
-    head = head_of(opened)
-    names: tuple[str, ...] | None
-    paths: tuple[Path, ...] | None = None
-    problems: tuple[str, ...] = ()
-    if isinstance(given, tuple):
-        where, (values, labels) = "the features", given
-        features = frozen_float32(np.asarray(values), name=f"features of {what}", ndim=2)
-        names = None if labels is None else tuple(str(one) for one in labels)
+    head, form = head_of(opened), _form_of(opened, preprocessing)
+    found = _features_given(given, form, head, what)
+    if found is not None:
+        features, names, where = found
+        digests = tuple(hashlib.sha256(one.tobytes()).hexdigest() for one in features)
+        problems: tuple[str, ...] = ()
     else:
-        where = str(given)
-        if Path(given).suffix == ".npz":
-            features, names = _load_features(Path(given))
-        else:
-            listed = list_images(Path(given))
-            paths, names = listed.paths, listed.labels
-            if skip_unreadable:
-                paths, names, problems = _readable(paths, names, preprocessing, where=where)
-            features = backbone_features_of(paths, opened, preprocessing)
+        source = source_from(given, where=f"the {what}")
+        source, problems = _readable(source, form) if skip_unreadable else (source, ())
+        features = backbone_features_of(source, opened, preprocessing)
+        names, where = source.labels, source.where
+        digests = tuple(_digest(item.value) for item in source)
     if features.shape[1] != head.feature_dim:
         raise IncompatibleError(
             f"The features of {what} are {features.shape[1]} wide; the head takes {head.feature_dim}.",
@@ -144,63 +139,99 @@ def read_images(
             expected=head.feature_dim,
             where=where,
         )
-    if paths is not None:
-        digests = tuple(sha256_of_file(path) for path in paths)
-    else:
-        digests = tuple(hashlib.sha256(one.tobytes()).hexdigest() for one in features)
     return ReadImages(features=features, labels=names, digests=digests, where=where, problems=problems)
 
 
-def _readable(
-    paths: tuple[Path, ...], names: tuple[str, ...] | None, preprocessing: Preprocessing | None, *, where: str
-) -> tuple[tuple[Path, ...], tuple[str, ...] | None, tuple[str, ...]]:
+def _form_of(opened: OpenedModel, preprocessing: Preprocessing | None) -> InputForm:
+    return InputForm(shape=open_shape(opened.loaded.input_shape), preprocessing=preprocessing)
+
+
+def _features_given(
+    given: PythonInputs, form: InputForm, head: Head, what: str
+) -> tuple[Float32, tuple[str, ...] | None, str] | None:
+    """Return features with their labels, where features are given and not inputs of the model."""
+    if isinstance(given, str | Path):
+        if Path(given).suffix != ".npz" or not holds_features_alone(Path(given)):
+            return None
+        return *_load_features(Path(given)), str(given)
+    if not (isinstance(given, tuple) and len(given) == 2):
+        return None
+    values, labels = as_array(given[0]), given[1]
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or isinstance(labels, str | Path):
+        return None
+    is_input = form.fits(values.shape[1:])
+    if is_input and values.shape[1] != head.feature_dim:
+        return None
+    if is_input:
+        raise UsageError(
+            f"The {what} are an array with rows of {values.shape[1]} numbers: these can be inputs of the model or its "
+            f"features, which are as wide.",
+            found=values.shape,
+            expected="inputs or features, and which of them",
+            hint="Give inputs as a list of arrays, or features as an .npz file with features and labels.",
+        )
+    features = frozen_float32(values, name=f"features of {what}", ndim=2)
+    return features, None if labels is None else tuple(str(one) for one in labels), "the features"
+
+
+def _readable(source: InputSource, form: InputForm) -> tuple[InputSource, tuple[str, ...]]:
     """Return what can be read, and a sentence about what cannot.
 
     Raises:
         ImageError: If nothing can be read.
     """
-    if preprocessing is None:
-        return paths, names, ()
+    if form.preprocessing is None and holds_images(source):
+        return source, ()
     kept, problems = [], []
-    for index, path in enumerate(paths):
+    for index, item in enumerate(source):
         try:
-            load_images([path], preprocessing)
+            prepare([item.value], form, keys=[item.key])
             kept.append(index)
         except ImageError as error:
             problems.append(error.what)
     if not kept:
+        expected = "arrays as the model takes them" if form.preprocessing is None else "images that Pillow can read"
         raise ImageError(
-            f"None of the {len(paths)} images of {where} can be read: {problems[0]}",
+            f"None of the {len(source)} {form.noun}s of {source.where} can be read: {problems[0]}",
             found=tuple(problems),
-            expected="images that Pillow can read",
-            where=where,
+            expected=expected,
+            where=source.where,
         )
-    left_out = (f"{len(problems)} of {len(paths)} images of {where} are left out: {' '.join(problems[:5])}",)
-    return (
-        tuple(paths[one] for one in kept),
-        None if names is None else tuple(names[one] for one in kept),
-        left_out if problems else (),
+    left_out = (
+        f"{len(problems)} of {len(source)} {form.noun}s of {source.where} are left out: {' '.join(problems[:5])}",
     )
+    return source.select(kept), left_out if problems else ()
 
 
-def backbone_features_of(paths: Sequence[Path], opened: OpenedModel, preprocessing: Preprocessing | None) -> Float32:
-    """Run a model's backbone on image files, `(num_images, feature_dim)`.
+def _digest(value: InputValue) -> str:
+    """Return the SHA-256 of a file, of its bytes, or of the numbers of an array or a picture in memory."""
+    if isinstance(value, Path):
+        return sha256_of_file(value)
+    if not isinstance(value, bytes):
+        value = np.ascontiguousarray(value).tobytes()
+    return hashlib.sha256(value).hexdigest()
+
+
+def backbone_features_of(source: InputSource, opened: OpenedModel, preprocessing: Preprocessing | None) -> Float32:
+    """Run a model's backbone on inputs, `(num_inputs, feature_dim)`.
 
     Raises:
-        UsageError: If nothing says how images are prepared.
-        ImageError: If one cannot be read.
+        UsageError: If they are images, and nothing says how images are prepared.
+        ImageError: If one cannot be read, or is no input of the model.
     """
-    if preprocessing is None:
+    if preprocessing is None and holds_images(source):
         raise UsageError(
             "Images can only be used where it is known how they are prepared.",
             found="no preprocessing",
             expected="how images are prepared",
-            hint="Give `preprocess`, which says it, or leave the images out.",
+            hint="Give `preprocess`, which says it, arrays as the model takes them, or leave the images out.",
         )
     enable_workbench()
     from exporters.backbone.features import backbone_features
 
-    batches = iterate_batches(paths, preprocessing, batch_size=BATCH_SIZE)
+    form = _form_of(opened, preprocessing)
+    prepared = prepared_batches(source, form, batch_size=BATCH_SIZE)
+    batches = (np.asarray(batch.inputs, dtype=np.float32) for batch in prepared)
     return backbone_features(opened.loaded, opened.location, batches)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from icis_deploy.api.inputs import PathLike, check_max_seen_loss
+from icis_deploy.api.inputs import PathLike, check_max_seen_loss, inputs_from
 from icis_deploy.api.models import Model, OpenedModel, inspect
 from icis_deploy.bundle.manifest import Bundle, load_bundle
 from icis_deploy.bundle.slot_files import load_injected
 from icis_deploy.errors import GateFailedError, WrongBaseError
-from icis_deploy.images.loading import load_prepared_list
+from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.sessions.choice import Runtime, runtime_from
 from icis_deploy.runtime.state.store import exported_slots
@@ -22,7 +22,7 @@ def verify(
     bundle: PathLike,
     *,
     against: Model,
-    images: PathLike | None = None,
+    images: PythonInputs | None = None,
     runtime: Runtime | str = "onnxruntime",
     max_seen_loss: float | None = None,
 ) -> tuple[ParityReport, ...]:
@@ -31,7 +31,7 @@ def verify(
     Args:
         bundle: The bundle's folder.
         against: The original model, as in `inspect`.
-        images: Labelled images to compare on, a CSV or class folders; seeded inputs by default. On images of seen
+        images: Images or arrays to compare on, in any form of `evaluate`; seeded inputs by default. On images of seen
             classes it is measured what the new ones cost them.
         runtime: Where the bundle is run, as in `Device.open`.
         max_seen_loss: How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what
@@ -58,7 +58,7 @@ def verify(
     check_max_seen_loss(max_seen_loss)
     folder, chosen = Path(bundle), runtime_from(runtime)
     described = load_bundle(folder)
-    compared = load_prepared_list(images, described.preprocessing)
+    compared = inputs_from(images, described.preprocessing)
     opened = _original_of(folder, described, against)
     loaded, location = opened.loaded, opened.location
     reports = compare_bundle(

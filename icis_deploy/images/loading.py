@@ -1,12 +1,12 @@
-"""Images and labelled images, read with Pillow.
+"""Lists and folders of images, and image files, read with Pillow.
 
-Labelled images come in three forms:
+Labelled images come in two forms, besides files of arrays (`array_files.py`):
 
     images.csv    columns `file` and `class`
     a folder      one folder for each class, named as the class, with its images
-    images.npz    `images` as the model takes them, and `labels`, the names of their classes
 
-Where labels are not needed (`list_images`), a list may have the column `file` alone, and a folder images alone.
+Where labels are not needed (`list_images`), a list may have the column `file` alone, and a folder images alone. A file
+may also be an `.npy` with one input as the model takes it, such as a spectrogram.
 
 Rules for folders: images are the files with a suffix of `IMAGE_SUFFIXES`; folders whose name starts with a dot are left
 out; class folders hold images, no further folders; there is no image next to class folders, and no class folder without
@@ -20,21 +20,23 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.common.archives import read_npz
-from icis_deploy.common.arrays import Float32, Images, UInt8
+from icis_deploy.common.arrays import Float32, UInt8
 from icis_deploy.common.csv_rows import csv_rows
 from icis_deploy.common.files import open_plain, read_capped
 from icis_deploy.common.terminal_text import MAX_SHOWN, printable, reason_of, shown
-from icis_deploy.errors import ImageError, UsageError
+from icis_deploy.errors import ImageError
+from icis_deploy.images.array_files import is_array_file, load_array_file
 from icis_deploy.images.preprocessing import Preprocessing
+from icis_deploy.images.sources import InputItem, InputSource
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,13 +45,12 @@ MAX_LIST_BYTES = 1 << 28
 MAX_LIST_CELLS = 1 << 25
 """Files and classes of 16 million images; ImageNet-21k has 14 million."""
 
-MAX_ARRAY_BYTES = 1 << 34
 MAX_IMAGE_BYTES = 1 << 29
 """Of one image file: as many pixels as are taken, not compressed, of four channels and 16 bits. Some of Pillow's
 readers take the whole file into memory."""
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""What is an image among the files of a folder; a list may name others."""
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp", ".npy"})
+"""What is an image, or an input as an array, among the files of a folder; a list may name others."""
 
 TO_LABEL = "Move the images of each class into a folder of its name, or give a CSV with the columns file and class."
 """Hint for images without a class."""
@@ -58,19 +59,8 @@ _MAX_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabeledImages:
-    """A list of image files, each with the class that it shows."""
-
-    paths: tuple[Path, ...]
-    """`(num_images,)`, files of the images."""
-
-    labels: tuple[str, ...]
-    """`(num_images,)`, names of the classes that they show."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ListedImages:
-    """A list of image files, with or without the classes that they show."""
+    """A list of image files, with or without the classes that they show: an `InputSource`."""
 
     paths: tuple[Path, ...]
     """`(num_images,)`, files of the images."""
@@ -78,19 +68,37 @@ class ListedImages:
     labels: tuple[str, ...] | None
     """`(num_images,)`, names of the classes that they show; `None` where nobody says."""
 
+    where: str = "the images"
+    """Whence they come, for messages."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabeledArrays:
-    """Images as a model takes them, each with the class that it shows."""
+    def __len__(self) -> int:
+        return len(self.paths)
 
-    images: Images
-    """`(num_images, *input_shape)` in the dtype of the model's input."""
+    def __iter__(self) -> Iterator[InputItem]:
+        labels = (None,) * len(self.paths) if self.labels is None else self.labels
+        for path, label in zip(self.paths, labels, strict=True):
+            yield InputItem(str(path), label, path)
 
-    labels: tuple[str, ...]
-    """`(num_images,)`, names of the classes that they show."""
+    def select(self, indices: Sequence[int]) -> ListedImages:
+        """Return those with these indices, in the order of the indices."""
+        return ListedImages(
+            paths=tuple(self.paths[index] for index in indices),
+            labels=None if self.labels is None else tuple(self.labels[index] for index in indices),
+            where=self.where,
+        )
 
 
-def load_image_list(path: Path) -> LabeledImages:
+def open_inputs(path: Path) -> InputSource:
+    """Open inputs of a model: a file of arrays, a list of images, or a folder.
+
+    Raises:
+        ImageError: As `load_array_file` and `list_images`.
+        MissingDependencyError: If it is a Parquet file and pyarrow is not installed.
+    """
+    return load_array_file(path) if is_array_file(path) else list_images(path)
+
+
+def load_image_list(path: Path) -> ListedImages:
     """Read a list of labelled images.
 
     Args:
@@ -101,8 +109,19 @@ def load_image_list(path: Path) -> LabeledImages:
         ImageError: As `list_images`, and if it does not say which classes the images show.
     """
     listed = list_images(path)
+    check_labelled(listed)
+    return listed
+
+
+def check_labelled(listed: ListedImages) -> None:
+    """Check that a list or folder says which classes its images show.
+
+    Raises:
+        ImageError: If it does not.
+    """
     if listed.labels is not None:
-        return LabeledImages(paths=listed.paths, labels=listed.labels)
+        return
+    path = Path(listed.where)
     if path.is_dir():
         raise ImageError(
             f"The folder {path} holds {len(listed.paths)} images without a class; expected one folder for each class, "
@@ -180,7 +199,7 @@ def _listed(path: Path, header: list[str], rows: Iterator[tuple[int, list[str]]]
         paths.append(file)
         if label:
             labels.append(sys.intern(label))
-    return ListedImages(paths=tuple(paths), labels=tuple(labels) if is_labelled else None)
+    return ListedImages(paths=tuple(paths), labels=tuple(labels) if is_labelled else None, where=str(path))
 
 
 def _list_folder(folder: Path) -> ListedImages:
@@ -206,7 +225,7 @@ def _list_folder(folder: Path) -> ListedImages:
             hint=TO_LABEL,
         )
     if loose:
-        return ListedImages(paths=tuple(loose), labels=None)
+        return ListedImages(paths=tuple(loose), labels=None, where=str(folder))
     if not pairs:
         raise ImageError(
             f"There is no image in the folder {folder}, nor in the folders that it holds; expected one folder for each "
@@ -224,88 +243,13 @@ def _list_folder(folder: Path) -> ListedImages:
             where=folder,
             hint="Put images of these classes there, or remove the folders.",
         )
-    return ListedImages(paths=tuple(path for path, _ in pairs), labels=tuple(name for _, name in pairs))
+    return ListedImages(
+        paths=tuple(path for path, _ in pairs), labels=tuple(name for _, name in pairs), where=str(folder)
+    )
 
 
 def _images_among(paths: Sequence[Path]) -> list[Path]:
     return [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-
-
-def load_labeled_arrays(path: Path) -> LabeledArrays:
-    """Read prepared images with their labels from a `.npz` file.
-
-    Raises:
-        ImageError: If it cannot be read, or the two do not fit.
-    """
-    data = read_capped(path, max_bytes=MAX_ARRAY_BYTES, what="file of images", error_type=ImageError)
-    try:
-        arrays, names = read_npz(io.BytesIO(data), ("images", "labels"), max_bytes=MAX_ARRAY_BYTES)
-    except ValueError as error:
-        raise ImageError(
-            f"Cannot read the images in {path}: {reason_of(error)}.",
-            found=reason_of(error),
-            expected="an .npz file with images and labels",
-            where=path,
-        ) from error
-    if len(arrays) < 2:
-        raise ImageError(
-            f"{path} holds {shown(list(names))}; expected `images`, as the model takes them, and `labels`, the names "
-            f"of their classes.",
-            found=names,
-            expected=("images", "labels"),
-            where=path,
-            hint="`bench()` measures the accuracy of features." if "features" in names else None,
-        )
-    images, labels = arrays["images"], arrays["labels"]
-    return labeled_arrays(images, labels.tolist() if labels.dtype.kind == "U" else labels, where=str(path))
-
-
-def labeled_arrays(images: Images, labels: Sequence[object] | NDArray[Any], *, where: str) -> LabeledArrays:
-    """Return prepared images with their labels.
-
-    Args:
-        images: `(num_images, *input_shape)`.
-        labels: `(num_images,)` names of classes.
-        where: Whence they come, for messages.
-
-    Raises:
-        ImageError: If they are of different numbers, there are none, or a label is no name.
-    """
-    array = np.asarray(images)
-    if array.ndim < 2 or not len(array) or len(array) != len(labels):
-        raise ImageError(
-            f"{where}: the images have shape {array.shape}, and there are {len(labels)} labels; expected "
-            f"(num_images, *input_shape) and a label for each image.",
-            found=(array.shape, len(labels)),
-            expected="(num_images, *input_shape), and a label for each image",
-            where=where,
-        )
-    wrong = [each for each in labels if not isinstance(each, str)]
-    if wrong:
-        raise ImageError(
-            f"{where}: the label {shown(wrong[0])} is no name of a class.",
-            found=shown(wrong[0]),
-            expected="names of classes, as text",
-            where=where,
-        )
-    return LabeledArrays(images=array, labels=tuple(str(each) for each in labels))
-
-
-def load_prepared_list(path: str | Path | None, preprocessing: Preprocessing | None) -> LabeledImages | None:
-    """Read an image list to run models on; `None` stays `None`.
-
-    Raises:
-        UsageError: If it is not known how its images are prepared.
-        ImageError: As `load_image_list`.
-    """
-    if path is None:
-        return None
-    if preprocessing is None:
-        raise UsageError(
-            "Images can only be used where it is known how they are prepared.",
-            hint="Export with `preprocess`, or leave `images` out.",
-        )
-    return load_image_list(Path(path))
 
 
 def load_images(paths: Sequence[Path], preprocessing: Preprocessing) -> Float32:
@@ -339,47 +283,81 @@ def load_pixels(paths: Sequence[Path], preprocessing: Preprocessing) -> UInt8:
 
 
 def _read_image(path: Path, prepare: Callable[[Image], NDArray[np.generic]]) -> NDArray[np.generic]:
-    import PIL.Image
-
-    try:
-        with open_plain(path) as raw, io.BufferedReader(raw) as file:
-            if (size := os.fstat(raw.fileno()).st_size) > MAX_IMAGE_BYTES:
-                raise ImageError(
-                    f"it is {size} bytes; at most {MAX_IMAGE_BYTES} are read.",
-                    found=size,
-                    expected=f"at most {MAX_IMAGE_BYTES} bytes",
-                    hint="Save it compressed.",
-                )
-            with PIL.Image.open(file) as image:
-                return prepare(image)
-    except ImageError as error:
-        raise ImageError(
-            f"Cannot read the image {path}: {error.what.rstrip('.')}.",
-            found=error.found,
-            expected=error.expected,
-            where=path,
-            hint=error.hint,
-        ) from error
-    except PIL.UnidentifiedImageError as error:
-        raise ImageError(
-            f"{path} is not an image that Pillow can read.",
-            expected="an image that Pillow can read",
-            where=path,
-        ) from error
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
-        reason = getattr(error, "strerror", None) or reason_of(error) or type(error).__name__
-        raise ImageError(
-            f"Cannot read the image {path}: {reason}.",
-            found=reason,
-            where=path,
-        ) from error
+    with _wrapped(str(path)), open_plain(path) as raw, io.BufferedReader(raw) as file:
+        _check_size(os.fstat(raw.fileno()).st_size)
+        return _decoded(file, prepare)
 
 
-def iterate_batches(paths: Sequence[Path], preprocessing: Preprocessing, *, batch_size: int) -> Iterator[Float32]:
-    """Yield prepared images in batches; the last one may be smaller.
+def decode_image(data: bytes, prepare: Callable[[Image], NDArray[np.generic]], *, where: str) -> NDArray[np.generic]:
+    """Return what is prepared of the bytes of an image file.
+
+    Args:
+        data: JPEG, PNG or what else Pillow reads.
+        prepare: Makes an array of the image.
+        where: What it is called, for messages.
 
     Raises:
         ImageError: As `load_images`.
     """
-    for start in range(0, len(paths), batch_size):
-        yield load_images(paths[start : start + batch_size], preprocessing)
+    with _wrapped(where):
+        _check_size(len(data))
+        return _decoded(io.BytesIO(data), prepare)
+
+
+def _decoded(file: IO[bytes], prepare: Callable[[Image], NDArray[np.generic]]) -> NDArray[np.generic]:
+    import PIL.Image
+
+    with PIL.Image.open(file) as image:
+        return prepare(image)
+
+
+def prepare_picture(
+    image: Image, prepare: Callable[[Image], NDArray[np.generic]], *, where: str
+) -> NDArray[np.generic]:
+    """Return what is prepared of a picture in memory.
+
+    Raises:
+        ImageError: As `load_images`.
+    """
+    with _wrapped(where):
+        return prepare(image)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_IMAGE_BYTES:
+        raise ImageError(
+            f"it is {size} bytes; at most {MAX_IMAGE_BYTES} are read.",
+            found=size,
+            expected=f"at most {MAX_IMAGE_BYTES} bytes",
+            hint="Save it compressed.",
+        )
+
+
+@contextmanager
+def _wrapped(where: str) -> Iterator[None]:
+    """Raise whatever goes wrong with an image as an `ImageError` that names it."""
+    import PIL.Image
+
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(
+            f"Cannot read the image {where}: {error.what.rstrip('.')}.",
+            found=error.found,
+            expected=error.expected,
+            where=where,
+            hint=error.hint,
+        ) from error
+    except PIL.UnidentifiedImageError as error:
+        raise ImageError(
+            f"{where} is not an image that Pillow can read.",
+            expected="an image that Pillow can read",
+            where=where,
+        ) from error
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
+        reason = getattr(error, "strerror", None) or reason_of(error) or type(error).__name__
+        raise ImageError(
+            f"Cannot read the image {where}: {reason}.",
+            found=reason,
+            where=where,
+        ) from error

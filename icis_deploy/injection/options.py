@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-from numpy.typing import ArrayLike
+from typing import Any
 
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.predictors.registry import method_named
 from icis_deploy.injection.validation.operating_point import Aim
-
-PathLike = str | Path
 
 AUTO = "auto"
 CALIBRATIONS = (AUTO, "length", "none")
@@ -59,13 +54,15 @@ class InjectionOptions:
     """Whether how far new classes are favoured may depend on the image: "auto" where images of seen classes speak for
     it, "off" never."""
 
-    seen_images: PathLike | tuple[ArrayLike, Sequence[str] | None] | None = None
+    seen_images: Any = None
     """Images of classes that the model knows, not those that it was trained on: a list of images (CSV with the columns
     `file` and `class`, or `file` alone), a folder of class folders or of images, an `.npz` with `features` and
-    `labels`, or features `(num_images, feature_dim)` and class names, `None` of unlabelled ones. They set the budget's
-    threshold, choose the method, and are what the estimate is from."""
+    `labels`, or features `(num_images, feature_dim)` and class names, `None` of unlabelled ones. Inputs that
+    are no image files are given in the forms of `evaluate`: an `.npy`, `.npz`, `.safetensors` or `.parquet` file, a
+    pair of inputs and class names, or inputs by class name. They set the budget's threshold, choose the method, and are
+    what the estimate is from."""
 
-    photos: PathLike | tuple[ArrayLike, Sequence[str]] | None = None
+    photos: Any = None
     """A few photos of new classes, of some of them or all, in the forms of `seen_images`, each with its class. They
     move the rows that descriptors predict; a class with photos needs no descriptor."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,10 @@ class Logits(NamedTuple):
     version: int
     """Version of the head that answered."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold: `version`, `classes`, and `logits` with a list for each image."""
+        return {"version": self.version, "classes": list(self.class_names), "logits": self.values.tolist()}
+
 
 class Prediction(NamedTuple):
     """The most probable classes of one image.
@@ -63,6 +67,31 @@ class Prediction(NamedTuple):
 
     version: int
     """Version of the head that answered."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold: `version`, and `classes`, each with `name` and `probability`."""
+        return {
+            "version": self.version,
+            "classes": [
+                {"name": name, "probability": probability}
+                for name, probability in zip(self.class_names, self.probabilities, strict=True)
+            ],
+        }
+
+    def rows(self, image: object = None) -> list[dict[str, Any]]:
+        """Return a row of a table for each class, which `pandas.DataFrame` takes as it is.
+
+        Args:
+            image: What the first column says of the image, such as its path.
+
+        Example:
+            predictions = device.predict(paths)
+            table = pandas.DataFrame([row for path, one in zip(paths, predictions) for row in one.rows(path)])
+        """
+        return [
+            {"image": image, "rank": rank, "class": name, "probability": probability, "version": self.version}
+            for rank, (name, probability) in enumerate(zip(self.class_names, self.probabilities, strict=True), 1)
+        ]
 
 
 def top_predictions(

@@ -14,11 +14,13 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy import ndarray
@@ -39,6 +41,12 @@ from icis_deploy.runtime.state.head_state import HeadState, make_head_state
 from icis_deploy.runtime.state.journal import HistoryEntry, continues
 from icis_deploy.runtime.state.store import Store, exported_slots
 from icis_deploy.runtime.teaching.cached_generator import CachedGenerator
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from icis_deploy.images.inputs import InputForm
+    from icis_deploy.images.python_values import PythonInputs
 
 __all__ = ["AppliedUpdate", "Device", "Logits", "Prediction"]
 
@@ -63,6 +71,18 @@ class _OpenBundle:
     """Of the manifest there, before it was read."""
     trust: tuple[Path, ...] | None
     """Files of the keys one of which must have signed it; `None` where none was asked for."""
+
+
+STREAM_BATCH = 32
+"""Inputs of an iterator that are prepared and run at once."""
+
+
+def input_form(bundle: Bundle) -> InputForm:
+    """Return what one input of a bundle's model is, and how an image becomes one."""
+    from icis_deploy.images.inputs import InputForm
+
+    taken = bundle.model_input
+    return InputForm(shape=taken.shape, dtype=taken.dtype, preprocessing=bundle.preprocessing)
 
 
 def session_of(device: Device) -> Session:
@@ -214,12 +234,53 @@ class Device:
     def __getattr__(self, name: str) -> object:
         # Called for attributes that are not there: what is open, in a process that was forked.
         inherited = self.__dict__.get("_inherited") if name == "_opened" else None
+        if name == "_opened" and (closed := self.__dict__.get("_closed")) is not None:
+            raise UsageError(
+                f"The device of {closed} is closed.",
+                found="a closed device",
+                expected="an open one",
+                where=closed,
+                hint="Open it again with `Device.open`.",
+            )
         if inherited is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         with self._changing:
             if "_opened" not in self.__dict__:
                 self._opened = _open_again(inherited.named, inherited.runtime, inherited.trust)._opened
             return self.__dict__["_opened"]
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the model and what it holds; the device cannot be used afterwards, and is closed again at will.
+
+        A request that is in flight in another thread ends with what it started with.
+        """
+        with self._changing:
+            closed = self.__dict__.pop("_opened", None)
+            self._closed = self.__dict__.get("_closed") or (None if closed is None else closed.named)
+            self.__dict__.pop("_inherited", None)
+
+    def __repr__(self) -> str:
+        if (closed := self.__dict__.get("_closed")) is not None:
+            return f"<Device {str(closed)!r}, closed>"
+        opened = self.__dict__.get("_opened") or self.__dict__.get("_inherited")
+        if opened is None:  # while it is made
+            return "<Device, not open>"
+        state, bundle = opened.updater.held.state, opened.bundle
+        num_slots = 0 if state.table is None else len(state.table.filled_names)
+        slots = f", {num_slots} of {bundle.capacity} slots filled" if bundle.capacity else ""
+        disabled = f", {len(disabled)} disabled" if (disabled := _disabled(state)) else ""
+        return (
+            f"<Device {str(opened.named)!r}: version {state.version}, {len(state.class_names)} classes"
+            f"{slots}{disabled}, takes {bundle.model_input.shape} {bundle.model_input.dtype}, {opened.runtime.name}>"
+        )
 
     def _forget_parent(self) -> None:
         """Leave what the parent had open, in a process that was forked."""
@@ -241,6 +302,10 @@ class Device:
         """Return the classes that the next request will choose among, in the order of the logits."""
         return self._opened.updater.held.state.class_names
 
+    def disabled_classes(self) -> tuple[str, ...]:
+        """Return the classes that the head knows and no answer chooses, because they were disabled."""
+        return _disabled(self._opened.updater.held.state)
+
     def logits(self, images: Images) -> Logits:
         """Return the logits of a batch of prepared images.
 
@@ -257,17 +322,23 @@ class Device:
         state = opened.updater.held.state
         return Logits(values=_run(opened, images, state), class_names=state.class_names, version=state.version)
 
-    def predict(self, images: Images | Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
+    def predict(self, images: PythonInputs, *, top: int = 5) -> list[Prediction]:
         """Return the most probable classes of each image.
 
+        One image is a path, the bytes of an image file, a Pillow image, an array or a tensor; several are a list of
+        these, what yields them, an array with one more dimension, a table of numbers, or the path of a file of arrays.
+        Images are prepared as the bundle states: files, Pillow images, and uint8 arrays `(height, width, channels)`,
+        red before green before blue. Other arrays are taken as the model takes them. What an iterator yields is read
+        and answered `STREAM_BATCH` at a time.
+
         Args:
-            images: A prepared batch `(batch, *input_shape)`, or paths of image files, which are prepared as the bundle
-                states.
+            images: One or several. A prepared batch `(batch, *input_shape)` is the fastest.
             top: How many classes per image, at least 1; fewer where the head has fewer.
 
         Raises:
-            ImageError: If a file is no image.
-            IncompatibleError: If files are given and the bundle does not state its preprocessing.
+            ImageError: If a file is no image, or an array is none that the model takes.
+            IncompatibleError: If images are given and the bundle does not state its preprocessing.
+            UsageError: If something is no image.
             RuntimeFailureError: If the runtime fails.
         """
         if top < 1:
@@ -276,9 +347,16 @@ class Device:
                 found=top,
                 expected="at least 1",
             )
-        # A look at the type is enough for most, and takes 4 us less than `isinstance` while caches are cold.
-        batch = images if type(images) is ndarray or isinstance(images, ndarray) else self.prepare(images)
         opened = self._opened
+        taken = opened.bundle.model_input
+        # A look at the type is enough for most, and takes 4 us less than `isinstance` while caches are cold.
+        is_batch = type(images) is ndarray and images.shape[1:] == taken.shape
+        if is_batch and images.dtype == np.dtype(taken.dtype):
+            batch = images
+        elif isinstance(images, Iterator):
+            return [one for part in _parts(images) for one in self.predict(part, top=top)]
+        else:
+            batch = self.prepare(images)
         state = opened.updater.held.state
         # Where more classes are asked for than the model selects, or one is disabled, they are selected here.
         if top <= state.max_model_top:
@@ -294,24 +372,31 @@ class Device:
             independent=opened.bundle.score_kind == "sigmoid",
         )
 
-    def prepare(self, paths: Sequence[str | Path]) -> Images:
-        """Return image files as one batch of the model's input, `(batch, *input_shape)`.
+    def prepare(self, images: PythonInputs) -> Images:
+        """Return images as one batch of the model's input, `(batch, *input_shape)`.
+
+        Args:
+            images: In any form of `predict`.
 
         Raises:
-            ImageError: If a file is no image.
+            ImageError, UsageError: As `predict`.
             IncompatibleError: If the bundle does not state its preprocessing.
         """
-        bundle = self._opened.bundle
-        if bundle.preprocessing is None:
+        from icis_deploy.images.inputs import needs_preparing, prepare
+        from icis_deploy.images.python_values import single_values
+
+        opened = self._opened
+        form = input_form(opened.bundle)
+        named = list(single_values(images, form))
+        if form.preprocessing is None and any(needs_preparing(value) for _, value in named):
             raise IncompatibleError(
-                f"The bundle {self._opened.folder} does not state how images are prepared.",
-                where=self._opened.folder,
+                f"The bundle {opened.folder} does not state how images are prepared.",
+                where=opened.folder,
                 hint="Export it with `preprocess`, or give prepared arrays.",
             )
-        from icis_deploy.images.loading import load_images, load_pixels
-
-        load = load_pixels if bundle.model_input.takes_pixels else load_images
-        return load([Path(path) for path in paths], bundle.preprocessing)
+        if not named:
+            return np.empty((0, *opened.bundle.model_input.shape), dtype=form.dtype)
+        return prepare([value for _, value in named], form, keys=[key for key, _ in named])
 
     def history(self) -> tuple[HistoryEntry, ...]:
         """Return the last changes committed to the bundle, by this process or another, the oldest first.
@@ -520,6 +605,16 @@ class Device:
             entry = new.updater.inherit(journal)
             self._opened = new
         return entry
+
+
+def _parts(images: Iterator[object]) -> Iterator[list[object]]:
+    while part := list(islice(images, STREAM_BATCH)):
+        yield part
+
+
+def _disabled(state: HeadState) -> tuple[str, ...]:
+    answered = set(state.class_names)
+    return tuple(name for name in state.score_names if name is not None and name not in answered)
 
 
 def _open_again(folder: Path, runtime: Runtime, trust: tuple[Path, ...] | None) -> Device:

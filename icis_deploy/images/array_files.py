@@ -1,0 +1,189 @@
+"""Files of arrays that a model takes as they are, such as rows of a table, spectrograms or embedded text.
+
+    inputs.npy            `(num_inputs, *input_shape)`; nobody says which classes they show
+    inputs.npz            `inputs` (or `images`, or the only array), and `labels`, the names of their classes
+    inputs.safetensors    `inputs` (or `images`, or the only tensor); the names as a JSON list under `labels` in the
+                          metadata
+    inputs.parquet        a row for each input (`parquet_files.py`)
+
+Nothing of a file's own numbers is believed before it was compared with the file's size.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icis_deploy.common.archives import read_npz
+from icis_deploy.common.files import open_plain, read_capped
+from icis_deploy.common.json_fields import load_strict
+from icis_deploy.common.tensor_files import MAX_HEADER_BYTES, load_tensors, read_header
+from icis_deploy.common.terminal_text import reason_of, shown
+from icis_deploy.errors import ImageError
+from icis_deploy.images.sources import InputSource, ListedValues, checked_labels
+
+MAX_ARRAY_BYTES = 1 << 34
+
+ARRAY_SUFFIXES = frozenset({".npy", ".npz", ".safetensors", ".parquet"})
+"""Endings of files that hold any number of inputs."""
+
+_INPUT_NAMES = ("inputs", "images")
+_OTHER_NAMES = frozenset({"labels", "features"})
+
+
+def is_array_file(path: Path) -> bool:
+    """Say whether a file is one of arrays, by its ending."""
+    return path.suffix.lower() in ARRAY_SUFFIXES and not path.is_dir()
+
+
+def load_array_file(path: Path) -> InputSource:
+    """Open a file of inputs, whose ending gives its format; one of features alone is none.
+
+    Raises:
+        ImageError: If it cannot be read, holds no inputs, or inputs and labels do not fit.
+        MissingDependencyError: If it is a Parquet file and pyarrow is not installed.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        from icis_deploy.images.parquet_files import load_parquet
+
+        return load_parquet(path)
+    labels: object = None
+    if suffix == ".npy":
+        array = map_array(path)
+    elif suffix == ".npz":
+        array, labels = _read_npz(path)
+    else:
+        array, labels = _read_safetensors(path)
+    return array_source(array, labels, where=str(path))
+
+
+def array_source(array: NDArray[Any], labels: Any, *, where: str) -> ListedValues:
+    """Return the rows of an array as inputs.
+
+    Args:
+        array: `(num_inputs, *input_shape)`.
+        labels: `(num_inputs,)` names of classes, or `None`.
+        where: Whence they come, for messages.
+
+    Raises:
+        ImageError: If there is none, or the labels do not fit.
+    """
+    if array.ndim < 2 or not len(array):
+        raise ImageError(
+            f"{where}: the array has shape {array.shape}; expected (num_inputs, *input_shape), one input at least.",
+            found=array.shape,
+            expected="(num_inputs, *input_shape)",
+            where=where,
+        )
+    names = None if labels is None else checked_labels(labels, len(array), where=where)
+    return ListedValues(values=array, labels=names, where=where)
+
+
+def map_array(path: Path) -> NDArray[Any]:
+    """Map the array of a `.npy` file into memory, read-only.
+
+    Raises:
+        ImageError: If it cannot be read, or its header states another size than the file has.
+    """
+    try:
+        with open_plain(path) as raw, BufferedReader(raw) as file:
+            shape, is_fortran, dtype = _npy_header(cast(BinaryIO, file))
+            left, needed = os.fstat(raw.fileno()).st_size - file.tell(), dtype.itemsize * math.prod(shape)
+            if dtype.hasobject or dtype.itemsize == 0:
+                raise ValueError(f"its type is {shown(str(dtype))}; expected numbers")
+            if needed != left:
+                raise ValueError(
+                    f"it has {left} bytes; its shape {shown(shape)} and type {shown(str(dtype))} need {needed}"
+                )
+            if not needed:
+                return np.empty(shape, dtype)
+            return np.memmap(
+                file, dtype=dtype, mode="r", offset=file.tell(), shape=shape, order="F" if is_fortran else "C"
+            )
+    except (OSError, ValueError, SyntaxError, TypeError, OverflowError) as error:  # of numpy's parser of headers
+        raise ImageError(
+            f"Cannot read the array {path}: {reason_of(error)}.",
+            found=reason_of(error),
+            expected="an .npy file of numbers",
+            where=path,
+        ) from error
+
+
+def holds_features_alone(path: Path) -> bool:
+    """Say whether a `.npz` or `.safetensors` file holds features and no inputs; what cannot be read holds none."""
+    try:
+        with open_plain(path) as file:
+            if path.suffix.lower() == ".npz":
+                names: Collection[str] = read_npz(file, (), max_bytes=MAX_ARRAY_BYTES)[1]
+            else:
+                start = file.read(8)
+                names = read_header(start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER_BYTES)))
+    except (OSError, ValueError):
+        return False
+    return "features" in names and not any(name in names for name in _INPUT_NAMES)
+
+
+def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(file)
+    raise ValueError(f"it has a header of version {version}")
+
+
+def _read_npz(path: Path) -> tuple[NDArray[Any], object]:
+    try:
+        with open_plain(path) as file:
+            arrays, names = read_npz(file, (*_INPUT_NAMES, "labels"), max_bytes=MAX_ARRAY_BYTES)
+            name = _inputs_among(names, path)
+            if name not in arrays:
+                arrays |= read_npz(file, (name,), max_bytes=MAX_ARRAY_BYTES)[0]
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, "an .npz file with inputs and labels") from error
+    return arrays[name], arrays.get("labels")
+
+
+def _read_safetensors(path: Path) -> tuple[NDArray[Any], object]:
+    data = read_capped(path, max_bytes=MAX_ARRAY_BYTES, what="file of inputs", error_type=ImageError)
+    try:
+        tensors, metadata = load_tensors(data)
+        stated = metadata.get("labels")
+        labels = load_strict(stated) if isinstance(stated, str) else stated
+        if labels is not None and not isinstance(labels, list):
+            raise ValueError("the labels in its metadata are not a JSON list of names")
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, error, "a .safetensors file with inputs") from error
+    return tensors[_inputs_among(tuple(tensors), path)], tensors.get("labels") if labels is None else labels
+
+
+def _unreadable(path: Path, error: Exception, expected: str) -> ImageError:
+    return ImageError(
+        f"Cannot read the inputs in {path}: {reason_of(error)}.", found=reason_of(error), expected=expected, where=path
+    )
+
+
+def _inputs_among(names: Collection[str], path: Path) -> str:
+    """Return the name of the array of inputs."""
+    found = next((name for name in _INPUT_NAMES if name in names), None)
+    others = [name for name in names if name not in _OTHER_NAMES]
+    if found is None and len(others) == 1:
+        return others[0]
+    if found is None:
+        raise ImageError(
+            f"{path} holds {shown(sorted(names))}; expected `inputs`, as the model takes them, and `labels`, the names "
+            f"of their classes.",
+            found=tuple(names),
+            expected=("inputs", "labels"),
+            where=path,
+            hint="`bench()` measures the accuracy of features." if "features" in names else None,
+        )
+    return found
