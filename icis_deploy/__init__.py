@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from icis_deploy.api.compare import ComparedMethod, ComparisonOptions, compare_methods
     from icis_deploy.api.describe import DescribeOptions, describe
     from icis_deploy.api.diff import MovedClass, NearestClass, UpdateDiff, diff
-    from icis_deploy.api.evaluate import evaluate
+    from icis_deploy.api.evaluate import EvaluateOptions, evaluate
     from icis_deploy.api.export import ExportOptions, export
     from icis_deploy.api.generator import GeneratorOptions, export_generator
     from icis_deploy.api.inject import inject, train_injector
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from icis_deploy.injection.validation.selection import MethodChoice, TriedMethod
     from icis_deploy.metrics.accuracy import AccuracyReport, Crossing
     from icis_deploy.metrics.accuracy_loss import AccuracyKept
+    from icis_deploy.metrics.outcomes import Skipped
     from icis_deploy.metrics.parity import GateProfile, ParityReport
     from icis_deploy.metrics.proportions import Interval
     from icis_deploy.metrics.seen_loss import LosingClass, SeenLoss, TakingClass
@@ -104,6 +105,7 @@ _HOMES = {
     "Device": "icis_deploy.runtime.device",
     "EngineSettings": "icis_deploy.bundle.target_options",
     "Estimate": "icis_deploy.injection.estimate.estimate",
+    "EvaluateOptions": "icis_deploy.api.evaluate",
     "ExportOptions": "icis_deploy.api.export",
     "FileEntry": "icis_deploy.bundle.manifest",
     "FollowedState": "icis_deploy.head.class_update",
@@ -144,6 +146,7 @@ _HOMES = {
     "Runtime": "icis_deploy.runtime.sessions.choice",
     "SeenLoss": "icis_deploy.metrics.seen_loss",
     "SignedFile": "icis_deploy.updates.signing",
+    "Skipped": "icis_deploy.metrics.outcomes",
     "TakingClass": "icis_deploy.metrics.seen_loss",
     "TargetOptions": "icis_deploy.bundle.target_options",
     "TradeOffPoint": "icis_deploy.metrics.trade_off",
@@ -205,6 +208,7 @@ __all__ = [
     "Device",
     "EngineSettings",
     "Estimate",
+    "EvaluateOptions",
     "ExportOptions",
     "FileEntry",
     "FollowedState",
@@ -245,6 +249,7 @@ __all__ = [
     "Runtime",
     "SeenLoss",
     "SignedFile",
+    "Skipped",
     "TakingClass",
     "TargetOptions",
     "TradeOffPoint",

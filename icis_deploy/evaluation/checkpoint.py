@@ -3,8 +3,8 @@
     evaluation.json         what is evaluated: classes, state of the head, source and settings that change outcomes
     outcomes-<n>.parquet    a row for each input: its key, and the fields of `OUTCOME`
 
-A run that was killed goes on after the last file. A folder of another evaluation, or a file of one, is refused: outcomes
-of different heads must not be mixed.
+A run that was killed goes on after the last file. A folder of another evaluation, or a file of one, is refused:
+outcomes of different heads must not be mixed.
 """
 
 from __future__ import annotations

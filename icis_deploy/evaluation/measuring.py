@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from icis_deploy.common.arrays import Images
 from icis_deploy.errors import ImageError, IncompatibleError
 from icis_deploy.evaluation.ahead import map_ahead
 from icis_deploy.head.class_names import quoted
 from icis_deploy.images.inputs import InputForm, prepare
 from icis_deploy.images.sources import InputItem, InputSource, InputValue
 from icis_deploy.metrics.accuracy import checked_logits
-from icis_deploy.metrics.outcomes import OutcomeHead, Outcomes, measure_outcomes, merge
-from icis_deploy.runtime.device import Device, input_form, state_of
+from icis_deploy.metrics.outcomes import OutcomeHead, Outcomes, Skipped, measure_outcomes, merge
+from icis_deploy.runtime.device import Device, input_form, runtime_of, state_of
 
 BATCH_SIZE = 4
 """Inputs that a thread runs the model on at once, where the model is run on a CPU."""
@@ -38,27 +39,11 @@ OnError: TypeAlias = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped:
-    """An input that could not be read, and was left out.
-
-    Example:
-        report = icis_deploy.evaluate("bundle", images="images.csv", on_error="skip")
-        print([(each.key, each.reason) for each in report.skipped])
-    """
-
-    key: str
-    """What the input is called: a path, or the source with a number."""
-
-    reason: str
-    """Why it was left out."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How inputs are measured; none of it changes their outcomes."""
 
     batch_size: int = BATCH_SIZE
-    workers: int = field(default_factory=lambda: usable_cores())
+    workers: int = 1
     on_error: OnError = "stop"
 
 
@@ -81,6 +66,11 @@ def usable_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
         return os.cpu_count() or 1
+
+
+def default_batch_size(device: Device) -> int:
+    """Return how many inputs a thread runs a device's model on at once."""
+    return BATCH_SIZE if runtime_of(device).computes_on_cpu else ACCELERATOR_BATCH_SIZE
 
 
 def outcome_head(device: Device, unseen: Collection[str] | None = None) -> OutcomeHead:
@@ -123,17 +113,13 @@ def outcomes_of(
         IncompatibleError: If the device has changed its classes since `head` was made, or gives NaN.
         RuntimeFailureError: If the runtime fails.
     """
-    return _run(device, prepare(inputs, input_form(device.bundle), keys=keys), labels, keys, head, _columns(head))
+    return outcomes_of_prepared(device, prepare(inputs, input_form(device.bundle), keys=keys), labels, keys, head)
 
 
-def _run(
-    device: Device,
-    prepared: np.ndarray,
-    labels: Sequence[str],
-    keys: Sequence[str],
-    head: OutcomeHead,
-    columns: dict[str, int],
+def outcomes_of_prepared(
+    device: Device, prepared: Images, labels: Sequence[str], keys: Sequence[str], head: OutcomeHead
 ) -> Outcomes:
+    """Return the outcomes of one batch `(num_inputs, *input_shape)`; otherwise as `outcomes_of`."""
     answer = device.logits(prepared)
     if answer.version != head.version or answer.class_names != head.class_names[: len(answer.class_names)]:
         raise IncompatibleError(
@@ -143,7 +129,7 @@ def _run(
             expected=head.version,
             hint="Evaluate a device that takes no updates meanwhile, or a copy of its bundle.",
         )
-    unknown = sorted({label for label in labels if label not in columns})
+    unknown = sorted({label for label in labels if label not in head.columns})
     if unknown:
         raise ImageError(
             f"{keys[0]} and what follows show {quoted(unknown)}, which the bundle's head does not know.",
@@ -157,15 +143,11 @@ def _run(
     scores = np.pad(checked_logits(answer.values, name="logits"), ((0, 0), (0, absent)), constant_values=-np.inf)
     return measure_outcomes(
         scores,
-        np.array([columns[label] for label in labels], dtype=np.int64),
+        np.array([head.columns[label] for label in labels], dtype=np.int64),
         head,
         keys=keys,
         original_scores=np.where(head.is_original & head.is_seen, scores, -np.inf),
     )
-
-
-def _columns(head: OutcomeHead) -> dict[str, int]:
-    return {name: index for index, name in enumerate(head.class_names)}
 
 
 def measure(
@@ -194,63 +176,92 @@ def measure(
         IncompatibleError: As `outcomes_of`, and if an input comes twice.
         RuntimeFailureError: If the runtime fails.
     """
-    form, columns = input_form(device.bundle), _columns(head)
-
-    def work(items: Sequence[InputItem]) -> tuple[Outcomes | None, tuple[str, ...], list[Skipped], int]:
-        left, skipped = list(items), []
-        if settings.on_error == "skip":
-            left, prepared, skipped = _prepared_or_skipped(items, form)
-        else:
-            prepared = prepare([item.value for item in items], form, keys=[item.key for item in items])
-        if not left:
-            return None, (), skipped, len(items)
-        keys = tuple(item.key for item in left)
-        return _run(device, prepared, [_label(item) for item in left], keys, head, columns), keys, skipped, len(items)
-
+    work = _Worker(device=device, head=head, form=input_form(device.bundle), on_error=settings.on_error)
+    waiting = _Waiting(source, settings.batch_size, checkpoint)
+    kept: Checkpoint = _Memory() if checkpoint is None else checkpoint
     skipped: list[Skipped] = []
-    found: list[Outcomes] = []
     num_done = 0
-
-    def waiting() -> Iterator[Sequence[InputItem]]:
-        nonlocal num_done
-        items = iter(source)
-        while part := list(islice(items, settings.batch_size)):
-            is_done = [False] * len(part) if checkpoint is None else checkpoint.is_done(part)
-            num_done += sum(is_done)
-            if left := [item for item, done in zip(part, is_done, strict=True) if not done]:
-                yield left
-
-    for outcomes, keys, left_out, count in map_ahead(work, waiting(), workers=settings.workers):
-        skipped += left_out
-        if outcomes is not None and checkpoint is None:
-            found.append(outcomes)
-        elif outcomes is not None and checkpoint is not None:
-            checkpoint.add(outcomes, keys)
-        num_done += count
+    for done in map_ahead(work, waiting, workers=settings.workers):
+        skipped += done.skipped
+        if done.outcomes is not None:
+            kept.add(done.outcomes, done.keys)
+        num_done += done.num_inputs
         if progress is not None:
-            progress(num_done)
-    if checkpoint is not None:
-        found = list(checkpoint.outcomes())
-    num_found = sum(map(len, found))
-    if not num_found:
-        raise ImageError(
-            f"None of the {len(skipped)} inputs of {source.where} could be read. {skipped[0].reason}"
-            if skipped
-            else f"{source.where} holds no input.",
-            found=0,
-            expected="at least 1 input that can be read",
-            where=source.where,
-        )
-    if num_found > num_done - len(skipped):
-        raise IncompatibleError(
-            f"The checkpoint holds outcomes of {num_found - num_done + len(skipped)} inputs that {source.where} does "
-            f"not name.",
-            found=num_found,
-            expected=num_done - len(skipped),
-            where=source.where,
-            hint="Keep a folder for each list; a list that became shorter is another one.",
-        )
-    return merge(found, keys=(item.key for item in source)), tuple(skipped)
+            progress(num_done + waiting.num_done_before)
+    parts = list(kept.outcomes())
+    _check_complete(sum(map(len, parts)), num_done + waiting.num_done_before, skipped, source.where)
+    return merge(parts, keys=(item.key for item in source)), tuple(skipped)
+
+
+class _Memory:
+    """Outcomes in memory."""
+
+    def __init__(self) -> None:
+        self._parts: list[Outcomes] = []
+
+    def is_done(self, items: Sequence[InputItem]) -> Sequence[bool]:
+        return [False] * len(items)
+
+    def add(self, outcomes: Outcomes, keys: Sequence[str]) -> None:  # noqa: ARG002 - a digest of each is in its row
+        self._parts.append(outcomes)
+
+    def outcomes(self) -> Iterator[Outcomes]:
+        return iter(self._parts)
+
+
+class _Waiting:
+    """The inputs of a source that are to be measured, in batches."""
+
+    def __init__(self, source: InputSource, batch_size: int, checkpoint: Checkpoint | None) -> None:
+        self._source, self._batch_size, self._checkpoint = source, batch_size, checkpoint
+        self.num_done_before = 0
+        """Inputs that were passed over, as they have outcomes."""
+
+    def __iter__(self) -> Iterator[Sequence[InputItem]]:
+        items = iter(self._source)
+        while part := list(islice(items, self._batch_size)):
+            if self._checkpoint is not None:
+                is_done = self._checkpoint.is_done(part)
+                self.num_done_before += sum(is_done)
+                part = [item for item, done in zip(part, is_done, strict=True) if not done]
+            if part:
+                yield part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Done:
+    """What became of one batch."""
+
+    outcomes: Outcomes | None
+    """`None` where every input was left out."""
+
+    keys: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+    num_inputs: int
+    """Measured and left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Worker:
+    """Measures batches; called by several threads at once."""
+
+    device: Device
+    head: OutcomeHead
+    form: InputForm
+    on_error: OnError
+
+    def __call__(self, items: Sequence[InputItem]) -> _Done:
+        left: list[InputItem] = list(items)
+        skipped: tuple[Skipped, ...] = ()
+        if self.on_error == "skip":
+            left, prepared, skipped = _prepared_or_skipped(items, self.form)
+        else:
+            prepared = prepare([item.value for item in items], self.form, keys=[item.key for item in items])
+        keys, outcomes = tuple(item.key for item in left), None
+        if left:
+            labels = [_label(item) for item in left]
+            outcomes = outcomes_of_prepared(self.device, prepared, labels, keys, self.head)
+        return _Done(outcomes=outcomes, keys=keys, skipped=skipped, num_inputs=len(items))
 
 
 def _label(item: InputItem) -> str:
@@ -266,7 +277,7 @@ def _label(item: InputItem) -> str:
 
 def _prepared_or_skipped(
     items: Sequence[InputItem], form: InputForm
-) -> tuple[list[InputItem], np.ndarray, list[Skipped]]:
+) -> tuple[list[InputItem], Images, tuple[Skipped, ...]]:
     """Return the inputs that can be read, prepared, and the others with the reason."""
     left, prepared, skipped = [], [], []
     for item in items:
@@ -275,4 +286,26 @@ def _prepared_or_skipped(
             left.append(item)
         except ImageError as error:
             skipped.append(Skipped(key=item.key, reason=error.what))
-    return left, np.concatenate(prepared) if prepared else np.zeros(0), skipped
+    return left, np.concatenate(prepared) if prepared else np.zeros(0), tuple(skipped)
+
+
+def _check_complete(num_outcomes: int, num_inputs: int, skipped: Sequence[Skipped], where: str) -> None:
+    """Refuse nothing at all, and outcomes of more inputs than there are."""
+    if not num_outcomes:
+        raise ImageError(
+            f"None of the {len(skipped)} inputs of {where} could be read. {skipped[0].reason}"
+            if skipped
+            else f"{where} holds no input.",
+            found=0,
+            expected="at least 1 input that can be read",
+            where=where,
+        )
+    expected = num_inputs - len(skipped)
+    if num_outcomes > expected:
+        raise IncompatibleError(
+            f"The checkpoint holds outcomes of {num_outcomes - expected} inputs that {where} does not name.",
+            found=num_outcomes,
+            expected=expected,
+            where=where,
+            hint="Keep a folder for each list; a list that became shorter is another one.",
+        )

@@ -28,7 +28,7 @@ from icis_deploy.common.arrays import Bool, Int64
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.metrics.averages import Logits, harmonic_mean, macro, mean_by_class, none_for_nan
 from icis_deploy.metrics.class_intervals import class_intervals
-from icis_deploy.metrics.outcomes import OutcomeHead, Outcomes, leads_in, measure_outcomes
+from icis_deploy.metrics.outcomes import OutcomeHead, Outcomes, Skipped, leads_in, measure_outcomes
 from icis_deploy.metrics.proportions import Interval
 from icis_deploy.metrics.seen_loss import SeenLoss, seen_loss_of
 from icis_deploy.metrics.trade_off import (
@@ -154,6 +154,9 @@ class AccuracyReport:
     class_mistake: tuple[int | None, ...] = ()
     """`(num_classes,)`: column of the most frequent wrong answer for images of each class; None where there is none."""
 
+    skipped: tuple[Skipped, ...] = ()
+    """Images that could not be read, and were left out of every figure."""
+
     def __post_init__(self) -> None:
         for name in ("T", "U", "S", "H", "S_original", "AUSUC"):
             value = getattr(self, name)
@@ -201,6 +204,7 @@ class AccuracyReport:
             "class_num_images": list(self.class_num_images),
             "class_is_seen": list(self.class_is_seen),
             "class_mistake": list(self.class_mistake),
+            "skipped": [{"key": each.key, "reason": each.reason} for each in self.skipped],
         }
 
 

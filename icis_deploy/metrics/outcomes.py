@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -45,7 +46,7 @@ IN_TOP5_OF = {"all": 1, "unseen": 2, "original": 4}
 SIDES = ("seen", "unseen", "original")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class OutcomeHead:
     """The classes that outcomes are of: their numbers mean nothing without them."""
 
@@ -65,7 +66,12 @@ class OutcomeHead:
     """Version of the head's classes, as a device counts them."""
 
     digest: str = ""
-    """SHA-256 of the head, hexadecimal; empty where nobody asked for it."""
+    """What tells the rows of one head from those of another; empty where nobody asked for it."""
+
+    @cached_property
+    def columns(self) -> dict[str, int]:
+        """The column of each class, by name."""
+        return {name: index for index, name in enumerate(self.class_names)}
 
     def difference(self, other: OutcomeHead) -> str | None:
         """Say in a few words how another head differs; `None` where it is the same."""
@@ -105,6 +111,23 @@ class Outcomes:
     def in_top5_of(self, kind: str) -> Bool:
         """Return of which images the right class is one of the first five among all, unseen or original classes."""
         return np.asarray((self.rows["in_top5"] & IN_TOP5_OF[kind]) != 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """An input that could not be read, and was left out.
+
+    Example:
+        options = icis_deploy.EvaluateOptions(on_error="skip")
+        report = icis_deploy.evaluate("bundle", images="images.csv", options=options)
+        print([(each.key, each.reason) for each in report.skipped])
+    """
+
+    key: str
+    """What the input is called: a path, or the source with a number."""
+
+    reason: str
+    """Why it was left out."""
 
 
 def measure_outcomes(
