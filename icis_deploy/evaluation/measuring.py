@@ -8,6 +8,7 @@ cache, one for each core, use less time than one large batch on all cores.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
 from icis_deploy.common.arrays import Images
 from icis_deploy.errors import ImageError, IncompatibleError
 from icis_deploy.evaluation.ahead import map_ahead
 from icis_deploy.head.class_names import quoted
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.inputs import InputForm, prepare
 from icis_deploy.images.sources import InputItem, InputSource, InputValue
 from icis_deploy.metrics.accuracy import checked_logits
@@ -92,8 +95,15 @@ def outcome_head(device: Device, unseen: Collection[str] | None = None) -> Outco
         is_original=np.array([name in original for name in names]),
         has_original=True,
         version=state.version,
-        digest=f"{device.bundle.base_fingerprint}:{'' if table is None else table.digest()}",
+        digest=_digest(device.bundle, table),
     )
+
+
+def _digest(bundle: Bundle, table: SlotTable | None) -> str:
+    """Return what tells one model with its classes from another, 64 hexadecimal digits."""
+    model = bundle.files.get(MODEL_NAME)
+    parts = (bundle.base_fingerprint, "" if model is None else model.sha256, "" if table is None else table.digest())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def outcomes_of(

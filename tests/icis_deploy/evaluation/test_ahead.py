@@ -39,8 +39,7 @@ def test_an_error_comes_where_its_item_was_and_ends_the_threads(workers):
 
     found = []
     with pytest.raises(ValueError, match="five"):
-        for result in map_ahead(fails_at_five, range(50), workers=workers):
-            found.append(result)
+        found.extend(map_ahead(fails_at_five, range(50), workers=workers))
 
     assert found == [0, 1, 2, 3, 4]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("evaluate")]
