@@ -25,6 +25,8 @@ BUDGETS = (0.01, 0.02, 0.05, 0.1)
 MAX_POINTS = 200
 """As many points of a curve as are kept: more cannot be told apart in a picture."""
 
+_NUMBERS_AT_ONCE = 1 << 20
+
 TOP = 5
 
 
@@ -216,11 +218,17 @@ def resampled_ausuc(leads: Leads, drawn: Float64) -> Float64:
         leads: Of all images.
         drawn: `(num_resamples, num_classes)`: how often each class counts, with a mean of 1 on each side.
     """
-    seen = leads.weights(leads.seen_columns) * drawn[:, leads.seen_columns]
-    unseen = leads.weights(leads.unseen_columns) * drawn[:, leads.unseen_columns]
-    gained = np.concatenate([np.zeros((len(drawn), 1)), np.cumsum(unseen, axis=1)], axis=1)
     less, less_or_equal = (np.searchsorted(leads.unseen, leads.seen, side=side) for side in ("left", "right"))
-    return np.asarray((seen * (gained[:, less] + gained[:, less_or_equal])).sum(axis=1) / 2)
+    of_seen, of_unseen = leads.weights(leads.seen_columns), leads.weights(leads.unseen_columns)
+    # Few resamples at once where there are many images: each takes as many numbers as there are.
+    at_once = max(1, _NUMBERS_AT_ONCE // max(1, len(of_seen) + len(of_unseen)))
+    areas = []
+    for start in range(0, len(drawn), at_once):
+        part = drawn[start : start + at_once]
+        seen, unseen = of_seen * part[:, leads.seen_columns], of_unseen * part[:, leads.unseen_columns]
+        gained = np.concatenate([np.zeros((len(part), 1)), np.cumsum(unseen, axis=1)], axis=1)
+        areas.append((seen * (gained[:, less] + gained[:, less_or_equal])).sum(axis=1) / 2)
+    return np.concatenate(areas) if areas else np.zeros(0)
 
 
 def curve_of(leads: Leads) -> tuple[TradeOffPoint, ...]:
