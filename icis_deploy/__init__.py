@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from icis_deploy.api.generator import GeneratorOptions, export_generator
     from icis_deploy.api.inject import inject, train_injector
     from icis_deploy.api.models import ModelSource, OpenedModel, inspect
+    from icis_deploy.api.outcomes import accuracy_of_outcomes, outcomes_of
     from icis_deploy.api.report import WrittenReport, report
     from icis_deploy.api.signing import keygen, rotate_keys, sign, sign_bundle, verify_bundle, verify_update
     from icis_deploy.api.verify import verify
@@ -155,6 +156,7 @@ _HOMES = {
     "UpdateDiff": "icis_deploy.api.diff",
     "WrittenGenerator": "exporters.generator.writing",
     "WrittenReport": "icis_deploy.api.report",
+    "accuracy_of_outcomes": "icis_deploy.api.outcomes",
     "ask_tags": "icis_deploy.api.ask_tags",
     "bench": "icis_deploy.api.bench",
     "compact": "icis_deploy.api.compact",
@@ -172,6 +174,7 @@ _HOMES = {
     "load_descriptors": "icis_deploy.descriptors.files",
     "load_preprocessing": "icis_deploy.images.preprocessing",
     "load_update": "icis_deploy.updates.envelope",
+    "outcomes_of": "icis_deploy.api.outcomes",
     "report": "icis_deploy.api.report",
     "results": "icis_deploy.results",
     "rotate_keys": "icis_deploy.api.signing",
@@ -259,6 +262,7 @@ __all__ = [
     "WrittenGenerator",
     "WrittenReport",
     "__version__",
+    "accuracy_of_outcomes",
     "ask_tags",
     "bench",
     "compact",
@@ -276,6 +280,7 @@ __all__ = [
     "load_descriptors",
     "load_preprocessing",
     "load_update",
+    "outcomes_of",
     "report",
     "results",
     "rotate_keys",

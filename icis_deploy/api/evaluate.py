@@ -15,7 +15,15 @@ from icis_deploy.common.files import write_file
 from icis_deploy.common.terminal_text import points_text
 from icis_deploy.errors import ImageError, SeenLossError, UsageError
 from icis_deploy.evaluation.checkpoint import ParquetCheckpoint
-from icis_deploy.evaluation.measuring import Settings, default_batch_size, measure, outcome_head, usable_cores
+from icis_deploy.evaluation.measuring import (
+    Worker,
+    default_batch_size,
+    measure,
+    outcome_head,
+    threads,
+    usable_cores,
+)
+from icis_deploy.evaluation.on_ray import ray_actors
 from icis_deploy.head.class_names import quoted
 from icis_deploy.images.inputs import holds_images
 from icis_deploy.images.loading import ListedImages, check_labelled
@@ -52,16 +60,31 @@ class EvaluateOptions:
     """A folder for the outcomes of single images, as Parquet files (the extra `data`): an evaluation that was ended
     goes on where it was."""
 
+    engine: Literal["local", "ray"] = "local"
+    """Threads of this process, or actors of a Ray cluster (the extra `ray`), each with a device of its own. Every node
+    must reach the bundle and the images by the same paths."""
+
+    address: str | None = None
+    """Of the cluster: `auto` for one that runs, `None` for one that is started on this machine."""
+
     def __post_init__(self) -> None:
         for name in ("workers", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"`{name}` is {value}; expected at least 1.", found=value, expected="at least 1")
-        if self.on_error not in ("stop", "skip"):
+        for name, allowed in (("on_error", ("stop", "skip")), ("engine", ("local", "ray"))):
+            if getattr(self, name) not in allowed:
+                raise UsageError(
+                    f"`{name}` is {getattr(self, name)!r}; expected {allowed[0]!r} or {allowed[1]!r}.",
+                    found=getattr(self, name),
+                    expected=allowed,
+                )
+        if self.address is not None and self.engine != "ray":
             raise UsageError(
-                f"`on_error` is {self.on_error!r}; expected 'stop' or 'skip'.",
-                found=self.on_error,
-                expected=("stop", "skip"),
+                "`address` does nothing without a cluster.",
+                found=self.address,
+                expected="the engine 'ray'",
+                hint="Set `engine` to 'ray', or leave `address` out.",
             )
 
 
@@ -117,15 +140,16 @@ def evaluate(
     if options.checkpoint is not None:
         settings = {"source": source, "inputs": len(labels), "runtime": runtime_of(device).name}
         checkpoint = ParquetCheckpoint(Path(options.checkpoint), head, settings)
+    batch_size = options.batch_size or default_batch_size(device)
+    if options.engine == "ray":
+        engine = ray_actors(device, head, on_error=options.on_error, batch_size=batch_size, address=options.address)
+    else:
+        engine = threads(Worker(device=device, head=head, on_error=options.on_error), workers=_workers(options))
     outcomes, skipped = measure(
-        device,
         given,
         head,
-        settings=Settings(
-            batch_size=options.batch_size or default_batch_size(device),
-            workers=_workers(options),
-            on_error=options.on_error,
-        ),
+        engine,
+        batch_size=batch_size,
         checkpoint=checkpoint,
         progress=None if progress is None else partial(_tell, progress, len(labels)),
     )

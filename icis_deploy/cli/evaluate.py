@@ -52,6 +52,14 @@ NUM_NAMED = 5
     show_default=True,
     help="What to do with an image that cannot be read.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Threads of this process, or actors of a Ray cluster.",
+)
+@click.option("--address", help="Of the Ray cluster: auto for one that runs. Default: one on this machine.")
 @click.option("--checkpoint", type=NEW_PATH, help="Keep outcomes in this folder, and go on with what it holds.")
 @runtime_option
 @format_option
@@ -65,6 +73,8 @@ def evaluate(
     workers: int | None,
     batch_size: int | None,
     on_error: Literal["stop", "skip"],
+    engine: Literal["local", "ray"],
+    address: str | None,
     checkpoint: Path | None,
     runtime: str,
 ) -> None:
@@ -87,7 +97,12 @@ def evaluate(
                 runtime=runtime,
                 max_seen_loss=max_seen_loss,
                 options=EvaluateOptions(
-                    workers=workers, batch_size=batch_size, on_error=on_error, checkpoint=checkpoint
+                    workers=workers,
+                    batch_size=batch_size,
+                    on_error=on_error,
+                    checkpoint=checkpoint,
+                    engine=engine,
+                    address=address,
                 ),
                 progress=progress,
             )

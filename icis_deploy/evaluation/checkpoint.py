@@ -25,7 +25,7 @@ from icis_deploy.common.json_fields import load_strict
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import IncompatibleError, LoadError, MissingDependencyError, StorageError
 from icis_deploy.images.sources import InputItem
-from icis_deploy.metrics.outcomes import OUTCOME, OutcomeHead, Outcomes, digests_of
+from icis_deploy.metrics.outcomes import FIELDS, OUTCOME, OutcomeHead, Outcomes, digests_of
 
 IDENTITY_NAME = "evaluation.json"
 SCHEMA_VERSION = 1
@@ -36,7 +36,6 @@ hundred files."""
 MAX_IDENTITY_BYTES = 1 << 26
 _NAME = re.compile(r"outcomes-(\d{8})\.parquet")
 _IDENTITY_KEY = b"icis-deploy evaluation"
-_FIELDS = tuple(name for name in OUTCOME.names or () if name != "key")
 
 
 class ParquetCheckpoint:
@@ -119,7 +118,7 @@ class ParquetCheckpoint:
 
         rows = np.concatenate([outcomes.rows for outcomes, _ in self._waiting])
         keys = [key for _, of_part in self._waiting for key in of_part]
-        columns = {name: pa.array(np.ascontiguousarray(rows[name])) for name in _FIELDS}
+        columns = {name: pa.array(np.ascontiguousarray(rows[name])) for name in FIELDS}
         text = pa.array([key.encode("utf-8", "surrogateescape") for key in keys], type=pa.binary())
         table = pa.table({"key": text, **columns}).replace_schema_metadata({_IDENTITY_KEY: self._digest})
         data = io.BytesIO()
@@ -136,7 +135,7 @@ class ParquetCheckpoint:
             table = pq.read_table(path)
             metadata = table.schema.metadata or {}
             keys = [key.decode("utf-8", "surrogateescape") for key in table.column("key").to_pylist()]
-            columns = {name: table.column(name).to_numpy() for name in _FIELDS}
+            columns = {name: table.column(name).to_numpy() for name in FIELDS}
         except (OSError, KeyError, AttributeError, pa.ArrowException) as error:
             raise LoadError(
                 f"{path} is no whole file of outcomes: {error}.",

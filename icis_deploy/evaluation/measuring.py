@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Literal, Protocol, TypeAlias
 
@@ -35,19 +36,15 @@ BATCH_SIZE = 4
 ACCELERATOR_BATCH_SIZE = 32
 """The same where it is not: an accelerator is not full with less."""
 
+_ROWS_OF_A_PIECE = 1 << 14
+
 Progress: TypeAlias = Callable[[int], None]
 """Called with the number of inputs that are done."""
 
 OnError: TypeAlias = Literal["stop", "skip"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How inputs are measured; none of it changes their outcomes."""
-
-    batch_size: int = BATCH_SIZE
-    workers: int = 1
-    on_error: OnError = "stop"
+Engine: TypeAlias = "Callable[[Iterable[Sequence[InputItem]]], Iterator[Done]]"
+"""Measures batches of inputs, in any order, and takes them one by one."""
 
 
 class Checkpoint(Protocol):
@@ -161,11 +158,11 @@ def outcomes_of_prepared(
 
 
 def measure(
-    device: Device,
     source: InputSource,
     head: OutcomeHead,
+    engine: Engine,
     *,
-    settings: Settings,
+    batch_size: int,
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> tuple[Outcomes, tuple[Skipped, ...]]:
@@ -174,10 +171,10 @@ def measure(
     Memory holds a row of 57 bytes for each input, and a few batches; a checkpoint keeps what is done.
 
     Args:
-        device: Runs the model.
         source: Labelled inputs.
         head: From `outcome_head`.
-        settings: How many are read and run at once, and what is done with one that cannot be read.
+        engine: Measures batches, in any order.
+        batch_size: How many inputs are in one.
         checkpoint: Where outcomes are kept.
         progress: Is told how many are done.
 
@@ -186,12 +183,11 @@ def measure(
         IncompatibleError: As `outcomes_of`, and if an input comes twice.
         RuntimeFailureError: If the runtime fails.
     """
-    work = _Worker(device=device, head=head, form=input_form(device.bundle), on_error=settings.on_error)
-    waiting = _Waiting(source, settings.batch_size, checkpoint)
+    waiting = _Waiting(source, batch_size, checkpoint)
     kept: Checkpoint = _Memory() if checkpoint is None else checkpoint
     skipped: list[Skipped] = []
     num_done = 0
-    for done in map_ahead(work, waiting, workers=settings.workers):
+    for done in engine(waiting):
         skipped += done.skipped
         if done.outcomes is not None:
             kept.add(done.outcomes, done.keys)
@@ -203,20 +199,39 @@ def measure(
     return merge(parts, keys=(item.key for item in source)), tuple(skipped)
 
 
+def threads(worker: Worker, *, workers: int) -> Engine:
+    """Return an engine of this process's threads."""
+    return partial(_on_threads, worker, workers)
+
+
+def _on_threads(worker: Worker, workers: int, batches: Iterable[Sequence[InputItem]]) -> Iterator[Done]:
+    return map_ahead(worker, batches, workers=workers)
+
+
 class _Memory:
-    """Outcomes in memory."""
+    """Outcomes in memory, in few large pieces: what many small ones leave behind is not given back to the system."""
 
     def __init__(self) -> None:
-        self._parts: list[Outcomes] = []
+        self._pieces: list[Outcomes] = []
+        self._small: list[Outcomes] = []
 
     def is_done(self, items: Sequence[InputItem]) -> Sequence[bool]:
         return [False] * len(items)
 
     def add(self, outcomes: Outcomes, keys: Sequence[str]) -> None:  # noqa: ARG002 - a digest of each is in its row
-        self._parts.append(outcomes)
+        self._small.append(outcomes)
+        if len(self._small) * len(outcomes) >= _ROWS_OF_A_PIECE:
+            self._join()
 
     def outcomes(self) -> Iterator[Outcomes]:
-        return iter(self._parts)
+        if self._small:
+            self._join()
+        return iter(self._pieces)
+
+    def _join(self) -> None:
+        rows = np.concatenate([outcomes.rows for outcomes in self._small])
+        self._pieces.append(Outcomes(head=self._small[0].head, rows=rows))
+        self._small = []
 
 
 class _Waiting:
@@ -239,7 +254,7 @@ class _Waiting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Done:
+class Done:
     """What became of one batch."""
 
     outcomes: Outcomes | None
@@ -252,26 +267,25 @@ class _Done:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Worker:
+class Worker:
     """Measures batches; called by several threads at once."""
 
     device: Device
     head: OutcomeHead
-    form: InputForm
-    on_error: OnError
+    on_error: OnError = "stop"
 
-    def __call__(self, items: Sequence[InputItem]) -> _Done:
-        left: list[InputItem] = list(items)
+    def __call__(self, items: Sequence[InputItem]) -> Done:
+        form, left = input_form(self.device.bundle), list(items)
         skipped: tuple[Skipped, ...] = ()
         if self.on_error == "skip":
-            left, prepared, skipped = _prepared_or_skipped(items, self.form)
+            left, prepared, skipped = _prepared_or_skipped(items, form)
         else:
-            prepared = prepare([item.value for item in items], self.form, keys=[item.key for item in items])
+            prepared = prepare([item.value for item in items], form, keys=[item.key for item in items])
         keys, outcomes = tuple(item.key for item in left), None
         if left:
             labels = [_label(item) for item in left]
             outcomes = outcomes_of_prepared(self.device, prepared, labels, keys, self.head)
-        return _Done(outcomes=outcomes, keys=keys, skipped=skipped, num_inputs=len(items))
+        return Done(outcomes=outcomes, keys=keys, skipped=skipped, num_inputs=len(items))
 
 
 def _label(item: InputItem) -> str:

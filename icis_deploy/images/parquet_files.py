@@ -113,7 +113,7 @@ def _opened(path: Path) -> Any:
             found=str(error),
             expected="pyarrow",
             where=path,
-            hint="Install it: pip install 'icis-deploy[parquet]'.",
+            hint="Install it: pip install 'icis-deploy[data]'.",
         ) from error
     file = ParquetFile(path, read_dictionary=list(_LABEL_COLUMNS))
     metadata = file.metadata

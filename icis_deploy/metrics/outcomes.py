@@ -9,7 +9,7 @@ else decides what is computed from them, so that the same outcomes give the same
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -73,6 +73,19 @@ class OutcomeHead:
         """The column of each class, by name."""
         return {name: index for index, name in enumerate(self.class_names)}
 
+    @cached_property
+    def identity(self) -> str:
+        """32 hexadecimal digits that two heads share if `difference` finds none."""
+        values = (
+            *self.class_names,
+            self.is_seen.tobytes().hex(),
+            self.is_original.tobytes().hex(),
+            str(self.has_original),
+            str(self.version),
+            self.digest,
+        )
+        return blake2b("\0".join(values).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
     def difference(self, other: OutcomeHead) -> str | None:
         """Say in a few words how another head differs; `None` where it is the same."""
         if self.class_names != other.class_names:
@@ -100,9 +113,8 @@ class Outcomes:
         return len(self.rows)
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return one field of all rows, `(num_images,)` int64 or float64."""
-        values = self.rows[name]
-        return np.ascontiguousarray(values, dtype=np.float64 if values.dtype.kind == "f" else np.int64)
+        """Return one field of all rows, `(num_images,)` int32 or float64."""
+        return np.ascontiguousarray(self.rows[name])
 
     def of_labels(self, mask: Bool) -> Bool:
         """Return which images are of classes in a mask, `(num_images,)`."""
@@ -244,6 +256,60 @@ def _refuse_repeated(ordered: NDArray[np.uint64], keys: Iterable[str]) -> None:
         expected="each image once",
         hint="Leave out the lines of the list, or the parts of the evaluation, that repeat them.",
     )
+
+
+FIELDS = tuple(name for name in OUTCOME.names or () if name != "key")
+
+
+def columns_of(outcomes: Outcomes, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return outcomes as the columns of a table.
+
+    Args:
+        outcomes: Of a batch.
+        keys: `(num_images,)`, in the order of its rows.
+
+    Returns:
+        `key`, `(num_images,)` texts; `head`, which tells outcomes of one head from those of another; and each field of
+        `OUTCOME`, `(num_images,)` numbers.
+    """
+    return {
+        "key": np.array(keys, dtype=object),
+        "head": np.array([outcomes.head.identity] * len(outcomes), dtype=object),
+        **{name: np.ascontiguousarray(outcomes.rows[name]) for name in FIELDS},
+    }
+
+
+def outcomes_from_columns(columns: Mapping[str, Any], head: OutcomeHead) -> Outcomes:
+    """Return outcomes from the columns of a table, in the order of its rows.
+
+    Args:
+        columns: As `columns_of` returns them: arrays, or columns of a table.
+        head: The classes that the numbers are of.
+
+    Raises:
+        IncompatibleError: If a column is missing, or they are of another head.
+    """
+    missing = [name for name in ("key", "head", *FIELDS) if name not in columns]
+    if missing:
+        raise IncompatibleError(
+            f"A table of outcomes lacks the columns {', '.join(missing)}.",
+            found=tuple(missing),
+            expected=("key", "head", *FIELDS),
+        )
+    other = next((each for each in columns["head"] if each != head.identity), None)
+    if other is not None:
+        raise IncompatibleError(
+            f"Outcomes of different heads cannot be put together: {shown(other)} and {head.identity}.",
+            found=shown(other),
+            expected=head.identity,
+            hint="Evaluate all images with the same bundle in the same state, and the same unseen classes.",
+        )
+    keys = [str(key) for key in columns["key"]]
+    rows = np.zeros(len(keys), dtype=OUTCOME)
+    rows["key"] = digests_of(keys)
+    for name in FIELDS:
+        rows[name] = np.asarray(columns[name])
+    return Outcomes(head=head, rows=rows)
 
 
 def leads_in(outcomes: Outcomes) -> tuple[Float64, Int64, Float64]:

@@ -13,7 +13,7 @@ import icis_deploy
 from icis_deploy.api.models import head_of, inspect
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError, UsageError
 from icis_deploy.evaluation.checkpoint import IDENTITY_NAME, ParquetCheckpoint
-from icis_deploy.evaluation.measuring import Settings, measure, outcome_head, outcomes_of
+from icis_deploy.evaluation.measuring import Worker, measure, outcome_head, outcomes_of, threads
 from icis_deploy.images.loading import load_image_list
 from icis_deploy.metrics.outcomes import merge
 from testing.tiny_project import FEATURE_DIM
@@ -46,8 +46,10 @@ def images(tiny_project, tmp_path):
     return tmp_path / "list.csv"
 
 
-def measured(device, images, **settings):
-    outcomes, _ = measure(device, load_image_list(images), outcome_head(device), settings=Settings(**settings))
+def measured(device, images, workers=1, batch_size=4):
+    head = outcome_head(device)
+    engine = threads(Worker(device=device, head=head), workers=workers)
+    outcomes, _ = measure(load_image_list(images), head, engine, batch_size=batch_size)
     return outcomes.rows.tobytes()
 
 
