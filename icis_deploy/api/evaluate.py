@@ -147,7 +147,6 @@ def evaluate(
         engine = threads(Worker(device=device, head=head, on_error=options.on_error), workers=_workers(options))
     outcomes, skipped = measure(
         given,
-        head,
         engine,
         batch_size=batch_size,
         checkpoint=checkpoint,

@@ -159,7 +159,6 @@ def outcomes_of_prepared(
 
 def measure(
     source: InputSource,
-    head: OutcomeHead,
     engine: Engine,
     *,
     batch_size: int,
@@ -172,7 +171,6 @@ def measure(
 
     Args:
         source: Labelled inputs.
-        head: From `outcome_head`.
         engine: Measures batches, in any order.
         batch_size: How many inputs are in one.
         checkpoint: Where outcomes are kept.
@@ -275,6 +273,7 @@ class Worker:
     on_error: OnError = "stop"
 
     def __call__(self, items: Sequence[InputItem]) -> Done:
+        """Return what became of a batch; errors as `outcomes_of`."""
         form, left = input_form(self.device.bundle), list(items)
         skipped: tuple[Skipped, ...] = ()
         if self.on_error == "skip":

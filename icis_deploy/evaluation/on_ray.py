@@ -9,16 +9,20 @@ one does again; an error of the input or the runtime is no death, and ends the e
 
 from __future__ import annotations
 
-import pickle
+import io
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from icis_deploy.errors import ICISDeployError, MissingDependencyError, RuntimeFailureError
+from icis_deploy import errors
+from icis_deploy.common.terminal_text import reason_of
+from icis_deploy.errors import ICISDeployError, MissingDependencyError, RuntimeFailureError, UsageError
 from icis_deploy.evaluation.measuring import Done, Engine, OnError, Worker
 from icis_deploy.images.sources import InputItem
 from icis_deploy.metrics.outcomes import FIELDS, OUTCOME, OutcomeHead, Skipped, columns_of, outcomes_from_columns
@@ -81,7 +85,7 @@ def _on_actors(
             for table in results.iter_batches(batch_size=None, batch_format="numpy"):
                 yield _done(table, head)
         except ray.exceptions.RayError as error:
-            raise _own_error(error) from error
+            raise _of_cluster(error) from error
 
 
 class _Actor:
@@ -91,44 +95,89 @@ class _Actor:
         self._worker = Worker(device=device, head=head, on_error=on_error)
 
     def __call__(self, table: Mapping[str, Any]) -> dict[str, Any]:
-        items = [
-            InputItem(str(key), str(label), Path(str(path)) if path else pickle.loads(value))  # noqa: S301 - our own
-            for key, label, path, value in zip(table["key"], table["label"], table["path"], table["value"], strict=True)
-        ]
-        done = self._worker(items)
-        columns = {name: np.zeros(0, OUTCOME[name]) for name in FIELDS}
-        columns |= {name: np.array([], dtype=object) for name in ("key", "head")}
-        if done.outcomes is not None:
-            columns = columns_of(done.outcomes, done.keys)
-        left_out = len(done.skipped)
-        filled = {name: np.concatenate([values, np.zeros(left_out, values.dtype)]) for name, values in columns.items()}
-        for name in ("key", "head"):
-            filled[name][len(done.keys) :] = ""
-        reasons = np.array([""] * len(done.keys) + [each.reason for each in done.skipped], dtype=object)
-        filled["key"][len(done.keys) :] = [each.key for each in done.skipped]
-        return {**filled, "reason": reasons}
+        """Return outcomes, what was left out, and what failed, as columns: Ray would wrap an error in its own."""
+        try:
+            items = [_item(*row) for row in zip(*(table[name] for name in _INPUT_COLUMNS), strict=True)]
+            done = self._worker(items)
+        except ICISDeployError as error:
+            return _answer((), {}, failure=error)
+        return _answer(done.skipped, {} if done.outcomes is None else columns_of(done.outcomes, done.keys))
+
+
+_INPUT_COLUMNS = ("key", "label", "path", "data", "is_array")
 
 
 def _block(items: Sequence[InputItem]) -> Any:
     import pyarrow as pa
 
-    is_path = [isinstance(item.value, Path) for item in items]
+    values = [_row(item) for item in items]
+    types = (pa.string(), pa.string(), pa.string(), pa.binary(), pa.bool_())
+    columns = zip(*values, strict=True)
     return pa.table(
-        {
-            "key": pa.array([item.key for item in items], pa.string()),
-            "label": pa.array([item.label or "" for item in items], pa.string()),
-            "path": pa.array(
-                [str(item.value) if is_file else "" for item, is_file in zip(items, is_path, strict=True)], pa.string()
-            ),
-            "value": pa.array(
-                [b"" if is_file else pickle.dumps(item.value) for item, is_file in zip(items, is_path, strict=True)],
-                pa.binary(),
-            ),
-        }
+        {name: pa.array(column, kind) for name, column, kind in zip(_INPUT_COLUMNS, columns, types, strict=True)}
     )
 
 
+def _row(item: InputItem) -> tuple[str, str, str, bytes, bool]:
+    value, label = item.value, item.label or ""
+    if isinstance(value, Path):
+        return item.key, label, str(value), b"", False
+    if isinstance(value, bytes):
+        return item.key, label, "", value, False
+    if isinstance(value, np.ndarray):
+        data = io.BytesIO()
+        np.save(data, value, allow_pickle=False)
+        return item.key, label, "", data.getvalue(), True
+    raise UsageError(
+        f"{item.key} is a picture in memory, which is not sent to a cluster.",
+        found=type(value).__name__,
+        expected="files, bytes of files, or arrays",
+        where=item.key,
+        hint="Give its file, or its pixels as an array.",
+    )
+
+
+def _item(key: str, label: str, path: str, data: bytes, is_array: bool) -> InputItem:
+    if path:
+        return InputItem(str(key), str(label) or None, Path(str(path)))
+    value = np.load(io.BytesIO(data), allow_pickle=False) if is_array else bytes(data)
+    return InputItem(str(key), str(label) or None, value)
+
+
+def _answer(
+    skipped: Sequence[Skipped], measured: Mapping[str, NDArray[Any]], *, failure: ICISDeployError | None = None
+) -> dict[str, Any]:
+    """Return one table of what was measured, with rows for what was left out, or one that says what failed."""
+    count = len(measured["key"]) if measured else 0
+    others = [(each.key, each.reason, "") for each in skipped]
+    if failure is not None:
+        others.append(("", "", _failure_text(failure)))
+    columns: dict[str, Any] = {
+        name: np.concatenate([measured.get(name, np.zeros(0, OUTCOME[name])), np.zeros(len(others), OUTCOME[name])])
+        for name in FIELDS
+    }
+    columns["key"] = [*measured.get("key", ()), *(key for key, _, _ in others)]
+    columns["head"] = [*measured.get("head", ()), *("" for _ in others)]
+    columns["reason"] = [*("" for _ in range(count)), *(reason for _, reason, _ in others)]
+    columns["failure"] = [*("" for _ in range(count)), *(text for _, _, text in others)]
+    return {name: np.array(values, object) if isinstance(values, list) else values for name, values in columns.items()}
+
+
+def _failure_text(error: ICISDeployError) -> str:
+    where = None if error.where is None else str(error.where)
+    return json.dumps({"type": type(error).__name__, "what": error.what, "where": where, "hint": error.hint})
+
+
+def _failure(text: str) -> ICISDeployError:
+    stated = json.loads(text)
+    kind = getattr(errors, stated["type"], RuntimeFailureError)
+    return cast(ICISDeployError, kind(stated["what"], where=stated["where"], hint=stated["hint"]))
+
+
 def _done(table: Mapping[str, Any], head: OutcomeHead) -> Done:
+    failed = next((str(text) for text in table["failure"] if text), None)
+    if failed is not None:
+        raise _failure(failed)
     reasons = np.asarray(table["reason"])
     is_there = reasons == ""
     keys = [str(key) for key in table["key"]]
@@ -136,21 +185,15 @@ def _done(table: Mapping[str, Any], head: OutcomeHead) -> Done:
     skipped = tuple(Skipped(key=keys[index], reason=str(reasons[index])) for index in np.flatnonzero(~is_there))
     return Done(
         outcomes=outcomes_from_columns(measured, head) if is_there.any() else None,
-        keys=tuple(measured["key"]),
+        keys=tuple(str(key) for key in measured["key"]),
         skipped=skipped,
         num_inputs=len(keys),
     )
 
 
-def _own_error(error: Exception) -> ICISDeployError:
-    """Return the error of ours that an actor raised, or one that says what became of the cluster."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ICISDeployError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
+def _of_cluster(error: Exception) -> RuntimeFailureError:
     return RuntimeFailureError(
-        f"The Ray cluster could not finish: {error}",
+        f"The Ray cluster could not finish: {reason_of(error)}.",
         found=type(error).__name__,
         expected="outcomes",
         hint="Look at its log; with a checkpoint the evaluation goes on where it was.",

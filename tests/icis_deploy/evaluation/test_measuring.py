@@ -49,7 +49,7 @@ def images(tiny_project, tmp_path):
 def measured(device, images, workers=1, batch_size=4):
     head = outcome_head(device)
     engine = threads(Worker(device=device, head=head), workers=workers)
-    outcomes, _ = measure(load_image_list(images), head, engine, batch_size=batch_size)
+    outcomes, _ = measure(load_image_list(images), engine, batch_size=batch_size)
     return outcomes.rows.tobytes()
 
 
