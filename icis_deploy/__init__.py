@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     from icis_deploy.api.compare import ComparedMethod, ComparisonOptions, compare_methods
     from icis_deploy.api.describe import DescribeOptions, describe
     from icis_deploy.api.diff import MovedClass, NearestClass, UpdateDiff, diff
-    from icis_deploy.api.evaluate import evaluate
+    from icis_deploy.api.evaluate import EvaluateOptions, evaluate
     from icis_deploy.api.export import ExportOptions, export
     from icis_deploy.api.generator import GeneratorOptions, export_generator
     from icis_deploy.api.inject import inject, train_injector
     from icis_deploy.api.models import ModelSource, OpenedModel, inspect
     from icis_deploy.api.module import add_to_module
+    from icis_deploy.api.outcomes import accuracy_of_outcomes, outcomes_of
     from icis_deploy.api.report import WrittenReport, report
     from icis_deploy.api.signing import keygen, rotate_keys, sign, sign_bundle, verify_bundle, verify_update
     from icis_deploy.api.verify import verify
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from icis_deploy.injection.validation.selection import MethodChoice, TriedMethod
     from icis_deploy.metrics.accuracy import AccuracyReport, Crossing
     from icis_deploy.metrics.accuracy_loss import AccuracyKept
+    from icis_deploy.metrics.outcomes import Skipped
     from icis_deploy.metrics.parity import GateProfile, ParityReport
     from icis_deploy.metrics.proportions import Interval
     from icis_deploy.metrics.seen_loss import LosingClass, SeenLoss, TakingClass
@@ -106,6 +108,7 @@ _HOMES = {
     "Device": "icis_deploy.runtime.device",
     "EngineSettings": "icis_deploy.bundle.target_options",
     "Estimate": "icis_deploy.injection.estimate.estimate",
+    "EvaluateOptions": "icis_deploy.api.evaluate",
     "ExportOptions": "icis_deploy.api.export",
     "FileEntry": "icis_deploy.bundle.manifest",
     "FollowedState": "icis_deploy.head.class_update",
@@ -146,6 +149,7 @@ _HOMES = {
     "Runtime": "icis_deploy.runtime.sessions.choice",
     "SeenLoss": "icis_deploy.metrics.seen_loss",
     "SignedFile": "icis_deploy.updates.signing",
+    "Skipped": "icis_deploy.metrics.outcomes",
     "TakingClass": "icis_deploy.metrics.seen_loss",
     "Statement": "exporters.stated.statement",
     "TargetOptions": "icis_deploy.bundle.target_options",
@@ -155,6 +159,7 @@ _HOMES = {
     "UpdateDiff": "icis_deploy.api.diff",
     "WrittenGenerator": "exporters.generator.writing",
     "WrittenReport": "icis_deploy.api.report",
+    "accuracy_of_outcomes": "icis_deploy.api.outcomes",
     "add_to_module": "icis_deploy.api.module",
     "ask_tags": "icis_deploy.api.ask_tags",
     "bench": "icis_deploy.api.bench",
@@ -173,6 +178,7 @@ _HOMES = {
     "load_descriptors": "icis_deploy.descriptors.files",
     "load_preprocessing": "icis_deploy.images.preprocessing",
     "load_update": "icis_deploy.updates.envelope",
+    "outcomes_of": "icis_deploy.api.outcomes",
     "report": "icis_deploy.api.report",
     "results": "icis_deploy.results",
     "rotate_keys": "icis_deploy.api.signing",
@@ -209,6 +215,7 @@ __all__ = [
     "Device",
     "EngineSettings",
     "Estimate",
+    "EvaluateOptions",
     "ExportOptions",
     "FileEntry",
     "FollowedState",
@@ -249,6 +256,7 @@ __all__ = [
     "Runtime",
     "SeenLoss",
     "SignedFile",
+    "Skipped",
     "Statement",
     "TakingClass",
     "TargetOptions",
@@ -259,6 +267,7 @@ __all__ = [
     "WrittenGenerator",
     "WrittenReport",
     "__version__",
+    "accuracy_of_outcomes",
     "add_to_module",
     "ask_tags",
     "bench",
@@ -277,6 +286,7 @@ __all__ = [
     "load_descriptors",
     "load_preprocessing",
     "load_update",
+    "outcomes_of",
     "report",
     "results",
     "rotate_keys",

@@ -7,9 +7,14 @@ from pathlib import Path
 # machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 
 from testing.tiny_project import TinyProject, write_tiny_project
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 IMAGENET_MOBILENET = REPOSITORY.parent / "shared" / "data" / "imagenet-mobilenet-v2"

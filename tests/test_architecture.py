@@ -84,8 +84,9 @@ ROOMS = {
         "icis_deploy.{bundle,common,head} icis_deploy.runtime.{changes,sessions,state,teaching}",
         later="icis_deploy.images",
     ),
+    "icis_deploy.evaluation": Room("icis_deploy.{bundle,common,head,images,metrics,runtime}"),
     "icis_deploy.api": Room(
-        "icis_deploy.{bundle,common,descriptors,head,images,injection,metrics,runtime,updates}",
+        "icis_deploy.{bundle,common,descriptors,evaluation,head,images,injection,metrics,runtime,updates}",
         "torch",
         later=(
             "exporters.{backbone,bundles,gate,generator,head,loading,stated,targets} "

@@ -4,25 +4,88 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-
-import numpy as np
+from typing import Literal
 
 from icis_deploy.api.inputs import ClassNames, PathLike, check_max_seen_loss, class_names_from
-from icis_deploy.common.arrays import Float32
 from icis_deploy.common.files import write_file
 from icis_deploy.common.terminal_text import points_text
 from icis_deploy.errors import ImageError, SeenLossError, UsageError
+from icis_deploy.evaluation.checkpoint import ParquetCheckpoint
+from icis_deploy.evaluation.measuring import (
+    Worker,
+    default_batch_size,
+    measure,
+    outcome_head,
+    threads,
+    usable_cores,
+)
+from icis_deploy.evaluation.on_ray import ray_actors
 from icis_deploy.head.class_names import quoted
-from icis_deploy.images.inputs import holds_images, prepared_batches
+from icis_deploy.images.inputs import holds_images
 from icis_deploy.images.loading import ListedImages, check_labelled
 from icis_deploy.images.python_values import PythonInputs, source_from
 from icis_deploy.images.sources import InputSource, labels_of
-from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_report
-from icis_deploy.runtime.device import Device, input_form
-from icis_deploy.runtime.sessions.choice import Runtime
+from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_of
+from icis_deploy.metrics.outcomes import OutcomeHead
+from icis_deploy.runtime.device import Device, runtime_of
+from icis_deploy.runtime.sessions.choice import Runtime, runtime_from
 
-BATCH_SIZE = 32
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateOptions:
+    """How a bundle is evaluated on many images; accuracy does not depend on it.
+
+    Example:
+        options = icis_deploy.EvaluateOptions(on_error="skip", checkpoint="outcomes")
+        report = icis_deploy.evaluate("bundle", images="images.csv", options=options)
+
+    Raises:
+        UsageError: On construction, if a number is not positive.
+    """
+
+    workers: int | None = None
+    """Threads, each of which reads images and runs the model on them; `None` for one a core."""
+
+    batch_size: int | None = None
+    """Images that a thread runs the model on at once; `None` for 4 on a CPU, and 32 elsewhere."""
+
+    on_error: Literal["stop", "skip"] = "stop"
+    """Whether an image that cannot be read ends the evaluation, or is left out and named in the report."""
+
+    checkpoint: PathLike | None = None
+    """A folder for the outcomes of single images, as Parquet files (the extra `data`): an evaluation that was ended
+    goes on where it was."""
+
+    engine: Literal["local", "ray"] = "local"
+    """Threads of this process, or actors of a Ray cluster (the extra `ray`), each with a device of its own. Every node
+    must reach the bundle and the images by the same paths."""
+
+    address: str | None = None
+    """Of the cluster: `auto` for one that runs, `None` for one that is started on this machine."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"`{name}` is {value}; expected at least 1.", found=value, expected="at least 1")
+        for name, allowed in (("on_error", ("stop", "skip")), ("engine", ("local", "ray"))):
+            if getattr(self, name) not in allowed:
+                raise UsageError(
+                    f"`{name}` is {getattr(self, name)!r}; expected {allowed[0]!r} or {allowed[1]!r}.",
+                    found=getattr(self, name),
+                    expected=allowed,
+                )
+        if self.address is not None and self.engine != "ray":
+            raise UsageError(
+                "`address` does nothing without a cluster.",
+                found=self.address,
+                expected="the engine 'ray'",
+                hint="Set `engine` to 'ray', or leave `address` out.",
+            )
 
 
 def evaluate(
@@ -32,6 +95,8 @@ def evaluate(
     unseen: ClassNames | None = None,
     runtime: Runtime | str = "onnxruntime",
     max_seen_loss: float | None = None,
+    options: EvaluateOptions | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> AccuracyReport:
     """Measure the accuracy of a bundle on labelled images, seen and unseen classes apart.
 
@@ -46,6 +111,9 @@ def evaluate(
         runtime: Where the bundle is run, as in `Device.open`; an open device keeps its own.
         max_seen_loss: How much of the accuracy on seen classes new ones may cost, as a fraction of 1 (0.02 is 2
             points); `None` for any.
+        options: How many images are measured at once, what is done with one that cannot be read, and where outcomes
+            are kept; by default as `EvaluateOptions()`.
+        progress: Called with the number of images that are done, and with how many there are.
 
     Example:
         report = icis_deploy.evaluate("bundle", images="images.csv")
@@ -58,58 +126,33 @@ def evaluate(
         ICISDeployError: If something cannot be read or run.
     """
     check_max_seen_loss(max_seen_loss)
-    device = bundle if isinstance(bundle, Device) else Device.open(bundle, runtime=runtime)
+    options = EvaluateOptions() if options is None else options
+    device = bundle if isinstance(bundle, Device) else _open(bundle, runtime, options)
     given = source_from(images, where="`images`")
     if isinstance(given, ListedImages):
         check_labelled(given)
     labels, source = labels_of(given), given.where
     where = None if isinstance(bundle, Device) else Path(bundle)
-    head_names = device.classes()
-    named = class_names_from(unseen)
-    original_names = frozenset(device.bundle.seen_names)
-    unseen_names = (
-        frozenset(name for name in head_names if name not in original_names) if named is None else frozenset(named)
+    head = outcome_head(device, class_names_from(unseen))
+    _check_labels(labels, head, source, max_seen_loss, disabled=device.disabled_classes())
+    _check_prepared(device, given)
+    checkpoint = None
+    if options.checkpoint is not None:
+        settings = {"source": source, "inputs": len(labels), "runtime": runtime_of(device).name}
+        checkpoint = ParquetCheckpoint(Path(options.checkpoint), head, settings)
+    batch_size = options.batch_size or default_batch_size(device)
+    if options.engine == "ray":
+        engine = ray_actors(device, head, on_error=options.on_error, batch_size=batch_size, address=options.address)
+    else:
+        engine = threads(Worker(device=device, head=head, on_error=options.on_error), workers=_workers(options))
+    outcomes, skipped = measure(
+        given,
+        engine,
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        progress=None if progress is None else partial(_tell, progress, len(labels)),
     )
-    absent = tuple(sorted(unseen_names - set(head_names)))
-    names = (*head_names, *absent)
-    indices = {name: index for index, name in enumerate(names)}
-    unknown = sorted({label for label in labels if label not in indices})
-    if disabled := [name for name in unknown if name in device.disabled_classes()]:
-        raise ImageError(
-            f"{source} shows {quoted(disabled)}, disabled on this device, which no answer can choose.",
-            found=tuple(disabled),
-            expected="classes that are enabled",
-            where=source,
-            hint="Enable them by `Device.enable()`, or leave their inputs out.",
-        )
-    if unknown:
-        raise ImageError(
-            f"{source} shows {quoted(unknown)}, which the bundle's head does not know.",
-            found=tuple(unknown),
-            expected="classes of the bundle's head",
-            where=source,
-            hint="Name them in `unseen` if they count as classes it should know, or leave their images out.",
-        )
-    is_seen = np.array([name not in unseen_names for name in names])
-    is_original = np.array([name in original_names for name in names])
-    if max_seen_loss is not None and not any(label in original_names - unseen_names for label in labels):
-        raise UsageError(
-            f"{source} shows none of the classes that the original model knows, on which a loss could be measured.",
-            found=0,
-            expected="at least 1 image of a seen class",
-            where=source,
-            hint="Add images of these classes, or leave `max_seen_loss` out.",
-        )
-    # A class that the head lacks gets a logit that never wins.
-    padded = np.pad(_logits(device, given), ((0, 0), (0, len(absent))), constant_values=-np.inf)
-    report = accuracy_report(
-        padded,
-        np.array([indices[label] for label in labels]),
-        seen=is_seen,
-        original_logits=np.where(is_original, padded, -np.inf)[:, is_seen],
-        class_names=names,
-        max_seen_loss=max_seen_loss,
-    )
+    report = replace(accuracy_of(outcomes, max_seen_loss=max_seen_loss), skipped=skipped)
     if report.seen_loss is not None and report.seen_loss.failure is not None and max_seen_loss is not None:
         raise SeenLossError(
             f"{'The device' if where is None else where}: {report.seen_loss.failure}.",
@@ -122,10 +165,56 @@ def evaluate(
     return report
 
 
-def _logits(device: Device, source: InputSource) -> Float32:
-    """Return `(num_inputs, num_classes)` float32."""
-    form = input_form(device.bundle)
-    if form.preprocessing is None and holds_images(source):
+def _tell(progress: Callable[[int, int], None], total: int, num_done: int) -> None:
+    progress(num_done, total)
+
+
+def _open(bundle: PathLike, runtime: Runtime | str, options: EvaluateOptions) -> Device:
+    chosen = runtime_from(runtime)
+    if chosen.num_threads is None and chosen.computes_on_cpu:
+        # Each worker runs the model by itself: the cores are shared among them.
+        chosen = replace(chosen, num_threads=max(1, usable_cores() // _workers(options)))
+    return Device.open(bundle, runtime=chosen)
+
+
+def _workers(options: EvaluateOptions) -> int:
+    return usable_cores() if options.workers is None else options.workers
+
+
+def _check_labels(
+    labels: Sequence[str], head: OutcomeHead, source: str, max_seen_loss: float | None, *, disabled: Collection[str]
+) -> None:
+    """Refuse labels that no figure could be made of, before anything is run."""
+    unknown = sorted({label for label in labels if label not in head.columns})
+    if switched_off := [name for name in unknown if name in disabled]:
+        raise ImageError(
+            f"{source} shows {quoted(switched_off)}, disabled on this device, which no answer can choose.",
+            found=tuple(switched_off),
+            expected="classes that are enabled",
+            where=source,
+            hint="Enable them by `Device.enable()`, or leave their inputs out.",
+        )
+    if unknown:
+        raise ImageError(
+            f"{source} shows {quoted(unknown)}, which the bundle's head does not know.",
+            found=tuple(unknown),
+            expected="classes of the bundle's head",
+            where=source,
+            hint="Name them in `unseen` if they count as classes it should know, or leave their images out.",
+        )
+    kept = {name for name, is_in in zip(head.class_names, head.is_original & head.is_seen, strict=True) if is_in}
+    if max_seen_loss is not None and kept.isdisjoint(labels):
+        raise UsageError(
+            f"{source} shows none of the classes that the original model knows, on which a loss could be measured.",
+            found=0,
+            expected="at least 1 image of a seen class",
+            where=source,
+            hint="Add images of these classes, or leave `max_seen_loss` out.",
+        )
+
+
+def _check_prepared(device: Device, source: InputSource) -> None:
+    if device.bundle.preprocessing is None and holds_images(source):
         raise UsageError(
             f"The bundle does not state how images are prepared, and {source.where} holds images.",
             found="images",
@@ -133,8 +222,6 @@ def _logits(device: Device, source: InputSource) -> Float32:
             where=source.where,
             hint="Export it with `preprocess`, or give arrays.",
         )
-    batches = prepared_batches(source, form, batch_size=BATCH_SIZE)
-    return np.concatenate([device.logits(batch.inputs).values for batch in batches])
 
 
 def save_class_table(path: Path, report: AccuracyReport) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, EXISTING_PATH, NEW_PATH, max_seen_loss_option, runtime_option
-from icis_deploy.cli.output import format_option, note, print_result
-from icis_deploy.common.terminal_text import columns, percent
+from icis_deploy.cli.output import counting_progress, format_option, note, print_result
+from icis_deploy.common.terminal_text import MAX_SHOWN, columns, percent, printable
 from icis_deploy.errors import SeenLossError, UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +41,26 @@ NUM_NAMED = 5
 @max_seen_loss_option("Exit with 1 if new classes cost the seen ones more points of accuracy, with 95 % confidence.")
 @click.option("--per-class", type=NEW_PATH, help="Write a CSV with a line for each class here.")
 @click.option("--curve", type=NEW_PATH, help="Draw S against U here, a .png.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Threads that read images and run the model. Default: cores."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images a thread runs at once. Default: 4; GPU: 32.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="What to do with an image that cannot be read.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Threads of this process, or actors of a Ray cluster.",
+)
+@click.option("--address", help="Of the Ray cluster: auto for one that runs. Default: one on this machine.")
+@click.option("--checkpoint", type=NEW_PATH, help="Keep outcomes in this folder, and go on with what it holds.")
 @runtime_option
 @format_option
 def evaluate(
@@ -50,20 +70,42 @@ def evaluate(
     max_seen_loss: float | None,
     per_class: Path | None,
     curve: Path | None,
+    workers: int | None,
+    batch_size: int | None,
+    on_error: Literal["stop", "skip"],
+    engine: Literal["local", "ray"],
+    address: str | None,
+    checkpoint: Path | None,
     runtime: str,
 ) -> None:
     """Measure the accuracy of BUNDLE on labelled images, seen and unseen classes apart.
 
     Every number is a macro average: the mean of the classes' own accuracies.
     """
+    from icis_deploy.api.evaluate import EvaluateOptions, save_class_table
     from icis_deploy.api.evaluate import evaluate as evaluate_bundle
-    from icis_deploy.api.evaluate import save_class_table
     from icis_deploy.api.evaluate_plot import save_curve_plot
 
     _check_folders({"--per-class": per_class, "--curve": curve})
     failure = None
     try:
-        report = evaluate_bundle(bundle, images=images, unseen=unseen, runtime=runtime, max_seen_loss=max_seen_loss)
+        with counting_progress("Evaluating") as progress:
+            report = evaluate_bundle(
+                bundle,
+                images=images,
+                unseen=unseen,
+                runtime=runtime,
+                max_seen_loss=max_seen_loss,
+                options=EvaluateOptions(
+                    workers=workers,
+                    batch_size=batch_size,
+                    on_error=on_error,
+                    checkpoint=checkpoint,
+                    engine=engine,
+                    address=address,
+                ),
+                progress=progress,
+            )
     except SeenLossError as error:
         if error.report is None:
             raise
@@ -112,6 +154,7 @@ def accuracy_text(report: AccuracyReport) -> str:
         _figures(report),
         _budgets(report),
         "\n".join(_classes(report)),
+        "\n".join(_skipped(report)),
     ]
     return "\n\n".join(block for block in blocks if block)
 
@@ -178,3 +221,13 @@ def _classes(report: AccuracyReport) -> Iterator[str]:
         f"{report.num_seen_images} images of seen and {report.num_unseen_images} of unseen classes; "
         f"{report.num_seen_taken_for_unseen} seen taken for unseen, {report.num_unseen_taken_for_seen} unseen for seen."
     )
+
+
+def _skipped(report: AccuracyReport) -> Iterator[str]:
+    if not report.skipped:
+        return
+    yield f"Left out, as they could not be read: {len(report.skipped)} images"
+    for each in report.skipped[:NUM_NAMED]:
+        yield f"  {printable(each.reason, max_length=MAX_SHOWN)}"
+    if len(report.skipped) > NUM_NAMED:
+        yield "  All of them are named with --format json."

@@ -278,3 +278,34 @@ def training_progress(description: str) -> Iterator[Callable[[int, float], None]
             bar.update(task, epoch=epoch, loss=loss)
 
         yield show
+
+
+@contextmanager
+def counting_progress(description: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Give a callback that shows on stderr how many are done, how fast, and the time left.
+
+    It is `None` unless stderr is a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn(description),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(description, total=None, rate="")
+
+        def show(done: int, total: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, completed=done, total=total, rate="" if speed is None else f"{speed:.0f} a second")
+
+        yield show

@@ -117,7 +117,7 @@ def _opened(path: Path, dictionary: Sequence[str] = ()) -> Any:
             found=str(error),
             expected="pyarrow",
             where=path,
-            hint="Install it: pip install 'icis-deploy[parquet]'.",
+            hint="Install it: pip install 'icis-deploy[data]'.",
         ) from error
     file = ParquetFile(path, read_dictionary=list(dictionary))
     metadata = file.metadata

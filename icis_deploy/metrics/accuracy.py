@@ -24,12 +24,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from icis_deploy.common.arrays import Bool, Float64, Int64
+from icis_deploy.common.arrays import Bool, Int64
 from icis_deploy.errors import IncompatibleError
-from icis_deploy.metrics.averages import Logits, harmonic_mean, macro, mean_by_class, none_for_nan, winners
+from icis_deploy.metrics.averages import Logits, harmonic_mean, macro, mean_by_class, none_for_nan
 from icis_deploy.metrics.class_intervals import class_intervals
+from icis_deploy.metrics.outcomes import OutcomeHead, Outcomes, Skipped, leads_in, measure_outcomes
 from icis_deploy.metrics.proportions import Interval
-from icis_deploy.metrics.seen_loss import SeenLoss, measure_seen_loss
+from icis_deploy.metrics.seen_loss import SeenLoss, seen_loss_of
 from icis_deploy.metrics.trade_off import (
     BUDGETS,
     TOP,
@@ -38,7 +39,7 @@ from icis_deploy.metrics.trade_off import (
     ausuc,
     budget_point,
     curve_of,
-    leads_of,
+    leads_from,
 )
 
 MAX_CROSSINGS = 20
@@ -153,6 +154,9 @@ class AccuracyReport:
     class_mistake: tuple[int | None, ...] = ()
     """`(num_classes,)`: column of the most frequent wrong answer for images of each class; None where there is none."""
 
+    skipped: tuple[Skipped, ...] = ()
+    """Images that could not be read, and were left out of every figure."""
+
     def __post_init__(self) -> None:
         for name in ("T", "U", "S", "H", "S_original", "AUSUC"):
             value = getattr(self, name)
@@ -200,6 +204,7 @@ class AccuracyReport:
             "class_num_images": list(self.class_num_images),
             "class_is_seen": list(self.class_is_seen),
             "class_mistake": list(self.class_mistake),
+            "skipped": [{"key": each.key, "reason": each.reason} for each in self.skipped],
         }
 
 
@@ -230,15 +235,39 @@ def accuracy_report(
     num_images, num_classes = scores.shape
     columns = checked_labels(labels, num_images=num_images, num_classes=num_classes)
     seen_mask = mask_of_seen(seen, num_classes=num_classes)
-    names = tuple(map(str, range(num_classes))) if class_names is None else tuple(class_names)
-    of_seen, predictions = seen_mask[columns], winners(scores, np.arange(num_classes))
+    original = original_scores(original_logits, num_images=num_images, seen_mask=seen_mask)
+    head = OutcomeHead(
+        class_names=tuple(map(str, range(num_classes))) if class_names is None else tuple(class_names),
+        is_seen=seen_mask,
+        is_original=original_mask(original, seen_mask),
+        has_original=original is not None,
+    )
+    keys = tuple(map(str, range(num_images)))
+    return accuracy_of(
+        measure_outcomes(scores, columns, head, keys=keys, original_scores=original), max_seen_loss=max_seen_loss
+    )
+
+
+def accuracy_of(outcomes: Outcomes, *, max_seen_loss: float | None = None) -> AccuracyReport:
+    """Return the accuracy that outcomes amount to: a function of them in their order, which `merge` makes canonical.
+
+    Args:
+        outcomes: Of all images.
+        max_seen_loss: Budget for `seen_loss`, fraction of 1.
+    """
+    head, columns, predictions = outcomes.head, outcomes.column("label"), outcomes.column("answer")
+    seen_mask, num_classes = head.is_seen, len(head.class_names)
+    of_seen = seen_mask[columns]
     crossed = of_seen != seen_mask[predictions]
     class_accuracy = mean_by_class(predictions == columns, columns, num_classes=num_classes)
-    among_unseen = winners(scores[~of_seen], np.flatnonzero(~seen_mask)) == columns[~of_seen]
-    original_accuracy = original_class_accuracy(original_logits, columns, seen_mask)
-    unseen_accuracy, seen_accuracy = macro(class_accuracy[~seen_mask]), macro(class_accuracy[seen_mask])
+    among_unseen = (outcomes.column("answer_among_unseen") == columns)[~of_seen]
     class_t = mean_by_class(among_unseen, columns[~of_seen], num_classes=num_classes)
-    leads = leads_of(scores, columns, seen_mask)
+    original_accuracy = None
+    if head.has_original:
+        was_right = (outcomes.column("original_answer") == columns)[of_seen]
+        original_accuracy = mean_by_class(was_right, columns[of_seen], num_classes=num_classes)
+    unseen_accuracy, seen_accuracy = macro(class_accuracy[~seen_mask]), macro(class_accuracy[seen_mask])
+    leads = leads_from(*leads_in(outcomes), columns, seen_mask)
     before = None if original_accuracy is None else macro(original_accuracy)
     points = [] if leads is None else [budget_point(leads, max_seen_loss=each, before=before) for each in BUDGETS]
     by_class = {
@@ -253,7 +282,7 @@ def accuracy_report(
         S=seen_accuracy,
         H=harmonic_mean(unseen_accuracy, seen_accuracy),
         S_original=before,
-        num_images=num_images,
+        num_images=len(outcomes),
         num_seen_images=int(of_seen.sum()),
         num_classes=num_classes,
         num_seen_classes=int(seen_mask.sum()),
@@ -262,70 +291,85 @@ def accuracy_report(
         crossings=most_frequent_crossings(columns[crossed], predictions[crossed]),
         class_accuracy=none_for_nan(class_accuracy),
         class_change=None if original_accuracy is None else none_for_nan(class_accuracy - original_accuracy),
-        top5=top5_accuracies(scores, columns, seen_mask, original_logits),
+        top5=top5_accuracies(outcomes),
         AUSUC=None if leads is None else ausuc(leads),
         intervals=class_intervals(by_class, seen_mask, leads=leads),
-        seen_loss=measure_seen_loss(
-            scores,
+        seen_loss=seen_loss_of(
             columns,
-            is_original=original_mask(original_logits, seen_mask),
-            class_names=names,
+            outcomes.column("answer_among_original"),
+            predictions,
+            is_original=head.is_original,
+            class_names=head.class_names,
             max_seen_loss=max_seen_loss,
         ),
         budget_points=tuple(point for point in points if point is not None),
         curve=() if leads is None else curve_of(leads),
-        class_names=names,
+        class_names=head.class_names,
         class_num_images=tuple(np.bincount(columns, minlength=num_classes).tolist()),
         class_is_seen=tuple(seen_mask.tolist()),
         class_mistake=most_frequent_mistakes(columns, predictions, num_classes=num_classes),
     )
 
 
-def original_mask(original_logits: ArrayLike | None, seen_mask: Bool) -> Bool:
-    """Return which classes the original model has, `(num_classes,)`: all seen ones, unless its logits say otherwise."""
-    if original_logits is None or not np.size(original_logits):
-        return seen_mask
-    mask: Bool = seen_mask.copy()
-    mask[seen_mask] = ~np.isneginf(np.asarray(original_logits)).all(axis=0)
-    return mask
-
-
-def top5_accuracies(
-    scores: Logits, columns: Int64, seen_mask: Bool, original_logits: ArrayLike | None
-) -> dict[str, float | None]:
-    """Return the top-5 accuracies by the names of the five figures; `accuracy_report` has checked what they are of."""
-    of_seen, every = seen_mask[columns], np.arange(len(seen_mask))
-    found = {
-        "T": macro_top5(scores[~of_seen], columns[~of_seen], np.flatnonzero(~seen_mask)),
-        "U": macro_top5(scores[~of_seen], columns[~of_seen], every),
-        "S": macro_top5(scores[of_seen], columns[of_seen], every),
-    }
-    found["H"] = harmonic_mean(found["U"], found["S"])
-    found["S_original"] = None
-    if original_logits is not None:
-        original = np.full((int(of_seen.sum()), len(seen_mask)), -np.inf)
-        original[:, seen_mask] = np.asarray(original_logits)[of_seen]
-        found["S_original"] = macro_top5(original, columns[of_seen], np.flatnonzero(seen_mask))
-    return found
-
-
-def macro_top5(scores: Logits, columns: Int64, candidates: Int64) -> float | None:
-    """Return how often the right class is among the five greatest logits of some columns, macro averaged.
+def original_scores(original_logits: ArrayLike | None, *, num_images: int, seen_mask: Bool) -> Logits | None:
+    """Return the original model's logits in the columns of the expanded head, minus infinity elsewhere.
 
     Args:
-        scores: `(num_images, num_classes)`.
-        columns: `(num_images,)`, labels, among the candidates.
-        candidates: The columns to choose among.
+        original_logits: `(num_images, num_seen_classes)`, or None.
+        num_images: As many as there are labels.
+        seen_mask: `(num_classes,)`.
+
+    Returns:
+        `(num_images, num_classes)`, or None where there are no original logits.
+
+    Raises:
+        IncompatibleError: If they have another shape, or hold a NaN.
     """
-    if len(candidates) <= TOP or not len(columns):
+    if original_logits is None:
         return None
-    own = scores[np.arange(len(columns)), columns]
-    rivals = scores[:, candidates]
-    # Of equal logits the first wins, as in top-1.
-    num_above = (rivals > own[:, None]).sum(axis=1)
-    num_above += ((rivals == own[:, None]) & (candidates < columns[:, None])).sum(axis=1)
-    is_right = (num_above < TOP) & ~np.isneginf(own)
-    return macro(mean_by_class(is_right, columns, num_classes=scores.shape[1]))
+    scores = checked_logits(original_logits, name="original logits")
+    expected = (num_images, int(seen_mask.sum()))
+    if scores.shape != expected:
+        raise IncompatibleError(
+            f"The original logits have shape {scores.shape}; expected {expected}: the same images, and one column for "
+            f"each seen class.",
+            found=scores.shape,
+            expected=expected,
+        )
+    if expected[1] == len(seen_mask):
+        return scores
+    placed: Logits = np.full((num_images, len(seen_mask)), -np.inf, dtype=scores.dtype)
+    placed[:, seen_mask] = scores
+    return placed
+
+
+def original_mask(original: Logits | None, seen_mask: Bool) -> Bool:
+    """Return which classes the original model has, `(num_classes,)`: all seen ones, unless its logits say otherwise."""
+    if original is None or not np.size(original):
+        return seen_mask
+    return np.asarray(seen_mask & ~np.isneginf(original).all(axis=0))
+
+
+def top5_accuracies(outcomes: Outcomes) -> dict[str, float | None]:
+    """Return the top-5 accuracies by the names of the five figures."""
+    head, columns = outcomes.head, outcomes.column("label")
+    of_seen = head.is_seen[columns]
+    num_classes, num_seen = len(head.class_names), int(head.is_seen.sum())
+
+    def figure(kind: str, images: Bool, num_candidates: int) -> float | None:
+        if num_candidates <= TOP or not images.any():
+            return None
+        is_right = outcomes.in_top5_of(kind)[images]
+        return macro(mean_by_class(is_right, columns[images], num_classes=num_classes))
+
+    found = {
+        "T": figure("unseen", ~of_seen, num_classes - num_seen),
+        "U": figure("all", ~of_seen, num_classes),
+        "S": figure("all", of_seen, num_classes),
+    }
+    found["H"] = harmonic_mean(found["U"], found["S"])
+    found["S_original"] = figure("original", of_seen, num_seen) if head.has_original else None
+    return found
 
 
 def most_frequent_mistakes(columns: Int64, predictions: Int64, *, num_classes: int) -> tuple[int | None, ...]:
@@ -346,33 +390,6 @@ def most_frequent_crossings(labels: Int64, predictions: Int64) -> tuple[Crossing
         Crossing(label=label, prediction=prediction, num_images=count)
         for (label, prediction), count in ordered[:MAX_CROSSINGS]
     )
-
-
-def original_class_accuracy(original_logits: ArrayLike | None, columns: Int64, seen_mask: Bool) -> Float64 | None:
-    """Return the original model's accuracy on each class, NaN where it is unseen or without images.
-
-    Args:
-        original_logits: `(num_images, num_seen_classes)`, or None.
-        columns: `(num_images,)`, labels as columns of the expanded classifier.
-        seen_mask: `(num_classes,)`.
-
-    Returns:
-        `(num_classes,)`, or None where there are no original logits.
-    """
-    if original_logits is None:
-        return None
-    scores = checked_logits(original_logits, name="original logits")
-    expected = (len(columns), int(seen_mask.sum()))
-    if scores.shape != expected:
-        raise IncompatibleError(
-            f"The original logits have shape {scores.shape}; expected {expected}: the same images, and one column for "
-            f"each seen class.",
-            found=scores.shape,
-            expected=expected,
-        )
-    of_seen = seen_mask[columns]
-    predictions = np.flatnonzero(seen_mask)[winners(scores[of_seen], np.arange(expected[1]))]
-    return mean_by_class(predictions == columns[of_seen], columns[of_seen], num_classes=len(seen_mask))
 
 
 def checked_logits(logits: ArrayLike, *, name: str) -> Logits:

@@ -23,13 +23,14 @@ def winners(scores: Logits, columns: Int64) -> Int64:
 
     Args:
         scores: `(num_images, num_classes)`.
-        columns: `(num_candidates,)`, the columns to choose among; none are needed where there are no images.
+        columns: `(num_candidates,)`, the columns to choose among.
 
     Returns:
-        `(num_images,)` int64; -1 where every candidate is minus infinity, the logit of a class that a head lacks.
+        `(num_images,)` int64; -1 where there are no candidates, or every one is minus infinity, the logit of a class
+        that a head lacks.
     """
-    if len(scores) == 0:
-        return np.zeros(0, dtype=np.int64)
+    if not len(scores) or not len(columns):
+        return np.full(len(scores), -1, dtype=np.int64)
     candidates = scores if len(columns) == scores.shape[1] else scores[:, columns]
     best = candidates.argmax(axis=1)
     is_known = ~np.isneginf(np.take_along_axis(candidates, best[:, None], axis=1)[:, 0])

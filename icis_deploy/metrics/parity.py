@@ -9,6 +9,7 @@ than half a standard deviation; which of the two wins there is chance, so a disa
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from icis_deploy.metrics.accuracy_loss import AccuracyKept
 from icis_deploy.metrics.seen_loss import SeenLoss
 
 CONFIDENCE = 0.99
+_ROUNDING = 1e-14
+"""The least deviation, relative to the mean, that is told from the rounding of float64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +145,40 @@ class ParityReport:
         return {"passed": self.passed, **values, "failures": list(self.failures), "seen_loss": seen_loss}
 
 
+PARITY = np.dtype(
+    [
+        ("mean", "<f8"),  # of the reference's logits
+        ("squares", "<f8"),  # sum of their squared distances from it
+        ("margin", "<f8"),  # between its two greatest
+        ("max_error", "<f8"),
+        ("agrees", "?"),  # whether the same class wins
+    ]
+)
+"""What is kept of an image. All else that a report needs is the greatest errors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Errors:
+    """Errors of images, of which any partition in any order can be put together to the same report."""
+
+    rows: NDArray[np.void]
+    """`(num_images,)` of dtype `PARITY`."""
+
+    greatest: Float64
+    """`(at most num_kept,)` ascending: the greatest errors of single logits."""
+
+    num_kept: int
+    """How many of these are kept, `num_kept_of` all images that will be compared."""
+
+    num_classes: int
+
+
+def num_kept_of(num_images: int, num_classes: int) -> int:
+    """Return how many errors are greater than the 99.9th percentile of those of so many images, or equal to it."""
+    last = num_images * num_classes - 1
+    return last - math.ceil(0.999 * last) + 1
+
+
 def compare_logits(
     reference: NDArray[np.floating[Any]],
     exported: NDArray[np.floating[Any]],
@@ -160,17 +197,86 @@ def compare_logits(
     Raises:
         IncompatibleError: If the shapes differ, are empty, or the reference is not finite or constant.
     """
+    num_kept = num_kept_of(*reference.shape) if np.ndim(reference) == 2 and np.size(reference) else 0
+    errors = measure_errors(reference, exported, num_kept=num_kept, compared_with=compared_with)
+    return parity_of([errors], profile=profile, compared_with=compared_with)
+
+
+def measure_errors(
+    reference: NDArray[np.floating[Any]],
+    exported: NDArray[np.floating[Any]],
+    *,
+    num_kept: int,
+    compared_with: str,
+) -> Errors:
+    """Return the errors of a batch of images.
+
+    Args:
+        reference: `(num_images, num_classes)`, any float dtype.
+        exported: The same shape.
+        num_kept: `num_kept_of` all images, not of this batch.
+        compared_with: What the reference is, in words.
+
+    Raises:
+        IncompatibleError: If the shapes differ, are empty, or the reference is not finite.
+    """
     expected, found = np.asarray(reference, np.float64), np.asarray(exported, np.float64)
-    scale = _scale(expected, found, compared_with)
+    _check_comparable(expected, found, compared_with)
     # A NaN would pass every `error > threshold`; as an infinite error it fails them all.
     errors = np.abs(found - expected)
     errors[np.isnan(errors)] = np.inf
-    near_ties, disagreements = _count_disagreements(expected, found, max_error=float(errors.max()))
-    num_clear = len(expected) - near_ties
+    rows = np.empty(len(expected), dtype=PARITY)
+    rows["mean"] = expected.mean(axis=1)
+    rows["squares"] = np.square(expected - rows["mean"][:, None]).sum(axis=1)
+    rows["max_error"] = errors.max(axis=1)
+    rows["margin"] = np.inf
+    if expected.shape[1] > 1:
+        top_two = np.partition(expected, -2, axis=1)[:, -2:]
+        rows["margin"] = top_two[:, 1] - top_two[:, 0]
+    rows["agrees"] = expected.argmax(axis=1) == np.nan_to_num(found, nan=-np.inf).argmax(axis=1)
+    return Errors(
+        rows=rows, greatest=_greatest(errors.reshape(-1), num_kept), num_kept=num_kept, num_classes=expected.shape[1]
+    )
+
+
+def _greatest(errors: Float64, num_kept: int) -> Float64:
+    """Return the greatest errors, ascending."""
+    if len(errors) > num_kept:
+        errors = np.partition(errors, len(errors) - num_kept)[len(errors) - num_kept :]
+    return np.sort(errors)
+
+
+def parity_of(parts: Iterable[Errors], *, profile: GateProfile, compared_with: str) -> ParityReport:
+    """Return the report on images whose errors were measured, in any order.
+
+    Args:
+        parts: At least one, all with the same `num_kept`.
+        profile: The thresholds.
+        compared_with: What the reference is, in words.
+
+    Raises:
+        IncompatibleError: If the reference is constant.
+    """
+    rows_of, greatest, first = [], np.zeros(0), None
+    for part in parts:
+        first = part if first is None else first
+        rows_of.append(part.rows)
+        greatest = _greatest(np.concatenate([greatest, part.greatest]), first.num_kept)
+    assert first is not None
+    rows = np.concatenate(rows_of)
+    scale = _scale(rows, first.num_classes, compared_with)
+    max_error = float(greatest[-1])
+    # Both logits may be off by the greatest error, in opposite directions. An error as wide as the logits themselves
+    # must not excuse everything, so a margin above half a deviation is never a tie.
+    # Why: docs/decisions/0007.
+    is_near_tie = rows["margin"] <= min(2 * max_error, 0.5 * scale)
+    near_ties, disagreements = int(is_near_tie.sum()), int((~rows["agrees"] & ~is_near_tie).sum())
+    num_clear = len(rows) - near_ties
+    # Index from the end: the rank of the percentile among all errors, of which only the greatest are here.
+    p999_error = float(greatest[-num_kept_of(len(rows), first.num_classes)])
     measured: dict[str, Any] = {
-        "max_scaled_error": float(errors.max()) / scale,
-        # Sorted here: numpy's quantile subtracts neighbours, which turns two infinities into a NaN.
-        "p999_scaled_error": float(np.sort(errors, axis=None)[math.ceil(0.999 * (errors.size - 1))]) / scale,
+        "max_scaled_error": max_error / scale,
+        "p999_scaled_error": p999_error / scale,
         "num_near_ties": near_ties,
         "num_disagreements": disagreements,
         "agreement": 1.0 - disagreements / num_clear if num_clear else 1.0,
@@ -179,16 +285,15 @@ def compare_logits(
     return ParityReport(
         compared_with=compared_with,
         profile=profile,
-        num_images=len(expected),
-        num_classes=expected.shape[1],
+        num_images=len(rows),
+        num_classes=first.num_classes,
         logit_std=scale,
         failures=_failures(profile, measured),
         **measured,
     )
 
 
-def _scale(expected: Float64, found: Float64, compared_with: str) -> float:
-    """Return the standard deviation of the reference's logits; raise `IncompatibleError` if there is none."""
+def _check_comparable(expected: Float64, found: Float64, compared_with: str) -> None:
     if expected.shape != found.shape or expected.ndim != 2 or expected.size == 0:
         raise IncompatibleError(
             f"The exported model gave logits of shape {found.shape}; the reference has {expected.shape}.",
@@ -203,29 +308,25 @@ def _scale(expected: Float64, found: Float64, compared_with: str) -> float:
             where=compared_with,
             hint="Check the original model on an image, and how images are prepared.",
         )
-    scale = float(expected.std())
-    if not scale > 0:
+
+
+def _scale(rows: NDArray[np.void], num_classes: int, compared_with: str) -> float:
+    """Return the standard deviation of the reference's logits; raise `IncompatibleError` if there is none."""
+    # Exactly rounded sums do not depend on the order of images. Squares are about means: those of logits that are far
+    # from 0 and near each other would cancel.
+    mean = math.fsum(rows["mean"].tolist()) / len(rows)
+    between = math.fsum(np.square(rows["mean"] - mean).tolist()) * num_classes
+    scale = math.sqrt((math.fsum(rows["squares"].tolist()) + between) / (len(rows) * num_classes))
+    if not scale > _ROUNDING * abs(mean):
         raise IncompatibleError(
-            f"The reference ({compared_with}) gives one number as the logit of every class and image (standard "
-            f"deviation {scale}), so errors have no scale.",
-            found=float(scale),
+            f"The reference ({compared_with}) gives one number as the logit of every class and image, so errors have "
+            f"no scale.",
+            found=0.0,
             expected="a standard deviation above 0",
             where=compared_with,
             hint="Check the original model on an image: is it trained?",
         )
     return scale
-
-
-def _count_disagreements(expected: Float64, found: Float64, *, max_error: float) -> tuple[int, int]:
-    if expected.shape[1] == 1:
-        return 0, 0
-    top_two = np.partition(expected, -2, axis=1)[:, -2:]
-    # Both logits may be off by the greatest error, in opposite directions. An error as wide as the logits themselves
-    # must not excuse everything, so a margin above half a deviation is never a tie.
-    # Why: docs/decisions/0007.
-    near_tie = top_two[:, 1] - top_two[:, 0] <= min(2 * max_error, 0.5 * float(expected.std()))
-    differs = expected.argmax(axis=1) != np.nan_to_num(found, nan=-np.inf).argmax(axis=1)
-    return int(near_tie.sum()), int((differs & ~near_tie).sum())
 
 
 def _failures(profile: GateProfile, measured: dict[str, Any]) -> tuple[str, ...]:

@@ -177,13 +177,41 @@ def measure_seen_loss(
     Returns:
         `None` where no image is of a class of the original model.
     """
+    return seen_loss_of(
+        columns,
+        winners(scores, np.flatnonzero(is_original)),
+        winners(scores, np.arange(scores.shape[1])),
+        is_original=is_original,
+        class_names=class_names,
+        max_seen_loss=max_seen_loss,
+    )
+
+
+def seen_loss_of(
+    columns: Int64,
+    among_original: Int64,
+    among_all: Int64,
+    *,
+    is_original: Bool,
+    class_names: Sequence[str],
+    max_seen_loss: float | None = None,
+) -> SeenLoss | None:
+    """Return what new classes cost, as `measure_seen_loss`, from the answers.
+
+    Args:
+        columns: `(num_images,)`, labels.
+        among_original: `(num_images,)`: which class wins among those of the original model.
+        among_all: `(num_images,)`: which wins among all.
+        is_original: `(num_classes,)`.
+        class_names: `(num_classes,)`.
+        max_seen_loss: The budget, if there is one, fraction of 1.
+    """
     chosen = is_original[columns]
     if not chosen.any():
         return None
-    labels, rows = columns[chosen], scores[chosen]
+    labels, answers = columns[chosen], among_all[chosen]
     weights = class_weights(labels)
-    was_right = winners(rows, np.flatnonzero(is_original)) == labels
-    answers = winners(rows, np.arange(scores.shape[1]))
+    was_right = among_original[chosen] == labels
     is_lost = was_right & (answers != labels)
     trials = 1.0 / float(weights @ weights)
     share = float(weights @ is_lost)

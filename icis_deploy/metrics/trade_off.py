@@ -25,6 +25,8 @@ BUDGETS = (0.01, 0.02, 0.05, 0.1)
 MAX_POINTS = 200
 """As many points of a curve as are kept: more cannot be told apart in a picture."""
 
+_NUMBERS_AT_ONCE = 1 << 20
+
 TOP = 5
 
 
@@ -127,14 +129,43 @@ def leads_of(scores: Logits, columns: Int64, seen_mask: Bool) -> Leads | None:
     if not of_seen.any() or of_seen.all():
         return None
     seen_columns, new_columns = np.flatnonzero(seen_mask), np.flatnonzero(~seen_mask)
+    needed = np.full(len(columns), np.inf)
+    needed[~of_seen] = shift_for_top(scores[~of_seen], columns[~of_seen], seen_columns, new_columns)
+    return leads_from(
+        lead_of(scores, seen_columns, new_columns),
+        np.where(of_seen, winners(scores, seen_columns), winners(scores, new_columns)),
+        needed,
+        columns,
+        seen_mask,
+    )
+
+
+def lead_of(scores: Logits, seen_columns: Int64, new_columns: Int64) -> Float64:
+    """Return the greatest seen logit of each image less its greatest new one, `(num_images,)`."""
     with np.errstate(invalid="ignore"):  # both sides may be minus infinity; such an image is right on neither
         lead = scores[:, seen_columns].max(axis=1).astype(np.float64) - scores[:, new_columns].max(axis=1)
-    own = np.where(of_seen, winners(scores, seen_columns), winners(scores, new_columns))
-    is_right = own == columns
+    return np.asarray(lead)
+
+
+def leads_from(
+    lead: Float64, own_answer: Int64, shift_for_top5: Float64, columns: Int64, seen_mask: Bool
+) -> Leads | None:
+    """Return the leads of images of which this is known; `None` unless both sides have images.
+
+    Args:
+        lead: `(num_images,)`, from `lead_of`.
+        own_answer: `(num_images,)`: which class wins among those of the image's own side.
+        shift_for_top5: `(num_images,)`, from `shift_for_top`; what it is of images of seen classes does not matter.
+        columns: `(num_images,)`, labels.
+        seen_mask: `(num_classes,)`.
+    """
+    of_seen = seen_mask[columns]
+    if not of_seen.any() or of_seen.all():
+        return None
+    is_right = own_answer == columns
     seen_lead, seen_labels = _ascending(lead[of_seen & is_right], columns[of_seen & is_right])
     unseen_lead, unseen_labels = _ascending(lead[~of_seen & is_right], columns[~of_seen & is_right])
-    needed = _needed_for_top(scores[~of_seen], columns[~of_seen], seen_columns, new_columns)
-    top_lead, top_labels = _ascending(needed, columns[~of_seen])
+    top_lead, top_labels = _ascending(shift_for_top5[~of_seen], columns[~of_seen])
     weight = np.zeros(len(seen_mask))
     for labels in (columns[of_seen], columns[~of_seen]):
         weight[labels] = class_weights(labels)
@@ -154,8 +185,15 @@ def _ascending(values: Float64, columns: Int64) -> tuple[Float64, Int64]:
     return np.asarray(values[order], dtype=np.float64), columns[order]
 
 
-def _needed_for_top(scores: Logits, labels: Int64, seen_columns: Int64, new_columns: Int64) -> Float64:
-    """Return the shift above which the right class of each image is among the first five; infinite for none."""
+def shift_for_top(scores: Logits, labels: Int64, seen_columns: Int64, new_columns: Int64) -> Float64:
+    """Return the shift above which the right class of each image is among the first five, infinite for none.
+
+    Args:
+        scores: `(num_images, num_classes)`.
+        labels: `(num_images,)`, columns of new classes.
+        seen_columns: The columns of seen classes.
+        new_columns: Those of new ones.
+    """
     own = scores[np.arange(len(labels)), labels].astype(np.float64)
     num_above = (scores[:, new_columns] > own[:, None]).sum(axis=1)
     num_best = min(TOP, len(seen_columns))
@@ -180,11 +218,17 @@ def resampled_ausuc(leads: Leads, drawn: Float64) -> Float64:
         leads: Of all images.
         drawn: `(num_resamples, num_classes)`: how often each class counts, with a mean of 1 on each side.
     """
-    seen = leads.weights(leads.seen_columns) * drawn[:, leads.seen_columns]
-    unseen = leads.weights(leads.unseen_columns) * drawn[:, leads.unseen_columns]
-    gained = np.concatenate([np.zeros((len(drawn), 1)), np.cumsum(unseen, axis=1)], axis=1)
     less, less_or_equal = (np.searchsorted(leads.unseen, leads.seen, side=side) for side in ("left", "right"))
-    return np.asarray((seen * (gained[:, less] + gained[:, less_or_equal])).sum(axis=1) / 2)
+    of_seen, of_unseen = leads.weights(leads.seen_columns), leads.weights(leads.unseen_columns)
+    # Few resamples at once where there are many images: each takes as many numbers as there are.
+    at_once = max(1, _NUMBERS_AT_ONCE // max(1, len(of_seen) + len(of_unseen)))
+    areas = []
+    for start in range(0, len(drawn), at_once):
+        part = drawn[start : start + at_once]
+        seen, unseen = of_seen * part[:, leads.seen_columns], of_unseen * part[:, leads.unseen_columns]
+        gained = np.concatenate([np.zeros((len(part), 1)), np.cumsum(unseen, axis=1)], axis=1)
+        areas.append((seen * (gained[:, less] + gained[:, less_or_equal])).sum(axis=1) / 2)
+    return np.concatenate(areas) if areas else np.zeros(0)
 
 
 def curve_of(leads: Leads) -> tuple[TradeOffPoint, ...]:

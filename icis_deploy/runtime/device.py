@@ -118,6 +118,11 @@ def session_of(device: Device) -> Session:
     return device._opened.session
 
 
+def runtime_of(device: Device) -> Runtime:
+    """Return where a device runs its model."""
+    return device._opened.runtime
+
+
 def state_of(device: Device) -> HeadState:
     """Return the head that the next request to a device will get."""
     return device._opened.updater.held.state

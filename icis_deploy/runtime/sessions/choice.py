@@ -94,6 +94,11 @@ class Runtime:
         """Whether this is the runtime that every bundle was checked in when it was exported."""
         return self.name == "onnxruntime"
 
+    @property
+    def computes_on_cpu(self) -> bool:
+        """Whether the model runs on the cores that read images too."""
+        return self.name in CPU_RUNTIMES
+
 
 def runtime_from(runtime: Runtime | str, *, num_threads: int | None = None) -> Runtime:
     """Return a runtime from its name, or as it is.
@@ -207,4 +212,5 @@ RUNTIME_NAMES = tuple(_OPENERS)
 """Every runtime that a bundle can be opened in, the default first."""
 
 ENGINE_RUNTIMES = tuple(name for name, opener in _OPENERS.items() if opener is _open_engine)
+CPU_RUNTIMES = ("onnxruntime", "openvino")
 """Those that run an engine which the bundle holds."""

@@ -3,13 +3,21 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.head import Head
-from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, agreement_lower_bound, compare_logits
+from icis_deploy.metrics.parity import (
+    GATE_PROFILES,
+    GateProfile,
+    agreement_lower_bound,
+    compare_logits,
+    measure_errors,
+    num_kept_of,
+    parity_of,
+)
 
 FP32 = GATE_PROFILES["fp32"]
 LOOSE = GateProfile(name="loose", max_scaled_error=1.0, p999_scaled_error=1.0, min_agreement=1.0)
@@ -275,3 +283,34 @@ def test_the_report_of_an_export_that_gives_nan_is_still_json(reference):
 def test_what_cannot_be_compared_is_refused(reference, exported, message):
     with pytest.raises(IncompatibleError, match=f"^{message}"):
         compare(reference, exported)
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 1000), data=st.data())
+def test_any_partition_in_any_order_gives_the_same_report(seed, data):
+    random = np.random.default_rng(seed)
+    # Rounded, so that there are near-ties and equal errors; more than a thousand logits, so that there is a tail.
+    reference = np.round(random.normal(100.0, 2.0, size=(50, 40)), 1)
+    exported = (reference + np.round(random.normal(0.0, 0.05, size=reference.shape), 2)).astype(np.float32)
+    whole = compare_logits(reference, exported, profile=GATE_PROFILES["fp32"], compared_with="x")
+    order = np.array(data.draw(st.permutations(range(len(reference)))))
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(reference) - 1), max_size=8)))
+    num_kept = num_kept_of(*reference.shape)
+    parts = [
+        measure_errors(reference[chosen], exported[chosen], num_kept=num_kept, compared_with="x")
+        for chosen in np.split(order, cuts)
+    ]
+
+    assert parity_of(parts, profile=GATE_PROFILES["fp32"], compared_with="x") == whole
+    errors = np.sort(np.abs(exported.astype(np.float64) - reference), axis=None)
+    assert whole.logit_std == pytest.approx(reference.std(), rel=1e-12)
+    assert whole.max_scaled_error * whole.logit_std == pytest.approx(errors[-1])
+    assert whole.p999_scaled_error * whole.logit_std == pytest.approx(np.percentile(errors, 99.9, method="higher"))
+
+
+def test_logits_far_from_zero_and_near_each_other_have_a_scale():
+    reference = 1e6 + np.random.default_rng(0).normal(size=(8, 5)) * 1e-4
+
+    report = compare_logits(reference, reference, profile=GATE_PROFILES["fp32"], compared_with="x")
+
+    assert report.logit_std == pytest.approx(reference.std(), rel=1e-6)

@@ -1,0 +1,274 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import icis_deploy
+from icis_deploy.api.models import head_of, inspect
+from icis_deploy.errors import ImageError, IncompatibleError, LoadError, UsageError
+from icis_deploy.evaluation.checkpoint import IDENTITY_NAME, ParquetCheckpoint
+from icis_deploy.evaluation.measuring import Worker, measure, outcome_head, outcomes_of, threads
+from icis_deploy.images.loading import load_image_list
+from icis_deploy.metrics.outcomes import merge
+from testing.tiny_project import FEATURE_DIM
+
+pytest.importorskip("pyarrow", reason="outcomes are kept in Parquet files: pyarrow is not installed")
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_project, tmp_path_factory):
+    head = head_of(inspect(tiny_project.model, classes=tiny_project.classes))
+    rows = np.random.default_rng(0).normal(size=(len(tiny_project.unseen_names), FEATURE_DIM + 1)).astype(np.float32)
+    update = icis_deploy.ClassUpdate(base_fingerprint=head.fingerprint, rows=rows, added=tiny_project.unseen_names)
+    out = tmp_path_factory.mktemp("bundles") / "updatable"
+    options = icis_deploy.ExportOptions(preprocess=tiny_project.preprocess, head="updatable", capacity=8)
+    icis_deploy.export(tiny_project.model, classes=tiny_project.classes, updates=[update], options=options, out=out)
+    return out
+
+
+@pytest.fixture
+def images(tiny_project, tmp_path):
+    """A list of the project's images, several times each, under names of their own."""
+    listed = load_image_list(tiny_project.images)
+    lines = ["file,class"]
+    for index in range(60):
+        path, label = listed.paths[index % len(listed.paths)], listed.labels[index % len(listed.paths)]
+        name = f"{index:03}{path.suffix}"
+        shutil.copy(path, tmp_path / name)
+        lines.append(f"{name},{label}")
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "list.csv"
+
+
+def measured(device, images, workers=1, batch_size=4):
+    head = outcome_head(device)
+    engine = threads(Worker(device=device, head=head), workers=workers)
+    outcomes, _ = measure(load_image_list(images), engine, batch_size=batch_size)
+    return outcomes.rows.tobytes()
+
+
+def evaluated(bundle, images, **options):
+    return icis_deploy.evaluate(bundle, images=images, options=icis_deploy.EvaluateOptions(**options))
+
+
+@pytest.mark.parametrize(("workers", "batch_size"), [(1, 7), (3, 4), (2, 32)])
+def test_neither_threads_nor_batches_change_a_byte(bundle, images, workers, batch_size):
+    device = icis_deploy.Device.open(bundle)
+
+    assert measured(device, images, workers=workers, batch_size=batch_size) == measured(device, images)
+
+
+def test_batches_of_another_machine_give_the_same_bytes(bundle, images):
+    device = icis_deploy.Device.open(bundle)
+    listed, head = load_image_list(images), outcome_head(device)
+    parts = [
+        outcomes_of(
+            icis_deploy.Device.open(bundle),
+            listed.paths[start : start + 11],
+            labels=listed.labels[start : start + 11],
+            keys=[str(path) for path in listed.paths[start : start + 11]],
+            head=outcome_head(icis_deploy.Device.open(bundle)),
+        )
+        for start in (44, 0, 55, 22, 11, 33)
+    ]
+
+    assert parts[0].head is not head
+    assert merge(parts).rows.tobytes() == measured(device, images)
+
+
+def test_progress_says_how_many_are_done(bundle, images):
+    told = []
+    icis_deploy.evaluate(
+        bundle,
+        images=images,
+        options=icis_deploy.EvaluateOptions(batch_size=25, workers=1),
+        progress=lambda done, total: told.append((done, total)),
+    )
+
+    assert told == [(25, 60), (50, 60), (60, 60)]
+
+
+def test_an_image_that_cannot_be_read_ends_it_or_is_named_and_left_out(bundle, images):
+    broken = images.parent / "017.png"
+    whole = next(images.parent.glob("017.*"))
+    whole.write_bytes(whole.read_bytes()[:40])
+    assert whole == broken
+
+    with pytest.raises(ImageError, match=r"017\.png"):
+        evaluated(bundle, images)
+    report = evaluated(bundle, images, on_error="skip")
+
+    assert [each.key for each in report.skipped] == [str(broken)]
+    assert "017.png" in report.skipped[0].reason
+    assert report.num_images == 59
+    assert json.loads(json.dumps(report.to_json()))["skipped"][0]["key"] == str(broken)
+    without = images.parent / "without.csv"
+    without.write_text("".join(line for line in images.read_text().splitlines(True) if "017" not in line))
+    assert evaluated(bundle, without).to_json() == {**report.to_json(), "skipped": []}
+
+
+def test_where_no_image_can_be_read_the_first_reason_is_given(bundle, images):
+    for path in images.parent.glob("*.png"):
+        path.write_bytes(b"no image")
+
+    with pytest.raises(ImageError, match=r"None of the 60 inputs.*000\.png"):
+        evaluated(bundle, images, on_error="skip")
+
+
+def test_an_image_that_is_listed_twice_is_named(bundle, images):
+    with images.open("a") as file:
+        file.write(images.read_text().splitlines()[5] + "\n")
+
+    with pytest.raises(IncompatibleError, match=r"1 images come more than once, such as '.*004\.png'"):
+        evaluated(bundle, images)
+
+
+@pytest.mark.parametrize("values", [{"workers": 0}, {"batch_size": 0}, {"on_error": "ignore"}])
+def test_options_that_mean_nothing_are_refused(values):
+    with pytest.raises(UsageError, match=next(iter(values))):
+        icis_deploy.EvaluateOptions(**values)
+
+
+def test_a_run_with_a_checkpoint_goes_on_where_it_was(bundle, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("icis_deploy.evaluation.checkpoint.ROWS_OF_A_FILE", 8)
+    plain = evaluated(bundle, images).to_json()
+    device = icis_deploy.Device.open(bundle)
+    whole, calls = icis_deploy.Device.logits, []
+
+    def ends_after_ten(self, batch):
+        calls.append(len(batch))
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return whole(self, batch)
+
+    options = icis_deploy.EvaluateOptions(checkpoint=tmp_path / "outcomes", workers=1)
+    monkeypatch.setattr(icis_deploy.Device, "logits", ends_after_ten)
+    with pytest.raises(KeyboardInterrupt):
+        icis_deploy.evaluate(device, images=images, options=options)
+    kept = len(list((tmp_path / "outcomes").glob("*.parquet")))
+    again = icis_deploy.evaluate(device, images=images, options=options)
+
+    assert kept == 4
+    # Nine batches of four were measured, and two files of them written: the ninth was lost, and is measured again.
+    assert sum(calls) == 9 * 4 + 4 + 60 - 32
+    assert again.to_json() == plain
+    assert icis_deploy.evaluate(device, images=images, options=options).to_json() == plain
+    assert len(calls) == 10 + 7
+
+
+KILLED = """
+import sys, os, signal
+import icis_deploy
+from icis_deploy.evaluation import checkpoint
+checkpoint.ROWS_OF_A_FILE = 4
+def kill(done, total):
+    if done >= 24:
+        os.kill(os.getpid(), signal.SIGKILL)
+options = icis_deploy.EvaluateOptions(checkpoint=sys.argv[3], workers=2)
+icis_deploy.evaluate(sys.argv[1], images=sys.argv[2], options=options, progress=kill)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL on this system")
+def test_a_killed_run_loses_nothing_but_time(bundle, images, tmp_path):
+    folder = tmp_path / "outcomes"
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, str(bundle), str(images), str(folder)],
+        env={**os.environ, "PYTHONPATH": str(Path(icis_deploy.__file__).parent.parent)},
+        check=False,
+    )
+
+    assert ended.returncode == -signal.SIGKILL
+    assert len(list(folder.glob("outcomes-*.parquet"))) >= 5
+    assert evaluated(bundle, images, checkpoint=folder).to_json() == evaluated(bundle, images).to_json()
+
+
+def test_a_checkpoint_of_another_state_of_the_head_is_refused(bundle, images, tiny_project, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    device = icis_deploy.Device.open(copy)
+    options = icis_deploy.EvaluateOptions(checkpoint=tmp_path / "outcomes")
+    icis_deploy.evaluate(device, images=images, unseen=tiny_project.unseen_names, options=options)
+    device.disable(device.classes()[-2])
+
+    with pytest.raises(IncompatibleError, match=r"holds outcomes of another evaluation: .* is another"):
+        icis_deploy.evaluate(device, images=images, unseen=tiny_project.unseen_names, options=options)
+
+
+def test_a_checkpoint_of_another_list_is_refused(bundle, images, tmp_path):
+    evaluated(bundle, images, checkpoint=tmp_path / "outcomes")
+    lines = images.read_text().splitlines(True)
+    images.write_text("".join(lines[:-1]))
+
+    with pytest.raises(IncompatibleError, match="inputs is another"):
+        evaluated(bundle, images, checkpoint=tmp_path / "outcomes")
+
+
+def test_a_list_that_was_exchanged_under_its_name_is_noticed(bundle, images, tmp_path):
+    evaluated(bundle, images, checkpoint=tmp_path / "outcomes")
+    shutil.copy(images.parent / "000.png", images.parent / "060.png")
+    lines = images.read_text().splitlines()
+    lines[-1] = lines[1].replace("000.png", "060.png")
+    images.write_text("\n".join(lines) + "\n")
+
+    with pytest.raises(IncompatibleError, match=r"outcomes of 1 inputs that .* does not name"):
+        evaluated(bundle, images, checkpoint=tmp_path / "outcomes")
+
+
+def test_half_a_file_is_named_with_what_to_do(bundle, images, tmp_path):
+    evaluated(bundle, images, checkpoint=tmp_path / "outcomes")
+    (file,) = (tmp_path / "outcomes").glob("*.parquet")
+    file.write_bytes(file.read_bytes()[:300])
+
+    with pytest.raises(LoadError, match=r"outcomes-00000000\.parquet is no whole file.*Remove it"):
+        evaluated(bundle, images, checkpoint=tmp_path / "outcomes")
+    file.unlink()
+    assert evaluated(bundle, images, checkpoint=tmp_path / "outcomes").num_images == 60
+
+
+def test_files_of_two_checkpoints_are_not_mixed(bundle, images, tmp_path):
+    evaluated(bundle, images, checkpoint=tmp_path / "one")
+    other = images.parent / "other.csv"
+    other.write_text("".join(images.read_text().splitlines(True)[:31]))
+    evaluated(bundle, other, checkpoint=tmp_path / "two")
+    shutil.copy(tmp_path / "two" / "outcomes-00000000.parquet", tmp_path / "one" / "outcomes-00000007.parquet")
+
+    with pytest.raises(IncompatibleError, match="outcomes of another evaluation than the rest"):
+        evaluated(bundle, images, checkpoint=tmp_path / "one")
+
+
+def test_outcomes_without_what_was_evaluated_are_refused(bundle, images, tmp_path):
+    evaluated(bundle, images, checkpoint=tmp_path / "outcomes")
+    (tmp_path / "outcomes" / IDENTITY_NAME).unlink()
+
+    with pytest.raises(IncompatibleError, match=f"no {IDENTITY_NAME}"):
+        evaluated(bundle, images, checkpoint=tmp_path / "outcomes")
+
+
+def test_files_can_be_read_by_others(bundle, images, tmp_path):
+    import pandas as pd
+
+    evaluated(bundle, images, checkpoint=tmp_path / "outcomes")
+    table = pd.read_parquet(tmp_path / "outcomes" / "outcomes-00000000.parquet")
+
+    assert len(table) == 60
+    assert table["key"].iloc[0].decode().endswith("000.png")
+    accuracy = (table["label"] == table["answer"]).groupby(table["label"]).mean()
+    report = evaluated(bundle, images)
+    assert accuracy.to_dict() == pytest.approx(
+        {index: value for index, value in enumerate(report.class_accuracy) if value is not None}
+    )
+
+
+def test_a_checkpoint_is_a_folder_that_can_be_written(bundle, images, tmp_path):
+    (tmp_path / "file").write_text("")
+    device = icis_deploy.Device.open(bundle)
+
+    with pytest.raises(icis_deploy.errors.StorageError, match="Cannot make the folder"):
+        ParquetCheckpoint(tmp_path / "file", outcome_head(device), {})
