@@ -7,6 +7,7 @@ import platform
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import NoReturn
 
@@ -76,6 +77,7 @@ def finish_bundle(
     first = model_outcome(built.bundle, built.build_seconds, built.reports)
     bundle = _passed(built.bundle, MODEL_NAME, built.reports, built.folder, out)
     bundle = _add_targets(built.folder, bundle, targets, gate, out=out, model=first, on_target=on_target)
+    bundle = replace(bundle, written_at=datetime.now(timezone.utc).replace(microsecond=0))
     write_file(built.folder / MANIFEST_NAME, serialize_manifest(bundle))
     return bundle
 

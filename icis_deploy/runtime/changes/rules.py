@@ -9,7 +9,8 @@ Rules, in the order in which they are checked:
 4. A class update must be made for the device's seen head, for this bundle where it names bundles, and for the state
    that the device is in where it says what it follows. What a device was taught or disabled is no part of that state.
 5. Its version must be greater than every version the device ever held, rolled back or not.
-6. It must not have expired. The time is the clock's, or the last time the device saw if the clock is behind it.
+6. It must not have expired. The time is the clock's, or the latest time that the device knows of if the clock is behind
+   it: when the bundle was written, or when anything was last committed.
 7. Its classes must fit: added ones unknown, replaced and removed ones in a slot, enough empty slots; and its rows may
    have an arbiter only where the model takes one.
 8. A set of trusted keys must be signed by a key trusted now, whatever the operator allows; where the device has root
@@ -192,7 +193,7 @@ def update_in_effect(
 
 
 def trusted_time(journal: Journal, clock: datetime) -> datetime:
-    """Return the clock's time, or the last time the device saw if the clock was set back (rule 6)."""
+    """Return the clock's time, or the latest that the device knows of if the clock is behind that (rule 6)."""
     clock = clock.replace(microsecond=0)
     return clock if journal.last_seen is None else max(clock, journal.last_seen)
 
@@ -329,9 +330,9 @@ def _check_expiry(expires: datetime | None, *, journal: Journal, clock: datetime
     if expires is None or now < expires:
         return
     behind = clock.replace(microsecond=0) < now
-    reason = (
-        f" (its clock says {json_from_time(clock)}, which is before the last change it committed)" if behind else ""
-    )
+    last = journal.history[-1].time if journal.history else None
+    passed = "the last change it committed" if last == now else "the bundle was written"
+    reason = f" (its clock says {json_from_time(clock)}, which is before {passed})" if behind else ""
     raise ExpiredError(
         f"The {what} expired at {json_from_time(expires)}; for this device it is {json_from_time(now)}{reason}.",
         found=json_from_time(expires),

@@ -9,7 +9,9 @@ Rules:
    operator switched off.
 4. No permission comes from `history`, which is for people. A file that is in effect is known by it when it comes again,
    and `continues` asks it whether one journal came of another.
-5. A journal belongs to one bundle: it notes the hash of the bundle's manifest. One that was written before journals did
+5. `last_seen` is never earlier than the time at which the bundle was written: a device that starts without a clock
+   believes none that says less.
+6. A journal belongs to one bundle: it notes the hash of the bundle's manifest. One that was written before journals did
    is taken to belong to the bundle in whose folder it is, and notes it with the next change.
 
 The file is JSON with its own SHA-256, because a flipped bit in a version number would still be JSON.
@@ -23,7 +25,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from icis_deploy.bundle.manifest import Bundle, FileEntry
@@ -44,6 +46,9 @@ from icis_deploy.head.class_update import MAX_VERSION
 from icis_deploy.head.slots import SlotTable
 
 SCHEMA_VERSION = 1
+PROJECT_START = datetime(2026, 11, 23, tzinfo=timezone.utc)
+"""No bundle and no update is older; bundles of earlier releases do not say when they were written."""
+
 MAX_STATES = 8
 MAX_HISTORY = 32
 MAX_JOURNAL_BYTES = 1 << 26
@@ -152,7 +157,8 @@ class Journal:
     """The greatest version the device ever held; an update must be newer."""
 
     last_seen: datetime | None = None
-    """The latest time at which anything was committed; the clock is not believed when it is earlier."""
+    """The latest time that the device knows of: when the bundle was written, or anything was committed. The clock is
+    not believed when it is earlier."""
 
     disabled: tuple[str, ...] = ()
     """Classes that an operator switched off, in the order of switching."""
@@ -186,12 +192,18 @@ class Journal:
         return self.history[-1].sequence if self.history else 0
 
 
+def earliest_time(bundle: Bundle) -> datetime:
+    """Return a time that has passed, whatever a clock says: the bundle was written then, or this project began."""
+    return PROJECT_START if bundle.written_at is None else max(PROJECT_START, bundle.written_at)
+
+
 def initial_journal(bundle: Bundle) -> Journal:
     """Return what a device remembers before anything changed: the bundle as it was exported."""
     return Journal(
         base_fingerprint=bundle.base_fingerprint,
         states=(StateEntry(version=bundle.head_version, slots=None),),
         highest_version=bundle.head_version,
+        last_seen=earliest_time(bundle),
         bundle_sha256=bundle.manifest_sha256,
     )
 
@@ -355,7 +367,7 @@ def _sha256(value: object) -> str:
 
 
 def journal_of(bundle: Bundle, journal: Journal) -> Journal:
-    """Return the journal in a bundle's folder, bound to the bundle (rule 5).
+    """Return the journal in a bundle's folder, bound to the bundle (rules 5 and 6).
 
     Raises:
         IncompatibleError: If it is of another bundle.
@@ -368,6 +380,8 @@ def journal_of(bundle: Bundle, journal: Journal) -> Journal:
             expected=bundle.base_fingerprint,
             hint="Delete it if the bundle was replaced.",
         )
+    floor = earliest_time(bundle)
+    journal = replace(journal, last_seen=floor if journal.last_seen is None else max(floor, journal.last_seen))
     if journal.bundle_sha256 is None or bundle.manifest_sha256 is None:
         return replace(journal, bundle_sha256=bundle.manifest_sha256)
     if journal.bundle_sha256 != bundle.manifest_sha256:
