@@ -501,19 +501,21 @@ def load_bundle(folder: str | Path) -> Bundle:
 
 
 def check_files(folder: Path, bundle: Bundle) -> None:
-    """Compare every file that a manifest names with what it states; models may name no others.
+    """Compare every file that a manifest names with what it states; no runtime may find others.
 
     Raises:
-        BundleError: If one cannot be read, or a model keeps weights in a file that the manifest does not name.
+        BundleError: If one cannot be read, or a runtime would open a file that the manifest does not name: one in which
+            a model keeps weights, or one in the folder of a target.
         CorruptFileError: If one has another size or hash.
     """
-    from icis_deploy.bundle.external_weights import check_external_weights
+    from icis_deploy.bundle.opened_files import check_external_weights, check_target_folders
 
     for name, entry in bundle.files.items():
         check_file(folder / name, entry)
     for name in bundle.files:
-        if name.endswith(".onnx") and "/" not in name:
-            check_external_weights(folder / name, bundle.files)
+        if name.endswith(".onnx"):
+            check_external_weights(folder, name, bundle.files)
+    check_target_folders(folder, bundle.files)
 
 
 def load_manifest(folder: Path) -> Bundle:

@@ -339,5 +339,5 @@ def test_the_time_of_writing_is_kept_to_the_second():
     assert json.loads(serialize_manifest(bundle))["written_at"] == "2027-01-02T03:04:05Z"
     assert parse_manifest(serialize_manifest(bundle)).written_at == bundle.written_at
     assert "written_at" not in json.loads(serialize_manifest(make_bundle()))
-    with pytest.raises(BundleError, match="written_at|has not the form"):
+    with pytest.raises(BundleError, match="has not the form"):
         parse_manifest(manifest_with(written_at="yesterday"))
