@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from icis_deploy.runtime.sessions.choice import Runtime
     from icis_deploy.runtime.state.journal import HistoryEntry
     from icis_deploy.updates.envelope import load_update, save_update
+    from icis_deploy.updates.signers import KeyFile, SignerURI, SigningCommand
     from icis_deploy.updates.signing import KeyPair, SignedFile
     from icis_deploy.updates.trusted_keys import TrustedKeys
 
@@ -120,6 +121,7 @@ _HOMES = {
     "InjectionOptions": "icis_deploy.injection.options",
     "Injector": "icis_deploy.injection.rows.calibration",
     "Interval": "icis_deploy.metrics.proportions",
+    "KeyFile": "icis_deploy.updates.signers",
     "KeyPair": "icis_deploy.updates.signing",
     "LanguageModel": "icis_deploy.descriptors.language_model",
     "Limits": "icis_deploy.bundle.generator_metadata",
@@ -144,6 +146,8 @@ _HOMES = {
     "Runtime": "icis_deploy.runtime.sessions.choice",
     "SeenLoss": "icis_deploy.metrics.seen_loss",
     "SignedFile": "icis_deploy.updates.signing",
+    "SignerURI": "icis_deploy.updates.signers",
+    "SigningCommand": "icis_deploy.updates.signers",
     "TakingClass": "icis_deploy.metrics.seen_loss",
     "TargetOptions": "icis_deploy.bundle.target_options",
     "TradeOffPoint": "icis_deploy.metrics.trade_off",
@@ -221,6 +225,7 @@ __all__ = [
     "InjectionOptions",
     "Injector",
     "Interval",
+    "KeyFile",
     "KeyPair",
     "LanguageModel",
     "Limits",
@@ -245,6 +250,8 @@ __all__ = [
     "Runtime",
     "SeenLoss",
     "SignedFile",
+    "SignerURI",
+    "SigningCommand",
     "TakingClass",
     "TargetOptions",
     "TradeOffPoint",
