@@ -61,6 +61,7 @@ from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.state.head_state import make_head_state
 from icis_deploy.runtime.state.journal import Journal
+from icis_deploy.runtime.state.origins import origins_moved
 from icis_deploy.runtime.state.store import TRUST_FOLDER
 
 
@@ -179,13 +180,19 @@ def write_compacted(
         built = BuiltModel(folder=building, bundle=described, build_seconds=seconds, reports=gate(described))
         described = finish_bundle(built, gate, out=out, targets=targets)
         write_trust(building, sorted((former.folder / TRUST_FOLDER).glob("*.pub")))
-        write_journal(building, journal_after_compaction(former.journal))
+        write_journal(building, journal_after_compaction(former, described, plan))
     return described
 
 
-def journal_after_compaction(journal: Journal) -> Journal:
-    """Return the journal of a compacted bundle (rule 5)."""
-    return replace(journal, states=(replace(journal.current, slots=None),), bundle_sha256=None)
+def journal_after_compaction(former: FormerBundle, described: Bundle, plan: CompactionPlan) -> Journal:
+    """Return the journal of a compacted bundle (rule 5); who signed a class goes with it."""
+    current = former.journal.current
+    origins = origins_moved(
+        current.origins,
+        (*former.bundle.class_names, *former.slot_table().class_names),
+        (*described.class_names, *plan.slots.class_names),
+    )
+    return replace(former.journal, states=(replace(current, slots=None, origins=origins),), bundle_sha256=None)
 
 
 def _targets(former: FormerBundle) -> TargetPlan:

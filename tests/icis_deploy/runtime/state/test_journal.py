@@ -20,6 +20,7 @@ from icis_deploy.runtime.state.journal import (
     parse_journal,
     serialize_journal,
 )
+from icis_deploy.runtime.state.origins import origins_from
 
 TIMES = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(timezone.utc)).map(
     lambda time: time.replace(microsecond=0)
@@ -31,6 +32,7 @@ STATES = st.builds(
     StateEntry,
     version=COUNTS,
     slots=st.none() | st.builds(FileEntry, sha256=SHA256S, size_bytes=COUNTS),
+    origins=st.dictionaries(st.integers(0, 1 << 21), st.none() | SHA256S, max_size=5).map(origins_from),
 )
 ENTRIES = st.builds(
     HistoryEntry,
@@ -42,6 +44,7 @@ ENTRIES = st.builds(
     class_name=st.none() | TEXTS,
     payload_sha256=st.none() | SHA256S,
     signed_by=st.none() | SHA256S,
+    allowed_revoked=st.booleans(),
 )
 JOURNALS = st.builds(
     Journal,
@@ -82,6 +85,10 @@ def journal_bytes(**changes):
     return b'{"journal":%s,"sha256":"%s"}\n' % (text, hashlib.sha256(text).hexdigest().encode())
 
 
+def with_origin(origin):
+    return {"states": [{"version": 1, "slots": None, "origins": [origin]}]}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -96,6 +103,13 @@ def journal_bytes(**changes):
         ({"last_seen": "2026-11-23"}, "has not the form"),
         ({"disabled": [1]}, "expected a list of texts, found a list"),
         ({"highest_version": ...}, "highest_version"),
+        (with_origin({"signed_by": 3, "columns": [[0, 1]]}), "expected a text, found 3"),
+        (with_origin({"signed_by": None, "columns": []}), "no ranges in ascending order"),
+        (with_origin({"signed_by": None, "columns": [[0, 0]]}), "no ranges in ascending order"),
+        (with_origin({"signed_by": None, "columns": [[3, 5], [4, 6]]}), "no ranges in ascending order"),
+        (with_origin({"signed_by": None, "columns": [[-1, 5]]}), "no ranges in ascending order"),
+        (with_origin({"signed_by": None, "columns": [[0, 1 << 40]]}), "no ranges in ascending order"),
+        (with_origin({"signed_by": None, "columns": [[0, 1, 2]]}), "no ranges in ascending order"),
         ({"history": [{"sequence": 1}]}, r"a line of its history has the fields \['sequence'\]"),
     ],
 )
