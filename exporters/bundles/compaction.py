@@ -23,13 +23,14 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.backbone.inputs import InputBatches, input_batches
-from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_journal, write_trust
+from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_journal, write_signature, write_trust
 from exporters.bundles.writing import compacted
 from exporters.gate.gate import BundleRun, opened_bundle, run_bundle
 from exporters.graph.edits import apply_passes
@@ -63,6 +64,9 @@ from icis_deploy.runtime.state.head_state import make_head_state
 from icis_deploy.runtime.state.journal import Journal
 from icis_deploy.runtime.state.origins import origins_moved
 from icis_deploy.runtime.state.store import TRUST_FOLDER
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +147,13 @@ def plan_compaction(former: FormerBundle, capacity: int) -> CompactionPlan:
 
 
 def write_compacted(
-    out: Path, former: FormerBundle, *, capacity: int, images: LabeledImages | None, overwrite: bool
+    out: Path,
+    former: FormerBundle,
+    *,
+    capacity: int,
+    images: LabeledImages | None,
+    overwrite: bool,
+    signer: Signer | None = None,
 ) -> Bundle:
     """Write a bundle that replaces another one, with free slots, if it gives the same logits.
 
@@ -153,6 +163,7 @@ def write_compacted(
         capacity: Number of its slots, including those of taught classes.
         images: Image files to compare on; `None` for seeded inputs.
         overwrite: Whether a bundle at `out` may be replaced.
+        signer: What signs it; `None` leaves it unsigned, as the former one's signature does not fit it.
 
     Raises:
         GateFailedError: If it does not. What was built is kept in `<out>.rejected` with its report.
@@ -181,6 +192,8 @@ def write_compacted(
         described = finish_bundle(built, gate, out=out, targets=targets)
         write_trust(building, sorted((former.folder / TRUST_FOLDER).glob("*.pub")))
         write_journal(building, journal_after_compaction(former, described, plan))
+        if signer is not None:
+            write_signature(building, signer)
     return described
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -27,10 +27,15 @@ from icis_deploy.bundle.manifest import MANIFEST_NAME, MODEL_NAME, Bundle, seria
 from icis_deploy.common.files import new_folder, write_file
 from icis_deploy.errors import GateFailedError, UsageError
 from icis_deploy.metrics.parity import ParityReport
+from icis_deploy.runtime.state.bundle_trust import signed_files
 from icis_deploy.runtime.state.journal import Journal, serialize_journal
 from icis_deploy.runtime.state.store import JOURNAL_NAME, STATE_FOLDER, TRUST_FOLDER
-from icis_deploy.updates.signing import load_public_key
+from icis_deploy.updates.bundle_signature import SIGNATURE_NAME
+from icis_deploy.updates.signing import load_public_key, sign_bundle_files
 from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
 
 REPORT_NAME = "parity.json"
 
@@ -102,6 +107,17 @@ def write_trust(folder: Path, trust: Sequence[Path]) -> None:
         (folder / TRUST_FOLDER).mkdir()
     for key_id, data in keys.items():
         write_file(folder / TRUST_FOLDER / f"{key_id[:16]}.pub", data)
+
+
+def write_signature(folder: Path, signer: Signer) -> None:
+    """Sign a bundle whose manifest and keys are written.
+
+    Raises:
+        SignatureError: If the signer fails.
+        StorageError: If the disk refuses.
+    """
+    data, _ = sign_bundle_files(signed_files(folder), None, lambda: signer)
+    write_file(folder / SIGNATURE_NAME, data)
 
 
 def write_journal(folder: Path, journal: Journal) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_trust
+from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_signature, write_trust
 from exporters.bundles.requirements import model_input, require_exportable
 from exporters.conversion.convert import ConvertedModel, convert_precision, with_pixels_and_topk
 from exporters.gate.gate import compare_bundle
@@ -50,6 +51,9 @@ from icis_deploy.images.loading import LabeledImages, load_image_list
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.sessions.choice import Runtime
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +126,9 @@ class BundleSettings:
     max_seen_loss: float | None = None
     """How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what the updates
     state."""
+
+    signer: Signer | None = None
+    """What signs the bundle; `None` leaves it unsigned."""
 
 
 def plan_head(
@@ -297,6 +304,8 @@ def write_bundle(
             on_target=on_target,
         )
         write_trust(building, settings.trust)
+        if settings.signer is not None:
+            write_signature(building, settings.signer)
     return bundle
 
 

@@ -8,15 +8,14 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from icis_deploy.api.bundle_slots import slots_of
+from icis_deploy.api.followed_state import binding_to
 from icis_deploy.api.inputs import PathLike
-from icis_deploy.bundle.manifest import load_bundle, target_digest
+from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.common.files import read_plain, write_file
-from icis_deploy.errors import SignatureError
-from icis_deploy.head.class_update import FollowedState
+from icis_deploy.errors import CorruptFileError, SignatureError
 from icis_deploy.runtime.state.bundle_trust import signed_files, verify_bundle_signature
 from icis_deploy.updates import signing
-from icis_deploy.updates.bundle_signature import MAX_BUNDLE_SIGNATURE_BYTES, SIGNATURE_NAME
+from icis_deploy.updates.bundle_signature import MAX_BUNDLE_SIGNATURE_BYTES, SIGNATURE_NAME, claimed_signers
 from icis_deploy.updates.signers import SigningKey, open_signer
 from icis_deploy.updates.signing import Binding, KeyPair, SignedFile
 
@@ -66,7 +65,9 @@ def sign(
         expires: When devices stop taking it; `None` keeps the file's expiry.
         out: Where the signed file goes; `None` replaces `update`.
         bundle: The bundle that the update is for, in the state that it follows: only bundles with the same model file
-            and preparation of images take it. `None`: every bundle of the head, and, unless `complete`, in any state.
+            and preparation of images take it. Instead of the bundle, a file of what `classes --format json` prints of
+            it; or the complete update after which this one comes, for every bundle of the head. `None`: every bundle of
+            the head, and, unless `complete`, in any state.
         complete: Whether the update's added classes are all that devices shall have in slots, but for those that they
             were taught themselves.
         force: Whether to sign a version more than 2^32 above the greatest before it, which spends all below it.
@@ -81,7 +82,11 @@ def sign(
         StorageError: If the result cannot be written; what was there before is still there.
     """
     target = None if out is None else Path(out)
-    binding = None if bundle is None and not complete else _binding(bundle, complete=complete)
+    binding = None
+    if bundle is not None:
+        binding = binding_to(Path(bundle), complete=complete)
+    elif complete:
+        binding = Binding(complete=True)
     return signing.sign(
         Path(update),
         partial(open_signer, key),
@@ -90,24 +95,6 @@ def sign(
         expires=expires,
         binding=binding,
         force=force,
-    )
-
-
-def _binding(bundle: PathLike | None, *, complete: bool) -> Binding:
-    """Return what a class update is bound to: the bundle's model, and the state that it is in unless it is complete.
-
-    Raises:
-        BundleError, CorruptFileError, IncompatibleError: If the bundle's manifest, journal or slots cannot be read.
-    """
-    if bundle is None:
-        return Binding(complete=complete)
-    described, journal, table = slots_of(Path(bundle), purpose="for a class update")
-    follows = FollowedState(version=journal.current.version, digest=table.digest(leaving_out=journal.current.taught))
-    return Binding(
-        follows=None if complete else follows,
-        complete=complete,
-        targets=(target_digest(described),),
-        highest_version=journal.highest_version,
     )
 
 
@@ -144,6 +131,27 @@ def sign_bundle(bundle: PathLike, *, key: SigningKey) -> str:
     data, signed_by = signing.sign_bundle_files(signed_files(folder), former, partial(open_signer, key))
     write_file(path, data)
     return signed_by
+
+
+def signers_of(bundle: PathLike) -> tuple[str, ...]:
+    """Return the ids of the keys that say they signed a bundle as it is; `()` if it has no signature.
+
+    Whether they did, only `verify_bundle` knows, which has the keys.
+
+    Raises:
+        BundleError: If there is no manifest.
+        SignatureError: If the signature or a trusted key cannot be read.
+        CorruptFileError: If it is no signature of a bundle, or of other files than are there.
+    """
+    folder = Path(bundle)
+    path = folder / SIGNATURE_NAME
+    if not os.path.lexists(path):
+        return ()
+    data = read_plain(path, max_bytes=MAX_BUNDLE_SIGNATURE_BYTES, what="bundle signature", error_type=SignatureError)
+    try:
+        return claimed_signers(data, signed_files(folder))
+    except CorruptFileError as error:
+        raise CorruptFileError.at(folder, error) from error
 
 
 def verify_bundle(bundle: PathLike, *, trust: Sequence[PathLike]) -> str:

@@ -141,6 +141,9 @@ def classes(bundle: Path) -> None:
         "version": listing.version,
         "capacity": listing.capacity,
         "num_free_slots": listing.num_free_slots,
+        "highest_version": listing.highest_version,
+        "digest": listing.digest,
+        "target": listing.target,
         "classes": [asdict(each) for each in listing.classes],
     }
     rows = [

@@ -78,7 +78,15 @@ def keygen(out: Path, passphrase_file: Path | None, passphrase_env: str | None, 
 @click.option("--version", type=click.IntRange(min=1), help="Version of the update; devices only move up.")
 @click.option("--expires", type=UTC_TIME, help="When devices stop taking it, in UTC.")
 @click.option("--out", type=NEW_PATH, help="Where the signed file goes. Default: UPDATE itself.")
-@click.option("--bundle", type=BUNDLE, help="The bundle that it is for, in the state that it follows.")
+@click.option(
+    "--bundle",
+    "--follows",
+    "bundle",
+    type=EXISTING_PATH,
+    metavar="BUNDLE|FILE",
+    help="The bundle that it is for, in the state that it follows; or a file that says it: what `classes --format "
+    "json` printed, or the complete update before.",
+)
 @click.option("--complete", is_flag=True, help="Its added classes are all that devices shall have in slots.")
 @click.option("--force", is_flag=True, help="Sign a version more than 2^32 above the greatest before it.")
 @format_option

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from numpy.typing import ArrayLike
 
-from icis_deploy.bundle.manifest import Bundle, load_bundle, load_manifest
+from icis_deploy.bundle.manifest import Bundle, load_bundle, load_manifest, target_digest
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.changes.updater import switch_class
 from icis_deploy.runtime.device import AppliedUpdate, Device
@@ -60,6 +60,15 @@ class ClassListing:
 
     classes: tuple[ListedClass, ...]
     """Baked classes first, then those in slots, in the order of the logits; disabled ones included."""
+
+    highest_version: int
+    """The greatest version that it ever held; an update must be newer."""
+
+    digest: str | None
+    """Of the classes in slots, without taught ones: what an update says it follows; `None` for a fused head."""
+
+    target: str
+    """What an update names the bundle by that may take it."""
 
     @property
     def num_free_slots(self) -> int:
@@ -152,6 +161,9 @@ def classes(folder: Path) -> ClassListing:
     return ClassListing(
         version=journal.current.version,
         capacity=bundle.capacity,
+        highest_version=journal.highest_version,
+        digest=None if table is None else table.digest(leaving_out=journal.current.taught),
+        target=target_digest(bundle),
         classes=(
             *(listed(name, None, column) for column, name in enumerate(bundle.class_names)),
             *(listed(name, slot, num_baked + slot) for slot, name in slots),
