@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from icis_deploy.bundle.manifest import MANIFEST_NAME
 from icis_deploy.cli.options import classes_option, model_options, model_source, refuse_given
 from icis_deploy.cli.output import format_option, note, print_result
 from icis_deploy.cli.verify import signature_text
@@ -30,6 +29,8 @@ def inspect(
     MODEL is a .onnx file, a .pt2 torch.export program, or package.module:factory with --weights. Of a bundle it is
     shown what its manifest says, and who signed it.
     """
+    from icis_deploy.bundle.manifest import MANIFEST_NAME
+
     if Path(model, MANIFEST_NAME).is_file():
         refuse_given("classes", "weights", "input_shape", "head_node", reason="a bundle says that itself.")
         _inspect_bundle(Path(model))
@@ -43,10 +44,14 @@ def inspect(
 def _inspect_bundle(folder: Path) -> None:
     from icis_deploy.api.signing import signers_of
     from icis_deploy.bundle.manifest import load_bundle, target_digest
+    from icis_deploy.runtime.state.store import Store
 
     bundle, signers = load_bundle(folder), signers_of(folder)
     num_added = len(bundle.class_names) - bundle.num_seen
     written_at = None if bundle.written_at is None else bundle.written_at.isoformat()
+    store = Store(folder)
+    journal = store.load_journal(bundle)
+    num_keys, num_roots = len(store.trusted_keys(journal)), len(journal.root_keys)
     result: dict[str, Any] = {
         "bundle": str(folder),
         "head": bundle.head_kind,
@@ -58,6 +63,9 @@ def _inspect_bundle(folder: Path) -> None:
         "target": target_digest(bundle),
         "written_at": written_at,
         "signed_by": list(signers),
+        "num_trusted_keys": num_keys,
+        "num_root_keys": num_roots,
+        "root_threshold": journal.root_threshold if num_roots else None,
     }
     text = [
         ("bundle", str(folder)),
@@ -68,10 +76,19 @@ def _inspect_bundle(folder: Path) -> None:
         ("target", str(result["target"])),
         ("written", written_at or "not noted"),
         ("signature", signature_text(signers)),
+        ("trusted keys", _keys_text(num_keys, num_roots, journal.root_threshold)),
     ]
     print_result(result, text=columns(text))
     if not signers:
         note(f"Warning: {folder} is not signed: whoever can write to it on its way can exchange it.")
+
+
+def _keys_text(num_keys: int, num_roots: int, threshold: int) -> str:
+    if num_roots:
+        return f"{num_keys}; {threshold} of {num_roots} root keys may replace them"
+    if num_keys:
+        return f"{num_keys}; no root keys, so any one of them may replace the others (`icis-deploy rotate-keys --root`)"
+    return "none: updates are taken with --allow-unsigned alone"
 
 
 def _result(opened: OpenedModel) -> dict[str, Any]:

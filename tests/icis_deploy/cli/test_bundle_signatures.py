@@ -87,10 +87,27 @@ def test_inspect_shows_a_bundle_and_who_signed_it(signed: Path, keys, tiny_proje
     assert keys.key_id[:16] in printed.out
     assert printed.err == ""
 
+    assert "1; no root keys, so any one of them may replace the others" in printed.out
+
     assert run(["inspect", str(signed), "--classes", str(tiny_project.classes)]) == 2
     (signed / "bundle.dsse").unlink()
     assert run(["inspect", str(signed)]) == 0
     assert "is not signed" in capsys.readouterr().err
+
+
+def test_inspect_says_which_keys_may_replace_the_trusted_ones(signed: Path, keys, tmp_path, capsys) -> None:
+    roots = [keygen(tmp_path / f"root-{index}") for index in range(2)]
+    out, trust = tmp_path / "keys.icis", [keys.public_path]
+    icis_deploy.rotate_keys(
+        trust, key=keys.private_path, version=1, out=out, root=[root.public_path for root in roots], threshold=2
+    )
+    for root in roots:
+        icis_deploy.sign(out, key=root.private_path)
+    Device.open(signed).apply(out)
+
+    capsys.readouterr()
+    assert run(["inspect", str(signed)]) == 0
+    assert "1; 2 of 2 root keys may replace them" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect"])
