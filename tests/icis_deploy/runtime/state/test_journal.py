@@ -14,11 +14,14 @@ from icis_deploy.errors import CorruptFileError
 from icis_deploy.head.class_update import MAX_VERSION
 from icis_deploy.runtime.state.journal import (
     ACTIONS,
+    MAX_HISTORY,
     HistoryEntry,
     Journal,
     StateEntry,
+    continues,
     parse_journal,
     serialize_journal,
+    with_entry,
 )
 from icis_deploy.runtime.state.origins import origins_from
 
@@ -148,3 +151,21 @@ def test_the_current_state_is_the_last_one():
     states = (StateEntry(version=1, slots=None), StateEntry(version=2, slots=None))
 
     assert replace(JOURNAL, states=states).current.version == 2
+
+
+def test_a_journal_continues_another_whatever_old_lines_it_keeps():
+    time = datetime(2026, 11, 23, tzinfo=timezone.utc)
+    unsigned = HistoryEntry(sequence=1, time=time, action="apply", version=1)
+    state = StateEntry(version=1, slots=None, origins=origins_from({3: None}))
+    journal = replace(JOURNAL, states=(state,), history=(unsigned,))
+    former = journal
+    for sequence in range(2, MAX_HISTORY + 10):
+        former = journal if sequence == 5 else former
+        journal = with_entry(journal, replace(unsigned, sequence=sequence, action="disable"))
+
+    assert journal.history[0] == unsigned
+    assert len(journal.history) == MAX_HISTORY + 1
+    assert continues(journal, former)
+    assert not continues(former, journal)
+    gone = with_entry(replace(journal, states=(replace(state, origins=()),)), replace(unsigned, sequence=99))
+    assert unsigned not in gone.history
