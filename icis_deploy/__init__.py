@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from icis_deploy.runtime.sessions.choice import Runtime
     from icis_deploy.runtime.state.journal import HistoryEntry
     from icis_deploy.updates.envelope import load_update, save_update
+    from icis_deploy.updates.signers import KeyFile, SignerURI, SigningCommand
     from icis_deploy.updates.signing import KeyPair, SignedFile
     from icis_deploy.updates.trusted_keys import TrustedKeys
 
@@ -125,6 +126,7 @@ _HOMES = {
     "InjectionOptions": "icis_deploy.injection.options",
     "Injector": "icis_deploy.injection.rows.calibration",
     "Interval": "icis_deploy.metrics.proportions",
+    "KeyFile": "icis_deploy.updates.signers",
     "KeyPair": "icis_deploy.updates.signing",
     "LanguageModel": "icis_deploy.descriptors.language_model",
     "Limits": "icis_deploy.bundle.generator_metadata",
@@ -149,6 +151,8 @@ _HOMES = {
     "Runtime": "icis_deploy.runtime.sessions.choice",
     "SeenLoss": "icis_deploy.metrics.seen_loss",
     "SignedFile": "icis_deploy.updates.signing",
+    "SignerURI": "icis_deploy.updates.signers",
+    "SigningCommand": "icis_deploy.updates.signers",
     "Skipped": "icis_deploy.metrics.outcomes",
     "TakingClass": "icis_deploy.metrics.seen_loss",
     "Statement": "exporters.stated.statement",
@@ -232,6 +236,7 @@ __all__ = [
     "InjectionOptions",
     "Injector",
     "Interval",
+    "KeyFile",
     "KeyPair",
     "LanguageModel",
     "Limits",
@@ -256,6 +261,8 @@ __all__ = [
     "Runtime",
     "SeenLoss",
     "SignedFile",
+    "SignerURI",
+    "SigningCommand",
     "Skipped",
     "Statement",
     "TakingClass",

@@ -156,6 +156,7 @@ def write_bundle(
     table: SlotTable | None = None,
     arbiter: bool = False,
     baked: SlotTable | None = None,
+    written_at: datetime | None = None,
 ) -> Path:
     """Write a bundle to a new folder and return the folder.
 
@@ -168,6 +169,7 @@ def write_bundle(
         table: What the slots hold when the bundle is exported; by default all are empty.
         arbiter: Whether the model adds an arbiter's offsets to the logits of new classes.
         baked: New classes in the baked part of the head, if it has an arbiter.
+        written_at: What its manifest says of when it was written; by default nothing, as in earlier releases.
     """
     import onnx
     import onnx.parser
@@ -208,6 +210,7 @@ def write_bundle(
         files={path.name: file_entry(path) for path in folder.iterdir()},
         parity=(),
         arbiter=arbiter,
+        written_at=written_at,
     )
     (folder / MANIFEST_NAME).write_bytes(serialize_manifest(bundle))
     return folder

@@ -38,4 +38,5 @@ def test_every_threat_has_a_defence_and_a_test():
         _, attacker, defence, shown_by, _ = row.split("|")
         assert attacker.strip()
         assert defence.strip(), row
+        assert re.search(r"\S \*Residual:\* \S", defence), row
         assert "test_" in shown_by or "lint rule" in shown_by, row

@@ -23,13 +23,14 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.backbone.inputs import InputBatches, input_batches
-from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_journal, write_trust
+from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_journal, write_signature, write_trust
 from exporters.bundles.writing import compacted
 from exporters.gate.gate import BundleRun, opened_bundle, run_bundle
 from exporters.graph.edits import apply_passes
@@ -61,7 +62,11 @@ from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.state.head_state import make_head_state
 from icis_deploy.runtime.state.journal import Journal
+from icis_deploy.runtime.state.origins import origins_moved
 from icis_deploy.runtime.state.store import TRUST_FOLDER
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +147,13 @@ def plan_compaction(former: FormerBundle, capacity: int) -> CompactionPlan:
 
 
 def write_compacted(
-    out: Path, former: FormerBundle, *, capacity: int, images: InputSource | None, overwrite: bool
+    out: Path,
+    former: FormerBundle,
+    *,
+    capacity: int,
+    images: InputSource | None,
+    overwrite: bool,
+    signer: Signer | None = None,
 ) -> Bundle:
     """Write a bundle that replaces another one, with free slots, if it gives the same logits.
 
@@ -152,6 +163,7 @@ def write_compacted(
         capacity: Number of its slots, including those of taught classes.
         images: Image files or arrays to compare on; `None` for seeded inputs.
         overwrite: Whether a bundle at `out` may be replaced.
+        signer: What signs it; `None` leaves it unsigned, as the former one's signature does not fit it.
 
     Raises:
         GateFailedError: If it does not. What was built is kept in `<out>.rejected` with its report.
@@ -179,13 +191,21 @@ def write_compacted(
         built = BuiltModel(folder=building, bundle=described, build_seconds=seconds, reports=gate(described))
         described = finish_bundle(built, gate, out=out, targets=targets)
         write_trust(building, sorted((former.folder / TRUST_FOLDER).glob("*.pub")))
-        write_journal(building, journal_after_compaction(former.journal))
+        write_journal(building, journal_after_compaction(former, described, plan))
+        if signer is not None:
+            write_signature(building, signer)
     return described
 
 
-def journal_after_compaction(journal: Journal) -> Journal:
-    """Return the journal of a compacted bundle (rule 5)."""
-    return replace(journal, states=(replace(journal.current, slots=None),), bundle_sha256=None)
+def journal_after_compaction(former: FormerBundle, described: Bundle, plan: CompactionPlan) -> Journal:
+    """Return the journal of a compacted bundle (rule 5); who signed a class goes with it."""
+    current = former.journal.current
+    origins = origins_moved(
+        current.origins,
+        (*former.bundle.class_names, *former.slot_table().class_names),
+        (*described.class_names, *plan.slots.class_names),
+    )
+    return replace(former.journal, states=(replace(current, slots=None, origins=origins),), bundle_sha256=None)
 
 
 def _targets(former: FormerBundle) -> TargetPlan:

@@ -7,8 +7,9 @@ import platform
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -26,10 +27,15 @@ from icis_deploy.bundle.manifest import MANIFEST_NAME, MODEL_NAME, Bundle, seria
 from icis_deploy.common.files import new_folder, write_file
 from icis_deploy.errors import GateFailedError, UsageError
 from icis_deploy.metrics.parity import ParityReport
+from icis_deploy.runtime.state.bundle_trust import signed_files
 from icis_deploy.runtime.state.journal import Journal, serialize_journal
 from icis_deploy.runtime.state.store import JOURNAL_NAME, STATE_FOLDER, TRUST_FOLDER
-from icis_deploy.updates.signing import load_public_key
+from icis_deploy.updates.bundle_signature import SIGNATURE_NAME
+from icis_deploy.updates.signing import load_public_key, sign_bundle_files
 from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
 
 REPORT_NAME = "parity.json"
 
@@ -76,6 +82,7 @@ def finish_bundle(
     first = model_outcome(built.bundle, built.build_seconds, built.reports)
     bundle = _passed(built.bundle, MODEL_NAME, built.reports, built.folder, out)
     bundle = _add_targets(built.folder, bundle, targets, gate, out=out, model=first, on_target=on_target)
+    bundle = replace(bundle, written_at=datetime.now(timezone.utc).replace(microsecond=0))
     write_file(built.folder / MANIFEST_NAME, serialize_manifest(bundle))
     return bundle
 
@@ -100,6 +107,17 @@ def write_trust(folder: Path, trust: Sequence[Path]) -> None:
         (folder / TRUST_FOLDER).mkdir()
     for key_id, data in keys.items():
         write_file(folder / TRUST_FOLDER / f"{key_id[:16]}.pub", data)
+
+
+def write_signature(folder: Path, signer: Signer) -> None:
+    """Sign a bundle whose manifest and keys are written.
+
+    Raises:
+        SignatureError: If the signer fails.
+        StorageError: If the disk refuses.
+    """
+    data, _ = sign_bundle_files(signed_files(folder), None, lambda: signer)
+    write_file(folder / SIGNATURE_NAME, data)
 
 
 def write_journal(folder: Path, journal: Journal) -> None:

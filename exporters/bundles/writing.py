@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_trust
+from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_signature, write_trust
 from exporters.bundles.requirements import model_input, require_exportable
 from exporters.conversion.convert import ConvertedModel, convert_precision, with_pixels_and_topk
 from exporters.gate.gate import compare_bundle
@@ -52,6 +53,9 @@ from icis_deploy.images.python_values import source_from
 from icis_deploy.images.sources import InputSource
 from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.sessions.choice import Runtime
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +132,9 @@ class BundleSettings:
     max_seen_loss: float | None = None
     """How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what the updates
     state."""
+
+    signer: Signer | None = None
+    """What signs the bundle; `None` leaves it unsigned."""
 
 
 def plan_head(
@@ -311,6 +318,8 @@ def write_bundle(
             on_target=on_target,
         )
         write_trust(building, settings.trust)
+        if settings.signer is not None:
+            write_signature(building, settings.signer)
     return bundle
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from icis_deploy.api.inputs import PathLike, inputs_from
+from icis_deploy.api.notices import tell
 from icis_deploy.bundle.manifest import Bundle, load_bundle
 from icis_deploy.common.files import check_free
 from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.runtime.state.store import Store
+from icis_deploy.updates.bundle_signature import SIGNATURE_NAME
+from icis_deploy.updates.signers import SigningKey, open_signer
 from icis_deploy.workbench import enable_workbench
 
 
@@ -18,6 +22,7 @@ def compact(
     out: PathLike,
     capacity: int | None = None,
     images: PythonInputs | None = None,
+    key: SigningKey | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle whose model has baked what is in another one's slots, with free slots after it.
@@ -29,10 +34,14 @@ def compact(
         out: The new bundle's folder.
         capacity: Number of slots; `None` for as many as it has.
         images: Images or arrays to compare both on, in any form of `evaluate`; seeded inputs by default.
+        key: What signs the new bundle, as in `sign`. The signature of the former one does not fit it: without a key
+            the new one is unsigned, until `sign_bundle`.
         overwrite: Whether a bundle at `out` may be replaced.
 
     Example:
         icis_deploy.compact("bundle", out="compacted", capacity=256)
+
+    Warns `ICISDeployWarning` where the bundle is signed and the new one is not.
 
     Raises:
         GateFailedError: If the new bundle gives other logits than the old one.
@@ -45,13 +54,17 @@ def compact(
 
     folder = Path(bundle)
     check_free(Path(out), overwrite=overwrite)
+    signer = None if key is None else open_signer(key)
     described, store = load_bundle(folder), Store(folder)
     journal = store.load_journal(described)
     table = store.load_table(described, journal.current)
+    if key is None and os.path.lexists(folder / SIGNATURE_NAME):
+        tell([f"{folder} is signed; {out}, made of it, is not: sign it with `sign_bundle()`, or give a `key`."])
     return write_compacted(
         Path(out),
         FormerBundle(folder=folder, bundle=described, journal=journal, table=table),
         capacity=described.capacity if capacity is None else capacity,
         images=inputs_from(images, described.preprocessing),
         overwrite=overwrite,
+        signer=signer,
     )

@@ -29,6 +29,7 @@ from icis_deploy.common.files import check_free
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.python_values import PythonInputs
+from icis_deploy.updates.signers import SigningKey, open_signer
 from icis_deploy.workbench import enable_workbench
 
 if TYPE_CHECKING:
@@ -97,6 +98,9 @@ class ExportOptions:
 
     target_options: TargetOptions = field(default_factory=TargetOptions)
     """How the targets are built."""
+
+    key: SigningKey | None = None
+    """What signs the bundle, as in `sign`; `None` leaves it unsigned, until `sign_bundle`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "trust", tuple(self.trust))
@@ -186,6 +190,7 @@ def export(
         UsageError: If something that was asked for would be left out: it does not go with the head or the targets.
         IncompatibleError: If one of the images of seen classes is of another class.
         MissingDependencyError: If a target cannot be built on this machine.
+        SignatureError: If `key` cannot be read, or does not sign.
         ICISDeployError: As `inspect`, and if something cannot be read or written.
     """
     enable_workbench()
@@ -197,6 +202,8 @@ def export(
 
     options = options or ExportOptions()
     check_free(Path(out), overwrite=overwrite)
+    # Before the work of minutes: whoever signs may have to be asked for a passphrase.
+    signer = None if options.key is None else open_signer(options.key)
     targets = plan_targets(options.targets, options.target_options, head_kind=options.head)
     opened, preprocessing = open_with_preprocessing(model, classes=classes, preprocess=options.preprocess)
     require_exportable(opened.loaded, opened.location, preprocessing)
@@ -228,6 +235,7 @@ def export(
         trust=tuple(Path(key) for key in options.trust),
         targets=targets,
         max_seen_loss=options.max_seen_loss,
+        signer=signer,
     )
     bundle = write_bundle(
         Path(out),

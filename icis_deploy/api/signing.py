@@ -5,41 +5,43 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
-from icis_deploy.api.bundle_slots import slots_of
+from icis_deploy.api.followed_state import binding_to
 from icis_deploy.api.inputs import PathLike
-from icis_deploy.bundle.manifest import load_bundle, target_digest
+from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.common.files import read_plain, write_file
-from icis_deploy.errors import SignatureError
-from icis_deploy.head.class_update import FollowedState
+from icis_deploy.errors import CorruptFileError, SignatureError
 from icis_deploy.runtime.state.bundle_trust import signed_files, verify_bundle_signature
 from icis_deploy.updates import signing
-from icis_deploy.updates.bundle_signature import MAX_BUNDLE_SIGNATURE_BYTES, SIGNATURE_NAME
+from icis_deploy.updates.bundle_signature import MAX_BUNDLE_SIGNATURE_BYTES, SIGNATURE_NAME, claimed_signers
+from icis_deploy.updates.signers import SigningKey, open_signer
 from icis_deploy.updates.signing import Binding, KeyPair, SignedFile
 
 
-def keygen(out: PathLike) -> KeyPair:
+def keygen(out: PathLike, *, passphrase: str | None = None) -> KeyPair:
     """Make an Ed25519 key pair: the private key at `out`, which only its owner can read, the public one at `<out>.pub`.
 
     Args:
         out: Where the private key goes; a key is never overwritten.
+        passphrase: What the private key is encrypted with; `None` leaves it as it is.
 
     Example:
         keys = icis_deploy.keygen("publisher.key")
         options = icis_deploy.ExportOptions(head="updatable", capacity=256, trust=[keys.public_path])
 
     Raises:
-        UsageError: If one of the two files is there already.
+        UsageError: If one of the two files is there already, or the passphrase is empty or too long.
         StorageError: If they cannot be written; neither is left then.
     """
-    return signing.keygen(Path(out))
+    return signing.keygen(Path(out), passphrase=passphrase)
 
 
 def sign(
     update: PathLike,
     *,
-    key: PathLike,
+    key: SigningKey,
     version: int | None = None,
     expires: datetime | None = None,
     out: PathLike | None = None,
@@ -58,12 +60,14 @@ def sign(
 
     Args:
         update: The file, signed or not.
-        key: The private key that `keygen` wrote.
+        key: The private key that `keygen` wrote, or a `KeyFile`, `SigningCommand` or `SignerURI`, which say more.
         version: A new version; `None` keeps the file's. Devices only take greater ones.
         expires: When devices stop taking it; `None` keeps the file's expiry.
         out: Where the signed file goes; `None` replaces `update`.
         bundle: The bundle that the update is for, in the state that it follows: only bundles with the same model file
-            and preparation of images take it. `None`: every bundle of the head, and, unless `complete`, in any state.
+            and preparation of images take it. Instead of the bundle, a file of what `classes --format json` prints of
+            it; or the complete update after which this one comes, for every bundle of the head. `None`: every bundle of
+            the head, and, unless `complete`, in any state.
         complete: Whether the update's added classes are all that devices shall have in slots, but for those that they
             were taught themselves.
         force: Whether to sign a version more than 2^32 above the greatest before it, which spends all below it.
@@ -73,36 +77,28 @@ def sign(
 
     Raises:
         LoadError, CorruptFileError: If the file cannot be read or is not one of ours.
-        SignatureError: If the key cannot be read.
+        SignatureError: If the key cannot be read, or the signer fails; nothing is written then.
         UsageError: If `out` is another file that exists, or no device would take the file under these terms.
         StorageError: If the result cannot be written; what was there before is still there.
     """
     target = None if out is None else Path(out)
-    binding = None if bundle is None and not complete else _binding(bundle, complete=complete)
+    binding = None
+    if bundle is not None:
+        binding = binding_to(Path(bundle), complete=complete)
+    elif complete:
+        binding = Binding(complete=True)
     return signing.sign(
-        Path(update), Path(key), out=target, version=version, expires=expires, binding=binding, force=force
+        Path(update),
+        partial(open_signer, key),
+        out=target,
+        version=version,
+        expires=expires,
+        binding=binding,
+        force=force,
     )
 
 
-def _binding(bundle: PathLike | None, *, complete: bool) -> Binding:
-    """Return what a class update is bound to: the bundle's model, and the state that it is in unless it is complete.
-
-    Raises:
-        BundleError, CorruptFileError, IncompatibleError: If the bundle's manifest, journal or slots cannot be read.
-    """
-    if bundle is None:
-        return Binding(complete=complete)
-    described, journal, table = slots_of(Path(bundle), purpose="for a class update")
-    follows = FollowedState(version=journal.current.version, digest=table.digest(leaving_out=journal.current.taught))
-    return Binding(
-        follows=None if complete else follows,
-        complete=complete,
-        targets=(target_digest(described),),
-        highest_version=journal.highest_version,
-    )
-
-
-def sign_bundle(bundle: PathLike, *, key: PathLike) -> str:
+def sign_bundle(bundle: PathLike, *, key: SigningKey) -> str:
     """Sign a bundle: its manifest, which holds the hashes of all its files, and the keys in its `trust/` folder.
 
     `Device.open(bundle, trust=[...])` then refuses a bundle that was changed or that somebody else made. A bundle that
@@ -110,7 +106,7 @@ def sign_bundle(bundle: PathLike, *, key: PathLike) -> str:
 
     Args:
         bundle: The bundle's folder.
-        key: The private key that `keygen` wrote.
+        key: The private key that `keygen` wrote, or a `KeyFile`, `SigningCommand` or `SignerURI`, which say more.
 
     Returns:
         The id of the key.
@@ -121,7 +117,7 @@ def sign_bundle(bundle: PathLike, *, key: PathLike) -> str:
 
     Raises:
         BundleError, CorruptFileError: If it is not a complete bundle.
-        SignatureError: If a key cannot be read.
+        SignatureError: If a key cannot be read, or the signer fails; nothing is written then.
         StorageError: If the signature cannot be written.
     """
     folder = Path(bundle)
@@ -132,9 +128,30 @@ def sign_bundle(bundle: PathLike, *, key: PathLike) -> str:
         former = read_plain(
             path, max_bytes=MAX_BUNDLE_SIGNATURE_BYTES, what="bundle signature", error_type=SignatureError
         )
-    data, signed_by = signing.sign_bundle_files(signed_files(folder), former, Path(key))
+    data, signed_by = signing.sign_bundle_files(signed_files(folder), former, partial(open_signer, key))
     write_file(path, data)
     return signed_by
+
+
+def signers_of(bundle: PathLike) -> tuple[str, ...]:
+    """Return the ids of the keys that say they signed a bundle as it is; `()` if it has no signature.
+
+    Whether they did, only `verify_bundle` knows, which has the keys.
+
+    Raises:
+        BundleError: If there is no manifest.
+        SignatureError: If the signature or a trusted key cannot be read.
+        CorruptFileError: If it is no signature of a bundle, or of other files than are there.
+    """
+    folder = Path(bundle)
+    path = folder / SIGNATURE_NAME
+    if not os.path.lexists(path):
+        return ()
+    data = read_plain(path, max_bytes=MAX_BUNDLE_SIGNATURE_BYTES, what="bundle signature", error_type=SignatureError)
+    try:
+        return claimed_signers(data, signed_files(folder))
+    except CorruptFileError as error:
+        raise CorruptFileError.at(folder, error) from error
 
 
 def verify_bundle(bundle: PathLike, *, trust: Sequence[PathLike]) -> str:
@@ -164,7 +181,7 @@ def verify_bundle(bundle: PathLike, *, trust: Sequence[PathLike]) -> str:
 def rotate_keys(
     trust: Sequence[PathLike],
     *,
-    key: PathLike,
+    key: SigningKey,
     version: int,
     out: PathLike,
     expires: datetime | None = None,
@@ -180,7 +197,7 @@ def rotate_keys(
 
     Args:
         trust: Files of all public keys that devices trust afterwards.
-        key: A private key that the devices trust now.
+        key: A private key that the devices trust now; otherwise as in `sign`.
         version: Of the set: 1 for the first rotation, then greater than in every one before.
         out: The file to apply on devices.
         expires: When devices stop taking it; `None` is never.
@@ -193,14 +210,14 @@ def rotate_keys(
         icis_deploy.rotate_keys(["next.key.pub"], key="publisher.key", version=1, out="keys.icis")
 
     Raises:
-        SignatureError: If a key cannot be read.
+        SignatureError: If a key cannot be read, or the signer fails; nothing is written then.
         IncompatibleError: If there is no key, or too many.
         UsageError: If `out` exists, or no device would take the file under these terms.
         StorageError: If it cannot be written.
     """
     return signing.rotate_keys(
         [Path(each) for each in trust],
-        Path(key),
+        partial(open_signer, key),
         out=Path(out),
         version=version,
         expires=expires,

@@ -21,6 +21,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -33,12 +34,14 @@ from icis_deploy.common.json_fields import (
     boolean_from_json,
     dataclass_from_json,
     integer_from_json,
+    json_from_time,
     load_strict,
     mapping_from_json,
     names_from_json,
     number_from_json,
     object_from_json,
     text_from_json,
+    time_from_json,
     tuple_from_json,
 )
 from icis_deploy.common.terminal_text import reason_of, shown
@@ -57,6 +60,7 @@ _IMPLIED_BY_VERSION: Mapping[int, Mapping[str, Any]] = {
     2: {"arbiter": False, "max_changed_answers": None},
 }
 """For each older schema, what its manifests do not state."""
+_OPTIONAL: Mapping[str, Any] = {"created_by": {}, "reference_source": None, "written_at": None}
 
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
@@ -216,6 +220,10 @@ class Bundle:
     """What the reference features are of, one of `REFERENCE_SOURCES`; `None` for bundles without a guard, and where
     it was not noted."""
 
+    written_at: datetime | None = None
+    """When the bundle was written, by the clock of the machine that did, in UTC with a resolution of a second; `None`
+    where it was not noted. A device believes no clock that says less."""
+
     created_by: Mapping[str, str] = field(default_factory=dict)
     """Versions of icis-deploy and the libraries that made the bundle, by name."""
 
@@ -361,6 +369,8 @@ def serialize_manifest(bundle: Bundle) -> bytes:
     """Return the bytes of `manifest.json`."""
     values = asdict(bundle)
     del values["manifest_sha256"]  # which no file can hold of itself
+    written_at = values.pop("written_at")
+    values |= {} if written_at is None else {"written_at": json_from_time(written_at)}
     values |= {
         "schema_version": SCHEMA_VERSION,
         "files": {name: asdict(entry) for name, entry in sorted(bundle.files.items())},
@@ -393,7 +403,7 @@ def parse_manifest(data: bytes) -> Bundle:
         )
     values = {**_IMPLIED_BY_VERSION.get(schema_version, {}), **values}
     try:
-        return dataclass_from_json(Bundle, {"created_by": {}, "reference_source": None, **values}, readers=_READERS)
+        return dataclass_from_json(Bundle, {**_OPTIONAL, **values}, readers=_READERS)
     except ICISDeployError as error:
         raise BundleError(
             f"The manifest contradicts itself: {reason_of(error)}",
@@ -420,6 +430,10 @@ def _share(value: object, *, where: str) -> float | None:
 
 def _optional_text(value: object, *, where: str) -> str | None:
     return None if value is None else text_from_json(value, where=where)
+
+
+def _optional_time(value: object, *, where: str) -> datetime | None:
+    return None if value is None else time_from_json(text_from_json(value, where=where))
 
 
 def _files(value: object, *, where: str) -> dict[str, FileEntry]:
@@ -464,6 +478,7 @@ _READERS: dict[str, Reader[Any]] = {
     "arbiter": boolean_from_json,
     "max_changed_answers": _share,
     "reference_source": _optional_text,
+    "written_at": _optional_time,
     "created_by": partial(mapping_from_json, read=text_from_json),
 }
 
@@ -486,19 +501,21 @@ def load_bundle(folder: str | Path) -> Bundle:
 
 
 def check_files(folder: Path, bundle: Bundle) -> None:
-    """Compare every file that a manifest names with what it states; models may name no others.
+    """Compare every file that a manifest names with what it states; no runtime may find others.
 
     Raises:
-        BundleError: If one cannot be read, or a model keeps weights in a file that the manifest does not name.
+        BundleError: If one cannot be read, or a runtime would open a file that the manifest does not name: one in which
+            a model keeps weights, or one in the folder of a target.
         CorruptFileError: If one has another size or hash.
     """
-    from icis_deploy.bundle.external_weights import check_external_weights
+    from icis_deploy.bundle.opened_files import check_external_weights, check_target_folders
 
     for name, entry in bundle.files.items():
         check_file(folder / name, entry)
     for name in bundle.files:
-        if name.endswith(".onnx") and "/" not in name:
-            check_external_weights(folder / name, bundle.files)
+        if name.endswith(".onnx"):
+            check_external_weights(folder, name, bundle.files)
+    check_target_folders(folder, bundle.files)
 
 
 def load_manifest(folder: Path) -> Bundle:

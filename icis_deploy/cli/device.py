@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE
-from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.cli.output import format_option, note, print_result
 from icis_deploy.common.terminal_text import MAX_SHOWN, columns, percent, printable
+from icis_deploy.errors import SignatureError
 
 if TYPE_CHECKING:
+    from icis_deploy.runtime.operations import ListedClass
     from icis_deploy.runtime.state.journal import HistoryEntry
+    from icis_deploy.runtime.state.origins import Origin
 
 
 _allow_changed_answers = click.option(
@@ -74,12 +78,20 @@ def teach(bundle: Path, name: str, descriptors: Path, allow_changed_answers: boo
 
 @click.command(short_help="Take a bundle back to the state before.")
 @click.argument("bundle", type=BUNDLE)
+@click.option(
+    "--allow-revoked",
+    is_flag=True,
+    help="Go back even if that brings back classes by a key that is not trusted any more; the history says so.",
+)
 @format_option
-def rollback(bundle: Path) -> None:
-    """Take BUNDLE back to the state before its last update."""
+def rollback(bundle: Path, allow_revoked: bool) -> None:
+    """Take BUNDLE back to the state before its last update.
+
+    Refused with exit code 6 if that would bring back classes that a key signed which is not trusted any more.
+    """
     from icis_deploy.runtime.operations import rollback as roll_back
 
-    entry = roll_back(bundle)
+    entry = roll_back(bundle, allow_revoked=allow_revoked)
     print_result({"bundle": str(bundle), "entry": _entry(entry)}, text=_history_text([entry]), after_change=True)
 
 
@@ -87,19 +99,31 @@ def rollback(bundle: Path) -> None:
 @click.argument("bundle", type=BUNDLE)
 @format_option
 def history(bundle: Path) -> None:
-    """List the changes of BUNDLE, the oldest first, and who signed each."""
+    """List the changes of BUNDLE, the oldest first, and who signed each.
+
+    The last 32 are kept. What is in effect and was signed by nobody, or by a key that is not trusted any more, is said
+    as long as it is.
+    """
     from icis_deploy.bundle.manifest import load_manifest
+    from icis_deploy.runtime.operations import doubtful_origins
     from icis_deploy.runtime.operations import history as load_history
 
     entries = load_history(bundle)
+    doubtful: tuple[Origin, ...] = ()
+    try:
+        doubtful = doubtful_origins(bundle)
+    except SignatureError as error:  # the history itself needs no key, and is asked for where something is wrong
+        note(f"Warning: {printable(error.what)}")
     described = load_manifest(bundle)
     text = _history_text(entries) if entries else "Nothing was changed since the export."
     if described.capacity and described.max_changed_answers is None:
         text += "\nThis bundle has no reference images: no update is refused for the answers that it changes."
+    text += "".join(f"\n{_doubtful_text(origin)}" for origin in doubtful)
     result = {
         "bundle": str(bundle),
         "max_changed_answers": described.max_changed_answers,
         "history": [_entry(entry) for entry in entries],
+        "doubtful": [{"signed_by": each.signed_by, "num_classes": len(each.columns)} for each in doubtful],
     }
     print_result(result, text=text)
 
@@ -108,7 +132,7 @@ def history(bundle: Path) -> None:
 @click.argument("bundle", type=BUNDLE)
 @format_option
 def classes(bundle: Path) -> None:
-    """List the classes of BUNDLE in the order of its logits, with their slots."""
+    """List the classes of BUNDLE in the order of its logits, with their slots and who signed them."""
     from icis_deploy.runtime.operations import classes as list_classes
 
     listing = list_classes(bundle)
@@ -117,10 +141,18 @@ def classes(bundle: Path) -> None:
         "version": listing.version,
         "capacity": listing.capacity,
         "num_free_slots": listing.num_free_slots,
-        "classes": [{"name": each.name, "slot": each.slot, "is_enabled": each.is_enabled} for each in listing.classes],
+        "highest_version": listing.highest_version,
+        "digest": listing.digest,
+        "target": listing.target,
+        "classes": [asdict(each) for each in listing.classes],
     }
     rows = [
-        (each.name, "baked" if each.slot is None else f"slot {each.slot}", "" if each.is_enabled else "disabled")
+        (
+            each.name,
+            "baked" if each.slot is None else f"slot {each.slot}",
+            _origin_text(each),
+            "" if each.is_enabled else "disabled",
+        )
         for each in listing.classes
     ]
     head = (
@@ -160,6 +192,20 @@ def _print_switch(bundle: Path, name: str, *, enabled: bool, changed: bool) -> N
     )
 
 
+def _origin_text(listed: ListedClass) -> str:
+    if listed.signed_by is None:
+        return {"exported": "", "unsigned": "UNSIGNED", "unknown": "signer not noted"}.get(listed.origin, listed.origin)
+    return f"signed by {listed.signed_by[:16]}…{', NOT TRUSTED any more' if listed.is_revoked else ''}"
+
+
+def _doubtful_text(origin: Origin) -> str:
+    count = len(origin.columns)
+    classes = f"{count} {'class' if count == 1 else 'classes'} in effect"
+    if origin.signed_by is None:
+        return f"UNSIGNED: {classes}; `icis-deploy classes` lists them."
+    return f"Signed by {origin.signed_by[:16]}…, NOT TRUSTED any more: {classes}; `icis-deploy classes` lists them."
+
+
 def _entry(entry: HistoryEntry) -> dict[str, Any]:
     return {
         "sequence": entry.sequence,
@@ -174,6 +220,7 @@ def _entry(entry: HistoryEntry) -> dict[str, Any]:
         "signed_by": entry.signed_by,
         "changed_answers": entry.changed_answers,
         "allowed_past_guard": entry.allowed_past_guard,
+        "allowed_revoked": entry.allowed_revoked,
     }
 
 
@@ -190,6 +237,7 @@ def _history_row(entry: HistoryEntry) -> tuple[str, ...]:
         what = "bundle replaced"
     elif entry.action == "rollback":
         what = "the last change undone"
+        what += ", ALLOWED: classes by a key that is not trusted any more" if entry.allowed_revoked else ""
     else:
         what = f"+{entry.num_added} ~{entry.num_replaced} -{entry.num_removed} classes"
     signed = "UNSIGNED" if entry.signed_by is None else f"signed by {entry.signed_by[:16]}…"

@@ -21,7 +21,8 @@ from icis_deploy.cli.options import (
     model_source,
 )
 from icis_deploy.cli.output import format_option, library_warnings, print_result
-from icis_deploy.cli.verify import parity_text
+from icis_deploy.cli.signing_options import optional_signing_key_from, signing_options
+from icis_deploy.cli.verify import parity_text, signature_text
 from icis_deploy.common.terminal_text import columns, percent
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
     help="What the bundle holds besides model.onnx; may be given several times. all: what this machine can build.",
 )
 @engine_options
+@signing_options("Sign the bundle with this private key.")
 @click.option("--out", type=NEW_PATH, required=True, help="The bundle's folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 @model_options
@@ -139,6 +141,7 @@ def export(
     from icis_deploy.bundle.target_options import TargetOptions
 
     source = model_source(model, *(grouped.pop(name) for name in ("weights", "input_shape", "head_node")))
+    key = optional_signing_key_from(grouped)
     form, engine = split_form(grouped)
     options = ExportOptions(
         head=head,
@@ -154,6 +157,7 @@ def export(
         generator=generator,
         targets=targets,
         target_options=TargetOptions(engine=engine_settings(**engine)),
+        key=key,
     )
     built: list[BuiltTarget] = []
     with library_warnings() as messages:
@@ -170,10 +174,14 @@ def export(
 
 
 def _print(out: Path, bundle: Bundle, built: Sequence[BuiltTarget], warned: Sequence[str]) -> None:
+    from icis_deploy.api.signing import signers_of
+
     targets = [_targets_text(built, bundle.precision)] if built else []
     warnings = ["\n".join(f"Warning: {message}" for message in warned)] if warned else []
-    text = "\n\n".join([_text(out, bundle), *targets, parity_text(bundle.parity), *warnings])
-    print_result(_result(out, bundle, built) | {"warnings": list(warned)}, text=text, after_change=True)
+    signers = signers_of(out)
+    text = "\n\n".join([_text(out, bundle, signers), *targets, parity_text(bundle.parity), *warnings])
+    result = _result(out, bundle, built) | {"signed_by": list(signers), "warnings": list(warned)}
+    print_result(result, text=text, after_change=True)
 
 
 def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str, Any]:
@@ -204,13 +212,14 @@ def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str
     }
 
 
-def _text(out: Path, bundle: Bundle) -> str:
+def _text(out: Path, bundle: Bundle, signers: Sequence[str]) -> str:
     return columns(
         [
             ("bundle", str(out)),
             ("head", f"{bundle.head_kind}, {bundle.num_seen} seen classes, {_num_added(bundle)} added"),
             *([("precision", bundle.precision)] if bundle.precision != "fp32" else []),
             *([("slots", str(bundle.capacity)), ("guard", _guard_text(bundle))] if bundle.capacity else []),
+            ("signature", signature_text(signers)),
             *((name, f"{entry.size_bytes / 1e6:.1f} MB") for name, entry in bundle.files.items()),
         ]
     )

@@ -28,6 +28,7 @@ PARAMETERS = {
     "batch_sizes": "batch",
     "key_variable": "llm_key",
     "num_threads": "threads",
+    "passphrase": "passphrase_file",
     "timeout_s": "llm_timeout",
     "workspace_bytes": "workspace",
 }

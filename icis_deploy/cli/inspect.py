@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from icis_deploy.cli.options import classes_option, model_options, model_source
-from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.cli.options import classes_option, model_options, model_source, refuse_given
+from icis_deploy.cli.output import format_option, note, print_result
+from icis_deploy.cli.verify import signature_text
 from icis_deploy.common.terminal_text import columns
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from icis_deploy.api.models import OpenedModel
 
 
-@click.command(short_help="Show the head that was found in a model.")
+@click.command(short_help="Show the head that was found in a model, or what a bundle is.")
 @click.argument("model")
 @classes_option
 @model_options
@@ -28,12 +29,69 @@ def inspect(
     """Show the head that was found in MODEL, and how sure that is.
 
     MODEL is a .onnx file, a .pt2 torch.export program, a folder of transformers, owner/name of a model on its hub, or
-    package.module:factory with --weights.
+    package.module:factory with --weights. Of a bundle it is shown what its
+    manifest says, and who signed it.
     """
+    from icis_deploy.bundle.manifest import MANIFEST_NAME
+
+    if Path(model, MANIFEST_NAME).is_file():
+        refuse_given("classes", "weights", "input_shape", "head_node", reason="a bundle says that itself.")
+        _inspect_bundle(Path(model))
+        return
     from icis_deploy.api.models import inspect as inspect_model
 
     opened = inspect_model(model_source(model, weights, input_shape, head_node), classes=classes)
     print_result({"model": model, **_result(opened)}, text=_text(opened))
+
+
+def _inspect_bundle(folder: Path) -> None:
+    from icis_deploy.api.signing import signers_of
+    from icis_deploy.bundle.manifest import load_bundle, target_digest
+    from icis_deploy.runtime.state.store import Store
+
+    bundle, signers = load_bundle(folder), signers_of(folder)
+    num_added = len(bundle.class_names) - bundle.num_seen
+    written_at = None if bundle.written_at is None else bundle.written_at.isoformat()
+    store = Store(folder)
+    journal = store.load_journal(bundle)
+    num_keys, num_roots = len(store.trusted_keys(journal)), len(journal.root_keys)
+    result: dict[str, Any] = {
+        "bundle": str(folder),
+        "head": bundle.head_kind,
+        "num_seen": bundle.num_seen,
+        "num_baked": num_added,
+        "capacity": bundle.capacity,
+        "precision": bundle.precision,
+        "fingerprint": bundle.base_fingerprint,
+        "target": target_digest(bundle),
+        "written_at": written_at,
+        "signed_by": list(signers),
+        "num_trusted_keys": num_keys,
+        "num_root_keys": num_roots,
+        "root_threshold": journal.root_threshold if num_roots else None,
+    }
+    text = [
+        ("bundle", str(folder)),
+        ("head", f"{bundle.head_kind}, {bundle.num_seen} seen classes, {num_added} baked after them"),
+        ("slots", str(bundle.capacity)),
+        ("precision", bundle.precision),
+        ("fingerprint", bundle.base_fingerprint),
+        ("target", str(result["target"])),
+        ("written", written_at or "not noted"),
+        ("signature", signature_text(signers)),
+        ("trusted keys", _keys_text(num_keys, num_roots, journal.root_threshold)),
+    ]
+    print_result(result, text=columns(text))
+    if not signers:
+        note(f"Warning: {folder} is not signed: whoever can write to it on its way can exchange it.")
+
+
+def _keys_text(num_keys: int, num_roots: int, threshold: int) -> str:
+    if num_roots:
+        return f"{num_keys}; {threshold} of {num_roots} root keys may replace them"
+    if num_keys:
+        return f"{num_keys}; no root keys, so any one of them may replace the others (`icis-deploy rotate-keys --root`)"
+    return "none: updates are taken with --allow-unsigned alone"
 
 
 def _result(opened: OpenedModel) -> dict[str, Any]:

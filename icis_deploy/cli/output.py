@@ -243,6 +243,17 @@ def library_warnings() -> Iterator[list[str]]:
         yield messages
 
 
+@contextmanager
+def noted_warnings() -> Iterator[None]:
+    """Write the library's warnings to stderr, for commands whose result does not carry them."""
+    with library_warnings() as messages:
+        try:
+            yield
+        finally:
+            for message in dict.fromkeys(messages):
+                note(f"Warning: {printable(message)}")
+
+
 def curve_table(curve: Sequence[Mapping[str, float]]) -> str:
     """Return what to expect at several losses of seen accuracy, as a table for people.
 

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH
-from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.cli.output import format_option, noted_warnings, print_result
+from icis_deploy.cli.signing_options import (
+    ask_new_passphrase,
+    passphrase_from,
+    passphrase_options,
+    signing_key_from,
+    signing_options,
+)
 from icis_deploy.common.terminal_text import columns, percent, printable
+from icis_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from icis_deploy.api.diff import UpdateDiff
@@ -26,19 +34,38 @@ MAX_LISTED = 20
 
 @click.command(short_help="Make a key pair for signing class updates.")
 @click.option("--out", type=NEW_PATH, required=True, help="The private key; the public one is written to OUT.pub.")
+@passphrase_options
+@click.option("--ask-passphrase", is_flag=True, help="Ask for a passphrase at the terminal.")
 @format_option
-def keygen(out: Path) -> None:
+def keygen(out: Path, passphrase_file: Path | None, passphrase_env: str | None, ask_passphrase: bool) -> None:
     """Write an Ed25519 key pair: OUT (mode 600) and OUT.pub.
+
+    With a passphrase OUT is encrypted, and commands that sign with it ask for the passphrase.
 
     Devices trust the public keys in their bundle's trust/ folder: give OUT.pub to `export --trust`. Keep OUT where the
     updates are signed, and nowhere else.
     """
     from icis_deploy.api.signing import keygen as make_keys
 
-    keys = make_keys(out)
-    result = {"private_key": str(keys.private_path), "public_key": str(keys.public_path), "key_id": keys.key_id}
+    passphrase = passphrase_from(passphrase_file, passphrase_env)
+    if ask_passphrase:
+        if passphrase is not None:
+            raise UsageError(
+                "--ask-passphrase would do nothing: the passphrase is given.",
+                found="a passphrase",
+                expected="no passphrase",
+            )
+        passphrase = ask_new_passphrase()
+    keys = make_keys(out, passphrase=passphrase)
+    is_encrypted = passphrase is not None
+    result = {
+        "private_key": str(keys.private_path),
+        "public_key": str(keys.public_path),
+        "key_id": keys.key_id,
+        "is_encrypted": is_encrypted,
+    }
     text = [
-        ("private key", str(keys.private_path)),
+        ("private key", f"{keys.private_path}{', encrypted' if is_encrypted else ''}"),
         ("public key", str(keys.public_path)),
         ("key id", keys.key_id),
     ]
@@ -47,23 +74,31 @@ def keygen(out: Path) -> None:
 
 @click.command(short_help="Sign a class update.")
 @click.argument("update", type=EXISTING_FILE)
-@click.option("--key", type=EXISTING_FILE, required=True, help="The private key that keygen wrote.")
+@signing_options("The private key that keygen wrote.")
 @click.option("--version", type=click.IntRange(min=1), help="Version of the update; devices only move up.")
 @click.option("--expires", type=UTC_TIME, help="When devices stop taking it, in UTC.")
 @click.option("--out", type=NEW_PATH, help="Where the signed file goes. Default: UPDATE itself.")
-@click.option("--bundle", type=BUNDLE, help="The bundle that it is for, in the state that it follows.")
+@click.option(
+    "--bundle",
+    "--follows",
+    "bundle",
+    type=EXISTING_PATH,
+    metavar="BUNDLE|FILE",
+    help="The bundle that it is for, in the state that it follows; or a file that says it: what `classes --format "
+    "json` printed, or the complete update before.",
+)
 @click.option("--complete", is_flag=True, help="Its added classes are all that devices shall have in slots.")
 @click.option("--force", is_flag=True, help="Sign a version more than 2^32 above the greatest before it.")
 @format_option
 def sign(
     update: Path,
-    key: Path,
     version: int | None,
     expires: datetime | None,
     out: Path | None,
     bundle: Path | None,
     complete: bool,
     force: bool,
+    **signing: Any,
 ) -> None:
     """Sign UPDATE, set its version and expiry, and say what it follows.
 
@@ -73,17 +108,19 @@ def sign(
     from icis_deploy.api.signing import sign as sign_file
 
     in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
-    signed = sign_file(
-        update, key=key, out=out, version=version, expires=in_utc, bundle=bundle, complete=complete, force=force
-    )
+    key = signing_key_from(signing)
+    with noted_warnings():
+        signed = sign_file(
+            update, key=key, out=out, version=version, expires=in_utc, bundle=bundle, complete=complete, force=force
+        )
     _print_signed(signed, after_change=True, is_version_kept=version is None, is_expiry_kept=expires is None)
 
 
 @click.command("sign-bundle", short_help="Sign a bundle.")
 @click.argument("bundle", type=BUNDLE)
-@click.option("--key", type=EXISTING_FILE, required=True, help="The private key that keygen wrote.")
+@signing_options("The private key that keygen wrote.")
 @format_option
-def sign_bundle(bundle: Path, key: Path) -> None:
+def sign_bundle(bundle: Path, **signing: Any) -> None:
     """Sign BUNDLE: its manifest, which holds the hashes of all files, and the keys in its trust/ folder.
 
     The signature is written to BUNDLE/bundle.dsse. Devices that open the bundle with keys to trust then refuse it where
@@ -91,7 +128,10 @@ def sign_bundle(bundle: Path, key: Path) -> None:
     """
     from icis_deploy.api.signing import sign_bundle as sign_folder
 
-    _print_bundle(bundle, sign_folder(bundle, key=key), after_change=True)
+    key = signing_key_from(signing)
+    with noted_warnings():
+        signed_by = sign_folder(bundle, key=key)
+    _print_bundle(bundle, signed_by, after_change=True)
 
 
 @click.command("verify-bundle", short_help="Check who signed a bundle.")
@@ -119,7 +159,7 @@ def _print_bundle(bundle: Path, signed_by: str, *, after_change: bool = False) -
 @click.option(
     "--trust", type=EXISTING_FILE, multiple=True, required=True, help="A key to trust afterwards; repeat for several."
 )
-@click.option("--key", type=EXISTING_FILE, required=True, help="A private key that devices trust now.")
+@signing_options("A private key that devices trust now.")
 @click.option(
     "--version", type=click.IntRange(min=1), required=True, help="Of the set: 1 for the first rotation, then greater."
 )
@@ -139,13 +179,13 @@ def _print_bundle(bundle: Path, signed_by: str, *, after_change: bool = False) -
 @format_option
 def rotate_keys(
     trust: tuple[Path, ...],
-    key: Path,
     version: int,
     expires: datetime | None,
     out: Path,
     root: tuple[Path, ...],
     threshold: int,
     highest_version: int | None,
+    **signing: Any,
 ) -> None:
     """Write a file that makes devices trust the given public keys, and no others.
 
@@ -156,16 +196,18 @@ def rotate_keys(
     from icis_deploy.api.signing import rotate_keys as write_rotation
 
     in_utc = None if expires is None else expires.replace(tzinfo=timezone.utc)
-    signed = write_rotation(
-        trust,
-        key=key,
-        out=out,
-        version=version,
-        expires=in_utc,
-        root=root,
-        threshold=threshold,
-        highest_version=highest_version,
-    )
+    key = signing_key_from(signing)
+    with noted_warnings():
+        signed = write_rotation(
+            trust,
+            key=key,
+            out=out,
+            version=version,
+            expires=in_utc,
+            root=root,
+            threshold=threshold,
+            highest_version=highest_version,
+        )
     _print_signed(signed, after_change=True)
 
 

@@ -10,6 +10,7 @@ import click
 
 from icis_deploy.cli.options import (
     BUNDLE,
+    EXISTING_FILE,
     EXISTING_PATH,
     max_seen_loss_option,
     model_options,
@@ -17,7 +18,7 @@ from icis_deploy.cli.options import (
     runtime_option,
 )
 from icis_deploy.cli.output import format_option, note, print_result
-from icis_deploy.common.terminal_text import points_text
+from icis_deploy.common.terminal_text import points_text, printable
 from icis_deploy.errors import GateFailedError
 
 
@@ -32,6 +33,12 @@ from icis_deploy.errors import GateFailedError
 @max_seen_loss_option(
     "Exit with 1 if new classes cost the seen ones more points of accuracy. Default: what the updates state."
 )
+@click.option(
+    "--trust",
+    type=EXISTING_FILE,
+    multiple=True,
+    help="A public key that must have signed the bundle; may be given several times. Default: it may be unsigned.",
+)
 @runtime_option
 @model_options
 @format_option
@@ -40,6 +47,7 @@ def verify(
     model: str,
     images: Path | None,
     max_seen_loss: float | None,
+    trust: tuple[Path, ...],
     runtime: str,
     weights: Path | None,
     input_shape: str | None,
@@ -50,10 +58,15 @@ def verify(
     Compares the classes that a device with BUNDLE has now, with every update since the export. Runs both on the same
     inputs and compares logits and predictions. The exit code is 1 if they disagree, or if new classes cost the seen
     ones more accuracy than is allowed, with 95 % confidence.
+    It is 6 if a file was changed since the bundle was written or signed, or, with --trust, if none of these keys signed
+    it.
     """
+    from icis_deploy.api.signing import signers_of
+    from icis_deploy.api.signing import verify_bundle as verify_signature
     from icis_deploy.api.verify import verify as verify_bundle
     from icis_deploy.runtime.operations import classes as list_classes
 
+    signers = (verify_signature(bundle, trust=trust),) if trust else signers_of(bundle)
     source = model_source(model, weights, input_shape, head_node)
     disagrees = True
     try:
@@ -77,9 +90,15 @@ def verify(
         "runtime": runtime,
         "passed": passed,
         "state": state,
+        "signed_by": list(signers),
+        "is_signature_verified": bool(trust),
         "parity": reports,
     }
-    print_result(result, text=f"{_state_text(state)}\n{parity_text(reports)}", status="ok" if passed else "failed")
+    signature = f"signature: {signature_text(signers, is_verified=bool(trust))}"
+    text = f"{_state_text(state)}\n{parity_text(reports)}\n{signature}"
+    print_result(result, text=text, status="ok" if passed else "failed")
+    if not signers:
+        note(f"Warning: {bundle} is not signed: whoever can write to it on its way can exchange it.")
     if not passed:
         # The report is already on stdout, so the exit code says the rest.
         what = f"disagrees with {model}" if disagrees else "costs seen classes more than is allowed"
@@ -92,6 +111,19 @@ def _state_text(state: Mapping[str, Any]) -> str:
     in_slots = f", {state['num_in_slots']} of them in slots" if state["num_in_slots"] else ""
     disabled = f"; disabled, and compared all the same: {', '.join(state['disabled'])}" if state["disabled"] else ""
     return f"State {state['version']}, as a device serves it: {state['num_classes']} classes{in_slots}{disabled}."
+
+
+def signature_text(signers: Sequence[str], *, is_verified: bool = False) -> str:
+    """Return who signed a bundle, for people.
+
+    Args:
+        signers: Ids of their keys; none for an unsigned bundle.
+        is_verified: Whether their public keys were given, and the signature fits.
+    """
+    if not signers:
+        return "none; `icis-deploy sign-bundle` signs it"
+    ids = ", ".join(f"{printable(each, max_length=16)}…" for each in signers)
+    return f"by {ids}" if is_verified else f"says it is by {ids} (`icis-deploy verify-bundle` verifies that)"
 
 
 def parity_text(reports: Sequence[Mapping[str, Any]]) -> str:

@@ -504,18 +504,23 @@ class Device:
                 allow_changed_answers=allow_changed_answers,
             )
 
-    def rollback(self) -> HistoryEntry:
+    def rollback(self, *, allow_revoked: bool = False) -> HistoryEntry:
         """Go back to the state before the last class update that is still in effect.
 
         The current state need not be readable. Its version stays spent: only a newer update is taken afterwards.
 
+        Args:
+            allow_revoked: Whether to go back even if that brings back classes signed by a key that is not trusted any
+                more; the history then says so.
+
         Raises:
             UsageError: If no state before the current one is kept.
+            SignatureError: If it would bring back classes of such a key, and that is not allowed.
             SelfTestError, StorageError, RuntimeFailureError: As `apply`; the device keeps the state it had.
         """
         with self._changing:
             self._follow()
-            return self._opened.updater.rollback()
+            return self._opened.updater.rollback(allow_revoked=allow_revoked)
 
     def enable(self, class_name: str) -> bool:
         """Let answers choose a class again; return whether that changed anything.

@@ -70,7 +70,27 @@ def verify_bundle_files(signature: bytes, files: Mapping[str, bytes], keys: Sequ
     """
     envelope = parse_bundle_envelope(signature)
     signed_by = verify_signature(envelope, keys)
-    signed = _subjects(envelope.payload)
+    _check_subjects(envelope.payload, files)
+    return signed_by
+
+
+def claimed_signers(signature: bytes, files: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Return the ids of the keys that a signature says it is by; none of them was asked.
+
+    Args:
+        signature: The bytes of `bundle.dsse`.
+        files: As `bundle_envelope` takes them, as they are now.
+
+    Raises:
+        CorruptFileError: If the signature is no such statement, or a file is not what was signed.
+    """
+    envelope = parse_bundle_envelope(signature)
+    _check_subjects(envelope.payload, files)
+    return tuple(sorted(envelope.signatures))
+
+
+def _check_subjects(payload: bytes, files: Mapping[str, bytes]) -> None:
+    signed = _subjects(payload)
     found = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     differing = sorted(name for name in signed.keys() | found.keys() if signed.get(name) != found.get(name))
     if differing:
@@ -83,7 +103,6 @@ def verify_bundle_files(signature: bytes, files: Mapping[str, bytes], keys: Sequ
             where=name,
             hint="Fetch the bundle again, or sign it again with `sign_bundle()` if you changed it yourself.",
         )
-    return signed_by
 
 
 def parse_bundle_envelope(data: bytes) -> Envelope:

@@ -2,7 +2,8 @@
 
 Rules:
 
-1. A private key is a file that only its owner can read (mode 600) and that is never overwritten.
+1. A private key is a file that only its owner can read (mode 600) and that is never overwritten. Where others can read
+   one, whoever uses it is warned.
 2. Version and expiry are the publisher's decision: they are set when signing, and setting them drops older signatures.
    Terms that no device takes are refused before a key is read: a version out of range, an expiry in the past. So is a
    version far beyond those before it: it would spend all of them.
@@ -12,7 +13,8 @@ Rules:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,7 +22,14 @@ from typing import TYPE_CHECKING
 
 from icis_deploy.common.files import read_plain, write_failure, write_file
 from icis_deploy.common.json_fields import json_from_time
-from icis_deploy.errors import CorruptFileError, IntegrityError, SignatureError, StorageError, UsageError
+from icis_deploy.errors import (
+    CorruptFileError,
+    ICISDeployWarning,
+    IntegrityError,
+    SignatureError,
+    StorageError,
+    UsageError,
+)
 from icis_deploy.head.class_update import MAX_VERSION, ClassUpdate, FollowedState
 from icis_deploy.updates.bundle_signature import bundle_envelope, parse_bundle_envelope
 from icis_deploy.updates.envelope import (
@@ -33,9 +42,14 @@ from icis_deploy.updates.envelope import (
 from icis_deploy.updates.trusted_keys import MAX_KEY_BYTES, TrustedKeys, pem_from_public_key, public_key_from_pem
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import CryptoSigner, SSlibKey
+    from securesystemslib.signer import CryptoSigner, Signer, SSlibKey
 
 PUBLIC_SUFFIX = ".pub"
+Secret = str | Callable[[str], str]
+"""A passphrase, or a function that is asked for it, with what it is for."""
+
+MAX_PASSPHRASE_BYTES = 1 << 10
+_ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 MAX_VERSION_STEP = 1 << 32
 """A publisher who counts seconds, or milliseconds for fifty days, stays below it. What is beyond leaves no way back."""
 
@@ -50,7 +64,7 @@ class KeyPair:
     """
 
     private_path: Path
-    """The private key: PKCS #8 PEM, not encrypted, mode 600."""
+    """The private key: PKCS #8 PEM, mode 600, encrypted where there is a passphrase."""
 
     public_path: Path
     """The public key: PEM, for the `trust/` folder of bundles."""
@@ -92,14 +106,25 @@ class SignedFile:
     """Id of the key that signed it."""
 
 
-def keygen(path: Path) -> KeyPair:
+def keygen(path: Path, *, passphrase: str | None = None) -> KeyPair:
     """Make an Ed25519 key pair: the private key at `path`, the public one at `path.pub`.
 
+    Args:
+        path: Where the private key goes.
+        passphrase: What it is encrypted with; `None` leaves it as it is.
+
     Raises:
-        UsageError: If one of the two files is there already.
+        UsageError: If one of the two files is there already, or the passphrase is empty or too long.
         StorageError: If they cannot be written; neither is left then.
     """
-    from securesystemslib.signer import CryptoSigner
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import (
+        BestAvailableEncryption,
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+    )
+    from securesystemslib.signer import SSlibKey
 
     if not path.name:
         raise UsageError(
@@ -111,14 +136,28 @@ def keygen(path: Path) -> KeyPair:
     public_path = path.with_name(path.name + PUBLIC_SUFFIX)
     for target in (path, public_path):
         _check_absent(target, "a key is never overwritten")
-    signer = CryptoSigner.generate_ed25519()
-    _write_private(path, signer.private_bytes)
+    encryption = NoEncryption() if passphrase is None else BestAvailableEncryption(_passphrase_bytes(passphrase))
+    private_key = Ed25519PrivateKey.generate()
+    public_key = SSlibKey.from_crypto(private_key.public_key())
+    _write_private(path, private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
     try:
-        write_file(public_path, pem_from_public_key(signer.public_key).encode())
+        write_file(public_path, pem_from_public_key(public_key).encode())
     except StorageError:
         path.unlink()
         raise
-    return KeyPair(private_path=path, public_path=public_path, key_id=signer.public_key.keyid)
+    return KeyPair(private_path=path, public_path=public_path, key_id=public_key.keyid)
+
+
+def _passphrase_bytes(passphrase: str) -> bytes:
+    data = passphrase.encode("utf-8", "surrogateescape")
+    if not 1 <= len(data) <= MAX_PASSPHRASE_BYTES:
+        raise UsageError(
+            f"The passphrase has {len(data)} bytes; expected 1 to {MAX_PASSPHRASE_BYTES}.",
+            found=len(data),
+            expected=f"1 to {MAX_PASSPHRASE_BYTES} bytes",
+            hint="Give another `passphrase`.",
+        )
+    return data
 
 
 def _check_absent(path: Path, why: str) -> None:
@@ -147,7 +186,7 @@ def _write_private(path: Path, data: bytes) -> None:
 
 
 def load_public_key(path: Path) -> SSlibKey:
-    """Read an Ed25519 public key.
+    """Read a public key: Ed25519, or ECDSA of P-256 or P-384.
 
     Raises:
         SignatureError: If the file cannot be read or is no such key.
@@ -167,23 +206,50 @@ def load_public_key(path: Path) -> SSlibKey:
         raise SignatureError.at(path, error) from error
 
 
-def load_private_key(path: Path) -> CryptoSigner:
+def load_private_key(path: Path, *, passphrase: Secret | None = None) -> CryptoSigner:
     """Read an Ed25519 private key.
 
+    Warns `ICISDeployWarning` where others than its owner can read the file.
+
+    Args:
+        path: The file.
+        passphrase: Of an encrypted key; a function is asked for it only where the key is.
+
     Raises:
-        SignatureError: If the file cannot be read or is no such key.
+        SignatureError: If the file cannot be read or is no such key, or the passphrase is missing or is another one.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
     from securesystemslib.signer import CryptoSigner
 
     data = read_plain(path, max_bytes=MAX_KEY_BYTES, what="private key", error_type=SignatureError)
-    try:
-        key = load_pem_private_key(data, password=None)
-    except Exception as error:  # see `public_key_from_pem`
+    _warn_if_others_read(path)
+    is_encrypted = _ENCRYPTED in data
+    if is_encrypted and passphrase is None:
         raise SignatureError(
-            f"{path} is not an unencrypted private key in PEM form.",
-            expected="an unencrypted private key in PEM form",
+            f"The private key {path} is encrypted, and no passphrase was given.",
+            found="an encrypted key",
+            expected="its passphrase",
+            where=path,
+            hint="Give its `passphrase`.",
+        )
+    password = None
+    if is_encrypted and passphrase is not None:
+        password = _passphrase_bytes(passphrase(f"passphrase of {path}") if callable(passphrase) else passphrase)
+    try:
+        key = load_pem_private_key(data, password=password)
+    except Exception as error:  # see `public_key_from_pem`
+        if is_encrypted:
+            raise SignatureError(
+                f"The private key {path} cannot be decrypted: the passphrase is another one, or the file is damaged.",
+                found="another passphrase, or damage",
+                expected="its passphrase",
+                where=path,
+                hint="Give its own `passphrase`.",
+            ) from error
+        raise SignatureError(
+            f"{path} is not a private key in PEM form.",
+            expected="a private key in PEM form",
             where=path,
             hint="`keygen()` makes one.",
         ) from error
@@ -198,9 +264,29 @@ def load_private_key(path: Path) -> CryptoSigner:
     return CryptoSigner(key)
 
 
+def _warn_if_others_read(path: Path) -> None:
+    if os.name != "posix":
+        return  # a mode says nothing there
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if mode & 0o077:
+        warnings.warn(
+            f"The private key {path} can be read or written by others than its owner (mode {mode & 0o777:o}): whoever "
+            f"can read it can sign. Make it the owner's alone (chmod 600), and make a new key if others had access.",
+            ICISDeployWarning,
+            stacklevel=3,
+        )
+
+
+def _signer_of(key: Path | Callable[[], Signer]) -> Signer:
+    return key() if callable(key) else load_private_key(key)
+
+
 def sign(
     path: Path,
-    key_path: Path,
+    key: Path | Callable[[], Signer],
     *,
     out: Path | None = None,
     version: int | None = None,
@@ -212,7 +298,7 @@ def sign(
 
     Args:
         path: The file, signed or not.
-        key_path: The private key.
+        key: The private key, or what opens a signer.
         out: Where the signed file goes; `None` replaces `path`.
         version: A new version; `None` keeps the file's.
         expires: A new expiry; `None` keeps the file's.
@@ -246,18 +332,20 @@ def sign(
     _check_terms(content.version, content.expires)
     if not force:
         _check_step(content.version, held=0 if binding is None else binding.highest_version)
-    signature = envelope.sign(load_private_key(key_path))
+    signature = envelope.sign(_signer_of(key))
     write_file(target, serialize_envelope(envelope))
     return SignedFile(path=target, content=content, signed_by=signature.keyid)
 
 
-def sign_bundle_files(files: Mapping[str, bytes], signature: bytes | None, key_path: Path) -> tuple[bytes, str]:
+def sign_bundle_files(
+    files: Mapping[str, bytes], signature: bytes | None, key: Path | Callable[[], Signer]
+) -> tuple[bytes, str]:
     """Return the signature of a bundle's files, and the id of the key that made it.
 
     Args:
         files: As `bundle_envelope` takes them.
         signature: The one that the bundle has, to which one more is added where it is over the same files; or `None`.
-        key_path: The private key.
+        key: The private key, or what opens a signer.
 
     Raises:
         SignatureError: If the key cannot be read.
@@ -266,7 +354,7 @@ def sign_bundle_files(files: Mapping[str, bytes], signature: bytes | None, key_p
     envelope = bundle_envelope(files)
     if signature is not None and (former := parse_bundle_envelope(signature)).payload == envelope.payload:
         envelope = former
-    signed = envelope.sign(load_private_key(key_path))
+    signed = envelope.sign(_signer_of(key))
     return serialize_envelope(envelope), signed.keyid
 
 
@@ -348,7 +436,7 @@ def _pems(paths: Sequence[Path]) -> tuple[str, ...]:
 
 def rotate_keys(
     public_key_paths: Sequence[Path],
-    key_path: Path,
+    key: Path | Callable[[], Signer],
     *,
     out: Path,
     version: int,
@@ -361,7 +449,7 @@ def rotate_keys(
 
     Args:
         public_key_paths: All keys that devices trust afterwards; a key that is not among them is revoked.
-        key_path: A private key that the devices trust now.
+        key: A private key that the devices trust now, or what opens a signer of one.
         out: The file.
         version: Of the set; greater than that of every set the devices applied before.
         expires: When devices stop taking the file; `None` is never.
@@ -386,6 +474,6 @@ def rotate_keys(
         highest_version=highest_version,
     )
     envelope = envelope_of(keys)
-    signature = envelope.sign(load_private_key(key_path))
+    signature = envelope.sign(_signer_of(key))
     write_file(out, serialize_envelope(envelope))
     return SignedFile(path=out, content=keys, signed_by=signature.keyid)

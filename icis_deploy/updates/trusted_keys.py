@@ -2,14 +2,16 @@
 
 Rules:
 
-1. Keys are Ed25519, as PEM (SubjectPublicKeyInfo); `icis-deploy keygen` writes them.
+1. Keys are Ed25519, as PEM (SubjectPublicKeyInfo), which `icis-deploy keygen` writes; or ECDSA of P-256 or P-384, which
+   tokens and key management services have.
 2. A file of trusted keys replaces the whole set, so a key that is not in it is revoked.
 3. `version` only ever grows on a device, in a sequence of its own; an old set cannot come back.
 4. Where a device has root keys, `root_threshold` of them must sign a set, and no other key can; the keys that sign
    class updates cannot. Without root keys, any trusted key may replace the set, as was before there were roles.
 
-The file is a DSSE envelope like a class update's, with canonical JSON as payload. A set with root keys, or one that
-gives versions back, is of schema 2, any other of schema 1, byte for byte as before; both are frozen.
+The file is a DSSE envelope like a class update's, with canonical JSON as payload. A set with root keys or
+with ECDSA keys, or one that gives versions back, is of schema 2, any other of schema 1, byte for byte as before; both
+are frozen.
 """
 
 # Why: docs/decisions/0084.
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
 
 PLAIN_SCHEMA, ROLES_SCHEMA = 1, 2
+ED25519 = "ed25519"
+SCHEMES = (ED25519, "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384")
+"""Of signatures that devices take, as securesystemslib names them."""
+
 TRUSTED_KEYS_TYPE = "application/vnd.icis-deploy.trusted-keys.v1+json"
 MAX_TRUSTED_KEYS = 16
 MAX_KEY_BYTES = 1 << 12
@@ -60,11 +66,11 @@ class TrustedKeys:
 
     Raises:
         IncompatibleError: On construction, if there is no key or too many, or a field is out of its range.
-        SignatureError: On construction, if a text is not an Ed25519 public key.
+        SignatureError: On construction, if a text is not a public key of these kinds.
     """
 
     public_keys: tuple[str, ...]
-    """At least one Ed25519 public key as PEM, in canonical form, each once."""
+    """At least one public key as PEM (Ed25519, or ECDSA of P-256 or P-384), in canonical form, each once."""
 
     version: int = 1
     """1 to `MAX_VERSION`; a device only moves to a greater one."""
@@ -73,7 +79,7 @@ class TrustedKeys:
     """When devices stop taking this set, in UTC with a resolution of a second; `None` is never."""
 
     root_keys: tuple[str, ...] = ()
-    """Ed25519 public keys, as `public_keys`, that alone may sign the next set; empty: the device keeps those it has."""
+    """Public keys, as `public_keys`, that alone may sign the next set; empty: the device keeps those it has."""
 
     root_threshold: int = 1
     """How many of `root_keys` must sign."""
@@ -147,12 +153,11 @@ class TrustedKeys:
 
 @lru_cache(maxsize=MAX_TRUSTED_KEYS)
 def public_key_from_pem(text: str) -> SSlibKey:
-    """Return an Ed25519 public key; a device asks for the same few with every update.
+    """Return a public key (rule 1); a device asks for the same few with every update.
 
     Raises:
         SignatureError: If the text is not one.
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     from securesystemslib.signer import SSlibKey
 
@@ -165,27 +170,34 @@ def public_key_from_pem(text: str) -> SSlibKey:
             expected="a public key in PEM form",
             hint="`keygen()` makes one.",
         ) from error
-    if not isinstance(key, Ed25519PublicKey):
+    try:
+        public_key = SSlibKey.from_crypto(key)
+    except ValueError:  # a kind that securesystemslib does not know either
+        public_key = None
+    if public_key is None or public_key.scheme not in SCHEMES:
+        found = type(key).__name__ if public_key is None else f"{type(key).__name__} ({public_key.scheme})"
         raise SignatureError(
-            f"The key is an {type(key).__name__}; expected an Ed25519 public key.",
-            found=type(key).__name__,
-            expected="Ed25519PublicKey",
+            f"The key is an {found}; expected an Ed25519 public key, or an ECDSA one of P-256 or P-384.",
+            found=found,
+            expected=SCHEMES,
             hint="`keygen()` makes one.",
         )
-    return SSlibKey.from_crypto(key)
+    return public_key
 
 
 def canonical_pem(text: str) -> str:
-    """Return an Ed25519 public key in its canonical PEM form.
+    """Return a public key in its canonical PEM form.
 
     Raises:
-        SignatureError: If the text is not an Ed25519 public key.
+        SignatureError: If the text is not a public key (rule 1).
     """
     return pem_from_public_key(public_key_from_pem(text))
 
 
 def pem_from_public_key(key: SSlibKey) -> str:
-    """Return an Ed25519 public key as PEM (SubjectPublicKeyInfo)."""
+    """Return a public key as PEM (SubjectPublicKeyInfo)."""
+    if key.scheme != ED25519:
+        return str(key.keyval["public"])  # securesystemslib keeps the others in that form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -206,7 +218,8 @@ def serialize_trusted_keys(keys: TrustedKeys) -> bytes:
         "version": keys.version,
         "expires": None if keys.expires is None else json_from_time(keys.expires),
     }
-    if keys.root_keys or keys.highest_version is not None:
+    has_others = any(public_key_from_pem(text).scheme != ED25519 for text in keys.public_keys)
+    if keys.root_keys or keys.highest_version is not None or has_others:
         fields |= {
             "schema_version": ROLES_SCHEMA,
             "root_keys": keys.root_keys,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from icis_deploy.runtime.operations import classes, history
-from icis_deploy.updates.signing import keygen
+from icis_deploy.updates.signing import keygen, trusted_keys_from_files
 from testing.bundles import make_update, signed_bytes, trust, write_bundle
 
 FLEET = Path(__file__).resolve().parents[2] / "scripts" / "fleet"
@@ -88,6 +88,23 @@ def test_mender_rolls_back_what_was_applied_and_nothing_else_however_often_it_as
         assert shell("icis-class-update", "ArtifactRollback", work, bundle=bundle).returncode == 0
         assert classes(bundle).version == 1
     assert [entry.action for entry in history(bundle)] == ["apply", "apply", "rollback"]
+
+
+def test_mender_rolls_back_an_artifact_that_rotated_the_keys_and_replaced_a_class(bundle, key, tmp_path):
+    new = keygen(tmp_path / "NEW")
+    (tmp_path / "before.icis").write_bytes(signed_bytes(make_update("okapi", version=1), key.private_path))
+    subprocess.run([COMMAND, "apply", tmp_path / "before.icis", "--to", bundle], check=True, capture_output=True)
+    files = {
+        "1-keys.icis": signed_bytes(trusted_keys_from_files([new.public_path]), key.private_path),
+        "2.icis": signed_bytes(make_update(replaced=("okapi",), version=2), new.private_path),
+    }
+    work = artifact(tmp_path / "work", files)
+
+    assert shell("icis-class-update", "ArtifactInstall", work, bundle=bundle).returncode == 0
+    assert shell("icis-class-update", "ArtifactRollback", work, bundle=bundle).returncode == 0
+    assert classes(bundle).version == 1
+    assert history(bundle)[-1].allowed_revoked
+    assert classes(bundle).classes[-1].is_revoked
 
 
 @pytest.mark.parametrize("num_updates", [7, 8])

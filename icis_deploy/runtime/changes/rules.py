@@ -9,14 +9,17 @@ Rules, in the order in which they are checked:
 4. A class update must be made for the device's seen head, for this bundle where it names bundles, and for the state
    that the device is in where it says what it follows. What a device was taught or disabled is no part of that state.
 5. Its version must be greater than every version the device ever held, rolled back or not.
-6. It must not have expired. The time is the clock's, or the last time the device saw if the clock is behind it.
+6. It must not have expired. The time is the clock's, or the latest time that the device knows of if the clock is behind
+   it: when the bundle was written, or when anything was last committed.
 7. Its classes must fit: added ones unknown, replaced and removed ones in a slot, enough empty slots; and its rows may
    have an arbiter only where the model takes one.
 8. A set of trusted keys must be signed by a key trusted now, whatever the operator allows; where the device has root
    keys, by as many of them as their threshold says and by nobody else. New root keys must sign the set that brings them
    as well. Rules 5 and 6 hold for it with the version of the trusted keys. One that root keys signed may give versions
    back that a stolen key spent; what came with them is taken back.
-9. `rollback` goes to the state before the current one. It needs no signature: whoever can run it holds the device.
+9. `rollback` goes to the state before the current one. It needs no signature: whoever can run it holds the device. It
+   brings back no class by a key that is not trusted any more, unless the operator allows it; classes that are in effect
+   are not brought back.
 10. At least one class stays enabled.
 11. A bundle that replaces another one on a device is of the same head and no older version; what the device
     remembers outside the rollback stack is carried over, so that neither a spent version nor a revoked key comes back.
@@ -31,7 +34,7 @@ Each function returns the new journal (and slots); nothing changes until the cal
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -55,13 +58,14 @@ from icis_deploy.head.class_names import MAX_NAME_BYTES, quoted
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.state.journal import (
-    MAX_HISTORY,
     MAX_STATES,
     HistoryEntry,
     Journal,
     StateEntry,
     initial_journal,
+    with_entry,
 )
+from icis_deploy.runtime.state.origins import brought_back
 from icis_deploy.updates.envelope import MAX_SIGNATURE_BYTES, parse_content, parse_envelope, verify_signature
 from icis_deploy.updates.trusted_keys import (
     MAX_TRUSTED_KEYS_BYTES,
@@ -192,7 +196,7 @@ def update_in_effect(
 
 
 def trusted_time(journal: Journal, clock: datetime) -> datetime:
-    """Return the clock's time, or the last time the device saw if the clock was set back (rule 6)."""
+    """Return the clock's time, or the latest that the device knows of if the clock is behind that (rule 6)."""
     clock = clock.replace(microsecond=0)
     return clock if journal.last_seen is None else max(clock, journal.last_seen)
 
@@ -329,9 +333,9 @@ def _check_expiry(expires: datetime | None, *, journal: Journal, clock: datetime
     if expires is None or now < expires:
         return
     behind = clock.replace(microsecond=0) < now
-    reason = (
-        f" (its clock says {json_from_time(clock)}, which is before the last change it committed)" if behind else ""
-    )
+    last = journal.history[-1].time if journal.history else None
+    passed = "the last change it committed" if last == now else "the bundle was written"
+    reason = f" (its clock says {json_from_time(clock)}, which is before {passed})" if behind else ""
     raise ExpiredError(
         f"The {what} expired at {json_from_time(expires)}; for this device it is {json_from_time(now)}{reason}.",
         found=json_from_time(expires),
@@ -342,7 +346,7 @@ def _check_expiry(expires: datetime | None, *, journal: Journal, clock: datetime
 
 def after_update(journal: Journal, entry: HistoryEntry, state: StateEntry) -> Journal:
     """Return the journal after a class update, or a taught class, whose slots are in `state`."""
-    return _recorded(
+    return with_entry(
         replace(
             journal,
             states=(*journal.states, state)[-MAX_STATES:],
@@ -377,7 +381,7 @@ def after_trusted_keys(
     if keys.highest_version is not None:
         changed = _with_versions_back(changed, keys.highest_version, journal=journal, bundle=bundle)
         entry = replace(entry, version=changed.current.version)
-    return entry, _recorded(changed, entry)
+    return entry, with_entry(changed, entry)
 
 
 def _with_versions_back(changed: Journal, highest: int, *, journal: Journal, bundle: Bundle) -> Journal:
@@ -409,26 +413,54 @@ def state_before(journal: Journal) -> StateEntry:
     return journal.states[-2]
 
 
-def after_rollback(journal: Journal, *, known_names: Sequence[str], clock: datetime) -> tuple[HistoryEntry, Journal]:
+def signers_brought_back(journal: Journal) -> frozenset[str]:
+    """Return the ids of the keys whose classes `rollback` would bring back (rule 9)."""
+    return brought_back(journal.current.origins, state_before(journal).origins)
+
+
+def after_rollback(
+    journal: Journal,
+    *,
+    known_names: Sequence[str],
+    clock: datetime,
+    revoked: Collection[str] = (),
+    allow_revoked: bool = False,
+) -> tuple[HistoryEntry, Journal]:
     """Return the journal after going back to the state before, and its line in the history.
 
     Args:
         journal: What the device remembers.
         known_names: All classes of the state before, disabled ones included.
         clock: The time by the device's clock.
+        revoked: Those of `signers_brought_back` that are not trusted any more.
+        allow_revoked: Whether the operator takes their classes back knowingly.
 
     Raises:
         UsageError: If there is no state before the current one.
+        SignatureError: If it has classes by keys that are not trusted any more, and the operator does not allow it.
         ClassConflictError: If all its classes are disabled.
     """
+    if revoked and not allow_revoked:
+        raise SignatureError(
+            f"The state before, version {state_before(journal).version}, would bring back classes signed by "
+            f"{', '.join(f'{each[:16]}…' for each in sorted(revoked)[:4])}, which this device does not trust any more. "
+            f"Nothing was changed.",
+            found=tuple(sorted(revoked)),
+            expected="classes by keys that are trusted now",
+            hint=(
+                "Apply an update with the classes that are wanted; where this state is meant, give "
+                "`allow_revoked=True`, and the history says so."
+            ),
+        )
     _check_enabled(known_names, journal.disabled)
     entry = HistoryEntry(
         sequence=journal.sequence + 1,
         time=trusted_time(journal, clock),
         action="rollback",
         version=state_before(journal).version,
+        allowed_revoked=bool(revoked),
     )
-    return entry, _recorded(replace(journal, states=journal.states[:-1]), entry)
+    return entry, with_entry(replace(journal, states=journal.states[:-1]), entry)
 
 
 def after_replacement(
@@ -481,7 +513,7 @@ def after_replacement(
         root_threshold=keys.root_threshold,
         history=former.history,
     )
-    return entry, _recorded(merged, entry)
+    return entry, with_entry(merged, entry)
 
 
 def after_switch(
@@ -518,7 +550,7 @@ def after_switch(
         version=journal.current.version,
         class_name=class_name,
     )
-    return entry, _recorded(replace(journal, disabled=disabled), entry)
+    return entry, with_entry(replace(journal, disabled=disabled), entry)
 
 
 def _check_enabled(known_names: Sequence[str], disabled: Sequence[str]) -> None:
@@ -529,7 +561,3 @@ def _check_enabled(known_names: Sequence[str], disabled: Sequence[str]) -> None:
             expected="at least one enabled class",
             hint="Enable one of them first.",
         )
-
-
-def _recorded(journal: Journal, entry: HistoryEntry) -> Journal:
-    return replace(journal, history=(*journal.history, entry)[-MAX_HISTORY:], last_seen=entry.time)

@@ -21,7 +21,7 @@ are imported with the first change: a device that only answers opens without the
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -37,6 +37,7 @@ from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.sessions.protocol import Session, SlotBuffers
 from icis_deploy.runtime.state.head_state import HeadState, make_head_state
 from icis_deploy.runtime.state.journal import HistoryEntry, Journal, StateEntry, check_disabled, initial_journal
+from icis_deploy.runtime.state.origins import origins_after_update, origins_without
 from icis_deploy.runtime.state.store import PendingChange, Store
 
 if TYPE_CHECKING:
@@ -263,7 +264,13 @@ class Updater:
                 if prepared.self_test is None:  # else the model runs meanwhile, which is counted as running it
                     watch.lap("verify")
                 slots, taught = pending.slots_entry(), still_taught(before, content)
-                state = StateEntry(version=content.version, slots=slots, taught=taught)
+                origins = origins_after_update(
+                    before.current.origins,
+                    written=self._columns(table, content.class_names),
+                    kept=(*range(len(self._bundle.class_names)), *self._columns(table)),
+                    signed_by=verified.signed_by,
+                )
+                state = StateEntry(version=content.version, slots=slots, taught=taught, origins=origins)
                 return rules.after_update(before, entry, state), prepared
 
             after = self._change(before, decide, table=table, watch=watch)
@@ -308,19 +315,38 @@ class Updater:
                     entry, held, table, written=(class_name,), before=before, allowed=allow_changed_answers
                 )
                 taught = (*(name for name in current.taught if name != class_name), class_name)
-                state = StateEntry(version=current.version, slots=pending.slots_entry(), taught=taught)
+                origins = origins_without(current.origins, self._columns(table, (class_name,)))
+                slots = pending.slots_entry()
+                state = StateEntry(version=current.version, slots=slots, taught=taught, origins=origins)
                 return after_update(before, judged, state), prepared
 
             return self._change(before, decide, table=table).history[-1]
 
-    def rollback(self) -> HistoryEntry:
+    def _columns(self, table: SlotTable, class_names: Collection[str] | None = None) -> list[int]:
+        """Return the columns of classes in slots, among the model's scores; by default of all of them."""
+        first = len(self._bundle.class_names)
+        if class_names is None:
+            return [first + int(slot) for slot in table.filled]
+        names = frozenset(class_names)
+        return [first + slot for slot, name in enumerate(table.class_names) if name in names]
+
+    def rollback(self, *, allow_revoked: bool = False) -> HistoryEntry:
         """Go back to the state before."""
-        from icis_deploy.runtime.changes.rules import after_rollback, state_before
+        from icis_deploy.runtime.changes.rules import after_rollback, signers_brought_back, state_before
 
         with self._changing, self._store.locked(self._bundle):
             before = self._store.load_journal(self._bundle)
             table = self._store.load_table(self._bundle, state_before(before))
-            entry, after = after_rollback(before, known_names=known_names(self._bundle, table), clock=self._clock())
+            signers = signers_brought_back(before)
+            # Keys are read only where they matter: a rollback must work where most else does not.
+            trusted = {key.keyid for key in self._store.trusted_keys(before)} if signers else frozenset()
+            entry, after = after_rollback(
+                before,
+                known_names=known_names(self._bundle, table),
+                clock=self._clock(),
+                revoked=signers - trusted,
+                allow_revoked=allow_revoked,
+            )
             prepared = self._prepared(table, version=after.current.version, disabled=after.disabled)
             self._change(before, _decided(after, prepared))
         return entry

@@ -7,9 +7,12 @@ Rules:
 3. `highest_version`, `trust_version`, `last_seen`, the trusted keys and the disabled classes are no part of a state:
    no rollback brings back the permission of an old version, a revoked key, an earlier time, or a class that an
    operator switched off.
-4. No permission comes from `history`, which is for people. A file that is in effect is known by it when it comes again,
+4. Who signed the classes of a state is kept with it (`origins.py`), and of every such signer one line of the history.
+5. No permission comes from `history`, which is for people. A file that is in effect is known by it when it comes again,
    and `continues` asks it whether one journal came of another.
-5. A journal belongs to one bundle: it notes the hash of the bundle's manifest. One that was written before journals did
+6. `last_seen` is never earlier than the time at which the bundle was written: a device that starts without a clock
+   believes none that says less.
+7. A journal belongs to one bundle: it notes the hash of the bundle's manifest. One that was written before journals did
    is taken to belong to the bundle in whose folder it is, and notes it with the next change.
 
 The file is JSON with its own SHA-256, because a flipped bit in a version number would still be JSON.
@@ -23,7 +26,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from icis_deploy.bundle.manifest import Bundle, FileEntry
@@ -42,11 +45,18 @@ from icis_deploy.errors import CorruptFileError, IncompatibleError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.class_update import MAX_VERSION
 from icis_deploy.head.slots import SlotTable
+from icis_deploy.runtime.state.origins import Origin
 
 SCHEMA_VERSION = 1
+PROJECT_START = datetime(2026, 11, 23, tzinfo=timezone.utc)
+"""No bundle and no update is older; bundles of earlier releases do not say when they were written."""
+
 MAX_STATES = 8
 MAX_HISTORY = 32
 MAX_JOURNAL_BYTES = 1 << 26
+_MAX_COLUMN = 1 << 22
+"""Of a model's scores: more than the classes of any manifest and the greatest number of slots."""
+
 _TEXT, _NUMBER, _OPTIONAL_TEXT = (str,), (int,), (str, type(None))
 _HISTORY_TYPES: Mapping[str, tuple[type, ...]] = {
     "sequence": _NUMBER,
@@ -63,6 +73,7 @@ _HISTORY_TYPES: Mapping[str, tuple[type, ...]] = {
 _OPTIONAL_HISTORY_TYPES: Mapping[str, tuple[type, ...]] = {
     "changed_answers": (float,),
     "allowed_past_guard": (bool,),
+    "allowed_revoked": (bool,),
 }
 """Fields that a line has only where they say something: lines of bundles without a guard stay as releases without them
 read them."""
@@ -84,6 +95,9 @@ class StateEntry:
 
     taught: tuple[str, ...] = ()
     """Classes in it that were taught on the device, the oldest first; a signed update of the same name replaces one."""
+
+    origins: tuple[Origin, ...] = ()
+    """Who signed the classes in it; see `origins.py` for those without one."""
 
     _text: str | None = field(default=None, init=False, repr=False, compare=False)
     """Its JSON, once it was written."""
@@ -134,6 +148,9 @@ class HistoryEntry:
     allowed_past_guard: bool = False
     """Whether the guard refused the change and an operator allowed it."""
 
+    allowed_revoked: bool = False
+    """Whether a rollback brought back classes of a key that is not trusted any more, and an operator allowed it."""
+
     _text: str | None = field(default=None, init=False, repr=False, compare=False)
     """Its JSON, once it was written."""
 
@@ -152,7 +169,8 @@ class Journal:
     """The greatest version the device ever held; an update must be newer."""
 
     last_seen: datetime | None = None
-    """The latest time at which anything was committed; the clock is not believed when it is earlier."""
+    """The latest time that the device knows of: when the bundle was written, or anything was committed. The clock is
+    not believed when it is earlier."""
 
     disabled: tuple[str, ...] = ()
     """Classes that an operator switched off, in the order of switching."""
@@ -170,7 +188,8 @@ class Journal:
     """How many of them must sign."""
 
     history: tuple[HistoryEntry, ...] = ()
-    """The last `MAX_HISTORY` changes, the oldest first."""
+    """The last `MAX_HISTORY` changes, the oldest first; before them the last one by each signer, or by nobody, of whom
+    there are classes in `states` and who has no later line."""
 
     bundle_sha256: str | None = None
     """SHA-256 of the manifest of the bundle that it belongs to; `None` where the bundle has no manifest yet."""
@@ -186,12 +205,18 @@ class Journal:
         return self.history[-1].sequence if self.history else 0
 
 
+def earliest_time(bundle: Bundle) -> datetime:
+    """Return a time that has passed, whatever a clock says: the bundle was written then, or this project began."""
+    return PROJECT_START if bundle.written_at is None else max(PROJECT_START, bundle.written_at)
+
+
 def initial_journal(bundle: Bundle) -> Journal:
     """Return what a device remembers before anything changed: the bundle as it was exported."""
     return Journal(
         base_fingerprint=bundle.base_fingerprint,
         states=(StateEntry(version=bundle.head_version, slots=None),),
         highest_version=bundle.head_version,
+        last_seen=earliest_time(bundle),
         bundle_sha256=bundle.manifest_sha256,
     )
 
@@ -204,7 +229,19 @@ def continues(journal: Journal, former: Journal) -> bool:
     """
     if not former.history or former.history[-1] in journal.history:
         return True
-    return len(journal.history) >= MAX_HISTORY and journal.history[0].sequence > former.sequence
+    return len(journal.history) >= MAX_HISTORY and journal.history[-MAX_HISTORY].sequence > former.sequence
+
+
+def with_entry(journal: Journal, entry: HistoryEntry) -> Journal:
+    """Return the journal with one more line in its history, and without those that are let go (rule 4)."""
+    lines = (*journal.history, entry)
+    older, recent = lines[:-MAX_HISTORY], lines[-MAX_HISTORY:]
+    if older:
+        wanted = {origin.signed_by for state in journal.states for origin in state.origins}
+        wanted -= {line.signed_by for line in recent if line.action == "apply"}
+        last_of = {line.signed_by: line for line in older if line.action == "apply" and line.signed_by in wanted}
+        recent = (*sorted(last_of.values(), key=lambda line: line.sequence), *recent)
+    return replace(journal, history=recent, last_seen=entry.time)
 
 
 def serialize_journal(journal: Journal) -> bytes:
@@ -270,7 +307,8 @@ def parse_journal(data: bytes) -> Journal:
 def _state_to_json(state: StateEntry) -> dict[str, Any]:
     slots = None if state.slots is None else {"sha256": state.slots.sha256, "size_bytes": state.slots.size_bytes}
     taught = {"taught": state.taught} if state.taught else {}  # journals without taught classes stay as they ever were
-    return {"version": state.version, "slots": slots, **taught}
+    origins = [{"signed_by": each.signed_by, "columns": each.ranges} for each in state.origins]
+    return {"version": state.version, "slots": slots, **taught, **({"origins": origins} if origins else {})}
 
 
 def history_to_json(entry: HistoryEntry) -> dict[str, Any]:
@@ -288,6 +326,7 @@ def history_to_json(entry: HistoryEntry) -> dict[str, Any]:
         "signed_by": entry.signed_by,
         **({} if entry.changed_answers is None else {"changed_answers": entry.changed_answers}),
         **({"allowed_past_guard": True} if entry.allowed_past_guard else {}),
+        **({"allowed_revoked": True} if entry.allowed_revoked else {}),
     }
 
 
@@ -333,6 +372,23 @@ def _state_from_json(fields: Mapping[str, Any]) -> StateEntry:
         if slots is None
         else FileEntry(sha256=_sha256(slots["sha256"]), size_bytes=integer_from_json(slots["size_bytes"])),
         taught=names_from_json(fields.get("taught", [])),
+        origins=tuple(_origin_from_json(object_from_json(each)) for each in list_from_json(fields.get("origins", []))),
+    )
+
+
+def _origin_from_json(fields: dict[str, Any]) -> Origin:
+    ranges = tuple(tuple(map(integer_from_json, list_from_json(each))) for each in list_from_json(fields["columns"]))
+    bounds = [bound for each in ranges for bound in each]
+    if (
+        not ranges
+        or any(len(each) != 2 for each in ranges)
+        or bounds != sorted(set(bounds))
+        or not 0 <= bounds[0] < bounds[-1] <= _MAX_COLUMN
+    ):
+        raise ValueError("the columns of an origin are no ranges in ascending order")
+    signed_by = fields["signed_by"]
+    return Origin(
+        None if signed_by is None else text_from_json(signed_by), tuple((first, end) for first, end in ranges)
     )
 
 
@@ -355,7 +411,7 @@ def _sha256(value: object) -> str:
 
 
 def journal_of(bundle: Bundle, journal: Journal) -> Journal:
-    """Return the journal in a bundle's folder, bound to the bundle (rule 5).
+    """Return the journal in a bundle's folder, bound to the bundle (rules 6 and 7).
 
     Raises:
         IncompatibleError: If it is of another bundle.
@@ -368,6 +424,8 @@ def journal_of(bundle: Bundle, journal: Journal) -> Journal:
             expected=bundle.base_fingerprint,
             hint="Delete it if the bundle was replaced.",
         )
+    floor = earliest_time(bundle)
+    journal = replace(journal, last_seen=floor if journal.last_seen is None else max(floor, journal.last_seen))
     if journal.bundle_sha256 is None or bundle.manifest_sha256 is None:
         return replace(journal, bundle_sha256=bundle.manifest_sha256)
     if journal.bundle_sha256 != bundle.manifest_sha256:

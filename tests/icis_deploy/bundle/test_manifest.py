@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from datetime import datetime, timezone
 
 import pytest
 from hypothesis import given
@@ -330,3 +331,13 @@ def test_checking_a_single_file(folder):
         check_file(folder / "missing", ENTRY)
     with pytest.raises(FileNotFoundError):
         file_entry(folder / "missing")
+
+
+def test_the_time_of_writing_is_kept_to_the_second():
+    bundle = make_bundle(written_at=datetime(2027, 1, 2, 3, 4, 5, tzinfo=timezone.utc))
+
+    assert json.loads(serialize_manifest(bundle))["written_at"] == "2027-01-02T03:04:05Z"
+    assert parse_manifest(serialize_manifest(bundle)).written_at == bundle.written_at
+    assert "written_at" not in json.loads(serialize_manifest(make_bundle()))
+    with pytest.raises(BundleError, match="has not the form"):
+        parse_manifest(manifest_with(written_at="yesterday"))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from icis_deploy.cli.main import run
+from icis_deploy.runtime import operations
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.envelope import load_update, save_update
 from testing.bundles import make_update, trust, write_bundle, write_signed
@@ -171,6 +172,12 @@ def test_an_unsigned_update_is_taken_when_allowed_and_the_history_says_so(
 ) -> None:
     assert run(["apply", str(unsigned), "--to", str(bundle), "--allow-unsigned"]) == 0
     assert "UNSIGNED" in capsys.readouterr().out
+    assert run(["history", str(bundle)]) == 0
+    assert f"UNSIGNED: {NUM_UNSEEN} classes in effect" in capsys.readouterr().out
+    assert run(["classes", str(bundle)]) == 0
+    assert capsys.readouterr().out.count("UNSIGNED") == NUM_UNSEEN
+    _, result = run_json(["history", str(bundle)], capsys)
+    assert result["doubtful"] == [{"signed_by": None, "num_classes": NUM_UNSEEN}]
 
 
 def test_rotated_keys_are_trusted_and_the_old_one_no_more(
@@ -203,6 +210,31 @@ def test_rotated_keys_are_trusted_and_the_old_one_no_more(
     assert run(arguments) == 2  # nothing is overwritten
 
 
+def test_a_rollback_to_classes_of_a_revoked_key_must_be_allowed(
+    bundle: Path, unsigned: Path, key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, rotation, recall = tmp_path / "NEW", tmp_path / "keys.icis", tmp_path / "recall.icis"
+    assert run(["keygen", "--out", str(new)]) == 0
+    assert run(["sign", str(unsigned), "--key", str(key), "--out", str(tmp_path / "1.icis"), "--version", "1"]) == 0
+    update = load_update(unsigned)
+    save_update(replace(update, added=(), removed=update.added, rows=update.rows[:0], arbiter=None), recall)
+    assert run(["sign", str(recall), "--key", str(new), "--version", "2"]) == 0
+    trusted = ["--trust", f"{new}.pub", "--key", str(key), "--version", "1", "--out", str(rotation)]
+    assert run(["rotate-keys", *trusted]) == 0
+    for file in (tmp_path / "1.icis", rotation, recall):
+        assert run(["apply", str(file), "--to", str(bundle)]) == 0
+    before = bytes_in(bundle)
+    capsys.readouterr()
+
+    assert run(["rollback", str(bundle)]) == 6
+    assert "give --allow-revoked, and the history says so" in capsys.readouterr().err
+    assert bytes_in(bundle) == before
+    assert run(["rollback", str(bundle), "--allow-revoked"]) == 0
+    assert "ALLOWED" in capsys.readouterr().out
+    assert run(["history", str(bundle)]) == 0
+    assert f"NOT TRUSTED any more: {NUM_UNSEEN} classes in effect" in capsys.readouterr().out
+
+
 def test_compact_bakes_the_slots_and_keeps_answers_version_and_history(
     bundle: Path,
     signed: Path,
@@ -227,6 +259,9 @@ def test_compact_bakes_the_slots_and_keeps_answers_version_and_history(
     new = Device.open(out)
     assert new.classes() == old.classes()
     assert new.history() == old.history()
+    signed_by = {each.name: (each.origin, each.signed_by) for each in operations.classes(bundle).classes}
+    assert {each.name: (each.origin, each.signed_by) for each in operations.classes(out).classes} == signed_by
+    assert [origin for origin, _ in signed_by.values()].count("signed") == NUM_UNSEEN
     np.testing.assert_allclose(new.logits(batch).values, old.logits(batch).values, rtol=1e-4, atol=1e-4)
     assert run(["verify", str(out), "--against", str(tiny_project.model)]) == 0
     assert run(["apply", str(signed), "--to", str(out)]) == 0  # it is in effect here too

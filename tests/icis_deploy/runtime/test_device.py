@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from icis_deploy.errors import (
 )
 from icis_deploy.runtime.changes.self_test import self_test_input
 from icis_deploy.runtime.device import Device, session_of, state_of
-from icis_deploy.runtime.state.journal import MAX_HISTORY, MAX_STATES
+from icis_deploy.runtime.state.journal import MAX_HISTORY, MAX_STATES, initial_journal, serialize_journal
 from icis_deploy.updates.envelope import envelope_of, save_update, serialize_envelope
 from icis_deploy.updates.signing import keygen, load_private_key, trusted_keys_from_files
 from testing.bundles import (
@@ -270,6 +271,46 @@ def test_a_clock_that_was_set_back_is_not_believed(bundle_folder, signed):
     refused(device, bundle_folder, signed(update), ExpiredError, message)
     device.apply(signed(make_update("zebra", version=2, expires=NOW + timedelta(days=1))))
     assert device.history()[-1].time == NOW
+
+
+def test_a_device_that_starts_without_a_clock_takes_nothing_that_expired_before_its_bundle_was_written(tmp_path, keys):
+    folder = write_bundle(tmp_path / "written", written_at=NOW)
+    trust(folder, keys.public_path)
+    device, _ = device_at(folder, datetime(1970, 1, 1, tzinfo=timezone.utc))
+    signed = partial(signed_bytes, private_key=keys.private_path)
+
+    message = r"its clock says 1970-01-01T00:00:00Z, which is before the bundle was written"
+    refused(device, folder, signed(make_update("okapi", expires=NOW)), ExpiredError, message)
+    refused(
+        device,
+        folder,
+        signed(trusted_keys_from_files([keys.public_path]).with_terms(version=1, expires=NOW)),
+        ExpiredError,
+        message,
+    )
+    device.apply(signed(make_update("okapi", expires=NOW + timedelta(seconds=1))))
+    assert device.history()[-1].time == NOW
+
+
+def test_a_bundle_that_does_not_say_when_it_was_written_is_not_older_than_the_project(bundle_folder, signed):
+    device, _ = device_at(bundle_folder, datetime(1970, 1, 1, tzinfo=timezone.utc))
+
+    expired = make_update("okapi", expires=datetime(2020, 1, 1, tzinfo=timezone.utc))
+    refused(device, bundle_folder, signed(expired), ExpiredError, "before the bundle was written")
+
+
+def test_a_journal_from_a_time_without_a_clock_does_not_lower_the_floor(tmp_path, keys):
+    folder = write_bundle(tmp_path / "written", written_at=NOW)
+    trust(folder, keys.public_path)
+    bundle = load_manifest(folder)
+    (folder / "state").mkdir()
+    old = replace(initial_journal(bundle), last_seen=datetime(1970, 1, 2, tzinfo=timezone.utc))
+    (folder / "state" / "journal.json").write_bytes(serialize_journal(old))
+
+    device, _ = device_at(folder, datetime(1970, 1, 3, tzinfo=timezone.utc))
+
+    update = signed_bytes(make_update("okapi", expires=NOW), keys.private_path)
+    refused(device, folder, update, ExpiredError, "before the bundle was written")
 
 
 # Rollback.

@@ -27,8 +27,8 @@ def test_an_operators_day(bundle_folder, update, keys):
     assert (listing.version, listing.capacity, listing.num_free_slots) == (1, 4, 2)
     assert listing.classes[1] == ListedClass(name="dog", slot=None, is_enabled=False)
     assert listing.classes[3:] == (
-        ListedClass(name="okapi", slot=0, is_enabled=True),
-        ListedClass(name="zebra", slot=1, is_enabled=True),
+        ListedClass(name="okapi", slot=0, is_enabled=True, origin="signed", signed_by=keys.key_id),
+        ListedClass(name="zebra", slot=1, is_enabled=True, origin="signed", signed_by=keys.key_id),
     )
     entries = operations.history(bundle_folder)
     assert entries[0] == applied.entry

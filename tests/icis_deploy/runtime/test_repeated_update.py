@@ -87,9 +87,21 @@ def test_a_set_of_keys_that_retired_its_own_signer_is_there_already(device, sign
         device.apply(first)
 
 
+def test_an_update_whose_classes_are_in_effect_is_known_however_long_ago_it_came(device, signed):
+    data = signed(make_update("okapi"))
+    device.apply(data)
+    for _ in range(MAX_HISTORY):
+        device.disable("cat")
+        device.enable("cat")
+
+    assert not device.apply(data).changed
+
+
 def test_what_the_history_has_forgotten_is_refused_as_spent(device, signed):
     data = signed(make_update("okapi"))
     device.apply(data)
+    device.apply(signed(make_update("zebra", version=2)))
+    device.rollback()  # of each signer the last line is kept, which is not that of the update in effect
     for _ in range(MAX_HISTORY // 2):
         device.disable("cat")
         device.enable("cat")

@@ -285,7 +285,7 @@ def test_files_that_are_no_keys_are_refused(path, keys, tmp_path):
     (tmp_path / "ec").write_bytes(other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     for name, message in [
         ("ec", "is an ECPrivateKey; expected an Ed25519 private key"),
-        ("key.pub", "is not an unencrypted private key in PEM form"),
+        ("key.pub", "is not a private key in PEM form"),
         ("missing", "Cannot read the private key .*No such file"),
     ]:
         with pytest.raises(SignatureError, match=message):

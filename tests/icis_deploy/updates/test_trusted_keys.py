@@ -4,7 +4,7 @@ import json
 from datetime import datetime, timezone
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,10 +82,37 @@ def test_out_of_range_terms_are_refused(texts):
         TrustedKeys(public_keys=texts, expires=datetime(2030, 1, 1))
 
 
-def test_what_is_no_ed25519_key_is_refused(pairs):
-    other = ec.generate_private_key(ec.SECP256R1()).public_key()
-    with pytest.raises(SignatureError, match="expected an Ed25519 public key"):
-        canonical_pem(other.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
+def pem_of(private_key):
+    return private_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1()])
+def test_keys_that_tokens_have_are_taken_and_kept_in_canonical_form(curve, texts):
+    pem = pem_of(ec.generate_private_key(curve))
+
+    assert canonical_pem(f"\n{pem}\n") == canonical_pem(pem)
+    keys = TrustedKeys(public_keys=(*texts, pem, f"{pem}\n"), version=3)
+    assert len(keys.public_keys) == len(texts) + 1
+    assert parse_trusted_keys(serialize_trusted_keys(keys)) == keys
+    assert json.loads(serialize_trusted_keys(keys))["schema_version"] == 2
+    assert json.loads(serialize_trusted_keys(TrustedKeys(public_keys=texts)))["schema_version"] == 1
+
+
+@pytest.mark.parametrize(
+    "private_key",
+    [
+        ec.generate_private_key(ec.SECP521R1()),
+        ec.generate_private_key(ec.SECP256K1()),
+        rsa.generate_private_key(65537, 2048),
+        x25519.X25519PrivateKey.generate(),
+    ],
+)
+def test_other_kinds_of_keys_are_refused(private_key):
+    with pytest.raises(SignatureError, match="expected an Ed25519 public key, or an ECDSA one of P-256 or P-384"):
+        canonical_pem(pem_of(private_key))
+
+
+def test_what_is_no_public_key_is_refused(pairs):
     with pytest.raises(SignatureError, match=r"not a public key in PEM form: .*`keygen\(\)` makes one"):
         canonical_pem(pairs[0].private_path.read_text())
 

@@ -14,12 +14,16 @@ from icis_deploy.errors import CorruptFileError
 from icis_deploy.head.class_update import MAX_VERSION
 from icis_deploy.runtime.state.journal import (
     ACTIONS,
+    MAX_HISTORY,
     HistoryEntry,
     Journal,
     StateEntry,
+    continues,
     parse_journal,
     serialize_journal,
+    with_entry,
 )
+from icis_deploy.runtime.state.origins import origins_from
 
 TIMES = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(timezone.utc)).map(
     lambda time: time.replace(microsecond=0)
@@ -31,6 +35,7 @@ STATES = st.builds(
     StateEntry,
     version=COUNTS,
     slots=st.none() | st.builds(FileEntry, sha256=SHA256S, size_bytes=COUNTS),
+    origins=st.dictionaries(st.integers(0, 1 << 21), st.none() | SHA256S, max_size=5).map(origins_from),
 )
 ENTRIES = st.builds(
     HistoryEntry,
@@ -42,6 +47,7 @@ ENTRIES = st.builds(
     class_name=st.none() | TEXTS,
     payload_sha256=st.none() | SHA256S,
     signed_by=st.none() | SHA256S,
+    allowed_revoked=st.booleans(),
 )
 JOURNALS = st.builds(
     Journal,
@@ -82,6 +88,10 @@ def journal_bytes(**changes):
     return b'{"journal":%s,"sha256":"%s"}\n' % (text, hashlib.sha256(text).hexdigest().encode())
 
 
+def with_origin(origin):
+    return {"states": [{"version": 1, "slots": None, "origins": [origin]}]}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -96,6 +106,13 @@ def journal_bytes(**changes):
         ({"last_seen": "2026-11-23"}, "has not the form"),
         ({"disabled": [1]}, "expected a list of texts, found a list"),
         ({"highest_version": ...}, "highest_version"),
+        (with_origin({"signed_by": 3, "columns": [[0, 1]]}), "expected a text, found 3"),
+        (with_origin({"signed_by": None, "columns": []}), "no ranges in ascending order"),
+        (with_origin({"signed_by": None, "columns": [[0, 0]]}), "no ranges in ascending order"),
+        (with_origin({"signed_by": None, "columns": [[3, 5], [4, 6]]}), "no ranges in ascending order"),
+        (with_origin({"signed_by": None, "columns": [[-1, 5]]}), "no ranges in ascending order"),
+        (with_origin({"signed_by": None, "columns": [[0, 1 << 40]]}), "no ranges in ascending order"),
+        (with_origin({"signed_by": None, "columns": [[0, 1, 2]]}), "no ranges in ascending order"),
         ({"history": [{"sequence": 1}]}, r"a line of its history has the fields \['sequence'\]"),
     ],
 )
@@ -134,3 +151,21 @@ def test_the_current_state_is_the_last_one():
     states = (StateEntry(version=1, slots=None), StateEntry(version=2, slots=None))
 
     assert replace(JOURNAL, states=states).current.version == 2
+
+
+def test_a_journal_continues_another_whatever_old_lines_it_keeps():
+    time = datetime(2026, 11, 23, tzinfo=timezone.utc)
+    unsigned = HistoryEntry(sequence=1, time=time, action="apply", version=1)
+    state = StateEntry(version=1, slots=None, origins=origins_from({3: None}))
+    journal = replace(JOURNAL, states=(state,), history=(unsigned,))
+    former = journal
+    for sequence in range(2, MAX_HISTORY + 10):
+        former = journal if sequence == 5 else former
+        journal = with_entry(journal, replace(unsigned, sequence=sequence, action="disable"))
+
+    assert journal.history[0] == unsigned
+    assert len(journal.history) == MAX_HISTORY + 1
+    assert continues(journal, former)
+    assert not continues(former, journal)
+    gone = with_entry(replace(journal, states=(replace(state, origins=()),)), replace(unsigned, sequence=99))
+    assert unsigned not in gone.history

@@ -1,10 +1,14 @@
-"""Which files an ONNX model would make a runtime open, read from its bytes, without onnx.
+"""Which files a runtime would open besides those that it is given, found before it sees any of them, without onnx.
 
-A model may keep weights in other files (`TensorProto.external_data`), named by a path. A runtime opens them when it
-loads the model; old ones take absolute paths, `..` and links. So a bundle's models may name files of its manifest
-alone, whose hashes were compared, and that is checked before any runtime sees the model.
+- A model may keep weights in other files (`TensorProto.external_data`), or be a compiled one that lies in another file
+  (`EPContext`). It names them by paths from its own folder. A runtime opens them when it loads the model; old ones take
+  absolute paths, `..` and links.
+- OpenVINO opens the `.bin` next to a `.xml`. Triton takes any version of a model that is in its folder.
 
-Source: onnx.proto3 of ONNX 1.19 for the numbers of fields; the encoding of Protocol Buffers for the rest.
+So models name files of the manifest alone, whose hashes were compared, and the folder of a target holds no others.
+
+Source: onnx.proto3 of ONNX 1.19 for the numbers of fields; the encoding of Protocol Buffers for the rest; ONNX
+Runtime's "EP context design" for `EPContext`.
 """
 
 # Why: docs/decisions/0081.
@@ -12,6 +16,8 @@ Source: onnx.proto3 of ONNX 1.19 for the numbers of fields; the encoding of Prot
 from __future__ import annotations
 
 import mmap
+import os
+import posixpath
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -32,30 +38,35 @@ _MESSAGES: Mapping[str, Mapping[int, str]] = {
 }
 """The messages inside of each message, by field, as far as a tensor may lie in them."""
 _KEY, _VALUE = 1, 2
+_ATTRIBUTE_NAME, _ATTRIBUTE_TEXT = 1, 4
+_CONTEXT = b"ep_cache_context"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def check_external_weights(path: Path, names: Mapping[str, object]) -> None:
+def check_external_weights(folder: Path, model: str, names: Mapping[str, object]) -> None:
     """Raise `BundleError` if a model names a file that is none of its bundle's.
 
     Args:
-        path: The model, in the bundle's folder.
-        names: The files of the manifest, by name.
+        folder: The bundle.
+        model: The model's path in it.
+        names: The files of the manifest, by their paths in it.
 
     Raises:
         BundleError: If it does, or is no ONNX file, or cannot be read.
     """
+    path = folder / model
     try:
         with open_plain(path) as file:
             if file.seek(0, 2) == 0:
                 return  # the runtime says what is wrong with it
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 # A search takes a hundredth of the walk, and nearly no model has what it finds.
-                locations = set(external_locations(data)) if data.find(b"location") >= 0 else set()
+                is_suspect = data.find(b"location") >= 0 or data.find(_CONTEXT) >= 0
+                locations = set(external_locations(data)) if is_suspect else set()
     except (OSError, ValueError) as error:
         raise BundleError(f"Cannot read the model {path}: {error}.", found=str(error), where=path) from error
     for location in sorted(locations):
-        if location not in names:
+        if posixpath.join(posixpath.dirname(model), location) not in names:
             raise BundleError(
                 f"The model {path} keeps weights in {shown(location)}, which is no file of the bundle's manifest. "
                 f"Not opened.",
@@ -66,8 +77,37 @@ def check_external_weights(path: Path, names: Mapping[str, object]) -> None:
             )
 
 
+def check_target_folders(folder: Path, names: Mapping[str, object]) -> None:
+    """Raise `BundleError` if there is a file in the folder of a target that the manifest does not name.
+
+    Hidden files, which no runtime looks for, are left alone.
+
+    Args:
+        folder: The bundle.
+        names: The files of the manifest, by their paths in it.
+
+    Raises:
+        BundleError: If there is one.
+    """
+    for target in sorted({name.partition("/")[0] for name in names if "/" in name}):
+        # Not through links: what lies behind one is found under its own name, or is the link's own fault.
+        for parent, folders, files in os.walk(folder / target):
+            linked = [name for name in folders if os.path.islink(os.path.join(parent, name))]  # noqa: PTH114, PTH118
+            for file in sorted((*files, *linked)):
+                name = Path(parent, file).relative_to(folder).as_posix()
+                if name not in names and not file.startswith("."):
+                    raise BundleError(
+                        f"{folder / name} is in the folder of a target, and no file of the bundle's manifest: a "
+                        f"runtime that opens the folder would take it.",
+                        found=name,
+                        expected="files of the manifest",
+                        where=folder / name,
+                        hint="Remove it, or fetch the bundle again.",
+                    )
+
+
 def external_locations(data: bytes | mmap.mmap) -> Iterator[str]:
-    """Yield the paths that the tensors of a serialized model name, wherever they are in it.
+    """Yield the paths of files that a serialized model names, wherever in it they are named.
 
     Raises:
         ValueError: If the bytes are no Protocol Buffers message.
@@ -82,6 +122,14 @@ def external_locations(data: bytes | mmap.mmap) -> Iterator[str]:
             if texts.get(_KEY) == b"location":
                 yield texts.get(_VALUE, b"").decode("utf-8", "backslashreplace")
             continue
+        if message == "attribute":
+            texts = {
+                number: data[begin:stop]
+                for number, begin, stop in _fields(data, start, end)
+                if number <= _ATTRIBUTE_TEXT
+            }
+            if texts.get(_ATTRIBUTE_NAME) == _CONTEXT:
+                yield texts.get(_ATTRIBUTE_TEXT, b"").decode("utf-8", "backslashreplace")
         inner = _MESSAGES[message]
         pending += [
             (inner[number], begin, stop, depth + 1)

@@ -1,0 +1,274 @@
+"""Who signs: a private key in a file, a command, or one of securesystemslib's signers (a token, a KMS).
+
+Rules:
+
+1. A command or a URI is named with the public key that devices trust, and what it made is checked with that before
+   anything is written. So one that answers with something else, or with another key, is noticed where it can be mended.
+2. A private key that is not in a file never is one: a command gets the bytes to sign, a token or a KMS what its own
+   protocol says.
+3. A command has no shell, and a time limit.
+"""
+
+# Why: docs/decisions/9030.
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from icis_deploy.common.terminal_text import printable, reason_of
+from icis_deploy.errors import MissingDependencyError, SignatureError, UsageError
+from icis_deploy.updates.signing import Secret, load_private_key, load_public_key
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Key, Signer, SSlibKey
+
+PathLike = str | os.PathLike[str]
+_MAX_REASON = 200
+_PACKAGES = {
+    "awskms": "'icis-deploy[kms]'",
+    "azurekms": "'icis-deploy[kms]'",
+    "gcpkms": "'icis-deploy[kms]'",
+    "hsm": "'icis-deploy[hsm]'",
+    "hv": "'icis-deploy[kms]'",
+    "tkey": "'securesystemslib[tkey]'",
+}
+"""What pip installs for the signers of securesystemslib, by the scheme of their URIs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyFile:
+    """A private key in a file that needs a passphrase.
+
+    Example:
+        icis_deploy.sign("new.icis", key=icis_deploy.KeyFile(path="publisher.key", passphrase="correct horse"))
+    """
+
+    path: PathLike
+    """The file that `keygen` wrote."""
+
+    passphrase: Secret = field(repr=False)
+    """The passphrase, or a function that is asked for it, with what it is for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigningCommand:
+    """A command that signs: it reads the bytes to sign from its standard input, and writes the signature to its output.
+
+    Example:
+        key = icis_deploy.SigningCommand(command=["sign-with-token", "--slot", "2"], public_key="publisher.key.pub")
+        icis_deploy.sign("new.icis", key=key)
+
+    Raises:
+        UsageError: On construction, if there is no command, or no time for it.
+    """
+
+    command: Sequence[str]
+    """The program and its arguments. It gets the bytes of DSSE's pre-authentication encoding, and gives the signature
+    as it is or in base64: 64 bytes for Ed25519, DER for ECDSA. What it prints to standard error is shown."""
+
+    public_key: PathLike
+    """File of the public key that devices trust."""
+
+    timeout_s: float = 120.0
+    """How long it may take, in seconds: a token may wait for somebody to touch it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "command", tuple(self.command))
+        if not self.command or not all(self.command):
+            raise UsageError(
+                "The signing command is empty.",
+                found=self.command,
+                expected="a program and its arguments",
+                hint="Name the program that signs.",
+            )
+        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
+            raise UsageError(
+                f"A signing command cannot be given {self.timeout_s} seconds.",
+                found=self.timeout_s,
+                expected="a positive number of seconds",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignerURI:
+    """A key that one of securesystemslib's signers reaches: a PKCS #11 token, a KMS, a vault.
+
+    Example:
+        key = icis_deploy.SignerURI(uri="hsm:2?label=release", public_key="token.pub")
+        icis_deploy.sign("new.icis", key=key)
+    """
+
+    uri: str
+    """As securesystemslib's signers take it: `hsm:` (PKCS #11), `awskms:`, `azurekms:`, `gcpkms:`, `hv:` (Vault)…"""
+
+    public_key: PathLike
+    """File of the public key that devices trust."""
+
+    secret: Secret | None = field(default=None, repr=False)
+    """The PIN or passphrase, or a function that is asked for it, with what it is for; `None` where none is needed."""
+
+
+SigningKey = PathLike | KeyFile | SigningCommand | SignerURI
+
+
+def open_signer(key: SigningKey) -> Signer:
+    """Return what signs, ready to.
+
+    Raises:
+        SignatureError: If a key file cannot be read, or the signer cannot be reached.
+        MissingDependencyError: If a library that the signer needs is not installed.
+        UsageError: If there is no signer for such a URI.
+    """
+    if isinstance(key, KeyFile):
+        return load_private_key(Path(key.path), passphrase=key.passphrase)
+    if isinstance(key, SigningCommand):
+        return _command_signer(key)
+    if isinstance(key, SignerURI):
+        return _uri_signer(key)
+    return load_private_key(Path(key))
+
+
+def _command_signer(key: SigningCommand) -> Signer:
+    name = printable(key.command[0], max_length=_MAX_REASON)
+
+    def sign(payload: bytes) -> Iterator[bytes]:
+        output = _output_of(key, payload, name)
+        yield output
+        with suppress(ValueError):
+            yield base64.b64decode(b"".join(output.split()), validate=True)
+
+    return _checked(load_public_key(Path(key.public_key)), sign, where=f"The signing command {name}")
+
+
+def _output_of(key: SigningCommand, payload: bytes, name: str) -> bytes:
+    try:
+        done = subprocess.run(  # noqa: S603 - the command is the publisher's own, and no shell reads it
+            list(key.command), input=payload, stdout=subprocess.PIPE, timeout=key.timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SignatureError(
+            f"The signing command {name} has not answered in {key.timeout_s:g} seconds, and was ended. Nothing was "
+            f"signed.",
+            found=f"no signature in {key.timeout_s:g} seconds",
+            expected="a signature on its standard output",
+            where=name,
+            hint="Run it by itself to see what it waits for.",
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SignatureError(
+            f"The signing command {name} could not be run: {reason}. Nothing was signed.",
+            found=reason,
+            expected="a program that signs",
+            where=name,
+            hint="Check its name and its permissions.",
+        ) from error
+    if done.returncode != 0:
+        raise SignatureError(
+            f"The signing command {name} ended with exit code {done.returncode}. Nothing was signed.",
+            found=done.returncode,
+            expected=0,
+            where=name,
+            hint="Run it by itself to see why.",
+        )
+    return done.stdout
+
+
+def _uri_signer(key: SignerURI) -> Signer:
+    from securesystemslib.exceptions import UnsupportedLibraryError
+    from securesystemslib.signer import SIGNER_FOR_URI_SCHEME
+    from securesystemslib.signer import Signer as Base
+
+    scheme = key.uri.partition(":")[0]
+    where = f"The signer {printable(key.uri, max_length=_MAX_REASON)}"
+    if scheme not in SIGNER_FOR_URI_SCHEME:
+        raise UsageError(
+            f"{where} is of no kind that securesystemslib knows.",
+            found=printable(scheme, max_length=_MAX_REASON),
+            expected=tuple(sorted(SIGNER_FOR_URI_SCHEME)),
+            hint=f"Choose among {', '.join(f'{each}:' for each in sorted(SIGNER_FOR_URI_SCHEME))}.",
+        )
+    public_key = load_public_key(Path(key.public_key))
+
+    def secret(purpose: str) -> str:
+        if key.secret is None:
+            raise ValueError(f"it asks for its {purpose}, and none was given")
+        return key.secret(purpose) if callable(key.secret) else key.secret
+
+    def failure(error: Exception) -> Exception:
+        if isinstance(error, UnsupportedLibraryError | ImportError):
+            package = _PACKAGES.get(scheme, "securesystemslib")
+            return MissingDependencyError(
+                f"{where} needs a library that is not installed: {reason_of(error)}.",
+                found=reason_of(error),
+                expected=package,
+                hint=f"Install it: pip install {package}.",
+            )
+        return SignatureError(
+            f"{where} failed: {reason_of(error) or type(error).__name__}. Nothing was signed.",
+            found=reason_of(error),
+            expected="a signature",
+            where=key.uri,
+            hint="Check that it can be reached, and give its PIN or passphrase as `passphrase`.",
+        )
+
+    try:
+        signer = Base.from_priv_key_uri(key.uri, public_key, secret)
+    except Exception as error:  # each signer lets whatever its own library raises through
+        raise failure(error) from error
+
+    def sign(payload: bytes) -> Iterator[bytes]:
+        try:
+            yield bytes.fromhex(signer.sign(payload).signature)
+        except Exception as error:  # as above
+            raise failure(error) from error
+
+    return _checked(public_key, sign, where=where)
+
+
+def _checked(public_key: SSlibKey, make: Callable[[bytes], Iterator[bytes]], *, where: str) -> Signer:
+    """Return a signer whose signatures were verified.
+
+    Args:
+        public_key: What they must fit.
+        make: Returns what the signature may be, of the bytes to sign.
+        where: What to call it in messages.
+    """
+    from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
+    from securesystemslib.signer import Signature
+    from securesystemslib.signer import Signer as Base
+
+    class CheckedSigner(Base):
+        @classmethod
+        def from_priv_key_uri(cls, priv_key_uri: str, public_key: Key, secrets_handler: Any = None) -> Signer:
+            raise NotImplementedError  # it is never looked up
+
+        @property
+        def public_key(self) -> SSlibKey:
+            return public_key
+
+        def sign(self, payload: bytes) -> Signature:
+            size = 0
+            for each in make(payload):
+                size = size or len(each)
+                signature = Signature(public_key.keyid, each.hex())
+                with suppress(UnverifiedSignatureError, VerificationError):
+                    public_key.verify_signature(signature, payload)
+                    return signature
+            raise SignatureError(
+                f"{where} gave {size} bytes that are no signature by the key {public_key.keyid[:16]}…. Nothing was "
+                f"signed.",
+                found=size,
+                expected=f"a signature by {public_key.keyid}",
+                hint="Give the public key that belongs to it; a command prints the signature alone.",
+            )
+
+    return CheckedSigner()
