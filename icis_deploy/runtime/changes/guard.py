@@ -194,12 +194,42 @@ class Guard:
         return ChangedAnswers(
             num_reference=int(np.count_nonzero(counted)),
             num_changed=takers.total(),
-            limit=self._limit(),
+            limit=self.limit,
             takers=tuple(sorted(takers.items(), key=lambda item: (-item[1], item[0]))),
             copies=self._copies(sketches, [str(after.class_names[slot]) for slot in slots], left_out),
         )
 
-    def _limit(self) -> float:
+    def leads(
+        self, rows: Float32, held: SlotTable, *, replacing: Collection[str], disabled: Sequence[str] = ()
+    ) -> tuple[Float32, NDArray[np.int32]]:
+        """Return how far rows with constant offsets are above all other classes, on the images that count.
+
+        Args:
+            rows: `(num_rows, feature_dim + 1)`.
+            held: The slots as they are.
+            replacing: Classes in them whose place the rows take.
+            disabled: Classes that answers leave out.
+
+        Returns:
+            `(num_counted,)`, the greatest logit of the rows less that of the others; and which seen class the original
+            head answers with, by its index.
+        """
+        left_out = frozenset(disabled)
+        logits = self._logits(held)
+        self._held = ((held, logits),)
+        others = [
+            slot for slot in held.filled if (name := held.class_names[slot]) not in left_out and name not in replacing
+        ]
+        rivals = np.maximum(self._fixed_logits(left_out), logits[others].max(axis=0, initial=-np.inf))
+        with np.errstate(over="ignore", invalid="ignore"):
+            made = _product(rows[:, :-1], self._right[:, : self._reference.num_reference]) + rows[:, -1:]
+        counted = self._counted(left_out)
+        leads = (made.max(axis=0) - rivals)[counted]
+        return np.asarray(leads, dtype=np.float32), self._reference.answers[counted]
+
+    @property
+    def limit(self) -> float:
+        """Share of the answers that one change may change, 0..1."""
         limit = self._bundle.max_changed_answers
         return 1.0 if limit is None else limit
 

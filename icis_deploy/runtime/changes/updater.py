@@ -28,6 +28,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants
 from icis_deploy.bundle.manifest import Bundle, known_names
 from icis_deploy.common.arrays import Float32
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from icis_deploy.runtime.changes.background_call import BackgroundCall
     from icis_deploy.runtime.changes.guard import Guard
     from icis_deploy.runtime.changes.self_test import SelfTestResult, Written
+    from icis_deploy.runtime.changes.teaching_rules import TaughtPhotos, TaughtRows
     from icis_deploy.runtime.changes.timings import ApplyTimings, Stopwatch
     from icis_deploy.updates.trusted_keys import TrustedKeys
 
@@ -200,7 +203,7 @@ class Updater:
         self, data: bytes, watch: Stopwatch, *, allow_unsigned: bool, allow_changed_answers: bool
     ) -> AppliedUpdate:
         from icis_deploy.runtime.changes import rules
-        from icis_deploy.runtime.changes.teaching_rules import still_taught
+        from icis_deploy.runtime.changes.teaching_rules import state_after_update
         from icis_deploy.updates.trusted_keys import TrustedKeys
 
         with self._changing, self._store.locked(self._bundle):
@@ -241,9 +244,8 @@ class Updater:
                     seed=content.self_test_seed,
                     watch=watch,
                 )
-                slots, taught = slots_file(table), still_taught(before, content)
-                state = StateEntry(version=content.version, slots=slots.entry, taught=taught)
-                after = rules.after_update(before, entry, state)
+                slots = slots_file(table)
+                after = rules.after_update(before, entry, state_after_update(before, content, slots.entry))
             self._change(before, after, prepared, slots=slots, watch=watch)
         return AppliedUpdate(content=content, entry=entry, timings=watch.timings())
 
@@ -253,6 +255,7 @@ class Updater:
         make_row: Callable[[SlotTable | None], Float32],
         *,
         arbiter: Float32 | None = None,
+        photos: TaughtPhotos | None = None,
         allow_changed_answers: bool = False,
     ) -> HistoryEntry:
         """Put a class that the device makes itself into a slot.
@@ -260,34 +263,57 @@ class Updater:
         Args:
             class_name: The class.
             make_row: Makes its row, given the other classes in slots; a class that is taught again is not among them.
+                With photos, without an offset.
             arbiter: `(5,)` float32, the row's coefficients; `None` for a constant offset.
+            photos: What it was made of, if it was of photos.
             allow_changed_answers: Whether it may take more answers than the bundle allows.
         """
         from icis_deploy.runtime.changes.rules import after_update
-        from icis_deploy.runtime.changes.teaching_rules import plan_teaching
+        from icis_deploy.runtime.changes.teaching_rules import TaughtRows, plan_teaching, state_after_teaching
 
         with self._changing, self._store.locked(self._bundle):
             before = self._caught_up()
             current, held = before.current, self._table_before(before)
             known = (class_name,) if class_name in current.taught else ()
             row = make_row(None if held is None else held.without(known))
-            entry, table = plan_teaching(
-                before, class_name, row, arbiter, table=held, bundle=self._bundle, clock=self._clock()
-            )
+            if photos is None:
+                made = TaughtRows(class_names=(class_name,), rows=row[None], arbiter=arbiter)
+            else:
+                made = self._with_photo_offset(before, held, class_name, row, photos)
+            entry, table = plan_teaching(before, class_name, made, table=held, bundle=self._bundle, clock=self._clock())
             entry = self._guarded(
-                entry, held, table, written=(class_name,), before=before, allowed=allow_changed_answers
+                entry, held, table, written=made.class_names, before=before, allowed=allow_changed_answers
             )
+            coefficients = None if arbiter is None else arbiter[None]
             prepared = self._prepared(
                 table,
                 version=current.version,
                 disabled=before.disabled,
-                written=_written(held, (class_name,), row[None], None if arbiter is None else arbiter[None]),
+                written=_written(held, made.class_names, made.rows, coefficients),
             )
             slots = slots_file(table)
-            taught = (*(name for name in current.taught if name != class_name), class_name)
-            state = StateEntry(version=current.version, slots=slots.entry, taught=taught)
+            state = state_after_teaching(before, class_name, made, slots.entry)
             self._change(before, after_update(before, entry, state), prepared, slots=slots)
         return entry
+
+    def _with_photo_offset(
+        self, before: Journal, held: SlotTable | None, class_name: str, row: Float32, photos: TaughtPhotos
+    ) -> TaughtRows:
+        """Return the rows of all classes that were taught by photos, with the offset that they have together."""
+        from icis_deploy.runtime.changes.teaching_rules import (
+            TaughtRows,
+            check_has_slots,
+            photo_offset,
+            rows_without_offset,
+        )
+
+        held = check_has_slots(held)
+        names, rows = rows_without_offset(before, class_name, row, held)
+        guard = self._loaded_guard()
+        leads, answers = guard.leads(rows, held, replacing=names, disabled=before.disabled)
+        offset = photo_offset(leads, answers, photos.few_shot, limit=guard.limit)
+        rows[:, -1] -= np.float32(offset)
+        return TaughtRows(class_names=names, rows=rows, photo_offset=offset, photos_sha256=photos.sha256)
 
     def rollback(self) -> HistoryEntry:
         """Go back to the state before."""
@@ -421,14 +447,18 @@ class Updater:
         """
         if self._bundle.max_changed_answers is None or held is None:
             return entry
+        changed = self._loaded_guard().changed_answers(held, table, written=written, disabled=before.disabled)
+        if not allowed:
+            changed.require_few()
+        return replace(entry, changed_answers=changed.share, allowed_past_guard=changed.is_refused)
+
+    def _loaded_guard(self) -> Guard:
+        """Return the guard of a bundle that has a reference, which is read with the first change."""
         if self._guard is None:
             from icis_deploy.runtime.changes.guard import load_guard
 
             self._guard = load_guard(self._folder, self._bundle)
-        changed = self._guard.changed_answers(held, table, written=written, disabled=before.disabled)
-        if not allowed:
-            changed.require_few()
-        return replace(entry, changed_answers=changed.share, allowed_past_guard=changed.is_refused)
+        return self._guard
 
     def _prepared(
         self,
