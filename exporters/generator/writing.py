@@ -110,7 +110,8 @@ def write_generator(
     known = np.concatenate([seen_descriptors, unseen_descriptors])
     space = injector.predictor.space if isinstance(injector.predictor, BlockPredictor) else None
     joined = seen_descriptors if space is None else space.apply(seen_descriptors)
-    made = _made_rows(injector.rows(unseen_descriptors), head)
+    rows = injector.rows(known)
+    made = _made_rows(rows[len(seen_descriptors) :] if len(unseen_descriptors) else rows, head)
     metadata = GeneratorMetadata(
         base_fingerprint=head.fingerprint,
         method=method,
@@ -118,7 +119,7 @@ def write_generator(
         feature_dim=head.feature_dim,
         arbiter=None if arbiter is None else tuple(float(one) for one in arbiter),
         blocks=() if space is None else _blocks(space, seen_descriptors),
-        **measure_limits(head.rows, injector.rows(known), seen_descriptors, joined=joined),
+        **measure_limits(head.rows, rows, seen_descriptors, joined=joined),
     )
     model = generator_model(injector, head, joined, metadata=metadata, made=made, precision=precision)
     check_model(model)
