@@ -51,7 +51,7 @@ def apply(update: Path, bundle: Path, allow_unsigned: bool, allow_changed_answer
 @click.argument("bundle", type=BUNDLE)
 @click.argument("name")
 @click.argument("more_images", metavar="", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--descriptor", type=EXISTING_FILE, help="Descriptors, NAME's among them: .npz, .csv.")
+@click.option("--descriptor", "descriptors", type=EXISTING_FILE, help="Descriptors, NAME's among them: .npz, .csv.")
 @click.option(
     "--images",
     multiple=True,
@@ -65,7 +65,7 @@ def apply(update: Path, bundle: Path, allow_unsigned: bool, allow_changed_answer
 def teach(
     bundle: Path,
     name: str,
-    descriptor: Path | None,
+    descriptors: Path | None,
     images: tuple[Path, ...],
     more_images: tuple[Path, ...],
     skip_unreadable: bool,
@@ -83,10 +83,10 @@ def teach(
     if more_images and not images:  # an option takes one value: the others come as arguments
         raise click.UsageError(f"{more_images[0]} follows no option. Give photos after --images.")
     blocks = None
-    if descriptor is not None:
+    if descriptors is not None:
         from icis_deploy.descriptors.files import load_descriptors
 
-        described = load_descriptors(descriptor).select((name,))
+        described = load_descriptors(descriptors).select((name,))
         blocks = {block.name: described.block(block.name)[0] for block in described.blocks}
     with library_warnings() as warnings:
         entry = teach_class(
