@@ -109,8 +109,12 @@ def test_a_bundle_without_a_guard_and_a_fused_one_have_nothing_for_photos(tiny_p
 
 @pytest.mark.parametrize("with_descriptors", [False, True])
 def test_a_device_makes_of_photos_what_inject_makes(
-    tiny_project: TinyProject, bundle: Path, seen_list: Path, tmp_path: Path, *, with_descriptors: bool
+    tiny_project: TinyProject, seen_list: Path, generator: Path, tmp_path: Path, *, with_descriptors: bool
 ):
+    # Without labels a predicted row counts as one photo in `inject` as well.
+    unlabelled = tmp_path / "unlabelled.csv"
+    unlabelled.write_text("\n".join(line.split(",")[0] for line in seen_list.read_text().splitlines()) + "\n")
+    bundle = exported(tiny_project, tmp_path / "bundle", seen_images=unlabelled, generator=generator, capacity=8)
     names = tiny_project.unseen_names
     described = load_descriptors(tiny_project.descriptors)
     device = Device.open(bundle)
@@ -118,9 +122,6 @@ def test_a_device_makes_of_photos_what_inject_makes(
         descriptor = described.select((name,)).values[0] if with_descriptors else None
         device.teach(name, descriptor, images=[photo(tiny_project, name)])
     photos = write_list(tmp_path / "photos.csv", [(photo(tiny_project, name), name) for name in names])
-    # Without labels a predicted row counts as one photo, as it does on a device.
-    unlabelled = tmp_path / "unlabelled.csv"
-    unlabelled.write_text("\n".join(line.split(",")[0] for line in seen_list.read_text().splitlines()) + "\n")
     options = InjectionOptions(method="ridge", arbiter="off", seen_images=unlabelled, photos=photos)
     update = icis_deploy.inject(
         tiny_project.model,
