@@ -473,12 +473,10 @@ class Device:
         allow_changed_answers: bool,
     ) -> HistoryEntry:
         """Teach a class by photos; the caller holds `_changing`."""
-        from icis_deploy.bundle.few_shot import load_few_shot
-        from icis_deploy.runtime.changes.teaching_rules import TaughtPhotos
         from icis_deploy.runtime.teaching.photos import batches, check_finite, doubts, load_photos, make_photo_row
 
         opened = self._opened
-        few_shot = load_few_shot(opened.folder, opened.bundle)
+        few_shot = opened.updater.few_shot()
         make_prior = None if descriptor is None else self._row_maker(class_name, descriptor)[0]
         if make_prior is not None and not few_shot.has_generator:
             raise IncompatibleError(
@@ -511,7 +509,7 @@ class Device:
         entry = opened.updater.teach(
             class_name,
             make_row,
-            photos=TaughtPhotos(few_shot=few_shot, sha256=photos.sha256),
+            photos_sha256=photos.sha256,
             allow_changed_answers=allow_changed_answers,
         )
         named = [(answer.class_names[0], answer.probabilities[0]) for answer in answers]

@@ -36,17 +36,6 @@ from icis_deploy.runtime.state.journal import HistoryEntry, Journal, StateEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TaughtPhotos:
-    """Photos that a class is taught by."""
-
-    few_shot: FewShot
-    """The bundle's, which says what may be lost."""
-
-    sha256: tuple[str, ...]
-    """`(num_photos,)`: of each, lower-case hexadecimal."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TaughtRows:
     """The rows that teaching a class writes."""
 

@@ -41,11 +41,12 @@ from icis_deploy.runtime.state.journal import HistoryEntry, Journal, StateEntry,
 from icis_deploy.runtime.state.store import SlotsFile, Store, slots_file
 
 if TYPE_CHECKING:
+    from icis_deploy.bundle.few_shot import FewShot
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.runtime.changes.background_call import BackgroundCall
     from icis_deploy.runtime.changes.guard import Guard
     from icis_deploy.runtime.changes.self_test import SelfTestResult, Written
-    from icis_deploy.runtime.changes.teaching_rules import TaughtPhotos, TaughtRows
+    from icis_deploy.runtime.changes.teaching_rules import TaughtRows
     from icis_deploy.runtime.changes.timings import ApplyTimings, Stopwatch
     from icis_deploy.updates.trusted_keys import TrustedKeys
 
@@ -157,6 +158,7 @@ class Updater:
         self._clock = clock
         self._changing = threading.Lock()
         self._guard: Guard | None = None
+        self._few_shot: FewShot | None = None
 
     def history(self) -> tuple[HistoryEntry, ...]:
         """Return the last changes committed to the bundle, the oldest first."""
@@ -255,7 +257,7 @@ class Updater:
         make_row: Callable[[SlotTable | None], Float32],
         *,
         arbiter: Float32 | None = None,
-        photos: TaughtPhotos | None = None,
+        photos_sha256: tuple[str, ...] = (),
         allow_changed_answers: bool = False,
     ) -> HistoryEntry:
         """Put a class that the device makes itself into a slot.
@@ -265,7 +267,7 @@ class Updater:
             make_row: Makes its row, given the other classes in slots; a class that is taught again is not among them.
                 With photos, without an offset.
             arbiter: `(5,)` float32, the row's coefficients; `None` for a constant offset.
-            photos: What it was made of, if it was of photos.
+            photos_sha256: Of the photos that it was made of.
             allow_changed_answers: Whether it may take more answers than the bundle allows.
         """
         from icis_deploy.runtime.changes.rules import after_update
@@ -276,10 +278,10 @@ class Updater:
             current, held = before.current, self._table_before(before)
             known = (class_name,) if class_name in current.taught else ()
             row = make_row(None if held is None else held.without(known))
-            if photos is None:
+            if not photos_sha256:
                 made = TaughtRows(class_names=(class_name,), rows=row[None], arbiter=arbiter)
             else:
-                made = self._with_photo_offset(before, held, class_name, row, photos)
+                made = self._with_photo_offset(before, held, class_name, row, photos_sha256)
             entry, table = plan_teaching(before, class_name, made, table=held, bundle=self._bundle, clock=self._clock())
             entry = self._guarded(
                 entry, held, table, written=made.class_names, before=before, allowed=allow_changed_answers
@@ -297,7 +299,7 @@ class Updater:
         return entry
 
     def _with_photo_offset(
-        self, before: Journal, held: SlotTable | None, class_name: str, row: Float32, photos: TaughtPhotos
+        self, before: Journal, held: SlotTable | None, class_name: str, row: Float32, photos_sha256: tuple[str, ...]
     ) -> TaughtRows:
         """Return the rows of all classes that were taught by photos, with the offset that they have together."""
         from icis_deploy.runtime.changes.teaching_rules import (
@@ -311,9 +313,9 @@ class Updater:
         names, rows = rows_without_offset(before, class_name, row, held)
         guard = self._loaded_guard()
         leads, answers = guard.leads(rows, held, replacing=names, disabled=before.disabled)
-        offset = photo_offset(leads, answers, photos.few_shot, limit=guard.limit)
+        offset = photo_offset(leads, answers, self.few_shot(), limit=guard.limit)
         rows[:, -1] -= np.float32(offset)
-        return TaughtRows(class_names=names, rows=rows, photo_offset=offset, photos_sha256=photos.sha256)
+        return TaughtRows(class_names=names, rows=rows, photo_offset=offset, photos_sha256=photos_sha256)
 
     def rollback(self) -> HistoryEntry:
         """Go back to the state before."""
@@ -451,6 +453,18 @@ class Updater:
         if not allowed:
             changed.require_few()
         return replace(entry, changed_answers=changed.share, allowed_past_guard=changed.is_refused)
+
+    def few_shot(self) -> FewShot:
+        """Return what the bundle holds for photos, which is read when it is first asked for.
+
+        Raises:
+            ICISDeployError: As `load_few_shot`.
+        """
+        if self._few_shot is None:
+            from icis_deploy.bundle.few_shot import load_few_shot
+
+            self._few_shot = load_few_shot(self._folder, self._bundle)
+        return self._few_shot
 
     def _loaded_guard(self) -> Guard:
         """Return the guard of a bundle that has a reference, which is read with the first change."""
