@@ -98,8 +98,7 @@ def rows_without_offset(
         row: `(feature_dim + 1,)`, its row.
         table: What the slots hold now.
     """
-    held = frozenset(table.filled_names)  # somebody with access to the disk may have forged the journal
-    others = [name for name in journal.current.by_photos if name != class_name and name in held]
+    others = [name for name in journal.current.by_photos if name != class_name]
     slots = [table.class_names.index(name) for name in others]
     biases = table.bias[slots].astype(np.float64) + journal.current.photo_offset
     rows = np.concatenate([table.weight[slots], biases.astype(np.float32)[:, None]], axis=1)
