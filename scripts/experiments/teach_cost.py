@@ -3,7 +3,7 @@
     python scripts/experiments/teach_cost.py bundle photo.jpg [photo.jpg ...] --others other.jpg [other.jpg ...]
 
 `Device.embed` of the photos, which reads and runs them, and `Device.teach` with them, in random order in each round, on
-a copy of the bundle where other classes were taught by photos before. A class is taught anew each time. What waits for
+a copy of the bundle where other classes were taught by photos before. Each class is rolled back again. What waits for
 the disk is given apart. Processor time is of all threads, and tells what other work on the machine hides.
 """
 
@@ -48,10 +48,12 @@ def main() -> None:
                 if way == "embed":
                     device.embed(asked.photos)
                 else:
-                    device.teach("taught anew", images=asked.photos)
+                    device.teach("new", images=asked.photos)
                     measured["sync"].append(store.sync_seconds - synced)
                 measured[way].append(time.perf_counter() - start)
                 measured[f"{way} cpu"].append(time.process_time() - used)
+                if way == "teach":
+                    device.rollback()
     times = {way: 1e3 * np.array(values) for way, values in measured.items()}
     print(f"{len(asked.photos)} photos, {asked.rounds} rounds, load {os.getloadavg()[0]:.1f}")
     for way, values in times.items():

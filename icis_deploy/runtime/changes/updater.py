@@ -312,7 +312,14 @@ class Updater:
         held = check_has_slots(held)
         names, rows = rows_without_offset(before, class_name, row, held)
         guard = self._loaded_guard()
-        leads, answers = guard.leads(rows, held, replacing=names, disabled=before.disabled)
+        leads, answers = guard.leads(
+            row,
+            held,
+            class_name=class_name,
+            companions=frozenset(names[1:]),
+            raised_by=before.current.photo_offset,
+            disabled=before.disabled,
+        )
         offset = photo_offset(leads, answers, self.few_shot(), limit=guard.limit)
         rows[:, -1] -= np.float32(offset)
         return TaughtRows(class_names=names, rows=rows, photo_offset=offset, photos_sha256=photos_sha256)

@@ -413,3 +413,19 @@ def test_a_forged_journal_that_names_a_class_no_slot_has_is_refused(teachable: P
         Device.open(teachable)
     with pytest.raises(CorruptFileError, match="lack taught classes"):
         device.teach("quagga", images=PHOTOS["quagga"])
+
+
+def test_a_class_that_an_operator_allowed_does_not_stop_the_next_one(teachable: Path) -> None:
+    device = Device.open(teachable)
+    context = make_few_shot(head=HEAD).context
+    # A photo whose direction is that of a seen row: a copy of that class.
+    features = features_of(images(4000, seed=17))
+    directions = features - context.feature_mean
+    rows = (HEAD.rows - context.mean_row)[:, :-1]
+    cosines = (directions @ rows.T) / np.linalg.norm(directions, axis=1)[:, None] / np.linalg.norm(rows, axis=1)
+    copy = images(4000, seed=17)[[int(cosines.max(axis=1).argmax())]]
+    assert cosines.max() > 0.995
+    with pytest.raises(GuardError, match="is a copy of that of"):
+        device.teach("twin", images=copy)
+    assert device.teach("twin", images=copy, allow_changed_answers=True).allowed_past_guard
+    assert not device.teach("okapi", images=PHOTOS["okapi"]).allowed_past_guard
