@@ -55,7 +55,7 @@ ROOMS = {
     "icis_deploy.few_shot": Room("icis_deploy.common"),
     "icis_deploy.descriptors": Room("icis_deploy.{common,head}"),
     "icis_deploy.images": Room("icis_deploy.common"),
-    "icis_deploy.bundle": Room("icis_deploy.{common,head,images}"),
+    "icis_deploy.bundle": Room("icis_deploy.{common,few_shot,head,images}"),
     "icis_deploy.injection.rows": Room("icis_deploy.common"),
     "icis_deploy.injection.predictors": Room("icis_deploy.common icis_deploy.injection.rows", "torch"),
     "icis_deploy.injection.pseudo_features": Room("icis_deploy.common icis_deploy.injection.rows"),
@@ -66,19 +66,21 @@ ROOMS = {
         "icis_deploy.{common,descriptors} icis_deploy.injection.{predictors,pseudo_features,rows,validation}"
     ),
     "icis_deploy.metrics": Room("icis_deploy.common"),
-    "icis_deploy.injection.arbiter": Room("icis_deploy.{common,head,metrics} icis_deploy.injection.{rows,validation}"),
+    "icis_deploy.injection.arbiter": Room(
+        "icis_deploy.{common,few_shot,head,metrics} icis_deploy.injection.{rows,validation}"
+    ),
     "icis_deploy.injection": Room(
         "icis_deploy.{common,descriptors,few_shot,head,metrics} "
         "icis_deploy.injection.{arbiter,estimate,predictors,pseudo_features,rows,validation}"
     ),
     "icis_deploy.runtime.sessions": Room("icis_deploy.{bundle,common,head}"),
-    "icis_deploy.runtime.teaching": Room("icis_deploy.{bundle,common,head} icis_deploy.runtime.sessions"),
+    "icis_deploy.runtime.teaching": Room("icis_deploy.{bundle,common,few_shot,head} icis_deploy.runtime.sessions"),
     "icis_deploy.updates": Room("icis_deploy.{common,head}"),
     "icis_deploy.runtime.state": Room(
         "icis_deploy.{bundle,common,head} icis_deploy.runtime.sessions", later="icis_deploy.updates"
     ),
     "icis_deploy.runtime.changes": Room(
-        "icis_deploy.{bundle,common,head,updates} icis_deploy.runtime.{sessions,state}"
+        "icis_deploy.{bundle,common,few_shot,head,updates} icis_deploy.runtime.{sessions,state}"
     ),
     "icis_deploy.runtime": Room(
         "icis_deploy.{bundle,common,head} icis_deploy.runtime.{changes,sessions,state,teaching}",
@@ -86,7 +88,7 @@ ROOMS = {
     ),
     "icis_deploy.evaluation": Room("icis_deploy.{bundle,common,head,images,metrics,runtime}"),
     "icis_deploy.api": Room(
-        "icis_deploy.{bundle,common,descriptors,evaluation,head,images,injection,metrics,runtime,updates}",
+        "icis_deploy.{bundle,common,descriptors,evaluation,few_shot,head,images,injection,metrics,runtime,updates}",
         "torch",
         later=(
             "exporters.{backbone,bundles,gate,generator,head,loading,stated,targets} "

@@ -13,6 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import icis_deploy
 from icis_deploy.updates.signing import keygen
 from testing.bundles import make_update, signed_bytes, trust, write_bundle
 from testing.tiny_project import write_tiny_project
@@ -219,3 +220,24 @@ def test_a_device_with_the_cpu_extra_alone_does_everything_a_device_does(device_
         cwd=tmp_path,
     )  # fmt: skip
     assert answer == "0\n"
+
+
+def test_a_device_with_the_cpu_extra_alone_is_taught_by_photos(device_only, tmp_path):
+    project = write_tiny_project(tmp_path / "project")
+    options = icis_deploy.ExportOptions(head="updatable", capacity=4, preprocess=project.preprocess)
+    icis_deploy.export(project.model, classes=project.classes, out=tmp_path / "bundle", options=options)
+    shown = [str(project.images.parent / f"{name}.png") for name in project.unseen_names[:2]]
+
+    def run_cli(*arguments):
+        return json.loads(run(device_only / "icis-deploy", *arguments, "--format", "json", cwd=tmp_path))
+
+    taught = run_cli("teach", "bundle", "okapi", "--images", *shown)
+    assert len(taught["entry"]["photos_sha256"]) == 2
+    assert run_cli("classes", "bundle")["classes"][-1]["name"] == "okapi"
+    features = run(
+        device_only / "python", "-c",
+        f"import icis_deploy; print(icis_deploy.Device.open('bundle').embed({shown!r}).shape)",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert features == "(2, 24)\n"
+    assert run_cli("rollback", "bundle")["entry"]["action"] == "rollback"

@@ -43,6 +43,7 @@ from exporters.targets.tensorrt.target import settings_of
 from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
 from icis_deploy.bundle.manifest import (
     ARBITER_NAME,
+    FEW_SHOT_NAME,
     INJECTED_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
@@ -219,7 +220,7 @@ def _write_tables(folder: Path, former: FormerBundle, plan: CompactionPlan) -> N
     write_file(folder / SLOTS_NAME, serialize_slots(plan.slots))
     if plan.baked.capacity:
         write_file(folder / INJECTED_NAME, serialize_slots(plan.baked))
-    for name in (GENERATOR_NAME, ARBITER_NAME, REFERENCE_NAME):
+    for name in (GENERATOR_NAME, ARBITER_NAME, REFERENCE_NAME, FEW_SHOT_NAME):
         if name in former.bundle.files:
             shutil.copyfile(former.folder / name, folder / name)
 

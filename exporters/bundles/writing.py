@@ -24,9 +24,11 @@ from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import save_model
 from exporters.targets.registry import BuiltTarget, Gate, TargetPlan
 from icis_deploy.bundle.arbiter_constants import serialize_row_lengths
+from icis_deploy.bundle.few_shot import FewShot, serialize_few_shot
 from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
 from icis_deploy.bundle.manifest import (
     ARBITER_NAME,
+    FEW_SHOT_NAME,
     INJECTED_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
@@ -94,6 +96,9 @@ class HeadPlan:
 
     reference_source: str | None = None
     """What the reference is of; see `Bundle.reference_source`."""
+
+    few_shot: FewShot | None = None
+    """What a device needs to make rows of photos; `None` without a reference."""
 
     @property
     def baked_names(self) -> tuple[str, ...]:
@@ -379,6 +384,8 @@ def _write_files(folder: Path, plan: HeadPlan, model: ir.Model, lengths: Float32
         write_file(folder / GENERATOR_NAME, plan.generator)
     if plan.reference is not None:
         write_file(folder / REFERENCE_NAME, serialize_reference(plan.reference))
+    if plan.few_shot is not None:
+        write_file(folder / FEW_SHOT_NAME, serialize_few_shot(plan.few_shot))
 
 
 def _describe(

@@ -18,6 +18,8 @@ from exporters.onnx_io.files import check_model, serialize_model
 from icis_deploy._version import __version__
 from icis_deploy.bundle.generator_metadata import (
     DESCRIPTOR,
+    MADE_LENGTH,
+    MADE_ROW,
     MAX_GENERATOR_BYTES,
     MEAN_ROW,
     METADATA_KEY,
@@ -40,6 +42,17 @@ from icis_deploy.runtime.teaching.generator import Generator, check_base, load_g
 
 MAX_ROW_ERROR = {"fp32": 1e-4, "fp16": 1e-2}
 """By precision, the greatest distance of a generator's row from the injector's, as a fraction of the row's length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MadeRows:
+    """What the rows are like that a generator makes of the new classes that it was trained for."""
+
+    mean: Float32
+    """`(feature_dim + 1,)`: the mean of these rows."""
+
+    length: float
+    """Mean length of their weights less the mean seen weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +110,8 @@ def write_generator(
     known = np.concatenate([seen_descriptors, unseen_descriptors])
     space = injector.predictor.space if isinstance(injector.predictor, BlockPredictor) else None
     joined = seen_descriptors if space is None else space.apply(seen_descriptors)
+    rows = injector.rows(known)
+    made = _made_rows(rows[len(seen_descriptors) :] if len(unseen_descriptors) else rows, head)
     metadata = GeneratorMetadata(
         base_fingerprint=head.fingerprint,
         method=method,
@@ -104,9 +119,9 @@ def write_generator(
         feature_dim=head.feature_dim,
         arbiter=None if arbiter is None else tuple(float(one) for one in arbiter),
         blocks=() if space is None else _blocks(space, seen_descriptors),
-        **measure_limits(head.rows, injector.rows(known), seen_descriptors, joined=joined),
+        **measure_limits(head.rows, rows, seen_descriptors, joined=joined),
     )
-    model = generator_model(injector, head, joined, metadata=metadata, precision=precision)
+    model = generator_model(injector, head, joined, metadata=metadata, made=made, precision=precision)
     check_model(model)
     data = serialize_model(model)
     compared = np.concatenate([known, (known + np.roll(known, 1, axis=0)) / 2])
@@ -140,8 +155,34 @@ def with_generator(plan: HeadPlan, path: str | Path | None) -> HeadPlan:
     return replace(plan, generator=data)
 
 
+def made_rows_of(generator: bytes) -> MadeRows | None:
+    """Return what the rows of a generator are like; `None` of one that an earlier release wrote.
+
+    Raises:
+        ModelLoadError, CorruptFileError: If it is no generator.
+    """
+    loaded = load_generator(generator)
+    if not {MADE_ROW, MADE_LENGTH} <= {output.name for output in loaded.session.get_outputs()}:
+        return None
+    nothing = np.zeros((1, loaded.metadata.descriptor_dim), dtype=np.float32)
+    row, length = loaded.session.run([MADE_ROW, MADE_LENGTH], {DESCRIPTOR: nothing})
+    return MadeRows(mean=row, length=float(length[0]))
+
+
+def _made_rows(rows: Float32, head: Head) -> MadeRows:
+    deviations = rows.astype(np.float64) - head.rows.mean(axis=0, dtype=np.float64)
+    length = float(np.linalg.norm(deviations[:, :-1], axis=1).mean())
+    return MadeRows(mean=rows.mean(axis=0, dtype=np.float64).astype(np.float32), length=length)
+
+
 def generator_model(
-    injector: Injector, head: Head, seen_descriptors: Float32, *, metadata: GeneratorMetadata, precision: str
+    injector: Injector,
+    head: Head,
+    seen_descriptors: Float32,
+    *,
+    metadata: GeneratorMetadata,
+    made: MadeRows,
+    precision: str,
 ) -> ir.Model:
     """Return a generator's graph; see `icis_deploy.bundle.generator_metadata` for its inputs and outputs.
 
@@ -150,6 +191,7 @@ def generator_model(
         head: The seen classes.
         seen_descriptors: `(num_seen, columns)`; of several blocks, joined.
         metadata: What devices read.
+        made: What its rows are like.
         precision: `fp32` or `fp16`.
     """
     graph = GraphBuilder(stores_float16_matrices=precision == "fp16")
@@ -163,11 +205,14 @@ def generator_model(
     rows = add_calibration(graph, injector.calibration, add_predictor(graph, predictor, point))
     cosines = add_similarity(graph, point, seen_descriptors)
     mean = graph.constant(head.rows.mean(axis=0, dtype=np.float64))
+    made_row, made_length = graph.constant(made.mean), graph.constant(np.array([made.length]))
     outputs: dict[str, tuple[ir.Value, list[int | str], ir.DataType]] = {
         ROWS: (graph.op("Identity", rows), ["batch", metadata.feature_dim + 1], ir.DataType.FLOAT),
         SIMILARITY: (graph.op("ReduceMax", cosines, axes=[1], keepdims=0), ["batch"], ir.DataType.FLOAT),
         NEAREST: (graph.op("ArgMax", cosines, axis=1, keepdims=0), ["batch"], ir.DataType.INT64),
         MEAN_ROW: (graph.op("Identity", mean), [metadata.feature_dim + 1], ir.DataType.FLOAT),
+        MADE_ROW: (graph.op("Identity", made_row), [metadata.feature_dim + 1], ir.DataType.FLOAT),
+        MADE_LENGTH: (graph.op("Identity", made_length), [1], ir.DataType.FLOAT),
     }
     for name, (value, shape, dtype) in outputs.items():
         value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(dtype)

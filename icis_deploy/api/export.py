@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from icis_deploy.api.few_shot import make_few_shot
 from icis_deploy.api.inputs import (
     ClassNames,
     PathLike,
@@ -237,11 +238,13 @@ def export(
         max_seen_loss=options.max_seen_loss,
         signer=signer,
     )
+    plan = with_generator(plan, options.generator)
     bundle = write_bundle(
         Path(out),
         replace(
-            with_generator(plan, options.generator),
+            plan,
             reference=None if made is None else made.reference,
+            few_shot=None if made is None else make_few_shot(opened, made, plan.generator, options.max_seen_loss),
             reference_source=None if made is None else made.source,
             max_changed_answers=None if made is None else options.max_changed_answers,
         ),

@@ -27,7 +27,7 @@ from icis_deploy.api.models import OpenedModel
 from icis_deploy.api.seen_images import form_of, given_features
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.bundle.reference import Reference, has_sketches, max_reference_images, sketched
-from icis_deploy.common.arrays import Bool, Float32, Int64
+from icis_deploy.common.arrays import Bool, Float32, Float64, Int64
 from icis_deploy.common.terminal_text import percent
 from icis_deploy.errors import IncompatibleError, UsageError
 from icis_deploy.head.arbiter import seen_statistics
@@ -75,6 +75,13 @@ class MadeReference:
     source: str
     """One of `icis_deploy.bundle.manifest.REFERENCE_SOURCES`."""
 
+    feature_mean: Float32
+    """`(feature_dim,)` float32: mean of all features that the reference was chosen from, each class counting the
+    same."""
+
+    accuracy: float
+    """Accuracy of the original head on them, above 0, at most 1; 1 where nobody knows their classes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Shown:
@@ -118,20 +125,20 @@ def make_reference(
     known = frozenset(seen_names)
     if seen_images is not None:
         shown = _given_images(model, seen_images, seen_names, num_images=most, preprocessing=preprocessing)
-        reference = _reference(model, shown, num_images=most)
-        num_reference = 0 if reference is None else reference.num_reference
-        _check_number(num_reference, max_changed_answers, shown.where)
-        return None if reference is None else MadeReference(reference=reference, source="seen images")
+        made = _made_reference(model, shown, num_images=most, source="seen images")
+        _check_number(0 if made is None else made.reference.num_reference, max_changed_answers, shown.where)
+        return made
     if gate_images is not None and len(images := _of_classes(gate_images, known)) >= MIN_GATE_IMAGES:
         shown = _shown_images(model, images, seen_names, num_images=most, preprocessing=preprocessing)
-        reference = _reference(model, shown, num_images=most)
-        if reference is not None and reference.num_reference >= MIN_GATE_IMAGES:
-            return MadeReference(reference=reference, source="gate images")
+        made = _made_reference(model, shown, num_images=most, source="gate images")
+        if made is not None and made.reference.num_reference >= MIN_GATE_IMAGES:
+            return made
     drawn = _pseudo_features(model, most, preprocessing)
-    if drawn is None or (reference := _reference(model, drawn, num_images=most)) is None:
+    if drawn is None:
         return None
     is_neutral = bool((drawn.classes == _UNKNOWN).all())
-    return MadeReference(reference=reference, source="neutral images" if is_neutral else "pseudo-features")
+    source = "neutral images" if is_neutral else "pseudo-features"
+    return _made_reference(model, drawn, num_images=most, source=source)
 
 
 def refusals_to_expect(bundle: Bundle, reference: Reference, table: SlotTable) -> tuple[str, ...]:
@@ -302,7 +309,7 @@ def _some_rows(model: OpenedModel) -> Float32:
     """Return the rows of `_evenly_spaced` classes, `(num_chosen, feature_dim + 1)`."""
     chosen = _evenly_spaced(model.location.num_classes, _MAX_ROWS)
     start, parts = 0, []
-    for block in _row_blocks(model):
+    for block in row_blocks(model):
         parts.append(block[chosen[start : start + len(block)]])
         start += len(block)
     return np.concatenate(parts)
@@ -314,7 +321,7 @@ def _evenly_spaced(num_classes: int, count: int) -> Bool:
     return chosen
 
 
-def _row_blocks(model: OpenedModel) -> Iterator[Float32]:
+def row_blocks(model: OpenedModel) -> Iterator[Float32]:
     """Yield the rows of the original head, a block at a time: a large one is not held."""
     from exporters.head.expanded_head import ExpandedHead
 
@@ -322,7 +329,7 @@ def _row_blocks(model: OpenedModel) -> Iterator[Float32]:
     return ExpandedHead(model=model.loaded.model, location=model.location, injected=none).blocks()
 
 
-def _reference(model: OpenedModel, shown: _Shown, *, num_images: int) -> Reference | None:
+def _made_reference(model: OpenedModel, shown: _Shown, *, num_images: int, source: str) -> MadeReference | None:
     """Return features with what the original head makes of them, as many images at once as memory is meant for."""
     from exporters.head.expanded_head import seen_row_lengths
 
@@ -334,25 +341,38 @@ def _reference(model: OpenedModel, shown: _Shown, *, num_images: int) -> Referen
     answers: list[NDArray[np.int32]] = []
     for start in range(0, len(features), size):
         part = features[start : start + size]
-        logits = np.concatenate([part @ block[:, :-1].T + block[:, -1] for block in _row_blocks(model)], axis=1)
+        logits = np.concatenate([part @ block[:, :-1].T + block[:, -1] for block in row_blocks(model)], axis=1)
         statistics.append(seen_statistics(part, logits, lengths))
         answers.append(logits.argmax(axis=1).astype(np.int32))
     answered = np.concatenate(answers)
     is_right = (shown.classes == answered) | (shown.classes == _UNKNOWN)
-    kept = np.flatnonzero(is_right & np.isfinite(features).all(axis=1))[:num_images]
+    is_finite = np.isfinite(features).all(axis=1)
+    kept = np.flatnonzero(is_right & is_finite)[:num_images]
     if not len(kept):
         return None
-    return Reference(
-        features=features[kept],
-        statistics=np.concatenate(statistics)[kept],
-        answers=answered[kept],
-        sketches=_sketches(model),
+    weights = _class_weights(shown.classes[is_finite])
+    return MadeReference(
+        reference=Reference(
+            features=features[kept],
+            statistics=np.concatenate(statistics)[kept],
+            answers=answered[kept],
+            sketches=_sketches(model),
+        ),
+        source=source,
+        feature_mean=np.asarray(weights @ features[is_finite], dtype=np.float32),
+        accuracy=min(1.0, float(weights @ is_right[is_finite])),
     )
+
+
+def _class_weights(classes: Int64) -> Float64:
+    """Return weights that sum to 1, `(num_images,)`: the same for each class; for each image of unknown ones."""
+    _, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    return np.asarray(1.0 / (counts[inverse] * len(counts)))
 
 
 def _sketches(model: OpenedModel) -> Float32 | None:
     """Return sketches of all seen weights, `(num_seen, sketch_dim)`; `None` of a large head."""
     if not has_sketches(model.location.num_classes, model.location.feature_dim):
         return None
-    sketches = np.concatenate([sketched(block[:, :-1]) for block in _row_blocks(model)])
+    sketches = np.concatenate([sketched(block[:, :-1]) for block in row_blocks(model)])
     return None if np.abs(sketches).max() > np.finfo(np.float16).max else sketches

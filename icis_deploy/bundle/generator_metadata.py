@@ -11,6 +11,10 @@ Inputs and outputs:
                                           of several blocks, once these are standardised, weighed and joined
     nearest     (batch,)                  int64, index of that seen class
     mean_row    (feature_dim + 1,)        float32, of the seen rows
+    made_row    (feature_dim + 1,)        float32, mean of the rows of the new classes that it was trained for
+    made_length (1,)                      float32, mean length of their weights less those of `mean_row`
+
+The last two say what its rows are like where photos move them; generators of earlier releases do not have them.
 """
 
 # Why: docs/decisions/0042.
@@ -49,6 +53,7 @@ PLAIN_SCHEMA, ARBITER_SCHEMA, BLOCK_SCHEMA = 1, 2, 3
 descriptors of several blocks, with or without an arbiter."""
 
 DESCRIPTOR, ROWS, SIMILARITY, NEAREST, MEAN_ROW = "descriptor", "rows", "similarity", "nearest", "mean_row"
+MADE_ROW, MADE_LENGTH = "made_row", "made_length"
 
 LENGTH_SLACK = 1.25
 """A row or a descriptor may be this much longer than the longest usual one, or shorter than the shortest."""

@@ -72,6 +72,9 @@ ARBITER_NAME = "arbiter.safetensors"
 REFERENCE_NAME = "reference.safetensors"
 """Features of known classes, on which a device looks for changed answers before it takes an update."""
 
+FEW_SHOT_NAME = "few_shot.safetensors"
+"""What a device needs to make a row of a few photos (`icis_deploy.bundle.few_shot`)."""
+
 REFERENCE_SOURCES = ("seen images", "gate images", "pseudo-features", "neutral images")
 """Images of known classes that the owner gave for it, or among those of the parity gate; else features that stand in
 for images of known classes, or those of images of nothing in particular."""

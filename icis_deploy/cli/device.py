@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE
-from icis_deploy.cli.output import format_option, note, print_result
+from icis_deploy.cli.output import format_option, library_warnings, note, print_result
 from icis_deploy.common.terminal_text import MAX_SHOWN, columns, percent, printable
 from icis_deploy.errors import SignatureError
 
@@ -50,30 +51,60 @@ def apply(update: Path, bundle: Path, allow_unsigned: bool, allow_changed_answer
     print_result(result, text=text, after_change=True)
 
 
-@click.command(short_help="Teach a bundle a class from its descriptor.")
+@click.command(short_help="Teach a bundle a class from its descriptor, or from photos.")
 @click.argument("bundle", type=BUNDLE)
 @click.argument("name")
+@click.argument("more_images", metavar="", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--descriptor", "descriptors", type=EXISTING_FILE, help="Descriptors, NAME's among them: .npz, .csv.")
 @click.option(
-    "--descriptor", "descriptors", type=EXISTING_FILE, required=True, help="Descriptors, NAME's among them: .npz, .csv."
+    "--images",
+    multiple=True,
+    metavar="IMAGE...",
+    type=click.Path(path_type=Path),
+    help="Photos of the class, 1 to 100: image files, as many as follow.",
 )
+@click.option("--skip-unreadable", is_flag=True, help="Leave out photos that cannot be read, with a warning.")
 @_allow_changed_answers
 @format_option
-def teach(bundle: Path, name: str, descriptors: Path, allow_changed_answers: bool) -> None:
-    """Teach BUNDLE the class NAME from its descriptor, on the device itself.
+def teach(
+    bundle: Path,
+    name: str,
+    descriptors: Path | None,
+    images: tuple[Path, ...],
+    more_images: tuple[Path, ...],
+    skip_unreadable: bool,
+    allow_changed_answers: bool,
+) -> None:
+    """Teach BUNDLE the class NAME from its descriptor, from photos, or from both, on the device itself.
 
-    The bundle's generator makes the row (`icis-deploy export --generator`). A class that is unlike all seen ones, or
-    takes too many of their answers, is refused with exit code 1, one that could not be told from another with 3; the
-    bundle stays as it was.
+    The bundle's generator makes a row of the descriptor (`icis-deploy export --generator`). Photos move it, or make one
+    alone; the history keeps their hashes, and nothing keeps the photos. A class that is unlike all seen ones, or takes
+    too many of their answers, is refused with exit code 1, one that could not be told from another with 3; the bundle
+    stays as it was.
     """
-    from icis_deploy.descriptors.files import load_descriptors
     from icis_deploy.runtime.operations import teach as teach_class
 
-    described = load_descriptors(descriptors).select((name,))
-    descriptor = {block.name: described.block(block.name)[0] for block in described.blocks}
-    entry = teach_class(bundle, name, descriptor, allow_changed_answers=allow_changed_answers)
-    print_result(
-        {"bundle": str(bundle), "class": name, "entry": _entry(entry)}, text=_history_text([entry]), after_change=True
-    )
+    if more_images and not images:  # an option takes one value: the others come as arguments
+        raise click.UsageError(f"{more_images[0]} follows no option. Give photos after --images.")
+    blocks = None
+    if descriptors is not None:
+        from icis_deploy.descriptors.files import load_descriptors
+
+        described = load_descriptors(descriptors).select((name,))
+        blocks = {block.name: described.block(block.name)[0] for block in described.blocks}
+    with library_warnings() as warnings:
+        entry = teach_class(
+            bundle,
+            name,
+            blocks,
+            images=(*images, *more_images) or None,
+            skip_unreadable=skip_unreadable,
+            allow_changed_answers=allow_changed_answers,
+        )
+    told = [command_line_hint(warning, all_commands(), command="teach") for warning in warnings]
+    text = "\n".join([_history_text([entry]), *(f"Warning: {warning}" for warning in told)])
+    result = {"bundle": str(bundle), "class": name, "entry": _entry(entry), "warnings": told}
+    print_result(result, text=text, after_change=True)
 
 
 @click.command(short_help="Take a bundle back to the state before.")
@@ -221,6 +252,7 @@ def _entry(entry: HistoryEntry) -> dict[str, Any]:
         "changed_answers": entry.changed_answers,
         "allowed_past_guard": entry.allowed_past_guard,
         "allowed_revoked": entry.allowed_revoked,
+        "photos_sha256": list(entry.photos_sha256),
     }
 
 
@@ -240,6 +272,9 @@ def _history_row(entry: HistoryEntry) -> tuple[str, ...]:
         what += ", ALLOWED: classes by a key that is not trusted any more" if entry.allowed_revoked else ""
     else:
         what = f"+{entry.num_added} ~{entry.num_replaced} -{entry.num_removed} classes"
+    if entry.photos_sha256:
+        num_photos = len(entry.photos_sha256)
+        what += f" ({num_photos} photo{'s' if num_photos > 1 else ''})"
     signed = "UNSIGNED" if entry.signed_by is None else f"signed by {entry.signed_by[:16]}…"
     signer = "by an operator" if entry.payload_sha256 is None else signed
     if entry.changed_answers is not None:

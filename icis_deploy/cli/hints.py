@@ -26,6 +26,7 @@ import click
 PARAMETERS = {
     "base_url": "llm",
     "batch_sizes": "batch",
+    "descriptor": "descriptors",
     "key_variable": "llm_key",
     "num_threads": "threads",
     "passphrase": "passphrase_file",

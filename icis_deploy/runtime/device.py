@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,13 @@ from icis_deploy.bundle.arbiter_constants import ArbiterConstants
 from icis_deploy.bundle.manifest import MANIFEST_NAME, Bundle, check_files, load_manifest
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.common.background_call import BackgroundCall
-from icis_deploy.errors import IncompatibleError, UsageError, WrongBaseError
+from icis_deploy.errors import (
+    ICISDeployWarning,
+    IncompatibleError,
+    RuntimeFailureError,
+    UsageError,
+    WrongBaseError,
+)
 from icis_deploy.head.class_names import check_unique
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_from_topk, top_predictions
@@ -49,6 +56,7 @@ if TYPE_CHECKING:
     from icis_deploy.images.inputs import InputForm
     from icis_deploy.images.python_values import PythonInputs
     from icis_deploy.images.sources import InputValue
+    from icis_deploy.runtime.teaching.generator import Generator
 
 __all__ = ["AppliedUpdate", "Device", "Logits", "Prediction"]
 
@@ -419,6 +427,35 @@ class Device:
 
         return prepare_named(self, list(single_values(images, input_form(self._opened.bundle))))
 
+    def embed(self, images: Images | Sequence[str | Path]) -> Float32:
+        """Return the features of images: what the head multiplies, and what classes are taught by.
+
+        Args:
+            images: As `predict`.
+
+        Returns:
+            `(batch, feature_dim)` float32.
+
+        Example:
+            features = device.embed(["okapi.jpg", "zebra.jpg"])
+
+        Raises:
+            ImageError: If a file is no image.
+            IncompatibleError: If the model gives no features, or as `predict`.
+            RuntimeFailureError: If the runtime fails, or the features are no finite numbers.
+        """
+        batch = images if isinstance(images, ndarray) else self.prepare(images)
+        opened = self._opened
+        features = _with_features(opened, batch, opened.updater.held.state)[1]
+        if not np.isfinite(features).all():
+            raise RuntimeFailureError(
+                "The model's features of an image are no finite numbers.",
+                found="NaN or infinity",
+                expected="finite features",
+                hint="Check that the image is finite: NaN, or values out of the model's range, give such features.",
+            )
+        return features
+
     def history(self) -> tuple[HistoryEntry, ...]:
         """Return the last changes committed to the bundle, by this process or another, the oldest first.
 
@@ -463,46 +500,129 @@ class Device:
     def teach(
         self,
         class_name: str,
-        descriptor: ArrayLike | Mapping[str, ArrayLike],
+        descriptor: ArrayLike | Mapping[str, ArrayLike] | None = None,
         *,
+        images: Images | str | Path | Sequence[str | Path] | None = None,
+        skip_unreadable: bool = False,
         allow_changed_answers: bool = False,
     ) -> HistoryEntry:
-        """Learn a class from its descriptor alone, with the bundle's generator.
+        """Learn a class from its descriptor, with the bundle's generator, from photos, or from both.
 
         The row that the generator makes is checked against the seen ones and put into a slot by the same transaction as
-        a class update. It spends no version: a signed update that adds a class of the same name replaces it.
+        a class update. It spends no version: a signed update that adds a class of the same name replaces it. Photos
+        move that row, or make one alone: see `icis_deploy.few_shot.refining`. All classes that were taught by photos
+        have one offset, which is set anew with each of them, so that together they cost the seen classes no more than
+        the bundle allows.
 
         Args:
             class_name: What to call it; a class that was taught before is taught anew.
             descriptor: `(descriptor_dim,)`, made like those of the seen classes; where these have several blocks, also
                 `(width,)` by name of the block, and a block that is left out says nothing of the class.
+            images: Photos of the class, 1 to 100: a prepared batch `(num_photos, *input_shape)`, or paths of image
+                files. The history keeps their hashes, and nothing keeps the photos.
+            skip_unreadable: Whether to leave out photos that cannot be read, with a warning.
             allow_changed_answers: As `apply`.
 
+        Warns `ICISDeployWarning` where the model is sure that the photos show a class that it knows, where some were
+        left out, and where the bundle's reference is not of images.
+
+        Example:
+            device.teach("okapi", images=["1.jpg", "2.jpg"])
+
         Raises:
+            UsageError: If there is neither a descriptor nor a photo, or there are too many of these.
             DescriptorError: If the descriptor is no finite vector of the right width.
-            OutlierError: If it, or its row, is unlike those of the seen classes.
+            ImageError: If a photo cannot be read, or the model makes no finite features of it.
+            OutlierError: If the descriptor, or its row, is unlike those of the seen classes.
             GuardError: As `apply`.
-            ClassConflictError: If the head knows the class, or another one is described alike; it is named.
-            IncompatibleError: If the bundle has no generator or no slots, or no slot is free (CapacityError).
+            ClassConflictError: If the head knows the class, or another one is described or looks alike; it is named.
+            IncompatibleError: If the bundle has no generator or no slots, or no slot is free (CapacityError); with
+                photos, if it was exported without what these need.
             SelfTestError, StorageError, RuntimeFailureError: As `apply`; the device keeps the state it had.
         """
-        from icis_deploy.runtime.teaching.generator import make_row
-
+        if descriptor is None and images is None:
+            raise UsageError(
+                f"Nothing says what {class_name!r} is.",
+                found="neither a descriptor nor photos",
+                expected="a descriptor, photos, or both",
+                hint="Give `descriptor` or `images`.",
+            )
         check_unique((class_name,))
         with self._changing:
             self._follow()
-            opened = self._opened
-            generator = opened.generator.load()
-
-            def make_row_for(table: SlotTable | None) -> Float32:
-                return make_row(generator, class_name, descriptor, bundle=opened.bundle, table=table)
-
-            return opened.updater.teach(
+            if images is not None:
+                return self._teach_photos(class_name, descriptor, images, skip_unreadable, allow_changed_answers)
+            assert descriptor is not None
+            make_row, generator = self._row_maker(class_name, descriptor)
+            return self._opened.updater.teach(
                 class_name,
-                make_row_for,
+                make_row,
                 arbiter=generator.metadata.coefficients,
                 allow_changed_answers=allow_changed_answers,
             )
+
+    def _row_maker(
+        self, class_name: str, descriptor: ArrayLike | Mapping[str, ArrayLike]
+    ) -> tuple[Callable[[SlotTable | None], Float32], Generator]:
+        """Return what makes the generator's row of a class, given the other classes in slots, and the generator."""
+        from icis_deploy.runtime.teaching.generator import make_row
+
+        opened = self._opened
+        generator = opened.generator.load()
+        return partial(_row_for, make_row, generator, class_name, descriptor, opened.bundle), generator
+
+    def _teach_photos(
+        self,
+        class_name: str,
+        descriptor: ArrayLike | Mapping[str, ArrayLike] | None,
+        images: Images | str | Path | Sequence[str | Path],
+        skip_unreadable: bool,
+        allow_changed_answers: bool,
+    ) -> HistoryEntry:
+        """Teach a class by photos; the caller holds `_changing`."""
+        from icis_deploy.runtime.teaching.photos import batches, check_finite, doubts, load_photos, make_photo_row
+
+        opened = self._opened
+        few_shot = opened.updater.few_shot()
+        make_prior = None if descriptor is None else self._row_maker(class_name, descriptor)[0]
+        if make_prior is not None and not few_shot.has_generator:
+            raise IncompatibleError(
+                f"The generator of the bundle {opened.folder} was written by an earlier release, and does not say what "
+                f"its rows are like: photos cannot move them.",
+                found="a generator of an earlier release",
+                expected="a generator of this release",
+                where=opened.folder,
+                hint="Write it again with `export_generator()` and export the bundle, or teach by photos alone.",
+            )
+        photos = load_photos(images, self.prepare, skip_unreadable=skip_unreadable)
+        state = opened.updater.held.state
+        outputs = [_with_features(opened, batch, state) for batch in batches(photos)]
+        features = np.concatenate([found for _, found in outputs])
+        check_finite(features, photos)
+        answers = top_predictions(
+            np.concatenate([scores for scores, _ in outputs]),
+            1,
+            class_names=state.class_names,
+            version=state.version,
+            independent=opened.bundle.score_kind == "sigmoid",
+        )
+
+        def make_row(table: SlotTable | None) -> Float32:
+            prior = None if make_prior is None else make_prior(table)
+            return make_photo_row(
+                class_name, features, prior=prior, few_shot=few_shot, bundle=opened.bundle, table=table
+            )
+
+        entry = opened.updater.teach(
+            class_name,
+            make_row,
+            photos_sha256=photos.sha256,
+            allow_changed_answers=allow_changed_answers,
+        )
+        named = [(answer.class_names[0], answer.probabilities[0]) for answer in answers]
+        for message in doubts(class_name, named, photos, opened.bundle):
+            warnings.warn(message, ICISDeployWarning, stacklevel=3)
+        return entry
 
     def rollback(self, *, allow_revoked: bool = False) -> HistoryEntry:
         """Go back to the state before the last class update that is still in effect.
@@ -687,8 +807,37 @@ def _check_same_head(opened: _OpenBundle, bundle: Bundle, where: str | Path) -> 
         )
 
 
+def _row_for(
+    make_row: Callable[..., Float32],
+    generator: Generator,
+    class_name: str,
+    descriptor: ArrayLike | Mapping[str, ArrayLike],
+    bundle: Bundle,
+    table: SlotTable | None,
+) -> Float32:
+    return make_row(generator, class_name, descriptor, bundle=bundle, table=table)
+
+
+def _with_features(opened: _OpenBundle, images: Images, state: HeadState) -> tuple[Float32, Float32]:
+    """Return logits, as `Device.logits`, and features of a batch."""
+    output = opened.session.run(images, state.buffers, with_features=True)
+    if output.features is None:
+        raise IncompatibleError(
+            f"The model of the bundle {opened.folder} gives no features: its head is {opened.bundle.head_kind}.",
+            found=opened.bundle.head_kind,
+            expected="a model with an output of features",
+            where=opened.folder,
+            hint="Export it with `head='updatable'` and `capacity`.",
+        )
+    return _logits(opened, output.logits, state), np.asarray(output.features, dtype=np.float32)
+
+
 def _run(opened: _OpenBundle, images: Images, state: HeadState) -> Float32:
-    scores, correction = opened.session.run(images, state.buffers).logits, state.correction
+    return _logits(opened, opened.session.run(images, state.buffers).logits, state)
+
+
+def _logits(opened: _OpenBundle, scores: Float32, state: HeadState) -> Float32:
+    correction = state.correction
     values = scores[:, state.columns] if correction is None else scores
     if opened.bundle.score_kind in {"probabilities", "sigmoid"}:
         values = np.log(np.maximum(values, np.finfo(np.float32).tiny))

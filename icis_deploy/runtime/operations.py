@@ -6,7 +6,7 @@ bundle's small files, so it works where no runtime is installed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -91,16 +91,24 @@ def apply(
 def teach(
     folder: Path,
     class_name: str,
-    descriptor: ArrayLike | Mapping[str, ArrayLike],
+    descriptor: ArrayLike | Mapping[str, ArrayLike] | None = None,
     *,
+    images: Sequence[Path] | None = None,
+    skip_unreadable: bool = False,
     allow_changed_answers: bool = False,
 ) -> HistoryEntry:
-    """Teach a bundle a class from its descriptor, with the bundle's generator.
+    """Teach a bundle a class from its descriptor, with the bundle's generator, from photos, or from both.
 
     Raises:
         ICISDeployError: As `Device.open` and `Device.teach`; the bundle is as it was.
     """
-    return Device.open(folder).teach(class_name, descriptor, allow_changed_answers=allow_changed_answers)
+    return Device.open(folder).teach(
+        class_name,
+        descriptor,
+        images=images,
+        skip_unreadable=skip_unreadable,
+        allow_changed_answers=allow_changed_answers,
+    )
 
 
 def rollback(folder: Path, *, allow_revoked: bool = False) -> HistoryEntry:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.zero_shot.budget_quality import measure_budget
+from benchmarks.zero_shot.budget_quality import known
 from icis_deploy.api.compare import LabeledImageFeatures
 from icis_deploy.api.inject import neutral_features_of
 from icis_deploy.api.models import head_of, inspect
@@ -33,6 +33,7 @@ from icis_deploy.injection.inject import Injection, inject
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection.photos import NewClassPhotos, inject_with_photos
 from icis_deploy.injection.rows.logits import head_logits
+from icis_deploy.metrics.accuracy import accuracy_report
 
 LOSS = 0.02
 MAX_OWNER = 10
@@ -50,6 +51,8 @@ class Problem:
     features: Float32
     labels: Int64
     """Indices of the head's classes followed by the new ones."""
+    images: Int64
+    """Which of the images that were read these are."""
     is_photo: Bool
     is_owner: Bool
     has_seen_images: bool
@@ -86,13 +89,20 @@ class Problem:
             images=known,
         )
 
-    def measure(self, injection: Injection) -> tuple[float, float, float, float]:
-        """Return T, U at a loss of 2 points on the test, and U and loss at the injection's own point, in percent."""
+    def measure(self, rows: Float32, *, features: Float32 | None = None) -> tuple[float, float, float, float]:
+        """Return T, U at a loss of 2 points on the test, and U and loss at the rows' own point, in percent.
+
+        Args:
+            rows: `(num_new, feature_dim + 1)`, with constant offsets.
+            features: `(num_images, feature_dim)`, as another form of the model sees the images; by default `features`.
+        """
         is_test = ~self.is_photo & ~self.is_owner
-        features, labels = self.features[is_test], self.labels[is_test]
-        found = measure_budget(self.head, injection, features, labels)
+        features, labels = (self.features if features is None else features)[is_test], self.labels[is_test]
         seen = np.asarray(self.head.logits(features), dtype=np.float32)
-        new = head_logits(injection.rows, features)
+        new = head_logits(rows, features)
+        report = accuracy_report(
+            np.concatenate([seen, new], axis=1), labels, seen=self.head.num_classes, original_logits=seen
+        )
         leads, is_new = new.max(axis=1) - seen.max(axis=1), labels >= self.head.num_classes
         is_right = ~is_new & (seen.argmax(axis=1) == labels)
         is_hit = is_new & (new.argmax(axis=1) + self.head.num_classes == labels)
@@ -102,12 +112,13 @@ class Problem:
         order = np.argsort(-leads[is_right])
         threshold = leads[is_right][order][int(np.searchsorted(np.cumsum(weights[is_right][order]), LOSS))]
         at_loss = float(weights @ (is_hit & (leads > threshold)))
-        return 100 * found.T, 100 * at_loss, 100 * found.U, 100 * found.lost
+        lost = known(report.S_original) - known(report.S)
+        return 100 * known(report.T), 100 * at_loss, 100 * known(report.U), 100 * lost
 
 
 def main() -> None:
     """Print the table of one data set."""
-    asked = parsed_arguments()
+    asked = parser_of_data(__doc__ or "").parse_args()
     rows, names, features, labels, neutral = read(asked)
     described = load_descriptors(asked.folder / asked.descriptors)
     print("photos  way          T (sd)        U at 2 (sd)   own point: U  lost   prior counts as")
@@ -118,7 +129,7 @@ def main() -> None:
             problem = drawn(rows, names, features, labels, neutral, described, asked, num_photos, seed)
             for way in WAYS:
                 injection = problem.inject(way)
-                found[way].append(problem.measure(injection))
+                found[way].append(problem.measure(injection.rows))
                 if way == "both" and injection.photos is not None:
                     priors.append(injection.photos["prior_photos"])
         for way in WAYS:
@@ -145,14 +156,14 @@ def drawn(
     """Draw new classes where known ones play them, photos of these, and the owner's images."""
     random = np.random.default_rng(seed)
     of = np.array(labels)
-    known = set(names)
+    in_head = set(names)
     if asked.play:
         counts = {name: int((of == name).sum()) for name in dict.fromkeys(labels)}
         able = [name for name in names if counts.get(name, 0) > num_photos]
         new = tuple(random.permutation(able)[: asked.play].tolist())
         of_known = np.isin(of, names)
     else:
-        new = tuple(name for name in dict.fromkeys(labels) if name not in known and name in described.class_names)
+        new = tuple(name for name in dict.fromkeys(labels) if name not in in_head and name in described.class_names)
         of_known = np.isin(of, [*names, *new])
     kept = [index for index, name in enumerate(names) if name not in set(new)]
     head = Head(rows=rows[kept], class_names=tuple(names[index] for index in kept))
@@ -171,6 +182,7 @@ def drawn(
         new=new,
         neutral=neutral,
         features=features[of_known],
+        images=np.flatnonzero(of_known),
         labels=shown,
         is_photo=is_photo,
         is_owner=is_owner,
@@ -211,9 +223,9 @@ def read(
     return head.rows, head.class_names, features, labels, neutral
 
 
-def parsed_arguments() -> argparse.Namespace:
-    """Return what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of_data(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the arguments that say what is measured on."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="model.onnx")
     parser.add_argument("--classes", default="classes.txt")
@@ -224,7 +236,7 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--play", type=int, default=0)
     parser.add_argument("--no-seen-images", action="store_true")
     parser.add_argument("--cache", type=Path, help="Features, read where the file exists and written where not.")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, EngineSidecar, parse_sidecar, serialize_sidecar
+from icis_deploy.bundle.few_shot import parse_few_shot, serialize_few_shot
 from icis_deploy.bundle.generator_metadata import GeneratorMetadata, Limits, parse_metadata, serialize_metadata
 from icis_deploy.bundle.manifest import MANIFEST_NAME, SLOTS_NAME, file_entry
 from icis_deploy.bundle.slot_files import parse_slots, serialize_slots
@@ -38,6 +39,7 @@ from icis_deploy.updates.signing import keygen, trusted_keys_from_files
 from scripts.robustness.loop import counted, main, say
 from scripts.robustness.mutations import MAX_BYTES, change_one, cut, flip_bits, nest, random_bytes, splice
 from testing.bundles import FEATURE_DIM, images, make_update, signed_bytes, trust, write_bundle
+from testing.references import make_few_shot
 
 _START, _MIDDLE, _END = b'{"journal":', b',"sha256":"', b'"}\n'
 _DAMAGES = (flip_bits, cut, splice, random_bytes, nest)
@@ -322,11 +324,16 @@ def _try_injected(damage: Mutation, random: np.random.Generator, _folder: Path) 
     parse_slots((damage if random.integers(2) else forged_slots)(data, random), capacity=2, feature_dim=4)
 
 
+def _try_few_shot(damage: Mutation, random: np.random.Generator, _folder: Path) -> None:
+    parse_few_shot(damage(serialize_few_shot(make_few_shot()), random), feature_dim=FEATURE_DIM)
+
+
 PARSERS: dict[str, Callable[[Mutation, np.random.Generator, Path], None]] = {
     "sidecar": _try_sidecar,
     "generator's metadata": _try_metadata,
     "preprocess.json": _try_preprocessing,
     "injected rows": _try_injected,
+    "few_shot.safetensors": _try_few_shot,
 }
 """Files that are read by one function, with what damages and reads one."""
 

@@ -30,6 +30,7 @@ import numpy as np
 from icis_deploy.common.arrays import Bool, Float32, Float64, Int64
 from icis_deploy.common.terminal_text import points_text
 from icis_deploy.errors import IncompatibleError
+from icis_deploy.few_shot.offset import may_lose_of, offset_for_loss
 from icis_deploy.injection.arbiter.seen_images import SeenImages
 from icis_deploy.injection.validation.operating_point import check_budget
 from icis_deploy.metrics.proportions import Interval, clopper_pearson, order_statistic_interval
@@ -113,8 +114,7 @@ def budget_threshold(leads: Float32, is_right: Bool, weights: Float64, *, budget
     """
     check_budget(budget)
     num_images = len(leads)
-    # The further image of rule 1 has the mean weight, and is taken to be lost.
-    may_lose = budget * (num_images + 1) / num_images - 1.0 / num_images
+    may_lose = may_lose_of(num_images, budget)
     if may_lose < -1e-9:
         least = math.ceil(1e4 / (num_images + 1)) / 1e4
         raise IncompatibleError(
@@ -128,10 +128,7 @@ def budget_threshold(leads: Float32, is_right: Bool, weights: Float64, *, budget
         raise IncompatibleError(
             "The head is right on no image: nothing can be lost on them.", found=0, expected="at least one right image"
         )
-    order = np.argsort(-leads[is_right], kind="stable")
-    lost_before = np.cumsum(weights[is_right][order])  # what is lost if this image and all before it are
-    index = int(np.searchsorted(lost_before, may_lose + 1e-9, side="right"))
-    return float(leads[is_right][order][min(index, len(order) - 1)])
+    return offset_for_loss(leads[is_right], weights[is_right], may_lose=may_lose)
 
 
 def expected_threshold(leads: Float32, is_right: Bool, weights: Float64, *, budget: float) -> float:

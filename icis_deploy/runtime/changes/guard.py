@@ -18,7 +18,7 @@ Rules:
 5. Each change is compared with the state that it starts from. `apply` and `teach` ask the guard. `rollback`, `enable`
    and `replace` do not: they are an operator's, and go to what was answered before, or to a bundle with a reference of
    its own.
-6. A row in the direction of a seen class's, within `COPY_COSINE` of it, is a copy of that class: which of the two
+6. A new row in the direction of a seen class's, within `COPY_COSINE` of it, is a copy of that class: which of the two
    answers is left to their biases, and one class among hundreds is too little for rule 2 to see. It is refused like
    too many changed answers, unless that class is disabled. Large heads have nothing to tell it by.
 7. Over the limit, a change is refused before anything is committed, whoever signed it. An operator may allow it; the
@@ -172,11 +172,13 @@ class Guard:
         """
         left_out, written = frozenset(disabled), frozenset(written)
         slots = np.array([slot for slot, name in enumerate(after.class_names) if name in written], dtype=np.intp)
-        products, sketches = self._products(after, slots)
+        moved, shifted = _moved_and_shifted(before, after, slots)
+        products, sketches = self._products(after, moved)
         logits_before = self._logits(before)
         logits_after = logits_before.copy()
         logits_after[_emptied(before, after)] = -np.inf
-        logits_after[slots] = products
+        logits_after[moved] = products
+        logits_after[shifted] += (after.bias[shifted] - before.bias[shifted])[:, None]
         # The next change starts from one of these two.
         self._held = ((before, logits_before), (after, logits_after))
         fixed, counted = self._fixed_logits(left_out), self._counted(left_out)
@@ -194,12 +196,52 @@ class Guard:
         return ChangedAnswers(
             num_reference=int(np.count_nonzero(counted)),
             num_changed=takers.total(),
-            limit=self._limit(),
+            limit=self.limit,
             takers=tuple(sorted(takers.items(), key=lambda item: (-item[1], item[0]))),
-            copies=self._copies(sketches, [str(after.class_names[slot]) for slot in slots], left_out),
+            copies=self._copies(sketches, [str(after.class_names[slot]) for slot in moved], left_out),
         )
 
-    def _limit(self) -> float:
+    def leads(
+        self,
+        row: Float32,
+        held: SlotTable,
+        *,
+        class_name: str,
+        companions: Collection[str],
+        raised_by: float,
+        disabled: Sequence[str] = (),
+    ) -> tuple[Float32, NDArray[np.int32]]:
+        """Return how far a new row and its companions are above all other classes, on the images that count.
+
+        Args:
+            row: `(feature_dim + 1,)`, with a constant offset.
+            held: The slots as they are.
+            class_name: The row's class, whose row in the slots, if it has one, does not count.
+            companions: Classes in the slots that it is compared together with.
+            raised_by: What is added to the logits of these, which have constant offsets.
+            disabled: Classes that answers leave out.
+
+        Returns:
+            `(num_counted,)`, the greatest logit of these rows less that of the others; and which seen class the
+            original head answers with, by its index.
+        """
+        left_out = frozenset(disabled)
+        logits = self._logits(held)
+        self._held = ((held, logits),)
+        named = [(slot, str(held.class_names[slot])) for slot in held.filled.tolist()]
+        beside = [slot for slot, name in named if name in companions]
+        others = [slot for slot, name in named if name not in companions and name not in {class_name, *left_out}]
+        rivals = np.maximum(self._fixed_logits(left_out), logits[others].max(axis=0, initial=-np.inf))
+        with np.errstate(over="ignore", invalid="ignore"):
+            features = np.ascontiguousarray(self._right[:, : self._reference.num_reference])
+            made = _product(row[None, :-1], features)[0] + row[-1]
+            made = np.maximum(made, logits[beside].max(axis=0, initial=-np.inf) + np.float32(raised_by))
+        counted = self._counted(left_out)
+        return np.asarray((made - rivals)[counted], dtype=np.float32), self._reference.answers[counted]
+
+    @property
+    def limit(self) -> float:
+        """Share of the answers that one change may change, 0..1."""
         limit = self._bundle.max_changed_answers
         return 1.0 if limit is None else limit
 
@@ -267,6 +309,17 @@ def _product(left: Float32, right: Float32) -> Float32:
         for first in range(0, len(right), step):
             part += rows[:, first : first + step] @ right[first : first + step]
     return result
+
+
+def _moved_and_shifted(
+    before: SlotTable, after: SlotTable, slots: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return which of the slots have other weights than before, and which at most another bias, of the same class."""
+    names = zip(before.class_names, after.class_names, strict=True)
+    is_same = np.array([old is not None and old == new for old, new in names], dtype=np.bool_)[slots]
+    is_same &= (before.weight[slots] == after.weight[slots]).all(axis=1)
+    is_same &= (before.coefficients[slots] == after.coefficients[slots]).all(axis=1)
+    return slots[~is_same], slots[is_same]
 
 
 def _emptied(before: SlotTable, after: SlotTable) -> list[int]:

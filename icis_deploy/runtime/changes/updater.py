@@ -29,6 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants
 from icis_deploy.bundle.manifest import Bundle, known_names
 from icis_deploy.common.arrays import Float32
@@ -41,10 +43,12 @@ from icis_deploy.runtime.state.origins import origins_after_update, origins_with
 from icis_deploy.runtime.state.store import PendingChange, Store
 
 if TYPE_CHECKING:
+    from icis_deploy.bundle.few_shot import FewShot
     from icis_deploy.common.background_call import BackgroundCall
     from icis_deploy.head.class_update import ClassUpdate
     from icis_deploy.runtime.changes.guard import Guard
     from icis_deploy.runtime.changes.self_test import SelfTestResult, Written
+    from icis_deploy.runtime.changes.teaching_rules import TaughtRows
     from icis_deploy.runtime.changes.timings import ApplyTimings, Stopwatch
     from icis_deploy.updates.trusted_keys import TrustedKeys
 
@@ -156,6 +160,7 @@ class Updater:
         self._clock = clock
         self._changing = threading.Lock()
         self._guard: Guard | None = None
+        self._few_shot: FewShot | None = None
 
     def history(self) -> tuple[HistoryEntry, ...]:
         """Return the last changes committed to the bundle, the oldest first."""
@@ -213,7 +218,7 @@ class Updater:
         self, data: bytes, watch: Stopwatch, *, allow_unsigned: bool, allow_changed_answers: bool
     ) -> AppliedUpdate:
         from icis_deploy.runtime.changes import rules
-        from icis_deploy.runtime.changes.teaching_rules import still_taught
+        from icis_deploy.runtime.changes.teaching_rules import state_after_update
         from icis_deploy.updates.trusted_keys import TrustedKeys
 
         with self._changing, self._store.locked(self._bundle):
@@ -263,14 +268,13 @@ class Updater:
                 )
                 if prepared.self_test is None:  # else the model runs meanwhile, which is counted as running it
                     watch.lap("verify")
-                slots, taught = pending.slots_entry(), still_taught(before, content)
                 origins = origins_after_update(
                     before.current.origins,
                     written=self._columns(table, content.class_names),
                     kept=(*range(len(self._bundle.class_names)), *self._columns(table)),
                     signed_by=verified.signed_by,
                 )
-                state = StateEntry(version=content.version, slots=slots, taught=taught, origins=origins)
+                state = state_after_update(before, content, pending.slots_entry(), origins=origins)
                 return rules.after_update(before, entry, state), prepared
 
             after = self._change(before, decide, table=table, watch=watch)
@@ -282,6 +286,7 @@ class Updater:
         make_row: Callable[[SlotTable | None], Float32],
         *,
         arbiter: Float32 | None = None,
+        photos_sha256: tuple[str, ...] = (),
         allow_changed_answers: bool = False,
     ) -> HistoryEntry:
         """Put a class that the device makes itself into a slot.
@@ -289,38 +294,67 @@ class Updater:
         Args:
             class_name: The class.
             make_row: Makes its row, given the other classes in slots; a class that is taught again is not among them.
+                With photos, without an offset.
             arbiter: `(5,)` float32, the row's coefficients; `None` for a constant offset.
+            photos_sha256: Of the photos that it was made of.
             allow_changed_answers: Whether it may take more answers than the bundle allows.
         """
         from icis_deploy.runtime.changes.rules import after_update
-        from icis_deploy.runtime.changes.teaching_rules import plan_teaching
+        from icis_deploy.runtime.changes.teaching_rules import TaughtRows, plan_teaching, state_after_teaching
 
         with self._changing, self._store.locked(self._bundle):
             before = self._caught_up()
             current, held = before.current, self._table_before(before)
             known = (class_name,) if class_name in current.taught else ()
             row = make_row(None if held is None else held.without(known))
-            entry, table = plan_teaching(
-                before, class_name, row, arbiter, table=held, bundle=self._bundle, clock=self._clock()
-            )
+            if not photos_sha256:
+                made = TaughtRows(class_names=(class_name,), rows=row[None], arbiter=arbiter)
+            else:
+                made = self._with_photo_offset(before, held, class_name, row, photos_sha256)
+            entry, table = plan_teaching(before, class_name, made, table=held, bundle=self._bundle, clock=self._clock())
+            coefficients = None if arbiter is None else arbiter[None]
 
             def decide(pending: PendingChange) -> tuple[Journal, _Prepared]:
                 prepared = self._prepared(
                     table,
                     version=current.version,
                     disabled=before.disabled,
-                    written=_written(held, (class_name,), row[None], None if arbiter is None else arbiter[None]),
+                    written=_written(held, made.class_names, made.rows, coefficients),
                 )
                 judged = self._guarded(
-                    entry, held, table, written=(class_name,), before=before, allowed=allow_changed_answers
+                    entry, held, table, written=made.class_names, before=before, allowed=allow_changed_answers
                 )
-                taught = (*(name for name in current.taught if name != class_name), class_name)
                 origins = origins_without(current.origins, self._columns(table, (class_name,)))
-                slots = pending.slots_entry()
-                state = StateEntry(version=current.version, slots=slots, taught=taught, origins=origins)
+                state = state_after_teaching(before, class_name, made, pending.slots_entry(), origins=origins)
                 return after_update(before, judged, state), prepared
 
             return self._change(before, decide, table=table).history[-1]
+
+    def _with_photo_offset(
+        self, before: Journal, held: SlotTable | None, class_name: str, row: Float32, photos_sha256: tuple[str, ...]
+    ) -> TaughtRows:
+        """Return the rows of all classes that were taught by photos, with the offset that they have together."""
+        from icis_deploy.runtime.changes.teaching_rules import (
+            TaughtRows,
+            check_has_slots,
+            photo_offset,
+            rows_without_offset,
+        )
+
+        held = check_has_slots(held)
+        names, rows = rows_without_offset(before, class_name, row, held)
+        guard = self._loaded_guard()
+        leads, answers = guard.leads(
+            row,
+            held,
+            class_name=class_name,
+            companions=frozenset(names[1:]),
+            raised_by=before.current.photo_offset,
+            disabled=before.disabled,
+        )
+        offset = photo_offset(leads, answers, self.few_shot(), limit=guard.limit)
+        rows[:, -1] -= np.float32(offset)
+        return TaughtRows(class_names=names, rows=rows, photo_offset=offset, photos_sha256=photos_sha256)
 
     def _columns(self, table: SlotTable, class_names: Collection[str] | None = None) -> list[int]:
         """Return the columns of classes in slots, among the model's scores; by default of all of them."""
@@ -474,14 +508,30 @@ class Updater:
         """
         if self._bundle.max_changed_answers is None or held is None:
             return entry
+        changed = self._loaded_guard().changed_answers(held, table, written=written, disabled=before.disabled)
+        if not allowed:
+            changed.require_few()
+        return replace(entry, changed_answers=changed.share, allowed_past_guard=changed.is_refused)
+
+    def few_shot(self) -> FewShot:
+        """Return what the bundle holds for photos, which is read when it is first asked for.
+
+        Raises:
+            ICISDeployError: As `load_few_shot`.
+        """
+        if self._few_shot is None:
+            from icis_deploy.bundle.few_shot import load_few_shot
+
+            self._few_shot = load_few_shot(self._folder, self._bundle)
+        return self._few_shot
+
+    def _loaded_guard(self) -> Guard:
+        """Return the guard of a bundle that has a reference, which is read with the first change."""
         if self._guard is None:
             from icis_deploy.runtime.changes.guard import load_guard
 
             self._guard = load_guard(self._folder, self._bundle)
-        changed = self._guard.changed_answers(held, table, written=written, disabled=before.disabled)
-        if not allowed:
-            changed.require_few()
-        return replace(entry, changed_answers=changed.share, allowed_past_guard=changed.is_refused)
+        return self._guard
 
     def _prepared(
         self,

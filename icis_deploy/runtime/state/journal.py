@@ -36,6 +36,7 @@ from icis_deploy.common.json_fields import (
     list_from_json,
     load_strict,
     names_from_json,
+    number_from_json,
     object_from_json,
     text_from_json,
     time_from_json,
@@ -74,6 +75,7 @@ _OPTIONAL_HISTORY_TYPES: Mapping[str, tuple[type, ...]] = {
     "changed_answers": (float,),
     "allowed_past_guard": (bool,),
     "allowed_revoked": (bool,),
+    "photos_sha256": (list,),
 }
 """Fields that a line has only where they say something: lines of bundles without a guard stay as releases without them
 read them."""
@@ -95,6 +97,12 @@ class StateEntry:
 
     taught: tuple[str, ...] = ()
     """Classes in it that were taught on the device, the oldest first; a signed update of the same name replaces one."""
+
+    by_photos: tuple[str, ...] = ()
+    """Those of them that were taught by photos: they have one offset, which is set anew with each of them."""
+
+    photo_offset: float = 0.0
+    """What is taken off the biases of these, in logits."""
 
     origins: tuple[Origin, ...] = ()
     """Who signed the classes in it; see `origins.py` for those without one."""
@@ -150,6 +158,9 @@ class HistoryEntry:
 
     allowed_revoked: bool = False
     """Whether a rollback brought back classes of a key that is not trusted any more, and an operator allowed it."""
+    photos_sha256: tuple[str, ...] = ()
+    """SHA-256 of each photo that the class was taught by, lower-case hexadecimal: of its file, or of its input of the
+    model where there was no file."""
 
     _text: str | None = field(default=None, init=False, repr=False, compare=False)
     """Its JSON, once it was written."""
@@ -308,7 +319,9 @@ def _state_to_json(state: StateEntry) -> dict[str, Any]:
     slots = None if state.slots is None else {"sha256": state.slots.sha256, "size_bytes": state.slots.size_bytes}
     taught = {"taught": state.taught} if state.taught else {}  # journals without taught classes stay as they ever were
     origins = [{"signed_by": each.signed_by, "columns": each.ranges} for each in state.origins]
-    return {"version": state.version, "slots": slots, **taught, **({"origins": origins} if origins else {})}
+    photos = {"by_photos": state.by_photos, "photo_offset": state.photo_offset} if state.by_photos else {}
+    signed = {"origins": origins} if origins else {}
+    return {"version": state.version, "slots": slots, **taught, **photos, **signed}
 
 
 def history_to_json(entry: HistoryEntry) -> dict[str, Any]:
@@ -327,6 +340,7 @@ def history_to_json(entry: HistoryEntry) -> dict[str, Any]:
         **({} if entry.changed_answers is None else {"changed_answers": entry.changed_answers}),
         **({"allowed_past_guard": True} if entry.allowed_past_guard else {}),
         **({"allowed_revoked": True} if entry.allowed_revoked else {}),
+        **({"photos_sha256": list(entry.photos_sha256)} if entry.photos_sha256 else {}),
     }
 
 
@@ -366,12 +380,17 @@ def _state_from_json(fields: Mapping[str, Any]) -> StateEntry:
     version = integer_from_json(fields["version"])
     if version < 0:
         raise ValueError(f"a state has version {version}")
+    taught, by_photos = names_from_json(fields.get("taught", [])), names_from_json(fields.get("by_photos", []))
+    if not set(by_photos) <= set(taught):
+        raise ValueError("a state has classes that were taught by photos, and were not taught")
     return StateEntry(
         version=version,
         slots=None
         if slots is None
         else FileEntry(sha256=_sha256(slots["sha256"]), size_bytes=integer_from_json(slots["size_bytes"])),
-        taught=names_from_json(fields.get("taught", [])),
+        taught=taught,
+        by_photos=by_photos,
+        photo_offset=number_from_json(fields.get("photo_offset", 0.0)),
         origins=tuple(_origin_from_json(object_from_json(each)) for each in list_from_json(fields.get("origins", []))),
     )
 
@@ -399,7 +418,8 @@ def _history_from_json(fields: dict[str, Any]) -> HistoryEntry:
     for name, value in fields.items():
         if type(value) not in types[name]:
             raise TypeError(f"{name} of a line of its history is {shown(value)}")
-    return HistoryEntry(**fields | {"time": time_from_json(fields["time"])})
+    photos = tuple(_sha256(one) for one in fields.get("photos_sha256", []))
+    return HistoryEntry(**fields | {"time": time_from_json(fields["time"]), "photos_sha256": photos})
 
 
 def _sha256(value: object) -> str:

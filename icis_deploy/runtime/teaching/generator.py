@@ -170,13 +170,7 @@ def make_row(
         CorruptFileError: If the generator gives something that is no row.
         RuntimeFailureError: If the runtime fails.
     """
-    if class_name in known_names(bundle, table):
-        way = "." if class_name in bundle.class_names else ", or replace it by a class update."
-        raise ClassConflictError(
-            f"{shown(class_name)} was not taught: the head already knows it.",
-            found=class_name,
-            hint=f"Teach it under another name{way}",
-        )
+    check_unknown(class_name, bundle, table)
     vector = _checked(descriptor, generator.metadata, class_name)
     outputs = generator.run(vector[None])
     row, mean = outputs[ROWS][0], outputs[MEAN_ROW]
@@ -192,13 +186,40 @@ def make_row(
     _check_usual(generator.metadata, class_name, vector, row, mean, similarity=similarity, nearest=seen_name)
     if similarity > generator.metadata.similarity.high:
         raise _collision(class_name, seen_name, similarity)
-    if table is not None and table.filled.size:
-        # Of weights alone: calibration gives all injected biases the same offset, which would make any two alike.
-        cosines = _cosines((table.rows() - mean)[:, :-1], (row - mean)[:-1])
-        closest = int(np.argmax(cosines))
-        if cosines[closest] > COLLIDING_COSINE:
-            raise _collision(class_name, table.filled_names[closest], float(cosines[closest]))
+    check_apart(class_name, row, mean, table)
     return np.asarray(row, dtype=np.float32)
+
+
+def check_unknown(class_name: str, bundle: Bundle, table: SlotTable | None) -> None:
+    """Raise `ClassConflictError` if the head knows a class, baked or in these slots."""
+    if class_name in known_names(bundle, table):
+        way = "." if class_name in bundle.class_names else ", or replace it by a class update."
+        raise ClassConflictError(
+            f"{shown(class_name)} was not taught: the head already knows it.",
+            found=class_name,
+            hint=f"Teach it under another name{way}",
+        )
+
+
+def check_apart(
+    class_name: str, row: Float32, mean: Float32, table: SlotTable | None, *, alike: str = "it is described"
+) -> None:
+    """Raise `ClassConflictError` if a row points where that of another class in a slot does.
+
+    Args:
+        class_name: The class.
+        row: `(feature_dim + 1,)`, its row.
+        mean: `(feature_dim + 1,)`, the mean seen row.
+        table: The other classes in slots; `None` where there are none.
+        alike: Why the two are alike, for the message.
+    """
+    if table is None or not table.filled.size:
+        return
+    # Of weights alone: calibration gives all injected biases the same offset, which would make any two alike.
+    cosines = _cosines((table.rows() - mean)[:, :-1], (row - mean)[:-1])
+    closest = int(np.argmax(cosines))
+    if cosines[closest] > COLLIDING_COSINE:
+        raise _collision(class_name, table.filled_names[closest], float(cosines[closest]), alike=alike)
 
 
 def _checked(descriptor: ArrayLike | Mapping[str, ArrayLike], metadata: GeneratorMetadata, class_name: str) -> Float32:
@@ -326,11 +347,12 @@ def _cosines(rows: Float32, vector: Float32) -> Float64:
     return np.asarray(wide @ direction / np.maximum(lengths, np.finfo(np.float64).tiny))
 
 
-def _collision(class_name: str, other: str, cosine: float) -> ClassConflictError:
+def _collision(class_name: str, other: str, cosine: float, *, alike: str = "it is described") -> ClassConflictError:
+    way = "Describe it by" if alike == "it is described" else "Give photos that show"
     return ClassConflictError(
-        f"{class_name!r} was not taught: it is described like {other!r} (cosine {cosine:.3f}), so the two could not be "
+        f"{class_name!r} was not taught: {alike} like {other!r} (cosine {cosine:.3f}), so the two could not be "
         f"told apart.",
         found=cosine,
         where=other,
-        hint="Describe it by what sets it apart, or use the class that is there.",
+        hint=f"{way} what sets it apart, or use the class that is there.",
     )

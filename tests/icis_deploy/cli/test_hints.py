@@ -165,6 +165,9 @@ def test_what_the_command_line_has_no_word_for_stays(hint):
 def test_the_running_command_names_its_own_option():
     assert command_line_hint("Give `descriptors`.", cli.commands, command="inject") == "Give --descriptors."
     assert command_line_hint("Give `descriptors`.", cli.commands, command="teach") == "Give --descriptor."
+    assert command_line_hint("Give `descriptor` or `images`.", cli.commands, command="teach") == (
+        "Give --descriptor or --images."
+    )
     assert command_line_hint("Give `model`.", cli.commands, command="verify") == "Give --against."
 
 

@@ -136,3 +136,73 @@ def test_compacting_keeps_the_generator_and_leaves_taught_classes_in_slots(
     _, listing = run_json(["classes", str(out)], capsys)
     assert [(each["name"], each["slot"]) for each in listing["classes"]][NUM_SEEN:] == [("class40", 0), ("class41", 1)]
     assert run(["compact", str(bundle), "--out", str(out), "--capacity", "0"]) == 2
+
+
+@pytest.fixture
+def photo_bundle(tiny_project: TinyProject, generator: Path, tmp_path: Path) -> Path:
+    """A bundle that states how images are prepared, with a generator."""
+    out = tmp_path / "photo-bundle"
+    arguments = [*export_arguments(tiny_project, out), "--preprocess", str(tiny_project.preprocess)]
+    assert run([*arguments, "--generator", str(generator)]) == 0
+    return out
+
+
+def photos(project: TinyProject, *names: str) -> list[str]:
+    return [str(project.images.parent / f"{name}.png") for name in names]
+
+
+def test_a_bundle_is_taught_by_photos_and_says_how_many(
+    photo_bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    shown = photos(tiny_project, "class40", "class41")
+    code, result = run_json(["teach", str(photo_bundle), "okapi", "--images", *shown], capsys)
+    assert (code, result["class"], len(result["entry"]["photos_sha256"])) == (0, "okapi", 2)
+    assert any("stand in for images" in warning and "--seen-images" in warning for warning in result["warnings"])
+    one = photos(tiny_project, "class42")
+    both = ["teach", str(photo_bundle), "class42", "--images", *one, "--descriptor", str(tiny_project.descriptors)]
+    assert run(both) == 0
+    captured = capsys.readouterr()
+    assert "class42 (1 photo)" in captured.out
+    assert "\nWarning: " in captured.out
+    assert "ICISDeployWarning" not in captured.err
+    assert run(["history", str(photo_bundle)]) == 0
+    assert "okapi (2 photos)" in capsys.readouterr().out
+    assert run(["rollback", str(photo_bundle)]) == 0
+    capsys.readouterr()
+    _, listing = run_json(["classes", str(photo_bundle)], capsys)
+    assert [each["name"] for each in listing["classes"]][NUM_SEEN:] == ["okapi"]
+
+
+def test_an_unreadable_photo_is_refused_or_left_out(
+    photo_bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    before = files_in(photo_bundle)
+    mixed = [*photos(tiny_project, "class40"), str(tiny_project.classes)]
+    assert run(["teach", str(photo_bundle), "okapi", "--images", *mixed]) == 3
+    assert "classes.txt is not an image" in capsys.readouterr().err
+    assert files_in(photo_bundle) == before
+    code, result = run_json(["teach", str(photo_bundle), "okapi", "--skip-unreadable", "--images", *mixed], capsys)
+    assert (code, len(result["entry"]["photos_sha256"])) == (0, 1)
+    assert "classes.txt is not an image" in result["warnings"][0]
+
+
+def test_teaching_needs_something_to_be_taught_by(
+    photo_bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert run(["teach", str(photo_bundle), "okapi"]) == 2
+    assert "Nothing says what 'okapi' is. Give --descriptor or --images." in capsys.readouterr().err
+    assert run(["teach", str(photo_bundle), "okapi", *photos(tiny_project, "class40")]) == 2
+    assert "Give photos after --images" in capsys.readouterr().err
+
+
+def test_a_bundle_without_what_photos_need_is_no_crash(
+    bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert run(["teach", str(bundle), "okapi", "--images", *photos(tiny_project, "class40")]) == 3
+    error = capsys.readouterr().err
+    assert "does not state how images are prepared" in error or "has no few_shot.safetensors" in error
+    assert "--preprocess" in error

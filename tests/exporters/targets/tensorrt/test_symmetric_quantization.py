@@ -144,6 +144,17 @@ def test_a_clip_that_does_not_begin_at_zero_is_kept(
         assert np.abs(run_model(each, x=images)["logits"] - expected).std() < 0.02 * expected.std()
 
 
+def test_bounds_of_one_dimension_are_read_as_numbers(float_model: ir.Model, images: np.ndarray) -> None:
+    model = float_model.clone()
+    for name in ("low", "high"):
+        bound = model.graph.initializers[name].const_value
+        assert bound is not None
+        model.graph.initializers[name].const_value = ir.Tensor(bound.numpy().reshape(1), name=name)
+        model.graph.initializers[name].shape = ir.Shape([1])
+    integers = quantize_model(model, find_head(model), "x", lambda: iter(images[:, None])).model
+    assert not nodes(integers, "Clip")
+
+
 def test_the_given_model_is_not_changed(quantized: ir.Model, symmetric: ir.Model) -> None:
     assert symmetric is not quantized
     assert Counter(value.dtype for value in quantized.graph.initializers.values())[ir.DataType.UINT8] > 0

@@ -19,6 +19,7 @@ from icis_deploy.runtime.state.journal import (
     Journal,
     StateEntry,
     continues,
+    history_to_json,
     parse_journal,
     serialize_journal,
     with_entry,
@@ -135,6 +136,26 @@ def test_what_a_guard_saw_is_in_its_line_and_others_are_as_they_ever_were():
     assert parse_journal(data).history == (usual, seen, allowed)
     with pytest.raises(CorruptFileError, match="changed_answers of a line of its history is 'many'"):
         parse_journal(journal_bytes(history=[lines[1] | {"changed_answers": "many"}]))
+
+
+def test_photos_are_in_the_line_and_the_state_of_what_they_taught_and_nowhere_else():
+    time = datetime(2026, 11, 23, tzinfo=timezone.utc)
+    line = HistoryEntry(sequence=1, time=time, action="teach", version=0, class_name="okapi", photos_sha256=("a" * 64,))
+    state = StateEntry(version=0, slots=None, taught=("okapi", "zebra"), by_photos=("okapi",), photo_offset=1.5)
+    journal = Journal(base_fingerprint="f", states=(state,), highest_version=0, history=(line,))
+
+    assert parse_journal(serialize_journal(journal)) == journal
+    plain = history_to_json(replace(line, photos_sha256=()))
+    assert "photos_sha256" not in plain
+    assert not {"by_photos", "photo_offset"} & json.loads(serialize_journal(JOURNAL))["journal"]["states"][0].keys()
+    for wrong in ("a" * 64, ["a" * 63], [3], [None]):
+        with pytest.raises(CorruptFileError):
+            parse_journal(journal_bytes(history=[plain | {"photos_sha256": wrong}]))
+    good = {"version": 0, "slots": None, "taught": ["okapi"], "by_photos": ["okapi"], "photo_offset": 1.5}
+    assert parse_journal(journal_bytes(states=[good])).current.photo_offset == 1.5
+    for wrong in ({"by_photos": ["zebra"]}, {"by_photos": "okapi"}, {"photo_offset": "much"}):
+        with pytest.raises(CorruptFileError):
+            parse_journal(journal_bytes(states=[good | wrong]))
 
 
 def test_a_line_of_the_history_with_a_wrong_type_is_refused():
