@@ -1,4 +1,4 @@
-"""Every release reads descriptors of blocks, and the metadata of generators that take them, as they were first written."""
+"""Every release reads descriptors of blocks, and metadata of generators that take them, as they were first written."""
 
 from __future__ import annotations
 
