@@ -35,8 +35,8 @@ from icis_deploy.injection.rows.logits import head_logits
 from icis_deploy.injection.rows.predictors import Progress
 from icis_deploy.injection.rows.spectrum import mean_row
 
-PRIOR_PHOTOS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Numbers of photos that a prior may count as."""
+PRIOR_PHOTOS = (0.0, 0.25, 0.5, DEFAULT_PRIOR_PHOTOS)
+"""Numbers of photos that a prior may count as: what descriptions give at their best, or less where they are poor."""
 
 MIN_TESTED = 50
 """Images of known classes played as new that must be left to compare them with."""
@@ -253,7 +253,8 @@ def choose_prior_photos(
     """Choose how many photos a predicted row counts as, on known classes that play new ones.
 
     Each gets so many of its images as photos; the others are tested among the pretend-new classes. The default stays
-    unless another number is better by more than a standard error of the difference.
+    unless another number is better by more than a standard error of the difference, over classes: images of one class
+    share its photos.
 
     Args:
         images: Of seen classes, labelled.
@@ -267,24 +268,38 @@ def choose_prior_photos(
     Returns:
         The number, and why in a sentence.
     """
-    found: list[Float64] = []
-    for held_out in plan_sets(images.labels, num_seen=head.num_classes, num_new=num_new, seed=seed):
-        found += _played(images, head, descriptors, predict_rows, held_out, num_photos, seed)
-    hits = np.stack(found) if found else np.zeros((0, len(PRIOR_PHOTOS)))
-    if len(hits) < MIN_TESTED:
+    played = [
+        _played(images, head, descriptors, predict_rows, held_out, num_photos, seed)
+        for held_out in plan_sets(images.labels, num_seen=head.num_classes, num_new=num_new, seed=seed)
+    ]
+    num_tested = sum(one.num_tested for one in played)
+    accuracies = np.concatenate([one.accuracies for one in played])
+    if num_tested < MIN_TESTED:
         return DEFAULT_PRIOR_PHOTOS, (
-            f"A predicted row counts as {_photos(DEFAULT_PRIOR_PHOTOS)}: {len(hits)} images of known classes are too "
+            f"A predicted row counts as {_photos(DEFAULT_PRIOR_PHOTOS)}: {num_tested} images of known classes are too "
             f"few to choose otherwise."
         )
     default = PRIOR_PHOTOS.index(DEFAULT_PRIOR_PHOTOS)
-    gains = hits - hits[:, [default]]
-    best = int(hits.mean(axis=0).argmax())
-    error = float(gains[:, best].std() / np.sqrt(len(hits)))
+    gains = accuracies - accuracies[:, [default]]
+    best = int(accuracies.mean(axis=0).argmax())
+    error = float(gains[:, best].std() / np.sqrt(len(gains)))
     chosen = best if float(gains[:, best].mean()) > error else default
     return PRIOR_PHOTOS[chosen], (
         f"A predicted row counts as {_photos(PRIOR_PHOTOS[chosen])}: known classes that played new ones with "
-        f"{_photos(num_photos)} each were recognised in {percent(float(hits[:, chosen].mean()))} of their other images."
+        f"{_photos(num_photos)} each were recognised in {percent(float(accuracies[:, chosen].mean()))} of their other "
+        f"images."
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Played:
+    """How classes that played new ones were recognised among themselves."""
+
+    accuracies: Float64
+    """`(num_tested_classes, len(PRIOR_PHOTOS))`, fractions of 1."""
+
+    num_tested: int
+    """Images."""
 
 
 def _played(
@@ -295,8 +310,8 @@ def _played(
     held_out: Int64,
     num_photos: int,
     seed: int,
-) -> list[Float64]:
-    """Return, of each tested image of held-out classes, whether each of `PRIOR_PHOTOS` recognises it."""
+) -> _Played:
+    """Return how each of `PRIOR_PHOTOS` recognises images of held-out classes that are not their photos."""
     random = np.random.default_rng(seed)
     is_photo = np.zeros(images.num_images, dtype=bool)
     for index in held_out:
@@ -306,7 +321,7 @@ def _played(
     has_photos = np.isin(images.labels, images.labels[is_photo])
     is_tested = is_new & has_photos & ~is_photo
     if not is_tested.any() or is_new.all():
-        return []
+        return _Played(accuracies=np.zeros((0, len(PRIOR_PHOTOS))), num_tested=0)
     rest = np.setdiff1d(np.arange(head.num_classes, dtype=np.int64), held_out)
     prior = predict_rows(descriptors[rest], head.rows[rest], descriptors[held_out])
     mean, centre = mean_row(head.rows[rest]), images.features[~is_new].mean(axis=0, dtype=np.float64)
@@ -319,12 +334,14 @@ def _played(
     photos = PhotoFeatures(
         features=images.features[is_photo], classes=np.searchsorted(held_out, images.labels[is_photo])
     )
-    hits = []
+    labels = images.labels[is_tested]
+    of_class = labels == np.unique(labels)[:, None]  # (num_tested_classes, num_tested)
+    accuracies = []
     for count in PRIOR_PHOTOS:
         rows = refine_rows(prior, photos, replace(context, prior_photos=count))
-        answers = head_logits(rows, images.features[is_tested]).argmax(axis=1)
-        hits.append(held_out[answers] == images.labels[is_tested])
-    return list(np.stack(hits, axis=1).astype(np.float64))
+        is_hit = held_out[head_logits(rows, images.features[is_tested]).argmax(axis=1)] == labels
+        accuracies.append((of_class & is_hit).sum(axis=1) / of_class.sum(axis=1))
+    return _Played(accuracies=np.stack(accuracies, axis=1), num_tested=len(labels))
 
 
 def _joined_as(base: Injection, descriptors: Float32) -> Float32:
