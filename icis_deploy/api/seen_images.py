@@ -136,7 +136,17 @@ def read_images(
             paths, names = listed.paths, listed.labels
             if skip_unreadable:
                 paths, names, problems = _readable(paths, names, preprocessing, where=where)
-            features = backbone_features_of(paths, opened, preprocessing)
+            try:
+                features = backbone_features_of(paths, opened, preprocessing)
+            except ImageError as error:
+                hint = "To go on without what cannot be read, give `skip_unreadable=True`."
+                raise ImageError(
+                    error.what,
+                    found=error.found,
+                    expected=error.expected,
+                    where=error.where,
+                    hint=hint if error.hint is None else f"{error.hint} {hint}",
+                ) from error
     if features.shape[1] != head.feature_dim:
         raise IncompatibleError(
             f"The features of {what} are {features.shape[1]} wide; the head takes {head.feature_dim}.",
