@@ -102,7 +102,7 @@ def test_an_update_with_photos_goes_through_a_file(tiny_project, opened, tmp_pat
 
 def test_photos_alone_promise_nothing_without_images_of_seen_classes(tiny_project, opened):
     options = InjectionOptions(photos=(features(opened, seed=1, count=1), ["okapi"]), method="ridge")
-    with pytest.warns(ICISDeployWarning, match="no loss of seen accuracy can be promised"):
+    with pytest.warns(ICISDeployWarning, match="no loss of seen accuracy is promised"):
         update = inject(opened, options=options, preprocess=tiny_project.preprocess)
     assert update.provenance["budget"]["ground"] == "none"
 
