@@ -22,7 +22,7 @@ class World:
         noise = 1.5 * random.normal(size=(NUM_SEEN + NUM_NEW, WIDTH))
         directions = descriptors @ random.normal(size=(10, WIDTH)) + noise
         self.means = 2.2 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
-        self.common = 1.5 * random.normal(size=WIDTH) / WIDTH**0.5
+        self.common = 4.0 * random.normal(size=WIDTH) / WIDTH**0.5
         weights = 4.0 * self.means[:NUM_SEEN]
         rows = np.concatenate([weights, -(weights @ self.common)[:, None]], axis=1).astype(np.float32)
         self.head = Head(rows=rows, class_names=tuple(f"seen {index}" for index in range(NUM_SEEN)))
@@ -64,7 +64,7 @@ def test_the_budget_is_promised_on_assumptions_and_nearly_kept(world):
 
     assert found.promise.ground == "assumptions"
     assert "brought to where the photos of new classes lie" in found.promise.message
-    assert world.lost(found.rows) <= 2 * 0.02 + 0.03
+    assert world.lost(found.rows) <= 0.03  # 0.44 with pseudo-features as they are
 
 
 def test_rows_do_not_answer_to_what_all_photos_have_in_common(world):
