@@ -8,7 +8,7 @@ where images of seen classes, or assumptions where there are none, let these los
 
 Usage: python scripts/experiments/descriptor_sources.py FOLDER [--tags FILE] [--owner LIST | --per-class 10]
            [--model model.onnx --classes classes.txt] [--unseen unseen.txt] [--descriptors descriptors.npz]
-           [--images LIST...] [--hold-outs 3] [--sources NAME...]
+           [--images LIST...] [--hold-outs 3] [--sources NAME...] [--method auto]
 FOLDER holds all files but that of --tags. With --per-class, so many images of each seen class in --images are the
 owner's, drawn anew for each split.
 """
@@ -164,6 +164,7 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--descriptors", default="descriptors.npz")
     parser.add_argument("--images", nargs="+", default=["images.csv"])
     parser.add_argument("--hold-outs", type=int, default=3)
+    parser.add_argument("--method", default="auto")
     parser.add_argument("--sources", nargs="+", default=[], help="Names of the sources to measure; all by default.")
     return parser.parse_args()
 
@@ -185,12 +186,13 @@ def measure(
     owner: Images | None,
     test: Images,
     neutral: Float32 | None,
+    method: str,
     *,
     line_start: str,
 ) -> tuple[float, float, float, float]:
     """Inject at a balance and at a budget, print a line and return T, U at 2 points, what was lost, and H."""
     images = None if owner is None else seen_images(owner[0], head.rows, owner[1])
-    balanced = InjectionOptions(balance=0.5)
+    balanced = InjectionOptions(method=method, balance=0.5)
     at_balance = inject(head, source, unseen=split.unseen, options=balanced, neutral_features=neutral)
     budget = replace(balanced, balance=None, max_seen_loss=0.02)
     at_budget = inject(head, source, unseen=split.unseen, options=budget, neutral_features=neutral, images=images)
