@@ -145,7 +145,8 @@ def main() -> None:
             images = None if owner is None else split.labelled(owner, is_seen_only=True)
             if asked.per_class:
                 images, test = owners(test, num_seen=len(split.seen), per_class=asked.per_class, seed=seed)
-            found.append(measure(part, split, source, images, test, neutral, line_start=f"{name:32} {split.name:10}"))
+            start = f"{name:32} {split.name:10}"
+            found.append(measure(part, split, source, images, test, neutral, asked.method, line_start=start))
         values = 100.0 * np.array(found)
         print(f"{name:32} {'mean':10} {line(values.mean(axis=0))}")
         print(f"{name:32} {'spread':10} {line(values.std(axis=0))}", flush=True)
