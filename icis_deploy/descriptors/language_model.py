@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from icis_deploy.common.files import read_capped, write_failure, write_file
+from icis_deploy.common.json_fields import load_strict
 from icis_deploy.common.terminal_text import MAX_REASON, printable, shown
 from icis_deploy.errors import LanguageModelError, MissingDependencyError, UsageError
 from icis_deploy.head.class_names import quoted
@@ -227,7 +228,7 @@ def _asked(question: str, model: LanguageModel, *, folder: Path) -> str:
         failure = _out_of_time(model, folder)
     except openai.OpenAIError as error:
         failure = _failure(error, model, key, folder)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError):
         failure = LanguageModelError(
             f"What {model.base_url} sends is no answer of an OpenAI-compatible server.",
             expected="a chat completion",
@@ -263,7 +264,7 @@ def _answer(question: str, model: LanguageModel, key: str) -> str:
             body += part
             if len(body) > MAX_BODY_BYTES:
                 raise ValueError(f"the answer is longer than {MAX_BODY_BYTES} bytes")
-    choice = json.loads(body)["choices"][0]
+    choice = load_strict(bytes(body))["choices"][0]
     answer = _THOUGHTS.sub("", choice["message"]["content"] or "").strip()
     if choice.get("finish_reason") == "length":  # the last line is half of one
         answer = answer.rpartition("\n")[0]

@@ -105,6 +105,9 @@ def test_a_server_that_recovers_is_not_noticed(server, tmp_path, status):
         ((200, "<html>welcome</html>", {"Content-Type": "text/html"}), r"no answer of an OpenAI-compatible server", 1),
         ((200, "{}", {}), r"no answer of an OpenAI-compatible server", 1),
         ((200, '{"choices": []}', {}), r"no answer of an OpenAI-compatible server", 1),
+        ((200, "[" * 100_000, {}), r"no answer of an OpenAI-compatible server", 1),
+        ((200, '{"choices": [{"message": null}]}', {}), r"no answer of an OpenAI-compatible server", 1),
+        ((200, '{"choices": [{"message": {"content": 5}}]}', {}), r"no answer of an OpenAI-compatible server", 1),
         ((200, "{", {}), r"no answer of an OpenAI-compatible server|something else than an answer", 1),
     ],
 )  # fmt: skip
