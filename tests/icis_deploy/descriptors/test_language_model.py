@@ -40,7 +40,9 @@ def server(monkeypatch):
 
 
 def ask(server, folder, class_names=CLASSES, batch_size=3, **options):
-    model = LanguageModel(base_url=server.url, name="small", **{"timeout_s": 0.3, **options})
+    is_waited_for = any(behaviour in (SILENT, DRIPPING) for behaviour in server.behaviours)
+    timeout_s = 0.3 if is_waited_for else 30.0  # a busy machine answers late
+    model = LanguageModel(base_url=server.url, name="small", timeout_s=timeout_s, **options)
     return ask_about_classes(
         class_names, model, question_of=question_of, described_in=described_in, folder=folder, batch_size=batch_size
     )
