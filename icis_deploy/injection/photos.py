@@ -53,7 +53,8 @@ CENTRE_CLASSES = 5.0
 
 NO_PROMISE = (
     "Without images of seen classes, no loss of seen accuracy is promised of rows that photos moved in so small a "
-    "head, or of one class alone. Give images of seen classes with `seen_images`."
+    "head, of photos of one class alone, or of classes without descriptors. Give images of seen classes with "
+    "`seen_images`."
 )
 IMPRINTED = "photos"
 """The method of an injection without descriptors."""
@@ -187,10 +188,11 @@ def inject_with_photos(
     spent = spend_budget(known, leads, budget=budget, seed=options.seed)
     rows[:, -1] -= np.float32(spent.threshold)
     warnings: tuple[str, ...] = ()
+    if images is None and len(shown) > 1:
+        rows[:, -1] -= np.float32(_common_lead(rows, of_photos, known, context.mean_row))
     if images is not None:
         promise = promise_by_images(spent, known)
-    elif head.num_classes >= FEW_SEEN_WITHOUT_IMAGES and len(shown) > 1:
-        rows[:, -1] -= np.float32(_common_lead(rows, of_photos, known, context.mean_row))
+    elif head.num_classes >= FEW_SEEN_WITHOUT_IMAGES and len(shown) > 1 and has_prior.all():
         promise = promise_by_photos(budget)
     else:
         promise, warnings = Promise(max_seen_loss=budget, ground="none", message=NO_PROMISE), (NO_PROMISE,)

@@ -95,3 +95,19 @@ def test_photos_of_one_class_cannot_say_what_images_have_in_common(world):
 
     assert found.promise.ground == "none"
     assert "of one class alone" in found.warnings[0]
+
+
+def test_nothing_is_promised_of_classes_without_descriptors(world):
+    names = world.head.class_names
+    world_without = world.described.select((*names, *world.new[1:]))
+
+    found = inject_with_photos(
+        world.head,
+        world_without,
+        world.photos(),
+        options=InjectionOptions(method="ridge"),
+        neutral_features=world.neutral,
+    )
+
+    assert found.promise.ground == "none"
+    assert "of classes without descriptors" in found.warnings[0]
