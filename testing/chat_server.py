@@ -13,6 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 SILENT = "silent"
 """A behaviour: no answer for a second, then a closed connection."""
 
+DRIPPING = "dripping"
+"""A behaviour: a body that comes a byte at a time, with pauses that no timeout notices, and never ends."""
+
 Reply = tuple[int, str, Mapping[str, str]]
 Behaviour = str | Reply | Callable[[str], str]
 """The answer itself, or status, body and headers, or what makes the answer of the question."""
@@ -37,9 +40,14 @@ class ChatServer:
         """The questions in the order in which they came."""
         return [json.loads(body)["messages"][0]["content"] for _, _, body in self.requests]
 
+    is_over: threading.Event = field(default_factory=threading.Event)
+    """Set where the server ends, so that no body drips on."""
+
     def reply(self) -> Reply | None:
         """Return what the last request gets, `None` if nothing."""
         behaviour = self.behaviours.pop(0) if self.behaviours else self.default
+        if behaviour == DRIPPING:
+            return 200, DRIPPING, {}
         if behaviour == SILENT:
             return None
         if isinstance(behaviour, tuple):
@@ -72,6 +80,14 @@ def running_chat_server(default: Callable[[str], str]) -> Iterator[ChatServer]:
                 return
             status, text, headers = reply
             self.send_response(status)
+            if text == DRIPPING:
+                self.send_header("Content-Length", str(1 << 20))
+                self.end_headers()
+                while not state.is_over.wait(0.02):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                self.close_connection = True
+                return
             for name, value in {"Content-Type": "application/json", **headers}.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(text.encode())))
@@ -88,6 +104,7 @@ def running_chat_server(default: Callable[[str], str]) -> Iterator[ChatServer]:
     try:
         yield state
     finally:
+        state.is_over.set()
         server.shutdown()
         thread.join()
         server.server_close()

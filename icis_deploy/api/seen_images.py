@@ -130,8 +130,19 @@ def read_images(
         return ReadImages(features=found.features, labels=found.labels, digests=digests, where=found.where)
     source = source_from(given, where=f"the {what}")
     source, problems = _readable(source, form) if skip_unreadable else (source, ())
+    try:
+        features = backbone_features_of(source, opened, preprocessing)
+    except ImageError as error:
+        hint = "To go on without what cannot be read, give `skip_unreadable=True`."
+        raise ImageError(
+            error.what,
+            found=error.found,
+            expected=error.expected,
+            where=error.where,
+            hint=hint if error.hint is None else f"{error.hint} {hint}",
+        ) from error
     return ReadImages(
-        features=backbone_features_of(source, opened, preprocessing),
+        features=features,
         labels=source.labels,
         digests=tuple(_digest(item.value) for item in source),
         where=source.where,

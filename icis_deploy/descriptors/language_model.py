@@ -10,6 +10,8 @@ Rules:
    model and question. Asking again reads these files first, so that an interruption loses nothing.
 4. Retries are bounded: the client's for a server that is silent or busy, one more question for an answer that left
    classes out. Answers out of the files do not count, so that each new run goes on where the last one ended.
+5. Time and size are bounded: the client's timeout is for each silence, so a server that sends a byte now and then would
+   hold it for ever; a question with all its tries has a time of its own, and an answer a greatest size.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from icis_deploy.common.files import read_capped, write_failure, write_file
+from icis_deploy.common.json_fields import load_strict
 from icis_deploy.common.terminal_text import MAX_REASON, printable, shown
 from icis_deploy.errors import LanguageModelError, MissingDependencyError, UsageError
 from icis_deploy.head.class_names import quoted
@@ -39,8 +44,15 @@ MAX_RETRIES = 2
 MAX_QUESTIONS = 2
 """Live questions about the same classes in one run: the first, and one for what its answer left out."""
 
+MAX_WAIT_S = 120.0
+"""How long the client waits between two tries at most, where a busy server asks for it."""
+
 MAX_ANSWER_BYTES = 1 << 22
+MAX_BODY_BYTES = 1 << 24
+"""Of an answer as it is sent, with what the model thought."""
+
 KEY_VARIABLE = "OPENAI_API_KEY"
+MORE_TIME = "Give it more time with `timeout_s`, or choose a faster model."
 NO_KEY = "none"
 """What is sent where no key is set: the client insists on one, Ollama and vLLM ignore it."""
 
@@ -80,7 +92,8 @@ class LanguageModel:
     """The environment variable that holds the key, where the server wants one."""
 
     timeout_s: float = 300.0
-    """How long the server may be silent before it is asked again, in seconds; a slow machine writes for minutes."""
+    """How long the server may be silent before it is asked again, in seconds; a slow machine writes for minutes. A
+    question may take three times as long in all, and the waits that a busy server asks for."""
 
     def __post_init__(self) -> None:
         try:
@@ -210,27 +223,84 @@ def _asked(question: str, model: LanguageModel, *, folder: Path) -> str:
     failure: LanguageModelError | None = None
     answer = ""
     try:
-        with _client(model, key) as client:
-            completion = client.chat.completions.create(
-                model=model.name, messages=[{"role": "user", "content": question}]
-            )
-            choice = completion.choices[0]
-            answer = _THOUGHTS.sub("", choice.message.content or "").strip()
-            if choice.finish_reason == "length":  # the last line is half of one
-                answer = answer.rpartition("\n")[0]
+        answer = _within(question_time(model), partial(_answer, question, model, key))
+    except _OutOfTimeError:
+        failure = _out_of_time(model, folder)
     except openai.OpenAIError as error:
         failure = _failure(error, model, key, folder)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError):
         failure = LanguageModelError(
             f"What {model.base_url} sends is no answer of an OpenAI-compatible server.",
             expected="a chat completion",
             where=model.base_url,
-            hint="Check `base_url`: it mostly ends in /v1.",
+            hint=f"Check `base_url`: it mostly ends in /v1. {_kept_in(folder)}",
         )
     # Raised here and not where it was caught: the client's errors hold the request, and with it the key.
     if failure is not None:
         raise failure
     return answer[:MAX_ANSWER_BYTES]
+
+
+def question_time(model: LanguageModel) -> float:
+    """Return how long a question may take with all its tries, in seconds."""
+    return (MAX_RETRIES + 1) * model.timeout_s + MAX_RETRIES * MAX_WAIT_S
+
+
+def _answer(question: str, model: LanguageModel, key: str) -> str:
+    """Return what the server answers, without what the model thought.
+
+    Raises:
+        OpenAIError: If the server fails.
+        ValueError: If it sends something else than a completion, or too much; or another error of a wrong structure.
+    """
+    with (
+        _client(model, key) as client,
+        client.chat.completions.with_streaming_response.create(
+            model=model.name, messages=[{"role": "user", "content": question}]
+        ) as response,
+    ):
+        body = bytearray()
+        for part in response.iter_bytes():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                raise ValueError(f"the answer is longer than {MAX_BODY_BYTES} bytes")
+    choice = load_strict(bytes(body))["choices"][0]
+    answer = _THOUGHTS.sub("", choice["message"]["content"] or "").strip()
+    if choice.get("finish_reason") == "length":  # the last line is half of one
+        answer = answer.rpartition("\n")[0]
+    return answer
+
+
+class _OutOfTimeError(Exception):
+    """What was to be done was not done in time."""
+
+
+def _within(seconds: float, work: Callable[[], str]) -> str:
+    """Return what `work` returns, or raise what it raises, unless that takes longer.
+
+    What is not done in time is left to a thread that does not keep the process alive: a connection that is being read
+    cannot be closed from outside.
+
+    Raises:
+        _OutOfTimeError: If it takes longer.
+    """
+    done: list[str] = []
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except Exception as error:  # raised again below, where somebody waits for it
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="icis-deploy question", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    if not done:
+        raise _OutOfTimeError
+    return done[0]
 
 
 def _client(model: LanguageModel, key: str) -> OpenAI:
@@ -270,7 +340,6 @@ def _failure(error: OpenAIError, model: LanguageModel, key: str, folder: Path) -
     """Return what a failure of the client means here, without anything of the request."""
     import openai
 
-    kept = f"What was answered before is kept in {folder}; ask again to go on."
     what, found, hint = _explained(error, model)
     reason = ""
     if isinstance(error, openai.APIStatusError):
@@ -281,8 +350,23 @@ def _failure(error: OpenAIError, model: LanguageModel, key: str, folder: Path) -
         found=found,
         expected="an answer",
         where=model.base_url,
-        hint=f"{hint} {kept}",
+        hint=f"{hint} {_kept_in(folder)}",
     )
+
+
+def _out_of_time(model: LanguageModel, folder: Path) -> LanguageModelError:
+    return LanguageModelError(
+        f"The server of the language model at {model.base_url} was never silent for long and had not answered after "
+        f"{question_time(model):g} s.",
+        found="no whole answer",
+        expected=f"an answer within {question_time(model):g} s",
+        where=model.base_url,
+        hint=f"{MORE_TIME} {_kept_in(folder)}",
+    )
+
+
+def _kept_in(folder: Path) -> str:
+    return f"What was answered before is kept in {folder}; ask again to go on."
 
 
 def _explained(error: OpenAIError, model: LanguageModel) -> tuple[str, str | int, str]:
@@ -294,8 +378,7 @@ def _explained(error: OpenAIError, model: LanguageModel) -> tuple[str, str | int
         return f"{what} (status {error.status_code})", error.status_code, hint
     tries = f"{MAX_RETRIES + 1} times"
     if isinstance(error, client.APITimeoutError):
-        more = "Give it more time with `timeout_s`, or choose a faster model."
-        return f"was silent for {model.timeout_s:g} s, {tries}", "timeout", more
+        return f"was silent for {model.timeout_s:g} s, {tries}", "timeout", MORE_TIME
     if isinstance(error, client.APIConnectionError):
         return f"cannot be reached, tried {tries}", "no connection", "Start it, or correct `base_url`."
     return "sent something else than an answer", type(error).__name__, "Check `base_url`, which mostly ends in /v1."

@@ -3,9 +3,14 @@
 How much a predicted row counts against photos is chosen on known classes that play new ones with their own images as
 photos, where the owner's images allow it. The offset is set anew for the rows that come out, and is the same for all
 images and all new rows: an arbiter is fitted on rows that no photo moved.
+
+Without images of seen classes, pseudo-features stand in for them. They lack what all images have in common, and rows
+that photos moved answer to that. Two things bring it back, both from the photos: the mean feature is moved towards
+theirs, and the offset is lowered by what new rows still score higher at photos of each other's classes than at
+pseudo-features.
 """
 
-# Why: docs/decisions/0075 (the rule), docs/decisions/0076 (the offset after it).
+# Why: docs/decisions/0075 (the rule), docs/decisions/0076 (the offset after it), docs/decisions/9026 (without images).
 
 from __future__ import annotations
 
@@ -28,23 +33,28 @@ from icis_deploy.injection.inject import Injection, check_new, inject
 from icis_deploy.injection.options import AUTO, DEFAULT_SEEN_ACCURACY, InjectionOptions
 from icis_deploy.injection.predictors.block_space import BlockPredictor
 from icis_deploy.injection.predictors.registry import method_named
-from icis_deploy.injection.promise import Promise, promise_by_images
+from icis_deploy.injection.promise import FEW_SEEN_WITHOUT_IMAGES, Promise, promise_by_images, promise_by_photos
 from icis_deploy.injection.pseudo_features.draws import draw, find_feature_source
 from icis_deploy.injection.rows.calibration import DeviationCalibration
 from icis_deploy.injection.rows.logits import head_logits
 from icis_deploy.injection.rows.predictors import Progress
 from icis_deploy.injection.rows.spectrum import mean_row
 
-PRIOR_PHOTOS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Numbers of photos that a prior may count as."""
+PRIOR_PHOTOS = (0.0, 0.25, 0.5, DEFAULT_PRIOR_PHOTOS)
+"""Numbers of photos that a prior may count as: what descriptions give at their best, or less where they are poor."""
 
 MIN_TESTED = 50
 """Images of known classes played as new that must be left to compare them with."""
 
 NUM_PSEUDO_FEATURES = 2400
+
+CENTRE_CLASSES = 5.0
+"""New classes whose photos say as much of where images lie as all pseudo-features do (docs/results/few-photos.md)."""
+
 NO_PROMISE = (
-    "Without images of seen classes no loss of seen accuracy can be promised of rows that photos moved: a budget of 2 "
-    "points cost up to 14, and 43 without descriptors. Give images of seen classes with `seen_images`."
+    "Without images of seen classes, no loss of seen accuracy is promised of rows that photos moved in so small a "
+    "head, of photos of one class alone, or of classes without descriptors. Give images of seen classes with "
+    "`seen_images`."
 )
 IMPRINTED = "photos"
 """The method of an injection without descriptors."""
@@ -168,7 +178,7 @@ def inject_with_photos(
     of_photos = PhotoFeatures(
         features=photos.features, classes=np.array([index_of[one] for one in photos.labels], dtype=np.int64)
     )
-    context = few_shot_context(head, prior[has_prior], known)
+    context = few_shot_context(head, prior[has_prior], known, photos=of_photos if images is None else None)
     prior_photos, reason = DEFAULT_PRIOR_PHOTOS, "No row was predicted from a descriptor."
     if base is not None and descriptors is not None:
         prior_photos, reason = _chosen_prior(base, head, descriptors, images, of_photos, options.seed)
@@ -177,8 +187,15 @@ def inject_with_photos(
     leads = np.asarray(head_logits(rows, known.features).max(axis=1) - known.logits.max(axis=1), dtype=np.float32)
     spent = spend_budget(known, leads, budget=budget, seed=options.seed)
     rows[:, -1] -= np.float32(spent.threshold)
-    promise = promise_by_images(spent, known) if images is not None else _no_promise(budget)
-    warnings = (NO_PROMISE,) if images is None else ()
+    warnings: tuple[str, ...] = ()
+    if images is None and len(shown) > 1:
+        rows[:, -1] -= np.float32(_common_lead(rows, of_photos, known, context.mean_row))
+    if images is not None:
+        promise = promise_by_images(spent, known)
+    elif head.num_classes >= FEW_SEEN_WITHOUT_IMAGES and len(shown) > 1 and has_prior.all():
+        promise = promise_by_photos(budget)
+    else:
+        promise, warnings = Promise(max_seen_loss=budget, ground="none", message=NO_PROMISE), (NO_PROMISE,)
     counts = {name: photos.labels.count(name) for name in names if name in shown}
     details = {
         "num_photos": counts,
@@ -220,17 +237,24 @@ def inject_with_photos(
     )
 
 
-def few_shot_context(head: Head, predicted: Float32, known: SeenImages) -> FewShotContext:
+def few_shot_context(
+    head: Head, predicted: Float32, known: SeenImages, *, photos: PhotoFeatures | None = None
+) -> FewShotContext:
     """Return what refining rows of a head needs, with the default weight of a prior.
 
     Args:
         head: The seen classes.
         predicted: `(num_predicted, feature_dim + 1)`, calibrated rows; may be none.
         known: Images of seen classes, or what stands in for them.
+        photos: Of new classes, which show where images lie where `known` only stands in for them.
     """
     mean = mean_row(head.rows)
     weights = known.weights()
     centre = np.asarray(weights @ known.features / weights.sum(), dtype=np.float32)
+    if photos is not None:
+        of_classes = _class_means(photos)
+        share = len(of_classes) / (len(of_classes) + CENTRE_CLASSES)
+        centre = np.asarray(centre + share * (of_classes.mean(axis=0) - centre), dtype=np.float32)
     like = predicted if len(predicted) else head.rows
     return FewShotContext(
         mean_row=mean,
@@ -238,6 +262,32 @@ def few_shot_context(head: Head, predicted: Float32, known: SeenImages) -> FewSh
         length=float(np.linalg.norm((like - mean)[:, :-1], axis=1).mean(dtype=np.float64)),
         level=float(levels(predicted, mean, centre).mean()) if len(predicted) else 0.0,
     )
+
+
+def _class_means(photos: PhotoFeatures) -> Float64:
+    """Return the mean feature of each class that has photos, `(num_shown, feature_dim)`, in their order."""
+    shown = np.unique(photos.classes)
+    return np.stack([photos.features[photos.classes == one].mean(axis=0, dtype=np.float64) for one in shown])
+
+
+def _common_lead(rows: Float32, photos: PhotoFeatures, stand_ins: SeenImages, mean: Float32) -> float:
+    """Return how much higher new rows score at photos of each other's classes than at stand-ins, in logits.
+
+    Args:
+        rows: `(num_new, feature_dim + 1)`.
+        photos: Of two of these classes at least.
+        stand_ins: For images of seen classes.
+        mean: `(feature_dim + 1,)`, the mean seen row.
+
+    Returns:
+        0 or more.
+    """
+    weights = stand_ins.weights()
+    centre = weights @ stand_ins.features / weights.sum()
+    deviations = (rows[np.unique(photos.classes)] - mean)[:, :-1].astype(np.float64)
+    scores = (_class_means(photos) - centre) @ deviations.T  # (num_shown, num_shown)
+    others = ~np.eye(len(scores), dtype=bool)
+    return max(0.0, float(scores[others].mean()))
 
 
 def choose_prior_photos(
@@ -253,7 +303,8 @@ def choose_prior_photos(
     """Choose how many photos a predicted row counts as, on known classes that play new ones.
 
     Each gets so many of its images as photos; the others are tested among the pretend-new classes. The default stays
-    unless another number is better by more than a standard error of the difference.
+    unless another number is better by more than a standard error of the difference, over classes: images of one class
+    share its photos.
 
     Args:
         images: Of seen classes, labelled.
@@ -267,24 +318,38 @@ def choose_prior_photos(
     Returns:
         The number, and why in a sentence.
     """
-    found: list[Float64] = []
-    for held_out in plan_sets(images.labels, num_seen=head.num_classes, num_new=num_new, seed=seed):
-        found += _played(images, head, descriptors, predict_rows, held_out, num_photos, seed)
-    hits = np.stack(found) if found else np.zeros((0, len(PRIOR_PHOTOS)))
-    if len(hits) < MIN_TESTED:
+    played = [
+        _played(images, head, descriptors, predict_rows, held_out, num_photos, seed)
+        for held_out in plan_sets(images.labels, num_seen=head.num_classes, num_new=num_new, seed=seed)
+    ]
+    num_tested = sum(one.num_tested for one in played)
+    accuracies = np.concatenate([one.accuracies for one in played])
+    if num_tested < MIN_TESTED:
         return DEFAULT_PRIOR_PHOTOS, (
-            f"A predicted row counts as {_photos(DEFAULT_PRIOR_PHOTOS)}: {len(hits)} images of known classes are too "
+            f"A predicted row counts as {_photos(DEFAULT_PRIOR_PHOTOS)}: {num_tested} images of known classes are too "
             f"few to choose otherwise."
         )
     default = PRIOR_PHOTOS.index(DEFAULT_PRIOR_PHOTOS)
-    gains = hits - hits[:, [default]]
-    best = int(hits.mean(axis=0).argmax())
-    error = float(gains[:, best].std() / np.sqrt(len(hits)))
+    gains = accuracies - accuracies[:, [default]]
+    best = int(accuracies.mean(axis=0).argmax())
+    error = float(gains[:, best].std() / np.sqrt(len(gains)))
     chosen = best if float(gains[:, best].mean()) > error else default
     return PRIOR_PHOTOS[chosen], (
         f"A predicted row counts as {_photos(PRIOR_PHOTOS[chosen])}: known classes that played new ones with "
-        f"{_photos(num_photos)} each were recognised in {percent(float(hits[:, chosen].mean()))} of their other images."
+        f"{_photos(num_photos)} each were recognised in {percent(float(accuracies[:, chosen].mean()))} of their other "
+        f"images."
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Played:
+    """How classes that played new ones were recognised among themselves."""
+
+    accuracies: Float64
+    """`(num_tested_classes, len(PRIOR_PHOTOS))`, fractions of 1."""
+
+    num_tested: int
+    """Images."""
 
 
 def _played(
@@ -295,8 +360,8 @@ def _played(
     held_out: Int64,
     num_photos: int,
     seed: int,
-) -> list[Float64]:
-    """Return, of each tested image of held-out classes, whether each of `PRIOR_PHOTOS` recognises it."""
+) -> _Played:
+    """Return how each of `PRIOR_PHOTOS` recognises images of held-out classes that are not their photos."""
     random = np.random.default_rng(seed)
     is_photo = np.zeros(images.num_images, dtype=bool)
     for index in held_out:
@@ -306,7 +371,7 @@ def _played(
     has_photos = np.isin(images.labels, images.labels[is_photo])
     is_tested = is_new & has_photos & ~is_photo
     if not is_tested.any() or is_new.all():
-        return []
+        return _Played(accuracies=np.zeros((0, len(PRIOR_PHOTOS))), num_tested=0)
     rest = np.setdiff1d(np.arange(head.num_classes, dtype=np.int64), held_out)
     prior = predict_rows(descriptors[rest], head.rows[rest], descriptors[held_out])
     mean, centre = mean_row(head.rows[rest]), images.features[~is_new].mean(axis=0, dtype=np.float64)
@@ -319,12 +384,14 @@ def _played(
     photos = PhotoFeatures(
         features=images.features[is_photo], classes=np.searchsorted(held_out, images.labels[is_photo])
     )
-    hits = []
+    labels = images.labels[is_tested]
+    of_class = labels == np.unique(labels)[:, None]  # (num_tested_classes, num_tested)
+    accuracies = []
     for count in PRIOR_PHOTOS:
         rows = refine_rows(prior, photos, replace(context, prior_photos=count))
-        answers = head_logits(rows, images.features[is_tested]).argmax(axis=1)
-        hits.append(held_out[answers] == images.labels[is_tested])
-    return list(np.stack(hits, axis=1).astype(np.float64))
+        is_hit = held_out[head_logits(rows, images.features[is_tested]).argmax(axis=1)] == labels
+        accuracies.append((of_class & is_hit).sum(axis=1) / of_class.sum(axis=1))
+    return _Played(accuracies=np.stack(accuracies, axis=1), num_tested=len(labels))
 
 
 def _joined_as(base: Injection, descriptors: Float32) -> Float32:
@@ -404,14 +471,6 @@ def _required(descriptors: Descriptors | None, names: Sequence[str]) -> Descript
             hint="Give photos of these classes in `photos`, or `descriptors` of them and of all seen classes.",
         )
     return descriptors
-
-
-def _no_promise(budget: float) -> Promise:
-    """Return what is promised without an image of a seen class.
-
-    Features that are drawn from the head lack what photos have in common (docs/results/few-photos.md).
-    """
-    return Promise(max_seen_loss=budget, ground="none", message=NO_PROMISE)
 
 
 def _checked(options: InjectionOptions) -> InjectionOptions:

@@ -83,6 +83,19 @@ def promise_by_assumptions(budget: float) -> Promise:
     )
 
 
+def promise_by_photos(budget: float) -> Promise:
+    """Return what is promised of rows that photos moved, without an image of a seen class."""
+    return Promise(
+        max_seen_loss=budget,
+        ground="assumptions",
+        message=(
+            f"No image of a seen class was given: the offset loses {points_text(budget)} of seen accuracy on features "
+            f"that stand in for them, brought to where the photos of new classes lie. What is lost on images may be up "
+            f"to twice as much and 3 points."
+        ),
+    )
+
+
 def no_promise(budget: float) -> Promise:
     """Return what is said where nothing can be promised."""
     return Promise(

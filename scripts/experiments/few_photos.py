@@ -5,16 +5,18 @@ all three alike), besides U and loss at the product's own operating point. Photo
 images are the test. Images of seen classes: half of each class's, ten at most, are the owner's.
 
 Usage: python scripts/experiments/few_photos.py FOLDER [--model model.onnx --classes classes.txt] [--images LIST...]
-           [--descriptors descriptors.npz] [--photos 1 2 5 10] [--draws 5] [--play N] [--no-seen-images]
-           [--cache FILE]
+           [--descriptors descriptors.npz] [--photos 1 2 5 10] [--draws 5] [--play N [--half 0|1]] [--priors]
+           [--no-seen-images] [--cache FILE]
 New classes are those of the images that the head lacks. With `--play N`, N known classes leave the head in each draw
-and play new ones: for data without several photos of new classes.
+and play new ones: for data without several photos of new classes, and to choose settings without a look at new ones.
+`--half` lets every other class that has images play, so that settings and figures can come from different classes.
+`--priors` measures numbers of photos that a predicted row may count as, in place of the three ways.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +28,20 @@ from icis_deploy.api.models import head_of, inspect
 from icis_deploy.common.arrays import Bool, Float32, Int64
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
+from icis_deploy.few_shot.refining import PhotoFeatures, refine_rows
 from icis_deploy.head.head import Head
 from icis_deploy.images.preprocessing import load_preprocessing
-from icis_deploy.injection.arbiter.seen_images import macro_weights, seen_images
+from icis_deploy.injection.arbiter.seen_images import SeenImages, macro_weights, seen_images
 from icis_deploy.injection.inject import Injection, inject
 from icis_deploy.injection.options import InjectionOptions
-from icis_deploy.injection.photos import NewClassPhotos, inject_with_photos
+from icis_deploy.injection.photos import NewClassPhotos, few_shot_context, inject_with_photos
 from icis_deploy.injection.rows.logits import head_logits
 from icis_deploy.metrics.accuracy import accuracy_report
 
 LOSS = 0.02
 MAX_OWNER = 10
 WAYS = ("photos", "descriptors", "both")
+PRIORS = (0.0, 0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,11 +62,27 @@ class Problem:
     has_seen_images: bool
     seed: int
 
+    @property
+    def owned(self) -> SeenImages:
+        """The owner's images."""
+        return seen_images(self.features[self.is_owner], self.head.rows, self.labels[self.is_owner])
+
+    def inject_with_priors(self) -> dict[str, Injection]:
+        """Inject with each of `PRIORS`, at the offset of the descriptors."""
+        predicted = self.inject("descriptors")
+        context = few_shot_context(self.head, predicted.rows, self.owned)
+        shown = self.labels[self.is_photo] - self.head.num_classes
+        photos = PhotoFeatures(features=self.features[self.is_photo], classes=shown)
+        return {
+            f"prior {count:g}": replace(
+                predicted, rows=refine_rows(predicted.rows, photos, replace(context, prior_photos=count))
+            )
+            for count in PRIORS
+        }
+
     def inject(self, way: str) -> Injection:
         """Inject in one of `WAYS`; all with a constant offset."""
-        known = None
-        if self.has_seen_images:
-            known = seen_images(self.features[self.is_owner], self.head.rows, self.labels[self.is_owner])
+        known = self.owned if self.has_seen_images else None
         options = InjectionOptions(method="ridge", arbiter="off", seed=self.seed)
         if way == "descriptors":
             return inject(
@@ -121,23 +141,25 @@ def main() -> None:
     asked = parser_of_data(__doc__ or "").parse_args()
     rows, names, features, labels, neutral = read(asked)
     described = load_descriptors(asked.folder / asked.descriptors)
-    print("photos  way          T (sd)        U at 2 (sd)   own point: U  lost   prior counts as")
+    own = "" if asked.priors else "   own point: U  lost   prior counts as"
+    print(f"photos  way          T (sd)        U at 2 (sd){own}")
     for num_photos in asked.photos:
-        found: dict[str, list[tuple[float, ...]]] = {way: [] for way in WAYS}
+        found: dict[str, list[tuple[float, ...]]] = {}
         priors: list[float] = []
         for seed in range(asked.draws):
             problem = drawn(rows, names, features, labels, neutral, described, asked, num_photos, seed)
-            for way in WAYS:
-                injection = problem.inject(way)
-                found[way].append(problem.measure(injection.rows))
+            made = problem.inject_with_priors() if asked.priors else {way: problem.inject(way) for way in WAYS}
+            for way, injection in made.items():
+                found.setdefault(way, []).append(problem.measure(injection.rows))
                 if way == "both" and injection.photos is not None:
                     priors.append(injection.photos["prior_photos"])
-        for way in WAYS:
-            mean, spread = np.mean(found[way], axis=0), np.std(found[way], axis=0)
-            count = " ".join(f"{one:g}" for one in priors) if way == "both" else ""
+        for way, values in found.items():
+            mean, spread = np.mean(values, axis=0), np.std(values, axis=0)
+            own = "" if asked.priors else f"     {mean[2]:4.1f}  {mean[3]:4.1f}"
+            count = "   " + " ".join(f"{one:g}" for one in priors) if way == "both" else ""
             print(
                 f"{num_photos:6}  {way:11}  {mean[0]:4.1f} ({spread[0]:3.1f})    {mean[1]:4.1f} ({spread[1]:3.1f})"
-                f"     {mean[2]:4.1f}  {mean[3]:4.1f}   {count}",
+                f"{own}{count}",
                 flush=True,
             )
 
@@ -160,6 +182,7 @@ def drawn(
     if asked.play:
         counts = {name: int((of == name).sum()) for name in dict.fromkeys(labels)}
         able = [name for name in names if counts.get(name, 0) > num_photos]
+        able = able if asked.half is None else able[asked.half :: 2]
         new = tuple(random.permutation(able)[: asked.play].tolist())
         of_known = np.isin(of, names)
     else:
@@ -234,6 +257,8 @@ def parser_of_data(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--photos", nargs="+", type=int, default=[1, 2, 5, 10])
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--play", type=int, default=0)
+    parser.add_argument("--half", type=int, choices=(0, 1))
+    parser.add_argument("--priors", action="store_true")
     parser.add_argument("--no-seen-images", action="store_true")
     parser.add_argument("--cache", type=Path, help="Features, read where the file exists and written where not.")
     return parser

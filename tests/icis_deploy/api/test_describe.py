@@ -2,10 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 import icis_deploy
 from icis_deploy.api.describe import describe, indistinguishable_classes
 from icis_deploy.cli.main import run
+from icis_deploy.descriptors import mat_limits
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import ClassConflictError, DescriptorError, UsageError
 
@@ -200,3 +202,74 @@ def test_the_command_says_blocks_and_prose_ends_it_with_3(tmp_path, vectors, ans
     answers.write_text("The okapi is a forest animal, and the zebra is not.")
     assert run([*arguments, "--tags", str(answers), "--overwrite"]) == 3
     assert "gives words to none of the 2 classes" in capsys.readouterr().err
+
+
+def att_splits(path, names, values, *, compress=True):
+    """Write a file as xlsa17's `att_splits.mat` is: one column of `att` for each class, names in a cell array."""
+    cells = np.empty((len(names), 1), dtype=object)
+    cells[:, 0] = [np.array([name]) for name in names]
+    savemat(
+        path,
+        {"att": np.asarray(values).T, "allclasses_names": cells, "test_unseen_loc": [[1]]},
+        do_compression=compress,
+    )
+    return path
+
+
+def test_attributes_come_from_att_splits_mat_and_missing_classes_are_named(tmp_path, answers, capsys):
+    mat = att_splits(tmp_path / "att_splits.mat", ["okapi", "zebra", "horse"], [[2, 0.5, 0], [0, 0.25, 1], [9, 9, 9]])
+    (tmp_path / "classes.txt").write_text("zebra\npolar+bear\n")
+    (tmp_path / "unseen.txt").write_text("okapi\n")
+    lists = [str(tmp_path / "classes.txt"), str(tmp_path / "unseen.txt")]
+    out = tmp_path / "d.npz"
+
+    code = run(
+        ["describe", *lists, "--attributes", str(mat), "--tags", str(answers), "--out", str(out), "--format", "json"]
+    )
+
+    assert code == 0
+    blocks = {block["name"]: block for block in json.loads(capsys.readouterr().out)["blocks"]}
+    assert (blocks["attributes"]["width"], blocks["attributes"]["missing"]) == (3, ["polar+bear"])
+    made = icis_deploy.load_descriptors(out)
+    np.testing.assert_array_equal(made.block("attributes"), [[0, 0.25, 1], [0, 0, 0], [2, 0.5, 0]])
+
+
+def test_attributes_alone_need_all_classes(tmp_path):
+    mat = att_splits(tmp_path / "att_splits.mat", ["okapi", "zebra"], [[2, 1], [0, 1]])
+
+    with pytest.raises(DescriptorError, match="No source describes 'horse'"):
+        describe(["okapi", "zebra", "horse"], attributes=mat)
+
+
+@pytest.mark.parametrize("ending", ["csv", "mat"])
+def test_a_class_with_two_rows_of_attributes_is_named_with_the_file(tmp_path, ending):
+    path = tmp_path / f"attributes.{ending}"
+    if ending == "csv":
+        path.write_text("class,size,weight\nokapi,2,300\nzebra,1,400\nokapi,1,1\n")
+    else:
+        att_splits(path, ["okapi", "zebra", "okapi"], [[2, 300], [1, 400], [1, 1]])
+
+    with pytest.raises(DescriptorError, match=rf"attributes\.{ending}: .*'okapi'.* twice"):
+        describe(["okapi", "zebra"], attributes=path)
+
+
+def test_attributes_of_other_classes_are_refused(tmp_path):
+    mat = att_splits(tmp_path / "att_splits.mat", ["Okapi", "Zebra"], [[2, 1], [0, 1]])
+
+    with pytest.raises(
+        DescriptorError, match="The attributes describe none of the 2 classes, such as 'okapi', 'zebra'"
+    ):
+        describe(["okapi", "zebra"], attributes=mat)
+
+
+def test_attributes_that_unpack_to_more_than_a_file_may_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mat_limits, "MAX_MAT_BYTES", 1 << 16)
+    mat = att_splits(tmp_path / "att_splits.mat", ["okapi", "zebra"], np.ones((2, 10_000)))
+    (tmp_path / "classes.txt").write_text("okapi\nzebra\n")
+    out = tmp_path / "d.npz"
+    assert mat.stat().st_size < 1 << 12
+
+    assert run(["describe", str(tmp_path / "classes.txt"), "--attributes", str(mat), "--out", str(out)]) == 3
+
+    assert "its arrays unpack to more than 65536 bytes" in capsys.readouterr().err
+    assert not out.exists()

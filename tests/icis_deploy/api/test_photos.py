@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 import icis_deploy
 from icis_deploy.api.inject import inject, train_injector
 from icis_deploy.api.models import OpenedModel, head_of, inspect
+from icis_deploy.cli.main import run
 from icis_deploy.errors import DescriptorError, ICISDeployWarning, ImageError, UsageError
 from icis_deploy.injection.options import InjectionOptions
 from testing.tiny_project import TinyProject
@@ -97,7 +102,7 @@ def test_an_update_with_photos_goes_through_a_file(tiny_project, opened, tmp_pat
 
 def test_photos_alone_promise_nothing_without_images_of_seen_classes(tiny_project, opened):
     options = InjectionOptions(photos=(features(opened, seed=1, count=1), ["okapi"]), method="ridge")
-    with pytest.warns(ICISDeployWarning, match="no loss of seen accuracy can be promised"):
+    with pytest.warns(ICISDeployWarning, match="no loss of seen accuracy is promised"):
         update = inject(opened, options=options, preprocess=tiny_project.preprocess)
     assert update.provenance["budget"]["ground"] == "none"
 
@@ -145,3 +150,107 @@ def test_an_unreadable_photo_is_named_and_left_out_on_request(tiny_project, open
     assert found.photos is not None
     assert found.photos["num_photos"] == {"okapi": 1}
     assert any("1 of 2 images" in one and "torn.png" in one for one in found.warnings)
+
+
+def saved(path: Path, mode: str) -> None:
+    """Write one picture in a mode, the same but for what the mode cannot hold."""
+    grey = np.linspace(0, 255, 16 * 16).reshape(16, 16).astype(np.uint8)
+    image = Image.fromarray(np.stack([grey] * 3, axis=-1))
+    if mode == "16 bits":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    elif mode != "RGB":
+        image = image.convert(mode)
+    image.save(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"), [("L", "png"), ("LA", "png"), ("RGBA", "png"), ("16 bits", "png"), ("CMYK", "tif")]
+)
+def test_photos_with_other_channels_are_the_same_photos(tiny_project, opened, tmp_path, mode, ending):
+    rows = []
+    for name, written in ((f"odd.{ending}", mode), ("plain.png", "RGB")):
+        (tmp_path / f"{name}-photos" / "okapi").mkdir(parents=True)
+        saved(tmp_path / f"{name}-photos" / "okapi" / name, written)
+        rows.append(injected(tiny_project, opened, tmp_path / f"{name}-photos").rows[-1])
+
+    np.testing.assert_allclose(rows[0], rows[1], atol=0.02 * np.abs(rows[1]).max())
+
+
+def five_channels(path: Path) -> None:
+    """Write a TIFF of five channels: that of a picture of three, with the number of samples changed."""
+    saved(path, "RGB")
+    data = bytearray(path.read_bytes())
+    entry = data.index(struct.pack("<HHI", 277, 3, 1))  # SamplesPerPixel
+    data[entry + 8] = 5
+    path.write_bytes(bytes(data))
+
+
+def array_of_two_channels(path: Path) -> None:
+    with path.open("wb") as file:  # by its name, np.save would add `.npy`
+        np.save(file, np.zeros((16, 16, 2), np.uint8))
+
+
+def saved_float(path: Path) -> None:
+    Image.fromarray(np.zeros((16, 16), np.float32)).save(path)
+
+
+@pytest.mark.parametrize("write", [five_channels, array_of_two_channels, saved_float])
+def test_photos_whose_channels_mean_nothing_are_named_and_left_out_on_request(tiny_project, opened, tmp_path, write):
+    folder = tmp_path / "photos" / "okapi"
+    folder.mkdir(parents=True)
+    for index in range(3):
+        saved(folder / f"{index}.png", "RGB")
+    write(folder / "odd.tif")
+
+    with pytest.raises(ImageError, match=r"odd\.tif") as caught:
+        injected(tiny_project, opened, tmp_path / "photos")
+
+    assert str(caught.value.where).endswith("odd.tif")
+    found = injected(tiny_project, opened, tmp_path / "photos", skip_unreadable=True)
+    assert found.photos is not None
+    assert found.photos["num_photos"] == {"okapi": 3}
+    assert any("1 of 4 images" in one and "odd.tif" in one for one in found.warnings)
+
+
+def test_the_command_names_one_unreadable_photo_among_many_and_goes_on_when_told(tiny_project, tmp_path, capsys):
+    photos = tmp_path / "photos.csv"
+    lines = ["file,class"]
+    for index, name in enumerate([*tiny_project.unseen_names] * 2):
+        saved(tmp_path / f"{index}.png", "RGB")
+        lines.append(f"{index}.png,{name}")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
+    photos.write_text("\n".join([*lines, f"torn.png,{tiny_project.unseen_names[0]}"]))
+    out = tmp_path / "new.icis"
+    arguments = [
+        "inject", str(tiny_project.model), "--classes", str(tiny_project.classes), "--method", "ridge",
+        "--descriptors", str(tiny_project.descriptors), "--preprocess", str(tiny_project.preprocess),
+        "--photos", str(photos), "--out", str(out),
+    ]  # fmt: skip
+
+    assert run(arguments) == 3
+    error = capsys.readouterr().err
+    assert "torn.png" in error
+    assert "--skip-unreadable" in error
+    assert not out.exists()
+
+    assert run([*arguments, "--skip-unreadable"]) == 0
+    assert "1 of 13 images" in capsys.readouterr().out
+    assert set(icis_deploy.load_update(out).provenance["photos"]["num_photos"].values()) == {2}
+
+
+def test_the_command_refuses_photos_of_known_classes(tiny_project, tmp_path, capsys):
+    known = tiny_project.seen_names[3]
+    (tmp_path / "photos" / known).mkdir(parents=True)
+    saved(tmp_path / "photos" / known / "0.png", "RGB")
+    out = tmp_path / "new.icis"
+
+    code = run([
+        "inject", str(tiny_project.model), "--classes", str(tiny_project.classes), "--method", "ridge",
+        "--descriptors", str(tiny_project.descriptors), "--preprocess", str(tiny_project.preprocess),
+        "--photos", str(tmp_path / "photos"), "--out", str(out),
+    ])  # fmt: skip
+
+    error = capsys.readouterr().err
+    assert code == 3
+    assert f"show '{known}', which the model knows already. Give images of known classes as --seen-images." in error
+    assert not out.exists()

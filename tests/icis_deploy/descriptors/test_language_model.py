@@ -5,9 +5,10 @@ import traceback
 
 import pytest
 
+from icis_deploy.descriptors import language_model
 from icis_deploy.descriptors.language_model import LanguageModel, ask_about_classes
 from icis_deploy.errors import LanguageModelError, UsageError
-from testing.chat_server import SILENT, running_chat_server
+from testing.chat_server import DRIPPING, SILENT, running_chat_server
 
 CLASSES = tuple(f"class {index}" for index in range(7))
 KEY = "sk-topsecret-1234567890"
@@ -39,7 +40,9 @@ def server(monkeypatch):
 
 
 def ask(server, folder, class_names=CLASSES, batch_size=3, **options):
-    model = LanguageModel(base_url=server.url, name="small", **{"timeout_s": 0.3, **options})
+    is_waited_for = any(behaviour in (SILENT, DRIPPING) for behaviour in server.behaviours)
+    timeout_s = 0.3 if is_waited_for else 30.0  # a busy machine answers late
+    model = LanguageModel(base_url=server.url, name="small", timeout_s=timeout_s, **options)
     return ask_about_classes(
         class_names, model, question_of=question_of, described_in=described_in, folder=folder, batch_size=batch_size
     )
@@ -104,6 +107,9 @@ def test_a_server_that_recovers_is_not_noticed(server, tmp_path, status):
         ((200, "<html>welcome</html>", {"Content-Type": "text/html"}), r"no answer of an OpenAI-compatible server", 1),
         ((200, "{}", {}), r"no answer of an OpenAI-compatible server", 1),
         ((200, '{"choices": []}', {}), r"no answer of an OpenAI-compatible server", 1),
+        ((200, "[" * 100_000, {}), r"no answer of an OpenAI-compatible server", 1),
+        ((200, '{"choices": [{"message": null}]}', {}), r"no answer of an OpenAI-compatible server", 1),
+        ((200, '{"choices": [{"message": {"content": 5}}]}', {}), r"no answer of an OpenAI-compatible server", 1),
         ((200, "{", {}), r"no answer of an OpenAI-compatible server|something else than an answer", 1),
     ],
 )  # fmt: skip
@@ -120,6 +126,29 @@ def test_a_server_that_fails_is_named_and_the_next_run_goes_on(server, tmp_path,
     del server.requests[:]
     assert ask(server, tmp_path).unanswered == ()
     assert [question.count("class ") for question in server.questions] == [3, 1]
+
+
+def test_a_server_that_is_never_silent_and_never_done_is_given_up_and_the_next_run_goes_on(
+    server, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(language_model, "MAX_WAIT_S", 0.05)
+    server.behaviours = [all_asked, DRIPPING]
+
+    with pytest.raises(LanguageModelError, match=r"had not answered after 1 s\. Give it more time") as caught:
+        ask(server, tmp_path)
+
+    assert caught.value.exit_code == 4
+    assert f"kept in {tmp_path}" in caught.value.hint
+    assert [path.read_text() for path in tmp_path.iterdir()] == [tagged(*CLASSES[:3])]
+    assert ask(server, tmp_path).unanswered == ()
+
+
+def test_an_answer_without_end_is_refused_before_it_fills_memory(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(language_model, "MAX_BODY_BYTES", 1000)
+    server.behaviours = [tagged(*[f"class {index}" for index in range(100)])]
+
+    with pytest.raises(LanguageModelError, match="no answer of an OpenAI-compatible server"):
+        ask(server, tmp_path)
 
 
 def test_a_server_that_is_down_is_named(tmp_path, monkeypatch):
@@ -211,7 +240,7 @@ def test_nothing_but_question_model_and_key_leaves_the_machine(server, tmp_path,
     assert headers.pop("user-agent") == "icis-deploy"
     assert set(headers) <= {
         "host", "accept", "accept-encoding", "connection", "content-type", "content-length", "x-stainless-retry-count",
-        "x-stainless-read-timeout", "idempotency-key",
+        "x-stainless-read-timeout", "x-stainless-raw-response", "idempotency-key",
     }  # fmt: skip
 
 
@@ -231,12 +260,14 @@ def test_the_key_of_a_named_variable_is_sent(server, tmp_path, monkeypatch):
         busy(500, message=KEY),
         (200, KEY, {"Content-Type": "text/plain"}),
         SILENT,
+        DRIPPING,
     ],
 )
 def test_the_key_is_in_no_file_log_error_or_traceback(server, tmp_path, monkeypatch, caplog, behaviour):
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server.behaviours = [all_asked, *[behaviour] * 3]
+    monkeypatch.setattr(language_model, "MAX_WAIT_S", 0.05)
 
     with pytest.raises(LanguageModelError) as caught:
         ask(server, tmp_path)
