@@ -197,7 +197,7 @@ def test_a_bundle_without_preprocessing_takes_prepared_arrays_only(opened: Opene
     [
         (("class00",), "fused", None, ClassConflictError, "class00"),
         (("a", "b"), "updatable", 1, CapacityError, "adds 2 classes; 1 slots, 0 used"),
-        (("a",), "updatable", None, UsageError, "Give `capacity`"),
+        (("a",), "updatable", 0, UsageError, "Give `capacity`"),
         (("a",), "fused", 4, UsageError, "with `head='updatable'` only"),
     ],
 )

@@ -377,7 +377,6 @@ def test_predict_as_text_names_image_probability_and_class(
         ({"update": "notes.txt"}, 6, ["not a class update"]),
         ({"preprocess": "notes.txt"}, 3, ["notes.txt", "not JSON"]),
         ({"preprocess": "large.json"}, 3, ["(3, 32, 32)", "(3, 16, 16)"]),
-        ({"head": "updatable", "capacity": "0"}, 2, ["--capacity"]),
         ({"head": "updatable", "capacity": "2"}, 3, ["adds 6 classes; 2 slots, 0 used"]),
         ({"capacity": "2"}, 2, ["--head updatable"]),
         ({"head": "updatable", "capacity": "99999999999"}, 2, ["99999999999 slots", "at most", "--capacity"]),
