@@ -335,7 +335,7 @@ def _with_head(
     plan: HeadPlan, base: ir.Model, location: HeadLocation, expanded: ExpandedHead, lengths: Float32 | None
 ) -> ir.Model:
     if plan.head_kind == "fused":
-        return apply_passes(base, FuseHeadPass(location, expanded))
+        return apply_passes(base, FuseHeadPass(location, expanded, plan.baked_names))
     table = plan.table
     return apply_passes(
         base,

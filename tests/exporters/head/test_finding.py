@@ -189,7 +189,7 @@ def test_a_model_that_can_take_no_more_classes_says_which_node_forbids_it(body: 
     model = graph(
         body,
         outputs="float[batch, 5] y" if "[batch_wise]" in body else "float y",
-        constants="<float minus = {-2}, int64[2] picks = {0, 3}, int64[5] table = {9, 8, 7, 6, 5}, "
+        constants="<float minus = {-2}, int64[2] picks = {0, 3}, int64[6] table = {9, 8, 7, 6, 5, 4}, "
         "int64[1] flat = {-1}, int64[1] one = {1}>",
         m=np.ascontiguousarray(WEIGHT.T),
         priors=np.ones(5, dtype=np.float32),
