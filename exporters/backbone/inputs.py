@@ -101,6 +101,7 @@ def input_batches(
     images: Sequence[Path] | None,
     *,
     fixed_batch: int | None,
+    value_range: tuple[float, float] | None = None,
 ) -> InputBatches:
     """Return the inputs of a comparison.
 
@@ -109,13 +110,22 @@ def input_batches(
         preprocessing: How images are prepared; also scales the seeded inputs to the range of real ones.
         images: Image files to use; `None` for seeded inputs.
         fixed_batch: Batch size of a model that takes no other; `None` for one that takes any.
+        value_range: What seeded inputs are scaled to without preprocessing; `None` for -1..1.
     """
-    batches = _given_batches(model_input, preprocessing, images, batch_size=fixed_batch or BATCH_SIZE)
+    scaled_to = (-1.0, 1.0) if value_range is None else value_range
+    batches = _given_batches(
+        model_input, preprocessing, images, batch_size=fixed_batch or BATCH_SIZE, scaled_to=scaled_to
+    )
     return InputBatches(given=SpooledBatches(batches), preprocessing=preprocessing, fixed_batch=fixed_batch)
 
 
 def _given_batches(
-    model_input: ModelInput, preprocessing: Preprocessing | None, images: Sequence[Path] | None, *, batch_size: int
+    model_input: ModelInput,
+    preprocessing: Preprocessing | None,
+    images: Sequence[Path] | None,
+    *,
+    batch_size: int,
+    scaled_to: tuple[float, float],
 ) -> Iterator[NDArray[np.generic]]:
     if images is not None and preprocessing is not None:
         load = load_pixels if model_input.takes_pixels else load_images
@@ -128,10 +138,10 @@ def _given_batches(
         inputs: NDArray[np.generic] = np.rint(255 * neutral.transpose(0, 2, 3, 1)).astype(np.uint8)
     elif is_image_input(model_input.shape, preprocessing):
         channels, height, width = _channels_first(model_input.shape, preprocessing)
-        inputs = _prepared(_comparison_images(height, width)[:, :channels], preprocessing)
+        inputs = _prepared(_comparison_images(height, width)[:, :channels], preprocessing, scaled_to)
     else:
         shape = (NUM_SEEDED_INPUTS, *model_input.shape)
-        inputs = np.random.default_rng(SEED).uniform(-1, 1, shape).astype(np.float32)
+        inputs = np.random.default_rng(SEED).uniform(*scaled_to, shape).astype(np.float32)
     for start in range(0, len(inputs), batch_size):
         yield inputs[start : start + batch_size]
 
@@ -150,13 +160,15 @@ _cached_images = lru_cache(maxsize=1)(_rendered_images)
 
 
 def seeded_images(
-    shape: tuple[int, ...], preprocessing: Preprocessing | None, *, num_inputs: int, seed: int, first: int = 0
+    shape: tuple[int, ...], preprocessing: Preprocessing | None, *, num_inputs: int, seed: int, first: int = 0,
+    value_range: tuple[float, float] | None = None,
 ) -> NDArray[np.float32]:
     """Return neutral images, prepared for a model.
 
     Args:
         shape: Shape of one input, without the batch; `is_image_input` must hold.
-        preprocessing: Applied to the images; without it they are scaled to -1..1.
+        preprocessing: Applied to the images.
+        value_range: What they are scaled to without preprocessing; `None` for -1..1.
         num_inputs: Number of images.
         seed: The same seed gives the same images.
         first: Index of the first image of the seed's sequence.
@@ -165,12 +177,16 @@ def seeded_images(
         `(num_inputs, *shape)` float32.
     """
     channels, height, width = _channels_first(shape, preprocessing)
-    return _prepared(neutral_images(num_inputs, height, width, seed=seed, first=first)[:, :channels], preprocessing)
+    images = neutral_images(num_inputs, height, width, seed=seed, first=first)[:, :channels]
+    return _prepared(images, preprocessing, (-1.0, 1.0) if value_range is None else value_range)
 
 
-def _prepared(images: NDArray[np.float32], preprocessing: Preprocessing | None) -> NDArray[np.float32]:
+def _prepared(
+    images: NDArray[np.float32], preprocessing: Preprocessing | None, scaled_to: tuple[float, float]
+) -> NDArray[np.float32]:
     if preprocessing is None:
-        return np.asarray(2 * images - 1, dtype=np.float32)
+        least, greatest = scaled_to
+        return np.asarray((greatest - least) * images + least, dtype=np.float32)
     return preprocessing.normalize(images.transpose(0, 2, 3, 1))
 
 

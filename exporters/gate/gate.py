@@ -127,7 +127,7 @@ def compare_bundle(
     """
     paths, is_reference = None if images is None else images.paths, runtime is None or runtime.is_reference
     with closing(
-        input_batches(bundle.model_input, bundle.preprocessing, paths, fixed_batch=loaded.fixed_batch)
+        input_batches(bundle.model_input, bundle.preprocessing, paths, fixed_batch=loaded.fixed_batch, value_range=loaded.value_range)
     ) as inputs:
         features = _features(backbone(loaded.model, location), inputs, prepared=True)
         original = _original_scores(loaded, location, inputs)

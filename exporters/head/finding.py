@@ -18,6 +18,8 @@ import onnx_ir as ir
 
 from exporters.graph.class_axis import may_follow_logits
 from exporters.graph.constants import STANDARD_DOMAINS, is_constant, root_initializers
+from exporters.graph.label_tables import ML_DOMAIN
+from exporters.graph.ml_operators import UNLINEAR_CLASSIFIERS
 from exporters.graph.reading import label
 from exporters.head.patterns import (
     HeadPattern,
@@ -311,7 +313,15 @@ def _advice(model: ir.Model) -> str:
     """Return a sentence on what to give instead of a model whose operators hide its head, if it is one."""
     if any(node.op_type.startswith("QLinear") or node.op_type in _INTEGER_OPERATORS for node in model.graph):
         return "It computes in integers: export the float model that it was made from, with `precision='int8'`."
-    foreign = next((node for node in model.graph if node.domain not in STANDARD_DOMAINS), None)
+    nodes = list(model.graph)
+    unlinear = next((node for node in nodes if node.op_type in UNLINEAR_CLASSIFIERS and node.domain == ML_DOMAIN), None)
+    if unlinear is not None:
+        return (
+            f"{label(unlinear)} ({unlinear.op_type}) is {UNLINEAR_CLASSIFIERS[unlinear.op_type]}: it has no row for each "
+            f"class that a new one could be added to. Train a classifier with a linear last layer, such as a logistic "
+            f"regression or a network, on what it takes."
+        )
+    foreign = next((node for node in nodes if node.domain not in {*STANDARD_DOMAINS, ML_DOMAIN}), None)
     if foreign is None:
         return ""
     return (

@@ -18,12 +18,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.graph.edits import apply_passes
+from exporters.graph.integer_operators import WIDE_OPSET, WriteOutIntegersPass, needs_wide_quantization
+from exporters.graph.ml_operators import ReplaceMLOperatorsPass
 from exporters.graph.softmax_fusion import FuseSoftmaxPass
 from exporters.graph.training_mode import refuse_training_mode
 from exporters.head.topk_output import RemoveTopKPass
 from exporters.loading.margin_removal import Feed, NamedRunner, RemoveMarginPass, without_margin
 from exporters.loading.original import OriginalOnnx
-from exporters.onnx_io.files import first_line, load_onnx_file
+from exporters.loading.quantized_ends import FloatEndsPass, read_quantized_ends, with_float_ends
+from exporters.onnx_io.files import first_line, load_onnx_file, with_opset
+from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.errors import (
     ICISDeployError,
     IncompatibleError,
@@ -73,6 +77,9 @@ class LoadedModel:
 
     original: Original = field(repr=False)
     """Runs the original model on images of `input_dtype`, and returns the output of the given name."""
+
+    value_range: tuple[float, float] | None = None
+    """The least and the greatest number that the input takes, where it was quantized; `None` for any."""
 
     release: Callable[[], None] = field(repr=False, default=_release_nothing)
     """Releases the sessions and weights that the original holds between runs; the next run loads them again."""
@@ -200,9 +207,22 @@ def parse_input_shape(text: str) -> tuple[int, ...]:
 def _load_onnx(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:
     read = load_onnx_file(Path(spec))
     refuse_training_mode(read, where=spec)
-    model, original = apply_passes(read, RemoveTopKPass(), FuseSoftmaxPass()), OriginalOnnx(Path(spec))
-    loaded = _loaded(model, source="onnx", spec=spec, image_shape=input_shape, run=original)
-    return replace(loaded, release=original.release)
+    ends, original = read_quantized_ends(read), OriginalOnnx(Path(spec))
+    model, run = _in_standard_operators(read, where=spec), with_float_ends(original, ends) if ends else original
+    model = apply_passes(model, RemoveTopKPass(), FuseSoftmaxPass(), FloatEndsPass(ends))
+    loaded = _loaded(model, source="onnx", spec=spec, image_shape=input_shape, run=run)
+    value_range = None if ends.input is None else ends.input.value_range
+    return replace(loaded, release=original.release, value_range=value_range)
+
+
+def _in_standard_operators(model: ir.Model, *, where: str) -> ir.Model:
+    """Return a model whose linear and quantized operators are those of ONNX itself, with inferred shapes."""
+    if needs_wide_quantization(model):
+        model = with_opset(model, WIDE_OPSET, where=where)
+    standard = apply_passes(model, WriteOutIntegersPass(), ReplaceMLOperatorsPass())
+    if standard is not model:
+        infer_shapes(standard)
+    return standard
 
 
 def _load_program(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:

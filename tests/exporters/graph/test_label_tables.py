@@ -1,4 +1,4 @@
-"""Tables of labels behind a choice get the new names, in whatever operator and form; what has no plain label is refused.
+"""Tables of labels behind a choice get the new names in every form; what has no plain label is refused.
 
 What they must give is said by ONNX Runtime, on logits of which each class in turn is the greatest.
 """

@@ -259,7 +259,8 @@ def chosen(choice: str, rest: str) -> ir.Model:
     return parsed_model(
         f"""<ir_version: 10, opset_import: ["": 20, "ai.onnx.ml": 3, "maker": 1]>
         g (float[batch, 4] x) => (y) {CONSTANTS[:-1]}, int64[1] two_best = {{2}}, int64[1] flag = {{0}},
-            int64 depth = {{5}}, int64[1] depths = {{5}}, int64[2] on_off = {{0, 1}}, int64[5] table = {{7, 8, 9, 10, 11}}> {{
+            int64 depth = {{5}}, int64[1] depths = {{5}}, int64[2] on_off = {{0, 1}},
+            int64[5] table = {{7, 8, 9, 10, 11}}> {{
             [head] l = Gemm <transB = 1> (x, w, b)
             {choice}
             {rest}
