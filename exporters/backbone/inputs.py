@@ -160,7 +160,12 @@ _cached_images = lru_cache(maxsize=1)(_rendered_images)
 
 
 def seeded_images(
-    shape: tuple[int, ...], preprocessing: Preprocessing | None, *, num_inputs: int, seed: int, first: int = 0,
+    shape: tuple[int, ...],
+    preprocessing: Preprocessing | None,
+    *,
+    num_inputs: int,
+    seed: int,
+    first: int = 0,
     value_range: tuple[float, float] | None = None,
 ) -> NDArray[np.float32]:
     """Return neutral images, prepared for a model.

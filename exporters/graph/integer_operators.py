@@ -173,9 +173,7 @@ def _concat(steps: _Steps, node: ir.Node) -> ir.Value:
     return steps.integers(steps.append("Concat", values, _attributes(node)), input_of(node, 0), _optional(node, 1))
 
 
-def _real_bias(
-    steps: _Steps, bias: ir.Value, x_scale: ir.Value, w_scale: ir.Value, factor: float = 1.0
-) -> ir.Value:
+def _real_bias(steps: _Steps, bias: ir.Value, x_scale: ir.Value, w_scale: ir.Value, factor: float = 1.0) -> ir.Value:
     """Return a bias that is stored as 32-bit integers: its scale is that of the products."""
     scale = np.float32(factor) * constant_array(x_scale).reshape(()) * constant_array(w_scale)
     scale = scale.reshape(()) if scale.size == 1 else scale.reshape(-1)

@@ -96,7 +96,7 @@ def extended_labels(
             where=label(table.node),
             hint="Call the new class differently, or give the class list that the model's own labels spell.",
         )
-    return (*table.labels, *new)  # type: ignore[return-value]  # one type: the branches above
+    return (*table.labels, *new)
 
 
 def extend_table(table: LabelTable, labels: tuple[str, ...] | tuple[int, ...]) -> None:
@@ -194,7 +194,8 @@ def _append(node: ir.Node, name: str, values: Iterable[str] | Iterable[int]) -> 
     elif attribute.type == ir.AttributeType.STRINGS:
         node.attributes[name] = ir.AttrStrings(name, [*attribute.as_strings(), *(str(each) for each in added)])
     else:
-        node.attributes[name] = ir.AttrInt64s(name, [*attribute.as_ints(), *(int(each) for each in added)])
+        numbers = [each for each in added if isinstance(each, int)]
+        node.attributes[name] = ir.AttrInt64s(name, [*attribute.as_ints(), *numbers])
 
 
 def _tensor(

@@ -317,9 +317,9 @@ def _advice(model: ir.Model) -> str:
     unlinear = next((node for node in nodes if node.op_type in UNLINEAR_CLASSIFIERS and node.domain == ML_DOMAIN), None)
     if unlinear is not None:
         return (
-            f"{label(unlinear)} ({unlinear.op_type}) is {UNLINEAR_CLASSIFIERS[unlinear.op_type]}: it has no row for each "
-            f"class that a new one could be added to. Train a classifier with a linear last layer, such as a logistic "
-            f"regression or a network, on what it takes."
+            f"{label(unlinear)} ({unlinear.op_type}) is {UNLINEAR_CLASSIFIERS[unlinear.op_type]}: it has no row for "
+            f"each class that a new one could be added to. Train a classifier with a linear last layer, such as a "
+            f"logistic regression or a network, on what it takes."
         )
     foreign = next((node for node in nodes if node.domain not in {*STANDARD_DOMAINS, ML_DOMAIN}), None)
     if foreign is None:

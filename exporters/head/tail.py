@@ -8,7 +8,7 @@ From the value where the logits leave the head, the class axis is followed throu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -45,8 +45,8 @@ class Tail:
     tables: tuple[LabelTable, ...] = ()
     """What chosen classes' labels are looked up in, in the graph's order."""
 
-    labels: frozenset[ir.Value] = frozenset()
-    """The values that are such labels."""
+    labels: Mapping[ir.Value, LabelTable] = field(default_factory=dict)
+    """The values that are such labels, each with its table."""
 
     columns: frozenset[ir.Value] = frozenset()
     """The values that are indices of chosen classes, with nothing added to them."""
@@ -73,7 +73,7 @@ def trace_tail(logits: ir.Value, class_axis: int, num_classes: int) -> Tail:
     axes: dict[ir.Value, int | None] = {logits: class_axis}
     class_ids: set[ir.Value] = set()
     columns: set[ir.Value] = set()
-    labels: set[ir.Value] = set()
+    labels: dict[ir.Value, LabelTable] = {}
     tables: list[LabelTable] = []
     found: list[tuple[ir.Node, Followed]] = []
     graph = logits.graph
@@ -91,10 +91,10 @@ def trace_tail(logits: ir.Value, class_axis: int, num_classes: int) -> Tail:
             if table is not None:
                 followed = Followed()
                 tables.append(table)
-                labels.update(node.outputs)
+                labels.update(dict.fromkeys(node.outputs, table))
             elif taken:
                 followed = follow_labels(node, taken)
-                labels.update(node.outputs)
+                labels.update(dict.fromkeys(node.outputs, labels[min(taken, key=list(node.inputs).index)]))
             else:
                 followed = _follow(node, axes, num_classes, ids)
                 given = class_ids_of(node, takes_class_ids=bool(ids))
@@ -111,7 +111,7 @@ def trace_tail(logits: ir.Value, class_axis: int, num_classes: int) -> Tail:
         warnings=tuple(followed.warning for _, followed in found if followed.warning is not None),
         obstacles=tuple(followed.obstacle for _, followed in found if followed.obstacle is not None),
         tables=tuple(tables),
-        labels=frozenset(labels),
+        labels=labels,
         columns=frozenset(columns),
     )
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -31,9 +32,7 @@ from exporters.onnx_io.files import check_model
 
 _INTEGERS = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16})
 _MOVES = frozenset({"Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
-_SCALED_INPUTS = frozenset(
-    {"DequantizeLinear", "QGemm", "QLinearAdd", "QLinearConv", "QLinearMatMul", "QLinearMul"}
-)
+_SCALED_INPUTS = frozenset({"DequantizeLinear", "QGemm", "QLinearAdd", "QLinearConv", "QLinearMatMul", "QLinearMul"})
 """Operators whose first three inputs are integers, their scale and their zero point."""
 
 _SCORES = frozenset({"LogSoftmax", "Sigmoid", "Softmax"})
@@ -45,7 +44,7 @@ class QuantizedInput:
 
     name: str
 
-    dtype: np.dtype[np.generic]
+    dtype: np.dtype[np.integer[Any]]
     """int8, uint8, int16 or uint16."""
 
     scale: float
@@ -62,7 +61,7 @@ class QuantizedInput:
         """Return numbers as the integers that QuantizeLinear makes of them."""
         limits = np.iinfo(self.dtype)
         rounded = np.rint(np.asarray(values, np.float32) / np.float32(self.scale)) + np.float32(self.zero_point)
-        return np.clip(rounded, limits.min, limits.max).astype(self.dtype)
+        return np.asarray(np.clip(rounded, limits.min, limits.max), dtype=self.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +148,7 @@ def _read_input(value: ir.Value) -> QuantizedInput | None:
     if len(found) != 1:
         return None
     scale, zero_point = found.pop()
-    return QuantizedInput(
-        name=str(value.name), dtype=np.dtype(value.dtype.numpy()), scale=scale, zero_point=zero_point
-    )
+    return QuantizedInput(name=str(value.name), dtype=np.dtype(value.dtype.numpy()), scale=scale, zero_point=zero_point)
 
 
 def _scale_of(node: ir.Node) -> tuple[float, int] | None:

@@ -1,7 +1,7 @@
 """Give a model tensors as outputs where it has sequences or maps, which hold the same numbers under their names.
 
-scikit-learn's exports and Azure Custom Vision end in a ZipMap: `(num_images, num_classes)` becomes a list of dictionaries.
-The scores before it are the model. A graph that also computes with sequences or maps cannot be edited.
+scikit-learn's exports and Azure Custom Vision end in a ZipMap: `(num_images, num_classes)` becomes a list of
+dictionaries. The scores before it are the model. A graph that also computes with sequences or maps cannot be edited.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ def _of_unknown_type(name: str, graph: onnx.GraphProto) -> onnx.ValueInfoProto:
     """Return an output for an inner value: with its type where the graph states it, as inference finds it elsewhere."""
     import onnx
 
-    stated = next((info for info in graph.value_info if info.name == name), None)
-    if stated is not None:
-        return onnx.ValueInfoProto.FromString(stated.SerializeToString())
+    for info in graph.value_info:
+        if info.name == name:
+            stated: onnx.ValueInfoProto = info
+            return stated
     # ZipMap takes float32 alone.
     return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, None])
 
