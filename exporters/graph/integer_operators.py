@@ -20,8 +20,8 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.graph.constants import STANDARD_DOMAINS, constant_array, is_constant
-from exporters.graph.edits import add_initializer, remove_unused, replace_uses, unused_name
-from exporters.graph.reading import input_of
+from exporters.graph.edits import add_initializer, add_node, remove_unused, replace_uses, unused_name
+from exporters.graph.reading import input_of, only_user, shape_of
 
 CONTRIB_DOMAIN = "com.microsoft"
 WIDE_OPSET = 21
@@ -37,6 +37,8 @@ _UNARY = {
     "QLinearSigmoid": "Sigmoid",
     "QLinearSoftmax": "Softmax",
 }
+_MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_SCORES = frozenset({"LogSoftmax", "Sigmoid", "Softmax"})
 _OWN_ATTRIBUTES = frozenset({"channels_last", "opset"})
 """Attributes of ONNX Runtime's operators that ONNX's own do not have."""
 
@@ -68,6 +70,94 @@ class WriteOutIntegersPass(ir.passes.InPlacePass):
             elif node.domain in {*STANDARD_DOMAINS, CONTRIB_DOMAIN} and (write := _writer(node.op_type)) is not None:
                 modified |= _replaced(graph, node, write)
         return ir.passes.PassResult(model, modified=modified)
+
+
+@dataclass(frozen=True, slots=True)
+class BypassRoundingPass(ir.passes.InPlacePass):
+    """Let logits and scores pass unrounded where they are only moved between being quantized and dequantized.
+
+    That rounding is for the range of the classes that the model knows. Where it follows a linear operator at once, it
+    belongs to the head, and stays there.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Bypass the pairs in place."""
+        graph, modified = model.graph, False
+        for last in _behind_heads(graph):
+            quantize = _quantized_before(last)
+            source = None if quantize is None else quantize.inputs[0]
+            if quantize is None or source is None:
+                continue
+            made, direct = source.producer(), last.inputs[0] is quantize.outputs[0]
+            if direct and (made is None or made.op_type not in _MOVES):
+                continue
+            for node, index in list(quantize.outputs[0].uses()):
+                node.replace_input_with(index, source)
+            _retype(source, last)
+            before = input_of(last, 0)
+            replace_uses(graph, last.outputs[0], _copy_for_output(graph, last, before))
+            remove_unused(graph, [last, quantize])
+            modified = True
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def _behind_heads(graph: ir.Graph) -> list[ir.Node]:
+    """Return the DequantizeLinear nodes between a linear operator and an output, the first ones first."""
+    found: dict[ir.Node, None] = {}
+    waiting, known = [*graph.outputs], set(graph.outputs)
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None or node.domain not in STANDARD_DOMAINS:
+            continue
+        if node.op_type not in _MOVES | _SCORES | _QDQ:
+            continue
+        if node.op_type == "DequantizeLinear":
+            found.setdefault(node)
+        source = node.inputs[0]
+        if source is not None and source not in known:
+            known.add(source)
+            waiting.append(source)
+    return [node for node in graph if node in found]
+
+
+def _quantized_before(last: ir.Node) -> ir.Node | None:
+    """Return the QuantizeLinear whose integers a node dequantizes by the same scale, moved and used by nothing else."""
+    value = input_of(last, 0)
+    while (node := value.producer()) is not None and node.op_type in _MOVES and only_user(value) is not None:
+        value = input_of(node, 0)
+    if node is None or node.op_type != "QuantizeLinear" or only_user(value) is None:
+        return None
+    return node if all(_equal(node, last, index) for index in (1, 2)) else None
+
+
+def _equal(first: ir.Node, second: ir.Node, index: int) -> bool:
+    values = [_optional(first, index), _optional(second, index)]
+    if values[0] is values[1]:
+        return True
+    arrays = [constant_array(value) for value in values if value is not None and is_constant(value)]
+    return len(arrays) == 2 and bool(np.array_equal(*arrays))
+
+
+def _retype(source: ir.Value, last: ir.Node) -> None:
+    """Give the values from a source to a node the source's type."""
+    value = input_of(last, 0)
+    while value is not source and (node := value.producer()) is not None:
+        value.type = source.type
+        value = input_of(node, 0)
+
+
+def _copy_for_output(graph: ir.Graph, last: ir.Node, before: ir.Value) -> ir.Value:
+    """Return a value to use instead of what a node gives, which takes that one's name."""
+    old = last.outputs[0]
+    return add_node(
+        graph,
+        "Identity",
+        [before],
+        before=last,
+        name=f"{old.name}_unrounded",
+        dtype=old.dtype,
+        shape=old.shape if old.shape is not None else shape_of(before),
+    )
 
 
 @dataclass(slots=True)

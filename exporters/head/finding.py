@@ -24,6 +24,7 @@ from exporters.graph.reading import label
 from exporters.head.patterns import (
     HeadPattern,
     Kind,
+    bends_at_positions,
     describe_linear,
     has_rows,
     is_linear,
@@ -311,6 +312,12 @@ def _nothing_found(model: ir.Model, refusals: list[str]) -> ModelLoadError:
 
 def _advice(model: ir.Model) -> str:
     """Return a sentence on what to give instead of a model whose operators hide its head, if it is one."""
+    last = next((node for node in reversed(model.graph) if is_linear(node) and has_rows(node)), None)
+    if last is not None and bends_at_positions(last):
+        return (
+            "Such is SqueezeNet's head: average the features first, then apply the 1x1 Conv without what comes after "
+            "it, and train that layer again."
+        )
     if any(node.op_type.startswith("QLinear") or node.op_type in _INTEGER_OPERATORS for node in model.graph):
         return "It computes in integers: export the float model that it was made from, with `precision='int8'`."
     nodes = list(model.graph)

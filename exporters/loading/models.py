@@ -18,7 +18,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.graph.edits import apply_passes
-from exporters.graph.integer_operators import WIDE_OPSET, WriteOutIntegersPass, needs_wide_quantization
+from exporters.graph.integer_operators import (
+    WIDE_OPSET,
+    BypassRoundingPass,
+    WriteOutIntegersPass,
+    needs_wide_quantization,
+)
 from exporters.graph.ml_operators import ReplaceMLOperatorsPass
 from exporters.graph.softmax_fusion import FuseSoftmaxPass
 from exporters.graph.training_mode import refuse_training_mode
@@ -222,7 +227,7 @@ def _in_standard_operators(model: ir.Model, *, where: str) -> ir.Model:
     standard = apply_passes(model, WriteOutIntegersPass(), ReplaceMLOperatorsPass())
     if standard is not model:
         infer_shapes(standard)
-    return standard
+    return apply_passes(standard, BypassRoundingPass())
 
 
 def _load_program(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:

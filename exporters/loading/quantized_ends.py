@@ -161,15 +161,23 @@ def _scale_of(node: ir.Node) -> tuple[float, int] | None:
 
 def _before_rounding(output: ir.Value) -> ir.Value | None:
     """Return the scores that an output gives rounded: as integers, or as few numbers after a softmax."""
-    node = output.producer()
-    if node is not None and node.op_type == "DequantizeLinear":
-        quantized = input_of(node, 0).producer()
-        source = None if quantized is None or quantized.op_type != "QuantizeLinear" else input_of(quantized, 0)
-        made = None if source is None else source.producer()
-        return source if made is not None and made.op_type in _SCORES else None
-    if node is None or node.op_type != "QuantizeLinear":
-        return None
-    return input_of(node, 0)
+    value, is_rounded = output, False
+    while (node := value.producer()) is not None and node.op_type == "QuantizeLinear":
+        value, is_rounded = input_of(node, 0), True
+        again = value.producer()
+        before = None if again is None or again.op_type != "DequantizeLinear" else input_of(again, 0)
+        if before is not None and _is_rounded_score(before):
+            value = before
+    if node is not None and node.op_type == "DequantizeLinear" and _is_rounded_score(input_of(node, 0)):
+        value, is_rounded = input_of(input_of(node, 0).producer() or node, 0), True
+    return value if is_rounded else None
+
+
+def _is_rounded_score(value: ir.Value) -> bool:
+    """Say whether a value is the integers that probabilities, or scores like them, were rounded to."""
+    node = value.producer()
+    made = input_of(node, 0).producer() if node is not None and node.op_type == "QuantizeLinear" else None
+    return made is not None and made.op_type in _SCORES
 
 
 def _take_float(graph: ir.Graph, given: QuantizedInput) -> None:
