@@ -336,7 +336,7 @@ def _with_head(
     plan: HeadPlan, base: ir.Model, location: HeadLocation, expanded: ExpandedHead, lengths: Float32 | None
 ) -> ir.Model:
     if plan.head_kind == "fused":
-        fused = apply_passes(base, FuseHeadPass(location, expanded, plan.baked_names))
+        fused = apply_passes(base, FuseHeadPass(location, replace(expanded, class_names=plan.baked_names)))
         add_class_names(fused, plan.table.filled_names, num_seen=len(plan.seen_names))
         return fused
     table = plan.table

@@ -45,7 +45,6 @@ from icis_deploy.bundle.manifest import FEATURES, SLOT_ARBITER, SLOT_BIAS, SLOT_
 from icis_deploy.common.arrays import Float32, frozen_float32
 from icis_deploy.errors import ExportError, IncompatibleError, UsageError
 from icis_deploy.head.arbiter import no_arbiter
-from icis_deploy.head.head import Head
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS
 
 FUSED_LOGITS = "head_logits"
@@ -108,10 +107,7 @@ class FuseHeadPass(ir.passes.InPlacePass):
     """Where the head is."""
 
     head: AnyHead = field(repr=False)
-    """All rows, those of the model's own classes first."""
-
-    class_names: tuple[str, ...] = field(default=(), repr=False)
-    """`(num_classes,)`: what the classes are called, for tables of labels; not needed where `head` holds them."""
+    """All rows, those of the model's own classes first; with names, where the model has tables of labels."""
 
     def requires(self, model: ir.Model) -> None:
         """Raise if the head is not there, or the rows have another width."""
@@ -143,14 +139,14 @@ class FuseHeadPass(ir.passes.InPlacePass):
         ensure_outputs(self.location, model, num_classes=self.head.num_classes, features=False)
 
     def _names(self) -> tuple[str, ...]:
-        names = self.head.class_names if isinstance(self.head, Head) else self.class_names
+        names = self.head.class_names
         if len(names) != self.head.num_classes:
             raise UsageError(
                 f"The model gives chosen classes' labels, and {len(names)} names are known for {self.head.num_classes} "
                 f"classes.",
                 found=len(names),
                 expected=self.head.num_classes,
-                hint="Give `class_names`, those of the model's own classes first.",
+                hint="Give a head that holds its class names.",
             )
         return names
 

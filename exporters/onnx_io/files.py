@@ -265,8 +265,8 @@ def _check_external_weights(model: ir.Model, path: Path) -> None:
                 ) from error
             if end > size:
                 raise ModelLoadError(
-                    f"{path} keeps the weight {value.name!r} in {tensor.location}, up to byte {end}; the file has "
-                    f"{size} bytes.",
+                    f"{path} keeps the weight {value.name!r} in {tensor.location}, which cannot be read: the file has "
+                    f"{size} bytes, and the weight ends at byte {end}.",
                     found=size,
                     expected=f"at least {end} bytes",
                     where=tensor.location,

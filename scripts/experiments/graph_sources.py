@@ -114,7 +114,9 @@ def write_transformers(folder: Path) -> None:
         ),
     }
     for name, config in configs.items():
-        model = transformers.AutoModelForImageClassification.from_config(config, attn_implementation="eager").eval()
+        called = type(config).__name__.removesuffix("Config") + "ForImageClassification"
+        config._attn_implementation = "eager"
+        model = getattr(transformers, called)(config).eval()
         model.config.return_dict = False
         try:
             torch.onnx.export(
@@ -158,7 +160,12 @@ def float_classifier(head: str, *, softmax: bool = False, relu: bool = False) ->
 
 
 def classifier_of(
-    nodes: list[Any], constants: dict[str, Any], outputs: dict[str, tuple[Any, Any]], *, taken: int = 1, ml: bool = False
+    nodes: list[Any],
+    constants: dict[str, Any],
+    outputs: dict[str, tuple[Any, Any]],
+    *,
+    taken: int = 1,
+    ml: bool = False,
 ) -> Any:
     onnx: Any = module("onnx")
     helper = onnx.helper
@@ -169,9 +176,7 @@ def classifier_of(
         "classifier",
         [helper.make_tensor_value_info("image", taken, ["n", 3, SIDE, SIDE])],
         [
-            helper.make_value_info(name, dtype)
-            if shape is None
-            else helper.make_tensor_value_info(name, dtype, shape)
+            helper.make_value_info(name, dtype) if shape is None else helper.make_tensor_value_info(name, dtype, shape)
             for name, (dtype, shape) in outputs.items()
         ],
         [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
@@ -237,7 +242,12 @@ def write_onnx(folder: Path) -> None:
     label = scores | {"label": (types.STRING, ["n"])}
     written = {
         "labels by LabelEncoder": (body + [best, encode], constants, label, {"ml": True}),
-        "labels by Gather": (body + [best, make("Gather", ["t", "best"], ["label"])], constants | {"t": table}, label, {}),
+        "labels by Gather": (
+            body + [best, make("Gather", ["t", "best"], ["label"])],
+            constants | {"t": table},
+            label,
+            {},
+        ),
         "numbers by Gather": (
             body + [best, make("Gather", ["t", "best"], ["label"])],
             constants | {"t": np.arange(100, 100 + NUM_CLASSES)},
@@ -336,7 +346,8 @@ def write_tensorflow(folder: Path) -> None:
         maps = layers.DepthwiseConv2D(3, padding="same", activation="relu")(layers.BatchNormalization()(maps))
         if head == "conv":
             return keras.Model(
-                given, layers.Flatten()(layers.Conv2D(NUM_CLASSES, 1)(layers.GlobalAveragePooling2D(keepdims=True)(maps)))
+                given,
+                layers.Flatten()(layers.Conv2D(NUM_CLASSES, 1)(layers.GlobalAveragePooling2D(keepdims=True)(maps))),
             )
         if head == "flattened maps, softmax":
             pooled = layers.Flatten()(layers.MaxPooling2D(4)(maps))
