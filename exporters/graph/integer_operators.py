@@ -135,7 +135,7 @@ def _equal(first: ir.Node, second: ir.Node, index: int) -> bool:
     if values[0] is values[1]:
         return True
     arrays = [constant_array(value) for value in values if value is not None and is_constant(value)]
-    return len(arrays) == 2 and bool(np.array_equal(*arrays))
+    return len(arrays) == 2 and bool(np.array_equal(arrays[0], arrays[1]))
 
 
 def _retype(source: ir.Value, last: ir.Node) -> None:

@@ -166,8 +166,9 @@ def _before_rounding(output: ir.Value) -> ir.Value | None:
         value, is_rounded = input_of(node, 0), True
         again = value.producer()
         before = None if again is None or again.op_type != "DequantizeLinear" else input_of(again, 0)
-        if before is not None and _is_rounded_score(before):
-            value = before
+        made = None if before is None else before.producer()
+        if before is not None and made is not None and made.op_type == "QuantizeLinear":
+            value = before  # rounded twice: to the type of the operators, then to that of the output
     if node is not None and node.op_type == "DequantizeLinear" and _is_rounded_score(input_of(node, 0)):
         value, is_rounded = input_of(input_of(node, 0).producer() or node, 0), True
     return value if is_rounded else None

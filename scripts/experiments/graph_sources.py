@@ -2,11 +2,11 @@
 
     python graph_sources.py SOURCE FOLDER
 
-SOURCE is one of `torch`, `transformers`, `quantization`, `onnx`, `sklearn`, `tensorflow`, `paddle` and `jax`. The last four
-need tools whose pins contradict this project's: run this file with an environment of their own (`pip install scikit-learn
-skl2onnx`; `tensorflow-cpu tf2onnx`; `paddlepaddle paddle2onnx packaging setuptools`; `jax2onnx flax`). It needs nothing else
-of this project. Files are called `producer--head.onnx`. Calibrated ones are calibrated on `FOLDER/images.npy`, which
-`graphs.py --write-images FOLDER` writes.
+SOURCE is one of `torch`, `transformers`, `quantization`, `onnx`, `sklearn`, `tensorflow`, `paddle` and `jax`. The last
+four need tools whose pins contradict this project's: run this file with an environment of their own (`pip install
+scikit-learn skl2onnx`; `tensorflow-cpu tf2onnx`; `paddlepaddle paddle2onnx packaging setuptools`; `jax2onnx flax`). It
+needs nothing else of this project. Files are called `producer--head.onnx`. Calibrated ones are calibrated on
+`FOLDER/images.npy`, which `graphs.py --write-images FOLDER` writes.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ def module(name: str) -> Any:
 
 
 def normal(*shape: int) -> Any:
+    """Return random weights, float32."""
     return RNG.normal(size=shape).astype(np.float32)
 
 
 def write_torch(folder: Path) -> None:
-    """torch's TorchScript exporter, and the one on torch.export."""
+    """Write with PyTorch's TorchScript exporter, and the one on torch.export."""
     torch: Any = module("torch")
     nn, functional = torch.nn, torch.nn.functional
     torch.manual_seed(0)
@@ -48,7 +49,7 @@ def write_torch(folder: Path) -> None:
             self.conv = nn.Conv2d(WIDTH, NUM_CLASSES, 1)
             self.weight = nn.Parameter(torch.randn(NUM_CLASSES, WIDTH))
 
-        def forward(self, image: Any) -> Any:
+        def forward(self, image: Any) -> Any:  # noqa: PLR0911 - a head each
             maps = self.body(image)
             if self.head == "conv, then mean":
                 return self.conv(maps).mean((2, 3))
@@ -167,6 +168,7 @@ def classifier_of(
     taken: int = 1,
     ml: bool = False,
 ) -> Any:
+    """Return a classifier of these nodes, constants and outputs."""
     onnx: Any = module("onnx")
     helper = onnx.helper
     for index, node in enumerate(nodes):
@@ -241,28 +243,28 @@ def write_onnx(folder: Path) -> None:
     )
     label = scores | {"label": (types.STRING, ["n"])}
     written = {
-        "labels by LabelEncoder": (body + [best, encode], constants, label, {"ml": True}),
+        "labels by LabelEncoder": ([*body, best, encode], constants, label, {"ml": True}),
         "labels by Gather": (
-            body + [best, make("Gather", ["t", "best"], ["label"])],
+            [*body, best, make("Gather", ["t", "best"], ["label"])],
             constants | {"t": table},
             label,
             {},
         ),
         "numbers by Gather": (
-            body + [best, make("Gather", ["t", "best"], ["label"])],
+            [*body, best, make("Gather", ["t", "best"], ["label"])],
             constants | {"t": np.arange(100, 100 + NUM_CLASSES)},
             scores | {"label": (types.INT64, ["n"])},
             {},
         ),
         "one-hot of the choice": (
-            body + [best, make("OneHot", ["best", "depth", "values"], ["label"])],
+            [*body, best, make("OneHot", ["best", "depth", "values"], ["label"])],
             constants | {"depth": np.array(NUM_CLASSES), "values": np.array([0, 1], np.float32)},
             scores | {"label": (1, ["n", NUM_CLASSES])},
             {},
         ),
         "softmax and ZipMap (Azure Custom Vision)": (
-            body
-            + [
+            [
+                *body,
                 make("Softmax", ["logits"], ["scores"], axis=1),
                 make("ZipMap", ["scores"], ["loss"], domain="ai.onnx.ml", classlabels_strings=names),
             ],
@@ -277,7 +279,7 @@ def write_onnx(folder: Path) -> None:
             {"taken": types.UINT8},
         ),
         "softmax of a softmax": (
-            body + [make("Softmax", ["logits"], ["s"], axis=1), make("Softmax", ["s"], ["scores"], axis=1)],
+            [*body, make("Softmax", ["logits"], ["s"], axis=1), make("Softmax", ["s"], ["scores"], axis=1)],
             constants,
             {"scores": (1, ["n", NUM_CLASSES])},
             {},
@@ -353,7 +355,7 @@ def write_tensorflow(folder: Path) -> None:
             pooled = layers.Flatten()(layers.MaxPooling2D(4)(maps))
         else:
             pooled = layers.GlobalAveragePooling2D()(maps)
-        activation = None if head == "dense" else head.split(", ")[-1]
+        activation = None if head == "dense" else head.rsplit(", ", maxsplit=1)[-1]
         return keras.Model(given, layers.Dense(NUM_CLASSES, activation=activation)(pooled))
 
     def samples() -> Any:
@@ -378,7 +380,7 @@ def write_tensorflow(folder: Path) -> None:
                 lite = Path(work) / "model.tflite"
                 lite.write_bytes(converter.convert())
                 out = folder / f"tf2onnx, TFLite {kind}--{head}.onnx"
-                subprocess.run(
+                subprocess.run(  # noqa: S603 - this interpreter, on files of this script
                     [sys.executable, "-m", "tf2onnx.convert", "--tflite", lite, "--output", out, "--opset", "15"],
                     check=False,
                 )

@@ -6,8 +6,9 @@
 
 The new class has the row of a seen one. So its scores must be that one's, and those of seen classes what they were:
 both is measured in bare ONNX Runtime on the original file and on the exported one. A cell is the greatest difference
-of a seen class's score from the original's, in standard deviations of that, for scores after a softmax of their logarithms,
-renormalised; *copy* is the same for the new class and the one that it copies. What is refused stands with its message.
+of a seen class's score from the original's, in standard deviations of that, for scores after a softmax of their
+logarithms, renormalised; *copy* is the same for the new class and the one that it copies. What is refused stands with
+its message.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx  # noqa: TID253 - a script, which starts for this
-import onnxruntime
+import onnxruntime  # noqa: TID253
 from numpy.typing import NDArray
 
 import icis_deploy
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> None:
         np.save(Path(arguments[1]) / "images.npy", neutral_images(NUM_IMAGES, SIDE, SIDE, seed=SEED))
         return
     warnings.simplefilter("ignore")
+    onnxruntime.set_default_logger_severity(3)
     lines, counts = [], {"taken": 0, "refused": 0, "wrong": 0}
     for path in sorted(Path(arguments[0]).glob("*.onnx")):
         producer, _, head = path.stem.partition("--")
@@ -50,7 +52,7 @@ def main(arguments: list[str]) -> None:
                 outcome = "wrong"
             shown = "; ".join(f"{name} {seen:.0e}, copy {copy:.0e}" for name, seen, copy in cells)
         except ICISDeployError as error:
-            outcome, shown = "refused", f"refused: {_one_line(str(error))}"
+            outcome, shown = "refused", f"refused: {_one_line(str(error), path)}"
         counts[outcome] += 1
         lines.append(f"| {producer} | {head} | {shown} |")
         print(lines[-1], file=sys.stderr, flush=True)
@@ -142,8 +144,11 @@ def _differences(before: NDArray[Any], after: NDArray[Any], kind: str) -> tuple[
     return float(differences[0]), float(differences[1])
 
 
-def _one_line(message: str) -> str:
-    return " ".join(message.split()).replace("|", "\\|")
+def _one_line(message: str, path: Path) -> str:
+    """Return a message without folders, which are of one run alone."""
+    return " ".join(message.replace(str(path), "The model").split(" No bundle was written")[0].split()).replace(
+        "|", "\\|"
+    )
 
 
 if __name__ == "__main__":
