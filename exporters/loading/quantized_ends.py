@@ -161,7 +161,7 @@ def _scale_of(node: ir.Node) -> tuple[float, int] | None:
 
 def _before_rounding(output: ir.Value) -> ir.Value | None:
     """Return the scores that an output gives rounded: as integers, or as few numbers after a softmax."""
-    value, is_rounded = output, False
+    value, is_rounded = _before_moves(output), False
     while (node := value.producer()) is not None and node.op_type == "QuantizeLinear":
         value, is_rounded = input_of(node, 0), True
         again = value.producer()
@@ -172,6 +172,14 @@ def _before_rounding(output: ir.Value) -> ir.Value | None:
     if node is not None and node.op_type == "DequantizeLinear" and _is_rounded_score(input_of(node, 0)):
         value, is_rounded = input_of(input_of(node, 0).producer() or node, 0), True
     return value if is_rounded else None
+
+
+def _before_moves(output: ir.Value) -> ir.Value:
+    """Return the integers that an output gives in another shape."""
+    value = output
+    while (node := value.producer()) is not None and value.dtype in _INTEGERS and node.op_type in _MOVES:
+        value = input_of(node, 0)
+    return value
 
 
 def _is_rounded_score(value: ir.Value) -> bool:
@@ -202,9 +210,23 @@ def _give_float(graph: ir.Graph, index: int, inner: str) -> None:
     source = next((value for node in graph for value in node.outputs if value.name == inner), None)
     if source is None or source.is_graph_output():
         return
+    if (moved := _before_moves(output)) is not output:
+        _move_unrounded(output, moved, source)
+        return
     graph.outputs[index] = source
     output.name = unused_name(graph, f"{name}_rounded")
     source.name = name
     producer = output.producer()
     if producer is not None:
         remove_unused(graph, [producer])
+
+
+def _move_unrounded(output: ir.Value, integers: ir.Value, source: ir.Value) -> None:
+    """Let what moves integers to an output move scores that are not rounded."""
+    value = output
+    while value is not integers and (node := value.producer()) is not None:
+        value.type = source.type
+        before = input_of(node, 0)
+        if before is integers:
+            node.replace_input_with(0, source)
+        value = before

@@ -26,15 +26,15 @@ def add_class_names(model: ir.Model, new_names: Sequence[str], *, num_seen: int)
         num_seen: Number of classes that the original model knows.
     """
     text = model.metadata_props.get(NAMES)
-    listed = None if text is None else _parsed(text)
-    if text is None or listed is None or not new_names or not _lists(listed, num_seen):
+    listed, is_json = (None, False) if text is None else _parsed(text)
+    if listed is None or not new_names or not _lists(listed, num_seen):
         return
     if isinstance(listed, list):
         grown: object = [*listed, *new_names]
     else:
         number = int if all(isinstance(key, int) for key in listed) else str
         grown = listed | {number(num_seen + index): name for index, name in enumerate(new_names)}
-    model.metadata_props[NAMES] = json.dumps(grown, ensure_ascii=False) if _is_json(text) else repr(grown)
+    model.metadata_props[NAMES] = json.dumps(grown, ensure_ascii=False) if is_json else repr(grown)
 
 
 def _lists(listed: dict[object, object] | list[object], num_seen: int) -> bool:
@@ -43,18 +43,15 @@ def _lists(listed: dict[object, object] | list[object], num_seen: int) -> bool:
     return [str(key) for key in listed] == [str(index) for index in range(num_seen)]
 
 
-def _parsed(text: str) -> dict[object, object] | list[object] | None:
-    """Return what a text lists, as JSON or as a Python literal; `None` for anything else."""
+def _parsed(text: str) -> tuple[dict[object, object] | list[object] | None, bool]:
+    """Return what a text lists, as JSON or as a Python literal, and whether it is JSON; `None` for anything else."""
+    is_json = True
     try:
-        value = json.loads(text) if _is_json(text) else ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-    return value if isinstance(value, (dict, list)) else None
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        return False
-    return True
+        is_json = False
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = None
+    return (value if isinstance(value, (dict, list)) else None), is_json

@@ -119,7 +119,10 @@ def _scores(path: Path, name: str, given: NDArray[Any]) -> NDArray[Any]:
     if np.issubdtype(scores.dtype, np.floating):
         return np.asarray(scores, dtype=np.float64)
     constants = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
-    (made,) = (node for node in model.graph.node if name in node.output)
+    by_output = {output: node for node in model.graph.node for output in node.output}
+    made = by_output[name]
+    while made.op_type != "QuantizeLinear":  # integers that are given in another shape
+        made = by_output[made.input[0]]
     scale, zero = (constants[each].astype(np.float64) for each in made.input[1:3])
     return np.asarray((scores - zero) * scale, dtype=np.float64)
 
