@@ -1,7 +1,8 @@
 """Bring a softmax that a converter wrote in primitives back to one operator, so that what follows a head is known.
 
 JAX and TensorFlow write `exp(x - max(x)) / sum(exp(x - max(x)))`, and its logarithm `z - log(sum(exp(z)))`; some leave
-the maximum out, multiply by a reciprocal, or subtract a ReduceLogSumExp. Source: ONNX operators Softmax and LogSoftmax, opset 13, one axis each.
+the maximum out, multiply by a reciprocal, or subtract a ReduceLogSumExp.
+Source: ONNX operators Softmax and LogSoftmax, opset 13, one axis each.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class FuseSoftmaxPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(found))
 
 
-def _match(node: ir.Node) -> tuple[str, ir.Value, int] | None:
+def _match(node: ir.Node) -> tuple[str, ir.Value, int] | None:  # noqa: PLR0911 - a form each
     """Return the operator that a node ends, what it is of, and its axis; `None` if it ends none."""
     if node.domain not in STANDARD_DOMAINS:
         return None

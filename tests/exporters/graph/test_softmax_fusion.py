@@ -16,7 +16,8 @@ IMAGES = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
 def model_of(steps: str, opset: int = 17, outputs: str = "float[n, 4] y") -> ir.Model:
     return parsed_model(
         f"""<ir_version: 8, opset_import: ["": {opset}]> g (float[n, 4] x) => ({outputs})
-        <int64[1] one = {{1}}, int64[1] last = {{-1}}, int64[2] both = {{0, 1}}, int64[1] zero = {{0}}, int64[2] column = {{-1, 1}}> {{ {steps} }}"""
+        <int64[1] one = {{1}}, int64[1] last = {{-1}}, int64[2] both = {{0, 1}}, int64[1] zero = {{0}},
+            int64[2] column = {{-1, 1}}> {{ {steps} }}"""
     )
 
 
