@@ -21,7 +21,7 @@ from icis_deploy.head.head import rows_per_block
 Kind = Literal["gemm", "matmul", "conv", "cosine"]
 _KINDS: dict[str, Kind] = {"Gemm": "gemm", "MatMul": "matmul", "Conv": "conv"}
 
-_BENT = frozenset({"Clip", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Softplus", "Tanh"})
+_BENT = frozenset({"Clip", "Elu", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Softplus", "Tanh"})
 """Operators that are not linear: what they give for an average is not the average of what they give."""
 
 
@@ -96,12 +96,14 @@ def match_head(node: ir.Node) -> HeadPattern | str:
         shape = ", ".join(str(size) for size in sizes)
         user = next((use.node for use in chain.logits.uses()), None)
         before = "" if user is None else f" before {label(user)} ({user.op_type})"
-        if bends_at_positions(node) and user is not None:
-            return (
-                f"{label(user)} ({user.op_type}) comes after it at every position, before the average over positions: "
-                f"such scores do not follow from averaged features by a row, which is what a new class gets"
-            )
-        return f"it is applied at every position of features of shape [{shape}], which nothing averages{before}"
+        why = (
+            "; scores that are cut or bent at each position do not follow from averaged features by a row, which is "
+            "what a new class gets"
+        )
+        return (
+            f"it is applied at every position of features of shape [{shape}], which nothing averages{before}"
+            f"{why if bends_at_positions(node) else ''}"
+        )
     return HeadPattern(
         kind="cosine" if is_unit_length(features) else _KINDS[node.op_type],
         node=node,

@@ -50,6 +50,9 @@ def write(
         constants |= {"os": np.float32(1 / 256), "oz": np.uint8(0), "oz8": np.int8(-128)}
         nodes.append(helper.make_node("QuantizeLinear", ["exact", "os", "oz"], ["q" if end != "uint8" else "scores"]))
         output = TensorProto.UINT8
+    if end == "uint8, moved":
+        constants["whole"] = np.array([-1, 5])
+        nodes.append(helper.make_node("Reshape", ["q", "whole"], ["scores"]))
     if end in {"rounded float", "int8 after uint8"}:
         nodes.append(
             helper.make_node("DequantizeLinear", ["q", "os", "oz"], ["scores" if end == "rounded float" else "r"])
@@ -89,7 +92,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["at once", "moved first"])
-@pytest.mark.parametrize("end", ["float", "uint8", "rounded float", "int8 after uint8"])
+@pytest.mark.parametrize("end", ["float", "uint8", "uint8, moved", "rounded float", "int8 after uint8"])
 @pytest.mark.parametrize("scale", [*SCALES, "uint8 pixels, cast"])
 def test_a_model_of_integers_becomes_one_of_numbers(tmp_path: Path, scale: str, end: str, moved: bool):
     dtype, factor, zero = SCALES.get(scale, (np.uint8, None, 0))
