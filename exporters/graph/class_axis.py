@@ -194,7 +194,7 @@ def _follow_elementwise(node: ir.Node, carriers: list[Carrier]) -> Followed:
     others = [source for source in node.inputs if source is not None and source not in values]
     quantizes = node.op_type in {"QuantizeLinear", "DequantizeLinear"}
     for other in others:
-        if _varies_by_class(other, from_right) or (quantizes and constant_size(other) != 1):
+        if _varies_by_class(other, from_right) or (quantizes and not _is_one_number(other)):
             return Followed(obstacle=f"{label(node)} ({node.op_type}) combines the logits with one value per class")
     rank = max(len(source.shape) for source in (*values, *others) if source.shape is not None)
     warning = f"{node.op_type} {label(node)}" if node.op_type in _UNUSUAL_ELEMENTWISE else None

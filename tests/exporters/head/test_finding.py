@@ -239,7 +239,7 @@ def test_a_model_that_can_take_no_more_classes_says_which_node_forbids_it(body: 
             "m = Conv (x, p) [bent] r = Relu (m) y = GlobalAveragePool (r)",
             "float[batch, 5, 1, 1] y",
             "float[batch, 4, 3, 3] x",
-            "which nothing averages before bent (Relu); scores that are cut or bent at each position do not follow from",
+            "which nothing averages before bent (Relu); scores that are cut or bent at each position do not follow",
         ),
         (
             "[value] y = MatMul (x, one)",
