@@ -92,6 +92,8 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "exporters/bundles/finishing.py": ("path.read_bytes", "of keys that were read within their limit just before"),
     "exporters/conversion/int8.py": ("ir.load ir.load", "models that this process has just written"),
     "exporters/gate/gate.py": ("ir.load", "the model of the bundle that this process has just written"),
+    "exporters/gate/other_outputs.py": ("ir.load", "the model of the bundle that this process has just written"),
+    "exporters/onnx_io/class_names_metadata.py": ("json.loads", "a text in the metadata of a model that was read"),
     "exporters/head/surgery.py": ("ir.load", "the model that this process has just written"),
     "exporters/loading/original.py": (
         "onnx.load",

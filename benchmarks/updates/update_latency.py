@@ -235,13 +235,12 @@ def _exporter(original: Path) -> Reexport:
     def export(path: Path, update: ClassUpdate) -> None:
         model = load_model(str(original)).model
         location = find_head(model)
-        has_arbiter = update.arbiter is not None
         head = ExpandedHead(
             model=model,
             location=location,
             injected=update.rows,
             arbiter=update.arbiter,
-            **({"lengths": seen_row_lengths(model, location)} if has_arbiter else {}),
+            lengths=np.empty(0, np.float32) if update.arbiter is None else seen_row_lengths(model, location),
         )
         save_model(apply_passes(model, FuseHeadPass(location, head)), path)
 

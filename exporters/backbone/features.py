@@ -61,7 +61,9 @@ def neutral_features(
 
     def features_from(first: int) -> Float32:
         count = min(size, NUM_NEUTRAL_IMAGES - first)
-        batch = seeded_images(sizes, preprocessing, num_inputs=count, seed=seed, first=first)
+        batch = seeded_images(
+            sizes, preprocessing, num_inputs=count, seed=seed, first=first, value_range=loaded.value_range
+        )
         return _features(session.result(), batch, loaded.fixed_batch)
 
     try:

@@ -105,6 +105,7 @@ def input_batches(
     images: InputSource | None,
     *,
     fixed_batch: int | None,
+    value_range: tuple[float, float] | None = None,
 ) -> InputBatches:
     """Return the inputs of a comparison.
 
@@ -113,13 +114,22 @@ def input_batches(
         preprocessing: How images are prepared; also scales the seeded inputs to the range of real ones.
         images: Image files or arrays to use; `None` for seeded inputs.
         fixed_batch: Batch size of a model that takes no other; `None` for one that takes any.
+        value_range: What seeded inputs are scaled to without preprocessing; `None` for -1..1.
     """
-    batches = _given_batches(model_input, preprocessing, images, batch_size=fixed_batch or BATCH_SIZE)
+    scaled_to = (-1.0, 1.0) if value_range is None else value_range
+    batches = _given_batches(
+        model_input, preprocessing, images, batch_size=fixed_batch or BATCH_SIZE, scaled_to=scaled_to
+    )
     return InputBatches(given=SpooledBatches(batches), preprocessing=preprocessing, fixed_batch=fixed_batch)
 
 
 def _given_batches(
-    model_input: ModelInput, preprocessing: Preprocessing | None, images: InputSource | None, *, batch_size: int
+    model_input: ModelInput,
+    preprocessing: Preprocessing | None,
+    images: InputSource | None,
+    *,
+    batch_size: int,
+    scaled_to: tuple[float, float],
 ) -> Iterator[NDArray[np.generic]]:
     if images is not None:
         form = InputForm(shape=model_input.shape, dtype=model_input.dtype, preprocessing=preprocessing)
@@ -132,10 +142,12 @@ def _given_batches(
         inputs: NDArray[np.generic] = np.rint(255 * neutral.transpose(0, 2, 3, 1)).astype(np.uint8)
     elif is_image_input(model_input.shape, preprocessing):
         channels, height, width = _channels_first(model_input.shape, preprocessing)
-        inputs = _prepared(_with_channels(_comparison_images(height, width), channels, preprocessing), preprocessing)
+        inputs = _prepared(
+            _with_channels(_comparison_images(height, width), channels, preprocessing), preprocessing, scaled_to
+        )
     else:
         shape = (NUM_SEEDED_INPUTS, *model_input.shape)
-        inputs = np.random.default_rng(SEED).uniform(-1, 1, shape).astype(np.float32)
+        inputs = np.random.default_rng(SEED).uniform(*scaled_to, shape).astype(np.float32)
     for start in range(0, len(inputs), batch_size):
         yield inputs[start : start + batch_size]
 
@@ -154,13 +166,20 @@ _cached_images = lru_cache(maxsize=1)(_rendered_images)
 
 
 def seeded_images(
-    shape: tuple[int, ...], preprocessing: Preprocessing | None, *, num_inputs: int, seed: int, first: int = 0
+    shape: tuple[int, ...],
+    preprocessing: Preprocessing | None,
+    *,
+    num_inputs: int,
+    seed: int,
+    first: int = 0,
+    value_range: tuple[float, float] | None = None,
 ) -> NDArray[np.float32]:
     """Return neutral images, prepared for a model.
 
     Args:
         shape: Shape of one input, without the batch; `is_image_input` must hold.
-        preprocessing: Applied to the images; without it they are scaled to -1..1.
+        preprocessing: Applied to the images.
+        value_range: What they are scaled to without preprocessing; `None` for -1..1.
         num_inputs: Number of images.
         seed: The same seed gives the same images.
         first: Index of the first image of the seed's sequence.
@@ -170,7 +189,8 @@ def seeded_images(
     """
     channels, height, width = _channels_first(shape, preprocessing)
     images = neutral_images(num_inputs, height, width, seed=seed, first=first)
-    return _prepared(_with_channels(images, channels, preprocessing), preprocessing)
+    scaled_to = (-1.0, 1.0) if value_range is None else value_range
+    return _prepared(_with_channels(images, channels, preprocessing), preprocessing, scaled_to)
 
 
 def _with_channels(
@@ -185,9 +205,12 @@ def _with_channels(
     return images[:, np.arange(num_channels) % images.shape[1]]
 
 
-def _prepared(images: NDArray[np.float32], preprocessing: Preprocessing | None) -> NDArray[np.float32]:
+def _prepared(
+    images: NDArray[np.float32], preprocessing: Preprocessing | None, scaled_to: tuple[float, float]
+) -> NDArray[np.float32]:
     if preprocessing is None:
-        return np.asarray(2 * images - 1, dtype=np.float32)
+        least, greatest = scaled_to
+        return np.asarray((greatest - least) * images + least, dtype=np.float32)
     return preprocessing.normalize(images.transpose(0, 2, 3, 1))
 
 

@@ -21,6 +21,7 @@ from exporters.head.finding import HeadLocation
 from exporters.head.score_kinds import score_kind
 from exporters.head.surgery import AddSlotsPass, FuseHeadPass, SetSlotDefaultsPass
 from exporters.loading.models import LoadedModel
+from exporters.onnx_io.class_names_metadata import add_class_names
 from exporters.onnx_io.files import save_model
 from exporters.targets.registry import BuiltTarget, Gate, TargetPlan
 from icis_deploy.bundle.arbiter_constants import serialize_row_lengths
@@ -364,7 +365,9 @@ def _with_head(
     plan: HeadPlan, base: ir.Model, location: HeadLocation, expanded: ExpandedHead, lengths: Float32 | None
 ) -> ir.Model:
     if plan.head_kind == "fused":
-        return apply_passes(base, FuseHeadPass(location, expanded))
+        fused = apply_passes(base, FuseHeadPass(location, replace(expanded, class_names=plan.baked_names)))
+        add_class_names(fused, plan.table.filled_names, num_seen=len(plan.seen_names))
+        return fused
     table = plan.table
     return apply_passes(
         base,

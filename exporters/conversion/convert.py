@@ -65,7 +65,15 @@ def convert_precision(
     """
     if form.precision == "fp32":
         return ConvertedModel(model=loaded.model)
-    with closing(input_batches(model_input, preprocessing, calibration, fixed_batch=loaded.fixed_batch)) as images:
+    with closing(
+        input_batches(
+            model_input,
+            preprocessing,
+            calibration,
+            fixed_batch=loaded.fixed_batch,
+            value_range=loaded.value_range,
+        )
+    ) as images:
         if form.precision == "fp16":
             return ConvertedModel(
                 model=_with_named_logits(convert_to_float16(loaded.model, images.one_by_one), location)
@@ -77,7 +85,11 @@ def convert_precision(
         judged = (
             quantized if rewrite is None else replace(quantized, backbone=apply_passes(quantized.backbone, rewrite))
         )
-        with closing(input_batches(model_input, preprocessing, few, fixed_batch=loaded.fixed_batch)) as images:
+        with closing(
+            input_batches(
+                model_input, preprocessing, few, fixed_batch=loaded.fixed_batch, value_range=loaded.value_range
+            )
+        ) as images:
             layers = worst_layers(judged, images.one_by_one(), limit=_NUM_NAMED)
         return f"the layers that add most noise are {', '.join(layer.describe() for layer in layers)}"
 

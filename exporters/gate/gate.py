@@ -11,7 +11,8 @@ Comparisons, each of which catches what the others cannot:
 4. *Slots and arbiter.* The defaults baked into the model must be the slots that the bundle states, and no empty slot
    may win. Slots must follow arbiters of a seed as well as those that they have, which may be none; and the lengths of
    seen rows, with which a device computes an arbiter's statistics itself, must be right.
-5. *What new classes cost*, where images of seen classes are given: an export that is as exact as can be may still take
+5. *Every other output*, such as labels, ids or an embedding (`other_outputs.py`).
+6. *What new classes cost*, where images of seen classes are given: an export that is as exact as can be may still take
    from an owner what the model can do today. It is over its budget only with 95 % confidence.
 
 New logits that follow an arbiter depend on which seen class has the greatest logit. Where two are as close as a
@@ -45,6 +46,7 @@ from exporters.backbone.features import features_of
 from exporters.backbone.inputs import InputBatches, input_batches
 from exporters.gate.float16_emulation import EmulateFloat16Pass
 from exporters.gate.head_faults import HeadRun, clipped, name_fault
+from exporters.gate.other_outputs import other_output_failures
 from exporters.graph.edits import apply_passes
 from exporters.head.arbiter import ROW_LENGTHS
 from exporters.head.expanded_head import AnyHead, ExpandedHead, seen_row_lengths
@@ -129,12 +131,25 @@ def compare_bundle(
     """
     is_reference = runtime is None or runtime.is_reference
     with closing(
-        input_batches(bundle.model_input, bundle.preprocessing, images, fixed_batch=loaded.fixed_batch)
+        input_batches(
+            bundle.model_input,
+            bundle.preprocessing,
+            images,
+            fixed_batch=loaded.fixed_batch,
+            value_range=loaded.value_range,
+        )
     ) as inputs:
         features = _features(backbone(loaded.model, location), inputs, prepared=True)
         original = _original_scores(loaded, location, inputs)
         loaded.release()
         ran = run_bundle(folder, bundle, inputs, runtime, rewrite, served)
+        profile = _profile(bundle.precision, location)
+        others = []
+        if is_reference and rewrite is None:
+            others = other_output_failures(
+                folder, bundle, ran.class_names, loaded=loaded, location=location, inputs=inputs, profile=profile
+            )
+            loaded.release()
         own = None
         if bundle.precision != "fp32" and is_reference:
             checked = _rewrite_for(bundle, runtime, rewrite)
@@ -144,7 +159,6 @@ def compare_bundle(
             )
     where = "" if runtime is None or is_reference else f"; the bundle in {runtime.name}"
     where += "" if served is None else f"; slots of version {served.version}, as a device serves them"
-    profile = _profile(bundle.precision, location)
     expected = comparable_from_logits(_expected_logits(expanded, features, ran, profile), bundle.score_kind)
     reports = _compare_with_original(expected, original, ran.logits, bundle, profile=profile, where=where)
     if own is not None and np.isfinite(own).all():
@@ -164,7 +178,7 @@ def compare_bundle(
         named += _length_failures(folder, bundle, seen_row_lengths(loaded.model, location))
     loss = _seen_loss(ran, bundle, images, max_seen_loss)
     over = [] if loss is None or loss.failure is None else [loss.failure]
-    failures = (*reports[0].failures, *sorted(ran.failures), *named, *over)
+    failures = (*reports[0].failures, *sorted(ran.failures), *others, *named, *over)
     return replace(reports[0], failures=failures, seen_loss=loss), *reports[1:]
 
 

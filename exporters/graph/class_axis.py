@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from exporters.graph.constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
+from exporters.graph.label_tables import ML_DOMAIN
 from exporters.graph.reading import integers, label, shape_of
 
 _USUAL_ELEMENTWISE = frozenset(
@@ -36,6 +37,7 @@ _KEEPS_CLASS_IDS = frozenset(
 _GIVES_CLASS_IDS = _KEEPS_CLASS_IDS | {"Add", "Concat", "Sub"}
 _TAKES_ONE_NUMBER = frozenset({"Add", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Sub"})
 _TABLE_LOOKUPS = frozenset({"Gather", "GatherElements", "GatherND", "OneHot"})
+_LABEL_LOOKUPS = frozenset({"ArrayFeatureExtractor", "LabelEncoder"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +120,11 @@ def class_ids_of(node: ir.Node, takes_class_ids: bool) -> frozenset[ir.Value]:
     return frozenset(node.outputs) if is_choice else frozenset()
 
 
+def changes_class_ids(node: ir.Node) -> bool:
+    """Say whether a node that gives indices of chosen classes may have changed them, as one that counts from 1 does."""
+    return node.op_type in _GIVES_CLASS_IDS - _KEEPS_CLASS_IDS
+
+
 def _follow_class_ids(node: ir.Node, class_ids: frozenset[ir.Value]) -> Followed:
     """Follow indices of chosen classes, of which there may be greater ones than the model was made for.
 
@@ -138,12 +145,27 @@ def _follow_class_ids(node: ir.Node, class_ids: frozenset[ir.Value]) -> Followed
     )
 
 
+def follow_labels(node: ir.Node, labels: frozenset[ir.Value]) -> Followed:
+    """Follow labels of chosen classes, which a table gave: new ones are as good as the others where none is computed.
+
+    Args:
+        node: Takes labels.
+        labels: Those of its inputs that are labels.
+    """
+    moves = node.domain in STANDARD_DOMAINS and node.op_type in _KEEPS_CLASS_IDS and node.inputs[0] in labels
+    if moves and not labels & {*node.inputs[1:]}:
+        return Followed()
+    return Followed(obstacle=f"{label(node)} ({node.op_type}) computes something of the labels of chosen classes")
+
+
 def _is_one_number(value: ir.Value) -> bool:
     return is_constant(value) and constant_size(value) == 1
 
 
 def may_follow_logits(node: ir.Node) -> bool:
     """Say whether the class axis can be followed through nodes of this type at all."""
+    if node.domain == ML_DOMAIN:
+        return node.op_type in _LABEL_LOOKUPS
     known = _USUAL_ELEMENTWISE | _UNUSUAL_ELEMENTWISE | _HANDLERS.keys() | _TABLE_LOOKUPS
     return node.domain in STANDARD_DOMAINS and node.op_type in known
 
@@ -172,7 +194,7 @@ def _follow_elementwise(node: ir.Node, carriers: list[Carrier]) -> Followed:
     others = [source for source in node.inputs if source is not None and source not in values]
     quantizes = node.op_type in {"QuantizeLinear", "DequantizeLinear"}
     for other in others:
-        if _varies_by_class(other, from_right) or (quantizes and constant_size(other) != 1):
+        if _varies_by_class(other, from_right) or (quantizes and not _is_one_number(other)):
             return Followed(obstacle=f"{label(node)} ({node.op_type}) combines the logits with one value per class")
     rank = max(len(source.shape) for source in (*values, *others) if source.shape is not None)
     warning = f"{node.op_type} {label(node)}" if node.op_type in _UNUSUAL_ELEMENTWISE else None

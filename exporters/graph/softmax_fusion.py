@@ -1,7 +1,8 @@
 """Bring a softmax that a converter wrote in primitives back to one operator, so that what follows a head is known.
 
 JAX and TensorFlow write `exp(x - max(x)) / sum(exp(x - max(x)))`, and its logarithm `z - log(sum(exp(z)))`; some leave
-the maximum out, or multiply by a reciprocal. Source: ONNX operators Softmax and LogSoftmax, opset 13, one axis each.
+the maximum out, multiply by a reciprocal, or subtract a ReduceLogSumExp.
+Source: ONNX operators Softmax and LogSoftmax, opset 13, one axis each.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class FuseSoftmaxPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(found))
 
 
-def _match(node: ir.Node) -> tuple[str, ir.Value, int] | None:
+def _match(node: ir.Node) -> tuple[str, ir.Value, int] | None:  # noqa: PLR0911 - a form each
     """Return the operator that a node ends, what it is of, and its axis; `None` if it ends none."""
     if node.domain not in STANDARD_DOMAINS:
         return None
@@ -41,8 +42,28 @@ def _match(node: ir.Node) -> tuple[str, ir.Value, int] | None:
                 return _softmax(input_of(node, exponential), input_of(inverse, 0))
     if node.op_type == "Sub":
         logarithm = _producer(input_of(node, 1), "Log")
-        return None if logarithm is None else _log_softmax(input_of(node, 0), input_of(logarithm, 0))
+        if logarithm is None:
+            return _less_logsumexp(input_of(node, 0), input_of(node, 1))
+        return _log_softmax(input_of(node, 0), input_of(logarithm, 0))
+    if node.op_type == "Exp":
+        before = _producer(input_of(node, 0), "Sub")
+        matched = None if before is None else _match(before)
+        return None if matched is None else ("Softmax", *matched[1:])
     return None
+
+
+def _less_logsumexp(value: ir.Value, total: ir.Value) -> tuple[str, ir.Value, int] | None:
+    """Match `x - logsumexp(x)`, as scikit-learn's naive Bayes is written: kept, or reshaped to one column."""
+    reshaped = _producer(total, "Reshape")
+    node = _producer(total if reshaped is None else input_of(reshaped, 0), "ReduceLogSumExp")
+    if node is None or input_of(node, 0) is not value or value.shape is None:
+        return None
+    if reshaped is None:
+        axis = _kept_axis(node)
+        return None if axis is None else ("LogSoftmax", value, axis)
+    is_column = total.shape is not None and len(total.shape) == 2 and total.shape[1] == 1
+    is_of_rows = len(value.shape) == 2 and reduced_axes(node, 2) == (1,)
+    return ("LogSoftmax", value, 1) if is_column and is_of_rows else None
 
 
 def _softmax(exponential: ir.Value, total: ir.Value) -> tuple[str, ir.Value, int] | None:

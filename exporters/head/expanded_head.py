@@ -46,6 +46,9 @@ class ExpandedHead:
     lengths: Float32 = field(default_factory=lambda: np.empty(0, np.float32), repr=False)
     """`(num_seen,)` float32, from `arbiter.row_lengths`; empty where no row has an arbiter."""
 
+    class_names: tuple[str, ...] = field(default=(), repr=False)
+    """`(num_classes,)`, in the order of the scores; empty where nothing asks for them."""
+
     def __post_init__(self) -> None:
         if self.arbiter is None:
             return

@@ -18,10 +18,13 @@ import onnx_ir as ir
 
 from exporters.graph.class_axis import may_follow_logits
 from exporters.graph.constants import STANDARD_DOMAINS, is_constant, root_initializers
+from exporters.graph.label_tables import ML_DOMAIN
+from exporters.graph.ml_operators import UNLINEAR_CLASSIFIERS
 from exporters.graph.reading import label
 from exporters.head.patterns import (
     HeadPattern,
     Kind,
+    bends_at_positions,
     describe_linear,
     has_rows,
     is_linear,
@@ -320,9 +323,23 @@ def _nothing_found(model: ir.Model, refusals: list[str]) -> ModelLoadError:
 
 def _advice(model: ir.Model) -> str:
     """Return a sentence on what to give instead of a model whose operators hide its head, if it is one."""
+    last = next((node for node in reversed(model.graph) if is_linear(node) and has_rows(node)), None)
+    if last is not None and bends_at_positions(last):
+        return (
+            "Such is SqueezeNet's head: average the features first, then apply the 1x1 Conv without what comes after "
+            "it, and train that layer again."
+        )
     if any(node.op_type.startswith("QLinear") or node.op_type in _INTEGER_OPERATORS for node in model.graph):
         return "It computes in integers: export the float model that it was made from, with `precision='int8'`."
-    foreign = next((node for node in model.graph if node.domain not in STANDARD_DOMAINS), None)
+    nodes = list(model.graph)
+    unlinear = next((node for node in nodes if node.op_type in UNLINEAR_CLASSIFIERS and node.domain == ML_DOMAIN), None)
+    if unlinear is not None:
+        return (
+            f"{label(unlinear)} ({unlinear.op_type}) is {UNLINEAR_CLASSIFIERS[unlinear.op_type]}: it has no row for "
+            f"each class that a new one could be added to. Train a classifier with a linear last layer, such as a "
+            f"logistic regression or a network, on what it takes."
+        )
+    foreign = next((node for node in nodes if node.domain not in {*STANDARD_DOMAINS, ML_DOMAIN}), None)
     if foreign is None:
         return ""
     return (

@@ -21,6 +21,9 @@ from icis_deploy.head.head import rows_per_block
 Kind = Literal["gemm", "matmul", "conv", "cosine"]
 _KINDS: dict[str, Kind] = {"Gemm": "gemm", "MatMul": "matmul", "Conv": "conv"}
 
+_BENT = frozenset({"Clip", "Elu", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Softplus", "Tanh"})
+"""Operators that are not linear: what they give for an average is not the average of what they give."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadPattern:
@@ -93,7 +96,14 @@ def match_head(node: ir.Node) -> HeadPattern | str:
         shape = ", ".join(str(size) for size in sizes)
         user = next((use.node for use in chain.logits.uses()), None)
         before = "" if user is None else f" before {label(user)} ({user.op_type})"
-        return f"it is applied at every position of features of shape [{shape}], which nothing averages{before}"
+        why = (
+            "; scores that are cut or bent at each position do not follow from averaged features by a row, which is "
+            "what a new class gets"
+        )
+        return (
+            f"it is applied at every position of features of shape [{shape}], which nothing averages{before}"
+            f"{why if bends_at_positions(node) else ''}"
+        )
     return HeadPattern(
         kind="cosine" if is_unit_length(features) else _KINDS[node.op_type],
         node=node,
@@ -104,6 +114,15 @@ def match_head(node: ir.Node) -> HeadPattern | str:
         num_classes=num_classes,
         feature_dim=feature_dim,
     )
+
+
+def bends_at_positions(node: ir.Node) -> bool:
+    """Say whether what follows a linear operator at each position is not linear, as in SqueezeNet's head."""
+    num_classes, _ = head_size(node)
+    axis = 1 if node.op_type == "Conv" else len(node.outputs[0].shape or ()) - 1
+    chain = trace_affine_chain(node, num_classes=num_classes, class_axis=axis)
+    user = next((use.node for use in chain.logits.uses()), None)
+    return chain.has_positions and user is not None and user.op_type in _BENT
 
 
 def pattern_rows(pattern: HeadPattern) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph.constants import constant_array, constant_nodes, constant_size
+from exporters.graph.constants import constant_array, constant_nodes, constant_size, is_constant
 from exporters.graph.edits import add_initializer, add_node, add_tensor, unused_name
 from exporters.graph.reading import input_of, shape_of
 from exporters.head.affine_chain import scale_and_offset
@@ -113,6 +113,7 @@ def _feature_scale(features: ir.Value) -> float | None:
         node is None
         or node.op_type != "DequantizeLinear"
         or node.inputs[1] is None
+        or not is_constant(node.inputs[1])  # quantized anew for each image
         or constant_size(node.inputs[1]) != 1
     ):
         return None

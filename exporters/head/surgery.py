@@ -38,7 +38,7 @@ from exporters.head.outputs import (
 )
 from exporters.head.patterns import HeadPattern, match_head
 from exporters.head.rows import add_rows
-from exporters.head.tail import grow_tail, resized, trace_tail
+from exporters.head.tail import drop_labels, grow_tail, name_new_classes, resized, trace_tail
 from exporters.onnx_io.files import check_model
 from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.bundle.manifest import FEATURES, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT
@@ -107,7 +107,7 @@ class FuseHeadPass(ir.passes.InPlacePass):
     """Where the head is."""
 
     head: AnyHead = field(repr=False)
-    """All rows, those of the model's own classes first."""
+    """All rows, those of the model's own classes first; with names, where the model has tables of labels."""
 
     def requires(self, model: ir.Model) -> None:
         """Raise if the head is not there, or the rows have another width."""
@@ -127,6 +127,9 @@ class FuseHeadPass(ir.passes.InPlacePass):
         logits = _gemm_of_all_rows(graph, pattern, self.head)
         replace_uses(graph, pattern.logits, logits)
         grow_tail(tail, self.head.num_classes)
+        if tail.tables:
+            names, seen = self._names(), self.location.num_classes
+            name_new_classes(tail, names[:seen], names[seen:])
         remove_unused(graph, [*reversed(pattern.chain.nodes), pattern.node])
         put_scores_first(graph, self.location, logits)
         return ir.passes.PassResult(model, modified=True)
@@ -134,6 +137,18 @@ class FuseHeadPass(ir.passes.InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         """Raise if the graph is not valid, or has not one score per row."""
         ensure_outputs(self.location, model, num_classes=self.head.num_classes, features=False)
+
+    def _names(self) -> tuple[str, ...]:
+        names = self.head.class_names
+        if len(names) != self.head.num_classes:
+            raise UsageError(
+                f"The model gives chosen classes' labels, and {len(names)} names are known for {self.head.num_classes} "
+                f"classes.",
+                found=len(names),
+                expected=self.head.num_classes,
+                hint="Give a head that holds its class names.",
+            )
+        return names
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +200,7 @@ class AddSlotsPass(ir.passes.InPlacePass):
         joined = _join(graph, pattern, slots, num_classes)
         replace_uses(graph, pattern.logits, joined, users=users)
         grow_tail(tail, num_classes)
+        drop_labels(tail)
         put_scores_first(graph, self.location, joined)
         return ir.passes.PassResult(model, modified=True)
 

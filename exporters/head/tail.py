@@ -7,15 +7,16 @@ From the value where the logits leave the head, the class axis is followed throu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph.class_axis import Carrier, Followed, class_ids_of, follow
+from exporters.graph.class_axis import Carrier, Followed, changes_class_ids, class_ids_of, follow, follow_labels
 from exporters.graph.constants import constant_array, is_constant
-from exporters.graph.edits import add_initializer
+from exporters.graph.edits import add_initializer, remove_unused
+from exporters.graph.label_tables import LabelTable, extend_table, extended_labels, read_label_table
 from exporters.graph.reading import input_of, label
 
 
@@ -41,6 +42,15 @@ class Tail:
     obstacles: tuple[str, ...]
     """Why no class can be added, in words, in the graph's order."""
 
+    tables: tuple[LabelTable, ...] = ()
+    """What chosen classes' labels are looked up in, in the graph's order."""
+
+    labels: Mapping[ir.Value, LabelTable] = field(default_factory=dict)
+    """The values that are such labels, each with its table."""
+
+    columns: frozenset[ir.Value] = frozenset()
+    """The values that are indices of chosen classes, with nothing added to them."""
+
     def path_to(self, output: ir.Value) -> tuple[str, ...]:
         """Return the operators that the classes pass from the logits to an output, in the graph's order.
 
@@ -62,6 +72,9 @@ def trace_tail(logits: ir.Value, class_axis: int, num_classes: int) -> Tail:
     """Follow the class axis from `logits` to the outputs of the graph."""
     axes: dict[ir.Value, int | None] = {logits: class_axis}
     class_ids: set[ir.Value] = set()
+    columns: set[ir.Value] = set()
+    labels: dict[ir.Value, LabelTable] = {}
+    tables: list[LabelTable] = []
     found: list[tuple[ir.Node, Followed]] = []
     graph = logits.graph
     assert graph is not None, "logits are the output of a node"
@@ -73,10 +86,23 @@ def trace_tail(logits: ir.Value, class_axis: int, num_classes: int) -> Tail:
             axes.update(dict.fromkeys(node.outputs, None))
         elif any(source in axes for source in node.inputs):
             ids = frozenset(value for value in node.inputs if value is not None and value in class_ids)
-            followed = _follow(node, axes, num_classes, ids)
+            taken = frozenset(value for value in node.inputs if value is not None and value in labels)
+            table = read_label_table(node, ids, num_classes) if ids and ids <= columns and not taken else None
+            if table is not None:
+                followed = Followed()
+                tables.append(table)
+                labels.update(dict.fromkeys(node.outputs, table))
+            elif taken:
+                followed = follow_labels(node, taken)
+                labels.update(dict.fromkeys(node.outputs, labels[min(taken, key=list(node.inputs).index)]))
+            else:
+                followed = _follow(node, axes, num_classes, ids)
+                given = class_ids_of(node, takes_class_ids=bool(ids))
+                class_ids |= given
+                if ids <= columns and not changes_class_ids(node):
+                    columns |= given
             found.append((node, followed))
             axes.update(dict.fromkeys(node.outputs, followed.axis))
-            class_ids |= class_ids_of(node, takes_class_ids=bool(ids))
     return Tail(
         logits=logits,
         num_classes=num_classes,
@@ -84,6 +110,9 @@ def trace_tail(logits: ir.Value, class_axis: int, num_classes: int) -> Tail:
         nodes=tuple(node for node, _ in found),
         warnings=tuple(followed.warning for _, followed in found if followed.warning is not None),
         obstacles=tuple(followed.obstacle for _, followed in found if followed.obstacle is not None),
+        tables=tuple(tables),
+        labels=labels,
+        columns=frozenset(columns),
     )
 
 
@@ -96,6 +125,30 @@ def grow_tail(tail: Tail, num_classes: int) -> None:
         axis = tail.axes[node.outputs[0]]
         if node.op_type == "Reshape" and axis is not None:  # a Reshape that loses them is an obstacle
             _grow_reshape(node, axis, tail.num_classes, num_classes)
+
+
+def name_new_classes(tail: Tail, seen_names: Sequence[str], new_names: Sequence[str]) -> None:
+    """Put new classes' labels into the tables that chosen classes are looked up in.
+
+    Raises:
+        IncompatibleError: If a table has no plain label for one.
+    """
+    for table in tail.tables:
+        extend_table(table, extended_labels(table, seen_names, new_names))
+
+
+def drop_labels(tail: Tail) -> None:
+    """Remove the outputs that are labels, and the tables: classes in slots have names that no graph knows.
+
+    A device has the names of all classes, and gives them with its answers.
+    """
+    graph = tail.logits.graph
+    assert graph is not None, "logits are the output of a node"
+    dropped = [output for output in graph.outputs if output in tail.labels]
+    if not dropped:
+        return
+    graph.outputs[:] = [output for output in graph.outputs if output not in tail.labels]
+    remove_unused(graph, [node for output in dropped if (node := output.producer()) is not None])
 
 
 def resized(shape: ir.Shape, axis: int, size: int | ir.SymbolicDim) -> ir.Shape:

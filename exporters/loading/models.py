@@ -19,14 +19,23 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporters.graph.edits import apply_passes
+from exporters.graph.integer_operators import (
+    WIDE_OPSET,
+    BypassRoundingPass,
+    WriteOutIntegersPass,
+    needs_wide_quantization,
+)
+from exporters.graph.ml_operators import ReplaceMLOperatorsPass
 from exporters.graph.softmax_fusion import FuseSoftmaxPass
 from exporters.graph.training_mode import refuse_training_mode
 from exporters.head.topk_output import RemoveTopKPass
 from exporters.loading.margin_removal import Feed, NamedRunner, RemoveMarginPass, without_margin
 from exporters.loading.original import OriginalOnnx
 from exporters.loading.pretrained import is_pretrained
+from exporters.loading.quantized_ends import FloatEndsPass, read_quantized_ends, with_float_ends
 from exporters.loading.torch_modules import stated_image_shape
-from exporters.onnx_io.files import first_line, load_onnx_file
+from exporters.onnx_io.files import first_line, load_onnx_file, with_opset
+from exporters.onnx_io.shape_inference import infer_shapes
 from exporters.stated.modules import (
     names_of_module,
     names_of_weights,
@@ -94,6 +103,9 @@ class LoadedModel:
 
     stated_preprocessing: Statement[Preprocessing] | None = field(repr=False, default=None)
     """How the model says its images are prepared; `None` where it does not, or somebody else did."""
+
+    value_range: tuple[float, float] | None = None
+    """The least and the greatest number that the input takes, where it was quantized; `None` for any."""
 
     release: Callable[[], None] = field(repr=False, default=_release_nothing)
     """Releases the sessions and weights that the original holds between runs; the next run loads them again."""
@@ -239,17 +251,30 @@ def _refuse_weights(weights: Path | None, *, spec: str) -> None:
 def _load_onnx(spec: str, input_shape: tuple[int, ...] | None, preprocessing: Preprocessing | None) -> LoadedModel:
     read = load_onnx_file(Path(spec))
     refuse_training_mode(read, where=spec)
-    model, original = apply_passes(read, RemoveTopKPass(), FuseSoftmaxPass()), OriginalOnnx(Path(spec))
-    loaded = _loaded(model, source="onnx", spec=spec, image_shape=input_shape, run=original)
+    ends, original = read_quantized_ends(read), OriginalOnnx(Path(spec))
+    model, run = _in_standard_operators(read, where=spec), with_float_ends(original, ends) if ends else original
+    model = apply_passes(model, RemoveTopKPass(), FuseSoftmaxPass(), FloatEndsPass(ends))
+    loaded = _loaded(model, source="onnx", spec=spec, image_shape=input_shape, run=run)
     metadata, shape = dict(read.metadata_props), loaded.input_shape
     channels = shape[1] if len(shape) == 4 and isinstance(shape[1], int) else 3
     stated = preprocessing_of_metadata(metadata, num_channels=channels, where=spec) if preprocessing is None else None
     return replace(
         loaded,
         release=original.release,
+        value_range=None if ends.input is None else ends.input.value_range,
         stated_classes=names_of_metadata(metadata, where=spec),
         stated_preprocessing=stated,
     )
+
+
+def _in_standard_operators(model: ir.Model, *, where: str) -> ir.Model:
+    """Return a model whose linear and quantized operators are those of ONNX itself, with inferred shapes."""
+    if needs_wide_quantization(model):
+        model = with_opset(model, WIDE_OPSET, where=where)
+    standard = apply_passes(model, WriteOutIntegersPass(), ReplaceMLOperatorsPass())
+    if standard is not model:
+        infer_shapes(standard)
+    return apply_passes(standard, BypassRoundingPass())
 
 
 def _load_program(spec: str, input_shape: tuple[int, ...] | None) -> LoadedModel:

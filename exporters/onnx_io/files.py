@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +25,9 @@ from exporters.onnx_io.shape_inference import infer_shapes
 from exporters.onnx_io.streaming import make_external_weights_lazy, model_chunks, read_model, weights_in_memory
 from icis_deploy.common.files import open_plain, write_failure, write_file
 from icis_deploy.errors import ExportError, ModelLoadError
+
+if TYPE_CHECKING:
+    import onnx
 
 MIN_OPSET = 13
 """From 13 on, Squeeze, Unsqueeze and ReduceSum take axes as inputs, Softmax means one axis and Q/DQ are per channel."""
@@ -69,6 +72,10 @@ def load_onnx_file(path: Path) -> ir.Model:
         )
     try:
         model = read_model(path)
+    except ModelLoadError as error:
+        raise ModelLoadError(
+            f"{path}: {error.what}", found=error.found, expected=error.expected, where=path, hint=error.hint
+        ) from error
     except Exception as error:  # protobuf's, onnx-ir's and our own types, depending on where the file is broken
         raise ModelLoadError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as ONNX: {first_line(error)}.",
@@ -148,12 +155,20 @@ def normalized(model: ir.Model, *, where: str) -> ir.Model:
         common.InlinePass()(model)
     if model.ir_version < OVERRIDABLE_IR_VERSION:
         common.RemoveInitializersFromInputsPass()(model)
-        model.ir_version = 10
+        model.ir_version = max(OVERRIDABLE_IR_VERSION, _least_ir_version(model))
     for node in model.graph.all_nodes():
         node.name = node.name or node.outputs[0].name  # as viewers label a node without a name
     common.NameFixPass()(model)
     infer_shapes(model)
     return model
+
+
+def _least_ir_version(model: ir.Model) -> int:
+    """Return the oldest version of the format that holds the operators that a model imports."""
+    import onnx
+
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    return int(onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True))
 
 
 def check_model(model: ir.Model) -> None:
@@ -237,9 +252,9 @@ def _check_external_weights(model: ir.Model, path: Path) -> None:
                 continue
             try:
                 with open_plain(Path(tensor.path)) as file:  # no pipe, which would be waited for, and no device
-                    if (tensor.offset or 0) + tensor.nbytes > os.fstat(file.fileno()).st_size:
-                        raise ValueError("the file is too short for it")
-                array = tensor.numpy()  # memory-mapped: this opens the file, and reads none of it
+                    size, end = os.fstat(file.fileno()).st_size, (tensor.offset or 0) + tensor.nbytes
+                if end <= size:
+                    array = tensor.numpy()  # memory-mapped: this opens the file, and reads none of it
             except Exception as error:  # onnx-ir's, numpy's and the system's own types
                 raise ModelLoadError(
                     f"{path} keeps the weight {value.name!r} in {tensor.location}, which cannot be read: "
@@ -248,6 +263,15 @@ def _check_external_weights(model: ir.Model, path: Path) -> None:
                     where=tensor.location,
                     hint="Put that file next to the model.",
                 ) from error
+            if end > size:
+                raise ModelLoadError(
+                    f"{path} keeps the weight {value.name!r} in {tensor.location}, which cannot be read: the file has "
+                    f"{size} bytes, and the weight ends at byte {end}.",
+                    found=size,
+                    expected=f"at least {end} bytes",
+                    where=tensor.location,
+                    hint="It was cut short, or belongs to another export: copy both files again, from the same export.",
+                )
             if tensor.nbytes < _MIN_EXTERNAL_BYTES:
                 value.const_value = ir.Tensor(np.array(array), dtype=tensor.dtype, name=tensor.name)
     make_external_weights_lazy(model)
@@ -292,18 +316,45 @@ def _with_current_opset(model: ir.Model, *, where: str) -> ir.Model:
             where=where,
             hint=f"Export it again with opset {MIN_OPSET} or newer.",
         )
+    return with_opset(model, MIN_OPSET, where=where)
+
+
+def with_opset(model: ir.Model, version: int, *, where: str) -> ir.Model:
+    """Return a model in a newer version of the standard operators; the model itself if it has that already.
+
+    Args:
+        model: A valid model, which is not changed.
+        version: Of the operators.
+        where: What to call it in messages.
+
+    Raises:
+        ModelLoadError: If it cannot be converted.
+    """
     import onnx
 
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
+    if opset is None or opset >= version:
+        return model
     try:
         with weights_in_memory(model):
-            converted = onnx.version_converter.convert_version(ir.to_proto(model), MIN_OPSET)
+            before = ir.to_proto(model)
+        converted = onnx.version_converter.convert_version(before, version)
         onnx.checker.check_model(converted)
     except Exception as error:  # the converter raises RuntimeError, ValueError and protobuf's own types
         raise ModelLoadError(
-            f"{where} uses ONNX opset {opset} and cannot be converted to {MIN_OPSET}: {first_line(error)}.",
+            f"{where} uses ONNX opset {opset} and cannot be converted to {version}: {first_line(error)}.",
             found=opset,
-            expected=f"at least {MIN_OPSET}",
+            expected=f"at least {version}",
             where=where,
-            hint=f"Export it again with opset {MIN_OPSET} or newer.",
+            hint=f"Export it again with opset {version} or newer.",
         ) from error
+    _keep_description(before, converted)
     return ir.from_proto(converted)
+
+
+def _keep_description(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    """Give a converted model what its file says of it: metadata, producer and description, which conversion drops."""
+    for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        setattr(after, name, getattr(before, name))
+    del after.metadata_props[:]
+    after.metadata_props.extend(before.metadata_props)

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from exporters.onnx_io.lazy_tensors import OpenFile, chunks_of, tensor_in_file
+from exporters.onnx_io.tensor_outputs import give_tensors
 from exporters.onnx_io.wire_format import Buffer, with_weights, without_weights
 from icis_deploy.common.files import open_plain
 
@@ -25,9 +26,10 @@ MAX_GRAPH_BYTES = 1 << 29
 
 
 def read_model(path: Path) -> ir.Model:
-    """Read a model; its large weights stay in the file.
+    """Read a model; its large weights stay in the file, and outputs that are sequences or maps become tensors.
 
     Raises:
+        ModelLoadError: If all outputs are sequences or maps that no tensor stands for.
         ValueError, Exception: Ours, protobuf's and onnx-ir's own types, depending on where the file is broken.
     """
     import onnx
@@ -39,7 +41,9 @@ def read_model(path: Path) -> ir.Model:
         stripped, runs = without_weights(data, min_bytes=MIN_LAZY_BYTES)
     if len(stripped) > MAX_GRAPH_BYTES:
         raise ValueError(f"it has {len(stripped)} bytes besides its large weights; at most {MAX_GRAPH_BYTES} are read")
-    model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(stripped))
+    proto = onnx.ModelProto.FromString(stripped)
+    give_tensors(proto)
+    model: ir.Model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
     source = OpenFile(path)
     for name, run in runs.items():

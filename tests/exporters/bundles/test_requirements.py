@@ -15,7 +15,7 @@ from icis_deploy.errors import ICISDeployError
 SEEN = tuple(f"class {index}" for index in range(5))
 REFUSED = {
     "two softmaxes": ("float", "l = Gemm <transB = 1> (x, w) s = Softmax (l) y = Softmax (s)", "Softmax, Softmax"),
-    "integers": ("uint8", "f = Cast <to = 1> (x) y = Gemm <transB = 1> (f, w)", "takes uint8"),
+    "integers": ("int32", "f = Cast <to = 1> (x) y = Gemm <transB = 1> (f, w)", "takes int32"),
     "a rectifier": ("float", "l = Gemm <transB = 1> (x, w) y = Relu (l)", "followed by Relu"),
 }
 

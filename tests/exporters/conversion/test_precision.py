@@ -407,12 +407,12 @@ def test_a_head_of_fewer_bits_is_exported_as_it_is(kind: str, capacity: int | No
 
 
 def test_quantized_scores_are_refused_with_what_to_give_instead(tmp_path: Path) -> None:
-    text = """<ir_version: 8, opset_import: ["": 13]> g (float[batch, 4] x) => (float[batch, 5] y)
-        <float step = {0.004}, uint8 zero = {0}> {
+    text = """<ir_version: 8, opset_import: ["": 13, "com.microsoft": 1]> g (float[batch, 4] x) => (float[batch, 5] y)
+        <float step = {0.004}, uint8 zero = {0}, float wide = {0.1}, uint8 middle = {128}> {
         h = Relu (x)
         [head] logits = Gemm <transB = 1> (h, w, b)
-        scores = Softmax (logits)
-        stored = QuantizeLinear (scores, step, zero)
+        rounded = QuantizeLinear (logits, wide, middle)
+        stored = com.microsoft.QLinearSoftmax <axis = 1, opset = 13> (rounded, wide, middle, step, zero)
         y = DequantizeLinear (stored, step, zero)
     }"""
     save_model(parsed_model(text, **GRAPHS["gemm"].weights(*rows(0))), tmp_path / "model.onnx")

@@ -16,7 +16,8 @@ IMAGES = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
 def model_of(steps: str, opset: int = 17, outputs: str = "float[n, 4] y") -> ir.Model:
     return parsed_model(
         f"""<ir_version: 8, opset_import: ["": {opset}]> g (float[n, 4] x) => ({outputs})
-        <int64[1] one = {{1}}, int64[1] last = {{-1}}, int64[2] both = {{0, 1}}, int64[1] zero = {{0}}> {{ {steps} }}"""
+        <int64[1] one = {{1}}, int64[1] last = {{-1}}, int64[2] both = {{0, 1}}, int64[1] zero = {{0}},
+            int64[2] column = {{-1, 1}}> {{ {steps} }}"""
     )
 
 
@@ -33,6 +34,10 @@ SHIFTED = "m = ReduceMax <axes = [1], keepdims = 1> (x) z = Sub (x, m) "
         (SHIFTED + "e = Exp (z) s = ReduceSum (e, one) c = Identity (s) y = Div (e, c)", "Softmax"),
         (SHIFTED + "e = Exp (z) s = ReduceSum (e, one) l = Log (s) y = Sub (z, l)", "LogSoftmax"),
         ("e = Exp (x) s = ReduceSum (e, one) l = Log (s) y = Sub (x, l)", "LogSoftmax"),
+        ("s = ReduceLogSumExp <axes = [1]> (x) y = Sub (x, s)", "LogSoftmax"),
+        ("s = ReduceLogSumExp <axes = [1], keepdims = 0> (x) c = Reshape (s, column) y = Sub (x, c)", "LogSoftmax"),
+        ("s = ReduceLogSumExp <axes = [1]> (x) l = Sub (x, s) y = Exp (l)", "Softmax"),
+        ("e = Exp (x) s = ReduceSum (e, one) r = Log (s) l = Sub (x, r) y = Exp (l)", "Softmax"),
     ],
 )
 def test_a_softmax_in_primitives_is_one_operator(steps: str, operator: str):
@@ -53,6 +58,9 @@ def test_a_softmax_in_primitives_is_one_operator(steps: str, operator: str):
         "e = Exp (x) t = Tanh (x) s = ReduceSum (t, one) y = Div (e, s)",
         "s = ReduceSum (x, one) y = Div (x, s)",
         "e = Exp (x) s = ReduceSum (e, one) y = Div (s, e)",
+        "s = ReduceLogSumExp <axes = [0], keepdims = 0> (x) y = Sub (x, s)",
+        "t = Tanh (x) s = ReduceLogSumExp <axes = [1]> (t) y = Sub (x, s)",
+        "s = ReduceLogSumExp <axes = [1]> (x) y = Sub (s, x)",
     ],
 )
 def test_what_is_no_softmax_over_the_classes_is_left_or_keeps_its_axis(steps: str):

@@ -189,7 +189,7 @@ def test_a_model_that_can_take_no_more_classes_says_which_node_forbids_it(body: 
     model = graph(
         body,
         outputs="float[batch, 5] y" if "[batch_wise]" in body else "float y",
-        constants="<float minus = {-2}, int64[2] picks = {0, 3}, int64[5] table = {9, 8, 7, 6, 5}, "
+        constants="<float minus = {-2}, int64[2] picks = {0, 3}, int64[6] table = {9, 8, 7, 6, 5, 4}, "
         "int64[1] flat = {-1}, int64[1] one = {1}>",
         m=np.ascontiguousarray(WEIGHT.T),
         priors=np.ones(5, dtype=np.float32),
@@ -239,7 +239,7 @@ def test_a_model_that_can_take_no_more_classes_says_which_node_forbids_it(body: 
             "m = Conv (x, p) [bent] r = Relu (m) y = GlobalAveragePool (r)",
             "float[batch, 5, 1, 1] y",
             "float[batch, 4, 3, 3] x",
-            "which nothing averages before bent (Relu)",
+            "which nothing averages before bent (Relu); scores that are cut or bent at each position do not follow",
         ),
         (
             "[value] y = MatMul (x, one)",
@@ -374,3 +374,19 @@ def test_a_chosen_layer_inside_the_network_cannot_be_the_head():
 
     with pytest.raises(ModelLoadError, match=r"No class can be added to the head inside: head \(Gemm\) mixes classes"):
         find_head(model, "inside")
+
+
+@pytest.mark.parametrize("bend", ["Relu", "LeakyRelu", "Sigmoid"])
+def test_a_head_that_is_bent_before_it_is_averaged_is_named_with_what_to_do(bend: str):
+    model = graph(
+        f"m = Conv (x, p) [bent] r = {bend} (m) y = GlobalAveragePool (r)",
+        outputs="float[batch, 5, 1, 1] y",
+        inputs="float[batch, 4, 3, 3] x",
+        p=WEIGHT[:, :, None, None],
+    )
+
+    with pytest.raises(ModelLoadError, match=r"before bent .* what a new class gets") as caught:
+        find_head(model)
+    assert "Such is SqueezeNet's head: average the features first" in str(caught.value)
+    with pytest.raises(ModelLoadError, match="cannot be used as a head: it is applied at every position"):
+        find_head(model, "m")

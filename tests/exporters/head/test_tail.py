@@ -244,7 +244,7 @@ CHOICES = {
     "one of several indices": "values, raw = TopK (l, two_best) best = Gather <axis = 1> (raw, zero)",
 }
 TABLES = {
-    "Gather": "y = Gather (table, best)",
+    "a table that is computed": "six = Add (table, one) pair = Concat <axis = 0> (six, depths) y = Gather (pair, best)",
     "OneHot": "y = OneHot (best, depth, on_off)",
     "LabelEncoder": 'y = ai.onnx.ml.LabelEncoder <keys_int64s = [0, 1], values_strings = ["a", "b"]> (best)',
     "an operator of a domain that nobody knows": "y = maker.Lookup (best)",
@@ -259,7 +259,8 @@ def chosen(choice: str, rest: str) -> ir.Model:
     return parsed_model(
         f"""<ir_version: 10, opset_import: ["": 20, "ai.onnx.ml": 3, "maker": 1]>
         g (float[batch, 4] x) => (y) {CONSTANTS[:-1]}, int64[1] two_best = {{2}}, int64[1] flag = {{0}},
-            int64 depth = {{5}}, int64[2] on_off = {{0, 1}}, int64[5] table = {{7, 8, 9, 10, 11}}> {{
+            int64 depth = {{5}}, int64[1] depths = {{5}}, int64[2] on_off = {{0, 1}},
+            int64[5] table = {{7, 8, 9, 10, 11}}> {{
             [head] l = Gemm <transB = 1> (x, w, b)
             {choice}
             {rest}
@@ -274,6 +275,17 @@ def chosen(choice: str, rest: str) -> ir.Model:
 def test_a_table_of_classes_is_an_obstacle_whatever_looks_up_in_it(choice: str, table: str):
     with pytest.raises(ModelLoadError, match=r"looks classes up in a table|takes classes in a graph of its own"):
         find_head(chosen(CHOICES[choice], TABLES[table]), "head")
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_table_of_one_label_per_class_is_none_unless_its_index_was_changed(choice: str):
+    model = chosen(CHOICES[choice], "y = Gather (table, best)")
+
+    if "from 1" in choice:
+        with pytest.raises(ModelLoadError, match="looks classes up in a table"):
+            find_head(model, "head")
+    else:
+        assert find_head(model, "head").certainty == "chosen"
 
 
 @pytest.mark.parametrize("choice", CHOICES)

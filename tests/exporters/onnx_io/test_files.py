@@ -293,8 +293,13 @@ def test_external_weights_that_are_cut_off_are_refused(tmp_path: Path):
     ir.save(model, tmp_path / "big.onnx", external_data="big.data", size_threshold_bytes=0)
     (tmp_path / "big.data").write_bytes(b"\0" * 100)
 
-    with pytest.raises(ModelLoadError, match=r"keeps the weight 'w' in big\.data, which cannot be read"):
+    with pytest.raises(ModelLoadError, match=r"keeps the weight 'w' in big\.data, which cannot be read") as caught:
         load_onnx_file(tmp_path / "big.onnx")
+
+    assert "the file has 100 bytes, and the weight ends at byte 2304" in str(caught.value)
+    assert "It was cut short, or belongs to another export" in str(caught.value)
+    assert "next to the model" not in str(caught.value)
+    assert (caught.value.found, caught.value.where) == (100, "big.data")
 
 
 @pytest.mark.parametrize("dims", [(-1, -1), (0, 0), ("-1", "0"), (-1, 0)])
@@ -322,16 +327,17 @@ def test_a_dimension_that_is_no_positive_number_is_open(tmp_path: Path, dims: tu
 
 
 def test_a_valid_file_that_cannot_be_edited_is_not_called_truncated(tmp_path: Path):
-    zipmap = onnx.helper.make_node("ZipMap", ["p"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3])
     entry = onnx.helper.make_map_type_proto(
-        onnx.TensorProto.INT64, onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])
+        onnx.TensorProto.STRING, onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])
     )
-    output = onnx.helper.make_value_info("y", onnx.helper.make_sequence_type_proto(entry))
+    vectorizer = onnx.helper.make_node(
+        "DictVectorizer", ["x"], ["v"], domain="ai.onnx.ml", string_vocabulary=["a", "b", "c", "d"]
+    )
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Softmax", ["x"], ["p"]), zipmap],
+        [vectorizer, onnx.helper.make_node("Softmax", ["v"], ["y"])],
         "g",
-        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 4])],
-        [output],
+        [onnx.helper.make_value_info("x", entry)],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4])],
     )
     imports = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("ai.onnx.ml", 3)]
     file = tmp_path / "model.onnx"
