@@ -9,7 +9,7 @@ Two comparisons, as an output either follows from the logits or does not:
    its entry the greatest of a list. Images would show that only for the classes that they happen to be of.
 """
 
-# Why: docs/decisions/9042.
+# Why: docs/decisions/0100.
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ head in integers is found, and grown, as every other one.
 Sources: ONNX QLinearConv-10, QLinearMatMul-10, QuantizeLinear-13 and -21; ONNX Runtime's contrib operators.
 """
 
-# Why: docs/decisions/9041.
+# Why: docs/decisions/0099.
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ Labels that are strings get the new names; integers get the number that a name s
 Sources: ONNX Gather; ai.onnx.ml ArrayFeatureExtractor-1, LabelEncoder-1, -2 and -4.
 """
 
-# Why: docs/decisions/9040.
+# Why: docs/decisions/0098.
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ Rules:
 Sources: ONNX QuantizeLinear-13 (division, rounding half to even, saturation), QLinearConv-10, QLinearMatMul-10.
 """
 
-# Why: docs/decisions/9041.
+# Why: docs/decisions/0099.
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ The rule is `icis_deploy.few_shot.refining`. The offset is set on the bundle's r
 (`icis_deploy.bundle.reference`), on the device, for all classes that were taught by photos at once.
 """
 
-# Why: docs/decisions/9020.
+# Why: docs/decisions/0087.
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ Rules:
    but writes its log when it likes: after a power cut the last rename may not have happened, which is the state before.
 """
 
-# Why: docs/decisions/9035.
+# Why: docs/decisions/0096.
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ and run them in batches and return outcomes, some 80 bytes an input. What an act
 one does again; an error of the input or the runtime is no death, and ends the evaluation as it does on one machine.
 """
 
-# Why: docs/decisions/9055.
+# Why: docs/decisions/0106.
 
 from __future__ import annotations
 

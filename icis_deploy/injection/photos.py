@@ -10,7 +10,7 @@ theirs, and the offset is lowered by what new rows still score higher at photos 
 pseudo-features.
 """
 
-# Why: docs/decisions/0075 (the rule), docs/decisions/0076 (the offset after it), docs/decisions/9026 (without images).
+# Why: docs/decisions/0075 (the rule), docs/decisions/0076 (the offset after it), docs/decisions/0090 (without images).
 
 from __future__ import annotations
 

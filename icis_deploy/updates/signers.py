@@ -9,7 +9,7 @@ Rules:
 3. A command has no shell, and a time limit.
 """
 
-# Why: docs/decisions/9030.
+# Why: docs/decisions/0093.
 
 from __future__ import annotations
 

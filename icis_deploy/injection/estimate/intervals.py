@@ -22,7 +22,7 @@ from icis_deploy.injection.validation.operating_point import Rates
 
 NORMAL_90 = 1.645
 
-# Why: docs/decisions/0053, 9010.
+# Why: docs/decisions/0053, 0086.
 MODEL_ERROR: Mapping[str, float] = MappingProxyType({"T": 0.13, "U": 0.14, "S": 0.10, "H": 0.07})
 """Standard deviation of what was measured from what was predicted, in radians, beyond the draw of classes: of heads
 without a warning 0.13, 0.14, 0.09 and 0.05 in one world of rendered images, 0.15, 0.16, 0.10 and 0.09 in another

@@ -14,7 +14,7 @@ Rules:
    budget. The offset is kept beside the slots, and rolled back with them.
 """
 
-# Why: docs/decisions/0041, docs/decisions/9021 (rule 6).
+# Why: docs/decisions/0041, docs/decisions/0088 (rule 6).
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ What may change is decided in `rules.py`, how it reaches the disk in `state/stor
 are imported with the first change: a device that only answers opens without them.
 """
 
-# Why: docs/decisions/0022 (the order), docs/decisions/0057 (late imports), docs/decisions/9036 (disk and guard).
+# Why: docs/decisions/0022 (the order), docs/decisions/0057 (late imports), docs/decisions/0097 (disk and guard).
 
 from __future__ import annotations
 

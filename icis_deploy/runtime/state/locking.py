@@ -10,7 +10,7 @@ Rules:
 4. A process that is forked meanwhile does not hold the lock, whatever it inherits.
 """
 
-# Why: docs/decisions/0020, docs/decisions/0078 (forks), docs/decisions/9035 (Windows).
+# Why: docs/decisions/0020, docs/decisions/0078 (forks), docs/decisions/0096 (Windows).
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ ranges, so that thousands of classes of one update take no more room than one.
 A class without an origin was exported with the bundle, was taught on the device, or came in before origins were kept.
 """
 
-# Why: docs/decisions/9031.
+# Why: docs/decisions/0094.
 
 from __future__ import annotations
 

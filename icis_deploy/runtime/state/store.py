@@ -17,7 +17,7 @@ Rules:
 """
 
 # Why: docs/decisions/0019 (the journal), docs/decisions/0020 (the lock), docs/decisions/0050 (what is removed),
-# docs/decisions/9036 (what waits for the disk).
+# docs/decisions/0097 (what waits for the disk).
 
 from __future__ import annotations
 

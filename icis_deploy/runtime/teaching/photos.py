@@ -10,7 +10,7 @@ Rules:
    taught: only people know whether it is another one.
 """
 
-# Why: docs/decisions/9020.
+# Why: docs/decisions/0087.
 
 from __future__ import annotations
 
