@@ -427,7 +427,7 @@ class Device:
 
         return prepare_named(self, list(single_values(images, input_form(self._opened.bundle))))
 
-    def embed(self, images: Images | Sequence[str | Path]) -> Float32:
+    def embed(self, images: PythonInputs) -> Float32:
         """Return the features of images: what the head multiplies, and what classes are taught by.
 
         Args:
@@ -444,8 +444,7 @@ class Device:
             IncompatibleError: If the model gives no features, or as `predict`.
             RuntimeFailureError: If the runtime fails, or the features are no finite numbers.
         """
-        batch = images if isinstance(images, ndarray) else self.prepare(images)
-        opened = self._opened
+        batch, opened = self.prepare(images), self._opened
         features = _with_features(opened, batch, opened.updater.held.state)[1]
         if not np.isfinite(features).all():
             raise RuntimeFailureError(
@@ -502,7 +501,7 @@ class Device:
         class_name: str,
         descriptor: ArrayLike | Mapping[str, ArrayLike] | None = None,
         *,
-        images: Images | str | Path | Sequence[str | Path] | None = None,
+        images: PythonInputs | None = None,
         skip_unreadable: bool = False,
         allow_changed_answers: bool = False,
     ) -> HistoryEntry:
@@ -518,8 +517,8 @@ class Device:
             class_name: What to call it; a class that was taught before is taught anew.
             descriptor: `(descriptor_dim,)`, made like those of the seen classes; where these have several blocks, also
                 `(width,)` by name of the block, and a block that is left out says nothing of the class.
-            images: Photos of the class, 1 to 100: a prepared batch `(num_photos, *input_shape)`, or paths of image
-                files. The history keeps their hashes, and nothing keeps the photos.
+            images: Photos of the class, 1 to 100, in any form of `predict`. The history keeps their hashes, and nothing
+                keeps the photos.
             skip_unreadable: Whether to leave out photos that cannot be read, with a warning.
             allow_changed_answers: As `apply`.
 
@@ -575,7 +574,7 @@ class Device:
         self,
         class_name: str,
         descriptor: ArrayLike | Mapping[str, ArrayLike] | None,
-        images: Images | str | Path | Sequence[str | Path],
+        images: PythonInputs,
         skip_unreadable: bool,
         allow_changed_answers: bool,
     ) -> HistoryEntry:
@@ -594,7 +593,7 @@ class Device:
                 where=opened.folder,
                 hint="Write it again with `export_generator()` and export the bundle, or teach by photos alone.",
             )
-        photos = load_photos(images, self.prepare, skip_unreadable=skip_unreadable)
+        photos = load_photos(images, input_form(opened.bundle), skip_unreadable=skip_unreadable)
         state = opened.updater.held.state
         outputs = [_with_features(opened, batch, state) for batch in batches(photos)]
         features = np.concatenate([found for _, found in outputs])

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,9 @@ from icis_deploy.common.terminal_text import percent, shown
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.few_shot.refining import PhotoFeatures, refine_rows
 from icis_deploy.head.slots import SlotTable
+from icis_deploy.images.inputs import InputForm, prepare
+from icis_deploy.images.python_values import PythonInputs, single_values
+from icis_deploy.images.sources import InputValue
 from icis_deploy.runtime.teaching.generator import check_apart, check_unknown
 
 MAX_PHOTOS = 100
@@ -66,37 +70,32 @@ class LoadedPhotos:
     """What was left out, in sentences."""
 
 
-def load_photos(
-    images: Images | str | Path | Sequence[str | Path],
-    prepare: Callable[[Sequence[str | Path]], Images],
-    *,
-    skip_unreadable: bool,
-) -> LoadedPhotos:
+def load_photos(images: PythonInputs, form: InputForm, *, skip_unreadable: bool) -> LoadedPhotos:
     """Return photos as the model takes them (rule 1).
 
     Args:
-        images: A prepared batch `(num_photos, *input_shape)`, or paths of image files.
-        prepare: Reads and prepares image files, as `Device.prepare`.
+        images: One photo or several, in any form that `Device.predict` takes.
+        form: What the model takes.
         skip_unreadable: Whether to leave out what cannot be read.
 
     Raises:
-        UsageError: If there is no photo, or more than `MAX_PHOTOS`.
+        UsageError: If there is no photo, or more than `MAX_PHOTOS`, or the bundle does not state its preprocessing.
         ImageError: If one cannot be read, or none can.
-        IncompatibleError: If the bundle does not state its preprocessing.
     """
-    given = [images] if isinstance(images, str | Path) else images
+    given = list(islice(single_values(images, form), MAX_PHOTOS + 1))
     if not 1 <= len(given) <= MAX_PHOTOS:
         raise UsageError(
-            f"A class is taught by 1 to {MAX_PHOTOS} photos; found {len(given)}.",
-            found=len(given),
+            f"A class is taught by 1 to {MAX_PHOTOS} photos; found {'more' if given else 'none'}.",
+            found="more" if given else 0,
             expected=f"1 to {MAX_PHOTOS}",
             hint="Give some of them in `images`: twenty say nearly all.",
         )
     problems: list[str] = []
     found: dict[str, tuple[str, Images]] = {}
-    for name, read in _readers(given, prepare):
+    for name, value in given:
         try:
-            digest, photo = read()
+            photo = prepare([value], form, keys=[name])
+            digest = _sha256(value, photo)
         except ImageError as error:
             if not skip_unreadable:
                 raise
@@ -120,23 +119,11 @@ def load_photos(
     )
 
 
-def _readers(
-    given: Images | Sequence[str | Path], prepare: Callable[[Sequence[str | Path]], Images]
-) -> Iterator[tuple[str, Callable[[], tuple[str, Images]]]]:
-    """Yield what each photo is called, and what reads it: its hash, and the photo as a batch of one."""
-
-    def of_file(path: Path) -> tuple[str, Images]:
-        photo = prepare([path])
-        return sha256_of_file(path), photo
-
-    def of_array(photo: Images) -> tuple[str, Images]:
-        return hashlib.sha256(np.ascontiguousarray(photo).tobytes()).hexdigest(), photo
-
-    for index, each in enumerate(given):
-        if isinstance(each, str | Path):
-            yield str(each), lambda path=Path(each): of_file(path)  # type: ignore[misc]
-        else:
-            yield f"number {index}", lambda photo=given[index : index + 1]: of_array(photo)  # type: ignore[misc]
+def _sha256(value: InputValue, photo: Images) -> str:
+    """Return what the history keeps of a photo: of its file, or of its input of the model where there is none."""
+    if isinstance(value, Path) and value.suffix.lower() != ".npy":
+        return sha256_of_file(value)
+    return hashlib.sha256(value if isinstance(value, bytes) else np.ascontiguousarray(photo).tobytes()).hexdigest()
 
 
 def batches(photos: LoadedPhotos) -> Iterator[Images]:

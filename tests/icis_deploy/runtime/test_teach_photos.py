@@ -22,7 +22,6 @@ from icis_deploy.errors import (
     ICISDeployWarning,
     ImageError,
     IncompatibleError,
-    RuntimeFailureError,
     SelfTestError,
     UsageError,
 )
@@ -222,7 +221,7 @@ def test_the_same_photo_twice_counts_once_and_is_named(teachable: Path) -> None:
     device = Device.open(teachable)
     device.teach("okapi", images=PHOTOS["okapi"][:1])
     once = table_rows(device, ["okapi"])
-    with pytest.warns(ICISDeployWarning, match="The photo number 1 is the same as number 0, and counts once"):
+    with pytest.warns(ICISDeployWarning, match=r"The photo array\[1\] is the same as array\[0\], and counts once"):
         entry = device.teach("okapi", images=np.repeat(PHOTOS["okapi"][:1], 2, axis=0))
     assert len(entry.photos_sha256) == 1
     np.testing.assert_allclose(table_rows(device, ["okapi"]), once, rtol=1e-5)
@@ -262,9 +261,9 @@ def test_nothing_and_too_much_are_refused(teachable: Path) -> None:
     device, before = Device.open(teachable), files_in(teachable)
     for given, words in (
         ({}, "Nothing says what 'okapi' is"),
-        ({"images": PHOTOS["okapi"][:0]}, "1 to 100 photos; found 0"),
-        ({"images": []}, "1 to 100 photos; found 0"),
-        ({"images": images(101)}, "1 to 100 photos; found 101"),
+        ({"images": PHOTOS["okapi"][:0]}, "1 to 100 photos; found none"),
+        ({"images": []}, "1 to 100 photos; found none"),
+        ({"images": images(101)}, "1 to 100 photos; found more"),
     ):
         with pytest.raises(UsageError, match=words):
             device.teach("okapi", **given)
@@ -272,7 +271,7 @@ def test_nothing_and_too_much_are_refused(teachable: Path) -> None:
 
 
 def test_files_need_a_bundle_that_states_how_they_are_prepared(teachable: Path) -> None:
-    with pytest.raises(IncompatibleError, match="does not state how images are prepared"):
+    with pytest.raises(UsageError, match=r"okapi\.jpg is an image, and nothing says how images are prepared"):
         Device.open(teachable).teach("okapi", images=["okapi.jpg"])
 
 
@@ -281,7 +280,7 @@ def test_a_photo_of_which_the_model_makes_no_numbers_is_named(value: float, teac
     device, before = Device.open(teachable), files_in(teachable)
     shown = PHOTOS["zebu"].copy()
     shown[1] = value
-    with pytest.raises((ImageError, RuntimeFailureError), match=r"photo number 1|no finite|no answer"):
+    with pytest.raises(ImageError, match=r"array\[1\] holds (nan|inf)"):
         device.teach("okapi", images=shown)
     assert files_in(teachable) == before
 
@@ -384,7 +383,7 @@ def test_embed_gives_what_the_head_multiplies(teachable: Path, tmp_path: Path) -
     np.testing.assert_allclose(found, features_of(given), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found @ HEAD.weight.T + HEAD.bias, device.logits(given).values, rtol=1e-4, atol=1e-4)
     given[2] = np.nan
-    with pytest.raises(RuntimeFailureError, match="no finite numbers"):
+    with pytest.raises(ImageError, match=r"array\[2\] holds nan"):
         device.embed(given)
     fused = Device.open(write_bundle(tmp_path / "fused", capacity=0, head=seen_head()))
     with pytest.raises(IncompatibleError, match="gives no features: its head is fused") as caught:
