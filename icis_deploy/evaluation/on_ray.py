@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -32,6 +33,7 @@ INPUTS_AT_ONCE = 1 << 16
 """Inputs that are rows of a table at the same time; actors start anew for the next ones."""
 
 _ROWS_OF_A_BLOCK = 256
+_SECONDS_TO_REACH = 10
 
 
 def ray_actors(device: Device, head: OutcomeHead, *, on_error: OnError, batch_size: int, address: str | None) -> Engine:
@@ -52,8 +54,9 @@ def ray_actors(device: Device, head: OutcomeHead, *, on_error: OnError, batch_si
     ray = _ray()
     if not ray.is_initialized():
         try:
+            _reach(address)
             ray.init(address=address, log_to_driver=False, include_dashboard=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise RuntimeFailureError(
                 f"There is no Ray cluster at {address}: {error}",
                 found=type(error).__name__,
@@ -62,6 +65,13 @@ def ray_actors(device: Device, head: OutcomeHead, *, on_error: OnError, batch_si
                 hint="Start one with `ray start --head`, or leave the address out to use this machine.",
             ) from error
     return partial(_on_actors, device, head, on_error, batch_size)
+
+
+def _reach(address: str | None) -> None:
+    """Raise `OSError` if nobody listens at an address: Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_REACH).close()
 
 
 def _on_actors(
