@@ -74,7 +74,9 @@ ROOMS = {
         "icis_deploy.injection.{arbiter,estimate,predictors,pseudo_features,rows,validation}"
     ),
     "icis_deploy.runtime.sessions": Room("icis_deploy.{bundle,common,head}"),
-    "icis_deploy.runtime.teaching": Room("icis_deploy.{bundle,common,few_shot,head} icis_deploy.runtime.sessions"),
+    "icis_deploy.runtime.teaching": Room(
+        "icis_deploy.{bundle,common,few_shot,head,images} icis_deploy.runtime.sessions"
+    ),
     "icis_deploy.updates": Room("icis_deploy.{common,head}"),
     "icis_deploy.runtime.state": Room(
         "icis_deploy.{bundle,common,head} icis_deploy.runtime.sessions", later="icis_deploy.updates"

@@ -73,6 +73,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "icis_deploy/descriptors/files.py": ("loadmat", "check_mat compared the sizes of what is asked for with the file"),
     "icis_deploy/descriptors/word_vectors.py": ("gzip.open", "read line by line, both of which have limits"),
     "icis_deploy/head/class_update.py": ("json.loads", "copies what was written as JSON in this process"),
+    "icis_deploy/evaluation/on_ray.py": ("json.loads np.load", "what this process and its own workers have written"),
     "icis_deploy/images/array_files.py": ("np.memmap", "maps what its header states, which is compared with the file"),
     "icis_deploy/images/loading.py": ("Image.open", "size of the file first; pixels before they are decoded"),
     "icis_deploy/descriptors/tag_answers.py": ("reader.read_text", "a method of its own: parses a text that was read"),

@@ -118,6 +118,13 @@ def faults_of_example(code: str) -> Iterator[str]:
     known |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     known |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name}
     known |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    known |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    known |= {
+        (alias.asname or alias.name).partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id not in known:
             yield f"{node.id} is not defined"

@@ -62,7 +62,7 @@ def ray_actors(device: Device, head: OutcomeHead, *, on_error: OnError, batch_si
                 found=type(error).__name__,
                 expected="a Ray cluster that runs",
                 where=address,
-                hint="Start one with `ray start --head`, or leave the address out to use this machine.",
+                hint="Start one, or leave `address` out to use this machine.",
             ) from error
     return partial(_on_actors, device, head, on_error, batch_size)
 

@@ -127,7 +127,10 @@ def test_images_need_to_be_prepared(tiny_project, opened, right_answers: Path):
             ),
             "3 features and 1 labels in",
         ),
-        (lambda folder: np.save(folder / "a.npy", np.zeros((3, 24))) or folder / "a.npy", "holds arrays, and no image"),
+        (
+            lambda folder: np.save(folder / "a.npy", np.zeros((3, 24))) or folder / "a.npy",
+            r"a\.npy\[0\] has shape \(24,\)",
+        ),
         (lambda folder: (folder / "a.npz").write_bytes(b"no zip") and folder / "a.npz", "Cannot read the features"),
         (
             lambda folder: (folder / "a.csv").write_text("file\nb.png\n") and folder / "a.csv",

@@ -125,8 +125,9 @@ def test_an_image_that_is_listed_twice_is_named(bundle, images):
     with images.open("a") as file:
         file.write(images.read_text().splitlines()[5] + "\n")
 
-    with pytest.raises(IncompatibleError, match=r"1 images come more than once, such as '.*004\.png'"):
+    with pytest.raises(IncompatibleError, match="1 images come more than once, such as") as caught:
         evaluated(bundle, images)
+    assert caught.value.found.endswith("004.png")
 
 
 @pytest.mark.parametrize("values", [{"workers": 0}, {"batch_size": 0}, {"on_error": "ignore"}])

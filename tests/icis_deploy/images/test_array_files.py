@@ -171,7 +171,7 @@ def test_without_pyarrow_a_parquet_file_names_the_command_that_installs_it(tmp_p
         monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
 
-    with pytest.raises(MissingDependencyError, match=r"pip install 'icis-deploy\[parquet\]'") as raised:
+    with pytest.raises(MissingDependencyError, match=r"pip install 'icis-deploy\[data\]'") as raised:
         open_inputs(tmp_path / "a.parquet")
     assert raised.value.exit_code == 5
 
