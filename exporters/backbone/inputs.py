@@ -1,11 +1,10 @@
-"""Inputs that both sides of a comparison are run on: what a user gives, or seeded ones; prepared once, used often."""
+"""Inputs that both sides of a comparison are run on, as often as they are needed: what a user gives, or seeded ones."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,35 +19,42 @@ from icis_deploy.images.sources import InputSource
 NUM_SEEDED_INPUTS = 64
 BATCH_SIZE = 16
 SEED = 20230810
-_SPOOL_BYTES = 16 << 20
+_KEPT_BYTES = 64 << 20
+_READERS = 2
+"""Threads that prepare images while a model runs on others."""
+
 _MAX_CACHED_PIXELS = 256 * 256
 """Greatest size of seeded images that are cached: 50 MB in all. Every gate of a process compares on the same images,
 and rendering them takes longer than the rest of a small model's export."""
 
 
-class SpooledBatches:
-    """Batches that can be iterated over again: prepared once, and spooled to a file where they are large."""
+class RepeatedBatches:
+    """Batches that can be iterated over again: the first ones are kept, the rest are made anew.
 
-    def __init__(self, batches: Iterable[NDArray[Any]]) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - closed with this object
-        self._num_batches = 0
-        try:
-            for batch in batches:
-                np.save(self._file, batch, allow_pickle=False)
-                self._num_batches += 1
-        except BaseException:  # an input that cannot be read: there is nothing to close this object later
-            self._file.close()
-            raise
+    Thousands of prepared images are gigabytes, whether in memory or in a file; files of images are a fiftieth of that,
+    and threads read them while a model runs.
+    """
+
+    def __init__(self, make: Callable[[int], Iterator[NDArray[Any]]]) -> None:
+        """Keep batches up to `_KEPT_BYTES`.
+
+        Args:
+            make: Yields the batches from a number on, the same ones whenever it is called.
+        """
+        self._make = make
+        self._kept: list[NDArray[Any]] = []
+        self._is_all = False
+        for batch in make(0):
+            if self._kept and sum(each.nbytes for each in self._kept) + batch.nbytes > _KEPT_BYTES:
+                return
+            self._kept.append(batch)
+        self._is_all = True
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         """Yield the batches in order."""
-        self._file.seek(0)
-        for _ in range(self._num_batches):
-            yield np.load(self._file, allow_pickle=False)
-
-    def close(self) -> None:
-        """Remove the file."""
-        self._file.close()
+        yield from self._kept
+        if not self._is_all:
+            yield from self._make(len(self._kept))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +76,7 @@ class InputBatch:
 class InputBatches:
     """Images for a comparison, batch by batch; each iteration yields the same ones."""
 
-    given: SpooledBatches
+    given: RepeatedBatches
     """The bundle's inputs, `(batch, *input_shape)` each, float32 or uint8; the last batch may be smaller."""
 
     preprocessing: Preprocessing | None
@@ -94,10 +100,6 @@ class InputBatches:
             for start in range(0, batch.count, size):
                 yield np.ascontiguousarray(batch.prepared[start : start + size])
 
-    def close(self) -> None:
-        """Remove what was kept in a file."""
-        self.given.close()
-
 
 def input_batches(
     model_input: ModelInput,
@@ -117,25 +119,27 @@ def input_batches(
         value_range: What seeded inputs are scaled to without preprocessing; `None` for -1..1.
     """
     scaled_to = (-1.0, 1.0) if value_range is None else value_range
-    batches = _given_batches(
-        model_input, preprocessing, images, batch_size=fixed_batch or BATCH_SIZE, scaled_to=scaled_to
-    )
-    return InputBatches(given=SpooledBatches(batches), preprocessing=preprocessing, fixed_batch=fixed_batch)
+    size = fixed_batch or BATCH_SIZE
+    if images is None:
+        make = partial(_seeded_batches, model_input, preprocessing, size, scaled_to)
+    else:
+        form = InputForm(shape=model_input.shape, dtype=model_input.dtype, preprocessing=preprocessing)
+        make = partial(_batches_of, images, form, size)
+    return InputBatches(given=RepeatedBatches(make), preprocessing=preprocessing, fixed_batch=fixed_batch)
 
 
-def _given_batches(
+def _batches_of(images: InputSource, form: InputForm, size: int, first: int) -> Iterator[NDArray[np.generic]]:
+    for batch in prepared_batches(images, form, batch_size=size, workers=_READERS, first=first * size):
+        yield batch.inputs
+
+
+def _seeded_batches(
     model_input: ModelInput,
     preprocessing: Preprocessing | None,
-    images: InputSource | None,
-    *,
-    batch_size: int,
+    size: int,
     scaled_to: tuple[float, float],
+    first: int,
 ) -> Iterator[NDArray[np.generic]]:
-    if images is not None:
-        form = InputForm(shape=model_input.shape, dtype=model_input.dtype, preprocessing=preprocessing)
-        for batch in prepared_batches(images, form, batch_size=batch_size):
-            yield batch.inputs
-        return
     if model_input.takes_pixels:
         height, width, channels = model_input.shape
         neutral = _with_channels(_comparison_images(height, width), channels, preprocessing)
@@ -148,8 +152,8 @@ def _given_batches(
     else:
         shape = (NUM_SEEDED_INPUTS, *model_input.shape)
         inputs = np.random.default_rng(SEED).uniform(*scaled_to, shape).astype(np.float32)
-    for start in range(0, len(inputs), batch_size):
-        yield inputs[start : start + batch_size]
+    for start in range(first * size, len(inputs), size):
+        yield inputs[start : start + size]
 
 
 def _comparison_images(height: int, width: int) -> NDArray[np.float32]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -293,10 +292,9 @@ def compare_compacted(
     """
     before = former.bundle
     inputs = input_batches(before.model_input, before.preprocessing, images, fixed_batch=fixed_batch)
-    with closing(inputs):
-        opened = opened_bundle(former.folder, before, runtime, rewrite)
-        names, expected = _former_logits(former.folder, opened, former.slot_table(), inputs)
-        ran = run_bundle(folder, bundle, inputs, runtime, rewrite)
+    opened = opened_bundle(former.folder, before, runtime, rewrite)
+    names, expected = _former_logits(former.folder, opened, former.slot_table(), inputs)
+    ran = run_bundle(folder, bundle, inputs, runtime, rewrite)
     where = "" if runtime is None or runtime.is_reference else f"; both in {runtime.name}"
     report = compare_logits(
         comparable_from_device(expected, before.score_kind),

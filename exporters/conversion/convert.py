@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -65,32 +64,26 @@ def convert_precision(
     """
     if form.precision == "fp32":
         return ConvertedModel(model=loaded.model)
-    with closing(
-        input_batches(
-            model_input,
-            preprocessing,
-            calibration,
-            fixed_batch=loaded.fixed_batch,
-            value_range=loaded.value_range,
-        )
-    ) as images:
-        if form.precision == "fp16":
-            return ConvertedModel(
-                model=_with_named_logits(convert_to_float16(loaded.model, images.one_by_one), location)
-            )
-        quantized = quantize_model(loaded.model, location, loaded.input_name, images.one_by_one)
+    images = input_batches(
+        model_input,
+        preprocessing,
+        calibration,
+        fixed_batch=loaded.fixed_batch,
+        value_range=loaded.value_range,
+    )
+    if form.precision == "fp16":
+        return ConvertedModel(model=_with_named_logits(convert_to_float16(loaded.model, images.one_by_one), location))
+    quantized = quantize_model(loaded.model, location, loaded.input_name, images.one_by_one)
 
     def explain(rewrite: ir.passes.PassBase | None) -> str:
         few = None if calibration is None else calibration.select(range(min(NUM_BATCHES, len(calibration))))
         judged = (
             quantized if rewrite is None else replace(quantized, backbone=apply_passes(quantized.backbone, rewrite))
         )
-        with closing(
-            input_batches(
-                model_input, preprocessing, few, fixed_batch=loaded.fixed_batch, value_range=loaded.value_range
-            )
-        ) as images:
-            layers = worst_layers(judged, images.one_by_one(), limit=_NUM_NAMED)
+        images = input_batches(
+            model_input, preprocessing, few, fixed_batch=loaded.fixed_batch, value_range=loaded.value_range
+        )
+        layers = worst_layers(judged, images.one_by_one(), limit=_NUM_NAMED)
         return f"the layers that add most noise are {', '.join(layer.describe() for layer in layers)}"
 
     return ConvertedModel(model=quantized.model, explain=explain)

@@ -33,7 +33,6 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,33 +129,31 @@ def compare_bundle(
         UsageError: If `max_seen_loss` is given, and there is nothing to measure it on.
     """
     is_reference = runtime is None or runtime.is_reference
-    with closing(
-        input_batches(
-            bundle.model_input,
-            bundle.preprocessing,
-            images,
-            fixed_batch=loaded.fixed_batch,
-            value_range=loaded.value_range,
+    inputs = input_batches(
+        bundle.model_input,
+        bundle.preprocessing,
+        images,
+        fixed_batch=loaded.fixed_batch,
+        value_range=loaded.value_range,
+    )
+    features = _features(backbone(loaded.model, location), inputs, prepared=True)
+    original = _original_scores(loaded, location, inputs)
+    loaded.release()
+    ran = run_bundle(folder, bundle, inputs, runtime, rewrite, served)
+    profile = _profile(bundle.precision, location)
+    others = []
+    if is_reference and rewrite is None:
+        others = other_output_failures(
+            folder, bundle, ran.class_names, loaded=loaded, location=location, inputs=inputs, profile=profile
         )
-    ) as inputs:
-        features = _features(backbone(loaded.model, location), inputs, prepared=True)
-        original = _original_scores(loaded, location, inputs)
         loaded.release()
-        ran = run_bundle(folder, bundle, inputs, runtime, rewrite, served)
-        profile = _profile(bundle.precision, location)
-        others = []
-        if is_reference and rewrite is None:
-            others = other_output_failures(
-                folder, bundle, ran.class_names, loaded=loaded, location=location, inputs=inputs, profile=profile
-            )
-            loaded.release()
-        own = None
-        if bundle.precision != "fp32" and is_reference:
-            checked = _rewrite_for(bundle, runtime, rewrite)
-            own_features = own_backbone(folder / MODEL_NAME)
-            own = _features(
-                own_features if checked is None else apply_passes(own_features, checked), inputs, prepared=False
-            )
+    own = None
+    if bundle.precision != "fp32" and is_reference:
+        checked = _rewrite_for(bundle, runtime, rewrite)
+        own_features = own_backbone(folder / MODEL_NAME)
+        own = _features(
+            own_features if checked is None else apply_passes(own_features, checked), inputs, prepared=False
+        )
     where = "" if runtime is None or is_reference else f"; the bundle in {runtime.name}"
     where += "" if served is None else f"; slots of version {served.version}, as a device serves them"
     expected = comparable_from_logits(_expected_logits(expanded, features, ran, profile), bundle.score_kind)

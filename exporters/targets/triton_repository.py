@@ -17,7 +17,6 @@ Source: Triton's model repository and model configuration, `model_config.proto`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +98,9 @@ def compare_parts(folder: Path, bundle: Bundle) -> ParityReport:
     expected, found = [], []
     graph = load_onnx_file(root / BACKBONE / "1" / MODEL_NAME).graph
     inputs = input_batches(bundle.model_input, bundle.preprocessing, None, fixed_batch=fixed_batch(graph.inputs[0]))
-    with closing(inputs):
-        for batch in inputs:
-            expected.append(whole.run(batch.given).logits)
-            found.append(head.run(backbone.run(batch.given).logits).logits)
+    for batch in inputs:
+        expected.append(whole.run(batch.given).logits)
+        found.append(head.run(backbone.run(batch.given).logits).logits)
     kind = bundle.score_kind
     # Between two models features are float16; within one, ONNX Runtime omits that rounding on a CPU.
     precision = "fp16" if graph.outputs[0].dtype == ir.DataType.FLOAT16 else "fp32"

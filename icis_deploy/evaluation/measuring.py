@@ -19,9 +19,9 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
+from icis_deploy.common.ahead import map_ahead
 from icis_deploy.common.arrays import Images
 from icis_deploy.errors import ImageError, IncompatibleError
-from icis_deploy.evaluation.ahead import map_ahead
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.inputs import InputForm, prepare

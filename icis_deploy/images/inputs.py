@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.ahead import map_ahead
 from icis_deploy.common.arrays import Images
 from icis_deploy.errors import ImageError, UsageError
 from icis_deploy.images.array_files import map_array
 from icis_deploy.images.loading import decode_image, load_images, load_pixels, prepare_picture
 from icis_deploy.images.preprocessing import Preprocessing
-from icis_deploy.images.sources import InputSource, InputValue
+from icis_deploy.images.sources import InputItem, InputSource, InputValue
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,20 +87,37 @@ class PreparedBatch:
     """`(batch,)`, names of the classes that they show; `None` where nobody says."""
 
 
-def prepared_batches(source: InputSource, form: InputForm, *, batch_size: int) -> Iterator[PreparedBatch]:
-    """Yield the inputs of a source in batches; the last one may be smaller.
+def prepared_batches(
+    source: InputSource, form: InputForm, *, batch_size: int, workers: int = 1, first: int = 0
+) -> Iterator[PreparedBatch]:
+    """Yield the inputs of a source in batches, in order; the last one may be smaller.
+
+    Args:
+        source: The inputs.
+        form: What the model takes.
+        batch_size: Inputs of a batch.
+        workers: Threads that prepare batches while others are used.
+        first: Inputs that are passed over, unread where they are files.
 
     Raises:
         ImageError: Naming the input that cannot be read, or is none that the model takes.
         UsageError: If one is an image, and nothing says how images are prepared.
     """
-    items = iter(source)
-    while part := list(islice(items, batch_size)):
-        yield PreparedBatch(
+
+    def prepared(part: Sequence[InputItem]) -> PreparedBatch:
+        return PreparedBatch(
             inputs=prepare([item.value for item in part], form, keys=[item.key for item in part]),
             keys=tuple(item.key for item in part),
             labels=None if source.labels is None else tuple(item.label or "" for item in part),
         )
+
+    return map_ahead(prepared, _parts(source, batch_size, first), workers=workers)
+
+
+def _parts(source: InputSource, batch_size: int, first: int) -> Iterator[list[InputItem]]:
+    items = islice(iter(source), first, None)
+    while part := list(islice(items, batch_size)):
+        yield part
 
 
 def prepare(values: Sequence[InputValue], form: InputForm, *, keys: Sequence[str]) -> Images:

@@ -6,7 +6,6 @@ Bundles are real ones; each damage is done to the ONNX file that they hold.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,16 +91,15 @@ def exported(folder: Path, batch: str | int = "n", **options: object) -> Exporte
 
 def failures_of(exported: Exported) -> list[str]:
     described, loaded = exported.described, exported.opened.loaded
-    with closing(input_batches(described.model_input, None, None, fixed_batch=loaded.fixed_batch)) as inputs:
-        return other_output_failures(
-            exported.folder,
-            described,
-            (*NAMES, *NEW),
-            loaded=loaded,
-            location=exported.opened.location,
-            inputs=inputs,
-            profile=GATE_PROFILES[described.precision],
-        )
+    return other_output_failures(
+        exported.folder,
+        described,
+        (*NAMES, *NEW),
+        loaded=loaded,
+        location=exported.opened.location,
+        inputs=input_batches(described.model_input, None, None, fixed_batch=loaded.fixed_batch),
+        profile=GATE_PROFILES[described.precision],
+    )
 
 
 def edit(bundle: Path, change: Callable[[onnx.GraphProto], None]) -> None:

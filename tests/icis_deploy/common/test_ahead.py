@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from icis_deploy.evaluation.ahead import AHEAD, map_ahead
+from icis_deploy.common.ahead import AHEAD, map_ahead
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -42,7 +42,7 @@ def test_an_error_comes_where_its_item_was_and_ends_the_threads(workers):
         found.extend(map_ahead(fails_at_five, range(50), workers=workers))
 
     assert found == [0, 1, 2, 3, 4]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("evaluate")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 def test_an_error_of_the_items_comes_after_the_results_before_it():

@@ -28,7 +28,7 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], *, work
     if workers == 1:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(workers, thread_name_prefix="evaluate") as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="ahead") as pool:
         begun: deque[Future[Result]] = deque()
         try:
             for item in items:
