@@ -38,6 +38,7 @@ from icis_deploy.cli.output import (
 )
 from icis_deploy.cli.predict import predict
 from icis_deploy.cli.report import report
+from icis_deploy.cli.serve import serve
 from icis_deploy.cli.signing import diff, keygen, rotate_keys, sign, sign_bundle, verify_bundle, verify_update
 from icis_deploy.cli.verify import verify
 from icis_deploy.common.terminal_text import printable
@@ -49,6 +50,7 @@ COMMANDS = (
     *(inspect, describe, compare_methods, inject, export_generator, export, verify, evaluate, predict),
     *(keygen, sign, rotate_keys, sign_bundle, verify_update, verify_bundle, diff),
     *(apply, inbox, teach, rollback, history, classes, enable, disable, compact),
+    serve,
     *(bench, bench_fit, bench_update, bench_peers, bench_scale, report),
     demo,
 )
