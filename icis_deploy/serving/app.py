@@ -159,10 +159,25 @@ class Worker:
 
     @staticmethod
     def _log_request(
-        request: Request, status: int, endpoint: str, request_id: str, *, level: int = logging.INFO, **fields: object
+        request: Request,
+        status: int,
+        endpoint: str,
+        request_id: str,
+        *,
+        level: int = logging.INFO,
+        ms: float | None = None,
+        reason: ICISDeployError | None = None,
     ) -> None:
-        client = None if request.client is None else request.client.host
-        log("request", level=level, endpoint=endpoint, status=status, request_id=request_id, client=client, **fields)
+        log(
+            "request",
+            level=level,
+            endpoint=endpoint,
+            status=status,
+            request_id=request_id,
+            client=None if request.client is None else request.client.host,
+            ms=ms,
+            reason=reason,
+        )
 
     async def _in_thread(self, call: Callable[[], Result]) -> Result:
         """Return what a call in one of the answering threads does.

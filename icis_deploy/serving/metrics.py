@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from icis_deploy.common.terminal_text import printable
 from icis_deploy.errors import MissingDependencyError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
+Label = TypeVar("Label")
 MAX_CLASSES, MAX_VERSIONS = 256, 32
 MAX_LABEL = 80
 """Characters of a class name in a label; two names that differ later share one."""
@@ -112,12 +113,12 @@ class Metrics:
             from prometheus_client.multiprocess import MultiProcessCollector
 
             registry = CollectorRegistry()
-            MultiProcessCollector(registry, path=str(self._shared))
+            MultiProcessCollector(registry, path=str(self._shared))  # type: ignore[no-untyped-call]
             registry.register(self._head)
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
-def _bounded(labels: set[object], label: object, limit: int) -> bool:
+def _bounded(labels: set[Label], label: Label, limit: int) -> bool:
     """Say whether a label has a series of its own; two threads may let one more in."""
     if label in labels:
         return True

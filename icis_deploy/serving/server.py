@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import socket
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from icis_deploy.serving.logs import log, set_up_logs
 from icis_deploy.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
     from uvicorn import Config
 
 BACKLOG = 2048
@@ -49,7 +51,7 @@ def serve(settings: ServeSettings, *, host: str, port: int, workers: int) -> Non
     """
     _check_libraries()
     set_up_logs()
-    with _listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="icis-deploy-serve-") as shared:
+    with listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="icis-deploy-serve-") as shared:
         address = listener.getsockname()
         log("listening", host=address[0], port=address[1], workers=workers, model=settings.name)
         if workers == 1:
@@ -64,8 +66,8 @@ def serve(settings: ServeSettings, *, host: str, port: int, workers: int) -> Non
 
 def _check_libraries() -> None:
     try:
-        import multipart  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
@@ -76,8 +78,14 @@ def _check_libraries() -> None:
         ) from error
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        RuntimeFailureError: If the port is taken, or the address is not this machine's.
+    """
     try:
+        # With its protocol: asyncio sends small answers at once (TCP_NODELAY) where a socket says that it is TCP.
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
@@ -102,13 +110,12 @@ def _listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _config(settings: ServeSettings, workers: int) -> Config:
+def server_config(make_application: Callable[[], Starlette], *, workers: int) -> Config:
+    """Return how the HTTP server is set up, for an application that a worker makes when it starts."""
     from uvicorn import Config
 
-    from icis_deploy.serving.app import make_app
-
     return Config(
-        partial(make_app, settings),
+        make_application,
         factory=True,
         workers=workers,
         http="h11",  # the only one that bounds the length of headers
@@ -129,7 +136,9 @@ def _config(settings: ServeSettings, workers: int) -> Config:
 def _serve_here(settings: ServeSettings, listener: socket.socket) -> None:
     from uvicorn import Server
 
-    config = _config(settings, 1)
+    from icis_deploy.serving.app import make_app
+
+    config = server_config(partial(make_app, settings), workers=1)
     config.load()  # here, where an error of ours reaches the caller
     server = Server(config)
     # uvicorn raises the signal that stopped it once more when it is done; an orderly stop is no failure.
@@ -152,7 +161,9 @@ def _serve_in_workers(settings: ServeSettings, listener: socket.socket, workers:
     from uvicorn.config import STARTUP_FAILURE
     from uvicorn.supervisors import Multiprocess
 
-    supervisor = Multiprocess(_config(settings, workers), sockets=[listener])
+    from icis_deploy.serving.app import make_app
+
+    supervisor = Multiprocess(server_config(partial(make_app, settings), workers=workers), sockets=[listener])
     supervisor.run()
     if any(each.exitcode == STARTUP_FAILURE for each in supervisor.processes):
         raise RuntimeFailureError(
