@@ -80,7 +80,7 @@ async def images_in(request: Request, body: bytes, *, max_images: int) -> list[t
     if kind != "multipart/form-data":
         if not body:
             raise HttpProblem(400, "The body is empty.", found="0 bytes", expected="an image file")
-        return [("image", body)]
+        return [("body", body)]
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body

@@ -84,13 +84,13 @@ def png(width, height):
 
 def test_bad_images_are_told_what_is_wrong(server, photos):
     running, _ = server
-    (name, photo) = photos[0]
+    photo = photos[0][1]
     kind = {"Content-Type": "image/png"}
     cases = [
         (b"", kind, "/predict", "empty"),
         (b"no image", kind, "/predict", "not an image"),
         (photo[: len(photo) // 2], kind, "/predict", "Cannot read the image"),
-        (png(4097, 4097), kind, "/predict", "at most 16777216 pixels"),
+        (png(4097, 4097), kind, "/predict", "at most 16777216 are taken"),
         (photo, kind, "/predict?top=0", "top is '0'"),
         (photo, kind, "/predict?top=-1", "top is '-1'"),
         (*form(named([("a", photo)] * 4)), "/predict", "1 to 3 files"),

@@ -102,11 +102,10 @@ def test_a_client_of_the_protocol_that_nobody_here_wrote(bundle):
                 assert names == [list(each.class_names) for each in expected]
                 np.testing.assert_array_equal(result.as_numpy("logits"), logits)
                 assert (answer["model_version"], answer["id"]) == ("0", "9")
-        with pytest.raises(triton.InferenceServerException, match="1 to 64 are taken at once") as caught:
-            big = triton.InferInput("image", [65, 6], "FP32")
-            big.set_data_from_numpy(images(65))
+        big = triton.InferInput("image", [65, 6], "FP32")
+        big.set_data_from_numpy(images(65))
+        with pytest.raises(triton.InferenceServerException, match="1 to 64 are taken at once"):
             client.infer("bundle", [big])
-        assert caught.value.status() in {"400", None}
         client.close()
 
 
@@ -272,8 +271,7 @@ def test_a_body_over_the_limit_is_not_read(bundle):
             connection.sendall(head.encode())
             piece = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
             with pytest.raises(OSError):  # noqa: PT011 - the server closes the connection while we send
-                for _ in range(4096):
-                    connection.sendall(piece)
+                connection.sendall(piece * 4096)
         assert server.json("GET", "/v2/health/ready") == (200, {"ready": True})
 
     assert stated[0] == 413
