@@ -135,7 +135,7 @@ class Worker:
             seconds = time.perf_counter() - start
             self._metrics.requests.labels(endpoint=endpoint, code=str(response.status_code)).inc()
             self._metrics.seconds.labels(endpoint=endpoint).observe(seconds)
-            if self._settings.log_requests and endpoint not in PROBES:
+            if self._settings.log_requests and endpoint not in PROBES and response.status_code < 400:
                 self._log_request(request, response.status_code, endpoint, request_id, ms=1e3 * seconds)
             return response
 
@@ -329,7 +329,7 @@ class Worker:
                 401,
                 "The token is missing or wrong.",
                 expected="Authorization: Bearer TOKEN",
-                headers={"www-authenticate": "Bearer"},
+                headers={"www-authenticate": "Bearer", "connection": "close"},
             )
         data = await self._body(request, max_update_bytes(self._head.device.bundle))
         applied = await asyncio.get_running_loop().run_in_executor(self._admin, self._head.apply, data)

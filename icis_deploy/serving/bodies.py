@@ -26,6 +26,8 @@ async def read_body(request: Request, *, max_bytes: int, seconds: float) -> byte
         max_bytes: How long it may be; of a longer one no more is read.
         seconds: How long the client may take.
 
+    Where the body is not read to its end, the connection is closed, so that nobody sends the rest.
+
     Raises:
         HttpProblem: 413 for a longer one, 415 for a compressed one, 408 for a slow one, 400 for one that ends early.
     """
@@ -37,6 +39,7 @@ async def read_body(request: Request, *, max_bytes: int, seconds: float) -> byte
             found=encoding,
             expected="a body as it is",
             hint="Send it without Content-Encoding.",
+            headers={"connection": "close"},
         )
     length = request.headers.get("content-length", "")
     if length.isdigit() and (len(length) > 18 or int(length) > max_bytes):

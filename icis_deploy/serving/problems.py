@@ -58,6 +58,7 @@ def too_large(limit: int) -> HttpProblem:
         found=f"more than {limit} bytes",
         expected=f"at most {limit} bytes",
         hint="Send fewer inputs at once, or tensors as binary data.",
+        headers={"connection": "close"},
     )
 
 

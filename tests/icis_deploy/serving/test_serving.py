@@ -18,6 +18,8 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
+from icis_deploy.bundle.manifest import load_manifest
+from icis_deploy.runtime.changes.rules import max_update_bytes
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.operations import apply
 from icis_deploy.updates.signing import keygen
@@ -154,7 +156,7 @@ def test_classes_change_by_inbox_by_token_and_by_another_process(bundle, inbox, 
         (make_update(*"abcde", version=1), 409, "CapacityError"),
         ("a stranger's", 403, "SignatureError"),
         (b"no update", 403, "CorruptFileError"),
-        (b"x" * (1 << 20), 413, "ICISDeployError"),
+        ("too long", 413, "ICISDeployError"),
     ],
 )
 def test_an_update_that_is_refused_changes_nothing_and_is_counted(bundle, key, tmp_path, update, status, kind):
@@ -162,6 +164,8 @@ def test_an_update_that_is_refused_changes_nothing_and_is_counted(bundle, key, t
     secret.write_text(TOKEN)
     if update == "a stranger's":
         update = signed_bytes(make_update("okapi", version=1), keygen(tmp_path / "stranger").private_path)
+    if update == "too long":
+        update = b"x" * (max_update_bytes(load_manifest(bundle)) + 1)
     data = update if isinstance(update, bytes) else signed_bytes(update, key.private_path)
 
     with served(bundle, "--admin-token", secret) as server:
@@ -328,6 +332,7 @@ def test_sigterm_ends_requests_in_flight_and_takes_no_more(bundle, workers):
         connection.send(body[10:])
         response = connection.getresponse()
         answer = json.loads(response.read())
+        connection.close()
         code = server.process.wait(60)
         stopped = server.await_log("stopped", workers)
 
