@@ -95,7 +95,7 @@ async def images_in(request: Request, body: bytes, *, max_images: int) -> list[t
         reason = error.message if isinstance(error, MultiPartException) else reason_of(error)
         raise HttpProblem(
             400,
-            f"The form cannot be read: {printable(reason, max_length=200)}.",
+            f"The form cannot be read: {printable(reason.rstrip('.'), max_length=200)}.",
             found=reason,
             expected=f"multipart/form-data with 1 to {max_images} files and nothing else",
         ) from error

@@ -114,7 +114,7 @@ def damage_key(folder):
 @pytest.mark.parametrize(
     ("damage", "named", "left_out", "kept"),
     [
-        (damage_model, "model.onnx", (), ("version", "num_classes", "bundle_sha256")),
+        (damage_model, "model.onnx", (), ("version", "sequence", "bundle_sha256")),
         (damage_journal, "journal.json", ("version", "num_classes"), ("bundle_sha256", "capacity")),
         (damage_slots, "slots-", ("num_classes", "head_sha256"), ("version", "bundle_sha256")),
         (damage_manifest, "manifest", ("version", "bundle_sha256"), ()),

@@ -93,7 +93,7 @@ def test_bad_images_are_told_what_is_wrong(server, photos):
         (png(4097, 4097), kind, "/predict", "at most 16777216 are taken"),
         (photo, kind, "/predict?top=0", "top is '0'"),
         (photo, kind, "/predict?top=-1", "top is '-1'"),
-        (*form(named([("a", photo)] * 4)), "/predict", "1 to 3 files"),
+        (*form(named([("a", photo)] * 4)), "/predict", "Maximum number of files is 3"),
         (*form([("", photo)]), "/predict", "The form cannot be read"),
         (*form([]), "/predict", "no file"),
         (*form(named([("good", photo), ("bad", b"no image")])), "/predict", "bad is not an image"),
