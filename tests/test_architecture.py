@@ -86,9 +86,11 @@ ROOMS = {
     ),
     "icis_deploy.runtime": Room(
         "icis_deploy.{bundle,common,head} icis_deploy.runtime.{changes,sessions,state,teaching}",
-        later="icis_deploy.images",
+        later="icis_deploy.{images,updates}",
     ),
     "icis_deploy.evaluation": Room("icis_deploy.{bundle,common,head,images,metrics,runtime}"),
+    "icis_deploy.serving": Room("icis_deploy.{bundle,common} icis_deploy.runtime", "PIL starlette"),
+    "icis_deploy.fleet": Room("icis_deploy.common"),
     "icis_deploy.api": Room(
         "icis_deploy.{bundle,common,descriptors,evaluation,few_shot,head,images,injection,metrics,runtime,updates}",
         "torch",
@@ -104,7 +106,7 @@ ROOMS = {
         "icis_deploy.{api,common,runtime.sessions}",
         "click",
         later=(
-            "icis_deploy.{bundle,demo,descriptors,head,images,injection,metrics,runtime,updates} "
+            "icis_deploy.{bundle,demo,descriptors,fleet,head,images,injection,metrics,runtime,serving,updates} "
             "exporters.{generator,loading,stated,targets} "
             "benchmarks.{bench,peers,results,updates,zero_shot}"
         ),

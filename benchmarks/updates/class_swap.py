@@ -33,24 +33,16 @@ from benchmarks.machine.monitor import read_others_s
 from benchmarks.machine.system_files import Unavailable
 from benchmarks.timing.percentiles import percentile_of, percentile_ratio
 from benchmarks.timing.rounds import garbage_collector_at_rest
-from benchmarks.updates.bundle_copy import BundleCopy, bundle_copy, slot_table
+from benchmarks.updates.bundle_copy import bundle_copy
+from benchmarks.updates.changing_head import NUM_INPUTS, TOP, ChangingHead, changing_head, count_wrong, next_update
 from benchmarks.updates.reports import ClassSwapReport
 from icis_deploy.bundle.manifest import load_manifest
-from icis_deploy.common.arrays import Float64, Images
+from icis_deploy.common.arrays import Float64
 from icis_deploy.errors import RuntimeFailureError, UsageError
-from icis_deploy.head.class_update import ClassUpdate
-from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.answers import Prediction, top_predictions
-from icis_deploy.runtime.changes.self_test import self_test_input
-from icis_deploy.runtime.device import Device, session_of, state_of
+from icis_deploy.runtime.answers import Prediction
 from icis_deploy.runtime.sessions.choice import Runtime
 
-NUM_INPUTS = 8
-TOP = 3
-MAX_SEEDS = 64
 MAX_FAILURES = 5
-PROBABILITY_TOLERANCE = 1e-3
-"""Of a probability. Two versions differ by a tenth or more, and float32 by a ten-thousandth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +65,6 @@ class _Block:
     @property
     def latencies_ms(self) -> Float64:
         return np.array([answer.latency_ms for answer in self.answers])
-
-
-@dataclass(slots=True, kw_only=True)
-class _Run:
-    device: Device
-    copy: BundleCopy
-    inputs: list[Images]
-    features: Float64
-    seen_logits: Float64
-    num_new_classes: int
-    exported: SlotTable
-    updates: dict[int, ClassUpdate] = field(default_factory=dict)
 
 
 def measure_class_swap(
@@ -128,7 +108,7 @@ def measure_class_swap(
             expected="greater than 0",
         )
     with bundle_copy(bundle_folder) as copy:
-        run = _prepared(copy, runtime, num_new_classes)
+        run = changing_head(copy, runtime, num_new_classes)
         start, others = time.perf_counter(), read_others_s()
         num_updates, random = max(1, round(seconds / num_rounds * updates_per_second)), np.random.default_rng(0)
         rounds = []
@@ -154,67 +134,15 @@ def _share_since(others_before: float | Unavailable, start: float) -> float | No
     return max(0.0, others - others_before) / (elapsed * (os.cpu_count() or 1))
 
 
-def _prepared(copy: BundleCopy, runtime: Runtime | None, num_new_classes: int) -> _Run:
-    device = Device.open(copy.folder, runtime=Runtime(num_threads=1) if runtime is None else runtime)
-    num_baked = len(device.bundle.class_names)
-    inputs: list[Images] = []
-    features, seen_logits = [], []
-    for seed in range(MAX_SEEDS):
-        images = self_test_input(device.bundle, seed)
-        output = session_of(device).run(images, state_of(device).buffers, with_features=True)
-        if output.features is not None and output.features.any():
-            inputs.append(images)
-            features.append(output.features)
-            seen_logits.append(output.logits[:, :num_baked])
-        if len(inputs) == NUM_INPUTS:
-            break
-    else:
-        raise UsageError(
-            "The model's features, by which answers are checked, are missing or zero.",
-            hint="Export it again.",
-        )
-    return _Run(
-        device=device,
-        copy=copy,
-        inputs=inputs,
-        features=np.concatenate(features).astype(np.float64),
-        seen_logits=np.concatenate(seen_logits).astype(np.float64),
-        num_new_classes=num_new_classes,
-        exported=slot_table(device),
-    )
-
-
-def _next_updates(run: _Run, num_updates: int) -> list[bytes]:
-    return [_next_update(run) for _ in range(num_updates)]
-
-
-def _next_update(run: _Run) -> bytes:
-    """Return the next update, signed: for each input one class that wins by a margin of this version's own."""
-    version = run.device.bundle.head_version + len(run.updates) + 1
-    random = np.random.default_rng(version)
-    towards = run.features[np.arange(run.num_new_classes) % NUM_INPUTS]
-    aim = run.seen_logits.max(axis=1)[np.arange(run.num_new_classes) % NUM_INPUTS] + 0.25 * (version % 8)
-    # Every class after the first of its input is weaker, by an amount that is drawn.
-    aim -= np.where(np.arange(run.num_new_classes) < NUM_INPUTS, 0.0, random.uniform(1.0, 4.0, len(aim)))
-    weight = towards * (aim / np.square(towards).sum(axis=1))[:, None]
-    previous = run.updates.get(version - 1)
-    update = ClassUpdate(
-        base_fingerprint=run.device.bundle.base_fingerprint,
-        rows=np.concatenate([weight, np.zeros((len(weight), 1))], axis=1).astype(np.float32),
-        added=tuple(f"version {version} class {index}" for index in range(run.num_new_classes)),
-        removed=run.exported.filled_names if previous is None else previous.added,
-        version=version,
-        self_test_seed=version,
-    )
-    run.updates[version] = update
-    return run.copy.signed(update)
+def _next_updates(run: ChangingHead, num_updates: int) -> list[bytes]:
+    return [next_update(run) for _ in range(num_updates)]
 
 
 def _wait(_block: _Block, *, seconds: float) -> None:
     time.sleep(seconds)
 
 
-def _apply_all(run: _Run, files: list[bytes], updates_per_second: float, block: _Block) -> None:
+def _apply_all(run: ChangingHead, files: list[bytes], updates_per_second: float, block: _Block) -> None:
     start = time.perf_counter()
     for number, data in enumerate(files, start=1):
         before = time.perf_counter()
@@ -224,7 +152,7 @@ def _apply_all(run: _Run, files: list[bytes], updates_per_second: float, block: 
         time.sleep(max(0.0, start + number / updates_per_second - now))
 
 
-def _predict_during(run: _Run, num_threads: int, work: Callable[[_Block], None]) -> _Block:
+def _predict_during(run: ChangingHead, num_threads: int, work: Callable[[_Block], None]) -> _Block:
     """Let threads predict until `work` returns."""
     block = _Block()
     threads = [threading.Thread(target=_predict, args=(run, block, first)) for first in range(num_threads)]
@@ -241,7 +169,7 @@ def _predict_during(run: _Run, num_threads: int, work: Callable[[_Block], None])
     return block
 
 
-def _predict(run: _Run, block: _Block, index: int) -> None:
+def _predict(run: ChangingHead, block: _Block, index: int) -> None:
     while not block.done.is_set():
         index = (index + 1) % NUM_INPUTS
         start = time.perf_counter()
@@ -253,21 +181,8 @@ def _predict(run: _Run, block: _Block, index: int) -> None:
         block.answers.append(_Answer(index, 1e3 * (time.perf_counter() - start), prediction))
 
 
-def _expected(run: _Run, version: int, index: int) -> Prediction | None:
-    """Return what a version must answer on an input; `None` if there is no such version."""
-    if version in run.updates:
-        added, rows = run.updates[version].added, run.updates[version].rows.astype(np.float64)
-    elif version == run.device.bundle.head_version:
-        added, rows = run.exported.filled_names, run.exported.rows().astype(np.float64)
-    else:
-        return None
-    names = (*run.device.bundle.class_names, *added)
-    logits = np.concatenate([run.seen_logits[index], rows[:, :-1] @ run.features[index] + rows[:, -1]])
-    return top_predictions(logits[None].astype(np.float32), TOP, class_names=names, version=version)[0]
-
-
 def _report(
-    run: _Run, rounds: list[dict[str, _Block]], *, num_threads: int, others_share: float | None
+    run: ChangingHead, rounds: list[dict[str, _Block]], *, num_threads: int, others_share: float | None
 ) -> ClassSwapReport:
     first, second, swapped = ([each[name] for each in rounds] for name in ("without", "without again", "with"))
     latencies, without = [block.latencies_ms for block in swapped], []
@@ -282,7 +197,7 @@ def _report(
             f"No request was answered in a run of ClassSwap: {reason}",
             found=str(reason),
         )
-    num_torn, num_wrong = _count_wrong(run, answers)
+    num_torn, num_wrong = count_wrong(run, [(answer.index, answer.prediction) for answer in answers])
     return ClassSwapReport(
         num_threads=num_threads,
         num_new_classes=run.num_new_classes,
@@ -307,36 +222,4 @@ def _report(
             [block.latencies_ms for block in second], [block.latencies_ms for block in first], 99.0
         ),
         others_share=others_share,
-    )
-
-
-def _count_wrong(run: _Run, answers: list[_Answer]) -> tuple[int, int]:
-    """Return how many answers are torn, and how many have a wrong first class."""
-    num_torn = num_wrong = 0
-    expected: dict[tuple[int, int], Prediction | None] = {}
-    for answer in answers:
-        found, key = answer.prediction, (answer.prediction.version, answer.index)
-        if key not in expected:
-            expected[key] = _expected(run, *key)
-        own = expected[key]
-        num_torn += own is None or not _is_of_version(found, own)
-        num_wrong += own is not None and not _has_expected_label(found, own)
-    return num_torn, num_wrong
-
-
-def _has_expected_label(found: Prediction, expected: Prediction) -> bool:
-    """Say whether the first class is a version's, or as probable as that one within the tolerance."""
-    chances = dict(zip(expected.class_names, expected.probabilities, strict=True))
-    return expected.probabilities[0] - chances.get(found.class_names[0], -1.0) <= PROBABILITY_TOLERANCE
-
-
-def _is_of_version(found: Prediction, expected: Prediction) -> bool:
-    """Say whether an answer is a version's: its classes, and their probabilities."""
-    differences = np.abs(np.subtract(found.probabilities, expected.probabilities))
-    if (differences > PROBABILITY_TOLERANCE).any():
-        return False
-    # Classes whose probabilities are as close as the tolerance may be in the other order.
-    return all(
-        name in expected.class_names or probability - expected.probabilities[-1] <= PROBABILITY_TOLERANCE
-        for name, probability in zip(found.class_names, found.probabilities, strict=True)
     )

@@ -23,6 +23,7 @@ from icis_deploy.cli.device import apply, classes, disable, enable, history, rol
 from icis_deploy.cli.evaluate import evaluate
 from icis_deploy.cli.export import export
 from icis_deploy.cli.export_generator import export_generator
+from icis_deploy.cli.fleet_report import fleet_report
 from icis_deploy.cli.hints import command_line_hint
 from icis_deploy.cli.inbox import inbox
 from icis_deploy.cli.inject import inject
@@ -38,7 +39,9 @@ from icis_deploy.cli.output import (
 )
 from icis_deploy.cli.predict import predict
 from icis_deploy.cli.report import report
+from icis_deploy.cli.serve import serve
 from icis_deploy.cli.signing import diff, keygen, rotate_keys, sign, sign_bundle, verify_bundle, verify_update
+from icis_deploy.cli.status import status
 from icis_deploy.cli.verify import verify
 from icis_deploy.common.terminal_text import printable
 from icis_deploy.errors import ICISDeployError
@@ -49,6 +52,7 @@ COMMANDS = (
     *(inspect, describe, compare_methods, inject, export_generator, export, verify, evaluate, predict),
     *(keygen, sign, rotate_keys, sign_bundle, verify_update, verify_bundle, diff),
     *(apply, inbox, teach, rollback, history, classes, enable, disable, compact),
+    *(serve, status, fleet_report),
     *(bench, bench_fit, bench_update, bench_peers, bench_scale, report),
     demo,
 )

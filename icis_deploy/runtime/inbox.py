@@ -96,12 +96,15 @@ class InboxReport:
     """What is wrong with the device, where that ended the run."""
 
 
-def process_inbox(inbox: Path, folder: Path, *, sleep: Callable[[float], None] = time.sleep) -> InboxReport:
+def process_inbox(
+    inbox: Path, folder: Path, *, device: Device | None = None, sleep: Callable[[float], None] = time.sleep
+) -> InboxReport:
     """Apply what is in an inbox to a bundle, and sort it.
 
     Args:
         inbox: The folder, which exists and in which this user may rename what others put there.
         folder: The bundle.
+        device: The bundle as it is open already; `None` opens it where there is something to apply.
         sleep: Waits for a number of seconds.
 
     Raises:
@@ -123,7 +126,9 @@ def process_inbox(inbox: Path, folder: Path, *, sleep: Callable[[float], None] =
         names = _names(descriptor)
         if not names:
             return InboxReport(files=(), num_left=0)
-        run = _Run(descriptor, inbox, folder, max_bytes=max_update_bytes(bundle))
+        run = _Run(
+            descriptor, inbox, folder, Device.open(folder) if device is None else device, max_update_bytes(bundle)
+        )
         restless = run.look_at(names, until_rested=False)
         if restless and run.fault is None:
             sleep(REST_SECONDS)
@@ -162,11 +167,11 @@ def _names(descriptor: int) -> list[str]:
 class _Run:
     """One look at an inbox that is open as `descriptor`."""
 
-    def __init__(self, descriptor: int, inbox: Path, folder: Path, *, max_bytes: int) -> None:
+    def __init__(self, descriptor: int, inbox: Path, folder: Path, device: Device, max_bytes: int) -> None:
         self.files: list[InboxFile] = []
         self.fault: ICISDeployError | None = None
         self._descriptor, self._inbox, self._folder, self._max_bytes = descriptor, inbox, folder, max_bytes
-        self._device = Device.open(folder)
+        self._device = device
 
     def look_at(self, names: list[str], *, until_rested: bool) -> list[str]:
         """Apply or refuse files in this order; return those that were left because they may be half written."""
@@ -238,7 +243,11 @@ class _Run:
     def _is_of_the_device(self, error: ICISDeployError) -> bool:
         if not isinstance(error, IntegrityError | IncompatibleError | LoadError | VerdictError):
             return True
-        return error.where is not None and self._folder in (Path(error.where), *Path(error.where).parents)
+        if error.where is None:
+            return False
+        # A device works in the folder that a link led to when it was opened.
+        folders = {self._folder, Path(os.path.realpath(self._folder))}
+        return not folders.isdisjoint((Path(error.where), *Path(error.where).parents))
 
     def _leave(
         self, name: str, status: os.stat_result, kept_in: str, data: bytes, *, reason: ICISDeployError | None = None

@@ -6,7 +6,8 @@ from threading import Event
 
 import pytest
 
-from benchmarks.updates.class_swap import _has_expected_label, measure_class_swap
+from benchmarks.updates.changing_head import has_expected_label
+from benchmarks.updates.class_swap import measure_class_swap
 from benchmarks.updates.reports import text_of
 from icis_deploy.errors import RuntimeFailureError, UsageError
 from icis_deploy.head.slots import empty_slots
@@ -139,6 +140,6 @@ def test_what_is_no_run_is_refused(bundle, changed):
 def test_classes_that_are_as_probable_may_stand_in_either_order():
     right = Prediction(("okapi", "zebra", "cat"), (0.4001, 0.3999, 0.2), 1)
 
-    assert _has_expected_label(Prediction(("zebra", "okapi", "cat"), (0.4, 0.4, 0.2), 1), right)
-    assert not _has_expected_label(Prediction(("cat", "okapi", "zebra"), (0.4, 0.4, 0.2), 1), right)
-    assert not _has_expected_label(Prediction(("quagga", "okapi", "zebra"), (0.4, 0.4, 0.2), 1), right)
+    assert has_expected_label(Prediction(("zebra", "okapi", "cat"), (0.4, 0.4, 0.2), 1), right)
+    assert not has_expected_label(Prediction(("cat", "okapi", "zebra"), (0.4, 0.4, 0.2), 1), right)
+    assert not has_expected_label(Prediction(("quagga", "okapi", "zebra"), (0.4, 0.4, 0.2), 1), right)
