@@ -303,6 +303,7 @@ def write_bundle(
         )
         gate = partial(explain_rejection, compare, formed)
         reports = gate(bundle)
+        write_trust(building, settings.trust)
         bundle = finish_bundle(
             BuiltModel(folder=building, bundle=bundle, build_seconds=seconds, reports=reports),
             gate,
@@ -310,7 +311,6 @@ def write_bundle(
             targets=settings.targets,
             on_target=on_target,
         )
-        write_trust(building, settings.trust)
     return bundle
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from exporters.targets.registry import BuiltTarget
     from icis_deploy.bundle.manifest import Bundle
 
-TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
+TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "web", "all")
 
 
 @click.command(short_help="Write a checked bundle that knows the new classes.")
@@ -105,6 +105,12 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
     multiple=True,
     help="What the bundle holds besides model.onnx; may be given several times. all: what this machine can build.",
 )
+@click.option(
+    "--onnxruntime-web",
+    type=EXISTING_PATH,
+    metavar="FOLDER",
+    help="web: a node_modules folder with onnxruntime-web, which is copied next to the page.",
+)
 @engine_options
 @click.option("--out", type=NEW_PATH, required=True, help="The bundle's folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
@@ -125,6 +131,7 @@ def export(
     trust: tuple[Path, ...],
     generator: Path | None,
     targets: tuple[str, ...],
+    onnxruntime_web: Path | None,
     out: Path,
     overwrite: bool,
     **grouped: Any,
@@ -153,7 +160,7 @@ def export(
         trust=trust,
         generator=generator,
         targets=targets,
-        target_options=TargetOptions(engine=engine_settings(**engine)),
+        target_options=TargetOptions(engine=engine_settings(**engine), onnxruntime_web=onnxruntime_web),
     )
     built: list[BuiltTarget] = []
     with library_warnings() as messages:

@@ -82,8 +82,8 @@ export class Guard {
     const takers = new Map();
     next.forEach((name, image) => {
       const former = old[image];
-      const isSame = name === former && !(name !== null && names.has(name) && !before.filledNames.includes(name));
-      if (isSame || !(former === null || staying.has(former))) return;
+      // What the change itself replaces or removes is not counted: its publisher says that these answers change.
+      if (name === former || !(former === null || staying.has(former))) return;
       const taker = name ?? this.#bundle.classNames[this.#reference.answers[image]];
       takers.set(taker, (takers.get(taker) ?? 0) + 1);
     });

@@ -2,4 +2,8 @@
 
 export { openBundle } from './device.js';
 export { indexedDBStorage, memoryStorage } from './storage.js';
-export * from './public-errors.js';
+export {
+  BundleError, CapacityError, ClassConflictError, CorruptFileError, ExpiredError, GuardError, ICISDeployError, ImageError,
+  IncompatibleError, IntegrityError, LoadError, MissingDependencyError, ModelLoadError, RuntimeFailureError, SelfTestError,
+  SignatureError, StorageError, UpdateOrderError, UsageError, VerdictError, VersionRollbackError, WrongBaseError,
+} from './errors.js';
