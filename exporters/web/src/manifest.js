@@ -89,7 +89,7 @@ async function targetDigest(bundle, preprocessing) {
     feature_dim: bundle.featureDim,
     preprocessing,
   };
-  return sha256Hex(utf8(dumps(values, { spaced: true })));
+  return sha256Hex(utf8(dumps(values)));
 }
 
 /**
