@@ -192,7 +192,9 @@ def journal_after_compaction(journal: Journal) -> Journal:
 def _targets(former: FormerBundle) -> TargetPlan:
     """Return the targets that a bundle holds, to be built as they were (rule 3)."""
     names = targets_of(former.bundle)
-    library = former.folder / LIBRARY_FOLDER if any(name.startswith(LIBRARY_FOLDER) for name in former.bundle.files) else None
+    library = (
+        former.folder / LIBRARY_FOLDER if any(name.startswith(LIBRARY_FOLDER) for name in former.bundle.files) else None
+    )
     options = TargetOptions(engine=settings_of(former.folder, former.bundle), onnxruntime_web=library)
     return plan_targets(names, options)
 

@@ -46,6 +46,7 @@ LIBRARY_NAMES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 
 COMPARED_WITH = "outputs of model.onnx with the same slots; the model whose slots are required inputs"
 PACKAGE = Path(__file__).resolve().parents[1] / "web"
+PACKAGE_FILES = ("package.json", "index.d.ts", "node.d.ts", "README.md")
 _MAX_KEY_BYTES = 1 << 12
 _MAX_LIBRARY_BYTES = 1 << 27
 
@@ -99,7 +100,7 @@ def write_web_target(folder: Path, bundle: Bundle, place: Path | None) -> tuple[
     contents = {KEYS_NAME: (json.dumps({"public_keys": keys}, indent=1) + "\n").encode()}
     for path in sorted((PACKAGE / "page").iterdir()):
         contents[f"{WEB_FOLDER}/{path.name}"] = path.read_bytes()
-    for path in (PACKAGE / "package.json", *sorted((PACKAGE / "src").iterdir())):
+    for path in (*(PACKAGE / name for name in PACKAGE_FILES), *sorted((PACKAGE / "src").iterdir())):
         contents[f"{WEB_FOLDER}/icis-deploy/{path.relative_to(PACKAGE).as_posix()}"] = path.read_bytes()
     for path in () if place is None else library_files(place) or ():
         contents[f"{LIBRARY_FOLDER}/{path.name}"] = read_capped(

@@ -258,7 +258,9 @@ def test_a_bundle_in_the_place_of_another_one_keeps_spent_versions_and_keys(tmp_
     older = bundle_of(tmp_path / "older", keys, head_version=3)
     newer = bundle_of(tmp_path / "newer", keys, head_version=4)
 
-    refused(lambda: node.open(older, state=state), "VersionRollbackError", "holds version 3; this device holds version 4")
+    refused(
+        lambda: node.open(older, state=state), "VersionRollbackError", "holds version 3; this device holds version 4"
+    )
     device = node.open(newer, state=state)
 
     assert [line["action"] for line in device.history()] == ["apply", "trust", "replace"]

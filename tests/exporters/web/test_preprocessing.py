@@ -33,7 +33,13 @@ SETTINGS = {
     "padded": {"resize": 40, "crop": 40, "pad_to_square": True, "fill": (10, 200, 30)},
     "BGR, NHWC": {"resize": 40, "crop": 32, "color": "BGR", "layout": "NHWC"},
     "rescaled": {"resize": 40, "crop": 32, "rescale": 1 / 127.5},
-    "whole pixels": {"resize": 40, "crop": 32, "rescale": 1.0, "mean": (123.0, 117.0, 104.0), "std": (58.0, 57.0, 57.5)},
+    "whole pixels": {
+        "resize": 40,
+        "crop": 32,
+        "rescale": 1.0,
+        "mean": (123.0, 117.0, 104.0),
+        "std": (58.0, 57.0, 57.5),
+    },
     "grey": {"resize": 40, "crop": 32, "color": "L", "mean": (0.5,), "std": (0.25,)},
     "grey, repeated": {"resize": 40, "crop": 32, "color": "L", "channels": 3},
 }
