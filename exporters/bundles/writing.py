@@ -304,14 +304,13 @@ def write_bundle(
         gate = partial(explain_rejection, compare, formed)
         reports = gate(bundle)
         write_trust(building, settings.trust)
-        bundle = finish_bundle(
+        return finish_bundle(
             BuiltModel(folder=building, bundle=bundle, build_seconds=seconds, reports=reports),
             gate,
             out=out,
             targets=settings.targets,
             on_target=on_target,
         )
-    return bundle
 
 
 def _calibration(form: ModelForm, preprocessing: Preprocessing | None) -> InputSource | None:

@@ -46,7 +46,8 @@ class ONNXRuntimeSession:
     """A model loaded in ONNX Runtime; see `Session` for what its methods promise.
 
     Slots are overridable initializers (graph inputs with a default, ONNX IR >= 4), so they are fed with each run or
-    left out; in a graph for other runtimes they are required inputs, and each run needs them. ONNX Runtime reads fed arrays in place, and `InferenceSession.run` may be called from several threads.
+    left out; in a graph for other runtimes they are required inputs, and each run needs them. ONNX Runtime reads fed
+    arrays in place, and `InferenceSession.run` may be called from several threads.
     """
 
     def __init__(self, inference_session: Any, *, slots_memory: str | None = None) -> None:

@@ -83,3 +83,4 @@ for await (const line of createInterface({ input: process.stdin })) {
     console.log(json({ error: { name: error.name, message: String(error.message), isOurs: error instanceof ICISDeployError } }));
   }
 }
+process.exit(0); // onnxruntime-web's threads would keep it

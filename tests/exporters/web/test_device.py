@@ -16,7 +16,7 @@ from icis_deploy.errors import ICISDeployError
 from icis_deploy.head.class_update import FollowedState
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.changes.rules import verify_bytes
-from icis_deploy.runtime.device import Device, state_of
+from icis_deploy.runtime.device import Device
 from icis_deploy.updates.signing import KeyPair, keygen, load_public_key, trusted_keys_from_files
 from icis_deploy.updates.trusted_keys import TrustedKeys
 from scripts.robustness.mutations import MUTATIONS
@@ -363,11 +363,12 @@ def test_damaged_files_are_taken_by_no_device_that_python_would_not_let(tmp_path
 
 
 def test_signed_payloads_that_break_a_rule_are_refused(tmp_path, node, keys):
-    from scripts.robustness.two_readers import _damaged, _updates
-    from icis_deploy.updates.payload import PAYLOAD_TYPE, serialize_payload
-    from icis_deploy.updates.envelope import serialize_envelope
-    from icis_deploy.updates.signing import load_private_key
     from securesystemslib.dsse import Envelope
+
+    from icis_deploy.updates.envelope import serialize_envelope
+    from icis_deploy.updates.payload import PAYLOAD_TYPE, serialize_payload
+    from icis_deploy.updates.signing import load_private_key
+    from scripts.robustness.two_readers import _damaged, _updates
 
     folder = write_bundle(tmp_path / "bundle")
     bundle, trusted = load_manifest(folder), [load_public_key(keys.public_path)]

@@ -41,7 +41,8 @@ def test_the_types_are_valid_typescript_and_a_user_of_them_compiles(tmp_path):
         import { openBundle, memoryStorage, GuardError, type Device } from 'icis-deploy';
         import { folderSource } from 'icis-deploy/node';
         const device: Device = await openBundle(folderSource('bundle'), { storage: memoryStorage(), trust: ['PEM'] });
-        const { classes, version } = await device.predict({ data: new Uint8ClampedArray(4), width: 1, height: 1 }, { top: 2 });
+        const pixels = { data: new Uint8ClampedArray(4), width: 1, height: 1 };
+        const { classes, version } = await device.predict(pixels, { top: 2 });
         const first: { name: string; probability: number } = classes[0];
         const { entry, changed } = await device.apply(new Uint8Array(), { allowChangedAnswers: true });
         const lines: string[] = (await device.history()).map((line) => `${line.time} ${line.action} ${line.version}`);
@@ -49,7 +50,7 @@ def test_the_types_are_valid_typescript_and_a_user_of_them_compiles(tmp_path):
         console.log(first, version, entry.sequence, changed, lines, device.classes().length, await device.refresh());
         """
     )
-    flags = ["--noEmit", "--strict", "--module", "nodenext", "--target", "es2022", "--lib", "es2023,dom", "--types", ""]
+    flags = ["--noEmit", "--strict", "--module", "nodenext", "--target", "es2022", "--lib", "es2023,dom"]
     command = ["node", str(compiler), *flags, "user.ts"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert ran.returncode == 0, ran.stdout

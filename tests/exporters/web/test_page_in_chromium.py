@@ -147,7 +147,8 @@ class Page:
             """
             const transfer = new DataTransfer();
             transfer.items.add(new File([Uint8Array.from(arguments[0])], arguments[1]));
-            document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, bubbles: true, cancelable: true}));
+            const drop = new DragEvent('drop', {dataTransfer: transfer, bubbles: true, cancelable: true});
+            document.getElementById('drop').dispatchEvent(drop);
             """,
             list(path.read_bytes()),
             path.name,
@@ -220,7 +221,8 @@ def test_pages_share_one_state_and_none_is_lost(browser, address, exported):
           const results = await Promise.all(devices.map((device) => device.apply(bytes)));
           for (const device of devices) await device.refresh();
           const lines = await devices[0].history();
-          return [results.map(({changed}) => changed).sort(), devices.map((device) => device.classes().length), lines.length];
+          const changed = results.map(({changed}) => changed).sort();
+          return [changed, devices.map((device) => device.classes().length), lines.length];
         })().then(done, (error) => done(String(error.stack)));
         """,
         list(exported.update.read_bytes()),
