@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -28,6 +31,16 @@ def test_the_types_name_everything_that_the_module_exports():
     for entry in package["exports"].values():
         assert all((PACKAGE / path).is_file() for path in entry.values())
     assert "dependencies" not in package
+
+
+def test_the_page_runs_no_script_but_its_own():
+    page = (PACKAGE / "page" / "index.html").read_text()
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    (inline,) = re.findall(r'<script type="importmap">(.*?)</script>', page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
+    assert f"script-src 'self' 'wasm-unsafe-eval' 'sha256-{digest}';" in policy
+    assert "default-src 'none'" in policy
+    assert not re.search(r"https?://", page)
 
 
 def test_the_types_are_valid_typescript_and_a_user_of_them_compiles(tmp_path):

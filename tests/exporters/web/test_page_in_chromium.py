@@ -286,3 +286,52 @@ def test_a_page_without_onnxruntime_web_says_what_to_do(browser, exported, tmp_p
         page = Page(browser, f"http://localhost:{server.server_address[1]}/web/")
         page.wait("message", "onnxruntime-web is not next to this page. Export the bundle with")
         server.shutdown()
+
+
+def test_photos_get_the_answers_that_python_gives(browser, imagenet_mobilenet, library, tmp_path):
+    icis_deploy.export(
+        imagenet_mobilenet / "model.onnx",
+        classes=imagenet_mobilenet / "classes.txt",
+        out=tmp_path / "bundle",
+        options=icis_deploy.ExportOptions(
+            head="updatable",
+            capacity=16,
+            preprocess=imagenet_mobilenet / "preprocess.json",
+            targets=("web",),
+            target_options=icis_deploy.TargetOptions(onnxruntime_web=library),
+            max_changed_answers=None,
+        ),
+    )
+    photos = sorted((imagenet_mobilenet / "images").glob("*.jpg"))[::40]
+    expected = icis_deploy.Device.open(tmp_path / "bundle").predict(photos, top=1)
+    for photo in photos:
+        shutil.copy(photo, tmp_path / "bundle")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path / "bundle"))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        Page(browser, f"http://localhost:{server.server_address[1]}/web/").wait("state", "800 classes")
+        found = browser.execute_async_script(
+            """
+            const [names, done] = arguments;
+            (async () => {
+              const { openBundle } = await import('icis-deploy');
+              const device = await openBundle(new URL('..', location.href));
+              const answers = [];
+              for (const name of names) {
+                const blob = await (await fetch(new URL(`../${name}`, location.href))).blob();
+                answers.push((await device.predict(blob, { top: 1 })).classes[0]);
+              }
+              return answers;
+            })().then(done, (error) => done(String(error.stack)));
+            """,
+            [photo.name for photo in photos],
+        )
+        server.shutdown()
+    assert len(found) == len(expected) > 10
+    differences = [
+        abs(answer["probability"] - prediction.probabilities[0])
+        for answer, prediction in zip(found, expected, strict=True)
+    ]
+    # Only the decoders differ, by a level or two of some pixels.
+    assert [answer["name"] for answer in found] == [prediction.class_names[0] for prediction in expected]
+    assert max(differences) < 0.02, differences
+    print(f"{len(photos)} photos, greatest difference of a probability {max(differences):.1e}")
