@@ -31,7 +31,8 @@ const TINY_FLOAT = 1.1754943508222875e-38;
  * @param {object} [options] See `index.d.ts`.
  */
 export async function openBundle(source, { trust, storage, runtime, clock = Date.now } = {}) {
-  const read = typeof source === 'function' ? source : fetching(source);
+  const base = typeof source === 'function' ? null : folderUrl(source);
+  const read = base === null ? source : fetching(base);
   const manifest = await read(MANIFEST_NAME, MAX_MANIFEST_BYTES);
   if (trust !== undefined) await verifyBundle(read, manifest, trust);
   const bundle = await parseManifest(manifest);
@@ -44,21 +45,25 @@ export async function openBundle(source, { trust, storage, runtime, clock = Date
   ];
   const files = new Map(await Promise.all(names.map(async (name) => [name, await readStated(read, bundle, name)])));
   const session = await Session.load(files.get(WEB_MODEL_NAME), bundle, runtime);
-  const kept = storage ?? indexedDBStorage(stateName(source, bundle));
+  const kept = storage ?? indexedDBStorage(stateName(base, bundle));
   const device = new Device({ bundle, files, session, storage: kept, clock });
   await device.refresh();
   return device;
 }
 
 /** The IndexedDB database of a bundle: one for each place and head, so that a new bundle there finds spent versions. */
-function stateName(source, bundle) {
-  if (typeof source === 'function') throw new UsageError('A bundle that is no URL needs a `storage`.', { expected: 'a storage', hint: 'Give `folderStorage(path)` or `memoryStorage()`.' });
-  return `icis-deploy ${new URL(source, globalThis.location?.href).href} ${bundle.baseFingerprint.slice(0, 16)}`;
+function stateName(base, bundle) {
+  if (base === null) throw new UsageError('A bundle that is no URL needs a `storage`.', { expected: 'a storage', hint: 'Give `folderStorage(path)` or `memoryStorage()`.' });
+  return `icis-deploy ${base} ${bundle.baseFingerprint.slice(0, 16)}`;
 }
 
-function fetching(source) {
-  const base = new URL(source, globalThis.location?.href);
-  if (!base.pathname.endsWith('/')) base.pathname += '/';
+function folderUrl(source) {
+  const url = new URL(source, globalThis.location?.href);
+  if (!url.pathname.endsWith('/')) url.pathname += '/';
+  return `${url.origin}${url.pathname}`;
+}
+
+function fetching(base) {
   return async (name, maxBytes) => {
     const where = new URL(name, base).href;
     let response;

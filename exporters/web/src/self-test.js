@@ -44,14 +44,14 @@ export async function verifyComputed(session, bundle, table, { seed = 0, rowLeng
 }
 
 // The model's logits; of probabilities they are recovered by a second run, in which the first slot has a known logit and
-// all others are empty. Null where no baked class shows in both.
+// all others are empty. Null where no baked class shows in both: then the scale of the slots is not known.
 async function recovered(session, bundle, input, scores, table) {
   if (bundle.scoreKind === 'logits') return { logits: Float64Array.from(scores), slack: 0, floor: -Infinity };
   const numBaked = bundle.classNames.length;
   const logs = (values) => Float64Array.from(values, (value) => (bundle.scoreKind === 'probabilities' ? Math.log(Math.max(value, LEAST_PROBABILITY)) : value));
   const found = logs(scores);
   const floor = Math.log(LEAST_PROBABILITY);
-  for (let known = 0; Math.abs(known) < 1e4; known = known > 0 ? -known : 40 - 2 * known) {
+  for (let known = 0; known <= 2000; known = known > 0 ? -known : 100 - known) { // a probability shows logits 69 below the greatest
     const probe = SlotTable.empty(table.capacity, table.featureDim);
     probe.bias[0] = known;
     const shown = logs((await session.run(input, 1, probe)).scores);

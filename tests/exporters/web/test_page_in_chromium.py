@@ -334,4 +334,3 @@ def test_photos_get_the_answers_that_python_gives(browser, imagenet_mobilenet, l
     # Only the decoders differ, by a level or two of some pixels.
     assert [answer["name"] for answer in found] == [prediction.class_names[0] for prediction in expected]
     assert max(differences) < 0.02, differences
-    print(f"{len(photos)} photos, greatest difference of a probability {max(differences):.1e}")
