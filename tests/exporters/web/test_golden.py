@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import icis_deploy
 from tests.exporters.web.javascript import PACKAGE, node_modules
 
 
@@ -31,6 +32,7 @@ def test_the_types_name_everything_that_the_module_exports():
     for entry in package["exports"].values():
         assert all((PACKAGE / path).is_file() for path in entry.values())
     assert "dependencies" not in package
+    assert package["version"] == icis_deploy.__version__
 
 
 def test_the_page_runs_no_script_but_its_own():
