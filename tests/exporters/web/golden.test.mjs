@@ -137,3 +137,10 @@ test('an empty slot has a bias with which it cannot win', () => {
   assert.deepEqual([...table.bias], [-60000, -60000]);
   assert.deepEqual(table.filledNames, []);
 });
+
+test('the words of numpy.random.PCG64(0), which sketches of a reference are made of', async () => {
+  const { randomBytes } = await source('random.js');
+  const view = new DataView(randomBytes(3).buffer);
+  const words = [0, 8, 16].map((offset) => view.getBigUint64(offset, true));
+  assert.deepEqual(words, [0xa30febcfd9c2825fn, 0x4510bdf882d9d721n, 0x0a7d3da94ecde8b8n]);
+});
