@@ -46,11 +46,11 @@ def test_the_same_share_of_answers_changes(node, guarded, head, keys, tmp_path):
         try:
             python.apply(data)
         except GuardError as error:
-            refusals += 1
+            refusals, said = refusals + 1, str(error)
             with pytest.raises(JavaScriptError) as caught:
                 javascript.apply(data)
             assert caught.value.name == "GuardError"
-            assert str(caught.value).partition(". They")[0] == str(error).partition(". They")[0]
+            assert str(caught.value).partition(". They")[0] == said.partition(". They")[0]
             python.apply(data, allow_changed_answers=True)
             applied = javascript.apply(data, allowChangedAnswers=True)
             assert applied["entry"]["allowed_past_guard"]
