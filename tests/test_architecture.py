@@ -134,7 +134,7 @@ ROOMS = {
     ),
     "exporters.targets": Room(
         (
-            "icis_deploy.{bundle,common,metrics,runtime.sessions} "
+            "icis_deploy.{bundle,common,head,metrics,runtime.sessions} "
             "exporters.{backbone,graph,head,onnx_io,targets.tensorrt}"
         ),
         "onnx_ir",

@@ -115,6 +115,10 @@ ALLOWED: dict[str, tuple[str, str]] = {
     ),
     "exporters/onnx_io/lazy_tensors.py": ("mmap.mmap", "maps a part of the file"),
     "exporters/onnx_io/streaming.py": ("mmap.mmap", "maps the file; what is parsed of it has a limit"),
+    "exporters/targets/web_target.py": (
+        "path.read_bytes path.read_bytes",
+        "the JavaScript of this package",
+    ),
     "exporters/targets/tensorrt/build.py": ("path.read_bytes", "TensorRT's timing cache, which this package wrote"),
     "benchmarks/bench/loadgen_logs.py": ("json.loads read_text", "logs that LoadGen has just written for this process"),
     "benchmarks/machine/environment.py": (" ".join(["read_text"] * 11), "files of the kernel, through system_files"),

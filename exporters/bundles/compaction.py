@@ -39,6 +39,7 @@ from exporters.head.slot_baking import BakeRowsPass
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.registry import TargetPlan, plan_targets, targets_of
 from exporters.targets.tensorrt.target import settings_of
+from exporters.targets.web_target import LIBRARY_FOLDER
 from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
 from icis_deploy.bundle.manifest import (
     ARBITER_NAME,
@@ -189,8 +190,8 @@ def write_compacted(
             images=images,
         )
         built = BuiltModel(folder=building, bundle=described, build_seconds=seconds, reports=gate(described))
-        described = finish_bundle(built, gate, out=out, targets=targets)
         write_trust(building, sorted((former.folder / TRUST_FOLDER).glob("*.pub")))
+        described = finish_bundle(built, gate, out=out, targets=targets)
         write_journal(building, journal_after_compaction(former, described, plan))
         if signer is not None:
             write_signature(building, signer)
@@ -211,7 +212,10 @@ def journal_after_compaction(former: FormerBundle, described: Bundle, plan: Comp
 def _targets(former: FormerBundle) -> TargetPlan:
     """Return the targets that a bundle holds, to be built as they were (rule 3)."""
     names = targets_of(former.bundle)
-    options = TargetOptions(engine=settings_of(former.folder, former.bundle))
+    library = (
+        former.folder / LIBRARY_FOLDER if any(name.startswith(LIBRARY_FOLDER) for name in former.bundle.files) else None
+    )
+    options = TargetOptions(engine=settings_of(former.folder, former.bundle), onnxruntime_web=library)
     return plan_targets(names, options)
 
 

@@ -316,6 +316,7 @@ def write_bundle(
         )
         gate = partial(explain_rejection, compare, formed)
         reports = gate(bundle)
+        write_trust(building, settings.trust)
         bundle = finish_bundle(
             BuiltModel(folder=building, bundle=bundle, build_seconds=seconds, reports=reports),
             gate,
@@ -323,7 +324,6 @@ def write_bundle(
             targets=settings.targets,
             on_target=on_target,
         )
-        write_trust(building, settings.trust)
         if settings.signer is not None:
             write_signature(building, settings.signer)
     return bundle

@@ -25,6 +25,7 @@ from exporters.targets.openvino_target import openvino_from_onnx, openvino_obsta
 from exporters.targets.tensorrt.engine_settings import require_used, settings_for
 from exporters.targets.tensorrt.target import ENGINE_REWRITES, engine_obstacle, write_engine
 from exporters.targets.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository
+from exporters.targets.web_target import WEB_MODEL_NAME, compare_web_model, web_obstacle, write_web_target
 from icis_deploy.bundle.engine_sidecar import engine_name
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle, file_entry
 from icis_deploy.bundle.target_options import TargetOptions
@@ -139,6 +140,14 @@ TARGETS: dict[str, Target] = {
             build=lambda job: write_triton_repository(job.folder, job.bundle),
             compare=lambda job: compare_parts(job.folder, job.bundle),
         ),
+        Target(
+            name="web",
+            runtime=None,
+            file=WEB_MODEL_NAME,
+            obstacle=lambda options: web_obstacle(options.onnxruntime_web),
+            build=lambda job: write_web_target(job.folder, job.bundle, job.options.onnxruntime_web),
+            compare=lambda job: compare_web_model(job.folder, job.bundle),
+        ),
     )
 }
 """Every target besides `onnx`, which each bundle holds, by name."""
@@ -187,6 +196,14 @@ def plan_targets(
         )
     asked = tuple(TARGETS) if ALL_TARGETS in names else tuple(dict.fromkeys(name for name in names if name != "onnx"))
     require_used(options.engine, asked, head_kind=head_kind)
+    if options.onnxruntime_web is not None and "web" not in asked:
+        raise UsageError(
+            "onnxruntime-web was given, but no page is written.",
+            found=asked,
+            expected="web",
+            where="onnxruntime_web",
+            hint="Give `targets=['web']`, or leave `onnxruntime_web` out.",
+        )
     if ALL_TARGETS in names:
         return TargetPlan(targets=tuple(TARGETS.values()), options=options, is_all=True)
     targets = tuple(TARGETS[name] for name in asked)

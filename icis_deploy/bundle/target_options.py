@@ -72,3 +72,7 @@ class TargetOptions:
 
     engine: EngineSettings = field(default_factory=EngineSettings)
     """How TensorRT's engines are built."""
+
+    onnxruntime_web: Path | None = None
+    """For `web`: where onnxruntime-web is, whose files are copied next to the page: a `node_modules` folder, the
+    package's own, or a folder with the two files; `None` leaves them to whoever serves the page."""

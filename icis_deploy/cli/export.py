@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from exporters.targets.registry import BuiltTarget
     from icis_deploy.bundle.manifest import Bundle
 
-TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
+TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "web", "all")
 
 
 @click.command(short_help="Write a checked bundle that knows the new classes.")
@@ -106,6 +106,12 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
     multiple=True,
     help="What the bundle holds besides model.onnx; may be given several times. all: what this machine can build.",
 )
+@click.option(
+    "--onnxruntime-web",
+    type=EXISTING_PATH,
+    metavar="FOLDER",
+    help="web: a node_modules folder with onnxruntime-web, which is copied next to the page.",
+)
 @engine_options
 @signing_options("Sign the bundle with this private key.")
 @click.option("--out", type=NEW_PATH, required=True, help="The bundle's folder.")
@@ -127,6 +133,7 @@ def export(
     trust: tuple[Path, ...],
     generator: Path | None,
     targets: tuple[str, ...],
+    onnxruntime_web: Path | None,
     out: Path,
     overwrite: bool,
     **grouped: Any,
@@ -156,7 +163,7 @@ def export(
         trust=trust,
         generator=generator,
         targets=targets,
-        target_options=TargetOptions(engine=engine_settings(**engine)),
+        target_options=TargetOptions(engine=engine_settings(**engine), onnxruntime_web=onnxruntime_web),
         key=key,
     )
     built: list[BuiltTarget] = []

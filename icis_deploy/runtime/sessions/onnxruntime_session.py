@@ -39,12 +39,15 @@ from icis_deploy.runtime.sessions.protocol import (
     no_slots_error,
 )
 
+_SLOT_INPUTS = {SLOT_WEIGHT, SLOT_BIAS, SLOT_ARBITER}
+
 
 class ONNXRuntimeSession:
     """A model loaded in ONNX Runtime; see `Session` for what its methods promise.
 
     Slots are overridable initializers (graph inputs with a default, ONNX IR >= 4), so they are fed with each run or
-    left out. ONNX Runtime reads fed arrays in place, and `InferenceSession.run` may be called from several threads.
+    left out; in a graph for other runtimes they are required inputs, and each run needs them. ONNX Runtime reads fed
+    arrays in place, and `InferenceSession.run` may be called from several threads.
     """
 
     def __init__(self, inference_session: Any, *, slots_memory: str | None = None) -> None:
@@ -57,9 +60,10 @@ class ONNXRuntimeSession:
         """
         self._session = inference_session
         self._slots_memory = slots_memory
-        inputs = inference_session.get_inputs()
+        inputs = [value for value in inference_session.get_inputs() if value.name not in _SLOT_INPUTS]
+        required = {value.name for value in inference_session.get_inputs()} & _SLOT_INPUTS
         outputs = [output.name for output in inference_session.get_outputs()]
-        overridable = {value.name for value in inference_session.get_overridable_initializers()}
+        fed = required | {value.name for value in inference_session.get_overridable_initializers()}
         self._input_name: str = inputs[0].name
         self._input_type: str = inputs[0].type
         self._input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
@@ -68,8 +72,8 @@ class ONNXRuntimeSession:
         self._scores_and_features = [*self._scores, *([FEATURES] if FEATURES in outputs else [])]
         topk_outputs = [TOP_PROBABILITIES, TOP_CLASS_IDS]
         self._topk_outputs = topk_outputs if set(topk_outputs) <= set(outputs) else []
-        self._has_slots = {SLOT_WEIGHT, SLOT_BIAS} <= overridable
-        self._has_arbiter = SLOT_ARBITER in overridable
+        self._has_slots = {SLOT_WEIGHT, SLOT_BIAS} <= fed
+        self._has_arbiter = SLOT_ARBITER in fed
 
     @property
     def providers(self) -> tuple[str, ...]:

@@ -1,0 +1,96 @@
+// Where a device keeps its state: a journal, and the slot tables that it names.
+//
+// A storage has two functions:
+//
+//     read(name)                 the bytes of a file, or null
+//     commit({expected, journal, put, remove})
+//
+// `commit` puts the files of `put` (a Map of bytes), replaces the journal, and removes the names of `remove`: all of it
+// or nothing. It returns false, and changes nothing, where the journal is no longer `expected` (null: there is none),
+// because somebody else changed it.
+
+import { equalBytes } from './bytes.js';
+import { StorageError } from './errors.js';
+
+export const JOURNAL_NAME = 'journal.json';
+const STORE = 'state';
+
+export const isSame = (left, right) => (left === null || right === null ? left === right : equalBytes(left, right));
+
+/** A storage that forgets everything with the page: spent versions as well. For tests and trials. */
+export function memoryStorage() {
+  const files = new Map();
+  return {
+    async read(name) {
+      return files.get(name) ?? null;
+    },
+    async commit({ expected, journal, put, remove }) {
+      if (!isSame(files.get(JOURNAL_NAME) ?? null, expected)) return false;
+      for (const [name, data] of put) files.set(name, data);
+      files.set(JOURNAL_NAME, journal);
+      for (const name of remove) files.delete(name);
+      return true;
+    },
+  };
+}
+
+/** A storage in IndexedDB, one database for a name; a change is one transaction, also between pages. */
+export function indexedDBStorage(name) {
+  const opened = openDatabase(name);
+  opened.catch(() => undefined); // said by the first call
+  return {
+    async read(key) {
+      const database = await opened;
+      return settled(database.transaction(STORE).objectStore(STORE).get(key), (value) => value ?? null, 'read');
+    },
+    async commit({ expected, journal, put, remove }) {
+      const database = await opened;
+      return new Promise((resolve, reject) => {
+        let changed = false;
+        const transaction = database.transaction(STORE, 'readwrite', { durability: 'strict' });
+        const store = transaction.objectStore(STORE);
+        const found = store.get(JOURNAL_NAME);
+        found.onsuccess = () => {
+          if (!isSame(found.result ?? null, expected)) return;
+          for (const [key, data] of put) store.put(data, key);
+          store.put(journal, JOURNAL_NAME);
+          for (const key of remove) store.delete(key);
+          changed = true;
+        };
+        transaction.oncomplete = () => resolve(changed);
+        transaction.onabort = () => reject(failure('write', transaction.error));
+      });
+    },
+  };
+}
+
+function openDatabase(name) {
+  if (globalThis.indexedDB === undefined) {
+    return Promise.reject(new StorageError('There is no IndexedDB here, so nothing would be kept of what this device held.', {
+      expected: 'IndexedDB',
+      hint: 'Give a `storage`: `folderStorage` in Node, or `memoryStorage`, which forgets spent versions.',
+    }));
+  }
+  return new Promise((resolve, reject) => {
+    const request = indexedDB.open(name, 1);
+    request.onupgradeneeded = () => request.result.createObjectStore(STORE);
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(failure('open', request.error));
+    request.onblocked = () => reject(failure('open', new Error('another page holds an older version')));
+  });
+}
+
+function settled(request, read, what) {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(read(request.result));
+    request.onerror = () => reject(failure(what, request.error));
+  });
+}
+
+function failure(what, error) {
+  return new StorageError(`The browser could not ${what} the state of the device: ${error?.message ?? error}. Nothing was changed.`, {
+    found: String(error?.message ?? error),
+    hint: 'Free some space, and leave private windows, which may keep nothing.',
+    cause: error,
+  });
+}
