@@ -17,7 +17,7 @@ from exporters.head.surgery import AddSlotsPass
 from exporters.onnx_io.files import save_model
 from exporters.targets.registry import TARGETS, BuiltTarget, TargetJob
 from exporters.targets.tensorrt.build import build_engine
-from exporters.targets.tensorrt.graph import SlotsAsInputsPass
+from exporters.graph.required_slots import SlotsAsInputsPass
 from icis_deploy.api.compare import LabeledImageFeatures
 from icis_deploy.api.inject import train_injector
 from icis_deploy.bundle.engine_sidecar import parse_sidecar

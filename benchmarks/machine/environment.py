@@ -35,6 +35,7 @@ REPORTED_PACKAGES = (
     "tensorrt",
     "tensorrt-rtx",
     "openvino",
+    "MNN",
     "torch",
     "mlcommons-loadgen",
 )

@@ -15,10 +15,10 @@ import onnx_ir as ir
 from exporters.graph.constants import constant_array
 from exporters.graph.edits import add_initializer, add_node, apply_passes, remove_unused, replace_uses
 from exporters.graph.reading import input_of, shape_of
+from exporters.graph.required_slots import SlotsAsInputsPass, has_slots, require_slots
 from exporters.head.tail import resized
 from exporters.onnx_io.files import check_model
 from icis_deploy.bundle.manifest import SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT
-from icis_deploy.errors import UsageError
 
 SLOT_ROWS = "slot_rows"
 """Name of the weight `(feature_dim + 1, capacity)` float32 that a refit replaces; of a model with an arbiter it also
@@ -45,35 +45,6 @@ def refittable_weights(model: ir.Model) -> tuple[str, ...]:
     return (SLOT_ROWS, SLOT_ARBITER) if SLOT_ARBITER in model.graph.initializers else (SLOT_ROWS,)
 
 
-def has_slots(model: ir.Model) -> bool:
-    """Say whether a model has slots with defaults, as `AddSlotsPass` makes them."""
-    return {SLOT_WEIGHT, SLOT_BIAS} <= model.graph.initializers.keys()
-
-
-@dataclass(frozen=True, slots=True)
-class SlotsAsInputsPass(ir.passes.InPlacePass):
-    """Make the slots inputs without defaults, of fixed shape.
-
-    Raises:
-        UsageError: If the model has no slots.
-        ExportError: If the edited graph is not valid.
-    """
-
-    def requires(self, model: ir.Model) -> None:
-        """Raise if there are no slots."""
-        _require_slots(model)
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Remove the defaults in place."""
-        for name in (SLOT_WEIGHT, SLOT_BIAS, SLOT_ARBITER):
-            model.graph.initializers.pop(name, None)
-        return ir.passes.PassResult(model, modified=True)
-
-    def ensures(self, model: ir.Model) -> None:
-        """Raise if the graph is not valid."""
-        check_model(model)
-
-
 @dataclass(frozen=True, slots=True)
 class RefittableSlotsPass(ir.passes.InPlacePass):
     """Make the slots one weight, `SLOT_ROWS`, that a refit may replace, and their arbiters another one, `SLOT_ARBITER`.
@@ -88,7 +59,7 @@ class RefittableSlotsPass(ir.passes.InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         """Raise if there are no slots."""
-        _require_slots(model)
+        require_slots(model)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replace the slots' Gemm in place."""
@@ -177,11 +148,3 @@ def _make_columns(graph: ir.Graph, arbiter: ir.Value) -> None:
     columns = np.ascontiguousarray(constant_array(arbiter).T)
     graph.inputs.remove(arbiter)
     arbiter.const_value, arbiter.shape = ir.Tensor(columns, name=arbiter.name), ir.Shape(columns.shape)
-
-
-def _require_slots(model: ir.Model) -> None:
-    if not has_slots(model):
-        raise UsageError(
-            "The model has no slots, so there is nothing to refit or to feed.",
-            hint="Export it with `head='updatable'`.",
-        )

@@ -22,7 +22,8 @@ from exporters.head.finding import find_head
 from exporters.head.surgery import AddSlotsPass, FuseHeadPass
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.tensorrt.build import build_engine, known_capabilities
-from exporters.targets.tensorrt.graph import SLOT_ROWS, RefittableSlotsPass, SlotsAsInputsPass, refittable_weights
+from exporters.graph.required_slots import SlotsAsInputsPass
+from exporters.targets.tensorrt.graph import SLOT_ROWS, RefittableSlotsPass, refittable_weights
 from exporters.targets.tensorrt.symmetric_quantization import SymmetricQuantizationPass
 from icis_deploy.api.models import OpenedModel
 from icis_deploy.bundle.engine_sidecar import EngineInput, EngineOutput, model_sha256, parse_sidecar, this_platform
