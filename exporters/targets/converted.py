@@ -13,13 +13,12 @@ from pathlib import Path
 import onnx_ir as ir
 
 from exporters.graph.edits import apply_passes, remove_unused
+from exporters.graph.fixed_batch import FixBatchPass
 from exporters.graph.reading import label, shape_of
 from exporters.graph.required_slots import SlotsAsInputsPass, has_slots
 from exporters.onnx_io.files import load_onnx_file
 from icis_deploy._version import __version__
 from icis_deploy.bundle.converted_sidecar import (
-    ANY_BATCH,
-    SLOT_INPUTS,
     ConvertedSidecar,
     ConvertedTensor,
     converted_sidecar_name,
@@ -38,11 +37,14 @@ TIMEOUT_S = 1800
 def graph_for_conversion(folder: Path) -> ir.Model:
     """Return the graph of a bundle's model that converters are given.
 
-    Slots are inputs without defaults. Outputs are the scores and what a device asks for: labels, which are text, and
+    Slots are inputs without defaults. The batch is 1, where the model does not fix another: converters lose an open one
+    at operators of their own choice (MNN 3.6.1 at the statistics of an arbiter). Outputs are the scores and what a device asks for: labels, which are text, and
     others of the original would take operators that few runtimes have.
     """
     model = load_onnx_file(folder / MODEL_NAME)
-    return apply_passes(model, OwnOutputsPass(), *([SlotsAsInputsPass()] if has_slots(model) else []))
+    return apply_passes(
+        model, OwnOutputsPass(), FixBatchPass(1), *([SlotsAsInputsPass()] if has_slots(model) else [])
+    )
 
 
 class OwnOutputsPass(ir.passes.InPlacePass):
@@ -59,14 +61,13 @@ class OwnOutputsPass(ir.passes.InPlacePass):
 
 
 def tensors_of(
-    values: Sequence[ir.Value], *, runtime_names: Mapping[str, str] | None = None, batch: int | None = None
+    values: Sequence[ir.Value], *, runtime_names: Mapping[str, str] | None = None
 ) -> tuple[ConvertedTensor, ...]:
     """Describe inputs or outputs of a graph for a sidecar.
 
     Args:
         values: Inputs or outputs.
         runtime_names: What the converted model calls them, where it has other names.
-        batch: The only batch that the converted model takes; `None` for that of the graph.
     """
     names = runtime_names or {}
     return tuple(
@@ -74,7 +75,7 @@ def tensors_of(
             name=str(value.name),
             runtime_name=names.get(str(value.name), str(value.name)),
             dtype=str(value.dtype.numpy()) if value.dtype is not None else "float32",
-            shape=_sizes(value, batch),
+            shape=_sizes(value),
         )
         for value in values
     )
@@ -163,16 +164,12 @@ def unsupported_operators(converter: str, model: ir.Model, operators: Sequence[s
     )
 
 
-def _sizes(value: ir.Value, batch: int | None) -> tuple[int, ...]:
-    sizes = list(shape_of(value))
-    if value.name not in SLOT_INPUTS:
-        first = sizes[0] if isinstance(sizes[0], int) else ANY_BATCH
-        sizes[0] = first if batch is None else batch
+def _sizes(value: ir.Value) -> tuple[int, ...]:
+    sizes = shape_of(value)
     unknown = [size for size in sizes if not isinstance(size, int)]
     if unknown:
         raise ExportError(
-            f"The size {str(unknown[0])!r} of {value.name!r} is open; a converted model states every size but the "
-            f"batch.",
+            f"The size {str(unknown[0])!r} of {value.name!r} is open; a converted model states every size.",
             found=str(value.shape),
             where=value.name,
             hint="Export the model with a fixed size of images.",

@@ -34,7 +34,6 @@ from icis_deploy.errors import BundleError, EngineMismatchError
 
 SCHEMA_VERSION = 1
 MAX_SIDECAR_BYTES = 1 << 20
-ANY_BATCH = -1
 DTYPES = ("float32", "uint8", "int64", "int32")
 
 CONVERTED_FILES: Mapping[str, tuple[str, ...]] = {
@@ -61,7 +60,7 @@ class ConvertedTensor:
     """numpy's name of it, one of `DTYPES`, in the converted model."""
 
     shape: tuple[int, ...]
-    """Its shape in `model.onnx`, with `ANY_BATCH` first where any batch will do; that of slots has no batch."""
+    """Its shape in `model.onnx`, batch included; that of slots has none."""
 
     axes: tuple[int, ...] = ()
     """The order in which the converted model has these axes, such as `(0, 2, 3, 1)` for channels last; empty where it
@@ -115,10 +114,9 @@ class ConvertedSidecar:
                 )
 
     @property
-    def batch(self) -> int | None:
-        """The only batch that the model takes; `None` for any."""
-        size = self.inputs[0].shape[0]
-        return None if size == ANY_BATCH else size
+    def batch(self) -> int:
+        """The only batch that the model takes."""
+        return self.inputs[0].shape[0]
 
     @property
     def slots(self) -> tuple[ConvertedTensor, ...]:

@@ -37,7 +37,7 @@ from icis_deploy.bundle.manifest import (
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.common.files import read_plain
 from icis_deploy.errors import BundleError, IncompatibleError, RuntimeFailureError
-from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
+from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches
 from icis_deploy.runtime.sessions.pools import ResourcePool
 from icis_deploy.runtime.sessions.protocol import (
     SessionOutput,
@@ -87,7 +87,7 @@ class InterpreterSession:
         self._library = library
         self._image = sidecar.inputs[0]
         self._dtype = np.dtype(self._image.dtype)
-        self._batch = fixed_batch_of(sidecar.batch)
+        self._batch = sidecar.batch
         self._outputs = {tensor.name: tensor for tensor in sidecar.outputs}
         self._logits_name = sidecar.outputs[0].name
         self._slot_shapes = {tensor.name: tensor.shape for tensor in sidecar.slots}
@@ -162,7 +162,7 @@ class InterpreterSession:
         return np.empty((0, *tensor.shape[1:]), dtype=tensor.dtype)
 
     def _refusal(self, images: Images, reason: str) -> RuntimeFailureError:
-        expected = (self._batch or "batch", *self._image.shape[1:])
+        expected = self._image.shape
         return RuntimeFailureError(
             f"{self._library} could not run the model on an input of shape {images.shape} and type {images.dtype}; it "
             f"expects {expected} and {self._dtype}: {reason}",
