@@ -36,6 +36,7 @@ REPORTED_PACKAGES = (
     "tensorrt-rtx",
     "openvino",
     "MNN",
+    "ai-edge-litert",
     "torch",
     "mlcommons-loadgen",
 )

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 
+from exporters.targets.litert_target import litert_obstacle, write_litert
 from exporters.targets.mnn_target import mnn_obstacle, write_mnn
 from exporters.targets.openvino_target import openvino_from_onnx, openvino_obstacle
 from exporters.targets.tensorrt.engine_settings import require_used, settings_for
@@ -130,6 +131,13 @@ TARGETS: dict[str, Target] = {
             file=OPENVINO_NAME,
             obstacle=lambda _options: openvino_obstacle(),
             build=_build_openvino,
+        ),
+        Target(
+            name="litert",
+            runtime="litert",
+            file=CONVERTED_FILES["litert"][0],
+            obstacle=lambda _options: litert_obstacle(),
+            build=lambda job: write_litert(job.folder, job.bundle),
         ),
         Target(
             name="mnn",

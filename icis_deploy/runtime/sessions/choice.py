@@ -4,6 +4,7 @@
     onnxruntime-cuda        model.onnx on an NVIDIA GPU
     onnxruntime-tensorrt    the same through ONNX Runtime's TensorRT provider, which builds an engine on first use
     openvino                model.onnx, or the bundle's openvino/ where it has one, on the CPU
+    litert                  the bundle's litert/, on the CPU
     mnn                     the bundle's mnn/, on the CPU
     tensorrt, tensorrt-rtx  the bundle's engine, on an NVIDIA GPU
 
@@ -195,6 +196,12 @@ def _open_openvino(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     return load_openvino_session(model, num_threads=runtime.num_threads)
 
 
+def _open_litert(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
+    from icis_deploy.runtime.sessions.litert_session import load_litert_session
+
+    return load_litert_session(folder, bundle, num_threads=runtime.num_threads)
+
+
 def _open_mnn(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     from icis_deploy.runtime.sessions.mnn_session import load_mnn_session
 
@@ -214,6 +221,7 @@ _OPENERS: dict[str, Callable[[Path, Bundle, Runtime], Session]] = {
     "onnxruntime-cuda": _open_onnxruntime_cuda,
     "onnxruntime-tensorrt": _open_onnxruntime_tensorrt,
     "openvino": _open_openvino,
+    "litert": _open_litert,
     "mnn": _open_mnn,
     "tensorrt": _open_engine,
     "tensorrt-rtx": _open_engine,
@@ -225,7 +233,7 @@ RUNTIME_NAMES = tuple(_OPENERS)
 ENGINE_RUNTIMES = tuple(name for name, opener in _OPENERS.items() if opener is _open_engine)
 """Those that run an engine which the bundle holds."""
 
-CONVERTED_RUNTIMES = ("mnn",)
+CONVERTED_RUNTIMES = ("litert", "mnn")
 """Those that run a model which was converted for them when the bundle was exported."""
 
 CPU_RUNTIMES = ("onnxruntime", "openvino", *CONVERTED_RUNTIMES)

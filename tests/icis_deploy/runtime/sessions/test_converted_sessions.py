@@ -18,6 +18,7 @@ from icis_deploy.bundle.converted_sidecar import (
     parse_converted_sidecar,
     serialize_converted_sidecar,
 )
+from icis_deploy.bundle.engine_sidecar import model_sha256
 from icis_deploy.bundle.manifest import MANIFEST_NAME, file_entry, load_bundle, serialize_manifest
 from icis_deploy.errors import (
     BundleError,
@@ -48,6 +49,8 @@ from testing.bundles import (
 
 ARBITER = np.array([[0.3, -0.2, 0.5, 0.1, -0.4], [0.0, 0.4, 0.0, -0.3, 0.2]], dtype=np.float32)
 NUM_THREADS, NUM_REQUESTS = 3, 60
+_KEPT: dict[str, dict[str, bytes]] = {}
+"""By runtime and hash of a model, what was converted before: a converter may take a minute."""
 
 
 @pytest.fixture(params=CONVERTED_RUNTIMES)
@@ -56,10 +59,25 @@ def runtime(request: pytest.FixtureRequest) -> str:
 
 
 def converted(folder: Path, runtime: str) -> Path:
-    try:
-        return add_targets(folder, runtime)
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
+    key = f"{runtime} {model_sha256(load_bundle(folder))}"
+    if key not in _KEPT:
+        try:
+            add_targets(folder, runtime)
+        except MissingDependencyError as error:
+            pytest.skip(str(error))
+        _KEPT[key] = {name: (folder / name).read_bytes() for name in files_of(runtime)}
+        return folder
+    for name, data in _KEPT[key].items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    bundle = load_bundle(folder)
+    entries = {name: file_entry(folder / name) for name in files_of(runtime)}
+    (folder / MANIFEST_NAME).write_bytes(serialize_manifest(replace(bundle, files={**bundle.files, **entries})))
+    return folder
+
+
+def files_of(runtime: str) -> tuple[str, ...]:
+    return (*CONVERTED_FILES[runtime], converted_sidecar_name(runtime))
 
 
 @pytest.fixture
@@ -231,7 +249,7 @@ def test_a_file_that_is_no_model_is_an_error_that_names_it(runtime, updatable):
 
 
 def test_a_runtime_that_is_not_installed_is_an_error_that_names_the_extra(runtime, updatable, monkeypatch):
-    module = {"mnn": "MNN", "litert": "ai_edge_litert", "ncnn": "ncnn"}[runtime]
+    module = {"mnn": "MNN", "litert": "ai_edge_litert.interpreter"}[runtime]
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependencyError, match=rf"pip install 'icis-deploy\[{runtime}\]'\.$"):
         Device.open(updatable, runtime=runtime)
