@@ -28,19 +28,35 @@ from icis_deploy.bundle.engine_sidecar import model_sha256
 from icis_deploy.bundle.manifest import FEATURES, MODEL_NAME, TOP_CLASS_IDS, TOP_PROBABILITIES, Bundle
 from icis_deploy.common.files import write_file
 from icis_deploy.common.terminal_text import MAX_REASON, printable
-from icis_deploy.errors import ExportError
+from icis_deploy.errors import ExportError, IncompatibleError
 
 TIMEOUT_S = 1800
 """The shared MobileNetV2 takes seconds; a large transformer minutes."""
 
 
-def graph_for_conversion(folder: Path) -> ir.Model:
+def graph_for_conversion(folder: Path, bundle: Bundle) -> ir.Model:
     """Return the graph of a bundle's model that converters are given.
 
     Slots are inputs without defaults. The batch is 1, where the model does not fix another: converters lose an open one
     at operators of their own choice (MNN 3.6.1 at the statistics of an arbiter). Outputs are the scores and what a device asks for: labels, which are text, and
     others of the original would take operators that few runtimes have.
+
+    Args:
+        folder: The bundle's files.
+        bundle: Its manifest, written or not.
+
+    Raises:
+        IncompatibleError: If the model does not compute in float32. With slots inside, the ranges of a converter's own
+            int8 hold for the slots that it saw.
     """
+    if bundle.precision != "fp32":
+        raise IncompatibleError(
+            f"The model computes in {bundle.precision}; it is converted for other runtimes in fp32 alone.",
+            found=bundle.precision,
+            expected="fp32",
+            where=MODEL_NAME,
+            hint="Export it with `precision='fp32'`, or leave this target out.",
+        )
     model = load_onnx_file(folder / MODEL_NAME)
     return apply_passes(
         model, OwnOutputsPass(), FixBatchPass(1), *([SlotsAsInputsPass()] if has_slots(model) else [])

@@ -80,6 +80,7 @@ def write_litert(folder: Path, bundle: Bundle) -> Sequence[str]:
         The model and its sidecar, relative to the folder.
 
     Raises:
+        IncompatibleError: If the model does not compute in float32.
         ExportError: If onnx2tf cannot convert the model, or gives it other inputs or outputs.
         StorageError: If the disk refuses.
     """
@@ -87,7 +88,7 @@ def write_litert(folder: Path, bundle: Bundle) -> Sequence[str]:
     converter = find_converter()
     if converter is None:
         raise ExportError("The converter onnx2tf has gone.", expected="onnx2tf", where=converter_folder())
-    model = graph_for_conversion(folder)
+    model = graph_for_conversion(folder, bundle)
     inputs = [str(value.name) for value in model.graph.inputs]
     with tempfile.TemporaryDirectory() as work:
         save_model(model, Path(work) / "model.onnx")

@@ -45,11 +45,12 @@ def write_mnn(folder: Path, bundle: Bundle) -> Sequence[str]:
         The model and its sidecar, relative to the folder.
 
     Raises:
+        IncompatibleError: If the model does not compute in float32.
         ExportError: If MNN cannot convert the model; operators that it does not know are named.
         StorageError: If the disk refuses.
     """
     (name,) = CONVERTED_FILES["mnn"]
-    model = graph_for_conversion(folder)
+    model = graph_for_conversion(folder, bundle)
     (folder / name).parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         save_model(model, Path(work) / "model.onnx")

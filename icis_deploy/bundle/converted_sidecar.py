@@ -1,6 +1,6 @@
 """The sidecar of a converted model: what another runtime's file was made from, and what its tensors are called there.
 
-Converters rename tensors, turn images round and fix the batch, and some runtimes cannot be asked about it. So inputs
+Converters rename tensors and fix the batch, and some runtimes cannot be asked about it. So inputs
 and outputs are stated at export, beside the file: a device reads them, and never guesses by shapes.
 
 Rules:
@@ -61,17 +61,13 @@ class ConvertedTensor:
     shape: tuple[int, ...]
     """Its shape in `model.onnx`, batch included; that of slots has none."""
 
-    axes: tuple[int, ...] = ()
-    """The order in which the converted model has these axes, such as `(0, 2, 3, 1)` for channels last; empty where it
-    is the same."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertedSidecar:
     """What is stated of one converted model.
 
     Raises:
-        BundleError: On construction, if a tensor has a type that no model here has, or axes that are none of its own.
+        BundleError: On construction, if a tensor has a type that no model here has, or no size.
     """
 
     runtime: str
@@ -101,13 +97,12 @@ class ConvertedSidecar:
                 expected="at least one of each",
             )
         for tensor in (*self.inputs, *self.outputs):
-            axes = tensor.axes or tuple(range(len(tensor.shape)))
-            if tensor.dtype not in DTYPES or sorted(axes) != list(range(len(tensor.shape))) or not tensor.shape:
+            if tensor.dtype not in DTYPES or not tensor.shape or min(tensor.shape) < 1:
                 raise BundleError(
-                    f"The {shown(self.runtime)} sidecar states {shown(tensor.dtype)}, shape {tensor.shape} and axes "
-                    f"{tensor.axes} for {shown(tensor.name)}.",
-                    found=(tensor.dtype, tensor.shape, tensor.axes),
-                    expected=DTYPES,
+                    f"The {shown(self.runtime)} sidecar states {shown(tensor.dtype)} of shape {tensor.shape} for "
+                    f"{shown(tensor.name)}.",
+                    found=(tensor.dtype, tensor.shape),
+                    expected=(DTYPES, "sizes of at least 1"),
                     where=tensor.name,
                     hint="Convert the model again.",
                 )
@@ -188,7 +183,6 @@ _tensor = partial(
         "runtime_name": text_from_json,
         "dtype": text_from_json,
         "shape": _integers,
-        "axes": _integers,
     },
 )
 _READERS: dict[str, Reader[Any]] = {
