@@ -12,12 +12,12 @@ import icis_deploy
 import icis_deploy.api.models
 from exporters.conversion.fp16 import convert_to_float16
 from exporters.graph.edits import apply_passes
+from exporters.graph.required_slots import SlotsAsInputsPass
 from exporters.head.finding import find_head
 from exporters.head.surgery import AddSlotsPass
 from exporters.onnx_io.files import save_model
 from exporters.targets.registry import TARGETS, BuiltTarget, TargetJob
 from exporters.targets.tensorrt.build import build_engine
-from exporters.graph.required_slots import SlotsAsInputsPass
 from icis_deploy.api.compare import LabeledImageFeatures
 from icis_deploy.api.inject import train_injector
 from icis_deploy.bundle.engine_sidecar import parse_sidecar

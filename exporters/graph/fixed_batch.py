@@ -32,7 +32,9 @@ class FixBatchPass(ir.passes.InPlacePass):
         outputs = [output for node in model.graph.all_nodes() for output in node.outputs]
         for value in outputs:
             if value.shape is not None and batch is not None and batch.value is not None:
-                sizes = [self.size if isinstance(size, ir.SymbolicDim) and size == batch else size for size in value.shape]
+                sizes = [
+                    self.size if isinstance(size, ir.SymbolicDim) and size == batch else size for size in value.shape
+                ]
                 value.shape = ir.Shape(sizes)
         for value in model.graph.outputs:
             if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):

@@ -58,9 +58,7 @@ def graph_for_conversion(folder: Path, bundle: Bundle) -> ir.Model:
             hint="Export it with `precision='fp32'`, or leave this target out.",
         )
     model = load_onnx_file(folder / MODEL_NAME)
-    return apply_passes(
-        model, OwnOutputsPass(), FixBatchPass(1), *([SlotsAsInputsPass()] if has_slots(model) else [])
-    )
+    return apply_passes(model, OwnOutputsPass(), FixBatchPass(1), *([SlotsAsInputsPass()] if has_slots(model) else []))
 
 
 class OwnOutputsPass(ir.passes.InPlacePass):

@@ -144,7 +144,9 @@ def _tensors(path: Path, model: ir.Model) -> tuple[tuple[ConvertedTensor, ...], 
     )
 
 
-def _renamed(tensors: Sequence[ConvertedTensor], details: Mapping[str, Mapping[str, Any]]) -> tuple[ConvertedTensor, ...]:
+def _renamed(
+    tensors: Sequence[ConvertedTensor], details: Mapping[str, Mapping[str, Any]]
+) -> tuple[ConvertedTensor, ...]:
     renamed = []
     for tensor in tensors:
         detail = details.get(tensor.name)

@@ -116,7 +116,9 @@ def test_an_operator_that_a_runtime_lacks_is_named_with_its_node(tmp_path):
 
     from exporters.targets.mnn_target import write_mnn
 
-    with pytest.raises(ExportError, match=r"^MNN does not know the operator Mish \(node 'odd one'\)\. Leave this target"):
+    with pytest.raises(
+        ExportError, match=r"^MNN does not know the operator Mish \(node 'odd one'\)\. Leave this target"
+    ):
         write_mnn(folder, bundle)
     assert not (folder / "mnn" / "model.mnn").exists()
 

@@ -17,12 +17,12 @@ from onnx import TensorProto, helper
 import icis_deploy
 from exporters.conversion.int8 import quantize_model
 from exporters.graph.edits import apply_passes
+from exporters.graph.required_slots import SlotsAsInputsPass
 from exporters.head.expanded_head import expanded_head, seen_row_lengths
 from exporters.head.finding import find_head
 from exporters.head.surgery import AddSlotsPass, FuseHeadPass
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.tensorrt.build import build_engine, known_capabilities
-from exporters.graph.required_slots import SlotsAsInputsPass
 from exporters.targets.tensorrt.graph import SLOT_ROWS, RefittableSlotsPass, refittable_weights
 from exporters.targets.tensorrt.symmetric_quantization import SymmetricQuantizationPass
 from icis_deploy.api.models import OpenedModel

@@ -189,7 +189,10 @@ def test_more_classes_than_slots_and_changed_or_unsigned_updates_change_nothing(
         device.apply(signed(make_update(*(f"class {index}" for index in range(5)))))
     data = signed(make_update("okapi"))
     at = data.index(b'"payload":') + 40
-    for changed in (data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], serialize_envelope(envelope_of(make_update("okapi")))):
+    for changed in (
+        data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :],
+        serialize_envelope(envelope_of(make_update("okapi"))),
+    ):
         with pytest.raises((SignatureError, LoadError)):
             device.apply(changed)
     np.testing.assert_array_equal(device.logits(images(3)).values, before)
