@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from icis_deploy.bundle.manifest import (
     Bundle,
     ModelInput,
     file_entry,
+    load_bundle,
     serialize_manifest,
 )
 from icis_deploy.bundle.slot_files import serialize_slots
@@ -301,3 +303,20 @@ class Clock:
     def __call__(self) -> datetime:
         """Return the time that was set."""
         return self.now
+
+
+def add_targets(folder: Path, *names: str) -> Path:
+    """Build targets into a bundle as `export` does, without the gate; return the folder.
+
+    Raises:
+        MissingDependencyError: If this machine cannot build one, with the reason.
+    """
+    from exporters.targets.registry import TargetJob, plan_targets
+
+    plan = plan_targets(names)
+    bundle = load_bundle(folder)
+    for target in plan.targets:
+        written = target.build(TargetJob(folder=folder, bundle=bundle, options=plan.options))
+        bundle = replace(bundle, files={**bundle.files, **{name: file_entry(folder / name) for name in written}})
+    (folder / MANIFEST_NAME).write_bytes(serialize_manifest(bundle))
+    return folder

@@ -35,6 +35,8 @@ REPORTED_PACKAGES = (
     "tensorrt",
     "tensorrt-rtx",
     "openvino",
+    "MNN",
+    "ai-edge-litert",
     "torch",
     "mlcommons-loadgen",
 )

@@ -21,11 +21,14 @@ from typing import Protocol
 
 import onnx_ir as ir
 
+from exporters.targets.litert_target import litert_obstacle, write_litert
+from exporters.targets.mnn_target import mnn_obstacle, write_mnn
 from exporters.targets.openvino_target import openvino_from_onnx, openvino_obstacle
 from exporters.targets.tensorrt.engine_settings import require_used, settings_for
 from exporters.targets.tensorrt.target import ENGINE_REWRITES, engine_obstacle, write_engine
 from exporters.targets.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository
 from exporters.targets.web_target import WEB_MODEL_NAME, compare_web_model, web_obstacle, write_web_target
+from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES
 from icis_deploy.bundle.engine_sidecar import engine_name
 from icis_deploy.bundle.manifest import MODEL_NAME, Bundle, file_entry
 from icis_deploy.bundle.target_options import TargetOptions
@@ -129,6 +132,20 @@ TARGETS: dict[str, Target] = {
             file=OPENVINO_NAME,
             obstacle=lambda _options: openvino_obstacle(),
             build=_build_openvino,
+        ),
+        Target(
+            name="litert",
+            runtime="litert",
+            file=CONVERTED_FILES["litert"][0],
+            obstacle=lambda _options: litert_obstacle(),
+            build=lambda job: write_litert(job.folder, job.bundle),
+        ),
+        Target(
+            name="mnn",
+            runtime="mnn",
+            file=CONVERTED_FILES["mnn"][0],
+            obstacle=lambda _options: mnn_obstacle(),
+            build=lambda job: write_mnn(job.folder, job.bundle),
         ),
         _engine_target("tensorrt"),
         _engine_target("tensorrt-rtx"),

@@ -4,6 +4,8 @@
     onnxruntime-cuda        model.onnx on an NVIDIA GPU
     onnxruntime-tensorrt    the same through ONNX Runtime's TensorRT provider, which builds an engine on first use
     openvino                model.onnx, or the bundle's openvino/ where it has one, on the CPU
+    litert                  the bundle's litert/, on the CPU
+    mnn                     the bundle's mnn/, on the CPU
     tensorrt, tensorrt-rtx  the bundle's engine, on an NVIDIA GPU
 
 Rules:
@@ -133,12 +135,12 @@ def open_session(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
 def import_library(runtime: Runtime) -> None:
     """Import a runtime's library early, so that something else can be done meanwhile.
 
-    That it is missing is for `open_session` to say; an engine's is left to it, as other things are checked before.
+    That it is missing is for `open_session` to say; an engine's is left to it, as other things are checked before, and so is
+    one that prints when it is imported.
     """
-    name = "openvino" if runtime.name == "openvino" else "onnxruntime"
-    if _OPENERS[runtime.name] is not _open_engine:
+    if _OPENERS[runtime.name] is not _open_engine and runtime.name not in CONVERTED_RUNTIMES:
         with suppress(ImportError):
-            import_module(name)
+            import_module("openvino" if runtime.name == "openvino" else "onnxruntime")
 
 
 def loaded_files(bundle: Bundle, runtime: Runtime) -> tuple[str, ...]:
@@ -146,10 +148,13 @@ def loaded_files(bundle: Bundle, runtime: Runtime) -> tuple[str, ...]:
 
     A bundle may hold more: rows that were baked, a generator, models for other runtimes.
     """
+    from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES
     from icis_deploy.bundle.engine_sidecar import engine_name
     from icis_deploy.bundle.manifest import MODEL_NAME, SLOTS_NAME
     from icis_deploy.runtime.sessions.openvino_session import OPENVINO_NAME
 
+    if runtime.name in CONVERTED_RUNTIMES:
+        return tuple(name for name in bundle.files if name in {*CONVERTED_FILES[runtime.name], SLOTS_NAME})
     if runtime.name in ENGINE_RUNTIMES:
         model = engine_name(runtime.name)
     elif runtime.name == "openvino" and OPENVINO_NAME in bundle.files:
@@ -191,6 +196,18 @@ def _open_openvino(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     return load_openvino_session(model, num_threads=runtime.num_threads)
 
 
+def _open_litert(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
+    from icis_deploy.runtime.sessions.litert_session import load_litert_session
+
+    return load_litert_session(folder, bundle, num_threads=runtime.num_threads)
+
+
+def _open_mnn(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
+    from icis_deploy.runtime.sessions.mnn_session import load_mnn_session
+
+    return load_mnn_session(folder, bundle, num_threads=runtime.num_threads)
+
+
 def _open_engine(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     from icis_deploy.runtime.sessions.tensorrt_engine import load_engine_session
 
@@ -204,6 +221,8 @@ _OPENERS: dict[str, Callable[[Path, Bundle, Runtime], Session]] = {
     "onnxruntime-cuda": _open_onnxruntime_cuda,
     "onnxruntime-tensorrt": _open_onnxruntime_tensorrt,
     "openvino": _open_openvino,
+    "litert": _open_litert,
+    "mnn": _open_mnn,
     "tensorrt": _open_engine,
     "tensorrt-rtx": _open_engine,
 }
@@ -212,5 +231,9 @@ RUNTIME_NAMES = tuple(_OPENERS)
 """Every runtime that a bundle can be opened in, the default first."""
 
 ENGINE_RUNTIMES = tuple(name for name, opener in _OPENERS.items() if opener is _open_engine)
-CPU_RUNTIMES = ("onnxruntime", "openvino")
 """Those that run an engine which the bundle holds."""
+
+CONVERTED_RUNTIMES = ("litert", "mnn")
+"""Those that run a model which was converted for them when the bundle was exported."""
+
+CPU_RUNTIMES = ("onnxruntime", "openvino", *CONVERTED_RUNTIMES)

@@ -81,8 +81,9 @@ def tensorrt_choice(bundle: Bundle, cache_folder: Path | None) -> ProviderChoice
         StorageError: If the folder cannot be made.
     """
     from icis_deploy.bundle.engine_sidecar import model_sha256
+    from icis_deploy.common.user_folders import user_cache
 
-    root = _user_cache() if cache_folder is None else cache_folder
+    root = user_cache() / "engines" if cache_folder is None else cache_folder
     folder = root / f"head-{bundle.base_fingerprint[:16]}-model-{model_sha256(bundle)[:32]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,8 +189,3 @@ def check_session(session: Any, choice: ProviderChoice) -> None:
             expected=choice.name,
             hint="Use that runtime.",
         )
-
-
-def _user_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "icis-deploy" / "engines"
