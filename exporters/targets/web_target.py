@@ -17,7 +17,6 @@ Rules:
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -125,10 +124,9 @@ def compare_web_model(folder: Path, bundle: Bundle) -> ParityReport:
         None if table is None else each.load_slots(table.weight, table.bias, table.arbiter) for each in (whole, web)
     ]
     expected, found = [], []
-    with closing(inputs):
-        for batch in inputs:
-            expected.append(whole.run(batch.given, slots[0]).logits)
-            found.append(web.run(batch.given, slots[1]).logits)
+    for batch in inputs:
+        expected.append(whole.run(batch.given, slots[0]).logits)
+        found.append(web.run(batch.given, slots[1]).logits)
     return compare_logits(
         comparable_from_scores(np.concatenate(expected), bundle.score_kind),
         comparable_from_scores(np.concatenate(found), bundle.score_kind),
