@@ -42,6 +42,7 @@ from icis_deploy.cli.signing import diff, keygen, rotate_keys, sign, sign_bundle
 from icis_deploy.cli.verify import verify
 from icis_deploy.common.terminal_text import printable
 from icis_deploy.errors import ICISDeployError
+from icis_deploy.workbench import libraries_required
 
 INTERRUPTED = 130
 INTERNAL_ERROR = 4
@@ -90,7 +91,9 @@ def run(arguments: list[str]) -> int:
     streams = sys.stdout, sys.stderr
     try:
         # Not standalone: click returns the code of its own exits, such as the one after --help.
-        stopped = cli.main(arguments, prog_name="icis-deploy", standalone_mode=False, obj=state)
+        # Whatever a command imports, and whenever: a library of an extra that is missing is no bug.
+        with libraries_required():
+            stopped = cli.main(arguments, prog_name="icis-deploy", standalone_mode=False, obj=state)
         return stopped if isinstance(stopped, int) else 0
     except (click.Abort, KeyboardInterrupt):
         note("Interrupted.")
