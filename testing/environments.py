@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import venv
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +23,7 @@ def linked_environment(folder: Path, extras: Iterable[str]) -> Path:
     Returns:
         Its `bin` folder.
     """
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, cwd=folder.parent)
+    venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
     (site_packages,) = folder.glob("lib/python*/site-packages")
     for name in sorted(required("icis-deploy", extras) - {"icis-deploy"}):
         for file in metadata.files(name) or ():

@@ -10,6 +10,7 @@ import numpy as np
 
 from icis_deploy.api.inputs import ClassNames, PathLike, check_max_seen_loss, class_names_from
 from icis_deploy.common.arrays import Float32
+from icis_deploy.common.closest import did_you_mean
 from icis_deploy.common.files import write_file
 from icis_deploy.common.terminal_text import points_text
 from icis_deploy.errors import ImageError, SeenLossError, UsageError
@@ -88,7 +89,8 @@ def evaluate(
             found=tuple(unknown),
             expected="classes of the bundle's head",
             where=source,
-            hint="Name them in `unseen` if they count as classes it should know, or leave their images out.",
+            hint=f"{did_you_mean(unknown, names)}Name them in `unseen` if they count as classes it should know, or leave "
+            f"their images out.",
         )
     is_seen = np.array([name not in unseen_names for name in names])
     is_original = np.array([name in original_names for name in names])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Mapping
 from io import StringIO
 from typing import Any, NoReturn
 
@@ -46,26 +47,40 @@ from icis_deploy.workbench import libraries_required
 
 INTERRUPTED = 130
 INTERNAL_ERROR = 4
-COMMANDS = (
-    *(inspect, describe, compare_methods, inject, export_generator, export, verify, evaluate, predict),
-    *(keygen, sign, rotate_keys, sign_bundle, verify_update, verify_bundle, diff),
-    *(apply, inbox, teach, rollback, history, classes, enable, disable, compact),
-    *(bench, bench_fit, bench_update, bench_peers, bench_scale, report),
-    demo,
-)
+SECTIONS: Mapping[str, tuple[click.Command, ...]] = {
+    "Workbench": (
+        *(inspect, describe, compare_methods, inject, export, verify, evaluate, export_generator, compact),
+        demo,
+    ),
+    "Device": (predict, apply, inbox, teach, rollback, history, classes, enable, disable),
+    "Fleet": (sign, verify_update, sign_bundle, verify_bundle, diff),
+    "Keys": (keygen, rotate_keys),
+    "Benchmarks": (bench, bench_fit, bench_update, bench_peers, bench_scale, report),
+}
+"""All commands, by where they are used and then in the order in which they are used."""
 
 
-# Why: docs/decisions/0012.
-class PipelineOrder(click.Group):
-    """A group that lists its commands in the order in which they are used; click would sort them by name."""
+# Why: docs/decisions/0012, 9090.
+class SectionedGroup(click.Group):
+    """A group whose help lists the commands in sections, in the order of the work; click would sort them by name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the commands' names in the order in which they were added."""
         return list(self.commands)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
+        """Write a list of commands for each section, with one column of names throughout."""
+        width = max(map(len, self.commands))
+        limit = formatter.width - 4 - width
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(str(each.name).ljust(width), each.get_short_help_str(limit)) for each in commands],
+                )
+
 
 @click.group(
-    cls=PipelineOrder,
+    cls=SectionedGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 ok, 1 a negative verdict, 2 usage, 3 cannot load or incompatible, 4 runtime failure, "
     "5 missing dependency or hardware, 6 integrity refused, 130 interrupted.",
@@ -75,8 +90,9 @@ def cli() -> None:
     """Teach a trained or deployed classifier new classes from their descriptions alone."""
 
 
-for _command in COMMANDS:
-    cli.add_command(_command)
+for _commands in SECTIONS.values():
+    for _command in _commands:
+        cli.add_command(_command)
 
 
 def main() -> NoReturn:
