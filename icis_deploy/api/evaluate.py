@@ -89,8 +89,8 @@ def evaluate(
             found=tuple(unknown),
             expected="classes of the bundle's head",
             where=source,
-            hint=f"{did_you_mean(unknown, names)}Name them in `unseen` if they count as classes it should know, or leave "
-            f"their images out.",
+            hint=f"{did_you_mean(unknown, names)}Name them in `unseen` if they count as classes it should know, or "
+            f"leave their images out.",
         )
     is_seen = np.array([name not in unseen_names for name in names])
     is_original = np.array([name in original_names for name in names])

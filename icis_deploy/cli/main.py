@@ -24,7 +24,7 @@ from icis_deploy.cli.device import apply, classes, disable, enable, history, rol
 from icis_deploy.cli.evaluate import evaluate
 from icis_deploy.cli.export import export
 from icis_deploy.cli.export_generator import export_generator
-from icis_deploy.cli.hints import command_line_hint
+from icis_deploy.cli.hints import command_line_hint, project_file_hint
 from icis_deploy.cli.inbox import inbox
 from icis_deploy.cli.inject import inject
 from icis_deploy.cli.inspect import inspect
@@ -39,6 +39,7 @@ from icis_deploy.cli.output import (
 )
 from icis_deploy.cli.predict import predict
 from icis_deploy.cli.report import report
+from icis_deploy.cli.run import init, run_project
 from icis_deploy.cli.signing import diff, keygen, rotate_keys, sign, sign_bundle, verify_bundle, verify_update
 from icis_deploy.cli.verify import verify
 from icis_deploy.common.terminal_text import printable
@@ -50,7 +51,7 @@ INTERNAL_ERROR = 4
 SECTIONS: Mapping[str, tuple[click.Command, ...]] = {
     "Workbench": (
         *(inspect, describe, compare_methods, inject, export, verify, evaluate, export_generator, compact),
-        demo,
+        *(init, run_project, demo),
     ),
     "Device": (predict, apply, inbox, teach, rollback, history, classes, enable, disable),
     "Fleet": (sign, verify_update, sign_bundle, verify_bundle, diff),
@@ -165,7 +166,11 @@ def _message(error: ICISDeployError, command: str) -> str:
 
 
 def _hint(error: ICISDeployError, command: str) -> str | None:
-    return None if error.hint is None else command_line_hint(error.hint, cli.commands, command=command)
+    if error.hint is None:
+        return None
+    if command == run_project.name:
+        return project_file_hint(error.hint, cli.commands)
+    return command_line_hint(error.hint, cli.commands, command=command)
 
 
 def _print_json_error(error: Exception, exit_code: int, command: str) -> None:

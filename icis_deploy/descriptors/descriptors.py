@@ -217,8 +217,8 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
                 f"{quoted(self.class_names)}.",
                 found=self.class_names,
                 expected=tuple(missing),
-                hint=f"{did_you_mean(missing, self.class_names)}Descriptors are matched to classes by name: check that both "
-                f"files use the same names.",
+                hint=f"{did_you_mean(missing, self.class_names)}Descriptors are matched to classes by name: check that "
+                f"both files use the same names.",
             )
         return Descriptors(
             values=self.values[[index_of[name] for name in class_names]],
