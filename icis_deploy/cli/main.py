@@ -21,6 +21,7 @@ from icis_deploy.cli.compare_methods import compare_methods
 from icis_deploy.cli.demo import demo
 from icis_deploy.cli.describe import describe
 from icis_deploy.cli.device import apply, classes, disable, enable, history, rollback, teach
+from icis_deploy.cli.doctor import doctor
 from icis_deploy.cli.evaluate import evaluate
 from icis_deploy.cli.export import export
 from icis_deploy.cli.export_generator import export_generator
@@ -51,7 +52,7 @@ INTERNAL_ERROR = 4
 SECTIONS: Mapping[str, tuple[click.Command, ...]] = {
     "Workbench": (
         *(inspect, describe, compare_methods, inject, export, verify, evaluate, export_generator, compact),
-        *(init, run_project, demo),
+        *(init, run_project, demo, doctor),
     ),
     "Device": (predict, apply, inbox, teach, rollback, history, classes, enable, disable),
     "Fleet": (sign, verify_update, sign_bundle, verify_bundle, diff),
