@@ -94,12 +94,17 @@ def _hint(hint: str | None) -> str | None:
     return None if hint is None else command_line_hint(hint, all_commands(), command="doctor")
 
 
+def _said(detail: str, hint: str | None) -> str:
+    """Return what was seen and what to do, as sentences."""
+    return detail if hint is None else f"{detail.removesuffix('.')}. {_hint(hint)}"
+
+
 def _conflict_text(conflict: Conflict) -> str:
     return f"CONFLICT  {conflict.problem}\n          {conflict.command}"
 
 
 def _runtimes_text(states: Sequence[RuntimeState]) -> str:
-    rows = [(each.name, each.state, " ".join(filter(None, (each.detail, _hint(each.hint))))) for each in states]
+    rows = [(each.name, each.state, _said(each.detail, each.hint)) for each in states]
     return f"Runtimes\n{columns(rows)}"
 
 
@@ -112,5 +117,5 @@ def _extras_text(installed: Sequence[ExtraState]) -> str:
 
 
 def _checks_text(bundle: Path | None, checks: Sequence[Check]) -> str:
-    rows = [(each.name, each.state, " ".join(filter(None, (each.detail, _hint(each.hint))))) for each in checks]
+    rows = [(each.name, each.state, _said(each.detail, each.hint)) for each in checks]
     return f"Bundle {bundle}\n{columns(rows)}"

@@ -24,10 +24,16 @@ class ExtraState:
     missing: tuple[str, ...]
     """Its libraries that are not there, or too old, as `pip` takes them: `torch>=2.8`."""
 
+    rival: str | None
+    """A library that is there and must be uninstalled first; `None` where there is none."""
+
     @property
     def command(self) -> str | None:
         """What installs the rest; `None` where nothing is missing."""
-        return install_command(self.name) if self.missing else None
+        if not self.missing:
+            return None
+        first = "" if self.rival is None else f"pip uninstall -y {self.rival} && "
+        return first + install_command(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +64,15 @@ def _state(name: str) -> ExtraState:
             found[library] = version
         if version is None or _numbers(version) < _numbers(lowest):
             missing.append(f"{library}>={lowest}")
-    return ExtraState(name=name, purpose=EXTRAS[name].purpose, found=found, missing=tuple(missing))
+    wanted = {library for library, _ in _requirements(name)}
+    rivals = [other for names, _ in _RIVALS if wanted & set(names) for other in names if other not in wanted]
+    return ExtraState(
+        name=name,
+        purpose=EXTRAS[name].purpose,
+        found=found,
+        missing=tuple(missing),
+        rival=next((other for other in rivals if _version(other) is not None), None),
+    )
 
 
 def _requirements(name: str) -> Iterator[tuple[str, str]]:
@@ -78,7 +92,7 @@ def _version(distribution: str) -> str | None:
 def _numbers(version: str) -> tuple[int, ...]:
     """Return the release of a version, `2.13.0+cpu` as (2, 13, 0): as much of PEP 440 as lowest versions need."""
     numbers = []
-    for part in version.split("+")[0].split("."):
+    for part in version.partition("+")[0].split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]
         if not digits:
             break

@@ -124,7 +124,7 @@ def test_the_shell_itself_completes_with_the_function_that_the_command_gives(she
         "bash": f'eval "$({source})"; COMP_WORDS=(icis-deploy insp); COMP_CWORD=1; '
         "_icis_deploy_completion icis-deploy; echo ${COMPREPLY[@]}",
         "zsh": f'autoload -Uz compinit; compinit -u; eval "$({source})"; print ${{_comps[icis-deploy]:+inspect}}',
-        "fish": f"{source.replace('_ICIS', 'env _ICIS')} | source; complete -C 'icis-deploy insp' | string split -f1 \t",
+        "fish": f"env {source} | source; complete -C 'icis-deploy insp' | string split -f1 \t",
     }[shell]
     done = subprocess.run(
         [found, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False

@@ -177,7 +177,7 @@ BROKEN = {
 @pytest.mark.parametrize(("text", "message"), BROKEN.items())
 def test_what_is_no_yaml_of_ours_is_refused_with_its_line(folder: Path, text: str, message: str) -> None:
     path = write(folder, text)
-    with pytest.raises(LoadError, match="^") as caught:
+    with pytest.raises(LoadError, match=r"^") as caught:
         load_project(path)
 
     assert str(caught.value).startswith(f"{path}, {message}")

@@ -224,9 +224,10 @@ def test_a_step_that_fails_is_named_and_those_before_it_stay_done(
     code, result = run_json(folder, capsys)
 
     assert code == 3
-    assert result["error"]["message"].startswith("Step export: ")
+    assert result["error"]["message"].startswith("Step evaluate: ")
     code, result = run_json(folder, capsys, "--dry-run")
-    assert states(result, "unchanged") == ["inject"]
+    assert states(result, "unchanged") == ["inject", "export"]
+    assert states(result, "would run") == ["evaluate"]
 
 
 def test_a_bundle_in_which_a_device_changed_classes_is_not_replaced(
