@@ -4,6 +4,8 @@
 a checkout that is only on the path has no metadata, and a device should not read any to answer.
 """
 
+# Why: docs/decisions/9091.
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -4,6 +4,8 @@ Its model is a convolution, a ReLU, a mean over positions, a head of three class
 no library to make it with. `tests/icis_deploy/doctor/tiny_model.py` is its source, and a test compares the two.
 """
 
+# Why: docs/decisions/9094.
+
 from __future__ import annotations
 
 import base64

@@ -8,6 +8,8 @@ Rules:
 3. Only one document, of at most `MAX_BYTES`.
 """
 
+# Why: docs/decisions/9093.
+
 from __future__ import annotations
 
 import math
