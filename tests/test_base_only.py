@@ -116,7 +116,7 @@ def commands(tmp_path_factory):
         "report": [result, "--out", "report.html"],
         "demo": ["--out", "demo"],
         "run": ["project.yaml"],
-        "init": [project.model],
+        "init": [project.model, "--out", "other.yaml"],
         "doctor": [],
     }  # fmt: skip
 

@@ -1,1 +1,1 @@
-"""A project file: what `icis-deploy run` reads, checks and does, step by step, and what `icis-deploy init` writes."""
+"""A project file: read and checked, and its steps done where something has changed."""

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from icis_deploy.api.inputs import preprocessing_from
 from icis_deploy.api.models import ModelSource
 from icis_deploy.common.files import write_file
 from icis_deploy.common.terminal_text import percent
+from icis_deploy.errors import ICISDeployError
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.project.content import factory_source
 from icis_deploy.project.file import ProjectFile
@@ -55,6 +57,7 @@ def steps_of(project: ProjectFile) -> tuple[Step, ...]:
     Raises:
         UsageError: If settings contradict each other in a way that the library refuses.
     """
+    _check_preprocess(project)
     makers = {
         "describe": _describe,
         "inject": _inject,
@@ -65,6 +68,24 @@ def steps_of(project: ProjectFile) -> tuple[Step, ...]:
         "report": _report,
     }
     return tuple(makers[name](project) for name in project.step_names)
+
+
+def _check_preprocess(project: ProjectFile) -> None:
+    """Check settings of preprocessing that stand in the file itself, before minutes are spent without them.
+
+    Raises:
+        UsageError: If they say nothing that can be done.
+    """
+    given = project.settings.preprocess
+    if not isinstance(given, dict):
+        return
+    try:
+        preprocessing_from(given)
+    except ICISDeployError as error:
+        what = error.what.removesuffix(".")
+        raise project.error(
+            ("preprocess",), what, found=error.found, expected=error.expected or "preprocessing", hint=error.hint
+        ) from error
 
 
 def bundle_of(project: ProjectFile) -> Path:

@@ -17,6 +17,7 @@ from icis_deploy.injection.options import CALIBRATIONS
 from icis_deploy.injection.predictors.registry import METHODS
 from icis_deploy.project import settings
 from icis_deploy.project.file import load_project
+from icis_deploy.project.steps import steps_of
 from icis_deploy.project.yaml_values import load_yaml
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 
@@ -109,6 +110,21 @@ def test_the_schema_takes_what_is_read_and_refuses_what_is_not(folder: Path) -> 
     for wrong in ("metod: 1\n", "inject:\n  method: rigde\n", "bench:\n  batch_sizes: []\n"):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(load_yaml(write(folder, START + wrong)).value, schema)
+
+
+def test_the_file_of_the_guide_is_read(folder: Path) -> None:
+    guide = (Path(__file__).resolve().parents[3] / "docs" / "project.md").read_text("utf-8")
+    text = guide.split("```yaml\n")[1].split("```")[0]
+    for name in ("preprocess.json", "known.csv", "answers.txt", "numberbatch-en.txt.gz", "KEY.pub"):
+        (folder / name).write_text("a file")
+
+    assert load_project(write(folder, text)).step_names == settings.STEP_NAMES
+
+
+def test_preprocessing_in_the_file_is_checked_before_anything_is_done(folder: Path) -> None:
+    path = write(folder, START + "preprocess: {resize: 16, crop: -1}\n")
+    with pytest.raises(UsageError, match=r"line 4: .*preprocess"):
+        steps_of(load_project(path))
 
 
 def test_only_what_is_asked_for_is_done(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Write a project file for a model: what is known of it filled in, and what its owner has to say left to say."""
+"""The text of a project file for a model: what is known of it filled in, and what its owner has to say left to say."""
 
 from __future__ import annotations
 
