@@ -25,7 +25,15 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
             from icis_deploy.workbench import enable_workbench
 
             enable_workbench()
-        found = import_module(home)
+        try:
+            found = import_module(home)
+        except ModuleNotFoundError as error:
+            from icis_deploy.extras import missing_library
+
+            missing = missing_library(error)
+            if missing is None:
+                raise
+            raise missing from error
         value = found if home == f"{package}.{name}" else getattr(found, name)
         setattr(module, name, value)
         return value

@@ -21,17 +21,15 @@ from pathlib import Path
 from types import ModuleType
 
 from icis_deploy.errors import IncompatibleError, MissingDependencyError
+from icis_deploy.extras import missing_library
 
 NAMES = ("exporters", "benchmarks")
-LIBRARIES = {"onnx", "onnx_ir", "onnxscript", "scipy", "torch"}
-"""Libraries of the extras `train` and `export`, as they are imported; a device has none of them."""
-
 _PACKAGE = Path(__file__).resolve().parent
 
 
 @contextmanager
 def libraries_required() -> Iterator[None]:
-    """Turn an import in this block that fails because one of `LIBRARIES` is missing into `MissingDependencyError`.
+    """Turn an import in this block that fails because a library of an extra is missing into `MissingDependencyError`.
 
     Raises:
         MissingDependencyError: If a module of the block needs a library that is not installed.
@@ -39,14 +37,10 @@ def libraries_required() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        library = (error.name or "").partition(".")[0]
-        if library not in LIBRARIES:
+        missing = missing_library(error)
+        if missing is None:
             raise
-        raise MissingDependencyError(
-            f"This needs {library}, which is not installed.",
-            expected=library,
-            hint="Install what a workbench needs: pip install 'icis-deploy[train,export]'.",
-        ) from error
+        raise missing from error
 
 
 class _WorkbenchLoader(SourceFileLoader):

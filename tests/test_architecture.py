@@ -102,11 +102,19 @@ ROOMS = {
     "icis_deploy.demo": Room(
         "icis_deploy.{api,common,descriptors,head,images,injection,metrics,runtime,updates}", "PIL torch"
     ),
+    "icis_deploy.doctor": Room(
+        "icis_deploy.{bundle,common,head,updates} icis_deploy.runtime icis_deploy.runtime.{changes,sessions,state}"
+    ),
+    "icis_deploy.project": Room(
+        "icis_deploy.{api,bundle,common,images,injection} icis_deploy.runtime.state",
+        "pydantic pydantic_core yaml",
+        later="icis_deploy.{descriptors,head,updates} benchmarks.results",
+    ),
     "icis_deploy.cli": Room(
         "icis_deploy.{api,common,runtime.sessions}",
         "click",
         later=(
-            "icis_deploy.{bundle,demo,descriptors,fleet,head,images,injection,metrics,runtime,serving,updates} "
+            "icis_deploy.{bundle,demo,descriptors,doctor,fleet,head,images,injection,metrics,project,runtime,serving,updates} "
             "exporters.{generator,loading,stated,targets} "
             "benchmarks.{bench,peers,results,updates,zero_shot}"
         ),

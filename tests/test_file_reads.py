@@ -77,6 +77,8 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "icis_deploy/images/array_files.py": ("np.memmap", "maps what its header states, which is compared with the file"),
     "icis_deploy/images/loading.py": ("Image.open", "size of the file first; pixels before they are decoded"),
     "icis_deploy/descriptors/tag_answers.py": ("reader.read_text", "a method of its own: parses a text that was read"),
+    "icis_deploy/project/content.py": ("path.open", "the first line of a list, up to a limit; all else is hashed"),
+    "icis_deploy/project/running.py": ("json.loads", "copies what was written as JSON in this process"),
     "icis_deploy/runtime/inbox.py": (
         "os.fdopen os.fdopen os.open os.open os.open os.open",
         "reads no more than an update may have; opens folders; writes copies",

@@ -6,16 +6,14 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from importlib import metadata
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 import icis_deploy
 from icis_deploy.updates.signing import keygen
 from testing.bundles import make_update, signed_bytes, trust, write_bundle
+from testing.environments import linked_environment
 from testing.tiny_project import write_tiny_project
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -160,36 +158,12 @@ def device_only(wheel, tmp_path_factory):
 
     The libraries are linked from the environment that runs this, so nothing is downloaded.
     """
-    environment = tmp_path_factory.mktemp("device") / "venv"
-    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=environment.parent)
-    (site_packages,) = environment.glob("lib/python*/site-packages")
-    for name in sorted(required("icis-deploy", {"cpu"}) - {"icis-deploy"}):
-        for file in metadata.files(name) or ():
-            top = file.parts[0]
-            target = site_packages / top
-            if top not in {"..", "__pycache__"} and not target.exists():
-                target.symlink_to(Path(metadata.distribution(name).locate_file(top)).resolve())
+    binaries = linked_environment(tmp_path_factory.mktemp("device") / "venv", {"cpu"})
     run(
-        sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install", "--quiet", "--no-deps",
-        "--no-index", "--disable-pip-version-check", wheel, cwd=environment.parent,
+        sys.executable, "-m", "pip", "--python", binaries / "python", "install", "--quiet", "--no-deps",
+        "--no-index", "--disable-pip-version-check", wheel, cwd=binaries.parent,
     )  # fmt: skip
-    return environment / "bin"
-
-
-def required(name, extras):
-    """Return the distributions that a device installs with `pip install name[extras]`, by their metadata."""
-    found, queue = set(), [(canonicalize_name(name), frozenset(extras))]
-    while queue:
-        current, wanted = queue.pop()
-        if current in found:
-            continue
-        found.add(current)
-        for text in metadata.requires(current) or ():
-            requirement = Requirement(text)
-            environments = [{"extra": extra} for extra in (wanted or {""})] + [{"extra": ""}]
-            if requirement.marker is None or any(requirement.marker.evaluate(each) for each in environments):
-                queue.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
-    return found
+    return binaries
 
 
 def test_a_device_with_the_cpu_extra_alone_does_everything_a_device_does(device_only, tmp_path):

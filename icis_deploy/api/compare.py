@@ -29,6 +29,7 @@ from icis_deploy.api.models import (
 from icis_deploy.api.notices import tell
 from icis_deploy.api.seen_images import backbone_features_of, load_seen_images
 from icis_deploy.common.arrays import Float32
+from icis_deploy.common.closest import did_you_mean
 from icis_deploy.errors import ImageError, UntrustworthyError, UsageError
 from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
 from icis_deploy.head.class_names import quoted
@@ -281,7 +282,7 @@ class LabeledImageFeatures:
                 found=tuple(unknown),
                 expected="classes that the head knows or that are injected",
                 where=self.source,
-                hint="Leave their images out, or inject them.",
+                hint=f"{did_you_mean(unknown, indices)}Leave their images out, or inject them.",
             )
         labels = np.array([indices[label] for label in self.labels])
         logits = expanded.logits(self.features)

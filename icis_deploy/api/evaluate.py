@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from icis_deploy.api.inputs import ClassNames, PathLike, check_max_seen_loss, class_names_from
+from icis_deploy.common.closest import did_you_mean
 from icis_deploy.common.files import write_file
 from icis_deploy.common.terminal_text import points_text
 from icis_deploy.errors import ImageError, SeenLossError, UsageError
@@ -200,7 +201,8 @@ def _check_labels(
             found=tuple(unknown),
             expected="classes of the bundle's head",
             where=source,
-            hint="Name them in `unseen` if they count as classes it should know, or leave their images out.",
+            hint=f"{did_you_mean(unknown, head.class_names)}Name them in `unseen` if they count as classes it should know, "
+            f"or leave their images out.",
         )
     kept = {name for name, is_in in zip(head.class_names, head.is_original & head.is_seen, strict=True) if is_in}
     if max_seen_loss is not None and kept.isdisjoint(labels):

@@ -28,6 +28,7 @@ from icis_deploy.api.seen_images import form_of, given_features
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.bundle.reference import Reference, has_sketches, max_reference_images, sketched
 from icis_deploy.common.arrays import Bool, Float32, Float64, Int64
+from icis_deploy.common.closest import did_you_mean
 from icis_deploy.common.terminal_text import percent
 from icis_deploy.errors import IncompatibleError, UsageError
 from icis_deploy.head.arbiter import seen_statistics
@@ -214,7 +215,7 @@ def _check_known(labels: Sequence[str] | None, known: frozenset[str], *, where: 
             found=tuple(unknown),
             expected="classes that the model knows",
             where=where,
-            hint="Leave them out of `seen_images`.",
+            hint=f"{did_you_mean(unknown, known)}Leave them out of `seen_images`.",
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from icis_deploy.api.models import OpenedModel, head_of
 from icis_deploy.common.archives import read_npz
 from icis_deploy.common.arrays import Float32, Int64, frozen_float32
+from icis_deploy.common.closest import did_you_mean
 from icis_deploy.common.files import open_plain, sha256_of_file
 from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted
@@ -307,7 +308,7 @@ def _indices(names: Sequence[str], head: Head, new_classes: Sequence[str], *, wh
             found=tuple(unknown),
             expected="classes that the model knows",
             where=where,
-            hint="Name classes as `classes` does, or leave these images out.",
+            hint=f"{did_you_mean(unknown, index_of)}Name classes as `classes` does, or leave these images out.",
         )
     return np.array([index_of[str(name)] for name in names], dtype=np.int64)
 

@@ -10,7 +10,6 @@ import click
 from icis_deploy.cli.options import NEW_PATH
 from icis_deploy.cli.output import format_option, note, print_result
 from icis_deploy.common.terminal_text import columns, percent
-from icis_deploy.workbench import libraries_required
 
 if TYPE_CHECKING:
     from icis_deploy.demo.pipeline import DemoResult
@@ -26,8 +25,7 @@ def demo(out: Path, seed: int, overwrite: bool) -> None:
 
     Needs no data and no download. Takes about a minute or two on two cores.
     """
-    with libraries_required():
-        from icis_deploy.demo.pipeline import run_demo
+    from icis_deploy.demo.pipeline import run_demo
 
     result = run_demo(out, seed=seed, overwrite=overwrite, log=note)
     print_result(result.to_json(), text=demo_text(result), after_change=True)

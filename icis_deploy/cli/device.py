@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from icis_deploy.runtime.state.origins import Origin
 
 
+def _complete_class(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the classes of the bundle that was typed before, for a shell that completes their names."""
+    from icis_deploy.errors import ICISDeployError
+    from icis_deploy.runtime.operations import classes as list_classes
+
+    try:
+        listing = list_classes(Path(context.params["bundle"]))
+    except (ICISDeployError, KeyError, TypeError):  # there is nothing to say to a shell that waits for a word
+        return []
+    return [each.name for each in listing.classes if each.name.startswith(incomplete)]
+
+
 _allow_changed_answers = click.option(
     "--allow-changed-answers",
     is_flag=True,
@@ -195,7 +207,7 @@ def classes(bundle: Path) -> None:
 
 @click.command(short_help="Let answers choose a class again.")
 @click.argument("bundle", type=BUNDLE)
-@click.argument("name")
+@click.argument("name", shell_complete=_complete_class)
 @format_option
 def enable(bundle: Path, name: str) -> None:
     """Let the answers of BUNDLE choose the class NAME again."""
@@ -206,7 +218,7 @@ def enable(bundle: Path, name: str) -> None:
 
 @click.command(short_help="Leave a class out of answers.")
 @click.argument("bundle", type=BUNDLE)
-@click.argument("name")
+@click.argument("name", shell_complete=_complete_class)
 @format_option
 def disable(bundle: Path, name: str) -> None:
     """Leave the class NAME out of the answers of BUNDLE; it keeps its row."""

@@ -17,6 +17,7 @@ Anything else in backticks stays as it is.
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,35 @@ def command_line_hint(hint: str, commands: Mapping[str, click.Command], *, comma
     return _BACKTICKED.sub(lambda found: _translated(found[1], commands, command) or found[0], hint)
 
 
+def project_file_hint(hint: str, commands: Mapping[str, click.Command]) -> str:
+    """Return a hint of the library for who has written a project file, whose settings are called as parameters are.
+
+    Only the forms differ: `head='updatable'` is written `head: updatable` there, and functions are commands.
+
+    Args:
+        hint: Sentences with names in backticks.
+        commands: All commands by name.
+    """
+    return _BACKTICKED.sub(lambda found: _in_file(found[1], commands) or found[0], hint)
+
+
+def _in_file(text: str, commands: Mapping[str, click.Command]) -> str | None:
+    """Return what a project file calls an expression of Python; `None` where it has no word for it."""
+    parsed = _one_argument(text)
+    if parsed is None:
+        return None
+    if not parsed.keywords:
+        [argument] = parsed.args
+        return _command(argument, commands) if isinstance(argument, ast.Call) else None
+    [keyword] = parsed.keywords
+    try:
+        value = ast.literal_eval(keyword.value)
+    except ValueError:
+        return None
+    written = value if isinstance(value, str) else json.dumps(value)
+    return f"`{keyword.arg}: {written}`"
+
+
 def all_commands() -> Mapping[str, click.Command]:
     """Return the commands by name, from inside one of them."""
     root = click.get_current_context().find_root().command
@@ -78,12 +108,8 @@ def _long_name(option: click.Option) -> str:
 
 def _translated(text: str, commands: Mapping[str, click.Command], command: str) -> str | None:
     """Return what the command line calls an expression of Python; `None` where it has no word for it."""
-    try:
-        # As an argument, since `head='updatable'` is no expression of its own.
-        parsed = ast.parse(f"_({text})", mode="eval").body
-    except (SyntaxError, ValueError):  # ValueError: a null byte, before Python 3.12
-        return None
-    if not isinstance(parsed, ast.Call) or len(parsed.args) + len(parsed.keywords) != 1:
+    parsed = _one_argument(text)
+    if parsed is None:
         return None
     if parsed.keywords:
         return _with_values(parsed.keywords, commands, command)
@@ -94,6 +120,16 @@ def _translated(text: str, commands: Mapping[str, click.Command], command: str) 
     if isinstance(argument, ast.Call):
         return _command(argument, commands)
     return None
+
+
+def _one_argument(text: str) -> ast.Call | None:
+    """Return an expression as the one argument of a call, since `head='updatable'` is none of its own."""
+    try:
+        parsed = ast.parse(f"_({text})", mode="eval").body
+    except (SyntaxError, ValueError):  # ValueError: a null byte, before Python 3.12
+        return None
+    is_one = isinstance(parsed, ast.Call) and len(parsed.args) + len(parsed.keywords) == 1
+    return parsed if is_one and isinstance(parsed, ast.Call) else None
 
 
 def _command(call: ast.Call, commands: Mapping[str, click.Command]) -> str | None:

@@ -23,9 +23,10 @@ def inbox(folder: Path, bundle: Path) -> None:
 
     What was taken goes to FOLDER/done, what was refused to FOLDER/refused with the reason next to it; no file stops
     another one. Put a file there under a name that does not end in .icis and rename it, so that no half file is seen.
-    Exit code 6: a file was refused; 4: the device is at fault, and what is left waits for the next run.
+    Exit code 6: a file was refused; 4: the device is at fault, and what is left waits for the next run; 5: so does all
+    of it, since a library is missing.
     """
-    from icis_deploy.errors import ICISDeployError
+    from icis_deploy.errors import ICISDeployError, MissingDependencyError
     from icis_deploy.runtime.inbox import InboxReport, process_inbox
 
     try:
@@ -43,10 +44,11 @@ def inbox(folder: Path, bundle: Path) -> None:
         rows.append((printable(each.name, max_length=MAX_SHOWN), state, said))
     result: dict[str, Any] = {"inbox": str(folder), "bundle": str(bundle), "files": files, "num_left": report.num_left}
     is_refused = any(each.reason is not None for each in report.files)
-    code = FAULT if report.fault is not None else REFUSED if is_refused else 0
+    fault_code = MissingDependencyError.exit_code if isinstance(report.fault, MissingDependencyError) else FAULT
+    code = fault_code if report.fault is not None else REFUSED if is_refused else 0
     result["fault"] = None if report.fault is None else str(report.fault)
     text = columns(rows) if rows else "Nothing was taken or refused."
-    print_result(result, text=text, status="error" if code == FAULT else "ok", after_change=True)
+    print_result(result, text=text, status="ok" if report.fault is None else "error", after_change=True)
     if report.fault is not None:
         note(f"Error: {printable(' '.join(str(report.fault).split()))}")
     if code:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Mapping
 from io import StringIO
 from typing import Any, NoReturn
 
@@ -20,11 +21,12 @@ from icis_deploy.cli.compare_methods import compare_methods
 from icis_deploy.cli.demo import demo
 from icis_deploy.cli.describe import describe
 from icis_deploy.cli.device import apply, classes, disable, enable, history, rollback, teach
+from icis_deploy.cli.doctor import doctor
 from icis_deploy.cli.evaluate import evaluate
 from icis_deploy.cli.export import export
 from icis_deploy.cli.export_generator import export_generator
 from icis_deploy.cli.fleet_report import fleet_report
-from icis_deploy.cli.hints import command_line_hint
+from icis_deploy.cli.hints import command_line_hint, project_file_hint
 from icis_deploy.cli.inbox import inbox
 from icis_deploy.cli.inject import inject
 from icis_deploy.cli.inspect import inspect
@@ -39,36 +41,51 @@ from icis_deploy.cli.output import (
 )
 from icis_deploy.cli.predict import predict
 from icis_deploy.cli.report import report
+from icis_deploy.cli.run import init, run_project
 from icis_deploy.cli.serve import serve
 from icis_deploy.cli.signing import diff, keygen, rotate_keys, sign, sign_bundle, verify_bundle, verify_update
 from icis_deploy.cli.status import status
 from icis_deploy.cli.verify import verify
 from icis_deploy.common.terminal_text import printable
 from icis_deploy.errors import ICISDeployError
+from icis_deploy.workbench import libraries_required
 
 INTERRUPTED = 130
 INTERNAL_ERROR = 4
-COMMANDS = (
-    *(inspect, describe, compare_methods, inject, export_generator, export, verify, evaluate, predict),
-    *(keygen, sign, rotate_keys, sign_bundle, verify_update, verify_bundle, diff),
-    *(apply, inbox, teach, rollback, history, classes, enable, disable, compact),
-    *(serve, status, fleet_report),
-    *(bench, bench_fit, bench_update, bench_peers, bench_scale, report),
-    demo,
-)
+SECTIONS: Mapping[str, tuple[click.Command, ...]] = {
+    "Workbench": (
+        *(inspect, describe, compare_methods, inject, export, verify, evaluate, export_generator, compact),
+        *(init, run_project, demo, doctor),
+    ),
+    "Device": (predict, apply, inbox, teach, rollback, history, classes, enable, disable),
+    "Fleet": (sign, verify_update, sign_bundle, verify_bundle, diff, status, fleet_report, serve),
+    "Keys": (keygen, rotate_keys),
+    "Benchmarks": (bench, bench_fit, bench_update, bench_peers, bench_scale, report),
+}
+"""All commands, by where they are used and then in the order in which they are used."""
 
 
-# Why: docs/decisions/0012.
-class PipelineOrder(click.Group):
-    """A group that lists its commands in the order in which they are used; click would sort them by name."""
+# Why: docs/decisions/0012, 9090.
+class SectionedGroup(click.Group):
+    """A group whose help lists the commands in sections, in the order of the work; click would sort them by name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the commands' names in the order in which they were added."""
         return list(self.commands)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
+        """Write a list of commands for each section, with one column of names throughout."""
+        width = max(map(len, self.commands))
+        limit = formatter.width - 4 - width
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(str(each.name).ljust(width), each.get_short_help_str(limit)) for each in commands],
+                )
+
 
 @click.group(
-    cls=PipelineOrder,
+    cls=SectionedGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 ok, 1 a negative verdict, 2 usage, 3 cannot load or incompatible, 4 runtime failure, "
     "5 missing dependency or hardware, 6 integrity refused, 130 interrupted.",
@@ -78,8 +95,9 @@ def cli() -> None:
     """Teach a trained or deployed classifier new classes from their descriptions alone."""
 
 
-for _command in COMMANDS:
-    cli.add_command(_command)
+for _commands in SECTIONS.values():
+    for _command in _commands:
+        cli.add_command(_command)
 
 
 def main() -> NoReturn:
@@ -94,7 +112,9 @@ def run(arguments: list[str]) -> int:
     streams = sys.stdout, sys.stderr
     try:
         # Not standalone: click returns the code of its own exits, such as the one after --help.
-        stopped = cli.main(arguments, prog_name="icis-deploy", standalone_mode=False, obj=state)
+        # Whatever a command imports, and whenever: a library of an extra that is missing is no bug.
+        with libraries_required():
+            stopped = cli.main(arguments, prog_name="icis-deploy", standalone_mode=False, obj=state)
         return stopped if isinstance(stopped, int) else 0
     except (click.Abort, KeyboardInterrupt):
         note("Interrupted.")
@@ -150,7 +170,11 @@ def _message(error: ICISDeployError, command: str) -> str:
 
 
 def _hint(error: ICISDeployError, command: str) -> str | None:
-    return None if error.hint is None else command_line_hint(error.hint, cli.commands, command=command)
+    if error.hint is None:
+        return None
+    if command == run_project.name:
+        return project_file_hint(error.hint, cli.commands)
+    return command_line_hint(error.hint, cli.commands, command=command)
 
 
 def _print_json_error(error: Exception, exit_code: int, command: str) -> None:

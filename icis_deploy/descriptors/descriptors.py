@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from icis_deploy.common.arrays import Bool, Float32, frozen_float32, same_value
+from icis_deploy.common.closest import did_you_mean
 from icis_deploy.errors import ClassConflictError, DescriptorError
 from icis_deploy.head.class_names import check_unique, quoted
 
@@ -216,7 +217,8 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
                 f"{quoted(self.class_names)}.",
                 found=self.class_names,
                 expected=tuple(missing),
-                hint="Descriptors are matched to classes by name: check that both files use the same names.",
+                hint=f"{did_you_mean(missing, self.class_names)}Descriptors are matched to classes by name: check that "
+                f"both files use the same names.",
             )
         return Descriptors(
             values=self.values[[index_of[name] for name in class_names]],

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.common.arrays import Float32, frozen_float32, same_value
+from icis_deploy.common.closest import did_you_mean
 from icis_deploy.errors import CapacityError, ClassConflictError, IncompatibleError
 from icis_deploy.head.arbiter import STATISTICS, no_arbiter
 from icis_deploy.head.class_names import check_unique, quoted
@@ -262,4 +263,5 @@ def _check_conflicts(update: ClassUpdate, slot_of: Mapping[str, int], seen_names
         raise ClassConflictError(
             f"The class update replaces or removes {quoted(baked or absent)}, which {reason}.",
             found=tuple(baked or absent),
+            hint=None if baked else did_you_mean(absent, slot_of).rstrip() or None,
         )

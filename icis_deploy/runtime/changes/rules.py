@@ -41,6 +41,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from icis_deploy.bundle.manifest import Bundle, target_digest
+from icis_deploy.common.closest import did_you_mean
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.errors import (
     ClassConflictError,
@@ -536,7 +537,7 @@ def after_switch(
             f"The head knows no class {class_name!r}.",
             found=class_name,
             expected=tuple(known_names),
-            hint=f"`Device.classes()` lists the {len(known_names)} it knows.",
+            hint=f"{did_you_mean([class_name], known_names)}`Device.classes()` lists the {len(known_names)} it knows.",
         )
     if (class_name not in journal.disabled) == enabled:
         return None

@@ -11,7 +11,7 @@ import pytest
 
 from icis_deploy import errors
 from icis_deploy.cli import main
-from icis_deploy.cli.hints import PARAMETERS, command_line_hint, option_of
+from icis_deploy.cli.hints import PARAMETERS, command_line_hint, option_of, project_file_hint
 from icis_deploy.cli.main import cli, run
 from icis_deploy.cli.output import plain_value
 from icis_deploy.errors import BundleError, CorruptFileError, ICISDeployError, UsageError
@@ -257,3 +257,18 @@ def test_texts_are_found_whole():
         '''
     )
     assert [text for _, text in texts_of(ast.parse(source))] == ["ab{}d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("hint", "expected"),
+    [
+        ("Give `preprocess`.", "Give `preprocess`."),
+        ("Give `head='updatable'`.", "Give `head: updatable`."),
+        ("Give `targets=['tensorrt']`.", 'Give `targets: ["tensorrt"]`.'),
+        ("Give `strict=True`.", "Give `strict: true`."),
+        ("`sign_bundle()` signs it.", "`icis-deploy sign-bundle` signs it."),
+        ("Give `x=y` or `a b`.", "Give `x=y` or `a b`."),
+    ],
+)
+def test_a_project_file_has_the_parameters_names_and_its_own_form(hint, expected):
+    assert project_file_hint(hint, cli.commands) == expected

@@ -1,0 +1,41 @@
+"""The name that somebody may have meant, for messages about one that is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from icis_deploy.common.terminal_text import shown
+
+_LEAST_ALIKE = 0.6
+"""Ratio of `difflib`, 0..1, below which a name is not suggested; its own default."""
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like another one, whatever the case; `None` where none is like it.
+
+    Args:
+        name: What was given.
+        known: What there is.
+    """
+    # On the path of an error alone, and a device should not import it to answer.
+    from difflib import get_close_matches
+
+    by_folded = {each.casefold(): each for each in known}
+    found = get_close_matches(name.casefold(), by_folded, n=1, cutoff=_LEAST_ALIKE)
+    return by_folded[found[0]] if found else None
+
+
+def did_you_mean(names: Sequence[str], known: Iterable[str]) -> str:
+    """Return a question for the first of some unknown names that is like a known one, with a space after it, or ''.
+
+    Args:
+        names: What was given and is not known, at least one.
+        known: What there is.
+    """
+    listed = list(known)
+    for name in names:
+        meant = closest(name, listed)
+        if meant is not None:
+            by = "" if len(names) == 1 else f" by {shown(name)}"
+            return f"Did you mean {shown(meant)}{by}? "
+    return ""

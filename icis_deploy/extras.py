@@ -1,0 +1,110 @@
+"""What each extra of icis-deploy brings, so that whatever lacks a library can name the command that installs it.
+
+`pyproject.toml` says the same to pip; `tests/icis_deploy/test_extras.py` compares the two. It stands here as well since
+a checkout that is only on the path has no metadata, and a device should not read any to answer.
+"""
+
+# Why: docs/decisions/9091.
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from icis_deploy.errors import MissingDependencyError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extra:
+    """One extra of the package."""
+
+    purpose: str
+    """What it is for, in a few words."""
+
+    requires: Mapping[str, str]
+    """By distribution, the lowest version that does."""
+
+    includes: tuple[str, ...] = ()
+    """Other extras that it brings."""
+
+
+EXTRAS: Mapping[str, Extra] = {
+    "cpu": Extra(purpose="ONNX Runtime on the CPU", requires={"onnxruntime": "1.20"}),
+    "gpu": Extra(purpose="ONNX Runtime on an NVIDIA GPU", requires={"onnxruntime-gpu": "1.20"}),
+    "train": Extra(purpose="inject", requires={"torch": "2.8", "onnx": "1.18", "onnx-ir": "0.1.14", "scipy": "1.13"}),
+    "text": Extra(
+        purpose="describe with a text model",
+        requires={"torch": "2.8", "transformers": "4.50", "sentence-transformers": "5"},
+    ),
+    "llm": Extra(purpose="describe with a language model's server", requires={"openai": "2"}),
+    "export": Extra(
+        purpose="export and verify",
+        requires={"torch": "2.8", "onnx": "1.18", "onnx-ir": "0.1.14", "onnxscript": "0.5"},
+    ),
+    "hub": Extra(purpose="models of transformers", requires={"transformers": "4.50"}, includes=("export",)),
+    "tensorrt": Extra(purpose="TensorRT engines", requires={"tensorrt": "10.3", "cuda-python": "12.6"}),
+    "tensorrt-rtx": Extra(purpose="TensorRT-RTX engines", requires={"tensorrt-rtx": "1.2", "cuda-python": "12.6"}),
+    "openvino": Extra(purpose="OpenVINO on the CPU", requires={"openvino": "2025.0"}),
+    "parquet": Extra(purpose="inputs from .parquet files", requires={"pyarrow": "18"}),
+    "bench": Extra(
+        purpose="benchmarks and reports",
+        requires={
+            "matplotlib": "3.9",
+            "jinja2": "3.1",
+            "mlcommons-loadgen": "5.1",
+            "psutil": "6",
+            "nvidia-ml-py": "12",
+        },
+    ),
+    "project": Extra(purpose="run and init", requires={"pydantic": "2.10", "pyyaml": "6"}),
+}
+"""All extras for users, by name, in the order of `pyproject.toml`."""
+
+_WORKBENCH = "train,export"
+_EXTRAS_OF_IMPORTS: Mapping[str, str] = {
+    "cuda": "tensorrt",
+    "jinja2": "bench",
+    "matplotlib": "bench",
+    "mlperf_loadgen": "bench",
+    "onnx": _WORKBENCH,
+    "onnx_ir": _WORKBENCH,
+    "onnxruntime": "cpu",
+    "onnxscript": _WORKBENCH,
+    "openai": "llm",
+    "openvino": "openvino",
+    "psutil": "bench",
+    "pyarrow": "parquet",
+    "pydantic": "project",
+    "pynvml": "bench",
+    "scipy": _WORKBENCH,
+    "sentence_transformers": "text",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "torch": _WORKBENCH,
+    "transformers": "hub",
+    "yaml": "project",
+}
+"""By the name under which a library is imported, the extras whose installation makes up for its absence."""
+
+
+def missing_library(error: ModuleNotFoundError) -> MissingDependencyError | None:
+    """Return the error of ours for an import that failed; `None` where no extra brings what is missing.
+
+    Args:
+        error: What Python raised.
+    """
+    library = (error.name or "").partition(".")[0]
+    extras = _EXTRAS_OF_IMPORTS.get(library)
+    if extras is None:
+        return None
+    what = "what a workbench needs" if extras == _WORKBENCH else "it"
+    return MissingDependencyError(
+        f"This needs {library}, which is not installed.",
+        expected=library,
+        hint=f"Install {what}: {install_command(extras)}.",
+    )
+
+
+def install_command(extras: str) -> str:
+    """Return the command that installs extras, given as pip takes them: `train,export`."""
+    return f"pip install 'icis-deploy[{extras}]'"
