@@ -3,7 +3,7 @@
 The server says which files a device shall have, and wants to hear what became of them. The module, which Mender calls
 as well, installs, checks and rolls back: nothing of that is decided here.
 
-    poll -> deployment -> files into WORK/files, each by size and SHA-256 -> ArtifactInstall -> ArtifactCommit -> feedback
+    poll -> deployment -> files, each by size and SHA-256 -> ArtifactInstall -> ArtifactCommit -> feedback
 
 A device may lose its power at any point: what was decided about an action is written down before the server hears of
 it, so an action that comes again is answered, not done again. A server that is not there leaves the device as it is.
@@ -60,8 +60,11 @@ class Target:
     """A device as a hawkBit server knows it.
 
     Example:
-        Target(url="https://hawkbit.example", controller="camera-7", authorization="TargetToken 5b2…",
-               module=["/usr/share/mender/modules/v3/icis-class-update"], work=Path("/var/lib/icis-deploy/hawkbit")).poll()
+        target = Target(
+            url="https://hawkbit.example", controller="camera-7", authorization="TargetToken 5b2…",
+            module=["/usr/share/mender/modules/v3/icis-class-update"], work=Path("/var/lib/icis-deploy/hawkbit"),
+        )
+        target.poll()
     """
 
     url: str

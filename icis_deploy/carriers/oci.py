@@ -163,7 +163,9 @@ class Repository:
         """
         if self.reference.tag is None:
             raise UsageError(
-                f"{self.reference} has no tag to push to.", found=str(self.reference), expected="registry/repository:tag"
+                f"{self.reference} has no tag to push to.",
+                found=str(self.reference),
+                expected="registry/repository:tag",
             )
         layers = [self._push_file(path, title, artifact_type) for title, path in sorted(paths.items())]
         config = _described(_EMPTY, _EMPTY_TYPE)
@@ -308,7 +310,9 @@ class Repository:
         if done.status != 201:
             raise refusal(done, wanted="a place for a file")
 
-    def _send(self, url: str, method: str, headers: Mapping[str, str] | None = None, body: bytes | None = None) -> Answer:
+    def _send(
+        self, url: str, method: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> Answer:
         headers = dict(headers or {})
         for is_last in (False, True):
             if self._authorization is not None:
@@ -341,7 +345,8 @@ class Repository:
             )
         join = "&" if urlsplit(realm).query else "?"
         token = request(
-            f"{realm}{join}{urlencode(query, quote_via=quote)}", headers={} if basic is None else {"Authorization": basic}
+            f"{realm}{join}{urlencode(query, quote_via=quote)}",
+            headers={} if basic is None else {"Authorization": basic},
         )
         if token.status != 200:
             raise refusal(token, wanted="a token")

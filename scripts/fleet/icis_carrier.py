@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Bring class updates to a device, and put them where devices find them; each call does one thing and ends.
 
-    icis_carrier.py push-updates REFERENCE new.icis…          into an OCI registry, such as registry.example/classes/camera:8
-    icis_carrier.py push-bundle REFERENCE BUNDLE
+    icis_carrier.py push-updates REFERENCE new.icis…           into an OCI registry
+    icis_carrier.py push-bundle REFERENCE BUNDLE               a reference is such as registry.example/classes/camera:8
     icis_carrier.py pull-updates REFERENCE INBOX --state DIR   from there, unless the device has had it
     icis_carrier.py pull-bundle REFERENCE NEW_FOLDER
     icis_carrier.py tuf REPOSITORY TARGET INBOX --root root.json --state DIR

@@ -1,4 +1,4 @@
-"""The hawkBit client against a small server that speaks its Direct Device Integration API, with the real update module."""
+"""The hawkBit client and the real update module, against a small server of its Direct Device Integration API."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_device_without_an_action_tells_what_it_is_and_does_nothing(server, ta
     assert server.feedback == []
 
 
-def test_files_are_applied_in_the_order_of_their_names_and_the_server_hears_of_it(server, target, bundle, key, tmp_path):
+def test_files_are_applied_in_the_order_of_names_and_the_server_hears_of_it(server, target, bundle, key, tmp_path):
     new = keygen(tmp_path / "NEW")
     keys = signed_bytes(trusted_keys_from_files([new.public_path]), key.private_path)
     server.deploy("12", **{"1-keys": keys, "2": signed_bytes(make_update("okapi", version=1), new.private_path)})

@@ -191,7 +191,7 @@ def test_an_artifact_of_something_else_is_refused(reference, tmp_path):
     Repository(reference).push(written(tmp_path / "out", new=b"x"), UPDATE_TYPE)
     repository = Repository(reference)
 
-    with pytest.raises(IncompatibleError, match="not of application/vnd.icis-deploy.bundle"):
+    with pytest.raises(IncompatibleError, match=r"not of application/vnd\.icis-deploy\.bundle"):
         repository.pull_bundle(repository.resolve(), tmp_path / "new")
 
 

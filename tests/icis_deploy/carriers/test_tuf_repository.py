@@ -287,9 +287,7 @@ def test_root_metadata_that_is_none_is_refused(fetch, repository, tmp_path):
 def test_the_script_brings_the_update_and_says_what_is_wrong_in_one_line(fetch, repository, server, tmp_path):
     def run(*options):
         command = [sys.executable, SCRIPT, "tuf", server, TARGET, tmp_path / "inbox", "--root", tmp_path / "root.json"]
-        done = subprocess.run(
-            [*command, "--state", tmp_path / "state"], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*command, "--state", tmp_path / "state"], capture_output=True, text=True, check=False)
         return done.returncode, done.stdout.strip(), done.stderr
 
     repository.publish(b"first")
