@@ -108,8 +108,8 @@ def refusal(answer: Answer, *, wanted: str, hint: str = "") -> TransferError:
     """
     said = printable(answer.body[:MAX_REASON].decode("utf-8", "replace").strip(), max_length=MAX_REASON)
     if not hint:
-        secret = "Check the user and the password."
-        hint = {401: secret, 403: secret, 404: "Check the name."}.get(answer.status, "Try again later.")
+        who = "Check the user and the password."
+        hint = {401: who, 403: who, 404: "Check the name."}.get(answer.status, "Try again later.")
     return TransferError(
         f"{_shown(answer.url)} does not give {wanted}: HTTP {answer.status}{f', {said}' if said else ''}.",
         found=answer.status,

@@ -1,6 +1,6 @@
 """A rollout to a fleet of thousands of devices, simulated with the rules that devices have.
 
-    python -m scripts.experiments.rollout [--devices 10000] [--seeds 5] [--scenario NAME…] [--out rollout.json]
+    python -m scripts.experiments.rollout [--devices 10000] [--seeds 5] [--scenario NAME] [--out FILE]
 
 Each device verifies, orders, refuses, expires and rolls back by `icis_deploy/runtime/changes/rules.py`, on signed
 bytes; what is simulated is the world around it: when it is on, what gets lost, doubled and overtaken on the way, and what the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,22 @@ HARD = Scenario(name="hard", guard=0.3, loss=0.3, doubled=0.3, delay_hours=2.0, 
 def a_bundle():
     with tempfile.TemporaryDirectory() as folder:
         return load_manifest(write_bundle(Path(folder) / "bundle", capacity=CAPACITY))
+
+
+def device_at(folder, clock):
+    opened = Device.open(folder, num_threads=1)._opened
+    return Device(
+        folder=folder, bundle=opened.bundle, session=opened.session, state=opened.updater.held.state, clock=clock
+    )
+
+
+def outcome_of(act):
+    """Return whether a device changed, "rolled back", or what it says against it."""
+    try:
+        outcome = act()
+    except ICISDeployError as error:
+        return str(error)
+    return outcome if isinstance(outcome, bool) else "rolled back"
 
 
 def signed_files(publisher):
@@ -51,27 +67,23 @@ def test_a_simulated_device_does_what_a_real_one_does(steps):
         (folder / "trust").mkdir()
         (folder / "trust" / "first.pub").write_text(pem_from_public_key(publisher.public_keys[0]))
         files, clock = signed_files(publisher), Clock(START)
-        real = Device.open(folder, clock=clock)
+        real = device_at(folder, clock)
         simulated = SimulatedDevice(bundle, publisher.public_keys[:1])
 
         for number, days in steps:
             clock.now = START + timedelta(days=days)
-            outcomes = []
-            for act in (
-                lambda: real.rollback(allow_revoked=True) if number == 8 else real.apply(files[number]).changed,
-                lambda: simulated.roll_back(clock()) if number == 8 else simulated.take(files[number], clock()),
-            ):
-                try:
-                    outcome = act()
-                    outcomes.append(outcome if isinstance(outcome, bool) else "rolled back")
-                except ICISDeployError as error:
-                    outcomes.append(str(error))
-            assert outcomes[0] == outcomes[1]
+            if number == 8:
+                one = outcome_of(partial(real.rollback, allow_revoked=True))
+                other = outcome_of(partial(simulated.roll_back, clock()))
+            else:
+                one = outcome_of(lambda data=files[number]: real.apply(data).changed)
+                other = outcome_of(partial(simulated.take, files[number], clock()))
+            assert one == other
             assert real.version == simulated.version
             assert [line.payload_sha256 for line in real.history()] == [
                 line.payload_sha256 for line in simulated.journal.history
             ]
-        named = [listed.name for listed in real.classes()][len(bundle.class_names) :]
+        named = real.classes()[len(bundle.class_names) :]
         assert sorted(named) == sorted(simulated.table.filled_names)
 
 
