@@ -23,13 +23,14 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from icis_deploy.carriers.transfer import Answer, fetch_file, refusal, request
-from icis_deploy.common.files import write_failure, write_file
+from icis_deploy.common.files import read_plain, write_failure, write_file
 from icis_deploy.common.terminal_text import MAX_REASON, printable, reason_of, shown
-from icis_deploy.errors import CorruptFileError, ICISDeployError, RuntimeFailureError, TransferError
+from icis_deploy.errors import CorruptFileError, ICISDeployError, LoadError, RuntimeFailureError, TransferError
 
 MAX_UPDATE_BYTES = 1 << 28
 MAX_FILES = 16
 _JSON = "application/json"
+_MAX_NOTE_BYTES = 1 << 16
 _SECONDS_OF_A_STATE = 600
 
 
@@ -183,17 +184,15 @@ class Target:
         return succeeded, details
 
     def _decided(self, action: str) -> tuple[bool, tuple[str, ...]] | None:
+        told = _noted(self.work / "decided")
         try:
-            told = json.loads((self.work / "decided").read_bytes())
-        except (OSError, ValueError):
+            fields = json.loads(told)
+            return (bool(fields["succeeded"]), tuple(fields["details"])) if fields["action"] == action else None
+        except (ValueError, KeyError, TypeError):
             return None
-        return (told["succeeded"], tuple(told["details"])) if told["action"] == action else None
 
-    def _begun(self) -> str | None:
-        try:
-            return (self.work / "begun").read_text("utf-8")
-        except OSError:
-            return None
+    def _begun(self) -> str:
+        return _noted(self.work / "begun").decode("utf-8", "replace")
 
     @property
     def _auth(self) -> dict[str, str]:
@@ -228,6 +227,14 @@ class Target:
         # 410: the server has closed the action meanwhile, so there is nobody left to tell.
         if answer.status not in {200, 201, 202, 204, 410}:
             raise refusal(answer, wanted="ear to the device", hint=_hint_of(answer))
+
+
+def _noted(path: Path) -> bytes:
+    """Return what this client wrote down; nothing where it did not, or the disk lost it."""
+    try:
+        return read_plain(path, max_bytes=_MAX_NOTE_BYTES, what="note of the carrier", error_type=LoadError)
+    except LoadError:
+        return b""
 
 
 def _files_of(deployment: Mapping[str, Any]) -> list[_File]:

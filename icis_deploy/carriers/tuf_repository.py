@@ -91,11 +91,13 @@ def fetch_target(
                 where=targets_url,
             )
         fetched = Path(updater.download_target(info, filepath=str(state / f"target-{quote(target, safe='')[-80:]}")))
-        data = fetched.read_bytes()
+        data = read_plain(fetched, max_bytes=MAX_TARGET_BYTES, what="target", error_type=LoadError)
         info.verify_length_and_hashes(data)  # what lies on the disk may have changed since it was fetched
     delivered, sha256 = fetched.with_name(f"{fetched.name}.delivered"), hashlib.sha256(data).hexdigest()
-    if delivered.is_file() and delivered.read_bytes() == sha256.encode():
-        return None
+    if delivered.is_file():
+        last = read_plain(delivered, max_bytes=MAX_ROOT_BYTES, what="note of the carrier", error_type=LoadError)
+        if last == sha256.encode():
+            return None
     write_file(out, data)
     write_file(delivered, sha256.encode())
     return out
