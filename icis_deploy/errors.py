@@ -276,6 +276,10 @@ class LanguageModelError(RuntimeFailureError):
     """The server of a language model cannot be reached, fails, or does not answer what it was asked."""
 
 
+class TransferError(RuntimeFailureError):
+    """A server that carries updates cannot be reached, does not have what it was asked for, or breaks off."""
+
+
 class MissingDependencyError(ICISDeployError):
     """An extra or a device is missing; the message names the command that installs it."""
 

@@ -201,8 +201,8 @@ def _check_labels(
             found=tuple(unknown),
             expected="classes of the bundle's head",
             where=source,
-            hint=f"{did_you_mean(unknown, head.class_names)}Name them in `unseen` if they count as classes it should know, "
-            f"or leave their images out.",
+            hint=f"{did_you_mean(unknown, head.class_names)}Name them in `unseen` if they count as classes it should "
+            f"know, or leave their images out.",
         )
     kept = {name for name, is_in in zip(head.class_names, head.is_original & head.is_seen, strict=True) if is_in}
     if max_seen_loss is not None and kept.isdisjoint(labels):

@@ -1,0 +1,295 @@
+"""One poll of a hawkBit server over its Direct Device Integration API, for the update module of `scripts/fleet`.
+
+The server says which files a device shall have, and wants to hear what became of them. The module, which Mender calls
+as well, installs, checks and rolls back: nothing of that is decided here.
+
+    poll -> deployment -> files, each by size and SHA-256 -> ArtifactInstall -> ArtifactCommit -> feedback
+
+A device may lose its power at any point: what was decided about an action is written down before the server hears of
+it, so an action that comes again is answered, not done again. A server that is not there leaves the device as it is.
+"""
+
+# Why: docs/decisions/9086.
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from icis_deploy.carriers.transfer import Answer, fetch_file, refusal, request
+from icis_deploy.common.files import read_plain, write_failure, write_file
+from icis_deploy.common.terminal_text import MAX_REASON, printable, reason_of, shown
+from icis_deploy.errors import CorruptFileError, ICISDeployError, LoadError, RuntimeFailureError, TransferError
+
+MAX_UPDATE_BYTES = 1 << 28
+MAX_FILES = 16
+_JSON = "application/json"
+_MAX_NOTE_BYTES = 1 << 16
+_SECONDS_OF_A_STATE = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a poll did."""
+
+    action: str | None = None
+    """The server's number of the action; `None` if there was nothing to do."""
+
+    succeeded: bool | None = None
+    """Whether its files are in effect; `None` if there was nothing to do, or it was cancelled before it began."""
+
+    details: tuple[str, ...] = ()
+    """What the server was told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    name: str
+    url: str
+    size: int
+    sha256: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Target:
+    """A device as a hawkBit server knows it.
+
+    Example:
+        target = Target(
+            url="https://hawkbit.example", controller="camera-7", authorization="TargetToken 5b2…",
+            module=["/usr/share/mender/modules/v3/icis-class-update"], work=Path("/var/lib/icis-deploy/hawkbit"),
+        )
+        target.poll()
+    """
+
+    url: str
+    """The server's."""
+
+    controller: str
+    """The device's name there."""
+
+    authorization: str
+    """`TargetToken …` or `GatewayToken …`."""
+
+    module: Sequence[str]
+    """The update module, as a command; it is called with a state and a folder."""
+
+    work: Path
+    """A folder of the client's own, which is made if it is not there."""
+
+    tenant: str = "DEFAULT"
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """What the server is told about the device where it asks."""
+
+    def poll(self) -> Outcome:
+        """Ask once what there is to do, do it, and tell the server.
+
+        Raises:
+            TransferError: If the server cannot be reached, or an answer is none of this API. What was installed stays
+                so; the server hears of it at the next poll.
+            StorageError: If the disk refuses before anything was installed.
+        """
+        base = f"{self.url.rstrip('/')}/{quote(self.tenant, safe='')}/controller/v1/{quote(self.controller, safe='')}"
+        links = _links(self._get(base))
+        if "configData" in links and self.attributes:
+            self._put(links["configData"], {"mode": "merge", "data": dict(self.attributes)})
+        if "cancelAction" in links:
+            return self._cancel(links["cancelAction"])
+        if "deploymentBase" in links:
+            return self._deploy(links["deploymentBase"])
+        return Outcome()
+
+    def _cancel(self, url: str) -> Outcome:
+        said = self._get(url)
+        action = str(_member(_member(said, "cancelAction", dict), "stopId", str | int))
+        if self._decided(action) is not None:
+            # Classes that are in effect are taken back by a new update, or an operator; the server must know.
+            text = "The action was finished before it was cancelled."
+            self._tell(url, str(_member(said, "id", str | int)), "rejected", "none", (text,))
+            return Outcome(action=action, details=(text,))
+        self._tell(url, str(_member(said, "id", str | int)), "closed", "success", ("Nothing was installed.",))
+        return Outcome(action=action, details=("Nothing was installed.",))
+
+    def _deploy(self, url: str) -> Outcome:
+        said = self._get(url)
+        action = str(_member(said, "id", str | int))
+        deployment = _member(said, "deployment", dict)
+        decided = self._decided(action)
+        if decided is None:
+            if "skip" in {deployment.get("download"), deployment.get("update")} or (
+                deployment.get("maintenanceWindow") == "unavailable"
+            ):
+                return Outcome(action=action, details=("The server lets it wait.",))
+            decided = self._install(action, deployment)
+        succeeded, details = decided
+        self._tell(url, action, "closed", "success" if succeeded else "failure", details)
+        return Outcome(action=action, succeeded=succeeded, details=details)
+
+    def _install(self, action: str, deployment: Mapping[str, Any]) -> tuple[bool, tuple[str, ...]]:
+        folder = self.work / "current"
+        try:
+            if self._begun() != action:
+                shutil.rmtree(folder, ignore_errors=True)
+            (folder / "files").mkdir(parents=True, exist_ok=True)
+            (folder / "tmp").mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_failure(folder, error, after="Nothing was installed.") from error
+        write_file(self.work / "begun", action.encode())
+        try:
+            for file in _files_of(deployment):
+                # A store of files elsewhere is somebody else's: it gets the request without the token.
+                headers = self._auth if urlsplit(file.url)[:2] == urlsplit(self.url)[:2] else {}
+                fetch_file(file.url, folder / "files" / file.name, size=file.size, sha256=file.sha256, headers=headers)
+        except CorruptFileError as error:
+            return self._decide(action, False, (reason_of(error),))
+        installed, said = self._call("ArtifactInstall", folder)
+        if installed:
+            installed, said = self._call("ArtifactCommit", folder)
+        if not installed:
+            is_back, more = self._call("ArtifactRollback", folder)
+            said += ("Rolled back.",) if is_back else ("The rollback failed, too.", *more)
+        self._call("Cleanup", folder)
+        return self._decide(action, installed, said or ("In effect.",))
+
+    def _call(self, state: str, folder: Path) -> tuple[bool, tuple[str, ...]]:
+        """Call the module; return whether it succeeded, and the last that it said if not."""
+        try:
+            done = subprocess.run(  # noqa: S603 - the operator's own command
+                [*self.module, state, str(folder)], capture_output=True, timeout=_SECONDS_OF_A_STATE, check=False
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise RuntimeFailureError(
+                f"The update module {shown(self.module[0])} cannot be run: {reason_of(error)}.",
+                found=reason_of(error),
+                where=self.module[0],
+                hint="Install `scripts/fleet/icis-class-update`, and make it executable.",
+            ) from error
+        if done.returncode == 0:
+            return True, ()
+        lines = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+        last = printable(lines[-1], max_length=MAX_REASON) if lines else f"exit code {done.returncode}"
+        return False, (f"{state}: {last}",)
+
+    def _decide(self, action: str, succeeded: bool, details: tuple[str, ...]) -> tuple[bool, tuple[str, ...]]:
+        """Write down what became of an action, before anybody hears of it."""
+        told = {"action": action, "succeeded": succeeded, "details": list(details)}
+        write_file(self.work / "decided", json.dumps(told).encode())
+        shutil.rmtree(self.work / "current", ignore_errors=True)
+        return succeeded, details
+
+    def _decided(self, action: str) -> tuple[bool, tuple[str, ...]] | None:
+        told = _noted(self.work / "decided")
+        try:
+            fields = json.loads(told)
+            return (bool(fields["succeeded"]), tuple(fields["details"])) if fields["action"] == action else None
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def _begun(self) -> str:
+        return _noted(self.work / "begun").decode("utf-8", "replace")
+
+    @property
+    def _auth(self) -> dict[str, str]:
+        return {"Authorization": self.authorization}
+
+    def _get(self, url: str) -> dict[str, Any]:
+        answer = request(url, headers=self._auth | {"Accept": f"application/hal+json, {_JSON}"})
+        if answer.status != 200:
+            raise refusal(answer, wanted="the device's actions", hint=_hint_of(answer))
+        try:
+            said = json.loads(answer.body)  # a server may say more than is read here
+        except (ValueError, RecursionError) as error:
+            raise _no_answer(url, reason_of(error)) from error
+        if not isinstance(said, dict):
+            raise _no_answer(url, "it is no object")
+        for link in _links(said).values():
+            if urlsplit(link)[:2] != urlsplit(self.url)[:2]:
+                raise _no_answer(url, f"a link leads to another server, {shown(link)}, which must not get the token")
+        return said
+
+    def _put(self, url: str, fields: Mapping[str, Any]) -> None:
+        self._send(url, "PUT", fields)
+
+    def _tell(self, url: str, action: str, execution: str, finished: str, details: tuple[str, ...]) -> None:
+        status = {"execution": execution, "result": {"finished": finished}, "details": list(details)}
+        place = urlsplit(url)._replace(query="", fragment="").geturl()
+        self._send(f"{place}/feedback", "POST", {"id": action, "status": status})
+
+    def _send(self, url: str, method: str, fields: Mapping[str, Any]) -> None:
+        headers = self._auth | {"Content-Type": _JSON, "Accept": f"application/hal+json, {_JSON}"}
+        answer = request(url, method=method, headers=headers, body=json.dumps(fields).encode())
+        # 410: the server has closed the action meanwhile, so there is nobody left to tell.
+        if answer.status not in {200, 201, 202, 204, 410}:
+            raise refusal(answer, wanted="ear to the device", hint=_hint_of(answer))
+
+
+def _noted(path: Path) -> bytes:
+    """Return what this client wrote down; nothing where it did not, or the disk lost it."""
+    try:
+        return read_plain(path, max_bytes=_MAX_NOTE_BYTES, what="note of the carrier", error_type=LoadError)
+    except LoadError:
+        return b""
+
+
+def _files_of(deployment: Mapping[str, Any]) -> list[_File]:
+    """Return the files of a deployment, of all its software modules, in the order of their names."""
+    files: list[_File] = []
+    try:
+        for chunk in _member(deployment, "chunks", list):
+            for artifact in _member(chunk, "artifacts", list):
+                links = _links(artifact)
+                files.append(
+                    _File(
+                        name=_member(artifact, "filename", str),
+                        url=links.get("download") or links["download-http"],
+                        size=_member(artifact, "size", int),
+                        sha256=_member(_member(artifact, "hashes", dict), "sha256", str).lower(),
+                    )
+                )
+    except (KeyError, TransferError) as error:
+        raise CorruptFileError(f"The deployment's list of files cannot be read: {reason_of(error)}") from error
+    names = [file.name for file in files]
+    plain = all(name == Path(name).name and not name.startswith(".") and len(name) < 200 for name in names)
+    if not 0 < len(files) <= MAX_FILES or len(set(names)) < len(names) or not plain:
+        raise CorruptFileError(f"The deployment has {len(files)} files with the names {shown(names[:4])}.")
+    if sum(file.size for file in files) > MAX_UPDATE_BYTES:
+        raise CorruptFileError(f"The deployment has more than {MAX_UPDATE_BYTES} bytes, which no class update has.")
+    return sorted(files, key=lambda file: file.name)
+
+
+def _links(said: Mapping[str, Any]) -> dict[str, str]:
+    links = said.get("_links", {})
+    if not isinstance(links, dict):
+        return {}
+    found = {name: link.get("href") for name, link in links.items() if isinstance(link, dict)}
+    return {name: href for name, href in found.items() if isinstance(href, str)}
+
+
+def _member(said: Any, name: str, kind: Any) -> Any:
+    value = said.get(name) if isinstance(said, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TransferError(
+            f"An answer of the server has {shown(value)} as its {name!r}.",
+            found=shown(value),
+            expected=f"{name!r} of hawkBit's API",
+            hint="Check the server's address.",
+        )
+    return value
+
+
+def _hint_of(answer: Answer) -> str:
+    if answer.status in {401, 403}:
+        return "Check the token, and whether the server takes tokens of this kind."
+    return "Check the tenant and the device's name." if answer.status == 404 else "Try again later."
+
+
+def _no_answer(url: str, why: str) -> ICISDeployError:
+    return TransferError(
+        f"{url} does not answer as hawkBit does: {why}.", found=why, where=url, hint="Check the server's address."
+    )
