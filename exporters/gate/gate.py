@@ -144,7 +144,7 @@ def compare_bundle(
             )
     where = "" if runtime is None or is_reference else f"; the bundle in {runtime.name}"
     where += "" if served is None else f"; slots of version {served.version}, as a device serves them"
-    profile = _profile(bundle.precision, location)
+    profile = _profile(bundle, location)
     expected = comparable_from_logits(_expected_logits(expanded, features, ran, profile), bundle.score_kind)
     reports = _compare_with_original(expected, original, ran.logits, bundle, profile=profile, where=where)
     if own is not None and np.isfinite(own).all():
@@ -355,18 +355,28 @@ def _compare_with_original(
     ]
 
 
-def _profile(precision: str, location: HeadLocation) -> GateProfile:
+def _profile(bundle: Bundle, location: HeadLocation) -> GateProfile:
     """Return the thresholds of a precision; a model exported without conversion may have a head of fewer bits."""
-    if precision == "fp32" and location.is_quantized:
+    if bundle.precision != "fp32":
+        return GATE_PROFILES[bundle.precision]
+    if location.is_quantized:
         return GATE_PROFILES["int8 head"]
-    if precision == "fp32" and location.is_16_bit:
+    if bundle.head_precision == "int8":
+        return GATE_PROFILES["int8 rows"]
+    if location.is_16_bit:
         return GATE_PROFILES["fp16 head"]
-    return GATE_PROFILES[precision]
+    return GATE_PROFILES["fp32" if bundle.head_precision == "fp32" else "fp16 rows"]
 
 
 def _compare_with_own(expanded: AnyHead, features: NDArray[np.float32], ran: BundleRun, bundle: Bundle) -> ParityReport:
     # The error of a precision is in the backbone; the head must be as exact as its own precision allows.
-    profile = GATE_PROFILES["fp16 head" if bundle.precision == "fp16" else "fp32"]
+    if bundle.head_precision == "int8":
+        name = "int8 rows"
+    elif bundle.precision == "fp16":
+        name = "fp16 head"
+    else:
+        name = "fp32" if bundle.head_precision == "fp32" else "fp16 rows"
+    profile = GATE_PROFILES[name]
     expected = _expected_logits(expanded, features, ran, profile)
     return compare_logits(
         comparable_from_logits(expected, bundle.score_kind),

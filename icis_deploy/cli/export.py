@@ -187,6 +187,7 @@ def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str
         "max_changed_answers": bundle.max_changed_answers,
         "reference_source": bundle.reference_source,
         "precision": bundle.precision,
+        "head_precision": bundle.head_precision,
         "files": {name: entry.size_bytes for name, entry in bundle.files.items()},
         "parity": list(bundle.parity),
         "targets": [
@@ -210,6 +211,7 @@ def _text(out: Path, bundle: Bundle) -> str:
             ("bundle", str(out)),
             ("head", f"{bundle.head_kind}, {bundle.num_seen} seen classes, {_num_added(bundle)} added"),
             *([("precision", bundle.precision)] if bundle.precision != "fp32" else []),
+            *([("rows stored in", bundle.head_precision)] if bundle.head_precision != "fp32" else []),
             *([("slots", str(bundle.capacity)), ("guard", _guard_text(bundle))] if bundle.capacity else []),
             *((name, f"{entry.size_bytes / 1e6:.1f} MB") for name, entry in bundle.files.items()),
         ]

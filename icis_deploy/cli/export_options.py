@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_NAMES = ("precision", "calibration_images", "model_input", "top")
+_NAMES = ("precision", "head_precision", "calibration_images", "model_input", "top")
 
 
 def engine_options(function: Command) -> Command:
@@ -81,6 +81,13 @@ def form_options(command: Command) -> Command:
                 default="fp32",
                 show_default=True,
                 help="What the backbone computes in; fp32 leaves it as it is. Slots are float32 in all of them.",
+            ),
+            click.option(
+                "--head-precision",
+                type=click.Choice(["fp32", "fp16", "int8"]),
+                default="fp32",
+                show_default=True,
+                help="What the baked rows are stored in; fp32 leaves them as they are. They are multiplied as floats.",
             ),
             click.option(
                 "--calibration-images",
