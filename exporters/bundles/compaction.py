@@ -37,6 +37,7 @@ from exporters.graph.reading import fixed_batch
 from exporters.head.score_kinds import comparable_from_device
 from exporters.head.slot_baking import BakeRowsPass
 from exporters.onnx_io.files import load_onnx_file, save_model
+from exporters.targets.backbone_target import backbone_settings_of
 from exporters.targets.registry import TargetPlan, plan_targets, targets_of
 from exporters.targets.tensorrt.target import settings_of
 from icis_deploy.bundle.generator_metadata import GENERATOR_NAME
@@ -191,7 +192,9 @@ def journal_after_compaction(journal: Journal) -> Journal:
 def _targets(former: FormerBundle) -> TargetPlan:
     """Return the targets that a bundle holds, to be built as they were (rule 3)."""
     names = targets_of(former.bundle)
-    options = TargetOptions(engine=settings_of(former.folder, former.bundle))
+    options = TargetOptions(
+        engine=settings_of(former.folder, former.bundle), backbone=backbone_settings_of(former.folder, former.bundle)
+    )
     return plan_targets(names, options)
 
 

@@ -63,6 +63,7 @@ from exporters.onnx_io.files import load_initializers, save_model
 from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants, load_row_lengths
 from icis_deploy.bundle.manifest import ARBITER_NAME, MODEL_NAME, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT, Bundle
+from icis_deploy.bundle.slot_files import exported_slots
 from icis_deploy.common.arrays import Float32, Float64
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError, SelfTestError, UsageError
 from icis_deploy.head.arbiter import STATISTICS
@@ -77,7 +78,6 @@ from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 from icis_deploy.runtime.sessions.protocol import Session
 from icis_deploy.runtime.state.head_state import make_head_state
-from icis_deploy.runtime.state.store import exported_slots
 
 EXPANDED_HEAD = "features of the original backbone and the expanded head in float64"
 ORIGINAL_MODEL = "logits of the original model in its own runtime, seen classes only"

@@ -21,13 +21,14 @@ from typing import Protocol
 
 import onnx_ir as ir
 
+from exporters.targets.backbone_target import write_backbone
 from exporters.targets.openvino_target import openvino_from_onnx, openvino_obstacle
 from exporters.targets.tensorrt.engine_settings import require_used, settings_for
 from exporters.targets.tensorrt.target import ENGINE_REWRITES, engine_obstacle, write_engine
 from exporters.targets.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository
 from icis_deploy.bundle.engine_sidecar import engine_name
-from icis_deploy.bundle.manifest import MODEL_NAME, Bundle, file_entry
-from icis_deploy.bundle.target_options import TargetOptions
+from icis_deploy.bundle.manifest import BACKBONE_NAME, MODEL_NAME, Bundle, file_entry
+from icis_deploy.bundle.target_options import BackboneSettings, TargetOptions
 from icis_deploy.errors import ICISDeployError, MissingDependencyError, StorageError, UsageError
 from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.sessions.choice import Runtime
@@ -132,6 +133,13 @@ TARGETS: dict[str, Target] = {
         _engine_target("tensorrt"),
         _engine_target("tensorrt-rtx"),
         Target(
+            name="backbone",
+            runtime="split",
+            file=BACKBONE_NAME,
+            obstacle=lambda _options: None,
+            build=lambda job: write_backbone(job.folder, job.bundle, job.options.backbone),
+        ),
+        Target(
             name="triton",
             runtime=None,
             file=ENSEMBLE_NAME,
@@ -187,6 +195,13 @@ def plan_targets(
         )
     asked = tuple(TARGETS) if ALL_TARGETS in names else tuple(dict.fromkeys(name for name in names if name != "onnx"))
     require_used(options.engine, asked, head_kind=head_kind)
+    if options.backbone != BackboneSettings() and "backbone" not in asked:
+        raise UsageError(
+            "Options of the backbone were given, but none is written.",
+            found=tuple(asked),
+            expected="backbone",
+            hint="Give `targets=['backbone']`, or leave them out.",
+        )
     if ALL_TARGETS in names:
         return TargetPlan(targets=tuple(TARGETS.values()), options=options, is_all=True)
     targets = tuple(TARGETS[name] for name in asked)

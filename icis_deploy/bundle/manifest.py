@@ -75,6 +75,12 @@ REFERENCE_SOURCES = ("seen images", "gate images", "pseudo-features", "neutral i
 """Images of known classes that the owner gave for it, or among those of the parity gate; else features that stand in
 for images of known classes, or those of images of nothing in particular."""
 
+BACKBONE_NAME = "backbone.onnx"
+"""The model without its head, of which each output row is a feature; with it goes `BAKED_ROWS_NAME`."""
+
+BAKED_ROWS_NAME = "baked_rows.safetensors"
+"""The rows of the classes that are baked into the model, for runtimes that run the backbone alone."""
+
 # Why: docs/decisions/0006.
 INJECTED_NAME = "injected.safetensors"
 MAX_MANIFEST_BYTES = 1 << 26

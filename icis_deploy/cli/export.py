@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from icis_deploy.cli.export_options import engine_options, engine_settings, form_options, split_form
+from icis_deploy.cli.export_options import (
+    backbone_options,
+    backbone_settings,
+    engine_options,
+    engine_settings,
+    form_options,
+    split_form,
+)
 from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import (
     EXISTING_FILE,
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
     from exporters.targets.registry import BuiltTarget
     from icis_deploy.bundle.manifest import Bundle
 
-TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
+TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "backbone", "triton", "all")
 
 
 @click.command(short_help="Write a checked bundle that knows the new classes.")
@@ -106,6 +113,7 @@ TARGET_NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "triton", "all")
     help="What the bundle holds besides model.onnx; may be given several times. all: what this machine can build.",
 )
 @engine_options
+@backbone_options
 @click.option("--out", type=NEW_PATH, required=True, help="The bundle's folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 @model_options
@@ -139,7 +147,8 @@ def export(
     from icis_deploy.bundle.target_options import TargetOptions
 
     source = model_source(model, *(grouped.pop(name) for name in ("weights", "input_shape", "head_node")))
-    form, engine = split_form(grouped)
+    form, built_with = split_form(grouped)
+    backbone, engine = backbone_settings(built_with)
     options = ExportOptions(
         head=head,
         capacity=capacity,
@@ -153,7 +162,7 @@ def export(
         trust=trust,
         generator=generator,
         targets=targets,
-        target_options=TargetOptions(engine=engine_settings(**engine)),
+        target_options=TargetOptions(engine=engine_settings(**engine), backbone=backbone),
     )
     built: list[BuiltTarget] = []
     with library_warnings() as messages:

@@ -12,7 +12,7 @@ from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
 
 if TYPE_CHECKING:
     from icis_deploy.bundle.model_form import ModelForm
-    from icis_deploy.bundle.target_options import EngineSettings
+    from icis_deploy.bundle.target_options import BackboneSettings, EngineSettings
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -69,6 +69,24 @@ def engine_settings(
         compute_capabilities=compute_capabilities,
         **{name: value for name, value in given.items() if value is not None},
     )
+
+
+def backbone_options(function: Command) -> Command:
+    """Add the options; `backbone_settings` reads them."""
+    for option in (
+        click.option("--backbone-opset", type=click.IntRange(min=1), help="backbone: version of ONNX's operators."),
+        click.option("--backbone-batch", type=click.IntRange(min=1), help="backbone: the only batch that it takes."),
+    ):
+        function = option(function)
+    return function
+
+
+def backbone_settings(options: Mapping[str, Any]) -> tuple[BackboneSettings, dict[str, Any]]:
+    """Return what a command's options say of the backbone, and its other options."""
+    from icis_deploy.bundle.target_options import BackboneSettings
+
+    settings = BackboneSettings(batch=options["backbone_batch"], opset=options["backbone_opset"])
+    return settings, {name: value for name, value in options.items() if not name.startswith("backbone_")}
 
 
 def form_options(command: Command) -> Command:
