@@ -192,7 +192,7 @@ def _clips_above_or_below_zero(node: ir.Node) -> bool:
     if node.op_type != "Clip":
         return False
     least = node.inputs[1] if len(node.inputs) > 1 else None
-    return least is None or not is_constant(least) or float(constant_array(least)) != 0
+    return least is None or not is_constant(least) or bool(constant_array(least).any())
 
 
 def _nodes_after_the_last_layer(backbone: ir.Model) -> list[str]:

@@ -67,7 +67,7 @@ def export_all(source: Path, work: Path) -> dict[tuple[str, str], Path]:
             calibration_images=calibration if precision == "int8" else None,
         )
         options = icis_deploy.ExportOptions(
-            preprocess=source / "preprocess.json", images=source / "images.csv", form=form, max_seen_loss=1.0
+            preprocess=source / "preprocess.json", form=form
         )
         folder = work / f"{precision}-{head_precision}"
         icis_deploy.export(model, classes=classes, updates=[work / "update.icis"], options=options, out=folder)

@@ -2,8 +2,9 @@
 
     python scripts/experiments/split_session.py MODEL_FOLDER [--rounds 300] [--threads 1]
 
-MODEL_FOLDER holds a model, its classes and descriptors. New classes are injected and exported in 256 slots with the target
-`backbone`; the order of the two runtimes is drawn in each round. numpy's BLAS takes its threads from the environment.
+MODEL_FOLDER holds a model, its classes and descriptors. New classes are injected and exported in 256 slots with the
+target `backbone`; the order of the two runtimes is drawn in each round. numpy's BLAS takes its threads from the
+environment.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def main() -> None:
             source / "model.onnx", classes=classes, updates=[Path(work) / "update.icis"], options=options, out=bundle
         )
         devices = {name: Device.open(bundle, runtime=name, num_threads=arguments.threads) for name in RUNTIMES}
-        print(columns([("batch", *RUNTIMES, "ratio"), *(measured(devices, size, arguments.rounds) for size in BATCHES)]))
+        lines = [measured(devices, size, arguments.rounds) for size in BATCHES]
+        print(columns([("batch", *RUNTIMES, "ratio"), *lines]))
 
 
 def measured(devices: dict[str, Device], batch: int, rounds: int) -> tuple[str, ...]:
