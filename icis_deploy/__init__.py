@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from icis_deploy.bundle.generator_metadata import GeneratorBlock, GeneratorMetadata, Limits
     from icis_deploy.bundle.manifest import Bundle, FileEntry, ModelInput, load_bundle
     from icis_deploy.bundle.model_form import ModelForm
-    from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
+    from icis_deploy.bundle.target_options import BackboneSettings, EngineSettings, TargetOptions
     from icis_deploy.descriptors.descriptors import DescriptorBlock, Descriptors
     from icis_deploy.descriptors.files import load_descriptors, save_descriptors
     from icis_deploy.descriptors.language_model import LanguageModel
@@ -107,6 +107,7 @@ _HOMES = {
     "DescriptorBlock": "icis_deploy.descriptors.descriptors",
     "Descriptors": "icis_deploy.descriptors.descriptors",
     "Device": "icis_deploy.runtime.device",
+    "BackboneSettings": "icis_deploy.bundle.target_options",
     "EngineSettings": "icis_deploy.bundle.target_options",
     "Estimate": "icis_deploy.injection.estimate.estimate",
     "EvaluateOptions": "icis_deploy.api.evaluate",
@@ -201,6 +202,7 @@ __all__ = [
     "AccuracyReport",
     "AppliedUpdate",
     "ApplyTimings",
+    "BackboneSettings",
     "BenchOptions",
     "BlockWeight",
     "BudgetPoint",

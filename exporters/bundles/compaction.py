@@ -37,6 +37,7 @@ from exporters.graph.reading import fixed_batch
 from exporters.head.score_kinds import comparable_from_device
 from exporters.head.slot_baking import BakeRowsPass
 from exporters.onnx_io.files import load_onnx_file, save_model
+from exporters.targets.backbone_target import backbone_settings_of
 from exporters.targets.registry import TargetPlan, plan_targets, targets_of
 from exporters.targets.tensorrt.target import settings_of
 from exporters.targets.web_target import LIBRARY_FOLDER
@@ -215,7 +216,11 @@ def _targets(former: FormerBundle) -> TargetPlan:
     library = (
         former.folder / LIBRARY_FOLDER if any(name.startswith(LIBRARY_FOLDER) for name in former.bundle.files) else None
     )
-    options = TargetOptions(engine=settings_of(former.folder, former.bundle), onnxruntime_web=library)
+    options = TargetOptions(
+        engine=settings_of(former.folder, former.bundle),
+        backbone=backbone_settings_of(former.folder, former.bundle),
+        onnxruntime_web=library,
+    )
     return plan_targets(names, options)
 
 

@@ -19,7 +19,8 @@ from exporters.graph.edits import apply_passes
 from exporters.head.expanded_head import ExpandedHead, expanded_head, seen_row_lengths
 from exporters.head.finding import HeadLocation
 from exporters.head.score_kinds import score_kind
-from exporters.head.surgery import AddSlotsPass, FuseHeadPass, SetSlotDefaultsPass
+from exporters.head.stored_rows import StoreRowsPass
+from exporters.head.surgery import AddSlotsPass, FuseHeadPass, SetSlotDefaultsPass, fused_node_name
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.class_names_metadata import add_class_names
 from exporters.onnx_io.files import save_model
@@ -300,6 +301,10 @@ def write_bundle(
         lengths = seen_row_lengths(loaded.model, location) if plan.arbiter else None
         expanded = expanded_head(loaded.model, location, [plan.table], lengths=lengths)
         model = _with_head(plan, formed.model, location, expanded, lengths)
+        if form.head_precision != "fp32":
+            model = apply_passes(
+                model, StoreRowsPass(fused_node_name(model) or location.node_name, form.head_precision)
+            )
         model, taken = with_pixels_and_topk(model, taken, form, kind=score_kind(location), preprocessing=preprocessing)
         _write_files(building, plan, model, lengths)
         bundle = _describe(building, plan, taken, form, location, preprocessing)
@@ -410,6 +415,7 @@ def _describe(
         head_version=plan.version,
         model_input=taken,
         precision=form.precision,
+        head_precision=form.head_precision,
         top=form.top,
         arbiter=plan.arbiter,
         score_kind=score_kind(location),

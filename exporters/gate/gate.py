@@ -64,6 +64,7 @@ from exporters.onnx_io.files import load_initializers, save_model
 from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants, load_row_lengths
 from icis_deploy.bundle.manifest import ARBITER_NAME, MODEL_NAME, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT, Bundle
+from icis_deploy.bundle.slot_files import exported_slots
 from icis_deploy.common.arrays import Float32, Float64
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError, SelfTestError, UsageError
 from icis_deploy.head.arbiter import STATISTICS
@@ -78,7 +79,6 @@ from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 from icis_deploy.runtime.sessions.protocol import Session
 from icis_deploy.runtime.state.head_state import make_head_state
-from icis_deploy.runtime.state.store import exported_slots
 
 EXPANDED_HEAD = "features of the original backbone and the expanded head in float64"
 ORIGINAL_MODEL = "logits of the original model in its own runtime, seen classes only"
@@ -140,7 +140,7 @@ def compare_bundle(
     original = _original_scores(loaded, location, inputs)
     loaded.release()
     ran = run_bundle(folder, bundle, inputs, runtime, rewrite, served)
-    profile = _profile(bundle.precision, location)
+    profile = _profile(bundle, location)
     others = []
     if is_reference and rewrite is None:
         others = other_output_failures(
@@ -366,18 +366,28 @@ def _compare_with_original(
     ]
 
 
-def _profile(precision: str, location: HeadLocation) -> GateProfile:
+def _profile(bundle: Bundle, location: HeadLocation) -> GateProfile:
     """Return the thresholds of a precision; a model exported without conversion may have a head of fewer bits."""
-    if precision == "fp32" and location.is_quantized:
+    if bundle.precision != "fp32":
+        return GATE_PROFILES[bundle.precision]
+    if location.is_quantized:
         return GATE_PROFILES["int8 head"]
-    if precision == "fp32" and location.is_16_bit:
+    if bundle.head_precision == "int8":
+        return GATE_PROFILES["int8 rows"]
+    if location.is_16_bit:
         return GATE_PROFILES["fp16 head"]
-    return GATE_PROFILES[precision]
+    return GATE_PROFILES["fp32" if bundle.head_precision == "fp32" else "fp16 rows"]
 
 
 def _compare_with_own(expanded: AnyHead, features: NDArray[np.float32], ran: BundleRun, bundle: Bundle) -> ParityReport:
     # The error of a precision is in the backbone; the head must be as exact as its own precision allows.
-    profile = GATE_PROFILES["fp16 head" if bundle.precision == "fp16" else "fp32"]
+    if bundle.head_precision == "int8":
+        name = "int8 rows"
+    elif bundle.precision == "fp16":
+        name = "fp16 head"
+    else:
+        name = "fp32" if bundle.head_precision == "fp32" else "fp16 rows"
+    profile = GATE_PROFILES[name]
     expected = _expected_logits(expanded, features, ran, profile)
     return compare_logits(
         comparable_from_logits(expected, bundle.score_kind),

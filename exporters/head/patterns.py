@@ -167,13 +167,13 @@ def pattern_row_blocks(pattern: HeadPattern) -> Iterator[NDArray[np.float32]]:
 def head_size(node: ir.Node) -> tuple[int, int]:
     """Return a linear operator's `(num_classes, feature_dim)`."""
     shape = constant_shape(input_of(node, 1))
-    return (shape[0], shape[1]) if _has_rows_first(node) else (shape[1], shape[0])
+    return (shape[0], shape[1]) if has_rows_first(node) else (shape[1], shape[0])
 
 
 def oriented_weight(node: ir.Node) -> NDArray[Any]:
     """Return a linear operator's weight as `(num_classes, feature_dim)`, a view of it where it can be one."""
     array = constant_array(input_of(node, 1))
-    return array.reshape(array.shape[:2]) if _has_rows_first(node) else array.T
+    return array.reshape(array.shape[:2]) if has_rows_first(node) else array.T
 
 
 def describe_linear(node: ir.Node) -> str:
@@ -182,7 +182,8 @@ def describe_linear(node: ir.Node) -> str:
     return f"{label(node)} ({node.op_type}, {num_classes} classes, feature_dim {feature_dim})"
 
 
-def _has_rows_first(node: ir.Node) -> bool:
+def has_rows_first(node: ir.Node) -> bool:
+    """Say whether the first axis of a linear operator's weight is that of the rows, and not the last."""
     return node.op_type == "Conv" or (node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0)))
 
 

@@ -287,16 +287,22 @@ def own_backbone(path: Path) -> ir.Model:
     infer_shapes(model)
     if any(output.name == FEATURES for output in model.graph.outputs):
         return apply_passes(model, KeepFeaturesOnlyPass())
-    made = [
-        node for node in model.graph if node.op_type == "Gemm" and str(node.name).startswith(f"node_{FUSED_LOGITS}")
-    ]
-    if not made:
+    name = fused_node_name(model)
+    if name is None:
         raise ExportError(
             f"{path} has no head that icis-deploy made.",
             where=path,
             hint="Export it again.",
         )
-    return apply_passes(model, _KeepFeaturesOfPass(str(made[-1].name)))
+    return apply_passes(model, _KeepFeaturesOfPass(name))
+
+
+def fused_node_name(model: ir.Model) -> str | None:
+    """Return the name of the Gemm that `FuseHeadPass` made; `None` where there is none."""
+    made = [
+        node for node in model.graph if node.op_type == "Gemm" and str(node.name).startswith(f"node_{FUSED_LOGITS}")
+    ]
+    return str(made[-1].name) if made else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 
+from exporters.targets.backbone_target import write_backbone
 from exporters.targets.litert_target import litert_obstacle, write_litert
 from exporters.targets.mnn_target import mnn_obstacle, write_mnn
 from exporters.targets.openvino_target import openvino_from_onnx, openvino_obstacle
@@ -30,8 +31,8 @@ from exporters.targets.triton_repository import ENSEMBLE_NAME, compare_parts, wr
 from exporters.targets.web_target import WEB_MODEL_NAME, compare_web_model, web_obstacle, write_web_target
 from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES
 from icis_deploy.bundle.engine_sidecar import engine_name
-from icis_deploy.bundle.manifest import MODEL_NAME, Bundle, file_entry
-from icis_deploy.bundle.target_options import TargetOptions
+from icis_deploy.bundle.manifest import BACKBONE_NAME, MODEL_NAME, Bundle, file_entry
+from icis_deploy.bundle.target_options import BackboneSettings, TargetOptions
 from icis_deploy.errors import ICISDeployError, MissingDependencyError, StorageError, UsageError
 from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.sessions.choice import Runtime
@@ -150,6 +151,13 @@ TARGETS: dict[str, Target] = {
         _engine_target("tensorrt"),
         _engine_target("tensorrt-rtx"),
         Target(
+            name="backbone",
+            runtime="split",
+            file=BACKBONE_NAME,
+            obstacle=lambda _options: None,
+            build=lambda job: write_backbone(job.folder, job.bundle, job.options.backbone),
+        ),
+        Target(
             name="triton",
             runtime=None,
             file=ENSEMBLE_NAME,
@@ -220,6 +228,13 @@ def plan_targets(
             expected="web",
             where="onnxruntime_web",
             hint="Give `targets=['web']`, or leave `onnxruntime_web` out.",
+        )
+    if options.backbone != BackboneSettings() and "backbone" not in asked:
+        raise UsageError(
+            "Options of the backbone were given, but none is written.",
+            found=tuple(asked),
+            expected="backbone",
+            hint="Give `targets=['backbone']`, or leave them out.",
         )
     if ALL_TARGETS in names:
         return TargetPlan(targets=tuple(TARGETS.values()), options=options, is_all=True)

@@ -44,11 +44,21 @@ def split_model(model: ir.Model, *, num_classes: int, feature_dim: int) -> Split
     Raises:
         ExportError: If the head is not found, or what follows it uses another value of the backbone.
     """
-    name = str(_head_pattern(model, num_classes, feature_dim).features.name)
+    name = str(head_pattern(model, num_classes, feature_dim).features.name)
     return SplitModel(backbone=_backbone(model, name), head=_head(model, name), features_name=name)
 
 
-def _head_pattern(model: ir.Model, num_classes: int, feature_dim: int) -> HeadPattern:
+def head_pattern(model: ir.Model, num_classes: int, feature_dim: int) -> HeadPattern:
+    """Return the head in a bundle's model, without rows that a compaction baked and without slots.
+
+    Args:
+        model: As head surgery left it.
+        num_classes: Rows of the head, without slots.
+        feature_dim: Width of a row without its bias.
+
+    Raises:
+        ExportError: If it is not found.
+    """
     # Rows that a compaction baked are next to the head, in a Gemm of their own.
     baked = model.graph.initializers.get(BAKED_WEIGHT)
     num_rows = num_classes - (0 if baked is None or baked.const_value is None else len(baked.const_value.numpy()))

@@ -60,7 +60,14 @@ _IMPLIED_BY_VERSION: Mapping[int, Mapping[str, Any]] = {
     2: {"arbiter": False, "max_changed_answers": None},
 }
 """For each older schema, what its manifests do not state."""
-_OPTIONAL: Mapping[str, Any] = {"created_by": {}, "reference_source": None, "written_at": None}
+
+_LEFT_OUT: Mapping[str, Any] = {
+    "created_by": {},
+    "reference_source": None,
+    "written_at": None,
+    "head_precision": "fp32",
+}
+"""What a field means that a manifest does not state."""
 
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
@@ -79,6 +86,12 @@ REFERENCE_SOURCES = ("seen images", "gate images", "pseudo-features", "neutral i
 """Images of known classes that the owner gave for it, or among those of the parity gate; else features that stand in
 for images of known classes, or those of images of nothing in particular."""
 
+BACKBONE_NAME = "backbone.onnx"
+"""The model without its head, of which each output row is a feature; with it goes `BAKED_ROWS_NAME`."""
+
+BAKED_ROWS_NAME = "baked_rows.safetensors"
+"""The rows of the classes that are baked into the model, for runtimes that run the backbone alone."""
+
 # Why: docs/decisions/0006.
 INJECTED_NAME = "injected.safetensors"
 MAX_MANIFEST_BYTES = 1 << 26
@@ -94,6 +107,7 @@ MAX_SLOTS_BYTES = 1 << 31
 _MAX_COUNT = (1 << 31) - 1
 HEAD_KINDS = ("fused", "updatable")
 PRECISIONS = ("fp32", "fp16", "int8")
+HEAD_PRECISIONS = ("fp32", "fp16", "int8")
 SCORE_KINDS = ("logits", "probabilities", "log-probabilities", "sigmoid")
 
 # Inputs and outputs of a bundle's model, by which exporters write it and every runtime reads it.
@@ -210,6 +224,10 @@ class Bundle:
     precision: str = "fp32"
     """What the backbone computes in: `fp32`, `fp16` or `int8`. Slots are float32 in all of them."""
 
+    head_precision: str = "fp32"
+    """What the rows that were baked at the export are stored in: `fp16`, `int8`, or `fp32` where they were left as the
+    model has them. Rows in slots, and those that `compact` baked, are float32 in all of them."""
+
     top: int = 0
     """How many classes per image the model selects itself, in addition to the scores of all; 0 if it selects none."""
 
@@ -239,6 +257,7 @@ class Bundle:
             ("head kind", self.head_kind, HEAD_KINDS),
             ("score kind", self.score_kind, SCORE_KINDS),
             ("precision", self.precision, PRECISIONS),
+            ("head precision", self.head_precision, HEAD_PRECISIONS),
         ):
             if value not in allowed:
                 raise BundleError(
@@ -374,6 +393,8 @@ def serialize_manifest(bundle: Bundle) -> bytes:
     del values["manifest_sha256"]  # which no file can hold of itself
     written_at = values.pop("written_at")
     values |= {} if written_at is None else {"written_at": json_from_time(written_at)}
+    if bundle.head_precision == "fp32":
+        del values["head_precision"]  # so that earlier releases read what they understand
     values |= {
         "schema_version": SCHEMA_VERSION,
         "files": {name: asdict(entry) for name, entry in sorted(bundle.files.items())},
@@ -406,7 +427,7 @@ def parse_manifest(data: bytes) -> Bundle:
         )
     values = {**_IMPLIED_BY_VERSION.get(schema_version, {}), **values}
     try:
-        return dataclass_from_json(Bundle, {**_OPTIONAL, **values}, readers=_READERS)
+        return dataclass_from_json(Bundle, {**_LEFT_OUT, **values}, readers=_READERS)
     except ICISDeployError as error:
         raise BundleError(
             f"The manifest contradicts itself: {reason_of(error)}",
@@ -477,6 +498,7 @@ _READERS: dict[str, Reader[Any]] = {
     "parity": partial(tuple_from_json, read=object_from_json),
     "updates": partial(tuple_from_json, read=object_from_json),
     "precision": text_from_json,
+    "head_precision": text_from_json,
     "top": integer_from_json,
     "arbiter": boolean_from_json,
     "max_changed_answers": _share,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from icis_deploy.bundle.manifest import PRECISIONS
+from icis_deploy.bundle.manifest import HEAD_PRECISIONS, PRECISIONS
 from icis_deploy.errors import UsageError
 
 _INPUTS = ("float32", "uint8")
@@ -26,6 +26,10 @@ class ModelForm:
     precision: str = "fp32"
     """What the backbone computes in: `fp32` leaves it as it is, `fp16`, `int8`. Slots are float32 in all of them."""
 
+    head_precision: str = "fp32"
+    """What the rows that are baked into the model are stored in: `fp32` leaves them as they are, `fp16`, `int8` in
+    steps of each row's own. They are multiplied as floats in all of them; slots stay float32."""
+
     calibration_images: Any = None
     """Images or arrays of what the device will see, for `int8`, in any form of `evaluate`, with or without classes."""
 
@@ -42,6 +46,12 @@ class ModelForm:
                 f"There is no precision {self.precision!r}; choose among {', '.join(PRECISIONS)}.",
                 found=self.precision,
                 expected=PRECISIONS,
+            )
+        if self.head_precision not in HEAD_PRECISIONS:
+            raise UsageError(
+                f"There is no head precision {self.head_precision!r}; choose among {', '.join(HEAD_PRECISIONS)}.",
+                found=self.head_precision,
+                expected=HEAD_PRECISIONS,
             )
         if self.model_input not in _INPUTS:
             raise UsageError(

@@ -15,7 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from icis_deploy.bundle.manifest import INJECTED_NAME, MAX_SLOTS_BYTES, MODEL_NAME, Bundle
+from icis_deploy.bundle.manifest import (
+    INJECTED_NAME,
+    MAX_SLOTS_BYTES,
+    MODEL_NAME,
+    SLOTS_NAME,
+    Bundle,
+    check_file,
+)
 from icis_deploy.common.files import read_plain
 from icis_deploy.common.json_fields import (
     integer_from_json,
@@ -83,6 +90,22 @@ def load_injected(folder: Path, bundle: Bundle) -> SlotTable | None:
             hint="Fetch the bundle again.",
         )
     return table
+
+
+def exported_slots(folder: Path, bundle: Bundle) -> SlotTable | None:
+    """Return what a bundle's slots held when it was exported; `None` for a fused head.
+
+    Raises:
+        BundleError: If the file cannot be read.
+        CorruptFileError: If it does not have the hash that the manifest states, or is no slot table.
+    """
+    if bundle.capacity == 0:
+        return None
+    check_capacity(folder, bundle)
+    path = folder / SLOTS_NAME
+    check_file(path, bundle.files[SLOTS_NAME])
+    data = read_plain(path, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError)
+    return parse_slots(data, capacity=bundle.capacity, feature_dim=bundle.feature_dim)
 
 
 def check_capacity(folder: Path, bundle: Bundle) -> None:

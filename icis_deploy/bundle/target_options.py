@@ -62,6 +62,36 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneSettings:
+    """How the backbone alone is written, which compilers of chips take.
+
+    Example:
+        settings = icis_deploy.BackboneSettings(batch=1, opset=17)
+        icis_deploy.TargetOptions(backbone=settings)
+
+    Raises:
+        UsageError: On construction, if a number is not positive.
+    """
+
+    batch: int | None = None
+    """The only batch size that it takes, in images; `None` for those of the model."""
+
+    opset: int | None = None
+    """Version of ONNX's operators; `None` for that of the model."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "opset"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise UsageError(
+                    f"The backbone's {name} is {number}; expected at least 1.",
+                    found=number,
+                    expected="at least 1",
+                    where=name,
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetOptions:
     """How targets are built; each target takes what concerns it.
 
@@ -76,3 +106,6 @@ class TargetOptions:
     onnxruntime_web: Path | None = None
     """For `web`: where onnxruntime-web is, whose files are copied next to the page: a `node_modules` folder, the
     package's own, or a folder with the two files; `None` leaves them to whoever serves the page."""
+
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    """How the backbone alone is written."""

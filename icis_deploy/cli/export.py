@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from icis_deploy.cli.export_options import engine_options, engine_settings, form_options, split_form
+from icis_deploy.cli.export_options import (
+    backbone_options,
+    backbone_settings,
+    engine_options,
+    engine_settings,
+    form_options,
+    split_form,
+)
 from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import (
     EXISTING_FILE,
@@ -29,7 +36,7 @@ if TYPE_CHECKING:
     from exporters.targets.registry import BuiltTarget
     from icis_deploy.bundle.manifest import Bundle
 
-TARGET_NAMES = ("onnx", "openvino", "litert", "mnn", "tensorrt", "tensorrt-rtx", "triton", "web", "all")
+TARGET_NAMES = (*("onnx", "openvino", "litert", "mnn", "tensorrt", "tensorrt-rtx", "backbone", "triton", "web", "all"),)
 
 
 @click.command(short_help="Write a checked bundle that knows the new classes.")
@@ -114,6 +121,7 @@ TARGET_NAMES = ("onnx", "openvino", "litert", "mnn", "tensorrt", "tensorrt-rtx",
 )
 @engine_options
 @signing_options("Sign the bundle with this private key.")
+@backbone_options
 @click.option("--out", type=NEW_PATH, required=True, help="The bundle's folder.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 @model_options
@@ -149,7 +157,8 @@ def export(
 
     source = model_source(model, *(grouped.pop(name) for name in ("weights", "input_shape", "head_node")))
     key = optional_signing_key_from(grouped)
-    form, engine = split_form(grouped)
+    form, built_with = split_form(grouped)
+    backbone, engine = backbone_settings(built_with)
     options = ExportOptions(
         head=head,
         capacity=capacity,
@@ -163,7 +172,9 @@ def export(
         trust=trust,
         generator=generator,
         targets=targets,
-        target_options=TargetOptions(engine=engine_settings(**engine), onnxruntime_web=onnxruntime_web),
+        target_options=TargetOptions(
+            engine=engine_settings(**engine), backbone=backbone, onnxruntime_web=onnxruntime_web
+        ),
         key=key,
     )
     built: list[BuiltTarget] = []
@@ -202,6 +213,7 @@ def _result(out: Path, bundle: Bundle, built: Sequence[BuiltTarget]) -> dict[str
         "max_changed_answers": bundle.max_changed_answers,
         "reference_source": bundle.reference_source,
         "precision": bundle.precision,
+        "head_precision": bundle.head_precision,
         "files": {name: entry.size_bytes for name, entry in bundle.files.items()},
         "parity": list(bundle.parity),
         "targets": [
@@ -225,6 +237,7 @@ def _text(out: Path, bundle: Bundle, signers: Sequence[str]) -> str:
             ("bundle", str(out)),
             ("head", f"{bundle.head_kind}, {bundle.num_seen} seen classes, {_num_added(bundle)} added"),
             *([("precision", bundle.precision)] if bundle.precision != "fp32" else []),
+            *([("rows stored in", bundle.head_precision)] if bundle.head_precision != "fp32" else []),
             *([("slots", str(bundle.capacity)), ("guard", _guard_text(bundle))] if bundle.capacity else []),
             ("signature", signature_text(signers)),
             *((name, f"{entry.size_bytes / 1e6:.1f} MB") for name, entry in bundle.files.items()),

@@ -12,11 +12,11 @@ from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
 
 if TYPE_CHECKING:
     from icis_deploy.bundle.model_form import ModelForm
-    from icis_deploy.bundle.target_options import EngineSettings
+    from icis_deploy.bundle.target_options import BackboneSettings, EngineSettings
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_NAMES = ("precision", "calibration_images", "model_input", "top")
+_NAMES = ("precision", "head_precision", "calibration_images", "model_input", "top")
 
 
 def engine_options(function: Command) -> Command:
@@ -71,6 +71,24 @@ def engine_settings(
     )
 
 
+def backbone_options(function: Command) -> Command:
+    """Add the options; `backbone_settings` reads them."""
+    for option in (
+        click.option("--backbone-opset", type=click.IntRange(min=1), help="backbone: version of ONNX's operators."),
+        click.option("--backbone-batch", type=click.IntRange(min=1), help="backbone: the only batch that it takes."),
+    ):
+        function = option(function)
+    return function
+
+
+def backbone_settings(options: Mapping[str, Any]) -> tuple[BackboneSettings, dict[str, Any]]:
+    """Return what a command's options say of the backbone, and its other options."""
+    from icis_deploy.bundle.target_options import BackboneSettings
+
+    settings = BackboneSettings(batch=options["backbone_batch"], opset=options["backbone_opset"])
+    return settings, {name: value for name, value in options.items() if not name.startswith("backbone_")}
+
+
 def form_options(command: Command) -> Command:
     """Add the options to a command, which takes them as keyword arguments; `split_form` reads them."""
     for option in reversed(
@@ -81,6 +99,13 @@ def form_options(command: Command) -> Command:
                 default="fp32",
                 show_default=True,
                 help="What the backbone computes in; fp32 leaves it as it is. Slots are float32 in all of them.",
+            ),
+            click.option(
+                "--head-precision",
+                type=click.Choice(["fp32", "fp16", "int8"]),
+                default="fp32",
+                show_default=True,
+                help="What the baked rows are stored in; fp32 leaves them as they are. They are multiplied as floats.",
             ),
             click.option(
                 "--calibration-images",

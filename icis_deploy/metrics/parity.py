@@ -64,6 +64,23 @@ GATE_PROFILES = {
         GateProfile(name="fp16 head", max_scaled_error=1e-2, p999_scaled_error=5e-3, min_agreement=1.0),
         # Of a model that had an int8 head before: rows and logits in 255 steps are off by hundredths.
         GateProfile(name="int8 head", max_scaled_error=0.2, p999_scaled_error=0.1, min_agreement=0.99),
+        # Rows that are stored in fewer bits, each weight rounded once, and multiplied as floats.
+        GateProfile(
+            name="fp16 rows",
+            max_scaled_error=5e-3,
+            p999_scaled_error=2e-3,
+            min_agreement=1.0,
+            min_seen_kept=0.995,
+            max_h_loss=0.005,
+        ),
+        GateProfile(
+            name="int8 rows",
+            max_scaled_error=0.1,
+            p999_scaled_error=0.05,
+            min_agreement=0.995,
+            min_seen_kept=0.995,
+            max_h_loss=0.005,
+        ),
         # Eight bits change logits, and what counts is how much accuracy is kept: 99 %, as MLPerf requires on the edge.
         # The bounds on errors find what is broken outright.
         GateProfile(name="int8", max_scaled_error=4.0, p999_scaled_error=1.0, min_agreement=0.9, min_seen_kept=0.99),

@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike
 
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants
 from icis_deploy.bundle.manifest import MANIFEST_NAME, Bundle, check_files, load_manifest
+from icis_deploy.bundle.slot_files import exported_slots
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.common.background_call import BackgroundCall
 from icis_deploy.errors import (
@@ -46,7 +47,7 @@ from icis_deploy.runtime.sessions.choice import Runtime, import_library, open_se
 from icis_deploy.runtime.sessions.protocol import Session
 from icis_deploy.runtime.state.head_state import HeadState, make_head_state
 from icis_deploy.runtime.state.journal import HistoryEntry, continues
-from icis_deploy.runtime.state.store import Store, exported_slots
+from icis_deploy.runtime.state.store import Store
 from icis_deploy.runtime.teaching.cached_generator import CachedGenerator
 
 if TYPE_CHECKING:

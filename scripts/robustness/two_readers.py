@@ -162,16 +162,16 @@ def run_readers(folder: Path, num_files: int, *, seed: int) -> ReadersReport:
     """Let both read `num_files` files; the bundle is made in `folder`."""
     random, report = np.random.default_rng(seed), ReadersReport()
     private = Ed25519PrivateKey.generate()
-    trusted = public_key_from_pem(_pem(private))
+    trusted = public_key_from_pem(pem_of(private))
     bundle = load_manifest(write_bundle(folder / "bundle"))
-    payloads = [serialize_payload(update) for update in _updates()]
+    payloads = [serialize_payload(update) for update in updates_of_every_kind("1" * 64, "0" * 64)]
     for index in counted(num_files, "files"):
         payload = payloads[int(random.integers(len(payloads)))]
         if index % 2:
-            data = _signed(_damaged(payload, random), private, trusted.keyid)
+            data = signed_file(damaged(payload, random), private, trusted.keyid)
         else:
             mutation = MUTATIONS[index // 2 % len(MUTATIONS)]
-            data = mutation(_signed(payload, private, trusted.keyid), random)
+            data = mutation(signed_file(payload, private, trusted.keyid), random)
         try:
             found: dict[str, Any] | None = read(data, private.public_key(), trusted.keyid)
         except RefusedError:
@@ -195,21 +195,25 @@ def run_readers(folder: Path, num_files: int, *, seed: int) -> ReadersReport:
     return report
 
 
-def _updates() -> list[ClassUpdate]:
-    followed = FollowedState(version=4, digest="0" * 64)
+def updates_of_every_kind(target: str, digest: str) -> list[ClassUpdate]:
+    """Return an update of each schema, for a bundle with the digest `target` and slots with the digest `digest`."""
+    followed = FollowedState(version=4, digest=digest)
     return [
-        make_update("okapi", "zebra"),
+        make_update("okapi", "quagga"),
         make_update("okapi", arbiter=np.ones((1, 5))),
+        make_update("okapi", version=5, follows=followed, targets=(target,)),
         make_update("okapi", version=5, follows=followed, targets=("1" * 64,), removed=("gnu",)),
         make_update("okapi", version=6, complete=True),
     ]
 
 
-def _pem(private: Ed25519PrivateKey) -> str:
+def pem_of(private: Ed25519PrivateKey) -> str:
+    """Return the public key of a private one, PEM."""
     return private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-def _signed(payload: bytes, private: Ed25519PrivateKey, key_id: str) -> bytes:
+def signed_file(payload: bytes, private: Ed25519PrivateKey, key_id: str) -> bytes:
+    """Return a file with a payload, signed."""
     signature = private.sign(b"DSSEv1 %d %s %d %s" % (len(TYPE), TYPE.encode(), len(payload), payload))
     return json.dumps(
         {
@@ -222,7 +226,7 @@ def _signed(payload: bytes, private: Ed25519PrivateKey, key_id: str) -> bytes:
     ).encode()
 
 
-def _damaged(payload: bytes, random: np.random.Generator) -> bytes:
+def damaged(payload: bytes, random: np.random.Generator) -> bytes:
     """Damage a payload: its bytes, the JSON of its header or that of its metadata, whose hashes may be made right."""
     kind = int(random.integers(6))
     if kind < 3:

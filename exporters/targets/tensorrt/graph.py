@@ -16,6 +16,7 @@ from exporters.graph.constants import constant_array
 from exporters.graph.edits import add_initializer, add_node, apply_passes, remove_unused, replace_uses
 from exporters.graph.reading import input_of, shape_of
 from exporters.head.slot_inputs import SlotsAsInputsPass, has_slots, require_slots
+from exporters.head.stored_rows import UnpackRowsPass
 from exporters.head.tail import resized
 from exporters.onnx_io.files import check_model
 from icis_deploy.bundle.manifest import SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT
@@ -37,7 +38,7 @@ def graph_for_tensorrt(model: ir.Model, *, refit: bool = False) -> ir.Model:
         ExportError: If the edited graph is not valid.
     """
     slots = [RefittableSlotsPass()] if refit else [SlotsAsInputsPass()] if has_slots(model) else []
-    return apply_passes(model, CastPixelsFirstPass(), *slots)
+    return apply_passes(model, UnpackRowsPass(), CastPixelsFirstPass(), *slots)
 
 
 def refittable_weights(model: ir.Model) -> tuple[str, ...]:

@@ -6,6 +6,7 @@
     openvino                model.onnx, or the bundle's openvino/ where it has one, on the CPU
     litert                  the bundle's litert/, on the CPU
     mnn                     the bundle's mnn/, on the CPU
+    split                   the bundle's backbone.onnx on the CPU, its head in numpy
     tensorrt, tensorrt-rtx  the bundle's engine, on an NVIDIA GPU
 
 Rules:
@@ -150,7 +151,7 @@ def loaded_files(bundle: Bundle, runtime: Runtime) -> tuple[str, ...]:
     """
     from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES
     from icis_deploy.bundle.engine_sidecar import engine_name
-    from icis_deploy.bundle.manifest import MODEL_NAME, SLOTS_NAME
+    from icis_deploy.bundle.manifest import BACKBONE_NAME, BAKED_ROWS_NAME, MODEL_NAME, SLOTS_NAME
     from icis_deploy.runtime.sessions.openvino_session import OPENVINO_NAME
 
     if runtime.name in CONVERTED_RUNTIMES:
@@ -159,9 +160,12 @@ def loaded_files(bundle: Bundle, runtime: Runtime) -> tuple[str, ...]:
         model = engine_name(runtime.name)
     elif runtime.name == "openvino" and OPENVINO_NAME in bundle.files:
         model = OPENVINO_NAME.removesuffix("xml")  # and model.bin
+    elif runtime.name == "split":
+        model = BACKBONE_NAME
     else:
         model = MODEL_NAME  # and model.onnx.data, where it is large
-    return tuple(name for name in bundle.files if name.startswith(model) or name == SLOTS_NAME)
+    others = {SLOTS_NAME, BAKED_ROWS_NAME} if runtime.name == "split" else {SLOTS_NAME}
+    return tuple(name for name in bundle.files if name.startswith(model) or name in others)
 
 
 def _open_onnxruntime(folder: Path, _bundle: Bundle, runtime: Runtime) -> Session:
@@ -208,6 +212,12 @@ def _open_mnn(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     return load_mnn_session(folder, bundle, num_threads=runtime.num_threads)
 
 
+def _open_split(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
+    from icis_deploy.runtime.sessions.split_session import load_split_session
+
+    return load_split_session(folder, bundle, num_threads=runtime.num_threads)
+
+
 def _open_engine(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     from icis_deploy.runtime.sessions.tensorrt_engine import load_engine_session
 
@@ -223,6 +233,7 @@ _OPENERS: dict[str, Callable[[Path, Bundle, Runtime], Session]] = {
     "openvino": _open_openvino,
     "litert": _open_litert,
     "mnn": _open_mnn,
+    "split": _open_split,
     "tensorrt": _open_engine,
     "tensorrt-rtx": _open_engine,
 }

@@ -34,13 +34,10 @@ from icis_deploy.bundle.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     MAX_SLOTS_BYTES,
-    SLOTS_NAME,
     Bundle,
     FileEntry,
-    check_file,
 )
-from icis_deploy.bundle.slot_files import check_capacity, parse_slots, serialize_slots
-from icis_deploy.common.files import read_plain
+from icis_deploy.bundle.slot_files import check_capacity, exported_slots, parse_slots, serialize_slots
 from icis_deploy.errors import (
     BundleError,
     CorruptFileError,
@@ -73,22 +70,6 @@ JOURNAL_NAME = "journal.json"
 LOCK_TIMEOUT_SECONDS = 30.0
 _PUBLIC_SUFFIX = ".pub"
 _OUR_NAMES = re.compile(r"journal\.json\.new|slots-[0-9a-f]{64}\.safetensors(\.new)?")
-
-
-def exported_slots(folder: Path, bundle: Bundle) -> SlotTable | None:
-    """Return what a bundle's slots held when it was exported; `None` for a fused head.
-
-    Raises:
-        BundleError: If the file cannot be read.
-        CorruptFileError: If it does not have the hash that the manifest states, or is no slot table.
-    """
-    if bundle.capacity == 0:
-        return None
-    check_capacity(folder, bundle)
-    path = folder / SLOTS_NAME
-    check_file(path, bundle.files[SLOTS_NAME])
-    data = read_plain(path, max_bytes=MAX_SLOTS_BYTES, what="slot table", error_type=BundleError)
-    return parse_slots(data, capacity=bundle.capacity, feature_dim=bundle.feature_dim)
 
 
 class PendingChange:

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from icis_deploy.bundle.manifest import load_bundle
+from icis_deploy.bundle.slot_files import exported_slots
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 from icis_deploy.runtime.state.filesystem import FileSystem
 from icis_deploy.runtime.state.head_state import make_head_state
-from icis_deploy.runtime.state.store import Store, exported_slots
+from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates.signing import KeyPair, keygen
 from icis_deploy.updates.trusted_keys import TrustedKeys
 from testing.bundles import signed_bytes, trust, write_bundle
