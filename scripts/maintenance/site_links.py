@@ -47,7 +47,7 @@ def rewritten(markdown: str, source: str, pages: set[str]) -> str:
         path, mark, anchor = link.partition("#")
         if "://" in link or not path or link.startswith("mailto:"):
             return match[0]
-        target = on_site(posixpath.normpath(posixpath.join(posixpath.dirname(in_repository(source)), path)))
+        target = site_path(posixpath.normpath(posixpath.join(posixpath.dirname(in_repository(source)), path)))
         if target not in pages:
             return text if text.startswith("`") else f"{text} (`{in_repository(target)}`)"
         return f"{image}[{text}]({posixpath.relpath(target, posixpath.dirname(source) or '.')}{mark}{anchor})"
@@ -63,7 +63,7 @@ def in_repository(path: str) -> str:
     return name if folder == FOLDER else f"docs/{path}"
 
 
-def on_site(path: str) -> str:
+def site_path(path: str) -> str:
     """Return where a file of the repository lies on the site; `../` before it if it does not."""
     if path in HOME:
         return HOME[path]
