@@ -11,13 +11,11 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 DECISIONS = REPOSITORY / "docs" / "decisions"
 DOCUMENTS = sorted(
-    path
-    for folder in (REPOSITORY, REPOSITORY / "docs", DECISIONS, REPOSITORY / "scripts")
-    for path in folder.glob("*.md")
+    [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "scripts").glob("*.md")]
 )
 HEADINGS = ("Context", "Decision", "Consequence", "Evidence")
 STATUS = re.compile(r"accepted(; .+)?|superseded by \[\d{4}\]\(\d{4}-[\w-]+\.md\)")
-MAX_LINES = {"ARCHITECTURE.md": 150, "CHANGELOG.md": 150}
+MAX_LINES = {"ARCHITECTURE.md": 150, "CHANGELOG.md": 150, "README.md": 151}
 """Files that are read from their beginning to their end have fewer lines than this."""
 
 MADE_LATER = frozenset({"icis_deploy/_workbench"})
@@ -65,9 +63,20 @@ def faults_of_index(index: str, names: Iterable[str]) -> list[str]:
 
 
 def broken_links(path: Path, text: str) -> list[str]:
-    """Return the relative links of a document that lead nowhere."""
-    relative = (link.partition("#")[0] for link in LINK.findall(text) if "://" not in link)
-    return [f"{path.name}: {link}" for link in relative if link and not (path.parent / link).exists()]
+    """Return the relative links of a document that lead nowhere: to no file, or to no heading of a document."""
+    faults = []
+    for link in (link for link in LINK.findall(text) if "://" not in link):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            faults.append(f"{path.name}: {link}")
+    return faults
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", path.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def top_folders() -> set[str]:
@@ -208,9 +217,13 @@ def test_a_decision_that_the_index_lacks_is_found():
 
 
 def test_a_broken_link_is_found():
-    text = "[a](docs/nothing.md#part) [b](README.md) [c](https://example.org/x) [d](#here)"
+    text = "[a](docs/nothing.md#part) [b](README.md#install) [c](https://example.org/x) [d](#here) [e](docs/device.md#no)"
 
-    assert broken_links(REPOSITORY / "README.md", text) == ["README.md: docs/nothing.md"]
+    assert broken_links(REPOSITORY / "README.md", text) == [
+        "README.md: docs/nothing.md#part",
+        "README.md: #here",
+        "README.md: docs/device.md#no",
+    ]
 
 
 @pytest.mark.parametrize(
