@@ -217,7 +217,9 @@ def test_a_decision_that_the_index_lacks_is_found():
 
 
 def test_a_broken_link_is_found():
-    text = "[a](docs/nothing.md#part) [b](README.md#install) [c](https://example.org/x) [d](#here) [e](docs/device.md#no)"
+    text = (
+        "[a](docs/nothing.md#part) [b](README.md#install) [c](https://example.org/x) [d](#here) [e](docs/device.md#no)"
+    )
 
     assert broken_links(REPOSITORY / "README.md", text) == [
         "README.md: docs/nothing.md#part",

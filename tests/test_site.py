@@ -1,4 +1,4 @@
-"""The site of the documents: links fit it, its Python page lacks no public name, and the formats are those of real files."""
+"""The site: its links fit it, its Python page lacks no public name, and the formats are those of real files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,11 @@ SITE = {"index.md", "device.md", "results/README.md", "decisions/README.md", "pr
         ("project/SECURITY.md", "[a](docs/decisions)", "[a](../decisions/README.md)"),
         ("device.md", "[a](../scripts/check)", "a (`scripts/check`)"),
         ("device.md", "[`check`](../scripts/check)", "`check`"),
-        ("device.md", "[a](https://arxiv.org/abs/2308.10599) [b](#faults)", "[a](https://arxiv.org/abs/2308.10599) [b](#faults)"),
+        (
+            "device.md",
+            "[a](https://arxiv.org/abs/2308.10599) [b](#faults)",
+            "[a](https://arxiv.org/abs/2308.10599) [b](#faults)",
+        ),
     ],
 )
 def test_a_link_of_the_repository_becomes_one_of_the_site(source, link, expected):
@@ -110,7 +114,9 @@ def faults_of_command(arguments: list[str]) -> list[str]:
     return [f"{arguments[0]} has no {option}" for option in given if option not in known | {"--help"}]
 
 
-@pytest.mark.parametrize("path", [REPOSITORY / "README.md", REPOSITORY / "RELEASE.md", *PAGES], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [REPOSITORY / "README.md", REPOSITORY / "RELEASE.md", *PAGES], ids=lambda path: path.name
+)
 def test_commands_of_documents_have_the_options_that_stand_there(path):
     assert [fault for arguments in commands_of(path.read_text("utf-8")) for fault in faults_of_command(arguments)] == []
 

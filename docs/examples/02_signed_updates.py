@@ -1,6 +1,6 @@
 """A publisher signs class updates, and a device takes, refuses and gives them back: the files of a fleet, in Python.
 
-    python docs/examples/02_signed_updates.py
+python docs/examples/02_signed_updates.py
 """
 
 # %% [markdown]
@@ -23,7 +23,7 @@ names = [f"kind {number}" for number in range(NUM_SEEN + NUM_NEW)]
 seen_names, new_names = names[:NUM_SEEN], names[NUM_SEEN:]
 descriptors = random.normal(size=(len(names), DESCRIPTOR_DIM))
 rows = descriptors @ random.normal(size=(DESCRIPTOR_DIM, FEATURE_DIM)) / DESCRIPTOR_DIM**0.5
-described = {name: vector for name, vector in zip(names, descriptors, strict=True)}
+described = dict(zip(names, descriptors, strict=True))
 
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(FEATURE_DIM, NUM_SEEN)).eval()
 with torch.no_grad():

@@ -2,8 +2,8 @@
 
     icis-deploy demo --out demo && python scripts/maintenance/draw_arrival.py demo docs/images/arrival.gif
 
-One device stays open: it answers, takes the class update, answers, gives it back and answers. What the picture says is what it
-answered then.
+One device stays open: it answers, takes the class update, answers, gives it back and answers. What the picture says is
+what it answered then.
 """
 
 from __future__ import annotations
@@ -19,7 +19,19 @@ from PIL import Image, ImageDraw
 
 import icis_deploy
 from icis_deploy.common.files import write_file
-from icis_deploy.demo.image_sheet import CARD, FAINT, INK, LINE, PAPER, RIGHT, WRONG, draw_mark, draw_words, font, marked
+from icis_deploy.demo.image_sheet import (
+    CARD,
+    FAINT,
+    INK,
+    LINE,
+    PAPER,
+    RIGHT,
+    WRONG,
+    draw_mark,
+    draw_words,
+    font,
+    marked,
+)
 
 NUM_COLUMNS, NUM_ROWS = 4, 2
 CARD_WIDTH, CARD_HEIGHT, IMAGE_SIDE = 224, 212, 112
@@ -50,7 +62,7 @@ def chosen_images(folder: Path) -> list[tuple[Path, str]]:
 
 
 def observed_frames(folder: Path, images: list[tuple[Path, str]]) -> list[Frame]:
-    """Open a copy of the demo's updatable bundle, and return what it answers before, with and after the class update."""
+    """Open a copy of the demo's updatable bundle; return what it answers before, with and after the class update."""
     files = [path for path, _ in images]
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) / "bundle"
@@ -90,14 +102,37 @@ def draw_frame(frame: Frame, images: list[tuple[Path, str]]) -> Image.Image:
         left, top = MARGIN + column * (CARD_WIDTH + GAP), HEADER_HEIGHT + row * (CARD_HEIGHT + GAP)
         is_correct = answer == name
         edge = (RIGHT, 2) if is_correct else (LINE, 1)
-        draw.rounded_rectangle((left, top, left + CARD_WIDTH, top + CARD_HEIGHT), 8, fill=CARD, outline=edge[0], width=edge[1])
+        draw.rounded_rectangle(
+            (left, top, left + CARD_WIDTH, top + CARD_HEIGHT), 8, fill=CARD, outline=edge[0], width=edge[1]
+        )
         with Image.open(file) as image:
-            sheet.paste(image.convert("RGB").resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC), (left + 12, top + 12))
+            sheet.paste(
+                image.convert("RGB").resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC), (left + 12, top + 12)
+            )
         draw_mark(draw, (left + IMAGE_SIDE + 34, top + 24), is_correct=is_correct)
-        draw.text((left + IMAGE_SIDE + 52, top + 15), "right" if is_correct else "wrong", font=font(15), fill=RIGHT if is_correct else WRONG)
-        y = draw_words(draw, marked(answer, name), (left + 12, top + IMAGE_SIDE + 20), CARD_WIDTH - 24, size=15, color=RIGHT if is_correct else WRONG)
+        draw.text(
+            (left + IMAGE_SIDE + 52, top + 15),
+            "right" if is_correct else "wrong",
+            font=font(15),
+            fill=RIGHT if is_correct else WRONG,
+        )
+        y = draw_words(
+            draw,
+            marked(answer, name),
+            (left + 12, top + IMAGE_SIDE + 20),
+            CARD_WIDTH - 24,
+            size=15,
+            color=RIGHT if is_correct else WRONG,
+        )
         if not is_correct:
-            draw_words(draw, [("is:", False), *((word, False) for word in name.split())], (left + 12, y), CARD_WIDTH - 24, size=14, color=FAINT)
+            draw_words(
+                draw,
+                [("is:", False), *((word, False) for word in name.split())],
+                (left + 12, y),
+                CARD_WIDTH - 24,
+                size=14,
+                color=FAINT,
+            )
     return sheet
 
 

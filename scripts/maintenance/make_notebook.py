@@ -1,6 +1,7 @@
 """Write the notebook of an example: the cells of a script with `# %%` marks, without outputs.
 
-    python scripts/maintenance/make_notebook.py docs/examples/01_values_in_python.py docs/examples/values_in_python.ipynb
+    cd docs/examples
+    python ../../scripts/maintenance/make_notebook.py 01_values_in_python.py values_in_python.ipynb
 
 The script is the source; a test compares both and runs the notebook.
 """

@@ -1,10 +1,10 @@
-"""Run the commands of a document and write what they print below them.
+r"""Run the commands of a document and write what they print below them.
 
     python scripts/maintenance/make_transcripts.py docs/tutorials/first-class.md --inputs FOLDER
 
-A block ```` ```console ```` holds commands, each after `$ ` (with ` \\` at the end of a line that goes on), and below each what
-it printed. All commands of a document run one after the other in one folder, which begins as a copy of `--inputs`. Output that
-ends in a line `…` stays cut off after as many lines as the document has.
+A block of `console` holds commands, each after `$ ` (with `\` at the end of a line that goes on), and below each what it
+printed. All commands of a document run one after the other in one folder, which begins as a copy of `--inputs`. Output
+that ends in a line `…` stays cut off after as many lines as the document has.
 """
 
 from __future__ import annotations
@@ -98,8 +98,13 @@ def shell_in(folder: Path) -> Run:
     environment = {**os.environ, "PATH": tools, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "140", "NO_COLOR": "1"}
 
     def run(command: str) -> str:
-        done = subprocess.run(
-            ["bash", "-c", f"{command} 2>errors"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        done = subprocess.run(  # noqa: S603 - the commands of the project's own documents
+            ["/bin/bash", "-c", f"{command} 2>errors"],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise CommandFailedError(f"{command}\n{done.stdout}{(folder / 'errors').read_text('utf-8')}")

@@ -1,7 +1,8 @@
 """A hook of mkdocs: the site holds the documents of the root as well, and its links fit that.
 
-The documents link each other as files of the repository. On the site `SECURITY.md` and its like lie in `project/`, README is the
-home page, and files that are no documents are named instead of linked, as the site has no repository to link to.
+The documents link each other as files of the repository. On the site `SECURITY.md` and its like lie in `project/`,
+README is the home page, and files that are no documents are named instead of linked, as there is no repository to link
+to.
 """
 
 from __future__ import annotations
