@@ -2,7 +2,7 @@ r"""Run the commands of a document and write what they print below them.
 
     python scripts/maintenance/make_transcripts.py docs/tutorials/first-class.md --inputs FOLDER
 
-A block of `console` holds commands, each after `$ ` (with `\` at the end of a line that goes on), and below each what it
+A block of `console` holds commands, each after `$ ` (`\` ends a line that goes on), and below each what it
 printed. All commands of a document run one after the other in one folder, which begins as a copy of `--inputs`. Output
 that ends in a line `…` stays cut off after as many lines as the document has.
 """
