@@ -23,6 +23,7 @@ MADE_LATER = frozenset({"icis_deploy/_workbench"})
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 QUOTED = re.compile(r"`([^`\n]+)`")
+QUOTED_SECTION = re.compile(r'`(docs/[\w/-]+\.md)`,\s"([^"]+)"')
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 CITATION = re.compile(r"docs/decisions/(\d{4})\b(?!-)")
 
@@ -118,6 +119,15 @@ def names_a_module(dotted: str) -> bool:
     return False
 
 
+def missing_sections(name: str, text: str) -> list[str]:
+    """Return the sections that are quoted after a document, as in `docs/device.md`, "Systems", and that it lacks."""
+    return [
+        f'{name}: {path}, "{title}"'
+        for path, title in QUOTED_SECTION.findall(text)
+        if not re.search(rf"^#+ {re.escape(title)}$", (REPOSITORY / path).read_text("utf-8"), re.MULTILINE)
+    ]
+
+
 def wrong_citations(name: str, text: str, numbers: set[str]) -> list[str]:
     """Return the decisions that a source file cites and that do not exist."""
     return [f"{name}: docs/decisions/{number}" for number in CITATION.findall(text) if number not in numbers]
@@ -146,6 +156,7 @@ def test_links_and_paths_in_documents_lead_somewhere(path):
 
     assert broken_links(path, text) == []
     assert missing_paths(path.name, text) == []
+    assert missing_sections(path.name, text) == []
 
 
 @pytest.mark.parametrize(("name", "limit"), MAX_LINES.items())
@@ -257,6 +268,12 @@ def test_a_path_that_is_not_there_is_found(text):
 )
 def test_paths_that_are_there_and_other_words_are_no_faults(text):
     assert missing_paths("x.md", text) == []
+
+
+def test_a_quoted_section_that_is_not_there_is_found():
+    text = '`docs/device.md`, "Systems": a. `docs/device.md`, "Nothing": b.'
+
+    assert missing_sections("x.md", text) == ['x.md: docs/device.md, "Nothing"']
 
 
 def test_a_citation_of_no_decision_is_found():
