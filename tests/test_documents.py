@@ -11,13 +11,11 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 DECISIONS = REPOSITORY / "docs" / "decisions"
 DOCUMENTS = sorted(
-    path
-    for folder in (REPOSITORY, REPOSITORY / "docs", DECISIONS, REPOSITORY / "scripts")
-    for path in folder.glob("*.md")
+    [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "scripts").glob("*.md")]
 )
 HEADINGS = ("Context", "Decision", "Consequence", "Evidence")
 STATUS = re.compile(r"accepted(; .+)?|superseded by \[\d{4}\]\(\d{4}-[\w-]+\.md\)")
-MAX_LINES = {"ARCHITECTURE.md": 150, "CHANGELOG.md": 150}
+MAX_LINES = {"ARCHITECTURE.md": 150, "CHANGELOG.md": 150, "README.md": 151}
 """Files that are read from their beginning to their end have fewer lines than this."""
 
 MADE_LATER = frozenset({"icis_deploy/_workbench"})
@@ -25,6 +23,7 @@ MADE_LATER = frozenset({"icis_deploy/_workbench"})
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 QUOTED = re.compile(r"`([^`\n]+)`")
+QUOTED_SECTION = re.compile(r'`(docs/[\w/-]+\.md)`,\s"([^"]+)"')
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 CITATION = re.compile(r"docs/decisions/(\d{4})\b(?!-)")
 
@@ -65,9 +64,20 @@ def faults_of_index(index: str, names: Iterable[str]) -> list[str]:
 
 
 def broken_links(path: Path, text: str) -> list[str]:
-    """Return the relative links of a document that lead nowhere."""
-    relative = (link.partition("#")[0] for link in LINK.findall(text) if "://" not in link)
-    return [f"{path.name}: {link}" for link in relative if link and not (path.parent / link).exists()]
+    """Return the relative links of a document that lead nowhere: to no file, or to no heading of a document."""
+    faults = []
+    for link in (link for link in LINK.findall(text) if "://" not in link):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            faults.append(f"{path.name}: {link}")
+    return faults
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", path.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def top_folders() -> set[str]:
@@ -109,6 +119,15 @@ def names_a_module(dotted: str) -> bool:
     return False
 
 
+def missing_sections(name: str, text: str) -> list[str]:
+    """Return the sections that are quoted after a document, as in `docs/device.md`, "Systems", and that it lacks."""
+    return [
+        f'{name}: {path}, "{title}"'
+        for path, title in QUOTED_SECTION.findall(text)
+        if not re.search(rf"^#+ {re.escape(title)}$", (REPOSITORY / path).read_text("utf-8"), re.MULTILINE)
+    ]
+
+
 def wrong_citations(name: str, text: str, numbers: set[str]) -> list[str]:
     """Return the decisions that a source file cites and that do not exist."""
     return [f"{name}: docs/decisions/{number}" for number in CITATION.findall(text) if number not in numbers]
@@ -137,6 +156,7 @@ def test_links_and_paths_in_documents_lead_somewhere(path):
 
     assert broken_links(path, text) == []
     assert missing_paths(path.name, text) == []
+    assert missing_sections(path.name, text) == []
 
 
 @pytest.mark.parametrize(("name", "limit"), MAX_LINES.items())
@@ -208,9 +228,15 @@ def test_a_decision_that_the_index_lacks_is_found():
 
 
 def test_a_broken_link_is_found():
-    text = "[a](docs/nothing.md#part) [b](README.md) [c](https://example.org/x) [d](#here)"
+    text = (
+        "[a](docs/nothing.md#part) [b](README.md#install) [c](https://example.org/x) [d](#here) [e](docs/device.md#no)"
+    )
 
-    assert broken_links(REPOSITORY / "README.md", text) == ["README.md: docs/nothing.md"]
+    assert broken_links(REPOSITORY / "README.md", text) == [
+        "README.md: docs/nothing.md#part",
+        "README.md: #here",
+        "README.md: docs/device.md#no",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -242,6 +268,12 @@ def test_a_path_that_is_not_there_is_found(text):
 )
 def test_paths_that_are_there_and_other_words_are_no_faults(text):
     assert missing_paths("x.md", text) == []
+
+
+def test_a_quoted_section_that_is_not_there_is_found():
+    text = '`docs/device.md`, "Systems": a. `docs/device.md`, "Nothing": b.'
+
+    assert missing_sections("x.md", text) == ['x.md: docs/device.md, "Nothing"']
 
 
 def test_a_citation_of_no_decision_is_found():

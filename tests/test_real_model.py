@@ -187,7 +187,7 @@ def test_an_updatable_head_recognises_what_the_fused_one_does(
 def test_raw_rows_of_icis_are_as_good_as_those_of_the_published_recipe(
     opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
 ) -> None:
-    """The published recipe, run to its own stop after 259 epochs, scored T 33.0 % and U 0.0 % (docs/methods.md)."""
+    """The published recipe, run to its own stop, scored T 33.0 % and U 0.0 % (docs/results/injection-cost.md)."""
     unseen = set(load_class_list(imagenet_mobilenet / "unseen.txt"))
     lines = (imagenet_mobilenet / "images.csv").read_text().splitlines()
     wanted = [line for line in lines[1:] if line.rpartition(",")[2] in unseen]

@@ -11,7 +11,7 @@ Rules:
 
 Neutral images themselves would refuse honest updates: no class is as sure of them as of a photo, so that new classes
 win a fifth of them where they win 4 % of photos. Pseudo-features are as sure as the head's accuracy says
-(docs/device.md has the figures).
+(docs/results/guard.md has the figures).
 """
 
 from __future__ import annotations
