@@ -90,7 +90,7 @@ def write_web_target(folder: Path, bundle: Bundle, place: Path | None) -> tuple[
             found=f"{MODEL_NAME}.data",
             expected="a model of less than 2 GB",
             where=MODEL_NAME,
-            hint="Leave out the target `web`.",
+            hint="Leave `targets=['web']` out.",
         )
     (folder / WEB_FOLDER).mkdir()
     written = save_model(with_slots_as_inputs(load_onnx_file(folder / MODEL_NAME)), folder / WEB_MODEL_NAME)

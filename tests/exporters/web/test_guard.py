@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.exporters.web.javascript import JavaScriptError
 
 
 @pytest.fixture(scope="module")
-def guarded(tiny_project, keys, tmp_path_factory) -> Path:
+def exported(tiny_project, keys, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("guarded") / "bundle"
     options = icis_deploy.ExportOptions(
         head="updatable",
@@ -30,12 +31,17 @@ def guarded(tiny_project, keys, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture
+def guarded(exported, tmp_path) -> Path:
+    return shutil.copytree(exported, tmp_path / "bundle")
+
+
 @pytest.fixture(scope="module")
 def head(tiny_project):
     return head_of(inspect(tiny_project.model, classes=tiny_project.classes))
 
 
-def test_the_same_share_of_answers_changes(node, guarded, head, keys, tmp_path):
+def test_the_same_share_of_answers_changes(node, guarded, head, keys):
     python, javascript = Device.open(guarded), node.open(guarded)
     random, refusals = np.random.default_rng(6), 0
     for version, scale in enumerate((0.3, 1.0, 1.5, 2.0, 4.0), 1):
@@ -50,7 +56,9 @@ def test_the_same_share_of_answers_changes(node, guarded, head, keys, tmp_path):
             with pytest.raises(JavaScriptError) as caught:
                 javascript.apply(data)
             assert caught.value.name == "GuardError"
-            assert str(caught.value).partition(". They")[0] == said.partition(". They")[0]
+            assert (
+                str(caught.value).partition(" (")[0] == said.partition(" (")[0]
+            )  # halves are rounded otherwise
             python.apply(data, allow_changed_answers=True)
             applied = javascript.apply(data, allowChangedAnswers=True)
             assert applied["entry"]["allowed_past_guard"]
