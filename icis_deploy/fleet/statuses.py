@@ -81,7 +81,7 @@ def status_files(paths: Iterable[Path]) -> list[Path]:
             f"There are {len(found)} statuses; expected 1 to {MAX_STATUSES}.",
             found=len(found),
             expected=f"1 to {MAX_STATUSES}",
-            hint="Give files that `status` printed as JSON, or folders with such .json files.",
+            hint="Give files that `status()` printed as JSON, or folders with such .json files.",
         )
     return list(found)
 

@@ -104,7 +104,8 @@ def main() -> int:
         print(f"{name:10} {sum(map(len, rounds)):7,} requests, median {p50:7.2f} ms, p99 {p99:7.2f} ms")
     for one, other in (("served", "bare"), ("changing", "bare"), ("changing", "served")):
         ratio = percentile_ratio(getattr(load, one), getattr(load, other), 99.0)
-        print(f"p99 of {one} over {other}: {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})")
+        said = "too few requests" if ratio is None else f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+        print(f"p99 of {one} over {other}: {said}")
     print(
         f"{load.num_updates} updates, one takes {np.median(load.apply_ms):.1f} ms; {len(load.answers):,} answers of "
         f"{load.num_versions} versions: {load.num_torn} torn, {load.num_wrong_labels} wrong labels, "

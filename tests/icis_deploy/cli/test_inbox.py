@@ -271,3 +271,16 @@ def test_a_file_that_was_taken_before_a_crash_is_there_already(inbox, bundle, go
     code, result, _ = run(inbox, bundle)
 
     assert (code, result["files"][0]["state"]) == (0, "there already")
+
+
+def test_a_key_that_is_damaged_behind_a_link_is_the_devices_fault_and_no_files(inbox, bundle, good, tmp_path):
+    link = tmp_path / "current"
+    link.symlink_to(bundle)
+    put(inbox / "1.icis", good)
+    next((bundle / "trust").iterdir()).write_bytes(b"no key")
+
+    report = process_inbox(inbox, link)
+
+    assert report.fault is not None
+    assert (report.files, report.num_left) == ((), 1)
+    assert (inbox / "1.icis").exists()
