@@ -94,8 +94,8 @@ def init(
 ) -> None:
     """Write a project file for MODEL, with what `icis-deploy inspect` finds in it; `icis-deploy run` takes it."""
     from icis_deploy.api.models import inspect
-    from icis_deploy.common.files import check_free, write_file
     from icis_deploy.cli.project_text import project_text
+    from icis_deploy.common.files import check_free, write_file
 
     check_free(out, overwrite=overwrite)
     source = model_source(model, weights, input_shape, head_node)
