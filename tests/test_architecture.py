@@ -115,7 +115,8 @@ ROOMS = {
         "icis_deploy.{api,common,runtime.sessions}",
         "click",
         later=(
-            "icis_deploy.{bundle,demo,descriptors,doctor,fleet,head,images,injection,metrics,project,runtime,serving,updates} "
+            "icis_deploy.{bundle,demo,descriptors,doctor,fleet,head,images,injection,metrics,project,runtime} "
+            "icis_deploy.{serving,updates} "
             "exporters.{generator,loading,stated,targets} "
             "benchmarks.{bench,peers,results,updates,zero_shot}"
         ),

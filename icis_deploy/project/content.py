@@ -14,7 +14,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from icis_deploy.bundle.external_weights import external_locations
+from icis_deploy.bundle.opened_files import external_locations
 from icis_deploy.common.files import read_capped, sha256_of_file
 from icis_deploy.errors import LoadError
 from icis_deploy.images.loading import ListedImages, open_inputs

@@ -15,12 +15,13 @@ from pathlib import Path
 from numpy.typing import ArrayLike
 
 from icis_deploy.bundle.manifest import Bundle, load_bundle, load_manifest, target_digest
+from icis_deploy.bundle.slot_files import exported_slots
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.changes.updater import switch_class
 from icis_deploy.runtime.device import AppliedUpdate, Device
 from icis_deploy.runtime.state.journal import HistoryEntry, Journal
 from icis_deploy.runtime.state.origins import Origin, signer_by_column
-from icis_deploy.runtime.state.store import Store, exported_slots
+from icis_deploy.runtime.state.store import Store
 
 ORIGINS = ("exported", "signed", "unsigned", "taught", "unknown")
 
