@@ -56,9 +56,7 @@ def test_the_same_share_of_answers_changes(node, guarded, head, keys):
             with pytest.raises(JavaScriptError) as caught:
                 javascript.apply(data)
             assert caught.value.name == "GuardError"
-            assert (
-                str(caught.value).partition(" (")[0] == said.partition(" (")[0]
-            )  # halves are rounded otherwise
+            assert str(caught.value).partition(" (")[0] == said.partition(" (")[0]  # halves are rounded otherwise
             python.apply(data, allow_changed_answers=True)
             applied = javascript.apply(data, allowChangedAnswers=True)
             assert applied["entry"]["allowed_past_guard"]
