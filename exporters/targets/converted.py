@@ -38,8 +38,8 @@ def graph_for_conversion(folder: Path, bundle: Bundle) -> ir.Model:
     """Return the graph of a bundle's model that converters are given.
 
     Slots are inputs without defaults. The batch is 1, where the model does not fix another: converters lose an open one
-    at operators of their own choice (MNN 3.6.1 at the statistics of an arbiter). Outputs are the scores and what a device asks for: labels, which are text, and
-    others of the original would take operators that few runtimes have.
+    at operators of their own choice (MNN 3.6.1 at the statistics of an arbiter). Outputs are the scores and what a
+    device asks for: labels, which are text, and others of the original would take operators that few runtimes have.
 
     Args:
         folder: The bundle's files.

@@ -136,8 +136,8 @@ def open_session(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
 def import_library(runtime: Runtime) -> None:
     """Import a runtime's library early, so that something else can be done meanwhile.
 
-    That it is missing is for `open_session` to say; an engine's is left to it, as other things are checked before, and so is
-    one that prints when it is imported.
+    That it is missing is for `open_session` to say; an engine's is left to it, as other things are checked before, and
+    so is one that prints when it is imported.
     """
     if _OPENERS[runtime.name] is not _open_engine and runtime.name not in CONVERTED_RUNTIMES:
         with suppress(ImportError):

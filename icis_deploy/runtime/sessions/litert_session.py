@@ -1,7 +1,7 @@
 """A session in LiteRT (TensorFlow Lite), on the CPU.
 
-LiteRT never reuses the memory of inputs for anything else (`arena_planner.cc`), so slots stay in an interpreter from one
-run to the next. Tensors of a converted model have names of their own, which the sidecar maps.
+LiteRT never reuses the memory of inputs for anything else (`arena_planner.cc`), so slots stay in an interpreter from
+one run to the next. Tensors of a converted model have names of their own, which the sidecar maps.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Models converted for other runtimes: exported through the gate in the runtime itself, and what a conversion refuses."""
+"""Models converted for other runtimes: exported through the gate in the runtime itself, and what is refused."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from exporters.onnx_io.files import load_onnx_file
 from exporters.targets import litert_target
 from exporters.targets.converted import graph_for_conversion, run_converter, unsupported_operators
 from exporters.targets.litert_target import litert_obstacle
+from exporters.targets.mnn_target import write_mnn
 from exporters.targets.registry import TARGETS, BuiltTarget, plan_targets
 from icis_deploy.api.models import inspect
 from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES, converted_sidecar_name
@@ -66,7 +68,7 @@ def test_the_graph_that_converters_get_has_slots_without_defaults_and_a_batch_of
     assert [value.name for value in graph.inputs] == ["image", "slot_weight", "slot_bias", "slot_arbiter"]
     assert not {"slot_weight", "slot_bias", "slot_arbiter"} & graph.initializers.keys()
     assert list(graph.inputs[0].shape) == [1, 6]
-    assert [list(value.shape)[0] for value in graph.outputs] == [1, 1]
+    assert [value.shape[0] for value in graph.outputs] == [1, 1]
 
 
 def test_outputs_that_no_session_asks_for_are_left_out_with_what_computes_them(tmp_path):
@@ -87,8 +89,6 @@ def manifest_like_it(tmp_path: Path):
 
 
 def test_a_model_in_another_precision_is_refused(tmp_path):
-    from dataclasses import replace
-
     folder = write_bundle(tmp_path / "bundle")
     bundle = replace(load_bundle(folder), precision="int8")
     with pytest.raises(IncompatibleError, match=r"^The model computes in int8; it is converted .* in fp32 alone\."):
@@ -113,8 +113,6 @@ def test_an_operator_that_a_runtime_lacks_is_named_with_its_node(tmp_path):
     node.op_type, node.name = "Mish", "odd one"
     onnx.save(model, folder / "model.onnx")
     bundle = manifest_like_it(tmp_path)
-
-    from exporters.targets.mnn_target import write_mnn
 
     with pytest.raises(
         ExportError, match=r"^MNN does not know the operator Mish \(node 'odd one'\)\. Leave this target"
