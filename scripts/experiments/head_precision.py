@@ -66,9 +66,7 @@ def export_all(source: Path, work: Path) -> dict[tuple[str, str], Path]:
             head_precision=head_precision,
             calibration_images=calibration if precision == "int8" else None,
         )
-        options = icis_deploy.ExportOptions(
-            preprocess=source / "preprocess.json", form=form
-        )
+        options = icis_deploy.ExportOptions(preprocess=source / "preprocess.json", form=form)
         folder = work / f"{precision}-{head_precision}"
         icis_deploy.export(model, classes=classes, updates=[work / "update.icis"], options=options, out=folder)
         folders[precision, head_precision] = folder

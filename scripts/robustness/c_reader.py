@@ -5,8 +5,8 @@
 `exporters/c/icis_update.c` was written from the formats and the rules, without a line of the Python reader. Half of the
 files are damaged after they were signed, half before, as in `two_readers.py`. Both readers apply each file to the same
 slots, and must take the same ones and write the same rows. The exit code is 1 if the reader in C takes a file that the
-device refuses, or writes something else. It may be stricter: what it alone refuses is counted. A C compiler and libcrypto
-are needed.
+device refuses, or writes something else. It may be stricter: what it alone refuses is counted. A C compiler and
+libcrypto are needed.
 """
 
 from __future__ import annotations
@@ -111,10 +111,8 @@ def missing_tools() -> str | None:
     """Return what is missing to compile the reader here; `None` where nothing is."""
     if shutil.which("cc") is None:
         return "there is no C compiler (cc)"
-    if (
-        shutil.which("pkg-config") is None
-        or subprocess.run(["pkg-config", "--exists", "libcrypto"], check=False).returncode
-    ):
+    pkg_config = shutil.which("pkg-config")
+    if pkg_config is None or subprocess.run([pkg_config, "--exists", "libcrypto"], check=False).returncode:
         return "there is no libcrypto with headers (pkg-config --exists libcrypto)"
     return None
 
@@ -122,7 +120,7 @@ def missing_tools() -> str | None:
 def libcrypto_flags() -> list[str]:
     """Return what a compiler needs to find libcrypto."""
     found = subprocess.run(
-        ["pkg-config", "--cflags", "--libs", "libcrypto"], check=True, capture_output=True, text=True
+        [str(shutil.which("pkg-config")), "--cflags", "--libs", "libcrypto"], check=True, capture_output=True, text=True
     )
     return shlex.split(found.stdout)
 
