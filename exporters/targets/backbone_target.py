@@ -102,7 +102,7 @@ def with_batch(model: ir.Model, batch: int) -> ir.Model:
             found=own,
             expected=batch,
             where=str(images.name),
-            hint=f"Give `backbone.batch={own}`, or export the model with a dynamic batch.",
+            hint=f"Ask for batches of {own}, or export the model with a dynamic batch.",
         )
     assert images.shape is not None, "a model that was exported states its input's shape"
     images.shape = ir.Shape([batch, *list(images.shape)[1:]])
@@ -139,6 +139,6 @@ def in_opset(model: ir.Model, opset: int) -> ir.Model:
             f"The backbone cannot be brought from opset {opset_of(model.graph)} to {opset}: {first_line(error)}.",
             found=opset_of(model.graph),
             expected=opset,
-            hint="Choose another `backbone.opset`, or leave it out.",
+            hint="Choose another opset, or leave it out.",
         ) from error
     return result

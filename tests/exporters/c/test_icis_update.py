@@ -1,4 +1,4 @@
-"""The reader of class updates in C: the same verdicts and slots as a device in Python, on good files and malformed ones."""
+"""The reader of class updates in C: the verdicts and slots of a device in Python, on good and malformed files."""
 
 from __future__ import annotations
 
