@@ -99,7 +99,7 @@ ROOMS = {
             "benchmarks.{bench,machine,report,results}"
         ),
     ),
-    "icis_deploy.carriers": Room("icis_deploy.{bundle,common}", later="tuf"),
+    "icis_deploy.carriers": Room("icis_deploy.{bundle,common}"),
     "icis_deploy.demo": Room(
         "icis_deploy.{api,common,descriptors,head,images,injection,metrics,runtime,updates}", "PIL torch"
     ),

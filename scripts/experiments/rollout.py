@@ -3,9 +3,9 @@
     python -m scripts.experiments.rollout [--devices 10000] [--seeds 5] [--scenario NAME] [--out FILE]
 
 Each device verifies, orders, refuses, expires and rolls back by `icis_deploy/runtime/changes/rules.py`, on signed
-bytes; what is simulated is the world around it: when it is on, what gets lost, doubled and overtaken on the way, and what the
-guard and the health check say of an update. A server releases six class updates and two sets of keys in waves, sees
-reports alone, and stops an update of which too many report a failure. Nothing runs a model.
+bytes; what is simulated is the world around it: when it is on, what gets lost, doubled and overtaken on the way, and
+what the guard and the health check say of an update. A server releases six class updates and two sets of keys in waves,
+sees reports alone, and stops an update of which too many report a failure. Nothing runs a model.
 
 Printed are, over the seeds, the median and the range of: hours until 99 % of the devices have the first and the last
 update, devices that ever answered with the bad one, hours until none did any more, devices that never arrived.

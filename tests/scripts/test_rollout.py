@@ -138,7 +138,9 @@ def test_the_guard_keeps_devices_from_ever_serving_a_bad_update():
 
 def test_a_recall_that_only_follows_the_bad_update_strands_devices_and_the_figures_say_so():
     """So that the count of stuck devices is known to count."""
-    figures = simulate(replace(HARD, complete_recall=False), num_devices=40, seed=0, limit_hours=24.0 * 20)
+    figures = simulate(
+        replace(SCENARIOS[0], waves=(1.0,), complete_recall=False), num_devices=40, seed=0, limit_hours=24.0 * 25
+    )
 
     assert figures.was_stopped
     assert figures.stuck > 0
