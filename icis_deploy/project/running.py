@@ -10,6 +10,7 @@ with the step that it was in, as each step writes its outputs whole and its reco
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -221,6 +222,9 @@ def _folder_for(project: ProjectFile) -> Iterator[None]:
             ) from error
         except OSError as error:
             raise write_failure(folder, error) from error
+        # What a run that was killed was writing: nobody else writes here while the lock is held.
+        for left in project.out.glob(f".{bundle_of(project).name}.*.building"):
+            shutil.rmtree(left, ignore_errors=True)
         yield
 
 

@@ -206,12 +206,14 @@ def test_a_run_that_was_killed_goes_on_where_it_was(folder: Path, capsys: pytest
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     left = (folder / "build" / "new.icis").read_bytes()
+    (folder / "build" / ".bundle.0123.building").mkdir()  # as export leaves it where it is killed later
     code, result = run_json(folder, capsys)
 
     assert code == 0
     assert states(result, "unchanged") == ["inject"]
     assert states(result, "done") == ["export", "verify", "evaluate"]
     assert (folder / "build" / "new.icis").read_bytes() == left
+    assert not list((folder / "build").glob(".bundle*"))
 
 
 def test_a_step_that_fails_is_named_and_those_before_it_stay_done(
