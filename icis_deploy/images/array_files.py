@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -95,26 +95,53 @@ def map_array(path: Path) -> NDArray[Any]:
     """
     try:
         with open_plain(path) as raw, BufferedReader(raw) as file:
-            shape, is_fortran, dtype = _npy_header(cast(BinaryIO, file))
-            left, needed = os.fstat(raw.fileno()).st_size - file.tell(), dtype.itemsize * math.prod(shape)
-            if dtype.hasobject or dtype.itemsize == 0:
-                raise ValueError(f"its type is {shown(str(dtype))}; expected numbers")
-            if needed != left:
-                raise ValueError(
-                    f"it has {left} bytes; its shape {shown(shape)} and type {shown(str(dtype))} need {needed}"
-                )
-            if not needed:
+            shape, is_fortran, dtype = _checked_header(cast(BinaryIO, file), os.fstat(raw.fileno()).st_size)
+            if not dtype.itemsize * math.prod(shape):
                 return np.empty(shape, dtype)
             return np.memmap(
                 file, dtype=dtype, mode="r", offset=file.tell(), shape=shape, order="F" if is_fortran else "C"
             )
     except (OSError, ValueError, SyntaxError, TypeError, OverflowError) as error:  # of numpy's parser of headers
-        raise ImageError(
-            f"Cannot read the array {path}: {reason_of(error)}.",
-            found=reason_of(error),
-            expected="an .npy file of numbers",
-            where=path,
-        ) from error
+        raise _no_array(path, error) from error
+
+
+def array_of_bytes(data: bytes, *, where: str) -> NDArray[Any]:
+    """Return the array of an `.npy` file that is in memory, read-only and without a copy.
+
+    Args:
+        data: All of the file.
+        where: What it is called, for messages.
+
+    Raises:
+        ImageError: As `map_array`.
+    """
+    try:
+        file = BytesIO(data)
+        shape, is_fortran, dtype = _checked_header(file, len(data))
+        flat = np.frombuffer(data, dtype=dtype, offset=file.tell())
+        return flat.reshape(shape, order="F" if is_fortran else "C")
+    except (ValueError, SyntaxError, TypeError, OverflowError) as error:
+        raise _no_array(where, error) from error
+
+
+def _no_array(where: Path | str, error: Exception) -> ImageError:
+    return ImageError(
+        f"Cannot read the array {where}: {reason_of(error)}.",
+        found=reason_of(error),
+        expected="an .npy file of numbers",
+        where=where,
+    )
+
+
+def _checked_header(file: BinaryIO, size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, order and type of an `.npy` file of some bytes, which must be as many as these need."""
+    shape, is_fortran, dtype = _npy_header(file)
+    left, needed = size - file.tell(), dtype.itemsize * math.prod(shape)
+    if dtype.hasobject or dtype.itemsize == 0:
+        raise ValueError(f"its type is {shown(str(dtype))}; expected numbers")
+    if needed != left:
+        raise ValueError(f"it has {left} bytes; its shape {shown(shape)} and type {shown(str(dtype))} need {needed}")
+    return shape, is_fortran, dtype
 
 
 def holds_features_alone(path: Path) -> bool:

@@ -35,8 +35,10 @@ from icis_deploy.common.files import open_plain, read_capped
 from icis_deploy.common.terminal_text import MAX_SHOWN, printable, reason_of, shown
 from icis_deploy.errors import ImageError
 from icis_deploy.images.array_files import is_array_file, load_array_file
+from icis_deploy.images.input_files import InputFile, input_file
 from icis_deploy.images.preprocessing import Preprocessing
-from icis_deploy.images.sources import InputItem, InputSource
+from icis_deploy.images.shards import shards_of
+from icis_deploy.images.sources import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, InputItem, InputSource, join
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,13 +46,6 @@ if TYPE_CHECKING:
 MAX_LIST_BYTES = 1 << 28
 MAX_LIST_CELLS = 1 << 25
 """Files and classes of 16 million images; ImageNet-21k has 14 million."""
-
-MAX_IMAGE_BYTES = 1 << 29
-"""Of one image file: as many pixels as are taken, not compressed, of four channels and 16 bits. Some of Pillow's
-readers take the whole file into memory."""
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp", ".npy"})
-"""What is an image, or an input as an array, among the files of a folder; a list may name others."""
 
 TO_LABEL = "Move the images of each class into a folder of its name, or give a CSV with the columns file and class."
 """Hint for images without a class."""
@@ -92,14 +87,30 @@ class ListedImages:
         )
 
 
-def open_inputs(path: Path) -> InputSource:
-    """Open inputs of a model: a file of arrays, a list of images, or a folder.
+def open_inputs(given: str | Path) -> InputSource:
+    """Open inputs of a model: a list of images, a folder, a file of arrays, or a data set of one or several files.
+
+    Args:
+        given: A path or a URI of fsspec; several files as `shard-{000..009}.tar`.
 
     Raises:
-        ImageError: As `load_array_file` and `list_images`.
-        MissingDependencyError: If it is a Parquet file and pyarrow is not installed.
+        ImageError: As `load_array_file`, `list_images` and `load_tar`; if a data set lacks a file.
+        MissingDependencyError: If pyarrow or fsspec is needed, and is not installed.
     """
-    return load_array_file(path) if is_array_file(path) else list_images(path)
+    shards = shards_of(given)
+    if shards is not None:
+        return join([_open_file(shard) for shard in shards], where=str(given))
+    return _open_file(input_file(given))
+
+
+def _open_file(file: InputFile) -> InputSource:
+    if file.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")) and not (
+        isinstance(file, Path) and file.is_dir()
+    ):
+        from icis_deploy.images.tar_files import load_tar
+
+        return load_tar(file)
+    return load_array_file(file) if is_array_file(file) else list_images(file)
 
 
 def load_image_list(path: Path) -> ListedImages:
