@@ -27,6 +27,7 @@ from icis_deploy.common.json_fields import load_strict
 from icis_deploy.common.tensor_files import MAX_HEADER_BYTES, load_tensors, read_header
 from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import ImageError
+from icis_deploy.images.input_files import InputFile
 from icis_deploy.images.sources import InputSource, ListedValues, checked_labels
 
 MAX_ARRAY_BYTES = 1 << 34
@@ -38,12 +39,12 @@ _INPUT_NAMES = ("inputs", "images")
 _OTHER_NAMES = frozenset({"labels", "features"})
 
 
-def is_array_file(path: Path) -> bool:
+def is_array_file(path: InputFile) -> bool:
     """Say whether a file is one of arrays, by its ending."""
-    return path.suffix.lower() in ARRAY_SUFFIXES and not path.is_dir()
+    return path.suffix.lower() in ARRAY_SUFFIXES and not (isinstance(path, Path) and path.is_dir())
 
 
-def load_array_file(path: Path) -> InputSource:
+def load_array_file(path: InputFile) -> InputSource:
     """Open a file of inputs, whose ending gives its format; one of features alone is none.
 
     Raises:
@@ -55,6 +56,14 @@ def load_array_file(path: Path) -> InputSource:
         from icis_deploy.images.parquet_files import load_parquet
 
         return load_parquet(path)
+    if not isinstance(path, Path):
+        raise ImageError(
+            f"{path} cannot be read where it is: only lists, .parquet and .tar files are read from a URI.",
+            found=suffix,
+            expected=(".csv", ".parquet", ".tar"),
+            where=str(path),
+            hint="Copy it to this machine first.",
+        )
     labels: object = None
     if suffix == ".npy":
         array = map_array(path)

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ImageError, UsageError
 from icis_deploy.images.array_files import array_source, is_array_file, load_array_file, map_array
+from icis_deploy.images.input_files import InputFile, input_file
 from icis_deploy.images.inputs import InputForm, as_array, is_picture
 from icis_deploy.images.loading import open_inputs
+from icis_deploy.images.shards import SHARD_SUFFIXES
 from icis_deploy.images.sources import InputSource, InputValue, ListedValues, checked_labels
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def single_values(given: PythonInputs, form: InputForm) -> Iterator[tuple[str, I
         ImageError: If a file of arrays cannot be read.
     """
     if isinstance(given, str | os.PathLike):
-        yield from _of_path(Path(given), form)
+        yield from _of_path(input_file(given), form)
         return
     value = as_array(given, form)
     if _is_table(value):
@@ -64,13 +66,15 @@ def single_values(given: PythonInputs, form: InputForm) -> Iterator[tuple[str, I
         raise _no_input(value, "the inputs")
 
 
-def _of_path(path: Path, form: InputForm) -> Iterator[tuple[str, InputValue]]:
+def _of_path(path: InputFile, form: InputForm) -> Iterator[tuple[str, InputValue]]:
     """Yield what a file holds: one image, or the inputs of a file of arrays."""
-    if path.suffix.lower() == ".npy":
+    if isinstance(path, Path) and path.suffix.lower() == ".npy":
         array = map_array(path)
         values = [array] if form.fits(array.shape) else array_source(array, None, where=str(path)).values
         yield from ((str(path) if len(values) == 1 else f"{path}[{i}]", one) for i, one in enumerate(values))
-    elif is_array_file(path):
+    elif path.suffix.lower() in SHARD_SUFFIXES:
+        yield from ((item.key, item.value) for item in open_inputs(str(path)))
+    elif isinstance(path, Path) and is_array_file(path):
         yield from ((item.key, item.value) for item in load_array_file(path))
     else:
         yield str(path), path
@@ -78,7 +82,7 @@ def _of_path(path: Path, form: InputForm) -> Iterator[tuple[str, InputValue]]:
 
 def _item(one: object, index: int, form: InputForm) -> Iterator[tuple[str, InputValue]]:
     if isinstance(one, str | os.PathLike):
-        yield from _of_path(Path(one), form)
+        yield from _of_path(input_file(one), form)
         return
     value, key = as_array(one, form), f"input {index}"
     if isinstance(value, list | tuple | np.ndarray):
@@ -154,7 +158,7 @@ def source_from(given: PythonInputs, *, where: str = "the inputs") -> InputSourc
         MissingDependencyError: As `open_inputs`.
     """
     if isinstance(given, str | os.PathLike):
-        return open_inputs(Path(given))
+        return open_inputs(given if isinstance(given, str) else Path(given))
     if _is_source(given):
         source: InputSource = given
         return source
@@ -193,7 +197,7 @@ def _values_of(given: PythonInputs, where: str) -> Sequence[InputValue] | NDArra
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return value
     if isinstance(value, str | os.PathLike):
-        return [Path(value)]
+        return [input_file(value)]
     if _is_single(value):
         return [value]
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
@@ -202,7 +206,7 @@ def _values_of(given: PythonInputs, where: str) -> Sequence[InputValue] | NDArra
     for index, one in enumerate(value):
         each = as_array(one)
         if isinstance(each, str | os.PathLike):
-            found.append(Path(each))
+            found.append(input_file(each))
         elif isinstance(each, list | tuple | np.ndarray):
             found.append(_number_array(each, f"input {index}"))
         elif _is_single(each):
@@ -225,5 +229,5 @@ def _source_of_table(table: Any, where: str) -> ListedValues:
     labels = list(table["class"]) if "class" in table.columns else None
     rest = [name for name in table.columns if name != "class"]
     if "file" in rest:
-        return _source([Path(file) for file in table["file"]], labels, where)
+        return _source([input_file(file) for file in table["file"]], labels, where)
     return _source(_numbers_of(table[rest]), labels, where)

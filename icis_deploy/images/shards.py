@@ -13,6 +13,9 @@ from icis_deploy.images.input_files import InputFile, input_file
 MAX_SHARDS = 1 << 20
 SHARD_SUFFIXES = (".parquet", ".tar")
 
+SAVED_NAMES = ("state.json", "dataset_dict.json")
+"""What `save_to_disk` of Hugging Face's `datasets` writes: for one split, and for several in folders of their own."""
+
 _PATTERN = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _NUMBERED = re.compile(r"(.*)-(\d+)-of-(\d+)\.\w+")
 """As Hugging Face and TensorFlow name the files of one split: `train-00000-of-00004.parquet`."""
@@ -38,6 +41,12 @@ def shards_of(given: str | Path) -> tuple[InputFile, ...] | None:
         return None
     _check_one_set(folder, files)
     return tuple(files)
+
+
+def is_saved_dataset(given: str | Path) -> bool:
+    """Say whether a path is a folder that `datasets` of Hugging Face saved."""
+    folder = input_file(given)
+    return isinstance(folder, Path) and any((folder / name).is_file() for name in SAVED_NAMES)
 
 
 def _expanded(text: str, pattern: re.Match[str]) -> list[str]:

@@ -212,9 +212,9 @@ def _members(archive: BinaryIO) -> Iterator[_Member]:
     end = archive.seek(0, os.SEEK_END)
     archive.seek(0)
     try:
-        headers = tarfile.TarFile(fileobj=_ShortReads(archive))  # type: ignore[arg-type]
+        headers = tarfile.TarFile(fileobj=_ShortReads(archive))
         while (header := headers.next()) is not None:
-            headers.members.clear()  # or all of them would be kept
+            headers.members.clear()  # type: ignore[attr-defined]  # or all of them would be kept
             if header.isdir():
                 continue
             if not header.isreg() or header.issparse():
