@@ -33,7 +33,7 @@ NUM_NAMED = 5
     "--images",
     type=INPUTS,
     required=True,
-    help="Labelled inputs: file,class CSV, folder of class folders, .tar, .parquet or arrays with classes; path or URI.",
+    help="Labelled inputs: file,class CSV, folder of class folders, .tar, .parquet, arrays with classes; path or URI.",
 )
 @click.option(
     "--unseen", type=EXISTING_FILE, help="Classes that count as unseen, one a line. Default: those that were injected."

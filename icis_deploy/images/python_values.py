@@ -23,7 +23,7 @@ from icis_deploy.images.input_files import InputFile, input_file
 from icis_deploy.images.inputs import InputForm, as_array, is_picture
 from icis_deploy.images.loading import open_inputs
 from icis_deploy.images.shards import SHARD_SUFFIXES
-from icis_deploy.images.sources import InputSource, InputValue, ListedValues, checked_labels
+from icis_deploy.images.sources import InputItem, InputSource, InputValue, ListedValues, checked_labels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -202,18 +202,69 @@ def _values_of(given: PythonInputs, where: str) -> Sequence[InputValue] | NDArra
         return [value]
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         raise _no_input(value, where)
-    found: list[InputValue] = []
-    for index, one in enumerate(value):
-        each = as_array(one)
-        if isinstance(each, str | os.PathLike):
-            found.append(input_file(each))
-        elif isinstance(each, list | tuple | np.ndarray):
-            found.append(_number_array(each, f"input {index}"))
-        elif _is_single(each):
-            found.append(each)
-        else:
-            raise _no_input(each, f"input {index}")
-    return found
+    return [_value_of(one, f"input {index}") for index, one in enumerate(value)]
+
+
+def _value_of(one: object, key: str) -> InputValue:
+    value = as_array(one)
+    if isinstance(value, str | os.PathLike):
+        return input_file(value)
+    if isinstance(value, list | tuple | np.ndarray):
+        return _number_array(value, key)
+    if _is_single(value):
+        return value
+    raise _no_input(value, key)
+
+
+class LabelledStream:
+    """Labelled inputs that an iterator yields, each of which is taken once and not kept."""
+
+    def __init__(self, given: Iterator[object], *, where: str) -> None:
+        """Take the first one, which says what all are.
+
+        Args:
+            given: Yields `(key, label, value)`: what tells an input from all others, the name of the class that it
+                shows, and the input as anywhere in Python.
+            where: What they are called in messages.
+
+        Raises:
+            ImageError: If it yields nothing.
+            UsageError: If what it yields is something else.
+        """
+        self.where = where
+        self.labels: set[str] = set()
+        """Classes that the inputs show which were taken so far."""
+        self.num_taken = 0
+        self._given = given
+        try:
+            self.first = self._item(next(given))
+        except StopIteration:
+            raise ImageError(
+                f"There is nothing in {where}.", found=0, expected="at least 1 input", where=where
+            ) from None
+
+    def __iter__(self) -> Iterator[InputItem]:
+        if self.num_taken == 1:
+            yield self.first
+        for each in self._given:
+            yield self._item(each)
+
+    def _item(self, each: object) -> InputItem:
+        number = self.num_taken
+        is_triple = isinstance(each, tuple) and len(each) == 3
+        if not is_triple or not all(isinstance(part, str) and part for part in each[:2]):  # type: ignore[index]
+            found = [type(part).__name__ for part in each] if isinstance(each, tuple) else type(each).__name__
+            raise UsageError(
+                f"{self.where} yields {shown(found)} as number {number}; expected (key, label, value).",
+                found=found,
+                expected="a tuple: what the input is called, the name of its class, and the input",
+                where=self.where,
+                hint="Give texts as key and label. No two inputs have the same key.",
+            )
+        key, label, value = each  # type: ignore[misc]
+        self.num_taken += 1
+        self.labels.add(label)
+        return InputItem(key, label, _value_of(value, key))
 
 
 def _source(values: Sequence[InputValue] | NDArray[Any], labels: Any, where: str) -> ListedValues:

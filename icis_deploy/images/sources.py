@@ -48,6 +48,17 @@ class InputItem(NamedTuple):
     """What is prepared for the model."""
 
 
+class InputStream(Protocol):
+    """Inputs of a model in order, which need not be there more than once."""
+
+    @property
+    def where(self) -> str:
+        """Whence they come, for messages."""
+
+    def __iter__(self) -> Iterator[InputItem]:
+        """Yield them in order."""
+
+
 class InputSource(Protocol):
     """Inputs of a model in order, with or without the classes that they show."""
 

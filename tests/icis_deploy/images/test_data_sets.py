@@ -187,7 +187,9 @@ def test_archives_at_uris_are_the_same(tmp_path, memory):
 
 @pytest.mark.parametrize("name", ["list.csv", "a.parquet", "a.tar", "s-{0..3}.tar"])
 def test_a_bucket_that_is_not_there_is_one_line_with_the_uri(name):
-    with pytest.raises(ImageError, match=r"^Cannot read memory://nowhere/.*: there is no such file\.$"):
+    with pytest.raises(
+        ImageError, match=r"^Cannot read memory://nowhere/.*: there is no such file\. Check the URI[^\n]*$"
+    ):
         open_inputs(f"memory://nowhere/{name}")
 
 
