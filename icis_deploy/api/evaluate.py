@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,9 @@ from icis_deploy.evaluation.measuring import (
 )
 from icis_deploy.evaluation.on_ray import ray_actors
 from icis_deploy.head.class_names import quoted
-from icis_deploy.images.inputs import holds_images
+from icis_deploy.images.inputs import holds_images, needs_preparing
 from icis_deploy.images.loading import ListedImages, check_labelled
-from icis_deploy.images.python_values import PythonInputs, source_from
+from icis_deploy.images.python_values import LabelledStream, PythonInputs, source_from
 from icis_deploy.images.sources import InputSource, labels_of
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_of
 from icis_deploy.metrics.outcomes import OutcomeHead
@@ -105,7 +105,9 @@ def evaluate(
         bundle: The bundle's folder, or an open device.
         images: Labelled inputs, of seen and unseen classes together: a CSV with the columns `file` and `class`, a
             folder with a folder for each class, an `.npz` or `.safetensors` file with `inputs` as the model takes them
-            and `labels`, a `.parquet` file with a column `class`, a pair of inputs and labels, or inputs by class name.
+            and `labels`, a `.parquet` file with a column `class`, a `.tar` of WebDataset, a folder of such files or of
+            a saved data set, a URI of fsspec, a pair of inputs and labels, or inputs by class name. An iterator yields
+            `(key, label, input)`; each is taken once and not kept.
             Inputs in Python are paths, bytes, Pillow images, arrays or tensors.
         unseen: The classes that count as unseen, or a text file of them; by default those that were injected. One that
             the head does not know counts as never recognised: that is the classifier without injection.
@@ -114,7 +116,8 @@ def evaluate(
             points); `None` for any.
         options: How many images are measured at once, what is done with one that cannot be read, and where outcomes
             are kept; by default as `EvaluateOptions()`.
-        progress: Called with the number of images that are done, and with how many there are.
+        progress: Called with the number of images that are done, and with how many there are; of an iterator, with the
+            first twice.
 
     Example:
         report = icis_deploy.evaluate("bundle", images="images.csv")
@@ -129,17 +132,17 @@ def evaluate(
     check_max_seen_loss(max_seen_loss)
     options = EvaluateOptions() if options is None else options
     device = bundle if isinstance(bundle, Device) else _open(bundle, runtime, options)
-    given = source_from(images, where="`images`")
-    if isinstance(given, ListedImages):
-        check_labelled(given)
-    labels, source = labels_of(given), given.where
+    given, num_inputs = _labelled_inputs(images)
+    source = given.where
     where = None if isinstance(bundle, Device) else Path(bundle)
     head = outcome_head(device, class_names_from(unseen))
-    _check_labels(labels, head, source, max_seen_loss, disabled=device.disabled_classes())
+    check_labels = partial(_check_labels, head, source, max_seen_loss, disabled=device.disabled_classes())
+    if not isinstance(given, LabelledStream):
+        check_labels(labels_of(given))
     _check_prepared(device, given)
     checkpoint = None
     if options.checkpoint is not None:
-        settings = {"source": source, "inputs": len(labels), "runtime": runtime_of(device).name}
+        settings = {"source": source, "inputs": num_inputs, "runtime": runtime_of(device).name}
         checkpoint = ParquetCheckpoint(Path(options.checkpoint), head, settings)
     batch_size = options.batch_size or default_batch_size(device)
     if options.engine == "ray":
@@ -151,8 +154,10 @@ def evaluate(
         engine,
         batch_size=batch_size,
         checkpoint=checkpoint,
-        progress=None if progress is None else partial(_tell, progress, len(labels)),
+        progress=None if progress is None else partial(_tell, progress, num_inputs),
     )
+    if isinstance(given, LabelledStream):
+        check_labels(sorted(given.labels))
     report = replace(accuracy_of(outcomes, max_seen_loss=max_seen_loss), skipped=skipped)
     if report.seen_loss is not None and report.seen_loss.failure is not None and max_seen_loss is not None:
         raise SeenLossError(
@@ -166,8 +171,19 @@ def evaluate(
     return report
 
 
-def _tell(progress: Callable[[int, int], None], total: int, num_done: int) -> None:
-    progress(num_done, total)
+def _labelled_inputs(images: PythonInputs) -> tuple[InputSource | LabelledStream, int | None]:
+    """Return labelled inputs, and how many there are; `None` where that shows at the end."""
+    if isinstance(images, Iterator):
+        return LabelledStream(images, where="`images`"), None
+    given = source_from(images, where="`images`")
+    if isinstance(given, ListedImages):
+        check_labelled(given)
+    labels_of(given)
+    return given, len(given)
+
+
+def _tell(progress: Callable[[int, int], None], total: int | None, num_done: int) -> None:
+    progress(num_done, num_done if total is None else total)
 
 
 def _open(bundle: PathLike, runtime: Runtime | str, options: EvaluateOptions) -> Device:
@@ -183,9 +199,9 @@ def _workers(options: EvaluateOptions) -> int:
 
 
 def _check_labels(
-    labels: Sequence[str], head: OutcomeHead, source: str, max_seen_loss: float | None, *, disabled: Collection[str]
+    head: OutcomeHead, source: str, max_seen_loss: float | None, labels: Sequence[str], *, disabled: Collection[str]
 ) -> None:
-    """Refuse labels that no figure could be made of, before anything is run."""
+    """Refuse labels that no figure could be made of; before anything is run, where they are known then."""
     unknown = sorted({label for label in labels if label not in head.columns})
     if switched_off := [name for name in unknown if name in disabled]:
         raise ImageError(
@@ -215,8 +231,10 @@ def _check_labels(
         )
 
 
-def _check_prepared(device: Device, source: InputSource) -> None:
-    if device.bundle.preprocessing is None and holds_images(source):
+def _check_prepared(device: Device, source: InputSource | LabelledStream) -> None:
+    if device.bundle.preprocessing is not None:
+        return
+    if needs_preparing(source.first.value) if isinstance(source, LabelledStream) else holds_images(source):
         raise UsageError(
             f"The bundle does not state how images are prepared, and {source.where} holds images.",
             found="images",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, EXISTING_PATH, NEW_PATH, max_seen_loss_option, runtime_option
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, INPUTS, NEW_PATH, max_seen_loss_option, runtime_option
 from icis_deploy.cli.output import counting_progress, format_option, note, print_result
 from icis_deploy.common.terminal_text import MAX_SHOWN, columns, percent, printable
 from icis_deploy.errors import SeenLossError, UsageError
@@ -31,9 +31,9 @@ NUM_NAMED = 5
 @click.argument("bundle", type=BUNDLE)
 @click.option(
     "--images",
-    type=EXISTING_PATH,
+    type=INPUTS,
     required=True,
-    help="Labelled inputs: file,class CSV, folder of class folders, or a file of arrays with classes.",
+    help="Labelled inputs: file,class CSV, folder of class folders, .tar, .parquet, arrays with classes; path or URI.",
 )
 @click.option(
     "--unseen", type=EXISTING_FILE, help="Classes that count as unseen, one a line. Default: those that were injected."
@@ -65,7 +65,7 @@ NUM_NAMED = 5
 @format_option
 def evaluate(
     bundle: Path,
-    images: Path,
+    images: Path | str,
     unseen: Path | None,
     max_seen_loss: float | None,
     per_class: Path | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 EXISTING_PATH = click.Path(exists=True, path_type=Path)
+
+
+class InputsType(click.Path):
+    """What holds inputs: a path that is there, or a URI or pattern of several files, which is left as it is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a path, or the text of a URI or pattern."""
+        if isinstance(value, str) and ("://" in value or (".." in value and "{" in value)):
+            return value
+        return super().convert(value, param, ctx)
+
+
+INPUTS = InputsType(exists=True, path_type=Path)
 BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
 NEW_PATH = click.Path(path_type=Path)
 THREADS = click.IntRange(min=1, max=1024)  # a runtime starts every thread that it is asked for

@@ -25,7 +25,7 @@ from icis_deploy.errors import ImageError, IncompatibleError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.inputs import InputForm, prepare
-from icis_deploy.images.sources import InputItem, InputSource, InputValue
+from icis_deploy.images.sources import InputItem, InputStream, InputValue
 from icis_deploy.metrics.accuracy import checked_logits
 from icis_deploy.metrics.outcomes import OutcomeHead, Outcomes, Skipped, measure_outcomes, merge
 from icis_deploy.runtime.device import Device, input_form, runtime_of, state_of
@@ -157,7 +157,7 @@ def outcomes_of_prepared(
 
 
 def measure(
-    source: InputSource,
+    source: InputStream,
     engine: Engine,
     *,
     batch_size: int,
@@ -169,7 +169,7 @@ def measure(
     Memory holds a row of 57 bytes for each input, and a few batches; a checkpoint keeps what is done.
 
     Args:
-        source: Labelled inputs.
+        source: Labelled inputs, of which each is taken once, unless one is there twice.
         engine: Measures batches, in any order.
         batch_size: How many inputs are in one.
         checkpoint: Where outcomes are kept.
@@ -234,7 +234,7 @@ class _Memory:
 class _Waiting:
     """The inputs of a source that are to be measured, in batches."""
 
-    def __init__(self, source: InputSource, batch_size: int, checkpoint: Checkpoint | None) -> None:
+    def __init__(self, source: InputStream, batch_size: int, checkpoint: Checkpoint | None) -> None:
         self._source, self._batch_size, self._checkpoint = source, batch_size, checkpoint
         self.num_done_before = 0
         """Inputs that were passed over, as they have outcomes."""

@@ -25,6 +25,7 @@ from icis_deploy import errors
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import ICISDeployError, MissingDependencyError, RuntimeFailureError, UsageError
 from icis_deploy.evaluation.measuring import Done, Engine, OnError, Worker
+from icis_deploy.images.input_files import RemoteFile, input_file
 from icis_deploy.images.sources import InputItem
 from icis_deploy.metrics.outcomes import FIELDS, OUTCOME, OutcomeHead, Skipped, columns_of, outcomes_from_columns
 from icis_deploy.runtime.device import Device
@@ -130,7 +131,7 @@ def _block(items: Sequence[InputItem]) -> Any:
 
 def _row(item: InputItem) -> tuple[str, str, str, bytes, bool]:
     value, label = item.value, item.label or ""
-    if isinstance(value, Path):
+    if isinstance(value, Path | RemoteFile):
         return item.key, label, str(value), b"", False
     if isinstance(value, bytes):
         return item.key, label, "", value, False
@@ -149,7 +150,7 @@ def _row(item: InputItem) -> tuple[str, str, str, bytes, bool]:
 
 def _item(key: str, label: str, path: str, data: bytes, is_array: bool) -> InputItem:
     if path:
-        return InputItem(str(key), str(label) or None, Path(str(path)))
+        return InputItem(str(key), str(label) or None, input_file(str(path)))
     value = np.load(io.BytesIO(data), allow_pickle=False) if is_array else bytes(data)
     return InputItem(str(key), str(label) or None, value)
 

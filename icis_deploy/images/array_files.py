@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -27,6 +27,7 @@ from icis_deploy.common.json_fields import load_strict
 from icis_deploy.common.tensor_files import MAX_HEADER_BYTES, load_tensors, read_header
 from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import ImageError
+from icis_deploy.images.input_files import InputFile
 from icis_deploy.images.sources import InputSource, ListedValues, checked_labels
 
 MAX_ARRAY_BYTES = 1 << 34
@@ -38,12 +39,12 @@ _INPUT_NAMES = ("inputs", "images")
 _OTHER_NAMES = frozenset({"labels", "features"})
 
 
-def is_array_file(path: Path) -> bool:
+def is_array_file(path: InputFile) -> bool:
     """Say whether a file is one of arrays, by its ending."""
-    return path.suffix.lower() in ARRAY_SUFFIXES and not path.is_dir()
+    return path.suffix.lower() in ARRAY_SUFFIXES and not (isinstance(path, Path) and path.is_dir())
 
 
-def load_array_file(path: Path) -> InputSource:
+def load_array_file(path: InputFile) -> InputSource:
     """Open a file of inputs, whose ending gives its format; one of features alone is none.
 
     Raises:
@@ -55,6 +56,14 @@ def load_array_file(path: Path) -> InputSource:
         from icis_deploy.images.parquet_files import load_parquet
 
         return load_parquet(path)
+    if not isinstance(path, Path):
+        raise ImageError(
+            f"{path} cannot be read where it is: only lists, .parquet and .tar files are read from a URI.",
+            found=suffix,
+            expected=(".csv", ".parquet", ".tar"),
+            where=str(path),
+            hint="Copy it to this machine first.",
+        )
     labels: object = None
     if suffix == ".npy":
         array = map_array(path)
@@ -95,26 +104,53 @@ def map_array(path: Path) -> NDArray[Any]:
     """
     try:
         with open_plain(path) as raw, BufferedReader(raw) as file:
-            shape, is_fortran, dtype = _npy_header(cast(BinaryIO, file))
-            left, needed = os.fstat(raw.fileno()).st_size - file.tell(), dtype.itemsize * math.prod(shape)
-            if dtype.hasobject or dtype.itemsize == 0:
-                raise ValueError(f"its type is {shown(str(dtype))}; expected numbers")
-            if needed != left:
-                raise ValueError(
-                    f"it has {left} bytes; its shape {shown(shape)} and type {shown(str(dtype))} need {needed}"
-                )
-            if not needed:
+            shape, is_fortran, dtype = _checked_header(cast(BinaryIO, file), os.fstat(raw.fileno()).st_size)
+            if not dtype.itemsize * math.prod(shape):
                 return np.empty(shape, dtype)
             return np.memmap(
                 file, dtype=dtype, mode="r", offset=file.tell(), shape=shape, order="F" if is_fortran else "C"
             )
     except (OSError, ValueError, SyntaxError, TypeError, OverflowError) as error:  # of numpy's parser of headers
-        raise ImageError(
-            f"Cannot read the array {path}: {reason_of(error)}.",
-            found=reason_of(error),
-            expected="an .npy file of numbers",
-            where=path,
-        ) from error
+        raise _no_array(path, error) from error
+
+
+def array_of_bytes(data: bytes, *, where: str) -> NDArray[Any]:
+    """Return the array of an `.npy` file that is in memory, read-only and without a copy.
+
+    Args:
+        data: All of the file.
+        where: What it is called, for messages.
+
+    Raises:
+        ImageError: As `map_array`.
+    """
+    try:
+        file = BytesIO(data)
+        shape, is_fortran, dtype = _checked_header(file, len(data))
+        flat = np.frombuffer(data, dtype=dtype, offset=file.tell())
+        return flat.reshape(shape, order="F" if is_fortran else "C")
+    except (ValueError, SyntaxError, TypeError, OverflowError) as error:
+        raise _no_array(where, error) from error
+
+
+def _no_array(where: Path | str, error: Exception) -> ImageError:
+    return ImageError(
+        f"Cannot read the array {where}: {reason_of(error)}.",
+        found=reason_of(error),
+        expected="an .npy file of numbers",
+        where=where,
+    )
+
+
+def _checked_header(file: BinaryIO, size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, order and type of an `.npy` file of some bytes, which must be as many as these need."""
+    shape, is_fortran, dtype = _npy_header(file)
+    left, needed = size - file.tell(), dtype.itemsize * math.prod(shape)
+    if dtype.hasobject or dtype.itemsize == 0:
+        raise ValueError(f"its type is {shown(str(dtype))}; expected numbers")
+    if needed != left:
+        raise ValueError(f"it has {left} bytes; its shape {shown(shape)} and type {shown(str(dtype))} need {needed}")
+    return shape, is_fortran, dtype
 
 
 def holds_features_alone(path: Path) -> bool:

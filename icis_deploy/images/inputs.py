@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 from icis_deploy.common.ahead import map_ahead
 from icis_deploy.common.arrays import Images
 from icis_deploy.errors import ImageError, UsageError
-from icis_deploy.images.array_files import map_array
+from icis_deploy.images.array_files import array_of_bytes, map_array
+from icis_deploy.images.input_files import RemoteFile, read_input
 from icis_deploy.images.loading import decode_image, load_images, load_pixels, prepare_picture
 from icis_deploy.images.preprocessing import Preprocessing
-from icis_deploy.images.sources import InputItem, InputSource, InputValue
+from icis_deploy.images.sources import MAX_IMAGE_BYTES, InputItem, InputSource, InputValue
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -152,6 +153,9 @@ def _prepared(value: InputValue, form: InputForm, key: str) -> NDArray[np.generi
         return _from_array(value, form, key)
     if isinstance(value, Path) and value.suffix.lower() == ".npy":
         return _from_array(map_array(value), form, key)
+    if isinstance(value, RemoteFile):
+        data = read_input(value, max_bytes=MAX_IMAGE_BYTES)
+        return _prepared(data if needs_preparing(value) else array_of_bytes(data, where=key), form, key)
     preprocessing = form.preprocessing
     if preprocessing is None:
         raise UsageError(
@@ -247,4 +251,6 @@ def holds_images(source: InputSource) -> bool:
 
 def needs_preparing(value: InputValue) -> bool:
     """Say whether an input is an image, and no array."""
-    return not isinstance(value, np.ndarray) and not (isinstance(value, Path) and value.suffix.lower() == ".npy")
+    return not isinstance(value, np.ndarray) and not (
+        isinstance(value, Path | RemoteFile) and value.suffix.lower() == ".npy"
+    )

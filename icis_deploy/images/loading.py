@@ -35,8 +35,10 @@ from icis_deploy.common.files import open_plain, read_capped
 from icis_deploy.common.terminal_text import MAX_SHOWN, printable, reason_of, shown
 from icis_deploy.errors import ImageError
 from icis_deploy.images.array_files import is_array_file, load_array_file
+from icis_deploy.images.input_files import InputFile, exists, file_beside, input_file, read_input
 from icis_deploy.images.preprocessing import Preprocessing
-from icis_deploy.images.sources import InputItem, InputSource
+from icis_deploy.images.shards import is_saved_dataset, shards_of
+from icis_deploy.images.sources import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, InputItem, InputSource, join
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,13 +46,6 @@ if TYPE_CHECKING:
 MAX_LIST_BYTES = 1 << 28
 MAX_LIST_CELLS = 1 << 25
 """Files and classes of 16 million images; ImageNet-21k has 14 million."""
-
-MAX_IMAGE_BYTES = 1 << 29
-"""Of one image file: as many pixels as are taken, not compressed, of four channels and 16 bits. Some of Pillow's
-readers take the whole file into memory."""
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp", ".npy"})
-"""What is an image, or an input as an array, among the files of a folder; a list may name others."""
 
 TO_LABEL = "Move the images of each class into a folder of its name, or give a CSV with the columns file and class."
 """Hint for images without a class."""
@@ -66,7 +61,7 @@ ARRAY_SUFFIXES = frozenset({".npz", ".npy", ".safetensors"})
 class ListedImages:
     """A list of image files, with or without the classes that they show: an `InputSource`."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[InputFile, ...]
     """`(num_images,)`, files of the images."""
 
     labels: tuple[str, ...] | None
@@ -92,14 +87,35 @@ class ListedImages:
         )
 
 
-def open_inputs(path: Path) -> InputSource:
-    """Open inputs of a model: a file of arrays, a list of images, or a folder.
+def open_inputs(given: str | Path) -> InputSource:
+    """Open inputs of a model: a list of images, a folder, arrays, or a data set of one or several files.
+
+    Args:
+        given: A path or a URI of fsspec; several files as `shard-{000..009}.tar`.
 
     Raises:
-        ImageError: As `load_array_file` and `list_images`.
-        MissingDependencyError: If it is a Parquet file and pyarrow is not installed.
+        ImageError: As `load_array_file`, `list_images`, `load_tar` and `load_saved_dataset`; if a file is
+            missing.
+        MissingDependencyError: If pyarrow or fsspec is needed, and is not installed.
     """
-    return load_array_file(path) if is_array_file(path) else list_images(path)
+    if is_saved_dataset(given):
+        from icis_deploy.images.saved_datasets import load_saved_dataset
+
+        return load_saved_dataset(Path(given))
+    shards = shards_of(given)
+    if shards is not None:
+        return join([_open_file(shard) for shard in shards], where=str(given))
+    return _open_file(input_file(given))
+
+
+def _open_file(file: InputFile) -> InputSource:
+    if file.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")) and not (
+        isinstance(file, Path) and file.is_dir()
+    ):
+        from icis_deploy.images.tar_files import load_tar
+
+        return load_tar(file)
+    return load_array_file(file) if is_array_file(file) else list_images(file)
 
 
 def load_image_list(path: Path) -> ListedImages:
@@ -143,7 +159,7 @@ def check_labelled(listed: ListedImages) -> None:
     )
 
 
-def list_images(path: Path) -> ListedImages:
+def list_images(path: InputFile) -> ListedImages:
     """Read a list of images, with their classes where it says them.
 
     Args:
@@ -154,20 +170,23 @@ def list_images(path: Path) -> ListedImages:
         ImageError: If it cannot be read, lacks a column, is empty, names a file that is not there, or breaks a rule for
             folders.
     """
-    return _list_folder(path) if path.is_dir() else _read_list(path)
+    return _list_folder(path) if isinstance(path, Path) and path.is_dir() else _read_list(path)
 
 
-def _read_list(path: Path) -> ListedImages:
+def _read_list(path: InputFile) -> ListedImages:
     if path.suffix in ARRAY_SUFFIXES:
         raise ImageError(
             f"{path} holds arrays, and no image can be read from it.",
             found=path.suffix,
             expected="a CSV that lists image files, or a folder of them",
-            where=path,
+            where=str(path),
             hint="Give a list or a folder of images. Features can be given in `seen_images`: an .npz of features and "
             "labels.",
         )
-    data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="image list", error_type=ImageError)
+    if isinstance(path, Path):
+        data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="image list", error_type=ImageError)
+    else:
+        data = read_input(path, max_bytes=MAX_LIST_BYTES)
     try:
         rows = csv_rows(data, max_cells=MAX_LIST_CELLS)
         _, header = next(rows, (0, []))
@@ -177,11 +196,11 @@ def _read_list(path: Path) -> ListedImages:
             f"The image list {path} is not a CSV file in UTF-8: {reason_of(error)}.",
             found=reason_of(error),
             expected="a CSV file in UTF-8",
-            where=path,
+            where=str(path),
         ) from error
 
 
-def _listed(path: Path, header: list[str], rows: Iterator[tuple[int, list[str]]]) -> ListedImages:
+def _listed(path: InputFile, header: list[str], rows: Iterator[tuple[int, list[str]]]) -> ListedImages:
     is_labelled, first = "class" in header, next(rows, None)
     if first is None or "file" not in header or not (is_labelled or header == ["file"]):
         columns = printable(", ".join(map(repr, header)), max_length=MAX_SHOWN)
@@ -190,9 +209,9 @@ def _listed(path: Path, header: list[str], rows: Iterator[tuple[int, list[str]]]
             f"The image list {path} has {found}; expected a header `file,class` and a line per image.",
             found=tuple(header),
             expected="a header with the columns file and class, and a line per image",
-            where=path,
+            where=str(path),
         )
-    paths: list[Path] = []
+    paths: list[InputFile] = []
     labels: list[str] = []
     for line, row in chain([first], rows):
         values = dict(zip(header, row, strict=False))  # a row may have fewer cells than the header, or more
@@ -202,8 +221,9 @@ def _listed(path: Path, header: list[str], rows: Iterator[tuple[int, list[str]]]
                 f"The image list {path} lacks a file{' or a class' if is_labelled else ''} in line {line}.",
                 where=f"{path}, line {line}",
             )
-        file = path.parent / name
-        if not os.path.isfile(file):  # noqa: PTH113 - pathlib raises for a name that is too long
+        file = file_beside(path, name)
+        # Whether each is there would be a request for each: those at a URI are found missing when they are read.
+        if isinstance(file, Path) and not exists(file):
             raise ImageError(
                 f"The image list {path} names {shown(name)} in line {line}, which is not at {file}.",
                 found=name,

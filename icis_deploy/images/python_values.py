@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ImageError, UsageError
 from icis_deploy.images.array_files import array_source, is_array_file, load_array_file, map_array
+from icis_deploy.images.input_files import InputFile, input_file
 from icis_deploy.images.inputs import InputForm, as_array, is_picture
 from icis_deploy.images.loading import open_inputs
-from icis_deploy.images.sources import InputSource, InputValue, ListedValues, checked_labels
+from icis_deploy.images.shards import SHARD_SUFFIXES
+from icis_deploy.images.sources import InputItem, InputSource, InputValue, ListedValues, checked_labels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,7 +46,7 @@ def single_values(given: PythonInputs, form: InputForm) -> Iterator[tuple[str, I
         ImageError: If a file of arrays cannot be read.
     """
     if isinstance(given, str | os.PathLike):
-        yield from _of_path(Path(given), form)
+        yield from _of_path(input_file(given), form)
         return
     value = as_array(given, form)
     if _is_table(value):
@@ -64,13 +66,15 @@ def single_values(given: PythonInputs, form: InputForm) -> Iterator[tuple[str, I
         raise _no_input(value, "the inputs")
 
 
-def _of_path(path: Path, form: InputForm) -> Iterator[tuple[str, InputValue]]:
+def _of_path(path: InputFile, form: InputForm) -> Iterator[tuple[str, InputValue]]:
     """Yield what a file holds: one image, or the inputs of a file of arrays."""
-    if path.suffix.lower() == ".npy":
+    if isinstance(path, Path) and path.suffix.lower() == ".npy":
         array = map_array(path)
         values = [array] if form.fits(array.shape) else array_source(array, None, where=str(path)).values
         yield from ((str(path) if len(values) == 1 else f"{path}[{i}]", one) for i, one in enumerate(values))
-    elif is_array_file(path):
+    elif path.suffix.lower() in SHARD_SUFFIXES:
+        yield from ((item.key, item.value) for item in open_inputs(str(path)))
+    elif isinstance(path, Path) and is_array_file(path):
         yield from ((item.key, item.value) for item in load_array_file(path))
     else:
         yield str(path), path
@@ -78,7 +82,7 @@ def _of_path(path: Path, form: InputForm) -> Iterator[tuple[str, InputValue]]:
 
 def _item(one: object, index: int, form: InputForm) -> Iterator[tuple[str, InputValue]]:
     if isinstance(one, str | os.PathLike):
-        yield from _of_path(Path(one), form)
+        yield from _of_path(input_file(one), form)
         return
     value, key = as_array(one, form), f"input {index}"
     if isinstance(value, list | tuple | np.ndarray):
@@ -154,7 +158,7 @@ def source_from(given: PythonInputs, *, where: str = "the inputs") -> InputSourc
         MissingDependencyError: As `open_inputs`.
     """
     if isinstance(given, str | os.PathLike):
-        return open_inputs(Path(given))
+        return open_inputs(given if isinstance(given, str) else Path(given))
     if _is_source(given):
         source: InputSource = given
         return source
@@ -193,23 +197,74 @@ def _values_of(given: PythonInputs, where: str) -> Sequence[InputValue] | NDArra
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return value
     if isinstance(value, str | os.PathLike):
-        return [Path(value)]
+        return [input_file(value)]
     if _is_single(value):
         return [value]
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         raise _no_input(value, where)
-    found: list[InputValue] = []
-    for index, one in enumerate(value):
-        each = as_array(one)
-        if isinstance(each, str | os.PathLike):
-            found.append(Path(each))
-        elif isinstance(each, list | tuple | np.ndarray):
-            found.append(_number_array(each, f"input {index}"))
-        elif _is_single(each):
-            found.append(each)
-        else:
-            raise _no_input(each, f"input {index}")
-    return found
+    return [_value_of(one, f"input {index}") for index, one in enumerate(value)]
+
+
+def _value_of(one: object, key: str) -> InputValue:
+    value = as_array(one)
+    if isinstance(value, str | os.PathLike):
+        return input_file(value)
+    if isinstance(value, list | tuple | np.ndarray):
+        return _number_array(value, key)
+    if _is_single(value):
+        return value
+    raise _no_input(value, key)
+
+
+class LabelledStream:
+    """Labelled inputs that an iterator yields, each of which is taken once and not kept."""
+
+    def __init__(self, given: Iterator[object], *, where: str) -> None:
+        """Take the first one, which says what all are.
+
+        Args:
+            given: Yields `(key, label, value)`: what tells an input from all others, the name of the class that it
+                shows, and the input as anywhere in Python.
+            where: What they are called in messages.
+
+        Raises:
+            ImageError: If it yields nothing.
+            UsageError: If what it yields is something else.
+        """
+        self.where = where
+        self.labels: set[str] = set()
+        """Classes that the inputs show which were taken so far."""
+        self.num_taken = 0
+        self._given = given
+        try:
+            self.first = self._item(next(given))
+        except StopIteration:
+            raise ImageError(
+                f"There is nothing in {where}.", found=0, expected="at least 1 input", where=where
+            ) from None
+
+    def __iter__(self) -> Iterator[InputItem]:
+        if self.num_taken == 1:
+            yield self.first
+        for each in self._given:
+            yield self._item(each)
+
+    def _item(self, each: object) -> InputItem:
+        number = self.num_taken
+        is_triple = isinstance(each, tuple) and len(each) == 3
+        if not is_triple or not all(isinstance(part, str) and part for part in each[:2]):  # type: ignore[index]
+            found = [type(part).__name__ for part in each] if isinstance(each, tuple) else type(each).__name__
+            raise UsageError(
+                f"{self.where} yields {shown(found)} as number {number}; expected (key, label, value).",
+                found=found,
+                expected="a tuple: what the input is called, the name of its class, and the input",
+                where=self.where,
+                hint="Give texts as key and label. No two inputs have the same key.",
+            )
+        key, label, value = each  # type: ignore[misc]
+        self.num_taken += 1
+        self.labels.add(label)
+        return InputItem(key, label, _value_of(value, key))
 
 
 def _source(values: Sequence[InputValue] | NDArray[Any], labels: Any, where: str) -> ListedValues:
@@ -225,5 +280,5 @@ def _source_of_table(table: Any, where: str) -> ListedValues:
     labels = list(table["class"]) if "class" in table.columns else None
     rest = [name for name in table.columns if name != "class"]
     if "file" in rest:
-        return _source([Path(file) for file in table["file"]], labels, where)
+        return _source([input_file(file) for file in table["file"]], labels, where)
     return _source(_numbers_of(table[rest]), labels, where)

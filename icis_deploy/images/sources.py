@@ -7,8 +7,10 @@ that takes a model, and is done in batches (`icis_deploy.images.inputs`), so tha
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
@@ -16,12 +18,21 @@ from numpy.typing import NDArray
 
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ImageError
+from icis_deploy.images.input_files import RemoteFile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-InputValue: TypeAlias = "Path | bytes | Image | NDArray[Any]"
-"""A file, the bytes of one, a picture, or an array: pixels `(height, width, channels)`, or as the model takes it."""
+MAX_IMAGE_BYTES = 1 << 29
+"""Of one image file: as many pixels as are taken, not compressed, of four channels and 16 bits. Some of Pillow's
+readers take the whole file into memory."""
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp", ".npy"})
+"""What is an image, or an input as an array, among the files of a folder or an archive; a list may name others."""
+
+InputValue: TypeAlias = "Path | RemoteFile | bytes | Image | NDArray[Any]"
+"""A file, on disk or at a URI, the bytes of one, a picture, or an array: pixels `(height, width, channels)`, or as the
+model takes it."""
 
 
 class InputItem(NamedTuple):
@@ -35,6 +46,17 @@ class InputItem(NamedTuple):
 
     value: InputValue
     """What is prepared for the model."""
+
+
+class InputStream(Protocol):
+    """Inputs of a model in order, which need not be there more than once."""
+
+    @property
+    def where(self) -> str:
+        """Whence they come, for messages."""
+
+    def __iter__(self) -> Iterator[InputItem]:
+        """Yield them in order."""
 
 
 class InputSource(Protocol):
@@ -90,6 +112,59 @@ class ListedValues:
             where=self.where,
             keys=tuple(f"{self.where}[{index}]" if self.keys is None else self.keys[index] for index in indices),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class JoinedSources:
+    """Inputs of several sources, one after the other, such as the shards of a data set."""
+
+    parts: tuple[InputSource, ...]
+    """At least one; all of them say which classes their inputs show, or none does."""
+
+    where: str
+    """Whence they come, for messages."""
+
+    labels: tuple[str, ...] | None
+    """`(num_inputs,)`, names of the classes that they show; `None` where nobody says."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[InputItem]:
+        for part in self.parts:
+            yield from part
+
+    def select(self, indices: Sequence[int]) -> InputSource:
+        """Return those with these indices, in the order of the indices."""
+        starts = [0, *accumulate(map(len, self.parts))]
+        runs = groupby(((bisect_right(starts, index) - 1, index) for index in indices), key=lambda found: found[0])
+        chosen = tuple(self.parts[part].select([index - starts[part] for _, index in run]) for part, run in runs)
+        return _joined(chosen, self.where)
+
+
+def join(parts: Sequence[InputSource], *, where: str) -> InputSource:
+    """Return several sources as one.
+
+    Raises:
+        ImageError: If some of them say which classes their inputs show, and others do not.
+    """
+    silent = next((part for part in parts if part.labels is None), None)
+    speaking = next((part for part in parts if part.labels is not None), None)
+    if silent is not None and speaking is not None:
+        raise ImageError(
+            f"{silent.where} does not say which classes its inputs show, and {speaking.where} does.",
+            found="no classes",
+            expected="classes in every file of a data set, or in none",
+            where=silent.where,
+        )
+    return _joined(tuple(parts), where)
+
+
+def _joined(parts: tuple[InputSource, ...], where: str) -> JoinedSources:
+    of_parts = [part.labels for part in parts]
+    is_labelled = bool(parts) and of_parts[0] is not None
+    labels = tuple(name for names in of_parts for name in names or ()) if is_labelled else None
+    return JoinedSources(parts=parts, where=where, labels=labels)
 
 
 def checked_labels(labels: Sequence[object] | NDArray[Any], num_inputs: int, *, where: str) -> tuple[str, ...]:

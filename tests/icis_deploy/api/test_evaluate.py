@@ -1,7 +1,10 @@
 """Accuracy of a bundle, on labelled images in every form, and what its new classes may cost."""
 
 import csv
+import io
 import shutil
+import tarfile
+import weakref
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import icis_deploy
 from icis_deploy.api.evaluate import save_class_table
 from icis_deploy.api.evaluate_plot import save_curve_plot
 from icis_deploy.api.models import head_of, inspect
-from icis_deploy.errors import ImageError, SeenLossError, UsageError
+from icis_deploy.errors import ImageError, IncompatibleError, SeenLossError, UsageError
 from icis_deploy.images.loading import load_image_list
 from testing.tiny_project import FEATURE_DIM
 
@@ -54,6 +57,68 @@ def test_class_folders_and_arrays_measure_what_a_list_does(bundle, tiny_project,
 
     for images in (tmp_path / "folders", tmp_path / "images.npz", (prepared, listed.labels)):
         assert icis_deploy.evaluate(device, images=images).to_json() == report.to_json()
+
+
+def test_archives_uris_and_iterators_measure_what_a_list_does(bundle, tiny_project, report, tmp_path):
+    listed = load_image_list(tiny_project.images)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number, (path, label) in enumerate(zip(listed.paths, listed.labels, strict=True)):
+            for suffix, data in ((path.suffix, path.read_bytes()), (".cls", label.encode())):
+                info = tarfile.TarInfo(f"{number}{suffix}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    triples = [(str(path), label, path) for path, label in zip(listed.paths, listed.labels, strict=True)]
+    device = icis_deploy.Device.open(bundle)
+
+    for images in (tmp_path / "a.tar", (tmp_path / "a.tar").as_uri(), tiny_project.images.as_uri(), iter(triples)):
+        assert icis_deploy.evaluate(device, images=images).to_json() == report.to_json()
+
+
+def test_what_an_iterator_yields_is_taken_once_and_not_kept(bundle, crowded, tmp_path):
+    images, labels = crowded
+    alive, most, done = set(), 0, []
+
+    def read():
+        nonlocal most
+        for number, label in enumerate(labels):
+            image = images[number].copy()
+            alive.add(number)
+            weakref.finalize(image, alive.discard, number)
+            most = max(most, len(alive))
+            yield f"`images`[{number}]", label, image  # as a pair calls it
+
+    options = icis_deploy.EvaluateOptions(workers=2, batch_size=4, checkpoint=tmp_path / "outcomes")
+    for _ in range(2):  # the second goes on after all of it
+        report = icis_deploy.evaluate(
+            bundle, images=read(), options=options, progress=lambda count, total: done.append((count, total))
+        )
+        assert report.to_json() == icis_deploy.evaluate(bundle, images=crowded).to_json()
+    assert most < 40
+    assert done[-1] == (len(labels), len(labels))
+
+
+@pytest.mark.parametrize(
+    ("items", "error", "message"),
+    [
+        ([], ImageError, "There is nothing in `images`"),
+        ([("a", "nobody knows", "a.png")], ImageError, "nobody knows"),
+        (["a.png"], UsageError, r"yields 'str' as number 0; expected \(key, label, value\)"),
+        ([("a", 3, "a.png")], UsageError, r"\['str', 'int', 'str'\] as number 0"),
+        ([("a", "", "a.png")], UsageError, "as number 0"),
+        ([("a", "b", None)], UsageError, "a cannot be 'NoneType'"),
+    ],
+)
+def test_an_iterator_of_something_else_is_refused(bundle, items, error, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("a.png")
+    with pytest.raises(error, match=message):
+        icis_deploy.evaluate(bundle, images=iter(items))
+
+
+def test_an_iterator_that_gives_a_key_twice_is_refused(bundle, crowded):
+    images, labels = crowded
+    with pytest.raises(IncompatibleError, match="1 images come more than once"):
+        icis_deploy.evaluate(bundle, images=iter([("a", labels[0], images[0]), ("a", labels[0], images[0])]))
 
 
 def test_a_report_names_its_classes(report, tiny_project):
