@@ -173,7 +173,7 @@ def unsupported_operators(converter: str, model: ir.Model, operators: Sequence[s
     return ExportError(
         f"{converter} does not know the operator{'s' if len(named) > 1 else ''} {', '.join(named)}.",
         found=tuple(operators),
-        where=tuple(first[operator] for operator in operators if operator in first),
+        where=", ".join(first[operator] for operator in operators if operator in first) or None,
         hint="Leave this target out, or replace the layer before exporting.",
     )
 

@@ -76,7 +76,7 @@ def request(
                 where=url,
                 hint="Check the address: this is no answer of such a server.",
             )
-        return Answer(url, answer.status, {name.lower(): value for name, value in answer.headers.items()}, data)
+        return Answer(url, answer.status or 0, {name.lower(): value for name, value in answer.headers.items()}, data)
 
 
 def fetch_file(url: str, path: Path, *, size: int, sha256: str, headers: Mapping[str, str] | None = None) -> None:
@@ -123,7 +123,7 @@ def _verified_pieces(url: str, *, size: int, sha256: str, headers: Mapping[str, 
     digest, num_bytes = hashlib.sha256(), 0
     with _opened(url, "GET", headers, None) as answer, _as_transfer_error(url):
         if answer.status != 200:
-            found = Answer(url, answer.status, {}, answer.read(MAX_REASON))
+            found = Answer(url, answer.status or 0, {}, answer.read(MAX_REASON))
             raise refusal(found, wanted="the file")
         while piece := answer.read(min(_PIECE_BYTES, size + 1 - num_bytes)):
             num_bytes += len(piece)
