@@ -84,6 +84,8 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "icis_deploy/head/class_update.py": ("json.loads", "copies what was written as JSON in this process"),
     "icis_deploy/evaluation/on_ray.py": ("json.loads np.load", "what this process and its own workers have written"),
     "icis_deploy/images/array_files.py": ("np.memmap", "maps what its header states, which is compared with the file"),
+    "icis_deploy/images/input_files.py": ("system.open", "read_input looks at the size first; others read in pieces"),
+    "icis_deploy/images/saved_datasets.py": ("path.open", "reads eight bytes at the end; rows are mapped"),
     "icis_deploy/images/loading.py": ("Image.open", "size of the file first; pixels before they are decoded"),
     "icis_deploy/descriptors/tag_answers.py": ("reader.read_text", "a method of its own: parses a text that was read"),
     "icis_deploy/project/content.py": ("path.open", "the first line of a list, up to a limit; all else is hashed"),

@@ -251,8 +251,8 @@ class LabelledStream:
 
     def _item(self, each: object) -> InputItem:
         number = self.num_taken
-        is_triple = isinstance(each, tuple) and len(each) == 3
-        if not is_triple or not all(isinstance(part, str) and part for part in each[:2]):  # type: ignore[index]
+        parts: tuple[Any, ...] = each if isinstance(each, tuple) else ()
+        if len(parts) != 3 or not all(isinstance(part, str) and part for part in parts[:2]):
             found = [type(part).__name__ for part in each] if isinstance(each, tuple) else type(each).__name__
             raise UsageError(
                 f"{self.where} yields {shown(found)} as number {number}; expected (key, label, value).",
@@ -261,7 +261,7 @@ class LabelledStream:
                 where=self.where,
                 hint="Give texts as key and label. No two inputs have the same key.",
             )
-        key, label, value = each  # type: ignore[misc]
+        key, label, value = parts
         self.num_taken += 1
         self.labels.add(label)
         return InputItem(key, label, _value_of(value, key))

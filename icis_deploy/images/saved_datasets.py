@@ -66,10 +66,11 @@ def load_saved_dataset(folder: Path) -> InputSource:
             hint=f"Name the folder of one, such as {folder / names[0]}." if names else None,
         )
     stated = _json(folder / one).get("_data_files")
-    files = [each.get("filename") for each in stated if isinstance(each, dict)] if isinstance(stated, list) else []
-    wrong = next((name for name in files if not isinstance(name, str) or Path(name).name != name), None)
-    if not files or wrong is not None:
-        what = "no files" if not files else shown(wrong)
+    found = [each.get("filename") for each in stated if isinstance(each, dict)] if isinstance(stated, list) else []
+    files = [name for name in found if isinstance(name, str) and Path(name).name == name]
+    if not files or len(files) != len(found):
+        wrong = next((name for name in found if name not in files), None)
+        what = "no files" if not found else shown(wrong)
         raise ImageError(
             f"{folder / one} names {what}; expected the files of rows, in this folder.",
             found=wrong,

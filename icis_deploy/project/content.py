@@ -102,4 +102,4 @@ def _listed_images(path: Path) -> Iterator[tuple[str, Path]]:
         return
     source = open_inputs(path)
     if isinstance(source, ListedImages):
-        yield from ((f"image/{index}", image) for index, image in enumerate(source.paths))
+        yield from ((f"image/{index}", image) for index, image in enumerate(source.paths) if isinstance(image, Path))
