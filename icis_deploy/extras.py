@@ -4,7 +4,7 @@
 a checkout that is only on the path has no metadata, and a device should not read any to answer.
 """
 
-# Why: docs/decisions/9091.
+# Why: docs/decisions/0123.
 
 from __future__ import annotations
 

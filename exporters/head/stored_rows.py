@@ -11,7 +11,7 @@ Rules:
 3. Rows that are stored in as few bits already are left alone.
 """
 
-# Why: docs/decisions/9065.
+# Why: docs/decisions/0111.
 
 from __future__ import annotations
 

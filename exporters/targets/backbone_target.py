@@ -4,7 +4,7 @@ For compilers of chips, which take a graph of one batch size and an older opset,
 float32 features, so that no row takes part in its ranges.
 """
 
-# Why: docs/decisions/9066.
+# Why: docs/decisions/0112.
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ A device may lose its power at any point: what was decided about an action is wr
 it, so an action that comes again is answered, not done again. A server that is not there leaves the device as it is.
 """
 
-# Why: docs/decisions/9086.
+# Why: docs/decisions/0120.
 
 from __future__ import annotations
 

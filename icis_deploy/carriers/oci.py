@@ -8,7 +8,7 @@ registry sends is compared with the manifest's digests, and the manifest with th
 A digest says that the bytes are those that were pushed. Who made them, a device asks the signature in them.
 """
 
-# Why: docs/decisions/9085.
+# Why: docs/decisions/0119.
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A server is not trusted: answers are read to a limit, redirections lead to HTTP 
 token along, and a file gets its name only after its last byte was compared.
 """
 
-# Why: docs/decisions/9085.
+# Why: docs/decisions/0119.
 
 from __future__ import annotations
 

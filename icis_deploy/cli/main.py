@@ -65,7 +65,7 @@ SECTIONS: Mapping[str, tuple[click.Command, ...]] = {
 """All commands, by where they are used and then in the order in which they are used."""
 
 
-# Why: docs/decisions/0012, 9090.
+# Why: docs/decisions/0012, 0122.
 class SectionedGroup(click.Group):
     """A group whose help lists the commands in sections, in the order of the work; click would sort them by name."""
 

@@ -4,7 +4,7 @@ Its model is a convolution, a ReLU, a mean over positions, a head of three class
 no library to make it with. `tests/icis_deploy/doctor/tiny_model.py` is its source, and a test compares the two.
 """
 
-# Why: docs/decisions/9094.
+# Why: docs/decisions/0126.
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ the libraries that compute. A step is left out if its record says the same as th
 with the step that it was in, as each step writes its outputs whole and its record after them.
 """
 
-# Why: docs/decisions/9092.
+# Why: docs/decisions/0124.
 
 from __future__ import annotations
 

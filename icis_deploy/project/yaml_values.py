@@ -8,7 +8,7 @@ Rules:
 3. Only one document, of at most `MAX_BYTES`.
 """
 
-# Why: docs/decisions/9093.
+# Why: docs/decisions/0125.
 
 from __future__ import annotations
 

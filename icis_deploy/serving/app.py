@@ -16,7 +16,7 @@ Rules:
 3. What a client gets for an error is in `problems.py`.
 """
 
-# Why: docs/decisions/9080, docs/decisions/9081.
+# Why: docs/decisions/0116, docs/decisions/0117.
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ Rules:
 3. One worker at a time looks into the inbox: whoever holds the lock in the folder that the workers share.
 """
 
-# Why: docs/decisions/9080.
+# Why: docs/decisions/0116.
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ they are copied into it only when it is lent to a request with other slots. A re
 that it started with, and an update waits for nobody.
 """
 
-# Why: docs/decisions/9070.
+# Why: docs/decisions/0114.
 
 from __future__ import annotations
 

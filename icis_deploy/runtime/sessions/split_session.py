@@ -7,7 +7,7 @@ What a device does with a session, such as class updates, rollback and self-test
 The product runs in numpy's own BLAS, whose threads `num_threads` does not set (OPENBLAS_NUM_THREADS does).
 """
 
-# Why: docs/decisions/9066.
+# Why: docs/decisions/0112.
 
 from __future__ import annotations
 
