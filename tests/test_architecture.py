@@ -123,7 +123,7 @@ ROOMS = {
     ),
     "exporters": Room(""),
     "exporters.onnx_io": Room("icis_deploy.common", "onnx_ir"),
-    "exporters.graph": Room("icis_deploy.bundle exporters.onnx_io", "onnx_ir"),
+    "exporters.graph": Room("exporters.onnx_io", "onnx_ir"),
     "exporters.head": Room("icis_deploy.{bundle,common,head} exporters.{graph,onnx_io}", "onnx_ir"),
     "exporters.stated": Room("icis_deploy.{common,head,images}"),
     "exporters.loading": Room(

@@ -168,7 +168,7 @@ class Target:
                 f"The update module {shown(self.module[0])} cannot be run: {reason_of(error)}.",
                 found=reason_of(error),
                 where=self.module[0],
-                hint="Install `scripts/fleet/icis-class-update`, and make it executable.",
+                hint="Install icis-class-update, of the fleet scripts, and make it executable.",
             ) from error
         if done.returncode == 0:
             return True, ()

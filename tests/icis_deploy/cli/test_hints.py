@@ -25,6 +25,7 @@ BACKTICKED = re.compile(r"`([^`]+)`")
 NOT_FOR_PYTHON = {
     "benchmarks/report/canvas.py": "variables of the report's style sheet",
     "benchmarks/results/text.py": "what the commands of the benchmark print",
+    "exporters/targets/mnn_target.py": "options of the converter of MNN",
 }
 """Modules whose texts may hold an option or something that looks like one, and why."""
 
