@@ -78,7 +78,7 @@ def test_archives_uris_and_iterators_measure_what_a_list_does(bundle, tiny_proje
 
 def test_the_command_takes_a_uri_and_says_in_one_line_what_is_not_there(bundle, tiny_project, report, capsys):
     assert run(["evaluate", str(bundle), "--images", tiny_project.images.as_uri(), "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["S"] == report.S
+    assert json.loads(capsys.readouterr().out)["accuracy"]["S"] == report.S
     assert run(["evaluate", str(bundle), "--images", "memory://nowhere/s-{0..3}.tar"]) == 3
     assert "Cannot read memory://nowhere/s-0.tar: there is no such file." in capsys.readouterr().err
     assert run(["evaluate", str(bundle), "--images", "not-there.csv"]) == 2
