@@ -251,8 +251,8 @@ class LabelledStream:
 
     def _item(self, each: object) -> InputItem:
         number = self.num_taken
-        parts: tuple[Any, ...] = each if isinstance(each, tuple) else ()
-        if len(parts) != 3 or not all(isinstance(part, str) and part for part in parts[:2]):
+        key, label, value = each if isinstance(each, tuple) and len(each) == 3 else ("", "", None)
+        if not (isinstance(key, str) and key and isinstance(label, str) and label):
             found = [type(part).__name__ for part in each] if isinstance(each, tuple) else type(each).__name__
             raise UsageError(
                 f"{self.where} yields {shown(found)} as number {number}; expected (key, label, value).",
@@ -261,7 +261,6 @@ class LabelledStream:
                 where=self.where,
                 hint="Give texts as key and label. No two inputs have the same key.",
             )
-        key, label, value = parts
         self.num_taken += 1
         self.labels.add(label)
         return InputItem(key, label, _value_of(value, key))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import shutil
 import tarfile
 import weakref
@@ -14,6 +15,7 @@ import icis_deploy
 from icis_deploy.api.evaluate import save_class_table
 from icis_deploy.api.evaluate_plot import save_curve_plot
 from icis_deploy.api.models import head_of, inspect
+from icis_deploy.cli.main import run
 from icis_deploy.errors import ImageError, IncompatibleError, SeenLossError, UsageError
 from icis_deploy.images.loading import load_image_list
 from testing.tiny_project import FEATURE_DIM
@@ -72,6 +74,14 @@ def test_archives_uris_and_iterators_measure_what_a_list_does(bundle, tiny_proje
 
     for images in (tmp_path / "a.tar", (tmp_path / "a.tar").as_uri(), tiny_project.images.as_uri(), iter(triples)):
         assert icis_deploy.evaluate(device, images=images).to_json() == report.to_json()
+
+
+def test_the_command_takes_a_uri_and_says_in_one_line_what_is_not_there(bundle, tiny_project, report, capsys):
+    assert run(["evaluate", str(bundle), "--images", tiny_project.images.as_uri(), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"]["S"] == report.S
+    assert run(["evaluate", str(bundle), "--images", "memory://nowhere/s-{0..3}.tar"]) == 3
+    assert "Cannot read memory://nowhere/s-0.tar: there is no such file." in capsys.readouterr().err
+    assert run(["evaluate", str(bundle), "--images", "not-there.csv"]) == 2
 
 
 def test_what_an_iterator_yields_is_taken_once_and_not_kept(bundle, crowded, tmp_path):
