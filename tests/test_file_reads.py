@@ -85,7 +85,6 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "icis_deploy/evaluation/on_ray.py": ("json.loads np.load", "what this process and its own workers have written"),
     "icis_deploy/images/array_files.py": ("np.memmap", "maps what its header states, which is compared with the file"),
     "icis_deploy/images/input_files.py": ("system.open", "read_input looks at the size first; others read in pieces"),
-    "icis_deploy/images/tar_files.py": ("tarfile.TarFile", "headers alone, whose number and sizes have limits"),
     "icis_deploy/images/saved_datasets.py": ("path.open", "reads eight bytes at the end; rows are mapped"),
     "icis_deploy/images/tar_files.py": (
         "tarfile.TarFile",
