@@ -161,9 +161,10 @@ def _print(out: Path, update: ClassUpdate, next_command: str) -> None:
         "base_fingerprint": update.base_fingerprint,
         "provenance": provenance,
     }
+    count = len(update.added)
     text = (
-        f"{out}: {len(update.added)} classes for the head {update.base_fingerprint[:16]}…, by {provenance['method']}, "
-        f"seed {provenance['seed']}.\n{summary(provenance)}"
+        f"{out}: {count} class{'es' * (count != 1)} for the head {update.base_fingerprint[:16]}…, "
+        f"by {provenance['method']}, seed {provenance['seed']}.\n{summary(provenance)}"
         f"Next: {next_command}"
     )
     print_result(result, text=text, after_change=True)
