@@ -24,7 +24,8 @@
     │   ├── StorageError                    a file could not be written; what was there before is still there
     │   ├── SelfTestError                   a self-test of the slots failed; a change was taken back
     │   ├── ExportError                     a conversion failed
-    │   └── LanguageModelError              a language model's server failed, or did not answer
+    │   ├── LanguageModelError              a language model's server failed, or did not answer
+    │   └── TransferError                   a server of files failed, or gave others than were asked for
     ├── MissingDependencyError          5   an extra or a device that is not there; names the command that installs it
     └── IntegrityError                  6   refused: the bytes are not to be trusted
         ├── SignatureError                  unsigned, or not signed by a trusted key

@@ -32,6 +32,8 @@ EXTRAS: Mapping[str, Extra] = {
     "cpu": Extra(purpose="ONNX Runtime on the CPU", requires={"onnxruntime": "1.20"}),
     "gpu": Extra(purpose="ONNX Runtime on an NVIDIA GPU", requires={"onnxruntime-gpu": "1.20"}),
     "train": Extra(purpose="inject", requires={"torch": "2.8", "onnx": "1.18", "onnx-ir": "0.1.14", "scipy": "1.13"}),
+    "hsm": Extra(purpose="keys in PKCS #11 tokens", requires={"securesystemslib[hsm]": "1.1"}),
+    "kms": Extra(purpose="keys in services", requires={"securesystemslib[awskms,azurekms,gcpkms,vault]": "1.1"}),
     "text": Extra(
         purpose="describe with a text model",
         requires={"torch": "2.8", "transformers": "4.50", "sentence-transformers": "5"},
@@ -45,7 +47,14 @@ EXTRAS: Mapping[str, Extra] = {
     "tensorrt": Extra(purpose="TensorRT engines", requires={"tensorrt": "10.3", "cuda-python": "12.6"}),
     "tensorrt-rtx": Extra(purpose="TensorRT-RTX engines", requires={"tensorrt-rtx": "1.2", "cuda-python": "12.6"}),
     "openvino": Extra(purpose="OpenVINO on the CPU", requires={"openvino": "2025.0"}),
-    "parquet": Extra(purpose="inputs from .parquet files", requires={"pyarrow": "18"}),
+    "litert": Extra(purpose="LiteRT on the CPU", requires={"ai-edge-litert": "2.1"}),
+    "mnn": Extra(purpose="MNN on the CPU", requires={"MNN": "3.6"}),
+    "data": Extra(purpose="inputs from Parquet and URIs, checkpoints", requires={"pyarrow": "18", "fsspec": "2024.2"}),
+    "ray": Extra(purpose="evaluate on a Ray cluster", requires={"ray[data]": "2.40", "pyarrow": "18"}),
+    "serve": Extra(
+        purpose="serve",
+        requires={"prometheus-client": "0.20", "python-multipart": "0.0.20", "starlette": "0.46", "uvicorn": "0.54"},
+    ),
     "bench": Extra(
         purpose="benchmarks and reports",
         requires={
@@ -62,7 +71,10 @@ EXTRAS: Mapping[str, Extra] = {
 
 _WORKBENCH = "train,export"
 _EXTRAS_OF_IMPORTS: Mapping[str, str] = {
+    "MNN": "mnn",
+    "ai_edge_litert": "litert",
     "cuda": "tensorrt",
+    "fsspec": "data",
     "jinja2": "bench",
     "matplotlib": "bench",
     "mlperf_loadgen": "bench",
@@ -73,15 +85,19 @@ _EXTRAS_OF_IMPORTS: Mapping[str, str] = {
     "openai": "llm",
     "openvino": "openvino",
     "psutil": "bench",
-    "pyarrow": "parquet",
+    "prometheus_client": "serve",
+    "pyarrow": "data",
     "pydantic": "project",
     "pynvml": "bench",
     "scipy": _WORKBENCH,
+    "ray": "ray",
     "sentence_transformers": "text",
+    "starlette": "serve",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "torch": _WORKBENCH,
     "transformers": "hub",
+    "uvicorn": "serve",
     "yaml": "project",
 }
 """By the name under which a library is imported, the extras whose installation makes up for its absence."""

@@ -24,7 +24,7 @@ WORKS = {
     "verify-bundle": True, "diff": True,
     "apply": False, "inbox": False, "teach": False, "rollback": False, "history": True, "classes": True,
     "enable": True, "disable": True, "compact": False, "report": False, "demo": False,
-    "run": False, "init": False, "doctor": False,
+    "run": False, "init": False, "doctor": False, "serve": False, "status": True, "fleet-report": False,
 }  # fmt: skip
 """Each command, and whether it needs no extra; all others end with 5."""
 
@@ -80,6 +80,7 @@ def commands(tmp_path_factory):
     (folder / "project.yaml").write_text("model: project/model.onnx\ndescriptors: project/descriptors.npz\n")
     (folder / "names.txt").write_text("okapi\nzebra\n")
     described = [project.model, "--classes", project.classes, "--descriptors", project.descriptors]
+    (folder / "status.json").write_text("{}")  # a report says of a file that it is no status
     known = json.loads((folder / "bundle" / "manifest.json").read_text())["class_names"][0]
     result = REPOSITORY / "tests" / "benchmarks" / "results" / "bench.json"
     return folder, {
@@ -118,6 +119,9 @@ def commands(tmp_path_factory):
         "run": ["project.yaml"],
         "init": [project.model, "--out", "other.yaml"],
         "doctor": [],
+        "serve": ["bundle"],
+        "status": ["bundle"],
+        "fleet-report": ["status.json", "--out", "fleet.html"],
     }  # fmt: skip
 
 

@@ -30,7 +30,10 @@ HANDED_DOWN = re.compile(r"exporters/graph exporters/\w+|exporters/targets expor
 """Calls of what a higher room handed to a lower one: edits of a graph (docs/decisions/0062) and the gate of a target
 (docs/decisions/0049)."""
 
-ABOVE_ALL = ("icis_deploy/api", "icis_deploy/demo", "benchmarks/zero_shot", "icis_deploy/cli")
+ABOVE_ALL = (
+    *("icis_deploy/api", "icis_deploy/demo", "icis_deploy/project", "icis_deploy/doctor"),
+    *("benchmarks/zero_shot", "icis_deploy/cli"),
+)
 """Rooms that reach into the other packages, inside functions (docs/decisions/0010), and one that uses them."""
 
 
@@ -46,11 +49,12 @@ def files_of(walk: str) -> list[str]:
 def rooms_of(text: str) -> list[str]:
     """Return the rooms in the order of ARCHITECTURE.md's tables: each may import those before it."""
     rooms, package = [], ""
-    for name in re.findall(r"^\| `([\w/]+)/` \| ", text, re.MULTILINE):
-        if name in PACKAGES:
-            package = name
-        else:
-            rooms.append(f"{package}/{name}")
+    for names in re.findall(r"^\| (`[\w/]+/`(?:, `[\w/]+/`)*) \| ", text, re.MULTILINE):
+        for name in re.findall(r"`([\w/]+)/`", names):
+            if name in PACKAGES:
+                package = name
+            else:
+                rooms.append(f"{package}/{name}")
     return rooms
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +22,16 @@ from icis_deploy.doctor.tiny_bundle import (
     write_tiny_bundle,
 )
 from icis_deploy.errors import ICISDeployError, MissingDependencyError
+from icis_deploy.extras import install_command
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.choice import ENGINE_RUNTIMES, RUNTIME_NAMES, Runtime
 from icis_deploy.updates.envelope import save_update
 
 MAX_ERROR = 2e-3
 """Largest difference of a logit: GPUs compute convolutions in TF32 by default, which is off by 1e-3."""
+
+_OF_FILES = {"litert": "ai_edge_litert", "mnn": "MNN", "split": "onnxruntime"}
+"""Runtimes that the small bundle has no files for, and the libraries that they need."""
 
 State = Literal["works", "not tried", "missing", "broken"]
 
@@ -38,7 +43,7 @@ class RuntimeState:
     name: str
 
     state: State
-    """`works`: it was run. `not tried`: its libraries and its GPU are there, and it takes an engine to run it.
+    """`works`: it was run. `not tried`: its libraries and its GPU are there, and it takes an engine or files to run.
     `missing`: a library or the hardware is not there. `broken`: it is there, and fails."""
 
     detail: str
@@ -50,7 +55,23 @@ class RuntimeState:
 
 def runtimes() -> tuple[RuntimeState, ...]:
     """Return what each runtime does, the default first."""
-    return tuple(_engine_state(name) if name in ENGINE_RUNTIMES else _state(name) for name in RUNTIME_NAMES)
+    return tuple(_runtime_state(name) for name in RUNTIME_NAMES)
+
+
+def _runtime_state(name: str) -> RuntimeState:
+    if name in ENGINE_RUNTIMES:
+        return _engine_state(name)
+    if name in _OF_FILES:
+        found = find_spec(_OF_FILES[name]) is not None
+        return RuntimeState(
+            name=name,
+            state="not tried" if found else "missing",
+            detail="it runs files that an export makes" if found else "its library is not installed",
+            hint=f"Give a bundle that was exported with `targets=['{'backbone' if name == 'split' else name}']`."
+            if found
+            else f"Install it: {install_command(name)}.",
+        )
+    return _state(name)
 
 
 def _state(name: str) -> RuntimeState:

