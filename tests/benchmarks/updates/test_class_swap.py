@@ -62,8 +62,7 @@ def test_what_updates_add_to_the_tail_is_a_ratio_with_an_interval(bundle, monkey
         bundle, seconds=1.6, num_threads=2, updates_per_second=40, num_new_classes=3, num_rounds=8
     )
 
-    # Its interval is wide where other work takes the cores; what changes nothing has a smaller ratio in any case.
-    assert report.p99_ratio.value > 1
+    assert report.p99_ratio.low > 1
     assert report.p99_ratio_of_same.low <= report.p99_ratio_of_same.value < report.p99_ratio.value
     assert report.apply_median_ms > 20
     assert 0 <= report.others_share < 1
