@@ -145,6 +145,9 @@ def _quantized(prepared: ir.Model, input_name: str, calibration: Inputs, folder:
         },
     )
     quantized = ir.load(target)
+    for node in quantized.graph:
+        # What exporters note of a node (torch: the lines of a developer's files that it came of) is not of this graph.
+        node.metadata_props.clear()
     infer_shapes(quantized)
     return quantized
 

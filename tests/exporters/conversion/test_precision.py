@@ -108,6 +108,15 @@ def test_int8_leaves_the_head_as_it_was_and_makes_the_backbone_integers() -> Non
     assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 
 
+def test_notes_of_the_exporter_do_not_go_into_an_int8_backbone() -> None:
+    model = deep_model()
+    for node in model.graph:
+        node.metadata_props["pkg.torch.onnx.stack_trace"] = "File /home/somebody/model.py, line 7"
+    quantized = quantize_model(model, find_head(model), "x", batches()).model
+    head = find_head(quantized).node_name
+    assert not [node.name for node in quantized.graph if node.metadata_props and node.name != head]
+
+
 def test_the_last_layer_before_the_head_gives_floats() -> None:
     quantized = quantize_model(deep_model(), find_head(deep_model()), "x", batches())
     last = quantized.model.graph.outputs[0].producer()
