@@ -213,7 +213,7 @@ def _uri_signer(key: SignerURI) -> Signer:
                 hint=f"Install it: pip install {package}.",
             )
         return SignatureError(
-            f"{where} failed: {reason_of(error) or type(error).__name__}. Nothing was signed.",
+            f"{where} failed: {reason_of(error).rstrip('.') or type(error).__name__}. Nothing was signed.",
             found=reason_of(error),
             expected="a signature",
             where=key.uri,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import stat
+import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_der_public_key,
     load_pem_private_key,
 )
 
@@ -288,3 +291,57 @@ def test_the_bytes_to_sign_are_those_of_dsse(update, keys, tmp_path):
     icis_deploy.sign(update, key=icis_deploy.SigningCommand(command=command, public_key=keys.public_path))
 
     assert seen.read_bytes().startswith(b"DSSEv1 55 application/vnd.icis-deploy.class-update.v1+safetensors ")
+
+
+@pytest.fixture
+def token(tmp_path, monkeypatch):
+    """A PKCS #11 token in software, its PIN 1234, with a key of P-256, whose public half is returned as a file."""
+    pkcs11 = pytest.importorskip("pkcs11", reason="python-pkcs11 (the extra hsm) is not installed here")
+    library = next(Path("/usr/lib").rglob("libsofthsm2.so"), None)
+    if library is None or shutil.which("softhsm2-util") is None:
+        pytest.skip("SoftHSM 2 is not installed here")
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    (tmp_path / "softhsm2.conf").write_text(f"directories.tokendir = {tokens}\nobjectstore.backend = file\n")
+    monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "softhsm2.conf"))
+    monkeypatch.setenv("PYKCS11LIB", str(library))
+    create = ["softhsm2-util", "--init-token", "--free", "--label", "icis", "--pin", "1234", "--so-pin", "5678"]
+    subprocess.run(create, check=True, capture_output=True)
+    loaded = pkcs11.lib(str(library))
+    loaded.reinitialize()  # it may have been loaded for another token
+    with loaded.get_token(token_label="icis").open(rw=True, user_pin="1234") as session:
+        curve = pkcs11.util.ec.encode_named_curve_parameters("secp256r1")
+        parameters = session.create_domain_parameters(
+            pkcs11.KeyType.EC, {pkcs11.Attribute.EC_PARAMS: curve}, local=True
+        )
+        public, _ = parameters.generate_keypair(store=True, label="release", id=b"\x02")
+        der = pkcs11.util.ec.encode_ec_public_key(public)
+    path = tmp_path / "token.pub"
+    path.write_bytes(load_der_public_key(der).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return path
+
+
+def test_a_token_signs_what_a_device_takes(update, token, tmp_path):
+    key = icis_deploy.SignerURI(uri="hsm:2?label=icis", public_key=token, secret="1234")
+    icis_deploy.sign(update, key=key, version=1)
+    bundle = write_bundle(tmp_path / "bundle")
+    trust(bundle, token)
+
+    assert Device.open(bundle).apply(update).entry.version == 1
+
+
+@pytest.mark.parametrize(
+    ("uri", "pin", "reason"),
+    [
+        ("hsm:2?label=icis", "9999", "PinIncorrect"),
+        ("hsm:7?label=icis", "1234", "could not find"),
+        ("hsm:2?label=other", "1234", "other"),
+        ("hsm:2?label=icis", None, "none was given"),
+    ],
+)
+def test_a_token_that_does_not_sign_leaves_the_update_as_it_was(update, token, uri, pin, reason):
+    data = update.read_bytes()
+
+    with pytest.raises(SignatureError, match=rf"{reason}.*(?<!\.)\. Nothing was signed"):
+        icis_deploy.sign(update, key=icis_deploy.SignerURI(uri=uri, public_key=token, secret=pin), version=1)
+    assert update.read_bytes() == data
