@@ -131,3 +131,11 @@ def test_the_shell_itself_completes_with_the_function_that_the_command_gives(she
     )
 
     assert done.stdout.split() == ["inspect"], done.stderr
+
+
+def test_python_runs_the_command_line_where_its_script_is_not_on_the_path() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "icis_deploy", "no-such-command"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No such command 'no-such-command'" in done.stderr
