@@ -10,7 +10,7 @@ from benchmarks.timing.comparison import MIN_ROUNDS, Comparison
 from benchmarks.timing.latency import LatencyReport, Measurement
 from icis_deploy.common.terminal_text import columns, percent
 
-NO_LABELLED_IMAGES = "no labelled images were given"
+NO_LABELLED_IMAGES = "no labelled images were given (--images)"
 """Why a result of `bench` has no accuracy: on inputs from a seed there are no right answers."""
 
 

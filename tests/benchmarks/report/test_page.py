@@ -121,7 +121,7 @@ def test_a_page_without_labelled_images_says_so_and_has_no_columns_of_accuracy(m
     bare = replace(measured, targets=tuple(replace(each, accuracy=None) for each in measured.targets))
     page = html_page(report_of([bare]))
 
-    assert "All, accuracy: no labelled images were given" in page
+    assert "All, accuracy: no labelled images were given (--images)" in page
     assert 'data-title="H %"' not in page
 
 

@@ -58,5 +58,5 @@ def test_without_labelled_images_there_are_no_columns_of_accuracy_and_a_line_say
 
     assert heading in [line.split() for line in with_accuracy]
     assert ["target", "same", "answer", "max", "error"] in [line.split() for line in without]
-    assert "  accuracy was not measured: no labelled images were given" in without
+    assert "  accuracy was not measured: no labelled images were given (--images)" in without
     assert not any("accuracy was not measured" in line for line in with_accuracy)
