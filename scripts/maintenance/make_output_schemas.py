@@ -62,7 +62,7 @@ ENTRY = fields(
 )
 """A line of a device's history."""
 
-ERROR = {
+ERROR: dict[str, Any] = {
     "type": "object",
     "description": "Instead of the command's own keys, where it failed.",
     "properties": {
