@@ -5,20 +5,34 @@ To add one: the line in the document, and a case with the same command and the b
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import icis_deploy
+from icis_deploy.bundle.converted_sidecar import ConvertedSidecar, ConvertedTensor, verify_converted
+from icis_deploy.bundle.manifest import file_entry, load_manifest, serialize_manifest
+from icis_deploy.carriers.transfer import fetch_file
 from icis_deploy.cli.main import run
 from icis_deploy.errors import ICISDeployError
+from icis_deploy.head.class_update import FollowedState
+from icis_deploy.head.head import Head
 from icis_deploy.runtime.device import Device
-from testing.bundles import seen_head, write_bundle
+from icis_deploy.updates.envelope import envelope_of, serialize_envelope
+from icis_deploy.updates.signing import keygen, load_private_key
+from scripts.maintenance.site_errors import KINDS, all_messages, messages_of, with_messages
+from testing.bundles import SEEN_NAMES, features_of, make_update, seen_head, trust, write_bundle, write_signed
+from testing.chat_server import running_chat_server
+from testing.references import add_reference
 from testing.tiny_project import TinyProject
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "errors.md"
@@ -30,6 +44,7 @@ class Line:
 
     command: str
     message: str
+    kind: str
     exit_code: int
     cure: str
 
@@ -39,8 +54,8 @@ def lines() -> list[Line]:
     for line in DOCUMENT.read_text("utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("| `") else []
         if cells:
-            command, message, code, *cure = (cell.strip("| ") for cell in cells)
-            found.append(Line(command.strip("`"), message, int(code), " ".join(cure)))
+            command, message, kind, code, *cure = (cell.strip("| ") for cell in cells)
+            found.append(Line(command.strip("`"), message, kind, int(code), " ".join(cure)))
     return found
 
 
@@ -52,6 +67,7 @@ class Place:
     bundle: Path
     project: TinyProject
     patch: pytest.MonkeyPatch
+    held: ExitStack
 
     def file(self, name: str, **arrays: object) -> str:
         path = self.folder / name
@@ -91,6 +107,14 @@ def verifying(beginning: str, make: Callable[[Place], str]) -> None:
         return ["verify", str(at.folder / "exported"), "--against", model, "--images", make(at)]
 
     case("verify", beginning)(arguments)
+
+
+def calling(command: str, beginning: str, call: Callable[[Place], object]) -> None:
+    def raising(at: Place) -> list[str]:
+        call(at)
+        raise AssertionError("nothing was raised")
+
+    case(command, beginning)(raising)
 
 
 evaluating("Nothing says which classes the", "a.npy", array=ROWS)
@@ -157,14 +181,6 @@ def _(at: Place) -> list[str]:
     return ["predict", str(at.bundle), str(at.folder / "a.parquet")]
 
 
-def calling(command: str, beginning: str, call: Callable[[Place], object]) -> None:
-    def raising(at: Place) -> list[str]:
-        call(at)
-        raise AssertionError("nothing was raised")
-
-    case(command, beginning)(raising)
-
-
 def closed(at: Place) -> object:
     with Device.open(at.bundle) as device:
         pass
@@ -201,6 +217,298 @@ calling("add_to_module", "The class update was made for", adding("other rows"))
 calling("add_to_module", "Nothing says which classes", adding("no names"))
 calling("add_to_module", "The class update replaces", adding("replaces"))
 
+# --- models, heads and descriptions -------------------------------------------------------------------------------
+
+
+@case("inspect", "Several layers could be the head")
+def _(at: Place) -> list[str]:
+    import onnx
+    import onnx.parser
+
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]>\n'
+        "two (float[batch, 4] columns) => (float[batch, 5] animals, float[batch, 3] plants)\n"
+        "{ animals = MatMul (columns, first) \n plants = MatMul (columns, second) }"
+    )
+    for name, num_classes in (("first", 5), ("second", 3)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, num_classes), np.float32), name))
+    onnx.save(model, at.folder / "model.onnx")
+    return ["inspect", str(at.folder / "model.onnx")]
+
+
+@case("inspect", "The class list has")
+def _(at: Place) -> list[str]:
+    (at.folder / "two.txt").write_text("cat\ndog\n")
+    return ["inspect", str(at.project.model), "--classes", str(at.folder / "two.txt")]
+
+
+def injecting_with(at: Place, *options: str, descriptors: Path | None = None) -> list[str]:
+    given = ["--classes", str(at.project.classes), "--descriptors", str(descriptors or at.project.descriptors)]
+    return ["inject", str(at.project.model), *given, *options, "--out", str(at.folder / "new.icis")]
+
+
+@case("inject", "Nothing vouches for these rows")
+def _(at: Place) -> list[str]:
+    return injecting_with(at, "--strict", "--calibration", "length", "--method", "ridge")
+
+
+@case("inject", "The descriptor file")
+def _(at: Place) -> list[str]:
+    (at.folder / "descriptors.doc").write_text("")
+    return injecting_with(at, descriptors=at.folder / "descriptors.doc")
+
+
+def exporting_with(at: Place, preprocessing: str) -> list[str]:
+    (at.folder / "preprocess.json").write_text(preprocessing)
+    given = ["--classes", str(at.project.classes), "--preprocess", str(at.folder / "preprocess.json")]
+    return ["export", str(at.project.model), *given, "--out", str(at.folder / "out")]
+
+
+case("export", "The preprocessing file")(lambda at: exporting_with(at, "{"))
+case("export", "…: unknown keys")(lambda at: exporting_with(at, '{"siez": 3}'))
+
+
+def tracing(_at: Place) -> object:
+    torch = pytest.importorskip("torch")
+    from exporters.loading.torch_export import export_module
+
+    class Net(torch.nn.Module):  # type: ignore[misc]
+        def forward(self) -> object:
+            return torch.zeros(1)
+
+    return export_module(Net().eval(), (3, 8, 8))
+
+
+calling("export", "….forward takes no argument", tracing)
+
+
+@case("describe", "What … sends is no answer")
+def _(at: Place) -> list[str]:
+    server = at.held.enter_context(running_chat_server(lambda _question: ""))
+    server.behaviours = [(200, "no JSON", {})]
+    given = ["--llm", server.url, "--llm-model", "any"]
+    return ["describe", str(at.project.classes), *given, "--out", str(at.folder / "descriptors.npz")]
+
+
+@case("verify", "The bundle … was made from a head of")
+def _(at: Place) -> list[str]:
+    return ["verify", str(at.bundle), "--against", str(at.project.model)]
+
+
+@case("verify", "… disagrees with")
+def _(at: Place) -> list[str]:
+    import onnx
+
+    out = at.folder / "exported"
+    icis_deploy.export(at.project.model, classes=at.project.classes, out=out)
+    model = onnx.load(out / "model.onnx")
+    filters = next(each for each in model.graph.initializer if len(each.dims) == 4)
+    filters.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(filters)[::-1].copy(), filters.name))
+    onnx.save(model, out / "model.onnx")
+    restate(out, "model.onnx")
+    return ["verify", str(out), "--against", str(at.project.model)]
+
+
+def restate(bundle: Path, name: str) -> None:
+    """Let the manifest of a bundle state a file as it is now."""
+    manifest = load_manifest(bundle)
+    files = {**manifest.files, name: file_entry(bundle / name)}
+    (bundle / "manifest.json").write_bytes(serialize_manifest(replace(manifest, files=files)))
+
+
+@case("evaluate", "…: new classes cost")
+def _(at: Place) -> list[str]:
+    with Device.open(at.bundle) as device:
+        device.apply(make_update("thief", rows=np.full((1, 5), 40.0)), allow_unsigned=True)
+        inputs = np.abs(np.random.default_rng(0).normal(size=(90, 6))).astype(np.float32) @ np.eye(6, dtype=np.float32)
+        labels = [str(each) for each in np.array(SEEN_NAMES)[seen_head().logits(features_of(inputs)).argmax(axis=1)]]
+    return [
+        "evaluate",
+        str(at.bundle),
+        "--images",
+        at.file("a.npz", inputs=inputs, labels=labels),
+        "--max-seen-loss",
+        "2",
+    ]
+
+
+# --- bundles and updates on a device ------------------------------------------------------------------------------
+
+
+@case("classes", "…: The manifest is not a JSON object")
+def _(at: Place) -> list[str]:
+    (at.bundle / "manifest.json").write_text("{")
+    return ["classes", str(at.bundle)]
+
+
+@case("predict", "… has … bytes and SHA-256")
+def _(at: Place) -> list[str]:
+    with (at.bundle / "model.onnx").open("ab") as file:
+        file.write(b" ")
+    return ["predict", str(at.bundle), at.file("a.npy", array=ROWS)]
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """Signs updates for the bundle, which trusts its key."""
+
+    at: Place
+    private_key: Path
+
+    def file(self, update: icis_deploy.ClassUpdate) -> str:
+        path = self.at.folder / f"new-{len(list(self.at.folder.iterdir()))}.icis"
+        return str(write_signed(path, update, self.private_key))
+
+
+def applying(beginning: str, make: Callable[[Place, Publisher], str]) -> None:
+    def arguments(at: Place) -> list[str]:
+        pair = keygen(at.folder / "key")
+        trust(at.bundle, pair.public_path)
+        return ["apply", make(at, Publisher(at, pair.private_path)), "--to", str(at.bundle)]
+
+    case("apply", beginning)(arguments)
+
+
+def garbage(at: Place, _by: Publisher) -> str:
+    (at.folder / "new.icis").write_text("{}")
+    return str(at.folder / "new.icis")
+
+
+def unsigned(at: Place, _by: Publisher | None = None) -> str:
+    icis_deploy.save_update(make_update("okapi"), at.folder / "new.icis")
+    return str(at.folder / "new.icis")
+
+
+def of_a_stranger(at: Place, _by: Publisher) -> str:
+    return Publisher(at, keygen(at.folder / "stranger").private_path).file(make_update("okapi"))
+
+
+def changed_after_signing(at: Place, by: Publisher) -> str:
+    (at.folder / "new.icis").write_bytes(Path(by.file(make_update("okapi"))).read_bytes())
+    envelope = json.loads((at.folder / "new.icis").read_text())
+    signature = bytearray(base64.b64decode(envelope["signatures"][0]["sig"]))
+    signature[0] ^= 1
+    envelope["signatures"][0]["sig"] = base64.b64encode(signature).decode()
+    (at.folder / "new.icis").write_text(json.dumps(envelope))
+    return str(at.folder / "new.icis")
+
+
+def after(*updates: icis_deploy.ClassUpdate) -> Callable[[Place, Publisher], str]:
+    """All but the last are applied before."""
+
+    def make(at: Place, by: Publisher) -> str:
+        with Device.open(at.bundle) as device:
+            for update in updates[:-1]:
+                device.apply(by.file(update))
+        return by.file(updates[-1])
+
+    return make
+
+
+def expired(at: Place, by: Publisher) -> str:
+    envelope = envelope_of(make_update("okapi", expires=datetime(2020, 1, 1, tzinfo=timezone.utc)))
+    envelope.sign(load_private_key(by.private_key))  # `sign` itself refuses a time that has passed
+    (at.folder / "new.icis").write_bytes(serialize_envelope(envelope))
+    return str(at.folder / "new.icis")
+
+
+def with_reference(at: Place, by: Publisher) -> str:
+    add_reference(at.bundle)
+    return by.file(make_update("hijack", rows=np.array([[0.0, 0.0, 0.0, 0.0, 60.0]])))
+
+
+LATER = FollowedState(version=7, digest="0" * 64)
+
+applying("The file is not a class update", garbage)
+applying("The file is not signed.", unsigned)
+applying("The file is signed by", of_a_stranger)
+applying("The signature by", changed_after_signing)
+applying("The class update has version", after(make_update("okapi"), make_update("zebra")))
+applying("The class update expired", expired)
+applying("Class update … follows", after(make_update("okapi", version=8, follows=LATER)))
+applying("The class update was made for the head", after(make_update("okapi", base_fingerprint="0" * 64)))
+applying("The class update adds … classes; … slots", after(make_update(*"abcdef")))
+applying("The class update adds …, which", after(make_update("cat")))
+applying("The change takes", with_reference)
+
+
+@case("apply", "Another process is changing")
+def _(at: Place) -> list[str]:
+    from icis_deploy.runtime.state import store
+
+    at.patch.setattr(store, "LOCK_TIMEOUT_SECONDS", 0.05)
+    at.held.enter_context(store.Store(at.bundle).locked(load_manifest(at.bundle)))
+    return ["apply", unsigned(at), "--to", str(at.bundle), "--allow-unsigned"]
+
+
+case("rollback", "There is nothing to roll back to")(lambda at: ["rollback", str(at.bundle)])
+
+
+@case("sign", "… is not a private key")
+def _(at: Place) -> list[str]:
+    path = unsigned(at)
+    (at.folder / "key").write_text("no key")
+    return ["sign", path, "--key", str(at.folder / "key"), "--version", "1"]
+
+
+@case("teach", "… was not taught")
+def _(at: Place) -> list[str]:
+    from exporters.generator.writing import write_generator
+    from icis_deploy.descriptors.descriptors import Descriptors
+    from icis_deploy.injection.inject import inject
+    from icis_deploy.injection.options import InjectionOptions
+
+    random = np.random.default_rng(3)
+    values = random.normal(size=(13, 8)).astype(np.float32)
+    names = (*(f"seen {index}" for index in range(12)), "okapi")
+    head = Head(rows=values[:12] @ random.normal(size=(8, 5)), class_names=names[:12])
+    options = InjectionOptions(method="ridge", calibration="length")
+    injector = inject(head, Descriptors(values=values, class_names=names), options=options).injector
+    bundle = write_bundle(at.folder / "teachable", head=head)
+    given = {"seen_descriptors": values[:12], "unseen_descriptors": values[12:], "method": "ridge"}
+    write_generator(bundle / "generator.onnx", injector, head=head, **given)
+    restate(bundle, "generator.onnx")
+    descriptor = at.file("okapi.npz", names=["okapi"], values=100 * values[12:])
+    return ["teach", str(bundle), "okapi", "--descriptor", descriptor]
+
+
+def replacing_by_a_dead_model(at: Place) -> object:
+    import onnx
+
+    new = write_bundle(at.folder / "new")
+    model = onnx.load(new / "model.onnx")
+    backbone = next(each for each in model.graph.initializer if each.name == "backbone")
+    backbone.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tuple(backbone.dims), np.float32), "backbone"))
+    onnx.save(model, new / "model.onnx")
+    restate(new, "model.onnx")
+    return Device.open(at.bundle).replace(new)
+
+
+def converted_from_another(at: Place) -> object:
+    tensor = ConvertedTensor(name="scores", runtime_name="scores", shape=(1, 3), dtype="float32")
+    sidecar = ConvertedSidecar(
+        runtime="mnn",
+        converter="MNN 3",
+        model_sha256="0" * 64,
+        inputs=(replace(tensor, name="image", shape=(1, 6)),),
+        outputs=(tensor,),
+        created_by="0.1.0",
+    )
+    return verify_converted(sidecar, load_manifest(at.bundle), "mnn")
+
+
+def downloading(at: Place) -> object:
+    return fetch_file("http://127.0.0.1:9/new.icis", at.folder / "new.icis", size=1, sha256="0" * 64)
+
+
+calling("Device.replace", "The model gives features", replacing_by_a_dead_model)
+calling("Device.open", "The model for", converted_from_another)
+calling("Device.predict", "The model gave the score", lambda at: Device.open(at.bundle).predict(ROWS * np.nan))
+calling("a carrier", "… cannot be reached", downloading)
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
 
 def case_of(line: Line) -> Case:
     (found,) = [made for (command, start), made in CASES.items() if command == line.command and starts(line, start)]
@@ -216,20 +524,36 @@ def matches(pattern: str, text: str) -> bool:
     return re.search(".*?".join(map(re.escape, pattern.split("…"))), text) is not None
 
 
+@pytest.fixture
+def made(monkeypatch):
+    """All errors that are made while a test runs; commands catch some, and say in their own way what they are about."""
+    errors: list[ICISDeployError] = []
+    make = ICISDeployError.__init__
+
+    def noted(self, *arguments, **keywords):
+        make(self, *arguments, **keywords)
+        errors.append(self)
+
+    monkeypatch.setattr(ICISDeployError, "__init__", noted)
+    return errors
+
+
 @pytest.mark.parametrize("line", lines(), ids=lambda line: f"{line.command}: {line.message[:40]}")
-def test_a_line_is_what_is_said(line: Line, tmp_path, tiny_project, monkeypatch, capsys):
-    place = Place(tmp_path, write_bundle(tmp_path / "bundle"), tiny_project, monkeypatch)
-    try:
-        arguments = case_of(line)(place)
-        capsys.readouterr()
-        code = run(arguments)
-        said = " ".join(capsys.readouterr().err.split())
-    except ICISDeployError as error:
-        code, said = error.exit_code, str(error)
+def test_a_line_is_what_is_said(line: Line, tmp_path, tiny_project, monkeypatch, capsys, made):
+    with ExitStack() as held:
+        place = Place(tmp_path, write_bundle(tmp_path / "bundle"), tiny_project, monkeypatch, held)
+        try:
+            arguments = case_of(line)(place)
+            capsys.readouterr()
+            code = run(arguments)
+            said = " ".join(capsys.readouterr().err.split())
+        except ICISDeployError as error:
+            code, said = error.exit_code, str(error)
 
     assert matches(line.message, said), said
     assert matches(line.cure, said), said
     assert code == line.exit_code
+    assert type(made[-1]).__name__ == line.kind
 
 
 def test_every_case_has_one_line_and_every_line_one_case():
@@ -238,6 +562,68 @@ def test_every_case_has_one_line_and_every_line_one_case():
     assert len(known) == len(CASES)
     for command, beginning in CASES:
         assert sum(line.command == command and starts(line, beginning) for line in known) == 1, (command, beginning)
+
+
+def test_every_class_of_errors_has_a_line():
+    """All but the bases, and the verdict of a benchmark, which the tests of `bench` bring about."""
+    bases, elsewhere = {"ICISDeployError", "VerdictError", "IntegrityError"}, {"RegressionError"}
+
+    assert set(KINDS) - {line.kind for line in lines()} == bases | elsewhere
+    assert {line.kind: line.exit_code for line in lines()} == {
+        line.kind: KINDS[line.kind].exit_code for line in lines()
+    }
+
+
+def test_the_page_of_all_messages_has_each_line_of_the_table():
+    said: dict[str, list[str]] = {}
+    for message in all_messages():
+        said.setdefault(message.kind.__name__, []).append(message.what)
+    # Of what was measured: no place of the code has their words.
+    put_together = {"SeenLossError", "GateFailedError"}
+
+    lacking = [
+        line.message
+        for line in lines()
+        if line.kind not in put_together and not any(alike(line.message, what) for what in said[line.kind])
+    ]
+    assert lacking == []
+
+
+def alike(shown: str, message: str) -> bool:
+    """Say whether a line and a message of the sources are the same, `…` of either being anything of the other."""
+    return matches(shown.rstrip(" ."), message) or matches(message.rstrip(" ."), shown) or same_words(shown, message)
+
+
+def same_words(shown: str, message: str) -> bool:
+    words = [" ".join(re.findall(r"\w+", text)).split() for text in (shown, message)]
+    first = [each[:4] for each in words]
+    return first[0] == first[1]
+
+
+def test_messages_are_found_in_sources():
+    source = (
+        'WHY = "too many"\n'
+        "def check(path, is_old):\n"
+        '    what = f"{path} has {WHY} lines."\n'
+        '    raise BundleError(what, hint="Cut it." if is_old else None)\n'
+        "def other(text):\n"
+        '    raise UsageError(text, hint="Never found.")\n'
+        '    raise LoadError("It is " + f"{text!r}." , where=text)\n'
+    )
+
+    assert [(each.kind.__name__, each.line, each.what, each.hint) for each in messages_of("a.py", source)] == [
+        ("BundleError", 4, "… has too many lines.", "Cut it."),
+        ("LoadError", 7, "It is ….", ""),
+    ]
+
+
+def test_the_page_of_all_messages_is_made_of_the_sources():
+    page = with_messages((DOCUMENT.parent / "reference" / "messages.md").read_text("utf-8"))
+
+    assert len(all_messages()) > 800
+    assert page.count("\n| ") >= len(all_messages())
+    assert "## icis_deploy/updates\n" in page
+    assert "encrypted, and no passphrase was given. | SignatureError, 6 | Give its --passphrase-file. |" in page
 
 
 def test_a_message_that_is_another_would_be_noticed():

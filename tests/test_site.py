@@ -182,6 +182,19 @@ def test_the_formats_name_the_fields_of_a_bundle(tmp_path):
     assert hashlib.sha256(body).hexdigest() == json.loads(raw)["sha256"]
 
 
+def test_the_formats_have_the_layout_of_an_outcome():
+    from icis_deploy.metrics.outcomes import OUTCOME
+
+    table = FORMATS.partition("| field of an outcome | type | offset |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    offsets = {}
+    for row in table.splitlines():
+        names, _, places = (cell.strip() for cell in row.strip("| ").split(" | "))
+        offsets |= zip(re.findall(r"`(\w+)`", names), map(int, places.split(", ")), strict=True)
+
+    assert offsets == {name: field[1] for name, field in (OUTCOME.fields or {}).items()}
+    assert f"A row of {OUTCOME.itemsize} bytes" in FORMATS
+
+
 # --- release ------------------------------------------------------------------------------------------------------
 
 

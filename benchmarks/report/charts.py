@@ -19,11 +19,14 @@ from benchmarks.report.canvas import (
     plain_number,
 )
 from benchmarks.report.legend import draw_legend, legend_height_in, number_points
-from benchmarks.report.merging import Entry, Row
+from benchmarks.report.merging import Entry, Row, SharedTarget
 from benchmarks.report.numbers import duration
 from benchmarks.results.values import Accuracy, ScaleSeries, Timing
 
 MEASURES: tuple[Measure, ...] = ("U", "S", "H")
+MAX_LETTERS = 38
+"""So much of a machine's name fits next to a time; tables have all of it."""
+
 LINE_STYLES = {"o": "-", "s": (0, (5, 2)), "^": (0, (2, 1.5)), "D": (0, (6, 2, 1, 2))}
 
 
@@ -56,6 +59,31 @@ def _draw_distribution(axes: Any, base: int, row: Row) -> None:
     _name(axes, base + 0.55, row.entry.label)
     value = f"{duration(median.value)} ± {100 * median.relative_half_width:.1f} %"
     _value(axes, base + 0.55, value)
+
+
+def draw_devices(name: str, shared: Sequence[SharedTarget]) -> str:
+    """Draw the median of each target on each device that has measured it, one bar below the other, with intervals."""
+    num_lines = sum(0.75 + len(each.rows) for each in shared)
+    with drawing() as canvas_of:
+        canvas = canvas_of(height_in=0.55 + 0.46 * num_lines)
+        axes, height = canvas.axes, num_lines
+        medians = [row.latency.median_ms for each in shared for row in each.rows]
+        low = min(median.low for median in medians) / 3
+        milliseconds_axis(axes, [low, *(median.high for median in medians)])
+        for each in shared:
+            height -= 0.55
+            _name(axes, height + 0.05, each.name, weight="bold")
+            for row in each.rows:
+                height -= 1
+                median, color = row.latency.median_ms, SERIES[row.entry.color]
+                axes.barh(height, median.value - low, 0.34, left=low, align="edge", color=color, linewidth=0)
+                axes.plot([median.low, median.high], [height + 0.17] * 2, color=INK, linewidth=1.2)
+                _name(axes, height + 0.4, _cut(row.entry.device.label))
+                _value(axes, height + 0.4, duration(median.value))
+            height -= 0.2
+        _rows_only(axes, num_lines)
+        axes.set_xlabel("milliseconds")
+        return str(canvas.svg(name))
 
 
 def draw_latency_against_accuracy(name: str, choices: Sequence[Choice], front: Sequence[Choice], measure: str) -> str:
@@ -240,10 +268,13 @@ def _rows_only(axes: Any, num_rows: float) -> None:
     axes.set_ylim(-0.08, num_rows)
 
 
-def _name(axes: Any, height: float, name: str) -> None:
-    axes.text(
-        0, height, name, ha="left", va="bottom", color=INK, fontsize=FONT_PT, transform=axes.get_yaxis_transform()
-    )
+def _name(axes: Any, height: float, name: str, *, weight: str = "normal") -> None:
+    place = {"ha": "left", "va": "bottom", "transform": axes.get_yaxis_transform()}
+    axes.text(0, height, name, color=INK, fontsize=FONT_PT, fontweight=weight, **place)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…"
 
 
 def _value(axes: Any, height: float, value: str) -> None:

@@ -2,8 +2,9 @@
 
 Rules:
 
-1. Results of machines with one fingerprint are of one device. Two devices of the same name get their fingerprints
-   after it, a target that a device has measured twice the time of its run: no two things have the same name.
+1. Results of machines with one fingerprint are of one device. Of several, names leave out what all of them end with;
+   two devices of the same name get their fingerprints after it, a target that a device has measured twice the time of
+   its run: no two things have the same name.
 2. A target keeps its colour and its marker in every chart: the colour says which head in which runtime, the marker in
    which precision.
 """
@@ -11,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.machine.environment import Environment
@@ -108,6 +109,37 @@ class Row:
         return images_per_s(self.latency, self.batch_size)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedTarget:
+    """A target that several devices have measured with one batch size."""
+
+    name: str
+    """Name of the target, the same on all of them."""
+
+    batch_size: int
+    """Images in a query."""
+
+    rows: tuple[Row, ...]
+    """The latest of each device, in the order of the devices; at least two."""
+
+
+def shared_targets(entries: Sequence[Entry]) -> list[SharedTarget]:
+    """Return what at least two devices have measured: the same name, precision and batch size, in the order of entries.
+
+    A device that has measured one several times stands with its latest run.
+    """
+    found: dict[tuple[str, str, int], dict[str, Row]] = {}
+    for entry in entries:
+        for row in entry.rows:
+            key = (entry.target.name, entry.target.precision, row.batch_size)
+            found.setdefault(key, {})[entry.device.label] = row  # results of a device are in the order of time
+    return [
+        SharedTarget(name=name, batch_size=batch_size, rows=tuple(rows.values()))
+        for (name, _, batch_size), rows in found.items()
+        if len(rows) > 1
+    ]
+
+
 def merge(results: Sequence[Result]) -> tuple[tuple[Device, ...], tuple[Entry, ...]]:
     """Return the devices and everything that was measured on them, in the order of the results.
 
@@ -133,16 +165,32 @@ def merge(results: Sequence[Result]) -> tuple[tuple[Device, ...], tuple[Entry, .
     by_fingerprint: dict[str, list[Result]] = {}
     for result in results:
         by_fingerprint.setdefault(result.environment.fingerprint, []).append(result)
-    names = Counter(group[-1].environment.name for group in by_fingerprint.values())
+    labels = short_labels({fingerprint: group[-1].environment.name for fingerprint, group in by_fingerprint.items()})
     devices = tuple(
-        Device(
-            label=name if names[name := group[-1].environment.name] == 1 else f"{name} ({fingerprint[:4]})",
-            results=tuple(sorted(group, key=lambda result: result.created)),
-        )
+        Device(label=labels[fingerprint], results=tuple(sorted(group, key=lambda result: result.created)))
         for fingerprint, group in by_fingerprint.items()
     )
     colors: dict[tuple[str, str], int] = dict(FIXED_COLORS)
     return devices, tuple(entry for device in devices for entry in _entries_of(device, colors))
+
+
+def short_labels(names: Mapping[str, str]) -> dict[str, str]:
+    """Return what the page calls machines: their names without what all of them end with, no two the same.
+
+    Args:
+        names: Names such as "Cortex-A76, 4 cores, docker", by fingerprint.
+    """
+    parts = {fingerprint: name.split(", ") for fingerprint, name in names.items()}
+    while (
+        len(parts) > 1 and len({tuple(each[-1:]) for each in parts.values()}) == 1 and min(map(len, parts.values())) > 1
+    ):
+        parts = {fingerprint: each[:-1] for fingerprint, each in parts.items()}
+    short = {fingerprint: ", ".join(each) for fingerprint, each in parts.items()}
+    num_so_called = Counter(short.values())
+    return {
+        fingerprint: name if num_so_called[name] == 1 else f"{name} ({fingerprint[:4]})"
+        for fingerprint, name in short.items()
+    }
 
 
 def _entries_of(device: Device, colors: dict[tuple[str, str], int]) -> Iterator[Entry]:

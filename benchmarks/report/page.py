@@ -14,9 +14,10 @@ from pathlib import Path
 from benchmarks.report.merging import Device, Entry, Row, merge
 from benchmarks.report.numbers import enumeration
 from benchmarks.report.sections import charts_of, smallest_batches
-from benchmarks.report.sentences import say_accuracies, say_distributions
+from benchmarks.report.sentences import say_accuracies, say_distributions, say_disturbed
 from benchmarks.report.tables import Cell, Column, columns_of, extra_tables, facts_of
 from benchmarks.results.result import Result
+from benchmarks.results.text import NO_LABELLED_IMAGES
 from icis_deploy._version import __version__
 from icis_deploy.errors import MissingDependencyError
 
@@ -47,6 +48,11 @@ class Report:
         rows = self.rows
         columns = columns_of(rows)
         return columns, [[column.cell(row) for column in columns] for row in rows]
+
+    @property
+    def caution(self) -> str:
+        """What a reader must know before any figure; empty where every machine was quiet."""
+        return " ".join(say_disturbed(self.devices))
 
     @property
     def headlines(self) -> list[str]:
@@ -107,6 +113,7 @@ def html_page(report: Report) -> str:
     columns, rows = report.cells
     return environment.get_template(TEMPLATE_NAME).render(
         title=title_of(report),
+        caution=report.caution,
         headlines=report.headlines,
         devices=[(device, facts_of(device)) for device in report.devices],
         columns=columns,
@@ -128,6 +135,8 @@ def markdown_text(report: Report) -> str:
     """
     columns, rows = report.cells
     lines = [f"### {title_of(report)}", ""]
+    if report.caution:
+        lines += [f"> {escape_markdown(report.caution)}", ""]
     if rows:
         titles = [f"{column.title} ({column.unit})" if column.unit else column.title for column in columns]
         texts = [[cell.text for cell in row] for row in rows]
@@ -150,8 +159,12 @@ def title_of(report: Report) -> str:
 
 
 def missing_of(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
-    """Return target, what was asked for, and why it is not here."""
-    return [(entry.label, name, reason) for entry in entries for name, reason in entry.target.missing.items()]
+    """Return target, what was asked for or what a reader looks for, and why it is not here."""
+    missing = [(entry.label, name, reason) for entry in entries for name, reason in entry.target.missing.items()]
+    measured = [entry for entry in entries if entry.result.command == "bench"]
+    if measured and all(entry.target.accuracy is None for entry in measured):
+        missing.append(("All", "accuracy", NO_LABELLED_IMAGES))
+    return missing
 
 
 def tight(text: str) -> str:

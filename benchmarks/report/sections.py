@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from benchmarks.report.accuracy_intervals import choices_of, pareto_front
 from benchmarks.report.charts import (
     draw_accuracies,
+    draw_devices,
     draw_distributions,
     draw_latency_against_accuracy,
     draw_scale,
@@ -15,12 +16,13 @@ from benchmarks.report.charts import (
     draw_times,
     draw_trade_off,
 )
-from benchmarks.report.merging import Device, Entry, Row
+from benchmarks.report.merging import Device, Entry, Row, shared_targets
 from benchmarks.report.sentences import (
     images,
     say_accuracies,
     say_added_classes,
     say_cut_off,
+    say_devices,
     say_distributions,
     say_front,
     say_scale,
@@ -52,13 +54,27 @@ class Chart:
 
 
 def charts_of(devices: Sequence[Device], entries: Sequence[Entry]) -> Iterator[Chart]:
-    """Yield every chart that the results allow, device by device."""
+    """Yield every chart that the results allow: devices side by side if there are several, then device by device."""
+    yield from _devices(entries)
     for index, device in enumerate(devices):
         where = f", {device.label}" if len(devices) > 1 else ""
         for number, result in enumerate(device.results):
             own = [entry for entry in entries if entry.device is device and entry.result is result]
             for each in _charts_of_result(f"d{index}r{number}", result, own):
                 yield replace(each, title=each.title + where)
+
+
+def _devices(entries: Sequence[Entry]) -> Iterator[Chart]:
+    shared = shared_targets(entries)
+    if shared:
+        smallest = min(each.batch_size for each in shared)
+        shared = [each for each in shared if each.batch_size == smallest]
+        yield Chart(
+            name="devices",
+            title=f"Devices side by side, {images(smallest)} in a query",
+            svg=draw_devices("devices", shared),
+            words=" ".join(say_devices(shared)),
+        )
 
 
 def _charts_of_result(name: str, result: Result, entries: Sequence[Entry]) -> Iterator[Chart]:

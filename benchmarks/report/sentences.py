@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from benchmarks.report.accuracy_intervals import Choice, Measure, accuracy_difference
-from benchmarks.report.merging import Entry, Row
+from benchmarks.report.merging import Device, Entry, Row, SharedTarget
 from benchmarks.report.numbers import (
     as_long,
     duration,
@@ -56,6 +56,42 @@ def say_distributions(rows: Sequence[Row]) -> list[str]:
     else:
         needed = [each.num_needed for each in rows[0].latency.percentiles if each.percent == 99.0]
         said += [f"None has the {number:,} queries from which a p99 exists." for number in needed]
+    return said
+
+
+def say_disturbed(devices: Sequence[Device]) -> list[str]:
+    """Say which machines were not quiet, and what may still be believed; nothing if all were."""
+    signs = []
+    for device in devices:
+        if device.disturbances:
+            where = f"{device.label}, " if len(devices) > 1 else ""
+            more = f" and {len(device.disturbances) - 1} more" if len(device.disturbances) > 1 else ""
+            signs.append(f"{where}{device.disturbances[0]}{more}")
+    if not signs:
+        return []
+    return [
+        f"Not a quiet machine: {'; '.join(signs)}.",
+        "Times may be longer than they would be. What was measured in turn was slowed alike, so ratios and verdicts "
+        "hold better. Repeat the run on a quiet machine before you rely on a time.",
+    ]
+
+
+def say_devices(shared: Sequence[SharedTarget]) -> list[str]:
+    """Say which device is the fastest with each target that several have, and how much longer the slowest takes."""
+    said = []
+    for each in shared:
+        ordered = sorted(each.rows, key=lambda row: row.latency.median_ms.value)
+        (fastest, best), (slowest, worst) = (
+            (row.entry.device.label, row.latency.median_ms) for row in (ordered[0], ordered[-1])
+        )
+        if best.high >= worst.low:
+            said.append(f"With {each.name} no device is faster than the others: their 99 % intervals overlap.")
+            continue
+        said.append(
+            f"With {each.name} {fastest} is the fastest, {duration(best.value)}; "
+            f"{slowest} takes {times(worst.value / best.value)} as long."
+        )
+    said.append("Bars are medians, lines their 99 % intervals; devices are measured one after the other, not in turn.")
     return said
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.report.accuracy_intervals import accuracy_interval
-from benchmarks.report.merging import Device, Entry, Row
+from benchmarks.report.merging import Device, Entry, Row, shared_targets
 from benchmarks.report.numbers import UNKNOWN, enumeration, milliseconds, percent, percentile, significant
 from benchmarks.timing.comparison import MIN_ROUNDS
 
@@ -182,7 +182,15 @@ class SimpleTable:
 
 def extra_tables(devices: Sequence[Device], entries: Sequence[Entry]) -> list[SimpleTable]:
     """Return the tables for which there is anything to show."""
+    where = ["Device"] * (len(devices) > 1)
     tables = (
+        SimpleTable(
+            title="Devices side by side",
+            words="Median of a query in milliseconds; in brackets, as a multiple of the first device's.",
+            titles=("Target", "Batch", *(device.label for device in devices)),
+            num_texts=1,
+            rows=tuple(_device_rows(devices, entries)),
+        ),
         SimpleTable(
             title="Under load",
             words="Scenarios of MLPerf LoadGen, and class updates between requests. An invalid run says nothing: it "
@@ -193,10 +201,10 @@ def extra_tables(devices: Sequence[Device], entries: Sequence[Entry]) -> list[Si
         ),
         SimpleTable(
             title="Parity",
-            words="How close logits are to another target's on the same inputs, in standard deviations of theirs.",
-            titles=("Target", "Against", "Inputs", "Classes", "Same top-1 %", "Greatest error", "p99.9 error"),
-            num_texts=2,
-            rows=tuple(_parity_rows(entries)),
+            words=_parity_words(entries),
+            titles=("Target", *where, "Against", "Inputs", "Classes", "Same top-1 %", "Greatest error", "p99.9 error"),
+            num_texts=2 + len(where),
+            rows=tuple(_parity_rows(entries, several=bool(where))),
         ),
         SimpleTable(
             title="Where the time goes",
@@ -207,6 +215,19 @@ def extra_tables(devices: Sequence[Device], entries: Sequence[Entry]) -> list[Si
         ),
     )
     return [table for table in tables if table.rows]
+
+
+def _device_rows(devices: Sequence[Device], entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
+    for each in shared_targets(entries):
+        medians = {row.entry.device.label: row.latency.median_ms.value for row in each.rows}
+        first = next(iter(medians.values()))
+        texts = [milliseconds(median) for median in medians.values()]
+        texts[1:] = [
+            f"{text} (× {significant(median / first)})"
+            for text, median in zip(texts[1:], list(medians.values())[1:], strict=True)
+        ]
+        found = dict(zip(medians, texts, strict=True))
+        yield (each.name, str(each.batch_size), *(found.get(device.label, UNKNOWN) for device in devices))
 
 
 def _scenario_rows(devices: Sequence[Device]) -> Iterator[tuple[str, ...]]:
@@ -221,12 +242,19 @@ def _scenario_rows(devices: Sequence[Device]) -> Iterator[tuple[str, ...]]:
             yield (each.name, each.target, device.label, valid, *figures)
 
 
-def _parity_rows(entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
+def _parity_words(entries: Sequence[Entry]) -> str:
+    sources = sorted({each.source for entry in entries for each in entry.target.parity})
+    on = f"the same inputs ({enumeration(sources)})" if sources else "the same inputs"
+    return f"How close logits are to another target's on {on}, in standard deviations of theirs."
+
+
+def _parity_rows(entries: Sequence[Entry], *, several: bool) -> Iterator[tuple[str, ...]]:
     for entry in entries:
         for each in entry.target.parity:
             counts = (f"{each.num_images:,}", f"{each.num_classes:,}", f"{100 * each.agreement:.2f}")
             yield (
                 entry.label,
+                *[entry.device.label] * several,
                 each.against,
                 *counts,
                 *(f"{error:.1e}" if error else "0" for error in (each.max_scaled_error, each.p999_scaled_error)),

@@ -10,6 +10,9 @@ from benchmarks.timing.comparison import MIN_ROUNDS, Comparison
 from benchmarks.timing.latency import LatencyReport, Measurement
 from icis_deploy.common.terminal_text import columns, percent
 
+NO_LABELLED_IMAGES = "no labelled images were given (--images)"
+"""Why a result of `bench` has no accuracy: on inputs from a seed there are no right answers."""
+
 
 def text_of(result: Result) -> str:
     """Return everything that a person wants to see first: the machine, speed, size, accuracy, what disturbed."""
@@ -55,8 +58,12 @@ def run_text(run: BatchRun) -> str:
     rows = [[f"batch {run.batch_size}", "median", "99 % interval", "p90", "p99", "images/s", "ratio", "verdict"]]
     for latency in measurement.latencies:
         rows.append(latency_row(latency, run.batch_size, compared.get(latency.label)))
+    means = (meaning_of(each, measurement) for each in compared.values())
     pairs = (f"{each.label} / {each.against}: {ratio_text(each)} {each.verdict}" for each in further)
-    lines = [columns(rows, right=[1, 2, 3, 4, 5, 6]), *(f"  {note}" for note in (*pairs, *notes_of(measurement)))]
+    lines = [
+        columns(rows, right=[1, 2, 3, 4, 5, 6]),
+        *(f"  {note}" for note in (*means, *pairs, *notes_of(measurement))),
+    ]
     return "\n".join(lines)
 
 
@@ -74,6 +81,23 @@ def latency_row(latency: LatencyReport, batch_size: int, comparison: Comparison 
         "" if comparison is None else ratio_text(comparison),
         "" if comparison is None else comparison.verdict,
     ]
+
+
+def meaning_of(comparison: Comparison, measurement: Measurement) -> str:
+    """Return what a verdict means for whoever must choose, in a sentence."""
+    label, against, margin = comparison.label, comparison.against, percent(comparison.margin)
+    if comparison.verdict == "equal":
+        return f"{label} is as fast as {against}, to within {margin}: choose by size and accuracy, not by speed"
+    if comparison.verdict == "inconclusive":
+        if comparison.num_rounds < MIN_ROUNDS:
+            more = f"there were {comparison.num_rounds} rounds of the {MIN_ROUNDS} that a verdict needs"
+        else:
+            more = f"the interval still holds both less and more than {margin} of difference"
+        return f"{label} against {against} is not decided: {more}; measure for longer, on a quiet machine"
+    medians = {each.label: each.median_ms.value for each in measurement.latencies}
+    difference_ms = abs(comparison.ratio.value - 1) * medians[against]
+    word, cost = ("slower", "costs") if comparison.verdict == "slower" else ("faster", "saves")
+    return f"{label} is {word} than {against} by more than {margin}: it {cost} about {difference_ms:.3f} ms a query"
 
 
 def ratio_text(comparison: Comparison) -> str:
@@ -154,24 +178,25 @@ def targets_text(targets: Sequence[Target]) -> str:
 
 def correctness_text(targets: Sequence[Target]) -> str:
     """Return how accurate targets are, and how close their logits are to the first's."""
-    rows = [["target", "T", "U", "S", "H", "same answer", "max error"]]
+    measures = [name for name in "TUSH" if any(getattr(each.accuracy, name, None) is not None for each in targets)]
+    has_parity = any(target.parity for target in targets)
+    rows = [["target", *measures, *["same answer", "max error"] * has_parity]]
     for target in targets:
-        accuracy = target.accuracy
         parity = target.parity[0] if target.parity else None
-        rows.append(
-            [
-                target.name,
-                *(percent(None if accuracy is None else getattr(accuracy, name)) for name in "TUSH"),
-                percent(None if parity is None else parity.agreement),
-                "-" if parity is None else f"{parity.max_scaled_error:.1e}",
-            ]
-        )
+        compared = ["-", "-"] if parity is None else [percent(parity.agreement), f"{parity.max_scaled_error:.1e}"]
+        shown = (percent(getattr(target.accuracy, name, None)) for name in measures)
+        rows.append([target.name, *shown, *compared * has_parity])
     sources = {target.accuracy.source for target in targets if target.accuracy}
     sources |= {parity.source for target in targets for parity in target.parity}
-    text = (
-        "same answer, max error: compared with the first, over its classes; errors in standard deviations of its logits"
-    )
-    return f"{columns(rows, right=range(1, 7))}\n  on {', '.join(sorted(sources))}; {text}"
+    notes = [f"  on {', '.join(sorted(sources))}"]
+    if has_parity:
+        notes[0] += (
+            "; same answer, max error: compared with the first, over its classes; errors in standard deviations of its "
+            "logits"
+        )
+    if not any(target.accuracy for target in targets):
+        notes.append(f"  accuracy was not measured: {NO_LABELLED_IMAGES}")
+    return "\n".join([columns(rows, right=range(1, len(rows[0]))), *notes])
 
 
 def scenarios_text(scenarios: Sequence[Scenario]) -> str:

@@ -121,5 +121,9 @@ def finish(
     print_result(values, text=f"{text}\n\n{verdict}", status=status, after_change=out is not None)
     if found:
         # What became worse is already on stdout, so the exit code says the rest.
-        note(f"Error: {len(found)} figures are more than {percent(max_regression)} worse.")
+        figures = "1 figure is" if len(found) == 1 else f"{len(found)} figures are"
+        note(
+            f"Error: {figures} more than {percent(max_regression)} worse. If the machine was not quiet, measure again; "
+            "what is meant to be so is allowed with --max-regression, or by a new baseline."
+        )
         raise click.exceptions.Exit(RegressionError.exit_code)

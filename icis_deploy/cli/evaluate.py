@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, INPUTS, NEW_PATH, max_seen_loss_option, runtime_option
 from icis_deploy.cli.output import counting_progress, format_option, note, print_result
 from icis_deploy.common.terminal_text import MAX_SHOWN, columns, percent, printable
@@ -109,7 +110,8 @@ def evaluate(
     except SeenLossError as error:
         if error.report is None:
             raise
-        report, failure = error.report, error.what
+        report = error.report
+        failure = f"{error.what} {command_line_hint(error.hint or '', all_commands(), command='evaluate')}".rstrip()
     if per_class is not None:
         save_class_table(per_class, report)
     if curve is not None:

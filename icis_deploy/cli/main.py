@@ -16,6 +16,7 @@ from icis_deploy.cli.bench_fit import bench_fit
 from icis_deploy.cli.bench_peers import bench_peers
 from icis_deploy.cli.bench_scale import bench_scale
 from icis_deploy.cli.bench_update import bench_update
+from icis_deploy.cli.causes import cause_options, causes_of
 from icis_deploy.cli.compact import compact
 from icis_deploy.cli.compare_methods import compare_methods
 from icis_deploy.cli.demo import demo
@@ -95,8 +96,10 @@ def cli() -> None:
     """Teach a trained or deployed classifier new classes from their descriptions alone."""
 
 
+cli.params += cause_options()
 for _commands in SECTIONS.values():
     for _command in _commands:
+        _command.params += cause_options()
         cli.add_command(_command)
 
 
@@ -128,10 +131,15 @@ def run(arguments: list[str]) -> int:
         return BROKEN_PIPE
     except Exception as error:
         command = next((name for name in arguments if name in cli.commands), "")
+        if state.get("debug") and _is_explained(error):
+            note("".join(traceback.format_exception(error)).rstrip())
         exit_code = _report(error, command)
+        if state.get("verbose"):
+            for cause in causes_of(error):
+                note(f"Caused by {printable(cause)}")
         if state.get("format") == "json":
             try:
-                _print_json_error(error, exit_code, command)
+                _print_json_error(error, exit_code, command, causes=bool(state.get("verbose")))
             except OSError:
                 drop_stdout()
         return exit_code
@@ -140,6 +148,12 @@ def run(arguments: list[str]) -> int:
 def _is_of_output(error: OSError) -> bool:
     """Say whether it was raised where click prints: a help text, or the version."""
     return traceback.extract_tb(error.__traceback__)[-1].filename == click.utils.__file__
+
+
+def _is_explained(error: Exception) -> bool:
+    """Say whether an error ends in one line that stands for it; of any other the traceback is shown anyway."""
+    is_of_output = isinstance(error, OSError) and _is_of_output(error)
+    return is_of_output or isinstance(error, click.ClickException | ICISDeployError)
 
 
 def _report(error: Exception, command: str) -> int:
@@ -177,7 +191,7 @@ def _hint(error: ICISDeployError, command: str) -> str | None:
     return command_line_hint(error.hint, cli.commands, command=command)
 
 
-def _print_json_error(error: Exception, exit_code: int, command: str) -> None:
+def _print_json_error(error: Exception, exit_code: int, command: str, *, causes: bool) -> None:
     details: dict[str, Any] = {"type": type(error).__name__, "message": str(error), "exit_code": exit_code}
     if isinstance(error, click.ClickException):
         details["message"] = error.format_message()
@@ -189,6 +203,8 @@ def _print_json_error(error: Exception, exit_code: int, command: str) -> None:
             "where": None if error.where is None else str(error.where),
             "hint": _hint(error, command),
         }
+    if causes:
+        details["causes"] = list(causes_of(error))
     write_stdout(json_result(command, "failed" if exit_code == 1 else "error", {"error": details}))
 
 

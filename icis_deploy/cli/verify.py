@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import (
     BUNDLE,
     EXISTING_FILE,
@@ -68,11 +69,11 @@ def verify(
 
     signers = (verify_signature(bundle, trust=trust),) if trust else signers_of(bundle)
     source = model_source(model, weights, input_shape, head_node)
-    disagrees = True
+    disagrees, cure = True, ""
     try:
         found = verify_bundle(bundle, against=source, images=images, runtime=runtime, max_seen_loss=max_seen_loss)
     except GateFailedError as error:
-        found = error.reports
+        found, cure = error.reports, command_line_hint(error.hint or "", all_commands(), command="verify")
         disagrees = any(report.parity_failures for report in found)
     reports = [report.to_json() for report in found]
     passed = all(report["passed"] for report in reports)
@@ -102,7 +103,7 @@ def verify(
     if not passed:
         # The report is already on stdout, so the exit code says the rest.
         what = f"disagrees with {model}" if disagrees else "costs seen classes more than is allowed"
-        note(f"Error: {bundle} {what}.")
+        note(f"Error: {bundle} {what}. {cure}".rstrip())
         raise click.exceptions.Exit(GateFailedError.exit_code)
 
 

@@ -11,9 +11,12 @@ from benchmarks.results.result import load_result
 from benchmarks.results.values import (
     Accuracy,
     AddClasses,
+    BudgetGain,
     ClassAccuracy,
+    CurveStep,
     ScalePoint,
     ScaleSeries,
+    SeenCost,
     Timing,
     UpdateLatency,
 )
@@ -47,6 +50,18 @@ def accuracy(*, U, S, T=0.5, num_seen=100, num_unseen=50, seed=0):
     )
 
 
+def with_curve(measured):
+    """Return an accuracy with a curve of S against U through three points, two budgets on it, and what was lost."""
+    steps = ((0.9, 0.0), (0.8, 0.4), (0.0, 0.5))
+    return replace(
+        measured,
+        AUSUC=0.4,
+        curve=tuple(CurveStep(S=s, U=u) for s, u in steps),
+        budgets=tuple(BudgetGain(max_seen_loss=loss, S=0.9 - loss, U=4 * loss, U_top5=0.6) for loss in (0.02, 0.1)),
+        seen_cost=SeenCost(before=0.9, after=0.8, low=0.05, high=0.16, num_images=100, max_seen_loss=0.02),
+    )
+
+
 def timing(median_ms, p99_ms=None):
     p99 = Percentile(percent=99.0, num_queries=700, num_needed=662, value_ms=p99_ms, upper_bound_ms=p99_ms)
     return Timing(num_queries=700, median_ms=median_ms, p99=p99)
@@ -74,7 +89,7 @@ def full(measured):
         replace(fused, accuracy=accuracy(U=0.2, S=0.8), missing={"power": "no sensor"}),
         replace(
             updatable,
-            accuracy=accuracy(U=0.4, S=0.8),
+            accuracy=with_curve(accuracy(U=0.4, S=0.8)),
             add_classes=AddClasses(num_classes=50, timing=timing(2.0, 3.0), how="a class update"),
         ),
     )

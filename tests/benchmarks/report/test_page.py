@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.report.canvas import SERIES
 from benchmarks.report.page import FOLDER, html_page, markdown_text, report_of
+from benchmarks.report.sections import charts_of
+from benchmarks.report.tables import extra_tables
 from icis_deploy.errors import MissingDependencyError
 
 HOSTILE = "<script>alert(1)</script> | $x_1$ & \"'"
@@ -45,20 +47,100 @@ def test_the_headline_is_of_the_last_bench_with_most_targets_and_names_it(full):
     assert of_four.startswith("bench of 2030-01-02 03:04 UTC: The fastest is ")
 
 
+def test_the_head_of_the_page_says_which_machine_was_not_quiet(measured):
+    assert measured.runs[0].measurement.steadiness.interference
+    quiet = replace(
+        measured,
+        created="2030-01-02T03:04:05Z",
+        environment=replace(
+            measured.environment, sections={**measured.environment.sections, "memory": {"total_bytes": 2**30}}
+        ),
+        runs=tuple(
+            replace(
+                run,
+                measurement=replace(run.measurement, steadiness=replace(run.measurement.steadiness, interference=())),
+            )
+            for run in measured.runs
+        ),
+    )
+    (sign, *_) = measured.runs[0].measurement.steadiness.interference
+    alone, both = report_of([measured]), report_of([quiet, measured])
+
+    assert alone.caution.startswith(f"Not a quiet machine: bench, batch 1: {sign}")
+    assert html_page(alone).index("Not a quiet machine") < html_page(alone).index("The fastest is")
+    assert markdown_text(alone).splitlines()[2].startswith("> Not a quiet machine")
+    assert f"Not a quiet machine: {both.devices[1].label}, bench" in both.caution
+    assert both.caution.count("batch 1:") == 1
+    assert report_of([quiet]).caution == ""
+    assert "Not a quiet machine" not in html_page(report_of([quiet]))
+
+
+def test_devices_stand_side_by_side(full, other_device):
+    slower = replace(
+        other_device,
+        runs=tuple(
+            replace(
+                run,
+                measurement=replace(
+                    run.measurement,
+                    latencies=tuple(
+                        replace(
+                            each,
+                            median_ms=replace(
+                                each.median_ms,
+                                value=3 * each.median_ms.value,
+                                low=3 * each.median_ms.value,
+                                high=3 * each.median_ms.value,
+                            ),
+                        )
+                        for each in run.measurement.latencies
+                    ),
+                ),
+            )
+            for run in other_device.runs
+        ),
+    )
+    report = report_of([full, slower])
+    (table,) = [each for each in extra_tables(report.devices, report.entries) if each.title == "Devices side by side"]
+    first, second = (device.label for device in report.devices)
+
+    assert table.titles == ("Target", "Batch", first, second)
+    assert [row[:2] for row in table.rows] == [
+        (name, batch) for name in ("original", "fused", "updatable") for batch in ("1", "8")
+    ]
+    assert all(row[3].endswith("(× 3.00)") for row in table.rows)
+    words = next(each.words for each in charts_of(report.devices, report.entries) if each.name == "devices")
+    assert f"With fused {first} is the fastest" in words
+    assert f"{second} takes 3.0 times as long" in words
+    assert not [
+        each for each in charts_of(report_of([full]).devices, report_of([full]).entries) if each.name == "devices"
+    ]
+
+
+def test_a_page_without_labelled_images_says_so_and_has_no_columns_of_accuracy(measured):
+    bare = replace(measured, targets=tuple(replace(each, accuracy=None) for each in measured.targets))
+    page = html_page(report_of([bare]))
+
+    assert "All, accuracy: no labelled images were given (--images)" in page
+    assert 'data-title="H %"' not in page
+
+
 def test_every_chart_is_drawn_for_each_device_and_said_in_words(page):
     titles = re.findall(r"<figure.*?<h3[^>]*>(.*?)</h3>", page, flags=re.DOTALL)
     words = re.findall(r"<figcaption[^>]*>(.*?)</figcaption>", page, flags=re.DOTALL)
 
     assert {title.split(",")[0] for title in titles} == {
         "Latency of a query",
+        "Devices side by side",
         "Latency against accuracy",
+        "What the old classes keep",
         "Accuracy on unseen and seen classes",
         "Throughput against batch size",
         "Latency of the head against its number of classes",
         "Time until a device answers with 50 new classes",
         "Time to add 50 classes",
     }
-    assert len(titles) == len(words) == len(svgs_of(page)) == 14
+    assert len(titles) == len(words) == len(svgs_of(page)) == 17
     assert all(len(each.split()) > 5 for each in words)
 
 

@@ -14,7 +14,7 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
-DESKTOP, PHONE, PAPER = (1280, 900), (360, 740), (1032, 700)
+DESKTOP, WIDE, PHONE, PAPER = (1280, 900), (1440, 900), (390, 844), (1032, 700)
 
 pytestmark = pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="needs chromium and chromium-driver")
 
@@ -98,7 +98,7 @@ def test_it_renders_without_a_word_on_the_console_and_without_a_request(page, ad
     assert browser.get_log("browser") == []
     assert {url for url in requested if not url.startswith("data:")} == {address}
     charts = browser.find_elements("css selector", "figure svg")
-    assert len(charts) == 14
+    assert len(charts) == 17
     assert all(chart.size["width"] > 300 and chart.size["height"] > 100 for chart in charts)
 
 
@@ -165,9 +165,10 @@ def test_without_scripts_every_row_is_there_and_no_control_that_would_do_nothing
 
 
 @pytest.mark.parametrize(
-    ("medium", "size"), [("screen", PHONE), ("screen", (320, 640)), ("screen", (768, 1024)), ("print", PAPER)]
+    ("medium", "size"),
+    [("screen", WIDE), ("screen", PHONE), ("screen", (320, 640)), ("screen", (768, 1024)), ("print", PAPER)],
 )
-def test_nothing_is_wider_than_a_narrow_screen_or_a_sheet_of_paper(page, medium, size):
+def test_nothing_is_wider_than_a_screen_or_a_sheet_of_paper(page, medium, size):
     browser = page(size=size, medium=medium)
     widths = browser.execute_script(
         "const root = document.documentElement; return [innerWidth, root.scrollWidth - root.clientWidth]"
@@ -209,6 +210,10 @@ def test_paper_shows_every_row_in_light_colors(page):
     browser = page(size=PAPER, medium="print", scheme="dark")
 
     assert len(column(browser, "Batch")) == 12
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('#rows tbody tr')].map(row => getComputedStyle(row).display)"
+    )
+    assert set(shown) == {"table-row"}
     assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 

@@ -127,6 +127,9 @@ def test_verify_measures_it_too_and_says_what_is_wrong(tiny_project, head, photo
     captured = capsys.readouterr()
     assert "over the budget of 2 points" in captured.out
     assert captured.out.count("of seen accuracy") == 1
-    assert captured.err.endswith(f"Error: {out} costs seen classes more than is allowed.\n")
+    assert captured.err.endswith(
+        f"Error: {out} costs seen classes more than is allowed. Inject again with a smaller budget, or allow more with "
+        "--max-seen-loss.\n"
+    )
     assert run([*arguments, "--max-seen-loss", "100"]) == 0
     assert ": within the budget of 100 points" in capsys.readouterr().out

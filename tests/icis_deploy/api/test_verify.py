@@ -68,7 +68,7 @@ def test_the_command_prints_the_reports_of_a_bundle_that_disagrees(
     result = json.loads(printed.out)
     assert (result["status"], result["passed"]) == ("failed", False)
     assert [report["passed"] for report in result["parity"]] == [False, False]
-    assert printed.err.endswith(f"Error: {bundle} disagrees with {retrained}.\n")
+    assert printed.err.endswith(f"Error: {bundle} disagrees with {retrained}. Export it again.\n")
 
 
 def test_a_rejected_export_raises_with_its_reports(
