@@ -115,9 +115,14 @@ def photos(opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path)
 
 def measured(
     photos: LabeledImageFeatures, opened: icis_deploy.api.models.OpenedModel, update: ClassUpdate
-) -> icis_deploy.AccuracyReport:
+) -> tuple[icis_deploy.AccuracyReport, float]:
+    """Return the accuracy with an update's rows, and that of the original head on seen classes: S before."""
     arbiter = None if update.arbiter is None else update.arbiter[0]
-    return photos.measure(opened.head, update.rows, update.added, arbiter=arbiter)
+    answers = opened.head.logits(photos.features).argmax(axis=1)
+    seen = [index for index, label in enumerate(photos.labels) if label in opened.head.class_names]
+    # One photo of each class, so that the share of all is the mean over classes.
+    before = float(np.mean([opened.head.class_names[answers[index]] == photos.labels[index] for index in seen]))
+    return photos.measure(opened.head, update.rows, update.added, arbiter=arbiter), before
 
 
 def injected(opened: icis_deploy.api.models.OpenedModel, folder: Path, options: InjectionOptions) -> ClassUpdate:
@@ -133,8 +138,9 @@ def injected(opened: icis_deploy.api.models.OpenedModel, folder: Path, options: 
 def test_a_balance_of_seen_and_unseen_classes_recognises_both(
     opened: icis_deploy.api.models.OpenedModel, photos: LabeledImageFeatures, imagenet_mobilenet: Path
 ) -> None:
-    report = measured(photos, opened, injected(opened, imagenet_mobilenet, InjectionOptions(balance=0.5)))
-    assert abs(report.S_original - 0.884) <= 0.005
+    update = injected(opened, imagenet_mobilenet, InjectionOptions(balance=0.5))
+    report, before = measured(photos, opened, update)
+    assert abs(before - 0.884) <= 0.005
     assert report.T >= 0.39
     assert report.H >= 0.43
 
@@ -143,10 +149,10 @@ def test_with_the_owners_images_new_classes_are_recognised_within_the_budget(
     opened: icis_deploy.api.models.OpenedModel, photos: LabeledImageFeatures, imagenet_mobilenet: Path
 ) -> None:
     options = InjectionOptions(seen_images=imagenet_mobilenet / "owner-images.csv")
-    report = measured(photos, opened, injected(opened, imagenet_mobilenet, options))
+    report, before = measured(photos, opened, injected(opened, imagenet_mobilenet, options))
     assert report.T >= 0.39
     assert report.U >= 0.14
-    assert report.S_original - 0.03 <= report.S
+    assert before - 0.03 <= report.S
 
 
 def test_without_an_image_seen_classes_lose_no_more_than_the_budget(
@@ -161,10 +167,10 @@ def test_without_an_image_seen_classes_lose_no_more_than_the_budget(
     assert report.U >= 0.05
     assert report.S_original - 0.02 <= report.S
     # So what the other tests measure on features alone is what a device answers; an image near a tie may differ.
-    expected = measured(photos, opened, update)
+    expected, before = measured(photos, opened, update)
     np.testing.assert_allclose(
         (report.T, report.U, report.S, report.S_original),
-        (expected.T, expected.U, expected.S, expected.S_original),
+        (expected.T, expected.U, expected.S, before),
         atol=0.002,
     )
 

@@ -1,5 +1,7 @@
 """The load of `scripts/experiments/serving_load.py`, for a few seconds: nothing torn or dropped."""
 
+import copy
+
 import pytest
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
@@ -30,9 +32,10 @@ def test_the_metrics_add_up(load):
 
 def test_a_count_that_is_wrong_would_be_noticed(load):
     name = "icis_deploy_inputs_total"
-    load.metrics[name] += 1
+    wrong = copy.copy(load)
+    wrong.metrics = {**load.metrics, name: load.metrics[name] + 1}
 
-    assert serving_load.wrong_counts(load) == [f"{name} is {len(load.answers) + 1}, expected {len(load.answers)}"]
+    assert serving_load.wrong_counts(wrong) == [f"{name} is {len(load.answers) + 1}, expected {len(load.answers)}"]
 
 
 def test_names_and_logits_of_two_versions_would_be_noticed():

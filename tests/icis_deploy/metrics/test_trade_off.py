@@ -9,7 +9,7 @@ from icis_deploy.metrics.accuracy import accuracy_report
 from icis_deploy.metrics.trade_off import BUDGETS, MAX_POINTS, best_balance, leads_of
 
 
-def random_case(seed, *, num_images=30):
+def random_case(seed, *, num_images=60):
     """Logits of seen and new classes, some with more images than others, with labels that they often meet."""
     random = np.random.default_rng(seed)
     num_seen, num_new = int(random.integers(2, 8)), int(random.integers(1, 8))
