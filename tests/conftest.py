@@ -12,12 +12,32 @@ import pytest
 
 from testing.tiny_project import TinyProject, write_tiny_project
 
+MEMORY = Path("/dev/shm")
+
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 IMAGENET_MOBILENET = REPOSITORY.parent / "shared" / "data" / "imagenet-mobilenet-v2"
+
+
+def pytest_configure() -> None:
+    """Keep temporary files in memory where there is room.
+
+    A device syncs whatever it writes, which takes a disk 10 ms, thousands of times in these tests. What a disk makes of
+    it no test can see.
+    """
+    if has_room(MEMORY):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def has_room(folder: Path) -> bool:
+    """Say whether the temporary files of the tests fit into a folder, and the programs among them can run there."""
+    if not os.access(folder, os.W_OK):
+        return False
+    found = os.statvfs(folder)
+    return not found.f_flag & os.ST_NOEXEC and found.f_bavail * found.f_frsize >= 4 << 30
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

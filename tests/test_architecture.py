@@ -6,6 +6,7 @@ does a permission that nobody uses.
 """
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -204,8 +205,9 @@ class Import:
         return is_inside(self.name, names)
 
 
-def imports_of(source: str) -> Iterator[Import]:
-    """Yield everything that a module imports, wherever it does; `from a import b` is `a` and `a.b`."""
+@functools.cache
+def imports_of(source: str) -> tuple[Import, ...]:
+    """Return everything that a module imports, wherever it does; `from a import b` is `a` and `a.b`."""
 
     def walk(node: ast.AST, when_imported: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
@@ -221,7 +223,7 @@ def imports_of(source: str) -> Iterator[Import]:
             is_for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
             yield from walk(child, when_imported and not is_function and not is_for_types)
 
-    return walk(ast.parse(source), True)
+    return tuple(walk(ast.parse(source), True))
 
 
 def sources_in(package: str) -> dict[str, str]:
@@ -413,7 +415,7 @@ def test_the_check_of_circles_finds_their_members(graph):
 
 def test_the_check_of_imports_refuses_relative_ones():
     with pytest.raises(AssertionError, match="relative imports"):
-        list(imports_of("from . import head\n"))
+        imports_of("from . import head\n")
 
 
 # --- what a device does not have, and what only the command line does -------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,43 +98,81 @@ def bundle(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
 
-def exported_and_evaluated(
-    opened: icis_deploy.api.models.OpenedModel, folder: Path, out: Path, **choices: object
-) -> icis_deploy.AccuracyReport:
-    """Inject all unseen classes, export them into a fused head, and evaluate it on the test images."""
-    preprocess = folder / "preprocess.json"
-    update = icis_deploy.inject(
-        opened, descriptors=folder / "descriptors.npz", unseen=folder / "unseen.txt", preprocess=preprocess, **choices
+@pytest.fixture(scope="module")
+def empty(
+    opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A bundle with slots and no new class."""
+    return export_with_slots(opened, [], imagenet_mobilenet, tmp_path_factory.mktemp("bundle") / "empty")
+
+
+@pytest.fixture(scope="module")
+def photos(opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path) -> LabeledImageFeatures:
+    """The test images as features: what any rows make of them takes no further run of the backbone."""
+    preprocessing = load_preprocessing(imagenet_mobilenet / "preprocess.json")
+    return LabeledImageFeatures.load(imagenet_mobilenet / "images.csv", opened, preprocessing)
+
+
+def measured(
+    photos: LabeledImageFeatures, opened: icis_deploy.api.models.OpenedModel, update: ClassUpdate
+) -> tuple[icis_deploy.AccuracyReport, float]:
+    """Return the accuracy with an update's rows, and that of the original head on seen classes: S before."""
+    arbiter = None if update.arbiter is None else update.arbiter[0]
+    answers = opened.head.logits(photos.features).argmax(axis=1)
+    seen = [index for index, label in enumerate(photos.labels) if label in opened.head.class_names]
+    # One photo of each class, so that the share of all is the mean over classes.
+    before = float(np.mean([opened.head.class_names[answers[index]] == photos.labels[index] for index in seen]))
+    return photos.measure(opened.head, update.rows, update.added, arbiter=arbiter), before
+
+
+def injected(opened: icis_deploy.api.models.OpenedModel, folder: Path, options: InjectionOptions) -> ClassUpdate:
+    return icis_deploy.inject(
+        opened,
+        descriptors=folder / "descriptors.npz",
+        unseen=folder / "unseen.txt",
+        preprocess=folder / "preprocess.json",
+        options=options,
     )
-    icis_deploy.export(opened, updates=[update], options=icis_deploy.ExportOptions(preprocess=preprocess), out=out)
-    return icis_deploy.evaluate(out, images=folder / "images.csv", unseen=folder / "unseen.txt")
 
 
 def test_a_balance_of_seen_and_unseen_classes_recognises_both(
-    opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
+    opened: icis_deploy.api.models.OpenedModel, photos: LabeledImageFeatures, imagenet_mobilenet: Path
 ) -> None:
-    options = InjectionOptions(balance=0.5)
-    report = exported_and_evaluated(opened, imagenet_mobilenet, tmp_path / "bundle", options=options)
-    assert abs(report.S_original - 0.884) <= 0.005
+    update = injected(opened, imagenet_mobilenet, InjectionOptions(balance=0.5))
+    report, before = measured(photos, opened, update)
+    assert abs(before - 0.884) <= 0.005
     assert report.T >= 0.39
     assert report.H >= 0.43
 
 
 def test_with_the_owners_images_new_classes_are_recognised_within_the_budget(
-    opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
+    opened: icis_deploy.api.models.OpenedModel, photos: LabeledImageFeatures, imagenet_mobilenet: Path
 ) -> None:
     options = InjectionOptions(seen_images=imagenet_mobilenet / "owner-images.csv")
-    report = exported_and_evaluated(opened, imagenet_mobilenet, tmp_path / "bundle", options=options)
+    report, before = measured(photos, opened, injected(opened, imagenet_mobilenet, options))
     assert report.T >= 0.39
     assert report.U >= 0.14
-    assert report.S_original - 0.03 <= report.S
+    assert before - 0.03 <= report.S
 
 
-def test_without_an_image_seen_classes_lose_no_more_than_the_budget(fused: Path, imagenet_mobilenet: Path) -> None:
+def test_without_an_image_seen_classes_lose_no_more_than_the_budget(
+    fused: Path,
+    update: ClassUpdate,
+    opened: icis_deploy.api.models.OpenedModel,
+    photos: LabeledImageFeatures,
+    imagenet_mobilenet: Path,
+) -> None:
     names = imagenet_mobilenet / "unseen.txt"
     report = icis_deploy.evaluate(fused, images=imagenet_mobilenet / "images.csv", unseen=names)
     assert report.U >= 0.05
     assert report.S_original - 0.02 <= report.S
+    # So what the other tests measure on features alone is what a device answers; an image near a tie may differ.
+    expected, before = measured(photos, opened, update)
+    np.testing.assert_allclose(
+        (report.T, report.U, report.S, report.S_original),
+        (expected.T, expected.U, expected.S, before),
+        atol=0.0051,
+    )
 
 
 @pytest.mark.parametrize("owner_images", [False, True])
@@ -141,13 +180,18 @@ def test_an_update_of_fifty_classes_passes_the_guard_and_one_that_takes_answers_
     owner_images: bool,
     opened: icis_deploy.api.models.OpenedModel,
     update: ClassUpdate,
+    empty: Path,
     imagenet_mobilenet: Path,
     tmp_path: Path,
 ) -> None:
-    seen_images = imagenet_mobilenet / "owner-images.csv" if owner_images else None
-    preprocess = imagenet_mobilenet / "preprocess.json"
-    options = icis_deploy.ExportOptions(head="updatable", capacity=64, preprocess=preprocess, seen_images=seen_images)
-    icis_deploy.export(opened, options=options, out=tmp_path / "bundle")
+    if owner_images:
+        preprocess, seen_images = imagenet_mobilenet / "preprocess.json", imagenet_mobilenet / "owner-images.csv"
+        options = icis_deploy.ExportOptions(
+            head="updatable", capacity=64, preprocess=preprocess, seen_images=seen_images
+        )
+        icis_deploy.export(opened, options=options, out=tmp_path / "bundle")
+    else:
+        shutil.copytree(empty, tmp_path / "bundle")
     device = icis_deploy.Device.open(tmp_path / "bundle")
     before = files_in(tmp_path / "bundle")
 
@@ -185,17 +229,12 @@ def test_an_updatable_head_recognises_what_the_fused_one_does(
 
 
 def test_raw_rows_of_icis_are_as_good_as_those_of_the_published_recipe(
-    opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
+    opened: icis_deploy.api.models.OpenedModel, photos: LabeledImageFeatures, imagenet_mobilenet: Path
 ) -> None:
     """The published recipe, run to its own stop, scored T 33.0 % and U 0.0 % (docs/results/injection-cost.md)."""
     unseen = set(load_class_list(imagenet_mobilenet / "unseen.txt"))
-    lines = (imagenet_mobilenet / "images.csv").read_text().splitlines()
-    wanted = [line for line in lines[1:] if line.rpartition(",")[2] in unseen]
-    (tmp_path / "images").symlink_to(imagenet_mobilenet / "images")
-    (tmp_path / "unseen.csv").write_text("\n".join([lines[0], *wanted]))
-    photos = LabeledImageFeatures.load(
-        tmp_path / "unseen.csv", opened, load_preprocessing(imagenet_mobilenet / "preprocess.json")
-    )
+    shown = [index for index, label in enumerate(photos.labels) if label in unseen]
+    photos = replace(photos, labels=tuple(photos.labels[index] for index in shown), features=photos.features[shown])
     injection = train_injector(
         opened,
         descriptors=imagenet_mobilenet / "descriptors.npz",
@@ -223,9 +262,8 @@ def test_a_torch_program_and_its_onnx_file_have_the_same_head(
 
 
 def test_seen_logits_of_an_updatable_head_keep_their_bits(
-    opened: icis_deploy.api.models.OpenedModel, updatable: Path, imagenet_mobilenet: Path, tmp_path: Path
+    updatable: Path, empty: Path, imagenet_mobilenet: Path
 ) -> None:
-    empty = export_with_slots(opened, [], imagenet_mobilenet, tmp_path / "empty")
     devices = [icis_deploy.Device.open(folder) for folder in (updatable, empty)]
     images = devices[0].prepare(load_image_list(imagenet_mobilenet / "images.csv").paths[:32])
     original = load_session(imagenet_mobilenet / "model.onnx").run(images).logits
@@ -277,9 +315,8 @@ def test_a_float16_engine_of_the_real_model_has_half_its_size(
     assert len(built.data) < 8e6
 
 
-@pytest.mark.parametrize("head", ["fused", "updatable"])
 def test_an_int8_engine_of_the_real_model_is_built_of_a_graph_that_passes_the_gate(
-    head: str, opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
+    opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     # Without their classes: of 25 photos, a single one that is taken for another class would be more than 1 %.
@@ -289,8 +326,8 @@ def test_an_int8_engine_of_the_real_model_is_built_of_a_graph_that_passes_the_ga
     icis_deploy.export(
         opened,
         options=icis_deploy.ExportOptions(
-            head=head,
-            capacity=256 if head == "updatable" else None,
+            head="updatable",
+            capacity=256,
             preprocess=imagenet_mobilenet / "preprocess.json",
             form=ModelForm(precision="int8", calibration_images=tmp_path / "photos.csv"),
             targets=["tensorrt-rtx"],
@@ -312,7 +349,7 @@ def test_squashing_instead_of_the_short_side_changes_many_answers(imagenet_mobil
     birds = imagenet_mobilenet.parent / "inat-birds-mobilenet-v2"
     if not (birds / "model.onnx").is_file():
         pytest.skip(f"the classifier of birds is not at {birds}")
-    paths = load_image_list(birds / "images.csv").paths[:400]
+    paths = load_image_list(birds / "images.csv").paths[:200]
     session, own = load_session(birds / "model.onnx"), load_preprocessing(birds / "preprocess.json")
     ways = {
         "own": own,
@@ -324,12 +361,13 @@ def test_squashing_instead_of_the_short_side_changes_many_answers(imagenet_mobil
         name: np.concatenate(
             [
                 session.run(load_images(paths[start : start + 50], way)).logits.argmax(axis=1)
-                for start in range(0, 400, 50)
+                for start in range(0, 200, 50)
             ]
         )
         for name, way in ways.items()
     }
     changed = {name: int((found != answers["own"]).sum()) for name, found in answers.items()}
 
-    assert 30 <= changed["squash"] <= 40  # 35, a few of them by how a machine rounds
-    assert 0 < changed["torch"] <= 8 < changed["bicubic"] < changed["squash"]
+    assert 10 <= changed["squash"] <= 26  # about one in twelve, a few of them by how a machine rounds
+    assert 0 <= changed["torch"] <= 6
+    assert changed["torch"] < changed["bicubic"] < changed["squash"], changed

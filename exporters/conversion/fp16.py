@@ -82,7 +82,8 @@ def overflowing_nodes(model: ir.Model, inputs: Inputs) -> list[str]:
     largest = dict.fromkeys(names, 0.0)
     for arrays in iterate_activations(model, names, inputs()):
         for name, array in arrays.items():
-            largest[name] = max(largest[name], float(np.abs(array).max(initial=0.0)))
+            # As numpy does it: a NaN stays, and counts as too large below.
+            largest[name] = float(np.maximum(largest[name], np.abs(array).max(initial=0.0)))
     too_large = {name for name, magnitude in largest.items() if not magnitude <= SAFE_MAGNITUDE}
     too_large |= {name for name, value in model.graph.initializers.items() if _exceeds(value)}
     return [

@@ -1,6 +1,6 @@
 r"""Break one rule of a device at a time, and see whether a test notices.
 
-    python scripts/robustness/mutants.py [--only WORD] [--list]
+    python scripts/robustness/mutants.py [--only WORD] [--list] [--results FILE]
 
 Each mutant of `mutants.txt` replaces a piece of one function in a copy of the project, and runs the tests of its file
 there until the first fails. A mutant that no test notices *survives*: a test is missing, unless the table gives a
@@ -11,14 +11,20 @@ The table is plain text: a line `# file: PATH` and its `# tests: PATH ...`, then
 
     function | piece | what takes its place [| reason why none can notice]
 
-A method is named by its own name. In pieces `\n` is the end of a line and `\|` a bar; spaces at the ends do not
-count. The tests must pass without a mutant, or nothing is tried.
+A method is named by its own name, and `-` means the whole module. In pieces `\n` is the end of a line and `\|` a bar;
+spaces at the ends do not count. The tests must pass without a mutant, or nothing is tried.
+
+With `--results` each verdict is a line of JSON in that file as soon as it is known, with a hash of the file that was
+mutated and of its tests; a later run takes over the verdicts whose hash is still the same. So a run can be stopped, and
+made in parts.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -51,11 +57,15 @@ class Mutant:
 
     def source(self, text: str) -> str | None:
         """Return a file's text with the mutant in it; `None` if it is stale."""
-        spans = [
-            (node.lineno, node.end_lineno or node.lineno)
-            for node in ast.walk(ast.parse(text))
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == self.function
-        ]
+        spans = (
+            [(1, len(text.splitlines()))]
+            if self.function == "-"
+            else [
+                (node.lineno, node.end_lineno or node.lineno)
+                for node in ast.walk(ast.parse(text))
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == self.function
+            ]
+        )
         if len(spans) != 1:
             return None
         lines = text.splitlines(keepends=True)
@@ -102,23 +112,50 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--only", default="", help="try those whose line contains this")
     parser.add_argument("--list", action="store_true", help="say which are stale, and run nothing")
+    parser.add_argument("--results", type=Path, help="write verdicts to this file, and take over those that hold")
     given = parser.parse_args()
+    known = {} if given.results is None or given.list else known_verdicts(given.results)
     chosen = [mutant for mutant in mutants(TABLE.read_text()) if given.only in str(mutant)]
     counts = dict.fromkeys(("current",) if given.list else ("killed", "survived", "explained"), 0) | {"stale": 0}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         if not given.list:
             _copy_project(copy)
-            for tests in dict.fromkeys(mutant.tests for mutant in chosen):
+            for tests in dict.fromkeys(mutant.tests for mutant in chosen if state_of(mutant) not in known):
                 if not _pass(copy, tests):
                     raise RuntimeError(f"These tests do not pass as they are: {' '.join(tests)}")
         for mutant in chosen:
-            outcome = _outcome(copy, mutant, is_run=not given.list)
+            state = state_of(mutant)
+            outcome = known.get(state) or _outcome(copy, mutant, is_run=not given.list)
+            if given.results is not None and not given.list and state not in known:
+                with given.results.open("a") as results:
+                    results.write(json.dumps({"mutant": str(mutant), "state": state, "outcome": outcome}) + "\n")
             counts[outcome] += 1
             if outcome not in {"current", "killed"}:
                 print(f"{outcome}: {mutant}" + (f" ({mutant.reason})" if mutant.reason else ""), flush=True)
     print(f"{len(chosen)} mutants: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     return 1 if counts.get("survived") or counts["stale"] else 0
+
+
+def state_of(mutant: Mutant) -> str:
+    """Return a hash of all that a verdict depends on: the mutant, the file that it is in, and its tests."""
+    digest = hashlib.sha256(f"{mutant}|{mutant.reason}".encode())
+    folders = [ROOT / path for path in mutant.tests]
+    for path in [ROOT / mutant.file, *(file for each in folders for file in (sorted(each.rglob("*.py")) or [each]))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def known_verdicts(results: Path) -> dict[str, str]:
+    """Return the verdicts in a file of results by their state; a line that was cut off as it was written is none."""
+    verdicts = {}
+    for line in results.read_text().splitlines() if results.is_file() else ():
+        try:
+            verdict = json.loads(line)
+        except ValueError:
+            continue
+        verdicts[verdict["state"]] = verdict["outcome"]
+    return verdicts
 
 
 def _copy_project(copy: Path) -> None:

@@ -32,14 +32,20 @@ def test_the_table_is_that_of_pyproject():
     assert list(EXTRAS) == list(stated_extras())
 
 
+@pytest.fixture(scope="module")
+def distributions_of():
+    """The distributions that install each import name here: read once, as there are hundreds."""
+    return metadata.packages_distributions()
+
+
 def brought_by(name):
     extra = EXTRAS[name]
     return {*extra.requires, *(library for other in extra.includes for library in brought_by(other))}
 
 
 @pytest.mark.parametrize("library", sorted(_EXTRAS_OF_IMPORTS))
-def test_the_extras_named_for_a_library_bring_it(library):
-    distributions = {each.lower().replace("_", "-") for each in metadata.packages_distributions().get(library, ())}
+def test_the_extras_named_for_a_library_bring_it(library, distributions_of):
+    distributions = {each.lower().replace("_", "-") for each in distributions_of.get(library, ())}
     if not distributions:
         pytest.skip(f"{library} is not installed here")
     named = {each for extra in _EXTRAS_OF_IMPORTS[library].split(",") for each in brought_by(extra)}

@@ -96,7 +96,8 @@ def test_another_machine_is_refused_unless_the_user_says_so(baseline):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("runtime", "openvino"), ("provider", "CUDAExecutionProvider"), ("num_threads", 7)]
+    ("name", "value"),
+    [("runtime", "openvino"), ("provider", "CUDAExecutionProvider"), ("num_threads", 7), ("precision", "int8")],
 )
 def test_another_way_to_run_is_refused(baseline, name, value):
     with pytest.raises(IncompatibleError, match=f"fused: {name} is {value!r}; in the baseline it was"):

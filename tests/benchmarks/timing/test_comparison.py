@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import wilcoxon
 
 from benchmarks.results.json_values import json_from_value, value_from_json
 from benchmarks.timing.comparison import Comparison, compare, num_averages_outside, pseudomedian
@@ -106,3 +107,17 @@ def test_refuses_what_was_not_measured_in_the_same_rounds():
 def test_refuses_latencies_that_the_clock_could_not_see():
     with pytest.raises(UsageError, match="A latency of 'a' or 'b' is 0 or less; the clock is too coarse"):
         compare([1.0, 0.0], [1.0, 1.0], label="a", against="b", margin=0.02)
+
+
+@pytest.mark.parametrize("num_rounds", [8, 10, 15, 24])
+def test_the_interval_holds_exactly_what_the_signed_rank_test_does_not_refuse(num_rounds):
+    """Hollander and Wolfe, section 3.3: inside are the differences that the test at 1 % keeps."""
+    differences = np.random.default_rng(num_rounds).normal(size=num_rounds)
+    found = pseudomedian(differences)
+
+    def probability(difference):
+        return wilcoxon(differences - difference, method="exact").pvalue
+
+    for end, inwards in ((found.low, 1e-9), (found.high, -1e-9)):
+        assert probability(end + inwards) > 0.01
+        assert probability(end - inwards) <= 0.01

@@ -12,7 +12,7 @@ from benchmarks.results.json_values import json_from_value, value_from_json
 from benchmarks.timing.latency import Measurement, Plan, measure
 from icis_deploy.errors import RuntimeFailureError, UsageError
 
-NUM_RUNS = 40  # scripts/experiments/check_harness.py makes 100, in real time
+NUM_RUNS = 20  # scripts/experiments/check_harness.py makes 100, in real time
 NOISY = {"jitter": 0.03, "wander": 0.01, "interruption_share": 0.01}
 
 
@@ -38,7 +38,7 @@ def compare_on(machine, ratio):
 
 @pytest.mark.parametrize("latency_ms", [1.0, 2.0, 5.0])
 def test_median_and_p99_of_a_known_latency_are_found(latency_ms, virtual_machine):
-    for seed in range(5):
+    for seed in range(3):
         machine = virtual_machine(seed=seed, jitter=0.01)
         calls = {"known": machine.call(latency_ms, slow_share=0.02)}
         report = measure(calls, plan=Plan(num_queries=1000), instruments=machine.instruments).latencies[0]

@@ -163,3 +163,44 @@ def test_a_histogram_counts_every_query():
 @pytest.mark.parametrize("value", [0.0, 3.0])
 def test_a_histogram_of_equal_values_has_one_bin(value):
     assert histogram_of(np.full(100, value)).counts == (100,)
+
+
+def bootstrap_widths(sample, statistic):
+    """Return the widths of a 99 % and of a 98 % bootstrap interval over blocks, as the definition has them."""
+    random = np.random.default_rng(99)
+    drawn = random.integers(0, len(sample), size=(2000, len(sample)))
+    values = statistic(drawn)
+    return [np.ptp(np.percentile(values, ends)) for ends in ([0.5, 99.5], [1.0, 99.0])]
+
+
+def test_intervals_are_those_of_99_percent_and_not_narrower():
+    """A 98 % interval is a tenth narrower: less than a thousand resamples tell apart, and more than twelve thousand."""
+    widths = []
+    for seed in range(12):  # other numbers of blocks, as the same number always has the same resamples
+        blocks = np.random.default_rng(seed).normal(10.0, 1.0, size=(24 + 2 * seed, 9))
+        expected = bootstrap_widths(blocks, lambda drawn, blocks=blocks: np.median(blocks[drawn].reshape(2000, -1), 1))
+        found = median_interval(list(blocks))
+        widths.append([found.high - found.low, *expected])
+    found, of_99, of_98 = np.mean(widths, axis=0)
+
+    assert abs(found - of_99) < abs(found - of_98)
+    assert found == pytest.approx(of_99, rel=0.05)
+
+
+def test_intervals_of_ratios_are_those_of_99_percent_and_not_narrower():
+    widths = []
+    for seed in range(12):
+        ours, theirs = np.random.default_rng(seed).gamma(9.0, 1.0, size=(2, 24 + 2 * seed, 9))
+        expected = bootstrap_widths(
+            ours,
+            lambda drawn, ours=ours, theirs=theirs: (
+                np.percentile(ours[drawn].reshape(2000, -1), 90, axis=1)
+                / np.percentile(theirs[drawn].reshape(2000, -1), 90, axis=1)
+            ),
+        )
+        found = percentile_ratio(list(ours), list(theirs), 90.0)
+        widths.append([found.high - found.low, *expected])
+    found, of_99, of_98 = np.mean(widths, axis=0)
+
+    assert abs(found - of_99) < abs(found - of_98)
+    assert found == pytest.approx(of_99, rel=0.05)

@@ -21,16 +21,16 @@ def bundle(tmp_path):
     return write_bundle(tmp_path / "bundle")
 
 
-def swap(bundle):
+def swap(bundle, *, seconds=0.1):
     return measure_class_swap(
-        bundle, seconds=0.3, num_threads=2, updates_per_second=40, num_new_classes=3, num_rounds=2
+        bundle, seconds=seconds, num_threads=2, updates_per_second=40, num_new_classes=3, num_rounds=2
     )
 
 
 def test_every_answer_belongs_to_one_version_and_the_bundle_stays_as_it_was(bundle):
     before = files_in(bundle.parent)
 
-    report = swap(bundle)
+    report = swap(bundle, seconds=0.3)
 
     assert report.is_clean
     assert report.num_updates == 12

@@ -11,6 +11,7 @@ import pytest
 
 import icis_deploy
 from exporters.conversion import convert as model_conversion
+from exporters.gate import gate
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.errors import GateFailedError, IncompatibleError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
@@ -282,6 +283,33 @@ def test_a_choice_that_is_not_of_the_greatest_scores_is_rejected_and_named(
     ):
         exported(tiny_project.model, tiny_project, tmp_path / "bundle", top=3)
     assert (tmp_path / "bundle.rejected" / "parity.json").exists()
+
+
+@pytest.mark.parametrize(("error", "is_caught"), [(3e-6, False), (3e-5, True)])
+def test_probabilities_of_a_choice_are_those_of_its_scores(
+    error: float, is_caught: bool, tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Off:
+        """A session whose model gives probabilities that are a little off."""
+
+        def __init__(self, session: object) -> None:
+            self.session = session
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.session, name)
+
+        def top(self, *arguments: object) -> tuple[np.ndarray, np.ndarray]:
+            probabilities, columns = self.session.top(*arguments)
+            return probabilities + np.float32(error), columns
+
+    real = gate.session_of
+    monkeypatch.setattr(gate, "session_of", lambda device: Off(real(device)))
+    if not is_caught:
+        exported(tiny_project.model, tiny_project, tmp_path / "bundle", top=3)
+        assert (tmp_path / "bundle" / "manifest.json").is_file()
+        return
+    with pytest.raises(GateFailedError, match="probabilities that the model gives are not those of its scores"):
+        exported(tiny_project.model, tiny_project, tmp_path / "bundle", top=3)
 
 
 def test_what_cannot_be_done_is_refused(tiny_project: TinyProject, tmp_path: Path) -> None:

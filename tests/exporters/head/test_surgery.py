@@ -19,7 +19,7 @@ from exporters.head.surgery import (
     FuseHeadPass,
     SetSlotDefaultsPass,
 )
-from icis_deploy.errors import IncompatibleError, ModelLoadError, UsageError
+from icis_deploy.errors import ExportError, IncompatibleError, ModelLoadError, UsageError
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS
 from tests.exporters.head_graphs import (
@@ -553,3 +553,52 @@ def test_an_input_or_output_with_a_name_of_the_exports_own_is_refused(image: str
 
     with pytest.raises(IncompatibleError, match=re.escape(message)):
         apply_passes(model, AddSlotsPass(find_head(model), CAPACITY))
+
+
+# --- what is ensured ----------------------------------------------------------------------------------------------
+
+
+def do_nothing(_pass: object, model: ir.Model) -> ir.passes.PassResult:
+    return ir.passes.PassResult(model, modified=True)
+
+
+def break_the_graph(_pass: object, model: ir.Model) -> ir.passes.PassResult:
+    next(iter(model.graph)).op_type = "NoSuchOperator"
+    return ir.passes.PassResult(model, modified=True)
+
+
+def expanded() -> Head:
+    weight, bias = rows(0)
+    seen = np.concatenate([weight, bias[:, None]], axis=1)
+    return Head(rows=np.concatenate([seen, new_rows()]), class_names=(*NAMES, *NEW_NAMES))
+
+
+@pytest.mark.parametrize(
+    ("make", "call", "message"),
+    [
+        (AddFeaturesOutputPass, do_nothing, "ends in the output 'logits'"),
+        (lambda at: AddSlotsPass(at, CAPACITY), do_nothing, f"with {NUM_CLASSES + CAPACITY} classes"),
+        (lambda at: FuseHeadPass(at, expanded()), do_nothing, f"with {NUM_CLASSES + len(NEW_NAMES)} classes"),
+        (AddFeaturesOutputPass, break_the_graph, "NoSuchOperator"),
+        (lambda at: AddSlotsPass(at, CAPACITY), break_the_graph, "NoSuchOperator"),
+        (lambda at: FuseHeadPass(at, expanded()), break_the_graph, "NoSuchOperator"),
+    ],
+)
+def test_a_change_that_does_not_do_what_it_promises_is_no_model(make, call, message, gemm, monkeypatch):
+    model, location = gemm
+    operation = make(location)
+    monkeypatch.setattr(type(operation), "call", call)
+
+    with pytest.raises(ExportError, match=re.escape(message)):
+        apply_passes(model, operation)
+
+
+def test_slots_that_were_set_are_still_in_a_valid_graph(gemm, monkeypatch):
+    model, location = gemm
+    updatable = apply_passes(model, AddSlotsPass(location, CAPACITY))
+    monkeypatch.setattr(SetSlotDefaultsPass, "call", break_the_graph)
+
+    with pytest.raises(ExportError, match="NoSuchOperator"):
+        apply_passes(
+            updatable, SetSlotDefaultsPass(np.zeros((CAPACITY, FEATURE_DIM)), np.full(CAPACITY, EMPTY_SLOT_BIAS))
+        )

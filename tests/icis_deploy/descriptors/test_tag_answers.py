@@ -109,8 +109,12 @@ def test_an_answer_says_the_same_however_it_is_wrapped(wrapping: str, ends: str,
 
 
 @given(st.text())
-def test_any_text_is_read_without_an_error(text: str):
-    read_tag_answers(text, CLASSES, texts=TEXTS)
+def test_any_text_is_read_and_every_class_has_words_or_is_missing(text: str):
+    answers = read_tag_answers(text, CLASSES, texts=TEXTS)
+
+    assert {*answers.tags, *answers.missing} == set(CLASSES)
+    assert not set(answers.tags) & set(answers.missing)
+    assert all(words and all(words) for words in answers.tags.values())
 
 
 def test_brackets_without_an_end_do_not_hide_what_follows():

@@ -144,6 +144,57 @@ def test_a_head_that_was_rewritten_wrongly_fails(head, broken):
     assert not compare(head.logits(features), features @ weight.T.astype(np.float64) + bias).passed
 
 
+# What each precision may do to logits, in standard deviations, and to answers: the greatest error, the 99.9th
+# percentile, and how many of a thousand clear answers may change.
+ALLOWED = {
+    "fp32": (1e-4, 5e-5, 0),
+    "fp16": (0.1, 0.05, 5),
+    "fp16 head": (1e-2, 5e-3, 0),
+    "int8 head": (0.2, 0.1, 10),
+    "fp16 rows": (5e-3, 2e-3, 0),
+    "int8 rows": (0.1, 0.05, 5),
+    "int8": (4.0, 1.0, 100),
+}
+
+
+def failed_by(report):
+    return {failure.split(" ", 1)[0] for failure in report.failures}
+
+
+def test_every_profile_has_its_limits_tested():
+    assert ALLOWED.keys() == GATE_PROFILES.keys()
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+@pytest.mark.parametrize(("share", "expected"), [(0.97, set()), (1.03, {"max_scaled_error"})])
+def test_one_error_is_passed_below_a_profiles_greatest_and_caught_above_it(name, share, expected, reference):
+    exported = reference.copy()
+    exported[7, reference[7].argmin()] -= share * ALLOWED[name][0] * reference.std()
+
+    assert failed_by(compare(reference, exported, GATE_PROFILES[name])) == expected
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+@pytest.mark.parametrize(("share", "expected"), [(0.97, set()), (1.03, {"p999_scaled_error"})])
+def test_errors_everywhere_are_passed_below_a_profiles_percentile_and_caught_above_it(name, share, expected, reference):
+    exported = reference + share * ALLOWED[name][1] * reference.std()
+
+    assert failed_by(compare(reference, exported, GATE_PROFILES[name])) == expected
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+@pytest.mark.parametrize("is_over", [False, True])
+def test_as_many_answers_may_change_as_a_profile_allows_and_no_more(name, is_over):
+    reference = np.tile([[3.0, 0.0], [0.0, 3.0]], (500, 1))
+    exported = reference.copy()
+    num_changed = ALLOWED[name][2] + is_over
+    exported[:num_changed] = exported[:num_changed, ::-1]
+    report = compare(reference, exported, GATE_PROFILES[name])
+
+    assert report.num_disagreements == num_changed
+    assert ("agreement" in failed_by(report)) == is_over
+
+
 # --- agreement and near-ties --------------------------------------------------------------------------------------
 
 

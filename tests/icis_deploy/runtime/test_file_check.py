@@ -39,8 +39,12 @@ def test_nothing_is_loaded_of_a_bundle_with_a_damaged_file(name, damage, error, 
     assert loaded == []
 
 
-def test_whole_files_pass_with_and_without_a_thread(bundle_folder, monkeypatch):
+@pytest.mark.parametrize("is_limited", [False, True])
+def test_whole_files_pass_and_damaged_ones_do_not_with_and_without_a_thread(is_limited, bundle_folder, monkeypatch):
+    if is_limited:
+        monkeypatch.setattr(threading.Thread, "start", no_more_threads)
     check = partial(check_files, bundle_folder, load_manifest(bundle_folder))
-    BackgroundCall(check).result()
-    monkeypatch.setattr(threading.Thread, "start", no_more_threads)
-    BackgroundCall(check).result()
+    assert BackgroundCall(check).result() is None
+    (bundle_folder / "model.onnx").write_bytes(b"another model")
+    with pytest.raises(CorruptFileError, match=r"model\.onnx"):
+        BackgroundCall(check).result()

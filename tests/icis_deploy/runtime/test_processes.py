@@ -22,19 +22,11 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def test_processes_killed_while_they_apply_and_roll_back_leave_whole_states(tmp_path):
-    report = run_kill_loop(tmp_path, num_kills=8, seed=0)
+    """A few of the hundreds of kills that `scripts/robustness/kill_loop.py` makes."""
+    report = run_kill_loop(tmp_path, num_kills=24, seed=0)
 
-    assert report.num_kills == 8
-    assert report.num_lost == 0
+    assert (report.num_kills, report.num_lost) == (24, 0)
     assert report.num_changes_committed >= report.num_kills  # else most were killed before they wrote anything
-
-
-@pytest.mark.slow
-def test_two_hundred_kills_lose_nothing(tmp_path):
-    report = run_kill_loop(tmp_path, num_kills=200, seed=1)
-
-    assert (report.num_kills, report.num_lost) == (200, 0)
-    assert report.num_changes_committed >= report.num_kills
 
 
 def test_processes_killed_while_they_go_over_to_another_bundle_leave_whole_bundles(tmp_path):

@@ -144,6 +144,7 @@ def test_a_private_key_of_its_owner_alone_is_no_reason_to_warn(update, keys):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             icis_deploy.sign(update, key=keys.private_path)
+        assert icis_deploy.verify_update(update, trust=[keys.public_path]).signed_by is not None
 
 
 # Commands.

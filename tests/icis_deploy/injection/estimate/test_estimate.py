@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,15 @@ import pytest
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import UntrustworthyError
 from icis_deploy.head.head import Head
-from icis_deploy.injection.estimate.estimate import NO_NEUTRAL_FEATURES
+from icis_deploy.injection import operation
+from icis_deploy.injection.estimate import rehearsal
+from icis_deploy.injection.estimate.estimate import NO_NEUTRAL_FEATURES, _beats_chance
+from icis_deploy.injection.estimate.rehearsal import rehearse
 from icis_deploy.injection.inject import Injection, inject
-from icis_deploy.injection.options import InjectionOptions
+from icis_deploy.injection.options import DEFAULT_SEEN_ACCURACY, InjectionOptions
 from icis_deploy.injection.pseudo_features.class_means import class_directions, principal_law
+from icis_deploy.injection.pseudo_features.draws import draw
+from icis_deploy.injection.validation.evaluation import NUM_PSEUDO_FEATURES
 
 NUM_SEEN, NUM_UNSEEN, FEATURE_DIM = 120, 30, 48
 
@@ -138,3 +144,58 @@ def test_few_seen_classes_and_more_unseen_than_seen_ones_are_warned_of():
     injection = inject(head, described, options=options, neutral_features=world.neutral)
     assert any("12 seen classes" in message for message in injection.warnings)
     assert any("138 classes are injected into a head of 12" in message for message in injection.warnings)
+
+
+@pytest.mark.parametrize(("num_hits", "is_better"), [(2, False), (5, False), (6, False), (8, True), (20, True)])
+def test_hits_are_better_than_chance_where_guessing_gives_them_less_than_once_in_a_thousand(num_hits, is_better):
+    """Of 20 classes at a chance of 0.1, guessing hits 6 or more in 11 of 1,000 cases, and 8 or more in 0.4."""
+    is_hit = np.repeat(np.arange(20) < num_hits, 3)  # a class is one observation, however many features it has
+    outcomes = SimpleNamespace(chance=0.1, unseen_class=np.repeat(np.arange(20), 3), is_hit=is_hit)
+
+    assert _beats_chance(SimpleNamespace(outcomes=outcomes)) == is_better
+
+
+def test_the_prediction_is_the_mean_of_two_kinds_of_features_on_other_draws_than_the_choice(monkeypatch):
+    rehearsed, drawn = [], []
+
+    def rehearse_and_keep(candidate, setup):
+        rehearsed.append((candidate, setup, rehearse(candidate, setup)))
+        return rehearsed[-1][-1]
+
+    def draw_and_keep(*given, **named):
+        drawn.append(draw(*given, **named))
+        return drawn[-1]
+
+    monkeypatch.setattr(operation, "rehearse", rehearse_and_keep)
+    monkeypatch.setattr(rehearsal, "draw", draw_and_keep)
+    estimate = World().inject().estimate
+
+    ((candidate, setup, rehearsals),) = rehearsed
+    first, second = (one.rates(candidate.point) for one in rehearsals.likely)
+    assert first != second
+    for name in ("T", "U"):
+        expected = (getattr(first, name) + getattr(second, name)) / 2
+        assert getattr(rehearsals.expected(candidate.point), name) == pytest.approx(expected)
+        assert getattr(estimate, name).value == pytest.approx(expected, abs=0.05)  # at the point that was then chosen
+    same = draw(setup.sample.source, max_features=NUM_PSEUDO_FEATURES, seed=setup.seed)
+    assert same.mixture.clarity.shape == drawn[0].mixture.clarity.shape
+    assert not np.array_equal(same.mixture.clarity, drawn[0].mixture.clarity)
+
+
+def test_an_accuracy_that_nobody_stated_widens_what_is_predicted():
+    world = World()
+    described = Descriptors(values=world.descriptors, class_names=world.names)
+    unknown, known = (
+        inject(
+            world.head,
+            described,
+            options=InjectionOptions(method="ridge", balance=0.5, seen_accuracy=accuracy),
+            neutral_features=world.neutral,
+        ).estimate
+        for accuracy in (None, DEFAULT_SEEN_ACCURACY)
+    )
+
+    assert unknown.U.value == pytest.approx(known.U.value)
+    assert unknown.U.low < known.U.low - 0.001
+    assert unknown.U.high >= known.U.high
+    assert unknown.S.high > known.S.high

@@ -107,4 +107,9 @@ def test_equal_descriptors_are_no_obstacle():
     descriptors, rows = world(40)
     descriptors[10:20] = descriptors[10]
     predictor = fit_ridge(descriptors, rows, settings=choose_ridge(descriptors, rows, seed=0))
-    assert np.isfinite(predictor.rows(descriptors)).all()
+    predicted = predictor.rows(descriptors)
+    np.testing.assert_allclose(predicted[10:20], np.broadcast_to(predicted[10], (10, predicted.shape[1])), rtol=1e-4)
+    # Those that are alike get their mean row, as far as the other classes leave it.
+    others = np.delete(np.arange(len(rows)), np.arange(10, 20))
+    distance = np.linalg.norm(rows[others] - predicted[10], axis=1)
+    assert np.linalg.norm(rows[10:20].mean(axis=0) - predicted[10]) < np.median(distance)

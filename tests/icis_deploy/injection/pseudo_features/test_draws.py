@@ -11,7 +11,7 @@ from icis_deploy.api.inject import neutral_features_of
 from icis_deploy.api.models import head_of, inspect
 from icis_deploy.images.preprocessing import load_preprocessing
 from icis_deploy.injection.pseudo_features.class_means import class_directions, principal_law
-from icis_deploy.injection.pseudo_features.draws import PseudoFeatures, draw, find_feature_source
+from icis_deploy.injection.pseudo_features.draws import PseudoFeatures, _confidence, draw, find_feature_source
 from icis_deploy.injection.pseudo_features.source import FeatureSource
 
 FEATURE_DIM = 40
@@ -224,3 +224,35 @@ def test_similar_classes_are_the_nearest_in_direction_and_not_the_class_itself()
     for index, one in enumerate(asked):
         assert set(found[index]) == set(np.argsort(-cosines[index])[1:6])
         assert one not in found[index]
+
+
+def test_every_neutral_feature_is_used_about_equally_often():
+    source = source_of(head_rows(), neutral_features=neutral(), seen_accuracy=0.8, max_features=480)
+    mixture = draw(source, max_features=480, seed=0).mixture
+    _, used = np.unique(mixture.rest, axis=0, return_counts=True)
+    assert (len(used), set(used)) == (64, {7, 8})
+
+
+def test_classes_that_are_drawn_once_are_any_of_them():
+    source = source_of(head_rows(300), neutral_features=neutral(), seen_accuracy=0.8, max_features=100)
+    first, second = (set(draw(source, max_features=100, seed=seed).mixture.shown.classes) for seed in (0, 1))
+    assert len(first) == len(second) == 100
+    assert first != second
+    assert max(first) > 200
+    assert min(len(first - set(range(100))), len(second - set(range(100)))) > 40
+
+
+def test_a_similar_class_is_as_long_as_itself_and_not_as_the_class_that_shows_it():
+    source = source_of(head_rows(), neutral_features=neutral(), seen_accuracy=0.8, max_features=500)
+    draws = draw(source, max_features=500, seed=0)
+    before, after = draws.mixture.shown, draws.with_lengths().mixture.shown
+    assert np.ptp(source.lengths) > 0.01
+    for name, classes in (("own", before.classes), ("similar", before.similar_classes)):
+        expected = getattr(before, name) * source.lengths[classes][:, None]
+        np.testing.assert_allclose(getattr(after, name), expected, rtol=1e-6)
+
+
+def test_a_few_features_between_two_classes_do_not_lower_the_confidence():
+    logits = np.tile(np.float32([4.0, 0.0]), (101, 1))
+    logits[:40] = 0.0
+    assert _confidence(logits) == pytest.approx(1 / (1 + np.exp(-4.0)))
