@@ -202,13 +202,27 @@ def copy_wheel(wheel: Path | None, folder: Path) -> Path:
 
 
 def download_wheels(wheel: Path, folder: Path, target: Target, constraints: Path) -> None:
+    """Download what icis-deploy's wheel needs on the target, and pip itself."""
+    download({f"icis-deploy[{EXTRA}] @ {wheel.resolve().as_uri()}", "pip"}, folder, target, constraints)
+
+
+def download(wanted: set[str], folder: Path, target: Target, constraints: Path) -> None:
     # Why: docs/decisions/0031.
-    """Download what the wheel needs on the target, and pip itself.
+    """Download wheels that the target can use, with all that they need there.
 
     pip judges environment markers by the machine that it runs on, so what only the target needs is asked for until
     nothing is missing.
+
+    Args:
+        wanted: Requirements, as pip takes them.
+        folder: Where the wheels go.
+        target: What they are for.
+        constraints: A file of versions to take.
+
+    Raises:
+        RuntimeFailureError: If pip finds none.
+        MissingDependencyError: If something that a wheel needs stays missing.
     """
-    wanted = {f"icis-deploy[{EXTRA}] @ {wheel.resolve().as_uri()}", "pip"}
     while wanted:
         platforms = [part for tag in target.platforms for part in ("--platform", tag)]
         run(
