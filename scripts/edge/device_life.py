@@ -105,7 +105,7 @@ def live(folder: Path, runtime: icis_deploy.Runtime, *, updates: tuple[Path, Pat
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the greatest difference of logits in standard deviations of the expected ones; empty slots do not count."""
+    """Return the greatest difference of logits, in standard deviations of the expected ones, without empty slots."""
     used = expected > EMPTY
     return float(np.abs(found - expected)[used].max() / expected[used].std())
 
@@ -149,14 +149,14 @@ def _resigned(update: Path, key: Path, version: int, work: Path) -> Path:
     """Return the update under a later version: a device never takes one twice."""
     out = work / f"version{version}.icis"
     out.unlink(missing_ok=True)
-    icis_deploy.sign(update, key, version=version, out=out, force=True)
+    icis_deploy.sign(update, key=key, version=version, out=out, force=True)
     return out
 
 
 def two_updates(
     model: Path, *, classes: Path, descriptors: Path, preprocess: Path, unseen: list[str], key: Path, folder: Path
 ) -> tuple[Path, Path]:
-    """Return signed updates of versions 1 and 2: rows of unseen classes by ridge regression, and the same a tenth shorter."""
+    """Return signed updates of versions 1 and 2: unseen classes' rows by ridge regression, then a tenth shorter."""
     from dataclasses import replace
 
     paths = (folder / "update1.icis", folder / "update2.icis")
@@ -169,5 +169,5 @@ def two_updates(
         for version, (path, update) in enumerate(zip(paths, (first, moved), strict=True), start=1):
             path.unlink(missing_ok=True)
             icis_deploy.save_update(update, path)
-            icis_deploy.sign(path, key, version=version)
+            icis_deploy.sign(path, key=key, version=version)
     return paths

@@ -137,7 +137,7 @@ def needed() -> Iterator[None]:
     try:
         yield
     except MissingDependencyError as error:
-        raise SkippedStepError(" ".join(filter(None, [str(error), error.hint]))) from error
+        raise SkippedStepError(str(error)) from error
 
 
 def check_life(bench: Bench, folder: Path, runtime: Any, label: str) -> None:
@@ -354,7 +354,9 @@ def bench_step(bench: Bench) -> None:
                 against=bench.file("model.onnx"),
                 options=icis_deploy.BenchOptions(runtimes=runtimes, **options),
             )
-            icis_deploy.results.save_result(result, bench.work / f"bench-{name}.json", overwrite=True)
+            path = bench.work / f"bench-{name}.json"
+            path.unlink(missing_ok=True)
+            icis_deploy.results.save_result(result, path)
             note_latencies(bench, name, result)
     for what in ("clock_mhz", "temperature_c", "power_w"):
         values = [value for state in states if (value := getattr(state, what)) is not None]

@@ -4,8 +4,8 @@
     python scripts/robustness/fuzz_c_reader.py --seconds 300
 
 It begins with updates of every kind, as signed files and as payloads that the harness signs itself, some of them
-damaged. The exit code is 1 if libFuzzer found a crash, a leak, undefined behaviour or an input that took longer than ten
-seconds; the input is then in the folder that the message names.
+damaged. The exit code is 1 if libFuzzer found a crash, a leak, undefined behaviour or an input that took longer than
+ten seconds; the input is then in the folder that the message names.
 """
 
 from __future__ import annotations
