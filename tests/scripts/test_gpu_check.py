@@ -72,13 +72,13 @@ def test_a_rehearsal_runs_what_a_cpu_can_and_says_what_it_lacks(rehearsal):
 def test_without_a_gpu_a_step_that_needs_one_says_so_and_is_tried_again(rehearsal):
     work, _ = rehearsal
     before = result_of(work)
-    said = check(work, "--steps", "machine,onnxruntime-cuda,training")
+    said = check(work, "--steps", "machine,onnxruntime-cuda,tests")
     assert said.returncode == 0, said.stderr
     # What was done in the rehearsal is of the same machine and stays; the rest is tried, and lacks a GPU.
     steps = steps_of(result_of(work))
     assert steps["machine"] == steps_of(before)["machine"]
-    assert steps["training"]["state"] == "skipped"
-    assert "finds no CUDA device" in steps["training"]["reason"]
+    assert steps["tests"]["state"] == "skipped"
+    assert "There is no NVIDIA GPU that can be used here" in steps["tests"]["reason"]
     assert "machine" not in said.stdout.splitlines()[0]
 
 
