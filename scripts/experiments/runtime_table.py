@@ -9,6 +9,8 @@ row by itself, with what is not known of it said. What is known comes from docs/
 in this file.
 """
 
+# Why: docs/decisions/9021.
+
 from __future__ import annotations
 
 import argparse
