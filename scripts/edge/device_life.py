@@ -130,7 +130,7 @@ def _answers_while_classes_change(
             near = min(float(np.abs(values - state).max()) for state in (kept, moved))
             with lock:
                 counts["answers"] += 1
-                counts["torn"] += near > allowed
+                counts["torn"] += int(near > allowed)
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         asking = [pool.submit(ask) for _ in range(NUM_THREADS)]

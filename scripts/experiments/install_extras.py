@@ -24,11 +24,11 @@ from typing import Any
 
 from icis_deploy.common.files import write_file
 from icis_deploy.extras import EXTRAS
+from scripts.edge.edge_bench import parse_target
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONSTRAINTS = REPOSITORY / "constraints.txt"
 SECONDS = 900
-ARM64 = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 NOT_OF_ARM64 = frozenset({"torch", "cuda-python"})
 """Libraries that are no runtime of their own."""
 
@@ -97,12 +97,21 @@ def size(path: Path) -> int:
 
 def arm64_wheel(extra: str, folder: Path) -> float | None:
     """Return the size in MB of the runtime's wheel for arm64, `None` where there is none."""
-    found = 0.0
+    found, target = 0.0, parse_target("manylinux_2_39_aarch64", "3.11")
     for name in EXTRAS[extra].requires:
         if name in NOT_OF_ARM64:
             continue
-        platforms = [word for tag in ARM64 for word in ("--platform", tag)]
-        options = ["--no-deps", "--only-binary", ":all:", "--python-version", "3.11", "--dest", folder, *platforms]
+        platforms = [word for tag in target.platforms for word in ("--platform", tag)]
+        options = [
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--python-version",
+            target.python,
+            "--dest",
+            folder,
+            *platforms,
+        ]
         code, _ = run([sys.executable, "-m", "pip", "download", "--quiet", *options, "-c", CONSTRAINTS, name])
         wheels = list(folder.glob("*.whl"))
         if code or not wheels:
