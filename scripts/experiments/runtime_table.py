@@ -105,7 +105,7 @@ def row(name: str, measured: Measured, installed: Mapping[str, Mapping[str, Any]
 def _installs(name: str, extra: Mapping[str, Any] | None) -> str:
     if name not in RUNTIME_NAMES:
         return "no library of ours"
-    if extra is None:
+    if extra is None or "installs" not in extra:
         return "not tried"
     return f"yes, {extra['size_mb']} MB" if extra["installs"] else "no"
 
