@@ -332,12 +332,13 @@ def run(command: Sequence[Any], *, failed: str, cwd: Path | None = None) -> None
     """Run a command.
 
     Raises:
-        RuntimeFailureError: If it fails; with `failed` and the last line that it printed.
+        RuntimeFailureError: If it fails; with `failed` and the first error that it printed.
     """
     words = [os.fspath(part) for part in command]
     result = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)  # noqa: S603 - pip and build
     if result.returncode:
-        reason = next((line for line in reversed(result.stderr.splitlines()) if "ERROR" in line), result.stderr[-300:])
+        # pip's first error names the packages; its last one only says that there was one.
+        reason = next((line for line in result.stderr.splitlines() if "ERROR" in line), result.stderr[-300:])
         raise RuntimeFailureError(f"{failed}. It said: {reason.strip()}")
 
 
