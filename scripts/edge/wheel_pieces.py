@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,9 @@ EXTRAS = ("gpu", "train", "export", "tensorrt-rtx", "bench")
 
 NOT_CARRIED = frozenset({"torch"})
 """The machine has it, built for its driver; a wheel with CUDA would be gigabytes."""
+
+FROM_SOURCE = ("tensorrt-rtx",)
+"""What the index has as a source alone: a frame without code of its own, whose wheel is for any platform."""
 
 FOR_TESTS = ("hypothesis", "packaging", "pytest")
 
@@ -72,7 +76,7 @@ def pack(
         ICISDeployError: If a wheel is not to be had; nothing is left.
     """
     from icis_deploy.common.files import check_free
-    from scripts.edge.edge_bench import download, parse_target
+    from scripts.edge.edge_bench import download, parse_target, run
 
     check_free(out, overwrite=False)
     target, wanted = parse_target(platform, python), requirements()
@@ -81,6 +85,11 @@ def pack(
         wheels.mkdir()
         for wheel in also:
             (wheels / wheel.name).write_bytes(wheel.read_bytes())
+        options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--constraint", constraints]
+        run(
+            [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", wheels, *FROM_SOURCE],
+            failed=f"pip could not build {', '.join(FROM_SOURCE)} from source",
+        )
         download({*wanted, "pip"}, wheels, target, constraints)
         archive = Path(name) / "wheels.tar"
         with tarfile.open(archive, "w") as file:
