@@ -24,8 +24,8 @@ EXTRAS = ("gpu", "train", "export", "tensorrt-rtx", "bench")
 NOT_CARRIED = frozenset({"torch"})
 """The machine has it, built for its driver; a wheel with CUDA would be gigabytes."""
 
-FROM_SOURCE = ("tensorrt-rtx",)
-"""What the index has as a source alone: a frame without code of its own, whose wheel is for any platform."""
+FROM_SOURCE = ("tensorrt-rtx", "tensorrt-rtx-cu13")
+"""What the index has as sources alone: frames without code of their own, whose wheels are for any platform."""
 
 FOR_TESTS = ("hypothesis", "packaging", "pytest")
 
