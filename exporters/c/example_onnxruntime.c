@@ -4,8 +4,9 @@
  *     ./a.out bundle/model.onnx KEY BASE_FINGERPRINT FEATURE_DIM CAPACITY update.icis < image.f32
  *
  * KEY is the public key in 64 hexadecimal digits, the fingerprint and the sizes are in bundle/manifest.json; image.f32 is
- * one prepared image, float32, in the shape of the model's input. A device would keep the version in memory that
- * outlives it before it uses new slots (here: result.version), and the classes of the model itself in `baked_names`.
+ * one prepared image, float32, in the shape of the model's input. Exit code 1: refused or failed, 2: not called like this.
+ * A device would keep the version in memory that outlives it before it uses new slots (here: result.version), and the
+ * classes of the model itself in `baked_names`. What ends the process early is left to the system to free.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,12 +33,29 @@ static OrtValue *tensor(OrtMemoryInfo *memory, float *values, const int64_t *sha
     return value;
 }
 
-static icis_slots new_slots(const icis_device *device) {
-    icis_slots slots = {calloc(device->capacity * device->feature_dim, sizeof(float)), calloc(device->capacity, sizeof(float)),
-                        calloc(device->capacity * ICIS_NUM_STATISTICS, sizeof(float)), calloc(device->capacity, sizeof(icis_name))};
-    if (!slots.weight || !slots.bias || !slots.arbiter || !slots.names) exit(1);
+static void *memory_of(size_t count, size_t size) {
+    void *memory = calloc(count, size);
+    if (!memory) {
+        fprintf(stderr, "no memory for %zu x %zu bytes\n", count, size);
+        exit(1);
+    }
+    return memory;
+}
+
+/* Without an input for arbiters the slots have none: an update that needs them is then refused, not half applied. */
+static icis_slots new_slots(const icis_device *device, int has_arbiter) {
+    icis_slots slots = {memory_of(device->capacity * device->feature_dim, sizeof(float)), memory_of(device->capacity, sizeof(float)),
+                        has_arbiter ? memory_of(device->capacity * ICIS_NUM_STATISTICS, sizeof(float)) : NULL,
+                        memory_of(device->capacity, sizeof(icis_name))};
     icis_clear_slots(device, &slots);
     return slots;
+}
+
+static void free_slots(icis_slots *slots) {
+    free(slots->weight);
+    free(slots->bias);
+    free(slots->arbiter);
+    free(slots->names);
 }
 
 /* Print the output with the greatest score: a class of the model, or the name of a slot. */
@@ -46,7 +64,7 @@ static void classify(OrtSession *session, OrtMemoryInfo *memory, float *image, c
     const int64_t rows[] = {(int64_t)device->capacity, (int64_t)device->feature_dim};
     const int64_t coefficients[] = {(int64_t)device->capacity, ICIS_NUM_STATISTICS};
     OrtValue *inputs[] = {tensor(memory, image, shape, rank), tensor(memory, slots->weight, rows, 2),
-                          tensor(memory, slots->bias, rows, 1), tensor(memory, slots->arbiter, coefficients, 2)};
+                          tensor(memory, slots->bias, rows, 1), slots->arbiter ? tensor(memory, slots->arbiter, coefficients, 2) : NULL};
     OrtValue *output = NULL;
     OrtAllocator *allocator = NULL;
     OrtTensorTypeAndShapeInfo *info = NULL;
@@ -67,6 +85,7 @@ static void classify(OrtSession *session, OrtMemoryInfo *memory, float *image, c
         const icis_name *name = &slots->names[best - (count - device->capacity)];
         printf("%.*s, score %g\n", name->length, name->bytes, scores[best]);
     }
+    check(ort->AllocatorFree(allocator, scores_name));
     ort->ReleaseTensorTypeAndShapeInfo(info);
     ort->ReleaseValue(output);
     for (size_t index = 0; index < 4; index++) ort->ReleaseValue(inputs[index]);
@@ -97,7 +116,8 @@ int main(int count, char **given) {
     char *input_name = NULL;
     ort = OrtGetApiBase()->GetApi(ORT_API_VERSION);
     if (!ort) return 1;
-    check(ort->CreateEnv(ORT_LOGGING_LEVEL_WARNING, "icis", &env));
+    /* Not warnings: one says of every slot that it is an input with a default, which is what slots are. */
+    check(ort->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "icis", &env));
     check(ort->CreateSessionOptions(&options));
     check(ort->CreateSession(env, given[1], options, &session));
     check(ort->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
@@ -112,24 +132,41 @@ int main(int count, char **given) {
     check(ort->GetDimensions(input, shape, rank));
     for (size_t axis = 0; axis < rank; axis++) image_size *= (size_t)(shape[axis] = shape[axis] < 0 ? 1 : shape[axis]);
     check(ort->SessionGetOverridableInitializerCount(session, &num_overridable));
-    float *image = calloc(image_size, sizeof(float));
-    if (!image || fread(image, sizeof(float), image_size, stdin) != image_size) return 2;
+    float *image = memory_of(image_size, sizeof(float));
+    if (fread(image, sizeof(float), image_size, stdin) != image_size) return 2;
 
     const char *names[] = {input_name, "slot_weight", "slot_bias", "slot_arbiter"};
     size_t num_inputs = 1 + num_overridable; /* the last one where the model takes arbiters */
-    icis_slots slots = new_slots(&device), next = new_slots(&device);
-    classify(session, memory, image, shape, rank, names, num_inputs, &device, &slots);
-    FILE *file = fopen(given[6], "rb");
-    uint8_t *bytes = malloc(file_limit + 1), *work = malloc(work_size);
-    if (!file || !bytes || !work) return 2;
-    size_t size = fread(bytes, 1, file_limit + 1, file);
-    icis_result result;
-    icis_status status = icis_apply(&device, bytes, size, work, work_size, &slots, &next, &result);
-    if (status != ICIS_OK) {
-        fprintf(stderr, "refused: %s\n", icis_status_text(status));
+    if (num_inputs != 3 && num_inputs != 4) {
+        fprintf(stderr, "the model has no slots: export it with --head updatable\n");
         return 1;
     }
-    printf("version %lld by %.16s\n", (long long)result.version, result.signed_by);
-    classify(session, memory, image, shape, rank, names, num_inputs, &device, &next);
-    return 0;
+    icis_slots slots = new_slots(&device, num_inputs == 4), next = new_slots(&device, num_inputs == 4);
+    classify(session, memory, image, shape, rank, names, num_inputs, &device, &slots);
+    FILE *file = fopen(given[6], "rb");
+    if (!file) return 2;
+    uint8_t *bytes = memory_of(file_limit + 1, 1), *work = memory_of(work_size, 1);
+    size_t size = fread(bytes, 1, file_limit + 1, file);
+    fclose(file);
+    icis_result result;
+    icis_status status = icis_apply(&device, bytes, size, work, work_size, &slots, &next, &result);
+    if (status != ICIS_OK)
+        fprintf(stderr, "refused: %s\n", icis_status_text(status));
+    else {
+        printf("version %lld by %.16s\n", (long long)result.version, result.signed_by);
+        classify(session, memory, image, shape, rank, names, num_inputs, &device, &next);
+    }
+
+    free(work);
+    free(bytes);
+    free_slots(&next);
+    free_slots(&slots);
+    free(image);
+    check(ort->AllocatorFree(allocator, input_name));
+    ort->ReleaseTypeInfo(type);
+    ort->ReleaseMemoryInfo(memory);
+    ort->ReleaseSession(session);
+    ort->ReleaseSessionOptions(options);
+    ort->ReleaseEnv(env);
+    return status == ICIS_OK ? 0 : 1;
 }

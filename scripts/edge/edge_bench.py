@@ -202,13 +202,27 @@ def copy_wheel(wheel: Path | None, folder: Path) -> Path:
 
 
 def download_wheels(wheel: Path, folder: Path, target: Target, constraints: Path) -> None:
+    """Download what icis-deploy's wheel needs on the target, and pip itself."""
+    download({f"icis-deploy[{EXTRA}] @ {wheel.resolve().as_uri()}", "pip"}, folder, target, constraints)
+
+
+def download(wanted: set[str], folder: Path, target: Target, constraints: Path) -> None:
     # Why: docs/decisions/0031.
-    """Download what the wheel needs on the target, and pip itself.
+    """Download wheels that the target can use, with all that they need there.
 
     pip judges environment markers by the machine that it runs on, so what only the target needs is asked for until
     nothing is missing.
+
+    Args:
+        wanted: Requirements, as pip takes them.
+        folder: Where the wheels go.
+        target: What they are for.
+        constraints: A file of versions to take.
+
+    Raises:
+        RuntimeFailureError: If pip finds none.
+        MissingDependencyError: If something that a wheel needs stays missing.
     """
-    wanted = {f"icis-deploy[{EXTRA}] @ {wheel.resolve().as_uri()}", "pip"}
     while wanted:
         platforms = [part for tag in target.platforms for part in ("--platform", tag)]
         run(
@@ -318,12 +332,13 @@ def run(command: Sequence[Any], *, failed: str, cwd: Path | None = None) -> None
     """Run a command.
 
     Raises:
-        RuntimeFailureError: If it fails; with `failed` and the last line that it printed.
+        RuntimeFailureError: If it fails; with `failed` and the first error that it printed.
     """
     words = [os.fspath(part) for part in command]
     result = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)  # noqa: S603 - pip and build
     if result.returncode:
-        reason = next((line for line in reversed(result.stderr.splitlines()) if "ERROR" in line), result.stderr[-300:])
+        # pip's first error names the packages; its last one only says that there was one.
+        reason = next((line for line in result.stderr.splitlines() if "ERROR" in line), result.stderr[-300:])
         raise RuntimeFailureError(f"{failed}. It said: {reason.strip()}")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
 import subprocess
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -278,21 +276,3 @@ def test_sanitizers_find_nothing_in_malformed_files(readers: Readers, tmp_path: 
         paths[-1].write_bytes(data)
     ran = subprocess.run([program, *paths], check=False, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-
-
-def test_the_example_for_onnx_runtime_compiles(tmp_path: Path) -> None:
-    folder = os.environ.get("ONNXRUNTIME_INCLUDE") or next(
-        (
-            str(path)
-            for path in (Path("/usr/include/onnxruntime"), Path("/usr/local/include/onnxruntime"))
-            if path.is_dir()
-        ),
-        None,
-    )
-    if folder is None or shutil.which("cc") is None:
-        pytest.skip("there is no header of ONNX Runtime's C API; ONNXRUNTIME_INCLUDE names its folder")
-    source = SOURCES / "example_onnxruntime.c"
-    flags = [flag for flag in FLAGS if flag != "-Wpedantic"]
-    subprocess.run(
-        ["cc", *flags, "-I", folder, "-I", str(SOURCES), "-c", source, "-o", tmp_path / "example.o"], check=True
-    )

@@ -14,7 +14,7 @@ import pytest
 from icis_deploy.bundle.manifest import load_manifest, target_digest
 from icis_deploy.errors import ICISDeployError
 from icis_deploy.head.class_update import FollowedState
-from icis_deploy.head.slots import SlotTable
+from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.runtime.changes.rules import verify_bytes
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.signing import KeyPair, keygen, load_public_key, trusted_keys_from_files
@@ -368,15 +368,16 @@ def test_signed_payloads_that_break_a_rule_are_refused(tmp_path, node, keys):
     from icis_deploy.updates.envelope import serialize_envelope
     from icis_deploy.updates.payload import PAYLOAD_TYPE, serialize_payload
     from icis_deploy.updates.signing import load_private_key
-    from scripts.robustness.two_readers import _damaged, _updates
+    from scripts.robustness.two_readers import damaged, updates_of_every_kind
 
     folder = write_bundle(tmp_path / "bundle")
     bundle, trusted = load_manifest(folder), [load_public_key(keys.public_path)]
     random, signer = np.random.default_rng(4), load_private_key(keys.private_path)
-    payloads = [serialize_payload(update) for update in _updates()]
+    kinds = updates_of_every_kind(target_digest(bundle), empty_slots(bundle.capacity, bundle.feature_dim).digest())
+    payloads = [serialize_payload(update) for update in kinds]
     files = []
     for index in range(800):
-        envelope = Envelope(_damaged(payloads[index % len(payloads)], random), PAYLOAD_TYPE, {})
+        envelope = Envelope(damaged(payloads[index % len(payloads)], random), PAYLOAD_TYPE, {})
         envelope.sign(signer)
         files.append(serialize_envelope(envelope))
 
