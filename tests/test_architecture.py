@@ -486,7 +486,10 @@ def changes_to_path(source: str) -> bool:
 
 def test_scripts_use_the_installed_packages_and_share_nothing_with_tests_or_the_command_line():
     assert len(SCRIPTS) > 15
-    assert found(SCRIPTS, {"tests", "icis_deploy.cli"}) == []
+    assert found(SCRIPTS, {"tests"}) == []
+    # What stands in the documents of the command line is made of it.
+    others = {name: source for name, source in SCRIPTS.items() if not name.startswith("scripts/maintenance/")}
+    assert found(others, {"icis_deploy.cli"}) == []
     assert [name for name, source in SCRIPTS.items() if changes_to_path(source)] == []
 
 
