@@ -49,6 +49,7 @@ EXTRAS: Mapping[str, Extra] = {
     "openvino": Extra(purpose="OpenVINO on the CPU", requires={"openvino": "2025.0"}),
     "litert": Extra(purpose="LiteRT on the CPU", requires={"ai-edge-litert": "2.1"}),
     "mnn": Extra(purpose="MNN on the CPU", requires={"MNN": "3.6"}),
+    "ncnn": Extra(purpose="ncnn on the CPU", requires={"ncnn": "1.0.20250503"}),
     "data": Extra(purpose="inputs from Parquet and URIs, checkpoints", requires={"pyarrow": "18", "fsspec": "2024.2"}),
     "ray": Extra(purpose="evaluate on a Ray cluster", requires={"ray[data]": "2.40", "pyarrow": "18"}),
     "serve": Extra(
@@ -78,6 +79,7 @@ _EXTRAS_OF_IMPORTS: Mapping[str, str] = {
     "jinja2": "bench",
     "matplotlib": "bench",
     "mlperf_loadgen": "bench",
+    "ncnn": "ncnn",
     "onnx": _WORKBENCH,
     "onnx_ir": _WORKBENCH,
     "onnxruntime": "cpu",

@@ -46,8 +46,17 @@ def graph_for_conversion(folder: Path, bundle: Bundle) -> ir.Model:
         bundle: Its manifest, written or not.
 
     Raises:
-        IncompatibleError: If the model does not compute in float32. With slots inside, the ranges of a converter's own
-            int8 hold for the slots that it saw.
+        IncompatibleError: If the model does not compute in float32.
+    """
+    require_float32(bundle)
+    model = load_onnx_file(folder / MODEL_NAME)
+    return apply_passes(model, OwnOutputsPass(), FixBatchPass(1), *([SlotsAsInputsPass()] if has_slots(model) else []))
+
+
+def require_float32(bundle: Bundle) -> None:
+    """Raise `IncompatibleError` if a bundle's model does not compute in float32.
+
+    With slots inside, the ranges of a converter's own int8 hold for the slots that it saw.
     """
     if bundle.precision != "fp32":
         raise IncompatibleError(
@@ -57,8 +66,6 @@ def graph_for_conversion(folder: Path, bundle: Bundle) -> ir.Model:
             where=MODEL_NAME,
             hint="Export it with `precision='fp32'`, or leave this target out.",
         )
-    model = load_onnx_file(folder / MODEL_NAME)
-    return apply_passes(model, OwnOutputsPass(), FixBatchPass(1), *([SlotsAsInputsPass()] if has_slots(model) else []))
 
 
 class OwnOutputsPass(ir.passes.InPlacePass):
@@ -160,15 +167,19 @@ def conversion_failed(converter: str, printed: str, *, found: object = None) -> 
     )
 
 
-def unsupported_operators(converter: str, model: ir.Model, operators: Sequence[str]) -> ExportError:
+def unsupported_operators(
+    converter: str, model: ir.Model, operators: Sequence[str], *, converted: Mapping[str, str] | None = None
+) -> ExportError:
     """Return the error of a model with operators that a runtime lacks, with a node of each.
 
     Args:
         converter: What refused them.
         model: The graph that it was given.
         operators: Their types.
+        converted: By type, what the converter itself calls a node, for types that the graph has not.
     """
-    first = {node.op_type: label(node) for node in reversed(list(model.graph.all_nodes()))}
+    graph_nodes = {node.op_type: label(node) for node in reversed(list(model.graph.all_nodes()))}
+    first = {**({} if converted is None else converted), **graph_nodes}
     named = [f"{operator} (node {first[operator]!r})" if operator in first else operator for operator in operators]
     return ExportError(
         f"{converter} does not know the operator{'s' if len(named) > 1 else ''} {', '.join(named)}.",

@@ -24,6 +24,7 @@ import onnx_ir as ir
 from exporters.targets.backbone_target import write_backbone
 from exporters.targets.litert_target import litert_obstacle, write_litert
 from exporters.targets.mnn_target import mnn_obstacle, write_mnn
+from exporters.targets.ncnn_target import ncnn_obstacle, write_ncnn
 from exporters.targets.openvino_target import openvino_from_onnx, openvino_obstacle
 from exporters.targets.tensorrt.engine_settings import require_used, settings_for
 from exporters.targets.tensorrt.target import ENGINE_REWRITES, engine_obstacle, write_engine
@@ -120,6 +121,18 @@ def _engine_target(runtime: str) -> Target:
     )
 
 
+def _converted_target(
+    runtime: str, obstacle: Callable[[], str | None], write: Callable[[Path, Bundle], Sequence[str]]
+) -> Target:
+    return Target(
+        name=runtime,
+        runtime=runtime,
+        file=CONVERTED_FILES[runtime][0],
+        obstacle=lambda _options: obstacle(),
+        build=lambda job: write(job.folder, job.bundle),
+    )
+
+
 def _build_openvino(job: TargetJob) -> Sequence[str]:
     return openvino_from_onnx(job.folder / MODEL_NAME, job.folder, OPENVINO_NAME)
 
@@ -134,20 +147,9 @@ TARGETS: dict[str, Target] = {
             obstacle=lambda _options: openvino_obstacle(),
             build=_build_openvino,
         ),
-        Target(
-            name="litert",
-            runtime="litert",
-            file=CONVERTED_FILES["litert"][0],
-            obstacle=lambda _options: litert_obstacle(),
-            build=lambda job: write_litert(job.folder, job.bundle),
-        ),
-        Target(
-            name="mnn",
-            runtime="mnn",
-            file=CONVERTED_FILES["mnn"][0],
-            obstacle=lambda _options: mnn_obstacle(),
-            build=lambda job: write_mnn(job.folder, job.bundle),
-        ),
+        _converted_target("litert", litert_obstacle, write_litert),
+        _converted_target("mnn", mnn_obstacle, write_mnn),
+        _converted_target("ncnn", ncnn_obstacle, write_ncnn),
         _engine_target("tensorrt"),
         _engine_target("tensorrt-rtx"),
         Target(
