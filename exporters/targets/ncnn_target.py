@@ -105,7 +105,7 @@ def _require_one_float_image(backbone: ir.Model) -> None:
             found=(batch, dtype),
             expected=(1, "float32"),
             where=str(image.name),
-            hint="Export it with `pixel_input='float32'` and a dynamic batch, or leave this target out.",
+            hint="Export it with float images and a dynamic batch, or leave this target out.",
         )
 
 
