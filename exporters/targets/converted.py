@@ -6,6 +6,7 @@ runs as a child process, whose output is read for what it could not convert.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from icis_deploy.bundle.engine_sidecar import model_sha256
 from icis_deploy.bundle.manifest import FEATURES, MODEL_NAME, TOP_CLASS_IDS, TOP_PROBABILITIES, Bundle
 from icis_deploy.common.files import write_file
 from icis_deploy.common.terminal_text import MAX_REASON, printable
-from icis_deploy.errors import ExportError, IncompatibleError
+from icis_deploy.errors import ExportError, IncompatibleError, StorageError
 
 TIMEOUT_S = 1800
 """The shared MobileNetV2 takes seconds; a large transformer minutes."""
@@ -156,6 +157,21 @@ def run_converter(command: Sequence[str], *, converter: str, folder: Path) -> st
     if done.returncode:
         raise conversion_failed(converter, printed, found=done.returncode)
     return printed
+
+
+def keep_converted(written: Path, path: Path) -> None:
+    """Copy what a converter wrote into a bundle, whose folder for it may not be there yet.
+
+    Raises:
+        StorageError: If the disk refuses.
+    """
+    try:
+        path.parent.mkdir(exist_ok=True)
+        shutil.copyfile(written, path)
+    except OSError as error:
+        raise StorageError(
+            f"Cannot write {path}: {error.strerror or error}.", found=str(error), where=path, hint="Free some space."
+        ) from error
 
 
 def conversion_failed(converter: str, printed: str, *, found: object = None) -> ExportError:

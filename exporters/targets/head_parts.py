@@ -17,11 +17,13 @@ from exporters.graph.edits import apply_passes
 from exporters.graph.fixed_batch import FixBatchPass
 from exporters.onnx_io.files import load_onnx_file
 from exporters.targets.backbone_target import rows_of
-from exporters.targets.converted import require_float32
+from exporters.targets.converted import require_float32, tensors_of
 from exporters.targets.triton_split import split_model
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants
-from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
+from icis_deploy.bundle.converted_sidecar import ConvertedTensor
+from icis_deploy.bundle.manifest import FEATURES, MODEL_NAME, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT, Bundle
 from icis_deploy.common.arrays import Float32
+from icis_deploy.head.arbiter import STATISTICS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,6 +69,33 @@ def backbone_for_conversion(folder: Path, bundle: Bundle) -> ir.Model:
     model = load_onnx_file(folder / MODEL_NAME)
     parts = split_model(model, num_classes=len(bundle.class_names), feature_dim=bundle.feature_dim)
     return apply_passes(parts.backbone, FixBatchPass(1))
+
+
+def head_tensors(
+    model: ir.Model, backbone: ir.Model, head: HeadParts
+) -> tuple[tuple[ConvertedTensor, ...], tuple[ConvertedTensor, ...]]:
+    """Return inputs and outputs of a backbone with a head behind it, under the names of `model.onnx`.
+
+    Args:
+        model: The bundle's model.
+        backbone: What was converted of it.
+        head: What follows.
+
+    Returns:
+        The image, then slots where there are any; the scores, then features where the model gives them.
+    """
+    feature_dim = head.rows.shape[1] - 1
+    slots = [(SLOT_WEIGHT, (head.capacity, feature_dim)), (SLOT_BIAS, (head.capacity,))]
+    slots += [] if head.lengths is None else [(SLOT_ARBITER, (head.capacity, len(STATISTICS)))]
+    scores, *others = [str(value.name) for value in model.graph.outputs]
+    outputs = [(scores, (1, head.num_outputs))]
+    outputs += [(FEATURES, (1, feature_dim))] if FEATURES in others else []
+    given = [_tensor(name, shape) for name, shape in slots if head.capacity]
+    return (*tensors_of(backbone.graph.inputs), *given), tuple(_tensor(name, shape) for name, shape in outputs)
+
+
+def _tensor(name: str, shape: tuple[int, ...]) -> ConvertedTensor:
+    return ConvertedTensor(name=name, runtime_name=name, dtype="float32", shape=shape)
 
 
 def head_parts(folder: Path, bundle: Bundle) -> HeadParts:

@@ -20,17 +20,15 @@ from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.converted import (
     conversion_failed,
     run_converter,
-    tensors_of,
     unsupported_operators,
     write_sidecar,
 )
-from exporters.targets.head_parts import HeadParts, backbone_for_conversion, head_parts
+from exporters.targets.head_parts import backbone_for_conversion, head_parts, head_tensors
 from exporters.targets.ncnn_network import SCORES, Layer, parse_layers, serialize_layers, with_head
-from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES, ConvertedTensor
-from icis_deploy.bundle.manifest import FEATURES, MODEL_NAME, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT, Bundle
+from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES
+from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
 from icis_deploy.common.files import write_file
 from icis_deploy.errors import ExportError, IncompatibleError
-from icis_deploy.head.arbiter import STATISTICS
 from icis_deploy.runtime.sessions.ncnn_session import import_ncnn
 
 
@@ -83,15 +81,23 @@ def write_ncnn(folder: Path, bundle: Bundle) -> Sequence[str]:
         printed = run_converter([str(program), "model.onnx", "fp16=0"], converter="pnnx", folder=Path(work))
         layers = _converted_layers(Path(work) / "model.ncnn.param", printed)
         _require_known(layers, backbone)
-        layers = with_head(layers, _only_output(layers), head)
+        input_name, features_name = _ends(layers)
+        layers = with_head(layers, features_name, head)
         weights = (Path(work) / "model.ncnn.bin").read_bytes()
     parameters_name, weights_name = CONVERTED_FILES["ncnn"]
     (folder / parameters_name).parent.mkdir(exist_ok=True)
     write_file(folder / parameters_name, serialize_layers(layers).encode())
     write_file(folder / weights_name, weights + b"".join(layer.weights for layer in layers))
-    inputs, outputs = _tensors(load_onnx_file(folder / MODEL_NAME), backbone, layers, head)
+    (image, *slots), (scores, *others) = head_tensors(load_onnx_file(folder / MODEL_NAME), backbone, head)
     converter = f"pnnx {metadata.version('pnnx')}" if find_spec("pnnx") is not None else "pnnx"
-    sidecar = write_sidecar(folder, bundle, "ncnn", converter=converter, inputs=inputs, outputs=outputs)
+    sidecar = write_sidecar(
+        folder,
+        bundle,
+        "ncnn",
+        converter=converter,
+        inputs=(replace(image, runtime_name=input_name), *slots),
+        outputs=(replace(scores, runtime_name=SCORES), *others),
+    )
     return parameters_name, weights_name, sidecar
 
 
@@ -126,8 +132,8 @@ def _require_known(layers: Sequence[Layer], backbone: ir.Model) -> None:
         raise unsupported_operators("ncnn", backbone, list(unknown), converted=unknown)
 
 
-def _only_output(layers: Sequence[Layer]) -> str:
-    """Return the one blob that no layer reads."""
+def _ends(layers: Sequence[Layer]) -> tuple[str, str]:
+    """Return the blob of the image and the one that no layer reads, the features."""
     read = {blob for layer in layers for blob in layer.inputs}
     written = [blob for layer in layers for blob in layer.outputs if blob not in read]
     images = [blob for layer in layers if layer.kind == "Input" for blob in layer.outputs]
@@ -139,28 +145,4 @@ def _only_output(layers: Sequence[Layer]) -> str:
             where=MODEL_NAME,
             hint="Leave this target out.",
         )
-    return written[0]
-
-
-def _tensors(
-    model: ir.Model, backbone: ir.Model, layers: Sequence[Layer], head: HeadParts
-) -> tuple[tuple[ConvertedTensor, ...], tuple[ConvertedTensor, ...]]:
-    """Return inputs and outputs as `model.onnx` and the network call them; shapes have the batch that ncnn has not."""
-    feature_dim = head.rows.shape[1] - 1
-    sizes: dict[str, tuple[int, ...]] = {
-        SLOT_WEIGHT: (head.capacity, feature_dim),
-        SLOT_BIAS: (head.capacity,),
-        SLOT_ARBITER: (head.capacity, len(STATISTICS)),
-    }
-    (image,) = [layer.outputs[0] for layer in layers if layer.kind == "Input" and layer.name not in sizes]
-    (tensor,) = tensors_of(backbone.graph.inputs)
-    given = {layer.name for layer in layers if layer.kind == "Input"}
-    slots = [_tensor(name, name, shape) for name, shape in sizes.items() if name in given]
-    scores, *others = [str(value.name) for value in model.graph.outputs]
-    outputs = [_tensor(scores, SCORES, (1, head.num_outputs))]
-    outputs += [_tensor(FEATURES, FEATURES, (1, feature_dim))] if FEATURES in others else []
-    return (replace(tensor, runtime_name=image), *slots), tuple(outputs)
-
-
-def _tensor(name: str, runtime_name: str, shape: tuple[int, ...]) -> ConvertedTensor:
-    return ConvertedTensor(name=name, runtime_name=runtime_name, dtype="float32", shape=shape)
+    return images[0], written[0]

@@ -22,6 +22,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from exporters.targets.backbone_target import write_backbone
+from exporters.targets.executorch_target import executorch_obstacle, write_executorch
 from exporters.targets.litert_target import litert_obstacle, write_litert
 from exporters.targets.mnn_target import mnn_obstacle, write_mnn
 from exporters.targets.ncnn_target import ncnn_obstacle, write_ncnn
@@ -149,6 +150,7 @@ TARGETS: dict[str, Target] = {
         ),
         _converted_target("litert", litert_obstacle, write_litert),
         _converted_target("mnn", mnn_obstacle, write_mnn),
+        _converted_target("executorch", executorch_obstacle, write_executorch),
         _converted_target("ncnn", ncnn_obstacle, write_ncnn),
         _engine_target("tensorrt"),
         _engine_target("tensorrt-rtx"),

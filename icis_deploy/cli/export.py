@@ -37,7 +37,20 @@ if TYPE_CHECKING:
     from icis_deploy.bundle.manifest import Bundle
 
 TARGET_NAMES = (
-    *("onnx", "openvino", "litert", "mnn", "ncnn", "tensorrt", "tensorrt-rtx", "backbone", "triton", "web", "all"),
+    *(
+        "onnx",
+        "openvino",
+        "litert",
+        "mnn",
+        "executorch",
+        "ncnn",
+        "tensorrt",
+        "tensorrt-rtx",
+        "backbone",
+        "triton",
+        "web",
+        "all",
+    ),
 )
 
 
