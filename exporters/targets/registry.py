@@ -27,6 +27,7 @@ from exporters.targets.litert_target import litert_obstacle, write_litert
 from exporters.targets.mnn_target import mnn_obstacle, write_mnn
 from exporters.targets.ncnn_target import ncnn_obstacle, write_ncnn
 from exporters.targets.openvino_target import openvino_from_onnx, openvino_obstacle
+from exporters.targets.ort_target import PLATFORMS, compare_ort, ort_name, ort_obstacle, write_ort
 from exporters.targets.tensorrt.engine_settings import require_used, settings_for
 from exporters.targets.tensorrt.target import ENGINE_REWRITES, engine_obstacle, write_engine
 from exporters.targets.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository
@@ -134,6 +135,17 @@ def _converted_target(
     )
 
 
+def _ort_target(platform: str) -> Target:
+    return Target(
+        name=f"ort-{platform}",
+        runtime=None,
+        file=ort_name(platform),
+        obstacle=lambda _options: ort_obstacle(),
+        build=lambda job: write_ort(job.folder, platform),
+        compare=lambda job: compare_ort(job.folder, job.bundle, platform),
+    )
+
+
 def _build_openvino(job: TargetJob) -> Sequence[str]:
     return openvino_from_onnx(job.folder / MODEL_NAME, job.folder, OPENVINO_NAME)
 
@@ -152,6 +164,7 @@ TARGETS: dict[str, Target] = {
         _converted_target("mnn", mnn_obstacle, write_mnn),
         _converted_target("executorch", executorch_obstacle, write_executorch),
         _converted_target("ncnn", ncnn_obstacle, write_ncnn),
+        *(_ort_target(platform) for platform in PLATFORMS),
         _engine_target("tensorrt"),
         _engine_target("tensorrt-rtx"),
         Target(

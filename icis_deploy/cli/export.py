@@ -44,6 +44,8 @@ TARGET_NAMES = (
         "mnn",
         "executorch",
         "ncnn",
+        "ort-amd64",
+        "ort-arm",
         "tensorrt",
         "tensorrt-rtx",
         "backbone",

@@ -23,6 +23,8 @@ TargetName = Literal[
     "mnn",
     "executorch",
     "ncnn",
+    "ort-amd64",
+    "ort-arm",
     "tensorrt",
     "tensorrt-rtx",
     "backbone",
