@@ -51,6 +51,7 @@ EXTRAS: Mapping[str, Extra] = {
     "mnn": Extra(purpose="MNN on the CPU", requires={"MNN": "3.6"}),
     "executorch": Extra(purpose="ExecuTorch on the CPU", requires={"executorch": "1.5", "torch": "2.13"}),
     "ncnn": Extra(purpose="ncnn on the CPU", requires={"ncnn": "1.0.20250503"}),
+    "coreml": Extra(purpose="convert for Core ML", requires={"coremltools": "9.0"}),
     "data": Extra(purpose="inputs from Parquet and URIs, checkpoints", requires={"pyarrow": "18", "fsspec": "2024.2"}),
     "ray": Extra(purpose="evaluate on a Ray cluster", requires={"ray[data]": "2.40", "pyarrow": "18"}),
     "serve": Extra(
@@ -75,6 +76,7 @@ _WORKBENCH = "train,export"
 _EXTRAS_OF_IMPORTS: Mapping[str, str] = {
     "MNN": "mnn",
     "ai_edge_litert": "litert",
+    "coremltools": "coreml",
     "cuda": "tensorrt",
     "executorch": "executorch",
     "fsspec": "data",

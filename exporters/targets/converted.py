@@ -166,7 +166,7 @@ def keep_converted(written: Path, path: Path) -> None:
         StorageError: If the disk refuses.
     """
     try:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(written, path)
     except OSError as error:
         raise StorageError(

@@ -14,9 +14,6 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-import onnx_ir as ir
-
-from exporters.onnx_io.files import first_line, load_onnx_file
 from exporters.targets.converted import (
     conversion_failed,
     keep_converted,
@@ -24,10 +21,9 @@ from exporters.targets.converted import (
     unsupported_operators,
     write_sidecar,
 )
-from exporters.targets.head_parts import HeadParts, backbone_for_conversion, head_parts, head_tensors
+from exporters.targets.torch_program import save_program, torch_classifier
 from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES, ConvertedTensor
-from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
-from icis_deploy.errors import ExportError
+from icis_deploy.bundle.manifest import Bundle
 
 _LOWER = """
 import json, re, torch
@@ -82,13 +78,12 @@ def write_executorch(folder: Path, bundle: Bundle) -> Sequence[str]:
         StorageError: If the disk refuses.
     """
     (name,) = CONVERTED_FILES["executorch"]
-    backbone, head = backbone_for_conversion(folder, bundle), head_parts(folder, bundle)
-    inputs, outputs = head_tensors(load_onnx_file(folder / MODEL_NAME), backbone, head)
+    classifier = torch_classifier(folder, bundle)
     with tempfile.TemporaryDirectory() as work:
-        _save_program(backbone, head, inputs, Path(work) / "model.pt2")
+        save_program(classifier, Path(work) / "model.pt2")
         printed = run_converter([sys.executable, "-I", "-c", _LOWER], converter="ExecuTorch", folder=Path(work))
         if (found := _LACKING.search(printed)) is not None:
-            raise unsupported_operators("ExecuTorch", backbone, json.loads(found[1]))
+            raise unsupported_operators("ExecuTorch", classifier.backbone, json.loads(found[1]))
         written = Path(work) / "model.pte"
         if not written.is_file():
             raise conversion_failed("ExecuTorch", printed)
@@ -98,29 +93,10 @@ def write_executorch(folder: Path, bundle: Bundle) -> Sequence[str]:
         bundle,
         "executorch",
         converter=f"ExecuTorch {metadata.version('executorch')}",
-        inputs=_in_order(inputs),
-        outputs=_in_order(outputs),
+        inputs=_in_order(classifier.inputs),
+        outputs=_in_order(classifier.outputs),
     )
     return name, sidecar
-
-
-def _save_program(backbone: ir.Model, head: HeadParts, inputs: Sequence[ConvertedTensor], path: Path) -> None:
-    """Write the whole classifier as a torch program of fixed sizes."""
-    import torch
-
-    from exporters.targets.torch_from_onnx import BackboneModule, ClassifierModule
-
-    module = ClassifierModule(BackboneModule(backbone), head).eval()
-    # Not zeros: a program is traced with values that no operator may specialize for.
-    examples = tuple(torch.rand(*tensor.shape).to(getattr(torch, tensor.dtype)) for tensor in inputs)
-    try:
-        torch.export.save(torch.export.export(module, examples), path)
-    except ExportError:
-        raise
-    except Exception as error:  # torch raises types of many modules
-        raise ExportError(
-            f"torch cannot trace the model: {first_line(error)}.", found=first_line(error), where=MODEL_NAME
-        ) from error
 
 
 def _in_order(tensors: Sequence[ConvertedTensor]) -> tuple[ConvertedTensor, ...]:

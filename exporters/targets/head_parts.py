@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from exporters.graph.edits import apply_passes
 from exporters.graph.fixed_batch import FixBatchPass
+from exporters.graph.reading import fixed_batch
 from exporters.onnx_io.files import load_onnx_file
 from exporters.targets.backbone_target import rows_of
 from exporters.targets.converted import require_float32, tensors_of
@@ -88,8 +89,9 @@ def head_tensors(
     slots = [(SLOT_WEIGHT, (head.capacity, feature_dim)), (SLOT_BIAS, (head.capacity,))]
     slots += [] if head.lengths is None else [(SLOT_ARBITER, (head.capacity, len(STATISTICS)))]
     scores, *others = [str(value.name) for value in model.graph.outputs]
-    outputs = [(scores, (1, head.num_outputs))]
-    outputs += [(FEATURES, (1, feature_dim))] if FEATURES in others else []
+    batch = fixed_batch(backbone.graph.inputs[0]) or 1
+    outputs = [(scores, (batch, head.num_outputs))]
+    outputs += [(FEATURES, (batch, feature_dim))] if FEATURES in others else []
     given = [_tensor(name, shape) for name, shape in slots if head.capacity]
     return (*tensors_of(backbone.graph.inputs), *given), tuple(_tensor(name, shape) for name, shape in outputs)
 

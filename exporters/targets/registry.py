@@ -22,6 +22,13 @@ from typing import Protocol
 import onnx_ir as ir
 
 from exporters.targets.backbone_target import write_backbone
+from exporters.targets.coreml_target import (
+    COREML_FILE,
+    NOT_RUN,
+    compare_torch_program,
+    coreml_obstacle,
+    write_coreml,
+)
 from exporters.targets.executorch_target import executorch_obstacle, write_executorch
 from exporters.targets.litert_target import litert_obstacle, write_litert
 from exporters.targets.mnn_target import mnn_obstacle, write_mnn
@@ -80,6 +87,9 @@ class Target:
 
     compare: Callable[[TargetJob], ParityReport] | None = None
     """Compares its files with `model.onnx`, which passed its gate, where none of our runtimes runs it as a whole."""
+
+    not_run: str | None = None
+    """Why `compare` cannot run the files themselves, and what it compares instead; `None` where it runs them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +174,15 @@ TARGETS: dict[str, Target] = {
         _converted_target("mnn", mnn_obstacle, write_mnn),
         _converted_target("executorch", executorch_obstacle, write_executorch),
         _converted_target("ncnn", ncnn_obstacle, write_ncnn),
+        Target(
+            name="coreml",
+            runtime=None,
+            file=COREML_FILE,
+            obstacle=lambda _options: coreml_obstacle(),
+            build=lambda job: write_coreml(job.folder, job.bundle),
+            compare=lambda job: compare_torch_program(job.folder, job.bundle),
+            not_run=NOT_RUN,
+        ),
         *(_ort_target(platform) for platform in PLATFORMS),
         _engine_target("tensorrt"),
         _engine_target("tensorrt-rtx"),
@@ -339,7 +358,7 @@ def add_target(target: Target, job: TargetJob, gate: Gate) -> tuple[Bundle, Buil
 
 def _gate_reports(target: Target, job: TargetJob, gate: Gate) -> tuple[tuple[ParityReport, ...], str | None]:
     if target.compare is not None:
-        return (target.compare(job),), None
+        return (target.compare(job),), target.not_run
     if target.runtime is None:
         return (), "icis-deploy does not run it itself"
     reports: tuple[ParityReport, ...] = ()

@@ -75,7 +75,7 @@ class BackboneModule(nn.Module):
         return name
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return features of an image of the shape that the model states."""
+        """Return features of a batch of the shape that the model states."""
         values: dict[ir.Value | None, Value] = {self._image: image, None: None}
         for value, constant in self._constants.items():
             values[value] = getattr(self, constant) if isinstance(constant, str) else constant
@@ -86,7 +86,7 @@ class BackboneModule(nn.Module):
 
 
 class ClassifierModule(nn.Module):
-    """A backbone with a head behind it: from one image, and slots where it has any, to scores and features."""
+    """A backbone with a head behind it: from a batch, and slots where it has any, to scores and features."""
 
     def __init__(self, backbone: nn.Module, head: HeadParts) -> None:
         super().__init__()
@@ -104,14 +104,14 @@ class ClassifierModule(nn.Module):
                 self.register_buffer("new_arbiter", _tensor(head.baked_arbiter))
 
     def forward(self, image: Tensor, *slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores `(1, num_outputs)` and features `(1, feature_dim)`.
+        """Return scores `(batch, num_outputs)` and features `(batch, feature_dim)`.
 
         Args:
-            image: `(1, *image_shape)`.
+            image: `(batch, *image_shape)`, of the size that the backbone fixes.
             slots: Weights `(capacity, feature_dim)` and biases `(capacity,)` of an updatable head, and coefficients
                 `(capacity, 5)` where it has an arbiter.
         """
-        features = self.backbone(image).reshape(1, -1)
+        features = self.backbone(image).reshape(image.shape[0], -1)
         seen = F.linear(features, self.seen_weight, self.seen_bias)
         statistics = None if self._head.lengths is None else self._statistics(features, seen)
         parts = [seen]
@@ -130,7 +130,7 @@ class ClassifierModule(nn.Module):
         centred = seen - mean
         squares = [(centred * centred).mean(dim=1, keepdim=True), (features * features).sum(dim=1, keepdim=True)]
         logarithms = torch.log(torch.clamp(torch.cat(squares, dim=1), float(TINY), float(GREATEST)))
-        deviation = self.lengths[seen.argmax(dim=1)].reshape(1, 1)
+        deviation = self.lengths[seen.argmax(dim=1)].reshape(-1, 1)
         return torch.cat([seen.amax(dim=1, keepdim=True), mean, logarithms, deviation], dim=1)
 
 

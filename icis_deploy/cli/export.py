@@ -44,6 +44,7 @@ TARGET_NAMES = (
         "mnn",
         "executorch",
         "ncnn",
+        "coreml",
         "ort-amd64",
         "ort-arm",
         "tensorrt",

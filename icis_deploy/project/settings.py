@@ -23,6 +23,7 @@ TargetName = Literal[
     "mnn",
     "executorch",
     "ncnn",
+    "coreml",
     "ort-amd64",
     "ort-arm",
     "tensorrt",

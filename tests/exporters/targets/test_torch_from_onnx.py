@@ -182,7 +182,7 @@ def test_what_has_no_translation_is_named_with_its_node(body, message):
 def test_a_head_in_torch_computes_what_the_head_in_numpy_does(kind, arbiter, capacity, num_new):
     head: HeadParts = head_of(kind, arbiter=arbiter, capacity=capacity, num_new=num_new)
     random = np.random.default_rng(8)
-    features = random.normal(size=(1, FEATURE_DIM)).astype(np.float32)
+    features = random.normal(size=(2, FEATURE_DIM)).astype(np.float32)
     arrays = [
         random.normal(size=size).astype(np.float32) for size in ((CAPACITY, FEATURE_DIM), CAPACITY, (CAPACITY, 5))
     ]
