@@ -9,7 +9,6 @@ ExecuTorch has one pool of threads in a process. A number of threads is set once
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,22 +69,22 @@ def load_executorch_session(folder: Path, bundle: Bundle, *, num_threads: int | 
 def import_executorch() -> tuple[Any, Any]:
     """Return ExecuTorch's bindings, and torch, whose tensors they take.
 
-    It is `portable_lib` and not `executorch.runtime`, which keeps one method of a program for all threads.
+    They are the extension itself: `executorch.runtime` is the same behind an import of the compiler and of torchao, which
+    takes seconds, and keeps one method of a program for all threads.
 
     Raises:
         MissingDependencyError: If one of them is not installed.
     """
     try:
-        with printing_to_stderr(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # every release says that its interface may change
-            import torch
-            from executorch.extension.pybindings import portable_lib
+        with printing_to_stderr():
+            import torch  # first: the extension is linked with its libraries
+            from executorch.extension.pybindings import _C as bindings
     except ImportError as error:
         raise MissingDependencyError(
             "The runtime 'executorch' needs ExecuTorch and torch.",
             hint="Install them: pip install 'icis-deploy[executorch]'.",
         ) from error
-    return portable_lib, torch
+    return bindings, torch
 
 
 class ExecuTorchInterpreter:

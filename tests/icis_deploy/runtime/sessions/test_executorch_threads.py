@@ -13,9 +13,7 @@ from icis_deploy.runtime.sessions import executorch_session
 def test_a_second_number_of_threads_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(executorch_session, "_pool_threads", [])
     sizes = [8]
-    library = SimpleNamespace(
-        _threadpool_get_thread_count=lambda: sizes[-1], _unsafe_reset_threadpool=lambda number: sizes.append(number)
-    )
+    library = SimpleNamespace(_threadpool_get_thread_count=lambda: sizes[-1], _unsafe_reset_threadpool=sizes.append)
     executorch_session._set_threads(library, 2)
     executorch_session._set_threads(library, 2)
     assert sizes == [8, 2]
