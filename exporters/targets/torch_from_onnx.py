@@ -88,6 +88,13 @@ class BackboneModule(nn.Module):
 class ClassifierModule(nn.Module):
     """A backbone with a head behind it: from a batch, and slots where it has any, to scores and features."""
 
+    seen_weight: Tensor
+    seen_bias: Tensor
+    new_weight: Tensor
+    new_bias: Tensor
+    new_arbiter: Tensor
+    lengths: Tensor
+
     def __init__(self, backbone: nn.Module, head: HeadParts) -> None:
         super().__init__()
         self.backbone = backbone

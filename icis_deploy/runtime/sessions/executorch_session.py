@@ -69,8 +69,8 @@ def load_executorch_session(folder: Path, bundle: Bundle, *, num_threads: int | 
 def import_executorch() -> tuple[Any, Any]:
     """Return ExecuTorch's bindings, and torch, whose tensors they take.
 
-    They are the extension itself: `executorch.runtime` is the same behind an import of the compiler and of torchao, which
-    takes seconds, and keeps one method of a program for all threads.
+    They are the extension itself: `executorch.runtime` is the same behind an import of the compiler and of torchao,
+    which takes seconds, and keeps one method of a program for all threads.
 
     Raises:
         MissingDependencyError: If one of them is not installed.
@@ -78,13 +78,13 @@ def import_executorch() -> tuple[Any, Any]:
     try:
         with printing_to_stderr():
             import torch  # first: the extension is linked with its libraries
-            from executorch.extension.pybindings import _C as bindings
+            from executorch.extension.pybindings import _C
     except ImportError as error:
         raise MissingDependencyError(
             "The runtime 'executorch' needs ExecuTorch and torch.",
             hint="Install them: pip install 'icis-deploy[executorch]'.",
         ) from error
-    return bindings, torch
+    return _C, torch
 
 
 class ExecuTorchInterpreter:
