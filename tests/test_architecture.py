@@ -148,7 +148,7 @@ ROOMS = {
             "icis_deploy.{bundle,common,head,metrics,runtime.sessions} "
             "exporters.{backbone,graph,head,onnx_io,targets.tensorrt}"
         ),
-        "onnx_ir",
+        "onnx_ir torch",
     ),
     "exporters.bundles": Room(
         (

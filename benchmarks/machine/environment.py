@@ -37,6 +37,8 @@ REPORTED_PACKAGES = (
     "openvino",
     "MNN",
     "ai-edge-litert",
+    "executorch",
+    "ncnn",
     "torch",
     "mlcommons-loadgen",
 )

@@ -6,6 +6,7 @@ runs as a child process, whose output is read for what it could not convert.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from icis_deploy.bundle.engine_sidecar import model_sha256
 from icis_deploy.bundle.manifest import FEATURES, MODEL_NAME, TOP_CLASS_IDS, TOP_PROBABILITIES, Bundle
 from icis_deploy.common.files import write_file
 from icis_deploy.common.terminal_text import MAX_REASON, printable
-from icis_deploy.errors import ExportError, IncompatibleError
+from icis_deploy.errors import ExportError, IncompatibleError, StorageError
 
 TIMEOUT_S = 1800
 """The shared MobileNetV2 takes seconds; a large transformer minutes."""
@@ -46,8 +47,17 @@ def graph_for_conversion(folder: Path, bundle: Bundle) -> ir.Model:
         bundle: Its manifest, written or not.
 
     Raises:
-        IncompatibleError: If the model does not compute in float32. With slots inside, the ranges of a converter's own
-            int8 hold for the slots that it saw.
+        IncompatibleError: If the model does not compute in float32.
+    """
+    require_float32(bundle)
+    model = load_onnx_file(folder / MODEL_NAME)
+    return apply_passes(model, OwnOutputsPass(), FixBatchPass(1), *([SlotsAsInputsPass()] if has_slots(model) else []))
+
+
+def require_float32(bundle: Bundle) -> None:
+    """Raise `IncompatibleError` if a bundle's model does not compute in float32.
+
+    With slots inside, the ranges of a converter's own int8 hold for the slots that it saw.
     """
     if bundle.precision != "fp32":
         raise IncompatibleError(
@@ -57,8 +67,6 @@ def graph_for_conversion(folder: Path, bundle: Bundle) -> ir.Model:
             where=MODEL_NAME,
             hint="Export it with `precision='fp32'`, or leave this target out.",
         )
-    model = load_onnx_file(folder / MODEL_NAME)
-    return apply_passes(model, OwnOutputsPass(), FixBatchPass(1), *([SlotsAsInputsPass()] if has_slots(model) else []))
 
 
 class OwnOutputsPass(ir.passes.InPlacePass):
@@ -151,6 +159,21 @@ def run_converter(command: Sequence[str], *, converter: str, folder: Path) -> st
     return printed
 
 
+def keep_converted(written: Path, path: Path) -> None:
+    """Copy what a converter wrote into a bundle, whose folder for it may not be there yet.
+
+    Raises:
+        StorageError: If the disk refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(written, path)
+    except OSError as error:
+        raise StorageError(
+            f"Cannot write {path}: {error.strerror or error}.", found=str(error), where=path, hint="Free some space."
+        ) from error
+
+
 def conversion_failed(converter: str, printed: str, *, found: object = None) -> ExportError:
     """Return the error of a conversion that failed, with the last line that its converter printed."""
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
@@ -160,15 +183,19 @@ def conversion_failed(converter: str, printed: str, *, found: object = None) -> 
     )
 
 
-def unsupported_operators(converter: str, model: ir.Model, operators: Sequence[str]) -> ExportError:
+def unsupported_operators(
+    converter: str, model: ir.Model, operators: Sequence[str], *, converted: Mapping[str, str] | None = None
+) -> ExportError:
     """Return the error of a model with operators that a runtime lacks, with a node of each.
 
     Args:
         converter: What refused them.
         model: The graph that it was given.
         operators: Their types.
+        converted: By type, what the converter itself calls a node, for types that the graph has not.
     """
-    first = {node.op_type: label(node) for node in reversed(list(model.graph.all_nodes()))}
+    graph_nodes = {node.op_type: label(node) for node in reversed(list(model.graph.all_nodes()))}
+    first = {**({} if converted is None else converted), **graph_nodes}
     named = [f"{operator} (node {first[operator]!r})" if operator in first else operator for operator in operators]
     return ExportError(
         f"{converter} does not know the operator{'s' if len(named) > 1 else ''} {', '.join(named)}.",

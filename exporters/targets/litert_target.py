@@ -23,6 +23,7 @@ from exporters.onnx_io.files import save_model
 from exporters.targets.converted import (
     conversion_failed,
     graph_for_conversion,
+    keep_converted,
     run_converter,
     tensors_of,
     unsupported_operators,
@@ -31,7 +32,7 @@ from exporters.targets.converted import (
 from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES, ConvertedTensor
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.common.user_folders import user_cache
-from icis_deploy.errors import ExportError, StorageError
+from icis_deploy.errors import ExportError
 from icis_deploy.runtime.sessions.litert_session import import_litert
 
 CONVERTER_PACKAGES = (
@@ -103,22 +104,12 @@ def write_litert(folder: Path, bundle: Bundle) -> Sequence[str]:
             raise unsupported_operators("onnx2tf", model, [found[1]])
         if not written.is_file():
             raise conversion_failed("onnx2tf", printed)
-        _keep(written, folder / name)
+        keep_converted(written, folder / name)
     converted_inputs, converted_outputs = _tensors(folder / name, model)
     sidecar = write_sidecar(
         folder, bundle, "litert", converter=_stated(converter), inputs=converted_inputs, outputs=converted_outputs
     )
     return name, sidecar
-
-
-def _keep(written: Path, path: Path) -> None:
-    try:
-        path.parent.mkdir(exist_ok=True)
-        shutil.copyfile(written, path)
-    except OSError as error:
-        raise StorageError(
-            f"Cannot write {path}: {error.strerror or error}.", found=str(error), where=path, hint="Free some space."
-        ) from error
 
 
 def _stated(converter: Path) -> str:

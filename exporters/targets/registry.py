@@ -22,9 +22,19 @@ from typing import Protocol
 import onnx_ir as ir
 
 from exporters.targets.backbone_target import write_backbone
+from exporters.targets.coreml_target import (
+    COREML_FILE,
+    NOT_RUN,
+    compare_torch_program,
+    coreml_obstacle,
+    write_coreml,
+)
+from exporters.targets.executorch_target import executorch_obstacle, write_executorch
 from exporters.targets.litert_target import litert_obstacle, write_litert
 from exporters.targets.mnn_target import mnn_obstacle, write_mnn
+from exporters.targets.ncnn_target import ncnn_obstacle, write_ncnn
 from exporters.targets.openvino_target import openvino_from_onnx, openvino_obstacle
+from exporters.targets.ort_target import PLATFORMS, compare_ort, ort_name, ort_obstacle, write_ort
 from exporters.targets.tensorrt.engine_settings import require_used, settings_for
 from exporters.targets.tensorrt.target import ENGINE_REWRITES, engine_obstacle, write_engine
 from exporters.targets.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository
@@ -78,6 +88,9 @@ class Target:
     compare: Callable[[TargetJob], ParityReport] | None = None
     """Compares its files with `model.onnx`, which passed its gate, where none of our runtimes runs it as a whole."""
 
+    not_run: str | None = None
+    """Why `compare` cannot run the files themselves, and what it compares instead; `None` where it runs them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltTarget:
@@ -120,6 +133,29 @@ def _engine_target(runtime: str) -> Target:
     )
 
 
+def _converted_target(
+    runtime: str, obstacle: Callable[[], str | None], write: Callable[[Path, Bundle], Sequence[str]]
+) -> Target:
+    return Target(
+        name=runtime,
+        runtime=runtime,
+        file=CONVERTED_FILES[runtime][0],
+        obstacle=lambda _options: obstacle(),
+        build=lambda job: write(job.folder, job.bundle),
+    )
+
+
+def _ort_target(platform: str) -> Target:
+    return Target(
+        name=f"ort-{platform}",
+        runtime=None,
+        file=ort_name(platform),
+        obstacle=lambda _options: ort_obstacle(),
+        build=lambda job: write_ort(job.folder, platform),
+        compare=lambda job: compare_ort(job.folder, job.bundle, platform),
+    )
+
+
 def _build_openvino(job: TargetJob) -> Sequence[str]:
     return openvino_from_onnx(job.folder / MODEL_NAME, job.folder, OPENVINO_NAME)
 
@@ -134,20 +170,20 @@ TARGETS: dict[str, Target] = {
             obstacle=lambda _options: openvino_obstacle(),
             build=_build_openvino,
         ),
+        _converted_target("litert", litert_obstacle, write_litert),
+        _converted_target("mnn", mnn_obstacle, write_mnn),
+        _converted_target("executorch", executorch_obstacle, write_executorch),
+        _converted_target("ncnn", ncnn_obstacle, write_ncnn),
         Target(
-            name="litert",
-            runtime="litert",
-            file=CONVERTED_FILES["litert"][0],
-            obstacle=lambda _options: litert_obstacle(),
-            build=lambda job: write_litert(job.folder, job.bundle),
+            name="coreml",
+            runtime=None,
+            file=COREML_FILE,
+            obstacle=lambda _options: coreml_obstacle(),
+            build=lambda job: write_coreml(job.folder, job.bundle),
+            compare=lambda job: compare_torch_program(job.folder, job.bundle),
+            not_run=NOT_RUN,
         ),
-        Target(
-            name="mnn",
-            runtime="mnn",
-            file=CONVERTED_FILES["mnn"][0],
-            obstacle=lambda _options: mnn_obstacle(),
-            build=lambda job: write_mnn(job.folder, job.bundle),
-        ),
+        *(_ort_target(platform) for platform in PLATFORMS),
         _engine_target("tensorrt"),
         _engine_target("tensorrt-rtx"),
         Target(
@@ -322,7 +358,7 @@ def add_target(target: Target, job: TargetJob, gate: Gate) -> tuple[Bundle, Buil
 
 def _gate_reports(target: Target, job: TargetJob, gate: Gate) -> tuple[tuple[ParityReport, ...], str | None]:
     if target.compare is not None:
-        return (target.compare(job),), None
+        return (target.compare(job),), target.not_run
     if target.runtime is None:
         return (), "icis-deploy does not run it itself"
     reports: tuple[ParityReport, ...] = ()

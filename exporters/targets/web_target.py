@@ -19,21 +19,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-
-from exporters.backbone.inputs import input_batches
-from exporters.graph.reading import fixed_batch
-from exporters.head.score_kinds import comparable_from_scores
 from exporters.head.slot_inputs import with_slots_as_inputs
 from exporters.onnx_io.files import load_onnx_file, save_model
-from icis_deploy.bundle.manifest import MAX_SLOTS_BYTES, MODEL_NAME, SLOTS_NAME, Bundle
-from icis_deploy.bundle.slot_files import parse_slots
+from exporters.targets.model_comparison import compare_in_onnxruntime
+from icis_deploy.bundle.manifest import MODEL_NAME, Bundle
 from icis_deploy.common.files import read_capped, write_file
-from icis_deploy.errors import BundleError, ExportError, SignatureError
-from icis_deploy.head.arbiter import STATISTICS
-from icis_deploy.head.slots import SlotTable
-from icis_deploy.metrics.parity import GATE_PROFILES, ParityReport, compare_logits
-from icis_deploy.runtime.sessions.onnxruntime_session import load_session
+from icis_deploy.errors import ExportError, SignatureError
+from icis_deploy.metrics.parity import ParityReport
 
 WEB_FOLDER = "web"
 WEB_MODEL_NAME = f"{WEB_FOLDER}/{MODEL_NAME}"
@@ -116,42 +108,4 @@ def _text_of_key(path: Path) -> str:
 
 def compare_web_model(folder: Path, bundle: Bundle) -> ParityReport:
     """Feed the same slots to `model.onnx` and to the model for a browser, in ONNX Runtime, and compare all outputs."""
-    whole, web = load_session(folder / MODEL_NAME), load_session(folder / WEB_MODEL_NAME)
-    graph = load_onnx_file(folder / WEB_MODEL_NAME).graph
-    inputs = input_batches(bundle.model_input, bundle.preprocessing, None, fixed_batch=fixed_batch(graph.inputs[0]))
-    table = _filled_table(folder, bundle)
-    slots = [
-        None if table is None else each.load_slots(table.weight, table.bias, table.arbiter) for each in (whole, web)
-    ]
-    expected, found = [], []
-    for batch in inputs:
-        expected.append(whole.run(batch.given, slots[0]).logits)
-        found.append(web.run(batch.given, slots[1]).logits)
-    return compare_logits(
-        comparable_from_scores(np.concatenate(expected), bundle.score_kind),
-        comparable_from_scores(np.concatenate(found), bundle.score_kind),
-        profile=GATE_PROFILES["fp32"],
-        compared_with=COMPARED_WITH,
-    )
-
-
-def _filled_table(folder: Path, bundle: Bundle) -> SlotTable | None:
-    """Return the slots of a bundle with random rows in the empty ones, of which all are alike; `None` for a fused head.
-
-    An empty slot's bias would also be the scale that errors are measured on.
-    """
-    if not bundle.capacity:
-        return None
-    data = read_capped(folder / SLOTS_NAME, max_bytes=MAX_SLOTS_BYTES, what="slots", error_type=BundleError)
-    exported = parse_slots(data, capacity=bundle.capacity, feature_dim=bundle.feature_dim)
-    random, filled = np.random.default_rng(0), exported.filled
-    weight = random.normal(scale=0.1, size=(bundle.capacity, bundle.feature_dim)).astype(np.float32)
-    bias = random.normal(size=bundle.capacity).astype(np.float32)
-    arbiter = random.normal(scale=0.1, size=(bundle.capacity, len(STATISTICS))).astype(np.float32)
-    weight[filled], bias[filled], arbiter[filled] = (
-        exported.weight[filled],
-        exported.bias[filled],
-        exported.coefficients[filled],
-    )
-    names = tuple(name or f"random row {slot}" for slot, name in enumerate(exported.class_names))
-    return SlotTable(weight=weight, bias=bias, class_names=names, arbiter=arbiter if bundle.arbiter else None)
+    return compare_in_onnxruntime(folder, bundle, WEB_MODEL_NAME, COMPARED_WITH)

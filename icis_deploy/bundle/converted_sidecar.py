@@ -39,6 +39,8 @@ DTYPES = ("float32", "uint8", "int64", "int32")
 CONVERTED_FILES: Mapping[str, tuple[str, ...]] = {
     "mnn": ("mnn/model.mnn",),
     "litert": ("litert/model.tflite",),
+    "executorch": ("executorch/model.pte",),
+    "ncnn": ("ncnn/model.param", "ncnn/model.bin"),
 }
 """By runtime, the files that it loads, relative to a bundle; its sidecar is `model.json` next to them."""
 

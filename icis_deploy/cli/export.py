@@ -36,7 +36,25 @@ if TYPE_CHECKING:
     from exporters.targets.registry import BuiltTarget
     from icis_deploy.bundle.manifest import Bundle
 
-TARGET_NAMES = (*("onnx", "openvino", "litert", "mnn", "tensorrt", "tensorrt-rtx", "backbone", "triton", "web", "all"),)
+TARGET_NAMES = (
+    *(
+        "onnx",
+        "openvino",
+        "litert",
+        "mnn",
+        "executorch",
+        "ncnn",
+        "coreml",
+        "ort-amd64",
+        "ort-arm",
+        "tensorrt",
+        "tensorrt-rtx",
+        "backbone",
+        "triton",
+        "web",
+        "all",
+    ),
+)
 
 
 @click.command(short_help="Write a checked bundle that knows the new classes.")

@@ -30,7 +30,13 @@ from icis_deploy.updates.envelope import save_update
 MAX_ERROR = 2e-3
 """Largest difference of a logit: GPUs compute convolutions in TF32 by default, which is off by 1e-3."""
 
-_OF_FILES = {"litert": "ai_edge_litert", "mnn": "MNN", "split": "onnxruntime"}
+_OF_FILES = {
+    "litert": "ai_edge_litert",
+    "mnn": "MNN",
+    "executorch": "executorch",
+    "ncnn": "ncnn",
+    "split": "onnxruntime",
+}
 """Runtimes that the small bundle has no files for, and the libraries that they need."""
 
 State = Literal["works", "not tried", "missing", "broken"]

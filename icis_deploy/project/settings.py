@@ -12,12 +12,26 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 RuntimeName = Literal[
-    "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "litert", "mnn", "split", "tensorrt",
-    "tensorrt-rtx",
+    "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "litert", "mnn", "executorch", "ncnn",
+    "split", "tensorrt", "tensorrt-rtx",
 ]  # fmt: skip
 MethodName = Literal["auto", "icis", "icis-centred", "ridge", "nearest", "mean", "mixture", "costa", "wavg", "ensemble"]
 TargetName = Literal[
-    "onnx", "openvino", "litert", "mnn", "tensorrt", "tensorrt-rtx", "backbone", "triton", "web", "all"
+    "onnx",
+    "openvino",
+    "litert",
+    "mnn",
+    "executorch",
+    "ncnn",
+    "coreml",
+    "ort-amd64",
+    "ort-arm",
+    "tensorrt",
+    "tensorrt-rtx",
+    "backbone",
+    "triton",
+    "web",
+    "all",
 ]
 ScenarioName = Literal["single-stream", "multi-stream", "server", "offline", "class-swap"]
 

@@ -6,6 +6,8 @@
     openvino                model.onnx, or the bundle's openvino/ where it has one, on the CPU
     litert                  the bundle's litert/, on the CPU
     mnn                     the bundle's mnn/, on the CPU
+    executorch              the bundle's executorch/, on the CPU
+    ncnn                    the bundle's ncnn/, on the CPU
     split                   the bundle's backbone.onnx on the CPU, its head in numpy
     tensorrt, tensorrt-rtx  the bundle's engine, on an NVIDIA GPU
 
@@ -212,6 +214,18 @@ def _open_mnn(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     return load_mnn_session(folder, bundle, num_threads=runtime.num_threads)
 
 
+def _open_executorch(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
+    from icis_deploy.runtime.sessions.executorch_session import load_executorch_session
+
+    return load_executorch_session(folder, bundle, num_threads=runtime.num_threads)
+
+
+def _open_ncnn(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
+    from icis_deploy.runtime.sessions.ncnn_session import load_ncnn_session
+
+    return load_ncnn_session(folder, bundle, num_threads=runtime.num_threads)
+
+
 def _open_split(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     from icis_deploy.runtime.sessions.split_session import load_split_session
 
@@ -233,6 +247,8 @@ _OPENERS: dict[str, Callable[[Path, Bundle, Runtime], Session]] = {
     "openvino": _open_openvino,
     "litert": _open_litert,
     "mnn": _open_mnn,
+    "executorch": _open_executorch,
+    "ncnn": _open_ncnn,
     "split": _open_split,
     "tensorrt": _open_engine,
     "tensorrt-rtx": _open_engine,
@@ -244,7 +260,7 @@ RUNTIME_NAMES = tuple(_OPENERS)
 ENGINE_RUNTIMES = tuple(name for name, opener in _OPENERS.items() if opener is _open_engine)
 """Those that run an engine which the bundle holds."""
 
-CONVERTED_RUNTIMES = ("litert", "mnn")
+CONVERTED_RUNTIMES = ("litert", "mnn", "executorch", "ncnn")
 """Those that run a model which was converted for them when the bundle was exported."""
 
 CPU_RUNTIMES = ("onnxruntime", "openvino", *CONVERTED_RUNTIMES)

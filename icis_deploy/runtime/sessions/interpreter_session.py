@@ -38,6 +38,7 @@ from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.common.files import read_plain
 from icis_deploy.errors import BundleError, IncompatibleError, RuntimeFailureError
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches
+from icis_deploy.runtime.sessions.host_choice import choice_of
 from icis_deploy.runtime.sessions.pools import ResourcePool
 from icis_deploy.runtime.sessions.protocol import (
     SessionOutput,
@@ -76,15 +77,19 @@ class InterpreterSession:
     A converted model holds no slots of its own: those of an updatable head must be given with each run.
     """
 
-    def __init__(self, make: Callable[[], Interpreter], sidecar: ConvertedSidecar, *, library: str) -> None:
+    def __init__(
+        self, make: Callable[[], Interpreter], sidecar: ConvertedSidecar, bundle: Bundle, *, library: str
+    ) -> None:
         """Make a first interpreter, which finds out whether the model loads.
 
         Args:
             make: Makes an interpreter.
             sidecar: What is stated of the model.
+            bundle: What its manifest says, or will say.
             library: The runtime's name in messages, such as `MNN`.
         """
         self._library = library
+        self._bundle = bundle
         self._image = sidecar.inputs[0]
         self._dtype = np.dtype(self._image.dtype)
         self._batch = sidecar.batch
@@ -130,9 +135,12 @@ class InterpreterSession:
         return SessionOutput(logits=found[0], features=found[1] if has_features else None)
 
     def top(self, images: Images, slots: SlotBuffers | None = None) -> TopOutput | None:
-        """Run one batch and fetch the classes that the model selects itself; see `Session.top`."""
+        """Run one batch and fetch the classes that the model selects itself; see `Session.top`.
+
+        A converted model may end in scores where `model.onnx` selects classes; they are selected here then.
+        """
         if not {TOP_PROBABILITIES, TOP_CLASS_IDS} <= self._outputs.keys():
-            return None
+            return choice_of(self.run(images, slots).logits, self._bundle) if self._bundle.top else None
         probabilities, columns = self._fetch([TOP_PROBABILITIES, TOP_CLASS_IDS], images, slots)
         return probabilities, columns.astype(np.int64, copy=False)
 

@@ -52,7 +52,7 @@ def load_litert_session(folder: Path, bundle: Bundle, *, num_threads: int | None
                 f"LiteRT cannot load the model {path}: {error}.", found=str(error), where=path, hint="Convert it again."
             ) from error
 
-    return InterpreterSession(make, sidecar, library="LiteRT")
+    return InterpreterSession(make, sidecar, bundle, library="LiteRT")
 
 
 def import_litert() -> Any:

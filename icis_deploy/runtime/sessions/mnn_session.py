@@ -52,7 +52,7 @@ def load_mnn_session(folder: Path, bundle: Bundle, *, num_threads: int | None = 
         raise ModelLoadError(
             f"MNN cannot load the model {path}: {error}.", found=str(error), where=path, hint="Convert it again."
         ) from error
-    return InterpreterSession(lambda: MNNInterpreter(mnn, module.clone(), sidecar), sidecar, library="MNN")
+    return InterpreterSession(lambda: MNNInterpreter(mnn, module.clone(), sidecar), sidecar, bundle, library="MNN")
 
 
 def import_mnn() -> Any:

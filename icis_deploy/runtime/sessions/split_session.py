@@ -22,6 +22,7 @@ from icis_deploy.bundle.slot_files import exported_slots
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError
 from icis_deploy.head.arbiter import seen_statistics
+from icis_deploy.runtime.sessions.host_choice import choice_of, softmax
 from icis_deploy.runtime.sessions.onnxruntime_session import load_session
 from icis_deploy.runtime.sessions.protocol import (
     Session,
@@ -98,14 +99,7 @@ class SplitSession:
         """Run one batch and choose the classes with the greatest scores; see `Session.top`."""
         if not self._bundle.top:
             return None
-        scores = self.run(images, slots).logits
-        columns = np.argsort(-scores, axis=1, kind="stable")[:, : self._bundle.top].astype(np.int64)
-        kind = self._bundle.score_kind
-        if kind == "log-probabilities":
-            scores = np.exp(scores)
-        elif kind == "logits":
-            scores = _softmax(scores)
-        return np.take_along_axis(scores, columns, axis=1), columns
+        return choice_of(self.run(images, slots).logits, self._bundle)
 
     def _logits(self, features: Float32, slots: SlotBuffers | None) -> Float32:
         """Return logits, `(batch, num_outputs)` float32: of baked classes, then of every slot."""
@@ -129,17 +123,12 @@ class SplitSession:
         if kind == "logits":
             return logits
         if kind == "probabilities":
-            return _softmax(logits)
+            return softmax(logits)
         if kind == "log-probabilities":
             shifted = logits - logits.max(axis=1, keepdims=True)
             return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), dtype=np.float32)
         with np.errstate(over="ignore"):  # the logit of an empty slot: its exponential is infinite, and the score 0
             return np.asarray(1 / (1 + np.exp(-logits)), dtype=np.float32)
-
-
-def _softmax(logits: Float32) -> Float32:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def load_split_session(folder: Path, bundle: Bundle, *, num_threads: int | None = None) -> SplitSession:

@@ -252,7 +252,8 @@ def test_a_file_that_is_no_model_is_an_error_that_names_it(runtime, updatable):
 
 
 def test_a_runtime_that_is_not_installed_is_an_error_that_names_the_extra(runtime, updatable, monkeypatch):
-    module = {"mnn": "MNN", "litert": "ai_edge_litert.interpreter"}[runtime]
+    modules = {"mnn": "MNN", "litert": "ai_edge_litert.interpreter", "executorch": "executorch.extension.pybindings"}
+    module = modules.get(runtime, runtime)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependencyError, match=rf"pip install 'icis-deploy\[{runtime}\]'\.$"):
         Device.open(updatable, runtime=runtime)
