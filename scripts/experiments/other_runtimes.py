@@ -122,7 +122,7 @@ def gate_and_life(name: str, bundle: Path, model: Path, key: Path | None, work: 
         found["gate"], found["gate_error"] = "passed", max(report.max_scaled_error for report in reports)
     except GateFailedError as error:
         found["gate"], found["gate_error"] = "rejected", max(report.max_scaled_error for report in error.reports)
-    if key is not None:
+    if key is not None and load_bundle(bundle).capacity:
         updates = two_updates(
             model / "model.onnx",
             classes=model / "classes.txt",
