@@ -378,6 +378,18 @@ def test_a_disabled_class_is_in_no_answer_until_it_is_enabled(name, device, bund
     assert [entry.action for entry in device.history()] == ["apply", "disable", "enable"]
 
 
+def test_what_an_operator_disabled_no_update_and_no_restart_enables(device, bundle_folder, signed):
+    """Neither in the process that applies it nor in the next one, nor where the class itself comes anew."""
+    device.apply(signed(make_update("okapi")))
+    device.disable("dog")
+    device.disable("okapi")
+    device.apply(signed(make_update("zebra", replaced=("okapi",), version=2)))
+
+    for running in (device, Device.open(bundle_folder)):
+        assert running.classes() == ("cat", "owl", "zebra")
+        assert running.disabled_classes() == ("dog", "okapi")
+
+
 def test_what_an_operator_disabled_no_rollback_enables(device, signed):
     device.apply(signed(make_update("okapi")))
     device.disable("dog")
