@@ -181,6 +181,9 @@ class _Run:
                 status = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
             except FileNotFoundError:
                 continue  # its carrier took it back
+            except OSError as error:  # such as a folder with a FUSE mount of another user, which answers nobody else
+                self._set_aside(name, error)
+                continue
             data, reason = b"", None
             try:
                 data = self._read(name, status)
@@ -248,6 +251,20 @@ class _Run:
         # A device works in the folder that a link led to when it was opened.
         folders = {self._folder, Path(os.path.realpath(self._folder))}
         return not folders.isdisjoint((Path(error.where), *Path(error.where).parents))
+
+    def _set_aside(self, name: str, error: OSError) -> None:
+        """Put what the system tells nothing of out of sight; where it allows not even that, it stays, a fault."""
+        found = error.strerror or str(error)
+        reason = LoadError(f"It cannot be looked at: {found}.", found=found, expected="a plain file")
+        with suppress(OSError):
+            self._keep(name, REFUSED, b"", reason)
+        try:
+            self._hide(name)
+        except FileNotFoundError:
+            return
+        except OSError as failure:
+            self.fault = _storage_error(self._inbox / name, failure)
+        self.files.append(InboxFile(name=name, reason=reason))
 
     def _leave(
         self, name: str, status: os.stat_result, kept_in: str, data: bytes, *, reason: ICISDeployError | None = None

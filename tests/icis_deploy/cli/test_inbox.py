@@ -203,6 +203,33 @@ def test_an_inbox_of_a_service_is_rid_of_files_of_other_users(inbox, bundle, goo
     assert sorted(names_in(inbox / "refused")) == ["1.icis.reason", "2.icis.reason"]
 
 
+@pytest.mark.parametrize("is_movable", [True, False])
+def test_a_name_that_the_system_tells_nothing_of_stops_no_other(is_movable, inbox, bundle, good, monkeypatch):
+    """As a carrier makes one by a FUSE mount, which answers nobody else and, while it is there, cannot be moved."""
+    (inbox / "1.icis").mkdir()
+    put(inbox / "2.icis", good)
+    real_stat, real_rename = os.stat, os.rename
+
+    def guarded_stat(path, **options):
+        if path == "1.icis":
+            raise PermissionError(13, "Permission denied")
+        return real_stat(path, **options)
+
+    def busy_rename(source, *args, **options):
+        if source == "1.icis" and not is_movable:
+            raise OSError(16, "Device or resource busy")
+        return real_rename(source, *args, **options)
+
+    monkeypatch.setattr(inbox_module.os, "stat", guarded_stat)
+    monkeypatch.setattr(inbox_module.os, "rename", busy_rename)
+    report = process_inbox(inbox, bundle)
+
+    assert [(each.name, each.applied is not None) for each in report.files] == [("1.icis", False), ("2.icis", True)]
+    assert "cannot be looked at: Permission denied" in str(report.files[0].reason)
+    assert (report.fault is None, report.num_left) == (is_movable, 0 if is_movable else 1)
+    assert (inbox / "done" / "2.icis").read_bytes() == good
+
+
 def test_nothing_is_written_through_a_link(inbox, bundle, tmp_path):
     private = tmp_path / "private"
     private.write_text("of the device's user")
