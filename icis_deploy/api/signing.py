@@ -17,7 +17,7 @@ from icis_deploy.runtime.state.bundle_trust import signed_files, verify_bundle_s
 from icis_deploy.updates import signing
 from icis_deploy.updates.bundle_signature import MAX_BUNDLE_SIGNATURE_BYTES, SIGNATURE_NAME, claimed_signers
 from icis_deploy.updates.signers import SigningKey, open_signer
-from icis_deploy.updates.signing import Binding, KeyPair, SignedFile
+from icis_deploy.updates.signing import Binding, KeyPair, SignedFile, key_paths
 
 
 def keygen(out: PathLike, *, passphrase: str | None = None) -> KeyPair:
@@ -173,7 +173,7 @@ def verify_bundle(bundle: PathLike, *, trust: Sequence[PathLike]) -> str:
         CorruptFileError: If a file in it was changed.
     """
     folder = Path(bundle)
-    signed_by = verify_bundle_signature(folder, [Path(each) for each in trust])
+    signed_by = verify_bundle_signature(folder, key_paths(trust, name="trust"))
     load_bundle(folder)
     return signed_by
 
@@ -188,6 +188,7 @@ def rotate_keys(
     root: Sequence[PathLike] = (),
     threshold: int = 1,
     highest_version: int | None = None,
+    force: bool = False,
 ) -> SignedFile:
     """Write a signed set of trusted keys: a device that applies it trusts these keys, and no others.
 
@@ -205,6 +206,8 @@ def rotate_keys(
         threshold: How many of `root` must sign.
         highest_version: The last good version of a class update, after a stolen key spent greater ones: devices take
             back what came after it, and accept greater versions again. It takes root keys; `None` changes nothing.
+        force: Whether to sign a version above 2^32. Nothing gives versions of sets back: after 2^63 - 1, no device takes
+            another one.
 
     Example:
         icis_deploy.rotate_keys(["next.key.pub"], key="publisher.key", version=1, out="keys.icis")
@@ -216,14 +219,15 @@ def rotate_keys(
         StorageError: If it cannot be written.
     """
     return signing.rotate_keys(
-        [Path(each) for each in trust],
+        key_paths(trust, name="trust"),
         partial(open_signer, key),
         out=Path(out),
         version=version,
         expires=expires,
-        root_key_paths=[Path(each) for each in root],
+        root_key_paths=key_paths(root, name="root"),
         root_threshold=threshold,
         highest_version=highest_version,
+        force=force,
     )
 
 
@@ -245,4 +249,4 @@ def verify_update(update: PathLike, *, trust: Sequence[PathLike]) -> SignedFile:
         SignatureError: If none of the keys signed the file, or a key cannot be read.
         LoadError, CorruptFileError: If the file cannot be read or is not one of ours.
     """
-    return signing.verify_update(Path(update), [Path(each) for each in trust])
+    return signing.verify_update(Path(update), key_paths(trust, name="trust"))

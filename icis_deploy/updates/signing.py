@@ -185,6 +185,26 @@ def _write_private(path: Path, data: bytes) -> None:
         raise write_failure(path, error, what=f"the private key {path}") from error
 
 
+def key_paths(given: Sequence[str | os.PathLike[str]], *, name: str) -> list[Path]:
+    """Return files of public keys as paths.
+
+    Args:
+        given: What the caller gave.
+        name: What it gave them as.
+
+    Raises:
+        UsageError: If it is one path, of whose characters a loop would make a file each.
+    """
+    if isinstance(given, str | os.PathLike):
+        raise UsageError(
+            f"`{name}` is one path, {str(given)!r}; expected a list of them.",
+            found=str(given),
+            expected="a list of paths",
+            hint=f"Give `{name}=[{str(given)!r}]`.",
+        )
+    return [Path(each) for each in given]
+
+
 def load_public_key(path: Path) -> SSlibKey:
     """Read a public key: Ed25519, or ECDSA of P-256 or P-384.
 
@@ -444,6 +464,7 @@ def rotate_keys(
     root_key_paths: Sequence[Path] = (),
     root_threshold: int = 1,
     highest_version: int | None = None,
+    force: bool = False,
 ) -> SignedFile:
     """Write a signed set of trusted keys: a device that applies it trusts these keys and no others.
 
@@ -456,6 +477,7 @@ def rotate_keys(
         root_key_paths: Public keys that alone may sign the next set; none: devices keep those they have.
         root_threshold: How many of them must sign.
         highest_version: The greatest version of a class update that counts as held; `None` changes nothing.
+        force: Whether a version beyond `MAX_VERSION_STEP` is signed.
 
     Raises:
         SignatureError: If a key cannot be read.
@@ -465,6 +487,8 @@ def rotate_keys(
     """
     _check_absent(out, "signing replaces no other file")
     _check_terms(version, expires)
+    if not force:
+        _check_step(version, held=0)
     keys = TrustedKeys(
         public_keys=_pems(public_key_paths),
         version=version,

@@ -140,9 +140,7 @@ def test_the_limit_is_the_bundles(bundle_folder: Path, signed: Callable[[ClassUp
 
 
 def test_a_limit_of_zero_lets_no_answer_change(bundle_folder: Path):
-    guard = load_guard(
-        add_reference(bundle_folder, REFERENCE, max_changed_answers=0.0), load_manifest(bundle_folder)
-    )
+    guard = load_guard(add_reference(bundle_folder, REFERENCE, max_changed_answers=0.0), load_manifest(bundle_folder))
 
     assert not changed_by(guard, empty_slots(4, FEATURE_DIM), honest("okapi")).is_refused
     one_of_all = replace(REFERENCE, features=REFERENCE.features * (np.arange(200) == 7)[:, None])

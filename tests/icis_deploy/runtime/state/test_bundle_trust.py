@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 
 import pytest
 
 import icis_deploy
 from icis_deploy.cli.main import run
-from icis_deploy.errors import BundleError, CorruptFileError, SignatureError
+from icis_deploy.errors import BundleError, CorruptFileError, SignatureError, UsageError
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.signing import keygen
 from testing.bundles import make_update, trust
@@ -42,6 +43,32 @@ def test_an_unsigned_bundle_is_refused_only_where_keys_are_given(bundle_folder, 
 def test_no_keys_at_all_trust_nobody(signed_bundle):
     with pytest.raises(SignatureError, match="trusted are none"):
         Device.open(signed_bundle, trust=[])
+
+
+def test_one_path_is_no_list_of_keys(signed_bundle, new_folder, keys):
+    """Whose characters would each be the name of a file."""
+    device = Device.open(signed_bundle, trust=[keys.public_path])
+    for one in (keys.public_path, str(keys.public_path)):
+        for call in (
+            lambda given: Device.open(signed_bundle, trust=given),
+            lambda given: device.replace(new_folder, trust=given),
+            lambda given: icis_deploy.verify_bundle(signed_bundle, trust=given),
+        ):
+            with pytest.raises(UsageError, match=r"`trust` is one path, '.*\.pub'; expected a list"):
+                call(one)
+
+
+def test_keys_that_the_system_does_not_list_are_named(signed_bundle, keys, monkeypatch):
+    real_listdir = os.listdir
+
+    def guarded(path):
+        if str(path).endswith("trust"):
+            raise PermissionError(13, "Permission denied")
+        return real_listdir(path)
+
+    monkeypatch.setattr(os, "listdir", guarded)  # for root, no mode does that
+    with pytest.raises(SignatureError, match=r"Cannot read the trusted keys in .*trust: Permission denied"):
+        Device.open(signed_bundle, trust=[keys.public_path])
 
 
 def test_a_strangers_signature_does_not_count(bundle_folder, keys, tmp_path):
