@@ -206,8 +206,8 @@ def rotate_keys(
         threshold: How many of `root` must sign.
         highest_version: The last good version of a class update, after a stolen key spent greater ones: devices take
             back what came after it, and accept greater versions again. It takes root keys; `None` changes nothing.
-        force: Whether to sign a version above 2^32. Nothing gives versions of sets back: after 2^63 - 1, no device takes
-            another one.
+        force: Whether to sign a version above 2^32. Nothing gives versions of sets back: after 2^63 - 1 no device takes
+            any other.
 
     Example:
         icis_deploy.rotate_keys(["next.key.pub"], key="publisher.key", version=1, out="keys.icis")

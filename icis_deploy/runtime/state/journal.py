@@ -248,16 +248,16 @@ def continues(journal: Journal, former: Journal) -> bool:
 
 def _is_less(journal: Journal, former: Journal) -> bool:
     """Return whether a journal lacks a spent version, a set of trusted keys or a time that another one has."""
-    if journal.trust_version == former.trust_version:
-        is_less = journal.highest_version < former.highest_version or (journal.trusted_keys, journal.root_keys) != (
-            former.trusted_keys,
-            former.root_keys,
-        )
-    else:  # a set by root keys may have given versions back, and brought other root keys
-        is_less = journal.trust_version < former.trust_version or bool(former.root_keys and not journal.root_keys)
-    return is_less or (
-        former.last_seen is not None and (journal.last_seen is None or journal.last_seen < former.last_seen)
-    )
+    if former.last_seen is not None and (journal.last_seen is None or journal.last_seen < former.last_seen):
+        return True
+    if journal.trust_version != former.trust_version:
+        # A set by root keys may have given versions back, and brought other root keys.
+        return journal.trust_version < former.trust_version or bool(former.root_keys and not journal.root_keys)
+    return journal.highest_version < former.highest_version or _keys_of(journal) != _keys_of(former)
+
+
+def _keys_of(journal: Journal) -> tuple[object, ...]:
+    return journal.trusted_keys, journal.root_keys, journal.root_threshold
 
 
 def with_entry(journal: Journal, entry: HistoryEntry) -> Journal:

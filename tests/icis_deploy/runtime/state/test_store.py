@@ -11,13 +11,15 @@ import threading
 import pytest
 
 from icis_deploy.bundle.manifest import load_bundle
+from icis_deploy.bundle.slot_files import serialize_slots
 from icis_deploy.errors import BundleError, CorruptFileError, IncompatibleError, SignatureError, StorageError
+from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state import store as store_module
 from icis_deploy.runtime.state.filesystem import OSFileSystem
 from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS
-from testing.bundles import files_in, make_update, seen_head, trust, write_bundle
+from testing.bundles import FEATURE_DIM, files_in, make_update, seen_head, trust, write_bundle
 from tests.icis_deploy.runtime.file_systems import WRITING_CALLS, FailingFiles
 
 
@@ -295,6 +297,21 @@ def test_a_damaged_slot_table_of_an_earlier_state_is_not_used_again(damaged, bun
     opened = Device.open(bundle_folder)
     assert (opened.version, opened.classes()) == (3, ("cat", "dog", "owl", "okapi"))
     assert not list((bundle_folder / "state").glob("*.new"))
+
+
+def test_an_exported_slot_table_that_was_exchanged_is_not_gone_back_to(bundle_folder, signed):
+    """It is compared whenever it is read, not only when the bundle is opened."""
+    device = Device.open(bundle_folder)
+    device.apply(signed(make_update("okapi")))
+    trojan = empty_slots(4, FEATURE_DIM).apply(make_update("trojan"), seen_names=frozenset())
+    (bundle_folder / "slots.safetensors").write_bytes(serialize_slots(trojan))
+    before = files_in(bundle_folder)
+
+    with pytest.raises(CorruptFileError, match=r"slots\.safetensors"):
+        device.rollback()
+
+    assert files_in(bundle_folder) == before
+    assert device.classes() == ("cat", "dog", "owl", "okapi")
 
 
 def test_a_missing_slot_table_is_refused_by_name(updated):
