@@ -181,7 +181,11 @@ class _Run:
                 status = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
             except FileNotFoundError:
                 continue  # its carrier took it back
-            except OSError as error:  # such as a folder with a FUSE mount of another user, which answers nobody else
+            except OSError as error:
+                if error.errno in _OF_THE_DEVICE:
+                    self.fault = _storage_error(self._inbox, error)
+                    break
+                # Such as a folder with a FUSE mount of another user, which answers nobody else.
                 self._set_aside(name, error)
                 continue
             data, reason = b"", None

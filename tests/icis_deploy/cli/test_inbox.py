@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -228,6 +229,23 @@ def test_a_name_that_the_system_tells_nothing_of_stops_no_other(is_movable, inbo
     assert "cannot be looked at: Permission denied" in str(report.files[0].reason)
     assert (report.fault is None, report.num_left) == (is_movable, 0 if is_movable else 1)
     assert (inbox / "done" / "2.icis").read_bytes() == good
+
+
+def test_a_system_without_memory_refuses_no_file(inbox, bundle, good, monkeypatch):
+    put(inbox / "1.icis", good)
+    real_stat = os.stat
+
+    def no_memory(path, **options):
+        if path == "1.icis":
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return real_stat(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inbox_module.os, "stat", no_memory)
+        report = process_inbox(inbox, bundle)
+    assert (report.files, report.num_left, "Cannot allocate memory" in str(report.fault)) == ((), 1, True)
+
+    assert process_inbox(inbox, bundle).files[0].applied is not None
 
 
 def test_nothing_is_written_through_a_link(inbox, bundle, tmp_path):

@@ -270,6 +270,18 @@ def test_roles_that_contradict_themselves_are_refused(fields, match, keys, roots
         TrustedKeys(**values)
 
 
+def test_one_root_key_counts_once_however_often_it_is_named(keys, roots):
+    with pytest.raises(IncompatibleError, match="2 of 1 root keys are to sign"):
+        TrustedKeys(public_keys=(pem(keys),), root_keys=(pem(roots[0]), pem(roots[0]) + "\n"), root_threshold=2)
+
+
+def test_no_more_root_keys_than_a_device_reads_can_be_named(keys, tmp_path):
+    many = [pem(keygen(tmp_path / f"many-{number}")) for number in range(17)]
+
+    with pytest.raises(IncompatibleError, match="at most 16"):
+        TrustedKeys(public_keys=(pem(keys),), root_keys=tuple(many))
+
+
 def test_a_key_has_one_role(keys):
     with pytest.raises(IncompatibleError, match="both root keys and keys that sign updates"):
         TrustedKeys(public_keys=(pem(keys),), root_keys=(pem(keys),))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import pickle
 import shutil
 
 import pytest
@@ -155,7 +156,48 @@ def test_a_device_goes_over_to_a_signed_bundle_alone_where_keys_are_given(signed
     assert device.version == 2
 
 
-@pytest.mark.parametrize("damage", ["truncated", "bomb", "no statement", "another kind", "subject twice", "folder"])
+def test_who_opens_the_bundle_again_asks_for_its_signature_again(signed_bundle, keys):
+    """A device that another process unpickles, as spawn, Ray and Spark do."""
+    pickled = pickle.dumps(Device.open(signed_bundle, trust=[keys.public_path]))
+    assert pickle.loads(pickled).version == 0
+    (signed_bundle / "bundle.dsse").unlink()
+
+    with pytest.raises(SignatureError, match="is not signed"):
+        pickle.loads(pickled)
+
+
+def test_a_link_is_followed_to_a_signed_bundle_alone_where_keys_were_given(signed_bundle, keys, signed, tmp_path):
+    link, copy = tmp_path / "current", tmp_path / "copy"
+    link.symlink_to(signed_bundle)
+    device = Device.open(link, trust=[keys.public_path])
+    device.apply(signed(make_update("okapi")))
+    shutil.copytree(signed_bundle, copy)
+    (copy / "bundle.dsse").unlink()
+    link.unlink()
+    link.symlink_to(copy)
+
+    for call in (device.refresh, lambda: device.disable("cat")):
+        with pytest.raises(SignatureError, match="is not signed"):
+            call()
+    assert Device.open(copy).classes() == device.classes() == ("cat", "dog", "owl", "okapi")
+
+
+def test_more_files_among_the_keys_than_are_read_are_refused(signed_bundle, keys):
+    for number in range(16):
+        (signed_bundle / "trust" / f"{number}").write_bytes(b"")
+
+    for call in (
+        lambda: Device.open(signed_bundle, trust=[keys.public_path]),
+        lambda: icis_deploy.sign_bundle(signed_bundle, key=keys.private_path),
+    ):
+        with pytest.raises(SignatureError, match="holds 17 files; at most 16 are read"):
+            call()
+
+
+DAMAGES = ["truncated", "bomb", "no statement", "another statement", "another kind", "subject twice", "folder"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_signature_is_refused_in_one_line(damage, signed_bundle, keys):
     path = signed_bundle / "bundle.dsse"
     values = json.loads(path.read_bytes())
@@ -176,6 +218,8 @@ def test_a_damaged_signature_is_refused_in_one_line(damage, signed_bundle, keys)
         kind = values["payloadType"]
         if damage == "no statement":
             statement = {}
+        elif damage == "another statement":  # that the key signed of the same files, such as how they were built
+            statement["predicateType"] = "https://slsa.dev/provenance/v1"
         elif damage == "another kind":
             kind = "application/x"
         else:
