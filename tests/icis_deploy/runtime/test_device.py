@@ -636,6 +636,25 @@ def test_a_running_device_takes_over_what_another_process_committed(device, bund
     assert device.classes() == ("cat", "dog", "owl")
 
 
+def test_a_commit_between_two_looks_at_the_disk_is_not_missed(device, bundle_folder, signed):
+    other, store = Device.open(bundle_folder), device._opened.updater._store
+    other.apply(signed(make_update("okapi", version=1)))
+    real_load = store.load_journal
+
+    def load_before_a_commit(bundle):
+        journal = real_load(bundle)
+        store.load_journal = real_load
+        other.apply(signed(make_update("zebra", version=2)))
+        return journal
+
+    store.load_journal = load_before_a_commit
+    assert device.refresh()
+    assert device.version == 1
+
+    assert device.refresh()
+    assert (device.version, device.classes()[-1]) == (2, "zebra")
+
+
 def test_an_update_goes_on_top_of_what_another_process_committed(device, bundle_folder, signed):
     Device.open(bundle_folder).apply(signed(make_update("okapi", version=1)))
 
