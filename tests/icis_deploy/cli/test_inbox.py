@@ -15,7 +15,8 @@ import time
 import pytest
 
 from icis_deploy.runtime import inbox as inbox_module
-from icis_deploy.runtime.inbox import MAX_KEPT_FILES, REST_SECONDS, kept_name, process_inbox
+from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.inbox import MAX_KEPT_FILES, MAX_RESTLESS, REST_SECONDS, kept_name, process_inbox
 from icis_deploy.runtime.operations import classes
 from icis_deploy.updates.signing import keygen
 from testing.bundles import make_update, signed_bytes, trust, write_bundle
@@ -293,6 +294,75 @@ def test_one_that_never_rests_waits_and_stops_no_other(inbox, bundle, good):
     assert report.num_left == 1
     os.utime(inbox / "1.icis", (time.time() - REST_SECONDS,) * 2)
     assert [each.applied for each in process_inbox(inbox, bundle).files] == [None]
+
+
+def test_a_file_of_the_future_is_refused_at_once(inbox, bundle):
+    put(inbox / "1.icis", b"half", age_seconds=-3600)
+
+    report = process_inbox(inbox, bundle, sleep=lambda _: pytest.fail("it will not rest"))
+
+    assert ([each.applied for each in report.files], report.num_left) == ([None], 0)
+
+
+def test_of_many_files_that_never_rest_a_run_waits_for_a_few(inbox, bundle):
+    for index in range(MAX_RESTLESS + 3):
+        put(inbox / f"{index:02}.icis", b"half", age_seconds=0)
+
+    with pytest.MonkeyPatch.context() as patched:  # no time passes
+        now = time.time()
+        patched.setattr(inbox_module.time, "time", lambda: now)
+        report = process_inbox(inbox, bundle, sleep=lambda _: None)
+
+    assert (len(report.files), report.num_left) == (3, MAX_RESTLESS)
+
+
+def test_a_file_that_was_exchanged_while_it_was_looked_at_has_its_turn_in_the_next_run(inbox, bundle, good):
+    put(inbox / "1.icis", b"not an update")
+    device = Device.open(bundle)
+
+    class Watched:
+        """A device that a carrier sees work."""
+
+        def apply(self, data):
+            put(inbox / "new", good)
+            (inbox / "new").replace(inbox / "1.icis")
+            return device.apply(data)
+
+    assert process_inbox(inbox, bundle, device=Watched()).num_left == 1
+
+    assert process_inbox(inbox, bundle, device=device).files[0].applied is not None
+
+
+def test_what_is_kept_has_a_quota_of_bytes(inbox, bundle, monkeypatch):
+    monkeypatch.setattr(inbox_module, "MAX_KEPT_BYTES", 3000)
+    for index in range(5):
+        put(inbox / f"{index}.icis", b"x" * 1000)
+
+    process_inbox(inbox, bundle)
+
+    assert sum(path.stat().st_size for path in (inbox / "refused").iterdir()) <= 3000
+    assert (inbox / "refused" / "4.icis").exists()
+    assert not (inbox / "refused" / "0.icis").exists()
+
+
+def test_a_link_that_appears_while_a_copy_is_written_is_not_followed(inbox, bundle, tmp_path, monkeypatch):
+    private = tmp_path / "private"
+    private.write_text("of the device's user")
+    put(inbox / "1.icis", b"not an update")
+    real_unlink = os.unlink
+
+    def unlink_and_lose_the_race(name, **options):
+        try:
+            real_unlink(name, **options)
+        finally:
+            if name == ".1.icis.new":
+                os.symlink(private, name, dir_fd=options["dir_fd"])
+
+    monkeypatch.setattr(inbox_module.os, "unlink", unlink_and_lose_the_race)
+    report = process_inbox(inbox, bundle)
+
+    assert private.read_text() == "of the device's user"
+    assert (len(report.files), report.num_left) == (1, 0)
 
 
 def test_a_damaged_device_keeps_its_files(inbox, bundle, good):

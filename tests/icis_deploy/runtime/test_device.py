@@ -541,6 +541,24 @@ def test_one_wrong_bit_in_the_memory_of_a_runtime_is_noticed_and_taken_back(chan
     assert files_in(bundle_folder) == before
 
 
+@pytest.mark.parametrize("call", ["refresh", "disable", "apply"])
+def test_what_another_process_committed_is_tested_before_a_change_goes_on_top_of_it(
+    call, device, bundle_folder, signed
+):
+    damaged = DamagedMemory(session_of(device), lambda weight, _bias: flip_bit(weight, (0, FEATURE_DIM - 1), 0))
+    other = Device(folder=bundle_folder, bundle=device.bundle, session=damaged, state=state_of(device))
+    device.apply(signed(make_update("okapi", version=1)))
+    damaged.is_damaged = True
+    arguments = {"disable": ["cat"], "apply": [signed(make_update("zebra", version=2))]}.get(call, [])
+    before = files_in(bundle_folder)
+
+    with pytest.raises(SelfTestError, match=r"1 of 4 slots do not hold their rows .*: 'okapi'\."):
+        getattr(other, call)(*arguments)
+
+    assert files_in(bundle_folder) == before
+    assert (other.version, other.classes()) == (0, ("cat", "dog", "owl"))
+
+
 def test_the_seed_of_an_update_chooses_the_input_where_the_model_has_to_run(bundle_folder, device, signed):
     patient = PatientSession(session_of(device), bundle_folder / "state")
     other = Device(folder=bundle_folder, bundle=device.bundle, session=patient, state=state_of(device))

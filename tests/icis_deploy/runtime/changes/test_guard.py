@@ -100,6 +100,17 @@ def test_the_message_says_how_many_answers_go_where_and_what_to_do(
     assert (caught.value.found, caught.value.expected) == (1.0, "at most 0.05")
 
 
+def test_a_class_that_is_disabled_hides_no_answers_from_the_guard(
+    guarded: Path, signed: Callable[[ClassUpdate], bytes]
+):
+    device = Device.open(guarded)
+    device.apply(signed(update_of(strongest=row(bias=90.0))), allow_changed_answers=True)
+    device.disable("strongest")
+
+    with pytest.raises(GuardError, match=r"'hijack' \(200\)"):
+        device.apply(signed(replace(update_of(hijack=row(bias=50.0)), version=2)))
+
+
 def test_an_operator_may_allow_it_and_the_history_says_so(guarded: Path, signed: Callable[[ClassUpdate], bytes]):
     data = signed(update_of(hijack=row(bias=50.0)))
     device = Device.open(guarded)
