@@ -188,7 +188,6 @@ def rotate_keys(
     root: Sequence[PathLike] = (),
     threshold: int = 1,
     highest_version: int | None = None,
-    force: bool = False,
 ) -> SignedFile:
     """Write a signed set of trusted keys: a device that applies it trusts these keys, and no others.
 
@@ -199,15 +198,13 @@ def rotate_keys(
     Args:
         trust: Files of all public keys that devices trust afterwards.
         key: A private key that the devices trust now; otherwise as in `sign`.
-        version: Of the set: 1 for the first rotation, then greater than in every one before.
+        version: Of the set: 1 for the first rotation, then greater than in every one before, and at most 2^32.
         out: The file to apply on devices.
         expires: When devices stop taking it; `None` is never.
         root: Files of the public keys that may sign the next sets, kept offline; none: devices keep those they have.
         threshold: How many of `root` must sign.
         highest_version: The last good version of a class update, after a stolen key spent greater ones: devices take
             back what came after it, and accept greater versions again. It takes root keys; `None` changes nothing.
-        force: Whether to sign a version above 2^32. Nothing gives versions of sets back: after 2^63 - 1 no device takes
-            any other.
 
     Example:
         icis_deploy.rotate_keys(["next.key.pub"], key="publisher.key", version=1, out="keys.icis")
@@ -227,7 +224,6 @@ def rotate_keys(
         root_key_paths=key_paths(root, name="root"),
         root_threshold=threshold,
         highest_version=highest_version,
-        force=force,
     )
 
 

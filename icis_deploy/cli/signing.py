@@ -176,7 +176,6 @@ def _print_bundle(bundle: Path, signed_by: str, *, after_change: bool = False) -
     type=click.IntRange(min=0),
     help="The last good version of an update: devices take back what came after it. It takes root keys.",
 )
-@click.option("--force", is_flag=True, help="Sign a version above 2^32, which spends all below it for good.")
 @format_option
 def rotate_keys(
     trust: tuple[Path, ...],
@@ -186,7 +185,6 @@ def rotate_keys(
     root: tuple[Path, ...],
     threshold: int,
     highest_version: int | None,
-    force: bool,
     **signing: Any,
 ) -> None:
     """Write a file that makes devices trust the given public keys, and no others.
@@ -209,7 +207,6 @@ def rotate_keys(
             root=root,
             threshold=threshold,
             highest_version=highest_version,
-            force=force,
         )
     _print_signed(signed, after_change=True)
 

@@ -200,7 +200,7 @@ def key_paths(given: Sequence[str | os.PathLike[str]], *, name: str) -> list[Pat
             f"`{name}` is one path, {str(given)!r}; expected a list of them.",
             found=str(given),
             expected="a list of paths",
-            hint=f"Give `{name}=[{str(given)!r}]`.",
+            hint="Put it into a list.",
         )
     return [Path(each) for each in given]
 
@@ -398,7 +398,7 @@ def _check_step(version: int, *, held: int) -> None:
             f"be spent on the devices that take it.",
             found=version,
             expected=f"at most {held + MAX_VERSION_STEP}",
-            hint="Give a smaller `version`, or `force=True` if it is meant.",
+            hint="Give a smaller `version`; if it is meant, `sign()` sets it with `force=True`.",
         )
 
 
@@ -464,7 +464,6 @@ def rotate_keys(
     root_key_paths: Sequence[Path] = (),
     root_threshold: int = 1,
     highest_version: int | None = None,
-    force: bool = False,
 ) -> SignedFile:
     """Write a signed set of trusted keys: a device that applies it trusts these keys and no others.
 
@@ -477,7 +476,6 @@ def rotate_keys(
         root_key_paths: Public keys that alone may sign the next set; none: devices keep those they have.
         root_threshold: How many of them must sign.
         highest_version: The greatest version of a class update that counts as held; `None` changes nothing.
-        force: Whether a version beyond `MAX_VERSION_STEP` is signed.
 
     Raises:
         SignatureError: If a key cannot be read.
@@ -487,8 +485,7 @@ def rotate_keys(
     """
     _check_absent(out, "signing replaces no other file")
     _check_terms(version, expires)
-    if not force:
-        _check_step(version, held=0)
+    _check_step(version, held=0)  # nothing gives versions of sets back
     keys = TrustedKeys(
         public_keys=_pems(public_key_paths),
         version=version,

@@ -192,7 +192,9 @@ def test_a_set_of_keys_far_beyond_all_before_it_needs_force(tmp_path, keys, caps
     assert "--force" in capsys.readouterr().err
     assert not out.exists()
 
-    assert run(["rotate-keys", *options, "--version", str((1 << 63) - 1), "--force"]) == 0
+    assert run(["rotate-keys", *options, "--version", str(1 << 32)]) == 0
+    assert run(["sign", str(out), "--key", str(keys.private_path), "--version", str((1 << 63) - 1)]) == 2
+    assert run(["sign", str(out), "--key", str(keys.private_path), "--version", str((1 << 63) - 1), "--force"]) == 0
     assert icis_deploy.verify_update(out, trust=[keys.public_path]).content.version == (1 << 63) - 1
 
 
