@@ -17,7 +17,7 @@ from icis_deploy.runtime.state.bundle_trust import signed_files, verify_bundle_s
 from icis_deploy.updates import signing
 from icis_deploy.updates.bundle_signature import MAX_BUNDLE_SIGNATURE_BYTES, SIGNATURE_NAME, claimed_signers
 from icis_deploy.updates.signers import SigningKey, open_signer
-from icis_deploy.updates.signing import Binding, KeyPair, SignedFile
+from icis_deploy.updates.signing import Binding, KeyPair, SignedFile, key_paths
 
 
 def keygen(out: PathLike, *, passphrase: str | None = None) -> KeyPair:
@@ -173,7 +173,7 @@ def verify_bundle(bundle: PathLike, *, trust: Sequence[PathLike]) -> str:
         CorruptFileError: If a file in it was changed.
     """
     folder = Path(bundle)
-    signed_by = verify_bundle_signature(folder, [Path(each) for each in trust])
+    signed_by = verify_bundle_signature(folder, key_paths(trust, name="trust"))
     load_bundle(folder)
     return signed_by
 
@@ -198,7 +198,7 @@ def rotate_keys(
     Args:
         trust: Files of all public keys that devices trust afterwards.
         key: A private key that the devices trust now; otherwise as in `sign`.
-        version: Of the set: 1 for the first rotation, then greater than in every one before.
+        version: Of the set: 1 for the first rotation, then greater than in every one before, and at most 2^32.
         out: The file to apply on devices.
         expires: When devices stop taking it; `None` is never.
         root: Files of the public keys that may sign the next sets, kept offline; none: devices keep those they have.
@@ -216,12 +216,12 @@ def rotate_keys(
         StorageError: If it cannot be written.
     """
     return signing.rotate_keys(
-        [Path(each) for each in trust],
+        key_paths(trust, name="trust"),
         partial(open_signer, key),
         out=Path(out),
         version=version,
         expires=expires,
-        root_key_paths=[Path(each) for each in root],
+        root_key_paths=key_paths(root, name="root"),
         root_threshold=threshold,
         highest_version=highest_version,
     )
@@ -245,4 +245,4 @@ def verify_update(update: PathLike, *, trust: Sequence[PathLike]) -> SignedFile:
         SignatureError: If none of the keys signed the file, or a key cannot be read.
         LoadError, CorruptFileError: If the file cannot be read or is not one of ours.
     """
-    return signing.verify_update(Path(update), [Path(each) for each in trust])
+    return signing.verify_update(Path(update), key_paths(trust, name="trust"))

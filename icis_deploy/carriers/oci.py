@@ -44,6 +44,9 @@ MAX_FILES = 128
 _MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _EMPTY_TYPE, _EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
 _TITLE = "org.opencontainers.image.title"
+_STATE = "state"
+"""The folder in a bundle that is a device's own, and that no signature covers."""
+
 _REFERENCE = re.compile(
     r"(?P<registry>[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]+)?|\[[0-9A-Fa-f:]+\](?::[0-9]+)?)"
     r"/(?P<repository>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)"
@@ -257,10 +260,20 @@ class Repository:
         Raises:
             IncompatibleError: If it is no artifact of a bundle.
             UsageError: If `folder` exists.
-            CorruptFileError: If the registry sends other bytes.
+            CorruptFileError: If the registry sends other bytes, or a state, which no signature of a bundle covers:
+                whoever opens the bundle would believe it.
             TransferError, StorageError: As `fetch_file`.
         """
         _check_type(artifact, BUNDLE_TYPE, self.reference)
+        for layer in artifact.layers:
+            if _is_state(layer.title):
+                raise CorruptFileError(
+                    f"{self.reference} brings {shown(layer.title)}, of the state of a device. Nothing was fetched.",
+                    found=layer.title,
+                    expected="files of a bundle as it was exported",
+                    where=str(self.reference),
+                    hint="Push the bundle again, which leaves its state out.",
+                )
         with new_folder(folder, overwrite=False, marker=MANIFEST_NAME) as building:
             for layer in artifact.layers:
                 (building / layer.title).parent.mkdir(parents=True, exist_ok=True)
@@ -371,7 +384,7 @@ def files_of_bundle(folder: Path) -> dict[str, Path]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
-    found = {title: path for title, path in paths.items() if not title.startswith("state/")}
+    found = {title: path for title, path in paths.items() if not _is_state(title)}
     if MANIFEST_NAME not in found or len(found) > MAX_FILES:
         raise LoadError(
             f"{folder} is no bundle to push: it has {len(found)} files.",
@@ -380,6 +393,11 @@ def files_of_bundle(folder: Path) -> dict[str, Path]:
             where=folder,
         )
     return found
+
+
+def _is_state(title: str) -> bool:
+    """Say whether a file is of a device's state, also where a file system takes upper and lower case for the same."""
+    return title.partition("/")[0].lower() == _STATE
 
 
 def _described(data: bytes, media_type: str) -> dict[str, Any]:

@@ -42,13 +42,16 @@ def load_strict(data: str | bytes, *, max_values: int = MAX_VALUES) -> Any:
 
     Raises:
         ValueError: If it is no JSON in UTF-8, has a key twice in an object, a number that JSON does not have, or more
-            values.
-        RecursionError: If it is nested too deeply.
+            values, or they are nested too deeply.
     """
     if has_more_values(data, max_values):
         raise ValueError(f"it holds more than {max_values} JSON values")
     # `json.loads` makes a decoder with every call, which takes longer than to read a small file with it.
-    return _STRICT.decode(data.decode() if isinstance(data, bytes) else data)
+    text = data.decode() if isinstance(data, bytes) else data
+    try:
+        return _STRICT.decode(text)
+    except RecursionError as error:  # no caller shall have to think of it
+        raise ValueError("its values are nested too deeply") from error
 
 
 def has_more_values(data: str | bytes, limit: int) -> bool:

@@ -212,16 +212,19 @@ class Device:
             ModelLoadError: If the runtime cannot load the model.
             MissingDependencyError: If the runtime, or the device that it needs, is not there.
             SelfTestError: If the runtime does not compute with the slots that it is given.
-            UsageError: If there is no such runtime.
+            UsageError: If there is no such runtime, or `trust` is one path.
         """
         named = Path(folder)
         # What a link leads to now: files of one bundle are read and written, wherever the link leads meanwhile.
         folder = Path(os.path.realpath(named)) if os.path.isdir(named) else named  # noqa: PTH112 - see `replace`
         chosen, stamp = runtime_from(runtime, num_threads=num_threads), _manifest_stamp(named)
+        keys: list[Path] | None = None
         if trust is not None:
             from icis_deploy.runtime.state.bundle_trust import verify_bundle_signature
+            from icis_deploy.updates.signing import key_paths
 
-            verify_bundle_signature(folder, [Path(path) for path in trust])
+            keys = [Path(os.path.abspath(path)) for path in key_paths(trust, name="trust")]  # noqa: PTH100
+            verify_bundle_signature(folder, keys)
         bundle = load_manifest(folder)
         # Reading and hashing leave Python's lock to the import, which takes longer. Nothing of the bundle but its
         # manifest is used before the comparison has ended, so what cannot be trusted is not loaded.
@@ -234,7 +237,7 @@ class Device:
             device._opened,
             named=Path(os.path.abspath(named)),  # noqa: PTH100
             stamp=stamp,
-            trust=None if trust is None else tuple(Path(os.path.abspath(path)) for path in trust),  # noqa: PTH100
+            trust=None if keys is None else tuple(keys),
         )
         return device
 

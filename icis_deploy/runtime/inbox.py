@@ -177,16 +177,14 @@ class _Run:
         """Apply or refuse files in this order; return those that were left because they may be half written."""
         restless: list[str] = []
         for name in names:
-            try:
-                status = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
-            except FileNotFoundError:
-                continue  # its carrier took it back
+            status: os.stat_result | None = None
             data, reason = b"", None
             try:
+                status = self._status(name)
                 data = self._read(name, status)
                 applied = self._device.apply(data)
             except FileNotFoundError:
-                continue
+                continue  # its carrier took it back
             except ICISDeployError as error:
                 reason = error
             except Exception as error:  # a bug of ours that one file finds must not stop the others
@@ -198,13 +196,31 @@ class _Run:
             if self._is_of_the_device(reason):
                 self.fault = reason
                 break
-            is_half = isinstance(reason, CorruptFileError) and 0 <= time.time() - status.st_mtime < REST_SECONDS
+            is_half = isinstance(reason, CorruptFileError) and _is_fresh(status)
             if is_half and (until_rested or len(restless) < MAX_RESTLESS):
                 restless.append(name)
                 continue
             self._leave(name, status, REFUSED, data, reason=reason)
             self.files.append(InboxFile(name=name, reason=reason))
         return restless
+
+    def _status(self, name: str) -> os.stat_result:
+        """Return what the system says of a name in the inbox.
+
+        Raises:
+            FileNotFoundError: If it is gone.
+            LoadError: If it says nothing of this one, such as a folder with another user's FUSE mount.
+            StorageError: If it has no memory to say anything.
+        """
+        try:
+            return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno in _OF_THE_DEVICE:
+                raise _storage_error(self._inbox, error) from error
+            reason = error.strerror or str(error)
+            raise LoadError(f"It cannot be looked at: {reason}.", found=reason, expected="a plain file") from error
 
     def _read(self, name: str, status: os.stat_result) -> bytes:
         """Return the bytes of a file of the inbox.
@@ -250,13 +266,22 @@ class _Run:
         return not folders.isdisjoint((Path(error.where), *Path(error.where).parents))
 
     def _leave(
-        self, name: str, status: os.stat_result, kept_in: str, data: bytes, *, reason: ICISDeployError | None = None
+        self,
+        name: str,
+        status: os.stat_result | None,
+        kept_in: str,
+        data: bytes,
+        *,
+        reason: ICISDeployError | None = None,
     ) -> None:
-        """Keep a copy of a file that was looked at, and take it out of the inbox."""
+        """Keep a copy of a file that was looked at, and take it out of the inbox; without a status, by its name."""
         # A copy is for people; that the file leaves matters more, above all where the disk is full.
         with suppress(OSError):
             self._keep(name, kept_in, data, reason)
         try:
+            if status is None:
+                self._hide(name)
+                return
             now = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
             if (now.st_dev, now.st_ino) != (status.st_dev, status.st_ino):
                 return  # its carrier has put another one in its place, which has its turn in the next run
@@ -310,6 +335,11 @@ class _Run:
             os.close(folder)
             self._hide(name)
         raise OSError(errno.EEXIST, "its name is taken", name)
+
+
+def _is_fresh(status: os.stat_result | None) -> bool:
+    """Return whether a file was written to a moment ago."""
+    return status is not None and 0 <= time.time() - status.st_mtime < REST_SECONDS
 
 
 def kept_name(name: str) -> str:

@@ -108,14 +108,15 @@ def _check_subjects(payload: bytes, files: Mapping[str, bytes]) -> None:
 def parse_bundle_envelope(data: bytes) -> Envelope:
     """Return the envelope of a bundle's signature; nothing of it is verified.
 
+    Args:
+        data: At most `MAX_BUNDLE_SIGNATURE_BYTES`, which whoever reads the file sees to.
+
     Raises:
         CorruptFileError: If the bytes are no DSSE envelope of a statement.
     """
     from securesystemslib.dsse import Envelope
 
     try:
-        if len(data) > MAX_BUNDLE_SIGNATURE_BYTES:
-            raise ValueError(f"it has more than {MAX_BUNDLE_SIGNATURE_BYTES} bytes")
         fields = object_from_json(load_strict(data))
         envelope = Envelope.from_dict(fields | {"signatures": list_from_json(fields["signatures"])})
     except Exception as error:  # securesystemslib lets whatever a malformed value causes through

@@ -185,6 +185,26 @@ def _write_private(path: Path, data: bytes) -> None:
         raise write_failure(path, error, what=f"the private key {path}") from error
 
 
+def key_paths(given: Sequence[str | os.PathLike[str]], *, name: str) -> list[Path]:
+    """Return files of public keys as paths.
+
+    Args:
+        given: What the caller gave.
+        name: What it gave them as.
+
+    Raises:
+        UsageError: If it is one path, of whose characters a loop would make a file each.
+    """
+    if isinstance(given, str | os.PathLike):
+        raise UsageError(
+            f"`{name}` is one path, {str(given)!r}; expected a list of them.",
+            found=str(given),
+            expected="a list of paths",
+            hint="Put it into a list.",
+        )
+    return [Path(each) for each in given]
+
+
 def load_public_key(path: Path) -> SSlibKey:
     """Read a public key: Ed25519, or ECDSA of P-256 or P-384.
 
@@ -378,7 +398,7 @@ def _check_step(version: int, *, held: int) -> None:
             f"be spent on the devices that take it.",
             found=version,
             expected=f"at most {held + MAX_VERSION_STEP}",
-            hint="Give a smaller `version`, or `force=True` if it is meant.",
+            hint="Give a smaller `version`; if it is meant, `sign()` sets it with `force=True`.",
         )
 
 
@@ -465,6 +485,7 @@ def rotate_keys(
     """
     _check_absent(out, "signing replaces no other file")
     _check_terms(version, expires)
+    _check_step(version, held=0)  # nothing gives versions of sets back
     keys = TrustedKeys(
         public_keys=_pems(public_key_paths),
         version=version,

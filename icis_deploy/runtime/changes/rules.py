@@ -365,9 +365,18 @@ def after_trusted_keys(
     Raises:
         VersionRollbackError: If the set is not newer than the one the device has.
         ExpiredError: If it expired.
+        IncompatibleError: If one of its keys is a root key of the device, which it keeps.
+        SignatureError: If it gives versions back, and the device has no root keys.
     """
     _check_version(keys.version, held=journal.trust_version, what="set of trusted keys")
     _check_expiry(keys.expires, journal=journal, clock=clock, what="set of trusted keys")
+    if not keys.root_keys and (both := set(journal.root_keys) & set(keys.public_keys)):
+        raise IncompatibleError(
+            f"{len(both)} keys of the set are root keys of this device: whoever steals one would have both roles.",
+            found=len(both),
+            expected="other keys than its root keys",
+            hint="Let another key sign updates, or bring new root keys with the set.",
+        )
     entry = HistoryEntry(
         sequence=journal.sequence + 1,
         time=trusted_time(journal, clock),

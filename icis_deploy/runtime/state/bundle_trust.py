@@ -27,7 +27,15 @@ def signed_files(folder: Path) -> dict[str, bytes]:
         )
     }
     trust = folder / TRUST_FOLDER
-    names = sorted(os.listdir(trust)) if trust.is_dir() else []  # noqa: PTH208
+    try:
+        names = sorted(os.listdir(trust)) if trust.is_dir() else []  # noqa: PTH208
+    except OSError as error:
+        raise SignatureError(
+            f"Cannot read the trusted keys in {trust}: {error.strerror or error}.",
+            found=error.strerror or str(error),
+            where=trust,
+            hint="Give the folder to the user that opens the bundle, or fetch the bundle again.",
+        ) from error
     if len(names) > MAX_TRUSTED_KEYS:
         raise SignatureError(
             f"{trust} holds {len(names)} files; at most {MAX_TRUSTED_KEYS} are read.",

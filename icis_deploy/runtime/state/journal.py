@@ -236,11 +236,28 @@ def continues(journal: Journal, former: Journal) -> bool:
     """Return whether a journal remembers what another one does, because changes made it of that one.
 
     Every change adds a line to the history and keeps those before, also where a bundle replaces another one. So the
-    last line of the former journal is among the later one's, or older than all that those keep.
+    last line of the former journal is among the later one's, or older than all that those keep. A journal with as many
+    lines that is of another device may seem to be that, so there nothing may be less that changes only make more.
     """
     if not former.history or former.history[-1] in journal.history:
         return True
-    return len(journal.history) >= MAX_HISTORY and journal.history[-MAX_HISTORY].sequence > former.sequence
+    if len(journal.history) < MAX_HISTORY or journal.history[-MAX_HISTORY].sequence <= former.sequence:
+        return False
+    return not _is_less(journal, former)
+
+
+def _is_less(journal: Journal, former: Journal) -> bool:
+    """Return whether a journal lacks a spent version, a set of trusted keys or a time that another one has."""
+    if former.last_seen is not None and (journal.last_seen is None or journal.last_seen < former.last_seen):
+        return True
+    if journal.trust_version != former.trust_version:
+        # A set by root keys may have given versions back, and brought other root keys.
+        return journal.trust_version < former.trust_version or bool(former.root_keys and not journal.root_keys)
+    return journal.highest_version < former.highest_version or _keys_of(journal) != _keys_of(former)
+
+
+def _keys_of(journal: Journal) -> tuple[object, ...]:
+    return journal.trusted_keys, journal.root_keys, journal.root_threshold
 
 
 def with_entry(journal: Journal, entry: HistoryEntry) -> Journal:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import icis_deploy
-from icis_deploy.carriers.oci import BUNDLE_TYPE, UPDATE_TYPE, Reference, Repository, files_of_bundle
+from icis_deploy.carriers.oci import BUNDLE_TYPE, UPDATE_TYPE, Artifact, Layer, Reference, Repository, files_of_bundle
 from icis_deploy.errors import (
     CorruptFileError,
     IncompatibleError,
@@ -170,6 +170,25 @@ def test_a_signed_bundle_comes_back_whole_and_opens_with_the_key(reference, key,
         name: path.read_bytes() for name, path in pushed.items()
     }
     assert Device.open(tmp_path / "new", trust=[key.public_path]).version == 0
+
+
+@pytest.mark.parametrize("title", ["state/journal.json", f"state/slots-{'0' * 64}.safetensors", "State/x", "state"])
+def test_no_registry_puts_a_state_into_a_bundle(title, tmp_path):
+    """Its keys and rows would be believed, though the bundle around it is signed."""
+    layers = tuple(Layer(name, 1, "0" * 64) for name in ("manifest.json", title))
+    repository = Repository(Reference.parse("127.0.0.1:9/fleet:new"))
+
+    with pytest.raises(CorruptFileError, match=r"of the state of a device\. Nothing was fetched"):
+        repository.pull_bundle(Artifact(BUNDLE_TYPE, layers, "0" * 64), tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_that_is_nested_without_end_is_none():
+    from icis_deploy.carriers.oci import _artifact_of
+
+    for data in (b"[" * 100_000, b'{"layers":' * 50_000):
+        with pytest.raises(CorruptFileError, match="no manifest of files"):
+            _artifact_of(data, "0" * 64, where="x")
 
 
 @needs_registry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,8 @@ import time
 import pytest
 
 from icis_deploy.runtime import inbox as inbox_module
-from icis_deploy.runtime.inbox import MAX_KEPT_FILES, REST_SECONDS, kept_name, process_inbox
+from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.inbox import MAX_KEPT_FILES, MAX_RESTLESS, REST_SECONDS, kept_name, process_inbox
 from icis_deploy.runtime.operations import classes
 from icis_deploy.updates.signing import keygen
 from testing.bundles import make_update, signed_bytes, trust, write_bundle
@@ -203,6 +205,50 @@ def test_an_inbox_of_a_service_is_rid_of_files_of_other_users(inbox, bundle, goo
     assert sorted(names_in(inbox / "refused")) == ["1.icis.reason", "2.icis.reason"]
 
 
+@pytest.mark.parametrize("is_movable", [True, False])
+def test_a_name_that_the_system_tells_nothing_of_stops_no_other(is_movable, inbox, bundle, good, monkeypatch):
+    """As a carrier makes one by a FUSE mount, which answers nobody else and, while it is there, cannot be moved."""
+    (inbox / "1.icis").mkdir()
+    put(inbox / "2.icis", good)
+    real_stat, real_rename = os.stat, os.rename
+
+    def guarded_stat(path, **options):
+        if path == "1.icis":
+            raise PermissionError(13, "Permission denied")
+        return real_stat(path, **options)
+
+    def busy_rename(source, *args, **options):
+        if source == "1.icis" and not is_movable:
+            raise OSError(16, "Device or resource busy")
+        return real_rename(source, *args, **options)
+
+    monkeypatch.setattr(inbox_module.os, "stat", guarded_stat)
+    monkeypatch.setattr(inbox_module.os, "rename", busy_rename)
+    report = process_inbox(inbox, bundle)
+
+    assert [(each.name, each.applied is not None) for each in report.files] == [("1.icis", False), ("2.icis", True)]
+    assert "cannot be looked at: Permission denied" in str(report.files[0].reason)
+    assert (report.fault is None, report.num_left) == (is_movable, 0 if is_movable else 1)
+    assert (inbox / "done" / "2.icis").read_bytes() == good
+
+
+def test_a_system_without_memory_refuses_no_file(inbox, bundle, good, monkeypatch):
+    put(inbox / "1.icis", good)
+    real_stat = os.stat
+
+    def no_memory(path, **options):
+        if path == "1.icis":
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return real_stat(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inbox_module.os, "stat", no_memory)
+        report = process_inbox(inbox, bundle)
+    assert (report.files, report.num_left, "Cannot allocate memory" in str(report.fault)) == ((), 1, True)
+
+    assert process_inbox(inbox, bundle).files[0].applied is not None
+
+
 def test_nothing_is_written_through_a_link(inbox, bundle, tmp_path):
     private = tmp_path / "private"
     private.write_text("of the device's user")
@@ -248,6 +294,75 @@ def test_one_that_never_rests_waits_and_stops_no_other(inbox, bundle, good):
     assert report.num_left == 1
     os.utime(inbox / "1.icis", (time.time() - REST_SECONDS,) * 2)
     assert [each.applied for each in process_inbox(inbox, bundle).files] == [None]
+
+
+def test_a_file_of_the_future_is_refused_at_once(inbox, bundle):
+    put(inbox / "1.icis", b"half", age_seconds=-3600)
+
+    report = process_inbox(inbox, bundle, sleep=lambda _: pytest.fail("it will not rest"))
+
+    assert ([each.applied for each in report.files], report.num_left) == ([None], 0)
+
+
+def test_of_many_files_that_never_rest_a_run_waits_for_a_few(inbox, bundle):
+    for index in range(MAX_RESTLESS + 3):
+        put(inbox / f"{index:02}.icis", b"half", age_seconds=0)
+
+    with pytest.MonkeyPatch.context() as patched:  # no time passes
+        now = time.time()
+        patched.setattr(inbox_module.time, "time", lambda: now)
+        report = process_inbox(inbox, bundle, sleep=lambda _: None)
+
+    assert (len(report.files), report.num_left) == (3, MAX_RESTLESS)
+
+
+def test_a_file_that_was_exchanged_while_it_was_looked_at_has_its_turn_in_the_next_run(inbox, bundle, good):
+    put(inbox / "1.icis", b"not an update")
+    device = Device.open(bundle)
+
+    class Watched:
+        """A device that a carrier sees work."""
+
+        def apply(self, data):
+            put(inbox / "new", good)
+            (inbox / "new").replace(inbox / "1.icis")
+            return device.apply(data)
+
+    assert process_inbox(inbox, bundle, device=Watched()).num_left == 1
+
+    assert process_inbox(inbox, bundle, device=device).files[0].applied is not None
+
+
+def test_what_is_kept_has_a_quota_of_bytes(inbox, bundle, monkeypatch):
+    monkeypatch.setattr(inbox_module, "MAX_KEPT_BYTES", 3000)
+    for index in range(5):
+        put(inbox / f"{index}.icis", b"x" * 1000)
+
+    process_inbox(inbox, bundle)
+
+    assert sum(path.stat().st_size for path in (inbox / "refused").iterdir()) <= 3000
+    assert (inbox / "refused" / "4.icis").exists()
+    assert not (inbox / "refused" / "0.icis").exists()
+
+
+def test_a_link_that_appears_while_a_copy_is_written_is_not_followed(inbox, bundle, tmp_path, monkeypatch):
+    private = tmp_path / "private"
+    private.write_text("of the device's user")
+    put(inbox / "1.icis", b"not an update")
+    real_unlink = os.unlink
+
+    def unlink_and_lose_the_race(name, **options):
+        try:
+            real_unlink(name, **options)
+        finally:
+            if name == ".1.icis.new":
+                os.symlink(private, name, dir_fd=options["dir_fd"])
+
+    monkeypatch.setattr(inbox_module.os, "unlink", unlink_and_lose_the_race)
+    report = process_inbox(inbox, bundle)
+
+    assert private.read_text() == "of the device's user"
+    assert (len(report.files), report.num_left) == (1, 0)
 
 
 def test_a_damaged_device_keeps_its_files(inbox, bundle, good):

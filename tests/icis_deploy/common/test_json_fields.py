@@ -97,6 +97,13 @@ def test_what_two_readers_could_read_differently_is_refused(data, message):
         load_strict(data)
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000])
+def test_values_nested_without_end_are_a_value_that_is_refused_like_any_other(text):
+    for data in (text, text.encode()):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            load_strict(data)
+
+
 def test_json_is_read_from_bytes_as_from_text():
     assert load_strict('{"ä": [1, 2.5, null, true]}') == {"ä": [1, 2.5, None, True]}
     assert load_strict('{"ä": [1, 2.5, null, true]}'.encode()) == {"ä": [1, 2.5, None, True]}

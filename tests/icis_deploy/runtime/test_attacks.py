@@ -27,7 +27,7 @@ from icis_deploy.runtime.state.journal import parse_journal
 from icis_deploy.updates.envelope import envelope_of, serialize_envelope
 from icis_deploy.updates.signing import keygen, load_private_key
 from icis_deploy.updates.trusted_keys import TrustedKeys, parse_trusted_keys, serialize_trusted_keys
-from testing.bundles import Clock, files_in, make_update, write_bundle
+from testing.bundles import Clock, files_in, make_update, trust, write_bundle
 
 
 def signed_by(content, *pairs):
@@ -270,9 +270,87 @@ def test_roles_that_contradict_themselves_are_refused(fields, match, keys, roots
         TrustedKeys(**values)
 
 
+def test_one_root_key_counts_once_however_often_it_is_named(keys, roots):
+    with pytest.raises(IncompatibleError, match="2 of 1 root keys are to sign"):
+        TrustedKeys(public_keys=(pem(keys),), root_keys=(pem(roots[0]), pem(roots[0]) + "\n"), root_threshold=2)
+
+
+def test_no_more_root_keys_than_a_device_reads_can_be_named(keys, tmp_path):
+    many = [pem(keygen(tmp_path / f"many-{number}")) for number in range(17)]
+
+    with pytest.raises(IncompatibleError, match="at most 16"):
+        TrustedKeys(public_keys=(pem(keys),), root_keys=tuple(many))
+
+
 def test_a_key_has_one_role(keys):
     with pytest.raises(IncompatibleError, match="both root keys and keys that sign updates"):
         TrustedKeys(public_keys=(pem(keys),), root_keys=(pem(keys),))
+
+
+def test_no_later_set_gives_a_root_key_the_other_role(device, bundle_folder, keys, roots):
+    """A set without root keys leaves the device's, so what it says must be looked at next to those."""
+    for public_keys in ((pem(roots[0]),), (pem(keys), pem(roots[2]))):
+        with refused(device, bundle_folder, IncompatibleError, "1 keys of the set are root keys of this device"):
+            device.apply(signed_by(TrustedKeys(public_keys=public_keys, version=2), *roots))
+
+    new_roots = TrustedKeys(public_keys=(pem(roots[0]),), version=2, root_keys=(pem(roots[1]), pem(roots[2])))
+    device.apply(signed_by(new_roots, *roots))  # it is no root key any more
+    device.apply(signed_by(make_update("okapi"), roots[0]))
+
+
+def test_a_later_set_that_names_no_root_keys_leaves_them_and_their_threshold(device, bundle_folder, keys, roots, evil):
+    device.apply(signed_by(TrustedKeys(public_keys=(pem(evil),), version=2), *roots[:2]))
+
+    for running in (device, Device.open(bundle_folder)):
+        for signers in ((evil,), (keys,), roots[:1], (roots[2], evil)):
+            with refused(running, bundle_folder, SignatureError, "trusted"):
+                running.apply(signed_by(TrustedKeys(public_keys=(pem(keys),), version=3), *signers))
+    device.apply(signed_by(TrustedKeys(public_keys=(pem(keys),), version=3), *roots[1:]))
+
+
+def test_new_root_keys_must_sign_in_the_number_that_their_own_set_says(device, bundle_folder, keys, roots, tmp_path):
+    new = [keygen(tmp_path / f"next-{number}") for number in range(2)]
+    new_set = TrustedKeys(public_keys=(pem(keys),), version=2, root_keys=tuple(map(pem, new)), root_threshold=2)
+
+    with refused(device, bundle_folder, SignatureError, "root keys that the set brings must sign it too"):
+        device.apply(signed_by(new_set, *roots, new[0]))
+    device.apply(signed_by(new_set, *roots, *new))
+    assert device._opened.updater.held.journal.root_threshold == 2
+
+
+def test_root_keys_that_come_with_the_set_itself_give_no_versions_back(bundle_folder, keys, roots):
+    """Else a stolen key could bring root keys of the thief and undo what spent versions protect, in one file."""
+    device = Device.open(bundle_folder)
+    device.apply(signed_by(make_update("okapi", version=5), keys))
+    at_once = TrustedKeys(public_keys=(pem(keys),), root_keys=(pem(roots[0]),), highest_version=1)
+
+    with refused(device, bundle_folder, SignatureError, "has no root keys, which alone may do that"):
+        device.apply(signed_by(at_once, keys, roots[0]))
+
+
+def test_a_recovery_gives_back_no_version_of_the_bundle_itself(tmp_path, keys, roots):
+    folder = write_bundle(tmp_path / "exported with updates", head_version=7)
+    trust(folder, keys.public_path)
+    device = Device.open(folder)
+    device.apply(signed_by(TrustedKeys(public_keys=(pem(keys),), root_keys=(pem(roots[0]),)), keys, roots[0]))
+
+    device.apply(signed_by(TrustedKeys(public_keys=(pem(keys),), version=2, highest_version=3), roots[0]))
+
+    again = Device.open(folder)
+    assert (device.version, again.version) == (7, 7)
+    with refused(again, folder, VersionRollbackError, "has held version 7"):
+        again.apply(signed_by(make_update("okapi", version=7), keys))
+    again.apply(signed_by(make_update("okapi", version=8), keys))
+
+
+def test_the_history_says_which_version_a_recovery_went_back_to(device, keys, roots):
+    for version in (1, 2, 9):
+        device.apply(signed_by(make_update(f"class {version}", version=version), keys))
+
+    entry = device.apply(signed_by(TrustedKeys(public_keys=(pem(keys),), version=2, highest_version=2), *roots)).entry
+
+    assert (entry.action, entry.version, device.version) == ("trust", 2, 2)
+    assert device.history()[-1] == entry
 
 
 def test_a_set_with_roles_comes_back_from_its_file_and_one_without_is_written_as_before(keys, roots):

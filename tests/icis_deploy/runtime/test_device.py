@@ -378,6 +378,18 @@ def test_a_disabled_class_is_in_no_answer_until_it_is_enabled(name, device, bund
     assert [entry.action for entry in device.history()] == ["apply", "disable", "enable"]
 
 
+def test_what_an_operator_disabled_no_update_and_no_restart_enables(device, bundle_folder, signed):
+    """Neither in the process that applies it nor in the next one, nor where the class itself comes anew."""
+    device.apply(signed(make_update("okapi")))
+    device.disable("dog")
+    device.disable("okapi")
+    device.apply(signed(make_update("zebra", replaced=("okapi",), version=2)))
+
+    for running in (device, Device.open(bundle_folder)):
+        assert running.classes() == ("cat", "owl", "zebra")
+        assert running.disabled_classes() == ("dog", "okapi")
+
+
 def test_what_an_operator_disabled_no_rollback_enables(device, signed):
     device.apply(signed(make_update("okapi")))
     device.disable("dog")
@@ -529,6 +541,24 @@ def test_one_wrong_bit_in_the_memory_of_a_runtime_is_noticed_and_taken_back(chan
     assert files_in(bundle_folder) == before
 
 
+@pytest.mark.parametrize("call", ["refresh", "disable", "apply"])
+def test_what_another_process_committed_is_tested_before_a_change_goes_on_top_of_it(
+    call, device, bundle_folder, signed
+):
+    damaged = DamagedMemory(session_of(device), lambda weight, _bias: flip_bit(weight, (0, FEATURE_DIM - 1), 0))
+    other = Device(folder=bundle_folder, bundle=device.bundle, session=damaged, state=state_of(device))
+    device.apply(signed(make_update("okapi", version=1)))
+    damaged.is_damaged = True
+    arguments = {"disable": ["cat"], "apply": [signed(make_update("zebra", version=2))]}.get(call, [])
+    before = files_in(bundle_folder)
+
+    with pytest.raises(SelfTestError, match=r"1 of 4 slots do not hold their rows .*: 'okapi'\."):
+        getattr(other, call)(*arguments)
+
+    assert files_in(bundle_folder) == before
+    assert (other.version, other.classes()) == (0, ("cat", "dog", "owl"))
+
+
 def test_the_seed_of_an_update_chooses_the_input_where_the_model_has_to_run(bundle_folder, device, signed):
     patient = PatientSession(session_of(device), bundle_folder / "state")
     other = Device(folder=bundle_folder, bundle=device.bundle, session=patient, state=state_of(device))
@@ -622,6 +652,25 @@ def test_a_running_device_takes_over_what_another_process_committed(device, bund
     other.rollback()
     assert device.refresh()
     assert device.classes() == ("cat", "dog", "owl")
+
+
+def test_a_commit_between_two_looks_at_the_disk_is_not_missed(device, bundle_folder, signed):
+    other, store = Device.open(bundle_folder), device._opened.updater._store
+    other.apply(signed(make_update("okapi", version=1)))
+    real_load = store.load_journal
+
+    def load_before_a_commit(bundle):
+        journal = real_load(bundle)
+        store.load_journal = real_load
+        other.apply(signed(make_update("zebra", version=2)))
+        return journal
+
+    store.load_journal = load_before_a_commit
+    assert device.refresh()
+    assert device.version == 1
+
+    assert device.refresh()
+    assert (device.version, device.classes()[-1]) == (2, "zebra")
 
 
 def test_an_update_goes_on_top_of_what_another_process_committed(device, bundle_folder, signed):

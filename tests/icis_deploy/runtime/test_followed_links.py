@@ -15,6 +15,7 @@ from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.errors import IncompatibleError, WrongBaseError
 from icis_deploy.runtime import operations
 from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.state.journal import MAX_HISTORY
 from icis_deploy.runtime.state.store import Store
 from testing.bundles import files_in, images, make_update, seen_head, trust, write_bundle, write_signed
 
@@ -115,6 +116,21 @@ def test_a_bundle_that_does_not_remember_what_the_device_does_is_refused(call, n
     device.replace(new_folder, num_threads=1)
     assert device.refresh() is False
     assert device.classes() == ("cat", "owl")
+
+
+def test_a_bundle_with_a_long_history_of_its_own_is_no_later_state_of_the_device(new_folder, link, signed):
+    """Its lines are too many to have the device's last one among them, whether or not they ever had it."""
+    device = Device.open(link, num_threads=1)
+    device.apply(signed(make_update("okapi", version=100)))
+    for _ in range(MAX_HISTORY // 2 + 1):
+        operations.disable(new_folder, "dog")
+        operations.enable(new_folder, "dog")
+    point(link, new_folder)
+
+    with pytest.raises(IncompatibleError, match="does not remember what this device does"):
+        device.refresh()
+
+    assert (device.version, device.classes()) == (100, ("cat", "dog", "owl", "okapi"))
 
 
 def test_a_bundle_of_another_head_is_refused(link, tmp_path):

@@ -110,6 +110,16 @@ def test_what_the_history_has_forgotten_is_refused_as_spent(device, signed):
         device.apply(data)
 
 
+def test_an_update_of_a_bundle_that_was_replaced_is_not_there_though_its_version_is(device, signed, new_folder):
+    data = signed(make_update("okapi", version=2))
+    device.apply(data)
+    device.replace(new_folder)  # exported with version 2, without the class
+    assert device.version == 2
+
+    with pytest.raises(VersionRollbackError):
+        device.apply(data)
+
+
 def test_other_bytes_around_the_payload_in_effect_change_nothing(device, signed, bundle_folder):
     data = signed(make_update("okapi"))
     device.apply(data)

@@ -91,6 +91,34 @@ def test_a_spent_version_a_disabled_class_and_the_time_go_along(bundle_folder, d
     assert files_in(bundle_folder) == before
 
 
+def test_what_the_new_bundle_does_not_know_is_no_longer_disabled_and_what_it_disabled_itself_is(
+    device, new_folder, signed
+):
+    device.disable("okapi")
+    other = Device.open(new_folder)
+    other.disable("owl")
+    sequence = device.history()[-1].sequence
+
+    entry = device.replace(new_folder)
+
+    assert (entry.action, entry.sequence) == ("replace", sequence + 1)
+    assert device.disabled_classes() == ("owl",)
+    device.apply(signed(make_update("okapi", version=3)))  # another class of that name is not off from the start
+    assert "okapi" in device.classes()
+
+
+def test_a_bundle_all_of_whose_classes_the_device_disabled_is_refused(device, bundle_folder, new_folder):
+    for name in ("cat", "dog", "owl"):
+        device.disable(name)
+    before = files_in(bundle_folder), files_in(new_folder)
+
+    with pytest.raises(ClassConflictError, match="No class would be left to choose"):
+        device.replace(new_folder)
+
+    assert (files_in(bundle_folder), files_in(new_folder)) == before
+    assert device.classes() == ("okapi",)
+
+
 def test_a_revoked_key_does_not_come_back_with_the_trust_folder_of_a_new_bundle(device, new_folder, signed, tmp_path):
     new_key = keygen(tmp_path / "new-key")
     device.apply(signed(trusted_keys_from_files([new_key.public_path])))

@@ -127,6 +127,17 @@ def test_a_taught_class_answers_with_the_row_of_the_injector(teachable: Path) ->
     assert Device.open(teachable).classes() == device.classes()
 
 
+def test_what_is_disabled_stays_so_when_a_class_is_taught_and_rolled_back(teachable: Path) -> None:
+    device = Device.open(teachable)
+    switched_off = device.classes()[0]
+    device.disable(switched_off)
+
+    device.teach("okapi", described("okapi"))
+    assert device.disabled_classes() == (switched_off,)
+    device.rollback()
+    assert device.disabled_classes() == (switched_off,)
+
+
 def test_a_taught_class_is_rolled_back_like_an_update(teachable: Path) -> None:
     device = Device.open(teachable)
     device.teach("okapi", described("okapi"))

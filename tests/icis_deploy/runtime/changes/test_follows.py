@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import icis_deploy
+from icis_deploy.bundle.manifest import load_manifest, target_digest
+from icis_deploy.cli.main import run
 from icis_deploy.errors import ClassConflictError, UpdateOrderError, UsageError, WrongBaseError
 from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.updates.envelope import load_update, save_update
@@ -177,6 +179,40 @@ def test_a_binding_survives_the_file_and_is_signed(bundle_folder, publish):
 def test_a_complete_update_that_replaces_or_follows_contradicts_itself():
     with pytest.raises(ClassConflictError, match="is complete, so it follows nothing"):
         make_update("okapi", replaced=("zebra",), complete=True)
+
+
+def test_a_set_of_keys_far_beyond_all_before_it_needs_force(tmp_path, keys, capsys):
+    """No root keys give versions of sets back: after the greatest, no key could ever be revoked."""
+    out = tmp_path / "keys.icis"
+    options = ["--trust", str(keys.public_path), "--key", str(keys.private_path), "--out", str(out)]
+
+    with pytest.raises(UsageError, match=r"more than 2\^32 above 0"):
+        icis_deploy.rotate_keys([keys.public_path], key=keys.private_path, version=(1 << 32) + 1, out=out)
+    assert run(["rotate-keys", *options, "--version", str((1 << 63) - 1)]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert not out.exists()
+
+    assert run(["rotate-keys", *options, "--version", str(1 << 32)]) == 0
+    assert run(["sign", str(out), "--key", str(keys.private_path), "--version", str((1 << 63) - 1)]) == 2
+    assert run(["sign", str(out), "--key", str(keys.private_path), "--version", str((1 << 63) - 1), "--force"]) == 0
+    assert icis_deploy.verify_update(out, trust=[keys.public_path]).content.version == (1 << 63) - 1
+
+
+def test_an_update_may_name_several_bundles_and_any_of_them_takes_it(bundle_folder, signed):
+    own = target_digest(load_manifest(bundle_folder))
+    for version, targets in ((1, ("00" * 32, own)), (2, (own, "ff" * 32))):  # whichever comes first
+        update = make_update(f"class {version}", version=version, targets=targets)
+        assert Device.open(bundle_folder).apply(signed(update)).changed
+
+
+def test_a_device_whose_own_classes_are_disabled_takes_one_that_is_left_to_choose(bundle_folder, signed):
+    device = Device.open(bundle_folder)
+    device.apply(signed(make_update("okapi")))
+    for name in device.bundle.class_names:
+        device.disable(name)
+
+    device.apply(signed(make_update("zebra", removed=("okapi",), version=2)))
+    assert device.classes() == ("zebra",)
 
 
 def test_a_version_far_beyond_all_before_it_needs_force(tmp_path, keys):

@@ -51,6 +51,10 @@ HOSTILE = {
 }
 
 
+ONE_WINNER = update_of(hijack=row(1e6, bias=-50.0))
+"""Answers every image that has any feature at all."""
+
+
 @pytest.fixture
 def guarded(bundle_folder: Path) -> Path:
     return add_reference(bundle_folder, REFERENCE)
@@ -96,6 +100,17 @@ def test_the_message_says_how_many_answers_go_where_and_what_to_do(
     assert (caught.value.found, caught.value.expected) == (1.0, "at most 0.05")
 
 
+def test_a_class_that_is_disabled_hides_no_answers_from_the_guard(
+    guarded: Path, signed: Callable[[ClassUpdate], bytes]
+):
+    device = Device.open(guarded)
+    device.apply(signed(update_of(strongest=row(bias=90.0))), allow_changed_answers=True)
+    device.disable("strongest")
+
+    with pytest.raises(GuardError, match=r"'hijack' \(200\)"):
+        device.apply(signed(replace(update_of(hijack=row(bias=50.0)), version=2)))
+
+
 def test_an_operator_may_allow_it_and_the_history_says_so(guarded: Path, signed: Callable[[ClassUpdate], bytes]):
     data = signed(update_of(hijack=row(bias=50.0)))
     device = Device.open(guarded)
@@ -105,6 +120,16 @@ def test_an_operator_may_allow_it_and_the_history_says_so(guarded: Path, signed:
     assert (entry.changed_answers, entry.allowed_past_guard) == (1.0, True)
     assert Device.open(guarded).history() == (entry,)
     assert not device.apply(data, allow_changed_answers=True).changed  # it is in effect
+
+
+def test_a_copy_that_an_operator_allows_is_in_the_history_though_it_takes_no_answer(
+    guarded: Path, signed: Callable[[ClassUpdate], bytes]
+):
+    copied = update_of(okapi=seen_head().rows[MOST_FREQUENT] - row(bias=100.0))
+
+    entry = Device.open(guarded).apply(signed(copied), allow_changed_answers=True).entry
+
+    assert (entry.changed_answers, entry.allowed_past_guard) == (0.0, True)
 
 
 def test_the_history_says_how_many_answers_every_change_changed(guarded: Path, signed: Callable[[ClassUpdate], bytes]):
@@ -123,6 +148,15 @@ def test_a_bundle_without_a_reference_takes_what_it_took_before(
 def test_the_limit_is_the_bundles(bundle_folder: Path, signed: Callable[[ClassUpdate], bytes]):
     add_reference(bundle_folder, REFERENCE, max_changed_answers=1.0)
     assert Device.open(bundle_folder).apply(signed(update_of(hijack=row(bias=50.0)))).entry.version == 1
+
+
+def test_a_limit_of_zero_lets_no_answer_change(bundle_folder: Path):
+    guard = load_guard(add_reference(bundle_folder, REFERENCE, max_changed_answers=0.0), load_manifest(bundle_folder))
+
+    assert not changed_by(guard, empty_slots(4, FEATURE_DIM), honest("okapi")).is_refused
+    one_of_all = replace(REFERENCE, features=REFERENCE.features * (np.arange(200) == 7)[:, None])
+    changed = changed_by(Guard(load_manifest(bundle_folder), one_of_all), empty_slots(4, FEATURE_DIM), ONE_WINNER)
+    assert (changed.num_changed, changed.limit, changed.is_refused) == (1, 0.0, True)
 
 
 def test_a_taught_class_obeys_the_same_rule(guarded: Path):
@@ -243,6 +277,39 @@ def test_a_copy_of_a_disabled_class_is_no_copy(guard: Guard):
     name = SEEN_NAMES[MOST_FREQUENT]
     assert changed_by(guard, empty_slots(4, FEATURE_DIM), update).copies == (("okapi", name),)
     assert changed_by(guard, empty_slots(4, FEATURE_DIM), update, disabled=(name,)).copies == ()
+
+
+@pytest.mark.parametrize(("cosine", "is_copy"), [(0.9, False), (0.97, False), (0.99, False), (0.996, True)])
+def test_a_row_is_a_copy_from_a_cosine_on_that_no_predicted_row_has(cosine: float, is_copy: bool, guard: Guard):
+    weight = seen_head().rows[:, :-1]
+    mean = weight.mean(axis=0)
+    seen = (weight - mean)[MOST_FREQUENT]
+    seen = seen / np.linalg.norm(seen)
+    # At a right angle to what all seen rows have in common, so that it is nearest to this one.
+    other = np.linalg.svd(weight - mean)[2][-1]
+    near = mean + 2 * (cosine * seen + np.sqrt(1 - cosine**2) * other)
+
+    changed = changed_by(guard, empty_slots(4, FEATURE_DIM), update_of(okapi=row(near, bias=-100.0)))
+
+    assert changed.copies == ((("okapi", SEEN_NAMES[MOST_FREQUENT]),) if is_copy else ())
+
+
+def test_an_answer_that_is_no_number_is_taken(guard: Guard):
+    # Features so great that products of rows within their limit overflow, and sum up to no number.
+    great = Guard(guard._bundle, replace(REFERENCE, features=np.full_like(REFERENCE.features, 1e10)))
+    update = update_of(hijack=row([1e30, -1e30, 1e30, -1e30]))
+
+    assert changed_by(great, empty_slots(4, FEATURE_DIM), update).takers == (("hijack", 200),)
+
+
+def test_a_class_that_was_removed_hides_none_that_comes_after_it(guard: Guard):
+    before = table_of(low=row(bias=-50.0), strong=row(bias=50.0))
+    removal = make_update(removed=("low", "strong"), rows=np.zeros((0, FEATURE_DIM + 1)))
+    assert changed_by(guard, before, removal).num_changed == 0
+    emptied = guard._held[-1][0]  # the very table, whose logits the guard still has
+
+    # In the slot of `low`; that of `strong` stays empty.
+    assert changed_by(guard, emptied, update_of(hijack=row(bias=40.0))).takers == (("hijack", 200),)
 
 
 def test_states_that_were_compared_before_give_the_same_as_new_ones(guard: Guard, guarded: Path):

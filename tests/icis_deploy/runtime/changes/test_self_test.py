@@ -133,6 +133,28 @@ def test_an_input_without_features_gives_way_to_the_next_seed(model_of_logits):
         check(model_of_logits, table, session=Blind(model_of_logits[0], 4))
 
 
+class Recording:
+    """A session that keeps the images that it was given."""
+
+    def __init__(self, session):
+        self._session, self.load_slots, self.images = session, session.load_slots, []
+
+    def run(self, images, slots=None, *, with_features=False):
+        self.images.append(images)
+        return self._session.run(images, slots, with_features=with_features)
+
+
+@pytest.mark.parametrize("seed", [0, 3, 1 << 40])
+def test_the_model_runs_on_the_input_of_the_seed_that_is_given(seed, model_of_logits):
+    session, bundle = model_of_logits
+    recording, table = Recording(session), table_with("a")
+    buffers = session.load_slots(table.weight, table.bias)
+
+    verify_computed(recording, bundle, table, buffers, seed=seed)
+
+    np.testing.assert_array_equal(recording.images, [self_test_input(bundle, seed)])
+
+
 def test_a_model_without_features_cannot_be_tested(tmp_path):
     folder = write_bundle(tmp_path / "fused", capacity=0)
 

@@ -217,14 +217,22 @@ def test_slots_far_above_all_seen_classes_are_compared_among_themselves(tmp_path
     assert opened.check(table).max_error < 1
 
 
-def test_slots_whose_statistics_cannot_be_known_are_not_compared_and_others_are(tmp_path):
+@pytest.mark.parametrize("coefficients", [[1, 0.5, 1, 0, 0], [1, 0.01, 0, 0, 0]])
+def test_slots_whose_statistics_cannot_be_known_are_not_compared_and_others_are(coefficients, tmp_path):
     folder = write_bundle(tmp_path / "bundle", head=far_head(0, spread=500), score_kind="probabilities", arbiter=True)
     opened = Opened(folder)
-    table = table_with("a", "b", arbiter=np.array([[1, 0.5, 1, 0, 0], [0, 0, 0, 0, 0]]))
-    baked, all_show = softmax_scale.baked_logits(opened.session, opened.bundle, table, np.ones((1, 6), np.float32))
+    table = table_with("a", "b", arbiter=np.array([coefficients, [0, 0, 0, 0, 0]]))
+    images = self_test_input(opened.bundle, 0)
+    baked, all_show = softmax_scale.baked_logits(opened.session, opened.bundle, table, images)
     assert (len(baked), all_show) == (3, False)
+    weight, bias = table.weight.copy(), table.bias.copy()
+    weight[1], bias[1] = 0, baked.max()  # next to the one seen class that shows
+    table = replace(table, weight=weight, bias=bias)
 
     assert opened.check(table).max_error < 1
+    wrong = table.bias + np.array([0, 1, 0, 0], dtype=np.float32)
+    with pytest.raises(SelfTestError, match=r"1 of 4 slots do not hold their rows .*: 'b'\."):
+        opened.check(table, opened.session.load_slots(table.weight, wrong, table.arbiter))
 
 
 def test_constants_that_are_missing_are_named(opened, tmp_path):

@@ -125,15 +125,18 @@ def test_exchanged_rows_are_seen(change):
         verify_loaded(memory, after, memory.load_slots(*parts.values()), written=written(before, update))
 
 
-def test_a_slot_that_was_emptied_and_kept_its_row_is_seen():
-    before = empty_slots(CAPACITY, FEATURE_DIM).apply(make_update("a", "b"), seen_names=frozenset())
+@pytest.mark.parametrize("part", ["weight", "bias", "arbiter"])
+def test_a_slot_that_was_emptied_and_kept_a_part_of_its_row_is_seen(part):
+    before = empty_slots(CAPACITY, FEATURE_DIM).apply(
+        make_update("a", "b", arbiter=arbiters(2, 1)), seen_names=frozenset()
+    )
     update = make_update("c", removed=("a", "b"), seed=2)
     after = before.apply(update, seen_names=frozenset())
     parts = parts_of(after)
     memory = Memory(copies=False)
     assert parts["bias"][1] == EMPTY_SLOT_BIAS
     assert verify_loaded(memory, after, memory.load_slots(*parts.values()), written=written(before, update))
-    parts["weight"][1] = before.weight[1]
+    parts[part][1] = getattr(before, part)[1]
     refuses(before, update, after, parts, 1, is_in_table=True)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 
 import pytest
 
 import icis_deploy
 from icis_deploy.cli.main import run
-from icis_deploy.errors import BundleError, CorruptFileError, SignatureError
+from icis_deploy.errors import BundleError, CorruptFileError, SignatureError, UsageError
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.signing import keygen
 from testing.bundles import make_update, trust
@@ -42,6 +43,32 @@ def test_an_unsigned_bundle_is_refused_only_where_keys_are_given(bundle_folder, 
 def test_no_keys_at_all_trust_nobody(signed_bundle):
     with pytest.raises(SignatureError, match="trusted are none"):
         Device.open(signed_bundle, trust=[])
+
+
+def test_one_path_is_no_list_of_keys(signed_bundle, new_folder, keys):
+    """Whose characters would each be the name of a file."""
+    device = Device.open(signed_bundle, trust=[keys.public_path])
+    for one in (keys.public_path, str(keys.public_path)):
+        for call in (
+            lambda given: Device.open(signed_bundle, trust=given),
+            lambda given: device.replace(new_folder, trust=given),
+            lambda given: icis_deploy.verify_bundle(signed_bundle, trust=given),
+        ):
+            with pytest.raises(UsageError, match=r"`trust` is one path, '.*\.pub'; expected a list"):
+                call(one)
+
+
+def test_keys_that_the_system_does_not_list_are_named(signed_bundle, keys, monkeypatch):
+    real_listdir = os.listdir
+
+    def guarded(path):
+        if str(path).endswith("trust"):
+            raise PermissionError(13, "Permission denied")
+        return real_listdir(path)
+
+    monkeypatch.setattr(os, "listdir", guarded)  # for root, no mode does that
+    with pytest.raises(SignatureError, match=r"Cannot read the trusted keys in .*trust: Permission denied"):
+        Device.open(signed_bundle, trust=[keys.public_path])
 
 
 def test_a_strangers_signature_does_not_count(bundle_folder, keys, tmp_path):
@@ -128,7 +155,48 @@ def test_a_device_goes_over_to_a_signed_bundle_alone_where_keys_are_given(signed
     assert device.version == 2
 
 
-@pytest.mark.parametrize("damage", ["truncated", "bomb", "no statement", "another kind", "subject twice", "folder"])
+def test_who_opens_the_bundle_again_asks_for_its_signature_again(signed_bundle, keys):
+    """As another process does that gets a device: by spawn, Ray or Spark."""
+    open_again, arguments = Device.open(signed_bundle, trust=[keys.public_path]).__reduce__()
+    assert open_again(*arguments).version == 0
+    (signed_bundle / "bundle.dsse").unlink()
+
+    with pytest.raises(SignatureError, match="is not signed"):
+        open_again(*arguments)
+
+
+def test_a_link_is_followed_to_a_signed_bundle_alone_where_keys_were_given(signed_bundle, keys, signed, tmp_path):
+    link, copy = tmp_path / "current", tmp_path / "copy"
+    link.symlink_to(signed_bundle)
+    device = Device.open(link, trust=[keys.public_path])
+    device.apply(signed(make_update("okapi")))
+    shutil.copytree(signed_bundle, copy)
+    (copy / "bundle.dsse").unlink()
+    link.unlink()
+    link.symlink_to(copy)
+
+    for call in (device.refresh, lambda: device.disable("cat")):
+        with pytest.raises(SignatureError, match="is not signed"):
+            call()
+    assert Device.open(copy).classes() == device.classes() == ("cat", "dog", "owl", "okapi")
+
+
+def test_more_files_among_the_keys_than_are_read_are_refused(signed_bundle, keys):
+    for number in range(16):
+        (signed_bundle / "trust" / f"{number}").write_bytes(b"")
+
+    for call in (
+        lambda: Device.open(signed_bundle, trust=[keys.public_path]),
+        lambda: icis_deploy.sign_bundle(signed_bundle, key=keys.private_path),
+    ):
+        with pytest.raises(SignatureError, match="holds 17 files; at most 16 are read"):
+            call()
+
+
+DAMAGES = ["truncated", "bomb", "no statement", "another statement", "another kind", "subject twice", "folder"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_signature_is_refused_in_one_line(damage, signed_bundle, keys):
     path = signed_bundle / "bundle.dsse"
     values = json.loads(path.read_bytes())
@@ -149,6 +217,8 @@ def test_a_damaged_signature_is_refused_in_one_line(damage, signed_bundle, keys)
         kind = values["payloadType"]
         if damage == "no statement":
             statement = {}
+        elif damage == "another statement":  # that the key signed of the same files, such as how they were built
+            statement["predicateType"] = "https://slsa.dev/provenance/v1"
         elif damage == "another kind":
             kind = "application/x"
         else:

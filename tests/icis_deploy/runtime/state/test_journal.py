@@ -15,6 +15,7 @@ from icis_deploy.head.class_update import MAX_VERSION
 from icis_deploy.runtime.state.journal import (
     ACTIONS,
     MAX_HISTORY,
+    MAX_STATES,
     HistoryEntry,
     Journal,
     StateEntry,
@@ -102,6 +103,14 @@ def with_origin(origin):
         ({"schema_version": "\x1b" * 10**6}, r"expected a whole number, found '(\\x1b){10,20}.{0,4}…"),
         ({"states": []}, "it names no state"),
         ({"states": 3}, "expected a list, found 3"),
+        ({"states": [{"version": 1, "slots": None}] * (MAX_STATES + 1)}, "names 9 states; at most 8 are kept"),
+        ({"states": [{"version": -1, "slots": None}, {"version": 1, "slots": None}]}, "a state has version -1"),
+        ({"states": [{"version": 2, "slots": None}, {"version": 1, "slots": None}]}, "versions contradict each other"),
+        ({"highest_version": MAX_VERSION + 1}, "out of range"),
+        ({"trust_version": MAX_VERSION + 1}, "out of range"),
+        ({"trust_version": -1}, "out of range"),
+        ({"root_keys": ["a"], "root_threshold": 2}, "2 of its 1 root keys must sign"),
+        ({"root_threshold": 0}, "0 of its 0 root keys must sign"),
         ({"states": [{"version": True, "slots": None}]}, "expected a whole number, found True"),
         ({"states": [{"version": 1, "slots": {"sha256": "../../x", "size_bytes": 1}}]}, "'../../x' is no SHA-256"),
         ({"last_seen": "2026-11-23"}, "has not the form"),
@@ -113,6 +122,8 @@ def with_origin(origin):
         (with_origin({"signed_by": None, "columns": [[3, 5], [4, 6]]}), "no ranges in ascending order"),
         (with_origin({"signed_by": None, "columns": [[-1, 5]]}), "no ranges in ascending order"),
         (with_origin({"signed_by": None, "columns": [[0, 1 << 40]]}), "no ranges in ascending order"),
+        (with_origin({"signed_by": None, "columns": [[0, (1 << 22) + 1]]}), "no ranges in ascending order"),
+        (with_origin({"signed_by": None, "columns": [[4, 6], [0, 2]]}), "no ranges in ascending order"),
         (with_origin({"signed_by": None, "columns": [[0, 1, 2]]}), "no ranges in ascending order"),
         ({"history": [{"sequence": 1}]}, r"a line of its history has the fields \['sequence'\]"),
     ],
@@ -188,5 +199,18 @@ def test_a_journal_continues_another_whatever_old_lines_it_keeps():
     assert len(journal.history) == MAX_HISTORY + 1
     assert continues(journal, former)
     assert not continues(former, journal)
+    later = former.last_seen.replace(year=2030)
+    for of_another_device in (
+        replace(former, highest_version=9),
+        replace(former, trust_version=1),
+        replace(former, trusted_keys=("another",)),
+        replace(former, root_keys=("root",)),
+        replace(former, last_seen=later),
+    ):
+        assert not continues(journal, of_another_device)
+    replaced = replace(journal, trust_version=1, trusted_keys=("another",))
+    assert continues(replaced, replace(former, highest_version=9))  # root keys gave versions back meanwhile
+    assert not continues(replaced, replace(former, trust_version=2))
+    assert not continues(replaced, replace(former, root_keys=("root",)))
     gone = with_entry(replace(journal, states=(replace(state, origins=()),)), replace(unsigned, sequence=99))
     assert unsigned not in gone.history

@@ -11,13 +11,15 @@ import threading
 import pytest
 
 from icis_deploy.bundle.manifest import load_bundle
+from icis_deploy.bundle.slot_files import serialize_slots
 from icis_deploy.errors import BundleError, CorruptFileError, IncompatibleError, SignatureError, StorageError
+from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state import store as store_module
 from icis_deploy.runtime.state.filesystem import OSFileSystem
 from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS
-from testing.bundles import files_in, make_update, seen_head, trust, write_bundle
+from testing.bundles import FEATURE_DIM, files_in, make_update, seen_head, trust, write_bundle
 from tests.icis_deploy.runtime.file_systems import WRITING_CALLS, FailingFiles
 
 
@@ -168,6 +170,47 @@ def test_a_rename_that_happened_and_failed_is_taken_back(error, is_first, bundle
     assert (opened.version, opened.classes()) == (device.version, device.classes()) == expected
 
 
+def test_a_disk_that_is_too_full_for_the_way_back_keeps_what_the_new_journal_names(bundle_folder, open_with, signed):
+    """It still removes files, and must not remove those."""
+
+    class FullAfterwards(LateRename):
+        def create(self, path, data):
+            if self.error is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super().create(path, data)
+
+    open_with(OSFileSystem()).apply(signed(make_update("okapi", version=1)))
+    device = open_with(FullAfterwards(OSError(errno.EIO, "Input/output error")))
+
+    with pytest.raises(StorageError, match="The disk has the new state, and refused to take it back"):
+        device.apply(signed(make_update("zebra", version=2)))
+
+    for running in (Device.open(bundle_folder), device):
+        running.refresh()
+        assert (running.version, running.classes()[-1]) == (2, "zebra")
+    assert Device.open(bundle_folder).rollback().version == 1
+
+
+def test_a_change_whose_old_slots_cannot_be_removed_is_committed_and_the_next_one_removes_them(
+    bundle_folder, open_with, signed
+):
+    class Keeping(OSFileSystem):
+        def remove(self, path):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    device = open_with(OSFileSystem())
+    for version in range(1, 9):  # as many states as are kept
+        device.apply(signed(make_update(f"class {version}", version=version, complete=True)))
+    device = open_with(Keeping())
+
+    device.apply(signed(make_update("zebra", version=9, complete=True)))
+
+    assert (device.version, Device.open(bundle_folder).version) == (9, 9)
+    assert len(list((bundle_folder / "state").glob("slots-*"))) == 9
+    open_with(OSFileSystem()).apply(signed(make_update("okapi", version=10, complete=True)))
+    assert len(list((bundle_folder / "state").glob("slots-*"))) == 8
+
+
 def test_what_a_failed_change_could_not_remove_is_swept_away_by_the_next(bundle_folder, open_with, signed):
     (bundle_folder / "state").mkdir()
     (bundle_folder / "state" / f"slots-{'0' * 64}.safetensors").write_bytes(b"left by a power cut")
@@ -295,6 +338,21 @@ def test_a_damaged_slot_table_of_an_earlier_state_is_not_used_again(damaged, bun
     opened = Device.open(bundle_folder)
     assert (opened.version, opened.classes()) == (3, ("cat", "dog", "owl", "okapi"))
     assert not list((bundle_folder / "state").glob("*.new"))
+
+
+def test_an_exported_slot_table_that_was_exchanged_is_not_gone_back_to(bundle_folder, signed):
+    """It is compared whenever it is read, not only when the bundle is opened."""
+    device = Device.open(bundle_folder)
+    device.apply(signed(make_update("okapi")))
+    trojan = empty_slots(4, FEATURE_DIM).apply(make_update("trojan"), seen_names=frozenset())
+    (bundle_folder / "slots.safetensors").write_bytes(serialize_slots(trojan))
+    before = files_in(bundle_folder)
+
+    with pytest.raises(CorruptFileError, match=r"slots\.safetensors"):
+        device.rollback()
+
+    assert files_in(bundle_folder) == before
+    assert device.classes() == ("cat", "dog", "owl", "okapi")
 
 
 def test_a_missing_slot_table_is_refused_by_name(updated):
