@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.graph.dynamic_quantization import WriteOutDynamicHeadsPass
 from exporters.graph.edits import apply_passes
 from exporters.graph.integer_operators import (
     WIDE_OPSET,
@@ -271,7 +272,7 @@ def _in_standard_operators(model: ir.Model, *, where: str) -> ir.Model:
     """Return a model whose linear and quantized operators are those of ONNX itself, with inferred shapes."""
     if needs_wide_quantization(model):
         model = with_opset(model, WIDE_OPSET, where=where)
-    standard = apply_passes(model, WriteOutIntegersPass(), ReplaceMLOperatorsPass())
+    standard = apply_passes(model, WriteOutIntegersPass(), WriteOutDynamicHeadsPass(), ReplaceMLOperatorsPass())
     if standard is not model:
         infer_shapes(standard)
     return apply_passes(standard, BypassRoundingPass())

@@ -56,8 +56,8 @@ def verify(
     """Compare BUNDLE with the model that it was made from.
 
     Compares the state that a device with BUNDLE answers from now: with every update since the export, without disabled
-    classes. Runs both on the same inputs and compares logits and predictions. The exit code is 1 if they disagree, or if new classes cost the seen
-    ones more accuracy than is allowed, with 95 % confidence.
+    classes. Runs both on the same inputs and compares logits and predictions. The exit code is 1 if they disagree, or
+    if new classes cost the seen ones more accuracy than is allowed, with 95 % confidence.
     It is 6 if a file was changed since the bundle was written or signed, or, with --trust, if none of these keys signed
     it.
     """
