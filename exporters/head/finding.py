@@ -31,6 +31,7 @@ from exporters.head.patterns import (
     match_head,
     pattern_rows,
 )
+from exporters.head.score_kinds import score_kind
 from exporters.head.tail import Tail, trace_tail
 from icis_deploy.errors import AmbiguousHeadError, IncompatibleError, ModelLoadError, UsageError
 from icis_deploy.head.head import Head
@@ -143,6 +144,9 @@ def find_head(model: ir.Model, head_node: str | None = None) -> HeadLocation:
             hint="Export the model without that part.",
         )
     if len(usable) == 1:
+        # Choosing it is advice only where a bundle can then hold the model: else what follows it is said.
+        only = _location(model, usable[0], certainty="chosen", reason="the only candidate")
+        score_kind(only.node_name, only.followed_by)
         raise AmbiguousHeadError(
             f"It is not certain that this is the head: {_listed(usable)}.",
             found=_listed(usable),

@@ -108,7 +108,10 @@ def test_two_heads_are_listed_and_head_node_chooses_one():
 
 
 def test_a_head_that_something_unusual_follows_is_not_certain_but_can_be_chosen():
-    model = graph("[head] l = Gemm <transB = 1> (x, w, b) [rest] y = Relu (l)")
+    model = graph(
+        "[head] l = Gemm <transB = 1> (x, w, b) [rest] y = Relu (l) z = Identity (l)",
+        "float[batch, 5] y, float[batch, 5] z",
+    )
 
     with pytest.raises(AmbiguousHeadError) as caught:
         find_head(model)
@@ -121,6 +124,22 @@ def test_a_head_that_something_unusual_follows_is_not_certain_but_can_be_chosen(
     )
     scores = run_model(apply_passes(model, FuseHeadPass(location, head)), x=IMAGES)["y"]
     np.testing.assert_allclose(scores, np.maximum(head.logits(IMAGES), 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rest", "operators"),
+    [("y = Relu (l)", "Relu"), ("a = Div (l, cap) t = Tanh (a) y = Mul (t, cap)", "Div, Tanh, Mul")],
+)
+def test_choosing_a_head_is_no_advice_where_no_bundle_could_hold_the_model(rest: str, operators: str):
+    model = graph(f"[head] l = Gemm <transB = 1> (x, w, b) {rest}", cap=np.float32(30))
+
+    with pytest.raises(ModelLoadError) as caught:
+        find_head(model)
+
+    assert str(caught.value) == (
+        f"The head head is followed by {operators}; a bundle can hold a model that ends in its logits, a Softmax, a "
+        f"LogSoftmax or a Sigmoid. Export the model without what comes after."
+    )
 
 
 def test_a_margin_on_every_class_can_be_kept_when_the_head_is_chosen():
