@@ -255,11 +255,11 @@ inspecting(
     f"{HEAD} best = ArgMax <axis = 1, keepdims = 0> (y) z = OneHot (best, depth, pair)",
     TWO,
 )
-inspecting("The head … is followed by", "l = MatMul (x, w) a = Softmax (l) y = Softmax (a)")
+inspecting("The head … is followed by", "l = MatMul (x, w) y = Relu (l)")
 exporting("… takes int32", "f = Cast <to = 1> (x) y = MatMul (f, w)", "(int32[batch, 4] x) => (float[batch, 3] y)")
 exporting(
     "… takes an input of shape",
-    "one = ReduceMean <keepdims = 0> (x, first) f = Unsqueeze (one, first) y = MatMul (f, w)",
+    "m = ReduceMean <keepdims = 0> (x, first) f = Unsqueeze (m, first) y = MatMul (f, w)",
     "(float[3, 4] x) => (float[1, 3] y)",
 )
 exporting(

@@ -6,6 +6,7 @@ import numpy as np
 
 from exporters.graph.reading import fixed_batch, value_named
 from exporters.head.finding import HeadLocation
+from exporters.head.outputs import require_room_for_features
 from exporters.head.score_kinds import score_kind
 from exporters.loading.models import LoadedModel
 from icis_deploy.bundle.manifest import ModelInput
@@ -23,10 +24,11 @@ def require_exportable(loaded: LoadedModel, location: HeadLocation, preprocessin
 
     Raises:
         ModelLoadError: If what follows the head are no scores that can be compared.
-        IncompatibleError: If it has no axis of inputs, takes another type than float32, or the preprocessing gives
+        IncompatibleError: If it has an output that is called as the features are, no axis of inputs, takes another type than float32, or the preprocessing gives
             images of another shape.
     """
     score_kind(location.node_name, location.followed_by)
+    require_room_for_features(location, loaded.model)
     _require_batch_axis(loaded, location)
     found = loaded.input_shape[1:]
     shape = found if preprocessing is None else preprocessing.input_shape

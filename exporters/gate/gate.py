@@ -47,6 +47,7 @@ from exporters.gate.float16_emulation import EmulateFloat16Pass
 from exporters.gate.head_faults import HeadRun, clipped, name_fault
 from exporters.gate.other_outputs import other_output_failures
 from exporters.graph.edits import apply_passes
+from exporters.graph.reading import value_named
 from exporters.head.arbiter import ROW_LENGTHS
 from exporters.head.expanded_head import AnyHead, ExpandedHead, seen_row_lengths
 from exporters.head.finding import HeadLocation
@@ -151,7 +152,7 @@ def compare_bundle(
     original = _original_scores(loaded, location, inputs)
     loaded.release()
     ran = run_bundle(folder, bundle, inputs, runtime, rewrite, served)
-    profile = _profile(bundle, location)
+    profile = _profile(bundle, location, loaded.model)
     others = []
     if is_reference and rewrite is None:
         others = other_output_failures(
@@ -424,7 +425,7 @@ def _compare_with_original(
     return reports
 
 
-def _profile(bundle: Bundle, location: HeadLocation) -> GateProfile:
+def _profile(bundle: Bundle, location: HeadLocation, model: ir.Model) -> GateProfile:
     """Return the thresholds of a precision; a model exported without conversion may have a head of fewer bits."""
     if bundle.precision != "fp32":
         return GATE_PROFILES[bundle.precision]
@@ -432,7 +433,8 @@ def _profile(bundle: Bundle, location: HeadLocation) -> GateProfile:
         return GATE_PROFILES["int8 head"]
     if bundle.head_precision == "int8":
         return GATE_PROFILES["int8 rows"]
-    if location.is_16_bit:
+    logits = value_named(model.graph, location.logits_name).dtype
+    if location.is_16_bit or logits in {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}:
         return GATE_PROFILES["fp16 head"]
     return GATE_PROFILES["fp32" if bundle.head_precision == "fp32" else "fp16 rows"]
 

@@ -321,14 +321,19 @@ def _nothing_found(model: ir.Model, refusals: list[str]) -> ModelLoadError:
         f"output.{last}",
         found=found,
         expected="a Gemm, a MatMul or a 1x1 Conv with a constant weight before the output",
-        hint=" ".join([choice, _advice(model)]).strip() or None,
+        hint=" ".join([choice, _advice(model, found)]).strip() or None,
     )
 
 
-def _advice(model: ir.Model) -> str:
-    """Return a sentence on what to give instead of a model whose operators hide its head, if it is one."""
+def _advice(model: ir.Model, found: str) -> str:
+    """Return a sentence on what to give instead of a model whose operators hide its head, if it is one.
+
+    Args:
+        model: The model.
+        found: Why there is no head, which begins with the name of the operator that was refused, if one was.
+    """
     last = next((node for node in reversed(model.graph) if is_linear(node) and has_rows(node)), None)
-    if last is not None and bends_at_positions(last):
+    if last is not None and found.startswith(f"{label(last)} (") and bends_at_positions(last):
         return (
             "Such is SqueezeNet's head: average the features first, then apply the 1x1 Conv without what comes after "
             "it, and train that layer again."
