@@ -24,8 +24,8 @@ def require_exportable(loaded: LoadedModel, location: HeadLocation, preprocessin
 
     Raises:
         ModelLoadError: If what follows the head are no scores that can be compared.
-        IncompatibleError: If it has an output that is called as the features are, no axis of inputs, takes another type than float32, or the preprocessing gives
-            images of another shape.
+        IncompatibleError: If it has an output that is called as the features are, no axis of inputs, or takes another
+            type than float32, or if the preprocessing gives images of another shape.
     """
     score_kind(location.node_name, location.followed_by)
     require_room_for_features(location, loaded.model)

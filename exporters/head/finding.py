@@ -31,7 +31,7 @@ from exporters.head.patterns import (
     match_head,
     pattern_rows,
 )
-from exporters.head.score_kinds import score_kind
+from exporters.head.score_kinds import are_scores, score_kind
 from exporters.head.tail import Tail, trace_tail
 from icis_deploy.errors import AmbiguousHeadError, IncompatibleError, ModelLoadError, UsageError
 from icis_deploy.head.head import Head
@@ -75,8 +75,8 @@ class HeadLocation:
     """Name of the value where the logits leave the head."""
 
     output_name: str
-    """Name of the graph output with one score per class that is nearest to the logits; `logits_name` in a model that
-    gives choices only (TopK, ArgMax). Head surgery makes it the first output, `(batch, num_classes)`."""
+    """Name of the graph output with one score per class that is nearest to the logits, of a kind that a bundle can hold
+    if there is one; `logits_name` in a model that gives choices only (TopK, ArgMax). Head surgery makes it the first output, `(batch, num_classes)`."""
 
     followed_by: tuple[str, ...]
     """Operators between the logits and that output, in order."""
@@ -380,7 +380,8 @@ def _location(
     weight = roots[0] if roots else pattern.weight
     dtype = weight.dtype.numpy().name if weight.dtype is not None else "float32"
     scored = [output for output in model.graph.outputs if _has_scores(output, tail.axes.get(output))]
-    output = min(scored, key=lambda value: len(tail.path_to(value)), default=pattern.logits)
+    paths = {value: tail.path_to(value) for value in scored}
+    output = min(scored, key=lambda value: (not are_scores(paths[value]), len(paths[value])), default=pattern.logits)
     return HeadLocation(
         kind=pattern.kind,
         node_name=label(pattern.node),

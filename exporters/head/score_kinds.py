@@ -29,6 +29,11 @@ _SCORE_KINDS = {
 }
 
 
+def are_scores(followed_by: Sequence[str]) -> bool:
+    """Say whether what these operators make of logits is of a kind that a bundle can hold."""
+    return tuple(op_type for op_type in followed_by if op_type not in _NEUTRAL) in _SCORE_KINDS
+
+
 def score_kind(head: str, followed_by: Sequence[str]) -> str:
     """Return `logits`, `probabilities`, `log-probabilities` or `sigmoid`.
 
