@@ -76,7 +76,8 @@ class HeadLocation:
 
     output_name: str
     """Name of the graph output with one score per class that is nearest to the logits, of a kind that a bundle can hold
-    if there is one; `logits_name` in a model that gives choices only (TopK, ArgMax). Head surgery makes it the first output, `(batch, num_classes)`."""
+    if there is one; `logits_name` in a model that gives choices only (TopK, ArgMax). Head surgery makes it the first
+    output, `(batch, num_classes)`."""
 
     followed_by: tuple[str, ...]
     """Operators between the logits and that output, in order."""

@@ -20,7 +20,10 @@ LEAST_LOG = -60.0
 """Logarithm below which a probability counts as 0: a softmax in float32 underflows at -87, and probabilities are
 renormalised over fewer classes before they are compared."""
 
-_NEUTRAL = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_NEUTRAL = frozenset(
+    {"Cast", "Dropout", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""What moves scores; of Gather and Slice those alone are followed that take the only entry of an axis."""
 _SCORE_KINDS = {
     (): "logits",
     ("Softmax",): "probabilities",

@@ -24,9 +24,10 @@ def write(path: Path, body: str, inputs: str = "float[batch, 3, 2, 2] x", output
     )
     weight = RNG.normal(size=(5, 3)).astype(np.float32)
     arrays = {"maps": weight[:, :, None, None], "weight": weight.T, "bias": RNG.normal(size=5).astype(np.float32)}
+    arrays["nought"] = np.array(0)
     taken = {name for node in model.graph.node for name in node.input}
     model.graph.initializer.extend(
-        onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+        onnx.numpy_helper.from_array(np.array(array, order="C"), name)
         for name, array in arrays.items()
         if name in taken
     )
@@ -41,8 +42,9 @@ def write(path: Path, body: str, inputs: str = "float[batch, 3, 2, 2] x", output
         "z = Conv (p, maps, bias) y = Squeeze (z)",
         "z = Conv (p, maps, bias) s = Softmax <axis = 1> (z) y = Squeeze (s)",
         "f = Flatten (p) m = MatMul (f, weight) y = Sum (m, bias)",
+        "z = Conv (p, maps, bias) a = Gather <axis = 3> (z, nought) y = Gather <axis = 2> (a, nought)",
     ],
-    ids=["squeeze", "squeeze of probabilities", "sum"],
+    ids=["squeeze", "squeeze of probabilities", "sum", "the only position"],
 )
 def test_one_image_gets_the_answer_that_it_gets_among_others(tmp_path: Path, body: str, head: str):
     """A Squeeze of whatever is 1 takes the batch of one image away too; the bundle's does not."""
