@@ -154,17 +154,8 @@ verifying("Images can only be used where", lambda at: str(at.project.images))
 
 @case("inspect", "No head was found: … gives one number")
 def _(at: Place) -> list[str]:
-    import onnx
-    import onnx.parser
-
-    model = onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["": 18]>\n'
-        "one (float[batch, 4] columns) => (float[batch, 1] score)\n"
-        "{ logit = MatMul (columns, weight) \n score = Sigmoid (logit) }"
-    )
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 1), np.float32), "weight"))
-    onnx.save(model, at.folder / "model.onnx")
-    return ["inspect", str(at.folder / "model.onnx")]
+    ends = "(float[batch, 4] x) => (float[batch, 1] y)"
+    return ["inspect", model(at, "l = MatMul (x, one) y = Sigmoid (l)", ends)]
 
 
 @case("predict", "The bundle … does not state how images are prepared.")
@@ -179,6 +170,148 @@ def _(at: Place) -> list[str]:
         at.patch.setitem(sys.modules, name, None)
     (at.folder / "a.parquet").write_bytes(b"PAR1")
     return ["predict", str(at.bundle), str(at.folder / "a.parquet")]
+
+
+def model(at: Place, body: str, ends: str = "(float[batch, 4] x) => (float[batch, 3] y)", opset: int = 18) -> str:
+    """Write a graph of a head of three classes, `w`, and return its path."""
+    import onnx
+    import onnx.parser
+
+    imports = f'["": {opset}, "ai.onnx.ml": 3]'
+    written = onnx.parser.parse_model(f"<ir_version: 8, opset_import: {imports}>\nnet {ends} {{ {body} }}")
+    arrays = {
+        "w": np.ones((4, 3), np.float32),
+        "one": np.ones((4, 1), np.float32),
+        "maps": np.ones((3, 4, 1, 1), np.float32),
+        "depth": np.array(3),
+        "pair": np.array([0, 1], np.float32),
+        "first": np.array([0]),
+        "second": np.array([1]),
+        "half": np.array(0.5, np.float32),
+        "yes": np.array(True),
+    }
+    taken = {name for node in written.graph.node for name in node.input}
+    written.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, name) for name, array in arrays.items() if name in taken
+    )
+    onnx.save(written, at.folder / "model.onnx")
+    return str(at.folder / "model.onnx")
+
+
+HEAD = "y = MatMul (x, w)"
+NAMES = "cat\ndog\nowl\n"
+
+
+def inspecting(
+    beginning: str, body: str, ends: str = "(float[batch, 4] x) => (float[batch, 3] y)", **more: int
+) -> None:
+    case("inspect", beginning)(lambda at: ["inspect", model(at, body, ends, **more)])
+
+
+def classes(at: Place, text: str = NAMES) -> list[str]:
+    (at.folder / "classes.txt").write_text(text)
+    return ["--classes", str(at.folder / "classes.txt")]
+
+
+def exporting(beginning: str, body: str, ends: str, preprocess: str = "") -> None:
+    def arguments(at: Place) -> list[str]:
+        found = ["export", model(at, body, ends), *classes(at), "--out", str(at.folder / "exported")]
+        if preprocess:
+            (at.folder / "preprocess.json").write_text(preprocess)
+            found += ["--preprocess", str(at.folder / "preprocess.json")]
+        return found
+
+    case("export", beginning)(arguments)
+
+
+def external(at: Place, size: int | None) -> list[str]:
+    """A model whose weight lies in another file, which is missing, or has a few bytes."""
+    import onnx
+
+    path = model(at, HEAD)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    weights = at.folder / "weights.bin"
+    if size is None:
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:size])
+    return ["inspect", path]
+
+
+def damaged(at: Place) -> list[str]:
+    path = at.folder / "model.onnx"
+    path.write_bytes(b"<!DOCTYPE html>")
+    return ["inspect", str(path)]
+
+
+TREE = (
+    "label, y = ai.onnx.ml.TreeEnsembleClassifier <nodes_treeids = [0], nodes_nodeids = [0], nodes_featureids = [0], "
+    'nodes_values = [0.0], nodes_modes = ["LEAF"], nodes_truenodeids = [0], nodes_falsenodeids = [0], '
+    "class_treeids = [0], class_nodeids = [0], class_ids = [0], class_weights = [1.0], classlabels_int64s = [0, 1, 2]> "
+    "(x)"
+)
+TWO = "(float[batch, 4] x) => (float[batch, 3] y, float[batch, 3] z)"
+
+case("inspect", "There is no model file")(lambda at: ["inspect", str(at.folder / "none.onnx")])
+case("inspect", "… is no model that can be loaded")(lambda at: ["inspect", str(at.folder / "none.tflite")])
+case("inspect", "… (… bytes) cannot be read as ONNX")(damaged)
+case("inspect", "… keeps the weight … in …, which cannot be read: ….")(lambda at: external(at, None))
+case("inspect", "… keeps the weight … in …, which cannot be read: the file")(lambda at: external(at, 5))
+case("inspect", "The class list has")(lambda at: ["inspect", model(at, HEAD), *classes(at, "cat\ndog\n")])
+case("inspect", "Class … is named twice")(lambda at: ["inspect", model(at, HEAD), *classes(at, "cat\ndog\ncat\n")])
+inspecting("… uses ONNX opset", HEAD, opset=999)
+inspecting("… was exported in training mode", f"h = Dropout (x, half, yes) {HEAD.replace('x', 'h')}")
+inspecting(
+    "…: The model gives no tensor",
+    f"{HEAD} s = SplitToSequence <axis = 0> (y)",
+    "(float[batch, 4] x) => (seq(float[a, b]) s)",
+)
+inspecting(
+    "No head was found: … (Conv) is none",
+    "m = Conv (x, maps) r = Relu (m) y = GlobalAveragePool (r)",
+    "(float[batch, 4, 5, 5] x) => (float[batch, 3, 1, 1] y)",
+)
+inspecting("No head was found: output … comes from … (TreeEnsembleClassifier)", TREE)
+inspecting("It is not certain that this is the head", f"{HEAD} z = Relu (y)", TWO)
+inspecting("Several layers could be the head", f"{HEAD} h = Neg (x) z = MatMul (h, w)", TWO)
+inspecting(
+    "No class can be added to this model's head",
+    f"{HEAD} best = ArgMax <axis = 1, keepdims = 0> (y) z = OneHot (best, depth, pair)",
+    TWO,
+)
+inspecting("The head … is followed by", "l = MatMul (x, w) y = Relu (l)")
+exporting("… takes int32", "f = Cast <to = 1> (x) y = MatMul (f, w)", "(int32[batch, 4] x) => (float[batch, 3] y)")
+exporting(
+    "… takes an input of shape",
+    "m = ReduceMean <keepdims = 0> (x, first) f = Unsqueeze (m, first) y = MatMul (f, w)",
+    "(float[3, 4] x) => (float[1, 3] y)",
+)
+exporting(
+    "… takes inputs of any size",
+    "m = ReduceMean <keepdims = 0> (x, second) y = MatMul (m, w)",
+    "(float[batch, tall, 4] x) => (float[batch, 3] y)",
+)
+exporting(
+    "The preprocessing gives images of shape",
+    "p = GlobalAveragePool (x) f = Flatten (p) y = MatMul (f, w)",
+    "(float[batch, 4, 8, 8] x) => (float[batch, 3] y)",
+    preprocess='{"resize": 8, "crop": 8, "mean": 0, "std": 1}',
+)
+
+
+@case("verify", "The bundle … was made from the head")
+def _(at: Place) -> list[str]:
+    icis_deploy.export(model(at, HEAD), classes=NAMES.split(), out=at.folder / "exported")
+    other = model(at, f"n = Neg (w) {HEAD.replace('w', 'n')}")
+    return ["verify", str(at.folder / "exported"), "--against", other]
+
+
+def calling(command: str, beginning: str, call: Callable[[Place], object]) -> None:
+    def raising(at: Place) -> list[str]:
+        call(at)
+        raise AssertionError("nothing was raised")
+
+    case(command, beginning)(raising)
 
 
 def closed(at: Place) -> object:
@@ -218,28 +351,6 @@ calling("add_to_module", "Nothing says which classes", adding("no names"))
 calling("add_to_module", "The class update replaces", adding("replaces"))
 
 # --- models, heads and descriptions -------------------------------------------------------------------------------
-
-
-@case("inspect", "Several layers could be the head")
-def _(at: Place) -> list[str]:
-    import onnx
-    import onnx.parser
-
-    model = onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["": 18]>\n'
-        "two (float[batch, 4] columns) => (float[batch, 5] animals, float[batch, 3] plants)\n"
-        "{ animals = MatMul (columns, first) \n plants = MatMul (columns, second) }"
-    )
-    for name, num_classes in (("first", 5), ("second", 3)):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, num_classes), np.float32), name))
-    onnx.save(model, at.folder / "model.onnx")
-    return ["inspect", str(at.folder / "model.onnx")]
-
-
-@case("inspect", "The class list has")
-def _(at: Place) -> list[str]:
-    (at.folder / "two.txt").write_text("cat\ndog\n")
-    return ["inspect", str(at.project.model), "--classes", str(at.folder / "two.txt")]
 
 
 def injecting_with(at: Place, *options: str, descriptors: Path | None = None) -> list[str]:
@@ -575,16 +686,15 @@ def test_every_class_of_errors_has_a_line():
 
 
 def test_the_page_of_all_messages_has_each_line_of_the_table():
-    said: dict[str, list[str]] = {}
-    for message in all_messages():
-        said.setdefault(message.kind.__name__, []).append(message.what)
+    # Of whichever class: a reader of a file says what was wrong in it in the words of another error.
+    said = [message.what for message in all_messages()]
     # Of what was measured: no place of the code has their words.
     put_together = {"SeenLossError", "GateFailedError"}
 
     lacking = [
         line.message
         for line in lines()
-        if line.kind not in put_together and not any(alike(line.message, what) for what in said[line.kind])
+        if line.kind not in put_together and not any(alike(line.message, what) for what in said)
     ]
     assert lacking == []
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from exporters.graph.reading import fixed_batch, value_named
 from exporters.head.finding import HeadLocation
+from exporters.head.outputs import require_room_for_features
 from exporters.head.score_kinds import score_kind
 from exporters.loading.models import LoadedModel
 from icis_deploy.bundle.manifest import ModelInput
@@ -22,9 +24,12 @@ def require_exportable(loaded: LoadedModel, location: HeadLocation, preprocessin
 
     Raises:
         ModelLoadError: If what follows the head are no scores that can be compared.
-        IncompatibleError: If it takes another type than float32, or the preprocessing gives images of another shape.
+        IncompatibleError: If it has an output that is called as the features are, no axis of inputs, or takes another
+            type than float32, or if the preprocessing gives images of another shape.
     """
-    score_kind(location)
+    score_kind(location.node_name, location.followed_by)
+    require_room_for_features(location, loaded.model)
+    _require_batch_axis(loaded, location)
     found = loaded.input_shape[1:]
     shape = found if preprocessing is None else preprocessing.input_shape
     if len(shape) != len(found) or any(isinstance(a, int) and a != b for a, b in zip(found, shape, strict=True)):
@@ -43,6 +48,22 @@ def require_exportable(loaded: LoadedModel, location: HeadLocation, preprocessin
             where=loaded.spec,
             hint="Export it with a float32 input.",
         )
+
+
+def _require_batch_axis(loaded: LoadedModel, location: HeadLocation) -> None:
+    """Raise `IncompatibleError` if the first axis of the input is another than that of the scores."""
+    num_given = loaded.fixed_batch
+    num_scored = fixed_batch(value_named(loaded.model.graph, location.logits_name))
+    if num_given is None or num_scored is None or num_given == num_scored:
+        return
+    raise IncompatibleError(
+        f"{loaded.spec} takes an input of shape {loaded.input_shape} and gives {num_scored} rows of scores: its first "
+        f"axis is not one of inputs. Expected a batch first, of the same size in both.",
+        found=loaded.input_shape,
+        expected="a batch on the first axis",
+        where=loaded.spec,
+        hint="Export it with a batch on the first axis, dynamic or of size 1.",
+    )
 
 
 def model_input(loaded: LoadedModel, preprocessing: Preprocessing | None) -> ModelInput:

@@ -305,7 +305,8 @@ def write_bundle(
             model = apply_passes(
                 model, StoreRowsPass(fused_node_name(model) or location.node_name, form.head_precision)
             )
-        model, taken = with_pixels_and_topk(model, taken, form, kind=score_kind(location), preprocessing=preprocessing)
+        kind = score_kind(location.node_name, location.followed_by)
+        model, taken = with_pixels_and_topk(model, taken, form, kind=kind, preprocessing=preprocessing)
         _write_files(building, plan, model, lengths)
         bundle = _describe(building, plan, taken, form, location, preprocessing)
         seconds = time.perf_counter() - start
@@ -418,7 +419,7 @@ def _describe(
         head_precision=form.head_precision,
         top=form.top,
         arbiter=plan.arbiter,
-        score_kind=score_kind(location),
+        score_kind=score_kind(location.node_name, location.followed_by),
         preprocessing=preprocessing,
         files={path.name: file_entry(path) for path in sorted(folder.iterdir())},
         parity=(),

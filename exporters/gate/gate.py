@@ -47,6 +47,7 @@ from exporters.gate.float16_emulation import EmulateFloat16Pass
 from exporters.gate.head_faults import HeadRun, clipped, name_fault
 from exporters.gate.other_outputs import other_output_failures
 from exporters.graph.edits import apply_passes
+from exporters.graph.reading import value_named
 from exporters.head.arbiter import ROW_LENGTHS
 from exporters.head.expanded_head import AnyHead, ExpandedHead, seen_row_lengths
 from exporters.head.finding import HeadLocation
@@ -63,11 +64,20 @@ from exporters.loading.models import LoadedModel
 from exporters.onnx_io.files import load_initializers, save_model
 from exporters.onnx_io.shape_inference import infer_shapes
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants, load_row_lengths
-from icis_deploy.bundle.manifest import ARBITER_NAME, MODEL_NAME, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT, Bundle
+from icis_deploy.bundle.manifest import (
+    ARBITER_NAME,
+    MODEL_NAME,
+    SLOT_ARBITER,
+    SLOT_BIAS,
+    SLOT_WEIGHT,
+    Bundle,
+    known_names,
+)
 from icis_deploy.bundle.slot_files import exported_slots
 from icis_deploy.common.arrays import Float32, Float64
 from icis_deploy.errors import IncompatibleError, RuntimeFailureError, SelfTestError, UsageError
 from icis_deploy.head.arbiter import STATISTICS
+from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.sources import InputSource
 from icis_deploy.metrics.accuracy_loss import compare_accuracy
@@ -87,6 +97,7 @@ VANISHING = {"sigmoid": 1e-6, "probabilities": math.exp(LEAST_LOG)}
 """By score kind, the probability below which it counts as 0."""
 MAX_TIE = 0.5
 """Greatest difference of two logits between which it may be chance which is greater, in standard deviations."""
+_LOG_VARIANCE = STATISTICS.index("log_variance")
 TOPK_TOLERANCE = 1e-5
 """Greatest error of a probability that a model gives with its top-k classes."""
 
@@ -102,7 +113,7 @@ def compare_bundle(
     runtime: Runtime | None = None,
     rewrite: ir.passes.PassBase | None = None,
     max_seen_loss: float | None = None,
-    served: ServedSlots | None = None,
+    served: ServedState | None = None,
 ) -> tuple[ParityReport, ...]:
     """Run a bundle and what it was made from on the same inputs, and compare.
 
@@ -117,7 +128,8 @@ def compare_bundle(
         rewrite: A pass that its model is rewritten by first, in the default runtime.
         max_seen_loss: How much of the accuracy on seen classes the new ones may cost, fraction of 1; `None` for what
             the bundle's updates state.
-        served: What the slots hold since a change on a device; `None` for what they were exported with.
+        served: What a device answers from since a change on it; `None` for what was exported. Disabled classes are
+            compared nowhere: no answer has them, and what an arbiter makes of the others is without them.
 
     Returns:
         A report for each comparison.
@@ -140,11 +152,11 @@ def compare_bundle(
     original = _original_scores(loaded, location, inputs)
     loaded.release()
     ran = run_bundle(folder, bundle, inputs, runtime, rewrite, served)
-    profile = _profile(bundle, location)
+    profile = _profile(bundle, location, loaded.model)
     others = []
     if is_reference and rewrite is None:
         others = other_output_failures(
-            folder, bundle, ran.class_names, loaded=loaded, location=location, inputs=inputs, profile=profile
+            folder, bundle, ran.known_names, loaded=loaded, location=location, inputs=inputs, profile=profile
         )
         loaded.release()
     own = None
@@ -155,9 +167,9 @@ def compare_bundle(
             own_features if checked is None else apply_passes(own_features, checked), inputs, prepared=False
         )
     where = "" if runtime is None or is_reference else f"; the bundle in {runtime.name}"
-    where += "" if served is None else f"; slots of version {served.version}, as a device serves them"
+    where += "" if served is None else served.describe()
     expected = comparable_from_logits(_expected_logits(expanded, features, ran, profile), bundle.score_kind)
-    reports = _compare_with_original(expected, original, ran.logits, bundle, profile=profile, where=where)
+    reports = _compare_with_original(expected, original, ran, bundle, profile=profile, where=where)
     if own is not None and np.isfinite(own).all():
         reports.append(_compare_with_own(expanded, own, ran, bundle))
     if (min_kept := profile.min_seen_kept) is not None and images is not None:
@@ -165,11 +177,13 @@ def compare_bundle(
             reports[0],
             expected,
             ran,
-            bundle=bundle,
             labels=images.labels or ("",) * len(images),
             min_seen_kept=min_kept,
         )
-    fault = _fault(features if own is None else own, ran, bundle, expanded, reports[0] if own is None else reports[-1])
+    fault = None
+    if ran.class_names == ran.known_names:
+        compared, report = (features, reports[0]) if own is None else (own, reports[-1])
+        fault = _fault(compared, ran, bundle, expanded, report)
     named = [] if fault is None else [fault]
     if bundle.arbiter:
         named += _length_failures(folder, bundle, seen_row_lengths(loaded.model, location))
@@ -180,12 +194,22 @@ def compare_bundle(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServedSlots:
-    """What the slots of a bundle hold after changes on a device."""
+class ServedState:
+    """What a device answers from after changes on it."""
 
-    table: SlotTable
+    table: SlotTable | None
+    """What the slots hold; `None` for a fused head."""
+
     version: int
     """Of the last class update in it."""
+
+    disabled: tuple[str, ...] = ()
+    """Classes that answers leave out."""
+
+    def describe(self) -> str:
+        """Return the state as a clause, for what a report compares with."""
+        slots = "" if self.table is None else f"; slots of version {self.version}, as a device serves them"
+        return slots + (f"; without {quoted(self.disabled)}, disabled" if self.disabled else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +220,16 @@ class BundleRun:
     """`(num_images, num_classes)` float64, as a device gives them."""
 
     class_names: tuple[str, ...]
-    """`(num_classes,)`, in the order of the logits."""
+    """`(num_classes,)`, in the order of the logits; disabled classes are none of them."""
+
+    enabled: NDArray[np.intp]
+    """`(num_classes,)`: the index of each class among all, disabled ones included."""
+
+    num_seen: int
+    """How many of the classes the original model knows."""
+
+    known_names: tuple[str, ...]
+    """Names of all classes, disabled ones included."""
 
     failures: frozenset[str]
     """What is wrong with its slots, or with the top-k classes that it chooses itself, as clauses."""
@@ -244,14 +277,25 @@ def _unnormalised(found: Float64, expected: Float64, kind: str) -> Float64:
 def _expected_logits(expanded: AnyHead, features: NDArray[np.float32], ran: BundleRun, profile: GateProfile) -> Float64:
     """Return the logits that a head should give for features, `(num_images, num_classes)` float64."""
     if not isinstance(expanded, ExpandedHead) or expanded.arbiter is None:
-        return expanded.logits(features)
-    logits, num_seen = expanded.products(features), expanded.location.num_classes
-    seen = logits[:, :num_seen]
-    top, found = seen.argmax(axis=1), ran.logits[:, :num_seen].argmax(axis=1)
-    gap = seen.max(axis=1) - seen[np.arange(len(seen)), found]
+        return expanded.logits(features)[:, ran.enabled]
+    logits = expanded.products(features)
+    if ran.num_seen:
+        columns = ran.enabled[: ran.num_seen]
+        found = columns[ran.logits[:, : ran.num_seen].argmax(axis=1)]
+    else:  # nothing that new classes are weighed against: the statistics are those of all (`statistics_change`)
+        columns = np.arange(expanded.location.num_classes)
+        found = logits[:, columns].argmax(axis=1)
+    seen, images = logits[:, columns], np.arange(len(logits))
+    top = columns[seen.argmax(axis=1)]
+    gap = seen.max(axis=1) - logits[images, found]
     is_chance = gap <= min(2 * profile.max_scaled_error, MAX_TIE) * seen.std()
-    expanded.add_offsets(logits, expanded.statistics(features, seen, np.where(is_chance, found, top)))
-    return logits
+    top = np.where(is_chance, found, top)
+    statistics = expanded.statistics(features, seen, top)
+    if len(columns) == 1:  # of one class there is no variance (`statistics_change`)
+        of_all = expanded.statistics(features, logits[:, : expanded.location.num_classes], top)
+        statistics[:, _LOG_VARIANCE] = of_all[:, _LOG_VARIANCE]
+    expanded.add_offsets(logits, statistics)
+    return logits[:, ran.enabled]
 
 
 def _features(model: ir.Model, inputs: InputBatches, *, prepared: bool) -> NDArray[np.float32]:
@@ -296,7 +340,7 @@ def run_bundle(
     inputs: InputBatches,
     runtime: Runtime | None,
     rewrite: ir.passes.PassBase | None,
-    served: ServedSlots | None = None,
+    served: ServedState | None = None,
 ) -> BundleRun:
     """Run a bundle's files on inputs, and check its slots and its top-k classes."""
     device = opened_bundle(folder, bundle, runtime, rewrite)
@@ -306,7 +350,14 @@ def run_bundle(
     )
     if served is not None:
         session = session_of(device)
-        state = make_head_state(bundle, session, table=served.table, version=served.version)
+        state = make_head_state(
+            bundle,
+            session,
+            table=served.table,
+            version=served.version,
+            disabled=served.disabled,
+            constants=ArbiterConstants(folder, bundle) if served.disabled else None,
+        )
         device = Device(folder=folder, bundle=bundle, session=session, state=state, runtime=runtime)
     failures |= _statistics_failures(folder, device)
     for batch in inputs:
@@ -314,9 +365,15 @@ def run_bundle(
         if state_of(device).table is not None or bundle.top:
             scores = session_of(device).run(batch.given, state_of(device).buffers).logits
             failures |= _empty_slot_failures(device, scores) | _topk_failures(device, batch.given, scores)
+    names, class_names = known_names(bundle, state_of(device).table), device.classes()
+    disabled = frozenset(() if served is None else served.disabled)
+    enabled = np.array([index for index, name in enumerate(names) if name not in disabled], dtype=np.intp)
     return BundleRun(
         logits=np.concatenate(exported).astype(np.float64),
-        class_names=device.classes(),
+        class_names=class_names,
+        enabled=enabled,
+        num_seen=int((enabled < bundle.num_seen).sum()),
+        known_names=names,
         failures=frozenset(failures),
     )
 
@@ -346,27 +403,29 @@ def _rewrite_for(
 def _compare_with_original(
     expected: Float64,
     original: NDArray[np.float32],
-    ours: Float64,
+    ran: BundleRun,
     bundle: Bundle,
     *,
     profile: GateProfile,
     where: str,
 ) -> list[ParityReport]:
-    # A device gives logits, or logarithms of scores, which have to be normalised again over fewer classes.
-    seen = comparable_from_device(ours[:, : bundle.num_seen], bundle.score_kind)
-    original_scores = comparable_from_scores(original, bundle.score_kind)
-    return [
+    reports = [
         compare_logits(
             expected,
-            comparable_from_device(ours, bundle.score_kind),
+            comparable_from_device(ran.logits, bundle.score_kind),
             profile=profile,
             compared_with=EXPANDED_HEAD + where,
-        ),
-        compare_logits(original_scores, seen, profile=profile, compared_with=ORIGINAL_MODEL + where),
+        )
     ]
+    if ran.num_seen:
+        # A device gives logits, or logarithms of scores, which have to be normalised again over fewer classes.
+        seen = comparable_from_device(ran.logits[:, : ran.num_seen], bundle.score_kind)
+        scores = comparable_from_scores(original[:, ran.enabled[: ran.num_seen]], bundle.score_kind)
+        reports.append(compare_logits(scores, seen, profile=profile, compared_with=ORIGINAL_MODEL + where))
+    return reports
 
 
-def _profile(bundle: Bundle, location: HeadLocation) -> GateProfile:
+def _profile(bundle: Bundle, location: HeadLocation, model: ir.Model) -> GateProfile:
     """Return the thresholds of a precision; a model exported without conversion may have a head of fewer bits."""
     if bundle.precision != "fp32":
         return GATE_PROFILES[bundle.precision]
@@ -374,7 +433,8 @@ def _profile(bundle: Bundle, location: HeadLocation) -> GateProfile:
         return GATE_PROFILES["int8 head"]
     if bundle.head_precision == "int8":
         return GATE_PROFILES["int8 rows"]
-    if location.is_16_bit:
+    logits = value_named(model.graph, location.logits_name).dtype
+    if location.is_16_bit or logits in {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}:
         return GATE_PROFILES["fp16 head"]
     return GATE_PROFILES["fp32" if bundle.head_precision == "fp32" else "fp16 rows"]
 
@@ -402,7 +462,6 @@ def _with_accuracy(
     before: Float64,
     ran: BundleRun,
     *,
-    bundle: Bundle,
     labels: Sequence[str],
     min_seen_kept: float,
 ) -> ParityReport:
@@ -412,7 +471,7 @@ def _with_accuracy(
         ran.logits,
         labels=labels,
         class_names=ran.class_names,
-        num_seen=bundle.num_seen,
+        num_seen=ran.num_seen,
         agreement=report.agreement,
         min_seen_kept=min_seen_kept,
         max_h_loss=report.profile.max_h_loss,
@@ -424,7 +483,7 @@ def _seen_loss(
     ran: BundleRun, bundle: Bundle, images: InputSource | None, max_seen_loss: float | None
 ) -> SeenLoss | None:
     """Return what the new classes cost on images of seen ones; `None` where there are no such images or classes."""
-    column_of = {name: index for index, name in enumerate(bundle.seen_names)}
+    column_of = {name: index for index, name in enumerate(ran.class_names[: ran.num_seen])}
     labels = () if images is None or images.labels is None else images.labels
     known = np.array([index for index, label in enumerate(labels) if label in column_of], dtype=np.intp)
     if max_seen_loss is not None and not len(known):
@@ -434,12 +493,12 @@ def _seen_loss(
             expected="at least 1 such image",
             hint="Give labelled images of these classes in `images`, or leave `max_seen_loss` out.",
         )
-    if len(ran.class_names) == bundle.num_seen or not len(known):
+    if len(ran.class_names) == ran.num_seen or not len(known):
         return None
     return measure_seen_loss(
         np.nan_to_num(ran.logits[known], nan=-np.inf),  # a NaN is a failure of parity, and said there
         np.array([column_of[labels[index]] for index in known], dtype=np.int64),
-        is_original=np.arange(len(ran.class_names)) < bundle.num_seen,
+        is_original=np.arange(len(ran.class_names)) < ran.num_seen,
         class_names=ran.class_names,
         max_seen_loss=stated_budget(bundle.updates) if max_seen_loss is None else max_seen_loss,
     )
@@ -493,8 +552,7 @@ def _empty_slot_failures(device: Device, given: NDArray[np.float32]) -> set[str]
     state = state_of(device)
     if state.table is None:
         return set()
-    is_empty = np.ones(given.shape[1], dtype=bool)
-    is_empty[state.columns] = False
+    is_empty = np.array([name is None for name in state.score_names])
     greatest = given[:, is_empty].max(initial=-np.inf)
     # Probabilities underflow near zero, where an empty slot and an improbable class are the same.
     vanishes = greatest < VANISHING.get(device.bundle.score_kind, -np.inf)

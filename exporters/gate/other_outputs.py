@@ -156,17 +156,23 @@ def _tail_failures(
     tolerance = 1e-2 if ours.is_narrow else 1e-4
     failures = []
     for value in after:
-        name, class_axis = str(value.name), tail.axes[value]
+        name, class_axis = str(value.name), _axis_in(found[str(value.name)], value, tail.axes[value])
         of_seen = found[name] if class_axis is None else np.take(found[name], range(num_seen), axis=class_axis)
         if not _agree(expected[name], of_seen, tolerance):
             failures.append(f"the output {name!r} is not the original's where a class is chosen that it knows")
-        elif not _fits_new(value, found_new[name], new.winners, tail, class_names, num_seen):
+        elif not _fits_new(value, class_axis, found_new[name], new.winners, tail, class_names, num_seen):
             failures.append(f"the output {name!r} does not follow the scores where a new class is chosen")
     return failures
 
 
+def _axis_in(found: NDArray[Any], value: ir.Value, axis: int | None) -> int | None:
+    """Return the class axis of what was found, which has an axis of images where the value has none (`_first`)."""
+    return None if axis is None else axis + found.ndim - len(shape_of(value))
+
+
 def _fits_new(
     value: ir.Value,
+    axis: int | None,
     found: NDArray[Any],
     winners: NDArray[np.intp],
     tail: Tail,
@@ -174,7 +180,6 @@ def _fits_new(
     num_seen: int,
 ) -> bool:
     """Say whether an output is right where new classes are the greatest, as far as it says which class is."""
-    axis = tail.axes[value]
     if not len(winners):
         return True
     if axis is not None:
@@ -227,11 +232,17 @@ def _spaced(first: int, last: int) -> NDArray[np.intp]:
 
 
 def _logits_in(model: ir.Model, location: HeadLocation) -> str:
-    """Return the name of the logits that an exported graph goes on with: what is cast, where others take that too."""
+    """Return the name of the logits that an exported graph goes on with.
+
+    It is what is cast, or made a matrix, for the first output, where others take that too.
+    """
     value = value_named(model.graph, location.logits_name)
-    node = value.producer()
-    source = node.inputs[0] if node is not None and node.op_type == "Cast" else None
-    return str(source.name if source is not None and len(source.uses()) > 1 else value.name)
+    while (node := value.producer()) is not None and node.op_type in {"Cast", "Flatten"}:
+        source = node.inputs[0]
+        if source is None or len(source.uses()) < 2:
+            break
+        value = source
+    return str(value.name)
 
 
 class _CutGraph:

@@ -247,7 +247,8 @@ def _follow_choice(node: ir.Node, source: Carrier) -> Followed:
 
 
 def _follow_flatten(node: ir.Node, source: Carrier) -> Followed:
-    split = node.attributes.get_int("axis", 1) % (len(source.dims) + 1)
+    stated = node.attributes.get_int("axis", 1)
+    split = stated + len(source.dims) if stated < 0 else stated
     rest = [dim for axis, dim in enumerate(source.dims) if axis >= split and axis != source.axis]
     if split > source.axis or any(dim != 1 for dim in rest):
         return Followed(obstacle=f"{label(node)} (Flatten) mixes classes with another axis")
@@ -289,6 +290,29 @@ def _follow_transpose(node: ir.Node, source: Carrier) -> Followed:
     return Followed(axis=order.index(source.axis))
 
 
+def _follow_gather(node: ir.Node, source: Carrier) -> Followed:
+    """Follow a Gather that takes the one entry of an axis, such as the only position of a map."""
+    axis = node.attributes.get_int("axis", 0) % len(source.dims)
+    indices = node.inputs[1]
+    if axis == source.axis or source.dims[axis] != 1 or indices is None or not _is_one_number(indices):
+        return Followed(obstacle=f"{label(node)} (Gather) takes some of the classes, or of several positions")
+    is_kept = len(constant_shape(indices)) == 1
+    return Followed(axis=source.axis if is_kept or axis > source.axis else source.axis - 1)
+
+
+def _follow_slice(node: ir.Node, source: Carrier) -> Followed:
+    """Follow a Slice of axes of length 1, which leaves them as they are."""
+    given = node.inputs[3] if len(node.inputs) > 3 else None
+    axes = None
+    if given is not None and is_constant(given):
+        axes = [int(axis) % len(source.dims) for axis in constant_array(given).reshape(-1)]
+    after = node.outputs[0].shape
+    changes = after is None or any(after[axis] != 1 or source.dims[axis] != 1 for axis in axes or [])
+    if axes is None or source.axis in axes or changes:
+        return Followed(obstacle=f"{label(node)} (Slice) takes some of the classes, or of several positions")
+    return Followed(axis=source.axis)
+
+
 def _follow_shape(node: ir.Node, source: Carrier) -> Followed:  # noqa: ARG001 - one signature for all operators
     return Followed()
 
@@ -304,12 +328,14 @@ _HANDLERS: dict[str, Callable[[ir.Node, Carrier], Followed]] = {
     "ArgMax": _follow_choice,
     "AveragePool": _follow_pool,
     "Flatten": _follow_flatten,
+    "Gather": _follow_gather,
     "GlobalAveragePool": _follow_pool,
     "GlobalMaxPool": _follow_pool,
     "LogSoftmax": _follow_softmax,
     "MaxPool": _follow_pool,
     "Reshape": _follow_reshape,
     "Shape": _follow_shape,
+    "Slice": _follow_slice,
     "Softmax": _follow_softmax,
     "Squeeze": _follow_squeeze,
     "TopK": _follow_choice,

@@ -161,7 +161,7 @@ def _copy_for_output(graph: ir.Graph, last: ir.Node, before: ir.Value) -> ir.Val
 
 
 @dataclass(slots=True)
-class _Steps:
+class Steps:
     """The nodes that stand for one operator, in order."""
 
     graph: ir.Graph
@@ -169,10 +169,20 @@ class _Steps:
     nodes: list[ir.Node] = field(default_factory=list)
 
     def append(self, op_type: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr] = ()) -> ir.Value:
-        output = ir.Value(name=unused_name(self.graph, f"{self.base}_{op_type.lower()}_{len(self.nodes)}"))
-        node = ir.Node("", op_type, inputs, attributes=attributes, outputs=[output], name=f"node_{output.name}")
-        self.nodes.append(node)
+        """Add a node with one output, and return that."""
+        (output,) = self.append_all(op_type, inputs, attributes, num_outputs=1)
         return output
+
+    def append_all(
+        self, op_type: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr] = (), *, num_outputs: int
+    ) -> list[ir.Value]:
+        """Add a node, and return its outputs."""
+        base = f"{self.base}_{op_type.lower()}_{len(self.nodes)}"
+        names = [base, *(f"{base}_{index}" for index in range(1, num_outputs))]
+        outputs = [ir.Value(name=unused_name(self.graph, name)) for name in names]
+        node = ir.Node("", op_type, inputs, attributes=attributes, outputs=outputs, name=f"node_{outputs[0].name}")
+        self.nodes.append(node)
+        return outputs
 
     def real(self, value: ir.Value, scale: ir.Value, zero: ir.Value | None, axis: int = 0) -> ir.Value:
         """Return what integers stand for."""
@@ -180,10 +190,11 @@ class _Steps:
         return self.append("DequantizeLinear", inputs, [ir.AttrInt64("axis", axis)] if _size(scale) > 1 else [])
 
     def integers(self, value: ir.Value, scale: ir.Value, zero: ir.Value | None) -> ir.Value:
+        """Return the integers that a value is rounded to."""
         return self.append("QuantizeLinear", [value, scale, *([] if zero is None else [zero])])
 
 
-_Writer = Callable[[_Steps, ir.Node], ir.Value | None]
+_Writer = Callable[[Steps, ir.Node], ir.Value | None]
 
 
 def _writer(op_type: str) -> _Writer | None:
@@ -198,7 +209,7 @@ def _writer(op_type: str) -> _Writer | None:
 
 
 def _replaced(graph: ir.Graph, node: ir.Node, write: _Writer) -> bool:
-    steps = _Steps(graph, str(node.outputs[0].name))
+    steps = Steps(graph, str(node.outputs[0].name))
     output = write(steps, node)
     if output is None:
         return False
@@ -210,7 +221,7 @@ def _replaced(graph: ir.Graph, node: ir.Node, write: _Writer) -> bool:
     return True
 
 
-def _conv(steps: _Steps, node: ir.Node) -> ir.Value | None:
+def _conv(steps: Steps, node: ir.Node) -> ir.Value | None:
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (input_of(node, index) for index in range(8))
     bias = _optional(node, 8)
     if not _are_constant(x_scale, w_scale):
@@ -221,7 +232,7 @@ def _conv(steps: _Steps, node: ir.Node) -> ir.Value | None:
     return steps.integers(steps.append("Conv", inputs, _attributes(node)), y_scale, y_zero)
 
 
-def _matmul(steps: _Steps, node: ir.Node) -> ir.Value | None:
+def _matmul(steps: Steps, node: ir.Node) -> ir.Value | None:
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (input_of(node, index) for index in range(8))
     if not _are_constant(a_scale, b_scale) or _size(a_scale) != 1:
         return None
@@ -229,7 +240,7 @@ def _matmul(steps: _Steps, node: ir.Node) -> ir.Value | None:
     return steps.integers(steps.append("MatMul", inputs), y_scale, y_zero)
 
 
-def _gemm(steps: _Steps, node: ir.Node) -> ir.Value | None:
+def _gemm(steps: Steps, node: ir.Node) -> ir.Value | None:
     a, a_scale, a_zero, b, b_scale, b_zero = (input_of(node, index) for index in range(6))
     bias, y_scale, y_zero = (_optional(node, index) for index in (6, 7, 8))
     if not _are_constant(a_scale, b_scale) or _size(a_scale) != 1:
@@ -242,12 +253,12 @@ def _gemm(steps: _Steps, node: ir.Node) -> ir.Value | None:
     return product if y_scale is None else steps.integers(product, y_scale, y_zero)
 
 
-def _binary(steps: _Steps, node: ir.Node) -> ir.Value:
+def _binary(steps: Steps, node: ir.Node) -> ir.Value:
     a, b = (steps.real(input_of(node, at), input_of(node, at + 1), _optional(node, at + 2)) for at in (0, 3))
     return steps.integers(steps.append(_BINARY[node.op_type], [a, b]), input_of(node, 6), _optional(node, 7))
 
 
-def _unary(steps: _Steps, node: ir.Node) -> ir.Value | None:
+def _unary(steps: Steps, node: ir.Node) -> ir.Value | None:
     if node.attributes.get_int("channels_last", 0):
         return None
     value = steps.real(input_of(node, 0), input_of(node, 1), _optional(node, 2))
@@ -255,7 +266,7 @@ def _unary(steps: _Steps, node: ir.Node) -> ir.Value | None:
     return steps.integers(output, input_of(node, 3), _optional(node, 4))
 
 
-def _concat(steps: _Steps, node: ir.Node) -> ir.Value:
+def _concat(steps: Steps, node: ir.Node) -> ir.Value:
     values = [
         steps.real(input_of(node, at), input_of(node, at + 1), _optional(node, at + 2))
         for at in range(2, len(node.inputs), 3)
@@ -263,7 +274,7 @@ def _concat(steps: _Steps, node: ir.Node) -> ir.Value:
     return steps.integers(steps.append("Concat", values, _attributes(node)), input_of(node, 0), _optional(node, 1))
 
 
-def _real_bias(steps: _Steps, bias: ir.Value, x_scale: ir.Value, w_scale: ir.Value, factor: float = 1.0) -> ir.Value:
+def _real_bias(steps: Steps, bias: ir.Value, x_scale: ir.Value, w_scale: ir.Value, factor: float = 1.0) -> ir.Value:
     """Return a bias that is stored as 32-bit integers: its scale is that of the products."""
     scale = np.float32(factor) * constant_array(x_scale).reshape(()) * constant_array(w_scale)
     scale = scale.reshape(()) if scale.size == 1 else scale.reshape(-1)

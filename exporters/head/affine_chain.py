@@ -13,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,6 @@ from icis_deploy.common.arrays import Float64
 
 FLOAT_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 _AFFINE = frozenset({"Add", "Div", "Mul", "Sub"})
-_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 _PASSED_THROUGH = frozenset({"Dropout", "Identity", "QuantizeLinear"})
 
 
@@ -64,7 +64,7 @@ def trace_affine_chain(linear: ir.Node, *, num_classes: int, class_axis: int) ->
         nodes.append(node)
         value, axis = node.outputs[0], following
         # What only passes logits through stays outside, unless something that belongs to the head comes after it.
-        if node.op_type not in _PASSED_THROUGH | {"Reshape"}:
+        if node.op_type not in _PASSED_THROUGH | {"Reshape", "Transpose"}:
             chain = AffineChain(
                 nodes=tuple(nodes), logits=value, class_axis=axis, has_positions=_has_positions(value, axis)
             )
@@ -124,11 +124,8 @@ def _axis_after(node: ir.Node, value: ir.Value, axis: int, num_classes: int) -> 
         return axis
     if node.op_type in {"Cast", "DequantizeLinear"}:
         return axis if node.outputs[0].dtype in FLOAT_TYPES else None
-    if node.op_type == "Reshape":
-        return axis if _flattens_positions(node, value, axis) else None
-    if node.op_type in _POOLS:
-        return _axis_after_pool(node, value, axis)
-    return None
+    moved = _AXIS_AFTER.get(node.op_type)
+    return None if moved is None else moved(node, value, axis)
 
 
 def _affine_operand(node: ir.Node, value: ir.Value) -> ir.Value | None:
@@ -155,12 +152,25 @@ def _fits(operand: ir.Value, value: ir.Value, axis: int, num_classes: int) -> bo
     return constant_size(operand) == num_classes and all(size == 1 for size in along)
 
 
-def _flattens_positions(node: ir.Node, value: ir.Value, axis: int) -> bool:
-    """Say whether a reshape turns `(batch, classes, height, width)` into `(batch, classes, height * width)`."""
+def _axis_after_flattening(node: ir.Node, value: ir.Value, axis: int) -> int | None:
+    """Return the class axis after a reshape that joins height and width; `None` if a node is another reshape.
+
+    `(batch, classes, height, width)` becomes `(batch, classes, height * width)`; the classes may also come last.
+    """
     before, after = value.shape, node.outputs[0].shape
-    if before is None or after is None or axis != 1 or len(before) <= 3 or len(after) != 3:
-        return False
-    return before[0] == after[0] and before[1] == after[1]
+    if before is None or after is None or len(before) <= 3 or len(after) != 3 or before[0] != after[0]:
+        return None
+    if axis == 1 and before[1] == after[1]:
+        return 1
+    return 2 if axis == len(before) - 1 and before[axis] == after[2] else None
+
+
+def _axis_after_transpose(node: ir.Node, value: ir.Value, axis: int) -> int | None:
+    """Return the class axis after a transpose that leaves the images first; `None` if a node is another one."""
+    if value.shape is None:
+        return None
+    order = integers(node, "perm") or tuple(reversed(range(len(value.shape))))
+    return order.index(axis) if order[0] == 0 else None
 
 
 def _axis_after_pool(node: ir.Node, value: ir.Value, axis: int) -> int | None:
@@ -179,3 +189,10 @@ def _axis_after_pool(node: ir.Node, value: ir.Value, axis: int) -> int | None:
         covers_all = integers(node, "kernel_shape") == tuple(value.shape)[2:]
         return axis if covers_all and not any(integers(node, "pads")) else None
     return axis
+
+
+_AXIS_AFTER: dict[str, Callable[[ir.Node, ir.Value, int], int | None]] = {
+    "Reshape": _axis_after_flattening,
+    "Transpose": _axis_after_transpose,
+    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean"), _axis_after_pool),
+}

@@ -31,6 +31,7 @@ from exporters.head.patterns import (
     match_head,
     pattern_rows,
 )
+from exporters.head.score_kinds import are_scores, score_kind
 from exporters.head.tail import Tail, trace_tail
 from icis_deploy.errors import AmbiguousHeadError, IncompatibleError, ModelLoadError, UsageError
 from icis_deploy.head.head import Head
@@ -74,8 +75,9 @@ class HeadLocation:
     """Name of the value where the logits leave the head."""
 
     output_name: str
-    """Name of the graph output with one score per class that is nearest to the logits; `logits_name` in a model that
-    gives choices only (TopK, ArgMax). Head surgery makes it the first output, `(batch, num_classes)`."""
+    """Name of the graph output with one score per class that is nearest to the logits, of a kind that a bundle can hold
+    if there is one; `logits_name` in a model that gives choices only (TopK, ArgMax). Head surgery makes it the first
+    output, `(batch, num_classes)`."""
 
     followed_by: tuple[str, ...]
     """Operators between the logits and that output, in order."""
@@ -143,6 +145,9 @@ def find_head(model: ir.Model, head_node: str | None = None) -> HeadLocation:
             hint="Export the model without that part.",
         )
     if len(usable) == 1:
+        # Choosing it is advice only where a bundle can then hold the model: else what follows it is said.
+        only = _location(model, usable[0], certainty="chosen", reason="the only candidate")
+        score_kind(only.node_name, only.followed_by)
         raise AmbiguousHeadError(
             f"It is not certain that this is the head: {_listed(usable)}.",
             found=_listed(usable),
@@ -317,14 +322,19 @@ def _nothing_found(model: ir.Model, refusals: list[str]) -> ModelLoadError:
         f"output.{last}",
         found=found,
         expected="a Gemm, a MatMul or a 1x1 Conv with a constant weight before the output",
-        hint=" ".join([choice, _advice(model)]).strip() or None,
+        hint=" ".join([choice, _advice(model, found)]).strip() or None,
     )
 
 
-def _advice(model: ir.Model) -> str:
-    """Return a sentence on what to give instead of a model whose operators hide its head, if it is one."""
+def _advice(model: ir.Model, found: str) -> str:
+    """Return a sentence on what to give instead of a model whose operators hide its head, if it is one.
+
+    Args:
+        model: The model.
+        found: Why there is no head, which begins with the name of the operator that was refused, if one was.
+    """
     last = next((node for node in reversed(model.graph) if is_linear(node) and has_rows(node)), None)
-    if last is not None and bends_at_positions(last):
+    if last is not None and found.startswith(f"{label(last)} (") and bends_at_positions(last):
         return (
             "Such is SqueezeNet's head: average the features first, then apply the 1x1 Conv without what comes after "
             "it, and train that layer again."
@@ -371,7 +381,8 @@ def _location(
     weight = roots[0] if roots else pattern.weight
     dtype = weight.dtype.numpy().name if weight.dtype is not None else "float32"
     scored = [output for output in model.graph.outputs if _has_scores(output, tail.axes.get(output))]
-    output = min(scored, key=lambda value: len(tail.path_to(value)), default=pattern.logits)
+    paths = {value: tail.path_to(value) for value in scored}
+    output = min(scored, key=lambda value: (not are_scores(paths[value]), len(paths[value])), default=pattern.logits)
     return HeadLocation(
         kind=pattern.kind,
         node_name=label(pattern.node),

@@ -6,12 +6,12 @@ probabilities, logarithms are taken: these differ from logits by one number per 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.head.finding import HeadLocation
 from icis_deploy.common.arrays import Float64
 from icis_deploy.errors import ModelLoadError
 
@@ -20,7 +20,10 @@ LEAST_LOG = -60.0
 """Logarithm below which a probability counts as 0: a softmax in float32 underflows at -87, and probabilities are
 renormalised over fewer classes before they are compared."""
 
-_NEUTRAL = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_NEUTRAL = frozenset(
+    {"Cast", "Dropout", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""What moves scores; of Gather and Slice those alone are followed that take the only entry of an axis."""
 _SCORE_KINDS = {
     (): "logits",
     ("Softmax",): "probabilities",
@@ -29,24 +32,33 @@ _SCORE_KINDS = {
 }
 
 
-def score_kind(location: HeadLocation) -> str:
+def are_scores(followed_by: Sequence[str]) -> bool:
+    """Say whether what these operators make of logits is of a kind that a bundle can hold."""
+    return tuple(op_type for op_type in followed_by if op_type not in _NEUTRAL) in _SCORE_KINDS
+
+
+def score_kind(head: str, followed_by: Sequence[str]) -> str:
     """Return `logits`, `probabilities`, `log-probabilities` or `sigmoid`.
+
+    Args:
+        head: What to call the head in a message.
+        followed_by: The operators between the logits and the scores, in order.
 
     Raises:
         ModelLoadError: If something else follows the head, so that outputs cannot be compared.
     """
-    followed_by = tuple(op_type for op_type in location.followed_by if op_type not in _NEUTRAL)
-    kind = _SCORE_KINDS.get(followed_by)
+    operators = tuple(op_type for op_type in followed_by if op_type not in _NEUTRAL)
+    kind = _SCORE_KINDS.get(operators)
     if kind is None:
         hint = "Export the model without what comes after."
-        if "QuantizeLinear" in followed_by:
+        if "QuantizeLinear" in operators:
             hint = "Give the float model that it was made from, with `precision='int8'`."
         raise ModelLoadError(
-            f"The head {location.node_name} is followed by {', '.join(followed_by)}; a bundle can hold a model that "
+            f"The head {head} is followed by {', '.join(operators)}; a bundle can hold a model that "
             f"ends in its logits, a Softmax, a LogSoftmax or a Sigmoid.",
-            found=followed_by,
+            found=operators,
             expected=tuple(_SCORE_KINDS),
-            where=location.node_name,
+            where=head,
             hint=hint,
         )
     return kind

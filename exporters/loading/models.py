@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.graph.dynamic_quantization import WriteOutDynamicHeadsPass
 from exporters.graph.edits import apply_passes
 from exporters.graph.integer_operators import (
     WIDE_OPSET,
@@ -26,6 +27,7 @@ from exporters.graph.integer_operators import (
     needs_wide_quantization,
 )
 from exporters.graph.ml_operators import ReplaceMLOperatorsPass
+from exporters.graph.plain_forms import PlainFormsPass
 from exporters.graph.softmax_fusion import FuseSoftmaxPass
 from exporters.graph.training_mode import refuse_training_mode
 from exporters.head.topk_output import RemoveTopKPass
@@ -149,7 +151,9 @@ class LoadedModel:
         missing = size - len(images)
         filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
         try:
-            return self.original(filled, output)[: len(images)]
+            scores = self.original(filled, output)
+            # A model of one image at a time may give its scores without an axis of images.
+            return (scores[None] if size == 1 and scores.shape[:1] != (1,) else scores)[: len(images)]
         except ICISDeployError:
             raise
         except Exception as error:  # onnxruntime's and torch's own types
@@ -268,10 +272,12 @@ def _load_onnx(spec: str, input_shape: tuple[int, ...] | None, preprocessing: Pr
 
 
 def _in_standard_operators(model: ir.Model, *, where: str) -> ir.Model:
-    """Return a model whose linear and quantized operators are those of ONNX itself, with inferred shapes."""
+    """Return a model whose operators are ONNX's own, in the forms that are looked for, with inferred shapes."""
     if needs_wide_quantization(model):
         model = with_opset(model, WIDE_OPSET, where=where)
-    standard = apply_passes(model, WriteOutIntegersPass(), ReplaceMLOperatorsPass())
+    standard = apply_passes(
+        model, PlainFormsPass(), WriteOutIntegersPass(), WriteOutDynamicHeadsPass(), ReplaceMLOperatorsPass()
+    )
     if standard is not model:
         infer_shapes(standard)
     return apply_passes(standard, BypassRoundingPass())

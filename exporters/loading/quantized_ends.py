@@ -8,6 +8,8 @@ Rules:
    those of a quantized operator, or, after a Cast, the numbers themselves (pixels from 0 to 255).
 2. The bundle's model rounds to the same integers, so that both compute the same from there on.
 3. An output's integers are its scores, rounded. The bundle gives them before they are rounded, under the same name.
+4. Scores that an operator makes of integers at once, as QLinearSoftmax does, are nowhere in the model's file unrounded:
+   the original is asked for what that operator takes, and the scores are computed from it.
 
 Sources: ONNX QuantizeLinear-13 (division, rounding half to even, saturation), QLinearConv-10, QLinearMatMul-10.
 """
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 
 from exporters.graph.constants import constant_array, is_constant
 from exporters.graph.edits import add_initializer, remove_unused, unused_name
+from exporters.graph.integer_operators import CONTRIB_DOMAIN
 from exporters.graph.reading import graph_input, input_of
 from exporters.loading.margin_removal import Feed, NamedRunner
 from exporters.onnx_io.files import check_model
@@ -36,6 +39,7 @@ _SCALED_INPUTS = frozenset({"DequantizeLinear", "QGemm", "QLinearAdd", "QLinearC
 """Operators whose first three inputs are integers, their scale and their zero point."""
 
 _SCORES = frozenset({"LogSoftmax", "Sigmoid", "Softmax"})
+_INTEGER_SCORES = {"QLinearSigmoid": "Sigmoid", "QLinearSoftmax": "Softmax"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,14 +69,48 @@ class QuantizedInput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerScores:
+    """Scores that one operator makes of integers and rounds to integers."""
+
+    op_type: str
+    """`Softmax` or `Sigmoid`."""
+
+    scale: float
+
+    zero_point: int
+
+    axis: int
+    """That the softmax is over."""
+
+    def of(self, integers: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Return the scores before they are rounded, of what the operator takes."""
+        logits = (integers.astype(np.float64) - self.zero_point) * self.scale
+        if self.op_type == "Sigmoid":
+            return np.asarray(np.exp(-np.logaddexp(0.0, -logits)), np.float32)
+        powers = np.exp(logits - logits.max(axis=self.axis, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=self.axis, keepdims=True), np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundedOutput:
+    """An output of rounded scores, and what the original is asked for instead."""
+
+    value: str
+    """Name of the value that is rounded, or that the scores are made of."""
+
+    scores: IntegerScores | None = None
+    """What makes the scores of that value; `None` where it is the scores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedEnds:
     """The input and the outputs of a model that are integers with a scale."""
 
     input: QuantizedInput | None = None
     """`None` for a model that takes none."""
 
-    outputs: Mapping[str, str] = field(default_factory=dict)
-    """For the name of each output of rounded scores the name of the value that is rounded."""
+    outputs: Mapping[str, RoundedOutput] = field(default_factory=dict)
+    """By its name, each output of rounded scores."""
 
     def __bool__(self) -> bool:
         """Say whether there is anything to change."""
@@ -82,11 +120,7 @@ class QuantizedEnds:
 def read_quantized_ends(model: ir.Model) -> QuantizedEnds:
     """Find the input and the outputs of a model that are integers with a scale."""
     inputs = [value for value in model.graph.inputs if not value.is_initializer()]
-    rounded = {
-        str(output.name): str(source.name)
-        for output in model.graph.outputs
-        if (source := _before_rounding(output)) is not None
-    }
+    rounded = {str(output.name): found for output in model.graph.outputs if (found := _read_output(output)) is not None}
     return QuantizedEnds(input=_read_input(inputs[0]) if len(inputs) == 1 else None, outputs=rounded)
 
 
@@ -106,9 +140,9 @@ class FloatEndsPass(ir.passes.InPlacePass):
         if self.ends.input is not None:
             _take_float(graph, self.ends.input)
         for index, output in enumerate(list(graph.outputs)):
-            inner = self.ends.outputs.get(str(output.name))
-            if inner is not None:
-                _give_float(graph, index, inner)
+            rounded = self.ends.outputs.get(str(output.name))
+            if rounded is not None:
+                _give_float(graph, index, rounded)
         return ir.passes.PassResult(model, modified=bool(self.ends))
 
     def ensures(self, model: ir.Model) -> None:
@@ -125,7 +159,11 @@ def with_float_ends(run: NamedRunner, ends: QuantizedEnds) -> NamedRunner:
             name: given.integers(values) if given is not None and name == given.name else values
             for name, values in feed.items()
         }
-        return run(integers, ends.outputs.get(output, output))
+        rounded = ends.outputs.get(output)
+        if rounded is None:
+            return run(integers, output)
+        values = run(integers, rounded.value)
+        return values if rounded.scores is None else rounded.scores.of(values)
 
     return run_with_float
 
@@ -157,6 +195,25 @@ def _scale_of(node: ir.Node) -> tuple[float, int] | None:
     if not is_constant(scale) or constant_array(scale).size != 1 or not (zero is None or is_constant(zero)):
         return None
     return float(constant_array(scale).reshape(())), 0 if zero is None else int(constant_array(zero).reshape(()))
+
+
+def _read_output(output: ir.Value) -> RoundedOutput | None:
+    """Read an output of rounded scores; `None` for any other."""
+    source = _before_rounding(output)
+    if source is not None:
+        return RoundedOutput(value=str(source.name))
+    node = _before_moves(output).producer()
+    if node is not None and node.op_type == "DequantizeLinear":
+        node = input_of(node, 0).producer()
+    if node is None or node.domain != CONTRIB_DOMAIN or node.op_type not in _INTEGER_SCORES:
+        return None
+    scaled = _scale_of(node)
+    if scaled is None:
+        return None
+    scale, zero_point = scaled
+    axis = node.attributes.get_int("axis", -1)
+    scores = IntegerScores(op_type=_INTEGER_SCORES[node.op_type], scale=scale, zero_point=zero_point, axis=axis)
+    return RoundedOutput(value=str(input_of(node, 0).name), scores=scores)
 
 
 def _before_rounding(output: ir.Value) -> ir.Value | None:
@@ -204,10 +261,13 @@ def _take_float(graph: ir.Graph, given: QuantizedInput) -> None:
     ir.convenience.replace_all_uses_with(old, rounded)
 
 
-def _give_float(graph: ir.Graph, index: int, inner: str) -> None:
+def _give_float(graph: ir.Graph, index: int, rounded: RoundedOutput) -> None:
     output = graph.outputs[index]
     name = str(output.name)
-    source = next((value for node in graph for value in node.outputs if value.name == inner), None)
+    if rounded.scores is None:
+        source = next((value for node in graph for value in node.outputs if value.name == rounded.value), None)
+    else:  # the operator is written out by now, and has the scores inside
+        source = _before_rounding(output)
     if source is None or source.is_graph_output():
         return
     if (moved := _before_moves(output)) is not output:

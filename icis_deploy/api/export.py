@@ -216,7 +216,7 @@ def export(
         head_kind=options.head,
         capacity=options.capacity,
         arbiter=options.arbiter,
-        score_kind=score_kind(opened.location),
+        score_kind=score_kind(opened.location.node_name, opened.location.followed_by),
     )
     opened = replace(opened, head=None)  # the rows of a large head are not held while models with it are loaded
     images = inputs_from(options.images, preprocessing)

@@ -16,12 +16,13 @@ from icis_deploy.api.models import (
     OpenedModel,
     locate_head,
 )
-from icis_deploy.bundle.manifest import Bundle, load_bundle
+from icis_deploy.bundle.manifest import Bundle, known_names, load_bundle
 from icis_deploy.bundle.slot_files import load_injected
 from icis_deploy.errors import GateFailedError, WrongBaseError
 from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.sessions.choice import Runtime, runtime_from
+from icis_deploy.runtime.state.journal import check_disabled
 from icis_deploy.runtime.state.store import Store
 from icis_deploy.workbench import enable_workbench
 
@@ -36,8 +37,8 @@ def verify(
 ) -> tuple[ParityReport, ...]:
     """Run a bundle and the model that it was made from on the same inputs, and compare.
 
-    The classes are those that a device with this bundle has now, with every update since the export, and
-    `ParityReport.compared_with` says so. A disabled class is compared like all others: it keeps its row.
+    The state is the one that a device with this bundle answers from now, with every update since the export and
+    without the classes that are disabled on it, and `ParityReport.compared_with` says so.
 
     Args:
         bundle: The bundle's folder.
@@ -63,7 +64,7 @@ def verify(
         CorruptFileError: If a file in it was changed.
     """
     enable_workbench()
-    from exporters.gate.gate import ServedSlots, compare_bundle
+    from exporters.gate.gate import ServedState, compare_bundle
     from exporters.head.expanded_head import expanded_head
 
     check_max_seen_loss(max_seen_loss)
@@ -72,7 +73,8 @@ def verify(
     store = Store(folder)
     journal = store.load_journal(described)
     table = store.load_table(described, journal.current)
-    was_changed = table is not None and journal.current.slots is not None
+    check_disabled(journal, known_names(described, table))
+    was_changed = (table is not None and journal.current.slots is not None) or bool(journal.disabled)
     compared = inputs_from(images, described.preprocessing)
     opened = _original_of(folder, described, against)
     loaded, location = opened.loaded, opened.location
@@ -82,7 +84,9 @@ def verify(
         loaded=loaded,
         location=location,
         expanded=expanded_head(loaded.model, location, [load_injected(folder, described), table]),
-        served=ServedSlots(table=table, version=journal.current.version) if table is not None and was_changed else None,
+        served=ServedState(table=table, version=journal.current.version, disabled=journal.disabled)
+        if was_changed
+        else None,
         images=compared,
         runtime=chosen,
         max_seen_loss=max_seen_loss,

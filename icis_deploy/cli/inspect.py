@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import classes_option, model_options, model_source, refuse_given
 from icis_deploy.cli.output import format_option, note, print_result
 from icis_deploy.cli.verify import signature_text
@@ -132,10 +133,24 @@ def _text(opened: OpenedModel) -> str:
             ("followed by", ", ".join(location.followed_by) or "nothing"),
             ("images", _preprocessing_text(loaded)),
             ("certainty", f"{location.certainty}: {location.reason}"),
-            ("export", "possible" if opened.obstacle is None else f"not possible: {opened.obstacle}"),
+            ("export", _export_text(opened)),
             ("fingerprint", no_fingerprint if opened.head is None else opened.head.fingerprint),
         ]
     )
+
+
+def _export_text(opened: OpenedModel) -> str:
+    """Say whether a bundle can hold the model, and what has to be said for that."""
+    if opened.obstacle is not None:
+        return f"not possible: {_in_options(opened.obstacle)}"
+    is_open = any(isinstance(size, str) for size in opened.loaded.input_shape[1:])
+    if is_open and opened.preprocessing is None:
+        return "possible; inputs may have any size: say which with --preprocess, or with --input-shape"
+    return "possible"
+
+
+def _in_options(text: str) -> str:
+    return command_line_hint(text, all_commands(), command="export")
 
 
 def _stated(said: Statement[Any] | None) -> dict[str, Any] | None:
@@ -151,7 +166,7 @@ def _names_text(loaded: LoadedModel) -> str:
     said = loaded.stated_classes
     if said is None:
         return ""
-    return f", named by {said.source}" if said.obstacle is None else f"; {said.obstacle}"
+    return f", named by {said.source}" if said.obstacle is None else f"; {_in_options(str(said.obstacle))}"
 
 
 def _preprocessing_text(loaded: LoadedModel) -> str:
@@ -159,6 +174,6 @@ def _preprocessing_text(loaded: LoadedModel) -> str:
     if said is None:
         return "the model does not say how they are prepared: give --preprocess"
     if said.value is None:
-        return str(said.obstacle)
+        return _in_options(str(said.obstacle))
     settings = ", ".join(f"{name} {value}" for name, value in said.value.to_json().items())
     return f"{settings} ({said.source})"

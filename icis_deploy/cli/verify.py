@@ -56,9 +56,9 @@ def verify(
 ) -> None:
     """Compare BUNDLE with the model that it was made from.
 
-    Compares the classes that a device with BUNDLE has now, with every update since the export. Runs both on the same
-    inputs and compares logits and predictions. The exit code is 1 if they disagree, or if new classes cost the seen
-    ones more accuracy than is allowed, with 95 % confidence.
+    Compares the state that a device with BUNDLE answers from now: with every update since the export, without disabled
+    classes. Runs both on the same inputs and compares logits and predictions. The exit code is 1 if they disagree, or
+    if new classes cost the seen ones more accuracy than is allowed, with 95 % confidence.
     It is 6 if a file was changed since the bundle was written or signed, or, with --trust, if none of these keys signed
     it.
     """
@@ -110,7 +110,7 @@ def verify(
 def _state_text(state: Mapping[str, Any]) -> str:
     """Say which state was compared: the one that a device with this bundle answers from now."""
     in_slots = f", {state['num_in_slots']} of them in slots" if state["num_in_slots"] else ""
-    disabled = f"; disabled, and compared all the same: {', '.join(state['disabled'])}" if state["disabled"] else ""
+    disabled = f"; disabled, in no answer and not compared: {', '.join(state['disabled'])}" if state["disabled"] else ""
     return f"State {state['version']}, as a device serves it: {state['num_classes']} classes{in_slots}{disabled}."
 
 

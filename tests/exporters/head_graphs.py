@@ -310,6 +310,31 @@ GRAPHS: dict[str, HeadGraph] = {
         kind="conv",
         image_shape=(FEATURE_DIM, 3, 3),
     ),
+    "1x1 conv before pooling, classes moved last": HeadGraph(
+        text=f"""{HEADER} g (float[batch, 4, 3, 3] x) => (float[batch, 5] logits)
+            <int64[2] axes = {{1, 2}}> {{
+            h = Relu (x)
+            [head] map = Conv (h, w, b)
+            moved = Transpose <perm = [0, 2, 3, 1]> (map)
+            logits = ReduceMean <keepdims = 0> (moved, axes)
+        }}""",
+        weights=lambda w, b: {"w": w[:, :, None, None], "b": b},
+        kind="conv",
+        image_shape=(FEATURE_DIM, 3, 3),
+    ),
+    "matmul on a map, positions flattened": HeadGraph(
+        text=f"""{HEADER} g (float[batch, 3, 3, 4] x) => (float[batch, 5] logits)
+            <int64[3] target = {{0, -1, 5}}, int64[1] axes = {{1}}> {{
+            h = Relu (x)
+            [head] product = MatMul (h, w)
+            biased = Add (product, b)
+            flat = Reshape (biased, target)
+            logits = ReduceMean <keepdims = 0> (flat, axes)
+        }}""",
+        weights=lambda w, b: {"w": np.ascontiguousarray(w.T), "b": b},
+        kind="matmul",
+        image_shape=(3, 3, FEATURE_DIM),
+    ),
     "1x1 conv before an average pool of the whole map": HeadGraph(
         text=f"""{HEADER} g (float[batch, 4, 3, 3] x) => (float[batch, 5] logits) {{
             h = Relu (x)

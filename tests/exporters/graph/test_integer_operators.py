@@ -10,12 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 import icis_deploy
 from exporters.backbone.inputs import SEED
 from exporters.loading.models import load_model
-from icis_deploy.errors import ModelLoadError
 from icis_deploy.images.neutral import neutral_images
 
 IMAGES = 2 * neutral_images(64, 8, 8, seed=SEED) - 1
@@ -40,7 +39,7 @@ class Reader(CalibrationDataReader):
 
 
 @cache
-def float_model(head: str) -> bytes:
+def float_model(head: str, end: str = "") -> bytes:
     rng = np.random.default_rng(0)
     constants = {
         "cw": 0.3 * rng.normal(size=(16, 3, 3, 3)),
@@ -63,6 +62,9 @@ def float_model(head: str) -> bytes:
         else:
             constants["w"] = constants["w"].T
             nodes += [helper.make_node("MatMul", ["f", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["logits"])]
+    if end:
+        nodes[-1].output[0] = "before"
+        nodes.append(helper.make_node(end, ["before"], ["logits"], **({"axis": 1} if end == "Softmax" else {})))
     for index, node in enumerate(nodes):
         node.name = f"n{index}"
     graph = helper.make_graph(
@@ -75,16 +77,31 @@ def float_model(head: str) -> bytes:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
 
 
-def quantized(folder: Path, head: str, form: str) -> Path:
-    (folder / "float.onnx").write_bytes(float_model(head))
+def quantized(folder: Path, head: str, form: str, end: str = "") -> Path:
+    (folder / "float.onnx").write_bytes(float_model(head, end))
     settings = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, **FORMS[form]}
     quantize_static(str(folder / "float.onnx"), str(folder / "model.onnx"), Reader(), **settings)
     return folder / "model.onnx"
 
 
-def logits(path: Path) -> np.ndarray:
+def logits(path: Path, count: int = len(IMAGES)) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run([session.get_outputs()[0].name], {"x": IMAGES})[0]
+    return session.run([session.get_outputs()[0].name], {"x": IMAGES[:count]})[0]
+
+
+def exported_with_copy(folder: Path, path: Path, kind: str) -> Path:
+    """Export a model with a new class, the last, whose row is that of class 1."""
+    opened = icis_deploy.inspect(path, classes=[f"class {index}" for index in range(10)])
+    assert opened.head is not None
+    assert opened.obstacle is None
+    assert opened.location.certainty == "certain"
+    row = np.append(opened.head.weight[1], opened.head.bias[1])[None]
+    update = icis_deploy.ClassUpdate(base_fingerprint=opened.head.fingerprint, rows=row, added=("new",))
+    options = icis_deploy.ExportOptions(
+        head=kind, capacity=1 if kind == "updatable" else None, max_changed_answers=None
+    )
+    icis_deploy.export(opened, updates=[update], out=folder / "bundle", options=options)
+    return folder / "bundle" / "model.onnx"
 
 
 @pytest.mark.parametrize("kind", ["fused", "updatable"])
@@ -92,19 +109,9 @@ def logits(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("head", HEADS)
 def test_a_head_in_integers_takes_classes(tmp_path: Path, head: str, form: str, kind: str):
     path = quantized(tmp_path, head, form)
-    (tmp_path / "classes.txt").write_text("".join(f"class {index}\n" for index in range(10)))
-    opened = icis_deploy.inspect(path, classes=tmp_path / "classes.txt")
-    assert opened.head is not None
-    assert opened.location.certainty == "certain"
-    row = np.append(opened.head.weight[1], opened.head.bias[1])[None]
-    update = icis_deploy.ClassUpdate(base_fingerprint=opened.head.fingerprint, rows=row, added=("new",))
-    options = icis_deploy.ExportOptions(
-        head=kind, capacity=2 if kind == "updatable" else None, max_changed_answers=None
-    )
 
-    icis_deploy.export(opened, updates=[update], out=tmp_path / "bundle", options=options)
+    before, after = logits(path), logits(exported_with_copy(tmp_path, path, kind))
 
-    before, after = logits(path), logits(tmp_path / "bundle" / "model.onnx")
     # A step or two of the original's own rounding, where its 8 bits of the features show more than 16 of the logits do.
     steps = np.diff(np.unique(before))
     limit = max(2 * steps[steps > 1e-4].min(), 0.02 * before.std())
@@ -127,14 +134,69 @@ def test_the_opset_rises_only_where_16_bits_need_it(tmp_path: Path):
     assert opsets == dict.fromkeys(FORMS, 17) | {"QDQ of 16 bits of the contrib domain": 21}
 
 
-def test_what_is_quantized_anew_for_each_image_is_refused(tmp_path: Path):
-    from onnxruntime.quantization import quantize_dynamic
+def dynamic(folder: Path, head: str, form: str) -> Path:
+    """A model as quantize_dynamic writes it, or as ONNX Runtime writes that after fusing operators."""
+    (folder / "float.onnx").write_bytes(float_model(head))
+    path = folder / "model.onnx"
+    weights = QuantType.QUInt8 if form == "unsigned" else QuantType.QInt8
+    quantize_dynamic(
+        str(folder / "float.onnx"), str(path), weight_type=weights, per_channel=form == "a scale per channel"
+    )
+    if form == "fused by a runtime":
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(folder / "fused.onnx")
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        path = folder / "fused.onnx"
+    return path
 
-    (tmp_path / "float.onnx").write_bytes(float_model("gemm"))
-    quantize_dynamic(str(tmp_path / "float.onnx"), str(tmp_path / "model.onnx"))
 
-    with pytest.raises(ModelLoadError, match=r"DynamicQuantizeLinear.*export the float model"):
-        icis_deploy.inspect(tmp_path / "model.onnx")
+@pytest.mark.parametrize(
+    ("head", "form", "kind"),
+    [
+        ("gemm", "signed", "updatable"),
+        ("conv", "signed", "fused"),
+        ("conv", "signed", "updatable"),
+        ("matmul", "a scale per channel", "fused"),
+        ("matmul", "unsigned", "updatable"),
+        ("matmul", "fused by a runtime", "fused"),
+    ],
+)
+def test_a_head_whose_features_are_quantized_for_each_batch_takes_classes(
+    tmp_path: Path, head: str, form: str, kind: str
+):
+    path = dynamic(tmp_path, head, form)
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert operators & {"MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+
+    after = exported_with_copy(tmp_path, path, kind)
+
+    for count in (1, 64):  # the scale of the features follows from the batch, in both alike
+        expected, found = (logits(each, count) for each in (path, after))
+        limit = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(found[:, :10], expected, atol=limit)
+        np.testing.assert_allclose(found[:, 10], found[:, 1], atol=limit)
+
+
+def test_only_the_head_of_a_dynamically_quantized_model_is_written_out(tmp_path: Path):
+    model = load_model(str(dynamic(tmp_path, "gemm", "signed"))).model
+
+    assert [node.op_type for node in model.graph].count("ConvInteger") == 1
+    assert "MatMulInteger" not in {node.op_type for node in model.graph}
+
+
+@pytest.mark.parametrize("kind", ["fused", "updatable"])
+@pytest.mark.parametrize(("head", "end"), [("gemm", "Softmax"), ("conv", "Softmax"), ("matmul", "Sigmoid")])
+def test_scores_that_an_operator_makes_of_integers_take_classes(tmp_path: Path, head: str, end: str, kind: str):
+    path = quantized(tmp_path, head, "QLinear operators", end)
+    assert f"QLinear{end}" in {node.op_type for node in onnx.load(path).graph.node}
+
+    before, after = logits(path), logits(exported_with_copy(tmp_path, path, kind))
+
+    seen = after[:, :10] / after[:, :10].sum(axis=1, keepdims=True) if end == "Softmax" else after[:, :10]
+    assert np.abs(seen - before).max() <= 0.03  # the original rounds them to 256 steps, and its logits before
+    assert np.abs(after[:, 10] - after[:, 1]).max() <= 0.01
+    assert not np.isin(after[:, :10], before).all()
 
 
 def binary(op_type: str) -> onnx.ModelProto:

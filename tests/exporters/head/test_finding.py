@@ -108,7 +108,10 @@ def test_two_heads_are_listed_and_head_node_chooses_one():
 
 
 def test_a_head_that_something_unusual_follows_is_not_certain_but_can_be_chosen():
-    model = graph("[head] l = Gemm <transB = 1> (x, w, b) [rest] y = Relu (l)")
+    model = graph(
+        "[head] l = Gemm <transB = 1> (x, w, b) [rest] y = Relu (l) [same] z = Identity (l)",
+        "float[batch, 5] z, float[batch, 5] y",
+    )
 
     with pytest.raises(AmbiguousHeadError) as caught:
         find_head(model)
@@ -121,6 +124,22 @@ def test_a_head_that_something_unusual_follows_is_not_certain_but_can_be_chosen(
     )
     scores = run_model(apply_passes(model, FuseHeadPass(location, head)), x=IMAGES)["y"]
     np.testing.assert_allclose(scores, np.maximum(head.logits(IMAGES), 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rest", "operators"),
+    [("y = Relu (l)", "Relu"), ("a = Div (l, cap) t = Tanh (a) y = Mul (t, cap)", "Tanh, Mul")],
+)
+def test_choosing_a_head_is_no_advice_where_no_bundle_could_hold_the_model(rest: str, operators: str):
+    model = graph(f"[head] l = Gemm <transB = 1> (x, w, b) {rest}", cap=np.float32(30))
+
+    with pytest.raises(ModelLoadError) as caught:
+        find_head(model)
+
+    assert str(caught.value) == (
+        f"The head head is followed by {operators}; a bundle can hold a model that ends in its logits, a Softmax, a "
+        f"LogSoftmax or a Sigmoid. Export the model without what comes after."
+    )
 
 
 def test_a_margin_on_every_class_can_be_kept_when_the_head_is_chosen():
@@ -145,7 +164,7 @@ def test_a_margin_on_every_class_can_be_kept_when_the_head_is_chosen():
         w=np.ascontiguousarray(unit),
     )
 
-    with pytest.raises(AmbiguousHeadError, match="followed by Clip"):
+    with pytest.raises(ModelLoadError, match="is followed by Mul, Sub, Clip"):
         find_head(model)
     location = find_head(model, "head")
     head = read_head(model, location, NAMES).expand(np.r_[0.5, 0.5, 0.5, 0.5, 0][None], ["new"])
@@ -166,7 +185,7 @@ def test_a_margin_on_every_class_can_be_kept_when_the_head_is_chosen():
         ),
         (
             "l = MatMul (x, m) [few] y = Gather <axis = 1> (l, picks)",
-            "few (Gather) mixes classes, or takes a fixed number",
+            "few (Gather) takes some of the classes, or of several positions",
         ),
         (
             "l = MatMul (x, m) c = ArgMax <axis = 1> (l) [ids] y = Gather (table, c)",
@@ -390,3 +409,16 @@ def test_a_head_that_is_bent_before_it_is_averaged_is_named_with_what_to_do(bend
     assert "Such is SqueezeNet's head: average the features first" in str(caught.value)
     with pytest.raises(ModelLoadError, match="cannot be used as a head: it is applied at every position"):
         find_head(model, "m")
+
+
+def test_what_is_said_of_a_bent_map_is_not_said_of_a_body_behind_an_unknown_head():
+    model = graph(
+        "m = Conv (x, p) r = Relu (m) a = GlobalAveragePool (r) f = Flatten (a) "
+        'y = Einsum <equation = "nf,kf->nk"> (f, w)',
+        inputs="float[batch, 4, 3, 3] x",
+        p=np.ones((4, 4, 1, 1), np.float32),
+    )
+
+    with pytest.raises(ModelLoadError, match="comes from") as caught:
+        find_head(model)
+    assert "SqueezeNet" not in str(caught.value)

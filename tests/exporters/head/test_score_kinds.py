@@ -37,12 +37,16 @@ TAIL_KINDS: dict[str, tuple[str, str, str]] = {
 @pytest.mark.parametrize(("tail", "output", "kind"), TAIL_KINDS.values(), ids=TAIL_KINDS.keys())
 @pytest.mark.parametrize("opset", [13, 20])
 def test_operators_that_only_move_scores_do_not_change_what_they_are(opset: int, tail: str, output: str, kind: str):
-    assert score_kind(find_head(with_tail(tail, output, opset))) == kind
+    location = find_head(with_tail(tail, output, opset))
+
+    assert score_kind(location.node_name, location.followed_by) == kind
 
 
 @pytest.mark.parametrize("name", ["softmax written out", "two branches that meet", "bounds"])
 def test_scores_of_another_kind_are_refused_with_what_makes_them(name: str):
     tail, output, _ = TAILS[name]
 
+    location = find_head(with_tail(tail, output), "head")
+
     with pytest.raises(ModelLoadError, match=r"The head head is followed by .*; a bundle can hold a model that"):
-        score_kind(find_head(with_tail(tail, output), "head"))
+        score_kind(location.node_name, location.followed_by)

@@ -23,7 +23,7 @@ IMAGES = GRAPHS["gemm"].images(0)
 NEW_ROWS = np.random.default_rng(3).normal(size=(3, 5)).astype(np.float32)
 CONSTANTS = """<int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[2] one_and_two = {1, 2},
     int64[2] last_two = {2, 3}, int64[3] wide = {0, 1, 5}, int64[3] copied = {0, 0, 1}, int64[2] matrix = {-1, 5},
-    int64[1] minus_one = {-1}, int64[1] classes = {5}, float half = {0.5}>"""
+    int64[1] minus_one = {-1}, int64[1] classes = {5}, float half = {0.5}, int64 nought = {0}>"""
 
 
 def with_tail(tail: str, output: str, opset: int = 20) -> ir.Model:
@@ -65,6 +65,21 @@ TAILS: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = {
     ),
     "flatten before the classes": (
         "u = Unsqueeze (l, one) y = Flatten <axis = 2> (u)",
+        "float[batch, 5] y",
+        lambda logits: logits,
+    ),
+    "flatten counted from behind": (
+        "u = Unsqueeze (l, last_two) y = Flatten <axis = -3> (u)",
+        "float[batch, 5] y",
+        lambda logits: logits,
+    ),
+    "the only position, by its number": (
+        "u = Unsqueeze (l, last_two) a = Gather <axis = 3> (u, zero) y = Gather <axis = 2> (a, nought)",
+        "float[batch, 5, 1] y",
+        lambda logits: logits,
+    ),
+    "the only position, cut out": (
+        "u = Unsqueeze (l, last_two) a = Slice (u, zero, one, two) y = Flatten (a)",
         "float[batch, 5] y",
         lambda logits: logits,
     ),

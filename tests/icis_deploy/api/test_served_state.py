@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,13 +77,14 @@ def test_a_wrong_row_that_a_device_serves_fails(bundle, tiny_project, update, mo
     wrong[0] *= 1.1
     from exporters.gate import gate
 
-    served = gate.ServedSlots
+    served = gate.ServedState
     monkeypatch.setattr(
         gate,
-        "ServedSlots",
-        lambda table, version: served(
+        "ServedState",
+        lambda table, version, disabled: served(
             table=type(table)(weight=wrong, bias=table.bias, class_names=table.class_names, arbiter=table.arbiter),
             version=version,
+            disabled=disabled,
         ),
     )
     with pytest.raises(GateFailedError, match="disagrees with"):
@@ -98,7 +100,8 @@ def test_the_command_says_which_state_it_compared(bundle, tiny_project, update, 
     assert run(["verify", str(bundle), "--against", str(tiny_project.model), "--format", "json"]) == 0
 
     assert first == (
-        "State 1, as a device serves it: 46 classes, 6 of them in slots; disabled, and compared all the same: class03."
+        "State 1, as a device serves it: 46 classes, 6 of them in slots; disabled, in no answer and not compared: "
+        "class03."
     )
     assert json.loads(capsys.readouterr().out)["state"] == {
         "version": 1,
@@ -106,6 +109,55 @@ def test_the_command_says_which_state_it_compared(bundle, tiny_project, update, 
         "num_in_slots": 6,
         "disabled": ["class03"],
     }
+
+
+@pytest.mark.parametrize("disabled", [("class03", "class45"), tuple(f"class{index:02}" for index in range(1, 40))])
+def test_disabled_classes_are_compared_nowhere(bundle, tiny_project, update, disabled):
+    """What is compared are the answers of the device: without them, also in what an arbiter makes of the others."""
+    has_arbiter = replace(update, arbiter=np.linspace(-1, 1, 5 * len(update.added), dtype=np.float32).reshape(-1, 5))
+    apply_to(bundle, has_arbiter)
+    with Device.open(bundle) as device:
+        for name in disabled:
+            device.disable(name)
+        served = device.classes()
+    reports = icis_deploy.verify(bundle, against=tiny_project.model, images=tiny_project.images)
+
+    num_seen = len([name for name in served if name in tiny_project.seen_names])
+    assert [report.num_classes for report in reports] == [len(served), num_seen]
+    assert "disabled" in reports[0].compared_with
+    assert disabled[0] in reports[0].compared_with
+
+
+def test_a_disabled_class_that_took_every_answer_costs_nothing(bundle, tiny_project, update):
+    """The owner has it no more: what the device serves keeps the budget, and what it would serve again does not."""
+    greedy = replace(update, rows=update.rows + np.eye(update.rows.shape[1], dtype=np.float32)[-1] * 1e3)
+    apply_to(bundle, greedy)
+
+    def verified() -> tuple[icis_deploy.ParityReport, ...]:
+        return icis_deploy.verify(bundle, against=tiny_project.model, images=tiny_project.images, max_seen_loss=0.02)
+
+    with pytest.raises(GateFailedError, match="costs more than is allowed"):
+        verified()
+    with Device.open(bundle) as device:
+        for name in update.added:
+            device.disable(name)
+    assert verified()[0].seen_loss is None
+
+
+def test_disabled_classes_of_a_fused_head_are_left_out_too(tiny_project, update, tmp_path):
+    options = icis_deploy.ExportOptions(preprocess=tiny_project.preprocess, max_changed_answers=None)
+    icis_deploy.export(
+        tiny_project.model,
+        classes=tiny_project.classes,
+        updates=[update],
+        out=tmp_path / "bundle",
+        options=options,
+    )
+    Device.open(tmp_path / "bundle").disable("class00")
+    reports = icis_deploy.verify(tmp_path / "bundle", against=tiny_project.model)
+
+    assert [report.num_classes for report in reports] == [NUM_SEEN + len(update.added) - 1, NUM_SEEN - 1]
+    assert reports[0].compared_with.endswith("; without 'class00', disabled")
 
 
 def test_disabled_classes_are_named_where_no_answer_has_them(bundle, tiny_project, update, capsys):
