@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Literal, Protocol, TypeAlias
@@ -24,7 +25,7 @@ from icis_deploy.common.arrays import Images
 from icis_deploy.errors import ImageError, IncompatibleError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.images.inputs import InputForm, prepare
+from icis_deploy.images.inputs import BatchMemory, InputForm, prepare
 from icis_deploy.images.sources import InputItem, InputStream, InputValue
 from icis_deploy.metrics.accuracy import checked_logits
 from icis_deploy.metrics.outcomes import OutcomeHead, Outcomes, Skipped, measure_outcomes, merge
@@ -270,20 +271,31 @@ class Worker:
     device: Device
     head: OutcomeHead
     on_error: OnError = "stop"
+    _of_thread: threading.local = field(default_factory=threading.local, init=False, repr=False, compare=False)
+    """Holds the memory of each thread's batch."""
 
     def __call__(self, items: Sequence[InputItem]) -> Done:
         """Return what became of a batch; errors as `outcomes_of`."""
         form, left = input_form(self.device.bundle), list(items)
         skipped: tuple[Skipped, ...] = ()
-        if self.on_error == "skip":
+        keys = [item.key for item in items]
+        try:
+            prepared = prepare([item.value for item in items], form, keys=keys, memory=self._memory())
+        except ImageError:
+            if self.on_error == "stop":
+                raise
             left, prepared, skipped = _prepared_or_skipped(items, form)
-        else:
-            prepared = prepare([item.value for item in items], form, keys=[item.key for item in items])
-        keys, outcomes = tuple(item.key for item in left), None
+        outcomes, left_keys = None, tuple(item.key for item in left)
         if left:
             labels = [_label(item) for item in left]
-            outcomes = outcomes_of_prepared(self.device, prepared, labels, keys, self.head)
-        return Done(outcomes=outcomes, keys=keys, skipped=skipped, num_inputs=len(items))
+            outcomes = outcomes_of_prepared(self.device, prepared, labels, left_keys, self.head)
+        return Done(outcomes=outcomes, keys=left_keys, skipped=skipped, num_inputs=len(items))
+
+    def _memory(self) -> BatchMemory:
+        if not hasattr(self._of_thread, "memory"):
+            self._of_thread.memory = BatchMemory()
+        memory: BatchMemory = self._of_thread.memory
+        return memory
 
 
 def _label(item: InputItem) -> str:
