@@ -288,7 +288,7 @@ class Simulation:
             names, complete = ("okapi", "bongo", "quagga"), self.scenario.complete_recall
             data = make.update(*names, complete=True, hours=self.now) if complete else self._recall_that_follows()
             yield Release(name="5 recall", data=data, version=5, is_complete=complete)
-        yield self._update("6 last", "tarpan", complete=self.scenario.overlap)
+        yield self._update("6 last", "tarpan", complete=self.scenario.overlap and self.scenario.complete_recall)
         if self.scenario.overlap:
             yield Release(name="old key out", data=make.keys(1, hours=self.now), version=2, is_keys=True)
 

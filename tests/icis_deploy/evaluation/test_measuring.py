@@ -11,7 +11,7 @@ import pytest
 import icis_deploy
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError, UsageError
 from icis_deploy.evaluation.checkpoint import IDENTITY_NAME, ParquetCheckpoint
-from icis_deploy.evaluation.measuring import Worker, measure, outcome_head, outcomes_of, threads
+from icis_deploy.evaluation.measuring import Worker, measure, outcome_head, outcomes_of, piece_size, threads
 from icis_deploy.images.loading import load_image_list
 from icis_deploy.metrics.outcomes import merge
 
@@ -34,8 +34,8 @@ def images(tiny_project, tmp_path):
 
 def measured(device, images, workers=1, batch_size=4):
     head = outcome_head(device)
-    engine = threads(Worker(device=device, head=head), workers=workers)
-    outcomes, _ = measure(load_image_list(images), engine, batch_size=batch_size)
+    engine = threads(Worker(device=device, head=head, batch_size=batch_size), workers=workers)
+    outcomes, _ = measure(load_image_list(images), engine, piece_size=piece_size(batch_size))
     return outcomes.rows.tobytes()
 
 
