@@ -355,9 +355,7 @@ def _decoded(file: IO[bytes], prepare: Callable[[Image], NDArray[Number]]) -> ND
         return prepare(image)
 
 
-def prepare_picture(
-    image: Image, prepare: Callable[[Image], NDArray[Number]], *, where: str
-) -> NDArray[Number]:
+def prepare_picture(image: Image, prepare: Callable[[Image], NDArray[Number]], *, where: str) -> NDArray[Number]:
     """Return what is prepared of a picture in memory.
 
     Raises:

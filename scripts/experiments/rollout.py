@@ -48,8 +48,8 @@ DAY = 24.0
 LIFE_HOURS = 50 * DAY
 """Until an update expires."""
 RENEWED_AFTER_HOURS = 30 * DAY
-"""When the last one is signed again, complete, where some device does not have it yet; sooner if one that it follows has
-expired."""
+"""When the last one is signed again, complete, where some device does not have it yet; sooner if one that it follows
+has expired."""
 LIMIT_HOURS = 120 * DAY
 """What has not arrived by then counts as stuck."""
 
@@ -281,7 +281,7 @@ class Simulation:
         yield Release(name="2 replaces", data=make.update("bongo", replaced=("okapi",), hours=self.now), version=2)
         keys = (0, 1) if self.scenario.overlap else (1,)
         yield Release(name="new keys", data=make.keys(*keys, hours=self.now), version=1, is_keys=True)
-        # Who has the new keys alone can take nothing that the old one signed: what such a device may lack comes complete.
+        # Who has the new keys alone can take nothing that the old one signed: what it may lack comes complete.
         yield self._update("3 new key", "quagga", complete=not self.scenario.overlap)
         yield Release(name="4 bad", data=make.update("bad", hours=self.now), version=4, is_bad=True)
         if self.was_stopped:
