@@ -185,7 +185,7 @@ class _Read(NamedTuple):
         """Of the input."""
         return self.array.dtype if self.preprocessing is None else np.dtype(np.float32)
 
-    def write(self, place: Images) -> None:
+    def write(self, place: NDArray[Any]) -> None:
         """Write the input to a batch of one."""
         if self.preprocessing is None:
             place[0] = self.array
@@ -213,9 +213,10 @@ def _read(value: InputValue, form: InputForm, key: str) -> _Read:
     crop = preprocessing.crop_pixels if form.takes_pixels else preprocessing.crop_image
     if isinstance(value, Path):
         pixels = read_image(value, crop)
+    elif isinstance(value, bytes):
+        pixels = decode_image(value, crop, where=key)
     else:
-        is_file = isinstance(value, bytes)
-        pixels = decode_image(value, crop, where=key) if is_file else prepare_picture(value, crop, where=key)
+        pixels = prepare_picture(value, crop, where=key)
     return _Read(pixels, None if form.takes_pixels else preprocessing)
 
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ TO_LABEL = "Move the images of each class into a folder of its name, or give a C
 
 _MAX_NAMED = 5
 
-Number = TypeVar("Number", bound=np.generic)
+Prepared = TypeVar("Prepared", bound=NDArray[Any])
 
 
 ARRAY_SUFFIXES = frozenset({".npz", ".npy", ".safetensors"})
@@ -317,7 +317,7 @@ def load_pixels(paths: Sequence[Path], preprocessing: Preprocessing) -> UInt8:
     return batch
 
 
-def read_image(path: Path, prepare: Callable[[Image], NDArray[Number]]) -> NDArray[Number]:
+def read_image(path: Path, prepare: Callable[[Image], Prepared]) -> Prepared:
     """Return what is prepared of an image file.
 
     Args:
@@ -332,7 +332,7 @@ def read_image(path: Path, prepare: Callable[[Image], NDArray[Number]]) -> NDArr
         return _decoded(file, prepare)
 
 
-def decode_image(data: bytes, prepare: Callable[[Image], NDArray[Number]], *, where: str) -> NDArray[Number]:
+def decode_image(data: bytes, prepare: Callable[[Image], Prepared], *, where: str) -> Prepared:
     """Return what is prepared of the bytes of an image file.
 
     Args:
@@ -348,14 +348,14 @@ def decode_image(data: bytes, prepare: Callable[[Image], NDArray[Number]], *, wh
         return _decoded(io.BytesIO(data), prepare)
 
 
-def _decoded(file: IO[bytes], prepare: Callable[[Image], NDArray[Number]]) -> NDArray[Number]:
+def _decoded(file: IO[bytes], prepare: Callable[[Image], Prepared]) -> Prepared:
     import PIL.Image
 
     with PIL.Image.open(file) as image:
         return prepare(image)
 
 
-def prepare_picture(image: Image, prepare: Callable[[Image], NDArray[Number]], *, where: str) -> NDArray[Number]:
+def prepare_picture(image: Image, prepare: Callable[[Image], Prepared], *, where: str) -> Prepared:
     """Return what is prepared of a picture in memory.
 
     Raises:
