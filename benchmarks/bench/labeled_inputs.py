@@ -23,6 +23,7 @@ from icis_deploy.common.json_fields import load_strict, text_from_json
 from icis_deploy.common.tensor_files import load_tensors
 from icis_deploy.errors import ImageError, LoadError
 from icis_deploy.images.array_files import holds_features_alone
+from icis_deploy.images.input_files import input_file
 from icis_deploy.images.loading import ListedImages, check_labelled
 from icis_deploy.images.python_values import PythonInputs, source_from
 from icis_deploy.images.sources import InputSource, labels_of
@@ -61,10 +62,10 @@ def load_labeled(given: PythonInputs) -> InputSource | LabeledFeatures:
     Raises:
         ImageError: If it cannot be read, or nothing says which classes it shows.
     """
-    if isinstance(given, str | Path) and Path(given).suffix.lower() in (".npz", ".safetensors"):
-        path = Path(given)
-        if not path.is_dir() and holds_features_alone(path):
-            return load_features(path)
+    path = input_file(given) if isinstance(given, str | Path) else None
+    is_arrays = path is not None and path.suffix.lower() in (".npz", ".safetensors")
+    if is_arrays and isinstance(path, Path) and not path.is_dir() and holds_features_alone(path):
+        return load_features(path)
     source = source_from(given, where="`images`")
     if isinstance(source, ListedImages):
         check_labelled(source)

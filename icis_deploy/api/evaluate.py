@@ -21,6 +21,7 @@ from icis_deploy.evaluation.measuring import (
     default_batch_size,
     measure,
     outcome_head,
+    piece_size,
     threads,
     usable_cores,
 )
@@ -148,11 +149,12 @@ def evaluate(
     if options.engine == "ray":
         engine = ray_actors(device, head, on_error=options.on_error, batch_size=batch_size, address=options.address)
     else:
-        engine = threads(Worker(device=device, head=head, on_error=options.on_error), workers=_workers(options))
+        worker = Worker(device=device, head=head, batch_size=batch_size, on_error=options.on_error)
+        engine = threads(worker, workers=_workers(options))
     outcomes, skipped = measure(
         given,
         engine,
-        batch_size=batch_size,
+        piece_size=piece_size(batch_size),
         checkpoint=checkpoint,
         progress=None if progress is None else partial(_tell, progress, num_inputs),
     )

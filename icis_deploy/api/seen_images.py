@@ -18,10 +18,11 @@ from icis_deploy.errors import ImageError, IncompatibleError, UsageError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
 from icis_deploy.images.array_files import MAX_ARRAY_BYTES, holds_inputs
+from icis_deploy.images.input_files import RemoteFile, is_uri, read_input
 from icis_deploy.images.inputs import InputForm, as_array, holds_images, open_shape, prepare, prepared_batches
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.images.python_values import PythonInputs, source_from
-from icis_deploy.images.sources import InputSource, InputValue
+from icis_deploy.images.sources import MAX_IMAGE_BYTES, InputSource, InputValue
 from icis_deploy.injection.arbiter.seen_images import SeenImages, seen_images
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.workbench import enable_workbench
@@ -186,7 +187,7 @@ def given_features(given: PythonInputs, form: InputForm, *, feature_dim: int, wh
         UsageError: If nothing tells features from inputs.
     """
     if isinstance(given, str | Path):
-        if Path(given).suffix != ".npz" or holds_inputs(Path(given)):
+        if is_uri(str(given)) or Path(given).suffix != ".npz" or holds_inputs(Path(given)):
             return None
         features, labels = _load_features(Path(given))
         where = str(given)
@@ -260,6 +261,8 @@ def _digest(value: InputValue) -> str:
     """Return the SHA-256 of a file, of its bytes, or of the numbers of an array or a picture in memory."""
     if isinstance(value, Path):
         return sha256_of_file(value)
+    if isinstance(value, RemoteFile):
+        value = read_input(value, max_bytes=MAX_IMAGE_BYTES)
     if not isinstance(value, bytes):
         value = np.ascontiguousarray(value).tobytes()
     return hashlib.sha256(value).hexdigest()

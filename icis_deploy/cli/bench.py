@@ -18,7 +18,15 @@ from icis_deploy.cli.bench_options import (
     out_options,
     show_progress,
 )
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH, THREADS, max_seen_loss_option, refuse_given
+from icis_deploy.cli.options import (
+    BUNDLE,
+    EXISTING_FILE,
+    INPUTS,
+    NEW_PATH,
+    THREADS,
+    max_seen_loss_option,
+    refuse_given,
+)
 from icis_deploy.cli.output import format_option
 from icis_deploy.errors import UsageError
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
@@ -52,8 +60,8 @@ from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 )
 @click.option(
     "--images",
-    type=click.Path(exists=True, path_type=Path),
-    help="What accuracy is measured on: file,class CSV, class folders, a file of arrays, or of features.",
+    type=INPUTS,
+    help="What accuracy is measured on: inputs in any form of `evaluate`, path or URI, or a file of features.",
 )
 @click.option(
     "--scenario",
@@ -86,7 +94,7 @@ def bench(
     batch: str,
     threads: int | None,
     runtimes: tuple[str, ...],
-    images: Path | None,
+    images: Path | str | None,
     scenarios: tuple[Any, ...],
     logs: Path | None,
     baseline: Path | None,

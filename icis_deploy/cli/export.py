@@ -20,6 +20,7 @@ from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import (
     EXISTING_FILE,
     EXISTING_PATH,
+    INPUTS,
     NEW_PATH,
     PercentOrNone,
     classes_option,
@@ -93,15 +94,15 @@ TARGET_NAMES = (
 )
 @click.option(
     "--images",
-    type=EXISTING_PATH,
-    help="Inputs for the gate: file,class CSV, folder of class folders, or a file of arrays. Default: seeded inputs.",
+    type=INPUTS,
+    help="Inputs for the gate, in any form of `evaluate`; path or URI. Default: seeded inputs.",
 )
 @max_seen_loss_option(
     "Points of seen accuracy, on --images, that the new classes may cost. Default: what the updates state."
 )
 @click.option(
     "--seen-images",
-    type=click.Path(exists=True, path_type=Path),
+    type=INPUTS,
     metavar="LIST|FOLDER",
     help="Images of classes that the model knows, or .npz with features and labels: on them devices look for answers "
     "that an update changes. Default: those among --images, or features drawn from the head.",
@@ -152,9 +153,9 @@ def export(
     capacity: int | None,
     arbiter: str,
     preprocess: Path | None,
-    images: Path | None,
+    images: Path | str | None,
     max_seen_loss: float | None,
-    seen_images: Path | None,
+    seen_images: Path | str | None,
     max_changed_answers: float | str,
     trust: tuple[Path, ...],
     generator: Path | None,

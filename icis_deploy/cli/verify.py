@@ -12,7 +12,7 @@ from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import (
     BUNDLE,
     EXISTING_FILE,
-    EXISTING_PATH,
+    INPUTS,
     max_seen_loss_option,
     model_options,
     model_source,
@@ -28,8 +28,8 @@ from icis_deploy.errors import GateFailedError
 @click.option("--against", "model", metavar="MODEL", required=True, help="The model that the bundle was made from.")
 @click.option(
     "--images",
-    type=EXISTING_PATH,
-    help="Inputs to compare on: file,class CSV, folder of class folders, or a file of arrays. Default: seeded ones.",
+    type=INPUTS,
+    help="Inputs to compare on, in any form of `evaluate`; path or URI. Default: seeded ones.",
 )
 @max_seen_loss_option(
     "Exit with 1 if new classes cost the seen ones more points of accuracy. Default: what the updates state."
@@ -46,7 +46,7 @@ from icis_deploy.errors import GateFailedError
 def verify(
     bundle: Path,
     model: str,
-    images: Path | None,
+    images: Path | str | None,
     max_seen_loss: float | None,
     trust: tuple[Path, ...],
     runtime: str,

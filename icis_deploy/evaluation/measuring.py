@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Literal, Protocol, TypeAlias
@@ -24,9 +25,10 @@ from icis_deploy.common.arrays import Images
 from icis_deploy.errors import ImageError, IncompatibleError
 from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.images.inputs import InputForm, prepare
+from icis_deploy.images.inputs import BatchMemory, InputForm, prepare
 from icis_deploy.images.sources import InputItem, InputStream, InputValue
 from icis_deploy.metrics.accuracy import checked_logits
+from icis_deploy.metrics.averages import Logits
 from icis_deploy.metrics.outcomes import OutcomeHead, Outcomes, Skipped, measure_outcomes, merge
 from icis_deploy.runtime.device import Device, input_form, runtime_of, state_of
 
@@ -35,6 +37,9 @@ BATCH_SIZE = 4
 
 ACCELERATOR_BATCH_SIZE = 32
 """The same where it is not: an accelerator is not full with less."""
+
+INPUTS_OF_A_PIECE = 32
+"""Inputs whose outcomes are found together: that takes some sixty calls of numpy, however many they are."""
 
 _ROWS_OF_A_PIECE = 1 << 14
 
@@ -58,6 +63,11 @@ class Checkpoint(Protocol):
 
     def outcomes(self) -> Iterator[Outcomes]:
         """Yield all outcomes that are kept, those that were there before too."""
+
+
+def piece_size(batch_size: int) -> int:
+    """Return how many inputs a thread is given at once: whole batches."""
+    return batch_size * max(1, INPUTS_OF_A_PIECE // batch_size)
 
 
 def usable_cores() -> int:
@@ -126,6 +136,11 @@ def outcomes_of_prepared(
     device: Device, prepared: Images, labels: Sequence[str], keys: Sequence[str], head: OutcomeHead
 ) -> Outcomes:
     """Return the outcomes of one batch `(num_inputs, *input_shape)`; otherwise as `outcomes_of`."""
+    return _outcomes_of_scores(_scores(device, prepared, head), labels, keys, head)
+
+
+def _scores(device: Device, prepared: Images, head: OutcomeHead) -> Logits:
+    """Return `(num_inputs, num_classes)` logits of a device that still has the classes of a head."""
     answer = device.logits(prepared)
     if answer.version != head.version or answer.class_names != head.class_names[: len(answer.class_names)]:
         raise IncompatibleError(
@@ -135,6 +150,10 @@ def outcomes_of_prepared(
             expected=head.version,
             hint="Evaluate a device that takes no updates meanwhile, or a copy of its bundle.",
         )
+    return checked_logits(answer.values, name="logits")
+
+
+def _outcomes_of_scores(scores: Logits, labels: Sequence[str], keys: Sequence[str], head: OutcomeHead) -> Outcomes:
     unknown = sorted({label for label in labels if label not in head.columns})
     if unknown:
         raise ImageError(
@@ -145,8 +164,8 @@ def outcomes_of_prepared(
             hint="Name them in `unseen` if they count as classes it should know, or leave their images out.",
         )
     # A class that the head lacks gets a logit that never wins.
-    absent = len(head.class_names) - len(answer.class_names)
-    scores = np.pad(checked_logits(answer.values, name="logits"), ((0, 0), (0, absent)), constant_values=-np.inf)
+    absent = len(head.class_names) - scores.shape[1]
+    scores = np.pad(scores, ((0, 0), (0, absent)), constant_values=-np.inf)
     return measure_outcomes(
         scores,
         np.array([head.columns[label] for label in labels], dtype=np.int64),
@@ -160,7 +179,7 @@ def measure(
     source: InputStream,
     engine: Engine,
     *,
-    batch_size: int,
+    piece_size: int,
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> tuple[Outcomes, tuple[Skipped, ...]]:
@@ -170,8 +189,8 @@ def measure(
 
     Args:
         source: Labelled inputs, of which each is taken once, unless one is there twice.
-        engine: Measures batches, in any order.
-        batch_size: How many inputs are in one.
+        engine: Measures pieces of it, in any order.
+        piece_size: How many inputs the engine is given at once.
         checkpoint: Where outcomes are kept.
         progress: Is told how many are done.
 
@@ -180,7 +199,7 @@ def measure(
         IncompatibleError: As `outcomes_of`, and if an input comes twice.
         RuntimeFailureError: If the runtime fails.
     """
-    waiting = _Waiting(source, batch_size, checkpoint)
+    waiting = _Waiting(source, piece_size, checkpoint)
     kept: Checkpoint = _Memory() if checkpoint is None else checkpoint
     skipped: list[Skipped] = []
     num_done = 0
@@ -232,16 +251,16 @@ class _Memory:
 
 
 class _Waiting:
-    """The inputs of a source that are to be measured, in batches."""
+    """The inputs of a source that are to be measured, in pieces."""
 
-    def __init__(self, source: InputStream, batch_size: int, checkpoint: Checkpoint | None) -> None:
-        self._source, self._batch_size, self._checkpoint = source, batch_size, checkpoint
+    def __init__(self, source: InputStream, piece_size: int, checkpoint: Checkpoint | None) -> None:
+        self._source, self._piece_size, self._checkpoint = source, piece_size, checkpoint
         self.num_done_before = 0
         """Inputs that were passed over, as they have outcomes."""
 
     def __iter__(self) -> Iterator[Sequence[InputItem]]:
         items = iter(self._source)
-        while part := list(islice(items, self._batch_size)):
+        while part := list(islice(items, self._piece_size)):
             if self._checkpoint is not None:
                 is_done = self._checkpoint.is_done(part)
                 self.num_done_before += sum(is_done)
@@ -265,25 +284,50 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """Measures batches; called by several threads at once."""
+    """Measures some inputs, batch by batch; called by several threads at once."""
 
     device: Device
     head: OutcomeHead
+    batch_size: int = BATCH_SIZE
+    """Inputs that the model is run on at once."""
+
     on_error: OnError = "stop"
+    _of_thread: threading.local = field(default_factory=threading.local, init=False, repr=False, compare=False)
+    """Holds the memory of each thread's batch."""
 
     def __call__(self, items: Sequence[InputItem]) -> Done:
-        """Return what became of a batch; errors as `outcomes_of`."""
-        form, left = input_form(self.device.bundle), list(items)
-        skipped: tuple[Skipped, ...] = ()
-        if self.on_error == "skip":
-            left, prepared, skipped = _prepared_or_skipped(items, form)
-        else:
-            prepared = prepare([item.value for item in items], form, keys=[item.key for item in items])
+        """Return what became of some inputs; errors as `outcomes_of`."""
+        left: list[InputItem] = []
+        skipped: list[Skipped] = []
+        scores: list[Logits] = []
+        for start in range(0, len(items), self.batch_size):
+            taken, prepared, others = self._prepared(items[start : start + self.batch_size])
+            left += taken
+            skipped += others
+            if taken:
+                scores.append(_scores(self.device, prepared, self.head))
         keys, outcomes = tuple(item.key for item in left), None
         if left:
             labels = [_label(item) for item in left]
-            outcomes = outcomes_of_prepared(self.device, prepared, labels, keys, self.head)
-        return Done(outcomes=outcomes, keys=keys, skipped=skipped, num_inputs=len(items))
+            outcomes = _outcomes_of_scores(np.concatenate(scores), labels, keys, self.head)
+        return Done(outcomes=outcomes, keys=keys, skipped=tuple(skipped), num_inputs=len(items))
+
+    def _prepared(self, items: Sequence[InputItem]) -> tuple[Sequence[InputItem], Images, tuple[Skipped, ...]]:
+        """Return the inputs of a batch that can be read, prepared, and the others with the reason."""
+        form = input_form(self.device.bundle)
+        try:
+            values, keys = [item.value for item in items], [item.key for item in items]
+            return items, prepare(values, form, keys=keys, memory=self._memory()), ()
+        except ImageError:
+            if self.on_error == "stop":
+                raise
+            return _prepared_or_skipped(items, form)
+
+    def _memory(self) -> BatchMemory:
+        if not hasattr(self._of_thread, "memory"):
+            self._of_thread.memory = BatchMemory()
+        memory: BatchMemory = self._of_thread.memory
+        return memory
 
 
 def _label(item: InputItem) -> str:

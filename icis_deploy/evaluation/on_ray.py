@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from icis_deploy import errors
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import ICISDeployError, MissingDependencyError, RuntimeFailureError, UsageError
-from icis_deploy.evaluation.measuring import Done, Engine, OnError, Worker
+from icis_deploy.evaluation.measuring import Done, Engine, OnError, Worker, piece_size
 from icis_deploy.images.input_files import RemoteFile, input_file
 from icis_deploy.images.sources import InputItem
 from icis_deploy.metrics.outcomes import FIELDS, OUTCOME, OutcomeHead, Skipped, columns_of, outcomes_from_columns
@@ -84,8 +84,8 @@ def _on_actors(
         blocks = [_block(window[start : start + _ROWS_OF_A_BLOCK]) for start in range(0, len(window), _ROWS_OF_A_BLOCK)]
         results = ray.data.from_arrow(blocks).map_batches(
             _Actor,
-            fn_constructor_args=(device, head, on_error),
-            batch_size=batch_size,
+            fn_constructor_args=(device, head, on_error, batch_size),
+            batch_size=piece_size(batch_size),
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(ray.cluster_resources().get("CPU", 1)))),
             num_cpus=1,
@@ -102,8 +102,8 @@ def _on_actors(
 class _Actor:
     """Measures batches on a worker; made once, with a device of its own."""
 
-    def __init__(self, device: Device, head: OutcomeHead, on_error: OnError) -> None:
-        self._worker = Worker(device=device, head=head, on_error=on_error)
+    def __init__(self, device: Device, head: OutcomeHead, on_error: OnError, batch_size: int) -> None:
+        self._worker = Worker(device=device, head=head, batch_size=batch_size, on_error=on_error)
 
     def __call__(self, table: Mapping[str, Any]) -> dict[str, Any]:
         """Return outcomes, what was left out, and what failed, as columns: Ray would wrap an error in its own."""

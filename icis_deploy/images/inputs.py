@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from icis_deploy.common.arrays import Images
 from icis_deploy.errors import ImageError, UsageError
 from icis_deploy.images.array_files import array_of_bytes, map_array
 from icis_deploy.images.input_files import RemoteFile, read_input
-from icis_deploy.images.loading import decode_image, load_images, load_pixels, prepare_picture
+from icis_deploy.images.loading import decode_image, prepare_picture, read_image
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.images.sources import MAX_IMAGE_BYTES, InputItem, InputSource, InputValue
 
@@ -121,22 +121,40 @@ def _parts(source: InputSource, batch_size: int, first: int) -> Iterator[list[In
         yield part
 
 
-def prepare(values: Sequence[InputValue], form: InputForm, *, keys: Sequence[str]) -> Images:
+class BatchMemory:
+    """Memory of one batch, written again with the next one: fresh pages cost more than what is written to them."""
+
+    def __init__(self) -> None:
+        self._array: Images | None = None
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Images:
+        """Return a batch whose values are whatever was there; what was taken before is no longer the caller's."""
+        kept = self._array
+        if kept is None or kept.shape[1:] != shape[1:] or kept.dtype != dtype or len(kept) < shape[0]:
+            kept = self._array = np.empty(shape, dtype=dtype)
+        return kept[: shape[0]]
+
+
+def prepare(
+    values: Sequence[InputValue], form: InputForm, *, keys: Sequence[str], memory: BatchMemory | None = None
+) -> Images:
     """Return inputs as one batch, `(num_inputs, *input_shape)` in the dtype of the model's input.
 
     Args:
         values: At least one.
         form: What the model takes.
         keys: `(num_inputs,)`, what each is called in messages.
+        memory: Where the batch is written, until the next one is; `None` for memory of its own.
 
     Raises:
         ImageError, UsageError: As `prepared_batches`.
     """
-    first = _prepared(values[0], form, keys[0])
-    batch = np.empty((len(values), *first.shape), dtype=first.dtype)
-    batch[0] = first
+    first = _read(values[0], form, keys[0])
+    shape = (len(values), *first.shape)
+    batch = (BatchMemory() if memory is None else memory).take(shape, first.dtype)
+    first.write(batch[:1])
     for index in range(1, len(values)):
-        one = _prepared(values[index], form, keys[index])
+        one = _read(values[index], form, keys[index])
         if one.shape != first.shape:
             raise ImageError(
                 f"{keys[index]} has shape {one.shape}, and {keys[0]} has {first.shape}; one batch has one shape.",
@@ -144,18 +162,45 @@ def prepare(values: Sequence[InputValue], form: InputForm, *, keys: Sequence[str
                 expected=first.shape,
                 where=keys[index],
             )
-        batch[index] = one
+        one.write(batch[index : index + 1])
     return batch
 
 
-def _prepared(value: InputValue, form: InputForm, key: str) -> NDArray[np.generic]:
+class _Read(NamedTuple):
+    """One input, read."""
+
+    array: NDArray[Any]
+    """As the model takes it, or a resized and cropped image."""
+
+    preprocessing: Preprocessing | None = None
+    """What makes such an image an input; `None` where it is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the input."""
+        return self.array.shape if self.preprocessing is None else self.preprocessing.input_shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the input."""
+        return self.array.dtype if self.preprocessing is None else np.dtype(np.float32)
+
+    def write(self, place: NDArray[Any]) -> None:
+        """Write the input to a batch of one."""
+        if self.preprocessing is None:
+            place[0] = self.array
+        else:
+            self.preprocessing.from_pixels(self.array[None], out=place)
+
+
+def _read(value: InputValue, form: InputForm, key: str) -> _Read:
     if isinstance(value, np.ndarray):
         return _from_array(value, form, key)
     if isinstance(value, Path) and value.suffix.lower() == ".npy":
         return _from_array(map_array(value), form, key)
     if isinstance(value, RemoteFile):
         data = read_input(value, max_bytes=MAX_IMAGE_BYTES)
-        return _prepared(data if needs_preparing(value) else array_of_bytes(data, where=key), form, key)
+        return _read(data if needs_preparing(value) else array_of_bytes(data, where=key), form, key)
     preprocessing = form.preprocessing
     if preprocessing is None:
         raise UsageError(
@@ -165,17 +210,20 @@ def _prepared(value: InputValue, form: InputForm, key: str) -> NDArray[np.generi
             where=key,
             hint="Give `preprocess` where the bundle is exported, or arrays as the model takes them.",
         )
+    crop = preprocessing.crop_pixels if form.takes_pixels else preprocessing.crop_image
     if isinstance(value, Path):
-        load = load_pixels if form.takes_pixels else load_images
-        return np.asarray(load([value], preprocessing)[0])
-    make = preprocessing.crop_pixels if form.takes_pixels else preprocessing.prepare
-    return decode_image(value, make, where=key) if isinstance(value, bytes) else prepare_picture(value, make, where=key)
+        pixels = read_image(value, crop)
+    elif isinstance(value, bytes):
+        pixels = decode_image(value, crop, where=key)
+    else:
+        pixels = prepare_picture(value, crop, where=key)
+    return _Read(pixels, None if form.takes_pixels else preprocessing)
 
 
-def _from_array(array: NDArray[Any], form: InputForm, key: str) -> NDArray[np.generic]:
+def _from_array(array: NDArray[Any], form: InputForm, key: str) -> _Read:
     is_whole = form.takes_pixels and array.dtype == np.uint8 and form.fits(array.shape)
     if form.preprocessing is not None and not is_whole and is_picture(array):
-        return _prepared(_picture(array), form, key)
+        return _read(_picture(array), form, key)
     dtype = np.dtype(form.dtype)
     takes_it = array.dtype.kind in "fiub" if dtype.kind == "f" and array.dtype != np.uint8 else array.dtype == dtype
     # Numbers of a table may be small: only where the model takes images are these what a picture must not be taken for.
@@ -196,7 +244,7 @@ def _from_array(array: NDArray[Any], form: InputForm, key: str) -> NDArray[np.ge
             where=key,
             hint="Fill missing values as they were filled when the model was trained.",
         )
-    return found
+    return _Read(found)
 
 
 def _does_not_fit(array: NDArray[Any], form: InputForm, key: str) -> ImageError:

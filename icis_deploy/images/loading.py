@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,8 @@ TO_LABEL = "Move the images of each class into a folder of its name, or give a C
 """Hint for images without a class."""
 
 _MAX_NAMED = 5
+
+Prepared = TypeVar("Prepared", bound=NDArray[Any])
 
 
 ARRAY_SUFFIXES = frozenset({".npz", ".npy", ".safetensors"})
@@ -296,7 +298,7 @@ def load_images(paths: Sequence[Path], preprocessing: Preprocessing) -> Float32:
     """
     batch = np.empty((len(paths), *preprocessing.input_shape), dtype=np.float32)
     for index, path in enumerate(paths):
-        batch[index] = _read_image(path, preprocessing.prepare)
+        preprocessing.from_pixels(read_image(path, preprocessing.crop_image)[None], out=batch[index : index + 1])
     return batch
 
 
@@ -311,17 +313,26 @@ def load_pixels(paths: Sequence[Path], preprocessing: Preprocessing) -> UInt8:
     """
     batch = np.empty((len(paths), *preprocessing.pixel_shape), dtype=np.uint8)
     for index, path in enumerate(paths):
-        batch[index] = _read_image(path, preprocessing.crop_pixels)
+        batch[index] = read_image(path, preprocessing.crop_pixels)
     return batch
 
 
-def _read_image(path: Path, prepare: Callable[[Image], NDArray[np.generic]]) -> NDArray[np.generic]:
+def read_image(path: Path, prepare: Callable[[Image], Prepared]) -> Prepared:
+    """Return what is prepared of an image file.
+
+    Args:
+        path: Of a plain file: JPEG, PNG or what else Pillow reads.
+        prepare: Makes an array of the image.
+
+    Raises:
+        ImageError: As `load_images`.
+    """
     with _wrapped(str(path)), open_plain(path) as raw, io.BufferedReader(raw) as file:
         _check_size(os.fstat(raw.fileno()).st_size)
         return _decoded(file, prepare)
 
 
-def decode_image(data: bytes, prepare: Callable[[Image], NDArray[np.generic]], *, where: str) -> NDArray[np.generic]:
+def decode_image(data: bytes, prepare: Callable[[Image], Prepared], *, where: str) -> Prepared:
     """Return what is prepared of the bytes of an image file.
 
     Args:
@@ -337,16 +348,14 @@ def decode_image(data: bytes, prepare: Callable[[Image], NDArray[np.generic]], *
         return _decoded(io.BytesIO(data), prepare)
 
 
-def _decoded(file: IO[bytes], prepare: Callable[[Image], NDArray[np.generic]]) -> NDArray[np.generic]:
+def _decoded(file: IO[bytes], prepare: Callable[[Image], Prepared]) -> Prepared:
     import PIL.Image
 
     with PIL.Image.open(file) as image:
         return prepare(image)
 
 
-def prepare_picture(
-    image: Image, prepare: Callable[[Image], NDArray[np.generic]], *, where: str
-) -> NDArray[np.generic]:
+def prepare_picture(image: Image, prepare: Callable[[Image], Prepared], *, where: str) -> Prepared:
     """Return what is prepared of a picture in memory.
 
     Raises:

@@ -15,7 +15,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -248,7 +248,7 @@ class Preprocessing:
         Raises:
             ImageError: As `crop_pixels`.
         """
-        return np.asarray(self.from_pixels(self._cropped(image)[None])[0])
+        return np.asarray(self.from_pixels(self.crop_image(image)[None])[0])
 
     def crop_pixels(self, image: Image) -> UInt8:
         """Return one image resized and cropped, `pixel_shape` uint8, red before green before blue.
@@ -267,10 +267,17 @@ class Preprocessing:
                 expected=PILLOW,
                 where="antialias",
             )
-        return self._cropped(image).astype(np.uint8, copy=False)
+        return self.crop_image(image).astype(np.uint8, copy=False)
 
-    def _cropped(self, image: Image) -> UInt8 | Float32:
-        """Return `pixel_shape`, uint8; float32 in 0..255 where torch's way of resizing does not round."""
+    def crop_image(self, image: Image) -> UInt8 | Float32:
+        """Return one image resized and cropped, as `from_pixels` takes it.
+
+        Returns:
+            `pixel_shape`, uint8; float32 in 0..255 where torch's way of resizing does not round.
+
+        Raises:
+            ImageError: As `crop_pixels`.
+        """
         if self.exif_orientation:
             image = _upright(image)
         padded = (max(image.size),) * 2 if self.pad_to_square else image.size
@@ -295,19 +302,25 @@ class Preprocessing:
         pixels = pixels.reshape(height, width, -1)
         return pixels if self.channels is None else pixels.repeat(self.channels, axis=2)
 
-    def from_pixels(self, pixels: UInt8 | Float32) -> Float32:
+    def from_pixels(self, pixels: UInt8 | Float32, *, out: Float32 | None = None) -> Float32:
         """Return cropped images as the model's input.
 
         Args:
             pixels: `(batch, *pixel_shape)` uint8, as `crop_pixels` gives them, or float32 in 0..255.
+            out: `(batch, *input_shape)`, where they are written; `None` for memory of their own.
 
         Returns:
-            `(batch, *input_shape)` float32, contiguous.
+            `(batch, *input_shape)` float32: `out`, or contiguous.
         """
         ordered = pixels[..., ::-1] if self.color == "BGR" else pixels
-        if self.rescale == EIGHT_BITS:  # the same to the last bit for all 256 values, and faster
-            return self._standardized(ordered.astype(np.float32) / np.float32(255))
-        return self._standardized((ordered.astype(np.float64) * self.rescale).astype(np.float32))
+
+        def scale(channel: UInt8 | Float32, place: Float32) -> None:
+            if self.rescale == EIGHT_BITS:  # the same to the last bit for all 256 values, and faster
+                np.divide(channel, np.float32(255), out=place, dtype=np.float32)
+            else:
+                np.multiply(channel, self.rescale, out=place, dtype=np.float64, casting="same_kind")
+
+        return self._standardized(ordered, scale, out)
 
     def normalize(self, pixels: Float32) -> Float32:
         """Return normalised images in the model's layout.
@@ -318,15 +331,26 @@ class Preprocessing:
         Returns:
             `(batch, *input_shape)` float32, contiguous.
         """
-        scale = self.rescale / EIGHT_BITS
-        return self._standardized(pixels if scale == 1 else pixels * np.float32(scale))
+        factor = np.float32(self.rescale / EIGHT_BITS)
 
-    def _standardized(self, pixels: Float32) -> Float32:
-        values = np.empty((len(pixels), *self._shape_of(*pixels.shape[1:3])), dtype=np.float32)
+        def scale(channel: UInt8 | Float32, place: Float32) -> None:
+            np.multiply(channel, factor, out=place)
+
+        return self._standardized(pixels, scale, None)
+
+    def _standardized(
+        self,
+        pixels: UInt8 | Float32,
+        scale: Callable[[UInt8 | Float32, Float32], None],
+        out: Float32 | None,
+    ) -> Float32:
+        values = np.empty((len(pixels), *self._shape_of(*pixels.shape[1:3])), dtype=np.float32) if out is None else out
         channels = np.moveaxis(values, self.layout.index("C"), 0)
-        # One channel after the other: numpy is slow along an axis of three.
+        # One channel after the other: numpy is slow along an axis of three. And in place: memory that is fresh from the
+        # system costs more than what is computed in it.
         for index, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
-            np.subtract(pixels[..., index], np.float32(mean), out=channels[index])
+            scale(pixels[..., index], channels[index])
+            channels[index] -= np.float32(mean)
             channels[index] /= np.float32(std)
         return values
 
@@ -471,7 +495,8 @@ def _to_color(image: Image, mode: str) -> Image:
         image = image.convert("RGBA")  # Pillow warns of the direct way
     if mode == "CMYK" and image.mode not in ("CMYK", "RGB"):  # Pillow converts no other to it
         image = image.convert("RGB")
-    return image.convert(mode)
+    image.load()  # some formats know their mode no sooner
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _check_pixels(size: tuple[int, int], padded: tuple[int, int] = (0, 0), scaled: tuple[int, int] = (0, 0)) -> None:

@@ -28,11 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from securesystemslib.signer import CryptoSigner
 
 from icis_deploy.bundle.manifest import Bundle, load_manifest
 from icis_deploy.errors import GuardError, ICISDeployError, VersionRollbackError
 from icis_deploy.head.class_update import ClassUpdate, FollowedState
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.updates.envelope import envelope_of, serialize_envelope
 from icis_deploy.updates.trusted_keys import TrustedKeys, pem_from_public_key
 from scripts.experiments.simulated_device import CachedVerification, SimulatedDevice
@@ -46,7 +48,8 @@ DAY = 24.0
 LIFE_HOURS = 50 * DAY
 """Until an update expires."""
 RENEWED_AFTER_HOURS = 30 * DAY
-"""When the last one is signed again, complete, where some device does not have it yet."""
+"""When the last one is signed again, complete, where some device does not have it yet; sooner if one that it follows
+has expired."""
 LIMIT_HOURS = 120 * DAY
 """What has not arrived by then counts as stuck."""
 
@@ -106,11 +109,14 @@ class Publisher:
     def update(self, *added: str, replaced: tuple[str, ...] = (), complete: bool = False, hours: float = 0.0) -> bytes:
         """Return the next class update, which expires after `LIFE_HOURS`."""
         version = self.reference.journal.highest_version + 1
-        rows = np.random.default_rng(version).normal(size=(len(added) + len(replaced), FEATURE_DIM + 1))
+        known = rows_by_name(self.reference.table)  # a class keeps its row unless it is replaced
+        draw = np.random.default_rng(version).normal
+        rows = [known[name] if name in known else draw(size=FEATURE_DIM + 1) for name in added]
+        rows += [draw(size=FEATURE_DIM + 1) for _ in replaced]
         follows = FollowedState(version=self.reference.version, digest=self.reference.table.digest())
         content = ClassUpdate(
             base_fingerprint=self.bundle.base_fingerprint,
-            rows=rows.astype(np.float32),
+            rows=np.array(rows, dtype=np.float32),
             added=added,
             replaced=replaced,
             version=version,
@@ -147,6 +153,8 @@ class Release:
     is_keys: bool = False
     is_bad: bool = False
     is_complete: bool = False
+    renews: str | None = None
+    """The release whose state it brings again: who has that one needs it not."""
     begun: float = 0.0
     wave_begun: float = 0.0
     wave: int = 0
@@ -195,6 +203,12 @@ class Figures:
     was_stopped: bool
     hours: float | None
     """Until every device had everything; `None` if that never was."""
+
+
+def rows_by_name(table: SlotTable) -> dict[str, NDArray[np.float32]]:
+    """Return the rows of new classes, wherever they are in the slots."""
+    rows = np.column_stack([table.weight, table.bias])
+    return {name: row for name, row in zip(table.class_names, rows, strict=True) if name in table.filled_names}
 
 
 def clock_at(hours: float) -> datetime:
@@ -247,10 +261,17 @@ class Simulation:
         )
 
     def has_arrived(self, member: Member) -> bool:
-        """Say whether a device has the state that was published last."""
+        """Say whether a device has the classes and the keys that were published last."""
         device, reference = member.device, self.publisher.reference
         same_keys = device.journal.trust_version == reference.journal.trust_version
-        return same_keys and device.version == reference.version and device.table.digest() == reference.table.digest()
+        is_new = device.version >= self._last(is_keys=False).version
+        held, wanted = rows_by_name(device.table), rows_by_name(reference.table)
+        same_rows = held.keys() == wanted.keys() and all(np.array_equal(held[name], wanted[name]) for name in wanted)
+        return same_keys and is_new and same_rows
+
+    def _last(self, *, is_keys: bool) -> Release:
+        """Return the last release that brought something new."""
+        return [each for each in self.releases if each.is_keys == is_keys and each.renews is None][-1]
 
     # --- the operator and the server ---
 
@@ -260,16 +281,21 @@ class Simulation:
         yield Release(name="2 replaces", data=make.update("bongo", replaced=("okapi",), hours=self.now), version=2)
         keys = (0, 1) if self.scenario.overlap else (1,)
         yield Release(name="new keys", data=make.keys(*keys, hours=self.now), version=1, is_keys=True)
-        yield Release(name="3 new key", data=make.update("quagga", hours=self.now), version=3)
+        # Who has the new keys alone can take nothing that the old one signed: what it may lack comes complete.
+        yield self._update("3 new key", "quagga", complete=not self.scenario.overlap)
         yield Release(name="4 bad", data=make.update("bad", hours=self.now), version=4, is_bad=True)
         if self.was_stopped:
             names, complete = ("okapi", "bongo", "quagga"), self.scenario.complete_recall
             data = make.update(*names, complete=True, hours=self.now) if complete else self._recall_that_follows()
             yield Release(name="5 recall", data=data, version=5, is_complete=complete)
-        last = make.update("tarpan", hours=self.now)
-        yield Release(name="6 last", data=last, version=make.reference.version)
+        yield self._update("6 last", "tarpan", complete=self.scenario.overlap and self.scenario.complete_recall)
         if self.scenario.overlap:
             yield Release(name="old key out", data=make.keys(1, hours=self.now), version=2, is_keys=True)
+
+    def _update(self, name: str, added: str, *, complete: bool) -> Release:
+        names = (*self.publisher.reference.table.filled_names, added) if complete else (added,)
+        data = self.publisher.update(*names, complete=complete, hours=self.now)
+        return Release(name=name, data=data, version=self.publisher.reference.version, is_complete=complete)
 
     def _recall_that_follows(self) -> bytes:
         return self.publisher.update(replaced=("bad",), hours=self.now)
@@ -279,7 +305,9 @@ class Simulation:
         names = self.publisher.reference.table.filled_names
         data = self.publisher.update(*names, complete=True, hours=self.now)
         version = self.publisher.reference.version
-        self._begin(Release(name=f"{version} again", data=data, version=version, is_complete=True), to_all=True)
+        renews = self._last(is_keys=False).name
+        release = Release(name=f"{version} again", data=data, version=version, is_complete=True, renews=renews)
+        self._begin(release, to_all=True)
 
     def _next_release(self) -> None:
         release = next(self._plan, None)
@@ -306,11 +334,12 @@ class Simulation:
     def _tick(self) -> None:
         """Look at the reports once an hour, as an operator's script does."""
         if self.is_published:
-            if all(each.arrived == len(self.members) for each in self.releases[-2:]):
+            if all(self._last(is_keys=is_keys).arrived == len(self.members) for is_keys in (False, True)):
                 self.hours = self.now  # what is still on its way, doubled and late, arrives, and must change nothing
                 return
-            last = [each for each in self.releases if not each.is_keys][-1]
-            if self.now - last.begun >= RENEWED_AFTER_HOURS:
+            given = [each for each in self.releases if not each.is_keys and not each.is_over]
+            has_expired = any(self.now >= each.begun + LIFE_HOURS for each in given)
+            if has_expired or self.now - given[-1].begun >= RENEWED_AFTER_HOURS:
                 self._renew()
             self._at(self.now + 1.0, self._tick)
             return
@@ -373,7 +402,7 @@ class Simulation:
         for name in list(member.results):
             self._report(member, name)
         wanted = [each for each in self.releases if member.index < each.reach and not each.is_over]
-        wanted = [each for each in wanted if each.name not in member.reported]
+        wanted = [each for each in wanted if member.reported.isdisjoint({each.name, each.renews})]
         if not wanted:
             member.is_polling = False
             return

@@ -51,6 +51,23 @@ def test_arrays_that_the_models_take_are_inputs_and_no_features(tmp_path):
         load_labeled(FEATURES)
 
 
+def test_a_list_at_a_uri_names_the_files_beside_it(tiny_project):
+    pytest.importorskip("fsspec", reason="needs the extra data")
+    on_disk = load_labeled(tiny_project.images)
+
+    found = load_labeled(f"file://{tiny_project.images}")
+
+    assert found.labels == on_disk.labels
+    assert [str(path) for path in found.paths] == [f"file://{path}" for path in on_disk.paths]
+
+
+def test_arrays_at_a_uri_are_refused_with_what_is_read_there(tmp_path):
+    np.savez(tmp_path / "inputs.npz", inputs=FEATURES, labels=np.array(LABELS))
+
+    with pytest.raises(ImageError, match=r"only lists, \.parquet and \.tar files are read from a URI"):
+        load_labeled(f"file://{tmp_path}/inputs.npz")
+
+
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(
         ImageError,

@@ -265,6 +265,20 @@ def test_verify_passes_on_an_untouched_bundle(
     assert result["parity"][0]["num_classes"] == NUM_SEEN + NUM_UNSEEN
 
 
+def test_verify_takes_images_at_a_uri(
+    bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("fsspec", reason="needs the extra data")
+    arguments = ["verify", str(bundle), "--against", str(tiny_project.model), "--images"]
+
+    at_uri = run_json([*arguments, f"file://{tiny_project.images}"], capsys)
+
+    assert at_uri == run_json([*arguments, str(tiny_project.images)], capsys)
+    assert at_uri[0] == 0
+    code, refused = run_json([*arguments, "memory://no-such-bucket/images.csv"], capsys)
+    assert (code, refused["status"]) == (3, "error")
+
+
 def test_verify_against_a_model_of_another_type_says_which(
     bundle: Path, tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

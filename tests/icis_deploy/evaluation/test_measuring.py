@@ -11,7 +11,7 @@ import pytest
 import icis_deploy
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError, UsageError
 from icis_deploy.evaluation.checkpoint import IDENTITY_NAME, ParquetCheckpoint
-from icis_deploy.evaluation.measuring import Worker, measure, outcome_head, outcomes_of, threads
+from icis_deploy.evaluation.measuring import Worker, measure, outcome_head, outcomes_of, piece_size, threads
 from icis_deploy.images.loading import load_image_list
 from icis_deploy.metrics.outcomes import merge
 
@@ -34,8 +34,8 @@ def images(tiny_project, tmp_path):
 
 def measured(device, images, workers=1, batch_size=4):
     head = outcome_head(device)
-    engine = threads(Worker(device=device, head=head), workers=workers)
-    outcomes, _ = measure(load_image_list(images), engine, batch_size=batch_size)
+    engine = threads(Worker(device=device, head=head, batch_size=batch_size), workers=workers)
+    outcomes, _ = measure(load_image_list(images), engine, piece_size=piece_size(batch_size))
     return outcomes.rows.tobytes()
 
 
@@ -124,6 +124,7 @@ def test_options_that_mean_nothing_are_refused(values):
 
 def test_a_run_with_a_checkpoint_goes_on_where_it_was(bundle, images, tmp_path, monkeypatch):
     monkeypatch.setattr("icis_deploy.evaluation.checkpoint.ROWS_OF_A_FILE", 8)
+    monkeypatch.setattr("icis_deploy.evaluation.measuring.INPUTS_OF_A_PIECE", 4)
     plain = evaluated(bundle, images).to_json()
     device = icis_deploy.Device.open(bundle)
     whole, calls = icis_deploy.Device.logits, []
@@ -152,8 +153,8 @@ def test_a_run_with_a_checkpoint_goes_on_where_it_was(bundle, images, tmp_path, 
 KILLED = """
 import sys, os, signal
 import icis_deploy
-from icis_deploy.evaluation import checkpoint
-checkpoint.ROWS_OF_A_FILE = 4
+from icis_deploy.evaluation import checkpoint, measuring
+checkpoint.ROWS_OF_A_FILE = measuring.INPUTS_OF_A_PIECE = 4
 def kill(done, total):
     if done >= 24:
         os.kill(os.getpid(), signal.SIGKILL)
