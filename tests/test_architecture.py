@@ -435,7 +435,13 @@ def test_nothing_that_the_device_half_ever_reaches_imports_what_a_device_does_no
     reached = reachable(set(library("icis_deploy.runtime.")), SOURCES)
 
     assert len(reached) > 30
-    assert found({name: SOURCES[name] for name in reached - {TAKES_TENSORS}}, WORKBENCH_LIBRARIES | {"exporters", "benchmarks"}) == []
+    assert (
+        found(
+            {name: SOURCES[name] for name in reached - {TAKES_TENSORS}},
+            WORKBENCH_LIBRARIES | {"exporters", "benchmarks"},
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("room", ["common", "head", "updates", "bundle", "images", "metrics", "runtime"])

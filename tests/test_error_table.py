@@ -306,14 +306,6 @@ def _(at: Place) -> list[str]:
     return ["verify", str(at.folder / "exported"), "--against", other]
 
 
-def calling(command: str, beginning: str, call: Callable[[Place], object]) -> None:
-    def raising(at: Place) -> list[str]:
-        call(at)
-        raise AssertionError("nothing was raised")
-
-    case(command, beginning)(raising)
-
-
 def closed(at: Place) -> object:
     with Device.open(at.bundle) as device:
         pass

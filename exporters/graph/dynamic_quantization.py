@@ -12,7 +12,7 @@ Sources: ONNX DynamicQuantizeLinear-11, MatMulInteger-10, ConvInteger-10, Dequan
 MatMulIntegerToFloat and DynamicQuantizeMatMul.
 """
 
-# Why: docs/decisions/9060.
+# Why: docs/decisions/0136.
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ coremltools converts on Linux; what it writes runs on Apple's systems alone. So 
 was converted, and says that the package itself was not run.
 """
 
-# Why: docs/decisions/9011.
+# Why: docs/decisions/0130.
 
 from __future__ import annotations
 

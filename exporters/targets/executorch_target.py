@@ -1,6 +1,6 @@
 """Convert a model to ExecuTorch: a torch program, which its compiler gives to XNNPACK, with slots as inputs."""
 
-# Why: docs/decisions/9011.
+# Why: docs/decisions/0130.
 
 from __future__ import annotations
 

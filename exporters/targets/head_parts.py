@@ -4,7 +4,7 @@ A converter of others guesses at what multiplies an input that is no image: pnnx
 lacks, or drops its transposition. The head is our own subject, and small; the gate compares the whole.
 """
 
-# Why: docs/decisions/9010.
+# Why: docs/decisions/0129.
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ Rules:
 Source: ncnn's documents `param and model file structure` and `operation param weight table`.
 """
 
-# Why: docs/decisions/9010.
+# Why: docs/decisions/0129.
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Convert a model to ncnn: pnnx converts the backbone, and the head is written behind it, with slots as inputs."""
 
-# Why: docs/decisions/9010.
+# Why: docs/decisions/0129.
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ torch itself has no importer of ONNX; onnx2torch (1.5.15, of 2024) needs torchvi
 Source of what each operator computes: ONNX's documents `Operators.md` and `Changelog.md`.
 """
 
-# Why: docs/decisions/9011.
+# Why: docs/decisions/0130.
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ The exit code is 0 if every step is done or skipped, 1 if one failed, 3 if the t
 This module imports Python's own library alone, as it runs before anything is installed.
 """
 
-# Why: docs/decisions/9020.
+# Why: docs/decisions/0131.
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ row by itself, with what is not known of it said. What is known comes from docs/
 in this file.
 """
 
-# Why: docs/decisions/9021.
+# Why: docs/decisions/0132.
 
 from __future__ import annotations
 
