@@ -82,7 +82,7 @@ def _verdict(rivals: Sequence[Conflict], states: Sequence[RuntimeState], checks:
         return failed.exit_code, f"the bundle's {failed.name}: {failed.detail}"
     if rivals:
         return MissingDependencyError.exit_code, rivals[0].problem
-    if not any(each.state == "works" for each in states):
+    if not any(each.state in {"works", "not tried"} for each in states):
         return MissingDependencyError.exit_code, "no runtime works here."
     broken = next((each for each in states if each.state == "broken"), None)
     if broken is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,10 +12,11 @@ from typing import Literal
 import numpy as np
 
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants
+from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES
 from icis_deploy.bundle.engine_sidecar import engine_name
-from icis_deploy.bundle.manifest import Bundle, load_bundle, load_manifest
+from icis_deploy.bundle.manifest import BACKBONE_NAME, Bundle, load_bundle, load_manifest
 from icis_deploy.common.terminal_text import reason_of
-from icis_deploy.errors import ICISDeployError, RuntimeFailureError
+from icis_deploy.errors import ICISDeployError, MissingDependencyError, RuntimeFailureError
 from icis_deploy.runtime.changes.self_test import self_test_input, verify_computed
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.operations import classes
@@ -34,7 +35,8 @@ class Check:
     name: str
 
     state: Literal["ok", "note", "failed", "not looked at"]
-    """`note`: nothing is wrong, and its owner should know. `not looked at`: what comes before it failed."""
+    """`note`: nothing is wrong, and its owner should know. `not looked at`: what comes before it failed, or what it
+    needs is not installed, and nothing depends on it."""
 
     detail: str
     hint: str | None = None
@@ -64,7 +66,17 @@ def check_bundle(folder: Path, *, trust: Sequence[Path] = ()) -> tuple[Check, ..
         _signature(folder, trust),
         _checked("state", lambda: _state(folder, bundle)),
         _checked("slots", lambda: _slots(folder, bundle)),
-        *(_checked(f"answers in {name}", partial(_answers, folder, name)) for name in _runtimes(bundle)),
+        *_answering([_checked(f"answers in {name}", partial(_answers, folder, name)) for name in _runtimes(bundle)]),
+    )
+
+
+def _answering(found: Sequence[Check]) -> tuple[Check, ...]:
+    """Return whether a bundle answers: a device needs one of the runtimes that a bundle is for, not all of them."""
+    if not any(each.state == "ok" for each in found):
+        return tuple(found)
+    missing = MissingDependencyError.exit_code
+    return tuple(
+        replace(each, state="not looked at", exit_code=0) if each.exit_code == missing else each for each in found
     )
 
 
@@ -136,8 +148,9 @@ def _slots(folder: Path, bundle: Bundle) -> Check:
 
 def _runtimes(bundle: Bundle) -> tuple[str, ...]:
     """Return the runtimes that a bundle was made for: the default one, and those that it has files of their own for."""
+    own = {"openvino": (OPENVINO_NAME,), "split": (BACKBONE_NAME,), **CONVERTED_FILES}
     engines = [name for name in ENGINE_RUNTIMES if engine_name(name) in bundle.files]
-    return ("onnxruntime", *(["openvino"] if OPENVINO_NAME in bundle.files else []), *engines)
+    return ("onnxruntime", *(name for name, files in own.items() if bundle.files.keys() >= set(files)), *engines)
 
 
 def _answers(folder: Path, runtime: str) -> Check:

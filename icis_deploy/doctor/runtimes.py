@@ -75,7 +75,7 @@ def _runtime_state(name: str) -> RuntimeState:
             detail="it runs files that an export makes" if found else "its library is not installed",
             hint=f"Give a bundle that was exported with `targets=['{'backbone' if name == 'split' else name}']`."
             if found
-            else f"Install it: {install_command(name)}.",
+            else f"Install it: {install_command('cpu' if name == 'split' else name)}.",
         )
     return _state(name)
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ import onnx
 import pytest
 
 import icis_deploy
+from icis_deploy.bundle.manifest import load_manifest
+from icis_deploy.cli.doctor import _verdict
 from icis_deploy.cli.main import run
-from icis_deploy.doctor import installation, runtimes, tiny_bundle
+from icis_deploy.doctor import bundles, installation, runtimes, tiny_bundle
 from icis_deploy.doctor.bundles import check_bundle
 from icis_deploy.doctor.installation import _numbers
+from icis_deploy.errors import MissingDependencyError
 from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
@@ -188,6 +192,40 @@ def test_a_bundle_that_was_changed_since_is_looked_at_as_it_is(bundle: Path, tmp
     assert found["state"].detail == "version 7, 1 change since the export; takes updates signed by one of 1 keys"
     assert found["slots"].state == "note"
     assert found["slots"].detail == "0 of 4 free, 7 classes"
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected", "code"),
+    [
+        ({"mnn"}, {"onnxruntime": "not looked at", "mnn": "ok"}, 0),
+        (set(), {"onnxruntime": "failed", "mnn": "failed"}, 5),
+    ],
+)
+def test_a_device_needs_one_of_the_runtimes_that_a_bundle_is_for(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, installed: set[str], expected: dict[str, str], code: int
+) -> None:
+    def answers(_: Path, runtime: str) -> bundles.Check:
+        if runtime not in installed:
+            raise MissingDependencyError(f"The runtime {runtime!r} is not installed.")
+        return bundles.Check(name=f"answers in {runtime}", state="ok", detail="as it should")
+
+    manifest = load_manifest(bundle)
+    with_files = replace(manifest, files={**manifest.files, "mnn/model.mnn": manifest.files["model.onnx"]})
+    monkeypatch.setattr(bundles, "load_bundle", lambda _: with_files)
+    monkeypatch.setattr(bundles, "_answers", answers)
+
+    found = [each for each in check_bundle(bundle) if each.name.startswith("answers in ")]
+    assert {each.name.removeprefix("answers in "): each.state for each in found} == expected
+    assert {each.exit_code for each in found} == {code}
+
+
+def test_a_device_with_the_library_of_a_converted_model_alone_is_no_failure() -> None:
+    states = [
+        runtimes.RuntimeState(name="onnxruntime", state="missing", detail="it is not installed"),
+        runtimes.RuntimeState(name="mnn", state="not tried", detail="it runs files that an export makes"),
+    ]
+    assert _verdict([], states, []) == (0, "")
+    assert _verdict([], states[:1], [])[0] == 5
 
 
 @pytest.mark.parametrize(
