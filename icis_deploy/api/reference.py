@@ -175,7 +175,7 @@ def refusals_to_expect(bundle: Bundle, reference: Reference, table: SlotTable) -
     return (
         f"A device would refuse the new classes as an update, and others like them: they change {changed.num_changed} "
         f"of {changed.num_reference} answers on {kind} of known classes ({percent(changed.share)}), and one update may "
-        f"change {percent(changed.limit)}. Inject with a smaller loss of seen accuracy, {cure}allow "
+        f"change {percent(changed.limit)}. Inject with a smaller `max_seen_loss`, {cure}allow "
         f"{percent(math.ceil(100.0 * likely) / 100.0)} with `max_changed_answers`.",
     )
 

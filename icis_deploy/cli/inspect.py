@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from icis_deploy.cli.hints import all_commands, command_line_hint
-from icis_deploy.cli.options import classes_option, model_options, model_source, refuse_given
+from icis_deploy.cli.options import NEW_PATH, classes_option, model_options, model_source, refuse_given
 from icis_deploy.cli.output import format_option, note, print_result
 from icis_deploy.cli.verify import signature_text
 from icis_deploy.common.terminal_text import columns
@@ -23,9 +23,17 @@ if TYPE_CHECKING:
 @click.argument("model")
 @classes_option
 @model_options
+@click.option("--classes-out", type=NEW_PATH, help="Also write the head's class names here, one a line, for --classes.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 @format_option
 def inspect(
-    model: str, classes: Path | None, weights: Path | None, input_shape: str | None, head_node: str | None
+    model: str,
+    classes: Path | None,
+    weights: Path | None,
+    input_shape: str | None,
+    head_node: str | None,
+    classes_out: Path | None,
+    overwrite: bool,
 ) -> None:
     """Show the head that was found in MODEL, and how sure that is.
 
@@ -36,13 +44,41 @@ def inspect(
     from icis_deploy.bundle.manifest import MANIFEST_NAME
 
     if Path(model, MANIFEST_NAME).is_file():
-        refuse_given("classes", "weights", "input_shape", "head_node", reason="a bundle says that itself.")
+        refuse_given(
+            "classes",
+            "weights",
+            "input_shape",
+            "head_node",
+            "classes_out",
+            "overwrite",
+            reason="a bundle says that itself.",
+        )
         _inspect_bundle(Path(model))
         return
     from icis_deploy.api.models import inspect as inspect_model
+    from icis_deploy.common.files import check_free
 
+    if classes_out is not None:
+        check_free(classes_out, overwrite=overwrite)
     opened = inspect_model(model_source(model, weights, input_shape, head_node), classes=classes)
+    if classes_out is not None:
+        _write_classes(opened, classes_out)
     print_result({"model": model, **_result(opened)}, text=_text(opened))
+
+
+def _write_classes(opened: OpenedModel, path: Path) -> None:
+    from icis_deploy.common.files import write_file
+    from icis_deploy.errors import UsageError
+
+    if opened.head is None:
+        if (said := opened.loaded.stated_classes) is not None:
+            said.require()
+        raise UsageError(
+            f"The model does not name its classes, so that {path} cannot be written.",
+            where=path,
+            hint="Write their names there yourself, one a line, in the order of the model's outputs.",
+        )
+    write_file(path, "".join(f"{name}\n" for name in opened.head.class_names).encode())
 
 
 def _inspect_bundle(folder: Path) -> None:

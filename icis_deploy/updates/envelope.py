@@ -45,6 +45,7 @@ _PAYLOAD_START = b'{"payload":"'
 _NUM_SHOWN = 16
 _MAX_REASON = 120
 _MAX_SHOWN_KEYS = 4
+_HINT = "Give the .icis file that `inject()` and `sign()` made; if it is that one, fetch it again."
 
 
 def serialize_envelope(envelope: Envelope) -> bytes:
@@ -72,6 +73,7 @@ def parse_envelope(data: bytes) -> Envelope:
             f"The file is not a class update: it is no DSSE envelope (more than {MAX_JSON_VALUES} JSON values).",
             found=f"more than {MAX_JSON_VALUES} JSON values",
             expected="a DSSE envelope",
+            hint=_HINT,
         )
     try:
         document = load_strict(fields)
@@ -85,6 +87,7 @@ def parse_envelope(data: bytes) -> Envelope:
             f"The file is not a class update: it is no DSSE envelope ({reason}).",
             found=reason,
             expected="a DSSE envelope",
+            hint=_HINT,
         ) from error
     if envelope.payload_type not in (PAYLOAD_TYPE, TRUSTED_KEYS_TYPE):
         found = printable(repr(envelope.payload_type), max_length=_MAX_REASON)

@@ -243,7 +243,6 @@ def load_private_key(path: Path, *, passphrase: Secret | None = None) -> CryptoS
     from securesystemslib.signer import CryptoSigner
 
     data = read_plain(path, max_bytes=MAX_KEY_BYTES, what="private key", error_type=SignatureError)
-    _warn_if_others_read(path)
     is_encrypted = _ENCRYPTED in data
     if is_encrypted and passphrase is None:
         raise SignatureError(
@@ -281,6 +280,7 @@ def load_private_key(path: Path, *, passphrase: Secret | None = None) -> CryptoS
             where=path,
             hint="`keygen()` makes one.",
         )
+    _warn_if_others_read(path)  # not before: of a public key it would be wrong advice
     return CryptoSigner(key)
 
 

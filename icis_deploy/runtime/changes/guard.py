@@ -127,7 +127,7 @@ class ChangedAnswers:
             found=self.share,
             expected=f"at most {self.limit}",
             hint=(
-                "Inject again with a smaller loss of seen accuracy, or leave these classes out; where it is meant, "
+                "Inject again with a smaller `max_seen_loss`, or leave these classes out; where it is meant, "
                 "give `allow_changed_answers=True`, and the history says so."
             ),
         )

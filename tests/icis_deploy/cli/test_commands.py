@@ -69,6 +69,28 @@ def test_inspect_names_the_head_and_its_fingerprint(
     assert result["head"]["fingerprint"] == load_update(update).base_fingerprint
 
 
+def test_inspect_writes_the_class_names_for_the_other_commands(
+    tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "names.txt"
+    command = ["inspect", str(tiny_project.model), "--classes", str(tiny_project.classes), "--classes-out", str(out)]
+    assert run(command) == 0
+    assert out.read_text().splitlines() == tiny_project.classes.read_text().splitlines()
+    capsys.readouterr()
+    assert run(command) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run([*command, "--overwrite"]) == 0
+
+
+def test_inspect_writes_no_names_that_a_model_does_not_state(
+    tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "names.txt"
+    assert run(["inspect", str(tiny_project.model), "--classes-out", str(out)]) == 2
+    assert "does not name its classes" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_inject_is_the_same_for_a_seed_and_another_for_another(
     tiny_project: TinyProject, update: Path, tmp_path: Path
 ) -> None:

@@ -301,6 +301,13 @@ def test_files_that_are_no_keys_are_refused(path, keys, tmp_path):
         verify_update(path, [tmp_path / "binary"])
 
 
+def test_a_public_key_given_as_the_private_one_is_not_called_too_open(path, keys, recwarn):
+    keys.public_path.chmod(0o644)
+    with pytest.raises(SignatureError, match="is not a private key in PEM form"):
+        sign(path, keys.public_path)
+    assert [str(each.message) for each in recwarn] == []
+
+
 def test_files_that_are_no_updates_are_refused(keys, tmp_path):
     with pytest.raises(LoadError, match=r"Cannot read the class update .*missing"):
         sign(tmp_path / "missing", keys.private_path)
