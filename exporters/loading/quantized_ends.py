@@ -9,7 +9,7 @@ Rules:
 2. The bundle's model rounds to the same integers, so that both compute the same from there on.
 3. An output's integers are its scores, rounded. The bundle gives them before they are rounded, under the same name.
 4. Scores that an operator makes of integers at once, as QLinearSoftmax does, are nowhere in the model's file unrounded:
-   the original is asked for what that operator takes, and the scores are computed from it.
+   the original is asked for what that operator takes, or for what was rounded to it, and the scores are computed of it.
 
 Sources: ONNX QuantizeLinear-13 (division, rounding half to even, saturation), QLinearConv-10, QLinearMatMul-10.
 """
@@ -83,7 +83,7 @@ class IntegerScores:
     """That the softmax is over."""
 
     def of(self, integers: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Return the scores before they are rounded, of what the operator takes."""
+        """Return the scores before they are rounded, of what the operator takes; floats have scale 1."""
         logits = (integers.astype(np.float64) - self.zero_point) * self.scale
         if self.op_type == "Sigmoid":
             return np.asarray(np.exp(-np.logaddexp(0.0, -logits)), np.float32)
@@ -210,10 +210,13 @@ def _read_output(output: ir.Value) -> RoundedOutput | None:
     scaled = _scale_of(node)
     if scaled is None:
         return None
-    scale, zero_point = scaled
+    taken, (scale, zero_point) = input_of(node, 0), scaled
+    rounding = taken.producer()
+    if rounding is not None and rounding.op_type == "QuantizeLinear":
+        taken, scale, zero_point = input_of(rounding, 0), 1.0, 0  # a head of floats: what it gives is in the file
     axis = node.attributes.get_int("axis", -1)
     scores = IntegerScores(op_type=_INTEGER_SCORES[node.op_type], scale=scale, zero_point=zero_point, axis=axis)
-    return RoundedOutput(value=str(input_of(node, 0).name), scores=scores)
+    return RoundedOutput(value=str(taken.name), scores=scores)
 
 
 def _before_rounding(output: ir.Value) -> ir.Value | None:

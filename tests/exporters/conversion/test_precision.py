@@ -21,7 +21,7 @@ from exporters.head.finding import find_head, read_head
 from exporters.onnx_io.files import save_model
 from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.bundle.model_form import ModelForm
-from icis_deploy.errors import GateFailedError, IncompatibleError, ModelLoadError, UsageError
+from icis_deploy.errors import GateFailedError, IncompatibleError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.loading import load_image_list
 from icis_deploy.runtime.device import Device
@@ -439,7 +439,7 @@ def test_a_head_of_fewer_bits_is_exported_as_it_is(kind: str, capacity: int | No
     assert Device.open(tmp_path / "bundle").classes()[-2:] == ("okapi", "quagga")
 
 
-def test_quantized_scores_are_refused_with_what_to_give_instead(tmp_path: Path) -> None:
+def test_scores_that_are_rounded_before_and_after_a_softmax_are_given_as_they_are(tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["": 13, "com.microsoft": 1]> g (float[batch, 4] x) => (float[batch, 5] y)
         <float step = {0.004}, uint8 zero = {0}, float wide = {0.1}, uint8 middle = {128}> {
         h = Relu (x)
@@ -450,9 +450,13 @@ def test_quantized_scores_are_refused_with_what_to_give_instead(tmp_path: Path) 
     }"""
     save_model(parsed_model(text, **GRAPHS["gemm"].weights(*rows(0))), tmp_path / "model.onnx")
     (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
-    with pytest.raises(ModelLoadError, match=r"Softmax, QuantizeLinear.* Give the float model .* `precision='int8'`\."):
-        icis_deploy.export(tmp_path / "model.onnx", classes=tmp_path / "classes.txt", out=tmp_path / "bundle")
-    assert not (tmp_path / "bundle").exists()
+    icis_deploy.export(tmp_path / "model.onnx", classes=tmp_path / "classes.txt", out=tmp_path / "bundle")
+    images = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    given = run_model(ir.load(tmp_path / "bundle" / "model.onnx"), x=images)["y"]
+    weights = GRAPHS["gemm"].weights(*rows(0))
+    logits = np.maximum(images, 0) @ weights["w"].T + weights["b"]
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(given, expected, rtol=1e-5)
 
 
 def test_a_backbone_in_which_nothing_takes_integers_is_refused() -> None:
