@@ -44,6 +44,7 @@ def address(page_of_two, tmp_path_factory):
 @pytest.fixture
 def page(browser, address):
     """The page, newly loaded on a desktop in light mode."""
+    from selenium.webdriver.support.ui import WebDriverWait
 
     def load(*, size=DESKTOP, scheme="light", scripts=True, medium="screen"):
         browser.execute_cdp_cmd(
@@ -55,11 +56,18 @@ def page(browser, address):
             {"media": medium, "features": [{"name": "prefers-color-scheme", "value": scheme}]},
         )
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not scripts})
+        # The same address again is a reload, and `get` may take the page that is there for the new one.
+        browser.execute_script("window.isFormer = true")
         browser.get(address)
+        WebDriverWait(browser, 60).until(is_new)
         return browser
 
     yield load
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def is_new(browser):
+    return browser.execute_script("return !window.isFormer && document.readyState === 'complete'")
 
 
 def column(browser, title):
