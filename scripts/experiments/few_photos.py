@@ -1,6 +1,6 @@
 """Measure what a few photos of new classes give: photos alone, descriptors alone, and both.
 
-T, and U at a measured loss of seen accuracy of 2 points (the threshold is set on the test images of seen classes, for
+*imprinted* is weight imprinting as it was published, for comparison. T, and U at a measured loss of seen accuracy of 2 points (the threshold is set on the test images of seen classes, for
 all three alike), besides U and loss at the product's own operating point. Photos are drawn anew five times; the other
 images are the test. Images of seen classes: half of each class's, ten at most, are the owner's.
 
@@ -109,6 +109,20 @@ class Problem:
             images=known,
         )
 
+    def imprinted(self) -> Float32:
+        """Return rows `(num_new, feature_dim + 1)` of weight imprinting as it was published.
+
+        Weights are the mean of the photos' features at unit length, itself of unit length (Qi, Brown and Lowe, CVPR
+        2018, section 3.2), here as long as the head's own on average, with their average bias.
+        """
+        features, shown = self.features[self.is_photo], self.labels[self.is_photo] - self.head.num_classes
+        units = features / np.linalg.norm(features, axis=1, keepdims=True)
+        means = np.stack([units[shown == one].mean(axis=0) for one in range(len(self.new))])
+        length = np.linalg.norm(self.head.rows[:, :-1], axis=1).mean()
+        weights = means * length / np.linalg.norm(means, axis=1, keepdims=True)
+        biases = np.full((len(self.new), 1), self.head.rows[:, -1].mean())
+        return np.concatenate([weights, biases], axis=1).astype(np.float32)
+
     def measure(self, rows: Float32, *, features: Float32 | None = None) -> tuple[float, float, float, float]:
         """Return T, U at a loss of 2 points on the test, and U and loss at the rows' own point, in percent.
 
@@ -149,6 +163,8 @@ def main() -> None:
         for seed in range(asked.draws):
             problem = drawn(rows, names, features, labels, neutral, described, asked, num_photos, seed)
             made = problem.inject_with_priors() if asked.priors else {way: problem.inject(way) for way in WAYS}
+            if not asked.priors:
+                found.setdefault("imprinted", []).append(problem.measure(problem.imprinted()))
             for way, injection in made.items():
                 found.setdefault(way, []).append(problem.measure(injection.rows))
                 if way == "both" and injection.photos is not None:
