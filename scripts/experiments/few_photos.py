@@ -1,8 +1,9 @@
 """Measure what a few photos of new classes give: photos alone, descriptors alone, and both.
 
-*imprinted* is weight imprinting as it was published, for comparison. T, and U at a measured loss of seen accuracy of 2 points (the threshold is set on the test images of seen classes, for
-all three alike), besides U and loss at the product's own operating point. Photos are drawn anew five times; the other
-images are the test. Images of seen classes: half of each class's, ten at most, are the owner's.
+*imprinted* is weight imprinting as it was published, for comparison. T, and U at a measured loss of seen accuracy of 2
+points (the threshold is set on the test images of seen classes, for all alike), besides U and loss at the product's own
+operating point. Photos are drawn anew five times; the other images are the test. Images of seen classes: half of each
+class's, ten at most, are the owner's.
 
 Usage: python scripts/experiments/few_photos.py FOLDER [--model model.onnx --classes classes.txt] [--images LIST...]
            [--descriptors descriptors.npz] [--photos 1 2 5 10] [--draws 5] [--play N [--half 0|1]] [--priors]
