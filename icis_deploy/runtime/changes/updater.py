@@ -223,14 +223,18 @@ class Updater:
 
         with self._changing, self._store.locked(self._bundle):
             before = self._caught_up()
-            verified = rules.verify_bytes(
-                data,
-                bundle=self._bundle,
+            held = self._table_before(before)
+            envelope = rules.envelope_of_bytes(data, bundle=self._bundle)
+            # To verify a signature takes as long as these two, and leaves Python's lock to them.
+            begin = self._store.thread.begin
+            signed = None if held is None else begin(partial(rules.digest_of_signed, before, held))
+            payload_sha256 = begin(partial(rules.sha256_of, envelope.payload))
+            verified = rules.verify_envelope(
+                envelope,
                 trusted_keys=self._store.trusted_keys(before),
                 allow_unsigned=allow_unsigned,
                 journal=before,
             )
-            held = self._table_before(before)
             content = verified.content
             if isinstance(content, TrustedKeys):
                 entry, after = rules.after_trusted_keys(
@@ -246,7 +250,14 @@ class Updater:
                 self._change(before, _decided(after, prepared), watch=watch)
                 return AppliedUpdate(content=content, entry=entry, timings=watch.timings())
             clock = self._clock()
-            table = rules.plan_update(before, content, table=held, bundle=self._bundle, clock=clock)
+            table = rules.plan_update(
+                before,
+                content,
+                table=held,
+                bundle=self._bundle,
+                clock=clock,
+                signed_digest=None if signed is None else signed.result,
+            )
             watch.lap("verify")
 
             def decide(pending: PendingChange) -> tuple[Journal, _Prepared]:
@@ -258,8 +269,11 @@ class Updater:
                     seed=content.self_test_seed,
                     watch=watch,
                 )
+                pending.begin_slots()
                 entry = self._guarded(
-                    rules.entry_of_update(before, verified, content, clock=clock),
+                    rules.entry_of_update(
+                        before, verified, content, clock=clock, payload_sha256=payload_sha256.result()
+                    ),
                     held,
                     table,
                     written=content.class_names,
@@ -321,6 +335,7 @@ class Updater:
                     disabled=before.disabled,
                     written=_written(held, made.class_names, made.rows, coefficients),
                 )
+                pending.begin_slots()
                 judged = self._guarded(
                     entry, held, table, written=made.class_names, before=before, allowed=allow_changed_answers
                 )
@@ -580,8 +595,8 @@ class Updater:
 
         Args:
             before: The journal before the change.
-            decide: Returns the journal after it and the state that requests get then, or raises what refuses it. It is
-                called while the slots are being written.
+            decide: Returns the journal after it and the state that requests get then, or raises what refuses it. It
+                calls `begin_slots` where there are slots to write, and goes on while they are being written.
             table: The slots to write; `None` where the journal names none that is new.
             watch: What times the change.
         """

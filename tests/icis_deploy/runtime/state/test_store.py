@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
 import stat
 import threading
+import weakref
 
 import pytest
 
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.bundle.slot_files import serialize_slots
+from icis_deploy.common.background_thread import BegunCall
 from icis_deploy.errors import BundleError, CorruptFileError, IncompatibleError, SignatureError, StorageError
 from icis_deploy.head.slots import empty_slots
-from icis_deploy.runtime.device import Device
+from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.runtime.state import store as store_module
 from icis_deploy.runtime.state.filesystem import OSFileSystem
 from icis_deploy.runtime.state.store import Store
@@ -92,7 +95,10 @@ def test_without_a_thread_to_be_had_slots_are_written_by_the_caller(bundle_folde
     assert Device.open(bundle_folder).classes() == ("cat", "dog", "owl", "okapi", "zebra")
 
 
-def test_a_change_waits_for_its_slots_to_be_on_the_disk_before_it_renames_its_journal(bundle_folder, open_with, signed):
+def test_a_change_waits_for_its_slots_to_be_on_the_disk_before_it_renames_its_journal(
+    bundle_folder, open_with, signed, monkeypatch
+):
+    monkeypatch.setattr(BegunCall, "claim", lambda self: None)  # on a busy machine the thread comes late, yet it comes
     done, seen = threading.Event(), []
 
     class SlowFiles(OSFileSystem):
@@ -132,13 +138,28 @@ def test_a_change_that_is_interrupted_leaves_no_thread_that_writes(bundle_folder
 
     device, before = open_with(HeldFiles()), files_in(bundle_folder)
     with monkeypatch.context() as patch:
-        patch.setattr(device._opened.updater, "_prepared", interrupt)
+        patch.setattr(device._opened.updater, "_guarded", interrupt)
         with pytest.raises(KeyboardInterrupt):
             device.apply(signed(make_update("okapi", version=1)))
 
     assert files_in(bundle_folder) == before
     device.apply(signed(make_update("okapi", version=1)))
     assert Device.open(bundle_folder).classes() == ("cat", "dog", "owl", "okapi")
+
+
+def test_slots_that_nobody_reads_any_more_are_freed_without_the_garbage_collector(bundle_folder, signed):
+    device = Device.open(bundle_folder)
+    gc.disable()  # a device may run for days between two collections, and each table may take megabytes
+    try:
+        device.apply(signed(make_update("okapi", version=1)))
+        held = [weakref.ref(state_of(device).table.weight)]
+        for version in (2, 3, 4):
+            device.apply(signed(make_update(f"class {version}", version=version)))
+            held.append(weakref.ref(state_of(device).table.weight))
+        device._opened.updater._store.thread.wait()  # which may come late to what others have done by then
+        assert [reference() is None for reference in held] == [True, True, True, False]
+    finally:
+        gc.enable()
 
 
 class LateRename(OSFileSystem):
