@@ -294,7 +294,7 @@ class Guard:
 
 
 def _blocks(right: Float32) -> Float32:
-    """Return a matrix `(depth, width)` in blocks of columns, `(num_blocks, depth, _BLOCK_COLUMNS)`, the last with zeros."""
+    """Return a matrix `(depth, width)` in blocks of columns, `(num_blocks, depth, _BLOCK_COLUMNS)`, padded by zeros."""
     padded = np.pad(right, ((0, 0), (0, -right.shape[1] % _BLOCK_COLUMNS)))
     return np.ascontiguousarray(padded.reshape(len(right), -1, _BLOCK_COLUMNS).transpose(1, 0, 2))
 
@@ -302,8 +302,8 @@ def _blocks(right: Float32) -> Float32:
 def _product(left: Float32, blocks: Float32, *, width: int) -> Float32:
     """Return a product of matrices, computed in parts that are too small for BLAS to wake its threads for.
 
-    A whole product takes as long where the cores are idle. Where they are not, BLAS's threads wait for each other: 20 to
-    100 ms instead of 0.6, on two cores with other work. All parts of some rows are one call of numpy, which does not
+    A whole product takes as long where the cores are idle. Where they are not, BLAS's threads wait for each other: 20
+    to 100 ms instead of 0.6, on two cores with other work. All parts of some rows are one call of numpy, which does not
     hold Python's lock meanwhile: what the store writes beside it needs that.
 
     Args:

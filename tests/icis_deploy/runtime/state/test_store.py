@@ -98,7 +98,7 @@ def test_without_a_thread_to_be_had_slots_are_written_by_the_caller(bundle_folde
 def test_a_change_waits_for_its_slots_to_be_on_the_disk_before_it_renames_its_journal(
     bundle_folder, open_with, signed, monkeypatch
 ):
-    monkeypatch.setattr(BegunCall, "claim", lambda self: None)  # on a busy machine the thread comes late, yet it comes
+    monkeypatch.setattr(BegunCall, "claim", lambda _: None)  # on a busy machine the thread comes late, yet it comes
     done, seen = threading.Event(), []
 
     class SlowFiles(OSFileSystem):
