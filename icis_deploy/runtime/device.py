@@ -425,7 +425,7 @@ class Device:
 
     def apply(
         self,
-        update: str | Path | bytes | ClassUpdate,
+        update: str | Path | bytes | bytearray | memoryview | ClassUpdate,
         *,
         allow_unsigned: bool = False,
         allow_changed_answers: bool = False,

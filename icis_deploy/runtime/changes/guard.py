@@ -14,6 +14,7 @@ Rules:
 3. Answers are those that the device would give: disabled classes take no part. Where the original model's own answer
    is a disabled class there is nothing to protect, and the image does not count. The others keep the statistics that
    an arbiter goes by, in which the disabled class took part: that moves all new classes alike, before and after.
+   A class that the change itself writes takes part after it though it is disabled: to enable it asks nobody (rule 5).
 4. A logit that is no number wins, as it does in a model's answers.
 5. Each change is compared with the state that it starts from. `apply` and `teach` ask the guard. `rollback`, `enable`
    and `replace` do not: they are an operator's, and go to what was answered before, or to a bundle with a reference of
@@ -184,7 +185,8 @@ class Guard:
         # The next change starts from one of these two.
         self._held = ((before, logits_before), (after, logits_after))
         fixed, counted = self._fixed_logits(left_out), self._counted(left_out)
-        winners = _winners(logits_before, before, fixed, left_out), _winners(logits_after, after, fixed, left_out)
+        silent = left_out - written
+        winners = _winners(logits_before, before, fixed, left_out), _winners(logits_after, after, fixed, silent)
         suspects = np.flatnonzero(counted & ((winners[0] != winners[1]) | is_written[winners[1]]))
         staying = frozenset(after.filled_names).difference(written)
         takers: Counter[str] = Counter()
@@ -198,7 +200,7 @@ class Guard:
             num_changed=takers.total(),
             limit=self.limit,
             takers=tuple(sorted(takers.items(), key=lambda item: (-item[1], item[0]))),
-            copies=self._copies(sketches, [str(after.class_names[slot]) for slot in moved], left_out),
+            copies=self._copies(sketches, [str(after.class_names[slot]) for slot in moved], silent),
         )
 
     def leads(

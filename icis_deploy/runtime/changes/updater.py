@@ -168,7 +168,7 @@ class Updater:
 
     def apply(
         self,
-        update: str | Path | bytes | ClassUpdate,
+        update: str | Path | bytes | bytearray | memoryview | ClassUpdate,
         *,
         allow_unsigned: bool = False,
         allow_changed_answers: bool = False,
@@ -178,8 +178,8 @@ class Updater:
         from icis_deploy.runtime.changes.timings import Stopwatch
 
         watch, limit = Stopwatch(), rules.max_update_bytes(self._bundle)
-        if isinstance(update, bytes):
-            data = update
+        if isinstance(update, bytes | bytearray | memoryview):
+            data = bytes(update)  # which nobody can change while they are verified
         elif isinstance(update, str | Path):
             data = self._store.read_update(Path(update), limit)
         else:

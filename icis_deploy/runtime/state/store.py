@@ -10,7 +10,7 @@ Rules:
 2. Then the folder is synced again, and the change is committed. Whoever opens the bundle finds the old journal or the
    new one, and behind either its slot table: there is nothing to recover.
 3. What a change wrote is removed again if it does not commit. After a power cut such files may stay; the next change
-   removes those that no journal names, and nothing else in the folder.
+   removes those that no journal names, and nothing else in the folder. One that cannot be removed refuses no change.
 4. Reading takes no lock and writes nothing, so a bundle on a read-only disk works. Changes take the folder's lock.
 5. What the disk says is never believed without its SHA-256; a slot table that a change needs and an earlier one left
    is compared byte for byte, and replaced where it is damaged.
@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
@@ -42,6 +43,7 @@ from icis_deploy.common.background_thread import BackgroundThread, BegunCall
 from icis_deploy.errors import (
     BundleError,
     CorruptFileError,
+    ICISDeployWarning,
     IncompatibleError,
     LoadError,
     SignatureError,
@@ -374,7 +376,7 @@ class Store:
             if stale := self._leftovers(before, names):
                 # After a crash between rename and sync, the journal before this one could come back and need them.
                 self._sync(self._files.sync_folder, self._folder)
-                self._remove(stale)
+                self._sweep(stale)
             pending = PendingChange(self, before, table, written)
             yield pending
             after = pending.journal
@@ -439,8 +441,9 @@ class Store:
         path = self._slots_path(entry)
         if entry not in _slots_of(before):
             written.append(path)
-            self._files.create(path, data)
-            return entry, partial(self._sync_named, path)
+            with suppress(FileExistsError):  # a leftover that could not be removed
+                self._files.create(path, data)
+                return entry, partial(self._sync_named, path)
         if not self._holds(path, data):
             # Renamed over the damaged one, whose state thereby becomes whole again; it is not taken back.
             repaired = path.with_name(f"{path.name}.new")
@@ -448,7 +451,7 @@ class Store:
             self._files.sync_file(repaired)
             self._files.replace(repaired, path)
             return entry, partial(self._files.sync_folder, self._folder)
-        return entry, lambda: None
+        return entry, partial(self._sync_named, path)
 
     def _sync_named(self, path: Path) -> None:
         self._files.sync_file(path)
@@ -495,6 +498,21 @@ class Store:
                 self._files.remove(path)
             if remove_folder:
                 self._files.remove_folder(self._folder)
+
+    def _sweep(self, leftovers: list[Path]) -> None:
+        """Remove what no journal needs; go round what cannot be removed, and say so."""
+        for path in leftovers:
+            try:
+                self._files.remove(path)
+            except OSError as error:
+                if path == self._new_journal_path:  # where the next one is written
+                    raise
+                warnings.warn(
+                    f"{path} is left of a change that was interrupted, and cannot be removed: "
+                    f"{error.strerror or error}. It only takes room; remove it yourself.",
+                    ICISDeployWarning,
+                    stacklevel=2,
+                )
 
     def _remove(self, paths: list[Path]) -> None:
         for path in paths:

@@ -15,7 +15,14 @@ import pytest
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.bundle.slot_files import serialize_slots
 from icis_deploy.common.background_thread import BegunCall
-from icis_deploy.errors import BundleError, CorruptFileError, IncompatibleError, SignatureError, StorageError
+from icis_deploy.errors import (
+    BundleError,
+    CorruptFileError,
+    ICISDeployWarning,
+    IncompatibleError,
+    SignatureError,
+    StorageError,
+)
 from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.runtime.state import store as store_module
@@ -160,6 +167,40 @@ def test_slots_that_nobody_reads_any_more_are_freed_without_the_garbage_collecto
         assert [reference() is None for reference in held] == [True, True, True, False]
     finally:
         gc.enable()
+
+
+class Undeletable(OSFileSystem):
+    """A disk on which slots cannot be removed: they are somebody else's, or immutable."""
+
+    def remove(self, path):
+        if path.suffix == ".safetensors":
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        super().remove(path)
+
+
+def test_a_leftover_that_cannot_be_removed_refuses_no_change(bundle_folder, open_with, signed):
+    leftover = bundle_folder / "state" / f"slots-{'0' * 64}.safetensors"
+    leftover.mkdir(parents=True)
+    for version in (1, 2):
+        with pytest.warns(ICISDeployWarning, match=rf"^{leftover} is left of a change .* remove it yourself\.$"):
+            open_with(OSFileSystem()).apply(signed(make_update(f"class {version}", version=version)))
+    assert Device.open(bundle_folder).classes()[3:] == ("class 1", "class 2")
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_a_leftover_of_the_name_of_new_slots_becomes_these(is_damaged, bundle_folder, open_with, signed):
+    data = signed(make_update("okapi", version=1))
+    open_with(OSFileSystem()).apply(data)
+    (slots,) = (bundle_folder / "state").glob("slots-*")
+    written = slots.read_bytes()
+    (bundle_folder / "state" / "journal.json").unlink()
+    if is_damaged:
+        slots.write_bytes(b"x" + written[1:])
+
+    with pytest.warns(ICISDeployWarning, match="cannot be removed: Operation not permitted"):
+        open_with(Undeletable()).apply(data)
+    assert slots.read_bytes() == written
+    assert Device.open(bundle_folder).classes()[3:] == ("okapi",)
 
 
 class LateRename(OSFileSystem):
