@@ -180,8 +180,9 @@ class Guard:
         logits_before = self._logits(before)
         logits_after = _moved_rows(before, after, logits_before)
         logits_after[np.searchsorted(after.filled, moved)] = products
-        shift = (after.bias[shifted] - before.bias[shifted])[:, None]
-        logits_after[np.searchsorted(after.filled, shifted)] += shift
+        if shifted.size:
+            shift = (after.bias[shifted] - before.bias[shifted])[:, None]
+            logits_after[np.searchsorted(after.filled, shifted)] += shift
         # The next change starts from one of these two.
         self._held = ((before, logits_before), (after, logits_after))
         fixed, counted = self._fixed_logits(left_out), self._counted(left_out)
@@ -332,6 +333,8 @@ def _moved_and_shifted(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return which of the slots have other weights than before, and which at most another bias, of the same class."""
     same = [slot for slot in slots.tolist() if after.class_names[slot] == before.class_names[slot]]
+    if not same:  # new classes alone, as in most updates
+        return slots, slots[:0]
     is_same = (before.weight[same] == after.weight[same]).all(axis=1)
     is_same &= (before.coefficients[same] == after.coefficients[same]).all(axis=1)
     is_shifted = np.zeros(after.capacity, dtype=np.bool_)
