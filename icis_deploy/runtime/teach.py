@@ -65,7 +65,7 @@ def teach_by_photos(
     """
     from icis_deploy.runtime.teaching.photos import batches, check_finite, doubts, load_photos, make_photo_row
 
-    few_shot = opened.updater.few_shot()
+    few_shot = opened.updater.limits.few_shot()
     make_prior = None if descriptor is None else _row_maker(opened, opened.generator.load(), class_name, descriptor)
     if make_prior is not None and not few_shot.has_generator:
         raise IncompatibleError(

@@ -145,7 +145,7 @@ def test_a_change_that_is_interrupted_leaves_no_thread_that_writes(bundle_folder
 
     device, before = open_with(HeldFiles()), files_in(bundle_folder)
     with monkeypatch.context() as patch:
-        patch.setattr(device._opened.updater, "_guarded", interrupt)
+        patch.setattr(device._opened.updater.limits, "judged", interrupt)
         with pytest.raises(KeyboardInterrupt):
             device.apply(signed(make_update("okapi", version=1)))
 
