@@ -16,6 +16,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,13 +34,22 @@ from icis_deploy.common.json_fields import (
     object_from_json,
     text_from_json,
 )
-from icis_deploy.common.terminal_text import reason_of, shown
-from icis_deploy.errors import CorruptFileError, IncompatibleError, LoadError, TransferError, UsageError
+from icis_deploy.common.terminal_text import percent, reason_of, shown
+from icis_deploy.errors import (
+    CorruptFileError,
+    IncompatibleError,
+    LoadError,
+    StorageError,
+    TransferError,
+    UsageError,
+)
 
 UPDATE_TYPE = "application/vnd.icis-deploy.update"
 BUNDLE_TYPE = "application/vnd.icis-deploy.bundle"
 MAX_UPDATE_BYTES = 1 << 28
 """Of all files of an artifact of class updates; a device has its own limit, which follows from its slots."""
+_MAX_SHARE_OF_FREE = 0.9
+"""Of the free disk, for a bundle: a disk that is full stops whatever else a device does."""
 MAX_FILES = 128
 _MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _EMPTY_TYPE, _EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
@@ -262,6 +272,7 @@ class Repository:
             UsageError: If `folder` exists.
             CorruptFileError: If the registry sends other bytes, or a state, which no signature of a bundle covers:
                 whoever opens the bundle would believe it.
+            StorageError: If the disk has too little room for it.
             TransferError, StorageError: As `fetch_file`.
         """
         _check_type(artifact, BUNDLE_TYPE, self.reference)
@@ -275,10 +286,24 @@ class Repository:
                     hint="Push the bundle again, which leaves its state out.",
                 )
         with new_folder(folder, overwrite=False, marker=MANIFEST_NAME) as building:
+            self._check_room(artifact, building)
             for layer in artifact.layers:
                 (building / layer.title).parent.mkdir(parents=True, exist_ok=True)
                 self._pull_file(layer, building)
         return tuple(folder / layer.title for layer in artifact.layers)
+
+    def _check_room(self, artifact: Artifact, folder: Path) -> None:
+        """Raise `StorageError` if an artifact, by the sizes it states, would fill the disk that others need as well."""
+        free = shutil.disk_usage(folder).free
+        if artifact.size > _MAX_SHARE_OF_FREE * free:
+            raise StorageError(
+                f"{self.reference} has {artifact.size} bytes; the disk has {free} free, of which a bundle may take "
+                f"{percent(_MAX_SHARE_OF_FREE)}. Nothing was fetched.",
+                found=artifact.size,
+                expected=f"at most {int(_MAX_SHARE_OF_FREE * free)} bytes",
+                where=folder.parent,
+                hint="Free some space, or look into the registry whether it is the bundle that you mean.",
+            )
 
     def _pull_file(self, layer: Layer, folder: Path) -> Path:
         url = urljoin(self.reference.url, f"blobs/sha256:{layer.sha256}")

@@ -26,7 +26,8 @@ def predict(bundle: Path, images: tuple[Path, ...], top: int, batch_size: int, r
     """
     from icis_deploy.head.class_names import quoted
     from icis_deploy.images.python_values import single_values
-    from icis_deploy.runtime.device import Device, input_form, prepare_named
+    from icis_deploy.runtime.device import Device, prepare_named
+    from icis_deploy.runtime.open_bundle import input_form
 
     device = Device.open(bundle, runtime=runtime)
     form = input_form(device.bundle)

@@ -30,7 +30,8 @@ from icis_deploy.images.sources import InputItem, InputStream, InputValue
 from icis_deploy.metrics.accuracy import checked_logits
 from icis_deploy.metrics.averages import Logits
 from icis_deploy.metrics.outcomes import OutcomeHead, Outcomes, Skipped, measure_outcomes, merge
-from icis_deploy.runtime.device import Device, input_form, runtime_of, state_of
+from icis_deploy.runtime.device import Device, runtime_of, state_of
+from icis_deploy.runtime.open_bundle import input_form
 
 BATCH_SIZE = 4
 """Inputs that a thread runs the model on at once, where the model is run on a CPU."""

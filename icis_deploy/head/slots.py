@@ -162,14 +162,13 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         Args:
             leaving_out: Classes that are no part of it: those that a device was taught.
         """
-        indices = [(name.encode(), index) for index, name in enumerate(self.class_names) if name is not None]
-        indices = sorted(pair for pair in indices if pair[0].decode() not in leaving_out)
-        weight, bias = np.ascontiguousarray(self.weight, dtype="<f4"), np.asarray(self.bias, dtype="<f4")
-        arbiter = np.ascontiguousarray(self.coefficients, dtype="<f4")
+        pairs = zip(self.filled_names, self.filled.tolist(), strict=True)
+        named = sorted((name.encode(), slot) for name, slot in pairs if name not in leaving_out)
         parts: list[bytes | memoryview] = [b"icis-deploy slots 1"]
-        for name, index in indices:
-            row = (weight[index].data, bias[index].tobytes(), arbiter[index].data)
-            parts += [len(name).to_bytes(4, "little"), name, *row]
+        tensors = [(_bytes_of(tensor), 4 * tensor[:1].size) for tensor in (self.weight, self.bias, self.coefficients)]
+        for name, slot in named:
+            parts += (len(name).to_bytes(4, "little"), name)
+            parts += [data[slot * step : (slot + 1) * step] for data, step in tensors]
         return hashlib.sha256(b"".join(parts)).hexdigest()  # at once, in half the time of many pieces
 
     def without(self, class_names: Collection[str]) -> SlotTable:
@@ -237,6 +236,10 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
             arbiter[emptied] = 0.0
             arbiter[targets] = 0.0 if update.arbiter is None else update.arbiter
         return SlotTable._of_checked(weight, bias, arbiter, names)
+
+
+def _bytes_of(tensor: Float32) -> memoryview:
+    return np.ascontiguousarray(tensor, dtype="<f4").view(np.uint8).reshape(-1).data
 
 
 def empty_slots(capacity: int, feature_dim: int) -> SlotTable:

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from itertools import islice
@@ -28,21 +27,27 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants
-from icis_deploy.bundle.manifest import MANIFEST_NAME, Bundle, check_files, load_manifest
+from icis_deploy.bundle.manifest import Bundle, check_files, load_manifest
 from icis_deploy.bundle.slot_files import exported_slots
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.common.background_call import BackgroundCall
 from icis_deploy.errors import (
-    ICISDeployWarning,
     IncompatibleError,
     RuntimeFailureError,
     UsageError,
-    WrongBaseError,
 )
 from icis_deploy.head.class_names import check_unique
-from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.answers import Logits, Prediction, predictions_from_topk, top_predictions
 from icis_deploy.runtime.changes.updater import AppliedUpdate, Updater
+from icis_deploy.runtime.open_bundle import (
+    OpenBundle,
+    check_same_head,
+    input_form,
+    manifest_stamp,
+    prepare_inputs,
+    run_logits,
+    run_with_features,
+)
 from icis_deploy.runtime.sessions.choice import Runtime, import_library, open_session, runtime_from
 from icis_deploy.runtime.sessions.protocol import Session
 from icis_deploy.runtime.state.head_state import HeadState, make_head_state
@@ -54,10 +59,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from icis_deploy.head.class_update import ClassUpdate
-    from icis_deploy.images.inputs import InputForm
     from icis_deploy.images.python_values import PythonInputs
     from icis_deploy.images.sources import InputValue
-    from icis_deploy.runtime.teaching.generator import Generator
 
 __all__ = ["AppliedUpdate", "Device", "Logits", "Prediction"]
 
@@ -66,60 +69,13 @@ def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _OpenBundle:
-    """A bundle and what runs it; `Device.replace` exchanges all of it by one assignment."""
-
-    folder: Path
-    bundle: Bundle
-    session: Session
-    updater: Updater
-    generator: CachedGenerator
-    runtime: Runtime
-    named: Path
-    """What the caller called the folder: perhaps a link, which leads to another bundle later."""
-    stamp: tuple[int, ...] | None
-    """Of the manifest there, before it was read."""
-    trust: tuple[Path, ...] | None
-    """Files of the keys one of which must have signed it; `None` where none was asked for."""
-
-
 STREAM_BATCH = 32
 """Inputs of an iterator that are prepared and run at once."""
 
 
-def input_form(bundle: Bundle) -> InputForm:
-    """Return what one input of a bundle's model is, and how an image becomes one."""
-    from icis_deploy.images.inputs import InputForm
-
-    taken = bundle.model_input
-    return InputForm(shape=taken.shape, dtype=taken.dtype, preprocessing=bundle.preprocessing)
-
-
 def prepare_named(device: Device, named: Sequence[tuple[str, InputValue]]) -> Images:
-    """Return inputs as one batch of a device's model, `(batch, *input_shape)`.
-
-    Args:
-        device: Whose bundle says how images are prepared.
-        named: Each with what it is called in messages.
-
-    Raises:
-        ImageError: If one cannot be read, or is none that the model takes.
-        IncompatibleError: If one is an image, and the bundle does not state its preprocessing.
-    """
-    from icis_deploy.images.inputs import needs_preparing, prepare
-
-    opened = device._opened
-    form = input_form(opened.bundle)
-    if form.preprocessing is None and any(needs_preparing(value) for _, value in named):
-        raise IncompatibleError(
-            f"The bundle {opened.folder} does not state how images are prepared.",
-            where=opened.folder,
-            hint="Export it with `preprocess`, or give prepared arrays.",
-        )
-    if not named:
-        return np.empty((0, *opened.bundle.model_input.shape), dtype=form.dtype)
-    return prepare([value for _, value in named], form, keys=[key for key, _ in named])
+    """Return inputs as one batch of a device's model; see `prepare_inputs`."""
+    return prepare_inputs(device._opened, named)
 
 
 def session_of(device: Device) -> Session:
@@ -166,7 +122,7 @@ class Device:
     ) -> None:
         self._changing = threading.RLock()
         _DEVICES.add(self)
-        self._opened = _OpenBundle(
+        self._opened = OpenBundle(
             runtime=Runtime() if runtime is None else runtime,
             named=folder,
             stamp=None,
@@ -217,7 +173,7 @@ class Device:
         named = Path(folder)
         # What a link leads to now: files of one bundle are read and written, wherever the link leads meanwhile.
         folder = Path(os.path.realpath(named)) if os.path.isdir(named) else named  # noqa: PTH112 - see `replace`
-        chosen, stamp = runtime_from(runtime, num_threads=num_threads), _manifest_stamp(named)
+        chosen, stamp = runtime_from(runtime, num_threads=num_threads), manifest_stamp(named)
         keys: list[Path] | None = None
         if trust is not None:
             from icis_deploy.runtime.state.bundle_trust import verify_bundle_signature
@@ -365,7 +321,7 @@ class Device:
         """
         opened = self._opened
         state = opened.updater.held.state
-        return Logits(values=_run(opened, images, state), class_names=state.class_names, version=state.version)
+        return Logits(values=run_logits(opened, images, state), class_names=state.class_names, version=state.version)
 
     def predict(self, images: PythonInputs, *, top: int = 5) -> list[Prediction]:
         """Return the most probable classes of each image.
@@ -410,7 +366,7 @@ class Device:
             if answers is not None:
                 return answers
         return top_predictions(
-            _run(opened, batch, state),
+            run_logits(opened, batch, state),
             top,
             class_names=state.class_names,
             version=state.version,
@@ -449,7 +405,7 @@ class Device:
             RuntimeFailureError: If the runtime fails, or the features are no finite numbers.
         """
         batch, opened = self.prepare(images), self._opened
-        features = _with_features(opened, batch, opened.updater.held.state)[1]
+        features = run_with_features(opened, batch, opened.updater.held.state)[1]
         if not np.isfinite(features).all():
             raise RuntimeFailureError(
                 "The model's features of an image are no finite numbers.",
@@ -469,7 +425,7 @@ class Device:
 
     def apply(
         self,
-        update: str | Path | bytes | ClassUpdate,
+        update: str | Path | bytes | bytearray | memoryview | ClassUpdate,
         *,
         allow_unsigned: bool = False,
         allow_changed_answers: bool = False,
@@ -550,82 +506,24 @@ class Device:
                 expected="a descriptor, photos, or both",
                 hint="Give `descriptor` or `images`.",
             )
+        from icis_deploy.runtime.teach import teach_by_photos, teach_described
+
         check_unique((class_name,))
         with self._changing:
             self._follow()
-            if images is not None:
-                return self._teach_photos(class_name, descriptor, images, skip_unreadable, allow_changed_answers)
-            assert descriptor is not None
-            make_row, generator = self._row_maker(class_name, descriptor)
-            return self._opened.updater.teach(
+            if images is None:
+                assert descriptor is not None
+                return teach_described(
+                    self._opened, class_name, descriptor, allow_changed_answers=allow_changed_answers
+                )
+            return teach_by_photos(
+                self._opened,
                 class_name,
-                make_row,
-                arbiter=generator.metadata.coefficients,
+                descriptor,
+                images,
+                skip_unreadable=skip_unreadable,
                 allow_changed_answers=allow_changed_answers,
             )
-
-    def _row_maker(
-        self, class_name: str, descriptor: ArrayLike | Mapping[str, ArrayLike]
-    ) -> tuple[Callable[[SlotTable | None], Float32], Generator]:
-        """Return what makes the generator's row of a class, given the other classes in slots, and the generator."""
-        from icis_deploy.runtime.teaching.generator import make_row
-
-        opened = self._opened
-        generator = opened.generator.load()
-        return partial(_row_for, make_row, generator, class_name, descriptor, opened.bundle), generator
-
-    def _teach_photos(
-        self,
-        class_name: str,
-        descriptor: ArrayLike | Mapping[str, ArrayLike] | None,
-        images: PythonInputs,
-        skip_unreadable: bool,
-        allow_changed_answers: bool,
-    ) -> HistoryEntry:
-        """Teach a class by photos; the caller holds `_changing`."""
-        from icis_deploy.runtime.teaching.photos import batches, check_finite, doubts, load_photos, make_photo_row
-
-        opened = self._opened
-        few_shot = opened.updater.few_shot()
-        make_prior = None if descriptor is None else self._row_maker(class_name, descriptor)[0]
-        if make_prior is not None and not few_shot.has_generator:
-            raise IncompatibleError(
-                f"The generator of the bundle {opened.folder} was written by an earlier release, and does not say what "
-                f"its rows are like: photos cannot move them.",
-                found="a generator of an earlier release",
-                expected="a generator of this release",
-                where=opened.folder,
-                hint="Write it again with `export_generator()` and export the bundle, or teach by photos alone.",
-            )
-        photos = load_photos(images, input_form(opened.bundle), skip_unreadable=skip_unreadable)
-        state = opened.updater.held.state
-        outputs = [_with_features(opened, batch, state) for batch in batches(photos)]
-        features = np.concatenate([found for _, found in outputs])
-        check_finite(features, photos)
-        answers = top_predictions(
-            np.concatenate([scores for scores, _ in outputs]),
-            1,
-            class_names=state.class_names,
-            version=state.version,
-            independent=opened.bundle.score_kind == "sigmoid",
-        )
-
-        def make_row(table: SlotTable | None) -> Float32:
-            prior = None if make_prior is None else make_prior(table)
-            return make_photo_row(
-                class_name, features, prior=prior, few_shot=few_shot, bundle=opened.bundle, table=table
-            )
-
-        entry = opened.updater.teach(
-            class_name,
-            make_row,
-            photos_sha256=photos.sha256,
-            allow_changed_answers=allow_changed_answers,
-        )
-        named = [(answer.class_names[0], answer.probabilities[0]) for answer in answers]
-        for message in doubts(class_name, named, photos, opened.bundle):
-            warnings.warn(message, ICISDeployWarning, stacklevel=3)
-        return entry
 
     def rollback(self, *, allow_revoked: bool = False) -> HistoryEntry:
         """Go back to the state before the last class update that is still in effect.
@@ -684,7 +582,7 @@ class Device:
             SelfTestError, RuntimeFailureError: If its slots fail the self-test; the device keeps the state it had.
         """
         opened = self._opened
-        if opened.updater.is_behind() or (opened.stamp is not None and _manifest_stamp(opened.named) != opened.stamp):
+        if opened.updater.is_behind() or (opened.stamp is not None and manifest_stamp(opened.named) != opened.stamp):
             with self._changing:
                 return self._follow() or self._opened.updater.refresh()
         return False
@@ -695,16 +593,16 @@ class Device:
         The caller holds `_changing`.
         """
         opened = self._opened
-        if opened.stamp is None or (stamp := _manifest_stamp(opened.named)) == opened.stamp:
+        if opened.stamp is None or (stamp := manifest_stamp(opened.named)) == opened.stamp:
             return False
         bundle = load_manifest(opened.named)
         is_same_bundle = bundle.manifest_sha256 == opened.bundle.manifest_sha256
         if is_same_bundle and os.path.realpath(opened.named) == os.path.realpath(opened.folder):
             self._opened = replace(opened, stamp=stamp)
             return False
-        _check_same_head(opened, bundle, opened.named)
+        check_same_head(opened, bundle, opened.named)
         new = Device.open(opened.named, runtime=opened.runtime, trust=opened.trust)._opened
-        _check_same_head(opened, new.bundle, opened.named)
+        check_same_head(opened, new.bundle, opened.named)
         if not continues(new.updater.held.journal, opened.updater.held.journal):
             raise IncompatibleError(
                 f"{opened.named} leads to another bundle by now, which does not remember what this device does "
@@ -754,7 +652,7 @@ class Device:
             )
         new = Device.open(folder, runtime=runtime, num_threads=num_threads, trust=trust)._opened
         with self._changing, self._opened.updater.locked() as journal:
-            _check_same_head(self._opened, new.bundle, folder)
+            check_same_head(self._opened, new.bundle, folder)
             entry = new.updater.inherit(journal)
             self._opened = new
         return entry
@@ -786,62 +684,3 @@ def _forget_parents() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_parents)
-
-
-def _manifest_stamp(folder: Path) -> tuple[int, ...] | None:
-    """Return numbers that change when a folder, or what a link to it leads to, is replaced by another bundle."""
-    try:
-        status = os.stat(f"{folder}/{MANIFEST_NAME}")  # noqa: PTH116 - asked for with every request
-    except (OSError, ValueError):  # ValueError: a path with a null byte
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _check_same_head(opened: _OpenBundle, bundle: Bundle, where: str | Path) -> None:
-    expected = opened.bundle.base_fingerprint
-    if bundle.base_fingerprint != expected:
-        raise WrongBaseError(
-            f"The bundle {where} was made from the head {bundle.base_fingerprint[:16]}…; this device's is "
-            f"{expected[:16]}….",
-            found=bundle.base_fingerprint,
-            expected=expected,
-            where=where,
-            hint="Open it as a device of its own.",
-        )
-
-
-def _row_for(
-    make_row: Callable[..., Float32],
-    generator: Generator,
-    class_name: str,
-    descriptor: ArrayLike | Mapping[str, ArrayLike],
-    bundle: Bundle,
-    table: SlotTable | None,
-) -> Float32:
-    return make_row(generator, class_name, descriptor, bundle=bundle, table=table)
-
-
-def _with_features(opened: _OpenBundle, images: Images, state: HeadState) -> tuple[Float32, Float32]:
-    """Return logits, as `Device.logits`, and features of a batch."""
-    output = opened.session.run(images, state.buffers, with_features=True)
-    if output.features is None:
-        raise IncompatibleError(
-            f"The model of the bundle {opened.folder} gives no features: its head is {opened.bundle.head_kind}.",
-            found=opened.bundle.head_kind,
-            expected="a model with an output of features",
-            where=opened.folder,
-            hint="Export it with `head='updatable'` and `capacity`.",
-        )
-    return _logits(opened, output.logits, state), np.asarray(output.features, dtype=np.float32)
-
-
-def _run(opened: _OpenBundle, images: Images, state: HeadState) -> Float32:
-    return _logits(opened, opened.session.run(images, state.buffers).logits, state)
-
-
-def _logits(opened: _OpenBundle, scores: Float32, state: HeadState) -> Float32:
-    correction = state.correction
-    values = scores[:, state.columns] if correction is None else scores
-    if opened.bundle.score_kind in {"probabilities", "sigmoid"}:
-        values = np.log(np.maximum(values, np.finfo(np.float32).tiny))
-    return values if correction is None else correction.corrected(values)[:, state.columns]

@@ -174,7 +174,7 @@ def main() -> None:
     ]
     images = inputs(arguments.bundle, arguments.images, arguments.num_images)
     candidates, missing = [], []
-    for name in dict.fromkeys((*CPU_RUNTIMES, "split")):
+    for name in CPU_RUNTIMES:
         try:
             candidates.append(open_candidate(arguments.bundle, name, tables))
         except ICISDeployError as error:

@@ -14,6 +14,7 @@ Rules:
 3. Answers are those that the device would give: disabled classes take no part. Where the original model's own answer
    is a disabled class there is nothing to protect, and the image does not count. The others keep the statistics that
    an arbiter goes by, in which the disabled class took part: that moves all new classes alike, before and after.
+   A class that the change itself writes takes part after it though it is disabled: to enable it asks nobody (rule 5).
 4. A logit that is no number wins, as it does in a model's answers.
 5. Each change is compared with the state that it starts from. `apply` and `teach` ask the guard. `rollback`, `enable`
    and `replace` do not: they are an operator's, and go to what was answered before, or to a bundle with a reference of
@@ -28,7 +29,7 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -52,7 +53,7 @@ _MAX_NAMED = 5
 _SEEN = -1
 """Stands for all classes that no slot holds, where answers are compared."""
 
-_ROWS_AT_ONCE = 64
+_BLOCK_COLUMNS = 16
 _SINGLE_THREAD_PRODUCTS = (1 << 19) - 1
 """OpenBLAS gives each thread at least 2^18 multiplications (`SMP_THRESHOLD_MIN` times `GEMM_MULTITHREAD_THRESHOLD`)."""
 
@@ -149,13 +150,14 @@ class Guard:
         """
         self._bundle = bundle
         self._reference = reference
-        self._right = reference.features.T
+        right, self._sketch_dim = reference.features.T, 0
         self._directions: Float32 | None = None
         if reference.sketches is not None:
             self._mean = reference.sketches.mean(axis=0, dtype=np.float32)
-            self._directions = np.ascontiguousarray(_unit(reference.sketches - self._mean).T)
-            self._right = np.concatenate([self._right, sketching(bundle.feature_dim)], axis=1)
-        self._right = np.ascontiguousarray(self._right)
+            self._directions = _blocks(_unit(reference.sketches - self._mean).T)
+            self._sketch_dim = reference.sketches.shape[1]
+            right = np.concatenate([right, sketching(bundle.feature_dim)], axis=1)
+        self._right = _blocks(right)
         self._baked = None if baked is None else (baked.class_names, self._products(baked, baked.filled)[0])
         self._held: tuple[tuple[SlotTable, Float32], ...] = ()
 
@@ -171,20 +173,21 @@ class Guard:
             disabled: Classes that answers leave out.
         """
         left_out, written = frozenset(disabled), frozenset(written)
-        slots = np.array([slot for slot, name in enumerate(after.class_names) if name in written], dtype=np.intp)
-        moved, shifted = _moved_and_shifted(before, after, slots)
+        is_written = np.zeros(after.capacity + 1, dtype=np.bool_)  # the last one is for _SEEN
+        is_written[[slot for slot, name in _filled(after) if name in written]] = True
+        moved, shifted = _moved_and_shifted(before, after, np.flatnonzero(is_written))
         products, sketches = self._products(after, moved)
         logits_before = self._logits(before)
-        logits_after = logits_before.copy()
-        logits_after[_emptied(before, after)] = -np.inf
-        logits_after[moved] = products
-        logits_after[shifted] += (after.bias[shifted] - before.bias[shifted])[:, None]
+        logits_after = _moved_rows(before, after, logits_before)
+        logits_after[np.searchsorted(after.filled, moved)] = products
+        if shifted.size:
+            shift = (after.bias[shifted] - before.bias[shifted])[:, None]
+            logits_after[np.searchsorted(after.filled, shifted)] += shift
         # The next change starts from one of these two.
         self._held = ((before, logits_before), (after, logits_after))
         fixed, counted = self._fixed_logits(left_out), self._counted(left_out)
-        winners = _winners(logits_before, before, fixed, left_out), _winners(logits_after, after, fixed, left_out)
-        is_written = np.zeros(after.capacity + 1, dtype=np.bool_)  # the last one is for _SEEN
-        is_written[slots] = True
+        silent = left_out - written
+        winners = _winners(logits_before, before, fixed, left_out), _winners(logits_after, after, fixed, silent)
         suspects = np.flatnonzero(counted & ((winners[0] != winners[1]) | is_written[winners[1]]))
         staying = frozenset(after.filled_names).difference(written)
         takers: Counter[str] = Counter()
@@ -198,7 +201,7 @@ class Guard:
             num_changed=takers.total(),
             limit=self.limit,
             takers=tuple(sorted(takers.items(), key=lambda item: (-item[1], item[0]))),
-            copies=self._copies(sketches, [str(after.class_names[slot]) for slot in moved], left_out),
+            copies=self._copies(sketches, [str(after.class_names[slot]) for slot in moved], silent),
         )
 
     def leads(
@@ -228,13 +231,12 @@ class Guard:
         left_out = frozenset(disabled)
         logits = self._logits(held)
         self._held = ((held, logits),)
-        named = [(slot, str(held.class_names[slot])) for slot in held.filled.tolist()]
-        beside = [slot for slot, name in named if name in companions]
-        others = [slot for slot, name in named if name not in companions and name not in {class_name, *left_out}]
+        named = list(enumerate(held.filled_names))
+        beside = [index for index, name in named if name in companions]
+        others = [index for index, name in named if name not in companions and name not in {class_name, *left_out}]
         rivals = np.maximum(self._fixed_logits(left_out), logits[others].max(axis=0, initial=-np.inf))
         with np.errstate(over="ignore", invalid="ignore"):
-            features = np.ascontiguousarray(self._right[:, : self._reference.num_reference])
-            made = _product(row[None, :-1], features)[0] + row[-1]
+            made = _product(row[None, :-1], self._right, width=self._reference.num_reference)[0] + row[-1]
             made = np.maximum(made, logits[beside].max(axis=0, initial=-np.inf) + np.float32(raised_by))
         counted = self._counted(left_out)
         return np.asarray((made - rivals)[counted], dtype=np.float32), self._reference.answers[counted]
@@ -251,9 +253,9 @@ class Guard:
         Returns:
             `(num_slots, num_reference)` and `(num_slots, sketch_dim)` float32; without sketches, that has width 0.
         """
-        reference = self._reference
+        reference, width = self._reference, self._reference.num_reference + self._sketch_dim
         with np.errstate(over="ignore", invalid="ignore"):  # rule 4
-            products = _product(table.weight[slots], self._right)
+            products = _product(table.weight[slots], self._right, width=width)
             logits = products[:, : reference.num_reference]
             logits += table.bias[slots][:, None]
             if table.arbiter is not None:
@@ -263,7 +265,7 @@ class Guard:
     def _copies(self, sketches: Float32, names: Sequence[str], left_out: frozenset[str]) -> tuple[tuple[str, str], ...]:
         if self._directions is None or not names:
             return ()
-        cosines = _product(_unit(sketches - self._mean), self._directions)
+        cosines = _product(_unit(sketches - self._mean), self._directions, width=self._bundle.num_seen)
         found = []
         for index in np.flatnonzero(cosines.max(axis=1) >= COPY_COSINE).tolist():
             name, seen = names[index], self._bundle.class_names[int(cosines[index].argmax())]
@@ -271,13 +273,11 @@ class Guard:
         return tuple(found)
 
     def _logits(self, table: SlotTable) -> Float32:
-        """Return the logits of all slots, `(capacity, num_reference)`, those of empty ones -inf."""
+        """Return the logits of all filled slots, `(num_filled, num_reference)`."""
         for held, logits in self._held:
             if held is table:
                 return logits
-        logits = np.full((table.capacity, self._reference.num_reference), -np.inf, dtype=np.float32)
-        logits[table.filled] = self._products(table, table.filled)[0]
-        return logits
+        return self._products(table, table.filled)[0]
 
     def _fixed_logits(self, left_out: frozenset[str]) -> Float32:
         """Return the greatest logit of all classes that no slot holds, `(num_reference,)`."""
@@ -296,48 +296,81 @@ class Guard:
         return np.asarray(enabled[self._reference.answers])
 
 
-def _product(left: Float32, right: Float32) -> Float32:
+def _blocks(right: Float32) -> Float32:
+    """Return a matrix `(depth, width)` in blocks of columns, `(num_blocks, depth, _BLOCK_COLUMNS)`, padded by zeros."""
+    padded = np.pad(right, ((0, 0), (0, -right.shape[1] % _BLOCK_COLUMNS)))
+    return np.ascontiguousarray(padded.reshape(len(right), -1, _BLOCK_COLUMNS).transpose(1, 0, 2))
+
+
+def _product(left: Float32, blocks: Float32, *, width: int) -> Float32:
     """Return a product of matrices, computed in parts that are too small for BLAS to wake its threads for.
 
-    A whole product takes a third less time where the cores are idle. Where they are not, BLAS's threads wait for each
-    other: 20 to 100 ms instead of 0.6, on two cores with other work.
+    A whole product takes as long where the cores are idle. Where they are not, BLAS's threads wait for each other: 20
+    to 100 ms instead of 0.6, on two cores with other work. All parts of some rows are one call of numpy, which does not
+    hold Python's lock meanwhile: what the store writes beside it needs that.
+
+    Args:
+        left: `(num_rows, depth)`.
+        blocks: The other matrix, as `_blocks` gives it.
+        width: How many columns that has.
     """
-    result = np.zeros((len(left), right.shape[1]), dtype=np.float32)
-    for start in range(0, len(left), _ROWS_AT_ONCE):
-        rows, part = left[start : start + _ROWS_AT_ONCE], result[start : start + _ROWS_AT_ONCE]
-        step = max(1, _SINGLE_THREAD_PRODUCTS // max(1, part.size))
-        for first in range(0, len(right), step):
-            part += rows[:, first : first + step] @ right[first : first + step]
-    return result
+    num_blocks, depth, _ = blocks.shape
+    result = np.empty((len(left), num_blocks, _BLOCK_COLUMNS), dtype=np.float32)
+    step = max(1, _SINGLE_THREAD_PRODUCTS // (depth * _BLOCK_COLUMNS))
+    for start in range(0, len(left), step):
+        rows = left[start : start + step]
+        np.matmul(rows, blocks, out=result[start : start + step].transpose(1, 0, 2))
+    return result.reshape(len(left), num_blocks * _BLOCK_COLUMNS)[:, :width]
+
+
+def _filled(table: SlotTable) -> Iterator[tuple[int, str]]:
+    """Return the slots that hold a class, each with its class."""
+    return zip(table.filled.tolist(), table.filled_names, strict=True)
 
 
 def _moved_and_shifted(
     before: SlotTable, after: SlotTable, slots: NDArray[np.intp]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return which of the slots have other weights than before, and which at most another bias, of the same class."""
-    names = zip(before.class_names, after.class_names, strict=True)
-    is_same = np.array([old is not None and old == new for old, new in names], dtype=np.bool_)[slots]
-    is_same &= (before.weight[slots] == after.weight[slots]).all(axis=1)
-    is_same &= (before.coefficients[slots] == after.coefficients[slots]).all(axis=1)
-    return slots[~is_same], slots[is_same]
+    same = [slot for slot in slots.tolist() if after.class_names[slot] == before.class_names[slot]]
+    if not same:  # new classes alone, as in most updates
+        return slots, slots[:0]
+    is_same = (before.weight[same] == after.weight[same]).all(axis=1)
+    is_same &= (before.coefficients[same] == after.coefficients[same]).all(axis=1)
+    is_shifted = np.zeros(after.capacity, dtype=np.bool_)
+    is_shifted[same] = is_same
+    return slots[~is_shifted[slots]], slots[is_shifted[slots]]
 
 
-def _emptied(before: SlotTable, after: SlotTable) -> list[int]:
-    """Return the slots that held a class before and do not now."""
-    pairs = zip(before.class_names, after.class_names, strict=True)
-    return [slot for slot, (old, new) in enumerate(pairs) if new is None and old is not None]
+def _moved_rows(before: SlotTable, after: SlotTable, logits: Float32) -> Float32:
+    """Return an array `(num_filled, num_reference)` for the slots after a change, with the rows of those before it."""
+    index_of = np.full(after.capacity, -1, dtype=np.intp)
+    index_of[before.filled] = np.arange(before.filled.size)
+    rows = index_of[after.filled]
+    moved = np.empty((rows.size, logits.shape[1]), dtype=np.float32)
+    moved[rows >= 0] = logits[rows[rows >= 0]]
+    return moved
 
 
 def _winners(logits: Float32, table: SlotTable, fixed: Float32, left_out: frozenset[str]) -> NDArray[np.intp]:
-    """Return the slot that answers each image, `(num_reference,)`; `_SEEN` where none does."""
-    disabled = [slot for slot, name in enumerate(table.class_names) if name in left_out] if left_out else []
+    """Return the slot that answers each image, `(num_reference,)`; `_SEEN` where none does.
+
+    Args:
+        logits: `(num_filled, num_reference)`.
+        table: The slots.
+        fixed: `(num_reference,)`: the greatest logit of all classes that no slot holds.
+        left_out: Disabled classes.
+    """
+    disabled = [index for index, name in enumerate(table.filled_names) if name in left_out] if left_out else []
     if disabled:
         logits = logits.copy()
         logits[disabled] = -np.inf
     winners = np.full(len(fixed), _SEEN, dtype=np.intp)
+    if not table.filled.size:
+        return winners
     # Few images are answered by a slot, and to find a maximum takes less than to find where it is. NaN is not less.
     answered = np.flatnonzero(~(logits.max(axis=0) <= fixed))
-    winners[answered] = logits[:, answered].argmax(axis=0)
+    winners[answered] = table.filled[logits[:, answered].argmax(axis=0)]
     return winners
 
 

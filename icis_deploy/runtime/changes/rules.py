@@ -34,7 +34,7 @@ Each function returns the new journal (and slots); nothing changes until the cal
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -56,7 +56,7 @@ from icis_deploy.errors import (
 )
 from icis_deploy.head.arbiter import STATISTICS
 from icis_deploy.head.class_names import MAX_NAME_BYTES, quoted
-from icis_deploy.head.class_update import ClassUpdate
+from icis_deploy.head.class_update import ClassUpdate, FollowedState
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.state.journal import (
     MAX_STATES,
@@ -76,6 +76,7 @@ from icis_deploy.updates.trusted_keys import (
 )
 
 if TYPE_CHECKING:
+    from securesystemslib.dsse import Envelope
     from securesystemslib.signer import SSlibKey
 
 _PROVENANCE_BYTES = 1 << 20
@@ -95,7 +96,12 @@ class VerifiedContent:
 
     def payload_sha256(self) -> str:
         """Return the SHA-256 of the payload, for the history, lower-case hexadecimal."""
-        return hashlib.sha256(self.payload).hexdigest()
+        return sha256_of(self.payload)
+
+
+def sha256_of(payload: bytes) -> str:
+    """Return the SHA-256 of a payload, lower-case hexadecimal."""
+    return hashlib.sha256(payload).hexdigest()
 
 
 # Why: docs/decisions/0023.
@@ -130,6 +136,20 @@ def verify_bytes(
         CorruptFileError: If it is too large, or not one of our files.
         SignatureError: If no trusted key signed it.
     """
+    return verify_envelope(
+        envelope_of_bytes(data, bundle=bundle),
+        trusted_keys=trusted_keys,
+        allow_unsigned=allow_unsigned,
+        journal=journal,
+    )
+
+
+def envelope_of_bytes(data: bytes, *, bundle: Bundle) -> Envelope:
+    """Return the envelope that a file holds, of which nothing may be believed yet (rule 1).
+
+    Raises:
+        CorruptFileError: If it is too large, or not one of our files.
+    """
     if len(data) > (limit := max_update_bytes(bundle)):
         raise CorruptFileError(
             f"The file has more than {limit} bytes, which no update for this bundle ({bundle.capacity} slots) has. "
@@ -137,7 +157,17 @@ def verify_bytes(
             found=f"more than {limit} bytes",
             expected=f"at most {limit} bytes",
         )
-    envelope = parse_envelope(data)
+    return parse_envelope(data)
+
+
+def verify_envelope(
+    envelope: Envelope,
+    *,
+    trusted_keys: Sequence[SSlibKey],
+    allow_unsigned: bool,
+    journal: Journal | None = None,
+) -> VerifiedContent:
+    """Return what an envelope holds, if it may be believed (rules 2, 3 and 8); see `verify_bytes`."""
     signed_by = None
     if envelope.signatures or not allow_unsigned:
         if journal is not None and journal.root_keys and envelope.payload_type == TRUSTED_KEYS_TYPE:
@@ -203,7 +233,13 @@ def trusted_time(journal: Journal, clock: datetime) -> datetime:
 
 
 def plan_update(
-    journal: Journal, update: ClassUpdate, *, table: SlotTable | None, bundle: Bundle, clock: datetime
+    journal: Journal,
+    update: ClassUpdate,
+    *,
+    table: SlotTable | None,
+    bundle: Bundle,
+    clock: datetime,
+    signed_digest: Callable[[], str] | None = None,
 ) -> SlotTable:
     """Return what a class update makes of the slots (rules 4 to 7).
 
@@ -213,6 +249,7 @@ def plan_update(
         table: What the slots hold now; `None` for a fused head.
         bundle: The device's.
         clock: The time by the device's clock.
+        signed_digest: Returns the digest that `digest_of_signed` gives of `table`, where it is computed already.
 
     Raises:
         WrongBaseError: If it was made for another head, or signed for other bundles.
@@ -239,7 +276,9 @@ def plan_update(
     _check_target(update, bundle)
     _check_version(update.version, held=journal.highest_version, what="class update")
     _check_expiry(update.expires, journal=journal, clock=clock, what="class update")
-    _check_follows(update, journal, table)
+    if update.follows is not None:
+        found = digest_of_signed(journal, table) if signed_digest is None else signed_digest()
+        _check_follows(update.follows, update.version, journal, found)
     check_arbiter(update, bundle, hint="Export it again with `arbiter='auto'`, or inject with `arbiter='off'`.")
     taught = journal.current.taught
     taken_over = tuple(name for name in taught if name in update.added)
@@ -260,14 +299,15 @@ def _check_target(update: ClassUpdate, bundle: Bundle) -> None:
         )
 
 
-def _check_follows(update: ClassUpdate, journal: Journal, table: SlotTable) -> None:
-    if update.follows is None:
+def digest_of_signed(journal: Journal, table: SlotTable) -> str:
+    """Return the digest of the classes that an update can say it follows (rule 4)."""
+    return table.digest(leaving_out=journal.current.taught)
+
+
+def _check_follows(follows: FollowedState, version: int, journal: Journal, found: str) -> None:
+    if found == follows.digest:
         return
-    held = journal.current.version
-    found = table.digest(leaving_out=journal.current.taught)
-    if found == update.follows.digest:
-        return
-    missing = update.follows.version
+    held, missing = journal.current.version, follows.version
     if missing > journal.highest_version:
         hint = f"Deliver version {missing} first, or an update that was signed with `complete=True`."
     else:
@@ -275,10 +315,10 @@ def _check_follows(update: ClassUpdate, journal: Journal, table: SlotTable) -> N
             f"Sign it for the classes of version {held}, or sign an update with `complete=True`, which any state takes."
         )
     raise UpdateOrderError(
-        f"Class update {update.version} follows version {missing} ({update.follows.digest[:16]}…); this device is at "
+        f"Class update {version} follows version {missing} ({follows.digest[:16]}…); this device is at "
         f"version {held} ({found[:16]}…), whose classes differ.",
         found=(held, found),
-        expected=(missing, update.follows.digest),
+        expected=(missing, follows.digest),
         hint=hint,
     )
 
@@ -296,9 +336,22 @@ def check_arbiter(update: ClassUpdate, bundle: Bundle, *, hint: str) -> None:
 
 
 def entry_of_update(
-    journal: Journal, verified: VerifiedContent, update: ClassUpdate, *, clock: datetime
+    journal: Journal,
+    verified: VerifiedContent,
+    update: ClassUpdate,
+    *,
+    clock: datetime,
+    payload_sha256: str | None = None,
 ) -> HistoryEntry:
-    """Return the line that a class update gets in the history."""
+    """Return the line that a class update gets in the history.
+
+    Args:
+        journal: The journal before it.
+        verified: What was verified.
+        update: The class update in it.
+        clock: The time by the device's clock.
+        payload_sha256: `verified.payload_sha256()`, where it is computed already.
+    """
     return HistoryEntry(
         sequence=journal.sequence + 1,
         time=trusted_time(journal, clock),
@@ -307,7 +360,7 @@ def entry_of_update(
         num_added=len(update.added),
         num_replaced=len(update.replaced),
         num_removed=len(update.removed),
-        payload_sha256=verified.payload_sha256(),
+        payload_sha256=payload_sha256 or verified.payload_sha256(),
         signed_by=verified.signed_by,
     )
 

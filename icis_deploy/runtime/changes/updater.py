@@ -23,19 +23,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants
 from icis_deploy.bundle.manifest import Bundle, known_names
 from icis_deploy.common.arrays import Float32
 from icis_deploy.errors import BundleError, IncompatibleError, IntegrityError, SelfTestError
 from icis_deploy.head.slots import SlotTable
+from icis_deploy.runtime.changes.limits import Limits
 from icis_deploy.runtime.sessions.protocol import Session, SlotBuffers
 from icis_deploy.runtime.state.head_state import HeadState, make_head_state
 from icis_deploy.runtime.state.journal import HistoryEntry, Journal, StateEntry, check_disabled, initial_journal
@@ -43,12 +42,9 @@ from icis_deploy.runtime.state.origins import origins_after_update, origins_with
 from icis_deploy.runtime.state.store import PendingChange, Store
 
 if TYPE_CHECKING:
-    from icis_deploy.bundle.few_shot import FewShot
     from icis_deploy.common.background_call import BackgroundCall
     from icis_deploy.head.class_update import ClassUpdate
-    from icis_deploy.runtime.changes.guard import Guard
     from icis_deploy.runtime.changes.self_test import SelfTestResult, Written
-    from icis_deploy.runtime.changes.teaching_rules import TaughtRows
     from icis_deploy.runtime.changes.timings import ApplyTimings, Stopwatch
     from icis_deploy.updates.trusted_keys import TrustedKeys
 
@@ -152,15 +148,14 @@ class Updater:
     ) -> None:
         self.held = Held(state=state, journal=initial_journal(bundle), stamp=None)
         """What the next request gets: at first, the bundle as it was exported."""
-        self._folder = folder
+        self.limits = Limits(folder, bundle)
+        """What the bundle lets a change take, which every change that writes rows is judged by."""
         self._bundle = bundle
         self._session = session
         self._store = store
         self._constants = constants
         self._clock = clock
         self._changing = threading.Lock()
-        self._guard: Guard | None = None
-        self._few_shot: FewShot | None = None
 
     def history(self) -> tuple[HistoryEntry, ...]:
         """Return the last changes committed to the bundle, the oldest first."""
@@ -168,7 +163,7 @@ class Updater:
 
     def apply(
         self,
-        update: str | Path | bytes | ClassUpdate,
+        update: str | Path | bytes | bytearray | memoryview | ClassUpdate,
         *,
         allow_unsigned: bool = False,
         allow_changed_answers: bool = False,
@@ -178,8 +173,8 @@ class Updater:
         from icis_deploy.runtime.changes.timings import Stopwatch
 
         watch, limit = Stopwatch(), rules.max_update_bytes(self._bundle)
-        if isinstance(update, bytes):
-            data = update
+        if isinstance(update, bytes | bytearray | memoryview):
+            data = bytes(update)  # which nobody can change while they are verified
         elif isinstance(update, str | Path):
             data = self._store.read_update(Path(update), limit)
         else:
@@ -223,14 +218,18 @@ class Updater:
 
         with self._changing, self._store.locked(self._bundle):
             before = self._caught_up()
-            verified = rules.verify_bytes(
-                data,
-                bundle=self._bundle,
+            held = self._table_before(before)
+            envelope = rules.envelope_of_bytes(data, bundle=self._bundle)
+            # To verify a signature takes as long as these two, and leaves Python's lock to them.
+            begin = self._store.thread.begin
+            signed = None if held is None else begin(partial(rules.digest_of_signed, before, held))
+            payload_sha256 = begin(partial(rules.sha256_of, envelope.payload))
+            verified = rules.verify_envelope(
+                envelope,
                 trusted_keys=self._store.trusted_keys(before),
                 allow_unsigned=allow_unsigned,
                 journal=before,
             )
-            held = self._table_before(before)
             content = verified.content
             if isinstance(content, TrustedKeys):
                 entry, after = rules.after_trusted_keys(
@@ -246,7 +245,14 @@ class Updater:
                 self._change(before, _decided(after, prepared), watch=watch)
                 return AppliedUpdate(content=content, entry=entry, timings=watch.timings())
             clock = self._clock()
-            table = rules.plan_update(before, content, table=held, bundle=self._bundle, clock=clock)
+            table = rules.plan_update(
+                before,
+                content,
+                table=held,
+                bundle=self._bundle,
+                clock=clock,
+                signed_digest=None if signed is None else signed.result,
+            )
             watch.lap("verify")
 
             def decide(pending: PendingChange) -> tuple[Journal, _Prepared]:
@@ -258,8 +264,11 @@ class Updater:
                     seed=content.self_test_seed,
                     watch=watch,
                 )
-                entry = self._guarded(
-                    rules.entry_of_update(before, verified, content, clock=clock),
+                pending.begin_slots()
+                entry = self.limits.judged(
+                    rules.entry_of_update(
+                        before, verified, content, clock=clock, payload_sha256=payload_sha256.result()
+                    ),
                     held,
                     table,
                     written=content.class_names,
@@ -310,7 +319,7 @@ class Updater:
             if not photos_sha256:
                 made = TaughtRows(class_names=(class_name,), rows=row[None], arbiter=arbiter)
             else:
-                made = self._with_photo_offset(before, held, class_name, row, photos_sha256)
+                made = self.limits.with_photo_offset(before, held, class_name, row, photos_sha256)
             entry, table = plan_teaching(before, class_name, made, table=held, bundle=self._bundle, clock=self._clock())
             coefficients = None if arbiter is None else arbiter[None]
 
@@ -321,7 +330,8 @@ class Updater:
                     disabled=before.disabled,
                     written=_written(held, made.class_names, made.rows, coefficients),
                 )
-                judged = self._guarded(
+                pending.begin_slots()
+                judged = self.limits.judged(
                     entry, held, table, written=made.class_names, before=before, allowed=allow_changed_answers
                 )
                 origins = origins_without(current.origins, self._columns(table, (class_name,)))
@@ -329,32 +339,6 @@ class Updater:
                 return after_update(before, judged, state), prepared
 
             return self._change(before, decide, table=table).history[-1]
-
-    def _with_photo_offset(
-        self, before: Journal, held: SlotTable | None, class_name: str, row: Float32, photos_sha256: tuple[str, ...]
-    ) -> TaughtRows:
-        """Return the rows of all classes that were taught by photos, with the offset that they have together."""
-        from icis_deploy.runtime.changes.teaching_rules import (
-            TaughtRows,
-            check_has_slots,
-            photo_offset,
-            rows_without_offset,
-        )
-
-        held = check_has_slots(held)
-        names, rows = rows_without_offset(before, class_name, row, held)
-        guard = self._loaded_guard()
-        leads, answers = guard.leads(
-            row,
-            held,
-            class_name=class_name,
-            companions=frozenset(names[1:]),
-            raised_by=before.current.photo_offset,
-            disabled=before.disabled,
-        )
-        offset = photo_offset(leads, answers, self.few_shot(), limit=guard.limit)
-        rows[:, -1] -= np.float32(offset)
-        return TaughtRows(class_names=names, rows=rows, photo_offset=offset, photos_sha256=photos_sha256)
 
     def _columns(self, table: SlotTable, class_names: Collection[str] | None = None) -> list[int]:
         """Return the columns of classes in slots, among the model's scores; by default of all of them."""
@@ -482,57 +466,6 @@ class Updater:
 
         verify_computed(self._session, self._bundle, table, buffers, seed=0, constants=self._constants)
 
-    def _guarded(
-        self,
-        entry: HistoryEntry,
-        held: SlotTable | None,
-        table: SlotTable,
-        *,
-        written: tuple[str, ...],
-        before: Journal,
-        allowed: bool,
-    ) -> HistoryEntry:
-        """Return a change's line in the history, or refuse the change for the answers that it changes.
-
-        Args:
-            entry: The line.
-            held: The slots that the change starts from.
-            table: What it makes of them.
-            written: Classes whose rows it writes.
-            before: The journal before it.
-            allowed: Whether the operator takes it anyway.
-
-        Raises:
-            GuardError: If it changes more answers than the bundle allows, and the operator does not.
-            BundleError, CorruptFileError: If the bundle's reference cannot be read.
-        """
-        if self._bundle.max_changed_answers is None or held is None:
-            return entry
-        changed = self._loaded_guard().changed_answers(held, table, written=written, disabled=before.disabled)
-        if not allowed:
-            changed.require_few()
-        return replace(entry, changed_answers=changed.share, allowed_past_guard=changed.is_refused)
-
-    def few_shot(self) -> FewShot:
-        """Return what the bundle holds for photos, which is read when it is first asked for.
-
-        Raises:
-            ICISDeployError: As `load_few_shot`.
-        """
-        if self._few_shot is None:
-            from icis_deploy.bundle.few_shot import load_few_shot
-
-            self._few_shot = load_few_shot(self._folder, self._bundle)
-        return self._few_shot
-
-    def _loaded_guard(self) -> Guard:
-        """Return the guard of a bundle that has a reference, which is read with the first change."""
-        if self._guard is None:
-            from icis_deploy.runtime.changes.guard import load_guard
-
-            self._guard = load_guard(self._folder, self._bundle)
-        return self._guard
-
     def _prepared(
         self,
         table: SlotTable | None,
@@ -580,8 +513,8 @@ class Updater:
 
         Args:
             before: The journal before the change.
-            decide: Returns the journal after it and the state that requests get then, or raises what refuses it. It is
-                called while the slots are being written.
+            decide: Returns the journal after it and the state that requests get then, or raises what refuses it. It
+                calls `begin_slots` where there are slots to write, and goes on while they are being written.
             table: The slots to write; `None` where the journal names none that is new.
             watch: What times the change.
         """

@@ -263,4 +263,4 @@ ENGINE_RUNTIMES = tuple(name for name, opener in _OPENERS.items() if opener is _
 CONVERTED_RUNTIMES = ("litert", "mnn", "executorch", "ncnn")
 """Those that run a model which was converted for them when the bundle was exported."""
 
-CPU_RUNTIMES = ("onnxruntime", "openvino", *CONVERTED_RUNTIMES)
+CPU_RUNTIMES = ("onnxruntime", "openvino", *CONVERTED_RUNTIMES, "split")

@@ -10,7 +10,7 @@ Rules:
 2. Then the folder is synced again, and the change is committed. Whoever opens the bundle finds the old journal or the
    new one, and behind either its slot table: there is nothing to recover.
 3. What a change wrote is removed again if it does not commit. After a power cut such files may stay; the next change
-   removes those that no journal names, and nothing else in the folder.
+   removes those that no journal names, and nothing else in the folder. One that cannot be removed refuses no change.
 4. Reading takes no lock and writes nothing, so a bundle on a read-only disk works. Changes take the folder's lock.
 5. What the disk says is never believed without its SHA-256; a slot table that a change needs and an earlier one left
    is compared byte for byte, and replaced where it is damaged.
@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
@@ -38,9 +39,11 @@ from icis_deploy.bundle.manifest import (
     FileEntry,
 )
 from icis_deploy.bundle.slot_files import check_capacity, exported_slots, parse_slots, serialize_slots
+from icis_deploy.common.background_thread import BackgroundThread, BegunCall
 from icis_deploy.errors import (
     BundleError,
     CorruptFileError,
+    ICISDeployWarning,
     IncompatibleError,
     LoadError,
     SignatureError,
@@ -60,7 +63,7 @@ from icis_deploy.runtime.state.journal import (
 )
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+    from concurrent.futures import Future
 
     from securesystemslib.signer import SSlibKey
 
@@ -76,26 +79,23 @@ class PendingChange:
     """A change that is being written, whose caller has not decided yet; see `Store.change`."""
 
     def __init__(self, store: Store, before: Journal, table: SlotTable | None, written: list[Path]) -> None:
-        """Begin to write `table`, if there is one, in the store's thread; files that are new get into `written`."""
+        """Prepare to write `table`, if there is one; files that are new get into `written`."""
         self.journal: Journal | None = None
         """What `write_journal` was called with."""
         self._store = store
-        self._written = written
-        self._is_written: Future[None] | None = None
-        if table is not None:
-            from concurrent.futures import Future
+        self._before, self._table, self._written = before, table, written
+        self._is_written: BegunCall[None] | None = None
 
-            self._entry: Future[FileEntry] = Future()
-            self._is_written = store._in_background(lambda: self._write(before, table))
+    def begin_slots(self) -> None:
+        """Begin to write the slot table in the store's thread, if there is one; the caller must not have done so."""
+        if self._table is None:
+            return
+        from concurrent.futures import Future
 
-    def _write(self, before: Journal, table: SlotTable) -> None:
-        try:
-            entry, sync = self._store._write_slots(before, table, self._written)
-        except BaseException as error:
-            self._entry.set_exception(error)
-            raise
-        self._entry.set_result(entry)
-        sync()
+        self._entry: Future[FileEntry] = Future()
+        # Without a reference to this object, which would keep the slots until the garbage collector comes.
+        call = partial(self._store._write_and_sync, self._before, self._table, self._written, self._entry)
+        self._is_written = self._store.thread.begin(call)
 
     def slots_entry(self) -> FileEntry | None:
         """Return what the journal must say of the slot table, which the system has by then; `None` without one.
@@ -103,7 +103,12 @@ class PendingChange:
         Raises:
             OSError: If it could not be written.
         """
-        return None if self._is_written is None else self._entry.result()
+        if self._is_written is None:
+            self.begin_slots()
+        if self._is_written is None:
+            return None
+        self._is_written.claim()
+        return self._entry.result()
 
     def write_journal(self, journal: Journal) -> None:
         """Write the journal to commit, and wait until the disk has it and the slot table.
@@ -115,6 +120,10 @@ class PendingChange:
         self._store._write_new_journal(journal)
         if self._is_written is not None:
             self._store._sync(self._is_written.result)
+
+
+def _slots_of(journal: Journal) -> list[FileEntry]:
+    return [state.slots for state in journal.states if state.slots is not None]
 
 
 def _slots_name(entry: FileEntry) -> str:
@@ -132,7 +141,8 @@ class Store:
         self._files: FileSystem = system_files() if files is None else files
         self._last_journal: tuple[bytes, Journal] | None = None
         self._lock: AbstractContextManager[None] | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self.thread = BackgroundThread("icis-deploy slots")
+        """Writes slots; whoever holds the lock may give it other work, which ends before the change does."""
         self.sync_seconds = 0.0
         """How long all syncs together took: the disk's share of a change, which the rest is measured without."""
 
@@ -341,10 +351,11 @@ class Store:
 
     @contextmanager
     def change(self, before: Journal, table: SlotTable | None = None) -> Iterator[PendingChange]:
-        """Write a slot table while the caller decides in the block, and commit when the block ends without an error.
+        """Write what the caller says in the block, and commit when the block ends without an error.
 
-        The caller holds the lock. In the block it calls `PendingChange.write_journal` once. All that is left to do
-        after the block is to rename the journal.
+        The caller holds the lock. In the block it may call `PendingChange.begin_slots`, so that the slots are written
+        while it decides, and calls `write_journal` once. All that is left to do after the block is to rename the
+        journal.
 
         Args:
             before: The journal as it is on the disk.
@@ -365,7 +376,7 @@ class Store:
             if stale := self._leftovers(before, names):
                 # After a crash between rename and sync, the journal before this one could come back and need them.
                 self._sync(self._files.sync_folder, self._folder)
-                self._remove(stale)
+                self._sweep(stale)
             pending = PendingChange(self, before, table, written)
             yield pending
             after = pending.journal
@@ -373,7 +384,7 @@ class Store:
                 raise RuntimeError("a change ended without a journal")
             self._commit(before, written, had_journal=JOURNAL_NAME in names)
         except BaseException as error:
-            self._await_thread()  # also where the interruption came between its start and the knowledge of it
+            self.thread.wait()  # also where the interruption came between its start and the knowledge of it
             self._take_back(written, remove_folder=made_folder)
             if isinstance(error, OSError):
                 after = None if pending is None else pending.journal
@@ -386,7 +397,7 @@ class Store:
             raise
         with suppress(OSError):  # the change is committed; the next one removes them
             # Under the lock the folder held what `before` names and nothing else, so it need not be listed again.
-            self._remove([self._folder / name for name in sorted(self._named(before) - self._named(after))])
+            self._remove([self._slots_path(entry) for entry in _slots_of(before) if entry not in _slots_of(after)])
 
     def _outcome(self, before: Journal, after: Journal | None) -> str:
         """Return which state a failed change left, as a sentence; `after` is `None` where it had no journal yet."""
@@ -408,6 +419,15 @@ class Store:
             return "Which state is on the disk cannot be read; the next start finds the one before or the new one."
         return "The device keeps the state it had."
 
+    def _write_and_sync(self, before: Journal, table: SlotTable, written: list[Path], entry: Future[FileEntry]) -> None:
+        try:
+            found, sync = self._write_slots(before, table, written)
+        except BaseException as error:
+            entry.set_exception(error)
+            raise
+        entry.set_result(found)
+        sync()
+
     def _write_slots(
         self, before: Journal, table: SlotTable, written: list[Path]
     ) -> tuple[FileEntry, Callable[[], None]]:
@@ -419,10 +439,11 @@ class Store:
         data = serialize_slots(table)
         entry = FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
         path = self._slots_path(entry)
-        if entry not in [state.slots for state in before.states]:
+        if entry not in _slots_of(before):
             written.append(path)
-            self._files.create(path, data)
-            return entry, partial(self._sync_named, path)
+            with suppress(FileExistsError):  # a leftover that could not be removed
+                self._files.create(path, data)
+                return entry, partial(self._sync_named, path)
         if not self._holds(path, data):
             # Renamed over the damaged one, whose state thereby becomes whole again; it is not taken back.
             repaired = path.with_name(f"{path.name}.new")
@@ -430,35 +451,11 @@ class Store:
             self._files.sync_file(repaired)
             self._files.replace(repaired, path)
             return entry, partial(self._files.sync_folder, self._folder)
-        return entry, lambda: None
-
-    def _await_thread(self) -> None:
-        """Wait until the store's thread has done what it was given."""
-        if self._thread is not None:
-            self._in_background(lambda: None).exception()
+        return entry, partial(self._sync_named, path)
 
     def _sync_named(self, path: Path) -> None:
         self._files.sync_file(path)
         self._files.sync_folder(self._folder)
-
-    def _in_background(self, call: Callable[[], None]) -> Future[None]:
-        """Call in the store's thread, or, where the system has no thread for it, at once."""
-        from concurrent.futures import Future, ThreadPoolExecutor
-
-        # A thread that waits for work is woken without waiting for it; a new one is waited for until it runs.
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="icis-deploy slots")
-        try:
-            return self._thread.submit(call)
-        except RuntimeError:  # "can't start new thread"
-            self._thread = None
-        done: Future[None] = Future()
-        try:
-            call()
-            done.set_result(None)
-        except BaseException as error:  # it is raised where the result is asked for
-            done.set_exception(error)
-        return done
 
     def _holds(self, path: Path, data: bytes) -> bool:
         try:
@@ -502,6 +499,21 @@ class Store:
             if remove_folder:
                 self._files.remove_folder(self._folder)
 
+    def _sweep(self, leftovers: list[Path]) -> None:
+        """Remove what no journal needs; go round what cannot be removed, and say so."""
+        for path in leftovers:
+            try:
+                self._files.remove(path)
+            except OSError as error:
+                if path == self._new_journal_path:  # where the next one is written
+                    raise
+                warnings.warn(
+                    f"{path} is left of a change that was interrupted, and cannot be removed: "
+                    f"{error.strerror or error}. It only takes room; remove it yourself.",
+                    ICISDeployWarning,
+                    stacklevel=2,
+                )
+
     def _remove(self, paths: list[Path]) -> None:
         for path in paths:
             self._files.remove(path)
@@ -515,7 +527,7 @@ class Store:
         return [self._folder / name for name in names if name not in needed and _OUR_NAMES.fullmatch(name)]
 
     def _named(self, journal: Journal) -> set[str]:
-        return {_slots_name(state.slots) for state in journal.states if state.slots is not None} | {JOURNAL_NAME}
+        return {_slots_name(entry) for entry in _slots_of(journal)} | {JOURNAL_NAME}
 
     def _sync(self, call: Callable[..., None], *paths: Path) -> None:
         start = time.perf_counter()

@@ -183,6 +183,17 @@ def test_no_registry_puts_a_state_into_a_bundle(title, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_registry_fills_the_disk_by_a_bundle(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    layers = tuple(Layer(name, free, "0" * 64) for name in ("manifest.json", "model.onnx"))
+    repository = Repository(Reference.parse("127.0.0.1:9/fleet:new"))
+
+    with pytest.raises(StorageError, match=r"may take 90\.0 %\. Nothing was fetched") as caught:
+        repository.pull_bundle(Artifact(BUNDLE_TYPE, layers, "0" * 64), tmp_path / "new")
+    assert caught.value.found == 2 * free
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_manifest_that_is_nested_without_end_is_none():
     from icis_deploy.carriers.oci import _artifact_of
 

@@ -121,6 +121,11 @@ def test_an_update_comes_from_a_file_as_well_as_from_bytes(device, tmp_path, key
     assert device.history()[0].signed_by == keys.key_id
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_bytes_may_be_in_any_buffer(kind, device, signed):
+    assert device.apply(kind(signed(make_update("okapi")))).content == make_update("okapi")
+
+
 def test_the_parts_of_the_time_add_up(device, signed):
     timings = device.apply(signed(make_update("okapi"))).timings
 

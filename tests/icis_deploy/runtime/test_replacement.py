@@ -21,6 +21,7 @@ from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession
 from icis_deploy.updates.signing import keygen, trusted_keys_from_files
 from testing.bundles import FEATURE_DIM, files_in, images, make_update, seen_head, write_bundle
+from tests.icis_deploy.runtime.test_forged_state import forge
 
 
 @pytest.fixture
@@ -72,6 +73,20 @@ def test_a_bundle_of_the_version_that_the_device_holds_is_taken_and_an_older_one
     device.apply(signed(make_update("bongo", version=3)))
     with pytest.raises(VersionRollbackError, match="The bundle holds version 2; this device holds version 3"):
         Device.open(new_folder, num_threads=1).replace(write_bundle(new_folder.with_name("older"), head_version=2))
+
+
+def test_a_bundle_whose_state_was_forged_after_it_was_opened_is_not_gone_over_to(device, new_folder, signed):
+    new = Device.open(new_folder)
+    new.apply(signed(make_update("zebra", version=3)))
+    forge(new_folder, disabled=list(new.classes()))
+    before = files_in(new_folder)
+
+    with (
+        device._opened.updater.locked() as former,
+        pytest.raises(CorruptFileError, match="disables every class of it"),
+    ):
+        new._opened.updater.inherit(former)
+    assert files_in(new_folder) == before
 
 
 def test_a_spent_version_a_disabled_class_and_the_time_go_along(bundle_folder, device, new_folder, signed):

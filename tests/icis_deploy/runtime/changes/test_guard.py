@@ -262,13 +262,38 @@ def test_an_added_class_in_the_slot_of_a_removed_one_is_another_class(guard: Gua
 def test_disabled_classes_take_no_part(guard: Guard):
     update, empty = update_of(hijack=row(bias=50.0)), empty_slots(4, FEATURE_DIM)
 
-    assert changed_by(guard, empty, update, disabled=("hijack",)).num_changed == 0
+    other = update_of(other=row(bias=-50.0))
+    assert changed_by(guard, table_of(hijack=row(bias=50.0)), other, disabled=("hijack",)).num_changed == 0
     disabled = changed_by(guard, empty, update, disabled=("cat",))
     assert disabled.num_reference == disabled.num_changed == np.count_nonzero(REFERENCE.answers != 0)
     assert changed_by(guard, empty, update, disabled=SEEN_NAMES).share == 0.0
     strongest = table_of(strongest=row(bias=90.0))
     assert changed_by(guard, strongest, update).num_changed == 0
     assert changed_by(guard, strongest, update, disabled=("strongest",)).share == 1.0
+
+
+def test_a_row_that_comes_while_its_class_is_disabled_is_asked_about_as_if_it_were_enabled(
+    guarded: Path, signed: Callable[[ClassUpdate], bytes]
+):
+    """To enable a class asks nobody."""
+    device = Device.open(guarded)
+    device.apply(signed(update_of(okapi=row(bias=-50.0))))
+    device.disable("okapi")
+    hijack = make_update(replaced=("okapi",), rows=row(bias=50.0)[None], version=2)
+
+    with pytest.raises(GuardError, match=r"'okapi' \(200\)"):
+        device.apply(signed(hijack))
+    copied = make_update(replaced=("okapi",), rows=(seen_head().rows[MOST_FREQUENT] - row(bias=1.0))[None], version=2)
+    with pytest.raises(GuardError, match="is a copy of"):
+        device.apply(signed(copied))
+
+
+def test_a_disabled_class_that_is_replaced_hides_no_other_one(guard: Guard):
+    before = table_of(strongest=row(bias=90.0))
+    rows = np.stack([row(bias=50.0), row(bias=-50.0)])
+    update = make_update("hijack", replaced=("strongest",), rows=rows)
+    assert changed_by(guard, before, update).num_changed == 0
+    assert changed_by(guard, before, update, disabled=("strongest",)).takers == (("hijack", 200),)
 
 
 def test_a_copy_of_a_disabled_class_is_no_copy(guard: Guard):

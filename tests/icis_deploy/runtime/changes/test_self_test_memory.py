@@ -126,9 +126,10 @@ def test_exchanged_rows_are_seen(change):
 
 
 @pytest.mark.parametrize("part", ["weight", "bias", "arbiter"])
-def test_a_slot_that_was_emptied_and_kept_a_part_of_its_row_is_seen(part):
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "after")], ids=["last", "between others"])
+def test_a_slot_that_was_emptied_and_kept_a_part_of_its_row_is_seen(part, names):
     before = empty_slots(CAPACITY, FEATURE_DIM).apply(
-        make_update("a", "b", arbiter=arbiters(2, 1)), seen_names=frozenset()
+        make_update(*names, arbiter=arbiters(len(names), 1)), seen_names=frozenset()
     )
     update = make_update("c", removed=("a", "b"), seed=2)
     after = before.apply(update, seen_names=frozenset())
