@@ -30,8 +30,9 @@ def test_rows_come_back_as_they_were_given(monkeypatch, kept_bytes, dtype):
 
 
 def test_a_full_disk_is_said_with_what_to_do(monkeypatch):
+    full = Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115 - what takes it closes it
     monkeypatch.setattr(row_files, "KEPT_BYTES", 1)
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda *_, **__: open("/dev/full", "r+b", buffering=0))  # noqa: SIM115
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda *_, **__: full)
 
     with pytest.raises(
         StorageError, match=r"^Cannot keep what a model gives for 0 images in .*No space left"
