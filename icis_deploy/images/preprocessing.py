@@ -51,6 +51,9 @@ MAX_CHANNELS = 1 << 10
 EIGHT_BITS = 1 / 255
 """What brings pixels to 0..1."""
 
+_LARGEST_READ = 2
+"""How many times the pixels of the cut an image may have to be copied whole, which is faster than cutting it first."""
+
 _ORIENTATION = 0x0112
 _TURNED = frozenset({5, 6, 7, 8})
 """Of EXIF: where orientation is, and which values swap width and height."""
@@ -329,9 +332,9 @@ class Preprocessing:
         )
         pixels: UInt8 | Float32
         if self.antialias == PILLOW:
-            resized = resize_image(image, scaled, self.interpolation)
-            # Outside the image crop() fills with black, as a centre crop of a small image does elsewhere.
-            pixels = np.asarray(resized.crop((left, top, left + width, top + height)), dtype=np.uint8)
+            pixels = _crop_picture(
+                resize_image(image, scaled, self.interpolation), left=left, top=top, height=height, width=width
+            )
         else:
             resized_pixels = resize_as_torch(image, scaled, self.interpolation, antialias=self.antialias)
             pixels = _crop_array(resized_pixels, left=left, top=top, height=height, width=width)
@@ -589,6 +592,16 @@ def _scaled_size(size: tuple[int, int], resize: int | tuple[int, int] | None) ->
         return resize[1], resize[0]
     # Rounded down, as torchvision's Resize does: one pixel of the long side moves the centre crop.
     return (resize, resize * height // width) if width <= height else (resize * width // height, resize)
+
+
+def _crop_picture(image: Image, *, left: int, top: int, height: int, width: int) -> UInt8:
+    """Return a cut of an image, `(height, width)` or with its channels behind, 0 outside the image."""
+    is_inside = left >= 0 and top >= 0 and left + width <= image.width and top + height <= image.height
+    if is_inside and image.width * image.height <= _LARGEST_READ * width * height:
+        # One copy less than a cut by Pillow, a fifth of what preparing takes beside decoding.
+        return np.asarray(image, dtype=np.uint8)[top : top + height, left : left + width]
+    # Outside the image crop() fills with black, as a centre crop of a small image does elsewhere.
+    return np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.uint8)
 
 
 def _crop_array(pixels: NDArray[np.float32], *, left: int, top: int, height: int, width: int) -> NDArray[np.float32]:

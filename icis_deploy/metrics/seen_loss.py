@@ -154,7 +154,7 @@ class SeenLoss:
 
 def points_lost(before: float, after: float) -> str:
     """Return the difference of two fractions of 1 in points, with one decimal; equal ones always read the same."""
-    return f"{round(100 * (before - after), 6):.1f}"
+    return f"{round(round(100 * (before - after), 6), 1) + 0.0:.1f}"  # + 0.0: or nothing lost could read -0.0
 
 
 def seen_loss_of(
