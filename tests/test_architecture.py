@@ -172,7 +172,8 @@ ROOMS = {
         later="exporters.{graph,head,loading,onnx_io}",
     ),
     "benchmarks.bench": Room(
-        ("icis_deploy.{bundle,common,head,images,metrics,runtime} benchmarks.{machine,results,timing,updates}"),
+        "icis_deploy.{bundle,common,evaluation,head,images,metrics,runtime} "
+        "benchmarks.{machine,results,timing,updates}",
         later="exporters.{graph,head,loading,onnx_io}",
     ),
     "benchmarks.peers": Room(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -24,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.bench.correctness import (
-    accuracies,
+    NUM_SEEDED_INPUTS,
     check_same_base,
+    correctness_of,
     logits_on_features,
     logits_on_inputs,
     logits_on_seeded_inputs,
-    parities,
     source_of,
 )
 from benchmarks.bench.head_overhead import head_shares
@@ -262,13 +262,23 @@ def measure_correctness(
     """Return accuracy and parity by the targets' names; without inputs, parity alone."""
     if inputs is None:
         seeded = logits_on_seeded_inputs(targets)
-        return {}, parities(targets, seeded, source="seeded noise")
-    if isinstance(inputs.labeled, HeadFeatures):
-        logits, labels = logits_on_features(targets, inputs.labeled), inputs.labeled.labels
+        return correctness_of(targets, seeded, labels=None, num_inputs=NUM_SEEDED_INPUTS, source="seeded noise")
+    labeled = inputs.labeled
+    keys: Iterable[str] = ()
+    if isinstance(labeled, HeadFeatures):
+        batches, labels = logits_on_features(targets, labeled), labeled.labels
     else:
-        logits, labels = logits_on_inputs(targets, inputs.labeled), labels_of(inputs.labeled)
-    found = accuracies(targets, logits, labels, source=inputs.source, max_seen_loss=max_seen_loss)
-    return found, parities(targets, logits, source=inputs.source)
+        batches, labels = logits_on_inputs(targets, labeled), labels_of(labeled)
+        keys = (item.key for item in labeled)
+    return correctness_of(
+        targets,
+        batches,
+        labels=labels,
+        num_inputs=len(labels),
+        source=inputs.source,
+        keys=keys,
+        max_seen_loss=max_seen_loss,
+    )
 
 
 def with_correctness(

@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from exporters.backbone.inputs import InputBatches, input_batches
 from exporters.bundles.finishing import BuiltModel, finish_bundle, versions, write_journal, write_signature, write_trust
 from exporters.bundles.writing import compacted
-from exporters.gate.gate import BundleRun, opened_bundle, run_bundle
+from exporters.gate.gate import opened_bundle, run_bundle
+from exporters.gate.row_files import RowFile, block_size
 from exporters.graph.edits import apply_passes
 from exporters.graph.reading import fixed_batch
 from exporters.head.score_kinds import comparable_from_device
@@ -59,7 +59,7 @@ from icis_deploy.common.files import check_free, new_folder, write_file
 from icis_deploy.errors import CapacityError, IncompatibleError, UsageError
 from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images.sources import InputSource
-from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
+from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_blocks
 from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.runtime.state.head_state import make_head_state
@@ -305,9 +305,16 @@ def compare_compacted(
     names, expected = _former_logits(former.folder, opened, former.slot_table(), inputs)
     ran = run_bundle(folder, bundle, inputs, runtime, rewrite)
     where = "" if runtime is None or runtime.is_reference else f"; both in {runtime.name}"
-    report = compare_logits(
-        comparable_from_device(expected, before.score_kind),
-        comparable_from_device(_in_order(ran, names), before.score_kind),
+    column_of = {name: index for index, name in enumerate(ran.class_names)}
+    columns, size = [column_of[name] for name in names], block_size(expected.width)
+    blocks = (
+        (comparable_from_device(former, before.score_kind), comparable_from_device(now[:, columns], before.score_kind))
+        for former, now in zip(expected.blocks(size), ran.logits.blocks(size), strict=True)
+    )
+    report = compare_blocks(
+        blocks,
+        num_images=len(expected),
+        num_classes=expected.width,
         profile=_profile(before.precision, runtime),
         compared_with=COMPARED_WITH + where,
     )
@@ -316,18 +323,12 @@ def compare_compacted(
 
 def _former_logits(
     folder: Path, opened: Device, table: SlotTable, inputs: InputBatches
-) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+) -> tuple[tuple[str, ...], RowFile]:
     """Return the classes and their logits, disabled ones included."""
     bundle, session = opened.bundle, session_of(opened)
     state = make_head_state(bundle, session, table=table, version=bundle.head_version)
     device = Device(folder=folder, bundle=bundle, session=session, state=state)
-    logits = [device.logits(batch.given).values[: batch.count].copy() for batch in inputs]
-    return state.class_names, np.concatenate(logits)
-
-
-def _in_order(ran: BundleRun, names: tuple[str, ...]) -> NDArray[np.float64]:
-    columns = {name: index for index, name in enumerate(ran.class_names)}
-    return ran.logits[:, [columns[name] for name in names]]
+    return state.class_names, RowFile(device.logits(batch.given).values[: batch.count] for batch in inputs)
 
 
 def _profile(precision: str, runtime: Runtime | None) -> GateProfile:

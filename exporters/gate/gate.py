@@ -22,8 +22,9 @@ The bundle is run in the runtime that is asked for, its references in ONNX Runti
 
 What is wrong with a head is named where its errors show it (`head_faults.py`).
 
-Everything is run first, then compared. Models run one after the other, each released before the next is loaded, and
-the rows of the expanded head are read in blocks: so the gate needs the memory of loading the head once in a runtime.
+Everything is run first, then compared. Models run one after the other, each released before the next is loaded, what
+they give for thousands of images lies in files (`row_files.py`), and the rows of the expanded head are read in blocks:
+so the gate needs the memory of loading the head once in a runtime, whatever the number of images.
 """
 
 # Why: docs/decisions/0005.
@@ -32,7 +33,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from exporters.backbone.inputs import InputBatches, input_batches
 from exporters.gate.float16_emulation import EmulateFloat16Pass
 from exporters.gate.head_faults import HeadRun, clipped, name_fault
 from exporters.gate.other_outputs import other_output_failures
+from exporters.gate.row_files import RowFile, block_size
 from exporters.graph.edits import apply_passes
 from exporters.graph.reading import value_named
 from exporters.head.arbiter import ROW_LENGTHS
@@ -81,8 +83,20 @@ from icis_deploy.head.class_names import quoted
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.sources import InputSource
 from icis_deploy.metrics.accuracy_loss import compare_accuracy
-from icis_deploy.metrics.parity import GATE_PROFILES, GateProfile, ParityReport, compare_logits
-from icis_deploy.metrics.seen_loss import SeenLoss, measure_seen_loss, stated_budget
+from icis_deploy.metrics.outcomes import OutcomeHead, Outcomes, measure_outcomes, merge
+from icis_deploy.metrics.parity import (
+    GATE_PROFILES,
+    Errors,
+    GateProfile,
+    ParityReport,
+    compare_blocks,
+    mean_and_deviation,
+    measure_errors,
+    moments_of,
+    num_kept_of,
+    parity_of,
+)
+from icis_deploy.metrics.seen_loss import SeenLoss, seen_loss_of, stated_budget
 from icis_deploy.runtime.changes.self_test import verify_computed
 from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.sessions.choice import Runtime
@@ -97,6 +111,8 @@ VANISHING = {"sigmoid": 1e-6, "probabilities": math.exp(LEAST_LOG)}
 """By score kind, the probability below which it counts as 0."""
 MAX_TIE = 0.5
 """Greatest difference of two logits between which it may be chance which is greater, in standard deviations."""
+MAX_DIAGNOSED = 256
+"""Images on which the fault of a head is looked for, those with the greatest errors."""
 _LOG_VARIANCE = STATISTICS.index("log_variance")
 TOPK_TOLERANCE = 1e-5
 """Greatest error of a probability that a model gives with its top-k classes."""
@@ -168,26 +184,27 @@ def compare_bundle(
         )
     where = "" if runtime is None or is_reference else f"; the bundle in {runtime.name}"
     where += "" if served is None else served.describe()
-    expected = comparable_from_logits(_expected_logits(expanded, features, ran, profile), bundle.score_kind)
-    reports = _compare_with_original(expected, original, ran, bundle, profile=profile, where=where)
-    if own is not None and np.isfinite(own).all():
-        reports.append(_compare_with_own(expanded, own, ran, bundle))
+    labels = () if images is None or images.labels is None else images.labels
+    compared = _compare_features(
+        expanded, features, ran, bundle, profile=profile, compared_with=EXPANDED_HEAD + where, labels=labels
+    )
+    reports = [compared.report]
+    if ran.num_seen:
+        reports.append(_compare_with_original(original, ran, bundle, profile=profile, where=where))
+    if own is not None and all(np.isfinite(block).all() for block in own.blocks(block_size(own.width))):
+        features, compared_own = own, _compare_with_own(expanded, own, ran, bundle)
+        reports.append(compared_own.report)
+    else:
+        compared_own = compared
     if (min_kept := profile.min_seen_kept) is not None and images is not None:
-        reports[0] = _with_accuracy(
-            reports[0],
-            expected,
-            ran,
-            labels=images.labels or ("",) * len(images),
-            min_seen_kept=min_kept,
-        )
+        reports[0] = _with_accuracy(reports[0], compared, min_seen_kept=min_kept)
     fault = None
     if ran.class_names == ran.known_names:
-        compared, report = (features, reports[0]) if own is None else (own, reports[-1])
-        fault = _fault(compared, ran, bundle, expanded, report)
+        fault = _fault(features, ran, bundle, expanded, compared_own)
     named = [] if fault is None else [fault]
     if bundle.arbiter:
         named += _length_failures(folder, bundle, seen_row_lengths(loaded.model, location))
-    loss = _seen_loss(ran, bundle, images, max_seen_loss)
+    loss = _seen_loss(ran, bundle, compared.after, max_seen_loss)
     over = [] if loss is None or loss.failure is None else [loss.failure]
     failures = (*reports[0].failures, *sorted(ran.failures), *others, *named, *over)
     return replace(reports[0], failures=failures, seen_loss=loss), *reports[1:]
@@ -216,8 +233,8 @@ class ServedState:
 class BundleRun:
     """What a device with the bundle gives."""
 
-    logits: Float64
-    """`(num_images, num_classes)` float64, as a device gives them."""
+    logits: RowFile
+    """`(num_images, num_classes)`, as a device gives them."""
 
     class_names: tuple[str, ...]
     """`(num_classes,)`, in the order of the logits; disabled classes are none of them."""
@@ -235,14 +252,119 @@ class BundleRun:
     """What is wrong with its slots, or with the top-k classes that it chooses itself, as clauses."""
 
 
-def _fault(
-    features: NDArray[np.float32], ran: BundleRun, bundle: Bundle, expanded: AnyHead, report: ParityReport
-) -> str | None:
-    """Return what is wrong with the head, if the report that compares it is negative and its errors show it."""
-    if report.passed or not np.isfinite(features).all():
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Compared:
+    """What came of one comparison."""
+
+    report: ParityReport
+    max_errors: Float64
+    """`(num_images,)`: the greatest error of each image."""
+
+    before: Outcomes | None = None
+    """Of the logits that there should be, on images of classes of the bundle; `None` where there are none."""
+
+    after: Outcomes | None = None
+    """Of the bundle's logits, likewise."""
+
+
+def _compare_features(
+    expanded: AnyHead,
+    features: RowFile,
+    ran: BundleRun,
+    bundle: Bundle,
+    *,
+    profile: GateProfile,
+    compared_with: str,
+    labels: Sequence[str] = (),
+) -> _Compared:
+    """Compare a bundle's logits with those that a head makes of features, block by block."""
+    num_kept = num_kept_of(len(features), len(ran.class_names))
+    is_seen = np.arange(len(ran.class_names)) < ran.num_seen
+    head = OutcomeHead(class_names=ran.class_names, is_seen=is_seen, is_original=is_seen, has_original=True)
+    errors: list[Errors] = []
+    before, after = [], []
+    start = 0
+    for expected, found in _expected_and_found(expanded, features, ran, profile):
+        comparable = comparable_from_logits(expected, bundle.score_kind)
+        errors.append(
+            measure_errors(
+                comparable,
+                comparable_from_device(found, bundle.score_kind),
+                num_kept=num_kept,
+                compared_with=compared_with,
+            )
+        )
+        known = [index for index, label in enumerate(labels[start : start + len(found)]) if label in head.columns]
+        if known:
+            columns = np.array([head.columns[labels[start + index]] for index in known], dtype=np.int64)
+            keys = [str(start + index) for index in known]
+            before.append(_outcomes(comparable[known], columns, head, keys))
+            after.append(_outcomes(found[known], columns, head, keys))
+        start += len(found)
+    return _Compared(
+        report=parity_of(errors, profile=profile, compared_with=compared_with),
+        max_errors=np.concatenate([each.rows["max_error"] for each in errors]),
+        before=merge(before) if before else None,
+        after=merge(after) if after else None,
+    )
+
+
+def _outcomes(scores: Float64, columns: NDArray[np.int64], head: OutcomeHead, keys: Sequence[str]) -> Outcomes:
+    ordered = np.nan_to_num(scores, nan=-np.inf)  # a NaN is a failure of parity, and said there
+    return measure_outcomes(
+        ordered, columns, head, keys=keys, original_scores=np.where(head.is_original, ordered, -np.inf)
+    )
+
+
+def _expected_and_found(
+    expanded: AnyHead, features: RowFile, ran: BundleRun, profile: GateProfile
+) -> Iterator[tuple[Float64, Float64]]:
+    """Yield the logits that a head should give, and those of the bundle, `(block, num_classes)` float64 each."""
+    size = block_size(expanded.num_classes)
+    deviation = _seen_deviation(expanded, features, ran)
+    for given, found in zip(features.blocks(size), ran.logits.blocks(size), strict=True):
+        wide = found.astype(np.float64)
+        yield _expected_logits(expanded, given, wide, ran, profile, deviation), wide
+
+
+def _seen_deviation(expanded: AnyHead, features: RowFile, ran: BundleRun) -> float:
+    """Return the standard deviation of the logits that arbiters weigh new classes against; 0 where there are none."""
+    if not isinstance(expanded, ExpandedHead) or expanded.arbiter is None:
+        return 0.0
+    columns = _weighed_against(expanded, ran)
+    moments = [
+        moments_of(expanded.products(block)[:, columns]) for block in features.blocks(block_size(expanded.num_classes))
+    ]
+    means, squares = (np.concatenate(each) for each in zip(*moments, strict=True))
+    return mean_and_deviation(means, squares, len(columns))[1]
+
+
+def _weighed_against(expanded: ExpandedHead, ran: BundleRun) -> NDArray[np.intp]:
+    """Return the seen classes whose statistics arbiters follow; all of them where none is enabled."""
+    return ran.enabled[: ran.num_seen] if ran.num_seen else np.arange(expanded.location.num_classes)
+
+
+def _fault(features: RowFile, ran: BundleRun, bundle: Bundle, expanded: AnyHead, compared: _Compared) -> str | None:
+    """Return what is wrong with the head, if the report that compares it is negative and its errors show it.
+
+    Of many images those are looked at that are off most: on them it shows.
+    """
+    if compared.report.passed:
         return None
+    worst = np.sort(np.argsort(-compared.max_errors, kind="stable")[:MAX_DIAGNOSED])
+    return _fault_on(features.rows(worst), ran.logits.rows(worst), ran, bundle, expanded, compared.report)
+
+
+def _fault_on(
+    features: NDArray[np.float32],
+    logits: NDArray[np.floating[Any]],
+    ran: BundleRun,
+    bundle: Bundle,
+    expanded: AnyHead,
+    report: ParityReport,
+) -> str | None:
     kind = bundle.score_kind
-    found = logits_from_device(ran.logits, kind)
+    found = logits_from_device(logits, kind)
     if isinstance(expanded, ExpandedHead) and expanded.arbiter is not None:
         expected = expanded.products(features)
         # By the seen logits that the bundle gives: else a wrong seen row would be an error of every new class.
@@ -274,21 +396,32 @@ def _unnormalised(found: Float64, expected: Float64, kind: str) -> Float64:
     return np.where(found > LEAST_LOG, shifted, expected)
 
 
-def _expected_logits(expanded: AnyHead, features: NDArray[np.float32], ran: BundleRun, profile: GateProfile) -> Float64:
-    """Return the logits that a head should give for features, `(num_images, num_classes)` float64."""
+def _expected_logits(
+    expanded: AnyHead,
+    features: NDArray[np.float32],
+    given: Float64,
+    ran: BundleRun,
+    profile: GateProfile,
+    deviation: float,
+) -> Float64:
+    """Return the logits that a head should give for features, `(num_images, num_classes)` float64.
+
+    Args:
+        expanded: The head.
+        features: `(num_images, feature_dim)`.
+        given: `(num_images, num_classes)`: the bundle's logits for the same images.
+        ran: What a device with the bundle gives.
+        profile: How far two logits may be off.
+        deviation: `_seen_deviation` of all images.
+    """
     if not isinstance(expanded, ExpandedHead) or expanded.arbiter is None:
         return expanded.logits(features)[:, ran.enabled]
-    logits = expanded.products(features)
-    if ran.num_seen:
-        columns = ran.enabled[: ran.num_seen]
-        found = columns[ran.logits[:, : ran.num_seen].argmax(axis=1)]
-    else:  # nothing that new classes are weighed against: the statistics are those of all (`statistics_change`)
-        columns = np.arange(expanded.location.num_classes)
-        found = logits[:, columns].argmax(axis=1)
+    logits, columns = expanded.products(features), _weighed_against(expanded, ran)
     seen, images = logits[:, columns], np.arange(len(logits))
+    found = columns[(given[:, : ran.num_seen] if ran.num_seen else seen).argmax(axis=1)]
     top = columns[seen.argmax(axis=1)]
     gap = seen.max(axis=1) - logits[images, found]
-    is_chance = gap <= min(2 * profile.max_scaled_error, MAX_TIE) * seen.std()
+    is_chance = gap <= min(2 * profile.max_scaled_error, MAX_TIE) * deviation
     top = np.where(is_chance, found, top)
     statistics = expanded.statistics(features, seen, top)
     if len(columns) == 1:  # of one class there is no variance (`statistics_change`)
@@ -298,21 +431,22 @@ def _expected_logits(expanded: AnyHead, features: NDArray[np.float32], ran: Bund
     return logits[:, ran.enabled]
 
 
-def _features(model: ir.Model, inputs: InputBatches, *, prepared: bool) -> NDArray[np.float32]:
-    """Return features `(num_inputs, feature_dim)`: of prepared images, or of the bundle's own inputs."""
+def _features(model: ir.Model, inputs: InputBatches, *, prepared: bool) -> RowFile:
+    """Return features `(num_inputs, feature_dim)` float32: of prepared images, or of the bundle's own inputs."""
     with tempfile.TemporaryDirectory() as folder:  # a file, and not bytes: a backbone may be larger than a protobuf
         path = Path(folder) / "backbone.onnx"
         save_model(model, path)
-        session = load_session(path)
-        features = []
-        for batch in inputs:
-            images = batch.prepared if prepared else batch.given
-            try:
-                features.append(features_of(session, images)[: batch.count])
-            except RuntimeFailureError as error:
-                _refuse_stated_batch(session, images, error)
-                raise
-    return np.concatenate(features)
+        return RowFile(_feature_batches(load_session(path), inputs, prepared=prepared))
+
+
+def _feature_batches(session: Session, inputs: InputBatches, *, prepared: bool) -> Iterator[NDArray[np.float32]]:
+    for batch in inputs:
+        images = batch.prepared if prepared else batch.given
+        try:
+            yield features_of(session, images)[: batch.count]
+        except RuntimeFailureError as error:
+            _refuse_stated_batch(session, images, error)
+            raise
 
 
 def _refuse_stated_batch(session: Session, images: NDArray[np.generic], error: RuntimeFailureError) -> None:
@@ -329,9 +463,8 @@ def _refuse_stated_batch(session: Session, images: NDArray[np.generic], error: R
     ) from error
 
 
-def _original_scores(loaded: LoadedModel, location: HeadLocation, inputs: InputBatches) -> NDArray[np.float32]:
-    scores = [loaded.original_logits(batch.prepared, location.output_name)[: batch.count] for batch in inputs]
-    return np.concatenate(scores)
+def _original_scores(loaded: LoadedModel, location: HeadLocation, inputs: InputBatches) -> RowFile:
+    return RowFile(loaded.original_logits(batch.prepared, location.output_name)[: batch.count] for batch in inputs)
 
 
 def run_bundle(
@@ -344,10 +477,7 @@ def run_bundle(
 ) -> BundleRun:
     """Run a bundle's files on inputs, and check its slots and its top-k classes."""
     device = opened_bundle(folder, bundle, runtime, rewrite)
-    exported, failures = (
-        [],
-        _baked_slot_failures(folder / MODEL_NAME, state_of(device).table, has_arbiter=bundle.arbiter),
-    )
+    failures = _baked_slot_failures(folder / MODEL_NAME, state_of(device).table, has_arbiter=bundle.arbiter)
     if served is not None:
         session = session_of(device)
         state = make_head_state(
@@ -360,22 +490,28 @@ def run_bundle(
         )
         device = Device(folder=folder, bundle=bundle, session=session, state=state, runtime=runtime)
     failures |= _statistics_failures(folder, device)
-    for batch in inputs:
-        exported.append(device.logits(batch.given).values[: batch.count].copy())
-        if state_of(device).table is not None or bundle.top:
-            scores = session_of(device).run(batch.given, state_of(device).buffers).logits
-            failures |= _empty_slot_failures(device, scores) | _topk_failures(device, batch.given, scores)
+    logits = RowFile(_device_logits(device, inputs, failures))
     names, class_names = known_names(bundle, state_of(device).table), device.classes()
     disabled = frozenset(() if served is None else served.disabled)
     enabled = np.array([index for index, name in enumerate(names) if name not in disabled], dtype=np.intp)
     return BundleRun(
-        logits=np.concatenate(exported).astype(np.float64),
+        logits=logits,
         class_names=class_names,
         enabled=enabled,
         num_seen=int((enabled < bundle.num_seen).sum()),
         known_names=names,
         failures=frozenset(failures),
     )
+
+
+def _device_logits(device: Device, inputs: InputBatches, failures: set[str]) -> Iterator[NDArray[np.floating[Any]]]:
+    """Yield a device's logits batch by batch, and add what is wrong with its slots and top-k classes to `failures`."""
+    state = state_of(device)
+    for batch in inputs:
+        yield device.logits(batch.given).values[: batch.count]
+        if state.table is not None or device.bundle.top:
+            scores = session_of(device).run(batch.given, state.buffers).logits
+            failures |= _empty_slot_failures(device, scores) | _topk_failures(device, batch.given, scores)
 
 
 def opened_bundle(folder: Path, bundle: Bundle, runtime: Runtime | None, rewrite: ir.passes.PassBase | None) -> Device:
@@ -401,28 +537,24 @@ def _rewrite_for(
 
 
 def _compare_with_original(
-    expected: Float64,
-    original: NDArray[np.float32],
-    ran: BundleRun,
-    bundle: Bundle,
-    *,
-    profile: GateProfile,
-    where: str,
-) -> list[ParityReport]:
-    reports = [
-        compare_logits(
-            expected,
-            comparable_from_device(ran.logits, bundle.score_kind),
-            profile=profile,
-            compared_with=EXPANDED_HEAD + where,
+    original: RowFile, ran: BundleRun, bundle: Bundle, *, profile: GateProfile, where: str
+) -> ParityReport:
+    size, columns = block_size(original.width), ran.enabled[: ran.num_seen]
+    # A device gives logits, or logarithms of scores, which have to be normalised again over fewer classes.
+    blocks = (
+        (
+            comparable_from_scores(expected[:, columns], bundle.score_kind),
+            comparable_from_device(found[:, : ran.num_seen], bundle.score_kind),
         )
-    ]
-    if ran.num_seen:
-        # A device gives logits, or logarithms of scores, which have to be normalised again over fewer classes.
-        seen = comparable_from_device(ran.logits[:, : ran.num_seen], bundle.score_kind)
-        scores = comparable_from_scores(original[:, ran.enabled[: ran.num_seen]], bundle.score_kind)
-        reports.append(compare_logits(scores, seen, profile=profile, compared_with=ORIGINAL_MODEL + where))
-    return reports
+        for expected, found in zip(original.blocks(size), ran.logits.blocks(size), strict=True)
+    )
+    return compare_blocks(
+        blocks,
+        num_images=len(original),
+        num_classes=len(columns),
+        profile=profile,
+        compared_with=ORIGINAL_MODEL + where,
+    )
 
 
 def _profile(bundle: Bundle, location: HeadLocation, model: ir.Model) -> GateProfile:
@@ -439,7 +571,7 @@ def _profile(bundle: Bundle, location: HeadLocation, model: ir.Model) -> GatePro
     return GATE_PROFILES["fp32" if bundle.head_precision == "fp32" else "fp16 rows"]
 
 
-def _compare_with_own(expanded: AnyHead, features: NDArray[np.float32], ran: BundleRun, bundle: Bundle) -> ParityReport:
+def _compare_with_own(expanded: AnyHead, features: RowFile, ran: BundleRun, bundle: Bundle) -> _Compared:
     # The error of a precision is in the backbone; the head must be as exact as its own precision allows.
     if bundle.head_precision == "int8":
         name = "int8 rows"
@@ -447,31 +579,15 @@ def _compare_with_own(expanded: AnyHead, features: NDArray[np.float32], ran: Bun
         name = "fp16 head"
     else:
         name = "fp32" if bundle.head_precision == "fp32" else "fp16 rows"
-    profile = GATE_PROFILES[name]
-    expected = _expected_logits(expanded, features, ran, profile)
-    return compare_logits(
-        comparable_from_logits(expected, bundle.score_kind),
-        comparable_from_device(ran.logits, bundle.score_kind),
-        profile=profile,
-        compared_with=OWN_FEATURES,
-    )
+    return _compare_features(expanded, features, ran, bundle, profile=GATE_PROFILES[name], compared_with=OWN_FEATURES)
 
 
-def _with_accuracy(
-    report: ParityReport,
-    before: Float64,
-    ran: BundleRun,
-    *,
-    labels: Sequence[str],
-    min_seen_kept: float,
-) -> ParityReport:
+def _with_accuracy(report: ParityReport, compared: _Compared, *, min_seen_kept: float) -> ParityReport:
     """Return a report that also says how much accuracy is left, and fails if that is too little."""
     kept = compare_accuracy(
-        before,
-        ran.logits,
-        labels=labels,
-        class_names=ran.class_names,
-        num_seen=ran.num_seen,
+        compared.before,
+        compared.after,
+        num_images=report.num_images,
         agreement=report.agreement,
         min_seen_kept=min_seen_kept,
         max_h_loss=report.profile.max_h_loss,
@@ -480,25 +596,24 @@ def _with_accuracy(
 
 
 def _seen_loss(
-    ran: BundleRun, bundle: Bundle, images: InputSource | None, max_seen_loss: float | None
+    ran: BundleRun, bundle: Bundle, outcomes: Outcomes | None, max_seen_loss: float | None
 ) -> SeenLoss | None:
     """Return what the new classes cost on images of seen ones; `None` where there are no such images or classes."""
-    column_of = {name: index for index, name in enumerate(ran.class_names[: ran.num_seen])}
-    labels = () if images is None or images.labels is None else images.labels
-    known = np.array([index for index, label in enumerate(labels) if label in column_of], dtype=np.intp)
-    if max_seen_loss is not None and not len(known):
+    is_known = outcomes is not None and outcomes.of_labels(outcomes.head.is_seen).any()
+    if max_seen_loss is not None and not is_known:
         raise UsageError(
             "A greatest loss of seen accuracy is given, and no image of a class that the original model knows.",
-            found=len(known),
+            found=0,
             expected="at least 1 such image",
             hint="Give labelled images of these classes in `images`, or leave `max_seen_loss` out.",
         )
-    if len(ran.class_names) == ran.num_seen or not len(known):
+    if outcomes is None or len(ran.class_names) == ran.num_seen:
         return None
-    return measure_seen_loss(
-        np.nan_to_num(ran.logits[known], nan=-np.inf),  # a NaN is a failure of parity, and said there
-        np.array([column_of[labels[index]] for index in known], dtype=np.int64),
-        is_original=np.arange(len(ran.class_names)) < ran.num_seen,
+    return seen_loss_of(
+        outcomes.column("label"),
+        outcomes.column("answer_among_original"),
+        outcomes.column("answer"),
+        is_original=outcomes.head.is_original,
         class_names=ran.class_names,
         max_seen_loss=stated_budget(bundle.updates) if max_seen_loss is None else max_seen_loss,
     )

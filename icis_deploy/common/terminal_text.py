@@ -23,7 +23,10 @@ def reason_of(error: BaseException) -> str:
 
     Its hint is left out; the caller passes it on where it helps a reader of the file as well.
     """
-    return printable(error.what if isinstance(error, ICISDeployError) else str(error), max_length=MAX_REASON)
+    text = error.what if isinstance(error, ICISDeployError) else str(error)
+    # Some libraries end with a full stop, and the caller's sentence has one.
+    whole = text if text.endswith("..") else text.removesuffix(".")
+    return printable(whole, max_length=MAX_REASON)
 
 
 def shown(value: object) -> str:

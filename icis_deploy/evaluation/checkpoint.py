@@ -217,7 +217,8 @@ def _identity_of(head: OutcomeHead, settings: Mapping[str, Any]) -> dict[str, An
 
 def _first_difference(stated: object, wanted: Mapping[str, Any]) -> str:
     found = stated if isinstance(stated, Mapping) else {}
-    return next((name for name, value in wanted.items() if found.get(name) != value), "what it was measured with")
+    names = (*wanted, *(name for name in found if name not in wanted))
+    return next((str(name) for name in names if found.get(name) != wanted.get(name)), "what it was measured with")
 
 
 def _pyarrow() -> None:

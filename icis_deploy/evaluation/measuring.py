@@ -12,7 +12,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Literal, Protocol, TypeAlias
@@ -293,6 +293,9 @@ class Worker:
     """Inputs that the model is run on at once."""
 
     on_error: OnError = "stop"
+    reduced_decode: bool = False
+    """Whether JPEG files are decoded at a part of their size; see `Preprocessing.crop_image`."""
+
     _of_thread: threading.local = field(default_factory=threading.local, init=False, repr=False, compare=False)
     """Holds the memory of each thread's batch."""
 
@@ -315,7 +318,7 @@ class Worker:
 
     def _prepared(self, items: Sequence[InputItem]) -> tuple[Sequence[InputItem], Images, tuple[Skipped, ...]]:
         """Return the inputs of a batch that can be read, prepared, and the others with the reason."""
-        form = input_form(self.device.bundle)
+        form = replace(input_form(self.device.bundle), reduced_decode=self.reduced_decode)
         try:
             values, keys = [item.value for item in items], [item.key for item in items]
             return items, prepare(values, form, keys=keys, memory=self._memory()), ()

@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 from icis_deploy import errors
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import ICISDeployError, MissingDependencyError, RuntimeFailureError, UsageError
-from icis_deploy.evaluation.measuring import Done, Engine, OnError, Worker, piece_size
+from icis_deploy.evaluation.measuring import Done, Engine, Worker, piece_size
 from icis_deploy.images.input_files import RemoteFile, input_file
 from icis_deploy.images.sources import InputItem
 from icis_deploy.metrics.outcomes import FIELDS, OUTCOME, OutcomeHead, Skipped, columns_of, outcomes_from_columns
-from icis_deploy.runtime.device import Device
 
 INPUTS_AT_ONCE = 1 << 16
 """Inputs that are rows of a table at the same time; actors start anew for the next ones."""
@@ -37,15 +36,12 @@ _ROWS_OF_A_BLOCK = 256
 _SECONDS_TO_REACH = 10
 
 
-def ray_actors(device: Device, head: OutcomeHead, *, on_error: OnError, batch_size: int, address: str | None) -> Engine:
+def ray_actors(worker: Worker, *, address: str | None) -> Engine:
     """Return an engine of a Ray cluster's actors.
 
     Args:
-        device: Is pickled to where it was opened from, and opened by each actor: every node must reach that path, and
-            those of the inputs.
-        head: From `outcome_head` of the same device.
-        on_error: What is done with an input that cannot be read.
-        batch_size: Inputs that an actor runs the model on at once.
+        worker: What each actor does. Its device is pickled to where it was opened from, and opened by each actor: every
+            node must reach that path, and those of the inputs.
         address: Of the cluster, as `ray.init` takes it: `auto` for one that runs, `None` for one of this process.
 
     Raises:
@@ -65,7 +61,7 @@ def ray_actors(device: Device, head: OutcomeHead, *, on_error: OnError, batch_si
                 where=address,
                 hint="Start one, or leave `address` out to use this machine.",
             ) from error
-    return partial(_on_actors, device, head, on_error, batch_size)
+    return partial(_on_actors, worker)
 
 
 def _reach(address: str | None) -> None:
@@ -75,17 +71,15 @@ def _reach(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=_SECONDS_TO_REACH).close()
 
 
-def _on_actors(
-    device: Device, head: OutcomeHead, on_error: OnError, batch_size: int, batches: Iterable[Sequence[InputItem]]
-) -> Iterator[Done]:
+def _on_actors(worker: Worker, batches: Iterable[Sequence[InputItem]]) -> Iterator[Done]:
     ray = _ray()
     items = chain.from_iterable(batches)
     while window := list(islice(items, INPUTS_AT_ONCE)):
         blocks = [_block(window[start : start + _ROWS_OF_A_BLOCK]) for start in range(0, len(window), _ROWS_OF_A_BLOCK)]
         results = ray.data.from_arrow(blocks).map_batches(
             _Actor,
-            fn_constructor_args=(device, head, on_error, batch_size),
-            batch_size=piece_size(batch_size),
+            fn_constructor_args=({name: getattr(worker, name) for name in _SETTINGS},),
+            batch_size=piece_size(worker.batch_size),
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(ray.cluster_resources().get("CPU", 1)))),
             num_cpus=1,
@@ -94,7 +88,7 @@ def _on_actors(
         )
         try:
             for table in results.iter_batches(batch_size=None, batch_format="numpy"):
-                yield _done(table, head)
+                yield _done(table, worker.head)
         except ray.exceptions.RayError as error:
             raise _of_cluster(error) from error
 
@@ -102,8 +96,8 @@ def _on_actors(
 class _Actor:
     """Measures batches on a worker; made once, with a device of its own."""
 
-    def __init__(self, device: Device, head: OutcomeHead, on_error: OnError, batch_size: int) -> None:
-        self._worker = Worker(device=device, head=head, batch_size=batch_size, on_error=on_error)
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._worker = Worker(**settings)
 
     def __call__(self, table: Mapping[str, Any]) -> dict[str, Any]:
         """Return outcomes, what was left out, and what failed, as columns: Ray would wrap an error in its own."""
@@ -114,6 +108,9 @@ class _Actor:
             return _answer((), {}, failure=error)
         return _answer(done.skipped, {} if done.outcomes is None else columns_of(done.outcomes, done.keys))
 
+
+_SETTINGS = ("device", "head", "batch_size", "on_error", "reduced_decode")
+"""What an actor makes its worker of."""
 
 _INPUT_COLUMNS = ("key", "label", "path", "data", "is_array")
 

@@ -19,6 +19,9 @@ from icis_deploy.common.files import open_plain
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import ImageError, MissingDependencyError
 
+_EXTRAS = {"https": "http", "s3a": "s3", "gcs": "gs", "abfss": "abfs"}
+"""What fsspec calls the extra of a protocol, where that has another name."""
+
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: one is a drive of Windows
 
 
@@ -200,12 +203,13 @@ def _system(file: RemoteFile) -> tuple[Any, str]:
         system, path = url_to_fs(file.uri)
     except ImportError as error:
         protocol = file.uri.partition("://")[0]
+        extra = _EXTRAS.get(protocol, protocol)
         raise MissingDependencyError(
             f"Reading {file} needs what fsspec uses for {protocol}: {reason_of(error)}.",
             found=reason_of(error),
             expected=f"a package for {protocol}",
             where=str(file),
-            hint=f"Install it: pip install 'fsspec[{protocol}]'.",
+            hint=f"Install it: pip install 'fsspec[{extra}]'.",
         ) from error
     return system, path
 

@@ -17,6 +17,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -51,6 +52,10 @@ class InputForm:
 
     preprocessing: Preprocessing | None = None
     """How images are prepared; `None` where the model takes none, or nobody says it."""
+
+    reduced_decode: bool = False
+    """Whether JPEG files are decoded at a part of their size; see `Preprocessing.crop_image`. Pictures in memory are
+    taken as they are."""
 
     @property
     def takes_pixels(self) -> bool:
@@ -211,10 +216,11 @@ def _read(value: InputValue, form: InputForm, key: str) -> _Read:
             hint="Give `preprocess` where the bundle is exported, or arrays as the model takes them.",
         )
     crop = preprocessing.crop_pixels if form.takes_pixels else preprocessing.crop_image
+    crop_file = partial(crop, reduced_decode=form.reduced_decode)
     if isinstance(value, Path):
-        pixels = read_image(value, crop)
+        pixels = read_image(value, crop_file)
     elif isinstance(value, bytes):
-        pixels = decode_image(value, crop, where=key)
+        pixels = decode_image(value, crop_file, where=key)
     else:
         pixels = prepare_picture(value, crop, where=key)
     return _Read(pixels, None if form.takes_pixels else preprocessing)

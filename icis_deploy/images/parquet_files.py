@@ -284,4 +284,5 @@ def unreadable(path: InputFile, error: Exception, expected: str = "a Parquet fil
         found=reason_of(error),
         expected=expected,
         where=str(path),
+        hint="Copy or write it again.",
     )

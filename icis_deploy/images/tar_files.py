@@ -330,6 +330,14 @@ def _reading(file: InputFile) -> Iterator[None]:
     """Raise what goes wrong with an archive as an `ImageError` that names it."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise ImageError(
+            f"There is no archive {file}.",
+            found="no such file",
+            expected="a .tar file, as WebDataset has it",
+            where=str(file),
+            hint="Check the path; of several archives, the first and the last number.",
+        ) from error
     except (OSError, ValueError) as error:
         raise ImageError(
             f"Cannot read the archive {file}: {reason_of(error)}.",

@@ -157,6 +157,9 @@ class AccuracyReport:
     skipped: tuple[Skipped, ...] = ()
     """Images that could not be read, and were left out of every figure."""
 
+    reduced_decode: bool = False
+    """Whether JPEG files were decoded at a part of their size, which a device does not do."""
+
     def __post_init__(self) -> None:
         for name in ("T", "U", "S", "H", "S_original", "AUSUC"):
             value = getattr(self, name)
@@ -205,6 +208,7 @@ class AccuracyReport:
             "class_is_seen": list(self.class_is_seen),
             "class_mistake": list(self.class_mistake),
             "skipped": [{"key": each.key, "reason": each.reason} for each in self.skipped],
+            "reduced_decode": self.reduced_decode,
         }
 
 

@@ -7,14 +7,11 @@ of images on which both choose the same class stands for it, near-ties left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from icis_deploy.common.arrays import Float64
-from icis_deploy.metrics.accuracy import accuracy_report
+from icis_deploy.metrics.accuracy import accuracy_of
+from icis_deploy.metrics.outcomes import Outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +49,10 @@ class AccuracyKept:
 
 
 def compare_accuracy(
-    before: Float64,
-    after: Float64,
+    before: Outcomes | None,
+    after: Outcomes | None,
     *,
-    labels: Sequence[str],
-    class_names: Sequence[str],
-    num_seen: int,
+    num_images: int,
     agreement: float,
     min_seen_kept: float,
     max_h_loss: float,
@@ -65,29 +60,21 @@ def compare_accuracy(
     """Compare the accuracy of two models on the same images.
 
     Args:
-        before: `(num_images, num_classes)` logits of the unconverted model.
+        before: Outcomes of the unconverted model on the images with a label that the head knows, seen classes measured
+            among themselves as those of the original; `None` where there is no such image.
         after: The same of the converted one.
-        labels: `(num_images,)` class names; images of other classes are left out.
-        class_names: `(num_classes,)`, seen ones first.
-        num_seen: How many of them are seen.
-        agreement: Share of the images on which both choose the same class, for where no label is known.
+        num_images: All images, those with other labels too.
+        agreement: Share of the images on which both choose the same class, for where no label is a seen class.
         min_seen_kept: Least share of the accuracy on seen classes that must be left.
         max_h_loss: By how much H may fall.
     """
-    column_of = {name: index for index, name in enumerate(class_names)}
-    known = np.array([index for index, label in enumerate(labels) if label in column_of], dtype=np.intp)
-    columns = np.array([column_of[labels[index]] for index in known], dtype=np.int64)
     seen: tuple[float | None, float | None] = (None, agreement)
     harmonic: tuple[float | None, float | None] = (None, None)
-    if not (columns < num_seen).any():
-        kept, num_images = agreement, len(before)
-    else:
-        reports = [
-            accuracy_report(scores[known], columns, seen=num_seen, original_logits=scores[known][:, :num_seen])
-            for scores in (before, np.nan_to_num(after, nan=-np.inf))
-        ]
+    kept = agreement
+    if before is not None and after is not None and before.of_labels(before.head.is_seen).any():
+        reports = [accuracy_of(outcomes) for outcomes in (before, after)]
         seen, harmonic = (reports[0].S_original, reports[1].S_original), (reports[0].H, reports[1].H)
-        kept, num_images = _share(*seen), len(known)
+        kept, num_images = _share(*seen), len(before)
     return AccuracyKept(
         num_images=num_images,
         seen_before=seen[0],

@@ -214,9 +214,43 @@ def compare_logits(
     Raises:
         IncompatibleError: If the shapes differ, are empty, or the reference is not finite or constant.
     """
-    num_kept = num_kept_of(*reference.shape) if np.ndim(reference) == 2 and np.size(reference) else 0
-    errors = measure_errors(reference, exported, num_kept=num_kept, compared_with=compared_with)
-    return parity_of([errors], profile=profile, compared_with=compared_with)
+    shape = np.shape(reference)
+    num_images, num_classes = shape if len(shape) == 2 else (0, 0)
+    return compare_blocks(
+        [(reference, exported)],
+        num_images=num_images,
+        num_classes=num_classes,
+        profile=profile,
+        compared_with=compared_with,
+    )
+
+
+def compare_blocks(
+    blocks: Iterable[tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]],
+    *,
+    num_images: int,
+    num_classes: int,
+    profile: GateProfile,
+    compared_with: str,
+) -> ParityReport:
+    """Compare logits that come in blocks; any partition gives the same report, bit for bit.
+
+    Args:
+        blocks: Those of some images, of the reference and of the exported model, `(block, num_classes)` each.
+        num_images: Images of all blocks together.
+        num_classes: Logits of an image.
+        profile: The thresholds.
+        compared_with: What the reference is, in words.
+
+    Raises:
+        IncompatibleError: As `compare_logits`.
+    """
+    num_kept = num_kept_of(num_images, num_classes) if num_images * num_classes else 0
+    errors = (
+        measure_errors(reference, exported, num_kept=num_kept, compared_with=compared_with)
+        for reference, exported in blocks
+    )
+    return parity_of(errors, profile=profile, compared_with=compared_with)
 
 
 def measure_errors(
@@ -243,8 +277,7 @@ def measure_errors(
     errors = np.abs(found - expected)
     errors[np.isnan(errors)] = np.inf
     rows = np.empty(len(expected), dtype=PARITY)
-    rows["mean"] = expected.mean(axis=1)
-    rows["squares"] = np.square(expected - rows["mean"][:, None]).sum(axis=1)
+    rows["mean"], rows["squares"] = moments_of(expected)
     rows["max_error"] = errors.max(axis=1)
     rows["margin"] = np.inf
     if expected.shape[1] > 1:
@@ -329,11 +362,7 @@ def _check_comparable(expected: Float64, found: Float64, compared_with: str) -> 
 
 def _scale(rows: NDArray[np.void], num_classes: int, compared_with: str) -> float:
     """Return the standard deviation of the reference's logits; raise `IncompatibleError` if there is none."""
-    # Exactly rounded sums do not depend on the order of images. Squares are about means: those of logits that are far
-    # from 0 and near each other would cancel.
-    mean = math.fsum(rows["mean"].tolist()) / len(rows)
-    between = math.fsum(np.square(rows["mean"] - mean).tolist()) * num_classes
-    scale = math.sqrt((math.fsum(rows["squares"].tolist()) + between) / (len(rows) * num_classes))
+    mean, scale = mean_and_deviation(rows["mean"], rows["squares"], num_classes)
     if not scale > _ROUNDING * abs(mean):
         raise IncompatibleError(
             f"The reference ({compared_with}) gives one number as the logit of every class and image, so errors have "
@@ -344,6 +373,21 @@ def _scale(rows: NDArray[np.void], num_classes: int, compared_with: str) -> floa
             hint="Check the original model on an image: is it trained?",
         )
     return scale
+
+
+def moments_of(logits: Float64) -> tuple[Float64, Float64]:
+    """Return the mean of each image's logits, and the sum of their squared distances from it, `(num_images,)` each."""
+    means = logits.mean(axis=1)
+    return means, np.square(logits - means[:, None]).sum(axis=1)
+
+
+def mean_and_deviation(means: Float64, squares: Float64, num_classes: int) -> tuple[float, float]:
+    """Return mean and standard deviation of all logits from the moments of each image, in any order of images."""
+    # Exactly rounded sums do not depend on the order. Squares are about means: those of logits that are far from 0 and
+    # near each other would cancel.
+    mean = math.fsum(means.tolist()) / len(means)
+    between = math.fsum(np.square(means - mean).tolist()) * num_classes
+    return mean, math.sqrt((math.fsum(squares.tolist()) + between) / (len(means) * num_classes))
 
 
 def _failures(profile: GateProfile, measured: dict[str, Any]) -> tuple[str, ...]:

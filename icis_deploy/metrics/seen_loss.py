@@ -24,7 +24,7 @@ import numpy as np
 
 from icis_deploy.common.arrays import Bool, Int64
 from icis_deploy.common.terminal_text import points_text
-from icis_deploy.metrics.averages import Logits, class_weights, winners
+from icis_deploy.metrics.averages import class_weights
 from icis_deploy.metrics.proportions import Interval, clopper_pearson
 
 CONFIDENCE = 0.95
@@ -154,37 +154,7 @@ class SeenLoss:
 
 def points_lost(before: float, after: float) -> str:
     """Return the difference of two fractions of 1 in points, with one decimal; equal ones always read the same."""
-    return f"{round(100 * (before - after), 6):.1f}"
-
-
-def measure_seen_loss(
-    scores: Logits,
-    columns: Int64,
-    *,
-    is_original: Bool,
-    class_names: Sequence[str],
-    max_seen_loss: float | None = None,
-) -> SeenLoss | None:
-    """Measure what new classes cost on images of the original model's classes.
-
-    Args:
-        scores: `(num_images, num_classes)`, without NaN.
-        columns: `(num_images,)`, the column of the class that each image is of.
-        is_original: `(num_classes,)`: the columns that the original model has.
-        class_names: `(num_classes,)`.
-        max_seen_loss: The budget, if there is one, fraction of 1.
-
-    Returns:
-        `None` where no image is of a class of the original model.
-    """
-    return seen_loss_of(
-        columns,
-        winners(scores, np.flatnonzero(is_original)),
-        winners(scores, np.arange(scores.shape[1])),
-        is_original=is_original,
-        class_names=class_names,
-        max_seen_loss=max_seen_loss,
-    )
+    return f"{round(round(100 * (before - after), 6), 1) + 0.0:.1f}"  # + 0.0: or nothing lost could read -0.0
 
 
 def seen_loss_of(
@@ -196,7 +166,7 @@ def seen_loss_of(
     class_names: Sequence[str],
     max_seen_loss: float | None = None,
 ) -> SeenLoss | None:
-    """Return what new classes cost, as `measure_seen_loss`, from the answers.
+    """Return what new classes cost on images of the original model's classes.
 
     Args:
         columns: `(num_images,)`, labels.
@@ -205,6 +175,9 @@ def seen_loss_of(
         is_original: `(num_classes,)`.
         class_names: `(num_classes,)`.
         max_seen_loss: The budget, if there is one, fraction of 1.
+
+    Returns:
+        `None` where no image is of a class of the original model.
     """
     chosen = is_original[columns]
     if not chosen.any():

@@ -359,9 +359,14 @@ def _write(folder: int, name: str, data: bytes) -> None:
     with suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=folder)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CLOSE_ON_EXEC, 0o640, dir_fd=folder)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:  # half a file would stay for ever, and hold what a full disk has left
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        raise
 
 
 def _prune(folder: int) -> None:

@@ -28,6 +28,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -56,6 +57,7 @@ from icis_deploy.serving.protocol import (
     serialize_response,
 )
 from icis_deploy.serving.settings import MAX_IMAGE_PIXELS, READ_SECONDS, ServeSettings
+from icis_deploy.serving.tracing import carried, request_span, span
 
 Result = TypeVar("Result")
 Handler = Callable[[Request], Awaitable[Response]]
@@ -130,7 +132,14 @@ class Worker:
 
         async def answer(request: Request) -> Response:
             start, request_id = time.perf_counter(), os.urandom(8).hex()
-            response = await self._answered(handler, request, endpoint, request_id)
+            if endpoint in PROBES:
+                response = await self._answered(handler, request, endpoint, request_id)
+            else:
+                with request_span(request, path) as traced:
+                    response = await self._answered(handler, request, endpoint, request_id)
+                    traced.set(http__response__status_code=response.status_code, icis_deploy__request_id=request_id)
+                    if response.status_code >= 500:
+                        traced.fail(str(response.status_code))
             response.headers["x-request-id"] = request_id
             seconds = time.perf_counter() - start
             self._metrics.requests.labels(endpoint=endpoint, code=str(response.status_code)).inc()
@@ -197,7 +206,7 @@ class Worker:
                 headers={"retry-after": "1"},
             )
         self._num_in_flight += 1
-        future = asyncio.get_running_loop().run_in_executor(self._threads, call)
+        future = asyncio.get_running_loop().run_in_executor(self._threads, carried(call))
         # Counted until it has ended, also where the client is gone: the thread is busy as long.
         future.add_done_callback(self._one_less)
         try:
@@ -274,8 +283,10 @@ class Worker:
                 max_batch=self._settings.max_batch,
                 default_top=self._settings.top,
             )
-            predictions, logits = _classified(device, wanted)
-            version = predictions[0].version if logits is None else logits.version
+            with span("inference", icis_deploy__inputs=len(wanted.images)) as inference:
+                predictions, logits = _classified(device, wanted)
+                version = predictions[0].version if logits is None else logits.version
+                inference.set(icis_deploy__head__version=version)
             _check_version(asked, version)
             self._metrics.count_answers(predictions)
             return serialize_response(wanted, predictions, logits, name=self._settings.name, version=version)
@@ -303,7 +314,9 @@ class Worker:
                 )
             for name, data in named:
                 check_pixels(data, where=name, max_pixels=MAX_IMAGE_PIXELS)
-            predictions = device.predict(prepare_named(device, named), top=top)
+            with span("inference", icis_deploy__inputs=len(named)) as inference:
+                predictions = device.predict(prepare_named(device, named), top=top)
+                inference.set(icis_deploy__head__version=predictions[0].version)
             self._metrics.count_answers(predictions)
             return predictions
 
@@ -332,7 +345,9 @@ class Worker:
                 headers={"www-authenticate": "Bearer", "connection": "close"},
             )
         data = await self._body(request, max_update_bytes(self._head.device.bundle))
-        applied = await asyncio.get_running_loop().run_in_executor(self._admin, self._head.apply, data)
+        applied = await asyncio.get_running_loop().run_in_executor(
+            self._admin, carried(partial(self._head.apply, data))
+        )
         entry = applied.entry
         return JSONResponse(
             {"changed": applied.changed, "version": entry.version, "sequence": entry.sequence, "action": entry.action}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from icis_deploy.runtime.device import AppliedUpdate, Device
 from icis_deploy.runtime.inbox import SUFFIX, process_inbox
 from icis_deploy.serving.logs import log
 from icis_deploy.serving.metrics import Metrics
+from icis_deploy.serving.tracing import Span, span
 
 POLL_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 30.0
@@ -75,13 +76,14 @@ class ServedHead:
         Raises:
             ICISDeployError: As `Device.apply`.
         """
-        try:
-            with self._changing:
-                applied = self.device.apply(data)
-        except ICISDeployError as error:
-            self._count(None, error, via="admin")
-            raise
-        self._count(applied, None, via="admin")
+        with span("apply", icis_deploy__update__via="admin") as traced:
+            try:
+                with self._changing:
+                    applied = self.device.apply(data)
+            except ICISDeployError as error:
+                self._count(None, error, via="admin", traced=traced)
+                raise
+            self._count(applied, None, via="admin", traced=traced)
         return applied
 
     def take_inbox(self, inbox: Path, *, stopped: threading.Event) -> ICISDeployError | None:
@@ -94,24 +96,37 @@ class ServedHead:
             with os.scandir(inbox) as entries:
                 if not any(entry.name.endswith(SUFFIX) for entry in entries):
                     return None
-            with self._changing:
-                report = process_inbox(inbox, self.bundle, device=self.device, sleep=pause)
+            with span("apply", icis_deploy__update__via="inbox") as traced:
+                return self._sort_inbox(inbox, pause, traced)
         except OSError as error:
             return LoadError(f"The inbox cannot be read: {error.strerror or error}.", found=str(error), where=inbox)
         except ICISDeployError as error:
             self.metrics.updates.labels(result="fault", via="inbox").inc()
             return error
+
+    def _sort_inbox(self, inbox: Path, pause: Callable[[float], None], traced: Span) -> ICISDeployError | None:
+        with self._changing:
+            report = process_inbox(inbox, self.bundle, device=self.device, sleep=pause)
         for each in report.files:
-            self._count(each.applied, each.reason, via="inbox", file=each.name)
+            self._count(each.applied, each.reason, via="inbox", file=each.name, traced=traced)
         if report.fault is not None:
             self.metrics.updates.labels(result="fault", via="inbox").inc()
+            traced.fail(type(report.fault).__name__)
         return report.fault
 
     def _count(
-        self, applied: AppliedUpdate | None, error: ICISDeployError | None, *, via: str, file: str | None = None
+        self,
+        applied: AppliedUpdate | None,
+        error: ICISDeployError | None,
+        *,
+        via: str,
+        traced: Span,
+        file: str | None = None,
     ) -> None:
         if applied is not None:
             entry = applied.entry
+            result = "changed" if applied.changed else "unchanged"
+            traced.event("update", icis_deploy__update__result=result, icis_deploy__head__version=entry.version)
             self.metrics.updates.labels(result="changed" if applied.changed else "unchanged", via=via).inc()
             log(
                 "classes changed" if applied.changed else "update in effect already",
@@ -124,6 +139,11 @@ class ServedHead:
             )
             return
         is_refused = isinstance(error, REFUSALS)
+        traced.event(
+            "update",
+            icis_deploy__update__result="refused" if is_refused else "fault",
+            error__type=type(error).__name__,
+        )
         self.metrics.updates.labels(result="refused" if is_refused else "fault", via=via).inc()
         log(
             "update refused" if is_refused else "update failed", level=logging.WARNING, via=via, file=file, reason=error

@@ -1,20 +1,31 @@
 """The whole benchmark on a tiny model: its figures are those of its parts, and what is missing has a reason."""
 
 import json
+import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import icis_deploy
-from benchmarks.bench.bench import PRESETS, LabeledInputs, labeled_inputs, open_targets, run_bench, slot_pairs
-from benchmarks.bench.correctness import logits_on_features, logits_on_inputs
+from benchmarks.bench.bench import (
+    PRESETS,
+    LabeledInputs,
+    labeled_inputs,
+    measure_correctness,
+    open_targets,
+    run_bench,
+    slot_pairs,
+)
+from benchmarks.bench.correctness import LogitsBatch, correctness_of, logits_on_features, logits_on_inputs
 from benchmarks.bench.labeled_inputs import HeadFeatures, load_labeled
 from benchmarks.bench.opened import names_of_bundles, noise
 from benchmarks.results.result import parse_result, serialize_result
 from benchmarks.results.text import text_of
 from icis_deploy.errors import ImageError, IncompatibleError, ModelLoadError, UsageError
 from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
+from icis_deploy.metrics.accuracy import accuracy_report
 from icis_deploy.runtime.device import session_of
 from testing.tiny_project import write_tiny_project
 
@@ -107,6 +118,89 @@ def test_the_result_can_be_written_down(result):
     assert parse_result(serialize_result(result)) == result
 
 
+def gathered(batches: Iterator[LogitsBatch]) -> dict[str, np.ndarray]:
+    """Return all logits of each target."""
+    parts = list(batches)
+    return {name: np.concatenate([part.logits[name] for part in parts]) for name in parts[0].logits}
+
+
+def batches_of(logits: dict[str, np.ndarray], labels: list[str], size: int) -> Iterator[LogitsBatch]:
+    for start in range(0, len(labels), size):
+        part = slice(start, start + size)
+        yield LogitsBatch(
+            logits={name: values[part] for name, values in logits.items()},
+            keys=tuple(map(str, range(start, min(start + size, len(labels))))),
+            labels=tuple(labels[part]),
+        )
+
+
+def test_any_split_into_batches_gives_the_same_accuracy_and_parity(tiny_bundles):
+    random = np.random.default_rng(0)
+    with opened(tiny_bundles) as targets:
+        names = list(dict.fromkeys(name for target in targets for name in target.class_names))
+        labels = [names[index] for index in random.integers(len(names), size=200)]
+        logits = {target.name: random.normal(size=(200, len(target.class_names))) for target in targets}
+        shown = {"labels": labels, "num_inputs": 200, "source": "x"}
+        whole = correctness_of(targets, batches_of(logits, labels, 200), **shown)
+        for size in (1, 7, 64):
+            assert correctness_of(targets, batches_of(logits, labels, size), **shown) == whole
+        first, target = targets[0], targets[-1]
+
+    shared = [target.class_names.index(name) for name in first.class_names]
+    errors = np.abs(logits[target.name][:, shared] - logits[first.name]) / logits[first.name].std()
+    parity = whole[1][target.name]
+    assert parity.max_scaled_error == pytest.approx(errors.max(), rel=1e-12)
+    assert parity.p999_scaled_error == pytest.approx(np.percentile(errors, 99.9), rel=1e-12)
+    report = accuracy_report(
+        logits[target.name],
+        [target.class_names.index(label) for label in labels],
+        seen=target.num_seen,
+        original_logits=logits["original"],
+    )
+    found = whole[0][target.name]
+    assert (found.T, found.U, found.S, found.H) == (report.T, report.U, report.S, report.H)
+    assert (found.S_original, found.AUSUC, found.U_top5) == (report.S_original, report.AUSUC, report.top5["U"])
+
+
+def test_memory_does_not_hold_the_logits_of_all_inputs(tiny_bundles):
+    more = tuple(f"more {index}" for index in range(500))
+    with opened(tiny_bundles) as of_few:
+        bundles = [replace(target, class_names=(*target.class_names, *more)) for target in of_few[1:]]
+        targets = [of_few[0], *bundles]
+        num_classes = [len(target.class_names) for target in targets]
+        label = targets[0].class_names[0]
+
+        def peak(num_batches: int) -> int:
+            parts = (
+                LogitsBatch(
+                    logits={
+                        target.name: np.ones((16, count)) for target, count in zip(targets, num_classes, strict=True)
+                    },
+                    keys=tuple(f"{number}-{index}" for index in range(16)),
+                    labels=(label,) * 16,
+                )
+                for number in range(num_batches)
+            )
+            tracemalloc.start()
+            correctness_of(targets, parts, labels=[label], num_inputs=16 * num_batches, source="x")
+            found = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            return found
+
+        few, many = peak(10), peak(110)
+    assert many - few < 1600 * 8 * sum(num_classes) / 5  # bytes of the logits of 1,600 more inputs
+
+
+def test_an_input_that_comes_twice_is_refused_with_its_name(tiny_bundles):
+    images = load_labeled(tiny_bundles.project.images)
+    labeled = replace(images, paths=(*images.paths, images.paths[0]), labels=(*images.labels, images.labels[0]))
+    with (
+        opened(tiny_bundles) as targets,
+        pytest.raises(IncompatibleError, match=rf"1 images come more than once, such as .*{images.paths[0].name}"),
+    ):
+        measure_correctness(targets, LabeledInputs(labeled=labeled, source="47 images"))
+
+
 def test_features_give_the_accuracy_of_the_images_they_are_of(tiny_bundles, tmp_path):
     images = load_labeled(tiny_bundles.project.images)
     with opened(tiny_bundles) as targets:
@@ -114,8 +208,8 @@ def test_features_give_the_accuracy_of_the_images_they_are_of(tiny_bundles, tmp_
         features = session_of(device).run(device.prepare(images.paths), with_features=True).features
         np.savez(tmp_path / "features.npz", features=features, labels=np.array(images.labels))
         inputs = labeled_inputs(tmp_path / "features.npz", str(tiny_bundles.project.model))
-        by_features = logits_on_features(targets, inputs.labeled)
-        by_images = logits_on_inputs(targets, images)
+        by_features = gathered(logits_on_features(targets, inputs.labeled))
+        by_images = gathered(logits_on_inputs(targets, images))
 
     for name, logits in by_images.items():
         np.testing.assert_allclose(by_features[name], logits, rtol=1e-4, atol=1e-4)
@@ -136,7 +230,7 @@ def test_features_of_another_width_are_refused(tiny_bundles, tmp_path):
         opened(tiny_bundles) as targets,
         pytest.raises(IncompatibleError, match="are 23 wide; the head's rows multiply 24"),
     ):
-        logits_on_features(targets, inputs.labeled)
+        next(logits_on_features(targets, inputs.labeled))
 
 
 def test_an_image_of_an_unknown_class_is_refused(tiny_bundles):
@@ -221,9 +315,9 @@ def test_features_measure_rows_with_an_arbiter_as_a_device_answers(tiny_bundles,
         seen_rows = random.normal(size=(target.num_seen, 25)).astype(np.float32)
         inputs = HeadFeatures(features=features, labels=("class00",) * 5, seen_rows=seen_rows)
         coefficients = random.normal(size=(len(target.class_names) - target.num_seen, 5)).astype(np.float32)
-        plain = logits_on_features([target], inputs)[target.name]
+        plain = gathered(logits_on_features([target], inputs))[target.name]
         with_arbiter = replace(target, added_arbiter=lambda: coefficients)
-        found = logits_on_features([with_arbiter], inputs)[target.name]
+        found = gathered(logits_on_features([with_arbiter], inputs))[target.name]
 
     seen_logits = plain[:, : target.num_seen].astype(np.float32)
     statistics = seen_statistics(features, seen_logits, deviation_lengths(seen_rows))

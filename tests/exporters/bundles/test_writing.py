@@ -142,6 +142,30 @@ def test_a_wrong_fused_head_is_rejected_with_its_report_and_the_old_bundle_stays
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "bundle.rejected"}
 
 
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (swapped, r"the order of 2 classes is wrong: 'class03' has the scores of 'class04'"),
+        (without_bias, r"the bias of 42 classes is missing"),
+        (stale_injected_row, r"the rows of 1 classes are wrong: 'quagga'"),
+    ],
+)
+def test_the_fault_of_a_head_is_named_on_the_images_that_are_off_most(
+    change: Callable[[Head], Head],
+    fault: str,
+    opened: OpenedModel,
+    preprocessing: Preprocessing,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("exporters.gate.gate.MAX_DIAGNOSED", 8)  # of 64
+    monkeypatch.setattr("exporters.gate.row_files.LEAST_ROWS_OF_A_BLOCK", 5)
+    monkeypatch.setattr("exporters.gate.row_files.VALUES_OF_A_BLOCK", 1)
+    monkeypatch.setattr(bundle_writing, "FuseHeadPass", with_changed_head(change))
+    with pytest.raises(GateFailedError, match=fault):
+        write(tmp_path / "bundle", opened, preprocessing, plan_of(opened, "fused"))
+
+
 def test_stale_slot_defaults_are_named(
     opened: OpenedModel, preprocessing: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

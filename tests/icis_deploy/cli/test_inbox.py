@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import socket
 import stat
@@ -399,3 +400,17 @@ def test_a_key_that_is_damaged_behind_a_link_is_the_devices_fault_and_no_files(i
     assert report.fault is not None
     assert (report.files, report.num_left) == ((), 1)
     assert (inbox / "1.icis").exists()
+
+
+def test_a_copy_that_the_disk_does_not_take_leaves_no_half_file(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # Python has the signal ignored
+        with pytest.raises(OSError, match="File too large"):
+            inbox_module._write(folder, "8.icis", bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        os.close(folder)
+
+    assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import icis_deploy
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError, UsageError
@@ -260,3 +261,46 @@ def test_a_checkpoint_is_a_folder_that_can_be_written(bundle, images, tmp_path):
 
     with pytest.raises(icis_deploy.errors.StorageError, match="Cannot make the folder"):
         ParquetCheckpoint(tmp_path / "file", outcome_head(device), {})
+
+
+@pytest.fixture
+def large_photos(tiny_project, tmp_path):
+    """A list of the project's images, four times as large, as JPEG."""
+    listed = load_image_list(tiny_project.images)
+    lines = ["file,class"]
+    for index, (path, label) in enumerate(zip(listed.paths[:12], listed.labels, strict=False)):
+        with Image.open(path) as image:
+            image.convert("RGB").resize((image.width * 4, image.height * 4)).save(tmp_path / f"{index}.jpg")
+        lines.append(f"{index}.jpg,{label}")
+    (tmp_path / "large.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "large.csv"
+
+
+def test_a_reduced_decode_is_stated_with_the_result_and_never_mixed_with_whole_ones(bundle, large_photos, tmp_path):
+    whole = evaluated(bundle, large_photos, checkpoint=tmp_path / "whole")
+    reduced = evaluated(bundle, large_photos, checkpoint=tmp_path / "reduced", reduced_decode=True)
+
+    assert (whole.reduced_decode, reduced.reduced_decode) == (False, True)
+    assert reduced.to_json()["reduced_decode"] is True
+    assert "reduced decode" not in json.loads((tmp_path / "whole" / IDENTITY_NAME).read_text())
+    for folder, other in (("whole", True), ("reduced", False)):
+        with pytest.raises(IncompatibleError, match="holds outcomes of another evaluation: reduced decode is another"):
+            evaluated(bundle, large_photos, checkpoint=tmp_path / folder, reduced_decode=other)
+    assert evaluated(bundle, large_photos, reduced_decode=True).to_json() == reduced.to_json()
+
+
+def test_a_reduced_decode_is_refused_where_nothing_is_resized(tiny_project, large_photos, tmp_path):
+    settings = json.loads(tiny_project.preprocess.read_text()) | {"resize": None}
+    preprocess = tmp_path / "preprocess.json"
+    preprocess.write_text(json.dumps(settings))
+    out = tmp_path / "bundle"
+    icis_deploy.export(
+        tiny_project.model,
+        classes=tiny_project.classes,
+        out=out,
+        options=icis_deploy.ExportOptions(preprocess=preprocess),
+    )
+
+    with pytest.raises(UsageError, match=r"part of their size: the bundle's preprocessing has no resize") as raised:
+        evaluated(out, large_photos, reduced_decode=True)
+    assert raised.value.hint == "Leave `reduced_decode` out."

@@ -250,3 +250,9 @@ def test_a_folder_holds_one_whole_data_set(tmp_path, names, message):
 
     with pytest.raises(ImageError, match=message):
         open_inputs(tmp_path)
+
+
+def test_an_archive_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ImageError, match=r"^There is no archive .*shard-000\.tar\.") as raised:
+        open_inputs(str(tmp_path / "shard-{000..003}.tar"))
+    assert raised.value.hint == "Check the path; of several archives, the first and the last number."
