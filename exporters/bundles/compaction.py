@@ -172,7 +172,7 @@ def write_compacted(
         MissingDependencyError: If the bundle holds a target that cannot be built on this machine.
         ICISDeployError: As `plan_compaction`, and if a file cannot be read or written; `out` is as it was.
     """
-    check_free(out, overwrite=overwrite)
+    check_free(out, overwrite=overwrite, makes_folders=True)
     plan, bundle = plan_compaction(former, capacity), former.bundle
     targets = _targets(former)
     with new_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as building:

@@ -157,6 +157,25 @@ def inputs_from(
     return source
 
 
+def listed(given: PythonInputs | None, *, where: str) -> PythonInputs | None:
+    """Return inputs as what lists them, so that a list that is wrong is refused before a model is loaded for them.
+
+    A pair or an `.npz` file stays as it is: they may hold features, which only the model tells from inputs.
+
+    Args:
+        given: In any form of `source_from`; `None` stays `None`.
+        where: As in `source_from`.
+
+    Raises:
+        ICISDeployError: As `source_from`.
+    """
+    if given is None or isinstance(given, tuple):
+        return given
+    if isinstance(given, str | os.PathLike) and str(given).endswith(".npz"):
+        return given
+    return source_from(given, where=where)
+
+
 def preprocessing_from(given: Preprocess | None) -> Preprocessing | None:
     """Return how images are prepared; `None` stays `None`.
 
