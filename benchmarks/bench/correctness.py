@@ -127,6 +127,7 @@ def logits_on_features(targets: Sequence[OpenTarget], labeled: HeadFeatures) -> 
             f"from another model, or another layer of it.",
             found=labeled.features.shape[1],
             expected=feature_dim,
+            hint="Take the features that go into the last layer of the bundle's model.",
         )
     found = {}
     for target in targets:

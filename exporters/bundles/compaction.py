@@ -109,6 +109,7 @@ class FormerBundle:
                 found="fused",
                 expected="updatable",
                 where=self.folder,
+                hint="Export the model again with all its updates, which bakes them.",
             )
         return self.table
 
@@ -132,6 +133,7 @@ def plan_compaction(former: FormerBundle, capacity: int) -> CompactionPlan:
             f"An updatable head needs a capacity of at least 1 slot, not {capacity}.",
             found=capacity,
             expected="at least 1",
+            hint="Give `capacity` as 1 or more.",
         )
     taught = [name for name in table.filled_names if name in former.journal.current.taught]
     published = compacted(table.without(taught))

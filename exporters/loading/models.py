@@ -162,6 +162,7 @@ class LoadedModel:
                 f"The original model {self.spec} failed on images of shape {filled.shape}: {first_line(error)}.",
                 found=first_line(error),
                 where=self.spec,
+                hint=("Check that the model runs by itself on inputs of that shape, and what `preprocess` makes."),
             ) from error
 
 
@@ -481,4 +482,5 @@ def _check_images(images: NDArray[np.floating[Any]], input_shape: tuple[int | st
             f"The images have shape {images.shape}; the model takes {list(input_shape)}.",
             found=images.shape,
             expected=tuple(input_shape),
+            hint="Prepare them as the model takes them, or give `preprocess`.",
         )

@@ -85,7 +85,13 @@ def _described(names: list[Any], vectors: list[Any]) -> Descriptors:
             )
         arrays.append(array)
     if not arrays:
-        raise DescriptorError("There are no descriptors.", found=0, expected="one for each class", where="descriptors")
+        raise DescriptorError(
+            "There are no descriptors.",
+            found=0,
+            expected="one for each class",
+            where="descriptors",
+            hint="Give one for each class that the model knows, and for each new one.",
+        )
     return Descriptors(values=np.stack(arrays), class_names=tuple(names))
 
 
@@ -124,6 +130,7 @@ def class_names_from(given: ClassNames | None) -> tuple[str, ...] | None:
             f"The class name {shown(wrong)} is {shown(type(wrong).__name__)}; expected text.",
             found=shown(wrong),
             expected="names of classes, as text",
+            hint="Give names as text: a list of numbers is no list of names.",
         )
     return tuple(str(name) for name in names)
 

@@ -160,4 +160,7 @@ def _check_options(baseline: Path | None, scenarios: Sequence[str], logs: Path |
         reason = f"no load of LoadGen is run. Give --scenario {LOADGEN_SCENARIOS[0]} or another, or leave it out."
         refuse_given("logs", reason=reason)
     elif logs is not None and logs.exists() and not logs.is_dir():
-        raise UsageError(f"{logs} is a file; --logs names the folder in which LoadGen's logs are kept.")
+        raise UsageError(
+            f"{logs} is a file; --logs names the folder in which LoadGen's logs are kept.",
+            hint="Name a folder, or a path at which there is nothing.",
+        )

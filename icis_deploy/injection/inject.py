@@ -152,12 +152,14 @@ class Injection:
                 f"there is no estimate.",
                 found="no estimate",
                 expected="an estimate without warnings",
+                hint="Leave `strict` out to have them all the same, or calibrate with `calibration='auto'`.",
             )
         if self.estimate.warnings:
             raise UntrustworthyError(
                 f"The injection is not to be trusted. {' '.join(self.estimate.warnings)}",
                 found=tuple(self.estimate.warnings),
                 expected="an estimate without warnings",
+                hint=("Give richer descriptors, or `seen_images`; leave `strict` out to have the rows all the same."),
             )
 
 

@@ -97,7 +97,12 @@ class ServedHead:
             with self._changing:
                 report = process_inbox(inbox, self.bundle, device=self.device, sleep=pause)
         except OSError as error:
-            return LoadError(f"The inbox cannot be read: {error.strerror or error}.", found=str(error), where=inbox)
+            return LoadError(
+                f"The inbox cannot be read: {error.strerror or error}.",
+                found=str(error),
+                where=inbox,
+                hint="Check the path and its permissions.",
+            )
         except ICISDeployError as error:
             self.metrics.updates.labels(result="fault", via="inbox").inc()
             return error

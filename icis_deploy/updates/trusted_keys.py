@@ -96,6 +96,7 @@ class TrustedKeys:
                 f"A set of {len(self.public_keys)} trusted keys was given; expected 1 to {MAX_TRUSTED_KEYS}.",
                 found=len(self.public_keys),
                 expected=f"1 to {MAX_TRUSTED_KEYS}",
+                hint="Give 1 to 16 keys.",
             )
         self._check_roles()
         if self.version < 1:
@@ -264,4 +265,5 @@ def parse_trusted_keys(payload: bytes) -> TrustedKeys:
             f"The file of trusted keys is damaged: {reason_of(error)}.",
             found=reason_of(error),
             expected="a file of trusted keys",
+            hint="Fetch it again, or make it again with `rotate_keys()`.",
         ) from error

@@ -136,6 +136,7 @@ def verify_bytes(
             f"Not read further.",
             found=f"more than {limit} bytes",
             expected=f"at most {limit} bytes",
+            hint="Check that it is a class update for this bundle.",
         )
     envelope = parse_envelope(data)
     signed_by = None
@@ -419,6 +420,7 @@ def state_before(journal: Journal) -> StateEntry:
             f"There is nothing to roll back to: version {journal.current.version} is the oldest state that this "
             f"device keeps (at most {MAX_STATES}).",
             found=journal.current.version,
+            hint="Sign an update that removes or replaces what should go, with a greater version.",
         )
     return journal.states[-2]
 

@@ -23,6 +23,7 @@ from icis_deploy.common.files import (
     read_plain,
     sha256_of_file,
     sync_folder,
+    write_failure,
     write_file,
 )
 from icis_deploy.errors import LoadError, StorageError, UsageError
@@ -428,7 +429,7 @@ def test_a_link_that_leads_nowhere_is_not_a_free_place(tmp_path):
 
 def test_a_place_without_a_folder_is_none_unless_the_folders_are_made(tmp_path):
     with pytest.raises(
-        UsageError, match=r"x cannot be written: there is no folder \S+b\. Create it, or choose another"
+        UsageError, match=r"x cannot be written: there is no folder \S+b\. Create it"
     ):
         check_free(tmp_path / "a" / "b" / "x", overwrite=False)
 
