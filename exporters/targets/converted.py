@@ -154,7 +154,7 @@ def run_converter(command: Sequence[str], *, converter: str, folder: Path) -> st
             f"{converter} could not be started: {error.strerror or error}.",
             found=str(error),
             where=command[0],
-            hint="Install it again, and ask `doctor()`.",
+            hint="Install it again.",
         ) from error
     printed = (done.stdout + done.stderr).decode("utf-8", "replace")
     if done.returncode:

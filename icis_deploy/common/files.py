@@ -245,28 +245,37 @@ def check_free(target: Path, *, overwrite: bool, makes_folders: bool = False) ->
 
 
 def _check_folder(folder: str, target: Path, *, makes_folders: bool) -> None:
-    while makes_folders and not os.path.lexists(folder) and folder != os.path.dirname(folder):  # noqa: PTH120
-        folder = os.path.dirname(folder)  # noqa: PTH120
-    if os.path.isdir(folder):  # noqa: PTH112
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise StorageError(
-                f"{target} cannot be written: the folder {folder} does not allow it.",
-                found="no permission to write",
-                expected="a folder that can be written in",
-                where=target,
-                hint="Choose another path, or change the folder's permissions.",
-            )
-        return
-    is_there = os.path.lexists(folder)
-    raise UsageError(
-        f"{target} cannot be written: {folder} is a file, where a folder is expected."
-        if is_there
-        else f"{target} cannot be written: there is no folder {folder}.",
-        found="a file" if is_there else "nothing",
-        expected="a folder",
-        where=target,
-        hint="Choose another path." if is_there else "Create it, or choose another path.",
-    )
+    try:
+        mode = os.stat(folder).st_mode  # noqa: PTH116 - see check_free
+    except FileNotFoundError:
+        if makes_folders:
+            _check_folder(os.path.dirname(folder), target, makes_folders=True)  # noqa: PTH120 - see check_free
+            return
+        raise UsageError(
+            f"{target} cannot be written: there is no folder {folder}.",
+            found="nothing",
+            expected="a folder",
+            where=target,
+            hint="Create it, or choose another path.",
+        ) from None
+    except (OSError, ValueError):
+        return  # whoever writes there will say what the system says
+    if not stat.S_ISDIR(mode):
+        raise UsageError(
+            f"{target} cannot be written: {folder} is a file, where a folder is expected.",
+            found="a file",
+            expected="a folder",
+            where=target,
+            hint="Choose another path.",
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"{target} cannot be written: the folder {folder} does not allow it.",
+            found="no permission to write",
+            expected="a folder that can be written in",
+            where=target,
+            hint="Choose another path, or change the folder's permissions.",
+        )
 
 
 def read_capped(path: Path, *, max_bytes: int, what: str, error_type: type[ICISDeployError]) -> bytes:

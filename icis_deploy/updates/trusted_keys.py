@@ -165,11 +165,16 @@ def public_key_from_pem(text: str) -> SSlibKey:
     try:
         key = load_pem_public_key(text.encode())
     except Exception as error:  # cryptography raises several unrelated types; this is the one call of its key reader
+        is_private = "PRIVATE KEY-----" in text
         raise SignatureError(
-            f"The text is not a public key in PEM form: {error}.",
-            found=str(error),
+            "The text is a private key; expected a public one."
+            if is_private
+            else f"The text is not a public key in PEM form: {str(error).rstrip('.?')}.",
+            found="a private key" if is_private else str(error),
             expected="a public key in PEM form",
-            hint="`keygen()` makes one.",
+            hint="Give the file next to it that ends in .pub; a private key stays with whoever signs."
+            if is_private
+            else "`keygen()` makes one.",
         ) from error
     try:
         public_key = SSlibKey.from_crypto(key)

@@ -428,19 +428,17 @@ def test_a_link_that_leads_nowhere_is_not_a_free_place(tmp_path):
 
 
 def test_a_place_without_a_folder_is_none_unless_the_folders_are_made(tmp_path):
-    with pytest.raises(
-        UsageError, match=r"x cannot be written: there is no folder \S+b\. Create it"
-    ):
+    with pytest.raises(UsageError, match=r"x cannot be written: there is no folder \S+b\. Create it"):
         check_free(tmp_path / "a" / "b" / "x", overwrite=False)
 
     check_free(tmp_path / "a" / "b" / "x", overwrite=False, makes_folders=True)
 
 
-def test_a_place_in_a_folder_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "closed").mkdir(mode=0o555)
+def test_a_place_in_a_folder_that_cannot_be_written_is_refused(open_folder):
+    open_folder.chmod(0o555)
 
-    with unprivileged(), pytest.raises(StorageError, match=r"the folder \S+closed does not allow it"):
-        check_free(tmp_path / "closed" / "x", overwrite=False)
+    with unprivileged(), pytest.raises(StorageError, match=r"cannot be written: the folder \S+ does not allow it"):
+        check_free(open_folder / "x", overwrite=False)
 
 
 @pytest.mark.parametrize(
