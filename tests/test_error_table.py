@@ -450,7 +450,7 @@ def one_class_alone(at: Place) -> list[str]:
 
 
 def known_alone(at: Place) -> list[str]:
-    lines = [f"{name},{index}" for index, name in enumerate(at.project.seen_names)]
+    lines = [f"{name},{index}" for index, name in enumerate(at.project.seen_names, start=1)]
     (at.folder / "known.csv").write_text("\n".join(["name,a", *lines]))
     return injecting_with(at, descriptors=at.folder / "known.csv")
 
@@ -532,7 +532,7 @@ case("export", "…: The text is a private key")(trusting_the_private_key)
 case("sign", "Nobody is named")(lambda at: ["sign", unsigned(at), "--version", "1"])
 case("disable", "The head knows no class")(lambda at: ["disable", str(at.bundle), "class99"])
 case("teach", "The bundle … has no generator")(
-    lambda at: ["teach", str(at.bundle), "okapi", "--descriptor", str(at.project.descriptors)]
+    lambda at: ["teach", str(at.bundle), "class40", "--descriptor", str(at.project.descriptors)]
 )
 
 

@@ -268,7 +268,7 @@ def _check_folder(folder: str, target: Path, *, makes_folders: bool) -> None:
             where=target,
             hint="Choose another path.",
         )
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise StorageError(
             f"{target} cannot be written: the folder {folder} does not allow it.",
             found="no permission to write",
