@@ -355,6 +355,8 @@ def run_documented(command: Command, folder: Path) -> int:
             generator="generator.onnx",
         )
         icis_deploy.export("model.onnx", classes="classes.txt", out="bundle", options=options)
+    elif command.name == "apply":
+        shutil.copytree(folder / "bundle", folder / "applied")
     elif command.name == "status":
         with redirect_stdout(StringIO()) as printed:
             run(["status", "bundle", "--format", "json"])
@@ -407,9 +409,9 @@ def test_blocks_of_python_work(reader, monkeypatch, tmp_path, where, source):
     made, _ = reader
     folder = shutil.copytree(made, tmp_path / "reader")
     monkeypatch.chdir(folder)
-    if "icis_deploy.export(" in source:
-        remove(folder / "bundle")
-    else:  # it says whom it trusts
+    remove(folder / "bundle")
+    if "icis_deploy.export(" not in source:
+        shutil.copytree("applied", "bundle")
         assert run(["sign-bundle", "bundle", "--key", "KEY"]) == 0
         shutil.copytree("bundle", "camera")
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -743,7 +744,12 @@ def starts(line: Line, beginning: str) -> bool:
 
 def matches(pattern: str, text: str) -> bool:
     """Say whether a text has a pattern in it, in which `…` is anything."""
-    return re.search(".*?".join(map(re.escape, pattern.split("…"))), text) is not None
+    return compiled(pattern).search(text) is not None
+
+
+@cache  # each of the sources is asked for each line of the table
+def compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(".*?".join(map(re.escape, pattern.split("…"))))
 
 
 @pytest.fixture
@@ -816,9 +822,12 @@ def alike(shown: str, message: str) -> bool:
 
 
 def same_words(shown: str, message: str) -> bool:
-    words = [" ".join(re.findall(r"\w+", text)).split() for text in (shown, message)]
-    first = [each[:4] for each in words]
-    return first[0] == first[1]
+    return first_words(shown) == first_words(message)
+
+
+@cache
+def first_words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)[:4]
 
 
 def test_messages_are_found_in_sources():
