@@ -223,7 +223,7 @@ def _stated(said: Statement[Any] | None) -> dict[str, Any] | None:
 
 def _names_text(opened: OpenedModel) -> str:
     said = opened.loaded.stated_classes
-    if opened.head is not None and (said is None or said.value != opened.head.class_names):
+    if opened.head is not None and said is not None and said.value != opened.head.class_names:
         return ", named by the list that was given"
     if said is None:
         return ""

@@ -155,8 +155,8 @@ def verify_signature(envelope: Envelope, keys: Sequence[SSlibKey], *, threshold:
                 "Sign it with a trusted key, or trust the signer's: by its .pub file in the bundle's trust/ folder, "
                 "or, where keys were rotated, by `rotate_keys()`."
                 if trusted
-                else "No key is trusted here yet: put the signer's .pub file into the bundle's trust/ folder, or export "
-                "it again with `trust`."
+                else "No key is trusted here yet: put the signer's .pub file into the bundle's trust/ folder, or "
+                "export it again with `trust`."
             ),
         )
     if len(trusted & set(envelope.signatures)) < threshold:
