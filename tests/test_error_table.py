@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -435,6 +436,125 @@ def _(at: Place) -> list[str]:
     ]
 
 
+# --- what new users try -------------------------------------------------------------------------------------------
+
+
+def listing(at: Place, text: str) -> list[str]:
+    """Inject with a list of images of seen classes."""
+    (at.folder / "seen.csv").write_text(text)
+    return injecting_with(at, "--seen-images", str(at.folder / "seen.csv"), "--preprocess", str(at.project.preprocess))
+
+
+def one_class_alone(at: Place) -> list[str]:
+    (at.folder / "one.csv").write_text("name,a\nclass00,1\n")
+    return injecting_with(at, descriptors=at.folder / "one.csv")
+
+
+def known_alone(at: Place) -> list[str]:
+    lines = [f"{name},{index}" for index, name in enumerate(at.project.seen_names, start=1)]
+    (at.folder / "known.csv").write_text("\n".join(["name,a", *lines]))
+    return injecting_with(at, descriptors=at.folder / "known.csv")
+
+
+def photo(at: Place, name: str) -> list[str]:
+    image = at.project.images.parent / f"{name}.png"
+    (at.folder / "photos.csv").write_text(f"file,class\n{image},{name}\n")
+    return injecting_with(at, "--photos", str(at.folder / "photos.csv"), "--preprocess", str(at.project.preprocess))
+
+
+def counted_names(at: Place) -> list[str]:
+    import onnx
+
+    path = model(at, HEAD)
+    written = onnx.load(path)
+    onnx.helper.set_model_props(written, {"names": "{0: 'LABEL_0', 1: 'LABEL_1', 2: 'LABEL_2'}"})
+    onnx.save(written, path)
+    return ["inject", path, "--descriptors", str(at.project.descriptors), "--out", str(at.folder / "new.icis")]
+
+
+def without_weights(at: Place) -> list[str]:
+    (at.folder / "my-vit").mkdir()
+    (at.folder / "my-vit" / "config.json").write_text('{"model_type": "vit"}')
+    return ["inspect", str(at.folder / "my-vit")]
+
+
+def into(at: Place, out: Path) -> list[str]:
+    return ["export", str(at.project.model), "--classes", str(at.project.classes), "--out", str(out)]
+
+
+def describing(at: Place, option: str) -> list[str]:
+    (at.folder / "words.txt").write_text("zebra crossing\n")
+    given = [option, str(at.folder / "words.txt"), "--out", str(at.folder / "descriptors.npz")]
+    return ["describe", str(at.project.classes), *given]
+
+
+def trusting_the_private_key(at: Place) -> list[str]:
+    keys = keygen(at.folder / "key")
+    return [*into(at, at.folder / "out"), "--head", "updatable", "--trust", str(keys.private_path)]
+
+
+case("inject", "… cannot be written: there is no folder")(
+    lambda at: [*injecting_with(at)[:-1], str(at.folder / "none" / "new.icis")]
+)
+case("export", "… already exists.")(lambda at: into(at, at.bundle))
+case("inject", "The image list … names")(lambda at: listing(at, "file,class\nnone.png,class00\n"))
+case("inject", "The image list … has")(lambda at: listing(at, "a.png\nb.png\n"))
+case("inject", "The image list … is not a CSV")(
+    lambda at: injecting_with(at, "--seen-images", str(at.project.images.parent / "class00.png"))
+)
+case("inject", "… is not an image that Pillow")(lambda at: listing(at, "file,class\nseen.csv,class00\n"))
+case("inject", "The images of seen classes in")(
+    lambda at: listing(at, f"file,class\n{at.project.images.parent / 'class40.png'},class40\n")
+)
+case("inject", "The photos of new classes show")(lambda at: photo(at, "class00"))
+case("inject", "… is no model that can be loaded: found a bundle")(
+    lambda at: ["inject", str(at.bundle), *injecting_with(at)[2:]]
+)
+case("inspect", "transformers cannot load")(without_weights)
+case("inject", "… only counts the classes")(counted_names)
+case("inject", "Nothing says what the new classes are")(
+    lambda at: [
+        "inject",
+        str(at.project.model),
+        "--classes",
+        str(at.project.classes),
+        "--out",
+        str(at.folder / "new.icis"),
+    ]
+)
+case("inject", "No descriptor for")(one_class_alone)
+case("inject", "There is no unseen class")(known_alone)
+case("inject", "Cannot inject")(lambda at: injecting_with(at, "--unseen", str(at.project.classes)))
+case("describe", "… has … fields after the word")(lambda at: describing(at, "--vectors"))
+case("describe", "The file of tags")(lambda at: describing(at, "--tags"))
+case("export", "A fused head has no slots")(lambda at: [*into(at, at.folder / "out"), "--capacity", "4"])
+case("export", "int8 must be calibrated")(lambda at: [*into(at, at.folder / "out"), "--precision", "int8"])
+case("export", "…: The text is a private key")(trusting_the_private_key)
+case("sign", "Nobody is named")(lambda at: ["sign", unsigned(at), "--version", "1"])
+case("disable", "The head knows no class")(lambda at: ["disable", str(at.bundle), "class99"])
+case("teach", "The bundle … has no generator")(
+    lambda at: ["teach", str(at.bundle), "class40", "--descriptor", str(at.project.descriptors)]
+)
+
+
+@case("sign", "The file would expire")
+def _(at: Place) -> list[str]:
+    pair = keygen(at.folder / "key")
+    return ["sign", unsigned(at), "--key", str(pair.private_path), "--version", "1", "--expires", "2020-01-01"]
+
+
+@case("keygen", "… already exists")
+def _(at: Place) -> list[str]:
+    keygen(at.folder / "key")
+    return ["keygen", "--out", str(at.folder / "key")]
+
+
+@case("compact", "The bundle … has a fused head")
+def _(at: Place) -> list[str]:
+    fused = write_bundle(at.folder / "fused", capacity=0)
+    return ["compact", str(fused), "--out", str(at.folder / "compacted")]
+
+
 # --- bundles and updates on a device ------------------------------------------------------------------------------
 
 
@@ -624,7 +744,12 @@ def starts(line: Line, beginning: str) -> bool:
 
 def matches(pattern: str, text: str) -> bool:
     """Say whether a text has a pattern in it, in which `…` is anything."""
-    return re.search(".*?".join(map(re.escape, pattern.split("…"))), text) is not None
+    return compiled(pattern).search(text) is not None
+
+
+@cache  # each of the sources is asked for each line of the table
+def compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(".*?".join(map(re.escape, pattern.split("…"))))
 
 
 @pytest.fixture
@@ -697,9 +822,12 @@ def alike(shown: str, message: str) -> bool:
 
 
 def same_words(shown: str, message: str) -> bool:
-    words = [" ".join(re.findall(r"\w+", text)).split() for text in (shown, message)]
-    first = [each[:4] for each in words]
-    return first[0] == first[1]
+    return first_words(shown) == first_words(message)
+
+
+@cache
+def first_words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)[:4]
 
 
 def test_messages_are_found_in_sources():

@@ -154,6 +154,7 @@ def logits_on_features(targets: Sequence[OpenTarget], labeled: HeadFeatures) -> 
             f"from another model, or another layer of it.",
             found=labeled.features.shape[1],
             expected=feature_dim,
+            hint="Take the features that go into the last layer of the bundle's model.",
         )
     heads = {
         target.name: Head(rows=np.concatenate([labeled.seen_rows, target.added_rows()]), class_names=target.class_names)

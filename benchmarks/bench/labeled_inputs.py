@@ -89,6 +89,7 @@ def load_features(path: Path) -> LabeledFeatures:
             found=str(error),
             expected=("features", "labels"),
             where=path,
+            hint="Write the arrays features and labels with numpy.savez.",
         ) from error
     is_matrix = features.ndim == 2 and features.dtype.kind == "f" and len(features) > 0
     if not is_matrix or len(labels) != len(features) or not np.isfinite(features).all():
@@ -98,6 +99,7 @@ def load_features(path: Path) -> LabeledFeatures:
             found=(features.shape, str(features.dtype), len(labels)),
             expected="finite numbers of shape (num_images, feature_dim) and a label for each image",
             where=path,
+            hint="Write the arrays features and labels with numpy.savez.",
         )
     return LabeledFeatures(features=features, labels=labels)
 

@@ -135,6 +135,7 @@ def parse_result(data: bytes) -> Result:
             f"It is not a benchmark result: no JSON object with a `schema_version` ({reason_of(error)}).",
             found=reason_of(error),
             expected="a JSON object with a schema_version",
+            hint="Give files that `bench()` or another benchmark wrote.",
         ) from error
     if type(schema_version) is not int or schema_version not in _READABLE_VERSIONS:  # Python calls `true` equal to 1
         raise LoadError(
@@ -154,6 +155,7 @@ def parse_result(data: bytes) -> Result:
             f"It is not a benchmark result: {error}.",
             found=str(error),
             expected="a benchmark result",
+            hint="Give files that `bench()` or another benchmark wrote.",
         ) from error
 
 

@@ -104,6 +104,7 @@ def load_zero_shot_data(folder: Path, *, features_name: str = FEATURES_NAME) -> 
             found=tuple(beyond),
             expected=len(labels),
             where=splits_path,
+            hint="Take both files from one folder of xlsa17.",
         )
     seen, unseen = (np.unique(labels[located[name]]) for name in ("trainval_loc", "test_unseen_loc"))
     _check_disjoint(seen, unseen, labels[located["test_seen_loc"]], described.class_names, splits_path)
@@ -149,6 +150,7 @@ def _load_mat(path: Path, names: Sequence[str]) -> dict[str, Any]:
             f"Cannot read the MATLAB file {path}: {error}.",
             found=str(error),
             where=path,
+            hint="Fetch the data set again.",
         ) from error
     missing = [name for name in names if name not in content]
     if missing:
@@ -157,6 +159,7 @@ def _load_mat(path: Path, names: Sequence[str]) -> dict[str, Any]:
             found=tuple(missing),
             expected=tuple(names),
             where=path,
+            hint="Take the files res101.mat and att_splits.mat of xlsa17.",
         )
     return content
 

@@ -64,5 +64,6 @@ def iterate_activations(
             raise RuntimeFailureError(
                 f"ONNX Runtime failed on a calibration image: {first_line(error)}.",
                 found=first_line(error),
+                hint="Check that the calibration inputs are what the model takes.",
             ) from error
         yield dict(zip(names, arrays, strict=True))

@@ -34,6 +34,7 @@ def backbone_of(model: ir.Model, location: HeadLocation, input_name: str) -> ir.
         raise IncompatibleError(
             f"The head {location.node_name} is all there is: the model has no backbone to convert.",
             where=location.node_name,
+            hint="Export it as it is, with `precision='fp32'`.",
         )
     copy = model.clone()
     try:
@@ -43,6 +44,7 @@ def backbone_of(model: ir.Model, location: HeadLocation, input_name: str) -> ir.
             f"The features of {location.node_name} depend on more than {input_name!r}.",
             expected=input_name,
             where=location.node_name,
+            hint="Export it with `precision='fp32'`.",
         ) from error
     graph.name = "backbone"
     return ir.Model(graph, ir_version=model.ir_version)

@@ -109,6 +109,7 @@ class FormerBundle:
                 found="fused",
                 expected="updatable",
                 where=self.folder,
+                hint="Export the model again with all its updates, which bakes them.",
             )
         return self.table
 
@@ -132,6 +133,7 @@ def plan_compaction(former: FormerBundle, capacity: int) -> CompactionPlan:
             f"An updatable head needs a capacity of at least 1 slot, not {capacity}.",
             found=capacity,
             expected="at least 1",
+            hint="Give `capacity` as 1 or more.",
         )
     taught = [name for name in table.filled_names if name in former.journal.current.taught]
     published = compacted(table.without(taught))
@@ -172,7 +174,7 @@ def write_compacted(
         MissingDependencyError: If the bundle holds a target that cannot be built on this machine.
         ICISDeployError: As `plan_compaction`, and if a file cannot be read or written; `out` is as it was.
     """
-    check_free(out, overwrite=overwrite)
+    check_free(out, overwrite=overwrite, makes_folders=True)
     plan, bundle = plan_compaction(former, capacity), former.bundle
     targets = _targets(former)
     with new_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as building:

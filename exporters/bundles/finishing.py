@@ -87,13 +87,12 @@ def finish_bundle(
     return bundle
 
 
-def write_trust(folder: Path, trust: Sequence[Path]) -> None:
-    """Write the public keys whose updates a device takes; not in the manifest, since devices may rotate them.
+def read_trust(trust: Sequence[Path]) -> dict[str, bytes]:
+    """Return files of public keys by the ids of the keys.
 
     Raises:
         SignatureError: If a file is no public key.
         UsageError: If there are more keys than a device reads.
-        StorageError: If the disk refuses.
     """
     keys = {load_public_key(path).keyid: path.read_bytes() for path in trust}
     if len(keys) > MAX_TRUSTED_KEYS:
@@ -103,6 +102,17 @@ def write_trust(folder: Path, trust: Sequence[Path]) -> None:
             expected=MAX_TRUSTED_KEYS,
             hint="Give fewer keys as `trust`.",
         )
+    return keys
+
+
+def write_trust(folder: Path, trust: Sequence[Path]) -> None:
+    """Write the public keys whose updates a device takes; not in the manifest, since devices may rotate them.
+
+    Raises:
+        ICISDeployError: As `read_trust`.
+        StorageError: If the disk refuses.
+    """
+    keys = read_trust(trust)
     if keys:
         (folder / TRUST_FOLDER).mkdir()
     for key_id, data in keys.items():

@@ -290,7 +290,7 @@ def write_bundle(
         StorageError: If a file cannot be written; `out` is as it was.
         ExportError: If a target cannot be built; `out` is as it was.
     """
-    check_free(out, overwrite=overwrite)
+    check_free(out, overwrite=overwrite, makes_folders=True)
     require_exportable(loaded, location, settings.preprocessing)
     with new_folder(out, overwrite=overwrite, marker=MANIFEST_NAME) as building:
         start = time.perf_counter()

@@ -72,6 +72,7 @@ def convert_to_float16(model: ir.Model, inputs: Inputs) -> ir.Model:
         raise ExportError(
             f"The model cannot be converted to float16: {first_line(error)}.",
             found=first_line(error),
+            hint="Export it with `precision='fp32'`.",
         ) from error
     return copy
 

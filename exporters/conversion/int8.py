@@ -93,6 +93,7 @@ def quantize_model(model: ir.Model, location: HeadLocation, input_name: str, cal
             raise ExportError(
                 f"ONNX Runtime cannot quantize this backbone: {first_line(error)}.",
                 found=first_line(error),
+                hint="Export it with `precision='fp16'` or `precision='fp32'`.",
             ) from error
     if not any(node.op_type == "DequantizeLinear" for node in quantized.graph):
         kinds = ", ".join(sorted({node.op_type for node in prepared.graph}))

@@ -66,6 +66,7 @@ class AddPixelInputPass(ir.passes.InPlacePass):
                 found=(str(value.dtype), stated),
                 expected=("float32", tuple(expected)),
                 where=self.input_name,
+                hint="Leave `model_input` out, or give the preprocessing that this model has.",
             )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

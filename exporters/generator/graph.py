@@ -125,6 +125,7 @@ def add_predictor(graph: GraphBuilder, predictor: RowPredictor, descriptors: ir.
     raise IncompatibleError(
         f"A {type(predictor).__name__} cannot be written as a generator.",
         found=type(predictor).__name__,
+        hint="Choose another `method`, such as `method='ridge'`.",
     )
 
 
@@ -140,6 +141,7 @@ def add_calibration(graph: GraphBuilder, calibration: RowCalibration, rows: ir.V
         raise IncompatibleError(
             f"A {type(calibration).__name__} cannot be written as a generator.",
             found=type(calibration).__name__,
+            hint="Choose another `method`, such as `method='ridge'`.",
         )
     deviations = graph.op("Sub", rows, calibration.mean_row)
     if len(calibration.axes) and calibration.axis_gain.any():

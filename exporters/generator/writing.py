@@ -141,18 +141,38 @@ def write_generator(
     return WrittenGenerator(metadata=metadata, size_bytes=len(data), max_row_error=error, num_compared=len(compared))
 
 
-def with_generator(plan: HeadPlan, path: str | Path | None) -> HeadPlan:
-    """Return the plan of an updatable head whose bundle also gets the generator of a file, if one is given.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorFile:
+    """A generator as a file, which is one."""
+
+    data: bytes
+    """The file's bytes."""
+
+    metadata: GeneratorMetadata
+    """For which head it is."""
+
+
+def read_generator(path: Path) -> GeneratorFile:
+    """Read a generator's file.
+
+    Raises:
+        LoadError, CorruptFileError: If it is no generator.
+        MissingDependencyError: If ONNX Runtime is not installed.
+    """
+    data = read_capped(path, max_bytes=MAX_GENERATOR_BYTES, what="generator", error_type=ModelLoadError)
+    return GeneratorFile(data=data, metadata=load_generator(data, where=str(path)).metadata)
+
+
+def with_generator(plan: HeadPlan, generator: GeneratorFile | None) -> HeadPlan:
+    """Return the plan of an updatable head whose bundle also gets a generator, if there is one.
 
     Raises:
         WrongBaseError: If the generator was made for another head.
-        LoadError, CorruptFileError: If it is no generator.
     """
-    if path is None:
+    if generator is None:
         return plan
-    data = read_capped(Path(path), max_bytes=MAX_GENERATOR_BYTES, what="generator", error_type=ModelLoadError)
-    check_base(load_generator(data, where=str(path)).metadata, plan.base_fingerprint, plan.table.feature_dim)
-    return replace(plan, generator=data)
+    check_base(generator.metadata, plan.base_fingerprint, plan.table.feature_dim)
+    return replace(plan, generator=generator.data)
 
 
 def made_rows_of(generator: bytes) -> MadeRows | None:

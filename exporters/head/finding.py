@@ -180,6 +180,7 @@ def read_head(model: ir.Model, location: HeadLocation, class_names: Sequence[str
             f"classes. Expected one name per class, in the order of the logits.",
             found=len(class_names),
             expected=location.num_classes,
+            hint=("Give the list that the model was trained with; `inspect()` shows how many classes the model has."),
         )
     return Head(rows=pattern_rows(pattern_at(model, location)), class_names=tuple(class_names))
 
@@ -205,6 +206,7 @@ def pattern_at(model: ir.Model, location: HeadLocation) -> HeadPattern:
             found=(pattern.num_classes, pattern.feature_dim),
             expected=(location.num_classes, location.feature_dim),
             where=location.node_name,
+            hint="Open the model again.",
         )
     return pattern
 

@@ -118,6 +118,7 @@ class FuseHeadPass(ir.passes.InPlacePass):
                 f"{self.location.feature_dim}. They were made for another model.",
                 found=self.head.feature_dim,
                 expected=self.location.feature_dim,
+                hint="Inject again with this model.",
             )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -180,6 +181,7 @@ class AddSlotsPass(ir.passes.InPlacePass):
                 f"A capacity of {self.capacity} slots was asked for; expected at least 1.",
                 found=self.capacity,
                 expected="at least 1",
+                hint="Give `capacity` as 1 or more.",
             )
         if any(value.name in _SLOT_INPUTS for value in model.graph.inputs):
             raise UsageError(

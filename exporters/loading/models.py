@@ -36,6 +36,7 @@ from exporters.loading.original import OriginalOnnx
 from exporters.loading.pretrained import is_pretrained
 from exporters.loading.quantized_ends import FloatEndsPass, read_quantized_ends, with_float_ends
 from exporters.loading.torch_modules import stated_image_shape
+from exporters.loading.unknown_models import unknown_model
 from exporters.onnx_io.files import first_line, load_onnx_file, with_opset
 from exporters.onnx_io.shape_inference import infer_shapes
 from exporters.stated.modules import (
@@ -161,6 +162,7 @@ class LoadedModel:
                 f"The original model {self.spec} failed on images of shape {filled.shape}: {first_line(error)}.",
                 found=first_line(error),
                 where=self.spec,
+                hint=("Check that the model runs by itself on inputs of that shape, and what `preprocess` makes."),
             ) from error
 
 
@@ -208,18 +210,7 @@ def load_model(
     if is_pretrained(spec):
         _refuse_weights(weights, spec=spec)
         return _load_pretrained(spec, input_shape, preprocessing)
-    if Path(spec).is_dir():
-        found = "a folder without a config.json of transformers"
-    else:
-        found = f"a file of type {suffix or 'unknown'}" if Path(spec).exists() else "nothing of that name"
-    raise ModelLoadError(
-        f"{spec} is no model that can be loaded: found {found}. Expected a .onnx file, a .pt2 torch.export program, "
-        f"a folder of transformers or the name of a model on its hub, or package.module:factory with weights.",
-        found=found,
-        expected="a .onnx file, a .pt2 program, a folder of transformers, or package.module:factory",
-        where=spec,
-        hint="Check the path, or give a factory with `weights`.",
-    )
+    raise unknown_model(spec)
 
 
 def parse_input_shape(text: str) -> tuple[int, ...]:
@@ -491,4 +482,5 @@ def _check_images(images: NDArray[np.floating[Any]], input_shape: tuple[int | st
             f"The images have shape {images.shape}; the model takes {list(input_shape)}.",
             found=images.shape,
             expected=tuple(input_shape),
+            hint="Prepare them as the model takes them, or give `preprocess`.",
         )

@@ -79,4 +79,8 @@ def _session(model: Path | bytes, path: Path) -> Any:
             f"ONNX Runtime cannot run {path}: {first_line(error)}.",
             found=first_line(error),
             where=path,
+            hint=(
+                "Check that the model runs by itself; where the message speaks of an opset or IR "
+                "version, install a newer onnxruntime."
+            ),
         ) from error

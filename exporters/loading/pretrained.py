@@ -127,7 +127,13 @@ def _named(spec: str) -> tuple[str, dict[str, Any]]:
         return spec, {"local_files_only": True}
     match = _HUB_NAME.fullmatch(spec)
     if match is None:
-        raise UsageError(f"{spec} is no name of a model on the hub.", found=spec, expected="owner/name", where=spec)
+        raise UsageError(
+            f"{spec} is no name of a model on the hub.",
+            found=spec,
+            expected="owner/name",
+            where=spec,
+            hint="Write owner/name, or owner/name@revision.",
+        )
     revision = match["revision"]
     return match["name"], {} if revision is None else {"revision": revision}
 

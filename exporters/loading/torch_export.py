@@ -83,6 +83,7 @@ def export_module(module: Module, image_shape: tuple[int, ...]) -> ExportedProgr
             f"{type(module).__name__}.forward takes no argument; expected a batch of images.",
             expected="a batch of images",
             where=type(module).__name__,
+            hint="Let forward take a batch of images.",
         )
     batch: Any = {0: torch.export.Dim.DYNAMIC}
     if parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:

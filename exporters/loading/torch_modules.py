@@ -71,6 +71,7 @@ def build_module(factory: str, weights: Path) -> Module:
             found=type(module).__name__,
             expected="torch.nn.Module",
             where=factory,
+            hint="Name a function or class that gives the network.",
         )
     _load_state(module, read_state(weights), factory=factory, weights=weights)
     loaded: Module = module.eval()
@@ -111,6 +112,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             found=reason,
             expected="a .safetensors file, or a .pth file of tensors",
             where=path,
+            hint="Save the state dict alone: torch.save(model.state_dict(), path).",
         ) from error
     for key in _NESTED_STATES:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
@@ -123,6 +125,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             found=type(found).__name__,
             expected="a state dict",
             where=path,
+            hint="Save the state dict alone: torch.save(model.state_dict(), path).",
         )
     if all(name.startswith(_PARALLEL_PREFIX) for name in tensors):
         return {name.removeprefix(_PARALLEL_PREFIX): value for name, value in tensors.items()}
@@ -238,6 +241,7 @@ def _imported(factory: str) -> Callable[[], object]:
             f"{factory!r} names no factory; expected package.module:function.",
             found=factory,
             expected="package.module:function",
+            hint="Write a colon between module and function, such as torchvision.models:resnet18.",
         )
     here = str(Path.cwd())
     sys.path.insert(0, here)  # a console script lacks the current folder, where a user's own model file is
@@ -268,6 +272,7 @@ def _imported(factory: str) -> Callable[[], object]:
             found=type(found).__name__,
             expected="a function or a class",
             where=factory,
+            hint="Name a function or class that gives the network.",
         )
     call: Callable[[], object] = found
     return call

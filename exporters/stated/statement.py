@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from icis_deploy.errors import ClassConflictError, ICISDeployError, ModelLoadError
@@ -34,6 +35,10 @@ class Statement(Generic[Value]):
 
     obstacle: ICISDeployError | None = None
     """Why not, and what to do instead; `None` where it can."""
+
+    told_apart: Value | None = None
+    """Class names of which some occur more than once, each of those with the number of its class behind it, as in
+    `crane (134)`, for whoever makes a list of their own from it; `None` where that is not the obstacle."""
 
     def require(self) -> Value:
         """Return what is said.
@@ -88,7 +93,21 @@ def stated_names(names: Sequence[object], *, source: str) -> Statement[tuple[str
             ) from error
         return tuple(str(text) for text in texts)
 
-    return stated(read, source=source)
+    said = stated(read, source=source)
+    return said if said.obstacle is None else replace(said, told_apart=_told_apart(names))
+
+
+def _told_apart(names: Sequence[object]) -> tuple[str, ...] | None:
+    texts = [name.strip() for name in names if isinstance(name, str)]
+    counts = Counter(texts)
+    if len(texts) < len(names) or "" in counts or max(counts.values(), default=1) == 1:
+        return None
+    apart = tuple(text if counts[text] == 1 else f"{text} ({index})" for index, text in enumerate(texts))
+    try:
+        check_unique(apart)
+    except ClassConflictError:
+        return None
+    return apart
 
 
 def names_by_index(names: object, *, source: str) -> Statement[tuple[str, ...]]:

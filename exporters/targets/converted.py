@@ -151,7 +151,10 @@ def run_converter(command: Sequence[str], *, converter: str, folder: Path) -> st
         ) from error
     except OSError as error:
         raise ExportError(
-            f"{converter} could not be started: {error.strerror or error}.", found=str(error), where=command[0]
+            f"{converter} could not be started: {error.strerror or error}.",
+            found=str(error),
+            where=command[0],
+            hint="Install it again.",
         ) from error
     printed = (done.stdout + done.stderr).decode("utf-8", "replace")
     if done.returncode:
@@ -179,7 +182,10 @@ def conversion_failed(converter: str, printed: str, *, found: object = None) -> 
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
     reason = printable(lines[-1], max_length=MAX_REASON) if lines else f"it ended with {found} and said nothing"
     return ExportError(
-        f"{converter} could not convert {MODEL_NAME}: {reason.rstrip('.')}.", found=reason, where=MODEL_NAME
+        f"{converter} could not convert {MODEL_NAME}: {reason.rstrip('.')}.",
+        found=reason,
+        where=MODEL_NAME,
+        hint="Leave this target out, or report it with the message to the converter's project.",
     )
 
 

@@ -44,5 +44,6 @@ def openvino_from_onnx(model: Path, folder: Path, name: str) -> Sequence[str]:
             f"OpenVINO could not convert {model.name}: {first_line(error)}.",
             found=first_line(error),
             where=model.name,
+            hint="Leave this target out: the runtime openvino also reads model.onnx itself.",
         ) from error
     return name, Path(name).with_suffix(".bin").as_posix()

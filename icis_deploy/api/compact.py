@@ -53,7 +53,7 @@ def compact(
     from exporters.bundles.compaction import FormerBundle, write_compacted
 
     folder = Path(bundle)
-    check_free(Path(out), overwrite=overwrite)
+    check_free(Path(out), overwrite=overwrite, makes_folders=True)
     signer = None if key is None else open_signer(key)
     described, store = load_bundle(folder), Store(folder)
     journal = store.load_journal(described)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from icis_deploy.api.inputs import (
     Preprocess,
     class_names_from,
     descriptors_from,
+    listed,
+    preprocessing_from,
 )
 from icis_deploy.api.models import (
     Model,
@@ -37,7 +39,7 @@ from icis_deploy.head.head import Head
 from icis_deploy.images.loading import ListedImages, check_labelled
 from icis_deploy.images.preprocessing import Preprocessing
 from icis_deploy.images.python_values import PythonInputs, source_from
-from icis_deploy.images.sources import labels_of
+from icis_deploy.images.sources import InputSource, labels_of
 from icis_deploy.injection.estimate.estimate import Estimate
 from icis_deploy.injection.inject import Injection, inject, unseen_classes
 from icis_deploy.injection.options import AUTO, InjectionOptions
@@ -186,12 +188,17 @@ def compare_methods(
     """
     options = options or ComparisonOptions()
     described, names = descriptors_from(descriptors), class_names_from(unseen)
-    opened, preprocessing = open_with_preprocessing(model, classes=classes, preprocess=preprocess)
+    stated_classes, explicit = class_names_from(classes), preprocessing_from(preprocess)
+    if stated_classes is not None:
+        described.select(stated_classes)
+    options = replace(options, seen_images=listed(options.seen_images, where="the seen images"))
+    measured_on = None if images is None else _labelled(images)
+    opened, preprocessing = open_with_preprocessing(model, classes=stated_classes, preprocess=explicit)
     head = head_of(opened)
     new = unseen_classes(head, described, names)
     [any_options, *_] = options.by_method().values()
     seen_images = load_seen_images(opened, any_options, preprocessing, new_classes=new)
-    labeled = None if images is None else LabeledImageFeatures.load(images, opened, preprocessing)
+    labeled = None if measured_on is None else LabeledImageFeatures.load(measured_on, opened, preprocessing)
     neutral = neutral_features_of(opened, preprocessing=preprocessing, seed=options.seed)
     compared = []
     for name, each in options.by_method().items():
@@ -229,6 +236,14 @@ def _compared(name: str, injection: Injection, measured: AccuracyReport | None, 
     )
 
 
+def _labelled(images: PythonInputs) -> InputSource:
+    given = source_from(images, where="`images`")
+    if isinstance(given, ListedImages):
+        check_labelled(given)
+    labels_of(given)
+    return given
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LabeledImageFeatures:
     """Labelled images as features, which are the same whatever the head's rows are."""
@@ -252,9 +267,7 @@ class LabeledImageFeatures:
             UsageError: If nothing says how its images are prepared.
             ImageError: If the list or an image cannot be read.
         """
-        given = source_from(images, where="`images`")
-        if isinstance(given, ListedImages):
-            check_labelled(given)
+        given = _labelled(images)
         features = backbone_features_of(given, opened, preprocessing)
         return cls(source=given.where, labels=labels_of(given), features=features)
 

@@ -221,4 +221,5 @@ def _check_same_base(old: str, new: str) -> None:
             f"OLD was made for the head {old[:16]}…, NEW for {new[:16]}…: rows for different heads cannot be compared.",
             found=new,
             expected=old,
+            hint="Compare updates of one model, or a bundle with an update for it.",
         )

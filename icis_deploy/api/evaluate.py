@@ -137,8 +137,8 @@ def evaluate(
     """
     check_max_seen_loss(max_seen_loss)
     options = EvaluateOptions() if options is None else options
+    given, num_inputs = _labelled_inputs(images)  # before the model is loaded
     device = bundle if isinstance(bundle, Device) else _open(bundle, runtime, options)
-    given, num_inputs = _labelled_inputs(images)
     source = given.where
     where = None if isinstance(bundle, Device) else Path(bundle)
     head = outcome_head(device, class_names_from(unseen))

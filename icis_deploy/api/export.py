@@ -13,7 +13,10 @@ from icis_deploy.api.inputs import (
     PathLike,
     Preprocess,
     check_max_seen_loss,
+    class_names_from,
     inputs_from,
+    listed,
+    preprocessing_from,
     update_from,
 )
 from icis_deploy.api.models import (
@@ -120,6 +123,13 @@ class ExportOptions:
                 expected=HEAD_KINDS,
                 hint=f"Choose among {', '.join(HEAD_KINDS)}.",
             )
+        if self.head == "fused" and self.capacity is not None:
+            raise UsageError(
+                "A fused head has no slots.",
+                found=self.capacity,
+                expected="no capacity",
+                hint="Give `capacity` with `head='updatable'` only.",
+            )
         if self.arbiter not in ARBITERS:
             raise UsageError(
                 f"There is no arbiter {self.arbiter!r}.",
@@ -196,20 +206,29 @@ def export(
         ICISDeployError: As `inspect`, and if something cannot be read or written.
     """
     enable_workbench()
+    from exporters.bundles.finishing import read_trust
     from exporters.bundles.requirements import require_exportable
     from exporters.bundles.writing import BundleSettings, plan_head, write_bundle
-    from exporters.generator.writing import with_generator
+    from exporters.generator.writing import read_generator, with_generator
     from exporters.head.score_kinds import score_kind
     from exporters.targets.registry import plan_targets
 
     options = options or ExportOptions()
-    check_free(Path(out), overwrite=overwrite)
+    check_free(Path(out), overwrite=overwrite, makes_folders=True)
     # Before the work of minutes: whoever signs may have to be asked for a passphrase.
     signer = None if options.key is None else open_signer(options.key)
     targets = plan_targets(options.targets, options.target_options, head_kind=options.head)
-    opened, preprocessing = open_with_preprocessing(model, classes=classes, preprocess=options.preprocess)
-    require_exportable(opened.loaded, opened.location, preprocessing)
+    # All that is wrong with the other files is said before the model is loaded.
+    stated_classes, explicit = class_names_from(classes), preprocessing_from(options.preprocess)
     parsed = [update_from(update) for update in updates]
+    trusted = tuple(Path(key) for key in options.trust)
+    read_trust(trusted)
+    generator = None if options.generator is None else read_generator(Path(options.generator))
+    given_images = listed(options.images, where="`images`")
+    seen_images = listed(options.seen_images, where="`seen_images`")
+    calibration = listed(options.form.calibration_images, where="the calibration inputs")
+    opened, preprocessing = open_with_preprocessing(model, classes=stated_classes, preprocess=explicit)
+    require_exportable(opened.loaded, opened.location, preprocessing)
     plan = plan_head(
         head_of(opened),
         parsed,
@@ -219,13 +238,13 @@ def export(
         score_kind=score_kind(opened.location.node_name, opened.location.followed_by),
     )
     opened = replace(opened, head=None)  # the rows of a large head are not held while models with it are loaded
-    images = inputs_from(options.images, preprocessing)
+    images = inputs_from(given_images, preprocessing)
     made = None
     if plan.head_kind == "updatable" and options.max_changed_answers is not None:
         made = make_reference(
             opened,
             seen_names=plan.seen_names,
-            seen_images=options.seen_images,
+            seen_images=seen_images,
             gate_images=images,
             preprocessing=preprocessing,
             max_changed_answers=options.max_changed_answers,
@@ -233,13 +252,13 @@ def export(
     settings = BundleSettings(
         preprocessing=preprocessing,
         images=images,
-        form=options.form,
-        trust=tuple(Path(key) for key in options.trust),
+        form=replace(options.form, calibration_images=calibration),
+        trust=trusted,
         targets=targets,
         max_seen_loss=options.max_seen_loss,
         signer=signer,
     )
-    plan = with_generator(plan, options.generator)
+    plan = with_generator(plan, generator)
     bundle = write_bundle(
         Path(out),
         replace(

@@ -14,6 +14,7 @@ from icis_deploy.api.inputs import (
     DescriptorsLike,
     PathLike,
     Preprocess,
+    class_names_from,
     descriptors_from,
     preprocessing_from,
 )
@@ -105,8 +106,17 @@ def export_generator(
 
     options = options or GeneratorOptions()
     check_free(Path(out), overwrite=overwrite)
-    described = descriptors_from(descriptors)
-    opened = open_model(model, classes=classes, preprocessing=preprocessing_from(options.preprocess))
+    if options.injection.photos is not None:
+        raise UsageError(
+            "A generator makes rows from descriptors alone; photos cannot be part of it.",
+            found="photos of new classes",
+            expected="descriptors alone",
+            hint="Leave `photos` out of the options.",
+        )
+    described, names = descriptors_from(descriptors), class_names_from(classes)
+    if names is not None:
+        described.select(names)
+    opened = open_model(model, classes=names, preprocessing=preprocessing_from(options.preprocess))
     train = partial(
         train_injector,
         opened,
@@ -122,13 +132,7 @@ def export_generator(
             tell([_instead(injection.method, instead)])
             injection = train(options=replace(options.injection, method=instead))
     head = head_of(opened)
-    if injection.injector is None or injection.photos is not None:
-        raise UsageError(
-            "A generator makes rows from descriptors alone; photos cannot be part of it.",
-            found="photos of new classes",
-            expected="descriptors alone",
-            hint="Leave `photos` out of the options.",
-        )
+    assert injection.injector is not None  # only rows of photos have none
     return write_generator(
         Path(out),
         injection.injector,

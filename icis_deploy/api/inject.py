@@ -11,6 +11,8 @@ from icis_deploy.api.inputs import (
     Preprocess,
     class_names_from,
     descriptors_from,
+    listed,
+    preprocessing_from,
 )
 from icis_deploy.api.models import (
     Model,
@@ -74,8 +76,7 @@ def inject(
         UntrustworthyError: If `strict`, and the estimate warns or there is none.
         ICISDeployError: As `inspect`.
     """
-    opened, preprocessing = open_with_preprocessing(model, classes=classes, preprocess=preprocess)
-    injection = _train(opened, descriptors, unseen, options, preprocessing, progress)
+    opened, injection = _train(model, classes, descriptors, unseen, options, preprocess, progress)
     if strict:
         injection.require_trust()
     tell(injection.warnings)
@@ -117,39 +118,46 @@ def train_injector(
     Raises:
         ICISDeployError: As `inject`.
     """
-    opened, preprocessing = open_with_preprocessing(model, classes=classes, preprocess=preprocess)
-    injection = _train(opened, descriptors, unseen, options, preprocessing, progress)
+    _, injection = _train(model, classes, descriptors, unseen, options, preprocess, progress)
     tell(injection.warnings)
     return injection
 
 
 def _train(
-    opened: OpenedModel,
+    model: Model,
+    classes: ClassNames | None,
     descriptors: DescriptorsLike | None,
     unseen: ClassNames | None,
     options: InjectionOptions | None,
-    preprocessing: Preprocessing | None,
+    preprocess: Preprocess | None,
     progress: Callable[[int, float], None] | None,
-) -> Injection:
-    """Inject without a word of what there is to doubt."""
+) -> tuple[OpenedModel, Injection]:
+    """Open the model and inject, without a word of what there is to doubt."""
+    enable_workbench()
     from exporters.bundles.requirements import require_exportable
 
-    options = options or InjectionOptions()
+    # All that is wrong with the other files is said before the model is loaded.
+    stated_classes, explicit = class_names_from(classes), preprocessing_from(preprocess)
     described = None if descriptors is None else descriptors_from(descriptors)
-    names, head = class_names_from(unseen), head_of(opened)
-    require_exportable(opened.loaded, opened.location, preprocessing)
-    photos = load_photos(opened, options, preprocessing)
-    if photos is not None:
-        new = classes_to_inject(head, described, names, photos)
-    elif described is not None:
-        new = unseen_classes(head, described, names)
-    else:
+    names, options = class_names_from(unseen), _with_lists(options or InjectionOptions())
+    if described is None and options.photos is None:
         raise UsageError(
             "Nothing says what the new classes are.",
             found="neither descriptors nor photos",
             expected="descriptors of seen and new classes, or photos of the new ones",
             hint="Give `descriptors`, `photos`, or both.",
         )
+    if described is not None and stated_classes is not None:
+        described.select(stated_classes)
+    opened, preprocessing = open_with_preprocessing(model, classes=stated_classes, preprocess=explicit)
+    head = head_of(opened)
+    require_exportable(opened.loaded, opened.location, preprocessing)
+    photos = load_photos(opened, options, preprocessing)
+    if photos is not None:
+        new = classes_to_inject(head, described, names, photos)
+    else:
+        assert described is not None  # otherwise there are photos
+        new = unseen_classes(head, described, names)
     read = read_seen_images(opened, options, preprocessing)
     if read is not None and photos is not None:
         check_apart(photos, read.digests)
@@ -178,7 +186,16 @@ def _train(
     # Where inputs were given that are no images, nothing is said of images.
     if read is not None and read.are_arrays:
         warnings = tuple(called_inputs(warning) for warning in warnings)
-    return replace(injection, warnings=warnings)
+    return opened, replace(injection, warnings=warnings)
+
+
+def _with_lists(options: InjectionOptions) -> InjectionOptions:
+    """Return the options with images as what lists them; that each is there, and has a class where one is needed."""
+    return replace(
+        options,
+        seen_images=listed(options.seen_images, where="the seen images"),
+        photos=listed(options.photos, where="the photos of new classes"),
+    )
 
 
 def neutral_features_of(model: OpenedModel, *, preprocessing: Preprocessing | None, seed: int) -> Float32 | None:

@@ -85,7 +85,13 @@ def _described(names: list[Any], vectors: list[Any]) -> Descriptors:
             )
         arrays.append(array)
     if not arrays:
-        raise DescriptorError("There are no descriptors.", found=0, expected="one for each class", where="descriptors")
+        raise DescriptorError(
+            "There are no descriptors.",
+            found=0,
+            expected="one for each class",
+            where="descriptors",
+            hint="Give one for each class that the model knows, and for each new one.",
+        )
     return Descriptors(values=np.stack(arrays), class_names=tuple(names))
 
 
@@ -124,6 +130,7 @@ def class_names_from(given: ClassNames | None) -> tuple[str, ...] | None:
             f"The class name {shown(wrong)} is {shown(type(wrong).__name__)}; expected text.",
             found=shown(wrong),
             expected="names of classes, as text",
+            hint="Give names as text: a list of numbers is no list of names.",
         )
     return tuple(str(name) for name in names)
 
@@ -155,6 +162,25 @@ def inputs_from(
     if isinstance(source, ListedImages):
         check_labelled(source)
     return source
+
+
+def listed(given: PythonInputs | None, *, where: str) -> PythonInputs | None:
+    """Return inputs as what lists them, so that a list that is wrong is refused before a model is loaded for them.
+
+    A pair or an `.npz` file stays as it is: they may hold features, which only the model tells from inputs.
+
+    Args:
+        given: In any form of `source_from`; `None` stays `None`.
+        where: As in `source_from`.
+
+    Raises:
+        ICISDeployError: As `source_from`.
+    """
+    if given is None or isinstance(given, tuple):
+        return given
+    if isinstance(given, str | os.PathLike) and str(given).endswith(".npz"):
+        return given
+    return source_from(given, where=where)
 
 
 def preprocessing_from(given: Preprocess | None) -> Preprocessing | None:

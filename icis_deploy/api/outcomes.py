@@ -91,5 +91,10 @@ def accuracy_of_outcomes(
     head = outcome_head(device, class_names_from(unseen))
     parts = [outcomes_from_columns(table, head) for table in tables]
     if not sum(map(len, parts)):
-        raise UsageError("There are no outcomes.", found=0, expected="at least 1 outcome")
+        raise UsageError(
+            "There are no outcomes.",
+            found=0,
+            expected="at least 1 outcome",
+            hint="Give the outcomes of one image at least.",
+        )
     return accuracy_of(merge(parts), max_seen_loss=max_seen_loss)

@@ -36,6 +36,10 @@ def load_photos(
             found="no class",
             expected="a list with the columns file and class, or a folder for each class",
             where=read.where,
+            hint=(
+                "Put the photos of each class into a folder of its name, or list them in a CSV with the"
+                " columns file and class."
+            ),
         )
     return NewClassPhotos(features=read.features, labels=read.labels, digests=read.digests, problems=read.problems)
 

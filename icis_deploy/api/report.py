@@ -78,6 +78,7 @@ def report(
             found=str(out),
             expected="two paths",
             where=out,
+            hint="Give two paths in `out` and `markdown`.",
         )
     for path, _ in pages:
         check_free(path, overwrite=overwrite)

@@ -217,6 +217,7 @@ def given_features(given: PythonInputs, form: InputForm, *, feature_dim: int, wh
             found=features.shape[1],
             expected=feature_dim,
             where=where,
+            hint="Take the features that go into this model's last layer.",
         )
     if labels is not None and len(labels) != len(features):
         raise ImageError(
@@ -224,6 +225,7 @@ def given_features(given: PythonInputs, form: InputForm, *, feature_dim: int, wh
             found=len(labels),
             expected=len(features),
             where=where,
+            hint="Give one label for each row of features.",
         )
     return GivenFeatures(features=features, labels=labels, where=where)
 
@@ -250,6 +252,7 @@ def _readable(source: InputSource, form: InputForm) -> tuple[InputSource, tuple[
             found=tuple(problems),
             expected=expected,
             where=source.where,
+            hint="Check the first of them by itself, and how the list names them.",
         )
     left_out = (
         f"{len(problems)} of {len(source)} {form.noun}s of {source.where} are left out: {' '.join(problems[:5])}",
@@ -323,7 +326,11 @@ def _load_features(path: Path) -> tuple[Float32, tuple[str, ...] | None]:
             values, _ = read_npz(file, ("features", "labels"), max_bytes=MAX_ARRAY_BYTES)
     except (OSError, ValueError) as error:
         raise ImageError(
-            f"Cannot read the features {path}: {error}.", found=str(error), expected="an .npz file", where=path
+            f"Cannot read the features {path}: {error}.",
+            found=str(error),
+            expected="an .npz file",
+            where=path,
+            hint="Write it again with numpy.savez and the arrays features and labels.",
         ) from error
     if "features" not in values:
         raise ImageError(
@@ -331,6 +338,7 @@ def _load_features(path: Path) -> tuple[Float32, tuple[str, ...] | None]:
             found="no features",
             expected="features (num_images, feature_dim) and labels (num_images,)",
             where=path,
+            hint="Write the arrays features and labels with numpy.savez.",
         )
     features = frozen_float32(values["features"], name="features of seen images", ndim=2)
     labels = values.get("labels")

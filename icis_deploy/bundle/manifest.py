@@ -295,6 +295,7 @@ class Bundle:
                 f"The bundle's manifest does not name {sorted(required - set(self.files))}.",
                 found=tuple(sorted(self.files)),
                 expected=tuple(sorted(required)),
+                hint="Copy the bundle again, or export it again.",
             )
 
     def _check_types(self) -> None:
@@ -327,6 +328,7 @@ class Bundle:
                 f"The bundle states something of the wrong type or out of range in {wrong}.",
                 found=tuple(wrong),
                 expected="fields of the right type and range",
+                hint="Copy the bundle again, or export it again; a manifest is not edited by hand.",
             )
 
     def _check_capacity(self) -> None:
@@ -417,6 +419,7 @@ def parse_manifest(data: bytes) -> Bundle:
             f"The manifest is not a JSON object with a `schema_version`. Reading it failed: {reason_of(error)}.",
             found=reason_of(error),
             expected="a JSON object with a schema_version",
+            hint="Copy the bundle again from where it was exported, or export it again.",
         ) from error
     if type(schema_version) is not int or schema_version not in _READABLE_VERSIONS:  # Python calls `true` equal to 1
         raise BundleError(
@@ -439,6 +442,7 @@ def parse_manifest(data: bytes) -> Bundle:
         raise BundleError(
             f"The manifest lacks a field or has one of the wrong type: {reason_of(error)}.",
             found=reason_of(error),
+            hint="Copy the bundle again, or export it again; a manifest is not edited by hand.",
         ) from error
 
 
@@ -474,6 +478,7 @@ def _checked_name(name: str) -> str:
             f"The manifest names the file {name!r}, which is not a plain path inside the bundle.",
             found=name,
             expected="a plain path inside the bundle",
+            hint="Do not use this bundle: `export()` never writes such a name.",
         )
     return name
 
@@ -584,6 +589,7 @@ def check_file(path: Path, entry: FileEntry) -> None:
             f"The manifest names {path}, which cannot be read: {error.strerror or error}.",
             found=error.strerror or str(error),
             where=path,
+            hint="Copy the whole folder of the bundle again.",
         ) from error
     if found != entry:
         raise CorruptFileError(

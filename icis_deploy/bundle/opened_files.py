@@ -64,7 +64,12 @@ def check_external_weights(folder: Path, model: str, names: Mapping[str, object]
                 is_suspect = data.find(b"location") >= 0 or data.find(_CONTEXT) >= 0
                 locations = set(external_locations(data)) if is_suspect else set()
     except (OSError, ValueError) as error:
-        raise BundleError(f"Cannot read the model {path}: {error}.", found=str(error), where=path) from error
+        raise BundleError(
+            f"Cannot read the model {path}: {error}.",
+            found=str(error),
+            where=path,
+            hint="Copy the whole folder of the bundle again.",
+        ) from error
     for location in sorted(locations):
         if posixpath.join(posixpath.dirname(model), location) not in names:
             raise BundleError(

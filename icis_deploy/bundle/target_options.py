@@ -52,6 +52,10 @@ class EngineSettings:
                 f"min_batch <= opt_batch <= max_batch.",
                 found=(self.min_batch, self.opt_batch, self.max_batch),
                 expected="1 <= min_batch <= opt_batch <= max_batch",
+                hint=(
+                    "Give `min_batch`, `opt_batch` and `max_batch` in this order of size; what is left out "
+                    "is 1, 1 and 32."
+                ),
             )
 
     @property

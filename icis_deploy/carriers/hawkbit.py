@@ -253,13 +253,22 @@ def _files_of(deployment: Mapping[str, Any]) -> list[_File]:
                     )
                 )
     except (KeyError, TransferError) as error:
-        raise CorruptFileError(f"The deployment's list of files cannot be read: {reason_of(error)}") from error
+        raise CorruptFileError(
+            f"The deployment's list of files cannot be read: {reason_of(error)}",
+            hint="Ask the server's operator: this is no answer of hawkBit's direct device integration.",
+        ) from error
     names = [file.name for file in files]
     plain = all(name == Path(name).name and not name.startswith(".") and len(name) < 200 for name in names)
     if not 0 < len(files) <= MAX_FILES or len(set(names)) < len(names) or not plain:
-        raise CorruptFileError(f"The deployment has {len(files)} files with the names {shown(names[:4])}.")
+        raise CorruptFileError(
+            f"The deployment has {len(files)} files with the names {shown(names[:4])}.",
+            hint="Give the software module one file, the class update.",
+        )
     if sum(file.size for file in files) > MAX_UPDATE_BYTES:
-        raise CorruptFileError(f"The deployment has more than {MAX_UPDATE_BYTES} bytes, which no class update has.")
+        raise CorruptFileError(
+            f"The deployment has more than {MAX_UPDATE_BYTES} bytes, which no class update has.",
+            hint="Give the software module one file, the class update.",
+        )
     return sorted(files, key=lambda file: file.name)
 
 

@@ -179,6 +179,7 @@ class Repository:
                 f"{self.reference} has no tag to push to.",
                 found=str(self.reference),
                 expected="registry/repository:tag",
+                hint="Write it behind the repository with a colon, such as registry.example/updates:1.",
             )
         layers = [self._push_file(path, title, artifact_type) for title, path in sorted(paths.items())]
         config = _described(_EMPTY, _EMPTY_TYPE)
@@ -248,6 +249,7 @@ class Repository:
                 found=artifact.size,
                 expected=f"at most {MAX_UPDATE_BYTES} bytes",
                 where=str(self.reference),
+                hint="Check the reference: it names something else than a class update.",
             )
         for layer in artifact.layers:
             if "/" in layer.title or not layer.title.endswith(".icis"):
@@ -380,6 +382,7 @@ class Repository:
                 found=realm,
                 expected="an address of HTTPS",
                 where=answer.url,
+                hint="Use a registry that answers over HTTPS.",
             )
         join = "&" if urlsplit(realm).query else "?"
         token = request(
@@ -416,6 +419,7 @@ def files_of_bundle(folder: Path) -> dict[str, Path]:
             found=len(found),
             expected=f"{MANIFEST_NAME}, and at most {MAX_FILES} files",
             where=folder,
+            hint="Give the folder of one bundle.",
         )
     return found
 
@@ -435,7 +439,10 @@ def _as_load_error(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LoadError(
-            f"{path} cannot be read: {error.strerror or error}.", found=error.strerror or str(error), where=path
+            f"{path} cannot be read: {error.strerror or error}.",
+            found=error.strerror or str(error),
+            where=path,
+            hint="Check the path.",
         ) from error
 
 

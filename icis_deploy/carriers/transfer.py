@@ -158,7 +158,11 @@ def _opened(
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise UsageError(
-            f"{_shown(url)} is no address of HTTP.", found=url, expected="http://… or https://…", where=url
+            f"{_shown(url)} is no address of HTTP.",
+            found=url,
+            expected="http://… or https://…",
+            where=url,
+            hint="Give one that begins with https:// or http://.",
         )
     with _as_transfer_error(url):
         asked = urllib.request.Request(url, data=body, method=method)  # noqa: S310 - http and https alone

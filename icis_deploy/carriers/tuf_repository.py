@@ -89,6 +89,7 @@ def fetch_target(
                 found=info.length,
                 expected=f"at most {MAX_TARGET_BYTES} bytes",
                 where=targets_url,
+                hint="Check the name of the target: it is something else than a class update.",
             )
         fetched = Path(updater.download_target(info, filepath=str(state / f"target-{quote(target, safe='')[-80:]}")))
         data = read_plain(fetched, max_bytes=MAX_TARGET_BYTES, what="target", error_type=LoadError)

@@ -28,6 +28,7 @@ from icis_deploy.cli.options import (
     refuse_given,
 )
 from icis_deploy.cli.output import format_option
+from icis_deploy.cli.parameter_types import Choice
 from icis_deploy.errors import UsageError
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 
@@ -37,7 +38,7 @@ from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 @click.option("--against", metavar="BUNDLE|MODEL", help="What all are compared with: a bundle, or the original model.")
 @click.option(
     "--preset",
-    type=click.Choice(PRESET_NAMES),
+    type=Choice(PRESET_NAMES),
     default="normal",
     show_default=True,
     help="How much is measured: enough queries for p90, p99 or p99.9.",
@@ -52,7 +53,7 @@ from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 @click.option(
     "--runtime",
     "runtimes",
-    type=click.Choice(RUNTIME_NAMES),
+    type=Choice(RUNTIME_NAMES),
     multiple=True,
     default=RUNTIME_NAMES[:1],
     show_default=True,
@@ -66,7 +67,7 @@ from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 @click.option(
     "--scenario",
     "scenarios",
-    type=click.Choice(SCENARIO_NAMES),
+    type=Choice(SCENARIO_NAMES),
     multiple=True,
     help="A load besides the rest: MLPerf LoadGen's, or predictions while classes change. Repeatable.",
 )
@@ -159,4 +160,7 @@ def _check_options(baseline: Path | None, scenarios: Sequence[str], logs: Path |
         reason = f"no load of LoadGen is run. Give --scenario {LOADGEN_SCENARIOS[0]} or another, or leave it out."
         refuse_given("logs", reason=reason)
     elif logs is not None and logs.exists() and not logs.is_dir():
-        raise UsageError(f"{logs} is a file; --logs names the folder in which LoadGen's logs are kept.")
+        raise UsageError(
+            f"{logs} is a file; --logs names the folder in which LoadGen's logs are kept.",
+            hint="Name a folder, or a path at which there is nothing.",
+        )

@@ -15,6 +15,7 @@ from icis_deploy.cli.options import (
     model_source,
 )
 from icis_deploy.cli.output import format_option, note, print_result
+from icis_deploy.cli.parameter_types import Choice
 
 
 @click.command("bench-fit", short_help="Time the prediction of rows against the published recipe.")
@@ -25,7 +26,7 @@ from icis_deploy.cli.output import format_option, note, print_result
 @click.option(
     "--method",
     "methods",
-    type=click.Choice(METHOD_NAMES),
+    type=Choice(METHOD_NAMES),
     multiple=True,
     default=("icis", "ridge", "auto"),
     show_default=True,

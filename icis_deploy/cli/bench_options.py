@@ -33,16 +33,11 @@ def check_out(out: Path | None, *, overwrite: bool) -> None:
         UsageError: If it exists and may not be replaced, its folder does not exist, or there is nothing to overwrite.
     """
     from icis_deploy.common.files import check_free
-    from icis_deploy.errors import UsageError
 
     if out is None:
         refuse_given("overwrite", reason="no result is written. Give --out, or leave it out.")
     else:
         check_free(out, overwrite=overwrite)
-        if not out.absolute().parent.is_dir():
-            raise UsageError(
-                f"There is no folder {out.absolute().parent} for the result. Create it, or choose another."
-            )
 
 
 def numbers(option: str, text: str) -> list[int]:

@@ -10,6 +10,7 @@ from icis_deploy.api.bench import PRESET_NAMES
 from icis_deploy.cli.bench_options import check_out, finish, numbers, out_options, show_progress
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, THREADS
 from icis_deploy.cli.output import format_option
+from icis_deploy.cli.parameter_types import Choice
 
 
 @click.command("bench-peers", short_help="Measure bundles against PyTorch, OpenVINO, re-export and ConSE.")
@@ -19,7 +20,7 @@ from icis_deploy.cli.output import format_option
 @click.option("--images", type=EXISTING_FILE, help="What accuracy is measured on: a CSV with file,class.")
 @click.option(
     "--preset",
-    type=click.Choice(PRESET_NAMES),
+    type=Choice(PRESET_NAMES),
     default="normal",
     show_default=True,
     help="How much is measured: enough queries for p90, p99 or p99.9.",

@@ -23,6 +23,7 @@ from icis_deploy.cli.options import (
     seed_option,
 )
 from icis_deploy.cli.output import format_option, note, print_result, without_library_warnings
+from icis_deploy.cli.parameter_types import Choice
 from icis_deploy.common.terminal_text import columns, percent, points_text
 
 if TYPE_CHECKING:
@@ -33,9 +34,7 @@ if TYPE_CHECKING:
 @click.argument("model")
 @classes_option
 @described_classes_options
-@click.option(
-    "--method", "methods", type=click.Choice(METHOD_NAMES), multiple=True, help="What to compare. Default: all."
-)
+@click.option("--method", "methods", type=Choice(METHOD_NAMES), multiple=True, help="What to compare. Default: all.")
 @calibration_options
 @click.option(
     "--images",

@@ -11,8 +11,9 @@ import click
 from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, INPUTS, NEW_PATH, max_seen_loss_option, runtime_option
 from icis_deploy.cli.output import counting_progress, format_option, note, print_result
+from icis_deploy.cli.parameter_types import Choice
 from icis_deploy.common.terminal_text import MAX_SHOWN, columns, percent, printable
-from icis_deploy.errors import SeenLossError, UsageError
+from icis_deploy.errors import SeenLossError
 
 if TYPE_CHECKING:
     from icis_deploy.metrics.accuracy import AccuracyReport
@@ -48,14 +49,14 @@ NUM_NAMED = 5
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images a thread runs at once. Default: 4; GPU: 32.")
 @click.option(
     "--on-error",
-    type=click.Choice(["stop", "skip"]),
+    type=Choice(["stop", "skip"]),
     default="stop",
     show_default=True,
     help="What to do with an image that cannot be read.",
 )
 @click.option(
     "--engine",
-    type=click.Choice(["local", "ray"]),
+    type=Choice(["local", "ray"]),
     default="local",
     show_default=True,
     help="Threads of this process, or actors of a Ray cluster.",
@@ -90,8 +91,11 @@ def evaluate(
     from icis_deploy.api.evaluate import EvaluateOptions, save_class_table
     from icis_deploy.api.evaluate import evaluate as evaluate_bundle
     from icis_deploy.api.evaluate_plot import save_curve_plot
+    from icis_deploy.common.files import check_free
 
-    _check_folders({"--per-class": per_class, "--curve": curve})
+    for path in (per_class, curve):
+        if path is not None:
+            check_free(path, overwrite=True)
     failure = None
     try:
         with counting_progress("Evaluating") as progress:
@@ -132,20 +136,6 @@ def evaluate(
         # The report is already on stdout, so the exit code says the rest.
         note(f"Error: {failure}")
         raise click.exceptions.Exit(SeenLossError.exit_code)
-
-
-def _check_folders(paths: dict[str, Path | None]) -> None:
-    """Refuse a file that could not be written, before minutes are spent on measuring.
-
-    Raises:
-        UsageError: If its folder does not exist.
-    """
-    for option, path in paths.items():
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UsageError(
-                f"There is no folder {path.absolute().parent} for the file that {option} names. Create it, or choose "
-                f"another."
-            )
 
 
 def accuracy_result(report: AccuracyReport) -> dict[str, object]:

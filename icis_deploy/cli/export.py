@@ -29,6 +29,7 @@ from icis_deploy.cli.options import (
     model_source,
 )
 from icis_deploy.cli.output import format_option, library_warnings, print_result
+from icis_deploy.cli.parameter_types import Choice
 from icis_deploy.cli.signing_options import optional_signing_key_from, signing_options
 from icis_deploy.cli.verify import parity_text, signature_text
 from icis_deploy.common.terminal_text import columns, percent
@@ -70,7 +71,7 @@ TARGET_NAMES = (
 )
 @click.option(
     "--head",
-    type=click.Choice(["fused", "updatable"]),
+    type=Choice(["fused", "updatable"]),
     default="fused",
     show_default=True,
     help="fused: all rows in one layer, the fastest. updatable: rows can be changed on the device.",
@@ -82,7 +83,7 @@ TARGET_NAMES = (
 )
 @click.option(
     "--arbiter",
-    type=click.Choice(["auto", "off"]),
+    type=Choice(["auto", "off"]),
     default="auto",
     show_default=True,
     help="auto: new classes are favoured image by image where an update says so. off: by a constant alone.",
@@ -128,7 +129,7 @@ TARGET_NAMES = (
 @click.option(
     "--target",
     "targets",
-    type=click.Choice(TARGET_NAMES),
+    type=Choice(TARGET_NAMES),
     multiple=True,
     help="What the bundle holds besides model.onnx; may be given several times. all: what this machine can build.",
 )

@@ -21,6 +21,7 @@ from icis_deploy.cli.options import (
     seed_option,
 )
 from icis_deploy.cli.output import format_option, library_warnings, print_result, training_progress
+from icis_deploy.cli.parameter_types import Choice
 from icis_deploy.common.terminal_text import columns
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @described_classes_options
 @click.option(
     "--method",
-    type=click.Choice([name for name in METHOD_NAMES if name != "mixture"]),
+    type=Choice([name for name in METHOD_NAMES if name != "mixture"]),
     default="auto",
     show_default=True,
     help="How rows are predicted, as for inject.",
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 @seed_option
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
+    type=Choice(["fp32", "fp16"]),
     default="fp32",
     show_default=True,
     help="fp16: matrices in half the size.",

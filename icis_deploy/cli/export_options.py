@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
+from icis_deploy.cli.parameter_types import Choice
 
 if TYPE_CHECKING:
     from icis_deploy.bundle.model_form import ModelForm
@@ -29,7 +30,7 @@ def engine_options(function: Command) -> Command:
         click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Engines: memory of one layer."),
         click.option(
             "--hardware-compatibility",
-            type=click.Choice(["none", "ampere_plus", "same_compute_capability"]),
+            type=Choice(["none", "ampere_plus", "same_compute_capability"]),
             help="tensorrt: which other GPUs the engine runs on.",
         ),
         click.option(
@@ -95,14 +96,14 @@ def form_options(command: Command) -> Command:
         (
             click.option(
                 "--precision",
-                type=click.Choice(["fp32", "fp16", "int8"]),
+                type=Choice(["fp32", "fp16", "int8"]),
                 default="fp32",
                 show_default=True,
                 help="What the backbone computes in; fp32 leaves it as it is. Slots are float32 in all of them.",
             ),
             click.option(
                 "--head-precision",
-                type=click.Choice(["fp32", "fp16", "int8"]),
+                type=Choice(["fp32", "fp16", "int8"]),
                 default="fp32",
                 show_default=True,
                 help="What the baked rows are stored in; fp32 leaves them as they are. They are multiplied as floats.",
@@ -115,7 +116,7 @@ def form_options(command: Command) -> Command:
             click.option(
                 "--input",
                 "model_input",
-                type=click.Choice(["float32", "uint8"]),
+                type=Choice(["float32", "uint8"]),
                 default="float32",
                 show_default=True,
                 help="What the model takes; uint8: resized and cropped pixels (height, width, channels).",

@@ -30,6 +30,7 @@ from icis_deploy.cli.output import (
     training_progress,
     without_library_warnings,
 )
+from icis_deploy.cli.parameter_types import Choice
 from icis_deploy.common.terminal_text import columns, percent
 
 if TYPE_CHECKING:
@@ -70,14 +71,14 @@ NUM_SHOWN = 5
 )
 @click.option(
     "--method",
-    type=click.Choice(METHOD_NAMES),
+    type=Choice(METHOD_NAMES),
     default="auto",
     show_default=True,
     help="How rows are predicted; auto compares methods on classes that the model knows.",
 )
 @click.option(
     "--calibration",
-    type=click.Choice(["auto", "length", "none"]),
+    type=Choice(["auto", "length", "none"]),
     default="auto",
     show_default=True,
     help="How rows are brought to compete with the seen ones: auto, by mean length only, or as predicted.",

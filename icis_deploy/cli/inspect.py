@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,13 @@ from icis_deploy.cli.options import NEW_PATH, classes_option, model_options, mod
 from icis_deploy.cli.output import format_option, note, print_result
 from icis_deploy.cli.verify import signature_text
 from icis_deploy.common.terminal_text import columns
+from icis_deploy.head.class_names import quoted
 
 if TYPE_CHECKING:
     from exporters.loading.models import LoadedModel
     from exporters.stated.statement import Statement
     from icis_deploy.api.models import OpenedModel
+    from icis_deploy.errors import ICISDeployError
 
 
 @click.command(short_help="Show the head that was found in a model, or what a bundle is.")
@@ -67,18 +70,38 @@ def inspect(
 
 
 def _write_classes(opened: OpenedModel, path: Path) -> None:
+    said = opened.loaded.stated_classes
+    if opened.head is not None:
+        _write_lines(path, opened.head.class_names)
+        return
+    names = None if said is None else said.told_apart
+    if said is None or names is None or len(names) != opened.location.num_classes:
+        raise _unnamed(opened, path)
+    _write_lines(path, names)
+    numbered = [name for index, name in enumerate(names) if name.endswith(f" ({index})")]
+    note(
+        f"Warning: {said.source} gives some classes one name. In {path} the number of the class stands behind it: "
+        f"{quoted(numbered)}. Write better names there if you like, and give --classes {path} to every command."
+    )
+
+
+def _write_lines(path: Path, names: Sequence[str]) -> None:
     from icis_deploy.common.files import write_file
+
+    write_file(path, "".join(f"{name}\n" for name in names).encode())
+
+
+def _unnamed(opened: OpenedModel, path: Path) -> ICISDeployError:
     from icis_deploy.errors import UsageError
 
-    if opened.head is None:
-        if (said := opened.loaded.stated_classes) is not None:
-            said.require()
-        raise UsageError(
-            f"The model does not name its classes, so that {path} cannot be written.",
-            where=path,
-            hint="Write their names there yourself, one a line, in the order of the model's outputs.",
-        )
-    write_file(path, "".join(f"{name}\n" for name in opened.head.class_names).encode())
+    said = opened.loaded.stated_classes
+    if said is not None and said.obstacle is not None:
+        return said.obstacle
+    return UsageError(
+        f"The model does not name its classes, so that {path} cannot be written.",
+        where=path,
+        hint="Write their names there yourself, one a line, in the order of the model's outputs.",
+    )
 
 
 def _inspect_bundle(folder: Path) -> None:
@@ -164,7 +187,7 @@ def _text(opened: OpenedModel) -> str:
             ("model", f"{loaded.spec} ({loaded.source})"),
             ("input", f"{loaded.input_name} ({shape}) {loaded.input_dtype}"),
             ("head", f"{location.kind}, node {location.node_name!r}, weight {location.weight_name!r}"),
-            ("classes", f"{location.num_classes}{_names_text(loaded)}"),
+            ("classes", f"{location.num_classes}{_names_text(opened)}"),
             ("feature_dim", str(location.feature_dim)),
             ("followed by", ", ".join(location.followed_by) or "nothing"),
             ("images", _preprocessing_text(loaded)),
@@ -198,11 +221,16 @@ def _stated(said: Statement[Any] | None) -> dict[str, Any] | None:
     return {"source": said.source, "value": text, "obstacle": None if said.obstacle is None else str(said.obstacle)}
 
 
-def _names_text(loaded: LoadedModel) -> str:
-    said = loaded.stated_classes
+def _names_text(opened: OpenedModel) -> str:
+    said = opened.loaded.stated_classes
+    if opened.head is not None and said is not None and said.value != opened.head.class_names:
+        return ", named by the list that was given"
     if said is None:
         return ""
-    return f", named by {said.source}" if said.obstacle is None else f"; {_in_options(str(said.obstacle))}"
+    if said.obstacle is None:
+        return f", named by {said.source}"
+    written = "" if said.told_apart is None else " --classes-out writes a list in which they are told apart."
+    return f"; {_in_options(str(said.obstacle))}{written}"
 
 
 def _preprocessing_text(loaded: LoadedModel) -> str:

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from icis_deploy.cli.parameter_types import Choice, ExistingPath
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 
 if TYPE_CHECKING:
     from icis_deploy.api.models import ModelSource
 
-EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-EXISTING_PATH = click.Path(exists=True, path_type=Path)
+EXISTING_FILE = ExistingPath(dir_okay=False, path_type=Path)
+EXISTING_PATH = ExistingPath(path_type=Path)
 
 
-class InputsType(click.Path):
+class InputsType(ExistingPath):
     """What holds inputs: a path that is there, or a URI or pattern of several files, which is left as it is."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -28,8 +29,10 @@ class InputsType(click.Path):
         return super().convert(value, param, ctx)
 
 
-INPUTS = InputsType(exists=True, path_type=Path)
-BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
+INPUTS = InputsType(path_type=Path)
+BUNDLE = ExistingPath(
+    expected="Name a bundle: the folder that `icis-deploy export` wrote.", file_okay=False, path_type=Path
+)
 NEW_PATH = click.Path(path_type=Path)
 THREADS = click.IntRange(min=1, max=1024)  # a runtime starts every thread that it is asked for
 
@@ -101,7 +104,7 @@ def photo_options(function: Command) -> Command:
         click.option(
             "--photos",
             metavar="LIST|FOLDER",
-            type=click.Path(exists=True, path_type=Path),
+            type=ExistingPath(path_type=Path),
             help="A few photos of new classes, of some or all: CSV with the columns file and class, a folder of class "
             "folders, or a file of arrays or features with labels. They move the rows; a class with photos needs no "
             "descriptor.",
@@ -121,7 +124,7 @@ def calibration_options(function: Command) -> Command:
         ),
         click.option(
             "--arbiter",
-            type=click.Choice(["auto", "off"]),
+            type=Choice(["auto", "off"]),
             default="auto",
             show_default=True,
             help="auto: how far new classes are favoured depends on the image, where --seen-images speak for it.",
@@ -129,7 +132,7 @@ def calibration_options(function: Command) -> Command:
         click.option(
             "--seen-images",
             metavar="LIST|FOLDER",
-            type=click.Path(exists=True, path_type=Path),
+            type=ExistingPath(path_type=Path),
             help="Images of classes that the model knows: CSV with the columns file and class (or file alone), a "
             "folder of class folders or of images, or a file of arrays or features with labels. They keep "
             "--max-seen-loss, and the estimate comes from them. Not those that the model was trained on: they promise "
@@ -178,7 +181,7 @@ def runtime_option(function: Command) -> Command:
     """Add the option `--runtime`."""
     return click.option(
         "--runtime",
-        type=click.Choice(RUNTIME_NAMES),
+        type=Choice(RUNTIME_NAMES),
         default=RUNTIME_NAMES[0],
         show_default=True,
         help="What runs the bundle's model.",

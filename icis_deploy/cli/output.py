@@ -28,6 +28,7 @@ from typing import Any, TextIO
 
 import click
 
+from icis_deploy.cli.parameter_types import Choice
 from icis_deploy.common.terminal_text import called_inputs, columns, percent, points_text, printable
 from icis_deploy.errors import RuntimeFailureError
 
@@ -40,7 +41,7 @@ def format_option(function: Callable[..., None]) -> Callable[..., None]:
     """Add `--format text|json` to a command; the choice is kept in the context for `print_result`."""
     return click.option(
         "--format",
-        type=click.Choice(["text", "json"]),
+        type=Choice(["text", "json"]),
         default="text",
         show_default=True,
         expose_value=False,

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, THREADS, runtime_option
+from icis_deploy.cli.parameter_types import ExistingPath
 
 _AT_LEAST_ONE = click.IntRange(min=1)
 
@@ -27,7 +28,7 @@ _AT_LEAST_ONE = click.IntRange(min=1)
 @click.option("--top", type=_AT_LEAST_ONE, default=5, show_default=True, help="How many classes per input.")
 @click.option(
     "--inbox",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=ExistingPath(file_okay=False, path_type=Path),
     help="A folder in which to look for class updates, as `icis-deploy inbox` does.",
 )
 @click.option(

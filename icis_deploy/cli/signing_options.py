@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from icis_deploy.cli.options import EXISTING_FILE, Command
+from icis_deploy.cli.parameter_types import ExistingPath
 from icis_deploy.errors import LoadError, UsageError
 
 if TYPE_CHECKING:
     from icis_deploy.updates.signers import SigningKey
 
-READABLE_FILE = click.Path(exists=True, dir_okay=False, allow_dash=False, path_type=Path)
+READABLE_FILE = ExistingPath(dir_okay=False, allow_dash=False, path_type=Path)
 _NAMES = ("key", "signer", "sign_command", "public_key", "passphrase_file", "passphrase_env")
 _MAX_FILE_BYTES = 1 << 12
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from icis_deploy.common.terminal_text import shown
 
@@ -39,3 +41,17 @@ def did_you_mean(names: Sequence[str], known: Iterable[str]) -> str:
             by = "" if len(names) == 1 else f" by {shown(name)}"
             return f"Did you mean {shown(meant)}{by}? "
     return ""
+
+
+def did_you_mean_path(path: str | os.PathLike[str]) -> str:
+    """Return a question for the file or folder in the same folder whose name is most like one that is not there, or ''.
+
+    Args:
+        path: What was given.
+    """
+    given = Path(path)
+    try:
+        found = closest(given.name, [each.name for each in given.parent.iterdir()])
+    except (OSError, ValueError):
+        return ""
+    return "" if found is None else f"Did you mean {shown(str(given.with_name(found)))}? "

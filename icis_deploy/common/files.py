@@ -156,7 +156,7 @@ def new_folder(target: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
     """
     import shutil
 
-    check_free(target, overwrite=overwrite)
+    check_free(target, overwrite=overwrite, makes_folders=True)
     if os.path.lexists(target) and not os.path.isdir(target):  # noqa: PTH112 - see check_free
         raise UsageError(
             f"{target} is a file, where a folder is expected.",
@@ -222,14 +222,59 @@ def _swap_in(building: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def check_free(target: Path, *, overwrite: bool) -> None:
-    """Raise `UsageError` if `target` exists and may not be replaced."""
+def check_free(target: Path, *, overwrite: bool, makes_folders: bool = False) -> None:
+    """Check that something can be written at a path, before the work that makes it.
+
+    Args:
+        target: Of a file or folder that will be written.
+        overwrite: Whether what is there may be replaced.
+        makes_folders: Whether the folders above it are made where they are missing, as those of a bundle.
+
+    Raises:
+        UsageError: If it exists and may not be replaced, or there is no folder for it.
+        StorageError: If nothing can be written in its folder.
+    """
     # os.path and not pathlib, which raises where the system refuses to look (a name that is too long, a closed folder).
     if os.path.lexists(target) and not overwrite:
         raise UsageError(
             f"{target} already exists.",
             where=target,
             hint="Choose another path, or give `overwrite=True` to replace it.",
+        )
+    _check_folder(os.path.dirname(os.path.abspath(target)), target, makes_folders=makes_folders)  # noqa: PTH100, PTH120
+
+
+def _check_folder(folder: str, target: Path, *, makes_folders: bool) -> None:
+    try:
+        mode = os.stat(folder).st_mode  # noqa: PTH116 - see check_free
+    except FileNotFoundError:
+        if makes_folders:
+            _check_folder(os.path.dirname(folder), target, makes_folders=True)  # noqa: PTH120 - see check_free
+            return
+        raise UsageError(
+            f"{target} cannot be written: there is no folder {folder}.",
+            found="nothing",
+            expected="a folder",
+            where=target,
+            hint="Create it, or choose another path.",
+        ) from None
+    except (OSError, ValueError):
+        return  # whoever writes there will say what the system says
+    if not stat.S_ISDIR(mode):
+        raise UsageError(
+            f"{target} cannot be written: {folder} is a file, where a folder is expected.",
+            found="a file",
+            expected="a folder",
+            where=target,
+            hint="Choose another path.",
+        )
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise StorageError(
+            f"{target} cannot be written: the folder {folder} does not allow it.",
+            found="no permission to write",
+            expected="a folder that can be written in",
+            where=target,
+            hint="Choose another path, or change the folder's permissions.",
         )
 
 
@@ -301,6 +346,17 @@ def _open_any(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
+_CURES_OF_WRITING = {
+    errno.ENOENT: "Create its folder, or choose another path.",
+    errno.ENOTDIR: "Choose another path: what stands above it is a file.",
+    errno.EACCES: "Choose another path, or change the permissions of its folder.",
+    errno.EPERM: "Choose another path, or change the permissions of its folder.",
+    errno.EROFS: "Choose a path on a disk that can be written.",
+    errno.ENOSPC: "Free some space, then try again.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+}
+
+
 def write_failure(path: Path, error: OSError | ValueError, *, what: str = "", after: str = "") -> StorageError:
     """Return the error of ours for a write that the system refused.
 
@@ -314,7 +370,7 @@ def write_failure(path: Path, error: OSError | ValueError, *, what: str = "", af
         f"Could not write {what or path}: {_reason(error)}. {after}".rstrip(),
         found=_reason(error),
         where=path,
-        hint="Free some space or choose another path.",
+        hint=_CURES_OF_WRITING.get(getattr(error, "errno", None) or 0, "Free some space or choose another path."),
     )
 
 

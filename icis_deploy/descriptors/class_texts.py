@@ -45,6 +45,7 @@ def load_class_texts(path: Path) -> dict[str, tuple[str, ...]]:
             found=str(error),
             expected="text in UTF-8",
             where=path,
+            hint="Save it again as UTF-8.",
         ) from error
     texts: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(lines, start=1):
@@ -57,6 +58,7 @@ def load_class_texts(path: Path) -> dict[str, tuple[str, ...]]:
                 found=line[:60],
                 expected="a class name, a tab, and a text",
                 where=f"{path}, line {number}",
+                hint="Put a tab between the name and the text; several texts of a class are several lines.",
             )
         texts[name] = (*texts.get(name, ()), text)
     return texts

@@ -95,12 +95,14 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
                 f"same width for every class.",
                 found=raw.shape,
                 expected="(num_classes, descriptor_dim)",
+                hint="Give a table with a row for each class.",
             )
         if len(raw) != len(self.class_names):
             raise DescriptorError(
                 f"There are {len(raw)} descriptors but {len(self.class_names)} class names.",
                 found=len(raw),
                 expected=len(self.class_names),
+                hint="Give one name for each row.",
             )
         try:
             check_unique(self.class_names)
@@ -170,6 +172,7 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
             f"The descriptors have no block {name!r}; they have {quoted(names)}.",
             found=name,
             expected=names,
+            hint="Describe the classes with the same sources as before.",
         )
 
     def missing_in(self, name: str) -> tuple[str, ...]:
@@ -192,7 +195,12 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
             DescriptorError: If there are no parts, or two blocks have one name.
         """
         if not parts:
-            raise DescriptorError("There are no descriptors to merge.", found=0, expected="one part or more")
+            raise DescriptorError(
+                "There are no descriptors to merge.",
+                found=0,
+                expected="one part or more",
+                hint="Give one at least.",
+            )
         class_names = tuple(dict.fromkeys(name for part in parts for name in part.class_names))
         index_of = {name: index for index, name in enumerate(class_names)}
         values = np.zeros((len(class_names), sum(part.descriptor_dim for part in parts)), dtype=np.float32)
@@ -241,5 +249,6 @@ def _real_array(values: ArrayLike) -> NDArray[np.generic]:
             f"The descriptors have type {array.dtype}; expected real numbers.",
             found=str(array.dtype),
             expected="real numbers",
+            hint="Give numbers; words become numbers by `describe()`.",
         )
     return array

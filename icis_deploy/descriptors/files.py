@@ -55,6 +55,10 @@ def load_descriptors(path: str | Path) -> Descriptors:
             found=path.suffix,
             expected=tuple(readers),
             where=path,
+            hint=(
+                "`describe()` writes such a file; a table of your own is a .csv with the class name in "
+                "the first column."
+            ),
         )
     data = read_capped(path, max_bytes=MAX_FILE_BYTES, what="descriptor file", error_type=DescriptorError)
     try:
@@ -71,6 +75,7 @@ def check_descriptor_name(path: Path) -> None:
             found=path.suffix,
             expected=".npz",
             where=path,
+            hint="Give a name that ends in .npz.",
         )
 
 

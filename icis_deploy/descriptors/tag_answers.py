@@ -97,10 +97,17 @@ def load_tag_answers(
             found=str(error),
             expected="text in UTF-8",
             where=path,
+            hint="Save it again as UTF-8.",
         ) from error
     expected = f"a line for each class, such as `{EXAMPLE}`"
     if not text.strip():
-        raise DescriptorError(f"The file of tags {path} is empty.", found="nothing", expected=expected, where=path)
+        raise DescriptorError(
+            f"The file of tags {path} is empty.",
+            found="nothing",
+            expected=expected,
+            where=path,
+            hint="Write a line for each class: its name, a colon, and words with commas between.",
+        )
     answers = read_tag_answers(text, class_names, texts=texts)
     if not answers.tags:
         others = f" It speaks of {quoted(answers.invented)} instead." if answers.invented else ""

@@ -86,6 +86,7 @@ def describe_with_model(texts: ClassTexts, model: str, *, templates: Sequence[st
             f"The template {bad[0]!r} needs one {{}}, where the class's text goes.",
             found=bad[0],
             expected="one {} in each template",
+            hint="Write {} once, as in 'a photo of a {}.'.",
         )
     encoder = load_text_encoder(model)
     prompts = [
@@ -130,6 +131,7 @@ def load_text_encoder(model: str) -> TextEncoder:
             found="no folder",
             expected="the folder of a text model, or a name on the Hugging Face hub",
             where=model,
+            hint="Check the path, or download the model and give its folder.",
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with _loading(model), _silent_bars() if is_folder else nullcontext():

@@ -146,6 +146,7 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
             found="nothing",
             expected="a word and its vector on each line",
             where=path,
+            hint="Fetch it again.",
         )
     return found
 
@@ -220,6 +221,10 @@ def _lines_of(path: Path) -> Iterator[_Line]:
                     found=f"a line longer than {MAX_LINE_BYTES} bytes",
                     expected="a word and its vector on each line, as text",
                     where=f"{path}, line {number}",
+                    hint=(
+                        "Give vectors as text; gensim's save_word2vec_format(..., binary=False) converts "
+                        "word2vec's binary form."
+                    ),
                 )
             if number > MAX_LINES:
                 raise DescriptorError(
@@ -227,6 +232,7 @@ def _lines_of(path: Path) -> Iterator[_Line]:
                     found=f"more than {MAX_LINES} lines",
                     expected=f"at most {MAX_LINES} lines",
                     where=path,
+                    hint="Give a file of fewer words: those that stand first are the most frequent in most files.",
                 )
             if number == 1 and _is_header(text):
                 continue
@@ -257,6 +263,10 @@ def _parse_vector(line: _Line, vector_dim: int, path: Path) -> Vector:
             found=len(fields),
             expected=expected,
             where=f"{path}, line {line.number}",
+            hint=(
+                "Give vectors as text; gensim's save_word2vec_format(..., binary=False) converts "
+                "word2vec's binary form."
+            ),
         )
     return vector
 
@@ -278,4 +288,5 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             f"Cannot read the vector file {path}: {error}.",
             found=str(error),
             where=path,
+            hint="Check the path; a .gz that was cut short has to be fetched again.",
         ) from error

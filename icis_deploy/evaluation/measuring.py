@@ -369,6 +369,7 @@ def _check_complete(num_outcomes: int, num_inputs: int, skipped: Sequence[Skippe
             found=0,
             expected="at least 1 input that can be read",
             where=where,
+            hint="Check the first of them by itself, and how the list names them.",
         )
     expected = num_inputs - len(skipped)
     if num_outcomes > expected:

@@ -75,7 +75,12 @@ def status_files(paths: Iterable[Path]) -> list[Path]:
             found |= {each: None for each in sorted(path.iterdir()) if each.suffix == ".json"}
         except OSError as error:
             reason = error.strerror or str(error)
-            raise LoadError(f"The folder {path} cannot be read: {reason}.", found=reason, where=path) from error
+            raise LoadError(
+                f"The folder {path} cannot be read: {reason}.",
+                found=reason,
+                where=path,
+                hint="Check the path and its permissions.",
+            ) from error
     if not 0 < len(found) <= MAX_STATUSES:
         raise LoadError(
             f"There are {len(found)} statuses; expected 1 to {MAX_STATUSES}.",

@@ -35,6 +35,7 @@ def check_unique(class_names: Sequence[str]) -> None:
                 found="",
                 expected="a name",
                 where=f"class {index}",
+                hint="Give each class a name: an empty line of a list counts as one.",
             )
         if len(name.encode()) > MAX_NAME_BYTES:
             raise ClassConflictError(
@@ -99,6 +100,7 @@ def load_class_list(path: Path) -> tuple[str, ...]:
             found=str(error),
             expected="one class name a line in UTF-8",
             where=path,
+            hint="Save it again as UTF-8.",
         ) from error
     names = tuple(line.strip() for line in lines)
     if not names:
@@ -107,6 +109,7 @@ def load_class_list(path: Path) -> tuple[str, ...]:
             found="nothing",
             expected="one class name a line",
             where=path,
+            hint="Write the names of the model's classes into it, in the order of its outputs.",
         )
     try:
         check_unique(names)

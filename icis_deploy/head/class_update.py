@@ -184,7 +184,10 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
                 expected=len(self.added) + len(self.replaced),
             )
         if not (self.added or self.replaced or self.removed or self.complete):
-            raise ClassConflictError("The class update changes nothing: it adds, replaces and removes no class.")
+            raise ClassConflictError(
+                "The class update changes nothing: it adds, replaces and removes no class.",
+                hint="Leave it out, or give it a class.",
+            )
 
     def _check_arbiter(self) -> None:
         if self.arbiter is None:

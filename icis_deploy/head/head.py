@@ -108,6 +108,7 @@ class Head:
                 f"{self.feature_dim} and a bias). They were made for another model.",
                 found=new.shape[1],
                 expected=self.rows.shape[1],
+                hint="Inject again with this model.",
             )
         return Head(rows=np.concatenate([self.rows, new]), class_names=(*self.class_names, *class_names))
 

@@ -91,6 +91,7 @@ def array_source(array: NDArray[Any], labels: Any, *, where: str) -> ListedValue
             found=array.shape,
             expected="(num_inputs, *input_shape)",
             where=where,
+            hint="Give a batch: one input alone needs an axis before the others, as array[None] makes it.",
         )
     names = None if labels is None else checked_labels(labels, len(array), where=where)
     return ListedValues(values=array, labels=names, where=where)
@@ -139,6 +140,7 @@ def _no_array(where: Path | str, error: Exception) -> ImageError:
         found=reason_of(error),
         expected="an .npy file of numbers",
         where=where,
+        hint="Write it again with numpy.save, without pickled objects.",
     )
 
 
@@ -212,7 +214,11 @@ def _read_safetensors(path: Path) -> tuple[NDArray[Any], object]:
 
 def _unreadable(path: Path, error: Exception, expected: str) -> ImageError:
     return ImageError(
-        f"Cannot read the inputs in {path}: {reason_of(error)}.", found=reason_of(error), expected=expected, where=path
+        f"Cannot read the inputs in {path}: {reason_of(error)}.",
+        found=reason_of(error),
+        expected=expected,
+        where=path,
+        hint="Write it again, with an array inputs and, where classes are needed, labels.",
     )
 
 

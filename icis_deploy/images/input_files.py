@@ -101,6 +101,7 @@ def read_input(file: InputFile, *, max_bytes: int) -> bytes:
             found=size,
             expected=f"at most {max_bytes} bytes",
             where=str(file),
+            hint="Give a smaller image, or the array that the model takes.",
         )
     return data
 

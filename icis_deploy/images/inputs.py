@@ -166,6 +166,7 @@ def prepare(
                 found=one.shape,
                 expected=first.shape,
                 where=keys[index],
+                hint="Give inputs of different shapes one at a time.",
             )
         one.write(batch[index : index + 1])
     return batch

@@ -158,6 +158,7 @@ def check_labelled(listed: ListedImages) -> None:
         found=("file",),
         expected="a header with the columns file and class, and a line per image",
         where=path,
+        hint="Add a column class with the name of each image's class.",
     )
 
 
@@ -199,6 +200,7 @@ def _read_list(path: InputFile) -> ListedImages:
             found=reason_of(error),
             expected="a CSV file in UTF-8",
             where=str(path),
+            hint=("Save it again as UTF-8. One image alone is a line of a list, or stands in a folder of its class."),
         ) from error
 
 
@@ -212,6 +214,7 @@ def _listed(path: InputFile, header: list[str], rows: Iterator[tuple[int, list[s
             found=tuple(header),
             expected="a header with the columns file and class, and a line per image",
             where=str(path),
+            hint="Write file,class as the first line.",
         )
     paths: list[InputFile] = []
     labels: list[str] = []
@@ -222,6 +225,7 @@ def _listed(path: InputFile, header: list[str], rows: Iterator[tuple[int, list[s
             raise ImageError(
                 f"The image list {path} lacks a file{' or a class' if is_labelled else ''} in line {line}.",
                 where=f"{path}, line {line}",
+                hint="Fill that line, or leave it out.",
             )
         file = file_beside(path, name)
         # Whether each is there would be a request for each: those at a URI are found missing when they are read.
@@ -230,6 +234,7 @@ def _listed(path: InputFile, header: list[str], rows: Iterator[tuple[int, list[s
                 f"The image list {path} names {shown(name)} in line {line}, which is not at {file}.",
                 found=name,
                 where=f"{path}, line {line}",
+                hint="Write paths relative to the list's own folder, or whole ones.",
             )
         paths.append(file)
         if label:
@@ -248,7 +253,9 @@ def _list_folder(folder: Path) -> ListedImages:
         }
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ImageError(f"Cannot read the folder {folder}: {reason}.", found=reason, where=folder) from error
+        raise ImageError(
+            f"Cannot read the folder {folder}: {reason}.", found=reason, where=folder, hint="Check its permissions."
+        ) from error
     pairs = [(path, name) for name, paths in of_class.items() for path in paths]
     if loose and pairs:
         raise ImageError(
@@ -395,6 +402,7 @@ def _wrapped(where: str) -> Iterator[None]:
             f"{where} is not an image that Pillow can read.",
             expected="an image that Pillow can read",
             where=where,
+            hint="Check that it is whole, and an image: a list or an array is given by another name.",
         ) from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
         reason = getattr(error, "strerror", None) or reason_of(error) or type(error).__name__
@@ -402,4 +410,5 @@ def _wrapped(where: str) -> Iterator[None]:
             f"Cannot read the image {where}: {reason}.",
             found=reason,
             where=where,
+            hint="Fetch it again, or leave it out.",
         ) from error

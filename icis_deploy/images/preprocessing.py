@@ -211,6 +211,7 @@ class Preprocessing:
                 f"Preprocessing has mean {self.mean} and std {self.std}; expected finite numbers, and std above 0.",
                 found=(self.mean, self.std),
                 expected="finite numbers, and std above 0",
+                hint="Take mean and std from the model's training; images are divided by std.",
             )
         if isinstance(self.rescale, bool) or not np.isfinite(rescale) or rescale <= 0:
             raise IncompatibleError(
@@ -295,6 +296,7 @@ class Preprocessing:
                 found=self.antialias,
                 expected=PILLOW,
                 where="antialias",
+                hint="Leave `model_input='uint8'` out.",
             )
         return self.crop_image(image, reduced_decode=reduced_decode).astype(np.uint8, copy=False)
 
@@ -435,6 +437,7 @@ def preprocessing_from_json(values: Mapping[str, Any], *, where: str) -> Preproc
             found=tuple(unknown),
             expected=tuple(sorted(known)),
             where=where,
+            hint="Correct the keys; resize, crop, mean and std are always there.",
         )
     settings = {"resize": None, **values}
     try:
@@ -446,6 +449,7 @@ def preprocessing_from_json(values: Mapping[str, Any], *, where: str) -> Preproc
             f"{where}: a preprocessing setting has the wrong type: {reason_of(error)}.",
             found=reason_of(error),
             where=where,
+            hint="Numbers are written without quotation marks.",
         ) from error
 
 
@@ -486,6 +490,10 @@ def load_preprocessing(path: str | Path) -> Preprocessing:
             found=str(error),
             expected="JSON",
             where=path,
+            hint=(
+                'Give a file such as {"resize": 256, "crop": 224, "mean": [0.485, 0.456, 0.406], "std":'
+                " [0.229, 0.224, 0.225]}."
+            ),
         ) from error
     if not isinstance(values, dict):
         raise LoadError(
@@ -493,6 +501,10 @@ def load_preprocessing(path: str | Path) -> Preprocessing:
             found=type(values).__name__,
             expected="an object",
             where=path,
+            hint=(
+                'Give a file such as {"resize": 256, "crop": 224, "mean": [0.485, 0.456, 0.406], "std":'
+                " [0.229, 0.224, 0.225]}."
+            ),
         )
     return preprocessing_from_json(values, where=str(path))
 

@@ -240,7 +240,11 @@ class LabelledStream:
             self.first = self._item(next(given))
         except StopIteration:
             raise ImageError(
-                f"There is nothing in {where}.", found=0, expected="at least 1 input", where=where
+                f"There is nothing in {where}.",
+                found=0,
+                expected="at least 1 input",
+                where=where,
+                hint="Give one input at least.",
             ) from None
 
     def __iter__(self) -> Iterator[InputItem]:
@@ -270,7 +274,13 @@ def _source(values: Sequence[InputValue] | NDArray[Any], labels: Any, where: str
     if isinstance(values, np.ndarray):
         return array_source(values, labels, where=where)
     if not values:
-        raise ImageError(f"There is nothing in {where}.", found=0, expected="at least 1 input", where=where)
+        raise ImageError(
+            f"There is nothing in {where}.",
+            found=0,
+            expected="at least 1 input",
+            where=where,
+            hint="Give one input at least.",
+        )
     names = None if labels is None else checked_labels(labels, len(values), where=where)
     return ListedValues(values=values, labels=names, where=where)
 

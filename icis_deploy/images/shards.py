@@ -36,7 +36,9 @@ def shards_of(given: str | Path) -> tuple[InputFile, ...] | None:
     try:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SHARD_SUFFIXES and path.is_file())
     except OSError as error:
-        raise ImageError(f"Cannot read the folder {folder}: {error.strerror}.", where=folder) from error
+        raise ImageError(
+            f"Cannot read the folder {folder}: {error.strerror}.", where=folder, hint="Check its permissions."
+        ) from error
     if not files:
         return None
     _check_one_set(folder, files)
@@ -57,6 +59,7 @@ def _expanded(text: str, pattern: re.Match[str]) -> list[str]:
             found=(first, last),
             expected=f"at most {MAX_SHARDS} files, counted upwards",
             where=text,
+            hint="Write a range such as images-{000..099}.tar.",
         )
     numbers = [str(number).zfill(len(pattern[1])) for number in range(first, last + 1)]
     return [text[: pattern.start()] + number + text[pattern.end() :] for number in numbers]

@@ -156,6 +156,7 @@ def join(parts: Sequence[InputSource], *, where: str) -> InputSource:
             found="no classes",
             expected="classes in every file of a data set, or in none",
             where=silent.where,
+            hint="Give classes in all of them, or in none.",
         )
     return _joined(tuple(parts), where)
 
@@ -185,6 +186,7 @@ def checked_labels(labels: Sequence[object] | NDArray[Any], num_inputs: int, *, 
             found=(num_inputs, len(listed)),
             expected="a label for each input",
             where=where,
+            hint="Give one label for each input.",
         )
     wrong = next((each for each in listed if not isinstance(each, str) or not each), None)
     if wrong is not None or "" in listed:

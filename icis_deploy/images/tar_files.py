@@ -183,6 +183,7 @@ class _Sample(NamedTuple):
                 found=found[0].size,
                 expected=f"at most {MAX_IMAGE_BYTES} bytes",
                 where=f"{file}/{found[0].name}",
+                hint="Give smaller images.",
             )
         return found[0]
 

@@ -24,6 +24,7 @@ from icis_deploy.errors import (
     UntrustworthyError,
     UsageError,
 )
+from icis_deploy.head.class_names import quoted
 from icis_deploy.head.head import Head
 from icis_deploy.injection.arbiter.seen_images import SeenImages
 from icis_deploy.injection.blocks import BlockWeight, JoinedBlocks, join_blocks
@@ -151,12 +152,14 @@ class Injection:
                 f"there is no estimate.",
                 found="no estimate",
                 expected="an estimate without warnings",
+                hint="Leave `strict` out to have them all the same, or calibrate with `calibration='auto'`.",
             )
         if self.estimate.warnings:
             raise UntrustworthyError(
                 f"The injection is not to be trusted. {' '.join(self.estimate.warnings)}",
                 found=tuple(self.estimate.warnings),
                 expected="an estimate without warnings",
+                hint=("Give richer descriptors, or `seen_images`; leave `strict` out to have the rows all the same."),
             )
 
 
@@ -306,9 +309,10 @@ def check_new(names: Sequence[str], head: Head) -> None:
     conflicts = [name for name in names if name in known] or [n for n in dict.fromkeys(names) if names.count(n) > 1]
     if conflicts:
         raise ClassConflictError(
-            f"Cannot inject {conflicts[:5]}: already in the head, or asked for twice.",
+            f"Cannot inject {quoted(conflicts)}: already in the head, or asked for twice.",
             found=tuple(conflicts),
             expected="classes that the head does not know, each once",
+            hint="Name in `unseen` only classes that the model does not know, each once.",
         )
 
 

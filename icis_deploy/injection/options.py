@@ -99,6 +99,7 @@ class InjectionOptions:
                 f"%.",
                 found=self.seen_accuracy,
                 expected="a fraction between 0 and 1",
+                hint="Give `seen_accuracy` as a fraction, or leave it out.",
             )
         if self.seed < 0:
             raise UsageError(

@@ -295,6 +295,7 @@ def outcomes_from_columns(columns: Mapping[str, Any], head: OutcomeHead) -> Outc
             f"A table of outcomes lacks the columns {', '.join(missing)}.",
             found=tuple(missing),
             expected=("key", "head", *FIELDS),
+            hint="Give a table that the checkpoint of an evaluation wrote.",
         )
     other = next((each for each in columns["head"] if each != head.identity), None)
     if other is not None:

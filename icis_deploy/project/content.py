@@ -38,7 +38,9 @@ def content_of(path: Path) -> str:
     try:
         return hash_of({name: sha256_of_file(file) for name, file in _files_of(path)})
     except (OSError, ValueError) as error:
-        raise LoadError(f"Cannot read {path}: {error}.", found=str(error), where=path) from error
+        raise LoadError(
+            f"Cannot read {path}: {error}.", found=str(error), where=path, hint="Check the path and its permissions."
+        ) from error
 
 
 def files_in(folder: Path) -> dict[str, Path]:

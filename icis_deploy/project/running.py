@@ -296,7 +296,12 @@ def _hashes_of(project: ProjectFile, outputs: tuple[Path, ...]) -> dict[str, str
     try:
         return {name: sha256_of_file(file) for name, file in files.items()}
     except OSError as error:
-        raise LoadError(f"Cannot read {project.out}: {error}.", found=str(error), where=project.out) from error
+        raise LoadError(
+            f"Cannot read {project.out}: {error}.",
+            found=str(error),
+            where=project.out,
+            hint="Check the path and its permissions.",
+        ) from error
 
 
 def _refuse_changed_bundle(project: ProjectFile, step: Step) -> None:

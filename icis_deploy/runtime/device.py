@@ -347,6 +347,7 @@ class Device:
                 f"top is {top}; at least one class must be asked for.",
                 found=top,
                 expected="at least 1",
+                hint="Give `top` as 1 or more.",
             )
         opened = self._opened
         taken = opened.bundle.model_input

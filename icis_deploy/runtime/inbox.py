@@ -220,7 +220,12 @@ class _Run:
             if error.errno in _OF_THE_DEVICE:
                 raise _storage_error(self._inbox, error) from error
             reason = error.strerror or str(error)
-            raise LoadError(f"It cannot be looked at: {reason}.", found=reason, expected="a plain file") from error
+            raise LoadError(
+                f"It cannot be looked at: {reason}.",
+                found=reason,
+                expected="a plain file",
+                hint="Check its permissions.",
+            ) from error
 
     def _read(self, name: str, status: os.stat_result) -> bytes:
         """Return the bytes of a file of the inbox.

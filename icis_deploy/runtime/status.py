@@ -199,11 +199,18 @@ def _of_inbox(inbox: Path) -> dict[str, Any]:
             found = [(entry.stat(follow_symlinks=False), entry.name) for entry in entries]
     except FileNotFoundError:
         if not os.path.isdir(inbox):  # noqa: PTH112 - pathlib raises for a name that is too long
-            raise LoadError(f"There is no inbox at {inbox}.", expected="a folder", where=inbox) from None
+            raise LoadError(
+                f"There is no inbox at {inbox}.",
+                expected="a folder",
+                where=inbox,
+                hint="Create the folder, or leave `inbox` out.",
+            ) from None
         return {"num_refused": 0}
     except OSError as error:
         reason = error.strerror or str(error)
-        raise LoadError(f"The inbox {inbox} cannot be read: {reason}.", found=reason, where=inbox) from error
+        raise LoadError(
+            f"The inbox {inbox} cannot be read: {reason}.", found=reason, where=inbox, hint="Check its permissions."
+        ) from error
     files = [(each.st_mtime, name) for each, name in found if stat.S_ISREG(each.st_mode)]
     reasons = sorted((pair for pair in files if pair[1].endswith(_REASON_SUFFIX)), reverse=True)
     return {"num_refused": len(reasons), "refusals": tuple(_refusals(folder, reasons[:MAX_REFUSALS]))}

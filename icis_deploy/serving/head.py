@@ -99,7 +99,12 @@ class ServedHead:
             with span("apply", icis_deploy__update__via="inbox") as traced:
                 return self._sort_inbox(inbox, pause, traced)
         except OSError as error:
-            return LoadError(f"The inbox cannot be read: {error.strerror or error}.", found=str(error), where=inbox)
+            return LoadError(
+                f"The inbox cannot be read: {error.strerror or error}.",
+                found=str(error),
+                where=inbox,
+                hint="Check the path and its permissions.",
+            )
         except ICISDeployError as error:
             self.metrics.updates.labels(result="fault", via="inbox").inc()
             return error

@@ -151,9 +151,14 @@ def _subjects(payload: bytes) -> dict[str, str]:
             f"The bundle's signature holds no statement of its files: {reason_of(error)}.",
             found=reason_of(error),
             expected="an in-toto statement",
+            hint="Copy the bundle again, or sign it again with `sign_bundle()`.",
         ) from error
     if len(dict(named)) != len(named):
-        raise CorruptFileError("The bundle's signature names a file twice.", expected="each file once")
+        raise CorruptFileError(
+            "The bundle's signature names a file twice.",
+            expected="each file once",
+            hint="Sign the bundle again with `sign_bundle()`.",
+        )
     return dict(named)
 
 

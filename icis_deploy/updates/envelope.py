@@ -66,6 +66,7 @@ def parse_envelope(data: bytes) -> Envelope:
             f"The class update is {len(data)} bytes; at most {MAX_ENVELOPE_BYTES} are read.",
             found=len(data),
             expected=MAX_ENVELOPE_BYTES,
+            hint="Check that it is a class update: none is so large.",
         )
     fields, payload = _without_payload(data)
     if has_more_values(fields, MAX_JSON_VALUES):
@@ -95,6 +96,7 @@ def parse_envelope(data: bytes) -> Envelope:
             f"The envelope holds {found}; expected {PAYLOAD_TYPE!r} or {TRUSTED_KEYS_TYPE!r}.",
             found=found,
             expected=(PAYLOAD_TYPE, TRUSTED_KEYS_TYPE),
+            hint="Give the .icis file that `inject()` and `sign()` made.",
         )
     return envelope
 
@@ -152,6 +154,9 @@ def verify_signature(envelope: Envelope, keys: Sequence[SSlibKey], *, threshold:
             hint=(
                 "Sign it with a trusted key, or trust the signer's: by its .pub file in the bundle's trust/ folder, "
                 "or, where keys were rotated, by `rotate_keys()`."
+                if trusted
+                else "No key is trusted here yet: put the signer's .pub file into the bundle's trust/ folder, or "
+                "export it again with `trust`."
             ),
         )
     if len(trusted & set(envelope.signatures)) < threshold:
@@ -257,5 +262,6 @@ def load_update(path: str | Path) -> ClassUpdate:
             found="trusted keys",
             expected="a class update",
             where=path,
+            hint="`Device.apply()` takes such a file; here a class update is needed.",
         )
     return content

@@ -150,7 +150,10 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
             hint=error.hint,
         ) from error
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CorruptFileError(f"The class update breaks its own rules: {reason_of(error)}") from error
+        raise CorruptFileError(
+            f"The class update breaks its own rules: {reason_of(error)}",
+            hint="Fetch it again; if it is the same again, inject again.",
+        ) from error
 
 
 def _followed_state(value: object) -> FollowedState | None:
@@ -171,6 +174,7 @@ def _check_hashes(tensors: Mapping[str, Float32], fields: Mapping[str, Any]) -> 
                 f"The class update's {what} another SHA-256 than it states; the file is damaged.",
                 found=found,
                 expected=shown(stated),
+                hint="Fetch it again.",
             )
 
 
@@ -216,6 +220,7 @@ def _load_tensors(payload: bytes, names: tuple[str, ...]) -> dict[str, Float32]:
             f"The class update is not a valid safetensors file: {reason_of(error)}.",
             found=reason_of(error),
             expected="a safetensors file",
+            hint="Fetch it again.",
         ) from error
     if set(tensors) != set(names) or any(tensor.dtype != np.float32 for tensor in tensors.values()):
         found = shown({name: str(tensor.dtype) for name, tensor in tensors.items()})
@@ -235,6 +240,7 @@ def _read_header(payload: bytes) -> tuple[dict[str, Any], int]:
             f"The class update is only {len(payload)} bytes; it is truncated.",
             found=len(payload),
             expected="at least 8 bytes",
+            hint="Fetch it again.",
         )
     (size,) = struct.unpack_from("<Q", payload)
     if size > min(MAX_HEADER_BYTES, len(payload) - 8):
@@ -242,6 +248,7 @@ def _read_header(payload: bytes) -> tuple[dict[str, Any], int]:
             f"The class update's header claims {size} bytes; the file is truncated or not an update.",
             found=size,
             expected=min(MAX_HEADER_BYTES, len(payload) - 8),
+            hint="Fetch it again.",
         )
     try:
         header = object_from_json(load_strict(payload[8 : 8 + size]))
@@ -255,6 +262,7 @@ def _no_update(error: Exception) -> CorruptFileError:
         f"The file has no class update in its header ({reason_of(error)}); it is another kind of file.",
         found=reason_of(error),
         expected="a class update in the header",
+        hint="Give the .icis file that `inject()` and `sign()` made.",
     )
 
 

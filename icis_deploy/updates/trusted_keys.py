@@ -96,6 +96,7 @@ class TrustedKeys:
                 f"A set of {len(self.public_keys)} trusted keys was given; expected 1 to {MAX_TRUSTED_KEYS}.",
                 found=len(self.public_keys),
                 expected=f"1 to {MAX_TRUSTED_KEYS}",
+                hint="Give 1 to 16 keys.",
             )
         self._check_roles()
         if self.version < 1:
@@ -164,11 +165,16 @@ def public_key_from_pem(text: str) -> SSlibKey:
     try:
         key = load_pem_public_key(text.encode())
     except Exception as error:  # cryptography raises several unrelated types; this is the one call of its key reader
+        is_private = "PRIVATE KEY-----" in text
         raise SignatureError(
-            f"The text is not a public key in PEM form: {error}.",
-            found=str(error),
+            "The text is a private key; expected a public one."
+            if is_private
+            else f"The text is not a public key in PEM form: {str(error).rstrip('.?')}.",
+            found="a private key" if is_private else str(error),
             expected="a public key in PEM form",
-            hint="`keygen()` makes one.",
+            hint="Give the file next to it that ends in .pub; a private key stays with whoever signs."
+            if is_private
+            else "`keygen()` makes one.",
         ) from error
     try:
         public_key = SSlibKey.from_crypto(key)
@@ -264,4 +270,5 @@ def parse_trusted_keys(payload: bytes) -> TrustedKeys:
             f"The file of trusted keys is damaged: {reason_of(error)}.",
             found=reason_of(error),
             expected="a file of trusted keys",
+            hint="Fetch it again, or make it again with `rotate_keys()`.",
         ) from error

@@ -1,6 +1,8 @@
 """The table of extras says what pip is told, and every library of ours leads to an extra that brings it."""
 
 import re
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -61,3 +63,18 @@ def test_a_missing_library_names_its_extra_and_anything_else_none():
     assert str(found) == ("This needs jinja2, which is not installed. Install it: pip install 'icis-deploy[bench]'.")
     assert missing_library(ModuleNotFoundError("no", name="icis_deploy.nothing")) is None
     assert missing_library(ModuleNotFoundError("no")) is None
+
+
+# Why: docs/decisions/9140.
+def test_pip_takes_extras_from_what_is_installed_and_asks_no_index():
+    try:
+        metadata.version("icis-deploy")
+        metadata.version("pip")
+    except metadata.PackageNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed here, only on the path")
+
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-input", "icis-deploy[cpu]"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert asked.returncode == 0, asked.stderr
+    assert "Would install" not in asked.stdout

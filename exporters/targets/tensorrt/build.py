@@ -82,6 +82,7 @@ def build_engine(trt: Any, model: Path, settings: EngineSettings, *, refittable:
         raise ExportError(
             f"{trt.__name__} {trt.__version__} could not build the engine: {logger.last_error()}.",
             found=logger.last_error(),
+            hint=("Leave the target out, or export with `precision='fp32'`; ONNX Runtime runs the bundle in any case."),
         )
     if cache is not None and settings.timing_cache is not None:
         write_file(settings.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))

@@ -126,7 +126,12 @@ def budget_threshold(leads: Float32, is_right: Bool, weights: Float64, *, budget
         )
     if not is_right.any():
         raise IncompatibleError(
-            "The head is right on no image: nothing can be lost on them.", found=0, expected="at least one right image"
+            "The head is right on no image: nothing can be lost on them.",
+            found=0,
+            expected="at least one right image",
+            hint=(
+                "Check that `classes` has the order of the model's outputs, and that `preprocess` is the model's own."
+            ),
         )
     return offset_for_loss(leads[is_right], weights[is_right], may_lose=may_lose)
 

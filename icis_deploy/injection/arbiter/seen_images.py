@@ -43,7 +43,12 @@ class SeenImages:
                 expected="one of each for every image",
             )
         if not num_images:
-            raise IncompatibleError("There is no image of a seen class.", found=0, expected="at least one image")
+            raise IncompatibleError(
+                "There is no image of a seen class.",
+                found=0,
+                expected="at least one image",
+                hint="Give one at least, or leave `seen_images` out.",
+            )
         outside = (self.labels < 0) | (self.labels >= num_seen)
         if outside.any():
             first = int(outside.argmax())

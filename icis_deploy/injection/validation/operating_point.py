@@ -137,6 +137,7 @@ def check_budget(budget: float) -> None:
             f"points.",
             found=budget,
             expected="a fraction between 0 and 1",
+            hint="Give another `max_seen_loss`.",
         )
 
 
@@ -151,6 +152,7 @@ def check_balance(balance: float) -> None:
             f"The balance is {balance}; expected a number between 0 (seen classes) and 1 (unseen ones).",
             found=balance,
             expected="0 to 1",
+            hint="Give another `balance`; 0.5 is that of papers.",
         )
 
 

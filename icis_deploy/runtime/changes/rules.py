@@ -156,6 +156,7 @@ def envelope_of_bytes(data: bytes, *, bundle: Bundle) -> Envelope:
             f"Not read further.",
             found=f"more than {limit} bytes",
             expected=f"at most {limit} bytes",
+            hint="Check that it is a class update for this bundle.",
         )
     return parse_envelope(data)
 
@@ -472,6 +473,7 @@ def state_before(journal: Journal) -> StateEntry:
             f"There is nothing to roll back to: version {journal.current.version} is the oldest state that this "
             f"device keeps (at most {MAX_STATES}).",
             found=journal.current.version,
+            hint="Sign an update that removes or replaces what should go, with a greater version.",
         )
     return journal.states[-2]
 

@@ -421,4 +421,8 @@ def _compare(found: Float64, expected: Float64, allowed: Float64, table: SlotTab
         found=float(found[first]),
         expected=float(expected[first]),
         where=str(names[0]),
+        hint=(
+            "Try again; if it happens again, use another runtime: `runtime='onnxruntime'` is the "
+            "one that bundles are checked with."
+        ),
     )

@@ -107,6 +107,7 @@ class CudaCalls:
                 found=int(error),
                 expected=0,
                 where=name,
+                hint=("Open the device again; if it fails again, check what nvidia-smi and the kernel's log say."),
             )
         return values[0] if values else None
 
@@ -130,6 +131,7 @@ def load_cuda() -> CudaCalls:
         raise MissingDependencyError(
             f"There is no NVIDIA GPU that can be used here: {error}.",
             found=str(error),
+            hint="Check what nvidia-smi says, or use `runtime='onnxruntime'`.",
         ) from error
     if int(error_code) != 0 or count == 0:
         text = cudart.cudaGetErrorString(error_code)[1]

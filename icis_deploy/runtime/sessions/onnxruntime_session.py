@@ -202,6 +202,10 @@ def load_session(
         raise ModelLoadError(
             f"ONNX Runtime cannot load the model{where}: {error}",
             found=str(error),
+            hint=(
+                "Copy the bundle again; where the message speaks of an opset or IR version, install a "
+                "newer onnxruntime."
+            ),
         ) from error
     check_session(session, choice)
     return ONNXRuntimeSession(session, slots_memory=choice.slots_memory)

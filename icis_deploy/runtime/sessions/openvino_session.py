@@ -156,6 +156,7 @@ def load_openvino_session(model: Path, *, num_threads: int | None = None) -> Ope
             f"OpenVINO cannot load the model {model}: {error}",
             found=str(error),
             where=model,
+            hint="Copy the bundle again, or use `runtime='onnxruntime'`.",
         ) from error
     return OpenVINOSession(compiled, defaults)
 

@@ -112,7 +112,10 @@ class EngineContext:
 
     def _execute(self, context: Any) -> None:
         if not context.execute_async_v3(int(self._stream)):
-            raise RuntimeFailureError("TensorRT could not run the engine; the GPU may have failed before.")
+            raise RuntimeFailureError(
+                "TensorRT could not run the engine; the GPU may have failed before.",
+                hint=("Open the device again; if it fails again, check what nvidia-smi and the kernel's log say."),
+            )
 
     def _new_context(self) -> Any:
         context = self._engine.create_execution_context()

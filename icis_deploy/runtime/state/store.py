@@ -236,6 +236,7 @@ class Store:
                 f"Cannot read the class update {path}: {reason}.",
                 found=str(reason),
                 where=path,
+                hint="Check the path and its permissions.",
             ) from error
 
     def trusted_keys(self, journal: Journal) -> tuple[SSlibKey, ...]:
@@ -256,6 +257,7 @@ class Store:
                 f"Cannot read the trusted keys in {folder}: {error.strerror or error}.",
                 found=error.strerror or str(error),
                 where=folder,
+                hint="Check the permissions of the bundle's folder trust.",
             ) from error
         if len(names) > MAX_TRUSTED_KEYS:
             # Leaving some out would trust whichever come first in the alphabet.
@@ -315,6 +317,7 @@ class Store:
                 f"Cannot lock {self._bundle_folder}: {error.strerror or error}.",
                 found=error.strerror or str(error),
                 where=self._bundle_folder,
+                hint="Check that the bundle's folder can be written, and lies on a disk that knows locks.",
             ) from error
         try:
             self._require(bundle)

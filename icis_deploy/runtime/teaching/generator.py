@@ -101,6 +101,7 @@ def load_generator(model: Path | bytes, *, where: str = "the generator") -> Gene
             f"ONNX Runtime cannot load {where}: {error}",
             found=str(error),
             where=where,
+            hint="Give the file that `export_generator()` wrote.",
         ) from error
     properties = session.get_modelmeta().custom_metadata_map
     if METADATA_KEY not in properties:
@@ -286,6 +287,7 @@ def _finite_vector(descriptor: ArrayLike, width: int, class_name: str, *, block:
             f"The descriptor of {class_name!r}{where} is no vector of numbers: {error}.",
             found=str(error),
             expected=f"{width} finite numbers",
+            hint="Give as many numbers as the generator's descriptors have.",
         ) from error
     if vector.shape != (width,) or not np.isfinite(vector).all():
         raise DescriptorError(
@@ -293,6 +295,7 @@ def _finite_vector(descriptor: ArrayLike, width: int, class_name: str, *, block:
             f"as those that the generator was trained with.",
             found=vector.shape,
             expected=(width,),
+            hint="Describe the class with the sources that the generator was trained with.",
         )
     return vector
 

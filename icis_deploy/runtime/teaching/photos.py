@@ -110,6 +110,7 @@ def load_photos(images: PythonInputs, form: InputForm, *, skip_unreadable: bool)
             f"None of the {len(given)} photos can be read: {problems[0]}",
             found=tuple(problems[:_MAX_NAMED]),
             expected="images that Pillow can read",
+            hint="Check the first of them by itself.",
         )
     return LoadedPhotos(
         batch=np.concatenate([photo for _, photo in found.values()]),

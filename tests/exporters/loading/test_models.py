@@ -175,25 +175,39 @@ def test_weights_for_a_file_that_has_its_own_are_refused(onnx_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "found", "cure"),
     [
-        ("model.h5", "a file of type .h5"),
-        ("folder", "a folder without a config.json of transformers"),
-        ("nothing", "nothing of that name"),
+        ("model.h5", "a file of type .h5", "Convert it to ONNX, with tf2onnx, and give that."),
+        ("weights.pth", "a file of type .pth", "Weights alone are no model: give them as `weights`, and "),
+        ("new.icis", "a file of type .icis", "It is a class update: give the model that it was made for, and the "),
+        ("other", "a file of type unknown", "Give the model itself."),
+        ("folder", "a folder without a config.json of transformers", "Give the folder that save_pretrained() wrote"),
+        ("models", "a folder without a config.json of transformers", "Give the file: {}/models/a.onnx."),
+        ("bundle", "a bundle, which was made of a model", "Give the model that it was exported from;"),
+        ("model.hh5", "nothing of that name", "Did you mean '{}/model.h5'? Check the path, or give a factory with "),
+        ("nothing", "nothing of that name", "Check the path, or give a factory with `weights`."),
     ],
 )
-def test_anything_else_says_what_was_found_and_what_was_expected(tmp_path: Path, name: str, found: str):
-    (tmp_path / "model.h5").touch()
-    (tmp_path / "folder").mkdir()
+def test_anything_else_says_what_was_found_and_what_to_give_instead(tmp_path: Path, name: str, found: str, cure: str):
+    for file in ("model.h5", "weights.pth", "new.icis", "other"):
+        (tmp_path / file).touch()
+    for file in ("models/a.onnx", "models/b.onnx", "bundle/manifest.json", "bundle/model.onnx", "folder/readme"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
 
     with pytest.raises(ModelLoadError) as caught:
         load_model(str(tmp_path / name))
 
-    assert str(caught.value) == (
+    assert str(caught.value).startswith(
         f"{tmp_path / name} is no model that can be loaded: found {found}. Expected a .onnx file, a .pt2 torch.export "
         f"program, a folder of transformers or the name of a model on its hub, or package.module:factory with weights. "
-        f"Check the path, or give a factory with `weights`."
+        + cure.format(tmp_path)
     )
+
+
+def test_a_function_without_its_colon_is_shown_with_it():
+    with pytest.raises(ModelLoadError, match=r"If it is a function of a module, write torchvision\.models:resnet18\. "):
+        load_model("torchvision.models.resnet18")
 
 
 def test_open_sizes_are_filled_by_the_option_and_fixed_ones_must_agree(tmp_path: Path):

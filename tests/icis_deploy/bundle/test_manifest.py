@@ -189,7 +189,10 @@ def test_an_unknown_field_is_refused():
 def test_a_manifest_in_which_a_key_occurs_twice_is_refused():
     data = manifest_with().replace(b'{"', b'{"capacity": 9, "', 1)
 
-    with pytest.raises(BundleError, match=r"^The manifest is not a JSON object.* a key occurs twice in an object\.$"):
+    with pytest.raises(
+        BundleError,
+        match=r"^The manifest is not a JSON object.* a key occurs twice in an object\. Copy the bundle again",
+    ):
         parse_manifest(data)
 
 

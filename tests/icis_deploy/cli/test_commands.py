@@ -91,6 +91,38 @@ def test_inspect_writes_no_names_that_a_model_does_not_state(
     assert not out.exists()
 
 
+def test_inspect_tells_classes_of_one_name_apart_in_the_list_that_it_writes(
+    tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = onnx.load(tiny_project.model), tmp_path / "names.txt"
+    names = ["crane" if index in (3, 17) else f"bird {index}" for index in range(NUM_SEEN)]
+    onnx.helper.set_model_props(model, {"names": str(dict(enumerate(names)))})
+    onnx.save(model, tmp_path / "model.onnx")
+
+    assert run(["inspect", str(tmp_path / "model.onnx"), "--classes-out", str(out)]) == 0
+
+    written = out.read_text().splitlines()
+    assert [(index, name) for index, name in enumerate(written) if name != f"bird {index}"] == [
+        (3, "crane (3)"),
+        (17, "crane (17)"),
+    ]
+    printed = capsys.readouterr()
+    assert "In " in printed.err
+    assert "'crane (3)', 'crane (17)'" in printed.err
+    assert "--classes-out writes a list in which they are told apart" in printed.out
+    assert run(["inspect", str(tmp_path / "model.onnx"), "--classes", str(out)]) == 0
+    assert "40, named by the list that was given" in capsys.readouterr().out
+
+
+def test_inspect_writes_no_list_of_names_that_cannot_be_told_apart(tiny_project: TinyProject, tmp_path: Path) -> None:
+    model, out = onnx.load(tiny_project.model), tmp_path / "names.txt"
+    onnx.helper.set_model_props(model, {"names": str(dict.fromkeys(range(NUM_SEEN), ""))})
+    onnx.save(model, tmp_path / "model.onnx")
+
+    assert run(["inspect", str(tmp_path / "model.onnx"), "--classes-out", str(out)]) == 3
+    assert not out.exists()
+
+
 def test_inject_is_the_same_for_a_seed_and_another_for_another(
     tiny_project: TinyProject, update: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from icis_deploy.common.files import (
     read_plain,
     sha256_of_file,
     sync_folder,
+    write_failure,
     write_file,
 )
 from icis_deploy.errors import LoadError, StorageError, UsageError
@@ -384,7 +385,7 @@ def test_in_a_read_only_folder_no_folder_is_made(open_folder):
 
     with (
         unprivileged(),
-        pytest.raises(StorageError, match=r"^Could not create \S+bundle: Permission denied\."),
+        pytest.raises(StorageError, match=r"^\S+bundle cannot be written: the folder \S+ does not allow it\. Choose"),
         new_folder(open_folder / "bundle", overwrite=False, marker="model.onnx"),
     ):
         pytest.fail("the block must not run")
@@ -392,13 +393,17 @@ def test_in_a_read_only_folder_no_folder_is_made(open_folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("x" * 300, "File name too long"), ("file/bundle", "Not a directory|File exists")]
+    ("name", "error", "message"),
+    [
+        ("x" * 300, StorageError, "^Could not create .*: File name too long"),
+        ("file/bundle", UsageError, "bundle cannot be written: .*file is a file, where a folder is expected"),
+    ],
 )
-def test_an_impossible_folder_is_refused(tmp_path, name, reason):
+def test_an_impossible_folder_is_refused(tmp_path, name, error, message):
     (tmp_path / "file").write_bytes(OLD)
 
     with (
-        pytest.raises(StorageError, match=f"^Could not create .*: ({reason})"),
+        pytest.raises(error, match=message),
         new_folder(tmp_path / name, overwrite=False, marker="model.onnx"),
     ):
         pytest.fail("the block must not run")
@@ -420,6 +425,28 @@ def test_a_link_that_leads_nowhere_is_not_a_free_place(tmp_path):
 
     with pytest.raises(UsageError, match="already exists"):
         check_free(tmp_path / "link", overwrite=False)
+
+
+def test_a_place_without_a_folder_is_none_unless_the_folders_are_made(tmp_path):
+    with pytest.raises(UsageError, match=r"x cannot be written: there is no folder \S+b\. Create it"):
+        check_free(tmp_path / "a" / "b" / "x", overwrite=False)
+
+    check_free(tmp_path / "a" / "b" / "x", overwrite=False, makes_folders=True)
+
+
+def test_a_place_in_a_folder_that_cannot_be_written_is_refused(open_folder):
+    open_folder.chmod(0o555)
+
+    with unprivileged(), pytest.raises(StorageError, match=r"cannot be written: the folder \S+ does not allow it"):
+        check_free(open_folder / "x", overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [(errno.ENOSPC, "Free some space, then"), (errno.ENOENT, "Create its folder"), (errno.EIO, "Free some space or")],
+)
+def test_a_write_that_fails_says_what_helps_against_its_cause(tmp_path, code, cure):
+    assert cure in str(write_failure(tmp_path / "x", OSError(code, os.strerror(code))))
 
 
 @pytest.mark.parametrize("size", [0, 1, 99, 100])

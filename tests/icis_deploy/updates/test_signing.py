@@ -291,7 +291,7 @@ def test_files_that_are_no_keys_are_refused(path, keys, tmp_path):
         with pytest.raises(SignatureError, match=message):
             sign(path, tmp_path / name)
     for name, message in [
-        ("key", r"key: The text is not a public key in PEM form"),
+        ("key", r"key: The text is a private key; expected a public one\. Give the file next to it that ends in \.pub"),
         ("missing", "Cannot read the public key .*No such file"),
     ]:
         with pytest.raises(SignatureError, match=message):

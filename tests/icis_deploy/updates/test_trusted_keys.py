@@ -113,8 +113,10 @@ def test_other_kinds_of_keys_are_refused(private_key):
 
 
 def test_what_is_no_public_key_is_refused(pairs):
-    with pytest.raises(SignatureError, match=r"not a public key in PEM form: .*`keygen\(\)` makes one"):
+    with pytest.raises(SignatureError, match=r"is a private key; expected a public one\. Give the file next to it"):
         canonical_pem(pairs[0].private_path.read_text())
+    with pytest.raises(SignatureError, match=r"not a public key in PEM form: .*`keygen\(\)` makes one"):
+        canonical_pem("no key")
 
 
 @pytest.mark.parametrize(

@@ -550,7 +550,9 @@ def test_a_gpu_that_fails_is_an_error_in_its_own_words(call, fake, fake_folder):
     device = fake.device(fake_folder)
     fake.cuda.failing = call
 
-    with pytest.raises(RuntimeFailureError, match=rf"^The GPU failed in {call}: out of memory \(CUDA error 2\)\.$"):
+    with pytest.raises(
+        RuntimeFailureError, match=rf"^The GPU failed in {call}: out of memory \(CUDA error 2\)\. Open the device again"
+    ):
         device.logits(images(1))
 
 

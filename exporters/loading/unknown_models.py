@@ -1,0 +1,73 @@
+"""What somebody gave as a model that is none that can be loaded, and what to give instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from icis_deploy.bundle.manifest import MANIFEST_NAME
+from icis_deploy.common.closest import did_you_mean_path
+from icis_deploy.errors import ModelLoadError
+
+_CONVERTED = "Convert it to ONNX, with {}, and give that."
+_INSTEAD: Mapping[str, str] = {
+    ".h5": _CONVERTED.format("tf2onnx"),
+    ".icis": "It is a class update: give the model that it was made for, and the update to `Device.apply()`, or to "
+    "`export()` as one of its updates.",
+    ".joblib": _CONVERTED.format("skl2onnx"),
+    ".keras": _CONVERTED.format("the export of Keras: model.export(path, format='onnx')"),
+    ".pb": _CONVERTED.format("tf2onnx"),
+    ".pdmodel": _CONVERTED.format("paddle2onnx"),
+    ".pkl": _CONVERTED.format("the converter of what wrote it, such as skl2onnx"),
+    ".pt": "Weights alone are no model: give them as `weights`, and package.module:factory as the model.",
+    ".pth": "Weights alone are no model: give them as `weights`, and package.module:factory as the model.",
+    ".safetensors": "Weights alone are no model: give them as `weights`, and package.module:factory as the model.",
+    ".tflite": _CONVERTED.format("tf2onnx"),
+}
+"""By the ending of a file that is no model, what to do instead."""
+
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+def unknown_model(spec: str) -> ModelLoadError:
+    """Return the error for what is no model.
+
+    Args:
+        spec: A path or name, as it was given.
+    """
+    found, hint = _found(spec)
+    return ModelLoadError(
+        f"{spec} is no model that can be loaded: found {found}. Expected a .onnx file, a .pt2 torch.export program, "
+        f"a folder of transformers or the name of a model on its hub, or package.module:factory with weights.",
+        found=found,
+        expected="a .onnx file, a .pt2 program, a folder of transformers, or package.module:factory",
+        where=spec,
+        hint=hint,
+    )
+
+
+def _found(spec: str) -> tuple[str, str]:
+    """Return what stands at a path, and what to do."""
+    path = Path(spec)
+    if path.is_dir():
+        return _found_folder(path)
+    suffix = path.suffix.lower()
+    if path.exists():
+        return f"a file of type {suffix or 'unknown'}", _INSTEAD.get(suffix, "Give the model itself.")
+    hint = did_you_mean_path(spec)
+    if not hint and _DOTTED.fullmatch(spec):
+        module, _, name = spec.rpartition(".")
+        hint = f"If it is a function of a module, write {module}:{name}. "
+    return "nothing of that name", f"{hint}Check the path, or give a factory with `weights`."
+
+
+def _found_folder(folder: Path) -> tuple[str, str]:
+    if (folder / MANIFEST_NAME).is_file():
+        hint = "Give the model that it was exported from; class updates and new classes go into the bundle afterwards."
+        return "a bundle, which was made of a model", hint
+    models = sorted(each.name for each in folder.glob("*.onnx"))
+    found = "a folder without a config.json of transformers"
+    if models:
+        return found, f"Give the file: {folder / models[0]}."
+    return found, "Give the folder that save_pretrained() wrote, or a .onnx file."

@@ -1,0 +1,44 @@
+"""Types of options and arguments that name what was probably meant, where something is not known or not there."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from icis_deploy.common.closest import did_you_mean, did_you_mean_path
+
+
+class Choice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.2 on
+    """One of several words."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the word, or name the one that is most like it."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            error.message = f"{error.message} {did_you_mean([str(value)], map(str, self.choices))}".rstrip()
+            raise
+
+
+class ExistingPath(click.Path):
+    """The path of something that is there.
+
+    Args:
+        expected: What it should be, as a sentence, for the error of something else.
+        settings: As of `click.Path`, but for `exists`.
+    """
+
+    def __init__(self, *, expected: str = "", **settings: Any) -> None:
+        super().__init__(exists=True, **settings)
+        self.expected = expected
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or name the one in the same folder that is most like it."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            meant = "" if os.path.lexists(value) else did_you_mean_path(value)
+            error.message = " ".join(part for part in (error.message, self.expected, meant) if part).rstrip()
+            raise
