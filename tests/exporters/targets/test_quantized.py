@@ -209,7 +209,7 @@ def test_calibration_takes_images_spread_over_all(size, expected, tmp_path, monk
     monkeypatch.setattr(quantized, "MAX_CALIBRATION_IMAGES", 4)
     batches = [np.full((size, 2), index, dtype=np.float32) for index in range(10)]
     for index, batch in enumerate(batches):
-        batch += np.arange(size)[:, None] + index * (size - 1)
+        batch[:] += np.arange(size)[:, None] + index * (size - 1)
     backbone = CalibratedBackbone(model=None, calibration=lambda: iter(batches))  # type: ignore[arg-type]
     assert write_calibration(tmp_path / "images.npy", backbone) == len(expected)
     np.testing.assert_array_equal(np.load(tmp_path / "images.npy")[:, 0], expected)
