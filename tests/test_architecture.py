@@ -148,7 +148,7 @@ ROOMS = {
     "exporters.targets": Room(
         (
             "icis_deploy.{bundle,common,head,metrics,runtime.sessions} "
-            "exporters.{backbone,graph,head,onnx_io,targets.tensorrt}"
+            "exporters.{backbone,conversion,graph,head,onnx_io,targets.tensorrt}"
         ),
         "onnx_ir torch",
     ),

@@ -38,6 +38,7 @@ from exporters.head.score_kinds import comparable_from_device
 from exporters.head.slot_baking import BakeRowsPass
 from exporters.onnx_io.files import load_onnx_file, save_model
 from exporters.targets.backbone_target import backbone_settings_of
+from exporters.targets.quantized import Quantizable
 from exporters.targets.registry import TargetPlan, plan_targets, targets_of
 from exporters.targets.tensorrt.target import settings_of
 from exporters.targets.web_target import LIBRARY_FOLDER
@@ -194,7 +195,7 @@ def write_compacted(
         )
         built = BuiltModel(folder=building, bundle=described, build_seconds=seconds, reports=gate(described))
         write_trust(building, sorted((former.folder / TRUST_FOLDER).glob("*.pub")))
-        described = finish_bundle(built, gate, out=out, targets=targets)
+        described = finish_bundle(built, gate, out=out, targets=targets, quantizable=Quantizable(former=former.folder))
         write_journal(building, journal_after_compaction(former, described, plan))
         if signer is not None:
             write_signature(building, signer)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
+from exporters.targets.quantized import Quantizable
 from exporters.targets.registry import (
     BuiltTarget,
     Gate,
@@ -63,6 +64,7 @@ def finish_bundle(
     *,
     out: Path,
     targets: TargetPlan,
+    quantizable: Quantizable,
     on_target: Callable[[BuiltTarget], None] | None = None,
 ) -> Bundle:
     """Build a model's targets, write the manifest, and return what it states.
@@ -72,6 +74,7 @@ def finish_bundle(
         gate: Compares a target with the original.
         out: The bundle's final folder; what does not pass is kept in `<out>.rejected`.
         targets: What it holds besides `model.onnx`.
+        quantizable: What targets quantize by themselves.
         on_target: Told what became of each target, as soon as it is known.
 
     Raises:
@@ -81,7 +84,8 @@ def finish_bundle(
     """
     first = model_outcome(built.bundle, built.build_seconds, built.reports)
     bundle = _passed(built.bundle, MODEL_NAME, built.reports, built.folder, out)
-    bundle = _add_targets(built.folder, bundle, targets, gate, out=out, model=first, on_target=on_target)
+    job = TargetJob(folder=built.folder, bundle=bundle, options=targets.options, quantizable=quantizable)
+    bundle = _add_targets(job, targets, gate, out=out, model=first, on_target=on_target)
     bundle = replace(bundle, written_at=datetime.now(timezone.utc).replace(microsecond=0))
     write_file(built.folder / MANIFEST_NAME, serialize_manifest(bundle))
     return bundle
@@ -155,8 +159,7 @@ def versions() -> dict[str, str]:
 
 
 def _add_targets(
-    building: Path,
-    bundle: Bundle,
+    job: TargetJob,
     plan: TargetPlan,
     gate: Gate,
     *,
@@ -169,11 +172,11 @@ def _add_targets(
     if on_target is not None and plan.is_all:
         on_target(model)
     for target in plan.targets:
-        bundle, built = add(target, TargetJob(folder=building, bundle=bundle, options=plan.options), gate)
-        bundle = _passed(bundle, built.name, built.reports, building, out)
+        bundle, built = add(target, job, gate)
+        job = replace(job, bundle=_passed(bundle, built.name, built.reports, job.folder, out))
         if on_target is not None:
             on_target(built)
-    return bundle
+    return job.bundle
 
 
 def _passed(bundle: Bundle, what: str, reports: Sequence[ParityReport], building: Path, out: Path) -> Bundle:

@@ -24,6 +24,7 @@ from exporters.head.surgery import AddSlotsPass, FuseHeadPass, SetSlotDefaultsPa
 from exporters.loading.models import LoadedModel
 from exporters.onnx_io.class_names_metadata import add_class_names
 from exporters.onnx_io.files import save_model
+from exporters.targets.quantized import Quantizable
 from exporters.targets.registry import BuiltTarget, Gate, TargetPlan
 from icis_deploy.bundle.arbiter_constants import serialize_row_lengths
 from icis_deploy.bundle.few_shot import FewShot, serialize_few_shot
@@ -328,6 +329,7 @@ def write_bundle(
             gate,
             out=out,
             targets=settings.targets,
+            quantizable=Quantizable(backbone=formed.calibrated),
             on_target=on_target,
         )
         if settings.signer is not None:

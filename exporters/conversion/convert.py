@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from exporters.backbone.inputs import input_batches
+from exporters.backbone.splitting import with_backbone
 from exporters.conversion.fp16 import convert_to_float16
-from exporters.conversion.int8 import quantize_model
+from exporters.conversion.int8 import CalibratedBackbone, quantize_model
 from exporters.conversion.layer_errors import NUM_BATCHES, worst_layers
 from exporters.conversion.pixel_input import AddPixelInputPass, pixel_input
 from exporters.graph.edits import apply_passes, unused_name
 from exporters.head.finding import HeadLocation, pattern_at
+from exporters.head.surgery import backbone
 from exporters.head.topk_output import AddTopKPass
 from exporters.loading.models import LoadedModel
 from icis_deploy.bundle.manifest import ModelInput
@@ -37,6 +39,9 @@ class ConvertedModel:
     explain: Callable[[ir.passes.PassBase | None], str] | None = None
     """Returns which layers lose most accuracy, of the model itself or of it after a rewrite; `None` where none were
     quantized. Takes seconds, so it is called only where the gate rejects the model."""
+
+    calibrated: Callable[[], CalibratedBackbone] | None = None
+    """Returns the float32 backbone that was quantized, for the quantizers of other runtimes; `None` where none was."""
 
 
 def convert_precision(
@@ -86,7 +91,11 @@ def convert_precision(
         layers = worst_layers(judged, images.one_by_one(), limit=_NUM_NAMED)
         return f"the layers that add most noise are {', '.join(layer.describe() for layer in layers)}"
 
-    return ConvertedModel(model=quantized.model, explain=explain)
+    def calibrated() -> CalibratedBackbone:
+        of_float = with_backbone(loaded.model, location, loaded.input_name, quantized.float_backbone.clone())
+        return CalibratedBackbone(model=backbone(of_float, location), calibration=images.one_by_one)
+
+    return ConvertedModel(model=quantized.model, explain=explain, calibrated=calibrated)
 
 
 def _with_named_logits(model: ir.Model, location: HeadLocation) -> ir.Model:

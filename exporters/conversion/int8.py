@@ -66,6 +66,17 @@ class QuantizedModel:
     """The int8 backbone alone, from the images to the features."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibratedBackbone:
+    """What quantizers of other runtimes are given: a float32 backbone, and the images that ranges are taken from."""
+
+    model: ir.Model = field(repr=False)
+    """From the images to the features `(batch, feature_dim)`, with biases corrected for weights of eight bits."""
+
+    calibration: Inputs = field(repr=False)
+    """Gives prepared images, each alone; in whole batches where the model takes no other."""
+
+
 def quantize_model(model: ir.Model, location: HeadLocation, input_name: str, calibration: Inputs) -> QuantizedModel:
     """Return a classifier with an int8 backbone.
 
@@ -82,7 +93,7 @@ def quantize_model(model: ir.Model, location: HeadLocation, input_name: str, cal
     """
     require_float32(model)
     backbone = backbone_of(model, location, input_name)
-    with tempfile.TemporaryDirectory(prefix="icis-int8-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="icis-int8-") as folder, quantizing_quietly():
         try:
             prepared = _preprocessed(backbone, Path(folder))
             correct_biases(prepared, islice(calibration(), NUM_MEAN_BATCHES))
@@ -132,7 +143,7 @@ def _quantized(prepared: ir.Model, input_name: str, calibration: Inputs, folder:
     quantize_static(
         str(source),
         str(target),
-        _reader(input_name, calibration()),
+        calibration_reader(input_name, calibration()),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8,
@@ -210,7 +221,8 @@ def _nodes_after_the_last_layer(backbone: ir.Model) -> list[str]:
     return names
 
 
-def _reader(input_name: str, batches: Iterator[NDArray[np.float32]]) -> Any:
+def calibration_reader(input_name: str, batches: Iterator[NDArray[np.float32]]) -> Any:
+    """Return batches as an `onnxruntime.quantization.CalibrationDataReader`."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # the library asks for a subclass
@@ -222,7 +234,7 @@ def _reader(input_name: str, batches: Iterator[NDArray[np.float32]]) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quantizing_quietly() -> Iterator[None]:
     """Keep the quantizer's advice off the user's terminal: errors come as exceptions, and the gate judges the rest."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

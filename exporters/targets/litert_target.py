@@ -1,4 +1,4 @@
-"""Convert a model to LiteRT by onnx2tf, with slots as inputs, in float32.
+"""Convert a model to LiteRT by onnx2tf: in float32 with slots as inputs, in int8 the backbone alone.
 
 onnx2tf needs TensorFlow and releases of numpy and onnx that contradict ours: it lives in an environment of its own, and
 runs as a program. Only what it writes comes here.
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from exporters.conversion.int8 import CalibratedBackbone
 from exporters.onnx_io.files import save_model
 from exporters.targets.converted import (
     conversion_failed,
@@ -28,6 +29,13 @@ from exporters.targets.converted import (
     tensors_of,
     unsupported_operators,
     write_sidecar,
+)
+from exporters.targets.quantized import (
+    Quantizable,
+    backbone_to_quantize,
+    keep_former,
+    write_calibration,
+    write_host_rows,
 )
 from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES, ConvertedTensor
 from icis_deploy.bundle.manifest import Bundle
@@ -70,46 +78,68 @@ def litert_obstacle() -> str | None:
     return None
 
 
-def write_litert(folder: Path, bundle: Bundle) -> Sequence[str]:
-    """Convert a bundle's model to LiteRT.
+def write_litert(folder: Path, bundle: Bundle, quantizable: Quantizable) -> Sequence[str]:
+    """Convert a bundle's model to LiteRT: all of it in float32, or its backbone in int8.
+
+    In int8, weights are rounded per channel and activations per tensor, on the export's calibration images; the
+    features come out as floats, and rows and slots are multiplied with them on the host.
 
     Args:
         folder: The bundle's files.
         bundle: Its manifest, written or not.
+        quantizable: The backbone and the images of an int8 bundle.
 
     Returns:
-        The model and its sidecar, relative to the folder.
+        The model, its sidecar and, for int8, the rows of the head, relative to the folder.
 
     Raises:
-        IncompatibleError: If the model does not compute in float32.
+        IncompatibleError: If the model computes in float16, or in int8 and cannot be quantized again.
         ExportError: If onnx2tf cannot convert the model, or gives it other inputs or outputs.
         StorageError: If the disk refuses.
     """
     (name,) = CONVERTED_FILES["litert"]
+    if bundle.precision != "int8":
+        return [name, _convert(graph_for_conversion(folder, bundle), folder, bundle)]
+    if quantizable.former is not None:
+        return keep_former(quantizable.former, folder, bundle, "litert", [name])
+    backbone = backbone_to_quantize(quantizable, bundle)
+    return [name, _convert(backbone.model, folder, bundle, calibrated=backbone), write_host_rows(folder, bundle)]
+
+
+def _convert(model: ir.Model, folder: Path, bundle: Bundle, *, calibrated: CalibratedBackbone | None = None) -> str:
+    """Run onnx2tf and keep its model; return the sidecar's path relative to the bundle."""
+    (name,) = CONVERTED_FILES["litert"]
     converter = find_converter()
     if converter is None:
         raise ExportError("The converter onnx2tf has gone.", expected="onnx2tf", where=converter_folder())
-    model = graph_for_conversion(folder, bundle)
     inputs = [str(value.name) for value in model.graph.inputs]
     with tempfile.TemporaryDirectory() as work:
         save_model(model, Path(work) / "model.onnx")
+        quantizing = [] if calibrated is None else _quantizing(inputs[0], calibrated, Path(work))
         printed = run_converter(
             # Inputs keep their shape: by itself it turns images round to channels last, and weights with them.
-            [str(converter), "-i", "model.onnx", "-o", "converted", "-nuo", "-kat", *inputs],
+            [str(converter), "-i", "model.onnx", "-o", "converted", "-nuo", *quantizing, "-kat", *inputs],
             converter="onnx2tf",
             folder=Path(work),
         )
-        written = Path(work) / "converted" / "model_float32.tflite"
+        kind = "float32" if calibrated is None else "integer_quant"
+        written = Path(work) / "converted" / f"model_{kind}.tflite"
         if (found := _UNSUPPORTED.search(printed)) is not None:
             raise unsupported_operators("onnx2tf", model, [found[1]])
         if not written.is_file():
             raise conversion_failed("onnx2tf", printed)
         keep_converted(written, folder / name)
     converted_inputs, converted_outputs = _tensors(folder / name, model)
-    sidecar = write_sidecar(
+    return write_sidecar(
         folder, bundle, "litert", converter=_stated(converter), inputs=converted_inputs, outputs=converted_outputs
     )
-    return name, sidecar
+
+
+def _quantizing(image: str, calibrated: CalibratedBackbone, work: Path) -> list[str]:
+    """Write the calibration images, and return the options of onnx2tf that quantize on them as they are."""
+    write_calibration(work / "images.npy", calibrated)
+    unchanged = ("[0.0]", "[1.0]")  # their mean and their deviation, by which it would standardise them
+    return ["-oiqt", "-iqd", "float32", "-oqd", "float32", "-cind", image, "images.npy", *unchanged]
 
 
 def _stated(converter: Path) -> str:
@@ -140,7 +170,8 @@ def _renamed(
 ) -> tuple[ConvertedTensor, ...]:
     renamed = []
     for tensor in tensors:
-        detail = details.get(tensor.name)
+        # A quantized model has lost the names of its outputs; one alone is no other's.
+        detail = next(iter(details.values())) if len(tensors) == len(details) == 1 else details.get(tensor.name)
         if detail is None or tuple(detail["shape"]) != tensor.shape:
             found = {name: tuple(int(size) for size in each["shape"]) for name, each in details.items()}
             raise ExportError(

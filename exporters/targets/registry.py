@@ -35,6 +35,8 @@ from exporters.targets.mnn_target import mnn_obstacle, write_mnn
 from exporters.targets.ncnn_target import ncnn_obstacle, write_ncnn
 from exporters.targets.openvino_target import openvino_from_onnx, openvino_obstacle
 from exporters.targets.ort_target import PLATFORMS, compare_ort, ort_name, ort_obstacle, write_ort
+from exporters.targets.qnn_target import write_qnn
+from exporters.targets.quantized import Quantizable
 from exporters.targets.tensorrt.engine_settings import require_used, settings_for
 from exporters.targets.tensorrt.target import ENGINE_REWRITES, engine_obstacle, write_engine
 from exporters.targets.triton_repository import ENSEMBLE_NAME, compare_parts, write_triton_repository
@@ -62,6 +64,9 @@ class TargetJob:
     options: TargetOptions
     """The user's options, of all targets."""
 
+    quantizable: Quantizable = field(default_factory=Quantizable)
+    """What a target quantizes by itself."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -81,6 +86,9 @@ class Target:
 
     build: Callable[[TargetJob], Sequence[str]]
     """Writes its files, and returns their paths relative to the bundle."""
+
+    emulation: str | None = None
+    """The runtime that runs its files where the hardware of `runtime` is not, which the gate does as well."""
 
     rewrites: Mapping[str, ir.passes.PassBase] = field(default_factory=dict)
     """By precision of the model, the pass that it rewrites the graph by where that computes other numbers."""
@@ -170,10 +178,24 @@ TARGETS: dict[str, Target] = {
             obstacle=lambda _options: openvino_obstacle(),
             build=_build_openvino,
         ),
-        _converted_target("litert", litert_obstacle, write_litert),
+        Target(
+            name="litert",
+            runtime="litert",
+            file=CONVERTED_FILES["litert"][0],
+            obstacle=lambda _options: litert_obstacle(),
+            build=lambda job: write_litert(job.folder, job.bundle, job.quantizable),
+        ),
         _converted_target("mnn", mnn_obstacle, write_mnn),
         _converted_target("executorch", executorch_obstacle, write_executorch),
         _converted_target("ncnn", ncnn_obstacle, write_ncnn),
+        Target(
+            name="qnn",
+            runtime="qnn",
+            emulation="qnn-emulated",
+            file=CONVERTED_FILES["qnn"][0],
+            obstacle=lambda _options: None,
+            build=lambda job: write_qnn(job.folder, job.bundle, job.quantizable),
+        ),
         Target(
             name="coreml",
             runtime=None,
@@ -367,6 +389,8 @@ def _gate_reports(target: Target, job: TargetJob, gate: Gate) -> tuple[tuple[Par
         reports = tuple(
             replace(each, compared_with=each.compared_with + where) for each in gate(job.bundle, rewrite=rewrite)
         )
+    if target.emulation is not None:
+        reports = (*reports, *gate(job.bundle, runtime=Runtime(name=target.emulation)))
     try:
         return (*reports, *gate(job.bundle, runtime=Runtime(name=target.runtime))), None
     except MissingDependencyError as error:

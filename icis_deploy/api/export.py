@@ -98,8 +98,8 @@ class ExportOptions:
 
     targets: Sequence[str] = ("onnx",)
     """What the bundle holds: `onnx`, which is always there, `openvino`, `litert`, `mnn`, `executorch`, `ncnn`,
-    `coreml`, `ort-amd64`, `ort-arm`, `tensorrt`, `tensorrt-rtx`, `backbone`, `triton`, `web`; `all` for what this
-    machine can build."""
+    `qnn`, `coreml`, `ort-amd64`, `ort-arm`, `tensorrt`, `tensorrt-rtx`, `backbone`, `triton`, `web`; `all` for what
+    this machine can build."""
 
     target_options: TargetOptions = field(default_factory=TargetOptions)
     """How the targets are built."""

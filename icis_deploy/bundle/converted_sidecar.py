@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from icis_deploy.bundle.engine_sidecar import model_sha256
-from icis_deploy.bundle.manifest import SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT, Bundle
+from icis_deploy.bundle.manifest import FEATURES, SLOT_ARBITER, SLOT_BIAS, SLOT_WEIGHT, Bundle
 from icis_deploy.common.json_fields import (
     Reader,
     dataclass_from_json,
@@ -41,6 +41,7 @@ CONVERTED_FILES: Mapping[str, tuple[str, ...]] = {
     "litert": ("litert/model.tflite",),
     "executorch": ("executorch/model.pte",),
     "ncnn": ("ncnn/model.param", "ncnn/model.bin"),
+    "qnn": ("qnn/backbone.onnx",),
 }
 """By runtime, the files that it loads, relative to a bundle; its sidecar is `model.json` next to them."""
 
@@ -86,7 +87,7 @@ class ConvertedSidecar:
     """The input for images first, then those for slots, where it has any."""
 
     outputs: tuple[ConvertedTensor, ...]
-    """The scores first; then features and selected classes, where the model has these outputs."""
+    """The scores first; then features and selected classes, where the model has these outputs. Or features alone."""
 
     created_by: str
     """Version of icis-deploy that converted it."""
@@ -113,6 +114,11 @@ class ConvertedSidecar:
     def batch(self) -> int:
         """The only batch that the model takes."""
         return self.inputs[0].shape[0]
+
+    @property
+    def ends_in_features(self) -> bool:
+        """Whether it is the backbone alone, whose features the host multiplies with rows and slots."""
+        return self.outputs[0].name == FEATURES
 
     @property
     def slots(self) -> tuple[ConvertedTensor, ...]:

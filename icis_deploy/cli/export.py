@@ -46,6 +46,7 @@ TARGET_NAMES = (
         "mnn",
         "executorch",
         "ncnn",
+        "qnn",
         "coreml",
         "ort-amd64",
         "ort-arm",

@@ -36,8 +36,13 @@ _OF_FILES = {
     "executorch": "executorch",
     "ncnn": "ncnn",
     "split": "onnxruntime",
+    "qnn": "onnxruntime_qnn",
+    "qnn-emulated": "onnxruntime",
 }
 """Runtimes that the small bundle has no files for, and the libraries that they need."""
+
+_TARGETS = {"split": "backbone", "qnn-emulated": "qnn"}
+"""Of runtimes that are called otherwise than the target that they run."""
 
 State = Literal["works", "not tried", "missing", "broken"]
 
@@ -64,6 +69,13 @@ def runtimes() -> tuple[RuntimeState, ...]:
     return tuple(_runtime_state(name) for name in RUNTIME_NAMES)
 
 
+def _installation(name: str) -> str:
+    """Return the command that installs a runtime's library."""
+    if name == "qnn":  # on arm64 with such a chip; elsewhere its wheels, where there are any, run nothing
+        return "pip install onnxruntime-qnn"
+    return install_command("cpu" if _OF_FILES[name] == "onnxruntime" else name)
+
+
 def _runtime_state(name: str) -> RuntimeState:
     if name in ENGINE_RUNTIMES:
         return _engine_state(name)
@@ -73,9 +85,9 @@ def _runtime_state(name: str) -> RuntimeState:
             name=name,
             state="not tried" if found else "missing",
             detail="it runs files that an export makes" if found else "its library is not installed",
-            hint=f"Give a bundle that was exported with `targets=['{'backbone' if name == 'split' else name}']`."
+            hint=f"Give a bundle that was exported with `targets=['{_TARGETS.get(name, name)}']`."
             if found
-            else f"Install it: {install_command('cpu' if name == 'split' else name)}.",
+            else f"Install it: {_installation(name)}.",
         )
     return _state(name)
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 RuntimeName = Literal[
     "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "litert", "mnn", "executorch", "ncnn",
-    "split", "tensorrt", "tensorrt-rtx",
+    "split", "qnn", "qnn-emulated", "tensorrt", "tensorrt-rtx",
 ]  # fmt: skip
 MethodName = Literal["auto", "icis", "icis-centred", "ridge", "nearest", "mean", "mixture", "costa", "wavg", "ensemble"]
 TargetName = Literal[
@@ -23,6 +23,7 @@ TargetName = Literal[
     "mnn",
     "executorch",
     "ncnn",
+    "qnn",
     "coreml",
     "ort-amd64",
     "ort-arm",

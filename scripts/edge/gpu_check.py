@@ -28,6 +28,7 @@ import hashlib
 import json
 import os
 import shutil
+import site
 import subprocess
 import sys
 import time
@@ -164,12 +165,24 @@ def prepared_python(work: Path, wheels: Path | None) -> Path:
     shutil.rmtree(environment, ignore_errors=True)
     unpack(wheels, unpacked)
     run_or_raise([sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(environment)])
+    see_packages_of_this_environment(environment)
     (pip,) = unpacked.glob("pip-*.whl")
     options = ["--quiet", "--disable-pip-version-check", "--no-index", "--find-links", str(unpacked)]
     run_or_raise([str(python), str(pip / "pip"), "install", *options, *contents["requirements"]])
     shutil.rmtree(unpacked)
     ready.write_text(stamp)
     return python
+
+
+def see_packages_of_this_environment(environment: Path) -> None:
+    """Let an environment see what this Python sees, torch above all.
+
+    venv by itself lets it see the packages of the machine's Python, even where this one runs in an environment.
+    """
+    if sys.prefix == sys.base_prefix:
+        return
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "machine.pth").write_text("".join(f"{folder}\n" for folder in site.getsitepackages()))
 
 
 def run_or_raise(command: Sequence[str]) -> None:

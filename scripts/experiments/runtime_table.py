@@ -43,11 +43,16 @@ HEADER = (
     "what no machine here can run",
 )
 
+FLOAT_ALONE = frozenset(CONVERTED_RUNTIMES) - {"litert"}
+"""Runtimes whose converters get the whole model, slots and all."""
+
 EXTRA_OF = {
     "onnxruntime": "cpu",
     "onnxruntime-cuda": "gpu",
     "onnxruntime-tensorrt": "gpu",
     "split": "cpu",
+    "qnn": "onnxruntime-qnn",
+    "qnn-emulated": "cpu",
 }
 """Extras of runtimes that are called otherwise."""
 
@@ -55,6 +60,8 @@ NOT_RUN = {
     "onnxruntime": "-",
     "openvino": "GPU and NPU",
     "split": "a chip's compiler",
+    "qnn": "everything but the conversion",
+    "qnn-emulated": "the chip's own arithmetic",
     "litert": "GPU and NPU delegates",
     "mnn": "OpenCL, Vulkan, NPU backends",
     "executorch": "GPU and NPU backends, phones",
@@ -98,7 +105,7 @@ def row(name: str, measured: Measured, installed: Mapping[str, Mapping[str, Any]
         _installs(name, extra),
         _passed(of_kind, "fused, fp32"),
         _passed(of_kind, "updatable, fp32"),
-        "refused" if name in CONVERTED_RUNTIMES else _passed(of_kind, "updatable, int8"),
+        "refused" if name in FLOAT_ALONE else _passed(of_kind, "updatable, int8"),
         f"{main['gate_error']:.1e}" if "gate_error" in main else "-",
         f"{main['time_ratio']:.2f}" if "time_ratio" in main else "-",
         "-" if swap is None else f"{max(swap, 0.0):.1f} ms",

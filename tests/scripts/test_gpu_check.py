@@ -252,6 +252,25 @@ def test_wheels_for_another_python_are_refused(pieces, tmp_path):
         gpu_check.prepared_python(tmp_path / "work", pieces)
 
 
+def test_a_check_that_runs_in_an_environment_sees_its_packages(tmp_path):
+    machine = tmp_path / "machine"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", machine], check=True)
+    (packages,) = machine.glob("lib/python*/site-packages")
+    (packages / "built_for_the_driver.py").write_text("answer = 42\n")
+    code = f"""
+import subprocess, sys, venv
+from pathlib import Path
+from scripts.edge.gpu_check import see_packages_of_this_environment
+own = Path({str(tmp_path / "own")!r})
+venv.create(own, system_site_packages=True)
+see_packages_of_this_environment(own)
+sys.exit(subprocess.run([own / "bin" / "python", "-c", "import built_for_the_driver"]).returncode)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    ran = subprocess.run([machine / "bin" / "python", "-c", code], env=environment, check=False)
+    assert ran.returncode == 0
+
+
 def test_torch_is_not_carried_and_what_the_steps_need_is():
     wanted = " ".join(wheel_pieces.requirements())
     assert "torch" not in wanted.split()

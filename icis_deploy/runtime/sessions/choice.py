@@ -9,6 +9,8 @@
     executorch              the bundle's executorch/, on the CPU
     ncnn                    the bundle's ncnn/, on the CPU
     split                   the bundle's backbone.onnx on the CPU, its head in numpy
+    qnn                     the bundle's qnn/ on a Qualcomm NPU, its head in numpy
+    qnn-emulated            the same on the CPU
     tensorrt, tensorrt-rtx  the bundle's engine, on an NVIDIA GPU
 
 Rules:
@@ -157,16 +159,20 @@ def loaded_files(bundle: Bundle, runtime: Runtime) -> tuple[str, ...]:
     from icis_deploy.runtime.sessions.openvino_session import OPENVINO_NAME
 
     if runtime.name in CONVERTED_RUNTIMES:
-        return tuple(name for name in bundle.files if name in {*CONVERTED_FILES[runtime.name], SLOTS_NAME})
+        # In int8 the backbone alone is converted, and the head is on the host.
+        rows = {BAKED_ROWS_NAME} if bundle.precision == "int8" else set()
+        return tuple(name for name in bundle.files if name in {*CONVERTED_FILES[runtime.name], SLOTS_NAME, *rows})
     if runtime.name in ENGINE_RUNTIMES:
         model = engine_name(runtime.name)
     elif runtime.name == "openvino" and OPENVINO_NAME in bundle.files:
         model = OPENVINO_NAME.removesuffix("xml")  # and model.bin
     elif runtime.name == "split":
         model = BACKBONE_NAME
+    elif runtime.name in HOST_HEAD_RUNTIMES:
+        (model,) = CONVERTED_FILES["qnn"]
     else:
         model = MODEL_NAME  # and model.onnx.data, where it is large
-    others = {SLOTS_NAME, BAKED_ROWS_NAME} if runtime.name == "split" else {SLOTS_NAME}
+    others = {SLOTS_NAME, BAKED_ROWS_NAME} if runtime.name in HOST_HEAD_RUNTIMES else {SLOTS_NAME}
     return tuple(name for name in bundle.files if name.startswith(model) or name in others)
 
 
@@ -232,6 +238,13 @@ def _open_split(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     return load_split_session(folder, bundle, num_threads=runtime.num_threads)
 
 
+def _open_qnn(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
+    from icis_deploy.runtime.sessions.qnn_session import load_qnn_session
+
+    is_emulated = runtime.name == "qnn-emulated"
+    return load_qnn_session(folder, bundle, num_threads=runtime.num_threads, is_emulated=is_emulated)
+
+
 def _open_engine(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     from icis_deploy.runtime.sessions.tensorrt_engine import load_engine_session
 
@@ -250,6 +263,8 @@ _OPENERS: dict[str, Callable[[Path, Bundle, Runtime], Session]] = {
     "executorch": _open_executorch,
     "ncnn": _open_ncnn,
     "split": _open_split,
+    "qnn": _open_qnn,
+    "qnn-emulated": _open_qnn,
     "tensorrt": _open_engine,
     "tensorrt-rtx": _open_engine,
 }
@@ -263,4 +278,7 @@ ENGINE_RUNTIMES = tuple(name for name, opener in _OPENERS.items() if opener is _
 CONVERTED_RUNTIMES = ("litert", "mnn", "executorch", "ncnn")
 """Those that run a model which was converted for them when the bundle was exported."""
 
-CPU_RUNTIMES = ("onnxruntime", "openvino", *CONVERTED_RUNTIMES, "split")
+HOST_HEAD_RUNTIMES = ("split", "qnn", "qnn-emulated")
+"""Those whose head is always on the host."""
+
+CPU_RUNTIMES = ("onnxruntime", "openvino", *CONVERTED_RUNTIMES, "split", "qnn-emulated")

@@ -20,10 +20,12 @@ from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.errors import MissingDependencyError, ModelLoadError
 from icis_deploy.runtime.sessions.interpreter_session import InterpreterSession, load_converted_sidecar
 from icis_deploy.runtime.sessions.native_output import printing_to_stderr
+from icis_deploy.runtime.sessions.protocol import Session
+from icis_deploy.runtime.sessions.split_session import session_with_host_head
 
 
-def load_litert_session(folder: Path, bundle: Bundle, *, num_threads: int | None = None) -> InterpreterSession:
-    """Load a bundle's LiteRT model.
+def load_litert_session(folder: Path, bundle: Bundle, *, num_threads: int | None = None) -> Session:
+    """Load a bundle's LiteRT model; of one that ends in features, as int8 ones do, with the head on the host.
 
     Args:
         folder: The bundle's files.
@@ -33,7 +35,7 @@ def load_litert_session(folder: Path, bundle: Bundle, *, num_threads: int | None
     Raises:
         MissingDependencyError: If LiteRT is not installed.
         IncompatibleError: If the bundle holds no model for LiteRT, or one converted from another model.
-        BundleError: If its sidecar cannot be read.
+        BundleError, CorruptFileError: If its sidecar, or the rows of a head on the host, cannot be read.
         ModelLoadError: If LiteRT cannot load the model, or it has not the tensors that the sidecar states.
     """
     make_interpreter = import_litert()
@@ -52,7 +54,8 @@ def load_litert_session(folder: Path, bundle: Bundle, *, num_threads: int | None
                 f"LiteRT cannot load the model {path}: {error}.", found=str(error), where=path, hint="Convert it again."
             ) from error
 
-    return InterpreterSession(make, sidecar, bundle, library="LiteRT")
+    session = InterpreterSession(make, sidecar, bundle, library="LiteRT")
+    return session_with_host_head(session, folder, bundle) if sidecar.ends_in_features else session
 
 
 def import_litert() -> Any:

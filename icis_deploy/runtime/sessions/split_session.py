@@ -153,11 +153,25 @@ def load_split_session(folder: Path, bundle: Bundle, *, num_threads: int | None 
             where=folder,
             hint="Export it with `targets=['backbone']`.",
         )
+    return session_with_host_head(load_session(folder / BACKBONE_NAME, num_threads=num_threads), folder, bundle)
+
+
+def session_with_host_head(backbone: Session, folder: Path, bundle: Bundle) -> SplitSession:
+    """Return a session of a backbone that is loaded, and of a bundle's rows and slots in numpy.
+
+    Args:
+        backbone: A session whose first output are the features, `(batch, feature_dim)` float32.
+        folder: The bundle's files, which the caller has compared with the manifest.
+        bundle: What its manifest says, or will say.
+
+    Raises:
+        BundleError, CorruptFileError: If rows or slots cannot be read.
+    """
     rows = load_baked_rows(folder, bundle)
     table = exported_slots(folder, bundle)
     constants = ArbiterConstants(folder, bundle) if bundle.arbiter else None
     return SplitSession(
-        load_session(folder / BACKBONE_NAME, num_threads=num_threads),
+        backbone,
         bundle,
         rows,
         slots=None

@@ -35,7 +35,7 @@ def test_onnxruntime_is_the_default_and_the_one_that_bundles_were_checked_in():
 
 def test_every_runtime_computes_on_the_cpu_or_on_an_accelerator():
     on_cpu = [name for name in RUNTIME_NAMES if Runtime(name=name).computes_on_cpu]
-    assert on_cpu == ["onnxruntime", "openvino", "litert", "mnn", "executorch", "ncnn", "split"]
+    assert on_cpu == ["onnxruntime", "openvino", "litert", "mnn", "executorch", "ncnn", "split", "qnn-emulated"]
 
 
 def test_a_runtime_comes_from_its_name_or_stays_as_it_is():
