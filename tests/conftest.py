@@ -1,5 +1,6 @@
 """Fixtures that several test folders share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -44,6 +45,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put files with slow tests first: begun last, one of them would keep a single process busy and the others idle."""
     long_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long_files)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_other_files_left() -> None:
+    """Set aside for the garbage collector: each measurement collects first, and looked through it for a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
