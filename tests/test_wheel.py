@@ -134,7 +134,7 @@ def test_the_installed_command_injects_exports_verifies_and_reports(scripts, use
 
     run_cli(
         "inject", project.model, "--classes", project.classes, "--descriptors", project.descriptors,
-        "--unseen", project.unseen, "--out", "new.icis",
+        "--unseen", project.unseen, "--method", "ridge", "--out", "new.icis",
     )  # fmt: skip
     exported = run_cli(
         "export", project.model, "--classes", project.classes, "--update", "new.icis",
