@@ -1,6 +1,10 @@
 """Fixtures that several test folders share."""
 
+import gc
 import os
+import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 # Before anything imports torch: on tiny models the threads of a pool only wait for each other, for seconds on a busy
@@ -44,6 +48,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put files with slow tests first: begun last, one of them would keep a single process busy and the others idle."""
     long_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long_files)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_other_files_left(request: pytest.FixtureRequest) -> None:
+    """Set aside for the garbage collector: each measurement collects first, and looked through it for a second."""
+    if "torch.onnx._internal.exporter._registration" in sys.modules:
+        request.getfixturevalue("torchs_table")
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def torchs_table() -> Iterator[None]:
+    """Keep torch's table of ONNX operators: each conversion would make all 2,000 entries again, for half a second."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:
+        yield  # of another torch, which may keep it itself
+        return
+    made = cache(ONNXRegistry.from_torchlib)
+
+    def from_torchlib(*version: int, **named: int) -> ONNXRegistry:
+        table, copy = made(*version, **named), ONNXRegistry()
+        copy.__dict__.update(table.__dict__)
+        copy.functions = {name: list(found) for name, found in table.functions.items()}
+        return copy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -205,7 +205,7 @@ def unpacked(tiny_project, tmp_path_factory):
     words = [
         *("pack", bundles.fused, "--against", tiny_project.model, "--images", tiny_project.images),
         *("--platform", tag, "--python", f"{sys.version_info[0]}.{sys.version_info[1]}"),
-        *("--out", folder / "kit.tar.gz", "--", "--preset", "quick", "--threads", "1"),
+        *("--out", folder / "kit.tar.gz", "--", "--preset", "quick", "--seconds", "0.3", "--threads", "1"),
     ]
     assert edge_bench.main([str(word) for word in words]) == 0
     shutil.unpack_archive(folder / "kit.tar.gz", folder / "device", filter="data")

@@ -1,4 +1,3 @@
-import gc
 import json
 import re
 from collections import Counter
@@ -14,15 +13,6 @@ from icis_deploy.errors import RuntimeFailureError, UsageError
 
 NUM_RUNS = 20  # scripts/experiments/check_harness.py makes 100, in real time
 NOISY = {"jitter": 0.03, "wander": 0.01, "interruption_share": 0.01}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def what_other_tests_left():
-    """Set aside: every measurement collects garbage, and would look through all of it for a third of a second."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def percentile(report, percent):

@@ -155,6 +155,7 @@ def test_the_garbage_collector_is_left_as_it_was_even_after_a_failure(was_enable
             raise KeyError
 
     before = gc.isenabled()
+    gc.unfreeze()  # what other tests left
     try:
         (gc.enable if was_enabled else gc.disable)()
         with pytest.raises(KeyError):
@@ -167,9 +168,6 @@ def test_the_garbage_collector_is_left_as_it_was_even_after_a_failure(was_enable
 
 def test_what_somebody_else_froze_stays_frozen():
     gc.freeze()
-    try:
-        with garbage_collector_at_rest():
-            pass
-        assert gc.get_freeze_count() > 0
-    finally:
-        gc.unfreeze()
+    with garbage_collector_at_rest():
+        pass
+    assert gc.get_freeze_count() > 0
