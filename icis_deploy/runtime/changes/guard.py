@@ -297,9 +297,11 @@ class Guard:
 
 
 def _blocks(right: Float32) -> Float32:
-    """Return a matrix `(depth, width)` in blocks of columns, `(num_blocks, depth, _BLOCK_COLUMNS)`, padded by zeros."""
-    padded = np.pad(right, ((0, 0), (0, -right.shape[1] % _BLOCK_COLUMNS)))
-    return np.ascontiguousarray(padded.reshape(len(right), -1, _BLOCK_COLUMNS).transpose(1, 0, 2))
+    """Return a matrix `(depth, width)` in blocks of columns, `(num_blocks, depth, num_columns)`, padded by zeros."""
+    depth, width = right.shape
+    num_columns = max(1, min(_BLOCK_COLUMNS, _SINGLE_THREAD_PRODUCTS // depth))
+    padded = np.pad(right, ((0, 0), (0, -width % num_columns)))
+    return np.ascontiguousarray(padded.reshape(depth, -1, num_columns).transpose(1, 0, 2))
 
 
 def _product(left: Float32, blocks: Float32, *, width: int) -> Float32:
@@ -314,13 +316,13 @@ def _product(left: Float32, blocks: Float32, *, width: int) -> Float32:
         blocks: The other matrix, as `_blocks` gives it.
         width: How many columns that has.
     """
-    num_blocks, depth, _ = blocks.shape
-    result = np.empty((len(left), num_blocks, _BLOCK_COLUMNS), dtype=np.float32)
-    step = max(1, _SINGLE_THREAD_PRODUCTS // (depth * _BLOCK_COLUMNS))
+    num_blocks, depth, num_columns = blocks.shape
+    result = np.empty((len(left), num_blocks, num_columns), dtype=np.float32)
+    step = max(1, _SINGLE_THREAD_PRODUCTS // (depth * num_columns))
     for start in range(0, len(left), step):
         rows = left[start : start + step]
         np.matmul(rows, blocks, out=result[start : start + step].transpose(1, 0, 2))
-    return result.reshape(len(left), num_blocks * _BLOCK_COLUMNS)[:, :width]
+    return result.reshape(len(left), num_blocks * num_columns)[:, :width]
 
 
 def _filled(table: SlotTable) -> Iterator[tuple[int, str]]:

@@ -16,7 +16,7 @@ from icis_deploy.bundle.slot_files import serialize_slots
 from icis_deploy.errors import CorruptFileError, GuardError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS, SlotTable, empty_slots
-from icis_deploy.runtime.changes.guard import ChangedAnswers, Guard, load_guard
+from icis_deploy.runtime.changes.guard import ChangedAnswers, Guard, _blocks, _product, load_guard
 from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.updates.envelope import save_update
 from testing.bundles import FEATURE_DIM, SEEN_NAMES, files_in, make_update, seen_head, write_bundle
@@ -345,6 +345,22 @@ def test_states_that_were_compared_before_give_the_same_as_new_ones(guard: Guard
         found = changed_by(guard, table, update)
         assert found == changed_by(load_guard(guarded, load_manifest(guarded)), table, update)
         table = table.apply(update, seen_names=frozenset(SEEN_NAMES))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1), (3, 5, 17), (70, 2048, 33), (0, 4, 16), (2, 300_000, 2)], ids=str)
+def test_a_product_in_blocks_is_the_product(shape: tuple[int, int, int]):
+    """Blocks and rows at once depend on the depth; none may be left out, and none of the padding may stay."""
+    num_rows, depth, width = shape
+    random = np.random.default_rng(0)
+    left = random.normal(size=(num_rows, depth)).astype(np.float32)
+    right = random.normal(size=(depth, width)).astype(np.float32)
+
+    blocks = _blocks(right)
+    found = _product(left, blocks, width=width)
+
+    assert blocks[0].size < 1 << 19, "BLAS would wake its threads"
+    assert found.shape == (num_rows, width)
+    np.testing.assert_allclose(found, left.astype(np.float64) @ right, rtol=1e-4, atol=1e-3 * depth**0.5)
 
 
 def test_classes_that_were_baked_in_stand_for_themselves(guarded: Path):
