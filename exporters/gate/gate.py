@@ -191,16 +191,16 @@ def compare_bundle(
     reports = [compared.report]
     if ran.num_seen:
         reports.append(_compare_with_original(original, ran, bundle, profile=profile, where=where))
-    if own is not None and all(np.isfinite(block).all() for block in own.blocks(block_size(own.width))):
-        features, compared_own = own, _compare_with_own(expanded, own, ran, bundle)
-        reports.append(compared_own.report)
-    else:
-        compared_own = compared
+    diagnosed: tuple[RowFile, _Compared] | None = (features, compared)
+    if own is not None:
+        is_finite = all(np.isfinite(block).all() for block in own.blocks(block_size(own.width)))
+        diagnosed = (own, _compare_with_own(expanded, own, ran, bundle)) if is_finite else None
+        reports += [] if diagnosed is None else [diagnosed[1].report]
     if (min_kept := profile.min_seen_kept) is not None and images is not None:
         reports[0] = _with_accuracy(reports[0], compared, min_seen_kept=min_kept)
     fault = None
-    if ran.class_names == ran.known_names:
-        fault = _fault(features, ran, bundle, expanded, compared_own)
+    if ran.class_names == ran.known_names and diagnosed is not None:
+        fault = _fault(*diagnosed, ran, bundle, expanded)
     named = [] if fault is None else [fault]
     if bundle.arbiter:
         named += _length_failures(folder, bundle, seen_row_lengths(loaded.model, location))
@@ -344,7 +344,7 @@ def _weighed_against(expanded: ExpandedHead, ran: BundleRun) -> NDArray[np.intp]
     return ran.enabled[: ran.num_seen] if ran.num_seen else np.arange(expanded.location.num_classes)
 
 
-def _fault(features: RowFile, ran: BundleRun, bundle: Bundle, expanded: AnyHead, compared: _Compared) -> str | None:
+def _fault(features: RowFile, compared: _Compared, ran: BundleRun, bundle: Bundle, expanded: AnyHead) -> str | None:
     """Return what is wrong with the head, if the report that compares it is negative and its errors show it.
 
     Of many images those are looked at that are off most: on them it shows.

@@ -42,6 +42,7 @@ class RowFile:
         weakref.finalize(self, self._file.close)
         self._count, self._width, self._dtype = 0, 0, np.dtype(np.float32)
         for batch in rows:
+            assert not self._count or (self._width, self._dtype) == (batch.shape[1], batch.dtype), "rows of one kind"
             self._width, self._dtype = batch.shape[1], batch.dtype
             try:
                 self._file.write(np.ascontiguousarray(batch).data)

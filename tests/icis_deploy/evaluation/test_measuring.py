@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import icis_deploy
+from icis_deploy.cli.main import run
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError, UsageError
 from icis_deploy.evaluation.checkpoint import IDENTITY_NAME, ParquetCheckpoint
 from icis_deploy.evaluation.measuring import Worker, measure, outcome_head, outcomes_of, piece_size, threads
@@ -289,7 +290,7 @@ def test_a_reduced_decode_is_stated_with_the_result_and_never_mixed_with_whole_o
     assert evaluated(bundle, large_photos, reduced_decode=True).to_json() == reduced.to_json()
 
 
-def test_a_reduced_decode_is_refused_where_nothing_is_resized(tiny_project, large_photos, tmp_path):
+def test_a_reduced_decode_is_refused_where_nothing_is_resized(tiny_project, large_photos, tmp_path, capsys):
     settings = json.loads(tiny_project.preprocess.read_text()) | {"resize": None}
     preprocess = tmp_path / "preprocess.json"
     preprocess.write_text(json.dumps(settings))
@@ -304,3 +305,10 @@ def test_a_reduced_decode_is_refused_where_nothing_is_resized(tiny_project, larg
     with pytest.raises(UsageError, match=r"part of their size: the bundle's preprocessing has no resize") as raised:
         evaluated(out, large_photos, reduced_decode=True)
     assert raised.value.hint == "Leave `reduced_decode` out."
+    assert run(["evaluate", str(out), "--images", str(large_photos), "--reduced-decode"]) == UsageError.exit_code
+    assert "Leave --reduced-decode out." in capsys.readouterr().err
+
+
+def test_the_text_says_that_photos_were_decoded_at_a_part_of_their_size(bundle, large_photos, capsys):
+    assert run(["evaluate", str(bundle), "--images", str(large_photos), "--reduced-decode"]) == 0
+    assert "JPEG files were decoded at a part of their size" in capsys.readouterr().out
