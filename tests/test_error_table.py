@@ -462,19 +462,21 @@ def photo(at: Place, name: str) -> list[str]:
     return injecting_with(at, "--photos", str(at.folder / "photos.csv"), "--preprocess", str(at.project.preprocess))
 
 
-def counted_names(at: Place) -> list[str]:
+def stating(at: Place, **metadata: str) -> list[str]:
+    """Inject into a model whose metadata say something."""
     import onnx
 
     path = model(at, HEAD)
     written = onnx.load(path)
-    onnx.helper.set_model_props(written, {"names": "{0: 'LABEL_0', 1: 'LABEL_1', 2: 'LABEL_2'}"})
+    onnx.helper.set_model_props(written, metadata)
     onnx.save(written, path)
     return ["inject", path, "--descriptors", str(at.project.descriptors), "--out", str(at.folder / "new.icis")]
 
 
-def without_weights(at: Place) -> list[str]:
+def pretrained(at: Place, config: str) -> list[str]:
+    """Inspect a folder of transformers that has a configuration alone."""
     (at.folder / "my-vit").mkdir()
-    (at.folder / "my-vit" / "config.json").write_text('{"model_type": "vit"}')
+    (at.folder / "my-vit" / "config.json").write_text(config)
     return ["inspect", str(at.folder / "my-vit")]
 
 
@@ -510,8 +512,24 @@ case("inject", "The photos of new classes show")(lambda at: photo(at, "class00")
 case("inject", "… is no model that can be loaded: found a bundle")(
     lambda at: ["inject", str(at.bundle), *injecting_with(at)[2:]]
 )
-case("inspect", "transformers cannot load")(without_weights)
-case("inject", "… only counts the classes")(counted_names)
+case("inspect", "transformers cannot load")(lambda at: pretrained(at, '{"model_type": "vit"}'))
+case("inspect", "… needs code of its own")(
+    lambda at: pretrained(
+        at,
+        '{"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForImageClassification": "own.M"}}',
+    )
+)
+case("inject", "… only counts the classes")(lambda at: stating(at, names="{0: 'LABEL_0', 1: 'LABEL_1', 2: 'LABEL_2'}"))
+case("inject", "… is a model of Ultralytics")(lambda at: [*stating(at, task="detect", imgsz="[8, 8]"), *classes(at)])
+case("export", "Preprocessing has mean")(
+    lambda at: exporting_with(at, '{"resize": 8, "crop": 8, "mean": 0.5, "std": 0}')
+)
+case("export", "Preprocessing has resize")(
+    lambda at: exporting_with(at, '{"resize": 0, "crop": 8, "mean": 0.5, "std": 1}')
+)
+case("export", "Preprocessing has color")(
+    lambda at: exporting_with(at, '{"resize": 8, "crop": 8, "mean": 0.5, "std": 1, "color": "CMYK"}')
+)
 case("inject", "Nothing says what the new classes are")(
     lambda at: [
         "inject",
