@@ -439,9 +439,9 @@ def _(at: Place) -> list[str]:
 # --- what new users try -------------------------------------------------------------------------------------------
 
 
-def listing(at: Place, text: str) -> list[str]:
+def listing(at: Place, text: str, encoding: str = "utf-8") -> list[str]:
     """Inject with a list of images of seen classes."""
-    (at.folder / "seen.csv").write_text(text)
+    (at.folder / "seen.csv").write_text(text, encoding)
     return injecting_with(at, "--seen-images", str(at.folder / "seen.csv"), "--preprocess", str(at.project.preprocess))
 
 
@@ -501,7 +501,8 @@ case("inject", "… cannot be written: there is no folder")(
 case("export", "… already exists.")(lambda at: into(at, at.bundle))
 case("inject", "The image list … names")(lambda at: listing(at, "file,class\nnone.png,class00\n"))
 case("inject", "The image list … has")(lambda at: listing(at, "a.png\nb.png\n"))
-case("inject", "The image list … is not a CSV")(
+case("inject", "The image list … is not a CSV")(lambda at: listing(at, "file,class\nhöhle.png,class00\n", "latin-1"))
+case("inject", "… is an image; expected a list")(
     lambda at: injecting_with(at, "--seen-images", str(at.project.images.parent / "class00.png"))
 )
 case("inject", "… is not an image that Pillow")(lambda at: listing(at, "file,class\nseen.csv,class00\n"))
