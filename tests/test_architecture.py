@@ -130,7 +130,7 @@ ROOMS = {
     "exporters.head": Room("icis_deploy.{bundle,common,head} exporters.{graph,onnx_io}", "onnx_ir"),
     "exporters.stated": Room("icis_deploy.{common,head,images}"),
     "exporters.loading": Room(
-        "icis_deploy.{common,head,images,runtime.sessions} exporters.{graph,head,onnx_io,stated}", "onnx_ir"
+        "icis_deploy.{bundle,common,head,images,runtime.sessions} exporters.{graph,head,onnx_io,stated}", "onnx_ir"
     ),
     "exporters.backbone": Room(
         "icis_deploy.{bundle,common,images,runtime.sessions} exporters.{graph,head,loading,onnx_io}", "onnx_ir"

@@ -439,9 +439,9 @@ def _(at: Place) -> list[str]:
 # --- what new users try -------------------------------------------------------------------------------------------
 
 
-def listing(at: Place, text: str) -> list[str]:
+def listing(at: Place, text: str, encoding: str = "utf-8") -> list[str]:
     """Inject with a list of images of seen classes."""
-    (at.folder / "seen.csv").write_text(text)
+    (at.folder / "seen.csv").write_text(text, encoding)
     return injecting_with(at, "--seen-images", str(at.folder / "seen.csv"), "--preprocess", str(at.project.preprocess))
 
 
@@ -462,19 +462,21 @@ def photo(at: Place, name: str) -> list[str]:
     return injecting_with(at, "--photos", str(at.folder / "photos.csv"), "--preprocess", str(at.project.preprocess))
 
 
-def counted_names(at: Place) -> list[str]:
+def stating(at: Place, **metadata: str) -> list[str]:
+    """Inject into a model whose metadata say something."""
     import onnx
 
     path = model(at, HEAD)
     written = onnx.load(path)
-    onnx.helper.set_model_props(written, {"names": "{0: 'LABEL_0', 1: 'LABEL_1', 2: 'LABEL_2'}"})
+    onnx.helper.set_model_props(written, metadata)
     onnx.save(written, path)
     return ["inject", path, "--descriptors", str(at.project.descriptors), "--out", str(at.folder / "new.icis")]
 
 
-def without_weights(at: Place) -> list[str]:
+def pretrained(at: Place, config: str) -> list[str]:
+    """Inspect a folder of transformers that has a configuration alone."""
     (at.folder / "my-vit").mkdir()
-    (at.folder / "my-vit" / "config.json").write_text('{"model_type": "vit"}')
+    (at.folder / "my-vit" / "config.json").write_text(config)
     return ["inspect", str(at.folder / "my-vit")]
 
 
@@ -499,7 +501,8 @@ case("inject", "… cannot be written: there is no folder")(
 case("export", "… already exists.")(lambda at: into(at, at.bundle))
 case("inject", "The image list … names")(lambda at: listing(at, "file,class\nnone.png,class00\n"))
 case("inject", "The image list … has")(lambda at: listing(at, "a.png\nb.png\n"))
-case("inject", "The image list … is not a CSV")(
+case("inject", "The image list … is not a CSV")(lambda at: listing(at, "file,class\nhöhle.png,class00\n", "latin-1"))
+case("inject", "… is an image; expected a list")(
     lambda at: injecting_with(at, "--seen-images", str(at.project.images.parent / "class00.png"))
 )
 case("inject", "… is not an image that Pillow")(lambda at: listing(at, "file,class\nseen.csv,class00\n"))
@@ -510,8 +513,24 @@ case("inject", "The photos of new classes show")(lambda at: photo(at, "class00")
 case("inject", "… is no model that can be loaded: found a bundle")(
     lambda at: ["inject", str(at.bundle), *injecting_with(at)[2:]]
 )
-case("inspect", "transformers cannot load")(without_weights)
-case("inject", "… only counts the classes")(counted_names)
+case("inspect", "transformers cannot load")(lambda at: pretrained(at, '{"model_type": "vit"}'))
+case("inspect", "… needs code of its own")(
+    lambda at: pretrained(
+        at,
+        '{"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForImageClassification": "own.M"}}',
+    )
+)
+case("inject", "… only counts the classes")(lambda at: stating(at, names="{0: 'LABEL_0', 1: 'LABEL_1', 2: 'LABEL_2'}"))
+case("inject", "… is a model of Ultralytics")(lambda at: [*stating(at, task="detect", imgsz="[8, 8]"), *classes(at)])
+case("export", "Preprocessing has mean")(
+    lambda at: exporting_with(at, '{"resize": 8, "crop": 8, "mean": 0.5, "std": 0}')
+)
+case("export", "Preprocessing has resize")(
+    lambda at: exporting_with(at, '{"resize": 0, "crop": 8, "mean": 0.5, "std": 1}')
+)
+case("export", "Preprocessing has color")(
+    lambda at: exporting_with(at, '{"resize": 8, "crop": 8, "mean": 0.5, "std": 1, "color": "CMYK"}')
+)
 case("inject", "Nothing says what the new classes are")(
     lambda at: [
         "inject",

@@ -30,7 +30,9 @@ WORKFLOWS = sorted((REPOSITORY / ".github").rglob("*.yml"))
 
 mkdocs = pytest.importorskip("mkdocs", reason="the extra docs is not installed")
 
-from scripts.maintenance.site_links import ROOT_DOCUMENTS, rewritten  # noqa: E402 - needs mkdocs
+from mkdocs.structure.files import File, InclusionLevel  # noqa: E402 - needs mkdocs
+
+from scripts.maintenance.site_links import ROOT_DOCUMENTS, on_site, rewritten  # noqa: E402
 from scripts.maintenance.site_reference import names_of, with_names  # noqa: E402
 
 SITE = {"index.md", "device.md", "results/README.md", "decisions/README.md", "project/SECURITY.md", "images/a.png"}
@@ -56,6 +58,16 @@ SITE = {"index.md", "device.md", "results/README.md", "decisions/README.md", "pr
 )
 def test_a_link_of_the_repository_becomes_one_of_the_site(source, link, expected):
     assert rewritten(link, source, SITE) == expected
+
+
+def test_a_file_that_the_site_leaves_out_is_named_and_not_linked():
+    files = [
+        File(path, str(DOCS), "site", use_directory_urls=False, inclusion=inclusion)
+        for path, inclusion in (("inputs.md", InclusionLevel.INCLUDED), ("examples/a.py", InclusionLevel.EXCLUDED))
+    ]
+
+    assert on_site(files) == {"inputs.md"}
+    assert rewritten("[a](examples/a.py)", "inputs.md", on_site(files)) == "a (`docs/examples/a.py`)"
 
 
 def test_all_documents_of_the_root_are_on_the_site_and_exist():

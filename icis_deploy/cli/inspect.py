@@ -13,7 +13,6 @@ from icis_deploy.cli.options import NEW_PATH, classes_option, model_options, mod
 from icis_deploy.cli.output import format_option, note, print_result
 from icis_deploy.cli.verify import signature_text
 from icis_deploy.common.terminal_text import columns
-from icis_deploy.head.class_names import quoted
 
 if TYPE_CHECKING:
     from exporters.loading.models import LoadedModel
@@ -70,6 +69,8 @@ def inspect(
 
 
 def _write_classes(opened: OpenedModel, path: Path) -> None:
+    from icis_deploy.head.class_names import quoted
+
     said = opened.loaded.stated_classes
     if opened.head is not None:
         _write_lines(path, opened.head.class_names)

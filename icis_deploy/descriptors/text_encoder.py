@@ -14,8 +14,9 @@ section 3.1.4). Only a model named by its hub name is ever downloaded, and no co
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,10 @@ IMAGE_TEXT_TEMPLATES = ("a photo of a {}.",)
 _AWAY_FROM_THE_HUB = (
     f"Without internet, copy the folder of {DEFAULT_MODEL} from another machine and give it as `model`; or give "
     f"another source: `tags` or `vectors`."
+)
+_NOT_FOUND = (
+    "Check the name or path. Without a network, download the model where there is one (hf download NAME), and give its "
+    "folder."
 )
 _UNUSED_WEIGHTS = ("pooler.", "vision_model.", "visual_projection.", "logit_")
 """Prefixes of weights that no text goes through. Files often lack BERT's `pooler`; its last states are averaged."""
@@ -134,7 +139,7 @@ def load_text_encoder(model: str) -> TextEncoder:
             hint="Check the path, or download the model and give its folder.",
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with _loading(model), _silent_bars() if is_folder else nullcontext():
+    with _loading(model), _silent_bars() if is_folder else _silent_retries():
         if has_file(model, "modules.json", local_files_only=is_folder):
             return _load_sentence_transformer(model, device, is_folder)
         return _load_transformer(model, device, is_folder)
@@ -166,8 +171,20 @@ def _loading(model: str) -> Iterator[None]:
             found=reason[0],
             expected="a text model",
             where=model,
-            hint=_AWAY_FROM_THE_HUB if model == DEFAULT_MODEL else None,
+            hint=_AWAY_FROM_THE_HUB if model == DEFAULT_MODEL else _NOT_FOUND,
         ) from error
+
+
+@contextmanager
+def _silent_retries() -> Iterator[None]:
+    """Keep what the hub's client says of each attempt off stderr; the error says what the last one met."""
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        client.setLevel(level)
 
 
 @contextmanager

@@ -186,6 +186,14 @@ def _read_list(path: InputFile) -> ListedImages:
             hint="Give a list or a folder of images. Features can be given in `seen_images`: an .npz of features and "
             "labels.",
         )
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise ImageError(
+            f"{path} is an image; expected a list or a folder of images.",
+            found="an image",
+            expected="a CSV that lists image files, or a folder of them",
+            where=str(path),
+            hint="Put it into a folder of its class, or name it in a CSV with the columns file and class.",
+        )
     if isinstance(path, Path):
         data = read_capped(path, max_bytes=MAX_LIST_BYTES, what="image list", error_type=ImageError)
     else:
@@ -200,7 +208,7 @@ def _read_list(path: InputFile) -> ListedImages:
             found=reason_of(error),
             expected="a CSV file in UTF-8",
             where=str(path),
-            hint=("Save it again as UTF-8. One image alone is a line of a list, or stands in a folder of its class."),
+            hint="Save it again as UTF-8.",
         ) from error
 
 
@@ -402,7 +410,7 @@ def _wrapped(where: str) -> Iterator[None]:
             f"{where} is not an image that Pillow can read.",
             expected="an image that Pillow can read",
             where=where,
-            hint="Check that it is whole, and an image: a list or an array is given by another name.",
+            hint="Check that the file is whole, and that it is an image.",
         ) from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
         reason = getattr(error, "strerror", None) or reason_of(error) or type(error).__name__

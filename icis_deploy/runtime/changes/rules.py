@@ -473,7 +473,7 @@ def state_before(journal: Journal) -> StateEntry:
             f"There is nothing to roll back to: version {journal.current.version} is the oldest state that this "
             f"device keeps (at most {MAX_STATES}).",
             found=journal.current.version,
-            hint="Sign an update that removes or replaces what should go, with a greater version.",
+            hint="Classes that came with the export go by an update that removes or replaces them.",
         )
     return journal.states[-2]
 
