@@ -58,7 +58,7 @@ def _measure(bundle: Path, count: int) -> None:
         start = 7 * next(calls) % (NUM_DRAWN - BATCH_SIZE)
         return Logits(values=drawn[start : start + len(batch)], class_names=names, version=self.version)
 
-    def prepare(values: list[InputValue], form: InputForm, *, keys: list[str]) -> np.ndarray:  # noqa: ARG001
+    def prepare(values: list[InputValue], form: InputForm, **_: object) -> np.ndarray:  # noqa: ARG001
         return np.zeros((len(values), 1), np.float32)
 
     icis_deploy.Device.logits = logits  # type: ignore[method-assign]

@@ -225,6 +225,26 @@ def test_a_protocol_that_nobody_knows_or_has_is_named(monkeypatch):
         open_inputs("memory://a/b.csv")
 
 
+@pytest.mark.parametrize(("protocol", "extra"), [("https", "http"), ("s3", "s3")])
+def test_what_a_protocol_lacks_is_installed_by_fsspecs_name_for_it(protocol, extra, monkeypatch):
+    def lacking(uri):
+        raise ImportError(f"Install something to read {uri}.")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", lacking)
+    with pytest.raises(MissingDependencyError, match="Install something to read") as caught:
+        open_inputs(f"{protocol}://a/b.csv")
+    assert caught.value.what.endswith("://a/b.csv.")
+    assert caught.value.hint == f"Install it: pip install 'fsspec[{extra}]'."
+
+
+def test_half_a_parquet_file_is_one_sentence_and_what_to_do(tmp_path):
+    (tmp_path / "half.parquet").write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(ImageError, match=r"^Cannot read the inputs in .*half\.parquet: ") as caught:
+        open_inputs(str(tmp_path / "half.parquet"))
+    assert not caught.value.what.endswith("..")
+    assert caught.value.hint == "Copy or write it again."
+
+
 def test_arrays_at_a_uri_are_refused_with_what_to_do():
     with pytest.raises(ImageError, match="cannot be read where it is") as caught:
         open_inputs("memory://a/b.npz")

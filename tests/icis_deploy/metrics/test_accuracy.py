@@ -1,4 +1,6 @@
 import json
+import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -6,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icis_deploy.errors import IncompatibleError
-from icis_deploy.metrics.accuracy import MAX_CROSSINGS, AccuracyReport, Crossing, accuracy_report
+from icis_deploy.metrics.accuracy import (
+    MAX_CROSSINGS,
+    AccuracyReport,
+    Crossing,
+    accuracy_report,
+    most_frequent_mistakes,
+)
 
 
 def logits_that_predict(predictions, num_classes, runner_up=None):
@@ -234,3 +242,17 @@ def test_each_class_has_its_name_its_images_and_its_most_frequent_mistake():
     assert report.class_num_images == (3, 1, 1)
     assert report.class_is_seen == (True, True, False)
     assert report.class_mistake == (1, None, None)
+
+
+def test_a_million_different_mistakes_take_little_memory():
+    random = np.random.default_rng(0)
+    labels, predictions = random.integers(0, 1000, (2, 50_000))
+    tracemalloc.start()
+    mistakes = most_frequent_mistakes(labels, predictions, num_classes=1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    pairs = Counter(zip(labels.tolist(), predictions.tolist(), strict=True))
+    own = [(-count, answer) for (label, answer), count in pairs.items() if label == 7 and answer != 7]
+    assert mistakes[7] == min(own)[1]
+    assert peak < 100 * len(labels)
