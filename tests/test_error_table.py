@@ -529,7 +529,7 @@ case("export", "Preprocessing has resize")(
     lambda at: exporting_with(at, '{"resize": 0, "crop": 8, "mean": 0.5, "std": 1}')
 )
 case("export", "Preprocessing has color")(
-    lambda at: exporting_with(at, '{"resize": 8, "crop": 8, "mean": 0.5, "std": 1, "color": "CMYK"}')
+    lambda at: exporting_with(at, '{"resize": 8, "crop": 8, "mean": 0.5, "std": 1, "color": "HSV"}')
 )
 case("inject", "Nothing says what the new classes are")(
     lambda at: [
