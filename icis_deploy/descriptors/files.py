@@ -153,6 +153,13 @@ def _read_csv(data: bytes) -> Descriptors:
     try:
         rows = csv_rows(data, max_cells=MAX_CELLS)
         _, header = next(rows, (0, []))
+        if len(header) == 1:
+            raise DescriptorError(
+                f"the header is one cell, {shown(header[0])}; expected a cell for the name and one for each number.",
+                found=shown(header[0]),
+                expected="two cells or more",
+                hint="Put commas between the cells, not semicolons or tabs.",
+            )
         names, values = _table_of(rows, header)
     except (ValueError, csv.Error) as error:
         raise DescriptorError(
