@@ -521,7 +521,12 @@ case("inspect", "… needs code of its own")(
     )
 )
 case("inject", "… only counts the classes")(lambda at: stating(at, names="{0: 'LABEL_0', 1: 'LABEL_1', 2: 'LABEL_2'}"))
-case("inject", "… is a model of Ultralytics")(lambda at: [*stating(at, task="detect", imgsz="[8, 8]"), *classes(at)])
+case("export", "… is a model of Ultralytics")(
+    lambda at: [
+        *["export", stating(at, task="detect", imgsz="[8, 8]")[1], *classes(at)],
+        *["--out", str(at.folder / "out")],
+    ]
+)
 case("export", "Preprocessing has mean")(
     lambda at: exporting_with(at, '{"resize": 8, "crop": 8, "mean": 0.5, "std": 0}')
 )
@@ -529,7 +534,7 @@ case("export", "Preprocessing has resize")(
     lambda at: exporting_with(at, '{"resize": 0, "crop": 8, "mean": 0.5, "std": 1}')
 )
 case("export", "Preprocessing has color")(
-    lambda at: exporting_with(at, '{"resize": 8, "crop": 8, "mean": 0.5, "std": 1, "color": "CMYK"}')
+    lambda at: exporting_with(at, '{"resize": 8, "crop": 8, "mean": 0.5, "std": 1, "color": "HSV"}')
 )
 case("inject", "Nothing says what the new classes are")(
     lambda at: [

@@ -223,6 +223,7 @@ def _compared(name: str, injection: Injection, measured: AccuracyReport | None, 
             f"There is nothing to compare methods on. {injection.warnings[0]}",
             found=injection.warnings[0],
             expected="an estimate",
+            hint="Give images of known classes as `seen_images`.",
         )
     return ComparedMethod(
         name=name,

@@ -18,8 +18,8 @@ class Choice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # generic f
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
-            message = f"{error.message} {did_you_mean([str(value)], map(str, self.choices))}".rstrip()
-            raise click.BadParameter(message, ctx=ctx, param=param) from None
+            meant = did_you_mean([str(value)], map(str, self.choices))
+            raise click.BadParameter(f"{error.message} {meant}".rstrip(), ctx, param) from None
 
 
 class ExistingPath(click.Path):
@@ -41,4 +41,4 @@ class ExistingPath(click.Path):
         except click.BadParameter as error:
             meant = "" if os.path.lexists(value) else did_you_mean_path(value)
             message = " ".join(part for part in (error.message, self.expected, meant) if part).rstrip()
-            raise click.BadParameter(message, ctx=ctx, param=param) from None
+            raise click.BadParameter(message, ctx, param) from None

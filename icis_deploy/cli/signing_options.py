@@ -133,6 +133,7 @@ def _signing_command(given: Mapping[str, Any]) -> SigningKey:
             f"--sign-command cannot be split into a program and its arguments: {error}.",
             found=given["sign_command"],
             expected="a program and its arguments, quoted as for a shell",
+            hint="Close what is open in it: a quotation mark, or a backslash at its end.",
         ) from error
     return SigningCommand(command=command, public_key=_public_key(given))
 

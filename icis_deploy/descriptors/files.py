@@ -107,6 +107,7 @@ def _read_npz(data: bytes) -> Descriptors:
         raise DescriptorError(
             "not an .npz archive.",
             expected="an .npz archive",
+            hint="Write it with numpy.savez, with the arrays names and values, or give a .csv.",
         )
     try:
         arrays, names = read_npz(io.BytesIO(data), NPZ_ARRAYS, max_bytes=MAX_FILE_BYTES)
@@ -115,12 +116,14 @@ def _read_npz(data: bytes) -> Descriptors:
             f"not a readable .npz archive without pickled objects: {error}.",
             found=str(error),
             expected="an .npz archive without pickled objects",
+            hint="Write it again with numpy.savez, names as strings and not as objects.",
         ) from error
     if not {"names", "values"} <= set(arrays):
         raise DescriptorError(
             f"the archive holds {shown(sorted(names))}; expected the arrays 'names' and 'values'.",
             found=names,
             expected=("names", "values"),
+            hint="Write names (num_classes,) and values (num_classes, descriptor_dim) with numpy.savez.",
         )
     return _described(arrays["names"], arrays["values"], _blocks(arrays))
 
@@ -150,18 +153,27 @@ def _read_csv(data: bytes) -> Descriptors:
     try:
         rows = csv_rows(data, max_cells=MAX_CELLS)
         _, header = next(rows, (0, []))
+        if len(header) == 1:
+            raise DescriptorError(
+                f"the header is one cell, {shown(header[0])}; expected a cell for the name and one for each number.",
+                found=shown(header[0]),
+                expected="two cells or more",
+                hint="Put commas between the cells, not semicolons or tabs.",
+            )
         names, values = _table_of(rows, header)
     except (ValueError, csv.Error) as error:
         raise DescriptorError(
             f"not a CSV file in UTF-8: {error}.",
             found=str(error),
             expected="a CSV file in UTF-8",
+            hint="Save it again as UTF-8, with commas between the cells.",
         ) from error
     if not names:
         raise DescriptorError(
             f"{min(len(header), 1)} lines; expected a header and a line per class.",
             found=min(len(header), 1),
             expected="a header and a line per class",
+            hint="Write a header, such as name,x1,x2, and a line for each class.",
         )
     return _described(np.array(names), np.array(values))
 
@@ -176,6 +188,10 @@ def _table_of(rows: Iterator[tuple[int, list[str]]], header: Sequence[str]) -> t
                 found=len(row) - 1,
                 expected=len(header) - 1,
                 where=f"line {number}",
+                hint=(
+                    "Give each class as many numbers as the header has columns for; a name with a comma "
+                    "stands in quotation marks."
+                ),
             )
         names.append(row[0].strip())
         values.append(np.array(_numbers(number, row), dtype=np.float64))
@@ -194,6 +210,7 @@ def _numbers(number: int, line: list[str]) -> list[float]:
                 found=cell,
                 expected="the class name, then numbers",
                 where=f"line {number}",
+                hint="Write numbers with a decimal point, and leave no cell empty.",
             ) from error
     return values
 
@@ -206,6 +223,7 @@ def _read_mat(data: bytes) -> Descriptors:
             f"not a readable MATLAB file: {error}.",
             found=str(error),
             expected="a MATLAB file",
+            hint="Give att_splits.mat of xlsa17, or a .csv.",
         ) from error
     if not {"att", "allclasses_names"} <= set(content):
         found = sorted(name for name in content if not name.startswith("__"))
@@ -213,6 +231,7 @@ def _read_mat(data: bytes) -> Descriptors:
             f"the file holds {found}; expected 'att' and 'allclasses_names'.",
             found=found,
             expected=("att", "allclasses_names"),
+            hint="Give att_splits.mat of xlsa17, or a .csv.",
         )
     # A cell array of strings arrives as an (n, 1) object array of (1,) string arrays.
     cells = [np.asarray(cell).reshape(-1) for cell in np.asarray(content["allclasses_names"]).reshape(-1)]
@@ -226,12 +245,14 @@ def _described(names: Any, values: Any, blocks: tuple[DescriptorBlock, ...] = ()
             f"the names have shape {names.shape} and type {names.dtype}; expected a list of strings, one per class.",
             found=(names.shape, str(names.dtype)),
             expected="a list of strings, one per class",
+            hint="Write the names as a list of strings, one for each row of values.",
         )
     if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
         raise DescriptorError(
             f"the values have type {values.dtype}; expected real numbers.",
             found=str(values.dtype),
             expected="real numbers",
+            hint="Write numbers; words become numbers by `describe()`.",
         )
     try:
         texts = names.astype(str) if names.dtype.kind == "U" else np.char.decode(names, "utf-8")
@@ -240,6 +261,7 @@ def _described(names: Any, values: Any, blocks: tuple[DescriptorBlock, ...] = ()
             f"a name is not text in UTF-8: {error}.",
             found=str(error),
             expected="text in UTF-8",
+            hint="Save the names as UTF-8.",
         ) from error
     return Descriptors(values=values, class_names=tuple(str(name) for name in texts), blocks=blocks)
 

@@ -332,6 +332,7 @@ def _key(model: LanguageModel) -> str:
             f"ASCII on one line.",
             expected="printable ASCII on one line",
             where=model.key_variable,
+            hint="Set the variable to the key alone, without line ends.",
         )
     return key or NO_KEY
 

@@ -258,7 +258,6 @@ def _image_bytes(value: object, path: InputFile) -> bytes:
             found=type(data).__name__,
             expected="bytes, or a struct with bytes",
             where=str(path),
-            hint="Write the bytes of the files into the column, or paths into a column file.",
         )
     return data
 
@@ -274,7 +273,6 @@ def _array(value: object, path: InputFile) -> np.ndarray[Any, Any]:
             found=shown(type(value).__name__),
             expected="lists of numbers, all of one length",
             where=str(path),
-            hint="Write lists of numbers, all of the shape that the model takes.",
         )
     return array
 

@@ -202,6 +202,7 @@ class Preprocessing:
                 f"{self.num_channels} channels.",
                 found=(len(self.mean), len(self.std)),
                 expected=self.num_channels,
+                hint="Give one number, or one for each channel.",
             )
         with np.errstate(over="ignore", under="ignore"):  # they are used in float32
             mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)

@@ -1,0 +1,41 @@
+import click
+import pytest
+
+from icis_deploy.cli.main import run
+from icis_deploy.cli.parameter_types import Choice, ExistingPath
+
+
+def test_a_word_is_taken_and_of_another_the_closest_is_named():
+    kind = Choice(["fused", "updatable"])
+
+    assert kind.convert("fused", None, None) == "fused"
+    with pytest.raises(click.BadParameter, match=r"^'updateable' is not one of .*\. Did you mean 'updatable'\?$"):
+        kind.convert("updateable", None, None)
+    with pytest.raises(click.BadParameter, match=r"'updatable'\.$"):
+        kind.convert("x", None, None)
+
+
+def test_a_path_is_taken_and_of_another_the_closest_in_its_folder_is_named(tmp_path, monkeypatch):
+    (tmp_path / "classes.txt").touch()
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path)
+    kind = ExistingPath(dir_okay=False, expected="Name a list.")
+
+    assert kind.convert("classes.txt", None, None) == "classes.txt"
+    for given, named in (("clases.txt", "classes.txt"), (f"{tmp_path}/clases.txt", f"{tmp_path}/classes.txt")):
+        with pytest.raises(click.BadParameter, match=rf"does not exist\. Name a list\. Did you mean '{named}'\?$"):
+            kind.convert(given, None, None)
+    with pytest.raises(click.BadParameter, match=r"is a directory\. Name a list\.$"):
+        kind.convert("new", None, None)
+    for given in ("none/at/all.txt", "zebra"):
+        with pytest.raises(click.BadParameter, match=r"does not exist\. Name a list\.$"):
+            kind.convert(given, None, None)
+
+
+def test_a_command_says_what_was_probably_meant(tmp_path, capsys):
+    (tmp_path / "bundle").mkdir()
+
+    assert run(["classes", str(tmp_path / "bundel")]) == 2
+
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"Name a bundle: the folder that `icis-deploy export` wrote. Did you mean '{tmp_path}/bundle'?" in said
