@@ -133,6 +133,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "exporters/onnx_io/streaming.py": ("mmap.mmap", "maps the file; what is parsed of it has a limit"),
     "exporters/targets/executorch_target.py": ("json.loads", "what the converter printed in this export"),
     "exporters/targets/ncnn_target.py": ("path.read_text read_bytes", "what the converter wrote in this export"),
+    "exporters/targets/qnn_target.py": ("ir.load", "what the quantizer wrote in this export"),
     "exporters/targets/web_target.py": (
         "path.read_bytes path.read_bytes",
         "the JavaScript of this package",

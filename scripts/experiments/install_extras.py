@@ -72,8 +72,8 @@ def try_extra(wheel: Path, extra: str, folder: Path) -> dict[str, Any]:
     code, printed = run([*pip, "check"])
     if code:
         return {"installs": False, "reason": f"pip check: {reason(printed)}"}
-    code, printed = run([python, "-m", "icis_deploy.cli.main", "doctor", "--format", "json"])
-    state = next((each for each in json.loads(printed)["extras"] if each["name"] == extra), None) if code == 0 else None
+    _, printed = run([python, "-m", "icis_deploy.cli.main", "doctor", "--format", "json"])
+    state = state_of(extra, printed)
     if state is None or state["missing"]:
         return {"installs": False, "reason": f"doctor: {reason(printed) if state is None else state['missing']}"}
     (site,) = folder.glob("lib/python*/site-packages")
@@ -84,6 +84,19 @@ def try_extra(wheel: Path, extra: str, folder: Path) -> dict[str, Any]:
         "size_mb": round((size(site) - pip_bytes) / 1e6),
         "num_distributions": len(list(site.glob("*.dist-info"))) - 2,
     }
+
+
+def state_of(extra: str, printed: str) -> dict[str, Any] | None:
+    """Return what `doctor` says of an extra, `None` where it said nothing.
+
+    Its exit code says whether a runtime works, which is not asked here: most extras bring none.
+    """
+    start = printed.find("{")
+    try:
+        said, _ = json.JSONDecoder().raw_decode(printed, max(start, 0))
+    except ValueError:
+        return None
+    return next((each for each in said["extras"] if each["name"] == extra), None)
 
 
 def size(path: Path) -> int:

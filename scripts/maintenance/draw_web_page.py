@@ -3,9 +3,10 @@
     icis-deploy demo --out demo
     python scripts/maintenance/draw_web_page.py demo node_modules docs/images
 
-The demo's model is exported with a page, its class update signed, and a picture of a new class given to the page in
-headless Chromium (Debian's, with its driver) before and after the update was dropped on it. What the pictures say is
-what the page answered.
+The folder's model is exported with a page, its class update `new.icis` signed, and a picture of a new class given to
+the page in headless Chromium (Debian's, with its driver) before and after the update was dropped on it. What the
+pictures say is what the page answered. Any folder with `model.onnx` or `model.pt2`, `classes.txt`, `preprocess.json`
+and an update will do; `--picture` names a photo, which otherwise is the first of a class that `unseen.txt` names.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def export_page(demo: Path, node_modules: Path, folder: Path) -> tuple[Path, Pat
     """Return a bundle with a page, and the demo's class update, signed by a key that it trusts."""
     keys = icis_deploy.keygen(folder / "KEY")
     icis_deploy.export(
-        demo / "model.pt2",
+        next(path for path in (demo / "model.onnx", demo / "model.pt2") if path.is_file()),
         classes=demo / "classes.txt",
         out=folder / "bundle",
         options=icis_deploy.ExportOptions(
@@ -72,10 +73,14 @@ def picture_of_a_new_class(demo: Path) -> Path:
         return next(demo / line["file"] for line in csv.DictReader(file) if line["class"] in unseen)
 
 
+def text_of(browser: Any, element: str) -> str:
+    """Return what an element of the page says."""
+    return str(browser.execute_script("return document.getElementById(arguments[0]).innerText", element))
+
+
 def wait_for(browser: Any, element: str, part: str) -> None:
     """Wait until an element of the page says something."""
-    script = "return document.getElementById(arguments[0]).innerText"
-    WebDriverWait(browser, SECONDS).until(lambda driver: part in driver.execute_script(script, element))
+    WebDriverWait(browser, SECONDS).until(lambda driver: part in text_of(driver, element))
 
 
 def take_picture(browser: Any, path: Path) -> None:
@@ -88,7 +93,7 @@ def take_picture(browser: Any, path: Path) -> None:
     write_file(path, written.getvalue())
 
 
-def draw(demo: Path, node_modules: Path, out: Path) -> None:
+def draw(demo: Path, node_modules: Path, out: Path, picture: Path) -> None:
     """Write `page-before.png` and `page-after.png`."""
     with tempfile.TemporaryDirectory() as name:
         bundle, update = export_page(demo, node_modules, Path(name))
@@ -103,12 +108,13 @@ def draw(demo: Path, node_modules: Path, out: Path) -> None:
         try:
             browser.get(f"http://localhost:{server.server_address[1]}/web/")
             wait_for(browser, "state", "version 0")
-            browser.find_element("id", "file").send_keys(str(picture_of_a_new_class(demo).resolve()))
+            browser.find_element("id", "file").send_keys(str(picture.resolve()))
             wait_for(browser, "answers", "%")
             take_picture(browser, out / "page-before.png")
+            before = text_of(browser, "answers")
             browser.execute_script(DROP, list(update.read_bytes()), update.name)
             wait_for(browser, "message", "in effect")
-            wait_for(browser, "answers", "new")
+            WebDriverWait(browser, SECONDS).until(lambda driver: text_of(driver, "answers") not in {"", before})
             take_picture(browser, out / "page-after.png")
         finally:
             browser.quit()
@@ -122,8 +128,10 @@ def main() -> None:
     parser.add_argument("demo", type=Path, help="the folder that `icis-deploy demo` made")
     parser.add_argument("node_modules", type=Path, help="a folder with onnxruntime-web")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--picture", type=Path, help="a photo of a class that the update adds")
     arguments = parser.parse_args()
-    draw(arguments.demo, arguments.node_modules, arguments.out)
+    picture = arguments.picture or picture_of_a_new_class(arguments.demo)
+    draw(arguments.demo, arguments.node_modules, arguments.out, picture)
 
 
 if __name__ == "__main__":
