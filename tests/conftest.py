@@ -59,6 +59,24 @@ def what_other_files_left(request: pytest.FixtureRequest) -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_a_session() -> Iterator[None]:
+    """Where there is one process a core: a thread of a session that waits for another by spinning takes its core."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    import onnxruntime
+
+    class Options(onnxruntime.SessionOptions):  # type: ignore[misc] # onnxruntime has no types
+        def __init__(self) -> None:
+            super().__init__()
+            self.intra_op_num_threads = 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "SessionOptions", Options)
+        yield
+
+
 @pytest.fixture(scope="session")
 def torchs_table() -> Iterator[None]:
     """Keep torch's table of ONNX operators: each conversion would make all 2,000 entries again, for half a second."""
