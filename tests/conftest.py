@@ -53,10 +53,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def what_other_files_left(request: pytest.FixtureRequest) -> None:
     """Set aside for the garbage collector: each measurement collects first, and looked through it for a second."""
+    # Why: docs/decisions/9100.
     if "torch.onnx._internal.exporter._registration" in sys.modules:
         request.getfixturevalue("torchs_table")
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_a_session() -> Iterator[None]:
+    """Where there is one process a core: a thread of a session that waits for another by spinning takes its core."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    import onnxruntime
+
+    class Options(onnxruntime.SessionOptions):  # type: ignore[misc] # onnxruntime has no types
+        def __init__(self) -> None:
+            super().__init__()
+            self.intra_op_num_threads = 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "SessionOptions", Options)
+        yield
 
 
 @pytest.fixture(scope="session")

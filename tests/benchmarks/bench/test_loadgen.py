@@ -31,17 +31,17 @@ def napping(target, seconds):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_run_is_valid_and_its_figures_are_the_targets(scenario, target, tmp_path):
-    found = run_scenario(napping(target, 0.0005), scenario, min_duration_s=0.2, logs=tmp_path)
+    found = run_scenario(napping(target, 0.0002), scenario, min_duration_s=0.2, logs=tmp_path)
 
     assert found.valid, found.reasons
     assert (found.name, found.target) == (scenario, "fused")
-    assert 0 < found.samples_per_s <= 2000
+    assert 0 < found.samples_per_s <= 5000
     assert (tmp_path / f"{scenario}-fused" / "mlperf_log_summary.txt").is_file()
     assert found.logs == str(tmp_path / f"{scenario}-fused")
     if scenario == "offline":
         assert found.latency is None
     else:
-        assert found.latency.median_ms >= 0.5 * found.samples_per_query
+        assert found.latency.median_ms >= 0.2 * found.samples_per_query
         for percentile in found.latency.percentiles:
             assert (percentile.value_ms is None) == (found.num_queries < percentile.num_needed)
     if scenario == "multi-stream":

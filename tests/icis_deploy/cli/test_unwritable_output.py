@@ -76,9 +76,16 @@ def test_a_change_that_is_committed_is_no_failure_whoever_can_read_of_it(lost, u
 
     assert (code, "Traceback" in stderr) == (0, False), stderr
     assert classes(bundle).version == 1
-    assert shell(f'"$@" {lost}', "disable", bundle, "okapi")[0] == 0
-    assert shell(f'"$@" {lost}', "rollback", bundle)[0] == 0
-    assert classes(bundle).version == 0
+
+
+def test_nor_is_any_other_change(bundle, update):
+    for arguments, version in (
+        (("apply", update, "--to", bundle), 1),
+        (("disable", bundle, "okapi"), 1),
+        (("rollback", bundle), 0),
+    ):
+        assert shell('"$@" <&- >&- 2>&-', *arguments)[0] == 0
+        assert classes(bundle).version == version
 
 
 def test_it_says_so_where_stderr_takes_it(bundle, update):
