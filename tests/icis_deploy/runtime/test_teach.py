@@ -127,6 +127,23 @@ def test_a_taught_class_answers_with_the_row_of_the_injector(teachable: Path) ->
     assert Device.open(teachable).classes() == device.classes()
 
 
+def test_the_guard_hears_whether_an_operator_allows_what_a_taught_class_changes(
+    teachable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, allowed = Device.open(teachable), []
+    limits = device._opened.updater.limits
+    judged = limits.judged
+
+    def listen(*arguments: object, **options: object) -> object:
+        allowed.append(options["allowed"])
+        return judged(*arguments, **options)
+
+    monkeypatch.setattr(limits, "judged", listen)
+    device.teach("okapi", described("okapi"))
+    device.teach("quagga", described("quagga"), allow_changed_answers=True)
+    assert allowed == [False, True]
+
+
 def test_what_is_disabled_stays_so_when_a_class_is_taught_and_rolled_back(teachable: Path) -> None:
     device = Device.open(teachable)
     switched_off = device.classes()[0]

@@ -89,6 +89,13 @@ def test_every_coefficient_of_every_slot_is_seen(change, is_in_table, value, slo
         refuses(before, update, after, parts, slot, is_in_table=is_in_table)
 
 
+def test_the_sign_of_a_zero_in_an_empty_slot_is_seen(change):
+    before, update, after = change
+    parts = parts_of(after)
+    parts["weight"][CAPACITY - 1, 0] = -0.0
+    refuses(before, update, after, parts, CAPACITY - 1, is_in_table=True)
+
+
 def refuses(before, update, after, parts, slot, *, is_in_table):
     """Check that one wrong slot is named: in memory next to a good table, or in a table that the runtime reads."""
     name = after.class_names[slot] or f"(empty slot {slot})"
