@@ -33,6 +33,8 @@ def images(tiny_project, tmp_path):
 @pytest.fixture(scope="module")
 def cluster():
     os.environ["PYTHONPATH"] = str(Path(icis_deploy.__file__).parent.parent)
+    # 30 by default: too few where other work has the cores.
+    os.environ["RAY_gcs_server_port_wait_time_s"] = "300"  # noqa: SIM112 - its name
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     yield
     ray.shutdown()

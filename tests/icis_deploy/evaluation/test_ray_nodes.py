@@ -28,6 +28,7 @@ def test_a_node_that_dies_changes_no_byte(bundle, images, monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", str(Path(icis_deploy.__file__).parent.parent))
+    monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "300")  # 30 by default: too few where others have the cores
     monkeypatch.setattr("icis_deploy.evaluation.measuring.INPUTS_OF_A_PIECE", 2)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     lost = []
