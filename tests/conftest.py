@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def what_other_files_left(request: pytest.FixtureRequest) -> None:
     """Set aside for the garbage collector: each measurement collects first, and looked through it for a second."""
-    # Why: docs/decisions/9100.
+    # Why: docs/decisions/0139.
     if "torch.onnx._internal.exporter._registration" in sys.modules:
         request.getfixturevalue("torchs_table")
     gc.collect()

@@ -4,7 +4,7 @@ The gate runs its models one after the other, so what each gives for an image ha
 scores and logits of fifty thousand images are a gigabyte; read again in blocks they take the memory of a block.
 """
 
-# Why: docs/decisions/9120.
+# Why: docs/decisions/0142.
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ index. With activations of 8 bits and slots inside the graph, a fifth of the ans
 Source: onnxruntime.ai/docs/execution-providers/QNN-ExecutionProvider.html, "Generating a quantized model".
 """
 
-# Why: docs/decisions/9131.
+# Why: docs/decisions/0146.
 
 from __future__ import annotations
 

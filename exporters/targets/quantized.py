@@ -5,7 +5,7 @@ the backbone alone, up to float32 features, and a device multiplies rows and slo
 backbone's biases are corrected for rounded weights first, as for ONNX Runtime's own int8.
 """
 
-# Why: docs/decisions/9130.
+# Why: docs/decisions/0145.
 
 from __future__ import annotations
 

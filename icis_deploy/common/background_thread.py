@@ -8,7 +8,7 @@ Rules:
 3. Whoever fails or is interrupted waits for the thread (`wait`) before undoing what its calls do.
 """
 
-# Why: docs/decisions/0097, docs/decisions/9110.
+# Why: docs/decisions/0097, docs/decisions/0140.
 
 from __future__ import annotations
 

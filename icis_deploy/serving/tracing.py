@@ -12,7 +12,7 @@ Rules:
 Sources: OpenTelemetry semantic conventions 1.36, `http/http-spans.md` and `general/recording-errors.md`.
 """
 
-# Why: docs/decisions/9121.
+# Why: docs/decisions/0143.
 
 from __future__ import annotations
 

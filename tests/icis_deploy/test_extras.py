@@ -65,7 +65,7 @@ def test_a_missing_library_names_its_extra_and_anything_else_none():
     assert missing_library(ModuleNotFoundError("no")) is None
 
 
-# Why: docs/decisions/9140.
+# Why: docs/decisions/0147.
 def test_pip_takes_extras_from_what_is_installed_and_asks_no_index():
     try:
         metadata.version("icis-deploy")

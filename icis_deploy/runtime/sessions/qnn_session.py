@@ -7,7 +7,7 @@ Without the chip the same graph runs on the CPU: an emulation, whose integers ar
 makes of them, and how fast, only the chip says.
 """
 
-# Why: docs/decisions/9131.
+# Why: docs/decisions/0146.
 
 from __future__ import annotations
 
