@@ -58,6 +58,7 @@ EXTRAS: Mapping[str, Extra] = {
         purpose="serve",
         requires={"prometheus-client": "0.20", "python-multipart": "0.0.20", "starlette": "0.46", "uvicorn": "0.54"},
     ),
+    "otel": Extra(purpose="traces of serve", requires={"opentelemetry-api": "1.30"}),
     "bench": Extra(
         purpose="benchmarks and reports",
         requires={
