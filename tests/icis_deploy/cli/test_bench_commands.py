@@ -131,7 +131,7 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_measured(bundles, t
     assert "give --overwrite" in capsys.readouterr().err
     assert out.read_text() == "mine"
     assert run(["bench", str(bundles.fused), "--out", str(tmp_path / "no" / "result.json")]) == 2
-    assert "There is no folder" in capsys.readouterr().err
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_a_baseline_is_kept_or_missed_with_its_exit_code(bundles, tmp_path, capsys):
