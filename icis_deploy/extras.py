@@ -54,11 +54,11 @@ EXTRAS: Mapping[str, Extra] = {
     "coreml": Extra(purpose="convert for Core ML", requires={"coremltools": "9.0"}),
     "data": Extra(purpose="inputs from Parquet and URIs, checkpoints", requires={"pyarrow": "18", "fsspec": "2024.2"}),
     "ray": Extra(purpose="evaluate on a Ray cluster", requires={"ray[data]": "2.40", "pyarrow": "18"}),
+    "otel": Extra(purpose="traces of serve", requires={"opentelemetry-api": "1.30"}),
     "serve": Extra(
         purpose="serve",
         requires={"prometheus-client": "0.20", "python-multipart": "0.0.20", "starlette": "0.46", "uvicorn": "0.54"},
     ),
-    "otel": Extra(purpose="traces of serve", requires={"opentelemetry-api": "1.30"}),
     "bench": Extra(
         purpose="benchmarks and reports",
         requires={
