@@ -433,7 +433,7 @@ def parse_manifest(data: bytes) -> Bundle:
         return dataclass_from_json(Bundle, {**_LEFT_OUT, **values}, readers=_READERS)
     except ICISDeployError as error:
         raise BundleError(
-            f"The manifest contradicts itself: {reason_of(error)}",
+            f"The manifest contradicts itself: {reason_of(error)}.",
             found=error.found,
             expected=error.expected,
             hint=error.hint,

@@ -254,7 +254,7 @@ def _files_of(deployment: Mapping[str, Any]) -> list[_File]:
                 )
     except (KeyError, TransferError) as error:
         raise CorruptFileError(
-            f"The deployment's list of files cannot be read: {reason_of(error)}",
+            f"The deployment's list of files cannot be read: {reason_of(error)}.",
             hint="Ask the server's operator: this is no answer of hawkBit's direct device integration.",
         ) from error
     names = [file.name for file in files]

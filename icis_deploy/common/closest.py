@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from icis_deploy.common.terminal_text import shown
+from icis_deploy.common.terminal_text import printable, shown
 
 _LEAST_ALIKE = 0.6
 """Ratio of `difflib`, 0..1, below which a name is not suggested; its own default."""
@@ -54,4 +54,4 @@ def did_you_mean_path(path: str | os.PathLike[str]) -> str:
         found = closest(given.name, [each.name for each in given.parent.iterdir()])
     except (OSError, ValueError):
         return ""
-    return "" if found is None else f"Did you mean {shown(str(given.with_name(found)))}? "
+    return "" if found is None else f"Did you mean {printable(repr(str(given.with_name(found))))}? "

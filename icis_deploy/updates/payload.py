@@ -144,14 +144,14 @@ def parse_payload(payload: bytes, *, is_verified: bool = False) -> ClassUpdate:
         )
     except ICISDeployError as error:
         raise CorruptFileError(
-            f"The class update breaks its own rules: {reason_of(error)}",
+            f"The class update breaks its own rules: {reason_of(error)}.",
             found=error.found,
             expected=error.expected,
             hint=error.hint,
         ) from error
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CorruptFileError(
-            f"The class update breaks its own rules: {reason_of(error)}",
+            f"The class update breaks its own rules: {reason_of(error)}.",
             hint="Fetch it again; if it is the same again, inject again.",
         ) from error
 

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.json is not None:  # training takes hours
-            _check_output(options.json, overwrite=options.overwrite)
+            check_free(options.json, overwrite=options.overwrite)
         reports = _reproduce_all(options)
         print(text_of(reports))
         if options.json is not None:
@@ -70,12 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--overwrite", action="store_true", help="replace the file at --json if there is one")
     return parser
-
-
-def _check_output(path: Path, *, overwrite: bool) -> None:
-    check_free(path, overwrite=overwrite)
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"There is no folder {path.absolute().parent} for the result. Create it, or choose another.")
 
 
 def _reproduce_all(options: argparse.Namespace) -> list[DataSetReport]:

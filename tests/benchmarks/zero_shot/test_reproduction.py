@@ -130,7 +130,7 @@ def test_the_script_writes_all_figures_and_says_which_are_far_from_the_papers(sc
             2,
             "--tolerance is 3 points, for .; expected 0 or more, and data sets",
         ),
-        (["--json", "nowhere/results.json"], 2, "for the result. Create it, or choose another."),
+        (["--json", "nowhere/results.json"], 2, "Create it, or choose another path."),
         (["--json", __file__], 2, "already exists. Choose another path"),
         (["--dataset", "SUN"], 2, r"docs/reproduction.md says where the data is"),
     ],

@@ -35,7 +35,8 @@ def cluster():
     os.environ["PYTHONPATH"] = str(Path(icis_deploy.__file__).parent.parent)
     # 30 by default: too few where other work has the cores.
     os.environ["RAY_gcs_server_port_wait_time_s"] = "300"  # noqa: SIM112 - its name
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    # One of its own: other tests have clusters on this machine at the same time.
+    ray.init(address="local", num_cpus=2, log_to_driver=False, include_dashboard=False)
     yield
     ray.shutdown()
 

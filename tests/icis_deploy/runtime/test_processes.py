@@ -88,18 +88,27 @@ def test_a_bundle_that_forgot_what_the_device_remembered_would_be_noticed(bundle
 # Between opening a file and entering its `with`, an interruption leaves it to Python's collector, which says so.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interruption_at_any_moment_leaves_disk_and_memory_with_one_whole_state(bundle_folder, signed):
-    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    is_armed = False
+
+    def interrupt(*_):  # a signal that came to another thread is noticed a moment later in this one
+        if is_armed:
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
     device, random, num_interrupted = Device.open(bundle_folder, num_threads=1), np.random.default_rng(0), 0
     try:
         for version in range(1, 61):
             data = signed(make_update(f"class {version}", version=version, removed=device.classes()[3:]))
             try:
+                is_armed = True
                 signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 6e-3))
                 try:
                     device.apply(data)
                 finally:
+                    is_armed = False
                     signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
+                is_armed = False
                 num_interrupted += 1
             device.refresh()  # an interruption may come between the commit and the head that requests get
             opened = Device.open(bundle_folder, num_threads=1)
