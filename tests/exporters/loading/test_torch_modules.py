@@ -173,11 +173,13 @@ def test_a_missing_weight_that_is_tied_is_named_by_all_of_its_names(project: Pat
         ("users_models:absent", "users_models has no 'absent'. Check the name after the colon."),
         (
             "users_models:CONSTANT",
-            "users_models:CONSTANT is a int; expected a function or a class. Name a function or class that gives the network.",
+            "users_models:CONSTANT is a int; expected a function or a class. "
+            "Name a function or class that gives the network.",
         ),
         (
             "users_models:number",
-            "users_models:number() returned a int; expected a torch.nn.Module. Name a function or class that gives the network.",
+            "users_models:number() returned a int; expected a torch.nn.Module. "
+            "Name a function or class that gives the network.",
         ),
         (
             "users_models:needs_size",

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
+import gc
+import os
+import signal
+import sys
 import threading
+import time
 
+import numpy as np
 import pytest
 
 from icis_deploy.common.background_thread import BackgroundThread
@@ -80,11 +87,11 @@ def test_what_a_call_raises_in_the_thread_is_raised_where_its_result_is_asked_fo
 
 
 def test_without_a_thread_a_call_is_made_at_once(thread, monkeypatch):
-    def refuse(self):
+    def refuse(*_):
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr(_thread, "start_new_thread", refuse)
         made = []
         call = thread.begin(lambda: made.append(threading.get_ident()))
         assert made == [threading.get_ident()]
@@ -110,3 +117,58 @@ def test_waiting_ends_when_no_call_is_running_or_to_come(thread):
     threading.Timer(0.05, goes_on.set).start()
     thread.wait()
     assert done == [1, 2]
+
+
+def test_the_thread_ends_with_its_object():
+    thread, idents = BackgroundThread("test"), []
+    thread.begin(lambda: idents.append(threading.get_ident()))
+    thread.wait()
+    assert idents[0] in sys._current_frames()
+    del thread
+    gc.collect()
+    end = time.monotonic() + 60
+    while idents[0] in sys._current_frames() and time.monotonic() < end:
+        time.sleep(0.001)
+    assert idents[0] not in sys._current_frames()
+
+
+def test_a_forked_process_gets_a_thread_of_its_own(thread):
+    thread.begin(int).result()
+    thread.wait()
+    child = os.fork()
+    if not child:
+        thread.wait()
+        call = thread.begin(int)
+        thread.wait()
+        os._exit(0 if call.result() == 0 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_an_interruption_at_any_moment_leaves_nothing_that_a_later_call_waits_for(thread):
+    is_armed, random, num_interrupted = False, np.random.default_rng(0), 0
+
+    def interrupt(*_):
+        if is_armed:
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(3000):
+            try:
+                is_armed = True
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 1e-4))
+                try:
+                    for _ in range(20):
+                        thread.begin(int).result()
+                        thread.wait()
+                finally:
+                    is_armed = False
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                is_armed = False
+                num_interrupted += 1
+            thread.wait()
+            assert thread.begin(int).result() == 0
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert num_interrupted > 1000
