@@ -25,42 +25,77 @@ from typing import Any, Generic, TypeVar
 Result = TypeVar("Result")
 
 
+class Promise(Generic[Result]):
+    """What one thread tells another, once: a value or an error."""
+
+    def __init__(self) -> None:
+        self._is_kept = _thread.allocate_lock()
+        self._is_kept.acquire()
+        self._is_open = True
+        self._value: list[Result] = []
+        self._error: BaseException | None = None
+
+    def set_result(self, value: Result) -> None:
+        """Tell a value."""
+        self._value.append(value)
+        self._keep()
+
+    def set_exception(self, error: BaseException) -> None:
+        """Tell an error."""
+        self._error = error
+        self._keep()
+
+    def wait(self) -> None:
+        """Wait until something was told."""
+        while self._is_open:  # the lock alone would stay taken if an interruption came here
+            with self._is_kept:
+                pass
+
+    def result(self) -> Result:
+        """Wait, and return the value, or raise the error."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value[0]
+
+    def _keep(self) -> None:
+        self._is_open = False
+        self._is_kept.release()
+
+
 class BegunCall(Generic[Result]):
     """A call that the thread makes, or whoever needs its result before the thread has come to it."""
 
     def __init__(self, call: Callable[[], Result]) -> None:
         self._call: Callable[[], Result] | None = call
-        self._is_taken, self._is_made = _thread.allocate_lock(), _thread.allocate_lock()
-        self._is_made.acquire()
-        self._returned: list[Result] = []
-        self._raised: BaseException | None = None
+        self._is_taken = _thread.allocate_lock()
+        self._promise: Promise[Result] = Promise()
 
     def claim(self) -> None:
         """Make the call now, unless the thread has come to it; what it raises is kept for `result`."""
-        call = self._call
-        if call is None or not self._is_taken.acquire(blocking=False):
-            return
-        try:
-            self._returned.append(call())
-        except BaseException as error:  # it is raised where the result is asked for
-            self._raised = error
-        finally:
-            self._call = None
-            self._is_made.release()
+        self._make()
 
     def result(self) -> Result:
         """Return what the call returned, or raise what it raised."""
         self.claim()
-        self.wait()
-        if self._raised is not None:
-            raise self._raised
-        return self._returned[0]
+        return self._promise.result()
 
     def wait(self) -> None:
         """Wait until the call was made, by whomever."""
-        while self._call is not None:  # the lock alone would stay taken if an interruption came here
-            with self._is_made:
-                pass
+        self._promise.wait()
+
+    def _make(self) -> None:
+        call = self._call
+        if call is None or not self._is_taken.acquire(blocking=False):
+            return
+        try:
+            value = call()
+        except BaseException as error:  # it is raised where the result is asked for
+            self._call = None
+            self._promise.set_exception(error)
+        else:
+            self._call = None
+            self._promise.set_result(value)
 
 
 class BackgroundThread:
@@ -99,7 +134,7 @@ class BackgroundThread:
 
 def _make_calls(calls: SimpleQueue[BegunCall[Any] | None]) -> None:
     while (call := calls.get()) is not None:
-        call.claim()
+        call._make()
         del call  # else what it holds would stay until the next one
 
 

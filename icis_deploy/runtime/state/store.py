@@ -39,7 +39,7 @@ from icis_deploy.bundle.manifest import (
     FileEntry,
 )
 from icis_deploy.bundle.slot_files import check_capacity, exported_slots, parse_slots, serialize_slots
-from icis_deploy.common.background_thread import BackgroundThread, BegunCall
+from icis_deploy.common.background_thread import BackgroundThread, BegunCall, Promise
 from icis_deploy.errors import (
     BundleError,
     CorruptFileError,
@@ -63,8 +63,6 @@ from icis_deploy.runtime.state.journal import (
 )
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from securesystemslib.signer import SSlibKey
 
 STATE_FOLDER = "state"
@@ -90,9 +88,7 @@ class PendingChange:
         """Begin to write the slot table in the store's thread, if there is one; the caller must not have done so."""
         if self._table is None:
             return
-        from concurrent.futures import Future
-
-        self._entry: Future[FileEntry] = Future()
+        self._entry: Promise[FileEntry] = Promise()
         # Without a reference to this object, which would keep the slots until the garbage collector comes.
         call = partial(self._store._write_and_sync, self._before, self._table, self._written, self._entry)
         self._is_written = self._store.thread.begin(call)
@@ -422,7 +418,9 @@ class Store:
             return "Which state is on the disk cannot be read; the next start finds the one before or the new one."
         return "The device keeps the state it had."
 
-    def _write_and_sync(self, before: Journal, table: SlotTable, written: list[Path], entry: Future[FileEntry]) -> None:
+    def _write_and_sync(
+        self, before: Journal, table: SlotTable, written: list[Path], entry: Promise[FileEntry]
+    ) -> None:
         try:
             found, sync = self._write_slots(before, table, written)
         except BaseException as error:

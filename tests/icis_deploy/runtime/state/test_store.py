@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import gc
 import os
@@ -83,14 +84,14 @@ def test_a_disk_that_dies_at_any_call_leaves_the_old_state_or_the_new_one(bundle
 def test_without_a_thread_to_be_had_slots_are_written_by_the_caller(bundle_folder, signed, monkeypatch):
     device, before = Device.open(bundle_folder), files_in(bundle_folder)
 
-    def refuse(_thread):
+    def refuse(*_):
         raise RuntimeError("can't start new thread")
 
     def full(self, path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr(_thread, "start_new_thread", refuse)
         with patch.context() as disk:
             disk.setattr(OSFileSystem, "create", full)
             with pytest.raises(StorageError, match="No space left on device"):
