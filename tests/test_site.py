@@ -32,7 +32,7 @@ mkdocs = pytest.importorskip("mkdocs", reason="the extra docs is not installed")
 
 from mkdocs.structure.files import File, InclusionLevel  # noqa: E402 - needs mkdocs
 
-from scripts.maintenance.site_links import ROOT_DOCUMENTS, on_site, rewritten  # noqa: E402
+from scripts.maintenance.site_links import ROOT_DOCUMENTS, included, rewritten  # noqa: E402
 from scripts.maintenance.site_reference import names_of, with_names  # noqa: E402
 
 SITE = {"index.md", "device.md", "results/README.md", "decisions/README.md", "project/SECURITY.md", "images/a.png"}
@@ -66,8 +66,8 @@ def test_a_file_that_the_site_leaves_out_is_named_and_not_linked():
         for path, inclusion in (("inputs.md", InclusionLevel.INCLUDED), ("examples/a.py", InclusionLevel.EXCLUDED))
     ]
 
-    assert on_site(files) == {"inputs.md"}
-    assert rewritten("[a](examples/a.py)", "inputs.md", on_site(files)) == "a (`docs/examples/a.py`)"
+    assert included(files) == {"inputs.md"}
+    assert rewritten("[a](examples/a.py)", "inputs.md", included(files)) == "a (`docs/examples/a.py`)"
 
 
 def test_all_documents_of_the_root_are_on_the_site_and_exist():

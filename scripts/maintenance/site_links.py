@@ -32,10 +32,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - mkdocs passes all by keyword
     """Return the text with the links that the site needs."""
-    return rewritten(markdown, page.file.src_uri, on_site(files))
+    return rewritten(markdown, page.file.src_uri, included(files))
 
 
-def on_site(files: Iterable[File]) -> set[str]:
+def included(files: Iterable[File]) -> set[str]:
     """Return the paths of the files that the site will have; `exclude_docs` leaves some of the folder out."""
     return {file.src_uri for file in files if file.inclusion.is_included()}
 
