@@ -293,6 +293,12 @@ def header_of(payload):
     return json.loads(payload[8 : 8 + size])
 
 
+def aligned(header):
+    """A header behind which tensors begin at a multiple of 8 bytes, as safetensors writes it: they are read in place."""
+    text = json.dumps(header).encode()
+    return text + b" " * (-len(text) % 8)
+
+
 def payload_under(header_text, payload):
     """The tensors of `payload` under another header."""
     (size,) = struct.unpack_from("<Q", payload)
@@ -306,6 +312,18 @@ def test_rows_of_another_writer_are_read_wherever_they_start(num_spaces, update)
 
     assert parse_payload(payload) == update
     assert parse_payload(payload, is_verified=True) == update
+    assert parse_payload(payload, is_verified=True).rows.flags.aligned
+
+
+def test_a_hole_before_the_rows_is_refused(update):
+    original = serialize_payload(update)
+    header = header_of(original)
+    header["rows"]["data_offsets"] = [each + 4 for each in header["rows"]["data_offsets"]]
+    (size,) = struct.unpack_from("<Q", original)
+    payload = payload_under(aligned(header), original[: 8 + size] + bytes(4) + original[8 + size :])
+
+    with pytest.raises(CorruptFileError):
+        parse_payload(payload, is_verified=True)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +348,7 @@ def test_rows_of_another_writer_are_read_wherever_they_start(num_spaces, update)
 def test_a_header_that_does_not_describe_its_rows_is_refused(change, update):
     header = header_of(serialize_payload(update))
     header["rows"] |= change
-    payload = payload_under(json.dumps(header).encode(), serialize_payload(update))
+    payload = payload_under(aligned(header), serialize_payload(update))
 
     with pytest.raises(CorruptFileError):
         parse_payload(payload, is_verified=True)

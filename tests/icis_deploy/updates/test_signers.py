@@ -278,6 +278,22 @@ def test_a_signer_whose_library_is_missing_says_how_to_install_it(update, tmp_pa
         icis_deploy.sign(update, key=icis_deploy.SignerURI(uri="hsm:2", public_key=public, secret="123456"))
 
 
+def test_a_signer_that_asks_for_a_secret_is_told_so_where_none_was_given(update, keys, monkeypatch):
+    from securesystemslib.signer import SIGNER_FOR_URI_SCHEME
+
+    class Asking:
+        @classmethod
+        def from_priv_key_uri(cls, _uri, _public_key, secrets_handler):
+            raise ValueError(f"with {secrets_handler('PIN')}")
+
+    monkeypatch.setitem(SIGNER_FOR_URI_SCHEME, "asking", Asking)
+    key = icis_deploy.SignerURI(uri="asking:", public_key=keys.public_path)
+    with pytest.raises(SignatureError, match="it asks for its PIN, and none was given"):
+        icis_deploy.sign(update, key=key)
+    with pytest.raises(SignatureError, match="with 1234"):
+        icis_deploy.sign(update, key=icis_deploy.SignerURI(uri="asking:", public_key=keys.public_path, secret="1234"))
+
+
 def test_a_token_that_cannot_be_reached_is_named(update, keys):
     key = icis_deploy.SignerURI(uri="file2:/no/such/key", public_key=keys.public_path)
 
