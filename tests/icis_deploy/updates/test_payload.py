@@ -294,7 +294,7 @@ def header_of(payload):
 
 
 def aligned(header):
-    """A header behind which tensors begin at a multiple of 8 bytes, as safetensors writes it: they are read in place."""
+    """A header behind which tensors begin at a multiple of 8 bytes, as safetensors writes it, to be read in place."""
     text = json.dumps(header).encode()
     return text + b" " * (-len(text) % 8)
 
