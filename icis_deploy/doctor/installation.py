@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,11 +83,22 @@ def _requirements(name: str) -> Iterator[tuple[str, str]]:
     yield from extra.requires.items()
 
 
-def _version(distribution: str) -> str | None:
+def _version(library: str) -> str | None:
+    """Return the version of a library, `None` without it or without what its own extras bring: `ray[data]`."""
+    distribution, _, own_extras = library.rstrip("]").partition("[")
     try:
-        return metadata.version(distribution)
+        version, requirements = metadata.version(distribution), metadata.requires(distribution) or []
     except metadata.PackageNotFoundError:
         return None
+    for extra in filter(None, own_extras.split(",")):
+        for requirement in requirements:
+            needed, _, marker = requirement.partition(";")
+            # What a system alone asks for besides is not judged.
+            is_asked = re.fullmatch(rf"""\s*extra\s*==\s*["']{re.escape(extra)}["']\s*""", marker)
+            name = re.match(r"[\w.-]+", needed)
+            if is_asked and name and _version(name[0]) is None:
+                return None
+    return version
 
 
 def _numbers(version: str) -> tuple[int, ...]:

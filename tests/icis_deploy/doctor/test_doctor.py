@@ -22,6 +22,7 @@ from icis_deploy.doctor import bundles, installation, runtimes, tiny_bundle
 from icis_deploy.doctor.bundles import check_bundle
 from icis_deploy.doctor.installation import _numbers
 from icis_deploy.errors import MissingDependencyError
+from icis_deploy.extras import Extra
 from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
@@ -148,6 +149,35 @@ def test_a_missing_or_old_library_has_the_command_that_installs_it(monkeypatch: 
     assert "transformers>=4.50" in states["hub"].missing
     assert "onnxscript>=0.5" in states["hub"].missing  # of the extra that it brings
     assert installation.conflicts() == ()
+
+
+def test_a_library_with_extras_of_its_own_is_there_with_what_they_bring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def install(name: str, *lines: str) -> None:
+        folder = tmp_path / f"{name}-2.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text("\n".join(["Metadata-Version: 2.1", f"Name: {name}", "Version: 2.0", *lines]))
+
+    install(
+        "kit",
+        "Requires-Dist: part>=1; extra == 'hsm'",
+        "Requires-Dist: elsewhere; extra == 'hsm' and sys_platform == 'no-such-system'",
+        "Requires-Dist: never; extra == 'other'",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(
+        installation,
+        "EXTRAS",
+        {name: Extra(purpose="x", requires={name: "1.1"}) for name in ("kit", "kit[hsm]", "kit[hsm,other]")},
+    )
+
+    def missing() -> list[tuple[str, ...]]:
+        return [state.missing for state in installation.extras()]
+
+    assert missing() == [(), ("kit[hsm]>=1.1",), ("kit[hsm,other]>=1.1",)]
+    install("part")
+    assert missing() == [(), (), ("kit[hsm,other]>=1.1",)]
 
 
 @pytest.mark.parametrize(
