@@ -188,6 +188,16 @@ def test_a_leftover_that_cannot_be_removed_refuses_no_change(bundle_folder, open
     assert Device.open(bundle_folder).classes()[3:] == ("class 1", "class 2")
 
 
+@pytest.mark.filterwarnings("error::icis_deploy.errors.ICISDeployWarning")
+def test_a_new_journal_that_cannot_be_removed_refuses_the_change_and_is_not_called_harmless(
+    bundle_folder, open_with, signed
+):
+    (bundle_folder / "state" / "journal.json.new").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"The device keeps the state it had\."):
+        open_with(OSFileSystem()).apply(signed(make_update("okapi", version=1)))
+    assert Device.open(bundle_folder).classes() == ("cat", "dog", "owl")
+
+
 @pytest.mark.parametrize("is_damaged", [True, False])
 def test_a_leftover_of_the_name_of_new_slots_becomes_these(is_damaged, bundle_folder, open_with, signed):
     data = signed(make_update("okapi", version=1))
