@@ -120,6 +120,32 @@ def cut_everywhere(change, bundle_folder, open_with, signed, *, skipped_sync=Non
     return lost, seen_old, seen_new
 
 
+def test_a_power_cut_after_a_killed_process_takes_no_slots_that_the_journal_which_comes_back_names(
+    bundle_folder, open_with, signed
+):
+    """A rollback is killed at any call, and the next process sees what the disk may still forget."""
+    before = VolatileDisk(bundle_folder)
+    device = open_with(before)
+    for update in history_of(3, signed):
+        device.apply(update)
+    whole = restarted(before)
+    open_with(whole).rollback()
+
+    versions = set()
+    for killed_at in range(whole.num_calls):
+        for cut_at in range(6):  # what an earlier change left is removed at the start of the next
+            disk = restarted(before, cut_at=killed_at)
+            with pytest.raises(Killed):
+                open_with(disk).rollback()
+            disk.num_calls, disk.cut_at = 0, cut_at
+            device = open_with(disk)
+            with pytest.raises(Killed):
+                device.apply(signed(make_update("quagga", version=99)))
+            for seed in range(NUM_SEEDS):
+                versions.add(open_with(disk.after_power_cut(seed)).version)
+    assert versions == {3, 2, 99}
+
+
 def restarted(disk, **changes):
     return VolatileDisk(disk.root, dict(disk.seen), dict(disk.seen), **changes)
 
