@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -91,9 +92,9 @@ def state_of(extra: str, printed: str) -> dict[str, Any] | None:
 
     Its exit code says whether a runtime works, which is not asked here: most extras bring none.
     """
-    start = printed.find("{")
+    start = re.search(r"^\{", printed, re.MULTILINE)  # libraries print lines of their own before it
     try:
-        said, _ = json.JSONDecoder().raw_decode(printed, max(start, 0))
+        said, _ = json.JSONDecoder().raw_decode(printed, 0 if start is None else start.start())
     except ValueError:
         return None
     return next((each for each in said["extras"] if each["name"] == extra), None)
