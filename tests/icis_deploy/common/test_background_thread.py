@@ -147,13 +147,15 @@ def test_a_forked_process_gets_a_thread_of_its_own(thread):
 def test_an_interruption_at_any_moment_leaves_nothing_that_a_later_call_waits_for(thread):
     is_armed, random, num_interrupted = False, np.random.default_rng(0), 0
 
-    def interrupt(*_):
+    def interrupt(*_):  # a signal that came to another thread is noticed here later, perhaps with the next one
+        nonlocal is_armed
         if is_armed:
+            is_armed = False
             raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
-        for _ in range(3000):
+        for _ in range(1000):
             try:
                 is_armed = True
                 signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 1e-4))
@@ -165,10 +167,10 @@ def test_an_interruption_at_any_moment_leaves_nothing_that_a_later_call_waits_fo
                     is_armed = False
                     signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
-                is_armed = False
                 num_interrupted += 1
             thread.wait()
             assert thread.begin(int).result() == 0
     finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # drops one that is still to come
         signal.signal(signal.SIGALRM, previous)
-    assert num_interrupted > 1000
+    assert num_interrupted > 300
