@@ -16,6 +16,7 @@ MatMulIntegerToFloat and DynamicQuantizeMatMul.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from exporters.graph.class_axis import may_follow_logits
 from exporters.graph.constants import STANDARD_DOMAINS, constant_array, constant_shape, is_constant
 from exporters.graph.edits import add_initializer, remove_unused, replace_uses
 from exporters.graph.integer_operators import CONTRIB_DOMAIN, Steps
-from exporters.graph.reading import input_of, only_user
+from exporters.graph.reading import input_of, only_user, walk_backward
 
 _INTEGER_PRODUCTS = {"ConvInteger": "Conv", "MatMulInteger": "MatMul"}
 _WITH_SCALES = frozenset({"DynamicQuantizeMatMul", "MatMulIntegerToFloat"})
@@ -83,20 +84,18 @@ class WriteOutDynamicHeadsPass(ir.passes.InPlacePass):
 
 def _last_products(graph: ir.Graph) -> list[ir.Node]:
     """Return the products of integers that a walk backward from the outputs comes to first."""
-    found: dict[ir.Node, None] = {}
-    waiting, known = [*graph.outputs], set(graph.outputs)
-    while waiting:
-        node = waiting.pop().producer()
-        if node is None:
-            continue
-        is_product = node.op_type in _INTEGER_PRODUCTS and node.domain in STANDARD_DOMAINS
-        if is_product or (node.op_type in _WITH_SCALES and node.domain == CONTRIB_DOMAIN):
-            found.setdefault(node)
-        elif may_follow_logits(node):
-            sources = [source for source in node.inputs if source is not None and source not in known]
-            known.update(sources)
-            waiting.extend(sources)
-    return list(found)
+
+    def sources(node: ir.Node) -> Sequence[ir.Value | None]:
+        return node.inputs if not _is_product(node) and may_follow_logits(node) else ()
+
+    return list(dict.fromkeys(node for node in walk_backward(graph, sources) if _is_product(node)))
+
+
+def _is_product(node: ir.Node) -> bool:
+    """Say whether a node multiplies integers."""
+    if node.domain in STANDARD_DOMAINS:
+        return node.op_type in _INTEGER_PRODUCTS
+    return node.op_type in _WITH_SCALES and node.domain == CONTRIB_DOMAIN
 
 
 def _read(node: ir.Node) -> _Product | None:

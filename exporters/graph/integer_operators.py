@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from exporters.graph.constants import STANDARD_DOMAINS, constant_array, is_constant
 from exporters.graph.edits import add_initializer, add_node, remove_unused, replace_uses, unused_name
-from exporters.graph.reading import input_of, only_user, shape_of
+from exporters.graph.reading import input_of, only_user, shape_of, walk_backward
 
 CONTRIB_DOMAIN = "com.microsoft"
 WIDE_OPSET = 21
@@ -103,20 +103,13 @@ class BypassRoundingPass(ir.passes.InPlacePass):
 
 def _behind_heads(graph: ir.Graph) -> list[ir.Node]:
     """Return the DequantizeLinear nodes between a linear operator and an output, the first ones first."""
-    found: dict[ir.Node, None] = {}
-    waiting, known = [*graph.outputs], set(graph.outputs)
-    while waiting:
-        node = waiting.pop().producer()
-        if node is None or node.domain not in STANDARD_DOMAINS:
-            continue
-        if node.op_type not in _MOVES | _SCORES | _QDQ:
-            continue
-        if node.op_type == "DequantizeLinear":
-            found.setdefault(node)
-        source = node.inputs[0]
-        if source is not None and source not in known:
-            known.add(source)
-            waiting.append(source)
+
+    def sources(node: ir.Node) -> Sequence[ir.Value | None]:
+        goes_on = node.domain in STANDARD_DOMAINS and node.op_type in _MOVES | _SCORES | _QDQ
+        return node.inputs[:1] if goes_on else ()
+
+    walked = walk_backward(graph, sources)
+    found = {node for node in walked if node.op_type == "DequantizeLinear" and node.domain in STANDARD_DOMAINS}
     return [node for node in graph if node in found]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import onnx_ir as ir
 
@@ -49,6 +49,24 @@ def only_user(value: ir.Value) -> ir.Node | None:
     """Return the one node that takes a value; `None` where others do too, or the graph gives it."""
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def walk_backward(graph: ir.Graph, sources: Callable[[ir.Node], Iterable[ir.Value | None]]) -> Iterator[ir.Node]:
+    """Yield the nodes that a graph's outputs come from, the last ones first.
+
+    Args:
+        graph: The graph.
+        sources: Returns the values to go on with behind a node; none where the walk ends.
+    """
+    waiting, known = [*graph.outputs], set(graph.outputs)
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None:
+            continue
+        yield node
+        new = [source for source in sources(node) if source is not None and source not in known]
+        known.update(new)
+        waiting.extend(new)
 
 
 def integers(node: ir.Node, name: str) -> tuple[int, ...]:
