@@ -81,9 +81,9 @@ def write_calibration(path: Path, backbone: CalibratedBackbone) -> int:
     Raises:
         StorageError: If the disk refuses.
     """
-    size, num_batches = len(next(iter(backbone.calibration()))), sum(1 for _ in backbone.calibration())
-    number = min(num_batches, max(1, MAX_CALIBRATION_IMAGES // size))
-    chosen = {round(index) for index in np.linspace(0, num_batches - 1, number)}
+    sizes = [len(batch) for batch in backbone.calibration()]
+    size, number = sizes[0], min(len(sizes), max(1, MAX_CALIBRATION_IMAGES // sizes[0]))
+    chosen = {round(index) for index in np.linspace(0, len(sizes) - 1, number)}
     batches = (batch for index, batch in enumerate(backbone.calibration()) if index in chosen)
     try:
         written: NDArray[np.float32] | None = None
