@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EXISTING_FILE = ExistingPath(dir_okay=False, path_type=Path)
 EXISTING_PATH = ExistingPath(path_type=Path)
+EXISTING_FOLDER = ExistingPath(file_okay=False, path_type=Path)
 
 
 class InputsType(ExistingPath):
@@ -104,7 +105,7 @@ def photo_options(function: Command) -> Command:
         click.option(
             "--photos",
             metavar="LIST|FOLDER",
-            type=ExistingPath(path_type=Path),
+            type=EXISTING_PATH,
             help="A few photos of new classes, of some or all: CSV with the columns file and class, a folder of class "
             "folders, or a file of arrays or features with labels. They move the rows; a class with photos needs no "
             "descriptor.",
@@ -132,7 +133,7 @@ def calibration_options(function: Command) -> Command:
         click.option(
             "--seen-images",
             metavar="LIST|FOLDER",
-            type=ExistingPath(path_type=Path),
+            type=EXISTING_PATH,
             help="Images of classes that the model knows: CSV with the columns file and class (or file alone), a "
             "folder of class folders or of images, or a file of arrays or features with labels. They keep "
             "--max-seen-loss, and the estimate comes from them. Not those that the model was trained on: they promise "

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, THREADS, runtime_option
-from icis_deploy.cli.parameter_types import ExistingPath
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, EXISTING_FOLDER, THREADS, runtime_option
 
 _AT_LEAST_ONE = click.IntRange(min=1)
 
@@ -28,7 +27,7 @@ _AT_LEAST_ONE = click.IntRange(min=1)
 @click.option("--top", type=_AT_LEAST_ONE, default=5, show_default=True, help="How many classes per input.")
 @click.option(
     "--inbox",
-    type=ExistingPath(file_okay=False, path_type=Path),
+    type=EXISTING_FOLDER,
     help="A folder in which to look for class updates, as `icis-deploy inbox` does.",
 )
 @click.option(

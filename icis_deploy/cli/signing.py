@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, EXISTING_PATH, NEW_PATH
 from icis_deploy.cli.output import format_option, noted_warnings, print_result
-from icis_deploy.cli.parameter_types import ExistingPath
 from icis_deploy.cli.signing_options import (
     ask_new_passphrase,
     passphrase_from,
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from icis_deploy.updates.signing import SignedFile
     from icis_deploy.updates.trusted_keys import TrustedKeys
 
-EXISTING_PATH = ExistingPath(path_type=Path)
 UTC_TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 MAX_LISTED = 20
 

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from icis_deploy.cli.options import EXISTING_FILE, Command
-from icis_deploy.cli.parameter_types import ExistingPath
 from icis_deploy.errors import LoadError, UsageError
 
 if TYPE_CHECKING:
     from icis_deploy.updates.signers import SigningKey
 
-READABLE_FILE = ExistingPath(dir_okay=False, allow_dash=False, path_type=Path)
 _NAMES = ("key", "signer", "sign_command", "public_key", "passphrase_file", "passphrase_env")
 _MAX_FILE_BYTES = 1 << 12
 
@@ -29,7 +27,7 @@ def passphrase_options(function: Command) -> Command:
         click.option(
             "--passphrase-env", metavar="NAME", help="The environment variable that holds the passphrase or PIN."
         ),
-        click.option("--passphrase-file", type=READABLE_FILE, help="A file whose first line is the passphrase or PIN."),
+        click.option("--passphrase-file", type=EXISTING_FILE, help="A file whose first line is the passphrase or PIN."),
     ):
         function = option(function)
     return function

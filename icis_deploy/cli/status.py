@@ -8,9 +8,8 @@ from pathlib import Path
 import click
 
 from icis_deploy._version import __version__
-from icis_deploy.cli.options import BUNDLE
+from icis_deploy.cli.options import BUNDLE, EXISTING_FOLDER
 from icis_deploy.cli.output import format_option, print_result
-from icis_deploy.cli.parameter_types import ExistingPath
 from icis_deploy.common.terminal_text import columns
 
 FAULT = 4
@@ -21,7 +20,7 @@ FAULT = 4
 @click.option("--device", help="What the fleet calls the device. Default: the host's name.")
 @click.option(
     "--inbox",
-    type=ExistingPath(file_okay=False, path_type=Path),
+    type=EXISTING_FOLDER,
     help="Where carriers put updates, to say what was refused.",
 )
 @format_option
