@@ -132,7 +132,7 @@ class ServedHead:
             entry = applied.entry
             result = "changed" if applied.changed else "unchanged"
             traced.event("update", icis_deploy__update__result=result, icis_deploy__head__version=entry.version)
-            self.metrics.updates.labels(result="changed" if applied.changed else "unchanged", via=via).inc()
+            self.metrics.updates.labels(result=result, via=via).inc()
             log(
                 "classes changed" if applied.changed else "update in effect already",
                 via=via,
@@ -144,12 +144,9 @@ class ServedHead:
             )
             return
         is_refused = isinstance(error, REFUSALS)
-        traced.event(
-            "update",
-            icis_deploy__update__result="refused" if is_refused else "fault",
-            error__type=type(error).__name__,
-        )
-        self.metrics.updates.labels(result="refused" if is_refused else "fault", via=via).inc()
+        result = "refused" if is_refused else "fault"
+        traced.event("update", icis_deploy__update__result=result, error__type=type(error).__name__)
+        self.metrics.updates.labels(result=result, via=via).inc()
         log(
             "update refused" if is_refused else "update failed", level=logging.WARNING, via=via, file=file, reason=error
         )
