@@ -268,10 +268,9 @@ def _check_reducible(device: Device) -> None:
     preprocessing = device.bundle.preprocessing
     obstacle = "no images" if preprocessing is None else preprocessing.obstacle_to_reduced_decode
     if obstacle is not None:
+        taken = "model takes" if preprocessing is None else "preprocessing has"
         raise UsageError(
-            f"JPEG files cannot be decoded at a part of their size: the bundle's preprocessing has {obstacle}."
-            if preprocessing is not None
-            else "JPEG files cannot be decoded at a part of their size: the bundle's model takes no images.",
+            f"JPEG files cannot be decoded at a part of their size: the bundle's {taken} {obstacle}.",
             found=obstacle,
             expected="images that are resized, with antialiasing",
             hint="Leave `reduced_decode` out.",
