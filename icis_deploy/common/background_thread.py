@@ -2,7 +2,7 @@
 
 Rules:
 
-1. A thread that waits for work is woken without waiting for it; a new one is waited for until it runs. So it is kept.
+1. To wake a thread that waits for work takes less than to start a new one. So it is kept.
 2. Where all cores have other work, the thread may not come to a call for milliseconds. A call that it has not come to
    is made by whoever asks for its result; so begin only what either of both may do.
 3. Whoever fails or is interrupted waits for the thread (`wait`) before undoing what its calls do.
@@ -101,8 +101,7 @@ class BegunCall(Generic[Result]):
 class BackgroundThread:
     """One thread, which is started with the first call and ends with this object."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self) -> None:
         self._calls: SimpleQueue[BegunCall[Any] | None] | None = None
         self._process = 0
 

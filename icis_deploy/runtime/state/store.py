@@ -137,7 +137,7 @@ class Store:
         self._files: FileSystem = system_files() if files is None else files
         self._last_journal: tuple[bytes, Journal] | None = None
         self._lock: AbstractContextManager[None] | None = None
-        self.thread = BackgroundThread("icis-deploy slots")
+        self.thread = BackgroundThread()
         """Writes slots; whoever holds the lock may give it other work, which ends before the change does."""
         self.sync_seconds = 0.0
         """How long all syncs together took: the disk's share of a change, which the rest is measured without."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import gc
 import os
-import signal
 import sys
 import threading
 import time
@@ -14,11 +13,12 @@ import numpy as np
 import pytest
 
 from icis_deploy.common.background_thread import BackgroundThread
+from testing.interruptions import Interruptions
 
 
 @pytest.fixture
 def thread():
-    return BackgroundThread("test")
+    return BackgroundThread()
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_waiting_ends_when_no_call_is_running_or_to_come(thread):
 
 
 def test_the_thread_ends_with_its_object():
-    thread, idents = BackgroundThread("test"), []
+    thread, idents = BackgroundThread(), []
     thread.begin(lambda: idents.append(threading.get_ident()))
     thread.wait()
     assert idents[0] in sys._current_frames()
@@ -145,32 +145,19 @@ def test_a_forked_process_gets_a_thread_of_its_own(thread):
 
 
 def test_an_interruption_at_any_moment_leaves_nothing_that_a_later_call_waits_for(thread):
-    is_armed, random, num_interrupted = False, np.random.default_rng(0), 0
-
-    def interrupt(*_):  # a signal that came to another thread is noticed here later, perhaps with the next one
-        nonlocal is_armed
-        if is_armed:
-            is_armed = False
-            raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    try:
+    random, num_interrupted = np.random.default_rng(0), 0
+    with Interruptions() as interruptions:
         for _ in range(1000):
             try:
-                is_armed = True
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 1e-4))
+                interruptions.after(random.uniform(1e-6, 1e-4))
                 try:
                     for _ in range(20):
                         thread.begin(int).result()
                         thread.wait()
                 finally:
-                    is_armed = False
-                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    interruptions.end()
             except KeyboardInterrupt:
                 num_interrupted += 1
             thread.wait()
             assert thread.begin(int).result() == 0
-    finally:
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # drops one that is still to come
-        signal.signal(signal.SIGALRM, previous)
     assert num_interrupted > 300

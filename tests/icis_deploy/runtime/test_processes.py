@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +16,7 @@ from scripts.robustness.kill_loop import run_kill_loop
 from scripts.robustness.kill_loop_replace import check_all, run_replace_kill_loop
 from scripts.robustness.soak import run_soak
 from testing.bundles import images, make_update, write_signed
+from testing.interruptions import Interruptions
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -88,36 +88,22 @@ def test_a_bundle_that_forgot_what_the_device_remembered_would_be_noticed(bundle
 # Between opening a file and entering its `with`, an interruption leaves it to Python's collector, which says so.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interruption_at_any_moment_leaves_disk_and_memory_with_one_whole_state(bundle_folder, signed):
-    is_armed = False
-
-    def interrupt(*_):  # a signal that came to another thread is noticed here later, perhaps with the next one
-        nonlocal is_armed
-        if is_armed:
-            is_armed = False
-            raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGALRM, interrupt)
     device, random, num_interrupted = Device.open(bundle_folder, num_threads=1), np.random.default_rng(0), 0
-    try:
+    with Interruptions() as interruptions:
         for version in range(1, 61):
             data = signed(make_update(f"class {version}", version=version, removed=device.classes()[3:]))
             try:
-                is_armed = True
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 6e-3))
+                interruptions.after(random.uniform(1e-5, 6e-3))
                 try:
                     device.apply(data)
                 finally:
-                    is_armed = False
-                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    interruptions.end()
             except KeyboardInterrupt:
                 num_interrupted += 1
             device.refresh()  # an interruption may come between the commit and the head that requests get
             opened = Device.open(bundle_folder, num_threads=1)
             assert (opened.version, opened.classes()) == (device.version, device.classes())
             assert opened.classes()[3:] == ((f"class {opened.version}",) if opened.version else ())
-    finally:
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # drops one that is still to come
-        signal.signal(signal.SIGALRM, previous)
     assert num_interrupted > 5
 
 
