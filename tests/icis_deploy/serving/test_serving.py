@@ -22,23 +22,11 @@ from icis_deploy.runtime.changes.rules import max_update_bytes
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.operations import apply
 from icis_deploy.updates.signing import keygen
-from testing.bundles import images, make_update, signed_bytes, trust, write_bundle, write_signed
+from testing.bundles import images, make_update, signed_bytes, write_signed
 from testing.serving import infer_body, served, wait_for
 
 INFER = "/v2/models/bundle/infer"
 TOKEN = "a token of the tests"
-
-
-@pytest.fixture
-def key(tmp_path):
-    return keygen(tmp_path / "KEY")
-
-
-@pytest.fixture
-def bundle(tmp_path, key):
-    folder = write_bundle(tmp_path / "bundle")
-    trust(folder, key.public_path)
-    return folder
 
 
 @pytest.fixture

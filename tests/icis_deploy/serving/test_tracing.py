@@ -22,8 +22,7 @@ from starlette.testclient import TestClient
 from icis_deploy.serving import tracing
 from icis_deploy.serving.app import make_app
 from icis_deploy.serving.settings import ServeSettings
-from icis_deploy.updates.signing import keygen
-from testing.bundles import images, make_update, signed_bytes, trust, write_bundle
+from testing.bundles import images, make_update, signed_bytes
 from testing.serving import infer_body, wait_for
 
 TOKEN = b"a token of these tests"
@@ -42,18 +41,6 @@ def spans(monkeypatch):
     yield lambda: {span.name: span for span in exporter.get_finished_spans()}
     tracing._tracer.cache_clear()
     provider.shutdown()
-
-
-@pytest.fixture
-def key(tmp_path):
-    return keygen(tmp_path / "KEY")
-
-
-@pytest.fixture
-def bundle(tmp_path, key):
-    folder = write_bundle(tmp_path / "bundle")
-    trust(folder, key.public_path)
-    return folder
 
 
 @pytest.fixture
