@@ -24,7 +24,8 @@ class Interruptions:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give it back; one that is still to come is dropped."""
+        """Give it back; one that is still to come is dropped, as its old handler may be to end the process."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
         signal.signal(signal.SIGALRM, self._previous)
 

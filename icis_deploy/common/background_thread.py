@@ -45,6 +45,11 @@ class Promise(Generic[Result]):
         self._error = error
         self._keep()
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether something was told."""
+        return not self._is_open
+
     def wait(self) -> None:
         """Wait until something was told."""
         while self._is_open:  # the lock alone would stay taken if an interruption came here
@@ -72,19 +77,25 @@ class BegunCall(Generic[Result]):
         self._promise: Promise[Result] = Promise()
 
     def claim(self) -> None:
-        """Make the call now, unless the thread has come to it; what it raises is kept for `result`."""
-        self._make()
+        """Make the call now, unless the thread has come to it; raise what it raised if it has ended.
+
+        A call that was interrupted here has not done all that its caller would wait for.
+        """
+        self.make()
+        if self._promise.is_kept:
+            self._promise.result()
 
     def result(self) -> Result:
         """Return what the call returned, or raise what it raised."""
-        self.claim()
+        self.make()
         return self._promise.result()
 
     def wait(self) -> None:
         """Wait until the call was made, by whomever."""
         self._promise.wait()
 
-    def _make(self) -> None:
+    def make(self) -> None:
+        """Make the call, unless it was made or is being made; what it raises is kept."""
         call = self._call
         if call is None or not self._is_taken.acquire(blocking=False):
             return
@@ -111,7 +122,7 @@ class BackgroundThread:
         try:
             self._started().put(begun)
         except RuntimeError:  # "can't start new thread"
-            begun.claim()
+            begun.make()
         return begun
 
     def wait(self) -> None:
@@ -133,7 +144,7 @@ class BackgroundThread:
 
 def _make_calls(calls: SimpleQueue[BegunCall[Any] | None]) -> None:
     while (call := calls.get()) is not None:
-        call._make()
+        call.make()
         del call  # else what it holds would stay until the next one
 
 

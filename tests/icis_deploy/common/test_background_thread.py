@@ -68,7 +68,8 @@ def test_what_a_call_raises_is_raised_where_its_result_is_asked_for(thread, occu
         raise error
 
     claimed = occupied.begin(fail)
-    claimed.claim()
+    with pytest.raises(type(error)):
+        claimed.claim()
     with pytest.raises(type(error)):
         claimed.result()
 

@@ -155,6 +155,34 @@ def test_a_change_that_is_interrupted_leaves_no_thread_that_writes(bundle_folder
     assert Device.open(bundle_folder).classes() == ("cat", "dog", "owl", "okapi")
 
 
+@pytest.mark.parametrize("has_thread", [True, False])
+def test_whoever_is_interrupted_while_it_writes_the_slots_itself_does_not_wait_for_them(
+    has_thread, bundle_folder, open_with, signed, monkeypatch
+):
+    device, before, goes_on = open_with(OSFileSystem()), files_in(bundle_folder), threading.Event()
+    store = device._opened.updater._store
+
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    def interrupt(*_):  # before anything is said of the slots
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_write_and_sync", interrupt)
+        if has_thread:
+            store.thread.begin(lambda: goes_on.wait(10))
+        else:
+            patch.setattr(_thread, "start_new_thread", refuse)
+        threading.Timer(0.2, goes_on.set).start()
+        with pytest.raises(KeyboardInterrupt):
+            device.apply(signed(make_update("okapi", version=1)))
+
+    assert files_in(bundle_folder) == before
+    device.apply(signed(make_update("okapi", version=1)))
+    assert Device.open(bundle_folder).classes() == ("cat", "dog", "owl", "okapi")
+
+
 def test_slots_that_nobody_reads_any_more_are_freed_without_the_garbage_collector(bundle_folder, signed):
     device = Device.open(bundle_folder)
     gc.disable()  # a device may run for days between two collections, and each table may take megabytes
