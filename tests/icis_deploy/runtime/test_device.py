@@ -27,6 +27,7 @@ from icis_deploy.errors import (
 )
 from icis_deploy.runtime.changes.self_test import self_test_input
 from icis_deploy.runtime.device import Device, session_of, state_of
+from icis_deploy.runtime.sessions.openvino_session import OpenVINOSession
 from icis_deploy.runtime.state.journal import MAX_HISTORY, MAX_STATES, initial_journal, serialize_journal
 from icis_deploy.updates.envelope import envelope_of, save_update, serialize_envelope
 from icis_deploy.updates.signing import keygen, load_private_key, trusted_keys_from_files
@@ -562,6 +563,33 @@ def test_what_another_process_committed_is_tested_before_a_change_goes_on_top_of
 
     assert files_in(bundle_folder) == before
     assert (other.version, other.classes()) == (0, ("cat", "dog", "owl"))
+
+
+def test_the_model_tests_what_another_process_committed_where_the_memory_of_its_runtime_cannot_be_read(
+    device, bundle_folder, signed
+):
+    stale = StaleSession(session_of(device), state_of(device).buffers)
+    other = Device(folder=bundle_folder, bundle=device.bundle, session=stale, state=state_of(device))
+    device.apply(signed(make_update("okapi", version=1)))
+
+    with pytest.raises(SelfTestError, match=r"1 of 4 slots do not hold their rows .*: 'okapi'\."):
+        other.refresh()
+    assert (other.version, other.classes()) == (0, ("cat", "dog", "owl"))
+
+
+def test_slots_that_passed_in_one_runtime_are_tested_again_where_another_one_opens_them(
+    device, bundle_folder, signed, monkeypatch
+):
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    device.apply(signed(make_update("okapi", version=1)))
+    load = OpenVINOSession.load_slots
+
+    def load_zeros(session, weight, bias, arbiter=None):
+        return load(session, np.zeros_like(weight), bias, arbiter)
+
+    monkeypatch.setattr(OpenVINOSession, "load_slots", load_zeros)
+    with pytest.raises(SelfTestError, match=r"1 of 4 slots do not hold their rows .*: 'okapi'\."):
+        Device.open(bundle_folder, runtime="openvino", num_threads=1)
 
 
 def test_the_seed_of_an_update_chooses_the_input_where_the_model_has_to_run(bundle_folder, device, signed):

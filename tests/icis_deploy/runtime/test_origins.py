@@ -101,6 +101,15 @@ def test_the_classes_of_a_revoked_key_are_named_as_long_as_they_are_in_effect(de
     assert keys.key_id in {line.signed_by for line in device.history() if line.action == "apply"}
 
 
+def test_a_rollback_brings_back_the_classes_of_a_key_that_is_still_trusted(device, keys, other):
+    device.apply(signed_bytes(make_update("okapi", version=1), keys.private_path))
+    device.apply(signed_bytes(make_update(removed=("okapi",), version=2), other.private_path))
+
+    entry = device.rollback()
+    assert "okapi" in device.classes()
+    assert not entry.allowed_revoked
+
+
 def test_no_rollback_brings_back_the_classes_of_a_revoked_key(device, bundle_folder, keys, other):
     device.apply(signed_bytes(make_update("poison", version=1), keys.private_path))
     device.apply(signed_bytes(make_update(removed=("poison",), version=2), other.private_path))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from icis_deploy.errors import CorruptFileError, SignatureError, VersionRollbackError
+from icis_deploy.errors import CorruptFileError, IncompatibleError, SignatureError, VersionRollbackError
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state.journal import MAX_HISTORY
 from icis_deploy.updates.signing import keygen, trusted_keys_from_files
@@ -40,6 +40,23 @@ def test_it_still_is_after_what_spends_no_version(device, signed):
     assert not device.apply(data).changed
     assert device.version == 1
     assert "okapi" not in {answer.class_names[0] for answer in device.predict(images())}
+
+
+def test_an_update_that_another_device_commits_while_it_is_being_refused_is_there_already(
+    device, signed, bundle_folder, monkeypatch
+):
+    first, second = signed(make_update("okapi", version=1)), signed(make_update("zebra", version=2))
+    updater = device._opened.updater
+
+    def refuse_late(*_, **__):
+        other = Device.open(bundle_folder, num_threads=1)
+        other.apply(first)
+        other.apply(second)
+        raise IncompatibleError("it follows a state that was not there a moment ago")
+
+    monkeypatch.setattr(updater, "_apply_bytes", refuse_late)
+    assert not device.apply(second).changed
+    assert (device.version, device.classes()[3:]) == (2, ("okapi", "zebra"))
 
 
 def test_a_device_takes_over_what_another_one_committed(device, signed, bundle_folder):
