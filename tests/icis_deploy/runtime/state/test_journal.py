@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icis_deploy.bundle.manifest import FileEntry
-from icis_deploy.errors import CorruptFileError
+from icis_deploy.bundle.manifest import FileEntry, load_bundle
+from icis_deploy.errors import CorruptFileError, IncompatibleError
 from icis_deploy.head.class_update import MAX_VERSION
+from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.state.journal import (
     ACTIONS,
     MAX_HISTORY,
@@ -19,13 +20,18 @@ from icis_deploy.runtime.state.journal import (
     HistoryEntry,
     Journal,
     StateEntry,
+    check_disabled,
+    check_table,
     continues,
     history_to_json,
+    initial_journal,
+    journal_of,
     parse_journal,
     serialize_journal,
     with_entry,
 )
 from icis_deploy.runtime.state.origins import origins_from
+from testing.bundles import write_bundle
 
 TIMES = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(timezone.utc)).map(
     lambda time: time.replace(microsecond=0)
@@ -60,6 +66,7 @@ JOURNALS = st.builds(
     disabled=st.lists(TEXTS, max_size=3).map(tuple),
     trust_version=COUNTS,
     trusted_keys=st.none() | st.lists(TEXTS, max_size=3).map(tuple),
+    root_keys=st.lists(TEXTS, max_size=3).map(tuple),
     history=st.lists(ENTRIES, max_size=3).map(tuple),
 )
 JOURNAL = Journal(base_fingerprint="0" * 64, states=(StateEntry(version=1, slots=None),), highest_version=1)
@@ -199,6 +206,7 @@ def test_a_journal_continues_another_whatever_old_lines_it_keeps():
     assert len(journal.history) == MAX_HISTORY + 1
     assert continues(journal, former)
     assert not continues(former, journal)
+    assert continues(journal, JOURNAL)  # in which nothing had changed
     later = former.last_seen.replace(year=2030)
     for of_another_device in (
         replace(former, highest_version=9),
@@ -214,3 +222,45 @@ def test_a_journal_continues_another_whatever_old_lines_it_keeps():
     assert not continues(replaced, replace(former, root_keys=("root",)))
     gone = with_entry(replace(journal, states=(replace(state, origins=()),)), replace(unsigned, sequence=99))
     assert unsigned not in gone.history
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A bundle with three classes that was exported with version 2."""
+    return load_bundle(write_bundle(tmp_path_factory.mktemp("journal") / "bundle", head_version=2))
+
+
+def test_the_versions_up_to_that_of_the_exported_head_are_spent(bundle):
+    journal = initial_journal(bundle)
+    assert (journal.current.version, journal.highest_version) == (2, 2)
+
+
+def test_the_journal_of_another_bundle_is_refused_whether_or_not_its_head_is_the_same(bundle):
+    journal = initial_journal(bundle)
+    assert journal_of(bundle, journal) == journal
+    with pytest.raises(IncompatibleError, match="of another bundle of the same head"):
+        journal_of(bundle, replace(journal, bundle_sha256="0" * 64))
+    with pytest.raises(IncompatibleError, match="of another head"):
+        journal_of(bundle, replace(journal, base_fingerprint="0" * 64))
+
+
+@pytest.mark.parametrize(
+    ("names", "taught", "message"),
+    [
+        (("cat", None), (), r"hold baked classes \('cat'\)"),
+        (("okapi", None), ("okapi", "zebra"), r"lack taught classes \('zebra'\)"),
+    ],
+)
+def test_slots_that_contradict_the_head_or_the_journal_are_refused(names, taught, message, bundle):
+    table = SlotTable(weight=[[1.0] * 4, [0.0] * 4], bias=[0.5, -6e4], class_names=names)
+
+    with pytest.raises(CorruptFileError, match=message):
+        check_table(bundle, StateEntry(version=1, slots=None, taught=taught), table)
+    check_table(bundle, StateEntry(version=1, slots=None), replace(table, class_names=("okapi", None)))
+
+
+def test_a_journal_that_leaves_no_class_is_refused():
+    with pytest.raises(CorruptFileError, match="disables every class"):
+        check_disabled(replace(JOURNAL, disabled=("cat", "dog", "gone")), ("dog", "cat"))
+    check_disabled(replace(JOURNAL, disabled=("cat",)), ("dog", "cat"))
+    check_disabled(JOURNAL, ())
