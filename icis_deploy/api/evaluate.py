@@ -53,7 +53,8 @@ class EvaluateOptions:
     """Threads, each of which reads images and runs the model on them; `None` for one a core."""
 
     batch_size: int | None = None
-    """Images that a thread runs the model on at once; `None` for 4 on a CPU, and 32 elsewhere."""
+    """Images that a thread runs the model on at once, one more where that is odd; `None` for 2 to 16 on a CPU, by the
+    sizes of the model and of its input, and 32 elsewhere."""
 
     on_error: Literal["stop", "skip"] = "stop"
     """Whether an image that cannot be read ends the evaluation, or is left out and named in the report."""
