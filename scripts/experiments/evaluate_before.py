@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from icis_deploy.evaluation.measuring import usable_cores
+
 HERE = Path(__file__).parent.parent.parent
 BATCHES = (1, 2, 4, 8, 32)
 
@@ -90,7 +92,7 @@ def main() -> None:
             figures.append(accuracy)
         if figures[0] != figures[1]:
             raise SystemExit(f"T, U and S were {figures[0]} and are {figures[1]}: other accuracies, no comparison.")
-        count, cores = str(num_images // 2), str(len(os.sched_getaffinity(0)))
+        count, cores = str(num_images // 2), str(usable_cores())
         for batch, num_inputs, clock, processor in _printed(HERE, RUN_MODEL, bundle, count, cores, *map(str, BATCHES)):
             found.setdefault(f"model, batches of {batch}", []).append(_timed(num_inputs, clock, processor))
         print(*(f"{name} {times[-1].rate:.0f}/s" for name, times in found.items()), sep="   ", flush=True)
@@ -101,7 +103,7 @@ def _printed(folder: Path, program: str, *arguments: str) -> list[list[Any]]:
     """Run a program with the code of a folder; return the lines of JSON that it prints."""
     environment = {**os.environ, "PYTHONPATH": str(folder.resolve())}
     command = [sys.executable, "-c", program, *arguments]
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     if ended.returncode:
         raise SystemExit(f"The code of {folder} failed:\n{ended.stderr}")
     return [json.loads(line) for line in ended.stdout.splitlines()]
