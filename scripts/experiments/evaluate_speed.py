@@ -42,7 +42,8 @@ from icis_deploy.images.loading import ListedImages, load_image_list
 from icis_deploy.images.sources import InputSource, ListedValues
 from icis_deploy.metrics.accuracy import accuracy_of
 from icis_deploy.metrics.outcomes import Outcomes
-from icis_deploy.runtime.device import input_form, session_of, state_of
+from icis_deploy.runtime.device import session_of, state_of
+from icis_deploy.runtime.open_bundle import input_form
 from icis_deploy.runtime.sessions.choice import Runtime
 
 Timed = tuple[float, float]
