@@ -34,7 +34,7 @@ from icis_deploy.images.sources import InputSource, labels_of
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_of
 from icis_deploy.metrics.outcomes import OutcomeHead
 from icis_deploy.runtime.device import Device, runtime_of
-from icis_deploy.runtime.sessions.choice import Runtime, runtime_from
+from icis_deploy.runtime.sessions.choice import STREAM_RUNTIMES, Runtime, runtime_from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,8 @@ class EvaluateOptions:
     """Threads, each of which reads images and runs the model on them; `None` for one a core."""
 
     batch_size: int | None = None
-    """Images that a thread runs the model on at once; `None` for 4 on a CPU, and 32 elsewhere."""
+    """Images that a thread runs the model on at once, one more where that is odd; `None` for 2 to 16 on a CPU, by the
+    sizes of the model and of its input, and 32 elsewhere."""
 
     on_error: Literal["stop", "skip"] = "stop"
     """Whether an image that cannot be read ends the evaluation, or is left out and named in the report."""
@@ -209,7 +210,10 @@ def _open(bundle: PathLike, runtime: Runtime | str, options: EvaluateOptions) ->
     chosen = runtime_from(runtime)
     if chosen.num_threads is None and chosen.computes_on_cpu:
         # Each worker runs the model by itself: the cores are shared among them.
-        chosen = replace(chosen, num_threads=max(1, usable_cores() // _workers(options)))
+        workers = _workers(options)
+        chosen = replace(chosen, num_threads=max(1, usable_cores() // workers))
+        if chosen.name in STREAM_RUNTIMES and chosen.num_streams == 1:
+            chosen = replace(chosen, num_streams=workers)
     return Device.open(bundle, runtime=chosen)
 
 

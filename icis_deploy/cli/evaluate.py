@@ -46,7 +46,7 @@ NUM_NAMED = 5
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Threads that read images and run the model. Default: cores."
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images a thread runs at once. Default: 4; GPU: 32.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images a thread runs at once. Default: 2-16; GPU: 32.")
 @click.option(
     "--on-error",
     type=Choice(["stop", "skip"]),

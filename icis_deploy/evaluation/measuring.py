@@ -4,11 +4,17 @@
 `measure` calls it for a source of any length. Each thread prepares its own batch and runs the model on it: what Pillow,
 numpy and the runtimes do leaves Python's lock to the others, and small batches, whose activations stay in a core's
 cache, one for each core, use less time than one large batch on all cores.
+
+Outcomes are the same to the bit whatever the batches are, so batches are even: ONNX Runtime computes the last row of an
+odd number of them by another kernel, which rounds otherwise (MLAS, sgemm).
 """
+
+# Why: docs/decisions/9230, 9231.
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -32,12 +38,16 @@ from icis_deploy.metrics.averages import Logits
 from icis_deploy.metrics.outcomes import OutcomeHead, Outcomes, Skipped, measure_outcomes, merge
 from icis_deploy.runtime.device import Device, runtime_of, state_of
 from icis_deploy.runtime.open_bundle import input_form
-
-BATCH_SIZE = 4
-"""Inputs that a thread runs the model on at once, where the model is run on a CPU."""
+from icis_deploy.runtime.sessions.choice import loaded_files
 
 ACCELERATOR_BATCH_SIZE = 32
-"""The same where it is not: an accelerator is not full with less."""
+"""Inputs that the model is run on at once where that is not on a CPU: an accelerator is not full with less."""
+
+_LARGEST_BATCH = 16
+_INPUT_BYTES_OF_A_BATCH = 1 << 20
+_WEIGHT_BYTES_OF_AN_INPUT = 1 << 23
+"""Of batches on a CPU: what is gained with more inputs is less than their memory is worth; how many bytes of small
+inputs are worth a run; and how many bytes of weights are read once for each input of a batch."""
 
 INPUTS_OF_A_PIECE = 32
 """Inputs whose outcomes are found together: that takes some sixty calls of numpy, however many they are."""
@@ -80,8 +90,31 @@ def usable_cores() -> int:
 
 
 def default_batch_size(device: Device) -> int:
-    """Return how many inputs a thread runs a device's model on at once."""
-    return BATCH_SIZE if runtime_of(device).computes_on_cpu else ACCELERATOR_BATCH_SIZE
+    """Return how many inputs a thread runs a device's model on at once.
+
+    It follows from the bundle and the runtime alone: a choice by measurement would be another one every time, and not
+    every runtime gives the same bits for every batch.
+    """
+    runtime, bundle = runtime_of(device), device.bundle
+    if not runtime.computes_on_cpu:
+        return ACCELERATOR_BATCH_SIZE
+    weight_bytes = sum(bundle.files[name].size_bytes for name in loaded_files(bundle, runtime))
+    return cpu_batch_size(weight_bytes=weight_bytes, num_values=math.prod(bundle.model_input.shape))
+
+
+def cpu_batch_size(*, weight_bytes: int, num_values: int) -> int:
+    """Return how many inputs one core runs a model on at once, a power of two from 2 to 16.
+
+    What a run costs, by itself and for reading the weights, is shared by the inputs of a batch; but the more there are,
+    the less of their activations stays in the core's cache.
+
+    Args:
+        weight_bytes: What the runtime loads.
+        num_values: Numbers of one input.
+    """
+    # Activations are float32 whatever the input is.
+    wanted = max(_INPUT_BYTES_OF_A_BATCH / (4 * num_values), weight_bytes / _WEIGHT_BYTES_OF_AN_INPUT)
+    return 1 << math.ceil(math.log2(min(max(2, wanted), _LARGEST_BATCH)))
 
 
 def outcome_head(device: Device, unseen: Collection[str] | None = None) -> OutcomeHead:
@@ -142,6 +175,9 @@ def outcomes_of_prepared(
 
 def _scores(device: Device, prepared: Images, head: OutcomeHead) -> Logits:
     """Return `(num_inputs, num_classes)` logits of a device that still has the classes of a head."""
+    num_inputs = len(prepared)
+    if num_inputs % 2:
+        prepared = np.concatenate([prepared, prepared[-1:]])
     answer = device.logits(prepared)
     if answer.version != head.version or answer.class_names != head.class_names[: len(answer.class_names)]:
         raise IncompatibleError(
@@ -151,7 +187,7 @@ def _scores(device: Device, prepared: Images, head: OutcomeHead) -> Logits:
             expected=head.version,
             hint="Evaluate a device that takes no updates meanwhile, or a copy of its bundle.",
         )
-    return checked_logits(answer.values, name="logits")
+    return checked_logits(answer.values[:num_inputs], name="logits")
 
 
 def _outcomes_of_scores(scores: Logits, labels: Sequence[str], keys: Sequence[str], head: OutcomeHead) -> Outcomes:
@@ -289,8 +325,8 @@ class Worker:
 
     device: Device
     head: OutcomeHead
-    batch_size: int = BATCH_SIZE
-    """Inputs that the model is run on at once."""
+    batch_size: int
+    """Inputs that the model is run on at once; one more where that is odd."""
 
     on_error: OnError = "stop"
     reduced_decode: bool = False
@@ -304,8 +340,10 @@ class Worker:
         left: list[InputItem] = []
         skipped: list[Skipped] = []
         scores: list[Logits] = []
-        for start in range(0, len(items), self.batch_size):
-            taken, prepared, others = self._prepared(items[start : start + self.batch_size])
+        form = replace(input_form(self.device.bundle), reduced_decode=self.reduced_decode)
+        even = self.batch_size + self.batch_size % 2
+        for start in range(0, len(items), even):
+            taken, prepared, others = self._prepared(items[start : start + even], form)
             left += taken
             skipped += others
             if taken:
@@ -316,9 +354,10 @@ class Worker:
             outcomes = _outcomes_of_scores(np.concatenate(scores), labels, keys, self.head)
         return Done(outcomes=outcomes, keys=keys, skipped=tuple(skipped), num_inputs=len(items))
 
-    def _prepared(self, items: Sequence[InputItem]) -> tuple[Sequence[InputItem], Images, tuple[Skipped, ...]]:
+    def _prepared(
+        self, items: Sequence[InputItem], form: InputForm
+    ) -> tuple[Sequence[InputItem], Images, tuple[Skipped, ...]]:
         """Return the inputs of a batch that can be read, prepared, and the others with the reason."""
-        form = replace(input_form(self.device.bundle), reduced_decode=self.reduced_decode)
         try:
             values, keys = [item.value for item in items], [item.key for item in items]
             return items, prepare(values, form, keys=keys, memory=self._memory()), ()

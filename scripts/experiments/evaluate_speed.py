@@ -29,8 +29,8 @@ from PIL import Image
 import icis_deploy
 from icis_deploy.common.arrays import Images
 from icis_deploy.evaluation.measuring import (
-    BATCH_SIZE,
     Worker,
+    default_batch_size,
     measure,
     outcome_head,
     piece_size,
@@ -42,7 +42,8 @@ from icis_deploy.images.loading import ListedImages, load_image_list
 from icis_deploy.images.sources import InputSource, ListedValues
 from icis_deploy.metrics.accuracy import accuracy_of
 from icis_deploy.metrics.outcomes import Outcomes
-from icis_deploy.runtime.device import input_form, session_of, state_of
+from icis_deploy.runtime.device import session_of, state_of
+from icis_deploy.runtime.open_bundle import input_form
 from icis_deploy.runtime.sessions.choice import Runtime
 
 Timed = tuple[float, float]
@@ -70,14 +71,15 @@ def main() -> None:
 def _measure(bundle: Path, photos: ListedImages, rounds: int) -> None:
     workers = usable_cores()
     device = icis_deploy.Device.open(bundle, runtime=Runtime(num_threads=1))
-    batches = [each.inputs for each in prepared_batches(photos, input_form(device.bundle), batch_size=BATCH_SIZE)]
+    size = default_batch_size(device)
+    batches = [each.inputs for each in prepared_batches(photos, input_form(device.bundle), batch_size=size)]
     arrays = ListedValues(values=np.concatenate(batches), labels=photos.labels, where="arrays")
     outcomes: dict[str, Outcomes] = {}
 
     def evaluated(name: str, source: InputSource, *, reduced: bool = False) -> None:
-        worker = Worker(device=device, head=outcome_head(device), reduced_decode=reduced)
+        worker = Worker(device=device, head=outcome_head(device), batch_size=size, reduced_decode=reduced)
         engine = threads(worker, workers=workers)
-        outcomes[name], _ = measure(source, engine, piece_size=piece_size(BATCH_SIZE))
+        outcomes[name], _ = measure(source, engine, piece_size=piece_size(size))
 
     ways: dict[str, Callable[[], None]] = {
         "model": lambda: _run_model(device, batches, workers),

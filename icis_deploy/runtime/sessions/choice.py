@@ -62,7 +62,8 @@ class Runtime:
     user's cache folder."""
 
     num_streams: int = 1
-    """Of an engine: how many requests may run at the same time, each with buffers of its own on the GPU."""
+    """Of an engine and of OpenVINO: how many requests may run at the same time, each with buffers of its own on the
+    GPU, or with `num_threads` threads of its own; others wait."""
 
     cuda_graph: bool = False
     """Of an engine: whether requests replay captured graphs, which saves the CPU the launch of each kernel."""
@@ -83,13 +84,13 @@ class Runtime:
                     where=what,
                 )
         for setting, is_given, owners in (
-            ("num_streams", self.num_streams != 1, ENGINE_RUNTIMES),
+            ("num_streams", self.num_streams != 1, STREAM_RUNTIMES),
             ("cuda_graph", self.cuda_graph, ENGINE_RUNTIMES),
             ("cache_folder", self.cache_folder is not None, ("onnxruntime-tensorrt",)),
         ):
             if is_given and self.name not in owners:
                 raise UsageError(
-                    f"{setting} does nothing in the runtime {self.name!r}: it is for {' and '.join(owners)}.",
+                    f"{setting} does nothing in the runtime {self.name!r}: it is for {', '.join(owners)}.",
                     found=self.name,
                     expected=owners,
                     where=setting,
@@ -205,7 +206,7 @@ def _open_openvino(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
     from icis_deploy.runtime.sessions.openvino_session import OPENVINO_NAME, load_openvino_session
 
     model = folder / (OPENVINO_NAME if OPENVINO_NAME in bundle.files else MODEL_NAME)
-    return load_openvino_session(model, num_threads=runtime.num_threads)
+    return load_openvino_session(model, num_threads=runtime.num_threads, num_streams=runtime.num_streams)
 
 
 def _open_litert(folder: Path, bundle: Bundle, runtime: Runtime) -> Session:
@@ -274,6 +275,9 @@ RUNTIME_NAMES = tuple(_OPENERS)
 
 ENGINE_RUNTIMES = tuple(name for name, opener in _OPENERS.items() if opener is _open_engine)
 """Those that run an engine which the bundle holds."""
+
+STREAM_RUNTIMES = ("openvino", *ENGINE_RUNTIMES)
+"""Those that are told how many requests run at the same time; others take as many as there are."""
 
 CONVERTED_RUNTIMES = ("litert", "mnn", "executorch", "ncnn")
 """Those that run a model which was converted for them when the bundle was exported."""

@@ -57,6 +57,7 @@ class OpenVINOSession:
             compiled: An `openvino.CompiledModel`.
             defaults: What the slots hold where none are given, by input name; empty for a fused head.
         """
+        self._compiled = compiled
         image = next(port for port in compiled.inputs if port.any_name not in defaults)
         self._input_name: str = image.any_name
         self._input_dtype: np.dtype[Any] = np.dtype(image.get_element_type().to_dtype())
@@ -67,6 +68,11 @@ class OpenVINOSession:
         self._outputs = {name: port for port in compiled.outputs for name in port.get_names()}
         self._defaults = defaults
         self._requests: ResourcePool[Any] = ResourcePool(compiled.create_infer_request)
+
+    @property
+    def num_streams(self) -> int:
+        """How many requests run at the same time, as the compiled model says."""
+        return int(self._compiled.get_property("NUM_STREAMS"))
 
     def load_slots(self, weight: Float32, bias: Float32, arbiter: Float32 | None = None) -> SlotBuffers:
         """Keep slots for runs, which read them in place; see `Session.load_slots`."""
@@ -129,14 +135,15 @@ class OpenVINOSession:
         )
 
 
-def load_openvino_session(model: Path, *, num_threads: int | None = None) -> OpenVINOSession:
+def load_openvino_session(model: Path, *, num_threads: int | None = None, num_streams: int = 1) -> OpenVINOSession:
     """Load a model in OpenVINO.
 
     It computes in float32: OpenVINO's own default is bfloat16 on CPUs that have it, 5e-4 off.
 
     Args:
         model: A `.onnx` file, or a `.xml` with its `.bin` next to it.
-        num_threads: Threads of one request; `None` lets OpenVINO use every core.
+        num_threads: Threads of one request; `None` lets OpenVINO share every core among the streams.
+        num_streams: Requests that run at the same time; OpenVINO lets others wait.
 
     Raises:
         MissingDependencyError: If OpenVINO is not installed.
@@ -150,8 +157,10 @@ def load_openvino_session(model: Path, *, num_threads: int | None = None) -> Ope
             hint="Install it: pip install 'icis-deploy[openvino]'.",
         ) from error
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if num_streams > 1:  # else the hint chooses it: one, or one for each socket
+        settings["NUM_STREAMS"] = num_streams
     if num_threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = num_threads
+        settings["INFERENCE_NUM_THREADS"] = num_threads * num_streams
     core = _CORES.get(os.getpid())
     if core is None:
         core = _CORES.setdefault(os.getpid(), openvino.Core())  # of two threads that come first, both use the same

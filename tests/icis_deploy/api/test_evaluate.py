@@ -17,8 +17,9 @@ from icis_deploy.api.evaluate_plot import save_curve_plot
 from icis_deploy.api.models import head_of, inspect
 from icis_deploy.cli.main import run
 from icis_deploy.errors import ImageError, IncompatibleError, SeenLossError, UsageError
-from icis_deploy.evaluation.measuring import INPUTS_OF_A_PIECE
+from icis_deploy.evaluation.measuring import INPUTS_OF_A_PIECE, usable_cores
 from icis_deploy.images.loading import load_image_list
+from icis_deploy.runtime.device import session_of
 from testing.tiny_project import FEATURE_DIM
 
 
@@ -83,6 +84,22 @@ def test_the_command_takes_a_uri_and_says_in_one_line_what_is_not_there(bundle, 
     assert run(["evaluate", str(bundle), "--images", "memory://nowhere/s-{0..3}.tar"]) == 3
     assert "Cannot read memory://nowhere/s-0.tar: there is no such file." in capsys.readouterr().err
     assert run(["evaluate", str(bundle), "--images", "not-there.csv"]) == 2
+
+
+def test_each_worker_runs_the_model_at_the_same_time_in_openvino(bundle, crowded, monkeypatch):
+    pytest.importorskip("openvino", reason="OpenVINO has no wheel for this platform")
+    opened, whole = [], icis_deploy.Device.open
+
+    def remember(*args, **settings):
+        opened.append(whole(*args, **settings))
+        return opened[-1]
+
+    monkeypatch.setattr(icis_deploy.Device, "open", remember)
+    options = icis_deploy.EvaluateOptions(workers=2)
+    in_openvino = icis_deploy.evaluate(bundle, images=crowded, runtime="openvino", options=options)
+
+    assert session_of(opened[0]).num_streams == min(2, usable_cores())  # it makes no more than there are cores
+    assert in_openvino.S == icis_deploy.evaluate(bundle, images=crowded).S
 
 
 def test_what_an_iterator_yields_is_taken_once_and_not_kept(bundle, crowded, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,7 +14,16 @@ import icis_deploy
 from icis_deploy.cli.main import run
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError, UsageError
 from icis_deploy.evaluation.checkpoint import IDENTITY_NAME, ParquetCheckpoint
-from icis_deploy.evaluation.measuring import Worker, measure, outcome_head, outcomes_of, piece_size, threads
+from icis_deploy.evaluation.measuring import (
+    Worker,
+    cpu_batch_size,
+    default_batch_size,
+    measure,
+    outcome_head,
+    outcomes_of,
+    piece_size,
+    threads,
+)
 from icis_deploy.images.loading import load_image_list
 from icis_deploy.metrics.outcomes import merge
 
@@ -45,11 +55,57 @@ def evaluated(bundle, images, **options):
     return icis_deploy.evaluate(bundle, images=images, options=icis_deploy.EvaluateOptions(**options))
 
 
-@pytest.mark.parametrize(("workers", "batch_size"), [(1, 7), (3, 4), (2, 32)])
+@pytest.mark.parametrize(("workers", "batch_size"), [(1, 1), (1, 7), (3, 4), (2, 32), (1, 59), (2, 60)])
 def test_neither_threads_nor_batches_change_a_byte(bundle, images, workers, batch_size):
     device = icis_deploy.Device.open(bundle)
 
     assert measured(device, images, workers=workers, batch_size=batch_size) == measured(device, images)
+
+
+def test_an_input_has_the_same_outcome_alone_and_among_any_number_of_others(bundle, images):
+    # ONNX Runtime computes a batch of one by another kernel than the same input among others.
+    device = icis_deploy.Device.open(bundle)
+    listed, head = load_image_list(images), outcome_head(device)
+
+    def outcome(count):
+        names = listed.paths[:count]
+        found = outcomes_of(device, names, labels=listed.labels[:count], keys=list(map(str, names)), head=head)
+        return found.rows[:1].tobytes()
+
+    assert {outcome(count) for count in (1, 2, 3, 5, 7, 11, 16, 60)} == {outcome(4)}
+
+
+def test_what_comes_after_an_image_that_is_left_out_has_the_same_outcome(bundle, images):
+    device = icis_deploy.Device.open(bundle)
+    head, listed = outcome_head(device), load_image_list(images)
+    next(images.parent.glob("017.*")).write_bytes(b"no image")
+    worker = Worker(device=device, head=head, batch_size=6, on_error="skip")
+    kept = [index for index in range(60) if index != 17]
+    outcomes, skipped = measure(listed, threads(worker, workers=1), piece_size=piece_size(6))
+    without, _ = measure(listed.select(kept), threads(worker, workers=1), piece_size=piece_size(6))
+
+    assert len(skipped) == 1
+    assert outcomes.rows.tobytes() == without.rows.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("weight_bytes", "input_shape", "expected"),
+    [
+        pytest.param(14 << 20, (3, 224, 224), 2, id="MobileNetV2"),
+        pytest.param(47 << 20, (3, 224, 224), 8, id="ResNet-18"),
+        pytest.param(116 << 20, (3, 224, 224), 16, id="MobileNetV2 with 21,000 classes"),
+        pytest.param(1 << 33, (3, 384, 384), 16, id="larger than any cache"),
+        pytest.param(1 << 20, (3, 64, 64), 16, id="small images"),
+        pytest.param(1 << 10, (12,), 16, id="a row of a table"),
+        pytest.param(5 << 20, (3, 1024, 1024), 2, id="large images"),
+    ],
+)
+def test_the_batch_of_a_core_follows_from_the_model_and_its_input(weight_bytes, input_shape, expected):
+    assert cpu_batch_size(weight_bytes=weight_bytes, num_values=math.prod(input_shape)) == expected
+
+
+def test_a_small_model_is_run_on_many_images_at_once(bundle):
+    assert default_batch_size(icis_deploy.Device.open(bundle)) == 16
 
 
 def test_batches_of_another_machine_give_the_same_bytes(bundle, images):
@@ -137,7 +193,7 @@ def test_a_run_with_a_checkpoint_goes_on_where_it_was(bundle, images, tmp_path, 
             raise KeyboardInterrupt
         return whole(self, batch)
 
-    options = icis_deploy.EvaluateOptions(checkpoint=tmp_path / "outcomes", workers=1)
+    options = icis_deploy.EvaluateOptions(checkpoint=tmp_path / "outcomes", workers=1, batch_size=4)
     monkeypatch.setattr(icis_deploy.Device, "logits", ends_after_ten)
     with pytest.raises(KeyboardInterrupt):
         icis_deploy.evaluate(device, images=images, options=options)
@@ -160,7 +216,7 @@ checkpoint.ROWS_OF_A_FILE = measuring.INPUTS_OF_A_PIECE = 4
 def kill(done, total):
     if done >= 24:
         os.kill(os.getpid(), signal.SIGKILL)
-options = icis_deploy.EvaluateOptions(checkpoint=sys.argv[3], workers=2)
+options = icis_deploy.EvaluateOptions(checkpoint=sys.argv[3], workers=2, batch_size=4)
 icis_deploy.evaluate(sys.argv[1], images=sys.argv[2], options=options, progress=kill)
 """
 

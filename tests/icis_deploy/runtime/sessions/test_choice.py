@@ -57,9 +57,9 @@ def test_a_runtime_without_threads_is_an_error():
 @pytest.mark.parametrize(
     ("name", "setting", "owners"),
     [
-        ("onnxruntime", {"num_streams": 2}, "tensorrt and tensorrt-rtx"),
-        ("openvino", {"cuda_graph": True}, "tensorrt and tensorrt-rtx"),
-        ("onnxruntime-tensorrt", {"cuda_graph": True}, "tensorrt and tensorrt-rtx"),
+        ("onnxruntime", {"num_streams": 2}, "openvino, tensorrt, tensorrt-rtx"),
+        ("openvino", {"cuda_graph": True}, "tensorrt, tensorrt-rtx"),
+        ("onnxruntime-tensorrt", {"cuda_graph": True}, "tensorrt, tensorrt-rtx"),
         ("onnxruntime-cuda", {"cache_folder": Path("engines")}, "onnxruntime-tensorrt"),
     ],
 )
