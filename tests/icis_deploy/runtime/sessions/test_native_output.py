@@ -22,12 +22,13 @@ os.write(DESCRIPTOR, b", done")
 
 def test_what_libraries_print_goes_to_standard_error_and_the_answer_does_not(capfd):
     libc = ctypes.CDLL(None)
-    print("before", flush=True)
+    sys.stdout.write("before\n")
     libc.printf(b"left in the buffer, ")
     with printing_to_stderr():
         os.write(1, b"by a call, ")
         libc.printf(b"by printf")  # which the C library keeps in a buffer of its own
-    print("after", flush=True)
+    sys.stdout.write("after\n")
+    sys.stdout.flush()
     found = capfd.readouterr()
     assert (found.out, found.err) == ("before\nleft in the buffer, after\n", "by a call, by printf")
 
