@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from icis_deploy.bundle.manifest import load_bundle
-from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, UsageError
+from icis_deploy.bundle.manifest import MANIFEST_NAME, MODEL_NAME, file_entry, load_bundle, serialize_manifest
+from icis_deploy.errors import MissingDependencyError, ModelLoadError, RuntimeFailureError, UsageError
 from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES, Runtime, loaded_files, runtime_from
 from testing.bundles import (
     FEATURE_DIM,
     TAILS,
+    add_targets,
     features_of,
     images,
     make_update,
@@ -152,11 +153,34 @@ def test_openvino_gives_the_baked_slots_where_none_are_fed_and_refuses_slots_of_
         session_of(device).load_slots(np.zeros((4, FEATURE_DIM), np.float32), np.zeros(5, np.float32))
 
 
-def test_a_runtime_that_is_not_installed_is_an_error_that_names_the_extra(bundle_folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", None)
+@pytest.mark.parametrize(("runtime", "extra"), [("onnxruntime", "cpu"), ("openvino", "openvino"), ("split", "cpu")])
+def test_a_runtime_that_is_not_installed_is_an_error_that_names_the_extra(runtime, extra, bundle_folder, monkeypatch):
+    if runtime == "split":
+        add_targets(bundle_folder, "backbone")
+    monkeypatch.setitem(sys.modules, "openvino" if runtime == "openvino" else "onnxruntime", None)
 
-    with pytest.raises(MissingDependencyError, match=r"pip install 'icis-deploy\[openvino\]'\.$"):
-        Device.open(bundle_folder, runtime="openvino")
+    with pytest.raises(MissingDependencyError, match=rf"pip install 'icis-deploy\[{extra}\]'"):
+        Device.open(bundle_folder, runtime=runtime)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_file_that_is_no_model_is_an_error_that_names_it(runtime, bundle_folder):
+    path, bundle = bundle_folder / MODEL_NAME, load_bundle(bundle_folder)
+    path.write_bytes(b"not a model")
+    bundle = replace(bundle, files={**bundle.files, MODEL_NAME: file_entry(path)})
+    (bundle_folder / MANIFEST_NAME).write_bytes(serialize_manifest(bundle))
+
+    with pytest.raises(ModelLoadError, match=rf"(?s)cannot load the model {path}: .*Copy the bundle again"):
+        Device.open(bundle_folder, runtime=runtime)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "split"])
+def test_a_model_that_chooses_no_classes_gives_no_choice(runtime, bundle_folder):
+    if runtime == "split":
+        add_targets(bundle_folder, "backbone")
+    session = session_of(Device.open(bundle_folder, runtime=runtime, num_threads=1))
+
+    assert session.top(images(2)) is None
 
 
 def test_offering_the_names_of_runtimes_loads_no_library():
