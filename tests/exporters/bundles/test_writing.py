@@ -16,6 +16,7 @@ import icis_deploy
 from exporters.bundles import writing as bundle_writing
 from exporters.bundles.writing import BundleSettings, HeadPlan, plan_head, write_bundle
 from exporters.head.expanded_head import ExpandedHead
+from exporters.onnx_io.files import save_model
 from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import (
@@ -23,6 +24,7 @@ from icis_deploy.errors import (
     ClassConflictError,
     GateFailedError,
     IncompatibleError,
+    RuntimeFailureError,
     UsageError,
     WrongBaseError,
 )
@@ -32,6 +34,7 @@ from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.runtime.device import Device
 from testing.tiny_project import FEATURE_DIM, TinyProject
+from tests.exporters.head_graphs import HEADER, parsed_model, rows
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +270,24 @@ def test_a_model_that_takes_fewer_images_than_it_states_is_refused_with_what_to_
         icis_deploy.export(tmp_path / "traced.onnx", classes=tiny_project.classes, out=tmp_path / "bundle")
 
     assert [path.name for path in tmp_path.iterdir()] == ["traced.onnx"]
+
+
+def test_a_model_that_fails_on_one_image_too_is_not_told_to_fix_its_batch(tmp_path: Path) -> None:
+    """The runtime's own words say what is wrong with it; a batch of 1 would not help."""
+    text = f"""{HEADER} g (float[batch, 4] x) => (float[batch, 5] y) <int64 width = {{4}}> {{
+        magnitude = Abs (x)
+        greatest = ReduceMax <keepdims = 0> (magnitude)
+        whole = Cast <to = 7> (greatest)
+        column = Add (whole, width)
+        [beyond_the_last] chosen = Gather <axis = 1> (x, column)
+        more = Unsqueeze (chosen, one)
+        features = Add (x, more)
+        y = Gemm <transB = 1> (features, w, b)
+    }}"""
+    weight, bias = rows(0)
+    save_model(parsed_model(text, w=weight, b=bias, one=np.array([1])), tmp_path / "broken.onnx")
+
+    with pytest.raises(RuntimeFailureError, match="beyond_the_last"):
+        icis_deploy.export(tmp_path / "broken.onnx", classes=[f"class {i}" for i in range(5)], out=tmp_path / "bundle")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.onnx"]

@@ -78,9 +78,11 @@ def write_model(path: Path, names: tuple[str, ...] = tuple(OUTPUTS), batch: str 
     return path
 
 
-def exported(folder: Path, batch: str | int = "n", **options: object) -> Exported:
+def exported(
+    folder: Path, batch: str | int = "n", outputs: tuple[str, ...] = tuple(OUTPUTS), **options: object
+) -> Exported:
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in NAMES))
-    model = write_model(folder / "model.onnx", batch=batch)
+    model = write_model(folder / "model.onnx", outputs, batch)
     opened = icis_deploy.inspect(icis_deploy.ModelSource(spec=model, head_node="head"), classes=folder / "classes.txt")
     assert opened.head is not None
     update = icis_deploy.ClassUpdate(base_fingerprint=opened.head.fingerprint, rows=ROWS, added=NEW)
@@ -123,6 +125,20 @@ def set_labels(graph: onnx.GraphProto, labels: list[str]) -> None:
     tensor = next(each for each in graph.initializer if each.data_type == TensorProto.STRING and each.dims[0] == 7)
     assert [each.decode() for each in tensor.string_data] == [*NAMES, *NEW]
     tensor.string_data[:] = [each.encode() for each in labels]
+
+
+def answer_with_two_columns(graph: onnx.GraphProto, output: str) -> None:
+    """Give every entry of an output twice, side by side."""
+    index, node = next((i, node) for i, node in enumerate(graph.node) if output in node.output)
+    node.output[list(node.output).index(output)] = "once"
+    graph.node.insert(index + 1, helper.make_node("Concat", ["once", "once"], [output], axis=1))
+    sizes = next(each for each in graph.output if each.name == output).type.tensor_type.shape.dim
+    sizes[1].dim_value *= 2
+
+
+def divide_by_nothing(graph: onnx.GraphProto) -> None:
+    """As a normalisation whose guard against a length of zero was lost."""
+    set_factor(graph, np.inf)
 
 
 def set_factor(graph: onnx.GraphProto, factor: float) -> None:
@@ -172,6 +188,11 @@ DAMAGES: dict[str, tuple[Callable[[onnx.GraphProto], None], str]] = {
         "the output 'greatest' is not the original's where a class is chosen that it knows",
     ),
     "a backbone's output": (lambda graph: set_factor(graph, 2.01), "the output 'embedding' is not the original's"),
+    "a backbone's output that overflows": (divide_by_nothing, "the output 'embedding' is not the original's"),
+    "a backbone's output of another width": (
+        lambda graph: answer_with_two_columns(graph, "embedding"),
+        "the output 'embedding' is not the original's",
+    ),
 }
 
 
@@ -180,6 +201,14 @@ def test_a_sound_export_passes_with_every_output(tmp_path: Path, batch: str | in
     bundle = exported(tmp_path, batch)
 
     assert failures_of(bundle) == []
+
+
+def test_an_embedding_is_compared_where_nothing_else_follows_the_scores(tmp_path: Path):
+    bundle = exported(tmp_path, outputs=("logits", "embedding"))
+    assert failures_of(bundle) == []
+
+    edit(bundle.folder, lambda graph: set_factor(graph, 2.01))
+    assert failures_of(bundle) == ["the output 'embedding' is not the original's"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
