@@ -535,6 +535,22 @@ def test_a_refit_that_is_refused_leaves_the_device_as_it_was(fake, tmp_path, key
     close(device.logits(images(3)).values, expected_logits(images(3), None))
 
 
+def test_slots_that_another_process_wrote_are_tested_by_a_run_where_the_engine_holds_them(fake, tmp_path, keys, signed):
+    """Nobody reads weights back from an engine that was refitted, so only what it computes can tell."""
+    folder = fake.bundle(tmp_path / "b", refit=True)
+    trust(folder, keys.public_path)
+    device = fake.device(folder)
+    Device.open(folder).apply(signed(make_update("okapi", version=1)))
+    fake.trt.refit_fault = "blend"
+    with pytest.raises(SelfTestError, match="do not hold their rows"):
+        device.refresh()
+    assert (device.version, device.classes()) == (0, ("cat", "dog", "owl"))
+
+    fake.trt.refit_fault = None
+    assert device.refresh()
+    assert device.classes() == ("cat", "dog", "owl", "okapi")
+
+
 def test_an_engine_that_ignores_its_slots_is_refused_when_it_is_opened(fake, fake_folder, signed):
     Device.open(fake_folder).apply(signed(make_update("okapi")))
     fake.trt.engines_ignore_slots = True
