@@ -77,6 +77,39 @@ def test_probabilities_of_the_model_that_are_no_numbers_are_no_answer():
         predictions_from_topk(topk, ("a", "b"), 1, 2)
 
 
+def topk_of(*columns):
+    """What a model of three classes and two empty slots selects, with probabilities of their own."""
+    given = np.array([columns])
+    return 0.5 ** (given + 1).astype(np.float32), given
+
+
+SCORE_NAMES = ("a", None, "b", None, "c")
+
+
+@pytest.mark.parametrize(
+    ("columns", "top", "expected"),
+    [
+        ((0, 2, 4), 3, "abc"),
+        ((0, 2, 4), 2, "ab"),  # the model selects more than are asked for
+        ((0, 1, 2, 3, 4), 3, "abc"),  # empty slots among them, in an order of the runtime's own
+        ((1, 4, 0), 2, "ca"),
+        ((0, 2, 4, 1, 3), 5, "abc"),  # no more than there are
+    ],
+)
+def test_empty_slots_are_left_out_of_what_a_model_selects(columns, top, expected):
+    (prediction,) = predictions_from_topk(topk_of(*columns), SCORE_NAMES, 7, top)
+
+    assert "".join(prediction.class_names) == expected
+    assert prediction.probabilities == tuple(0.5 ** (SCORE_NAMES.index(name) + 1) for name in expected)
+    assert prediction.version == 7
+
+
+@pytest.mark.parametrize(("columns", "top"), [((1, 3, 0), 2), ((1, 3), 1), ((0, 1, 3, 2), 3)])
+def test_where_empty_slots_took_the_place_of_classes_the_model_has_not_answered(columns, top):
+    """Then they are selected from the scores."""
+    assert predictions_from_topk(topk_of(*columns), SCORE_NAMES, 7, top) is None
+
+
 def test_an_image_that_is_not_finite_is_refused_by_name(bundle_folder):
     batch = images(2)
     batch[1] = np.nan

@@ -77,6 +77,9 @@ def test_a_setting_that_does_nothing_in_a_runtime_is_refused(name, setting, owne
         ("onnxruntime-cuda", {"model.onnx", "model.onnx.data"}),
         ("openvino", {"openvino/model.xml", "openvino/model.bin"}),
         ("tensorrt-rtx", {"engines/tensorrt-rtx.engine"}),
+        ("split", {"backbone.onnx", "baked_rows.safetensors"}),
+        ("qnn-emulated", {"qnn/backbone.onnx", "baked_rows.safetensors"}),
+        ("mnn", {"mnn/model.mnn"}),
     ],
 )
 def test_of_a_bundle_for_many_runtimes_each_loads_its_own_model_and_the_slots(runtime, expected, bundle_folder):
@@ -84,10 +87,16 @@ def test_of_a_bundle_for_many_runtimes_each_loads_its_own_model_and_the_slots(ru
     entry = bundle.files["model.onnx"]
     others = ("model.onnx.data", "injected.safetensors", "generator.onnx", "openvino/model.xml", "openvino/model.bin")
     engines = ("engines/tensorrt.engine", "engines/tensorrt-rtx.engine", "engines/tensorrt-rtx.json")
-    everything = replace(bundle, files={**bundle.files, **dict.fromkeys((*others, *engines), entry)})
+    backbones = ("backbone.onnx", "qnn/backbone.onnx", "qnn/model.json", "baked_rows.safetensors")
+    converted = ("mnn/model.mnn", "mnn/model.json")
+    names = (*others, *engines, *backbones, *converted)
+    everything = replace(bundle, files={**bundle.files, **dict.fromkeys(names, entry)})
 
     assert set(loaded_files(everything, Runtime(name=runtime))) == {"slots.safetensors", *expected}
     assert set(loaded_files(bundle, Runtime(name="openvino"))) == {"slots.safetensors", "model.onnx"}
+    # In int8 a converted model is the backbone alone.
+    of_int8 = set(loaded_files(replace(everything, precision="int8"), Runtime(name="mnn")))
+    assert of_int8 == {"slots.safetensors", "mnn/model.mnn", "baked_rows.safetensors"}
 
 
 @pytest.mark.parametrize(
