@@ -178,15 +178,22 @@ def test_stale_slot_defaults_are_named(
     assert not (tmp_path / "bundle").exists()
 
 
-def test_an_empty_slot_that_could_win_is_named(
-    opened: OpenedModel, preprocessing: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = plan_of(opened, "updatable")
-    bias = np.where(plan.table.bias < -1e4, 0.0, plan.table.bias)
-    real = bundle_writing.SetSlotDefaultsPass
-    monkeypatch.setattr(bundle_writing, "SetSlotDefaultsPass", lambda weight, *_: real(weight, bias.astype(np.float32)))
-    with pytest.raises(GateFailedError, match="slot"):
-        write(tmp_path / "bundle", opened, preprocessing, plan)
+def test_an_empty_slot_that_could_win_is_named(tmp_path: Path) -> None:
+    """As before a class that a model masks by its bias, further than an empty slot is."""
+    weight, bias = rows(0)
+    bias[2] = -1e9
+    text = f"{HEADER} g (float[batch, 4] x) => (float[batch, 5] y) {{ y = Gemm <transB = 1> (x, w, b) }}"
+    save_model(parsed_model(text, w=weight, b=bias), tmp_path / "masking.onnx")
+    model, classes = tmp_path / "masking.onnx", [f"class {index}" for index in range(5)]
+    icis_deploy.export(model, classes=classes, out=tmp_path / "fused")  # which has no slots
+    with pytest.raises(GateFailedError, match="an empty slot has a greater logit than a class"):
+        icis_deploy.export(
+            model,
+            classes=classes,
+            out=tmp_path / "bundle",
+            options=icis_deploy.ExportOptions(head="updatable", capacity=2),
+        )
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_updates_are_applied_in_order(opened: OpenedModel) -> None:
