@@ -367,6 +367,13 @@ def test_a_fused_head_cannot_be_taught(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleError, match="cannot be taught"):
         Device.open(fused).teach("okapi", described("okapi"))
 
+    with_generator = write_bundle(tmp_path / "with generator", capacity=0, head=HEAD)
+    add_generator(with_generator)
+    before = files_in(with_generator)
+    with pytest.raises(IncompatibleError, match=r"^The bundle's head is fused: it has no slots to teach a class in\."):
+        Device.open(with_generator).teach("okapi", described("okapi"))
+    assert files_in(with_generator) == before
+
 
 def test_a_journal_keeps_the_taught_classes_and_is_as_before_without(teachable: Path) -> None:
     device = Device.open(teachable)

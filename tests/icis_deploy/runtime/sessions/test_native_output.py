@@ -11,6 +11,9 @@ import pytest
 
 from icis_deploy.runtime.sessions.native_output import printing_to_stderr
 
+FULLY_BUFFERED = 0
+"""`_IOFBF` of the C library."""
+
 CODE = """
 import os
 from icis_deploy.runtime.sessions.native_output import printing_to_stderr
@@ -22,6 +25,8 @@ os.write(DESCRIPTOR, b", done")
 
 def test_what_libraries_print_goes_to_standard_error_and_the_answer_does_not(capfd):
     libc = ctypes.CDLL(None)
+    # As for any process whose output is no terminal; PYTHONUNBUFFERED turns it off.
+    libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, FULLY_BUFFERED, 4096)
     sys.stdout.write("before\n")
     libc.printf(b"left in the buffer, ")
     with printing_to_stderr():
