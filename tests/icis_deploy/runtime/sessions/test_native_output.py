@@ -13,6 +13,8 @@ from icis_deploy.runtime.sessions.native_output import printing_to_stderr
 
 FULLY_BUFFERED = 0
 """`_IOFBF` of the C library."""
+BUFFER = ctypes.create_string_buffer(4096)
+"""Which the C library keeps."""
 
 CODE = """
 import os
@@ -26,7 +28,7 @@ os.write(DESCRIPTOR, b", done")
 def test_what_libraries_print_goes_to_standard_error_and_the_answer_does_not(capfd):
     libc = ctypes.CDLL(None)
     # As for any process whose output is no terminal; PYTHONUNBUFFERED turns it off.
-    libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, FULLY_BUFFERED, 4096)
+    libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), BUFFER, FULLY_BUFFERED, len(BUFFER))
     sys.stdout.write("before\n")
     libc.printf(b"left in the buffer, ")
     with printing_to_stderr():
