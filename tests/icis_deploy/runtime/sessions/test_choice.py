@@ -133,8 +133,9 @@ def test_a_device_answers_takes_updates_and_rolls_back_in_every_runtime(runtime,
     np.testing.assert_array_equal(device.logits(batch).values, before.values)
 
 
-def test_a_fused_head_answers_in_openvino(tmp_path):
-    device = Device.open(write_bundle(tmp_path / "fused", capacity=0), runtime="openvino", num_threads=1)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_fused_head_answers_and_has_no_slots(runtime, tmp_path):
+    device = Device.open(write_bundle(tmp_path / "fused", capacity=0), runtime=runtime, num_threads=1)
 
     expected = seen_head().logits(features_of(images(3)))
     np.testing.assert_allclose(device.logits(images(3)).values, expected, atol=2e-6)
