@@ -44,7 +44,9 @@ class Exported(NamedTuple):
     folder: Path
 
 
-def write_model(path: Path, names: tuple[str, ...] = tuple(OUTPUTS), batch: str | int = "n") -> Path:
+def write_model(
+    path: Path, names: tuple[str, ...] = tuple(OUTPUTS), batch: str | int = "n", factor: float = 2.0
+) -> Path:
     """A classifier that gives everything that classifiers give."""
     nodes = [
         helper.make_node("Tanh", ["x"], ["features_"]),
@@ -57,7 +59,7 @@ def write_model(path: Path, names: tuple[str, ...] = tuple(OUTPUTS), batch: str 
         helper.make_node("Gather", ["numbers", "best"], ["number"]),
         helper.make_node("ReduceMax", ["probabilities"], ["greatest"], axes=[1], keepdims=1),
     ]
-    constants = {"two": np.float32(2), "w": WEIGHT, "b": BIAS, "k": np.array([2]), "numbers": np.arange(10, 15)}
+    constants = {"two": np.float32(factor), "w": WEIGHT, "b": BIAS, "k": np.array([2]), "numbers": np.arange(10, 15)}
     table = helper.make_tensor("table", TensorProto.STRING, [5], [name.encode() for name in NAMES])
     outputs = [
         helper.make_tensor_value_info(name, dtype, [batch, *shape[1:]])
@@ -79,10 +81,14 @@ def write_model(path: Path, names: tuple[str, ...] = tuple(OUTPUTS), batch: str 
 
 
 def exported(
-    folder: Path, batch: str | int = "n", outputs: tuple[str, ...] = tuple(OUTPUTS), **options: object
+    folder: Path,
+    batch: str | int = "n",
+    outputs: tuple[str, ...] = tuple(OUTPUTS),
+    factor: float = 2.0,
+    **options: object,
 ) -> Exported:
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in NAMES))
-    model = write_model(folder / "model.onnx", outputs, batch)
+    model = write_model(folder / "model.onnx", outputs, batch, factor)
     opened = icis_deploy.inspect(icis_deploy.ModelSource(spec=model, head_node="head"), classes=folder / "classes.txt")
     assert opened.head is not None
     update = icis_deploy.ClassUpdate(base_fingerprint=opened.head.fingerprint, rows=ROWS, added=NEW)
@@ -209,6 +215,17 @@ def test_an_embedding_is_compared_where_nothing_else_follows_the_scores(tmp_path
 
     edit(bundle.folder, lambda graph: set_factor(graph, 2.01))
     assert failures_of(bundle) == ["the output 'embedding' is not the original's"]
+
+
+@pytest.mark.parametrize("factor", [np.inf, np.nan])
+def test_what_is_no_number_in_the_original_must_be_none_in_an_export_and_the_same(tmp_path: Path, factor: float):
+    """An embedding of which every value is one is still compared, and equal to itself."""
+    bundle = exported(tmp_path, factor=factor)
+    assert failures_of(bundle) == []
+
+    for other in {2.0, -np.inf, np.nan, np.inf} - {factor}:
+        edit(bundle.folder, lambda graph, other=other: set_factor(graph, other))
+        assert failures_of(bundle) == ["the output 'embedding' is not the original's"], other
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
