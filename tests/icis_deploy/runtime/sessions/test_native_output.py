@@ -6,15 +6,14 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from icis_deploy.runtime.sessions.native_output import printing_to_stderr
 
-FULLY_BUFFERED = 0
-"""`_IOFBF` of the C library."""
-BUFFER = ctypes.create_string_buffer(4096)
-"""Which the C library keeps."""
+FULLY_BUFFERED, UNBUFFERED = 0, 2
+"""`_IOFBF` and `_IONBF` of the C library."""
 
 CODE = """
 import os
@@ -25,15 +24,23 @@ os.write(DESCRIPTOR, b", done")
 """
 
 
-def test_what_libraries_print_goes_to_standard_error_and_the_answer_does_not(capfd):
-    libc = ctypes.CDLL(None)
-    # As for any process whose output is no terminal; PYTHONUNBUFFERED turns it off.
-    libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), BUFFER, FULLY_BUFFERED, len(BUFFER))
+@pytest.fixture
+def libc() -> Iterator[ctypes.CDLL]:
+    """The C library, which keeps what it prints, as in any process whose output is no terminal."""
+    library, buffer = ctypes.CDLL(None), ctypes.create_string_buffer(4096)
+    stdout = ctypes.c_void_p.in_dll(library, "stdout")
+    library.setvbuf(stdout, buffer, FULLY_BUFFERED, len(buffer))
+    yield library
+    library.fflush(None)
+    library.setvbuf(stdout, None, UNBUFFERED, 0)  # before the buffer is freed
+
+
+def test_what_libraries_print_goes_to_standard_error_and_the_answer_does_not(libc, capfd):
     sys.stdout.write("before\n")
     libc.printf(b"left in the buffer, ")
     with printing_to_stderr():
         os.write(1, b"by a call, ")
-        libc.printf(b"by printf")  # which the C library keeps in a buffer of its own
+        libc.printf(b"by printf")
     sys.stdout.write("after\n")
     sys.stdout.flush()
     found = capfd.readouterr()
