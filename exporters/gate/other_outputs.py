@@ -199,24 +199,25 @@ def _fits_new(
 
 
 def _as_label(value: object) -> object:
-    """Return a label in the form in which labels are compared: numbers may come as floats, names as bytes."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
+    """Return a label in the form in which labels are compared: numbers may come as floats."""
     return float(value) if isinstance(value, (int, float)) else value
 
 
 def _agree(expected: NDArray[Any], found: NDArray[Any], tolerance: float) -> bool:
-    """Say whether two arrays are equal, or, of floating-point numbers, as near as a share of their spread."""
-    if expected.shape != found.shape:
-        return False
-    if not np.issubdtype(expected.dtype, np.floating):
+    """Say whether two arrays are equal, or, of floating-point numbers, as near as a share of their spread.
+
+    Infinities and what is no number must be the same in both.
+    """
+    if expected.shape != found.shape or not np.issubdtype(expected.dtype, np.floating):
         return bool(np.array_equal(expected, found))
-    wanted, given = expected.astype(np.float64), found.astype(np.float64)
-    finite = np.isfinite(wanted)
-    if not np.array_equal(finite, np.isfinite(given)):
+    finite = np.isfinite(expected)
+    wanted, given = expected[finite].astype(np.float64), found[finite].astype(np.float64)
+    if not np.array_equal(expected[~finite], found[~finite], equal_nan=True) or not np.isfinite(given).all():
         return False
-    spread = float(wanted[finite].std()) or float(np.abs(wanted[finite]).max(initial=1.0))
-    return bool(np.abs(wanted[finite] - given[finite]).max(initial=0.0) <= tolerance * spread)
+    if not len(wanted):
+        return True
+    spread = float(wanted.std()) or float(np.abs(wanted).max(initial=1.0))
+    return bool(np.abs(wanted - given).max() <= tolerance * spread)
 
 
 def _probes(rng: np.random.Generator, winners: NDArray[np.intp], num_seen: int, num_scores: int) -> _Probes:

@@ -434,7 +434,9 @@ class Updater:
         return self._store.load_journal(self._bundle)
 
     def _take_over(self, test: Callable[[SlotTable, SlotBuffers], object] | None) -> bool:
-        for attempt in range(_NUM_READ_ATTEMPTS):
+        num_attempts = 0
+        while True:
+            num_attempts += 1
             stamp, journal = self._store.stamp(), self._store.load_journal(self._bundle)
             if journal == self.held.journal:
                 self._publish(journal, self.held.state, stamp)
@@ -443,7 +445,7 @@ class Updater:
                 table = self._table_of(journal.current)
             except BundleError:
                 # Without the lock, another process may have gone on and removed the table: then look again.
-                if attempt + 1 == _NUM_READ_ATTEMPTS or self._store.load_journal(self._bundle) == journal:
+                if num_attempts == _NUM_READ_ATTEMPTS or self._store.load_journal(self._bundle) == journal:
                     raise
                 continue
             check_disabled(journal, known_names(self._bundle, table))
@@ -452,7 +454,6 @@ class Updater:
                 test(*state.slots)
             self._publish(journal, state, stamp)
             return True
-        return False
 
     def _test(self, table: SlotTable, buffers: SlotBuffers) -> None:
         """Test slots without running the model, where the runtime lets itself be asked."""

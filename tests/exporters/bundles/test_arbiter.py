@@ -16,7 +16,7 @@ import pytest
 
 import icis_deploy
 from exporters.bundles import writing as bundle_writing
-from exporters.onnx_io.files import load_initializers
+from exporters.onnx_io.files import load_initializers, save_model
 from icis_deploy.api.compact import compact
 from icis_deploy.bundle.arbiter_constants import load_row_lengths, serialize_row_lengths
 from icis_deploy.bundle.manifest import (
@@ -37,6 +37,7 @@ from icis_deploy.images.loading import load_image_list
 from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.updates.envelope import envelope_of, save_update, serialize_envelope
 from testing.tiny_project import FEATURE_DIM, NUM_SEEN, TinyProject
+from tests.exporters.head_graphs import HEADER, parsed_model, rows
 
 NAMES = ("okapi", "quagga", "zebra")
 FORMS: dict[str, dict[str, Any]] = {
@@ -314,6 +315,35 @@ def test_a_wrong_arbiter_is_caught_and_named(
     failures = [failure for report in caught.value.reports for failure in report.failures]
     assert any(re.search(FAULTS[head_kind, fault], failure) for failure in failures), failures
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("op_type", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("fault", [missing, of_wrong_sign, of_another_class])
+def test_a_wrong_arbiter_is_named_behind_probabilities_too(
+    fault: Callable[[ir.Model], None], op_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They say nothing of what all classes of an image share, which statistics of seen logits depend on."""
+    weight, bias = rows(0)
+    text = (
+        f"{HEADER} g (float[batch, 4] x) => (float[batch, 5] y) {{ l = Gemm <transB = 1> (x, w, b) y = {op_type} (l) }}"
+    )
+    save_model(parsed_model(text, w=weight, b=bias), tmp_path / "model.onnx")
+    classes = [f"class {index}" for index in range(5)]
+    head = icis_deploy.inspect(tmp_path / "model.onnx", classes=classes).head
+    assert head is not None
+    rng = np.random.default_rng(1)
+    arbiter = COEFFICIENTS * (1 + 0.5 * np.arange(3, dtype=np.float32)[:, None]) / 10
+    update = ClassUpdate(
+        base_fingerprint=head.fingerprint, rows=rng.normal(size=(3, 5)), added=NAMES, version=1, arbiter=arbiter
+    )
+    real = bundle_writing.FuseHeadPass
+    monkeypatch.setattr(
+        bundle_writing, "FuseHeadPass", lambda *given: ir.passes.Sequential(real(*given), FaultPass(fault))
+    )
+    with pytest.raises(GateFailedError) as caught:
+        icis_deploy.export(tmp_path / "model.onnx", classes=classes, updates=[update], out=tmp_path / "bundle")
+    failures = caught.value.reports[0].failures
+    assert any(re.search(FAULTS["fused", fault], failure) for failure in failures), failures
 
 
 @pytest.mark.parametrize("op_type", ["", "Softmax", "LogSoftmax"])

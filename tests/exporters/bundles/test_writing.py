@@ -16,6 +16,7 @@ import icis_deploy
 from exporters.bundles import writing as bundle_writing
 from exporters.bundles.writing import BundleSettings, HeadPlan, plan_head, write_bundle
 from exporters.head.expanded_head import ExpandedHead
+from exporters.onnx_io.files import save_model
 from icis_deploy.api.models import OpenedModel, inspect
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.errors import (
@@ -23,6 +24,7 @@ from icis_deploy.errors import (
     ClassConflictError,
     GateFailedError,
     IncompatibleError,
+    RuntimeFailureError,
     UsageError,
     WrongBaseError,
 )
@@ -32,6 +34,7 @@ from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.runtime.device import Device
 from testing.tiny_project import FEATURE_DIM, TinyProject
+from tests.exporters.head_graphs import HEADER, parsed_model, rows
 
 
 @pytest.fixture(scope="module")
@@ -175,15 +178,22 @@ def test_stale_slot_defaults_are_named(
     assert not (tmp_path / "bundle").exists()
 
 
-def test_an_empty_slot_that_could_win_is_named(
-    opened: OpenedModel, preprocessing: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = plan_of(opened, "updatable")
-    bias = np.where(plan.table.bias < -1e4, 0.0, plan.table.bias)
-    real = bundle_writing.SetSlotDefaultsPass
-    monkeypatch.setattr(bundle_writing, "SetSlotDefaultsPass", lambda weight, *_: real(weight, bias.astype(np.float32)))
-    with pytest.raises(GateFailedError, match="slot"):
-        write(tmp_path / "bundle", opened, preprocessing, plan)
+def test_an_empty_slot_that_could_win_is_named(tmp_path: Path) -> None:
+    """As before a class that a model masks by its bias, further than an empty slot is."""
+    weight, bias = rows(0)
+    bias[2] = -1e9
+    text = f"{HEADER} g (float[batch, 4] x) => (float[batch, 5] y) {{ y = Gemm <transB = 1> (x, w, b) }}"
+    save_model(parsed_model(text, w=weight, b=bias), tmp_path / "masking.onnx")
+    model, classes = tmp_path / "masking.onnx", [f"class {index}" for index in range(5)]
+    icis_deploy.export(model, classes=classes, out=tmp_path / "fused")  # which has no slots
+    with pytest.raises(GateFailedError, match="an empty slot has a greater logit than a class"):
+        icis_deploy.export(
+            model,
+            classes=classes,
+            out=tmp_path / "bundle",
+            options=icis_deploy.ExportOptions(head="updatable", capacity=2),
+        )
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_updates_are_applied_in_order(opened: OpenedModel) -> None:
@@ -267,3 +277,24 @@ def test_a_model_that_takes_fewer_images_than_it_states_is_refused_with_what_to_
         icis_deploy.export(tmp_path / "traced.onnx", classes=tiny_project.classes, out=tmp_path / "bundle")
 
     assert [path.name for path in tmp_path.iterdir()] == ["traced.onnx"]
+
+
+def test_a_model_that_fails_on_one_image_too_is_not_told_to_fix_its_batch(tmp_path: Path) -> None:
+    """The runtime's own words say what is wrong with it; a batch of 1 would not help."""
+    text = f"""{HEADER} g (float[batch, 4] x) => (float[batch, 5] y) <int64 width = {{4}}> {{
+        magnitude = Abs (x)
+        greatest = ReduceMax <keepdims = 0> (magnitude)
+        whole = Cast <to = 7> (greatest)
+        column = Add (whole, width)
+        [beyond_the_last] chosen = Gather <axis = 1> (x, column)
+        more = Unsqueeze (chosen, one)
+        features = Add (x, more)
+        y = Gemm <transB = 1> (features, w, b)
+    }}"""
+    weight, bias = rows(0)
+    save_model(parsed_model(text, w=weight, b=bias, one=np.array([1])), tmp_path / "broken.onnx")
+
+    with pytest.raises(RuntimeFailureError, match="beyond_the_last"):
+        icis_deploy.export(tmp_path / "broken.onnx", classes=[f"class {i}" for i in range(5)], out=tmp_path / "bundle")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.onnx"]

@@ -58,3 +58,21 @@ def test_a_step_that_overflows_is_lost_although_the_next_would_bring_it_back(
 def test_nothing_of_float16_is_left(emulated: ir.Model) -> None:
     values = [output for node in emulated.graph for output in node.outputs]
     assert ir.DataType.FLOAT16 not in {value.dtype for value in (*values, *emulated.graph.initializers.values())}
+
+
+def test_constants_that_a_node_makes_are_rounded_too() -> None:
+    """A tensor in an attribute is no initializer: left in float16, the graph would mix the two types. 13653 is 1/3."""
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float[batch, 8] x) => (float[batch, 8] y) {
+        narrow = Cast <to = 10> (x)
+        size = Shape (narrow)
+        third = ConstantOfShape <value = float16[1] {13653}> (size)
+        product = Mul (narrow, third)
+        y = Cast <to = 1> (product)
+    }"""
+    emulated = apply_passes(parsed_model(text), EmulateFloat16Pass())
+
+    found = run_model(emulated, x=np.full((1, 8), 3, np.float32))["y"]
+
+    np.testing.assert_array_equal(found, np.float32(np.float16(3) * np.float16(1 / 3)))
+    (node,) = (node for node in emulated.graph if node.op_type == "ConstantOfShape")
+    assert node.attributes["value"].as_tensor().dtype == ir.DataType.FLOAT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -237,3 +238,13 @@ def test_a_right_head_has_no_fault_and_one_that_leaves_no_trace_is_not_named() -
     assert head_faults.name_fault(run_of(np.where(np.arange(5) == 2, shared, 0), score_kind="sigmoid")) == (
         "the rows of 1 classes are wrong: 'c'"
     )
+
+
+def test_a_weight_that_is_too_large_is_not_read_to_name_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(np.zeros((30, 5)))
+    turned = run.features.astype(np.float64) @ run.head.weight.reshape(6, 5) + run.head.bias
+    faulty = dataclasses.replace(run, found=turned)
+    assert head_faults.name_fault(faulty) == "the weight of 5 classes is transposed"
+
+    monkeypatch.setattr(head_faults, "MAX_WEIGHT_SIZE", 29)
+    assert head_faults.name_fault(faulty) is None

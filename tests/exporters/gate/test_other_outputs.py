@@ -44,7 +44,9 @@ class Exported(NamedTuple):
     folder: Path
 
 
-def write_model(path: Path, names: tuple[str, ...] = tuple(OUTPUTS), batch: str | int = "n") -> Path:
+def write_model(
+    path: Path, names: tuple[str, ...] = tuple(OUTPUTS), batch: str | int = "n", factor: float = 2.0
+) -> Path:
     """A classifier that gives everything that classifiers give."""
     nodes = [
         helper.make_node("Tanh", ["x"], ["features_"]),
@@ -57,7 +59,7 @@ def write_model(path: Path, names: tuple[str, ...] = tuple(OUTPUTS), batch: str 
         helper.make_node("Gather", ["numbers", "best"], ["number"]),
         helper.make_node("ReduceMax", ["probabilities"], ["greatest"], axes=[1], keepdims=1),
     ]
-    constants = {"two": np.float32(2), "w": WEIGHT, "b": BIAS, "k": np.array([2]), "numbers": np.arange(10, 15)}
+    constants = {"two": np.float32(factor), "w": WEIGHT, "b": BIAS, "k": np.array([2]), "numbers": np.arange(10, 15)}
     table = helper.make_tensor("table", TensorProto.STRING, [5], [name.encode() for name in NAMES])
     outputs = [
         helper.make_tensor_value_info(name, dtype, [batch, *shape[1:]])
@@ -78,9 +80,15 @@ def write_model(path: Path, names: tuple[str, ...] = tuple(OUTPUTS), batch: str 
     return path
 
 
-def exported(folder: Path, batch: str | int = "n", **options: object) -> Exported:
+def exported(
+    folder: Path,
+    batch: str | int = "n",
+    outputs: tuple[str, ...] = tuple(OUTPUTS),
+    factor: float = 2.0,
+    **options: object,
+) -> Exported:
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in NAMES))
-    model = write_model(folder / "model.onnx", batch=batch)
+    model = write_model(folder / "model.onnx", outputs, batch, factor)
     opened = icis_deploy.inspect(icis_deploy.ModelSource(spec=model, head_node="head"), classes=folder / "classes.txt")
     assert opened.head is not None
     update = icis_deploy.ClassUpdate(base_fingerprint=opened.head.fingerprint, rows=ROWS, added=NEW)
@@ -123,6 +131,20 @@ def set_labels(graph: onnx.GraphProto, labels: list[str]) -> None:
     tensor = next(each for each in graph.initializer if each.data_type == TensorProto.STRING and each.dims[0] == 7)
     assert [each.decode() for each in tensor.string_data] == [*NAMES, *NEW]
     tensor.string_data[:] = [each.encode() for each in labels]
+
+
+def answer_with_two_columns(graph: onnx.GraphProto, output: str) -> None:
+    """Give every entry of an output twice, side by side."""
+    index, node = next((i, node) for i, node in enumerate(graph.node) if output in node.output)
+    node.output[list(node.output).index(output)] = "once"
+    graph.node.insert(index + 1, helper.make_node("Concat", ["once", "once"], [output], axis=1))
+    sizes = next(each for each in graph.output if each.name == output).type.tensor_type.shape.dim
+    sizes[1].dim_value *= 2
+
+
+def divide_by_nothing(graph: onnx.GraphProto) -> None:
+    """As a normalisation whose guard against a length of zero was lost."""
+    set_factor(graph, np.inf)
 
 
 def set_factor(graph: onnx.GraphProto, factor: float) -> None:
@@ -172,6 +194,11 @@ DAMAGES: dict[str, tuple[Callable[[onnx.GraphProto], None], str]] = {
         "the output 'greatest' is not the original's where a class is chosen that it knows",
     ),
     "a backbone's output": (lambda graph: set_factor(graph, 2.01), "the output 'embedding' is not the original's"),
+    "a backbone's output that overflows": (divide_by_nothing, "the output 'embedding' is not the original's"),
+    "a backbone's output of another width": (
+        lambda graph: answer_with_two_columns(graph, "embedding"),
+        "the output 'embedding' is not the original's",
+    ),
 }
 
 
@@ -180,6 +207,25 @@ def test_a_sound_export_passes_with_every_output(tmp_path: Path, batch: str | in
     bundle = exported(tmp_path, batch)
 
     assert failures_of(bundle) == []
+
+
+def test_an_embedding_is_compared_where_nothing_else_follows_the_scores(tmp_path: Path):
+    bundle = exported(tmp_path, outputs=("logits", "embedding"))
+    assert failures_of(bundle) == []
+
+    edit(bundle.folder, lambda graph: set_factor(graph, 2.01))
+    assert failures_of(bundle) == ["the output 'embedding' is not the original's"]
+
+
+@pytest.mark.parametrize("factor", [np.inf, np.nan])
+def test_what_is_no_number_in_the_original_must_be_none_in_an_export_and_the_same(tmp_path: Path, factor: float):
+    """An embedding of which every value is one is still compared, and equal to itself."""
+    bundle = exported(tmp_path, factor=factor)
+    assert failures_of(bundle) == []
+
+    for other in {2.0, -np.inf, np.nan, np.inf} - {factor}:
+        edit(bundle.folder, lambda graph, other=other: set_factor(graph, other))
+        assert failures_of(bundle) == ["the output 'embedding' is not the original's"], other
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -56,6 +56,13 @@ def test_what_is_divided_by_its_own_length_has_unit_length(nodes: str):
         "y = Mul (x, two)",
         "y = Div (x, z)",
         "y = Identity (x)",
+        "s = ReduceSum (x, axis) r = Sqrt (s) y = Div (x, r)",
+        "q = Add (x, x) s = ReduceSum (q, axis) r = Sqrt (s) y = Div (x, r)",
+        # A power that is computed may be any, a constant is nobody's length, and a search has an end.
+        "p = ReduceL2 (x, axis) q = Pow (x, p) s = ReduceSum (q, axis) r = Sqrt (s) y = Div (x, r)",
+        "c = Max (tiny, half) y = Div (x, c)",
+        "n = ReduceL2 (x, axis) a = Add (n, tiny) b = Add (a, tiny) c = Add (b, tiny) d = Add (c, tiny) "
+        "e = Add (d, tiny) f = Add (e, tiny) g = Add (f, tiny) h = Add (g, tiny) y = Div (x, h)",
     ],
 )
 def test_anything_else_does_not(nodes: str):

@@ -50,3 +50,8 @@ def test_scores_of_another_kind_are_refused_with_what_makes_them(name: str):
 
     with pytest.raises(ModelLoadError, match=r"The head head is followed by .*; a bundle can hold a model that"):
         score_kind(location.node_name, location.followed_by)
+
+
+def test_integers_after_the_head_are_told_to_come_from_a_float_model():
+    with pytest.raises(ModelLoadError, match=r"followed by QuantizeLinear, Softmax;.* with `precision='int8'`\."):
+        score_kind("head", ("QuantizeLinear", "Softmax"))

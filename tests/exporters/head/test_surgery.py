@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -12,13 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporters.graph.edits import apply_passes
+from exporters.head.expanded_head import ExpandedHead
 from exporters.head.finding import HeadLocation, find_head, read_head
+from exporters.head.slot_inputs import SlotsAsInputsPass, with_slots_as_inputs
 from exporters.head.surgery import (
     AddFeaturesOutputPass,
     AddSlotsPass,
     FuseHeadPass,
     SetSlotDefaultsPass,
+    own_backbone,
 )
+from exporters.onnx_io.files import save_model
 from icis_deploy.errors import ExportError, IncompatibleError, ModelLoadError, UsageError
 from icis_deploy.head.head import Head
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS
@@ -602,3 +607,54 @@ def test_slots_that_were_set_are_still_in_a_valid_graph(gemm, monkeypatch):
         apply_passes(
             updatable, SetSlotDefaultsPass(np.zeros((CAPACITY, FEATURE_DIM)), np.full(CAPACITY, EMPTY_SLOT_BIAS))
         )
+
+
+def test_a_file_without_a_head_of_an_export_has_no_backbone_of_its_own(tmp_path):
+    save_model(GRAPHS["gemm"].model(*rows(0)), tmp_path / "plain.onnx")
+    with pytest.raises(ExportError, match=rf"^{tmp_path / 'plain.onnx'} has no head that icis-deploy made\.") as raised:
+        own_backbone(tmp_path / "plain.onnx")
+    assert raised.value.where == tmp_path / "plain.onnx"
+
+    # As an optimizer may write it anew under the old name.
+    turned = parsed_model(
+        f"""{HEADER} g (float[3, 4] x) => (float[3, 5] y) {{
+            t = Transpose (x) [node_head_logits] y = Gemm <transA = 1, transB = 1> (t, w, b)
+        }}""",
+        **dict(zip("wb", rows(0), strict=True)),
+    )
+    save_model(turned, tmp_path / "turned.onnx")
+    with pytest.raises(
+        ExportError, match=r"node_head_logits of the exported model cannot be read: its features are tr"
+    ):
+        own_backbone(tmp_path / "turned.onnx")
+
+
+def test_slots_are_made_inputs_only_where_there_are_some(gemm):
+    model, location = gemm
+    fused = apply_passes(model, FuseHeadPass(location, expanded()))
+
+    assert with_slots_as_inputs(fused) is fused
+    with pytest.raises(UsageError, match=r"^The model has no slots.*`head='updatable'`"):
+        apply_passes(fused, SlotsAsInputsPass())
+    with_slots = with_slots_as_inputs(apply_passes(model, AddSlotsPass(location, CAPACITY)))
+    assert {value.name for value in with_slots.graph.inputs} == {"x", "slot_weight", "slot_bias"}
+    assert not {"slot_weight", "slot_bias"} & set(with_slots.graph.initializers)
+
+
+def test_labels_of_new_classes_need_their_names():
+    """A model that looks labels up gives those of new classes too, which nothing else would say."""
+    model = parsed_model(
+        f"""{HEADER} g (float[batch, 4] x) => (float[batch, 5] l, int64[batch] y)
+        <int64[5] table = {{10, 11, 12, 13, 14}}> {{
+            [head] l = Gemm <transB = 1> (x, w, b) best = ArgMax <axis = 1, keepdims = 0> (l) y = Gather (table, best)
+        }}""",
+        **dict(zip("wb", rows(0), strict=True)),
+    )
+    location = find_head(model)
+    nameless = ExpandedHead(model=model, location=location, injected=new_rows())
+
+    with pytest.raises(UsageError, match=r"gives chosen classes' labels, and 0 names are known for 8 classes"):
+        apply_passes(model, FuseHeadPass(location, nameless))
+    named = dataclasses.replace(nameless, class_names=(*NAMES, *NEW_NAMES))
+    found = run_model(apply_passes(model, FuseHeadPass(location, named)), x=GRAPHS["gemm"].images(1))
+    np.testing.assert_array_equal(found["y"], 10 + found["l"].argmax(axis=1))

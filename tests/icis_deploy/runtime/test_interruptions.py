@@ -34,11 +34,12 @@ class Interrupter:
 
     def __enter__(self) -> Interrupter:
         gc.disable()  # what it would finalize now and then has lines too
+        self._former = sys.gettrace()  # a debugger's, or what measures coverage
         sys.settrace(self._call)
         return self
 
     def __exit__(self, *error: object) -> None:
-        sys.settrace(None)
+        sys.settrace(self._former)
         gc.enable()
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Callable | None:

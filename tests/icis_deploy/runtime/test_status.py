@@ -90,6 +90,15 @@ def test_an_inbox_that_is_not_there_is_named(bundle_folder, tmp_path):
         status_of(bundle_folder, inbox=tmp_path / "nowhere")
 
 
+def test_an_inbox_whose_refusals_are_no_folder_is_named(bundle_folder, tmp_path):
+    (tmp_path / "refused").write_text("a carrier's file")
+    with pytest.raises(
+        LoadError, match=rf"^The inbox {tmp_path} cannot be read: Not a directory\. Check its"
+    ) as raised:
+        status_of(bundle_folder, inbox=tmp_path)
+    assert raised.value.where == tmp_path
+
+
 def damage_model(folder):
     (folder / "model.onnx").write_bytes(b"damaged")
 

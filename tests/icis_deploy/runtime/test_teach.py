@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import onnx
 import pytest
 
 from exporters.generator.writing import write_generator
-from icis_deploy.bundle.generator_metadata import METADATA_KEY, parse_metadata, serialize_metadata
+from icis_deploy.bundle.generator_metadata import METADATA_KEY, ROWS, parse_metadata, serialize_metadata
 from icis_deploy.bundle.manifest import MANIFEST_NAME, file_entry, load_manifest, serialize_manifest
 from icis_deploy.descriptors.descriptors import DescriptorBlock, Descriptors
 from icis_deploy.errors import (
@@ -21,7 +22,10 @@ from icis_deploy.errors import (
     CorruptFileError,
     DescriptorError,
     IncompatibleError,
+    MissingDependencyError,
+    ModelLoadError,
     OutlierError,
+    RuntimeFailureError,
     SelfTestError,
     VersionRollbackError,
     WrongBaseError,
@@ -32,6 +36,7 @@ from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection.rows.calibration import Injector
 from icis_deploy.runtime.device import Device, session_of, state_of
 from icis_deploy.runtime.state.journal import parse_journal, serialize_journal
+from icis_deploy.runtime.teaching.generator import load_generator
 from icis_deploy.updates.signing import KeyPair
 from testing.bundles import (
     FEATURE_DIM,
@@ -300,10 +305,74 @@ def test_a_damaged_generator_is_refused(teachable: Path) -> None:
         device.teach("okapi", described("okapi"))
 
 
+def restate(folder: Path) -> None:
+    """Let the manifest state the generator as it is now."""
+    bundle = load_manifest(folder)
+    files = {**bundle.files, "generator.onnx": file_entry(folder / "generator.onnx")}
+    (folder / MANIFEST_NAME).write_bytes(serialize_manifest(replace(bundle, files=files)))
+
+
+def test_what_is_no_generator_is_refused_by_name(teachable: Path) -> None:
+    path, before = teachable / "generator.onnx", files_in(teachable)
+    for data, message in (
+        (b"not a model", rf"^ONNX Runtime cannot load {path}: "),
+        ((teachable / "model.onnx").read_bytes(), rf"^{path} is no generator\. `export_generator\(\)` writes one"),
+    ):
+        path.write_bytes(data)
+        restate(teachable)
+        before = files_in(teachable)
+        with pytest.raises(ModelLoadError, match=message) as raised:
+            Device.open(teachable).teach("okapi", described("okapi"))
+        assert raised.value.where == str(path)
+        assert files_in(teachable) == before
+    with pytest.raises(ModelLoadError, match=r"^what was uploaded is no generator"):
+        load_generator((teachable / "model.onnx").read_bytes(), where="what was uploaded")
+
+
+def test_a_generator_whose_rows_have_another_width_teaches_nothing(teachable: Path) -> None:
+    """Whoever wrote it stated this bundle's head, and gives rows for another."""
+    path = teachable / "generator.onnx"
+    model = onnx.load(path)
+    at, node = next((at, node) for at, node in enumerate(model.graph.node) if ROWS in node.output)
+    node.output[list(node.output).index(ROWS)] = "once"
+    model.graph.node.insert(at + 1, onnx.helper.make_node("Concat", ["once", "once"], [ROWS], axis=1))
+    output = next(each for each in model.graph.output if each.name == ROWS)
+    output.type.tensor_type.shape.dim[1].dim_value = 2 * (FEATURE_DIM + 1)
+    onnx.save(model, path)
+    restate(teachable)
+    before = files_in(teachable)
+
+    with pytest.raises(CorruptFileError, match=r"^The generator gives no row of this bundle's width\.") as raised:
+        Device.open(teachable).teach("okapi", described("okapi"))
+    assert (raised.value.found, raised.value.expected) == ((2 * (FEATURE_DIM + 1),), (FEATURE_DIM + 1,))
+    assert files_in(teachable) == before
+
+
+def test_a_generator_that_fails_is_an_error_in_the_runtimes_own_words(teachable: Path) -> None:
+    generator = load_generator(teachable / "generator.onnx")
+    with pytest.raises(RuntimeFailureError, match=r"^The generator failed on a descriptor: .*[Ii]nvalid"):
+        generator.run(np.zeros((1, DESCRIPTOR_DIM + 1), np.float32))
+
+
+def test_a_device_without_onnx_runtime_says_what_to_install_before_it_teaches(
+    teachable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match=r"^Making a row needs ONNX Runtime\. .*'icis-deploy\[cpu\]'"):
+        load_generator(teachable / "generator.onnx")
+
+
 def test_a_fused_head_cannot_be_taught(tmp_path: Path) -> None:
     fused = write_bundle(tmp_path / "fused", capacity=0, head=seen_head())
     with pytest.raises(IncompatibleError, match="cannot be taught"):
         Device.open(fused).teach("okapi", described("okapi"))
+
+    with_generator = write_bundle(tmp_path / "with generator", capacity=0, head=HEAD)
+    add_generator(with_generator)
+    before = files_in(with_generator)
+    with pytest.raises(IncompatibleError, match=r"^The bundle's head is fused: it has no slots to teach a class in\."):
+        Device.open(with_generator).teach("okapi", described("okapi"))
+    assert files_in(with_generator) == before
 
 
 def test_a_journal_keeps_the_taught_classes_and_is_as_before_without(teachable: Path) -> None:

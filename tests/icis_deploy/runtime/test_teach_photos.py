@@ -22,6 +22,7 @@ from icis_deploy.errors import (
     ICISDeployWarning,
     ImageError,
     IncompatibleError,
+    RuntimeFailureError,
     SelfTestError,
     UsageError,
 )
@@ -282,6 +283,20 @@ def test_a_photo_of_which_the_model_makes_no_numbers_is_named(value: float, teac
     shown[1] = value
     with pytest.raises(ImageError, match=r"array\[1\] holds (nan|inf)"):
         device.teach("okapi", images=shown)
+    assert files_in(teachable) == before
+
+
+def test_a_photo_that_overflows_the_model_is_named(teachable: Path) -> None:
+    """Finite as it is, its features are not."""
+    device, before = Device.open(teachable), files_in(teachable)
+    shown = np.concatenate([PHOTOS["zebu"], np.full((1, 6), 3e38, np.float32), np.full((1, 6), -3e38, np.float32)])
+    with np.errstate(over="ignore"):
+        assert not np.isfinite(device._opened.session.run(shown, with_features=True).features[3:]).all()
+
+    with pytest.raises(ImageError, match=r"^The model's features of the photo array\[\d\] are no finite numbers"):
+        device.teach("okapi", images=shown)
+    with pytest.raises(RuntimeFailureError, match="features of an image are no finite numbers"):
+        device.embed(shown)
     assert files_in(teachable) == before
 
 

@@ -294,6 +294,26 @@ def test_a_signer_that_asks_for_a_secret_is_told_so_where_none_was_given(update,
         icis_deploy.sign(update, key=icis_deploy.SignerURI(uri="asking:", public_key=keys.public_path, secret="1234"))
 
 
+def test_a_token_that_is_pulled_out_before_it_signs_leaves_the_update_as_it_was(update, keys, monkeypatch):
+    from securesystemslib.signer import SIGNER_FOR_URI_SCHEME
+
+    class Leaving:
+        @classmethod
+        def from_priv_key_uri(cls, *_):
+            return cls()
+
+        def sign(self, _payload):
+            raise OSError("device removed")
+
+    monkeypatch.setitem(SIGNER_FOR_URI_SCHEME, "leaving", Leaving)
+    before = update.read_bytes()
+    message = r"^The signer leaving:1 failed: device removed\. Nothing was signed\."
+    with pytest.raises(SignatureError, match=message) as raised:
+        icis_deploy.sign(update, key=icis_deploy.SignerURI(uri="leaving:1", public_key=keys.public_path))
+    assert raised.value.where == "leaving:1"
+    assert update.read_bytes() == before
+
+
 def test_a_token_that_cannot_be_reached_is_named(update, keys):
     key = icis_deploy.SignerURI(uri="file2:/no/such/key", public_key=keys.public_path)
 

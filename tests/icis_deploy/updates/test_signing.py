@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import base64
 import json
 import os
 import stat
 from datetime import datetime, timezone
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -13,6 +15,8 @@ from securesystemslib.signer import CryptoSigner
 from icis_deploy.errors import CorruptFileError, LoadError, SignatureError, StorageError, UsageError
 from icis_deploy.updates.envelope import load_envelope, load_update, save_update
 from icis_deploy.updates.signing import (
+    MAX_VERSION_STEP,
+    Binding,
     keygen,
     load_private_key,
     rotate_keys,
@@ -66,6 +70,13 @@ def test_a_key_is_never_overwritten(taken, tmp_path):
     with pytest.raises(UsageError, match=rf"{taken} already exists, and a key is never overwritten"):
         keygen(tmp_path / "key")
     assert [path.name for path in tmp_path.iterdir()] == [taken]
+
+
+def test_a_key_needs_a_name_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"'\.' is no name of a file"):
+        keygen(Path())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_key_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
@@ -146,6 +157,30 @@ def test_terms_that_no_device_takes_are_refused_before_a_key_is_read(terms, mess
         rotate_keys([tmp_path / "no key"], tmp_path / "no key", out=tmp_path / "keys.icis", **{"version": 1} | terms)
     assert path.read_bytes() == before
     assert not (tmp_path / "keys.icis").exists()
+
+
+def test_a_version_that_would_spend_all_below_it_needs_to_be_meant(path, keys):
+    binding = Binding(highest_version=5)
+    with pytest.raises(UsageError, match=r"Version 4294967302 is more than 2\^32 above 5"):
+        sign(path, keys.private_path, version=5 + MAX_VERSION_STEP + 1, binding=binding)
+    assert not load_envelope(path).signatures
+
+    assert sign(path, keys.private_path, version=5 + MAX_VERSION_STEP, binding=binding).content.version == 2**32 + 5
+    assert sign(path, keys.private_path, version=1 << 40, force=True).content.version == 1 << 40
+
+
+def test_an_update_is_bound_when_it_is_signed_and_trusted_keys_cannot_be(path, keys, other_keys, tmp_path):
+    targets = ("a" * 64,)
+    signed = sign(path, keys.private_path, version=3, binding=Binding(complete=True, targets=targets))
+    assert (signed.content.complete, signed.content.targets) == (True, targets)
+    assert verify_update(path, [keys.public_path]).content == signed.content
+
+    rotation = tmp_path / "keys.icis"
+    rotate_keys([other_keys.public_path], keys.private_path, out=rotation, version=1)
+    before = rotation.read_bytes()
+    with pytest.raises(UsageError, match="holds trusted keys, which follow no state and are for every bundle"):
+        sign(rotation, keys.private_path, binding=Binding(targets=targets))
+    assert rotation.read_bytes() == before
 
 
 def test_a_file_that_expired_already_gets_no_signature(path, keys, tmp_path):
@@ -313,6 +348,18 @@ def test_files_that_are_no_updates_are_refused(keys, tmp_path):
         sign(tmp_path / "missing", keys.private_path)
     with pytest.raises(CorruptFileError, match=r"key\.pub: The file is not a class update"):
         sign(keys.public_path, keys.private_path)
+
+
+def test_a_payload_that_is_damaged_gets_no_signature(path, keys):
+    envelope = json.loads(path.read_bytes())
+    envelope["payload"] = base64.b64encode(base64.b64decode(envelope["payload"])[:-1]).decode()
+    damaged = json.dumps(envelope).encode()
+    path.write_bytes(damaged)
+
+    with pytest.raises(CorruptFileError, match=rf"^{path}: ") as raised:
+        sign(path, keys.private_path)
+    assert raised.value.where == path
+    assert path.read_bytes() == damaged
 
 
 def test_a_key_that_another_tool_reads_signs_what_another_tool_verifies(path, keys):

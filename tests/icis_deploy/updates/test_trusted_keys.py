@@ -164,3 +164,30 @@ def test_a_set_in_another_encoding_than_utf_8_is_refused(encoding, texts):
 def test_too_many_bytes_are_not_parsed():
     with pytest.raises(CorruptFileError, match=f"at most {MAX_TRUSTED_KEYS_BYTES} are read"):
         parse_trusted_keys(b" " * (MAX_TRUSTED_KEYS_BYTES + 1))
+
+
+@pytest.mark.parametrize("threshold", [0, 2])
+def test_a_number_of_root_keys_that_cannot_sign_is_refused(threshold, texts):
+    with pytest.raises(IncompatibleError, match=rf"{threshold} of 1 root keys are to sign; expected at least one"):
+        TrustedKeys(public_keys=texts[:1], root_keys=texts[1:2], root_threshold=threshold)
+    # One root key that is listed twice is one key, whoever holds it.
+    with pytest.raises(IncompatibleError, match="2 of 1 root keys are to sign"):
+        TrustedKeys(public_keys=texts[:1], root_keys=(texts[1], texts[1]), root_threshold=2)
+    both = TrustedKeys(public_keys=texts[:1], root_keys=texts[1:], root_threshold=2)
+    assert (both.root_keys, both.root_threshold) == (texts[1:], 2)
+
+
+def test_one_key_has_one_role(texts):
+    with pytest.raises(IncompatibleError, match="1 keys are both root keys and keys that sign updates"):
+        TrustedKeys(public_keys=texts[:2], root_keys=texts[1:])
+
+
+def test_versions_that_are_given_back_are_in_range(texts):
+    for highest in (-1, 2**63):
+        with pytest.raises(IncompatibleError, match="highest version of the trusted keys is out of range") as raised:
+            TrustedKeys(public_keys=texts[:1], root_keys=texts[1:], highest_version=highest)
+        assert raised.value.found == highest
+    for highest in (0, 2**63 - 1):
+        assert (
+            TrustedKeys(public_keys=texts[:1], root_keys=texts[1:], highest_version=highest).highest_version == highest
+        )

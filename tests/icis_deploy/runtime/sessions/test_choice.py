@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from icis_deploy.bundle.manifest import load_bundle
-from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, UsageError
+from icis_deploy.bundle.manifest import MANIFEST_NAME, MODEL_NAME, file_entry, load_bundle, serialize_manifest
+from icis_deploy.errors import MissingDependencyError, ModelLoadError, RuntimeFailureError, UsageError
 from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES, Runtime, loaded_files, runtime_from
 from testing.bundles import (
     FEATURE_DIM,
     TAILS,
+    add_targets,
     features_of,
     images,
     make_update,
@@ -76,6 +77,9 @@ def test_a_setting_that_does_nothing_in_a_runtime_is_refused(name, setting, owne
         ("onnxruntime-cuda", {"model.onnx", "model.onnx.data"}),
         ("openvino", {"openvino/model.xml", "openvino/model.bin"}),
         ("tensorrt-rtx", {"engines/tensorrt-rtx.engine"}),
+        ("split", {"backbone.onnx", "baked_rows.safetensors"}),
+        ("qnn-emulated", {"qnn/backbone.onnx", "baked_rows.safetensors"}),
+        ("mnn", {"mnn/model.mnn"}),
     ],
 )
 def test_of_a_bundle_for_many_runtimes_each_loads_its_own_model_and_the_slots(runtime, expected, bundle_folder):
@@ -83,10 +87,16 @@ def test_of_a_bundle_for_many_runtimes_each_loads_its_own_model_and_the_slots(ru
     entry = bundle.files["model.onnx"]
     others = ("model.onnx.data", "injected.safetensors", "generator.onnx", "openvino/model.xml", "openvino/model.bin")
     engines = ("engines/tensorrt.engine", "engines/tensorrt-rtx.engine", "engines/tensorrt-rtx.json")
-    everything = replace(bundle, files={**bundle.files, **dict.fromkeys((*others, *engines), entry)})
+    backbones = ("backbone.onnx", "qnn/backbone.onnx", "qnn/model.json", "baked_rows.safetensors")
+    converted = ("mnn/model.mnn", "mnn/model.json")
+    names = (*others, *engines, *backbones, *converted)
+    everything = replace(bundle, files={**bundle.files, **dict.fromkeys(names, entry)})
 
     assert set(loaded_files(everything, Runtime(name=runtime))) == {"slots.safetensors", *expected}
     assert set(loaded_files(bundle, Runtime(name="openvino"))) == {"slots.safetensors", "model.onnx"}
+    # In int8 a converted model is the backbone alone.
+    of_int8 = set(loaded_files(replace(everything, precision="int8"), Runtime(name="mnn")))
+    assert of_int8 == {"slots.safetensors", "mnn/model.mnn", "baked_rows.safetensors"}
 
 
 @pytest.mark.parametrize(
@@ -123,8 +133,9 @@ def test_a_device_answers_takes_updates_and_rolls_back_in_every_runtime(runtime,
     np.testing.assert_array_equal(device.logits(batch).values, before.values)
 
 
-def test_a_fused_head_answers_in_openvino(tmp_path):
-    device = Device.open(write_bundle(tmp_path / "fused", capacity=0), runtime="openvino", num_threads=1)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_fused_head_answers_and_has_no_slots(runtime, tmp_path):
+    device = Device.open(write_bundle(tmp_path / "fused", capacity=0), runtime=runtime, num_threads=1)
 
     expected = seen_head().logits(features_of(images(3)))
     np.testing.assert_allclose(device.logits(images(3)).values, expected, atol=2e-6)
@@ -152,11 +163,34 @@ def test_openvino_gives_the_baked_slots_where_none_are_fed_and_refuses_slots_of_
         session_of(device).load_slots(np.zeros((4, FEATURE_DIM), np.float32), np.zeros(5, np.float32))
 
 
-def test_a_runtime_that_is_not_installed_is_an_error_that_names_the_extra(bundle_folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", None)
+@pytest.mark.parametrize(("runtime", "extra"), [("onnxruntime", "cpu"), ("openvino", "openvino"), ("split", "cpu")])
+def test_a_runtime_that_is_not_installed_is_an_error_that_names_the_extra(runtime, extra, bundle_folder, monkeypatch):
+    if runtime == "split":
+        add_targets(bundle_folder, "backbone")
+    monkeypatch.setitem(sys.modules, "openvino" if runtime == "openvino" else "onnxruntime", None)
 
-    with pytest.raises(MissingDependencyError, match=r"pip install 'icis-deploy\[openvino\]'\.$"):
-        Device.open(bundle_folder, runtime="openvino")
+    with pytest.raises(MissingDependencyError, match=rf"pip install 'icis-deploy\[{extra}\]'"):
+        Device.open(bundle_folder, runtime=runtime)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_file_that_is_no_model_is_an_error_that_names_it(runtime, bundle_folder):
+    path, bundle = bundle_folder / MODEL_NAME, load_bundle(bundle_folder)
+    path.write_bytes(b"not a model")
+    bundle = replace(bundle, files={**bundle.files, MODEL_NAME: file_entry(path)})
+    (bundle_folder / MANIFEST_NAME).write_bytes(serialize_manifest(bundle))
+
+    with pytest.raises(ModelLoadError, match=rf"(?s)cannot load the model {path}: .*Copy the bundle again"):
+        Device.open(bundle_folder, runtime=runtime)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "split"])
+def test_a_model_that_chooses_no_classes_gives_no_choice(runtime, bundle_folder):
+    if runtime == "split":
+        add_targets(bundle_folder, "backbone")
+    session = session_of(Device.open(bundle_folder, runtime=runtime, num_threads=1))
+
+    assert session.top(images(2)) is None
 
 
 def test_offering_the_names_of_runtimes_loads_no_library():

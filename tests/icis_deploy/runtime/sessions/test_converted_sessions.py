@@ -251,6 +251,17 @@ def test_a_file_that_is_no_model_is_an_error_that_names_it(runtime, updatable):
         Device.open(updatable, runtime=runtime)
 
 
+def test_a_model_without_the_tensors_that_its_sidecar_states_is_refused_when_it_is_opened(runtime, updatable):
+    name = converted_sidecar_name(runtime)
+    sidecar = parse_converted_sidecar((updatable / name).read_bytes())
+    first, *others = sidecar.outputs
+    named = first.runtime_name if runtime == "executorch" else "another"  # which numbers them
+    other = replace(first, runtime_name=named, shape=(first.shape[0], 99))
+    rewrite(updatable, name, serialize_converted_sidecar(replace(sidecar, outputs=(other, *others))))
+    with pytest.raises(ModelLoadError, match="cannot load the model"):
+        Device.open(updatable, runtime=runtime)
+
+
 def test_a_runtime_that_is_not_installed_is_an_error_that_names_the_extra(runtime, updatable, monkeypatch):
     modules = {"mnn": "MNN", "litert": "ai_edge_litert.interpreter", "executorch": "executorch.extension.pybindings"}
     module = modules.get(runtime, runtime)

@@ -197,6 +197,25 @@ def test_slots_that_are_kept_elsewhere_give_the_same_answers_and_pass_the_self_t
     verify_computed(session, load_bundle(bundle_folder), table, buffers, seed=0)
 
 
+def test_a_session_tells_what_computes_and_gives_the_runtimes_own(bundle_folder):
+    session = load_session(bundle_folder / "model.onnx", num_threads=1)
+
+    assert session.providers == (CPU_PROVIDER,)
+    assert session.inference_session.get_modelmeta().graph_name == "updatable"
+
+
+def test_slots_of_another_memory_cannot_be_read_back(bundle_folder):
+    plain = load_session(bundle_folder / "model.onnx", num_threads=1)
+    elsewhere = ONNXRuntimeSession(plain.inference_session, slots_memory="cpu")
+    arrays = np.ones((4, FEATURE_DIM), np.float32), np.arange(4, dtype=np.float32)
+
+    found = elsewhere.read_slots(elsewhere.load_slots(*arrays))
+    np.testing.assert_array_equal(found.weight, arrays[0])
+    np.testing.assert_array_equal(found.bias, arrays[1])
+    with pytest.raises(RuntimeFailureError, match=r"^ONNX Runtime could not copy slots back from cpu: "):
+        elsewhere.read_slots(plain.load_slots(*arrays))
+
+
 def test_memory_that_is_not_there_is_an_error(bundle_folder):
     session = ONNXRuntimeSession(load_session(bundle_folder / "model.onnx")._session, slots_memory="cuda")
     if CUDA_PROVIDER in onnxruntime.get_available_providers():

@@ -117,6 +117,8 @@ def test_baked_rows_are_those_that_the_model_multiplies_with(
     whole, split = both(tmp_path / "bundle")
     np.testing.assert_allclose(split.logits(images()).values, whole.logits(images()).values, atol=1e-5)
     assert load_file(tmp_path / "bundle" / BAKED_ROWS_NAME)["rows"].shape == (NUM_SEEN + 2, FEATURE_DIM + 1)
+    with pytest.raises(RuntimeFailureError, match="its head is fused"):
+        session_of(split).load_slots(np.zeros((1, FEATURE_DIM), np.float32), np.zeros(1, np.float32))
 
 
 @pytest.mark.parametrize("name", ["softmax", "log softmax", "sigmoid", "gemm"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -51,8 +52,9 @@ from icis_deploy.errors import (
 from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions import tensorrt_engine as engine_loading
 from icis_deploy.runtime.sessions.choice import Runtime
-from icis_deploy.runtime.sessions.cuda_calls import CudaCalls
+from icis_deploy.runtime.sessions.cuda_calls import CudaCalls, load_cuda
 from icis_deploy.runtime.sessions.tensorrt_context import MAX_GRAPH_BATCHES
+from icis_deploy.runtime.sessions.tensorrt_library import load_tensorrt
 from testing.bundles import (
     FEATURE_DIM,
     INPUT_DIM,
@@ -143,7 +145,6 @@ def fake_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
 def real_engine_files(folder: Path, bundle: Bundle, refit: bool) -> None:
     from exporters.targets.tensorrt.target import write_engine
     from icis_deploy.bundle.target_options import EngineSettings
-    from icis_deploy.runtime.sessions.cuda_calls import load_cuda
 
     capability = load_cuda().compute_capability()
     settings = EngineSettings(compute_capabilities=(capability,), max_batch=MAX_BATCH, refit=refit)
@@ -165,9 +166,6 @@ def stand(request) -> Stand:
     """The fake, and a real GPU where there is one."""
     if request.param == "fake":
         return request.getfixturevalue("fake")
-    from icis_deploy.runtime.sessions.cuda_calls import load_cuda
-    from icis_deploy.runtime.sessions.tensorrt_library import load_tensorrt
-
     try:
         load_tensorrt(RUNTIME)
         load_cuda()
@@ -537,6 +535,22 @@ def test_a_refit_that_is_refused_leaves_the_device_as_it_was(fake, tmp_path, key
     close(device.logits(images(3)).values, expected_logits(images(3), None))
 
 
+def test_slots_that_another_process_wrote_are_tested_by_a_run_where_the_engine_holds_them(fake, tmp_path, keys, signed):
+    """Nobody reads weights back from an engine that was refitted, so only what it computes can tell."""
+    folder = fake.bundle(tmp_path / "b", refit=True)
+    trust(folder, keys.public_path)
+    device = fake.device(folder)
+    Device.open(folder).apply(signed(make_update("okapi", version=1)))
+    fake.trt.refit_fault = "blend"
+    with pytest.raises(SelfTestError, match="do not hold their rows"):
+        device.refresh()
+    assert (device.version, device.classes()) == (0, ("cat", "dog", "owl"))
+
+    fake.trt.refit_fault = None
+    assert device.refresh()
+    assert device.classes() == ("cat", "dog", "owl", "okapi")
+
+
 def test_an_engine_that_ignores_its_slots_is_refused_when_it_is_opened(fake, fake_folder, signed):
     Device.open(fake_folder).apply(signed(make_update("okapi")))
     fake.trt.engines_ignore_slots = True
@@ -576,6 +590,32 @@ def test_an_engine_that_tensorrt_refuses_all_the_same_is_an_error_in_its_own_wor
         ModelLoadError, match=r"^TensorRT cannot load the engine .*: Magic tag does not match\. Build it"
     ):
         fake.device(fake_folder)
+
+
+@pytest.mark.parametrize(("runtime", "module"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt_rtx")])
+def test_a_machine_without_tensorrt_says_what_to_install(runtime, module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        MissingDependencyError,
+        match=rf"runtime '{runtime}' cannot be imported .*pip install 'icis-deploy\[{runtime}\]'",
+    ) as raised:
+        load_tensorrt(runtime)
+    assert raised.value.where == module
+
+    # The package index has an empty package of this name.
+    (tmp_path / module).mkdir()
+    (tmp_path / module / "__init__.py").write_text("")
+    monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingDependencyError, match=rf"^The module '{module}' is not TensorRT\. Install it: pip"):
+        load_tensorrt(runtime)
+    monkeypatch.delitem(sys.modules, module)
+
+
+def test_a_machine_without_cuda_python_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(MissingDependencyError, match=r"^Using a GPU needs cuda-python\. Install it: pip"):
+        load_cuda()
 
 
 def test_an_engine_that_its_sidecar_does_not_belong_to_is_refused(fake, fake_folder):
