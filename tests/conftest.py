@@ -51,13 +51,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def what_other_files_left(request: pytest.FixtureRequest) -> None:
+def what_other_files_left() -> None:
     """Set aside for the garbage collector: each measurement collects first, and looked through it for a second."""
     # Why: docs/decisions/0139.
-    if "torch.onnx._internal.exporter._registration" in sys.modules:
-        request.getfixturevalue("torchs_table")
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def torchs_table_where_it_is_made(request: pytest.FixtureRequest) -> None:
+    """Kept from the test after the first one that converts a model; nothing of torch is imported for it."""
+    if "torch.onnx._internal.exporter._registration" in sys.modules:
+        request.getfixturevalue("torchs_table")
 
 
 @pytest.fixture(scope="session", autouse=True)
