@@ -7,6 +7,7 @@ default.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ from icis_deploy.runtime.sessions.protocol import (
 
 OPENVINO_NAME = "openvino/model.xml"
 """A bundle's OpenVINO model; its weights are in `model.bin` next to it."""
+
+
+# Why: docs/decisions/0150.
+_CORES: dict[int, Any] = {}
+"""The one `openvino.Core` of each process, by its id: a forked one lacks the threads of its parent. None is freed."""
 
 
 class OpenVINOSession:
@@ -146,7 +152,9 @@ def load_openvino_session(model: Path, *, num_threads: int | None = None) -> Ope
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if num_threads is not None:
         settings["INFERENCE_NUM_THREADS"] = num_threads
-    core = openvino.Core()
+    core = _CORES.get(os.getpid())
+    if core is None:
+        core = _CORES.setdefault(os.getpid(), openvino.Core())  # of two threads that come first, both use the same
     try:
         network = core.read_model(model)
         defaults = _make_slots_inputs(network)
