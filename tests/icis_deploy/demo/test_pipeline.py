@@ -1,4 +1,4 @@
-"""The demo with a fifth of its classes and a quarter of the images of each: nothing is refused, and the budget is kept."""
+"""The demo with a fifth of its classes and a quarter of their images: nothing is refused, and the budget is kept."""
 
 from __future__ import annotations
 
