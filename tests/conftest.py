@@ -10,6 +10,9 @@ from pathlib import Path
 # Before anything imports torch: on tiny models the threads of a pool only wait for each other, for seconds on a busy
 # machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's thread for it goes on after its cluster: the tracebacks that it formats every few seconds take the parser from
+# tests that parse (a SystemError of CPython 3.11).
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import hypothesis
 import pytest
