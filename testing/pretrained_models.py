@@ -20,7 +20,7 @@ def _vit(labels: dict[int, str]) -> Any:
 
     config = ViTConfig(
         hidden_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         intermediate_size=64,
         image_size=48,
@@ -34,7 +34,7 @@ def _convnext(labels: dict[int, str]) -> Any:
     from transformers import ConvNextConfig, ConvNextForImageClassification
 
     config = ConvNextConfig(
-        hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], image_size=224, id2label=labels, layer_scale_init_value=1.0
+        num_stages=2, hidden_sizes=[16, 48], depths=[1, 1], image_size=224, id2label=labels, layer_scale_init_value=1.0
     )
     return ConvNextForImageClassification(config)
 
@@ -50,7 +50,7 @@ def _mobilenet_v2(labels: dict[int, str]) -> Any:
 def _resnet(labels: dict[int, str]) -> Any:
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    config = ResNetConfig(embedding_size=16, hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], id2label=labels)
+    config = ResNetConfig(embedding_size=16, hidden_sizes=[16, 48], depths=[1, 1], id2label=labels)
     return ResNetForImageClassification(config)
 
 
@@ -58,7 +58,7 @@ def _swin(labels: dict[int, str]) -> Any:
     from transformers import SwinConfig, SwinForImageClassification
 
     config = SwinConfig(
-        image_size=64, patch_size=4, embed_dim=12, depths=[1, 1], num_heads=[2, 2], window_size=4, id2label=labels
+        image_size=64, patch_size=4, embed_dim=12, depths=[1], num_heads=[2], window_size=4, id2label=labels
     )
     return SwinForImageClassification(config)
 

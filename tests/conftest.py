@@ -3,17 +3,21 @@
 import gc
 import os
 import sys
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Generator, Iterator
+from functools import cache, lru_cache
 from pathlib import Path
 
 # Before anything imports torch: on tiny models the threads of a pool only wait for each other, for seconds on a busy
 # machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's thread for it goes on after its cluster: the tracebacks that it formats every few seconds take the parser from
+# tests that parse (a SystemError of CPython 3.11).
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import hypothesis
 import pytest
 
+from icis_deploy.common.arrays import Float32
 from testing.tiny_project import TinyProject, write_tiny_project
 
 MEMORY = Path("/dev/shm")
@@ -44,6 +48,16 @@ def has_room(folder: Path) -> bool:
     return not found.f_flag & os.ST_NOEXEC and found.f_bavail * found.f_frsize >= 4 << 30
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests, and no garbage meanwhile: to look for it in all that is kept takes a fifth of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put files with slow tests first: begun last, one of them would keep a single process busy and the others idle."""
     long_files = {item.path for item in items if item.get_closest_marker("slow")}
@@ -51,18 +65,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def what_other_files_left(request: pytest.FixtureRequest) -> None:
+def what_other_files_left() -> None:
     """Set aside for the garbage collector: each measurement collects first, and looked through it for a second."""
     # Why: docs/decisions/0139.
-    if "torch.onnx._internal.exporter._registration" in sys.modules:
-        request.getfixturevalue("torchs_table")
     gc.collect()
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def torchs_table_where_it_is_made(request: pytest.FixtureRequest) -> None:
+    """Kept from the test after the first one that converts a model; nothing of torch is imported for it."""
+    if "torch.onnx._internal.exporter._registration" in sys.modules:
+        request.getfixturevalue("torchs_table")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_a_session() -> Iterator[None]:
-    """Where there is one process a core: a thread of a session that waits for another by spinning takes its core."""
+    """Where there is a process for each core: a thread of a session that waits for another by spinning takes its core."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return
@@ -96,6 +115,22 @@ def torchs_table() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_neutral_images() -> Iterator[None]:
+    """Draw each small neutral image once: every export draws the same ones, for a tenth of the time that it takes."""
+    from icis_deploy.images import neutral
+
+    draw = neutral._neutral_image
+    kept = lru_cache(maxsize=8192)(draw)
+
+    def drawn(index: int, height: int, width: int, seed: int) -> Float32:
+        return (kept if height * width <= 1024 else draw)(index, height, width, seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neutral, "_neutral_image", drawn)
         yield
 
 

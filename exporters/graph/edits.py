@@ -183,10 +183,9 @@ def _drop_initializer(graph: ir.Graph, value: ir.Value) -> None:
 
 
 def _all_values(graph: ir.Graph) -> Iterable[ir.Value]:
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for subgraph in graph.subgraphs():
-        yield from subgraph.inputs
-        yield from subgraph.initializers.values()
-    for node in graph.all_nodes():
-        yield from node.outputs
+    # Not `graph.all_nodes()`, which would look into every node for subgraphs once more.
+    for each in (graph, *graph.subgraphs()):
+        yield from each.inputs
+        yield from each.initializers.values()
+        for node in each:
+            yield from node.outputs

@@ -27,7 +27,7 @@ NOT_CARRIED = frozenset({"torch"})
 FROM_SOURCE = ("tensorrt-rtx", "tensorrt-rtx-cu13")
 """What the index has as sources alone: frames without code of their own, whose wheels are for any platform."""
 
-FOR_TESTS = ("hypothesis", "packaging", "pytest")
+FOR_TESTS = ("hypothesis", "packaging", "pytest>=9")
 
 
 class PiecesError(Exception):

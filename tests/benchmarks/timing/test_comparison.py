@@ -3,7 +3,6 @@ import json
 
 import numpy as np
 import pytest
-from scipy.stats import wilcoxon
 
 from benchmarks.results.json_values import json_from_value, value_from_json
 from benchmarks.timing.comparison import Comparison, compare, num_averages_outside, pseudomedian
@@ -116,6 +115,8 @@ def test_the_interval_holds_exactly_what_the_signed_rank_test_does_not_refuse(nu
     found = pseudomedian(differences)
 
     def probability(difference):
+        from scipy.stats import wilcoxon
+
         return wilcoxon(differences - difference, method="exact").pvalue
 
     for end, inwards in ((found.low, 1e-9), (found.high, -1e-9)):

@@ -34,8 +34,8 @@ def test_every_answer_belongs_to_one_version_and_the_bundle_stays_as_it_was(bund
 
     assert report.is_clean
     assert report.num_updates == 12
-    assert report.num_versions_seen > 6
-    assert report.num_answers > 50
+    assert report.num_versions_seen > 3
+    assert report.num_answers > 12
     assert files_in(bundle.parent) == before
     assert json.loads(json.dumps(report.to_json()))["num_torn"] == 0
     assert "0 torn, 0 wrong labels, 0 dropped" in text_of(report)
@@ -45,26 +45,30 @@ def test_every_answer_belongs_to_one_version_and_the_bundle_stays_as_it_was(bund
 
 def test_what_updates_add_to_the_tail_is_a_ratio_with_an_interval(bundle, monkeypatch):
     apply, predict, changing = Device.apply, Device.predict, Event()
+    slow_s = 0.05  # far above what other work on the machine makes of an answer
 
     def apply_slowly(device, update, **options):
         changing.set()
-        time.sleep(0.02)
+        time.sleep(slow_s)
         changing.clear()
         return apply(device, update, **options)
 
     def wait_for_updates(device, images, *, top):
-        time.sleep(0.02 if changing.is_set() else 0.0)
+        time.sleep(slow_s if changing.is_set() else 0.0)
         return predict(device, images, top=top)
 
     monkeypatch.setattr(Device, "apply", apply_slowly)
     monkeypatch.setattr(Device, "predict", wait_for_updates)
-    report = measure_class_swap(
-        bundle, seconds=1.6, num_threads=2, updates_per_second=40, num_new_classes=3, num_rounds=8
-    )
+    for seconds in (1.6, 6.4, 25.6):  # as long as a busy machine takes for so many answers that they have a p99
+        report = measure_class_swap(
+            bundle, seconds=seconds, num_threads=2, updates_per_second=20, num_new_classes=3, num_rounds=8
+        )
+        if report.p99_ratio is not None and report.p99_ratio_of_same is not None:
+            break
 
     assert report.p99_ratio.low > 1
     assert report.p99_ratio_of_same.low <= report.p99_ratio_of_same.value < report.p99_ratio.value
-    assert report.apply_median_ms > 20
+    assert report.apply_median_ms > 1e3 * slow_s
     assert 0 <= report.others_share < 1
     assert report.to_json()["p99_ratio"]["value"] == report.p99_ratio.value
     assert f"x {report.p99_ratio.value:.2f} (" in text_of(report)

@@ -84,25 +84,25 @@ def test_images_are_prepared_as_transformers_prepares_them(name):
     assert preprocessing_from_json(json.loads(json.dumps(preprocessing.to_json())), where="") == preprocessing
 
 
-class Odd(transformers.ViTImageProcessorPil):
-    """Has the settings of another, and does something else."""
+@pytest.mark.parametrize("name", ["Odd", "OffByOne"])
+def test_a_processor_that_does_something_of_its_own_is_refused(name):
+    # Here, and not in each process that collects the tests: these classes take a second to be imported.
+    class Odd(transformers.ViTImageProcessorPil):
+        """Has the settings of another, and does something else."""
 
-    def normalize(self, image, mean, std, **options):
-        return super().normalize(image[:, ::-1], mean, std, **options)
+        def normalize(self, image, mean, std, **options):
+            return super().normalize(image[:, ::-1], mean, std, **options)
 
+    class OffByOne(transformers.CLIPImageProcessorPil):
+        """Cuts one pixel beside the centre."""
 
-class OffByOne(transformers.CLIPImageProcessorPil):
-    """Cuts one pixel beside the centre."""
+        def center_crop(self, image, size, **options):
+            return super().center_crop(np.roll(image, 1, axis=2), size, **options)
 
-    def center_crop(self, image, size, **options):
-        return super().center_crop(np.roll(image, 1, axis=2), size, **options)
-
-
-@pytest.mark.parametrize("make", [Odd, OffByOne])
-def test_a_processor_that_does_something_of_its_own_is_refused(make):
+    make = {"Odd": Odd, "OffByOne": OffByOne}[name]
     with pytest.raises(
         IncompatibleError,
-        match=rf"^{make.__name__} of my-model prepares images in a way of its own: a picture of 230 x",
+        match=rf"^{name} of my-model prepares images in a way of its own: a picture of 230 x",
     ) as caught:
         preprocessing_of_processor(make(), where="my-model")
     assert caught.value.hint == "Give `preprocess`, which says how images are prepared."

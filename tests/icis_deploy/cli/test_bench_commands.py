@@ -192,7 +192,7 @@ def test_scenarios_are_run_and_their_logs_kept(bundles, tmp_path, capsys):
 
 
 def test_classes_can_change_while_an_updatable_bundle_answers(bundles, tmp_path, monkeypatch):
-    monkeypatch.setitem(bench.PRESETS, "quick", replace(bench.PRESETS["quick"], scenario_s=1.0))
+    monkeypatch.setitem(bench.PRESETS, "quick", replace(bench.PRESETS["quick"], scenario_s=0.3))
     out = tmp_path / "result.json"
     options = ["--preset", "quick", "--threads", "1", "--scenario", "class-swap", "--out", str(out)]
     code = run(["bench", str(bundles.fused), str(bundles.updatable), *options])

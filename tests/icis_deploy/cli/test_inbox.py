@@ -1,4 +1,7 @@
-"""The inbox as its unit runs it, a real process on real files; its carriers are not trusted."""
+"""The inbox as its unit runs it, on real files, in a process of its own where a terminal or a user is concerned.
+
+Its carriers are not trusted.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,12 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 
 import pytest
 
+from icis_deploy.cli import main
 from icis_deploy.runtime import inbox as inbox_module
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.inbox import MAX_KEPT_FILES, MAX_RESTLESS, REST_SECONDS, kept_name, process_inbox
@@ -52,10 +58,9 @@ def good(key):
 
 def run(inbox, bundle):
     """Run the command; return code, JSON result and stderr."""
-    done = subprocess.run(
-        [*COMMAND, inbox, "--to", bundle, "--format", "json"], capture_output=True, text=True, check=False, timeout=60
-    )
-    return done.returncode, json.loads(done.stdout), done.stderr
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        code = main.run(["inbox", str(inbox), "--to", str(bundle), "--format", "json"])
+    return code, json.loads(out.getvalue()), err.getvalue()
 
 
 def put(path, data, age_seconds=60.0):

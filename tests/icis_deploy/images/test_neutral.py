@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 
 from icis_deploy.errors import UsageError
+from icis_deploy.images import neutral
 from icis_deploy.images.neutral import KINDS, gradient, neutral_images, noise
+
+DRAW = neutral._neutral_image
+
+
+@pytest.fixture(autouse=True)
+def drawn_anew(small_neutral_images, monkeypatch):
+    """What other tests keep of pictures would answer for how they are drawn."""
+    monkeypatch.setattr(neutral, "_neutral_image", DRAW)
 
 
 def test_pictures_have_the_shape_the_type_and_the_range_that_a_model_takes():

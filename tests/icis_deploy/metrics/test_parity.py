@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta
 
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.head import Head
@@ -268,6 +267,8 @@ def test_a_head_of_one_class_always_agrees():
 @given(st.integers(1, 3000), st.data())
 def test_the_bound_is_that_of_clopper_and_pearson(num_images, data):
     agreeing = data.draw(st.integers(1, num_images))
+    from scipy.stats import beta
+
     expected = beta.ppf(0.01, agreeing, num_images - agreeing + 1)
 
     assert agreement_lower_bound(agreeing, num_images) == pytest.approx(expected, rel=1e-7, abs=1e-9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -45,6 +44,7 @@ from testing.bundles import (
     write_bundle,
     write_signed,
 )
+from testing.serving import wait_for
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
 
@@ -636,10 +636,7 @@ class PatientSession:
         return None
 
     def run(self, images, slots=None, *, with_features=False):
-        for _ in range(300):
-            if (self._folder / "journal.json.new").exists():
-                break
-            time.sleep(0.01)
+        wait_for((self._folder / "journal.json.new").exists)
         self.names = sorted(path.name for path in self._folder.iterdir())
         self.seeded.append(images)
         return self._session.run(images, slots, with_features=with_features)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +12,7 @@ from icis_deploy.errors import BundleError, CorruptFileError, IncompatibleError,
 from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.runtime import operations
 from icis_deploy.runtime.device import Device, session_of, state_of
+from testing.asking import asking
 from testing.bundles import (
     FEATURE_DIM,
     TAILS,
@@ -364,30 +363,17 @@ def test_an_old_manifest_says_nothing_of_an_arbiter_and_means_none(folder):
 def test_no_answer_has_the_coefficients_of_another_version(device, signed):
     versions = range(1, 11)
     updates = {version: arbitrated("okapi", version=version) for version in versions}
-    batch, answers, failures, done = images(2), [], [], threading.Event()
+    batch = images(2)
 
-    def ask():
-        try:
-            while not done.is_set():
-                answers.append(device.logits(batch))
-        except Exception as error:
-            failures.append(error)
+    with asking(lambda: device.logits(batch), num_threads=3) as asked:
+        for version, update in updates.items():
+            given = update if version == 1 else replace(update, added=(), replaced=("okapi",))
+            device.apply(signed(given))
+            device.enable("cat") if version % 2 else device.disable("cat")
+            asked.wait_for_answers()
 
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for version, update in updates.items():
-        given = update if version == 1 else replace(update, added=(), replaced=("okapi",))
-        device.apply(signed(given))
-        device.enable("cat") if version % 2 else device.disable("cat")
-        time.sleep(0.002)
-    done.set()
-    for thread in threads:
-        thread.join()
-
-    assert not failures
-    assert len({answer.version for answer in answers}) > 3
-    for answer in answers:
+    assert {answer.version for answer in asked.answers} >= set(versions)
+    for answer in asked.answers:
         disabled = () if "cat" in answer.class_names else ("cat",)
         if answer.version:
             close(answer.values, expected_logits(updates[answer.version], disabled=disabled, batch=batch))

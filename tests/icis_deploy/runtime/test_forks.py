@@ -43,7 +43,7 @@ def exit_code(child: int) -> int:
 
 
 def test_children_forked_during_changes_neither_keep_the_lock_nor_hang(bundle_folder, signed, monkeypatch):
-    monkeypatch.setattr(store, "LOCK_TIMEOUT_SECONDS", 10.0)
+    monkeypatch.setattr(store, "LOCK_TIMEOUT_SECONDS", 40.0)
     device, done, failures = Device.open(bundle_folder, num_threads=2), threading.Event(), []
     batch = images(2)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import datetime, timedelta, timezone
 
 import numpy as np
@@ -20,6 +19,7 @@ from icis_deploy.errors import (
 from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession
 from icis_deploy.updates.signing import keygen, trusted_keys_from_files
+from testing.asking import asking
 from testing.bundles import FEATURE_DIM, files_in, images, make_update, seen_head, write_bundle
 from tests.icis_deploy.runtime.test_forged_state import forge
 
@@ -42,27 +42,17 @@ def test_a_device_answers_from_the_new_bundle_and_so_does_the_next_one_to_open_i
 
 
 def test_requests_are_answered_by_one_of_the_two_all_the_time(device, new_folder):
-    batch, answers, done = images(1), [], threading.Event()
+    batch = images(1)
 
-    def ask():
-        while not done.is_set():
-            answers.append(device.logits(batch))
+    with asking(lambda: device.logits(batch), num_threads=1) as asked:
+        asked.wait_for_answers(20)
+        device.replace(new_folder, num_threads=1)
+        asked.wait_for_answers(20)
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    while len(answers) < 20:
-        pass
-    device.replace(new_folder, num_threads=1)
-    start = len(answers)
-    while len(answers) < start + 20:
-        pass
-    done.set()
-    thread.join()
-
-    names = {answer.version: answer.class_names for answer in answers}
+    names = {answer.version: answer.class_names for answer in asked.answers}
     assert names == {1: ("cat", "dog", "owl", "okapi"), 2: ("cat", "dog", "owl")}
-    for answer in answers:
-        np.testing.assert_array_equal(answer.values[:, :3], answers[0].values[:, :3])
+    for answer in asked.answers:
+        np.testing.assert_array_equal(answer.values[:, :3], asked.answers[0].values[:, :3])
         assert answer.values.shape[1] == len(names[answer.version])
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
 
 from icis_deploy.runtime.device import Device
+from testing.asking import asking
 from testing.bundles import features_of, images, make_update, seen_head
 
 NUM_THREADS = 3
@@ -31,28 +31,15 @@ def test_no_answer_is_torn_dropped_or_mislabelled_while_classes_change(bundle_fo
     for version, update in updates.items():
         head = seen_head().expand(update.rows, update.class_names)
         expected[version] = (head.class_names, head.logits(features_of(batch)))
-    answers, failures, done = [], [], threading.Event()
 
-    def ask():
-        try:
-            while not done.is_set():
-                answers.append(device.logits(batch))
-        except Exception as error:
-            failures.append(error)
+    with asking(lambda: device.logits(batch), num_threads=NUM_THREADS) as asked:
+        asked.wait_for_answers()
+        for update in updates.values():
+            device.apply(signed(update))
+            asked.wait_for_answers()
 
-    threads = [threading.Thread(target=ask) for _ in range(NUM_THREADS)]
-    for thread in threads:
-        thread.start()
-    for update in updates.values():
-        device.apply(signed(update))
-        time.sleep(0.002)
-    done.set()
-    for thread in threads:
-        thread.join()
-
-    assert not failures
-    assert len({answer.version for answer in answers}) > NUM_UPDATES // 3
-    for answer in answers:
+    assert {answer.version for answer in asked.answers} == expected.keys()
+    for answer in asked.answers:
         class_names, logits = expected[answer.version]
         assert set(answer.class_names) == set(class_names)
         order = [answer.class_names.index(name) for name in class_names]

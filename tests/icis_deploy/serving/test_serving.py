@@ -22,7 +22,7 @@ from icis_deploy.runtime.changes.rules import max_update_bytes
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.operations import apply
 from icis_deploy.updates.signing import keygen
-from testing.bundles import images, make_update, signed_bytes, write_signed
+from testing.bundles import images, make_update, signed_bytes, trust, write_bundle, write_signed
 from testing.serving import infer_body, served, wait_for
 
 INFER = "/v2/models/bundle/infer"
@@ -135,6 +135,20 @@ def test_classes_change_by_inbox_by_token_and_by_another_process(bundle, inbox, 
     assert server.logged("classes changed elsewhere")[0]["version"] == 3
 
 
+REFUSED = 'icis_deploy_updates_total{result="refused",via="admin"}'
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory):
+    """A server with a token, for what changes nothing in it; with its bundle and the key that this trusts."""
+    folder = tmp_path_factory.mktemp("refusing")
+    bundle, key = write_bundle(folder / "bundle"), keygen(folder / "KEY")
+    trust(bundle, key.public_path)
+    (folder / "token").write_text(TOKEN)
+    with served(bundle, "--admin-token", folder / "token") as server:
+        yield server, bundle, key
+
+
 @pytest.mark.parametrize(
     ("update", "status", "kind"),
     [
@@ -146,36 +160,31 @@ def test_classes_change_by_inbox_by_token_and_by_another_process(bundle, inbox, 
         ("too long", 413, "ICISDeployError"),
     ],
 )
-def test_an_update_that_is_refused_changes_nothing_and_is_counted(bundle, key, tmp_path, update, status, kind):
-    secret = tmp_path / "token"
-    secret.write_text(TOKEN)
+def test_an_update_that_is_refused_changes_nothing_and_is_counted(refusing, tmp_path, update, status, kind):
+    server, bundle, key = refusing
     if update == "a stranger's":
         update = signed_bytes(make_update("okapi", version=1), keygen(tmp_path / "stranger").private_path)
     if update == "too long":
         update = b"x" * (max_update_bytes(load_manifest(bundle)) + 1)
     data = update if isinstance(update, bytes) else signed_bytes(update, key.private_path)
 
-    with served(bundle, "--admin-token", secret) as server:
-        answer = server.ask("POST", "/admin/apply", data, {"Authorization": f"Bearer {TOKEN}"})
-        metrics = server.metrics()
-        said = json.loads(answer[2])
+    before = server.metrics().get(REFUSED, 0)
+    answer = server.ask("POST", "/admin/apply", data, {"Authorization": f"Bearer {TOKEN}"})
+    metrics = server.metrics()
 
-    assert (answer[0], said["type"]) == (status, kind)
+    assert (answer[0], json.loads(answer[2])["type"]) == (status, kind)
     assert metrics["icis_deploy_head_version"] == 0
-    assert metrics.get('icis_deploy_updates_total{result="refused",via="admin"}', 0) == (status != 413)
+    assert metrics.get(REFUSED, 0) - before == (status != 413)
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer ", "Bearer a token of the test", "Basic a token of the tests"])
-def test_nobody_without_the_token_hands_over_an_update(bundle, key, tmp_path, header):
-    secret = tmp_path / "token"
-    secret.write_text(TOKEN)
+def test_nobody_without_the_token_hands_over_an_update(refusing, header):
+    server, _, key = refusing
     data = signed_bytes(make_update("okapi", version=1), key.private_path)
 
-    with served(bundle, "--admin-token", secret) as server:
-        status, headers, body = server.ask(
-            "POST", "/admin/apply", data, {} if header is None else {"Authorization": header}
-        )
-        version = server.metrics()["icis_deploy_head_version"]
+    said = {} if header is None else {"Authorization": header}
+    status, headers, body = server.ask("POST", "/admin/apply", data, said)
+    version = server.metrics()["icis_deploy_head_version"]
 
     assert (status, headers["www-authenticate"], version) == (401, "Bearer", 0)
     assert TOKEN not in body.decode()

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
 
 from icis_deploy.injection.estimate.class_warnings import fit_logistic
 
@@ -10,6 +9,8 @@ from icis_deploy.injection.estimate.class_warnings import fit_logistic
 @pytest.mark.parametrize("num_examples", [12, 400])
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
 def test_a_logistic_regression_is_that_of_scikit_learn(num_examples, scale):
+    from sklearn.linear_model import LogisticRegression
+
     random = np.random.default_rng(num_examples)
     inputs = scale * np.column_stack([random.random((num_examples, 3)), np.zeros(num_examples)])
     is_positive = random.random(num_examples) < 1.0 / (1.0 + np.exp(-(4.0 * inputs[:, 0] / scale - 1.5)))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF
-from sklearn.kernel_ridge import KernelRidge
 
 from icis_deploy.injection.predictors import ridge
 from icis_deploy.injection.predictors.ridge import RidgeSettings, choose_ridge, fit_ridge
@@ -27,6 +24,8 @@ def standardised(descriptors: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 
 def test_rows_are_those_of_kernel_ridge_on_centred_unit_descriptors_and_deviations():
+    from sklearn.kernel_ridge import KernelRidge
+
     descriptors, rows = world(60)
     seen, unseen = descriptors[:50], descriptors[50:]
     mean = rows[:50].mean(axis=0, dtype=np.float64)
@@ -38,6 +37,9 @@ def test_rows_are_those_of_kernel_ridge_on_centred_unit_descriptors_and_deviatio
 
 
 def test_the_variance_is_that_of_a_gaussian_process():
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF
+
     descriptors, rows = world(60)
     seen, unseen = descriptors[:50], descriptors[50:]
     process = GaussianProcessRegressor(kernel=RBF(length_scale=0.5**0.5), alpha=0.3, optimizer=None)
@@ -56,6 +58,8 @@ def test_a_class_far_from_all_seen_ones_has_more_variance_than_a_copy_of_one():
 
 
 def test_settings_are_chosen_by_the_cosine_of_rows_that_were_left_out(monkeypatch: pytest.MonkeyPatch):
+    from sklearn.kernel_ridge import KernelRidge
+
     descriptors, rows = world(30)
     monkeypatch.setattr(ridge, "INVERSE_WIDTHS", (0.5, 4.0))
     monkeypatch.setattr(ridge, "NOISES", (0.03, 1.0))

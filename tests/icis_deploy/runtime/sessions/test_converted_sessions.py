@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from icis_deploy.errors import (
 from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions.choice import CONVERTED_RUNTIMES, Runtime
 from icis_deploy.updates.envelope import envelope_of, serialize_envelope
+from testing.asking import asking
 from testing.bundles import (
     FEATURE_DIM,
     TAILS,
@@ -159,25 +159,14 @@ def test_no_answer_is_torn_while_three_threads_ask_and_classes_change(runtime, u
         device.apply(update)
         alone.add(device.logits(batch).values.tobytes())
         device.rollback()
-    found: list[bytes] = []
-    stop = threading.Event()
-
-    def ask() -> None:
-        while not stop.is_set() or len(found) < NUM_REQUESTS:
-            found.append(device.logits(batch).values.tobytes())
-
-    threads = [threading.Thread(target=ask) for _ in range(NUM_THREADS)]
-    for thread in threads:
-        thread.start()
-    for version in range(9, 17):
-        update = make_update("okapi", "zebra", version=version, seed=version - 8)
-        device.apply(signed(update))
-        device.rollback()
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert len(found) >= NUM_REQUESTS
-    assert set(found) <= alone
+    with asking(lambda: device.logits(batch), num_threads=NUM_THREADS) as asked:
+        for version in range(9, 17):
+            update = make_update("okapi", "zebra", version=version, seed=version - 8)
+            device.apply(signed(update))
+            asked.wait_for_answers()
+            device.rollback()
+        asked.wait_for_answers(NUM_REQUESTS)
+    assert {answer.values.tobytes() for answer in asked.answers} <= alone
 
 
 def test_more_classes_than_slots_and_changed_or_unsigned_updates_change_nothing(runtime, updatable, keys, signed):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from icis_deploy.errors import LoadError, MissingDependencyError, SignatureError
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.choice import CONVERTED_RUNTIMES
+from testing.asking import asking
 from testing.bundles import add_targets, images, make_update, trust, write_bundle
 
 ARBITER = np.array([[0.3, -0.2, 0.5, 0.1, -0.4], [0.0, 0.4, 0.0, -0.3, 0.2]], dtype=np.float32)
@@ -80,21 +80,11 @@ def test_no_answer_of_any_runtime_is_torn_while_three_threads_ask(bundle, tmp_pa
             device.apply(signed(make_update("okapi", "zebra", version=version, seed=version, arbiter=ARBITER)))
             alone.add(device.logits(batch).values.tobytes())
             device.rollback()
-        found: list[bytes] = []
-        stop = threading.Event()
-
-        def ask(device: Device = device, found: list[bytes] = found, stop: threading.Event = stop) -> None:
-            while not stop.is_set() or len(found) < 30:
-                found.append(device.logits(batch).values.tobytes())
-
-        threads = [threading.Thread(target=ask) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for version in range(3, 9):
-            seed = 1 + version % 2
-            device.apply(signed(make_update("okapi", "zebra", version=version, seed=seed, arbiter=ARBITER)))
-            device.rollback()
-        stop.set()
-        for thread in threads:
-            thread.join()
-        assert set(found) <= alone, runtime
+        with asking(lambda device=device: device.logits(batch), num_threads=3) as asked:
+            asked.wait_for_answers()
+            for version in range(3, 9):
+                seed = 1 + version % 2
+                device.apply(signed(make_update("okapi", "zebra", version=version, seed=seed, arbiter=ARBITER)))
+                asked.wait_for_answers()
+                device.rollback()
+        assert {answer.values.tobytes() for answer in asked.answers} <= alone, runtime

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.runtime.device import Device, session_of
 from icis_deploy.runtime.sessions.choice import Runtime, loaded_files
 from icis_deploy.runtime.sessions.split_session import SplitSession
+from testing.asking import asking
 from testing.tiny_project import FEATURE_DIM, NUM_SEEN, TinyProject
 from tests.exporters.head_graphs import GRAPHS, rows
 
@@ -198,34 +198,21 @@ def test_answers_are_of_one_version_while_classes_change(tiny_project: TinyProje
     exported(tiny_project, tmp_path / "bundle")
     device = Device.open(tmp_path / "bundle", runtime="split", num_threads=1)
     given = images(2)
-    known, torn = {}, []
-    files = []
+    known, files = {}, []
     for version in range(2, 10):
         path = tmp_path / f"{version}.icis"
         icis_deploy.save_update(update_of(tiny_project, version, names=(f"class of {version}",)), path)
         files.append(path)
-    seen, done = [], threading.Event()
-
-    def ask() -> None:
-        while not done.is_set():
-            answer = device.logits(given)
-            seen.append((answer.version, answer.class_names, answer.values.tobytes()))
-
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
+    with asking(lambda: device.logits(given), num_threads=3) as asked:
         for path in files[:6]:
             device.apply(path, allow_unsigned=True)
             answer = device.logits(given)
             known[answer.version] = (answer.class_names, answer.values.tobytes())
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
-    torn = [version for version, *rest in seen if version in known and tuple(rest) != known[version]]
+            asked.wait_for_answers()
+    seen = [(answer.version, (answer.class_names, answer.values.tobytes())) for answer in asked.answers]
     assert len(known) == 6
-    assert not torn
+    assert {version for version, _ in seen} >= known.keys()
+    assert not [version for version, found in seen if version in known and found != known[version]]
 
 
 def test_a_backbone_of_one_batch_size_and_an_older_opset_serves_any_number_of_images(
