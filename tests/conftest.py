@@ -81,7 +81,7 @@ def torchs_table_where_it_is_made(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_a_session() -> Iterator[None]:
-    """Where there is a process for each core: a thread of a session that waits for another by spinning takes its core."""
+    """Where each core has a process: a thread of a session that waits for another by spinning takes its core."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return
