@@ -9,7 +9,7 @@ Outcomes are the same to the bit whatever the batches are, so batches are even: 
 odd number of them by another kernel, which rounds otherwise (MLAS, sgemm).
 """
 
-# Why: docs/decisions/9230, 9231.
+# Why: docs/decisions/0152, 0153.
 
 from __future__ import annotations
 
