@@ -79,7 +79,10 @@ class Arbiter:
         Returns:
             `(num_images,)` float32, in logits.
         """
-        return np.asarray(statistics @ self.weights + np.float32(self.constant), dtype=np.float32)
+        # OpenBLAS has flagged an invalid operation here on finite numbers, whose result was right.
+        with np.errstate(invalid="ignore"):
+            product = statistics @ self.weights
+        return np.asarray(product + np.float32(self.constant), dtype=np.float32)
 
     def lowered_by(self, threshold: float) -> Arbiter:
         """Return the arbiter that favours new classes less by a number of logits, the same for all images."""
