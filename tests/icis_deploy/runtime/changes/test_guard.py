@@ -16,7 +16,15 @@ from icis_deploy.bundle.slot_files import serialize_slots
 from icis_deploy.errors import CorruptFileError, GuardError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import EMPTY_SLOT_BIAS, SlotTable, empty_slots
-from icis_deploy.runtime.changes.guard import ChangedAnswers, Guard, _blocks, _product, load_guard
+from icis_deploy.runtime.changes.guard import (
+    ChangedAnswers,
+    Guard,
+    _blocks,
+    _moved_rows,
+    _product,
+    _winners,
+    load_guard,
+)
 from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.updates.envelope import save_update
 from testing.bundles import FEATURE_DIM, SEEN_NAMES, files_in, make_update, seen_head, write_bundle
@@ -384,3 +392,24 @@ def test_slots_of_any_order_are_compared(guard: Guard):
     bias[2] = -50.0
     before = SlotTable(weight=weight, bias=bias, class_names=(None, None, "okapi", None))
     assert changed_by(guard, before, update_of(hijack=row(bias=50.0))).takers == (("hijack", 200),)
+
+
+def slots_of(*names: str | None) -> SlotTable:
+    biases = [EMPTY_SLOT_BIAS if name is None else 0.0 for name in names]
+    return SlotTable(weight=np.zeros((len(names), FEATURE_DIM)), bias=biases, class_names=names)
+
+
+def test_logits_that_are_kept_go_with_their_slots_and_not_with_their_order():
+    logits = np.array([[1.0, 1.5], [2.0, 2.5], [3.0, 3.5]], dtype=np.float32)
+
+    moved = _moved_rows(slots_of("a", "b", None, "c"), slots_of(None, "b", "new", "c"), logits)
+
+    np.testing.assert_array_equal(moved[[0, 2]], logits[1:])
+    assert moved.shape == (3, 2)
+
+
+def test_a_logit_that_is_no_number_answers_as_it_might_in_a_runtime():
+    logits = np.array([[-1.0, np.nan, 1.0]], dtype=np.float32)
+
+    winners = _winners(logits, slots_of(None, "a"), np.zeros(3, dtype=np.float32), frozenset())
+    assert (winners == 1).tolist() == [False, True, True]

@@ -10,6 +10,7 @@ import shutil
 import stat
 import threading
 import weakref
+from dataclasses import replace
 
 import pytest
 
@@ -28,7 +29,9 @@ from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.runtime.state import store as store_module
 from icis_deploy.runtime.state.filesystem import OSFileSystem
+from icis_deploy.runtime.state.journal import initial_journal
 from icis_deploy.runtime.state.store import Store
+from icis_deploy.updates.signing import keygen
 from icis_deploy.updates.trusted_keys import MAX_TRUSTED_KEYS
 from testing.bundles import FEATURE_DIM, files_in, make_update, seen_head, trust, write_bundle
 from tests.icis_deploy.runtime.file_systems import WRITING_CALLS, FailingFiles
@@ -150,6 +153,7 @@ def test_a_change_that_is_interrupted_leaves_no_thread_that_writes(bundle_folder
         with pytest.raises(KeyboardInterrupt):
             device.apply(signed(make_update("okapi", version=1)))
 
+    device._opened.updater._store.thread.wait()  # it has nothing left to do
     assert files_in(bundle_folder) == before
     device.apply(signed(make_update("okapi", version=1)))
     assert Device.open(bundle_folder).classes() == ("cat", "dog", "owl", "okapi")
@@ -531,6 +535,30 @@ def test_more_trusted_keys_than_are_read_are_refused_whatever_their_names(num_mo
         return
     with pytest.raises(SignatureError, match=r"trust holds 17 public keys; at most 16 are trusted\. Remove"):
         device.apply(signed(make_update("okapi")))
+
+
+def test_keys_that_came_by_an_update_take_the_place_of_those_that_came_with_the_bundle(bundle_folder, keys, tmp_path):
+    bundle, other = load_bundle(bundle_folder), keygen(tmp_path / "other")
+    store, journal = Store(bundle_folder), initial_journal(bundle)
+
+    assert [key.keyid for key in store.trusted_keys(journal)] == [keys.key_id]
+    changed = replace(journal, trusted_keys=(other.public_path.read_text(),))
+    assert [key.keyid for key in store.trusted_keys(changed)] == [other.key_id]
+
+
+def test_one_byte_more_of_an_update_than_is_allowed_is_read_so_that_it_can_be_noticed(bundle_folder, tmp_path):
+    (tmp_path / "update").write_bytes(bytes(20))
+    assert len(Store(bundle_folder).read_update(tmp_path / "update", 10)) == 11
+
+
+def test_nothing_is_changed_in_a_folder_that_holds_another_bundle_by_now(bundle_folder):
+    bundle, store = load_bundle(bundle_folder), Store(bundle_folder)
+    with store.locked(bundle):
+        pass
+    with (bundle_folder / "manifest.json").open("ab") as manifest:
+        manifest.write(b" ")
+    with pytest.raises(IncompatibleError, match="holds another bundle than when it was opened"), store.locked(bundle):
+        pytest.fail("the block was entered")
 
 
 def test_only_pub_files_are_trusted(bundle_folder, keys, tmp_path):
