@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -138,11 +139,35 @@ def test_a_forked_process_gets_a_thread_of_its_own(thread):
     thread.wait()
     child = os.fork()
     if not child:
-        thread.wait()
-        call = thread.begin(int)
-        thread.wait()
-        os._exit(0 if call.result() == 0 else 1)
-    assert os.waitpid(child, 0)[1] == 0
+        code = 1
+        try:
+            thread.wait()
+            call = thread.begin(threading.get_ident)
+            thread.wait()
+            code = 0 if call.result() != threading.get_ident() else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_what_a_call_returned_does_not_stay_with_the_thread(thread):
+    made = threading.Event()
+
+    class Value:
+        pass
+
+    def make():
+        made.set()
+        return Value()
+
+    call = thread.begin(make)
+    made.wait(10)
+    reference = weakref.ref(call.result())
+    del call
+    end = time.monotonic() + 60
+    while reference() is not None and time.monotonic() < end:
+        time.sleep(0.001)
+    assert reference() is None
 
 
 def test_an_interruption_at_any_moment_leaves_nothing_that_a_later_call_waits_for(thread):
