@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pickle  # noqa: TID251 - whether a device can be pickled is the subject
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
 NUM_FORKS = 25
+OPEN_FILES = Path("/proc/self/fd")
 
 
 def in_child(call) -> int:
@@ -122,6 +125,32 @@ def test_a_child_that_is_forked_under_the_lock_does_not_release_it(bundle_folder
         assert exit_code(in_child(leave)) == 0
         with pytest.raises(TimeoutError), OSFileSystem().locked(bundle_folder, 0.0):
             pass
+
+
+def test_a_child_that_python_did_not_fork_keeps_no_lock_either(bundle_folder):
+    """Nothing tells the child to close what it inherits: so the lock is released, not only closed."""
+    with OSFileSystem().locked(bundle_folder, 5.0):
+        child = ctypes.PyDLL(None).fork()
+        if not child:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(60)
+            while True:
+                signal.pause()
+    try:
+        with OSFileSystem().locked(bundle_folder, 0.0):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="this system does not list a process's open files")
+def test_a_lock_that_was_left_leaves_no_file_open(bundle_folder):
+    before = len(list(OPEN_FILES.iterdir()))
+    for _ in range(10):
+        with OSFileSystem().locked(bundle_folder, 5.0):
+            pass
+    assert len(list(OPEN_FILES.iterdir())) == before
 
 
 def test_a_forked_device_answers_like_its_parent_and_takes_changes_of_its_own(bundle_folder, signed):
