@@ -236,9 +236,11 @@ def test_photos_of_a_class_that_the_model_is_sure_of_are_taught_with_a_warning(t
     shown = [
         index for index, each in enumerate(answers) if each.class_names[0] == name and each.probabilities[0] >= 0.9
     ]
-    with pytest.warns(ICISDeployWarning, match=f"sure that 3 of 3 photos of 'okapi' show '{name}', which it knows"):
+    message = f"sure that 3 of 3 photos of 'okapi' show '{name}', which it knows"
+    with pytest.warns(ICISDeployWarning, match=message) as warned:
         device.teach("okapi", images=sure[shown[:3]])
     assert "okapi" in device.classes()
+    assert warned[0].filename == __file__  # where the class is taught, not where the library finds out
 
 
 def test_photos_of_something_new_warn_of_nothing(teachable: Path) -> None:

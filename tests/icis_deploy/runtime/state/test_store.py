@@ -37,6 +37,13 @@ from testing.bundles import FEATURE_DIM, files_in, make_update, seen_head, trust
 from tests.icis_deploy.runtime.file_systems import WRITING_CALLS, FailingFiles
 
 
+def test_a_file_that_is_there_is_not_created_over(tmp_path):
+    OSFileSystem().create(tmp_path / "file", b"old and long")
+    with pytest.raises(FileExistsError):
+        OSFileSystem().create(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old and long"
+
+
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_full_disk_at_any_call_leaves_disk_and_device_as_they_were(is_first, bundle_folder, open_with, signed):
     if not is_first:
