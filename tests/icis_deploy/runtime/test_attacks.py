@@ -239,6 +239,15 @@ def test_a_device_without_root_keys_works_as_before_there_were_roles(bundle_fold
     assert b"root_keys" not in (bundle_folder / "state" / "journal.json").read_bytes()
 
 
+def test_a_bundle_that_takes_the_place_of_another_takes_its_root_keys_and_how_many_of_them_must_sign(
+    device, new_folder, roots
+):
+    device.replace(new_folder)
+
+    journal = parse_journal((new_folder / "state" / "journal.json").read_bytes())
+    assert (journal.root_keys, journal.root_threshold) == (tuple(map(pem, roots)), 2)
+
+
 def test_the_journal_keeps_root_keys_and_refuses_a_threshold_that_nobody_can_reach(device, bundle_folder, roots):
     import hashlib
 

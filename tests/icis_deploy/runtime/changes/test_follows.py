@@ -56,6 +56,16 @@ def test_an_update_that_skips_a_recall_is_refused_and_says_what_to_deliver(bundl
     assert device.classes() == ("cat", "dog", "owl", "okapi", "zebra")
 
 
+def test_an_update_for_other_classes_of_the_same_version_is_refused(bundle_folder, staged, publish):
+    copy, device = Device.open(staged), Device.open(bundle_folder)
+    device.apply(publish(bundle_folder, "okapi", version=1))
+    copy.apply(publish(staged, "zebra", version=1))
+
+    with pytest.raises(UpdateOrderError, match=r"follows version 1 .* is at version 1 .* whose classes differ"):
+        device.apply(publish(staged, "gnu", version=2))
+    assert device.classes() == ("cat", "dog", "owl", "okapi")
+
+
 def test_a_complete_update_jumps_and_its_result_does_not_depend_on_history(bundle_folder, staged, publish):
     one, other = Device.open(bundle_folder), Device.open(staged)
     one.apply(publish(bundle_folder, "okapi", "trojan", version=1))
