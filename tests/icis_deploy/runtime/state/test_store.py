@@ -154,16 +154,21 @@ def test_a_change_that_is_interrupted_leaves_no_thread_that_writes(bundle_folder
         threading.Timer(0.2, goes_on.set).start()
         raise KeyboardInterrupt
 
-    device, before = open_with(HeldFiles()), files_in(bundle_folder)
+    device = open_with(HeldFiles())
+    goes_on.set()
+    device.apply(signed(make_update("gnu", version=1)))  # so that the folder to write to is there
+    goes_on.clear()
+    started.clear()
+    before = files_in(bundle_folder)
     with monkeypatch.context() as patch:
         patch.setattr(device._opened.updater.limits, "judged", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            device.apply(signed(make_update("okapi", version=1)))
+            device.apply(signed(make_update("okapi", version=2)))
 
     device._opened.updater._store.thread.wait()  # it has nothing left to do
     assert files_in(bundle_folder) == before
-    device.apply(signed(make_update("okapi", version=1)))
-    assert Device.open(bundle_folder).classes() == ("cat", "dog", "owl", "okapi")
+    device.apply(signed(make_update("okapi", version=2)))
+    assert Device.open(bundle_folder).classes() == ("cat", "dog", "owl", "gnu", "okapi")
 
 
 @pytest.mark.parametrize("has_thread", [True, False])
