@@ -1,7 +1,7 @@
 """The whole job on a real classifier, which is kept next to the project: what README claims of it.
 
 What takes seconds is made once: features of the photos, the choice of a method, each injection, each export. Measured
-are all photos of unseen classes and every fourth one of a seen class, 400 of 1,000; owner's images are a third of those
+are all photos of unseen classes and every second one of a seen class, 600 of 1,000; owner's images are a third of those
 that are kept.
 """
 
@@ -100,12 +100,12 @@ def updatable(empty: Path, update: ClassUpdate, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def listed(opened: icis_deploy.api.models.OpenedModel, imagenet_mobilenet: Path) -> ListedImages:
-    """The photos that are measured: of each unseen class, and of every fourth seen class."""
+    """The photos that are measured: of each unseen class, and of every second seen class."""
     every = load_image_list(imagenet_mobilenet / "images.csv")
     shows_seen = [label in opened.head.class_names for label in every.labels]
     seen = [index for index, is_seen in enumerate(shows_seen) if is_seen]
     unseen = [index for index, is_seen in enumerate(shows_seen) if not is_seen]
-    return every.select(sorted(seen[::4] + unseen))
+    return every.select(sorted(seen[::2] + unseen))
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_a_balance_of_seen_and_unseen_classes_recognises_both(
 ) -> None:
     update = injected(opened, imagenet_mobilenet, InjectionOptions(method="ridge", balance=0.5))
     report, before = measured(photos, opened, update)
-    assert abs(before - 0.85) <= 0.01
+    assert abs(before - 0.8825) <= 0.005
     assert report.T >= 0.39
     assert report.H >= 0.43
 
@@ -170,7 +170,7 @@ def test_with_the_owners_images_new_classes_are_recognised_within_the_budget(
     report, before = measured(photos, opened, injected(opened, imagenet_mobilenet, options))
     assert report.T >= 0.39
     assert report.U >= 0.12
-    assert before - 0.03 <= report.S
+    assert before - 0.02 <= report.S
 
 
 def test_without_an_image_seen_classes_lose_no_more_than_the_budget(
@@ -179,7 +179,7 @@ def test_without_an_image_seen_classes_lose_no_more_than_the_budget(
     report, before = measured(photos, opened, update)
     assert update.provenance["method"] == "ridge"  # the choice, which other tests here name and do not make again
     assert report.U >= 0.05
-    assert before - 0.03 <= report.S
+    assert before - 0.02 <= report.S
 
 
 def test_a_device_answers_what_rows_make_of_features(
