@@ -44,7 +44,7 @@ from icis_deploy.runtime.answers import Logits, top_predictions
 from icis_deploy.runtime.changes.rules import max_update_bytes
 from icis_deploy.runtime.device import Device, Prediction, prepare_named
 from icis_deploy.runtime.sessions.choice import Runtime
-from icis_deploy.serving.bodies import check_pixels, images_in, read_body
+from icis_deploy.serving.bodies import LastAnswer, check_pixels, images_in, read_body
 from icis_deploy.serving.head import InboxWatch, ServedHead
 from icis_deploy.serving.logs import log, set_up_logs
 from icis_deploy.serving.metrics import Metrics
@@ -164,7 +164,8 @@ class Worker:
         self._log_request(request, status, endpoint, request_id, level=level, reason=error)
         if status == 500:
             return JSONResponse(body_of_fault(request_id), status_code=500)
-        return JSONResponse(body_of(error, request_id=request_id), status_code=status, headers=headers)
+        kind = LastAnswer if headers.get("connection") == "close" else JSONResponse
+        return kind(body_of(error, request_id=request_id), status_code=status, headers=headers)
 
     @staticmethod
     def _log_request(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from collections.abc import AsyncGenerator
 
@@ -10,12 +11,16 @@ import PIL.Image
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from icis_deploy.common.terminal_text import printable, reason_of
 from icis_deploy.errors import ImageError
 from icis_deploy.serving.problems import HttpProblem, too_large
 
 _MAX_NAME = 80
+_MAX_DROPPED_BYTES = 64 << 20
+_DROP_SECONDS = 5.0
 
 
 async def read_body(request: Request, *, max_bytes: int, seconds: float) -> bytes:
@@ -26,7 +31,7 @@ async def read_body(request: Request, *, max_bytes: int, seconds: float) -> byte
         max_bytes: How long it may be; of a longer one no more is read.
         seconds: How long the client may take.
 
-    Where the body is not read to its end, the connection is closed, so that nobody sends the rest.
+    Where the body is not read to its end, the error asks for the connection to be closed (`LastAnswer`).
 
     Raises:
         HttpProblem: 413 for a longer one, 415 for a compressed one, 408 for a slow one, 400 for one that ends early.
@@ -65,6 +70,31 @@ async def _read(request: Request, max_bytes: int) -> bytes:
             raise too_large(max_bytes)
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+class LastAnswer(JSONResponse):
+    """An answer before the request's body has arrived whole, after which the connection is closed.
+
+    The answer goes out at once. The rest of the body is then read and dropped, up to 64 MiB and for 5 s: a socket that
+    is closed with bytes unread resets the connection, and a client that was still sending would find that instead of
+    what it was told (RFC 9112, section 9.6).
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - as ASGI has it
+        """Send the answer, and drop what still comes."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_drop(receive), _DROP_SECONDS)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _drop(receive: Receive) -> None:
+    num_bytes, is_more = 0, True
+    while is_more and num_bytes <= _MAX_DROPPED_BYTES:
+        message = await receive()  # of a client that has gone: a message without a body
+        num_bytes += len(message.get("body", b""))
+        is_more = message.get("more_body", False)
 
 
 async def images_in(request: Request, body: bytes, *, max_images: int) -> list[tuple[str, bytes]]:

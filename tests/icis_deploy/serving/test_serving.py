@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -21,6 +22,7 @@ from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.runtime.changes.rules import max_update_bytes
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.operations import apply
+from icis_deploy.serving import bodies
 from icis_deploy.updates.signing import keygen
 from testing.bundles import images, make_update, signed_bytes, trust, write_bundle, write_signed
 from testing.serving import infer_body, served, wait_for
@@ -145,7 +147,7 @@ def refusing(tmp_path_factory):
     bundle, key = write_bundle(folder / "bundle"), keygen(folder / "KEY")
     trust(bundle, key.public_path)
     (folder / "token").write_text(TOKEN)
-    with served(bundle, "--admin-token", folder / "token") as server:
+    with served(bundle, "--admin-token", folder / "token", "--max-body", 1) as server:
         yield server, bundle, key
 
 
@@ -276,6 +278,50 @@ def test_a_body_over_the_limit_is_not_read(bundle):
 
     assert stated[0] == 413
     assert server.logged("request")[-1]["status"] == 413
+
+
+@pytest.mark.parametrize(
+    ("path", "extra", "status"),
+    [(INFER, "", 413), ("/admin/apply", "", 401), (INFER, "Content-Encoding: gzip\r\n", 415)],
+    ids=["too long", "no token", "compressed"],
+)
+def test_a_client_that_is_answered_while_it_still_sends_finds_the_answer(refusing, path, extra, status):
+    # A connection that is closed with bytes unread is reset, and the answer with it.
+    server = refusing[0]
+    body = b"x" * (33 << 20)
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\n{extra}Content-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(head.encode())
+        wait_for(lambda: server.logged("request") and server.logged("request")[-1]["status"] == status)
+        connection.sendall(body)
+        with connection.makefile("rb") as answer:
+            received = answer.read()
+
+    assert received.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"connection: close" in received
+    assert received.endswith(b"}")
+
+
+@pytest.mark.parametrize("is_endless", [False, True], ids=["no more comes", "it never ends"])
+def test_a_body_is_dropped_for_a_while_alone(is_endless, monkeypatch):
+    monkeypatch.setattr(bodies, "_DROP_SECONDS", 0.1)
+    sent, num_received = [], 0
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        nonlocal num_received
+        num_received += 1
+        await asyncio.sleep(0 if is_endless else 60)
+        return {"type": "http.request", "body": b"x" * (1 << 20), "more_body": True}
+
+    asyncio.run(bodies.LastAnswer({"a": 1}, status_code=413)({"type": "http"}, receive, send))
+
+    assert [each["type"] for each in sent] == ["http.response.start", "http.response.body", "http.response.body"]
+    assert [each.get("more_body") for each in sent[1:]] == [True, False]
+    assert b"".join(each["body"] for each in sent[1:]) == b'{"a":1}'
+    assert num_received == (65 if is_endless else 1)
 
 
 def test_more_requests_than_may_wait_are_told_so_and_the_others_answered(bundle):
