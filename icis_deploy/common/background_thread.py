@@ -4,7 +4,7 @@ Rules:
 
 1. To wake a thread that waits for work takes less than to start a new one. So it is kept.
 2. Where all cores have other work, the thread may not come to a call for milliseconds. A call that it has not come to
-   is made by whoever asks for its result; so begin only what either of both may do.
+   is made by whoever asks for its result, or taken from it; so begin only what either of both may do.
 3. Whoever fails or is interrupted waits for the thread (`wait`) before undoing what its calls do.
 4. An interruption (Ctrl-C) may come between any two steps of whoever begins, asks or waits, and leaves no lock behind
    that the thread or a later call would wait for. So nothing here is Python code that holds a lock, as `Future`,
@@ -76,14 +76,17 @@ class BegunCall(Generic[Result]):
         self._is_taken = _thread.allocate_lock()
         self._promise: Promise[Result] = Promise()
 
-    def claim(self) -> None:
-        """Make the call now, unless the thread has come to it; raise what it raised if it has ended.
+    def take(self) -> bool:
+        """Keep the thread from making the call, unless it has come to it; return whether that came in time.
 
-        A call that was interrupted here has not done all that its caller would wait for.
+        A call that was taken has no result: whoever took it does in its own way what the call would have done. What a
+        call raised that has ended is raised here: one that was interrupted has not told what others would wait for.
         """
-        self.make()
+        if self._is_taken.acquire(blocking=False):
+            return True
         if self._promise.is_kept:
             self._promise.result()
+        return False
 
     def result(self) -> Result:
         """Return what the call returned, or raise what it raised."""

@@ -99,12 +99,14 @@ class PendingChange:
         Raises:
             OSError: If it could not be written.
         """
-        if self._is_written is None:
-            self.begin_slots()
-        if self._is_written is None:
+        if self._table is None:
             return None
-        self._is_written.claim()
-        return self._entry.result()
+        if self._is_written is not None and not self._is_written.take():
+            return self._entry.result()
+        # Nobody waits for the disk while there is a journal to write.
+        entry, sync = self._store._write_slots(self._before, self._table, self._written)
+        self._is_written = self._store.thread.begin(sync)
+        return entry
 
     def write_journal(self, journal: Journal) -> None:
         """Write the journal to commit, and wait until the disk has it and the slot table.

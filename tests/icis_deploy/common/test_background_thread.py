@@ -54,13 +54,28 @@ def test_a_call_that_the_thread_has_not_come_to_is_made_by_whoever_asks_for_it(o
     assert call.result() == threading.get_ident()
 
 
-def test_a_claimed_call_is_made_once(occupied):
-    made = []
-    call = occupied.begin(lambda: made.append(1))
-    call.claim()
-    call.claim()
+def test_a_call_that_is_taken_in_time_is_not_made(thread):
+    goes_on, made = threading.Event(), []
+    thread.begin(goes_on.wait)
+    call = thread.begin(lambda: made.append(1))
+    assert call.take()
+    assert not call.take()
+    goes_on.set()
+    thread.wait()
+    assert made == []
+
+
+def test_a_call_that_was_made_cannot_be_taken(thread):
+    call = thread.begin(int)
     call.result()
-    assert made == [1]
+    assert not call.take()
+
+
+def test_what_a_call_raised_is_raised_to_whoever_would_take_it(thread):
+    call = thread.begin(lambda: 1 / 0)
+    thread.wait()
+    with pytest.raises(ZeroDivisionError):
+        call.take()
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()], ids=repr)
@@ -68,11 +83,10 @@ def test_what_a_call_raises_is_raised_where_its_result_is_asked_for(thread, occu
     def fail():
         raise error
 
-    claimed = occupied.begin(fail)
-    with pytest.raises(type(error)):
-        claimed.claim()
-    with pytest.raises(type(error)):
-        claimed.result()
+    call = occupied.begin(fail)
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            call.result()
 
 
 def test_what_a_call_raises_in_the_thread_is_raised_where_its_result_is_asked_for(thread):

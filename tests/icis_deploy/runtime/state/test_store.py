@@ -16,7 +16,7 @@ import pytest
 
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.bundle.slot_files import serialize_slots
-from icis_deploy.common.background_thread import BegunCall
+from icis_deploy.common.background_thread import BackgroundThread, BegunCall
 from icis_deploy.errors import (
     BundleError,
     CorruptFileError,
@@ -116,7 +116,7 @@ def test_without_a_thread_to_be_had_slots_are_written_by_the_caller(bundle_folde
 def test_a_change_waits_for_its_slots_to_be_on_the_disk_before_it_renames_its_journal(
     bundle_folder, open_with, signed, monkeypatch
 ):
-    monkeypatch.setattr(BegunCall, "claim", lambda _: None)  # on a busy machine the thread comes late, yet it comes
+    monkeypatch.setattr(BegunCall, "take", lambda _: False)  # on a busy machine the thread comes late, yet it comes
     done, seen = threading.Event(), []
 
     class SlowFiles(OSFileSystem):
@@ -135,6 +135,33 @@ def test_a_change_waits_for_its_slots_to_be_on_the_disk_before_it_renames_its_jo
     open_with(SlowFiles()).apply(signed(make_update("okapi", version=1)))
 
     assert seen == [".new", ".safetensors", "renamed"]
+
+
+def test_who_writes_slots_itself_does_not_wait_for_the_disk_before_its_journal_is_written(
+    bundle_folder, open_with, signed, monkeypatch
+):
+    begin, journal_is_written, seen = BackgroundThread.begin, threading.Event(), []
+
+    def begin_late(self, call):
+        if getattr(call, "func", None) == Store._write_and_sync:
+            return BegunCall(call)  # a thread that does not come to it
+        return begin(self, call)
+
+    class SeenFiles(OSFileSystem):
+        def create(self, path, data):
+            super().create(path, data)
+            if path.suffix == ".new":
+                journal_is_written.set()
+
+        def sync_file(self, path):
+            if path.suffix == ".safetensors":
+                seen.append(journal_is_written.wait(5))
+            super().sync_file(path)
+
+    monkeypatch.setattr(BackgroundThread, "begin", begin_late)
+    open_with(SeenFiles()).apply(signed(make_update("okapi", version=1)))
+
+    assert seen == [True]
 
 
 def test_a_change_that_is_interrupted_leaves_no_thread_that_writes(bundle_folder, open_with, signed, monkeypatch):
@@ -185,7 +212,7 @@ def test_whoever_is_interrupted_while_it_writes_the_slots_itself_does_not_wait_f
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_write_and_sync", interrupt)
+        patch.setattr(store, "_write_slots" if has_thread else "_write_and_sync", interrupt)
         if has_thread:
             store.thread.begin(lambda: goes_on.wait(10))
         else:
