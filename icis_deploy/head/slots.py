@@ -147,6 +147,13 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         """Return `(num_filled, feature_dim)` float32, in slot order: a view where the filled slots are the first."""
         return self.weight[: self.filled.size] if self.fills_first_slots else self.weight[self.filled]
 
+    def _copied_weight(self) -> Float32:
+        """Return a copy of the weights that does not read the empty slots after the last class (rule 2)."""
+        end = int(self.filled[-1]) + 1 if self.filled.size else 0
+        weight = np.empty_like(self.weight)
+        weight[:end], weight[end:] = self.weight[:end], 0.0
+        return weight
+
     def rows(self) -> Float32:
         """Return `(num_filled, feature_dim + 1)` float32: the rows of the filled slots, in slot order."""
         rows = np.empty((self.filled.size, self.feature_dim + 1), dtype=np.float32)
@@ -225,7 +232,7 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         targets = [*empty[: len(update.added)], *(slot_of[name] for name in update.replaced)]
         for index, name in zip(targets, update.class_names, strict=True):
             names[index] = name
-        weight, bias = self.weight.copy(), self.bias.copy()
+        weight, bias = self._copied_weight(), self.bias.copy()
         emptied = [slot_of[name] for name in update.removed if names[slot_of[name]] is None]
         if emptied:
             weight[emptied], bias[emptied] = 0.0, EMPTY_SLOT_BIAS
