@@ -21,7 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from exporters.onnx_io.shape_inference import infer_shapes
+from exporters.onnx_io.shape_inference import derive_shapes
 from exporters.onnx_io.streaming import make_external_weights_lazy, model_chunks, read_model, weights_in_memory
 from icis_deploy.common.files import open_plain, write_failure, write_file
 from icis_deploy.errors import ExportError, ModelLoadError
@@ -159,7 +159,7 @@ def normalized(model: ir.Model, *, where: str) -> ir.Model:
     for node in model.graph.all_nodes():
         node.name = node.name or node.outputs[0].name  # as viewers label a node without a name
     common.NameFixPass()(model)
-    infer_shapes(model)
+    derive_shapes(model)
     return model
 
 

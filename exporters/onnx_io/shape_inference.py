@@ -34,6 +34,38 @@ def infer_shapes(model: ir.Model) -> None:
             inference(model)
 
 
+def derive_shapes(model: ir.Model) -> None:
+    """Fill in shapes and types from the inputs on, in place; what a file states besides counts only where nothing follows.
+
+    Files state sizes that their graphs do not have: those of before a head was replaced, a batch of one, no axes at
+    all. Runtimes warn of it and go by the graph; inference stops where the two contradict each other.
+    """
+    values = [value for node in model.graph for value in node.outputs if value.shape is not None]
+    stated = {value: value.shape for value in values if value.const_value is None}
+    for value in stated:
+        value.shape = None
+    infer_shapes(model)
+    if any([_state_where_open(value, shape) for value, shape in stated.items()]):
+        infer_shapes(model)
+
+
+def _state_where_open(value: ir.Value, stated: ir.Shape) -> bool:
+    """Give a value what a file states of its shape and was not derived; say whether more sizes are known by it."""
+    derived = value.shape
+    if derived is None:
+        value.shape = stated
+        return True
+    if len(derived) != len(stated):
+        return False
+    pairs = list(zip(derived, stated, strict=True))
+    value.shape = ir.Shape([own if isinstance(own, int) or _is_unnamed(said) else said for own, said in pairs])
+    return any(isinstance(said, int) and not isinstance(own, int) for own, said in pairs)
+
+
+def _is_unnamed(dim: int | ir.SymbolicDim) -> bool:
+    return not isinstance(dim, int) and dim.value is None
+
+
 @contextmanager
 def _targets_read(model: ir.Model) -> Iterator[None]:
     """Let opset 13 be inferred as 14: a Reshape's target is looked at there, and no shape differs otherwise."""
