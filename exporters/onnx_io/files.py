@@ -280,7 +280,7 @@ def _check_external_weights(model: ir.Model, path: Path) -> None:
 def _open_dimensions(model: ir.Model) -> None:
     """Let dimensions that are no positive numbers be of any size, in place.
 
-    Converters write -1, 0 or "-1" where a size is open; ONNX Runtime takes any size there. The ONNX standard has no
+    Converters write -1, 0 or "-1" where a size is open; for ONNX Runtime 0 alone is a size. The ONNX standard has no
     negative dimension, and a constant without elements keeps its 0: it is no stated shape, but its own.
     """
     values = [*model.graph.inputs, *model.graph.outputs]

@@ -35,17 +35,22 @@ def infer_shapes(model: ir.Model) -> None:
 
 
 def derive_shapes(model: ir.Model) -> None:
-    """Fill in shapes and types from the inputs on, in place; what a file states besides counts only where nothing follows.
+    """Fill in shapes and types from the inputs on, in place; what a file states counts where no size can be derived.
 
     Files state sizes that their graphs do not have: those of before a head was replaced, a batch of one, no axes at
     all. Runtimes warn of it and go by the graph; inference stops where the two contradict each other.
     """
-    values = [value for node in model.graph for value in node.outputs if value.shape is not None]
-    stated = {value: value.shape for value in values if value.const_value is None}
+    stated = {
+        value: value.shape
+        for node in model.graph
+        for value in node.outputs
+        if value.shape is not None and value.const_value is None
+    }
     for value in stated:
         value.shape = None
     infer_shapes(model)
-    if any([_state_where_open(value, shape) for value, shape in stated.items()]):
+    added = [_state_where_open(value, shape) for value, shape in stated.items()]
+    if any(added):
         infer_shapes(model)
 
 
