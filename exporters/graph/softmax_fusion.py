@@ -1,8 +1,8 @@
 """Bring a softmax that a converter wrote in primitives back to one operator, so that what follows a head is known.
 
 JAX and TensorFlow write `exp(x - max(x)) / sum(exp(x - max(x)))`, and its logarithm `z - log(sum(exp(z)))`; some leave
-the maximum out, multiply by a reciprocal, sum by a ReduceL1, or subtract a ReduceLogSumExp. The logarithm of a Softmax is
-a LogSoftmax, and its exponential a Softmax.
+the maximum out, multiply by a reciprocal, sum by a ReduceL1, or subtract a ReduceLogSumExp. The logarithm of a Softmax
+is a LogSoftmax, whose exponential is a Softmax.
 Source: ONNX operators Softmax and LogSoftmax, opset 13, one axis each.
 """
 
@@ -37,10 +37,7 @@ def _match(node: ir.Node) -> tuple[str, ir.Value, int] | None:  # noqa: PLR0911 
     if node.op_type == "Div":
         return _softmax(input_of(node, 0), input_of(node, 1))
     if node.op_type == "Mul":
-        for exponential, factor in ((0, 1), (1, 0)):
-            inverse = _producer(input_of(node, factor), "Reciprocal")
-            if inverse is not None:
-                return _softmax(input_of(node, exponential), input_of(inverse, 0))
+        return _by_reciprocal(node)
     if node.op_type == "Sub":
         logarithm = _producer(input_of(node, 1), "Log")
         if logarithm is None:
@@ -54,6 +51,14 @@ def _match(node: ir.Node) -> tuple[str, ir.Value, int] | None:  # noqa: PLR0911 
         if matched is not None:
             return "Softmax", *matched[1:]
         return _other_form("Softmax", _producer(input_of(node, 0), "LogSoftmax"))
+    return None
+
+
+def _by_reciprocal(node: ir.Node) -> tuple[str, ir.Value, int] | None:
+    for exponential, factor in ((0, 1), (1, 0)):
+        inverse = _producer(input_of(node, factor), "Reciprocal")
+        if inverse is not None:
+            return _softmax(input_of(node, exponential), input_of(inverse, 0))
     return None
 
 
