@@ -14,7 +14,7 @@ from icis_deploy.common.terminal_text import shown
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import DescriptorError, UsageError
-from icis_deploy.head.class_names import load_class_list
+from icis_deploy.head.class_names import load_class_list, names_in_order
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.inputs import as_array, holds_images
 from icis_deploy.images.loading import ListedImages, check_labelled
@@ -111,28 +111,7 @@ def class_names_from(given: ClassNames | None) -> tuple[str, ...] | None:
         return None
     if isinstance(given, str | os.PathLike):
         return load_class_list(Path(given))
-    if isinstance(given, Mapping):
-        by_number = {int(number): name for number, name in given.items()}
-        missing = next((number for number in range(len(by_number)) if number not in by_number), None)
-        if missing is not None:
-            raise UsageError(
-                f"The names by number have none for {missing}.",
-                found=tuple(sorted(by_number)),
-                expected=f"0 to {len(by_number) - 1}",
-                hint="Give a name for each output of the model, from 0 on.",
-            )
-        names: list[Any] = [by_number[number] for number in range(len(by_number))]
-    else:
-        names = list(given)
-    wrong = next((name for name in names if not isinstance(name, str)), None)
-    if wrong is not None:
-        raise UsageError(
-            f"The class name {shown(wrong)} is {shown(type(wrong).__name__)}; expected text.",
-            found=shown(wrong),
-            expected="names of classes, as text",
-            hint="Give names as text: a list of numbers is no list of names.",
-        )
-    return tuple(str(name) for name in names)
+    return names_in_order(given if isinstance(given, Mapping) else list(given))
 
 
 def inputs_from(
