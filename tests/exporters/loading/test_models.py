@@ -192,7 +192,7 @@ def test_weights_for_a_file_that_has_its_own_are_refused(onnx_path: Path):
         ("model.h5", "a file of type .h5", "Convert it to ONNX, with tf2onnx, and give that."),
         ("weights.pth", "a file of type .pth", "Weights alone are no model: give them as `weights`, and "),
         ("new.icis", "a file of type .icis", "It is a class update: give the model that it was made for, and the "),
-        ("other", "a file of type unknown", "Give the model itself."),
+        ("other", "a file of type unknown", "Give the model itself; what is ONNX ends in .onnx."),
         ("folder", "a folder without a config.json of transformers", "Give the folder that save_pretrained() wrote"),
         ("models", "a folder without a config.json of transformers", "Give the file: {}/models/a.onnx."),
         ("bundle", "a bundle, which was made of a model", "Give the model that it was exported from;"),
